@@ -1,0 +1,147 @@
+//! Codecs: the ways to store a run of K or V numbers. One file each; [`CODECS`] is the registry.
+//!
+//! Formats and rounding are ggml's (`ggml-quants.c`, reference functions), little endian, so that
+//! bytes written here are the bytes that llama.cpp's cache would hold.
+
+mod float;
+mod iq4_nl;
+mod q4_0;
+mod q4_1;
+mod q5_0;
+mod q5_1;
+mod q8_0;
+
+/// Every codec that a scheme may name, in the order in which the catalogue lists them.
+pub static CODECS: &[&dyn Codec] = &[
+    &float::F32,
+    &float::F16,
+    &float::Bf16,
+    &q8_0::Q8_0,
+    &q5_1::Q5_1,
+    &q5_0::Q5_0,
+    &q4_1::Q4_1,
+    &q4_0::Q4_0,
+    &iq4_nl::Iq4Nl,
+];
+
+/// One way to store numbers: blocks of [`block`](Codec::block) consecutive elements along
+/// `head_dim`, [`block_bytes`](Codec::block_bytes) bytes each.
+pub trait Codec: Send + Sync {
+    /// The name in schemes and reports, which is ggml's where ggml has the format.
+    fn name(&self) -> &'static str;
+
+    /// Elements in a block; `head_dim` must be a multiple of it.
+    fn block(&self) -> usize;
+
+    /// Bytes in an encoded block.
+    fn block_bytes(&self) -> usize;
+
+    /// Encodes whole blocks: `x.len() / block` of them, into `block_bytes` bytes each.
+    ///
+    /// # Panics
+    /// If `x` is not whole blocks or `bytes` has another length than they need.
+    fn encode(&self, x: &[f32], bytes: &mut [u8]);
+
+    /// Decodes what [`encode`](Codec::encode) wrote, with the same rules on lengths.
+    fn decode(&self, bytes: &[u8], x: &mut [f32]);
+
+    /// Replaces `x` by decode(encode(x)): what attention reads from a cache of this codec.
+    fn round_trip(&self, x: &mut [f32]);
+
+    /// Storage cost, scales included.
+    fn bits_per_element(&self) -> f64 {
+        8.0 * self.block_bytes() as f64 / self.block() as f64
+    }
+
+    /// Block formats with shared scales; the float formats are not (llama.cpp's `ggml_is_quantized`,
+    /// which is what decides whether a cache is rotated).
+    fn is_quantized(&self) -> bool {
+        self.block() > 1
+    }
+}
+
+/// A codec of fixed-size blocks, from which [`Codec`] follows.
+pub(crate) trait Block<const N: usize, const BYTES: usize>: Send + Sync {
+    const NAME: &'static str;
+    fn encode_block(x: &[f32; N], bytes: &mut [u8; BYTES]);
+    fn decode_block(bytes: &[u8; BYTES], x: &mut [f32; N]);
+}
+
+/// Implements [`Codec`] for a [`Block`]: `block_codec!(Q8_0, 32, 34)`.
+macro_rules! block_codec {
+    ($ty:ty, $n:literal, $bytes:literal) => {
+        impl crate::kv::codec::Codec for $ty {
+            fn name(&self) -> &'static str {
+                <Self as crate::kv::codec::Block<$n, $bytes>>::NAME
+            }
+            fn block(&self) -> usize {
+                $n
+            }
+            fn block_bytes(&self) -> usize {
+                $bytes
+            }
+            fn encode(&self, x: &[f32], bytes: &mut [u8]) {
+                let (x, rest) = x.as_chunks::<$n>();
+                let (bytes, more) = bytes.as_chunks_mut::<$bytes>();
+                assert!(rest.is_empty() && more.is_empty() && x.len() == bytes.len());
+                for (x, bytes) in x.iter().zip(bytes) {
+                    <Self as crate::kv::codec::Block<$n, $bytes>>::encode_block(x, bytes);
+                }
+            }
+            fn decode(&self, bytes: &[u8], x: &mut [f32]) {
+                let (bytes, rest) = bytes.as_chunks::<$bytes>();
+                let (x, more) = x.as_chunks_mut::<$n>();
+                assert!(rest.is_empty() && more.is_empty() && x.len() == bytes.len());
+                for (bytes, x) in bytes.iter().zip(x) {
+                    <Self as crate::kv::codec::Block<$n, $bytes>>::decode_block(bytes, x);
+                }
+            }
+            fn round_trip(&self, x: &mut [f32]) {
+                let (x, rest) = x.as_chunks_mut::<$n>();
+                assert!(rest.is_empty());
+                pulp::Arch::new().dispatch(|| {
+                    let mut bytes = [0u8; $bytes];
+                    for x in x {
+                        <Self as crate::kv::codec::Block<$n, $bytes>>::encode_block(x, &mut bytes);
+                        <Self as crate::kv::codec::Block<$n, $bytes>>::decode_block(&bytes, x);
+                    }
+                })
+            }
+        }
+    };
+}
+pub(crate) use block_codec;
+
+/// The codec of that name, if the catalogue has it.
+pub fn find(name: &str) -> Option<&'static dyn Codec> {
+    CODECS.iter().copied().find(|c| c.name() == name)
+}
+
+/// The signed element with the largest magnitude; the first one wins on ties, as in ggml.
+fn extreme(x: &[f32; 32]) -> f32 {
+    x.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m })
+}
+
+/// Smallest and largest element.
+fn range(x: &[f32; 32]) -> (f32, f32) {
+    x.iter().fold((f32::MAX, f32::MIN), |(lo, hi), &v| {
+        (if v < lo { v } else { lo }, if v > hi { v } else { hi })
+    })
+}
+
+/// `1/d`, or 0 for a block without scale. Taken from the f32 scale before it is rounded to half.
+fn inverse(d: f32) -> f32 {
+    if d != 0.0 {
+        1.0 / d
+    } else {
+        0.0
+    }
+}
+
+fn put_half(bytes: &mut [u8], at: usize, v: f32) {
+    bytes[at..at + 2].copy_from_slice(&half::f16::from_f32(v).to_le_bytes());
+}
+
+fn get_half(bytes: &[u8], at: usize) -> f32 {
+    half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}

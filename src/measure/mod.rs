@@ -1,0 +1,3 @@
+//! Measuring: corpus, chunks, lanes, the engine, the streaming head, statistics.
+
+pub mod stats;

@@ -1,0 +1,359 @@
+//! Statistics of a lane against the baseline, in llama-perplexity's definitions.
+
+use serde::{Deserialize, Serialize};
+
+/// One scored position: what percentiles, plots and worst tokens need.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Position {
+    /// The token that follows in the corpus.
+    pub target: u32,
+    /// KL divergence of the lane's distribution from the baseline's, in nats.
+    pub kld: f32,
+    /// Baseline's log-probability of the target, in nats.
+    pub logp_base: f32,
+    /// Lane's log-probability of the target, in nats.
+    pub logp: f32,
+    /// Baseline's arg-max token (the lowest id wins ties).
+    pub top_base: u32,
+    /// Lane's arg-max token.
+    pub top: u32,
+    /// Baseline's probability of its first token less that of its second.
+    pub margin: f32,
+}
+
+impl Position {
+    /// Change in the probability of the target token.
+    pub fn dp(&self) -> f64 {
+        f64::from(self.logp).exp() - f64::from(self.logp_base).exp()
+    }
+}
+
+/// Sums over the scored positions of one chunk: the parts that statistics are made of.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Category of the corpus: the stem of its file.
+    pub category: String,
+    /// Number of the chunk within its category.
+    pub chunk: usize,
+    /// Scored positions.
+    pub tokens: u64,
+    /// Sum of KLD and of its square.
+    pub kld: f64,
+    /// Sum of squared KLD.
+    pub kld2: f64,
+    /// Sum of the lane's negative log-likelihood.
+    pub nll: f64,
+    /// Sum of the baseline's negative log-likelihood.
+    pub nll_base: f64,
+    /// Sum of squared Δp.
+    pub dp2: f64,
+    /// Positions whose arg-max agrees.
+    pub same_top: u64,
+}
+
+/// The statistics of one scheme. Divergences in nats per token, shares and probabilities in 0..=1.
+/// Fields named `_se` are standard errors that treat positions as independent, as llama.cpp does.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Statistics {
+    /// Scored positions.
+    pub tokens_scored: u64,
+    /// Mean KL divergence.
+    pub mean_kld: f64,
+    /// Standard error of `mean_kld`.
+    pub mean_kld_se: f64,
+    /// Median KL divergence.
+    pub median_kld: f64,
+    /// 90th percentile.
+    pub p90_kld: f64,
+    /// 95th percentile.
+    pub p95_kld: f64,
+    /// 99th percentile.
+    pub p99_kld: f64,
+    /// 99.9th percentile.
+    pub p999_kld: f64,
+    /// Largest KL divergence.
+    pub max_kld: f64,
+    /// Share of positions whose most likely token is the baseline's.
+    pub top1_agreement: f64,
+    /// Standard error of `top1_agreement`.
+    pub top1_agreement_se: f64,
+    /// Root mean square of the change in the target's probability.
+    pub rms_dp: f64,
+    /// Standard error of `rms_dp`.
+    pub rms_dp_se: f64,
+    /// Perplexity of the lane.
+    pub ppl: f64,
+    /// Standard error of `ppl`.
+    pub ppl_se: f64,
+    /// Perplexity of the lane over that of the baseline.
+    pub ppl_ratio: f64,
+    /// Standard error of `ppl_ratio`.
+    pub ppl_ratio_se: f64,
+    /// Perplexity of the baseline on the same positions.
+    pub baseline_ppl: f64,
+}
+
+/// A statistic that a policy may bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Statistic {
+    /// [`Statistics::mean_kld`]
+    MeanKld,
+    /// [`Statistics::median_kld`]
+    MedianKld,
+    /// [`Statistics::p90_kld`]
+    P90Kld,
+    /// [`Statistics::p95_kld`]
+    P95Kld,
+    /// [`Statistics::p99_kld`]
+    P99Kld,
+    /// [`Statistics::p999_kld`]
+    P999Kld,
+    /// [`Statistics::max_kld`]
+    MaxKld,
+    /// [`Statistics::top1_agreement`]
+    Top1Agreement,
+    /// [`Statistics::rms_dp`]
+    RmsDp,
+    /// [`Statistics::ppl`]
+    Ppl,
+    /// [`Statistics::ppl_ratio`]
+    PplRatio,
+    /// [`Statistics::baseline_ppl`]
+    BaselinePpl,
+}
+
+/// Which side of a bound is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The bound is the largest value that passes.
+    AtMost,
+    /// The bound is the smallest value that passes.
+    AtLeast,
+}
+
+impl Statistic {
+    /// All of them, in the order of reports and goldens.
+    pub const ALL: [Statistic; 12] = [
+        Self::MeanKld,
+        Self::MedianKld,
+        Self::P90Kld,
+        Self::P95Kld,
+        Self::P99Kld,
+        Self::P999Kld,
+        Self::MaxKld,
+        Self::Top1Agreement,
+        Self::RmsDp,
+        Self::Ppl,
+        Self::PplRatio,
+        Self::BaselinePpl,
+    ];
+
+    /// The key in `thresholds.toml`, goldens and `results.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MeanKld => "mean_kld",
+            Self::MedianKld => "median_kld",
+            Self::P90Kld => "p90_kld",
+            Self::P95Kld => "p95_kld",
+            Self::P99Kld => "p99_kld",
+            Self::P999Kld => "p999_kld",
+            Self::MaxKld => "max_kld",
+            Self::Top1Agreement => "top1_agreement",
+            Self::RmsDp => "rms_dp",
+            Self::Ppl => "ppl",
+            Self::PplRatio => "ppl_ratio",
+            Self::BaselinePpl => "baseline_ppl",
+        }
+    }
+
+    /// The statistic with that key.
+    pub fn find(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.name() == name)
+    }
+
+    /// Which side of a limit is good.
+    pub fn direction(self) -> Direction {
+        match self {
+            Self::Top1Agreement => Direction::AtLeast,
+            _ => Direction::AtMost,
+        }
+    }
+
+    /// Values that the statistic can take; a bound outside of them can never bind or never hold.
+    pub fn range(self) -> (f64, f64) {
+        match self {
+            Self::Top1Agreement | Self::RmsDp => (0.0, 1.0),
+            Self::Ppl | Self::BaselinePpl => (1.0, f64::INFINITY),
+            _ => (0.0, f64::INFINITY),
+        }
+    }
+
+    /// The unit for people, empty for pure numbers.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Top1Agreement | Self::RmsDp | Self::Ppl | Self::PplRatio | Self::BaselinePpl => {
+                ""
+            }
+            _ => "nats",
+        }
+    }
+}
+
+impl Statistics {
+    /// The value of a statistic.
+    pub fn get(&self, statistic: Statistic) -> f64 {
+        match statistic {
+            Statistic::MeanKld => self.mean_kld,
+            Statistic::MedianKld => self.median_kld,
+            Statistic::P90Kld => self.p90_kld,
+            Statistic::P95Kld => self.p95_kld,
+            Statistic::P99Kld => self.p99_kld,
+            Statistic::P999Kld => self.p999_kld,
+            Statistic::MaxKld => self.max_kld,
+            Statistic::Top1Agreement => self.top1_agreement,
+            Statistic::RmsDp => self.rms_dp,
+            Statistic::Ppl => self.ppl,
+            Statistic::PplRatio => self.ppl_ratio,
+            Statistic::BaselinePpl => self.baseline_ppl,
+        }
+    }
+
+    /// The standard error of a statistic, where one is kept.
+    pub fn standard_error(&self, statistic: Statistic) -> Option<f64> {
+        match statistic {
+            Statistic::MeanKld => Some(self.mean_kld_se),
+            Statistic::Top1Agreement => Some(self.top1_agreement_se),
+            Statistic::RmsDp => Some(self.rms_dp_se),
+            Statistic::Ppl => Some(self.ppl_se),
+            Statistic::PplRatio => Some(self.ppl_ratio_se),
+            _ => None,
+        }
+    }
+
+    /// Statistics of the positions of one lane, all of the same baseline.
+    pub fn of(positions: &[Position]) -> Self {
+        let n = positions.len() as f64;
+        let sum = |f: &dyn Fn(&Position) -> f64| positions.iter().map(f).sum::<f64>();
+        let nll = |p: &Position| -f64::from(p.logp);
+        let nll_base = |p: &Position| -f64::from(p.logp_base);
+        let (mean_kld, mean_kld_se) = mean_and_error(positions, &|p| f64::from(p.kld));
+        let (mean_nll, nll_se) = mean_and_error(positions, &nll);
+        let (mean_base, base_se) = mean_and_error(positions, &nll_base);
+        let (dp2, dp2_se) = mean_and_error(positions, &|p| p.dp().powi(2));
+        let covariance =
+            (sum(&|p| nll(p) * nll_base(p)) / n - mean_nll * mean_base) / (n - 1.0).max(1.0);
+        let log_ratio_se = (nll_se.powi(2) + base_se.powi(2) - 2.0 * covariance).max(0.0).sqrt();
+        let top1 = sum(&|p| f64::from(u8::from(p.top == p.top_base))) / n;
+        let rms_dp = dp2.sqrt();
+        let ppl_ratio = (mean_nll - mean_base).exp();
+
+        let mut klds: Vec<f32> = positions.iter().map(|p| p.kld).collect();
+        klds.sort_by(f32::total_cmp);
+        Statistics {
+            tokens_scored: positions.len() as u64,
+            mean_kld,
+            mean_kld_se,
+            median_kld: median(&klds),
+            p90_kld: percentile(&klds, 0.90),
+            p95_kld: percentile(&klds, 0.95),
+            p99_kld: percentile(&klds, 0.99),
+            p999_kld: percentile(&klds, 0.999),
+            max_kld: percentile(&klds, 1.0),
+            top1_agreement: top1,
+            top1_agreement_se: (top1 * (1.0 - top1) / (n - 1.0).max(1.0)).sqrt(),
+            rms_dp,
+            rms_dp_se: if rms_dp > 0.0 { 0.5 * dp2_se / rms_dp } else { 0.0 },
+            ppl: mean_nll.exp(),
+            ppl_se: mean_nll.exp() * nll_se,
+            ppl_ratio,
+            ppl_ratio_se: ppl_ratio * log_ratio_se,
+            baseline_ppl: mean_base.exp(),
+        }
+    }
+}
+
+impl Part {
+    /// The sums over the positions of one chunk.
+    pub fn of(category: &str, chunk: usize, positions: &[Position]) -> Self {
+        let mut part = Part { category: category.into(), chunk, ..Part::default() };
+        for p in positions {
+            part.tokens += 1;
+            part.kld += f64::from(p.kld);
+            part.kld2 += f64::from(p.kld).powi(2);
+            part.nll -= f64::from(p.logp);
+            part.nll_base -= f64::from(p.logp_base);
+            part.dp2 += p.dp().powi(2);
+            part.same_top += u64::from(p.top == p.top_base);
+        }
+        part
+    }
+}
+
+/// Mean and its standard error, llama-perplexity's `mean_and_uncertainty`.
+fn mean_and_error(positions: &[Position], f: &dyn Fn(&Position) -> f64) -> (f64, f64) {
+    let n = positions.len() as f64;
+    let mean = positions.iter().map(f).sum::<f64>() / n;
+    // around the mean, not E[x²]-E[x]²: the same quantity without the cancellation
+    let variance = positions.iter().map(|p| (f(p) - mean).powi(2)).sum::<f64>() / n;
+    (mean, (variance / (n - 1.0).max(1.0)).sqrt())
+}
+
+/// Linear interpolation between order statistics at `q (n-1)`, as llama-perplexity does.
+fn percentile(sorted: &[f32], q: f64) -> f64 {
+    let Some(last) = sorted.len().checked_sub(1) else {
+        return f64::NAN;
+    };
+    let at = q * last as f64;
+    let (low, part) = (at.floor() as usize, at.fract());
+    let (a, b) = (f64::from(sorted[low]), f64::from(sorted[(low + 1).min(last)]));
+    a + part * (b - a)
+}
+
+fn median(sorted: &[f32]) -> f64 {
+    percentile(sorted, 0.5)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(kld: f32, logp_base: f32, logp: f32, same: bool) -> Position {
+        Position { kld, logp_base, logp, top: u32::from(!same), ..Position::default() }
+    }
+
+    #[test]
+    fn small_sample_by_hand() {
+        let s = Statistics::of(&[
+            position(0.1, -1.0, -1.5, true),
+            position(0.3, -2.0, -2.0, false),
+            position(0.2, -3.0, -2.5, true),
+            position(0.4, -2.0, -2.0, true),
+        ]);
+        let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-6, "{a} != {b}");
+        near(s.mean_kld, 0.25);
+        near(s.mean_kld_se, (0.0125f64 / 3.0).sqrt());
+        near(s.median_kld, 0.25);
+        near(s.p90_kld, 0.37);
+        near(s.max_kld, 0.4);
+        near(s.top1_agreement, 0.75);
+        near(s.baseline_ppl, 2f64.exp());
+        near(s.ppl_ratio, 1.0);
+        let dp = [(-1.5f64).exp() - (-1f64).exp(), (-2.5f64).exp() - (-3f64).exp()];
+        near(s.rms_dp, ((dp[0] * dp[0] + dp[1] * dp[1]) / 4.0).sqrt());
+    }
+
+    #[test]
+    fn nothing_scored_is_not_a_number() {
+        let s = Statistics::of(&[]);
+        assert_eq!(s.tokens_scored, 0);
+        assert!(s.mean_kld.is_nan() && s.max_kld.is_nan() && s.ppl.is_nan());
+    }
+
+    #[test]
+    fn names_are_found_again() {
+        for statistic in Statistic::ALL {
+            assert_eq!(Statistic::find(statistic.name()), Some(statistic));
+        }
+        assert_eq!(Statistic::find("mean_kl"), None);
+    }
+}

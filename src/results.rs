@@ -1,0 +1,184 @@
+//! What a run found: `results.json`, format 1.
+//!
+//! One file holds the measurements (statistics with their parts and both halves of provenance) and
+//! the verdicts of the policy that the run was made under. Goldens are accepted from it, and reports
+//! are rendered from it, without a model.
+
+use crate::measure::stats::{Part, Statistics};
+use crate::verdict::Verdict;
+use serde::{Deserialize, Serialize};
+
+/// Version of the file format. Readers refuse any other.
+pub const FORMAT: u32 = 1;
+
+/// A whole run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Results {
+    /// [`FORMAT`]
+    pub format: u32,
+    /// What measured: `kvgate 0.1.0`.
+    pub engine: String,
+    /// Commit of the repository that the policy lives in, if it is one.
+    pub head: Option<String>,
+    /// The policy that the verdicts are of; none for `kvgate measure`.
+    pub policy: Option<PolicyFile>,
+    /// One entry for each model and way of measuring it.
+    pub measurements: Vec<Measurement>,
+    /// One entry for each case that was selected.
+    pub cases: Vec<CaseResult>,
+}
+
+/// The policy of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyFile {
+    /// As it was named.
+    pub path: String,
+    /// SHA-256 of its bytes, in hex.
+    pub sha256: String,
+}
+
+/// All schemes of one model, measured in one pass.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Measurement {
+    /// The model as cases name it: `gemma-3-270m` or `gemma-3-270m@long`.
+    pub model: String,
+    /// What was measured; when it changes, values are compared and must be accepted.
+    pub subject: Subject,
+    /// How it was measured; when it changes, goldens are stale.
+    pub conditions: Conditions,
+    /// Facts about this run that no verdict depends on.
+    pub run: RunInfo,
+    /// The lanes that prove that the ruler works, each on the first chunk.
+    pub controls: Vec<Control>,
+    /// One entry for each scheme, in the policy's order.
+    pub schemes: Vec<SchemeResult>,
+}
+
+/// First half of provenance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// SHA-256 of the weights file.
+    pub weights_sha256: String,
+    /// SHA-256 of a tokenizer file of its own, where the weights file does not hold it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tokenizer_sha256: Option<String>,
+    /// Architecture as the checkpoint names it.
+    pub architecture: String,
+}
+
+/// Second half of provenance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conditions {
+    /// Stem and SHA-256 of each corpus file, in the policy's order.
+    pub corpus: Vec<CorpusFile>,
+    /// Tokens in a chunk.
+    pub context: usize,
+    /// Chunks measured.
+    pub chunks: usize,
+    /// Effective scheme of the baseline.
+    pub baseline: String,
+    /// What measured, with its version.
+    pub engine: String,
+    /// `cpu`, `cuda` or `metal`.
+    pub device: String,
+    /// How weights were stored: `f32` or `bf16`.
+    pub weights: String,
+}
+
+/// One file of a corpus.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CorpusFile {
+    /// The file's stem: the category of its chunks.
+    pub category: String,
+    /// SHA-256 of its bytes.
+    pub sha256: String,
+}
+
+/// Facts about a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Perplexity of the baseline.
+    pub baseline_ppl: f64,
+    /// The device in words.
+    pub device: String,
+    /// Type of activations and products: `f32`.
+    pub dtype: String,
+    /// Wall time, loading included.
+    pub seconds: f64,
+    /// Peak resident memory of the process, in bytes.
+    pub peak_bytes: u64,
+    /// Corpus files whose tail was dropped, and other remarks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// A control lane: what it was for, and whether it read as it must.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Control {
+    /// `identity` or `bad lane`.
+    pub name: String,
+    /// What ran.
+    pub effective: String,
+    /// Its mean KLD on the first chunk, in nats.
+    pub mean_kld: f64,
+    /// Its top-1 agreement on the first chunk.
+    pub top1_agreement: f64,
+    /// What it must read, in words.
+    pub must: String,
+    /// Whether it did.
+    pub ok: bool,
+}
+
+/// One scheme of one model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SchemeResult {
+    /// The scheme's label in the policy, which cases are named after.
+    pub scheme: String,
+    /// The scheme that really ran, read from the cache.
+    pub effective: String,
+    /// Storage cost of K and V with scales.
+    pub bits_per_element: BitsPerElement,
+    /// Numbers, or why there are none.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// Bits an element of K and V takes in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct BitsPerElement {
+    /// Of K.
+    pub k: f64,
+    /// Of V.
+    pub v: f64,
+}
+
+/// What measuring a scheme gave.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// Numbers.
+    Measured {
+        /// The statistics that limits and goldens look at.
+        #[serde(flatten)]
+        statistics: Statistics,
+        /// The sums that they are made of, per chunk.
+        parts: Vec<Part>,
+    },
+    /// No numbers: what went wrong, where, and the mend.
+    Failed {
+        /// The whole message.
+        error: String,
+    },
+}
+
+/// A case and its verdict.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaseResult {
+    /// `model::scheme::kld` or `model::scheme::golden`.
+    pub case: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What people read when it is not as the policy wants; empty for a plain pass.
+    pub message: String,
+}
