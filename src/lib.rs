@@ -2,8 +2,11 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod hash;
 pub mod kv;
 pub mod measure;
+pub mod model;
 pub mod policy;
 pub mod results;
+mod simd;
 pub mod verdict;

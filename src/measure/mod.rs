@@ -1,3 +1,291 @@
 //! Measuring: corpus, chunks, lanes, the engine, the streaming head, statistics.
 
+pub mod corpus;
+mod divergence;
+pub mod engine;
 pub mod stats;
+
+use crate::hash;
+use crate::kv::cache::{BlockSizeError, Effective};
+use crate::kv::Scheme;
+use crate::model::decoder::{Decoder, WeightStorage};
+use crate::model::{Checkpoint, ModelError};
+use crate::policy::Source;
+use crate::results::{
+    BitsPerElement, Conditions, Control, Measurement, Outcome, RunInfo, SchemeResult, Subject,
+};
+use corpus::{Chunk, CorpusError};
+use engine::{Lane, LaneResult};
+use stats::{Part, Position, Statistics};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What measured, as reports and conditions name it. Its version changes when numbers may.
+pub const ENGINE: &str = concat!("kvgate ", env!("CARGO_PKG_VERSION"));
+
+/// A model, a text, and the schemes to measure on them.
+pub struct Request<'a> {
+    /// The model as cases name it.
+    pub model: &'a str,
+    /// Where its weights are.
+    pub source: &'a Source,
+    /// Corpus files.
+    pub corpus: &'a [PathBuf],
+    /// Tokens in a chunk.
+    pub context: usize,
+    /// Chunks to measure.
+    pub chunks: usize,
+    /// What lanes are compared with.
+    pub baseline: Scheme,
+    /// Label and scheme of each lane.
+    pub schemes: Vec<(String, Scheme)>,
+    /// How weights are kept; chosen by the memory at hand if not given.
+    pub weights: Option<WeightStorage>,
+}
+
+/// A measurement and the positions that it was made from, by the label of their scheme.
+pub struct Measured {
+    /// Statistics and provenance.
+    pub measurement: Measurement,
+    /// Scored positions of each scheme that has numbers.
+    pub positions: Vec<(String, Vec<Position>)>,
+}
+
+/// Why a model could not be measured at all.
+#[derive(Debug, thiserror::Error)]
+pub enum MeasureError {
+    /// The checkpoint.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The text.
+    #[error(transparent)]
+    Corpus(#[from] CorpusError),
+    /// The baseline does not fit the model.
+    #[error("baseline: {0}")]
+    Baseline(BlockSizeError),
+    /// The file is not the one that the policy names.
+    #[error("{} has SHA-256 {found}, the policy says {expected}; fetch the right file, or accept it as the new subject by editing `sha256`", path.display())]
+    Hash {
+        /// The file.
+        path: PathBuf,
+        /// The policy's.
+        expected: String,
+        /// The file's.
+        found: String,
+    },
+    /// A file cannot be hashed.
+    #[error("cannot read {}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+/// How far a run is: what it does now, work done, work in all.
+pub type Progress<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
+
+/// Measures all schemes of a request in one pass.
+///
+/// # Errors
+/// What concerns the whole model; a scheme that fails has its error in its own result.
+pub fn measure(request: &Request, progress: Progress) -> Result<Measured, MeasureError> {
+    let began = Instant::now();
+    progress("reading", 0, 0);
+    let checkpoint = Checkpoint::open(request.source)?;
+    let subject = subject(request, &checkpoint)?;
+    let head_dim = checkpoint.spec.layers[0].attention.head_dim;
+    let baseline = Effective::new(&request.baseline, head_dim).map_err(MeasureError::Baseline)?;
+    let texts =
+        request.corpus.iter().map(|path| corpus::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, request.context, request.chunks)?;
+    let storage = request.weights.unwrap_or_else(|| fitting(checkpoint.spec.parameters()));
+    let decoder = checkpoint.load(storage)?;
+
+    let lanes = Lanes::plan(request, baseline, head_dim);
+    let report = |done, all| progress("measuring", done, all);
+    let mut results = engine::run(&decoder, &chunks, baseline, &lanes.engine, &report);
+    let schemes = results.split_off(lanes.controls());
+    let controls = controls(baseline, results);
+    let (schemes, positions) = lanes.results(schemes, &chunks);
+
+    let conditions = Conditions {
+        corpus: texts.into_iter().map(|text| text.file).collect(),
+        context: request.context,
+        chunks: request.chunks,
+        baseline: baseline.to_string(),
+        engine: ENGINE.into(),
+        device: "cpu".into(),
+        weights: storage.name().into(),
+    };
+    let baseline_ppl = schemes.iter().find_map(|s| match &s.outcome {
+        Outcome::Measured { statistics, .. } => Some(statistics.baseline_ppl),
+        Outcome::Failed { .. } => None,
+    });
+    let run = RunInfo {
+        baseline_ppl: baseline_ppl.unwrap_or(f64::NAN),
+        device: format!("{} CPU threads", rayon::current_num_threads()),
+        dtype: "f32".into(),
+        seconds: began.elapsed().as_secs_f64(),
+        peak_bytes: peak_bytes(),
+        notes: notes(&decoder, request),
+    };
+    let model = request.model.to_string();
+    let measurement = Measurement { model, subject, conditions, run, controls, schemes };
+    Ok(Measured { measurement, positions })
+}
+
+fn subject(request: &Request, checkpoint: &Checkpoint) -> Result<Subject, MeasureError> {
+    let hash = |path: &PathBuf| {
+        hash::of_file(path).map_err(|error| MeasureError::Io { path: path.clone(), error })
+    };
+    let found = hash(&request.source.path)?;
+    match &request.source.sha256 {
+        Some(expected) if *expected != found => Err(MeasureError::Hash {
+            path: request.source.path.clone(),
+            expected: expected.clone(),
+            found,
+        }),
+        _ => Ok(Subject {
+            weights_sha256: found,
+            tokenizer_sha256: request.source.tokenizer.as_ref().map(hash).transpose()?,
+            architecture: checkpoint.spec.architecture.clone(),
+        }),
+    }
+}
+
+/// The lanes of a request: the control lanes, then the schemes that fit the model.
+struct Lanes<'a> {
+    engine: Vec<Lane>,
+    schemes: Vec<(&'a str, Result<Effective, BlockSizeError>, Scheme)>,
+}
+
+impl<'a> Lanes<'a> {
+    fn plan(request: &'a Request, baseline: Effective, head_dim: usize) -> Self {
+        let schemes: Vec<_> = request
+            .schemes
+            .iter()
+            .map(|(label, scheme)| (label.as_str(), Effective::new(scheme, head_dim), *scheme))
+            .collect();
+        let control = |scheme| Lane { scheme, chunks: 1 };
+        let mut engine = vec![control(baseline), control(Effective::bad())];
+        engine.extend(schemes.iter().filter_map(|(_, effective, _)| {
+            let scheme = *effective.as_ref().ok()?;
+            Some(Lane { scheme, chunks: request.chunks })
+        }));
+        Lanes { engine, schemes }
+    }
+
+    fn controls(&self) -> usize {
+        2
+    }
+
+    fn results(
+        self,
+        lanes: Vec<LaneResult>,
+        chunks: &[Chunk],
+    ) -> (Vec<SchemeResult>, Vec<(String, Vec<Position>)>) {
+        let mut lanes = lanes.into_iter();
+        let mut results = Vec::new();
+        let mut positions = Vec::new();
+        for (label, effective, scheme) in self.schemes {
+            let (name, outcome) = match effective {
+                Err(error) => {
+                    (scheme.to_string(), Outcome::Failed { error: format!("{scheme}: {error}") })
+                }
+                Ok(effective) => {
+                    let outcome = match lanes.next().expect("a lane for each scheme that fits") {
+                        Err(error) => Outcome::Failed { error: format!("{scheme}: {error}") },
+                        Ok(lane) => {
+                            let outcome = measured(&lane, chunks);
+                            positions.push((label.to_string(), lane));
+                            outcome
+                        }
+                    };
+                    (effective.to_string(), outcome)
+                }
+            };
+            results.push(SchemeResult {
+                scheme: label.into(),
+                effective: name,
+                bits_per_element: BitsPerElement {
+                    k: scheme.k.codec.bits_per_element(),
+                    v: scheme.v.codec.bits_per_element(),
+                },
+                outcome,
+            });
+        }
+        (results, positions)
+    }
+}
+
+fn measured(positions: &[Position], chunks: &[Chunk]) -> Outcome {
+    let mut rest = positions;
+    let parts = chunks
+        .iter()
+        .map(|chunk| {
+            let (own, others) = rest.split_at(chunk.scored().len());
+            rest = others;
+            Part::of(&chunk.category, chunk.index, own)
+        })
+        .collect();
+    Outcome::Measured { statistics: Statistics::of(positions), parts }
+}
+
+/// A deliberately bad lane that reads less than this is not bad: the ruler does not see harm.
+const BAD_LANE_KLD: f64 = 0.1;
+
+fn controls(baseline: Effective, lanes: Vec<LaneResult>) -> Vec<Control> {
+    let plan: [(&str, Effective, &str, fn(&Statistics) -> bool); 2] = [
+        ("identity", baseline, "KLD exactly 0 at every position, top-1 agreement 1", |s| {
+            s.max_kld == 0.0 && s.mean_kld == 0.0 && s.top1_agreement == 1.0
+        }),
+        ("bad lane", Effective::bad(), "mean KLD of at least 0.1 nats", |s| {
+            s.mean_kld >= BAD_LANE_KLD
+        }),
+    ];
+    plan.into_iter()
+        .zip(lanes)
+        .map(|((name, scheme, must, holds), lane)| {
+            let statistics = lane.as_deref().map(Statistics::of).ok();
+            Control {
+                name: name.into(),
+                effective: scheme.to_string(),
+                mean_kld: statistics.as_ref().map_or(f64::NAN, |s| s.mean_kld),
+                top1_agreement: statistics.as_ref().map_or(f64::NAN, |s| s.top1_agreement),
+                must: must.into(),
+                ok: statistics.as_ref().is_some_and(holds),
+            }
+        })
+        .collect()
+}
+
+/// f32 where it fits into half of the memory that is free, bf16 otherwise.
+fn fitting(parameters: u64) -> WeightStorage {
+    let free = proc_value("/proc/meminfo", "MemAvailable:").unwrap_or(u64::MAX);
+    match parameters * WeightStorage::F32.bytes() <= free / 2 {
+        true => WeightStorage::F32,
+        false => WeightStorage::Bf16,
+    }
+}
+
+/// Peak resident memory of this process, 0 where the system does not tell.
+fn peak_bytes() -> u64 {
+    proc_value("/proc/self/status", "VmHWM:").unwrap_or(0)
+}
+
+/// A `Name:  123 kB` line of Linux's /proc, in bytes.
+fn proc_value(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+fn notes(decoder: &Decoder, request: &Request) -> Vec<String> {
+    let trained = decoder.spec.trained_context;
+    (request.context > trained)
+        .then(|| format!("context {} is beyond the model's trained {trained}", request.context))
+        .into_iter()
+        .collect()
+}

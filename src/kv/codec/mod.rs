@@ -10,6 +10,7 @@ mod q4_1;
 mod q5_0;
 mod q5_1;
 mod q8_0;
+mod sign;
 
 /// Every codec that a scheme may name, in the order in which the catalogue lists them.
 pub static CODECS: &[&dyn Codec] = &[
@@ -23,6 +24,9 @@ pub static CODECS: &[&dyn Codec] = &[
     &q4_0::Q4_0,
     &iq4_nl::Iq4Nl,
 ];
+
+/// What the deliberately bad control lane stores K and V as; no scheme can name it.
+pub(crate) static BAD: &dyn Codec = &sign::Sign;
 
 /// One way to store numbers: blocks of [`block`](Codec::block) consecutive elements along
 /// `head_dim`, [`block_bytes`](Codec::block_bytes) bytes each.

@@ -1,0 +1,124 @@
+//! SHA-256, and a memory of it for files too large to hash at every run.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+/// SHA-256 of bytes, in hex.
+pub(crate) fn of_bytes(bytes: &[u8]) -> String {
+    hex(Sha256::digest(bytes).as_slice())
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// SHA-256 of a file, from memory if the file is the same by path, size, time and inode.
+///
+/// # Errors
+/// A file that cannot be read. A memory that cannot be used is only slow.
+pub fn of_file(path: &Path) -> io::Result<String> {
+    let identity = Identity::of(path)?;
+    let memory = memory_path();
+    let mut known: BTreeMap<PathBuf, Known> = std::fs::read(&memory)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default();
+    let key = std::path::absolute(path)?;
+    if let Some(entry) = known.get(&key).filter(|entry| entry.identity == identity) {
+        return Ok(entry.sha256.clone());
+    }
+    let sha256 = read_and_hash(path)?;
+    known.insert(key, Known { identity, sha256: sha256.clone() });
+    // the next run hashes again if this fails
+    let _ = remember(&memory, &known);
+    Ok(sha256)
+}
+
+#[derive(PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    bytes: u64,
+    modified_ns: u64,
+    inode: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Known {
+    #[serde(flatten)]
+    identity: Identity,
+    sha256: String,
+}
+
+impl Identity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let meta = std::fs::metadata(path)?;
+        let modified = meta.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Identity {
+            bytes: meta.len(),
+            modified_ns: modified.as_nanos() as u64,
+            inode: inode(&meta),
+        })
+    }
+}
+
+#[cfg(unix)]
+fn inode(meta: &std::fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(meta)
+}
+
+#[cfg(not(unix))]
+fn inode(_: &std::fs::Metadata) -> u64 {
+    0
+}
+
+fn read_and_hash(path: &Path) -> io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hex(hasher.finalize().as_slice())),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
+}
+
+/// `$XDG_CACHE_HOME/kvgate/hashes.json`, or the same under `~/.cache`.
+fn memory_path() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    cache.or_else(home).unwrap_or_else(std::env::temp_dir).join("kvgate/hashes.json")
+}
+
+fn remember(path: &Path, known: &BTreeMap<PathBuf, Known>) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(&serde_json::to_vec(known)?)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_digest() {
+        let want = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(of_bytes(b"abc"), want);
+    }
+
+    #[test]
+    fn a_changed_file_is_hashed_again() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"ab").unwrap();
+        let before = of_file(file.path()).unwrap();
+        assert_eq!(of_file(file.path()).unwrap(), before);
+        file.write_all(b"c").unwrap();
+        assert_eq!(of_file(file.path()).unwrap(), of_bytes(b"abc"));
+    }
+}

@@ -1,0 +1,310 @@
+//! The engine: all lanes over all chunks, one layer after the other, then the streaming head.
+//!
+//! Layer-major: a layer's weights serve every lane and chunk before the next layer is touched. Lanes
+//! share one hidden state until the first layer that owns a cache. Chunks travel in groups, as many
+//! as the memory for hidden states allows.
+
+use super::corpus::Chunk;
+use super::divergence::Divergence;
+use super::stats::Position;
+use crate::kv::cache::{CacheError, Effective, LaneCache};
+use crate::model::decoder::{Decoder, ReadyLayer};
+use crate::model::ops::{all_finite, read};
+use candle_core::{Result as TensorResult, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows of the products of a tile: as many chunks of one lane as fit, at least one.
+const TILE_ROWS: usize = 1024;
+
+/// Bytes that the hidden states of a group of chunks may take.
+const GROUP_BYTES: usize = 2 << 30;
+
+/// Rows of the head's products: positions × lanes.
+const HEAD_ROWS: usize = 2560;
+
+/// Logits of a tile of the vocabulary, which then lie in the caches.
+const HEAD_LOGITS: usize = 4 << 20;
+
+/// A scheme that travels beside the baseline.
+#[derive(Clone, Copy)]
+pub struct Lane {
+    /// How it stores K and V.
+    pub scheme: Effective,
+    /// It is measured on the first so many chunks.
+    pub chunks: usize,
+}
+
+/// Why a lane has no numbers.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneError {
+    /// The cache refused K or V, or a tensor operation failed.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// The residual stream became NaN or infinite.
+    #[error("layer {layer}: the hidden state is not finite")]
+    Hidden {
+        /// Index of the layer that made it so.
+        layer: usize,
+    },
+    /// Logits are NaN or infinite, of the lane or of the baseline.
+    #[error("head: the logits at position {position} of chunk {chunk} are not finite")]
+    Logits {
+        /// Position in the chunk.
+        position: usize,
+        /// Index of the chunk.
+        chunk: usize,
+    },
+    /// The baseline has no numbers, so no lane can have any.
+    #[error("the baseline failed: {0}")]
+    Baseline(String),
+}
+
+impl From<candle_core::Error> for LaneError {
+    fn from(error: candle_core::Error) -> Self {
+        LaneError::Cache(error.into())
+    }
+}
+
+/// What a lane gave: a position for each scored position of its chunks, in order.
+pub type LaneResult = Result<Vec<Position>, LaneError>;
+
+/// Runs the baseline and the lanes over the chunks, which are all of one length. `progress` is told
+/// work done and work in all.
+///
+/// # Errors
+/// None of its own: each lane carries its own, and a failed baseline fails them all.
+pub fn run(
+    decoder: &Decoder,
+    chunks: &[Chunk],
+    baseline: Effective,
+    lanes: &[Lane],
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Vec<LaneResult> {
+    let context = chunks.first().map_or(0, |chunk| chunk.tokens.len());
+    let mut all = vec![Lane { scheme: baseline, chunks: chunks.len() }];
+    all.extend_from_slice(lanes);
+    let per_chunk = all.len() * context * decoder.spec.hidden * size_of::<f32>();
+    let group = (GROUP_BYTES / per_chunk.max(1)).max(1);
+
+    let mut run = Run {
+        decoder,
+        context,
+        lanes: all.iter().map(|_| Ok(Vec::new())).collect(),
+        done: 0,
+        work: work(decoder, chunks.len(), &all),
+        progress,
+    };
+    for (i, chunks) in chunks.chunks(group).enumerate() {
+        let before = i * group;
+        let counts = all.iter().map(|l| l.chunks.saturating_sub(before).min(chunks.len()));
+        run.group(before, chunks, &all, &counts.collect::<Vec<_>>());
+    }
+    run.lanes.into_iter().skip(1).collect()
+}
+
+/// Units of work: a layer of a chunk of a lane is one, its head as many as it has products.
+fn work(decoder: &Decoder, chunks: usize, lanes: &[Lane]) -> u64 {
+    let lane_chunks: usize = lanes.iter().map(|lane| lane.chunks.min(chunks)).sum();
+    (lane_chunks * (decoder.spec.layers.len() + head_units(decoder))) as u64
+}
+
+/// The head of a chunk, measured in layers by its parameters; half of the positions are scored.
+fn head_units(decoder: &Decoder) -> usize {
+    let spec = &decoder.spec;
+    let table = (spec.vocab * spec.hidden) as u64;
+    let tables = if spec.tied_head { 1 } else { 2 };
+    let layer = (spec.parameters() - tables * table) / spec.layers.len() as u64;
+    (table / 2).div_ceil(layer.max(1)) as usize
+}
+
+struct Run<'a> {
+    decoder: &'a Decoder,
+    context: usize,
+    /// The baseline first, whose list of positions stays empty.
+    lanes: Vec<LaneResult>,
+    done: u64,
+    work: u64,
+    progress: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+/// Hidden states of one lane: tiles of (rows, H), in the order of chunks.
+type Hidden = Vec<Tensor>;
+
+impl Run<'_> {
+    /// One group of chunks, of which lane i takes the first `counts[i]`.
+    fn group(&mut self, before: usize, chunks: &[Chunk], lanes: &[Lane], counts: &[usize]) {
+        match self.layers(chunks, lanes, counts) {
+            Err(error) => self.fail_all(&error.to_string()),
+            Ok(hidden) => {
+                for (i, chunk) in chunks.iter().enumerate() {
+                    let present: Vec<usize> = (0..lanes.len())
+                        .filter(|&l| i < counts[l] && self.lanes[l].is_ok())
+                        .collect();
+                    let rows = present.iter().map(|&l| self.chunk_rows(&hidden[l], i));
+                    let scored = rows
+                        .collect::<TensorResult<Vec<_>>>()
+                        .and_then(|rows| head(self.decoder, chunk, &rows));
+                    match scored {
+                        Ok(positions) => self.take(before + i, chunk, &present, positions),
+                        Err(error) => self.fail_all(&error.to_string()),
+                    }
+                    self.advance(present.len() * head_units(self.decoder));
+                }
+            }
+        }
+    }
+
+    fn advance(&mut self, units: usize) {
+        self.done += units as u64;
+        (self.progress)(self.done, self.work);
+    }
+
+    fn fail_all(&mut self, why: &str) {
+        for lane in self.lanes.iter_mut().filter(|lane| lane.is_ok()) {
+            *lane = Err(LaneError::Baseline(why.into()));
+        }
+    }
+
+    /// Runs all layers; gives the hidden states of each lane, empty for those that failed.
+    fn layers(
+        &mut self,
+        chunks: &[Chunk],
+        lanes: &[Lane],
+        counts: &[usize],
+    ) -> TensorResult<Vec<Hidden>> {
+        let ropes = self.decoder.ropes(self.context);
+        let mut hidden = lanes
+            .iter()
+            .zip(counts)
+            .map(|(_, &count)| self.embed(&chunks[..count]))
+            .collect::<TensorResult<Vec<_>>>()?;
+        for index in 0..self.decoder.spec.layers.len() {
+            let layer = self.decoder.ready(index, &ropes)?;
+            for (l, lane) in lanes.iter().enumerate() {
+                if self.lanes[l].is_err() {
+                    continue;
+                }
+                for tile in &mut hidden[l] {
+                    match step(&layer, index, tile, self.context, lane.scheme) {
+                        Ok(next) => *tile = next,
+                        Err(error) if l == 0 => {
+                            self.fail_all(&error.to_string());
+                            return Ok(hidden);
+                        }
+                        Err(error) => {
+                            self.lanes[l] = Err(error);
+                            break;
+                        }
+                    }
+                }
+                self.advance(counts[l]);
+            }
+        }
+        Ok(hidden)
+    }
+
+    fn chunks_per_tile(&self) -> usize {
+        (TILE_ROWS / self.context.max(1)).max(1)
+    }
+
+    fn embed(&self, chunks: &[Chunk]) -> TensorResult<Hidden> {
+        chunks
+            .chunks(self.chunks_per_tile())
+            .map(|chunks| {
+                let ids: Vec<u32> = chunks.iter().flat_map(|c| &c.tokens).copied().collect();
+                self.decoder.embed(&ids)
+            })
+            .collect()
+    }
+
+    /// The scored rows of a chunk, normed.
+    fn chunk_rows(&self, hidden: &Hidden, chunk: usize) -> TensorResult<Tensor> {
+        let per_tile = self.chunks_per_tile();
+        let Range { start, end } = scored(self.context);
+        let first = chunk % per_tile * self.context + start;
+        self.decoder.normed(&hidden[chunk / per_tile].narrow(0, first, end - start)?)
+    }
+
+    /// Files the positions of a chunk, lane by lane, or the lane's error.
+    fn take(&mut self, index: usize, chunk: &Chunk, present: &[usize], lanes: Vec<Vec<Position>>) {
+        for (&l, positions) in present[1..].iter().zip(lanes) {
+            let wrong = positions.iter().position(|p| !(p.kld.is_finite() && p.logp.is_finite()));
+            match (wrong, &mut self.lanes[l]) {
+                (None, Ok(all)) => all.extend(positions),
+                (Some(i), lane) => {
+                    let position = chunk.scored().start + i;
+                    *lane = Err(LaneError::Logits { position, chunk: index });
+                }
+                (None, Err(_)) => {}
+            }
+        }
+    }
+}
+
+fn scored(context: usize) -> Range<usize> {
+    context / 2..context.saturating_sub(1)
+}
+
+/// One layer of one tile.
+fn step(
+    layer: &ReadyLayer,
+    index: usize,
+    tile: &Tensor,
+    context: usize,
+    scheme: Effective,
+) -> Result<Tensor, LaneError> {
+    let next = layer.run(tile, context, &mut LaneCache::new(scheme))?;
+    match read(&next, all_finite)? {
+        true => Ok(next),
+        false => Err(LaneError::Hidden { layer: index }),
+    }
+}
+
+/// The streaming head over the scored rows of a chunk, (n, H) for the baseline and each lane: the
+/// positions of each lane.
+fn head(decoder: &Decoder, chunk: &Chunk, rows: &[Tensor]) -> TensorResult<Vec<Vec<Position>>> {
+    let targets = &chunk.tokens[chunk.scored().start + 1..];
+    let lanes = rows.len() - 1;
+    let mut positions = vec![Vec::with_capacity(targets.len()); lanes];
+    let block = (HEAD_ROWS / rows.len()).max(1);
+    for (i, targets) in targets.chunks(block).enumerate() {
+        let rows = rows
+            .iter()
+            .map(|rows| rows.narrow(0, i * block, targets.len()))
+            .collect::<TensorResult<Vec<_>>>()?;
+        for divergence in head_block(decoder, &Tensor::cat(&rows, 0)?, targets, lanes)? {
+            for (lane, position) in positions.iter_mut().zip(divergence.finish()) {
+                lane.push(position);
+            }
+        }
+    }
+    Ok(positions)
+}
+
+/// Walks the vocabulary for a block of positions; row `l·n + i` is lane l at position i.
+fn head_block(
+    decoder: &Decoder,
+    rows: &Tensor,
+    targets: &[u32],
+    lanes: usize,
+) -> TensorResult<Vec<Divergence>> {
+    let n = targets.len();
+    let vocab = decoder.spec.vocab;
+    let tile = (HEAD_LOGITS / ((lanes + 1) * n)).clamp(1, vocab);
+    let mut divergences: Vec<_> = targets.iter().map(|&t| Divergence::new(t, lanes)).collect();
+    for start in (0..vocab).step_by(tile) {
+        let len = tile.min(vocab - start);
+        read(&decoder.logits(rows, start, len)?, |logits| {
+            let row = |l: usize, i: usize| &logits[(l * n + i) * len..][..len];
+            divergences.par_iter_mut().enumerate().for_each_init(
+                Vec::new,
+                |scratch, (i, state)| {
+                    let lanes = (1..=lanes).map(|l| row(l, i));
+                    state.add(start as u32, row(0, i), lanes, scratch);
+                },
+            );
+        })?;
+    }
+    Ok(divergences)
+}

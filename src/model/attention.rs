@@ -1,0 +1,317 @@
+//! Causal softmax attention on the CPU: one pass over blocks of queries, in f32.
+//!
+//! For a block of [`QUERIES`] queries of one head, scores are kept transposed, (key, query), so that
+//! the softmax runs along vectors without reductions and both products are the same register tile:
+//! scoresᵀ = K·Qᵀ and out = (scoresᵀ)ᵀ·V. K is packed in panels of [`ROWS`] keys, V in rows padded
+//! to whole tiles; both are shared by all query blocks and heads of their group.
+
+use super::ops::elements;
+use crate::simd::exp;
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Rows of a register tile: keys in the first product, queries in the second.
+const ROWS: usize = 8;
+/// Columns of a register tile, and queries of a block.
+const QUERIES: usize = 32;
+
+/// Attention of (B, T, H, D) queries over (B, S, H_kv, D) keys and values, whose last T are the
+/// queries' own positions: query t sees keys `j ≤ S-T+t` and, with a window W, `j > S-T+t-W`.
+/// Gives (B·T, H·D).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attention {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+    pub window: Option<usize>,
+    /// T
+    pub queries: usize,
+    /// S
+    pub keys: usize,
+}
+
+/// K and V of one sequence and KV head, laid out for the register tile.
+struct Packed {
+    /// (S/8, D, 8), zeros behind the last key.
+    k: Vec<f32>,
+    /// (S, D padded to whole tiles).
+    v: Vec<f32>,
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (q, k, v) = (elements(q, q_layout)?, elements(k, k_layout)?, elements(v, v_layout)?);
+        let width = self.heads * self.head_dim;
+        let sequences = q.len() / (self.queries * width);
+        let kv = self.keys * self.kv_heads * self.head_dim;
+        if k.len() != sequences * kv || v.len() != k.len() || self.keys < self.queries {
+            candle_core::bail!(
+                "attention: {self:?} does not fit {} queries, {} keys",
+                q.len(),
+                k.len()
+            );
+        }
+        let packed: Vec<Packed> = (0..sequences * self.kv_heads)
+            .into_par_iter()
+            .map(|i| {
+                let (sequence, head) = (i / self.kv_heads, i % self.kv_heads);
+                self.pack(&k[sequence * kv..][..kv], &v[sequence * kv..][..kv], head)
+            })
+            .collect();
+        let mut out = vec![0.0f32; q.len()];
+        let per_sequence = self.queries * width;
+        out.par_chunks_mut(per_sequence)
+            .zip(q.par_chunks(per_sequence))
+            .zip(packed.par_chunks(self.kv_heads))
+            .for_each(|((out, q), packed)| {
+                // the last blocks see the most keys: started first, they do not finish last
+                let blocks = out.par_chunks_mut(QUERIES * width).zip(q.par_chunks(QUERIES * width));
+                blocks.enumerate().rev().for_each_init(
+                    Scratch::default,
+                    |scratch, (i, (out, q))| {
+                        let first = i * QUERIES;
+                        let block = Block { op: self, q, packed, out, first, scratch };
+                        pulp::Arch::new().dispatch(block);
+                    },
+                );
+            });
+        Ok((CpuStorage::F32(out), Shape::from((sequences * self.queries, width))))
+    }
+}
+
+impl Attention {
+    fn pack(&self, k: &[f32], v: &[f32], head: usize) -> Packed {
+        let d = self.head_dim;
+        let padded = d.next_multiple_of(QUERIES);
+        let mut packed = Packed {
+            k: vec![0.0; self.keys.next_multiple_of(ROWS) * d],
+            v: vec![0.0; self.keys * padded],
+        };
+        let heads = |x: &'_ [f32], s: usize| (s * self.kv_heads + head) * d..x.len();
+        for s in 0..self.keys {
+            let row = &k[heads(k, s)][..d];
+            let panel = &mut packed.k[s / ROWS * ROWS * d..][..ROWS * d];
+            for (column, x) in panel.chunks_exact_mut(ROWS).zip(row) {
+                column[s % ROWS] = *x;
+            }
+            packed.v[s * padded..][..d].copy_from_slice(&v[heads(v, s)][..d]);
+        }
+        packed
+    }
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+struct Scratch {
+    /// (D, 32): the block's queries, transposed and scaled.
+    q: Vec<f32>,
+    /// (keys seen, 32): scores, then weights.
+    weights: Vec<f32>,
+}
+
+/// A block of queries, all heads.
+struct Block<'a> {
+    op: &'a Attention,
+    /// (up to 32, H·D)
+    q: &'a [f32],
+    packed: &'a [Packed],
+    out: &'a mut [f32],
+    /// Index of the block's first query.
+    first: usize,
+    scratch: &'a mut Scratch,
+}
+
+impl WithSimd for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Block { op, q, packed, out, first, scratch } = self;
+        let width = op.heads * op.head_dim;
+        let rows = q.len() / width;
+        // positions that the first and the last query of the block see
+        let own = op.keys - op.queries + first;
+        let end = own + rows;
+        let start = op.window.map_or(0, |w| (own + 1).saturating_sub(w)) / ROWS * ROWS;
+        for head in 0..op.heads {
+            let packed = &packed[head / (op.heads / op.kv_heads)];
+            op.load_queries(&q[head * op.head_dim..], width, rows, &mut scratch.q);
+            op.scores(simd, packed, &scratch.q, start..end, &mut scratch.weights);
+            op.mask(&mut scratch.weights, own, start);
+            let inverse = softmax(&mut scratch.weights);
+            let out = &mut out[head * op.head_dim..];
+            op.weighted_values(simd, packed, &scratch.weights, start..end, &inverse, out, rows);
+        }
+    }
+}
+
+impl Attention {
+    #[inline(always)]
+    fn load_queries(&self, q: &[f32], stride: usize, rows: usize, out: &mut Vec<f32>) {
+        out.clear();
+        out.resize(self.head_dim * QUERIES, 0.0);
+        for r in 0..rows {
+            for (d, x) in q[r * stride..][..self.head_dim].iter().enumerate() {
+                out[d * QUERIES + r] = x * self.scale;
+            }
+        }
+    }
+
+    /// K·Qᵀ for the panels that hold `keys`.
+    #[inline(always)]
+    fn scores<S: Simd>(
+        &self,
+        simd: S,
+        packed: &Packed,
+        q: &[f32],
+        keys: std::ops::Range<usize>,
+        out: &mut Vec<f32>,
+    ) {
+        let d = self.head_dim;
+        out.resize((keys.end.next_multiple_of(ROWS) - keys.start) * QUERIES, 0.0);
+        let panels = packed.k[keys.start * d..].chunks_exact(ROWS * d);
+        for (panel, out) in panels.zip(out.chunks_exact_mut(ROWS * QUERIES)) {
+            let tile = product(
+                simd,
+                Columns { x: panel, stride: ROWS },
+                Columns { x: q, stride: QUERIES },
+                d,
+            );
+            out.copy_from_slice(tile.as_flattened());
+        }
+    }
+
+    /// Sets scores of keys that a query does not see to -∞. Only the block's own keys and those at
+    /// the window's edge differ by query.
+    #[inline(always)]
+    fn mask(&self, scores: &mut [f32], own: usize, start: usize) {
+        for (key, scores) in (start..).zip(scores.chunks_exact_mut(QUERIES)) {
+            let first_seeing = key.saturating_sub(own);
+            for score in scores.iter_mut().take(first_seeing) {
+                *score = f32::NEG_INFINITY;
+            }
+            if let Some(window) = self.window {
+                // query i of the block is at own + i and sees keys above own + i - window
+                let beyond = (key + window).saturating_sub(own);
+                for score in scores.iter_mut().skip(beyond) {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+
+    /// Weightsᵀ·V, each query divided by its sum of weights.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn weighted_values<S: Simd>(
+        &self,
+        simd: S,
+        packed: &Packed,
+        weights: &[f32],
+        keys: std::ops::Range<usize>,
+        inverse: &[f32; QUERIES],
+        out: &mut [f32],
+        rows: usize,
+    ) {
+        let (d, padded) = (self.head_dim, self.head_dim.next_multiple_of(QUERIES));
+        let stride = self.heads * d;
+        for r in (0..rows).step_by(ROWS) {
+            for c in (0..d).step_by(QUERIES) {
+                let a = Columns { x: &weights[r..], stride: QUERIES };
+                let b = Columns { x: &packed.v[keys.start * padded + c..], stride: padded };
+                let tile = product(simd, a, b, keys.len());
+                for (i, tile) in tile.iter().enumerate().take(rows - r) {
+                    let width = QUERIES.min(d - c);
+                    let out = &mut out[(r + i) * stride + c..][..width];
+                    for (out, x) in out.iter_mut().zip(tile) {
+                        *out = x * inverse[r + i];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Turns columns of scores into e^(s - max) and gives 1 / their sums.
+#[inline(always)]
+fn softmax(scores: &mut [f32]) -> [f32; QUERIES] {
+    let mut max = [f32::NEG_INFINITY; QUERIES];
+    let (lines, _) = scores.as_chunks_mut::<QUERIES>();
+    for line in lines.iter() {
+        for (max, s) in max.iter_mut().zip(line) {
+            *max = if *s > *max { *s } else { *max };
+        }
+    }
+    let mut sum = [0.0f32; QUERIES];
+    for line in lines.iter_mut() {
+        for ((s, max), sum) in line.iter_mut().zip(&max).zip(&mut sum) {
+            *s = exp(*s - max);
+            *sum += *s;
+        }
+    }
+    sum.map(|s| 1.0 / s)
+}
+
+/// A matrix by its columns: column i begins at `i * stride`.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    x: &'a [f32],
+    stride: usize,
+}
+
+/// A·Bᵀ over `n` columns, for 8 rows of A and 32 of B.
+#[inline(always)]
+fn product<S: Simd>(simd: S, a: Columns, b: Columns, n: usize) -> [[f32; QUERIES]; ROWS] {
+    let mut out = [[0.0f32; QUERIES]; ROWS];
+    // with 32 vector registers all 8 rows fit beside B, with 16 only half
+    if S::REGISTER_COUNT >= 32 {
+        rows::<S, ROWS>(simd, a, b, n, &mut out);
+    } else {
+        let (low, high) = out.split_at_mut(ROWS / 2);
+        rows::<S, { ROWS / 2 }>(simd, a, b, n, low);
+        let a = Columns { x: &a.x[ROWS / 2..], ..a };
+        rows::<S, { ROWS / 2 }>(simd, a, b, n, high);
+    }
+    out
+}
+
+#[inline(always)]
+fn rows<S: Simd, const R: usize>(
+    simd: S,
+    a: Columns,
+    b: Columns,
+    n: usize,
+    out: &mut [[f32; QUERIES]],
+) {
+    for c in (0..QUERIES).step_by(2 * S::F32_LANES) {
+        let mut sums = [[simd.splat_f32s(0.0); 2]; R];
+        for i in 0..n {
+            let a = &a.x[i * a.stride..][..R];
+            let (b, _) = S::as_simd_f32s(&b.x[i * b.stride + c..][..2 * S::F32_LANES]);
+            let (b0, b1) = (b[0], b[1]);
+            for r in 0..R {
+                let x = simd.splat_f32s(a[r]);
+                sums[r][0] = simd.mul_add_f32s(x, b0, sums[r][0]);
+                sums[r][1] = simd.mul_add_f32s(x, b1, sums[r][1]);
+            }
+        }
+        for (out, sums) in out.iter_mut().zip(&sums) {
+            let (out, _) = S::as_mut_simd_f32s(&mut out[c..][..2 * S::F32_LANES]);
+            out.copy_from_slice(sums);
+        }
+    }
+}

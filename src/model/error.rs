@@ -1,0 +1,103 @@
+//! What can be wrong with a checkpoint: what, where, and the mend.
+
+use std::path::PathBuf;
+
+/// Why a model cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The file is not there.
+    #[error("model file {} is missing{}", path.display(), fetch.as_ref().map(|f| format!("; get it with: {f}")).unwrap_or_default())]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// The command that gets it.
+        fetch: Option<String>,
+    },
+    /// The file cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is no sound checkpoint.
+    #[error("{} is not a sound GGUF file: {message}; fetch or convert it again", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A configuration key is missing or of another type.
+    #[error("{}: metadata key `{key}`: {message}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// No family file knows this architecture.
+    #[error("{}: unknown architecture `{architecture}`; kvgate knows: {known}", path.display())]
+    UnknownArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// As the file names it.
+        architecture: String,
+        /// What is known.
+        known: String,
+    },
+    /// The architecture is known, a variant that the checkpoint asks for is not.
+    #[error("{}: {what} is not supported by this version of kvgate", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// What it asks for.
+        what: String,
+    },
+    /// A tensor that the architecture needs is not in the file.
+    #[error("{}: tensor `{tensor}` is missing", path.display())]
+    MissingTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("{}: tensor `{tensor}` has shape {found:?}, the configuration says {expected:?}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What the configuration says, outermost dimension first.
+        expected: Vec<usize>,
+        /// What the file holds.
+        found: Vec<usize>,
+    },
+    /// A weight is NaN or infinite.
+    #[error("{}: tensor `{tensor}` holds {value} at element {index}: the weights are damaged", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Flat index of the first such element.
+        index: usize,
+        /// The element.
+        value: f32,
+    },
+    /// The tokenizer is of a kind that kvgate cannot rebuild faithfully.
+    #[error("{}: {message}; name a tokenizer.json with `tokenizer = \"…\"` in the policy", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
