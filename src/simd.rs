@@ -1,9 +1,31 @@
 //! Arithmetic for the CPU kernels, written so that it vectorizes inside `pulp`'s run-time dispatch.
 
-/// Runs `f` with the widest vector instructions of this processor.
-pub(crate) fn dispatch<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+/// Defines a function whose body is compiled for the widest vectors of the processor that it runs on:
+/// `vectorized!(fn name['a](x: &'a [f32]) -> f32 { … })`.
+///
+/// All that the body calls must be `#[inline(always)]`: what is not inlined into the dispatch is
+/// compiled for the oldest processor. That is why this is no function that takes a closure, whose
+/// inlining cannot be asked for.
+macro_rules! vectorized {
+    ($vis:vis fn $name:ident[$life:lifetime]($($arg:ident: $type:ty),*) $(-> $ret:ty)? $body:block) => {
+        $vis fn $name<$life>($($arg: $type),*) $(-> $ret)? {
+            struct Kernel<$life> {
+                $($arg: $type),*
+            }
+            impl<$life> pulp::NullaryFnOnce for Kernel<$life> {
+                #[allow(unused_parens)]
+                type Output = ($($ret)?);
+                #[inline(always)]
+                fn call(self) -> Self::Output {
+                    let Kernel { $($arg),* } = self;
+                    $body
+                }
+            }
+            pulp::Arch::new().dispatch(Kernel { $($arg),* })
+        }
+    };
 }
+pub(crate) use vectorized;
 
 /// e^x to about 1 ulp in f32; 0 below the normal range, infinite above it, NaN for NaN.
 ///

@@ -7,7 +7,6 @@ use super::codec::{self, Codec};
 use super::rotate;
 use super::scheme::{Scheme, Side};
 use crate::model::ops::{all_finite, elements_mut, read};
-use crate::simd::dispatch;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 use rayon::prelude::*;
 use std::fmt;
@@ -130,11 +129,11 @@ impl Stored {
     /// Replaces whole heads by what the cache would give back.
     fn round_trip(&self, x: &mut [f32]) {
         if let Some(size) = self.rotation {
-            dispatch(|| rotate::hadamard(x, size));
+            rotate::hadamard(x, size);
         }
         self.codec.round_trip(x);
         if let Some(size) = self.rotation {
-            dispatch(|| rotate::hadamard(x, size));
+            rotate::hadamard(x, size);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! and rotates back what it serves, so that nothing outside of it knows.
 
 use super::codec::Codec;
+use crate::simd::vectorized;
 
 /// V is always rotated in blocks of this size, K in the largest 2^t multiple of it that divides the
 /// head. Heads that it does not divide are not rotated.
@@ -26,20 +27,22 @@ pub fn v_size(codec: &dyn Codec, head_dim: usize) -> Option<usize> {
 }
 
 /// Multiplies each block of `size` elements by the orthonormal Hadamard matrix in natural order,
-/// H\[i\]\[j\] = (-1)^popcount(i & j) / √size, which is its own inverse. As in ggml the scale comes
-/// first, then the butterflies.
+/// H\[i\]\[j\] = (-1)^popcount(i & j) / √size, which is its own inverse.
 ///
 /// # Panics
-/// If `size` is not a power of two.
-#[inline(always)]
+/// If `size` is not a power of two of at least 16.
 pub fn hadamard(x: &mut [f32], size: usize) {
-    assert!(size.is_power_of_two());
+    assert!(size.is_power_of_two() && size >= 16);
+    blocks(x, size);
+}
+
+vectorized!(fn blocks['a](x: &'a mut [f32], size: usize) {
     let scale = 1.0 / (size as f32).sqrt();
     for block in x.chunks_exact_mut(size) {
+        // as in ggml the scale comes first, then the butterflies
         for v in block.iter_mut() {
             *v *= scale;
         }
-        // pairs that lie within a vector, by shuffles over whole arrays
         for lane in block.as_chunks_mut::<16>().0 {
             butterflies_16(lane);
         }
@@ -54,7 +57,7 @@ pub fn hadamard(x: &mut [f32], size: usize) {
             half *= 2;
         }
     }
-}
+});
 
 /// The stages of distance 1, 2, 4 and 8: each is a sum of the lane and its partners with a sign.
 #[inline(always)]

@@ -8,7 +8,7 @@
 //! give the lane's log-probabilities: log Σ e^x_lane = log Σ e^x_base + μ + KLD.
 
 use super::stats::Position;
-use crate::simd::{dispatch, exp, exp_excess};
+use crate::simd::{exp, exp_excess, vectorized};
 
 /// Beyond this exponent a tile is summed in f64, whose exponent does not overflow.
 const WIDE: f32 = 60.0;
@@ -55,33 +55,6 @@ impl Divergence {
         }
     }
 
-    /// Adds the logits of the vocabulary entries `start..`, of the baseline and of each lane.
-    /// `weights` is scratch.
-    pub fn add<'a>(
-        &mut self,
-        start: u32,
-        base: &[f32],
-        lanes: impl Iterator<Item = &'a [f32]>,
-        weights: &mut Vec<f32>,
-    ) {
-        dispatch(|| {
-            let before = self.add_base(start, base);
-            weights.clear();
-            weights.extend(base.iter().map(|x| exp(x - self.max)));
-            let weight = sum(weights);
-            for (state, lane) in self.lanes.iter_mut().zip(lanes) {
-                let tile = Tile::of(base, lane, weights, weight, self.max);
-                state.excess *= before.scale;
-                state.merge(before.weight, &tile);
-                take_max(start, lane, &mut state.max, &mut state.top);
-                if let Some(&x) = lane.get(self.target.wrapping_sub(start) as usize) {
-                    state.target_logit = x;
-                }
-            }
-            self.weight = before.weight + weight;
-        });
-    }
-
     /// Takes the tile's maximum into account; gives what stood before it, on the new scale.
     #[inline(always)]
     fn add_base(&mut self, start: u32, base: &[f32]) -> Before {
@@ -124,6 +97,35 @@ impl Divergence {
         })
     }
 }
+
+// Adds the logits of the vocabulary entries `start..`, of the baseline and of each lane. `weights` is
+// scratch.
+vectorized!(pub(super) fn add['a](
+    state: &'a mut Divergence,
+    start: u32,
+    base: &'a [f32],
+    lanes: &'a mut dyn Iterator<Item = &'a [f32]>,
+    weights: &'a mut Vec<f32>
+) {
+    let before = state.add_base(start, base);
+    let max = state.max;
+    weights.resize(base.len(), 0.0);
+    for (w, x) in weights.iter_mut().zip(base) {
+        *w = exp(x - max);
+    }
+    let weight = sum(weights);
+    let target = state.target.wrapping_sub(start) as usize;
+    for (lane, x) in state.lanes.iter_mut().zip(lanes) {
+        let tile = Tile::of(base, x, weights, weight, max);
+        lane.excess *= before.scale;
+        lane.merge(before.weight, &tile);
+        take_max(start, x, &mut lane.max, &mut lane.top);
+        if let Some(&x) = x.get(target) {
+            lane.target_logit = x;
+        }
+    }
+    state.weight = before.weight + weight;
+});
 
 struct Before {
     /// What old sums are to be multiplied by.
@@ -293,7 +295,8 @@ mod tests {
         let mut divergence = Divergence::new(target as u32, 1);
         let mut scratch = Vec::new();
         for (i, (b, l)) in base.chunks(tile).zip(lane.chunks(tile)).enumerate() {
-            divergence.add((i * tile) as u32, b, std::iter::once(l), &mut scratch);
+            let lanes = &mut std::iter::once(l);
+            add(&mut divergence, (i * tile) as u32, b, lanes, &mut scratch);
         }
         let position = divergence.finish().next().unwrap();
         position

@@ -5,7 +5,7 @@
 //! as the memory for hidden states allows.
 
 use super::corpus::Chunk;
-use super::divergence::Divergence;
+use super::divergence::{self, Divergence};
 use super::stats::Position;
 use crate::kv::cache::{CacheError, Effective, LaneCache};
 use crate::model::decoder::{Decoder, ReadyLayer};
@@ -300,8 +300,8 @@ fn head_block(
             divergences.par_iter_mut().enumerate().for_each_init(
                 Vec::new,
                 |scratch, (i, state)| {
-                    let lanes = (1..=lanes).map(|l| row(l, i));
-                    state.add(start as u32, row(0, i), lanes, scratch);
+                    let lanes = &mut (1..=lanes).map(|l| row(l, i));
+                    divergence::add(state, start as u32, row(0, i), lanes, scratch);
                 },
             );
         })?;

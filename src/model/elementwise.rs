@@ -4,7 +4,7 @@
 
 use super::ops::elements;
 use super::spec::{Activation, Pairs, Rope};
-use crate::simd::{dispatch, exp};
+use crate::simd::{exp, vectorized};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -55,13 +55,9 @@ impl CustomOp1 for RmsNorm {
         let x = elements(storage, layout)?;
         let width = self.weight.len();
         let mut out = vec![0.0f32; x.len()];
-        out.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * width)).for_each(|(out, x)| {
-            dispatch(|| {
-                for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    self.row(x, out);
-                }
-            })
-        });
+        out.par_chunks_mut(ROWS * width)
+            .zip(x.par_chunks(ROWS * width))
+            .for_each(|(out, x)| norm_rows(self, out, x));
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 }
@@ -89,24 +85,7 @@ impl CustomOp2 for Residual {
         let mut out = vec![0.0f32; x.len()];
         out.par_chunks_mut(ROWS * width)
             .zip(x.par_chunks(ROWS * width).zip(y.par_chunks(ROWS * width)))
-            .for_each(|(out, (x, y))| {
-                dispatch(|| match &self.norm {
-                    None => {
-                        for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
-                            *out = x + y;
-                        }
-                    }
-                    Some(norm) => {
-                        let rows = x.chunks_exact(width).zip(y.chunks_exact(width));
-                        for (out, (x, y)) in out.chunks_exact_mut(width).zip(rows) {
-                            norm.row(y, out);
-                            for (out, x) in out.iter_mut().zip(x) {
-                                *out += x;
-                            }
-                        }
-                    }
-                })
-            });
+            .for_each(|(out, (x, y))| residual_rows(self, out, x, y));
         Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 }
@@ -125,17 +104,9 @@ impl CustomOp1 for Gate {
         let (rows, both) = layout.shape().dims2()?;
         let width = both / 2;
         let mut out = vec![0.0f32; rows * width];
-        out.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * both)).for_each(|(out, x)| {
-            dispatch(|| {
-                for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(both)) {
-                    let (gate, up) = x.split_at(width);
-                    match self.0 {
-                        Activation::Silu => gated(out, gate, up, |g| g),
-                        Activation::GeluTanh => gated(out, gate, up, gelu_argument),
-                    }
-                }
-            })
-        });
+        out.par_chunks_mut(ROWS * width)
+            .zip(x.par_chunks(ROWS * both))
+            .for_each(|(out, x)| gate_rows(&self.0, width, out, x));
         Ok((CpuStorage::F32(out), Shape::from((rows, width))))
     }
 }
@@ -252,17 +223,66 @@ impl CustomOp1 for Heads {
         let (rows, columns) = layout.shape().dims2()?;
         let width = self.heads * self.head_dim;
         let mut out = vec![0.0f32; rows * width];
-        out.par_chunks_mut(ROWS * width).zip(x.par_chunks(ROWS * columns)).enumerate().for_each(
-            |(block, (out, x))| {
-                dispatch(|| {
-                    let lines = out.chunks_exact_mut(width).zip(x.chunks_exact(columns));
-                    for (i, (out, x)) in lines.enumerate() {
-                        let position = (block * ROWS + i) % self.tokens;
-                        self.row(&x[self.start..self.start + width], out, position);
-                    }
-                })
-            },
-        );
+        out.par_chunks_mut(ROWS * width)
+            .zip(x.par_chunks(ROWS * columns))
+            .enumerate()
+            .for_each(|(i, (out, x))| head_rows(self, i * ROWS, columns, out, x));
         Ok((CpuStorage::F32(out), Shape::from((rows, width))))
     }
 }
+
+vectorized!(fn norm_rows['a](norm: &'a RmsNorm, out: &'a mut [f32], x: &'a [f32]) {
+    let width = norm.weight.len();
+    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+        norm.row(x, out);
+    }
+});
+
+vectorized!(fn residual_rows['a](
+    residual: &'a Residual,
+    out: &'a mut [f32],
+    x: &'a [f32],
+    y: &'a [f32]
+) {
+    match &residual.norm {
+        None => out.copy_from_slice(y),
+        Some(norm) => {
+            let width = norm.weight.len();
+            for (out, y) in out.chunks_exact_mut(width).zip(y.chunks_exact(width)) {
+                norm.row(y, out);
+            }
+        }
+    }
+    for (out, x) in out.iter_mut().zip(x) {
+        *out += x;
+    }
+});
+
+vectorized!(fn gate_rows['a](
+    activation: &'a Activation,
+    width: usize,
+    out: &'a mut [f32],
+    x: &'a [f32]
+) {
+    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(2 * width)) {
+        let (gate, up) = x.split_at(width);
+        match activation {
+            Activation::Silu => gated(out, gate, up, |g| g),
+            Activation::GeluTanh => gated(out, gate, up, gelu_argument),
+        }
+    }
+});
+
+vectorized!(fn head_rows['a](
+    heads: &'a Heads,
+    first: usize,
+    columns: usize,
+    out: &'a mut [f32],
+    x: &'a [f32]
+) {
+    let width = heads.heads * heads.head_dim;
+    let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(columns));
+    for (row, (out, x)) in (first..).zip(rows) {
+        heads.row(&x[heads.start..][..width], out, row % heads.tokens);
+    }
+});

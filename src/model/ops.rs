@@ -1,5 +1,6 @@
 //! Access to the data of CPU tensors for the decoder's own kernels.
 
+use crate::simd::vectorized;
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 
 /// The elements of a contiguous f32 tensor.
@@ -30,19 +31,22 @@ pub(crate) fn read<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R>
     }
 }
 
-/// Whether every element is finite. NaN and infinities survive a product with 0 as NaN.
+/// Whether every element is finite.
 pub(crate) fn all_finite(x: &[f32]) -> bool {
-    crate::simd::dispatch(|| {
-        let mut sums = [0.0f32; 64];
-        let (blocks, rest) = x.as_chunks::<64>();
-        for block in blocks {
-            for (sum, v) in sums.iter_mut().zip(block) {
-                *sum += v * 0.0;
-            }
-        }
-        sums.iter().sum::<f32>() + rest.iter().map(|v| v * 0.0).sum::<f32>() == 0.0
-    })
+    sum_of_zeros(x) == 0.0
 }
+
+vectorized!(fn sum_of_zeros['a](x: &'a [f32]) -> f32 {
+    // NaN and infinities survive a product with 0 as NaN
+    let mut sums = [0.0f32; 64];
+    let (blocks, rest) = x.as_chunks::<64>();
+    for block in blocks {
+        for (sum, v) in sums.iter_mut().zip(block) {
+            *sum += v * 0.0;
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|v| v * 0.0).sum::<f32>()
+});
 
 /// Index and value of the first element that is NaN or infinite.
 pub(crate) fn first_non_finite(tensor: &Tensor) -> Result<Option<(usize, f32)>> {

@@ -101,15 +101,16 @@ macro_rules! block_codec {
                 }
             }
             fn round_trip(&self, x: &mut [f32]) {
-                let (x, rest) = x.as_chunks_mut::<$n>();
-                assert!(rest.is_empty());
-                pulp::Arch::new().dispatch(|| {
+                crate::simd::vectorized!(fn blocks['a](x: &'a mut [[f32; $n]]) {
                     let mut bytes = [0u8; $bytes];
                     for x in x {
-                        <Self as crate::kv::codec::Block<$n, $bytes>>::encode_block(x, &mut bytes);
-                        <Self as crate::kv::codec::Block<$n, $bytes>>::decode_block(&bytes, x);
+                        <$ty as crate::kv::codec::Block<$n, $bytes>>::encode_block(x, &mut bytes);
+                        <$ty as crate::kv::codec::Block<$n, $bytes>>::decode_block(&bytes, x);
                     }
-                })
+                });
+                let (x, rest) = x.as_chunks_mut::<$n>();
+                assert!(rest.is_empty());
+                blocks(x)
             }
         }
     };
@@ -122,11 +123,13 @@ pub fn find(name: &str) -> Option<&'static dyn Codec> {
 }
 
 /// The signed element with the largest magnitude; the first one wins on ties, as in ggml.
+#[inline(always)]
 fn extreme(x: &[f32; 32]) -> f32 {
     x.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m })
 }
 
 /// Smallest and largest element.
+#[inline(always)]
 fn range(x: &[f32; 32]) -> (f32, f32) {
     x.iter().fold((f32::MAX, f32::MIN), |(lo, hi), &v| {
         (if v < lo { v } else { lo }, if v > hi { v } else { hi })
@@ -134,6 +137,7 @@ fn range(x: &[f32; 32]) -> (f32, f32) {
 }
 
 /// `1/d`, or 0 for a block without scale. Taken from the f32 scale before it is rounded to half.
+#[inline(always)]
 fn inverse(d: f32) -> f32 {
     if d != 0.0 {
         1.0 / d
@@ -142,10 +146,12 @@ fn inverse(d: f32) -> f32 {
     }
 }
 
+#[inline(always)]
 fn put_half(bytes: &mut [u8], at: usize, v: f32) {
     bytes[at..at + 2].copy_from_slice(&half::f16::from_f32(v).to_le_bytes());
 }
 
+#[inline(always)]
 fn get_half(bytes: &[u8], at: usize) -> f32 {
     half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
