@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Encoded and decoded blocks by gguf's numpy quantizers -> tests/fixtures/codecs.json
+
+Floats are written as the hex of their bits (f32: 8 digits, most significant first),
+encoded blocks as the hex of their bytes. gguf cannot encode iq4_nl: for it the file has
+the decode direction, and the encoded test vectors of the scheme's written description.
+
+A block of f32 subnormals alone goes through f16 and bf16 only: 1/d overflows in the block
+formats, and what a cast of infinity to an integer gives is undefined in the reference.
+"""
+
+import argparse
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType as T
+from gguf import quants
+
+ROOT = Path(__file__).resolve().parents[2]
+SEED = 20240611
+CODECS = ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+
+# iq4_nl as llama.cpp's cache write encodes it (one try, weights x^2)
+IQ4_NL_ENCODED = {"quadratic": "a023f0521b1554fac1de1fc29ecb1dd2cefd", "constant": "0c9e" + "00" * 16}
+
+
+def inputs():
+    """Named vectors of one or two 32-element blocks, for all codecs."""
+    rng = np.random.default_rng(SEED)
+    f32 = np.float32
+    j = np.arange(32)
+    ramp = (j - 15.5) / 15.5
+    one_hot = np.where(j == 7, 3.0, 0.0)
+    vectors = {
+        "quadratic": ((17 * j * j + 5 * j + 3) % 127 - 63) / 32,
+        "zero": np.zeros(32),
+        "negative zero": -np.zeros(32),
+        "constant": np.full(32, 0.75),
+        "negative constant": np.full(32, -1.3),
+        "ramp": ramp,
+        "plus and minus max": np.where(j % 2 == 0, 1.0, -1.0) * 2.5,
+        "minus before plus max": np.where(j % 2 == 0, -1.0, 1.0) * 2.5,
+        "one large among zeros": one_hot,
+        "one large negative": -one_hot + 0.001 * ramp,
+        "exact halves": (j - 16) / 2 + np.where(j == 0, -8.0, 0.0),
+        "all positive": 5.0 + ramp,
+        "all negative": -5.0 + ramp,
+        "subnormals beside normals": rng.normal(size=32) * np.where(j % 3 == 0, 1e-40, 1.0),
+        "scale is an f16 subnormal": rng.normal(size=32) * 2e-4,
+        "scale underflows f16": rng.normal(size=32) * 1e-8,
+        "largest finite scale": ramp * 65504.0,
+    }
+    for exponent in range(-6, 4):
+        vectors[f"normal 1e{exponent}"] = rng.normal(size=32) * 10.0**exponent
+    for k in range(4):
+        vectors[f"heavy tails {k}"] = rng.standard_t(2, size=32)
+    vectors["outlier channel"] = rng.normal(size=64) * np.where(np.arange(64) % 32 == 5, 60.0, 1.0)
+    return {name: v.astype(f32) for name, v in vectors.items()}
+
+
+def float_edges():
+    """For f16 and bf16 alone: ties, over- and underflow, subnormals of all three formats."""
+    positive = [65504.0, 65519.996, 65520.0, 1e6, 3.4e38, 2**-14, 2**-24, 2**-25, 2**-25 * 1.0001, 2**-26]
+    positive += [1 + 2**-11, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-9, 1.1754942e-38, 1e-40, 1.4e-45]
+    v = np.array(positive, np.float32)
+    return np.concatenate([v, -v])
+
+
+def hex_f32(v):
+    return np.asarray(v, dtype=">f4").tobytes().hex()
+
+
+def decoded(data, codec):
+    return hex_f32(quants.dequantize(data, T[codec.upper()]))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "tests/fixtures/codecs.json")
+    args = parser.parse_args()
+
+    vectors = inputs()
+    plan = [(codec, name) for name in vectors for codec in CODECS]
+    vectors["float edges"] = float_edges()
+    plan += [("f16", "float edges"), ("bf16", "float edges")]
+    cases = []
+    with np.errstate(over="ignore"):  # f16 overflows to infinity, as it should
+        for codec, name in plan:
+            x = vectors[name]
+            encoded = quants.quantize(x, T[codec.upper()])
+            cases.append(
+                {
+                    "codec": codec,
+                    "input": name,
+                    "encoded": encoded.tobytes().hex(),
+                    "decoded": decoded(encoded, codec),
+                }
+            )
+    rng = np.random.default_rng(SEED)
+    for scale in (0.0, -0.0, 1e-7, 0.0123, -0.5, 1.0, 333.0):
+        block = np.concatenate([np.array([scale], "<f2").view(np.uint8), rng.integers(0, 256, 16, dtype=np.uint8)])
+        cases.append({"codec": "iq4_nl", "encoded": block.tobytes().hex(), "decoded": decoded(block, "iq4_nl")})
+    for name, encoded in IQ4_NL_ENCODED.items():
+        block = np.frombuffer(bytes.fromhex(encoded), np.uint8)
+        cases.append({"codec": "iq4_nl", "input": name, "encoded": encoded, "decoded": decoded(block, "iq4_nl")})
+
+    lines = [
+        "{",
+        f'  "source": "gguf {version("gguf")}, numpy {np.__version__}; iq4_nl encoded: written description",',
+        f'  "seed": {SEED},',
+        '  "inputs": {',
+        ",\n".join(f'    "{n}": "{hex_f32(x)}"' for n, x in vectors.items()),
+        "  },",
+        '  "cases": [',
+        ",\n".join(f"    {json.dumps(c)}" for c in cases),
+        "  ]",
+        "}",
+    ]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

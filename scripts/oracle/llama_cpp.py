@@ -1,0 +1,65 @@
+"""llama.cpp's own C interface, called through the library inside the xllamacpp wheel.
+
+The parameter structs change from build to build, so they are handled as opaque blobs,
+larger than any of them: the library fills in its defaults and gets them back.
+"""
+
+import ctypes as C
+from array import array
+
+import xllamacpp
+
+LIB = C.CDLL(xllamacpp.xllamacpp.__file__)
+SOURCE = f"llama.cpp as carried by xllamacpp {xllamacpp.__version__}"
+
+
+class Params(C.Structure):
+    _fields_ = [("blob", C.c_uint8 * 2048)]
+
+
+def _declare(name, result, *args):
+    function = getattr(LIB, name)
+    function.restype, function.argtypes = result, args
+    return function
+
+
+_LOG = C.CFUNCTYPE(None, C.c_int, C.c_char_p, C.c_void_p)
+_silent = _LOG(lambda level, text, data: None)
+_declare("llama_log_set", None, _LOG, C.c_void_p)(_silent, None)
+_declare("llama_backend_init", None)()
+_model_params = _declare("llama_model_default_params", Params)
+_load = _declare("llama_model_load_from_file", C.c_void_p, C.c_char_p, Params)
+_free = _declare("llama_model_free", None, C.c_void_p)
+_vocab = _declare("llama_model_get_vocab", C.c_void_p, C.c_void_p)
+_add_bos = _declare("llama_vocab_get_add_bos", C.c_bool, C.c_void_p)
+_bos = _declare("llama_vocab_bos", C.c_int32, C.c_void_p)
+_tokenize = _declare(
+    "llama_tokenize", C.c_int32, C.c_void_p, C.c_char_p, C.c_int32, C.POINTER(C.c_int32), C.c_int32, C.c_bool, C.c_bool
+)
+
+
+class Model:
+    def __init__(self, path):
+        self.handle = _load(str(path).encode(), _model_params())
+        if not self.handle:
+            raise SystemExit(f"llama.cpp cannot load {path}")
+        self.vocab = _vocab(self.handle)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        _free(self.handle)
+
+    @property
+    def bos(self):
+        """The id that is put before every text, or None."""
+        return _bos(self.vocab) if _add_bos(self.vocab) else None
+
+    def tokenize(self, text):
+        """Ids of `text` (bytes) with add_special = true, parse_special = false."""
+        ids = (C.c_int32 * (len(text) + 8))()
+        n = _tokenize(self.vocab, text, len(text), ids, len(ids), True, False)
+        if n < 0:
+            raise SystemExit("llama.cpp cannot tokenize this text")
+        return array("i", ids[:n]).tolist()
