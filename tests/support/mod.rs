@@ -1,0 +1,48 @@
+//! What tests of the parts share: the real models and the fixtures.
+#![allow(dead_code)] // each test target uses its own part
+
+use kvgate::model::Checkpoint;
+use kvgate::policy::Source;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+pub const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+pub const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
+pub const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
+pub const MODELS: [&str; 3] = [SMOLLM2, GEMMA, QWEN];
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+pub fn source(file: &str) -> Source {
+    let path = root().join("models/real").join(file);
+    assert!(path.exists(), "{} is missing: run scripts/fetch-models", path.display());
+    Source { path, sha256: None, tokenizer: None, fetch: None }
+}
+
+pub fn open(file: &str) -> Checkpoint {
+    Checkpoint::open(&source(file)).unwrap_or_else(|e| panic!("{e}"))
+}
+
+pub fn fixture(name: &str) -> Value {
+    let path = root().join("tests/fixtures").join(name);
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+pub fn corpus(name: &str) -> PathBuf {
+    root().join("corpora").join(name)
+}
+
+/// Floats stored as the hex digits of their bits.
+pub fn floats(hex: &Value) -> Vec<f32> {
+    hex.as_array()
+        .unwrap()
+        .iter()
+        .map(|bits| f32::from_bits(u32::from_str_radix(bits.as_str().unwrap(), 16).unwrap()))
+        .collect()
+}
+
+pub fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
