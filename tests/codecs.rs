@@ -1,0 +1,99 @@
+//! Codecs against ggml's reference, bit for bit (fixture: `scripts/oracle/codecs.py`), and what they
+//! make of degenerate blocks.
+
+mod support;
+
+use kvgate::kv::codec::{self, Codec};
+use serde_json::Value;
+use std::collections::HashSet;
+
+fn bytes(hex: &Value) -> Vec<u8> {
+    let hex = hex.as_str().unwrap();
+    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
+}
+
+fn floats(hex: &Value) -> Vec<f32> {
+    let bytes = bytes(hex);
+    bytes.chunks_exact(4).map(|b| f32::from_be_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+fn encode(codec: &dyn Codec, x: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; x.len() / codec.block() * codec.block_bytes()];
+    codec.encode(x, &mut bytes);
+    bytes
+}
+
+fn decode(codec: &dyn Codec, bytes: &[u8]) -> Vec<f32> {
+    let mut x = vec![0.0; bytes.len() / codec.block_bytes() * codec.block()];
+    codec.decode(bytes, &mut x);
+    x
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn bytes_and_values_are_ggmls() {
+    let oracle = support::fixture("codecs.json");
+    let mut covered = HashSet::new();
+    for case in oracle["cases"].as_array().unwrap() {
+        let name = case["codec"].as_str().unwrap();
+        let codec = codec::find(name).unwrap();
+        let what = format!("{name} of {}", case["input"]);
+        let stored = bytes(&case["encoded"]);
+        if let Some(input) = case["input"].as_str().and_then(|i| oracle["inputs"].get(i)) {
+            assert_eq!(encode(codec, &floats(input)), stored, "{what}");
+            covered.insert((name.to_string(), "encode"));
+        }
+        if let Some(decoded) = case.get("decoded").filter(|d| d.is_string()) {
+            assert_eq!(bits(&decode(codec, &stored)), bits(&floats(decoded)), "{what}");
+            covered.insert((name.to_string(), "decode"));
+        }
+    }
+    for codec in codec::CODECS.iter().filter(|c| c.name() != "f32") {
+        for direction in ["encode", "decode"] {
+            let key = (codec.name().to_string(), direction);
+            assert!(covered.contains(&key), "no fixture for {key:?}");
+        }
+    }
+}
+
+#[test]
+fn round_trip_is_decode_of_encode() {
+    let x: Vec<f32> = (0..256).map(|i| ((i * 7919 % 1009) as f32 - 500.0) * 0.013).collect();
+    for codec in codec::CODECS {
+        let mut got = x.clone();
+        codec.round_trip(&mut got);
+        assert_eq!(bits(&got), bits(&decode(*codec, &encode(*codec, &x))), "{}", codec.name());
+    }
+}
+
+/// A block that holds a NaN or an infinity does not come back finite: the engine sees it before it is
+/// stored, and a codec hides neither an infinity nor an overflow of its scale.
+#[test]
+fn infinities_and_overflows_do_not_come_back_finite() {
+    for codec in codec::CODECS.iter().filter(|c| c.name() != "f32" && c.name() != "bf16") {
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, 1e38] {
+            let mut x = vec![0.25f32; 32];
+            x[5] = bad;
+            codec.round_trip(&mut x);
+            assert!(x.iter().any(|v| !v.is_finite()), "{} hides {bad}", codec.name());
+        }
+    }
+}
+
+#[test]
+fn zero_blocks_stay_zero_and_tiny_ones_vanish() {
+    for codec in codec::CODECS {
+        let mut x = vec![0.0f32; 32];
+        codec.round_trip(&mut x);
+        assert!(x.iter().all(|v| *v == 0.0), "{}", codec.name());
+        if codec.is_quantized() {
+            // the half scale underflows to zero: the block reads back as zeros, as in ggml
+            let mut x: Vec<f32> = (0..32).map(|i| (i as f32 - 16.0) * 1e-10).collect();
+            codec.round_trip(&mut x);
+            assert!(x.iter().all(|v| *v == 0.0), "{}: {x:?}", codec.name());
+        }
+    }
+}
