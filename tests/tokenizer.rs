@@ -20,7 +20,8 @@ fn token_ids_are_llama_cpps_on_whole_corpora_and_on_tricky_strings() {
             let bytes: Vec<u8> = got.iter().flat_map(|id| id.to_le_bytes()).collect();
             assert_eq!(got[..32], ids(&want["first"]), "{file}: first ids of {name}");
             assert_eq!(got.len() as u64, want["count"].as_u64().unwrap(), "{file}: ids of {name}");
-            let sha256: String = Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
+            let sha256: String =
+                Sha256::digest(&bytes).iter().map(|b| format!("{b:02x}")).collect();
             assert_eq!(sha256, want["sha256"].as_str().unwrap(), "{file}: ids of {name}");
         }
         for case in model["strings"].as_array().unwrap() {

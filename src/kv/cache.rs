@@ -14,12 +14,13 @@ use std::fmt;
 /// What attention reads: K and V of all positions so far, (B, S, H_kv, D) f32 in the basis in which
 /// the decoder handed them in. A view with keys in two versions (exact tails) would grow a second
 /// pair here and the rule that chooses; attention makes one softmax over the choice.
-#[derive(Debug)]
 pub struct View {
     /// Keys as the cache gives them back.
     pub k: Tensor,
     /// Values as the cache gives them back.
     pub v: Tensor,
+    /// How queries are rounded before they meet the keys; only engines that are mimicked do that.
+    pub queries: Option<Stored>,
 }
 
 /// A store of K and V for a batch of sequences.
@@ -65,6 +66,7 @@ pub struct Effective {
     pub k: Stored,
     /// How V is stored.
     pub v: Stored,
+    queries: Option<Stored>,
 }
 
 /// A scheme that cannot store heads of this size.
@@ -90,13 +92,26 @@ impl Effective {
             let rotation = if side.may_rotate { size(side.codec, head_dim) } else { None };
             Ok(Stored { codec: side.codec, rotation })
         };
-        Ok(Effective { k: stored(scheme.k, rotate::k_size)?, v: stored(scheme.v, rotate::v_size)? })
+        let (k, v) = (stored(scheme.k, rotate::k_size)?, stored(scheme.v, rotate::v_size)?);
+        Ok(Effective { k, v, queries: None })
     }
 
     /// The deliberately bad scheme of the control lane.
     pub(crate) fn bad() -> Self {
         let bad = Stored { codec: codec::BAD, rotation: None };
-        Effective { k: bad, v: bad }
+        Effective { k: bad, v: bad, queries: None }
+    }
+
+    /// The same with queries rounded to what llama.cpp's CPU attention multiplies K with: 8 bits in
+    /// the basis of a quantized K, K's own format where K and V are not both f16 or both f32.
+    pub(crate) fn with_rounded_queries(self) -> Self {
+        let format = match self.k.codec.name() {
+            _ if self.k.codec.is_quantized() => codec::find("q8_0"),
+            "f16" | "f32" if self.k.codec.name() == self.v.codec.name() => None,
+            _ => Some(self.k.codec),
+        };
+        let queries = format.map(|codec| Stored { codec, rotation: self.k.rotation });
+        Effective { queries, ..self }
     }
 
     /// Whether reading may differ from what was written in f32.
@@ -124,6 +139,11 @@ impl Stored {
     /// Storage cost, scales included.
     pub fn bits_per_element(&self) -> f64 {
         self.codec.bits_per_element()
+    }
+
+    /// Rounds (B, T, H, D) in place to what a cache would give back.
+    pub(crate) fn round(&self, x: &Tensor) -> candle_core::Result<()> {
+        x.inplace_op1(&RoundTrip(*self))
     }
 
     /// Replaces whole heads by what the cache would give back.
@@ -158,12 +178,12 @@ impl KvCache for LaneCache {
             if !read(x, all_finite)? {
                 return Err(not_finite("before it is stored"));
             }
-            x.inplace_op1(&RoundTrip(stored))?;
+            stored.round(x)?;
             if !read(x, all_finite)? {
                 return Err(not_finite("once it is stored: the codec's range is exceeded"));
             }
         }
-        Ok(View { k, v })
+        Ok(View { k, v, queries: self.scheme.queries })
     }
 }
 

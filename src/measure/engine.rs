@@ -6,6 +6,7 @@
 
 use super::corpus::Chunk;
 use super::divergence::{self, Divergence};
+use super::mimic::{self, Mimic};
 use super::stats::Position;
 use crate::kv::cache::{CacheError, Effective, LaneCache};
 use crate::model::decoder::{Decoder, ReadyLayer};
@@ -79,6 +80,7 @@ pub fn run(
     chunks: &[Chunk],
     baseline: Effective,
     lanes: &[Lane],
+    mimic: Option<Mimic>,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Vec<LaneResult> {
     let context = chunks.first().map_or(0, |chunk| chunk.tokens.len());
@@ -90,6 +92,7 @@ pub fn run(
     let mut run = Run {
         decoder,
         context,
+        mimic,
         lanes: all.iter().map(|_| Ok(Vec::new())).collect(),
         done: 0,
         work: work(decoder, chunks.len(), &all),
@@ -121,6 +124,7 @@ fn head_units(decoder: &Decoder) -> usize {
 struct Run<'a> {
     decoder: &'a Decoder,
     context: usize,
+    mimic: Option<Mimic>,
     /// The baseline first, whose list of positions stays empty.
     lanes: Vec<LaneResult>,
     done: u64,
@@ -144,7 +148,7 @@ impl Run<'_> {
                     let rows = present.iter().map(|&l| self.chunk_rows(&hidden[l], i));
                     let scored = rows
                         .collect::<TensorResult<Vec<_>>>()
-                        .and_then(|rows| head(self.decoder, chunk, &rows));
+                        .and_then(|rows| self.head(chunk, &rows));
                     match scored {
                         Ok(positions) => self.take(before + i, chunk, &present, positions),
                         Err(error) => self.fail_all(&error.to_string()),
@@ -261,50 +265,107 @@ fn step(
     }
 }
 
-/// The streaming head over the scored rows of a chunk, (n, H) for the baseline and each lane: the
-/// positions of each lane.
-fn head(decoder: &Decoder, chunk: &Chunk, rows: &[Tensor]) -> TensorResult<Vec<Vec<Position>>> {
-    let targets = &chunk.tokens[chunk.scored().start + 1..];
-    let lanes = rows.len() - 1;
-    let mut positions = vec![Vec::with_capacity(targets.len()); lanes];
-    let block = (HEAD_ROWS / rows.len()).max(1);
-    for (i, targets) in targets.chunks(block).enumerate() {
-        let rows = rows
-            .iter()
-            .map(|rows| rows.narrow(0, i * block, targets.len()))
-            .collect::<TensorResult<Vec<_>>>()?;
-        for divergence in head_block(decoder, &Tensor::cat(&rows, 0)?, targets, lanes)? {
-            for (lane, position) in positions.iter_mut().zip(divergence.finish()) {
-                lane.push(position);
+impl Run<'_> {
+    /// The streaming head over the scored rows of a chunk, (n, H) for the baseline and each lane:
+    /// the positions of each lane.
+    fn head(&self, chunk: &Chunk, rows: &[Tensor]) -> TensorResult<Vec<Vec<Position>>> {
+        let targets = &chunk.tokens[chunk.scored().start + 1..];
+        let block = (HEAD_ROWS / rows.len()).max(1);
+        let mut positions = vec![Vec::with_capacity(targets.len()); rows.len() - 1];
+        for (i, targets) in targets.chunks(block).enumerate() {
+            let rows = rows
+                .iter()
+                .map(|rows| rows.narrow(0, i * block, targets.len()))
+                .collect::<TensorResult<Vec<_>>>()?;
+            let head = HeadBlock {
+                decoder: self.decoder,
+                rows: Tensor::cat(&rows, 0)?,
+                lanes: rows.len() - 1,
+                targets,
+            };
+            let found = match self.mimic {
+                None => head.divergences()?,
+                Some(_) => head.as_llama_cpp()?,
+            };
+            for position in found {
+                for (lane, position) in positions.iter_mut().zip(position) {
+                    lane.push(position);
+                }
             }
         }
+        Ok(positions)
     }
-    Ok(positions)
 }
 
-/// Walks the vocabulary for a block of positions; row `l·n + i` is lane l at position i.
-fn head_block(
-    decoder: &Decoder,
-    rows: &Tensor,
-    targets: &[u32],
+/// A block of positions at the head; row `l·n + i` is lane l at position i.
+struct HeadBlock<'a> {
+    decoder: &'a Decoder,
+    rows: Tensor,
     lanes: usize,
-) -> TensorResult<Vec<Divergence>> {
-    let n = targets.len();
-    let vocab = decoder.spec.vocab;
-    let tile = (HEAD_LOGITS / ((lanes + 1) * n)).clamp(1, vocab);
-    let mut divergences: Vec<_> = targets.iter().map(|&t| Divergence::new(t, lanes)).collect();
-    for start in (0..vocab).step_by(tile) {
-        let len = tile.min(vocab - start);
-        read(&decoder.logits(rows, start, len)?, |logits| {
-            let row = |l: usize, i: usize| &logits[(l * n + i) * len..][..len];
-            divergences.par_iter_mut().enumerate().for_each_init(
-                Vec::new,
-                |scratch, (i, state)| {
-                    let lanes = &mut (1..=lanes).map(|l| row(l, i));
-                    divergence::add(state, start as u32, row(0, i), lanes, scratch);
-                },
-            );
+    targets: &'a [u32],
+}
+
+impl HeadBlock<'_> {
+    /// Each position's lanes.
+    fn divergences(&self) -> TensorResult<Vec<Vec<Position>>> {
+        let lanes = self.lanes;
+        let mut states: Vec<_> = self.targets.iter().map(|&t| Divergence::new(t, lanes)).collect();
+        self.walk(&self.rows, |tile| {
+            states.par_iter_mut().enumerate().for_each_init(Vec::new, |scratch, (i, state)| {
+                let lanes = &mut (1..=lanes).map(|l| tile.row(l, i));
+                divergence::add(state, tile.start, tile.row(0, i), lanes, scratch);
+            });
         })?;
+        Ok(states.iter().map(|state| state.finish().collect()).collect())
     }
-    Ok(divergences)
+
+    /// The same as llama-perplexity computes it: the baseline is walked once more, and first.
+    fn as_llama_cpp(&self) -> TensorResult<Vec<Vec<Position>>> {
+        let lanes = self.lanes;
+        let mut stored: Vec<_> = self.targets.iter().map(|_| mimic::Stored::new()).collect();
+        self.walk(&self.rows.narrow(0, 0, self.targets.len())?, |tile| {
+            stored.par_iter_mut().enumerate().for_each(|(i, stored)| stored.add(tile.row(0, i)));
+        })?;
+        let mut states: Vec<_> = stored
+            .into_iter()
+            .zip(self.targets)
+            .map(|(stored, &target)| mimic::Comparison::new(stored, target, lanes))
+            .collect();
+        self.walk(&self.rows, |tile| {
+            states.par_iter_mut().enumerate().for_each(|(i, state)| {
+                state.add(tile.start, tile.row(0, i), (1..=lanes).map(|l| tile.row(l, i)));
+            });
+        })?;
+        Ok(states.iter().map(|state| state.finish().collect()).collect())
+    }
+
+    /// Walks the vocabulary in tiles.
+    fn walk(&self, rows: &Tensor, mut f: impl FnMut(Tile)) -> TensorResult<()> {
+        let vocab = self.decoder.spec.vocab;
+        let width = (HEAD_LOGITS / rows.dim(0)?).clamp(1, vocab);
+        for start in (0..vocab).step_by(width) {
+            let width = width.min(vocab - start);
+            let logits = self.decoder.logits(rows, start, width)?;
+            let positions = self.targets.len();
+            read(&logits, |logits| f(Tile { start: start as u32, logits, positions, width }))?;
+        }
+        Ok(())
+    }
+}
+
+/// Logits of some vocabulary entries for a block's rows.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    /// The first entry.
+    start: u32,
+    logits: &'a [f32],
+    positions: usize,
+    width: usize,
+}
+
+impl<'a> Tile<'a> {
+    /// Of one lane, the baseline being 0, at one position.
+    fn row(self, lane: usize, position: usize) -> &'a [f32] {
+        &self.logits[(lane * self.positions + position) * self.width..][..self.width]
+    }
 }

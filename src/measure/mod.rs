@@ -3,6 +3,7 @@
 pub mod corpus;
 mod divergence;
 pub mod engine;
+pub mod mimic;
 pub mod stats;
 
 use crate::hash;
@@ -16,6 +17,7 @@ use crate::results::{
 };
 use corpus::{Chunk, CorpusError};
 use engine::{Lane, LaneResult};
+use mimic::Mimic;
 use stats::{Part, Position, Statistics};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -41,6 +43,8 @@ pub struct Request<'a> {
     pub schemes: Vec<(String, Scheme)>,
     /// How weights are kept; chosen by the memory at hand if not given.
     pub weights: Option<WeightStorage>,
+    /// Another engine's habits to take on, for comparisons with its numbers.
+    pub mimic: Option<Mimic>,
 }
 
 /// A measurement and the positions that it was made from, by the label of their scheme.
@@ -105,7 +109,8 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
 
     let lanes = Lanes::plan(request, baseline, head_dim);
     let report = |done, all| progress("measuring", done, all);
-    let mut results = engine::run(&decoder, &chunks, baseline, &lanes.engine, &report);
+    let mut results =
+        engine::run(&decoder, &chunks, baseline, &lanes.engine, request.mimic, &report);
     let schemes = results.split_off(lanes.controls());
     let controls = controls(baseline, results);
     let (schemes, positions) = lanes.results(schemes, &chunks);
@@ -115,7 +120,10 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         context: request.context,
         chunks: request.chunks,
         baseline: baseline.to_string(),
-        engine: ENGINE.into(),
+        engine: match request.mimic {
+            None => ENGINE.into(),
+            Some(mimic) => format!("{ENGINE}, mimicking {}", mimic.name()),
+        },
         device: "cpu".into(),
         weights: storage.name().into(),
     };
@@ -172,6 +180,7 @@ impl<'a> Lanes<'a> {
         let mut engine = vec![control(baseline), control(Effective::bad())];
         engine.extend(schemes.iter().filter_map(|(_, effective, _)| {
             let scheme = *effective.as_ref().ok()?;
+            let scheme = request.mimic.map_or(scheme, |mimic| mimic.adapt(scheme));
             Some(Lane { scheme, chunks: request.chunks })
         }));
         Lanes { engine, schemes }

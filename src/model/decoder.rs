@@ -206,7 +206,10 @@ impl ReadyLayer<'_> {
         let stored = (sequences, tokens, a.kv_heads, a.head_dim);
         let k = qkv.apply_op1_no_bwd(&self.heads(1, tokens))?.reshape(stored)?;
         let v = qkv.apply_op1_no_bwd(&self.heads(2, tokens))?.reshape(stored)?;
-        let View { k, v } = cache.append(self.index, k, v)?;
+        let View { k, v, queries } = cache.append(self.index, k, v)?;
+        if let Some(rounding) = queries {
+            rounding.round(&q.reshape((sequences, tokens, a.heads, a.head_dim))?)?;
+        }
         let attention = Attention {
             heads: a.heads,
             kv_heads: a.kv_heads,
