@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod files;
 pub mod kv;
 pub mod measure;
 pub mod policy;
