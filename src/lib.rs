@@ -3,8 +3,10 @@
 #![deny(missing_docs)]
 
 mod files;
+pub mod golden;
 pub mod kv;
 pub mod measure;
 pub mod policy;
+pub mod report;
 pub mod results;
 pub mod verdict;
