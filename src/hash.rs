@@ -1,5 +1,6 @@
 //! SHA-256, and a memory of it for files too large to hash at every run.
 
+use crate::files::write_atomically;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -34,7 +35,9 @@ pub fn of_file(path: &Path) -> io::Result<String> {
     let sha256 = read_and_hash(path)?;
     known.insert(key, Known { identity, sha256: sha256.clone() });
     // the next run hashes again if this fails
-    let _ = remember(&memory, &known);
+    let _ = serde_json::to_vec(&known)
+        .map_err(io::Error::from)
+        .and_then(|json| write_atomically(&memory, |file| file.write_all(&json)));
     Ok(sha256)
 }
 
@@ -91,15 +94,6 @@ fn memory_path() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
     cache.or_else(home).unwrap_or_else(std::env::temp_dir).join("kvgate/hashes.json")
-}
-
-fn remember(path: &Path, known: &BTreeMap<PathBuf, Known>) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&serde_json::to_vec(known)?)?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,0 +1,372 @@
+//! `kvgate accept`: goldens from the results of a run, without the model and without a GPU.
+
+use super::review::pending;
+use super::{path, stem, Golden};
+use crate::files::write_atomically;
+use crate::policy::{ModelPolicy, Policy};
+use crate::results::{CorpusFile, Measurement, Results, SchemeResult};
+use crate::verdict::Verdict;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// A golden that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// `model::scheme`
+    pub case: String,
+    /// Its file.
+    pub path: PathBuf,
+}
+
+/// Why nothing, or not everything, was accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// `kvgate measure` knows no cases.
+    #[error("these results were measured without a policy: accept the results of `kvgate run`")]
+    NoPolicy,
+    /// Judged by other limits, or measured under other settings.
+    #[error("these results are of another policy: {theirs}, and {ours} has changed since; run the gate again")]
+    OtherPolicy {
+        /// The results' policy.
+        theirs: String,
+        /// The policy now.
+        ours: String,
+    },
+    /// Measured on another commit.
+    #[error("these results are of {}, and the repository is at {}; check that commit out or run the gate again", commit(.theirs), commit(.ours))]
+    OtherHead {
+        /// The results' commit.
+        theirs: Option<String>,
+        /// The repository's.
+        ours: Option<String>,
+    },
+    /// A filter that names no case of the results.
+    #[error("no case `{case}` in these results{}", did_you_mean(.near))]
+    UnknownCase {
+        /// As it was written.
+        case: String,
+        /// What it may have meant.
+        near: Vec<String>,
+    },
+    /// There is nothing in the results.
+    #[error("these results hold no case to accept")]
+    Nothing,
+    /// Cases that must not be accepted, one a line with its reason. No golden was written.
+    #[error("nothing was accepted:\n  {}", .0.join("\n  "))]
+    Refused(Vec<String>),
+    /// A golden could not be written; those before it were.
+    #[error("{path}: {source}; is the folder writable, and the disk not full?")]
+    Write {
+        /// Its file.
+        path: String,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+fn commit(head: &Option<String>) -> String {
+    head.as_ref().map_or("no commit".into(), |head| format!("commit {head}"))
+}
+
+fn did_you_mean(names: &[String]) -> String {
+    if names.is_empty() {
+        return String::new();
+    }
+    format!("; did you mean {}?", names.join(" or "))
+}
+
+/// Writes goldens for the cases that `only` names (`model::scheme` or `model::scheme::golden`), or
+/// for all. `root` is the policy's folder, `head` the repository's commit. All or nothing: one case
+/// that must not be accepted refuses them all.
+pub fn accept(
+    results: &Results,
+    policy: &Policy,
+    head: Option<&str>,
+    only: &[String],
+    root: &Path,
+) -> Result<Vec<Accepted>, AcceptError> {
+    same_run(results, policy, head)?;
+    let cells = selected(results, only)?;
+    let mut refusals = refusals_of_conditions(&cells, policy);
+    let mut goldens = Vec::new();
+    for (measurement, scheme) in &cells {
+        match acceptable(results, policy, measurement, scheme) {
+            Ok(golden) => goldens.push((case(measurement, scheme), golden)),
+            Err(reason) => refusals.push(reason),
+        }
+    }
+    if !refusals.is_empty() {
+        return Err(AcceptError::Refused(refusals));
+    }
+    goldens.into_iter().map(|(case, golden)| write(root, case, &golden)).collect()
+}
+
+fn case(measurement: &Measurement, scheme: &SchemeResult) -> String {
+    format!("{}::{}", measurement.model, scheme.scheme)
+}
+
+fn same_run(results: &Results, policy: &Policy, head: Option<&str>) -> Result<(), AcceptError> {
+    let theirs = results.policy.as_ref().ok_or(AcceptError::NoPolicy)?;
+    if theirs.sha256 != policy.sha256 {
+        return Err(AcceptError::OtherPolicy {
+            theirs: theirs.path.clone(),
+            ours: policy.path.display().to_string(),
+        });
+    }
+    if results.head.as_deref() != head {
+        let ours = head.map(String::from);
+        return Err(AcceptError::OtherHead { theirs: results.head.clone(), ours });
+    }
+    Ok(())
+}
+
+type Cell<'a> = (&'a Measurement, &'a SchemeResult);
+
+fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Cell<'a>>, AcceptError> {
+    let all: Vec<Cell> =
+        results.measurements.iter().flat_map(|m| m.schemes.iter().map(move |s| (m, s))).collect();
+    if all.is_empty() {
+        return Err(AcceptError::Nothing);
+    }
+    let names: Vec<String> = all.iter().map(|(m, s)| case(m, s)).collect();
+    let mut wanted = BTreeSet::new();
+    for filter in only {
+        let name = filter.strip_suffix("::golden").unwrap_or(filter);
+        let Some(i) = names.iter().position(|n| n == name) else {
+            let near = nearest(name, &names);
+            return Err(AcceptError::UnknownCase { case: filter.clone(), near });
+        };
+        wanted.insert(i);
+    }
+    let is_wanted = |i: &usize| only.is_empty() || wanted.contains(i);
+    Ok(all.into_iter().enumerate().filter(|(i, _)| is_wanted(i)).map(|(_, cell)| cell).collect())
+}
+
+/// Up to three names that the typed one may have meant.
+fn nearest(typed: &str, names: &[String]) -> Vec<String> {
+    let mut scored: Vec<_> =
+        names.iter().map(|name| (strsim::normalized_levenshtein(typed, name), name)).collect();
+    scored.retain(|(score, _)| *score > 0.5);
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.into_iter().take(3).map(|(_, name)| format!("`{name}`")).collect()
+}
+
+/// Measurements among the cells whose conditions are not those of the policy and its files today.
+fn refusals_of_conditions(cells: &[Cell], policy: &Policy) -> Vec<String> {
+    let mut refusals = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (measurement, _) in cells {
+        if seen.insert(&measurement.model) {
+            let reason = match policy.models.iter().find(|m| m.name == measurement.model) {
+                Some(model) => other_conditions(measurement, model),
+                None => Some("the policy has no such model".into()),
+            };
+            refusals.extend(reason.map(|reason| format!("{}: {reason}", measurement.model)));
+        }
+    }
+    refusals
+}
+
+fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<String> {
+    let then = &measurement.conditions;
+    if then.context != policy.context {
+        return Some(format!("measured at context {}, not {}", then.context, policy.context));
+    }
+    if then.chunks != policy.chunks {
+        return Some(format!("measured on {} chunks, not {}", then.chunks, policy.chunks));
+    }
+    match policy.corpus.iter().map(|path| corpus_file(path)).collect::<Result<Vec<_>, _>>() {
+        Err(error) => Some(error),
+        Ok(now) if now != then.corpus => Some("the corpus has changed since; run again".into()),
+        Ok(_) => None,
+    }
+}
+
+fn corpus_file(path: &Path) -> Result<CorpusFile, String> {
+    let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let category = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(CorpusFile { category, sha256 })
+}
+
+/// The golden of a case, or why it must not become one.
+fn acceptable(
+    results: &Results,
+    policy: &Policy,
+    measurement: &Measurement,
+    scheme: &SchemeResult,
+) -> Result<Golden, String> {
+    let case = case(measurement, scheme);
+    let mut models = policy.models.iter().filter(|m| m.name == measurement.model);
+    if !models.any(|m| m.cells.iter().any(|cell| cell.label == scheme.scheme)) {
+        return Err(format!("{case}: the policy has no such scheme"));
+    }
+    let judged = results.cases.iter().find(|c| c.case == format!("{case}::kld"));
+    if let Some(error) = judged.filter(|c| c.verdict == Verdict::Error) {
+        return Err(format!("{case}: the measurement cannot be trusted: {}", error.message));
+    }
+    Golden::of(measurement, scheme).map_err(|error| format!("{case}: {error}"))
+}
+
+fn write(root: &Path, case: String, golden: &Golden) -> Result<Accepted, AcceptError> {
+    let (model, scheme) = case.split_once("::").unwrap_or((&case, ""));
+    let stem = stem(model, scheme);
+    let path = path(root, &stem);
+    write_atomically(&path, |w| w.write_all(golden.snapshot().as_bytes()))
+        .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
+    // it would offer for review what has been decided; usually there is none
+    let _ = std::fs::remove_file(pending(root, &stem));
+    Ok(Accepted { case, path })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture;
+
+    /// The fixture's results made acceptable: the failed scheme is gone, corpus files are real.
+    fn ready(root: &Path) -> (Results, Policy) {
+        let mut results = fixture::results();
+        results.measurements[0].schemes.truncate(2);
+        let mut policy = fixture::policy();
+        for (i, text) in ["some prose", "some code"].iter().enumerate() {
+            let file = root.join(["prose.txt", "code.txt"][i]);
+            std::fs::write(&file, text).unwrap();
+            results.measurements[0].conditions.corpus[i] = corpus_file(&file).unwrap();
+            policy.models[0].corpus[i] = file;
+        }
+        (results, policy)
+    }
+
+    fn accepted(results: &Results, policy: &Policy, only: &[&str], root: &Path) -> Vec<String> {
+        let only: Vec<String> = only.iter().map(|s| s.to_string()).collect();
+        let accepted = accept(results, policy, results.head.as_deref(), &only, root).unwrap();
+        accepted.into_iter().map(|a| a.case).collect()
+    }
+
+    fn error(results: &Results, policy: &Policy, only: &[&str], root: &Path) -> String {
+        let only: Vec<String> = only.iter().map(|s| s.to_string()).collect();
+        accept(results, policy, Some("abc123"), &only, root).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn writes_what_the_check_and_insta_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (results, policy) = ready(root);
+        let pending = root.join("goldens/gemma-3-270m__q4_0.snap.new");
+        std::fs::create_dir_all(root.join("goldens")).unwrap();
+        std::fs::write(&pending, "pending").unwrap();
+        let all = ["gemma-3-270m::q8_0", "gemma-3-270m::q4_0"];
+        assert_eq!(accepted(&results, &policy, &[], root), all);
+        assert!(!pending.exists());
+
+        let measurement = &results.measurements[0];
+        for scheme in &measurement.schemes {
+            let golden = Golden::of(measurement, scheme).unwrap();
+            let stem = stem(&measurement.model, &scheme.scheme);
+            let read = Golden::read(&path(root, &stem)).unwrap().unwrap();
+            assert_eq!(
+                super::super::compare(Some(&read), &golden),
+                super::super::Comparison::Matches
+            );
+            // insta's own comparison, of the whole text
+            let mut settings = insta::Settings::clone_current();
+            settings.set_snapshot_path(root.join("goldens"));
+            settings.set_prepend_module_to_snapshot(false);
+            settings.bind(|| insta::assert_snapshot!(stem, golden.to_string()));
+        }
+    }
+
+    #[test]
+    fn filters_name_cases() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (results, policy) = ready(root);
+        for filter in ["gemma-3-270m::q4_0", "gemma-3-270m::q4_0::golden"] {
+            assert_eq!(accepted(&results, &policy, &[filter], root), ["gemma-3-270m::q4_0"]);
+        }
+        assert_eq!(
+            error(&results, &policy, &["gemma-3-270m::q4_1"], root),
+            "no case `gemma-3-270m::q4_1` in these results; did you mean `gemma-3-270m::q4_0` or \
+             `gemma-3-270m::q8_0`?"
+        );
+        assert_eq!(error(&results, &policy, &["x"], root), "no case `x` in these results");
+    }
+
+    #[test]
+    fn refuses_another_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (results, policy) = ready(root);
+        let starts = |edit: &dyn Fn(&mut Results, &mut Policy), start: &str| {
+            let (mut results, mut policy) = (results.clone(), policy.clone());
+            edit(&mut results, &mut policy);
+            let error = error(&results, &policy, &[], root);
+            assert!(error.starts_with(start), "{error}");
+            assert!(!root.join("goldens").exists());
+        };
+        starts(&|r, _| r.policy = None, "these results were measured without a policy");
+        starts(&|_, p| p.sha256 = "other".into(), "these results are of another policy");
+        starts(
+            &|r, _| r.head = None,
+            "these results are of no commit, and the repository is at com",
+        );
+        starts(
+            &|r, _| r.head = Some("f00".into()),
+            "these results are of commit f00, and the repos",
+        );
+        starts(&|r, _| r.measurements.clear(), "these results hold no case");
+        starts(
+            &|_, p| p.models[0].context = 4096,
+            "nothing was accepted:\n  gemma-3-270m: measured at context 512, not 4096",
+        );
+        starts(
+            &|_, p| p.models[0].chunks = 8,
+            "nothing was accepted:\n  gemma-3-270m: measured on 16 chunks, not 8",
+        );
+        starts(
+            &|r, _| r.measurements[0].conditions.corpus[0].sha256 = "0".into(),
+            "nothing was accepted:\n  gemma-3-270m: the corpus has changed since",
+        );
+        starts(
+            &|_, p| p.models[0].corpus[0] = root.join("gone.txt"),
+            "nothing was accepted:\n  gem",
+        );
+        starts(
+            &|_, p| p.models[0].cells.clear(),
+            "nothing was accepted:\n  gemma-3-270m::q8_0: the policy has no such scheme",
+        );
+    }
+
+    #[test]
+    fn refuses_what_was_not_measured_or_is_not_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (mut results, policy) = ready(root);
+        let failed = fixture::results().measurements[0].schemes[2].clone();
+        results.measurements[0].schemes.push(failed);
+        assert_eq!(
+            error(&results, &policy, &[], root),
+            "nothing was accepted:\n  gemma-3-270m::q8_0/q4_0: the measurement cannot be trusted: \
+             layer 3: K is NaN"
+        );
+        results.cases.clear();
+        let error = error(&results, &policy, &[], root);
+        assert!(error.ends_with("q8_0/q4_0: not measured: layer 3: K is NaN"), "{error}");
+        assert!(!root.join("goldens").exists(), "all or nothing");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_unwritable_folder_is_one_clear_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let (results, policy) = ready(folder.path());
+        std::fs::write(folder.path().join("goldens"), "a file, not a folder").unwrap();
+        let error = error(&results, &policy, &[], folder.path());
+        assert!(error.contains("q8_0.snap: "), "{error}");
+        assert!(error.ends_with("is the folder writable, and the disk not full?"), "{error}");
+    }
+}

@@ -1,0 +1,304 @@
+//! Golden × measurement → what changed: a pure function.
+
+use super::{condition_lines, rounded, subject_lines, Golden};
+use crate::measure::stats::Statistic;
+use std::fmt;
+
+// Rounding is chaotic: two exact runs that add in another order agree on a mean over 2,048
+// positions to 2–5 % (one standard deviation), on p90 to 2–6 %, on p99 to 5–9 %. Tolerances are
+// five of these deviations, so that another CPU does not churn goldens, and less than half of a
+// doubling, so that harm is seen.
+
+/// Mean and median KLD, relative.
+const MEAN: f64 = 0.25;
+/// p90 and p95, relative: fewer positions speak for a quantile of the tail.
+const QUANTILE: f64 = 0.35;
+/// Top-1 agreement, in points: near-ties flip with any change of rounding.
+const TOP1: f64 = 0.04;
+/// RMS Δp, relative: a root of a mean over the same positions spreads half as much as the mean, but
+/// its squares are heavier in the tail.
+const RMS_DP: f64 = 0.25;
+/// Baseline perplexity, relative: no scheme touches it, only the order of sums does.
+const BASELINE_PPL: f64 = 0.005;
+/// Below this many nats f32 sums are what is measured: a lossless lane must not churn.
+const KLD_FLOOR: f64 = 1e-6;
+/// The same for RMS Δp.
+const DP_FLOOR: f64 = 1e-4;
+
+/// How far a statistic may be from its golden, in either direction.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Tolerance {
+    /// A share of the golden's value, and at least the floor.
+    Relative {
+        /// The share.
+        share: f64,
+        /// Differences up to this never count.
+        floor: f64,
+    },
+    /// A difference.
+    Absolute(f64),
+    /// For people: not compared.
+    Shown,
+}
+
+/// The tolerance of a statistic.
+pub fn tolerance(statistic: Statistic) -> Tolerance {
+    use Statistic::*;
+    let relative = |share, floor| Tolerance::Relative { share, floor };
+    match statistic {
+        MeanKld | MedianKld => relative(MEAN, KLD_FLOOR),
+        P90Kld | P95Kld => relative(QUANTILE, KLD_FLOOR),
+        // a handful of positions: exact runs disagree on them
+        P99Kld | P999Kld | MaxKld => Tolerance::Shown,
+        Top1Agreement => Tolerance::Absolute(TOP1),
+        RmsDp => relative(RMS_DP, DP_FLOOR),
+        // signed sums in which a mild scheme's errors cancel to noise; what moves them on a harmful
+        // one moves the mean KLD, too
+        Ppl | PplRatio => Tolerance::Shown,
+        BaselinePpl => relative(BASELINE_PPL, 0.0),
+    }
+}
+
+impl Tolerance {
+    /// Whether `new` is as near to `old` as it must be. Not a number is near nothing.
+    pub fn holds(self, old: f64, new: f64) -> bool {
+        let difference = (new - old).abs();
+        match self {
+            Self::Relative { share, floor } => difference <= (share * old.abs()).max(floor),
+            Self::Absolute(most) => difference <= most,
+            Self::Shown => true,
+        }
+    }
+}
+
+impl fmt::Display for Tolerance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Relative { share, .. } => write!(f, "± {} %", share * 100.0),
+            Self::Absolute(0.0) => write!(f, "equal"),
+            Self::Absolute(most) => write!(f, "± {most}"),
+            Self::Shown => write!(f, "shown"),
+        }
+    }
+}
+
+/// Something named that is another now. An empty side means that it is only on the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// What differs.
+    pub what: &'static str,
+    /// The golden's.
+    pub old: String,
+    /// Now.
+    pub new: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let side = |s: &str| if s.is_empty() { "none".to_string() } else { shortened(s) };
+        write!(f, "{}: {} → {}", self.what, side(&self.old), side(&self.new))
+    }
+}
+
+/// Hashes cut to what people compare.
+fn shortened(value: &str) -> String {
+    let is_hash = |word: &str| word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    let word = |word| if is_hash(word) { format!("{}…", &word[..12]) } else { word.to_string() };
+    value.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// A statistic, then and now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// `tokens_scored` or the name of a [`Statistic`].
+    pub name: &'static str,
+    /// The golden's value.
+    pub old: f64,
+    /// Now.
+    pub new: f64,
+    /// Both as goldens write them.
+    pub text: [String; 2],
+    /// How far it may move.
+    pub tolerance: Tolerance,
+}
+
+impl Row {
+    /// Whether the tolerance holds.
+    pub fn holds(&self) -> bool {
+        self.tolerance.holds(self.old, self.new)
+    }
+}
+
+/// How a measurement compares with its golden.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Comparison {
+    /// There is no golden yet.
+    Missing,
+    /// The golden was made under other conditions: its values say nothing about these.
+    Stale(Vec<Difference>),
+    /// Something must be looked at and accepted.
+    Changed {
+        /// The effective scheme, when it is another.
+        effective: Option<Difference>,
+        /// What else was measured than then.
+        subject: Vec<Difference>,
+        /// All statistics, those within their tolerance too.
+        rows: Vec<Row>,
+    },
+    /// Same subject, same conditions, same values within their tolerances.
+    Matches,
+}
+
+/// Compares in both directions: an improvement beyond its tolerance is a change, too.
+pub fn compare(golden: Option<&Golden>, new: &Golden) -> Comparison {
+    let Some(old) = golden else {
+        return Comparison::Missing;
+    };
+    let stale = differences(&condition_lines(&old.conditions), &condition_lines(&new.conditions));
+    if !stale.is_empty() {
+        return Comparison::Stale(stale);
+    }
+    let effective = (old.effective != new.effective).then(|| Difference {
+        what: "effective scheme",
+        old: old.effective.clone(),
+        new: new.effective.clone(),
+    });
+    let subject = differences(&subject_lines(&old.subject), &subject_lines(&new.subject));
+    let rows = rows(old, new);
+    if effective.is_none() && subject.is_empty() && rows.iter().all(Row::holds) {
+        Comparison::Matches
+    } else {
+        Comparison::Changed { effective, subject, rows }
+    }
+}
+
+fn rows(old: &Golden, new: &Golden) -> Vec<Row> {
+    let tokens = [old.tokens_scored, new.tokens_scored];
+    let mut rows = vec![Row {
+        name: "tokens_scored",
+        old: tokens[0] as f64,
+        new: tokens[1] as f64,
+        text: tokens.map(|n| n.to_string()),
+        tolerance: Tolerance::Absolute(0.0),
+    }];
+    for (statistic, (&old, &new)) in Statistic::ALL.iter().zip(old.values.iter().zip(&new.values)) {
+        let text = [old, new].map(|value| rounded(*statistic, value));
+        let tolerance = tolerance(*statistic);
+        rows.push(Row { name: statistic.name(), old, new, text, tolerance });
+    }
+    rows
+}
+
+/// Name by name, in the order of the lines; names may repeat.
+fn differences(old: &[(&'static str, String)], new: &[(&'static str, String)]) -> Vec<Difference> {
+    let values = |lines: &[(&str, String)], name| -> Vec<String> {
+        lines.iter().filter(|(n, _)| *n == name).map(|(_, value)| value.clone()).collect()
+    };
+    let mut names: Vec<&'static str> = Vec::new();
+    for (name, _) in old.iter().chain(new) {
+        if !names.contains(name) {
+            names.push(name);
+        }
+    }
+    let mut found = Vec::new();
+    for what in names {
+        let (old, new) = (values(old, what), values(new, what));
+        if old != new {
+            found.push(Difference { what, old: old.join(", "), new: new.join(", ") });
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture;
+
+    fn golden() -> Golden {
+        let results = fixture::results();
+        Golden::of(&results.measurements[0], &results.measurements[0].schemes[1]).unwrap()
+    }
+
+    /// What compares when one value is multiplied.
+    fn scaled(statistic: Statistic, by: f64) -> Comparison {
+        let mut new = golden();
+        let i = Statistic::ALL.iter().position(|s| *s == statistic).unwrap();
+        new.values[i] *= by;
+        compare(Some(&golden()), &new)
+    }
+
+    #[test]
+    fn change_counts_in_both_directions() {
+        for (statistic, within, beyond) in [
+            (Statistic::MeanKld, [0.8, 1.2], [0.5, 2.0]),
+            (Statistic::MedianKld, [0.8, 1.2], [0.7, 1.3]),
+            (Statistic::P90Kld, [0.7, 1.3], [0.6, 1.4]),
+            (Statistic::P95Kld, [0.7, 1.3], [0.6, 1.4]),
+            (Statistic::Top1Agreement, [0.97, 1.03], [0.95, 1.05]),
+            (Statistic::RmsDp, [0.8, 1.2], [0.7, 1.3]),
+            (Statistic::BaselinePpl, [0.996, 1.004], [0.99, 1.01]),
+        ] {
+            for by in within {
+                assert_eq!(scaled(statistic, by), Comparison::Matches, "{statistic:?} × {by}");
+            }
+            for by in beyond {
+                let Comparison::Changed { rows, .. } = scaled(statistic, by) else {
+                    panic!("{statistic:?} × {by}");
+                };
+                let out: Vec<_> = rows.iter().filter(|r| !r.holds()).map(|r| r.name).collect();
+                assert_eq!(out, [statistic.name()]);
+            }
+        }
+        assert_eq!(scaled(Statistic::P99Kld, 3.0), Comparison::Matches);
+    }
+
+    #[test]
+    fn not_a_number_never_matches() {
+        assert!(matches!(scaled(Statistic::MeanKld, f64::NAN), Comparison::Changed { .. }));
+    }
+
+    #[test]
+    fn a_kld_of_rounding_does_not_churn() {
+        let mut old = golden();
+        old.values[..4].copy_from_slice(&[1e-7, 0.0, 2e-7, 3e-7]);
+        let mut new = old.clone();
+        new.values[..4].copy_from_slice(&[4e-7, 1e-9, 8e-7, 9e-7]);
+        assert_eq!(compare(Some(&old), &new), Comparison::Matches);
+    }
+
+    #[test]
+    fn other_conditions_hide_the_values() {
+        let mut new = golden();
+        new.conditions.context = 4096;
+        new.conditions.corpus.pop();
+        new.values[0] *= 9.0;
+        let Comparison::Stale(differences) = compare(Some(&golden()), &new) else { panic!() };
+        let text: Vec<_> = differences.iter().map(Difference::to_string).collect();
+        assert_eq!(text, ["corpus: prose 11aa, code 22bb → prose 11aa", "context: 512 → 4096"]);
+    }
+
+    #[test]
+    fn another_subject_must_be_accepted_even_when_values_agree() {
+        let mut new = golden();
+        new.subject.weights_sha256 = "f".repeat(64);
+        let Comparison::Changed { effective, subject, rows } = compare(Some(&golden()), &new)
+        else {
+            panic!()
+        };
+        assert_eq!(effective, None);
+        assert_eq!(subject[0].to_string(), "weights: a5fd3b62 → ffffffffffff…");
+        assert!(rows.iter().all(Row::holds));
+    }
+
+    #[test]
+    fn another_effective_scheme_and_no_golden() {
+        let mut new = golden();
+        new.effective = "q4_0:norot".into();
+        assert!(matches!(
+            compare(Some(&golden()), &new),
+            Comparison::Changed { effective: Some(_), .. }
+        ));
+        assert_eq!(compare(None, &new), Comparison::Missing);
+    }
+}

@@ -1,0 +1,418 @@
+//! The golden's verdict, and insta's part in it: `cargo insta review` shows what changed. The
+//! verdict is kvgate's own comparison and never depends on insta's mode.
+
+use super::{compare, path, Comparison, Difference, Golden, GoldenError, Row, Tolerance};
+use crate::files::write_atomically;
+use crate::report::table::{render, Align, Cell};
+use crate::results::{Measurement, SchemeResult};
+use crate::verdict::Verdict;
+use std::cell::Cell as Flag;
+use std::env;
+use std::io::Write;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+
+/// A case's golden verdict: `pass`, `golden_changed`, `stale` or `error`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GoldenVerdict {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// What changed and the mend; empty for a pass.
+    pub message: String,
+}
+
+thread_local! {
+    /// Set while insta asserts: its panic is how it says "differs", and no news.
+    static ASSERTING: Flag<bool> = const { Flag::new(false) };
+}
+
+/// Makes insta work from a library. To be called once, with the policy's folder, before threads.
+///
+/// insta would otherwise ask cargo for its workspace in every process, print diffs between the
+/// lines of the harness, and under `INSTA_UPDATE=always` or a setting in `insta.yaml` overwrite
+/// goldens in place, so that a retry would be green. It is left to write pending files or nothing.
+pub fn prepare_insta(root: &Path) {
+    env::set_var("INSTA_WORKSPACE_ROOT", absolute(root));
+    env::set_var("INSTA_OUTPUT", "none");
+    env::remove_var("INSTA_FORCE_UPDATE");
+    env::remove_var("INSTA_FORCE_UPDATE_SNAPSHOTS");
+    let update = match env::var("INSTA_UPDATE").as_deref() {
+        Ok("no") => "no",
+        Err(_) | Ok("" | "auto") => "auto",
+        Ok(_) => "new",
+    };
+    env::set_var("INSTA_UPDATE", update);
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !ASSERTING.get() {
+            hook(info);
+        }
+    }));
+}
+
+/// Compares a measured scheme with its golden under `root`, the policy's folder, and leaves a
+/// pending snapshot to review where the change can be accepted.
+pub fn check(
+    root: &Path,
+    stem: &str,
+    measurement: &Measurement,
+    scheme: &SchemeResult,
+) -> GoldenVerdict {
+    let case = format!("{}::{}", measurement.model, scheme.scheme);
+    let (comparison, new) = match comparison(root, stem, measurement, scheme) {
+        Ok(compared) => compared,
+        Err(error) => {
+            note_not_run(root, stem);
+            let mend = match error {
+                // the golden is damaged, the measurement is not
+                GoldenError::Parse { .. } | GoldenError::Read { .. } => mend(&case, false),
+                GoldenError::NotMeasured(_) | GoldenError::NotFinite { .. } => String::new(),
+            };
+            let message = format!("{error}\n{mend}").trim_end().into();
+            return GoldenVerdict { verdict: Verdict::Error, message };
+        }
+    };
+    let reviewable = !matches!(comparison, Comparison::Stale(_));
+    if reviewable {
+        offer(root, stem, &comparison, &new);
+    } else {
+        note_not_run(root, stem);
+    }
+    let mend = mend(&case, reviewable && pending(root, stem).exists());
+    let (verdict, what) = match comparison {
+        Comparison::Matches => {
+            return GoldenVerdict { verdict: Verdict::Pass, message: String::new() }
+        }
+        Comparison::Missing => (Verdict::GoldenChanged, "no golden yet\n".to_string()),
+        Comparison::Stale(differences) => (Verdict::Stale, stale(&differences)),
+        Comparison::Changed { effective, subject, rows } => {
+            (Verdict::GoldenChanged, changed(effective.as_ref(), &subject, &rows))
+        }
+    };
+    GoldenVerdict { verdict, message: what + &mend }
+}
+
+fn comparison(
+    root: &Path,
+    stem: &str,
+    measurement: &Measurement,
+    scheme: &SchemeResult,
+) -> Result<(Comparison, Golden), GoldenError> {
+    let new = Golden::of(measurement, scheme)?;
+    let golden = Golden::read(&path(root, stem))?;
+    Ok((compare(golden.as_ref(), &new), new))
+}
+
+fn mend(case: &str, reviewable: bool) -> String {
+    let review = if reviewable { "`cargo insta review`, or " } else { "" };
+    format!("to accept what was measured: {review}`kvgate accept results.json '{case}'`")
+}
+
+fn stale(differences: &[Difference]) -> String {
+    let mut text = "stale: the golden was made under other conditions, which says nothing about \
+                    these values\n"
+        .to_string();
+    for difference in differences {
+        text += &format!("  {difference}\n");
+    }
+    text
+}
+
+fn changed(effective: Option<&Difference>, subject: &[Difference], rows: &[Row]) -> String {
+    let out = rows.iter().filter(|row| !row.holds()).count();
+    let mut text = match out {
+        0 => "golden changed: values within tolerance\n".to_string(),
+        1 => "golden changed: 1 statistic left its tolerance\n".to_string(),
+        n => format!("golden changed: {n} statistics left their tolerance\n"),
+    };
+    if let Some(effective) = effective {
+        text += &format!("  {effective}\n");
+    }
+    for difference in subject {
+        text += &format!("  subject changed: {difference}\n");
+    }
+    let align = [Align::Left, Align::Right, Align::Right, Align::Right, Align::Left, Align::Left];
+    let head = ["statistic", "golden", "now", "change", "tolerance", ""];
+    let mut table = vec![head.map(Cell::new).into()];
+    table.extend(rows.iter().map(|row| -> Vec<Cell> {
+        let [old, new] = &row.text;
+        let mark = if row.holds() { "" } else { "✗" };
+        [row.name, old, new, &change(row), &row.tolerance.to_string(), mark].map(Cell::new).into()
+    }));
+    text + &render(&align, &table)
+}
+
+/// The change in the tolerance's own terms: a difference where that is absolute, else a share.
+fn change(row: &Row) -> String {
+    match row.tolerance {
+        Tolerance::Absolute(_) if row.name == "tokens_scored" => {
+            format!("{:+}", row.new - row.old)
+        }
+        Tolerance::Absolute(_) => format!("{:+.4}", row.new - row.old),
+        _ if row.old == row.new => "0 %".into(),
+        _ if row.old == 0.0 => "from 0".into(),
+        _ => format!("{:+.1} %", (row.new / row.old - 1.0) * 100.0),
+    }
+}
+
+/// Decides for insta what kvgate has decided already.
+#[derive(Clone, Copy)]
+struct Decided {
+    matches: bool,
+}
+
+impl insta::Comparator for Decided {
+    fn matches(&self, _: &insta::Snapshot, _: &insta::Snapshot) -> bool {
+        self.matches
+    }
+
+    fn dyn_clone(&self) -> Box<dyn insta::Comparator> {
+        Box::new(*self)
+    }
+}
+
+/// Lets insta note the golden as referenced and write, or clear away, its pending snapshot.
+fn offer(root: &Path, stem: &str, comparison: &Comparison, new: &Golden) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path(absolute(root).join("goldens"));
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    let matches = *comparison == Comparison::Matches;
+    settings.set_comparator(Box::new(Decided { matches }));
+    ASSERTING.set(true);
+    let asserted = catch_unwind(AssertUnwindSafe(|| {
+        settings.bind(|| insta::assert_snapshot!(stem, new.to_string()));
+    }));
+    ASSERTING.set(false);
+    drop(asserted); // `comparison` has said it already
+                    // insta names the source file of this library, a path of this machine; a golden accepted from
+                    // here shall be the same file as one that `accept` writes
+    let pending = pending(root, stem);
+    if pending.exists() {
+        // best effort: the verdict stands whatever becomes of the pending file
+        let _ = write_atomically(&pending, |w| w.write_all(new.snapshot().as_bytes()));
+    }
+}
+
+/// Where insta leaves a snapshot to review.
+pub(super) fn pending(root: &Path, stem: &str) -> PathBuf {
+    let root = match env::var_os("INSTA_PENDING_DIR") {
+        Some(folder) if !folder.is_empty() => PathBuf::from(folder),
+        _ => root.into(),
+    };
+    path(&root, stem).with_extension("snap.new")
+}
+
+/// Tells `cargo insta test --unreferenced` that a golden whose case did not run is in use.
+pub fn note_not_run(root: &Path, stem: &str) {
+    let Some(list) = env::var_os("INSTA_SNAPSHOT_REFERENCES_FILE") else { return };
+    let line = format!("{}\n", path(&absolute(root), stem).display());
+    let noted = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&list)
+        .and_then(|mut file| file.write_all(line.as_bytes()));
+    if let Err(error) = noted {
+        eprintln!("warning: {}: {error}", Path::new(&list).display());
+    }
+}
+
+/// insta joins relative paths to the folder of the asserting source file.
+fn absolute(root: &Path) -> PathBuf {
+    let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
+    std::path::absolute(root).unwrap_or_else(|_| root.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stem as stem_of;
+    use super::*;
+    use crate::report::fixture;
+    use crate::results::Outcome;
+    use std::process::Command;
+
+    const STEM: &str = "gemma-3-270m__q4_0";
+
+    fn accepted(root: &Path, edit: impl FnOnce(&mut Golden)) -> PathBuf {
+        let results = fixture::results();
+        let measurement = &results.measurements[0];
+        let mut golden = Golden::of(measurement, &measurement.schemes[1]).unwrap();
+        edit(&mut golden);
+        let file = path(root, STEM);
+        write_atomically(&file, |w| w.write_all(golden.snapshot().as_bytes())).unwrap();
+        file
+    }
+
+    /// Not a test of its own: insta reads its environment once in a process, so each mode gets a
+    /// process, which runs this and prints the verdict.
+    #[test]
+    #[ignore = "run by the tests below, in a process of its own"]
+    fn child() {
+        let Some(root) = env::var_os("KVGATE_TEST_ROOT").map(PathBuf::from) else { return };
+        prepare_insta(&root);
+        let results = fixture::results();
+        let measurement = &results.measurements[0];
+        let scheme = &measurement.schemes[1];
+        let stem = stem_of(&measurement.model, &scheme.scheme);
+        let verdict = check(&root, &stem, measurement, scheme);
+        println!("verdict={:?}\n{}", verdict.verdict, verdict.message);
+    }
+
+    /// Output of a process that checks the fixture's `q4_0` against the golden under `root`.
+    fn checked(root: &Path, vars: &[(&str, &str)]) -> String {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--exact", "golden::review::tests::child", "--ignored", "--nocapture"]);
+        for name in ["CI", "TF_BUILD", "INSTA_UPDATE", "INSTA_FORCE_PASS", "INSTA_PENDING_DIR"] {
+            command.env_remove(name);
+        }
+        command.env("KVGATE_TEST_ROOT", root).envs(vars.iter().copied());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(stderr, "", "insta must be silent");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn a_match_passes_silently_and_clears_the_pending_file() {
+        let root = tempfile::tempdir().unwrap();
+        let file = accepted(root.path(), |g| g.values[0] *= 1.1);
+        std::fs::write(file.with_extension("snap.new"), "old").unwrap();
+        let before = std::fs::read(&file).unwrap();
+        assert!(checked(root.path(), &[]).contains("verdict=Pass\n\n"));
+        assert!(!file.with_extension("snap.new").exists());
+        assert_eq!(std::fs::read(&file).unwrap(), before, "a passing golden does not churn");
+    }
+
+    #[test]
+    fn no_mode_of_insta_turns_a_mismatch_green_or_overwrites_a_golden() {
+        for vars in [
+            &[("INSTA_FORCE_PASS", "1")][..],
+            &[("INSTA_UPDATE", "always")],
+            &[("INSTA_UPDATE", "force"), ("INSTA_FORCE_PASS", "1")],
+            &[("INSTA_UPDATE", "unseen")],
+            &[("INSTA_FORCE_UPDATE", "1")],
+            &[("INSTA_UPDATE", "no")],
+            &[("CI", "true")],
+            &[("INSTA_REQUIRE_FULL_MATCH", "1")],
+            &[("INSTA_FORCE_PASS", "nonsense")],
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let file = accepted(root.path(), |g| g.values[0] *= 2.0);
+            let before = std::fs::read(&file).unwrap();
+            assert!(checked(root.path(), vars).contains("verdict=GoldenChanged"), "{vars:?}");
+            assert_eq!(std::fs::read(&file).unwrap(), before, "{vars:?}");
+        }
+    }
+
+    #[test]
+    fn insta_settings_of_the_repository_do_not_either() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("insta.yaml"), "behavior:\n  update: always\n").unwrap();
+        let file = accepted(root.path(), |g| g.values[0] *= 2.0);
+        let before = std::fs::read(&file).unwrap();
+        assert!(checked(root.path(), &[]).contains("verdict=GoldenChanged"));
+        assert_eq!(std::fs::read(&file).unwrap(), before);
+    }
+
+    #[test]
+    fn a_change_shows_a_table_and_waits_for_review() {
+        let root = tempfile::tempdir().unwrap();
+        let file = accepted(root.path(), |g| {
+            g.values[0] *= 0.5;
+            g.values[7] += 0.01;
+        });
+        let output = checked(root.path(), &[]);
+        let message = "\
+verdict=GoldenChanged
+golden changed: 1 statistic left its tolerance
+  statistic        golden      now    change  tolerance
+  tokens_scored      4096     4096        +0  equal
+  mean_kld        0.03060  0.06120  +100.0 %  ± 25 %     ✗
+  median_kld      0.02000  0.02000       0 %  ± 25 %
+  p90_kld          0.1500   0.1500       0 %  ± 35 %
+  p95_kld          0.2500   0.2500       0 %  ± 35 %
+  p99_kld          0.7000   0.7000       0 %  shown
+  p999_kld          1.500    1.500       0 %  shown
+  max_kld           2.250    2.250       0 %  shown
+  top1_agreement   0.8712   0.8612   -0.0100  ± 0.04
+  rms_dp          0.08100  0.08100       0 %  ± 25 %
+  ppl               22.03    22.03       0 %  shown
+  ppl_ratio        1.0442   1.0442       0 %  shown
+  baseline_ppl      21.10    21.10       0 %  ± 0.5 %
+to accept what was measured: `cargo insta review`, or `kvgate accept results.json 'gemma-3-270m::q4_0'`
+";
+        assert!(output.contains(message), "{output}");
+        let pending = std::fs::read_to_string(file.with_extension("snap.new")).unwrap();
+        let results = fixture::results();
+        let measured = Golden::of(&results.measurements[0], &results.measurements[0].schemes[1]);
+        assert_eq!(pending, measured.unwrap().snapshot());
+    }
+
+    #[test]
+    fn no_golden_yet_is_red_and_pending_where_insta_was_told() {
+        let root = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let folder = elsewhere.path().to_str().unwrap();
+        let vars = [("INSTA_PENDING_DIR", folder), ("INSTA_UPDATE", "new"), ("CI", "true")];
+        let output = checked(root.path(), &vars);
+        assert!(output.contains("verdict=GoldenChanged\nno golden yet\nto accept what was"));
+        let pending = elsewhere.path().join("goldens").join(format!("{STEM}.snap.new"));
+        assert!(std::fs::read_to_string(pending).unwrap().starts_with("---\nsource: kvgate\n---"));
+        // in CI nothing is pending, so no review is offered
+        assert!(!checked(root.path(), &[("CI", "true")]).contains("cargo insta review"));
+    }
+
+    #[test]
+    fn stale_shows_conditions_and_no_values() {
+        let root = tempfile::tempdir().unwrap();
+        let file = accepted(root.path(), |g| {
+            g.conditions.context = 4096;
+            g.values[0] *= 2.0;
+        });
+        let output = checked(root.path(), &[]);
+        assert!(output.contains("verdict=Stale\nstale: "), "{output}");
+        assert!(output.contains("  context: 4096 → 512\n"), "{output}");
+        assert!(!output.contains("mean_kld"), "{output}");
+        assert!(!file.with_extension("snap.new").exists());
+    }
+
+    #[test]
+    fn another_subject_is_red_although_values_agree() {
+        let root = tempfile::tempdir().unwrap();
+        accepted(root.path(), |g| g.subject.weights_sha256 = "other".into());
+        let output = checked(root.path(), &[]);
+        assert!(output.contains("verdict=GoldenChanged\ngolden changed: values within tolerance\n"));
+        assert!(output.contains("  subject changed: weights: other → a5fd3b62\n"), "{output}");
+    }
+
+    #[test]
+    fn a_damaged_golden_or_a_failed_measurement_is_an_error() {
+        let root = tempfile::tempdir().unwrap();
+        let file = accepted(root.path(), |_| ());
+        std::fs::write(&file, "---\nsource: kvgate\n---\n<<<<<<< HEAD\n").unwrap();
+        let output = checked(root.path(), &[]);
+        assert!(output.contains("verdict=Error"), "{output}");
+        assert!(output.contains("q4_0.snap:4: a merge left its markers here"), "{output}");
+
+        let results = fixture::results();
+        let failed = &results.measurements[0].schemes[2];
+        assert!(matches!(failed.outcome, Outcome::Failed { .. }));
+        let verdict = check(root.path(), "x", &results.measurements[0], failed);
+        assert_eq!(verdict.verdict, Verdict::Error);
+        assert_eq!(verdict.message, "not measured: layer 3: K is NaN");
+    }
+
+    #[test]
+    fn goldens_in_use_are_noted_whether_their_case_ran_or_not() {
+        let root = tempfile::tempdir().unwrap();
+        let list = root.path().join("references");
+        let vars = [("INSTA_SNAPSHOT_REFERENCES_FILE", list.to_str().unwrap())];
+        let file = accepted(root.path(), |_| ());
+        checked(root.path(), &vars);
+        accepted(root.path(), |g| g.conditions.chunks = 1);
+        checked(root.path(), &vars);
+        let line = format!("{}\n", file.display());
+        assert_eq!(std::fs::read_to_string(&list).unwrap(), line.repeat(2));
+    }
+}

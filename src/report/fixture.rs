@@ -1,0 +1,166 @@
+//! A small run for tests: a model with one scheme that passes, one that regressed and one that
+//! failed, and cases of a model that has no numbers.
+
+use crate::kv::Scheme;
+use crate::measure::stats::{Part, Statistics};
+use crate::policy::{Cell, Expectation, ModelPolicy, Policy, Source};
+use crate::results::*;
+use crate::verdict::Verdict;
+
+/// The policy that the run was made under; its corpus files do not exist.
+pub(crate) fn policy() -> Policy {
+    let cell = |label: &str| Cell {
+        label: label.into(),
+        scheme: label.parse().unwrap(),
+        expect: Expectation::Pass,
+        reason: None,
+        limits: Vec::new(),
+        ignored: false,
+    };
+    let source = Source { path: "m.gguf".into(), sha256: None, tokenizer: None, fetch: None };
+    let model = ModelPolicy {
+        name: "gemma-3-270m".into(),
+        source,
+        corpus: vec!["prose.txt".into(), "code.txt".into()],
+        context: 512,
+        chunks: 16,
+        baseline: "f16".parse::<Scheme>().unwrap(),
+        cells: ["q8_0", "q4_0", "q8_0/q4_0"].map(cell).into(),
+    };
+    Policy { path: "thresholds.toml".into(), sha256: "9f".into(), models: vec![model] }
+}
+
+pub(crate) fn results() -> Results {
+    Results {
+        format: FORMAT,
+        engine: "kvgate 0.1.0".into(),
+        head: Some("abc123".into()),
+        policy: Some(PolicyFile { path: "thresholds.toml".into(), sha256: "9f".into() }),
+        measurements: vec![measurement()],
+        cases: cases(),
+    }
+}
+
+fn measurement() -> Measurement {
+    Measurement {
+        model: "gemma-3-270m".into(),
+        subject: Subject {
+            weights_sha256: "a5fd3b62".into(),
+            tokenizer_sha256: None,
+            architecture: "gemma3".into(),
+        },
+        conditions: Conditions {
+            corpus: [("prose", "11aa"), ("code", "22bb")]
+                .map(|(category, sha256)| CorpusFile {
+                    category: category.into(),
+                    sha256: sha256.into(),
+                })
+                .into(),
+            context: 512,
+            chunks: 16,
+            baseline: "f16".into(),
+            engine: "kvgate 0.1.0".into(),
+            device: "cpu".into(),
+            weights: "f32".into(),
+        },
+        run: RunInfo {
+            baseline_ppl: 21.1,
+            device: "Some CPU".into(),
+            dtype: "f32".into(),
+            seconds: 61.34,
+            peak_bytes: 1_600_000_000,
+            notes: vec!["code: 37 tokens of the tail dropped".into()],
+        },
+        controls: vec![
+            control("identity", "f16", 0.0, "exactly 0"),
+            control("bad lane", "q4_0:norot", 2.5, "at least 0.5"),
+        ],
+        schemes: vec![
+            scheme("q8_0", [8.5, 8.5], measured(good())),
+            scheme("q4_0", [4.5, 4.5], measured(bad())),
+            scheme("q8_0/q4_0", [8.5, 4.5], Outcome::Failed { error: "layer 3: K is NaN".into() }),
+        ],
+    }
+}
+
+fn control(name: &str, effective: &str, mean_kld: f64, must: &str) -> Control {
+    Control {
+        name: name.into(),
+        effective: effective.into(),
+        mean_kld,
+        top1_agreement: 1.0,
+        must: must.into(),
+        ok: true,
+    }
+}
+
+fn scheme(label: &str, [k, v]: [f64; 2], outcome: Outcome) -> SchemeResult {
+    SchemeResult {
+        scheme: label.into(),
+        effective: label.into(),
+        bits_per_element: BitsPerElement { k, v },
+        outcome,
+    }
+}
+
+fn measured(statistics: Statistics) -> Outcome {
+    let part = Part { category: "prose".into(), tokens: 256, ..Part::default() };
+    Outcome::Measured { statistics, parts: vec![part] }
+}
+
+fn good() -> Statistics {
+    Statistics {
+        tokens_scored: 4096,
+        mean_kld: 0.00051,
+        mean_kld_se: 0.00002,
+        p99_kld: 0.0058,
+        top1_agreement: 0.9902,
+        ppl: 21.11,
+        ppl_ratio: 1.0003,
+        baseline_ppl: 21.1,
+        ..Statistics::default()
+    }
+}
+
+fn bad() -> Statistics {
+    Statistics {
+        tokens_scored: 4096,
+        mean_kld: 0.0612,
+        mean_kld_se: 0.0015,
+        median_kld: 0.02,
+        p90_kld: 0.15,
+        p95_kld: 0.25,
+        p99_kld: 0.7,
+        p999_kld: 1.5,
+        max_kld: 2.25,
+        top1_agreement: 0.8612,
+        top1_agreement_se: 0.0054,
+        rms_dp: 0.081,
+        rms_dp_se: 0.002,
+        ppl: 22.03,
+        ppl_se: 0.5,
+        ppl_ratio: 1.0442,
+        ppl_ratio_se: 0.004,
+        baseline_ppl: 21.1,
+    }
+}
+
+fn cases() -> Vec<CaseResult> {
+    let case = |case: &str, verdict, message: &str| CaseResult {
+        case: case.into(),
+        verdict,
+        message: message.into(),
+    };
+    let regressed = "mean_kld 0.0612 is over its limit 0.05 (thresholds.toml:9)\n\
+                     run `kvgate run gemma-3-270m::q4_0`";
+    let changed = "golden changed: 1 statistic left its tolerance";
+    vec![
+        case("gemma-3-270m::q8_0::kld", Verdict::Pass, ""),
+        case("gemma-3-270m::q8_0::golden", Verdict::Pass, ""),
+        case("gemma-3-270m::q4_0::kld", Verdict::Regressed, regressed),
+        case("gemma-3-270m::q4_0::golden", Verdict::GoldenChanged, changed),
+        case("gemma-3-270m::q8_0/q4_0::kld", Verdict::Error, "layer 3: K is NaN"),
+        case("tiny::q4_0::kld", Verdict::FailsAsRequired, ""),
+        case("tiny::q4_0::golden", Verdict::Ignored, ""),
+    ]
+}

@@ -1,0 +1,183 @@
+//! `results.json`: written and read with every number in place.
+
+use crate::files::write_atomically;
+use crate::results::{Results, FORMAT};
+use serde_json::Value;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Why `results.json` could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum JsonError {
+    /// The folder is missing and cannot be made, is not writable, or the disk is full.
+    #[error("{path}: {source}; is the folder writable, and the disk not full? Another folder can be named")]
+    Write {
+        /// The file.
+        path: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file is missing or cannot be read.
+    #[error("{path}: {source}; `kvgate run` writes it")]
+    Read {
+        /// The file.
+        path: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file ends too early.
+    #[error("{path}: truncated at line {line}; run again, or copy the whole file")]
+    Truncated {
+        /// The file.
+        path: String,
+        /// Its last line.
+        line: usize,
+    },
+    /// Written by another version.
+    #[error("{path}: format {found}, and this kvgate reads format {FORMAT}; use the version that wrote it, or run again")]
+    Format {
+        /// The file.
+        path: String,
+        /// The format it names.
+        found: String,
+    },
+    /// JSON has no NaN: it becomes `null`, and a gate must not read over it.
+    #[error(
+        "{path}: {place} is not a number (NaN or infinite): the measurement cannot be trusted"
+    )]
+    NotANumber {
+        /// The file.
+        path: String,
+        /// `measurements[0].schemes[1].mean_kld`
+        place: String,
+    },
+    /// Not what kvgate writes.
+    #[error("{path}: {source}")]
+    Malformed {
+        /// The file.
+        path: String,
+        /// What is wrong, and where.
+        source: serde_json::Error,
+    },
+}
+
+/// Writes `results.json` into the folder, which is created when missing, and returns its path.
+pub fn write(folder: &Path, results: &Results) -> Result<PathBuf, JsonError> {
+    let path = folder.join("results.json");
+    let name = path.display().to_string();
+    let value = serde_json::to_value(results)
+        .map_err(|source| JsonError::Malformed { path: name.clone(), source })?;
+    no_null(&value, &name)?;
+    write_atomically(&path, |w| {
+        serde_json::to_writer_pretty(&mut *w, &value)?;
+        w.write_all(b"\n")
+    })
+    .map_err(|source| JsonError::Write { path: name, source })?;
+    Ok(path)
+}
+
+/// Reads what [`write()`] wrote.
+pub fn read(path: &Path) -> Result<Results, JsonError> {
+    let name = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| JsonError::Read { path: name.clone(), source })?;
+    let malformed = |source: serde_json::Error| match source.is_eof() {
+        true => JsonError::Truncated { path: name.clone(), line: source.line() },
+        false => JsonError::Malformed { path: name.clone(), source },
+    };
+    let value: Value = serde_json::from_str(&text).map_err(malformed)?;
+    // before the rest: another format may have other fields
+    let found = &value["format"];
+    if *found != FORMAT {
+        return Err(JsonError::Format { path: name.clone(), found: found.to_string() });
+    }
+    no_null(&value, &name)?;
+    // from the text, not from the value: these errors name line and column
+    serde_json::from_str(&text).map_err(malformed)
+}
+
+/// Only these may be null: there is no repository, or no policy.
+const OPTIONAL: [&str; 2] = ["head", "policy"];
+
+fn no_null(value: &Value, path: &str) -> Result<(), JsonError> {
+    let fields = value.as_object().into_iter().flatten();
+    let found = fields
+        .filter(|(key, _)| !OPTIONAL.contains(&key.as_str()))
+        .find_map(|(key, value)| null_in(value, key.clone()));
+    match found {
+        Some(place) => Err(JsonError::NotANumber { path: path.into(), place }),
+        None => Ok(()),
+    }
+}
+
+/// The place of the first null in a value.
+fn null_in(value: &Value, place: String) -> Option<String> {
+    match value {
+        Value::Null => Some(place),
+        Value::Array(values) => {
+            values.iter().enumerate().find_map(|(i, v)| null_in(v, format!("{place}[{i}]")))
+        }
+        Value::Object(fields) => {
+            fields.iter().find_map(|(key, v)| null_in(v, format!("{place}.{key}")))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+    use crate::results::Outcome;
+
+    #[test]
+    fn reads_back_what_it_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let results = fixture::results();
+        let path = write(&folder.path().join("new/folder"), &results).unwrap();
+        let read = read(&path).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), serde_json::to_value(results).unwrap());
+    }
+
+    #[test]
+    fn every_damage_has_its_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(folder.path(), &fixture::results()).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let says = |text: &str, what: &str| {
+            std::fs::write(&path, text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        };
+        says(&text[..text.len() / 2], "truncated at line ");
+        says("", "truncated at line 1");
+        says(
+            &text.replace("\"format\": 1", "\"format\": 2"),
+            "format 2, and this kvgate reads for",
+        );
+        says("{}", "format null");
+        says("[]", "format null");
+        says(
+            &text.replace("\"mean_kld\": 0.0612", "\"mean_kld\": null"),
+            "measurements[0].schemes[1].mean_kld is not a number",
+        );
+        says(&text.replace("\"mean_kld\": 0.0612", "\"mean_kld\": NaN"), "expected value at line ");
+        says(&text.replace("\"engine\"", "\"motor\""), "motor");
+        assert!(read(&folder.path().join("no.json"))
+            .unwrap_err()
+            .to_string()
+            .contains("no.json: "));
+    }
+
+    #[test]
+    fn a_nan_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut results = fixture::results();
+        let outcome = &mut results.measurements[0].schemes[0].outcome;
+        let Outcome::Measured { statistics, .. } = outcome else { panic!() };
+        statistics.p99_kld = f64::NAN;
+        let error = write(folder.path(), &results).unwrap_err().to_string();
+        assert!(error.contains("results.json: measurements[0].schemes[0].p99_kld is not a numb"));
+        assert!(!folder.path().join("results.json").exists());
+    }
+}

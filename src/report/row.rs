@@ -1,0 +1,125 @@
+//! One line of a report: a scheme with its numbers and its cases.
+
+use crate::measure::stats::Statistics;
+use crate::results::{CaseResult, Measurement, Outcome, Results, SchemeResult};
+use crate::verdict::Verdict;
+
+/// A scheme of a model. Its numbers, or its cases, may be missing: a model that could not be loaded
+/// has cases only, and `kvgate measure` has numbers only.
+pub(super) struct Row<'a> {
+    pub model: &'a str,
+    pub label: &'a str,
+    pub scheme: Option<&'a SchemeResult>,
+    /// The `kld` case and the `golden` case.
+    pub cases: [Option<&'a CaseResult>; 2],
+}
+
+impl<'a> Row<'a> {
+    pub fn statistics(&self) -> Option<&'a Statistics> {
+        match &self.scheme?.outcome {
+            Outcome::Measured { statistics, .. } => Some(statistics),
+            Outcome::Failed { .. } => None,
+        }
+    }
+
+    pub fn is_red(&self) -> bool {
+        self.cases.iter().flatten().any(|case| case.verdict.is_red())
+    }
+
+    /// Cells of the numbers' columns, from `bits K/V` to `PPL ratio`.
+    pub fn numbers(&self) -> [String; 5] {
+        let dash = || "–".to_string();
+        let bits = self.scheme.map_or(dash(), |s| {
+            let bits = s.bits_per_element;
+            format!("{} / {}", bits.k, bits.v)
+        });
+        let Some(s) = self.statistics() else {
+            return [bits, dash(), dash(), dash(), dash()];
+        };
+        [
+            bits,
+            format!("{:.5} ± {:.5}", s.mean_kld, s.mean_kld_se),
+            format!("{:.4}", s.p99_kld),
+            format!("{:.2} %", s.top1_agreement * 100.0),
+            format!("{:.4}", s.ppl_ratio),
+        ]
+    }
+
+    fn of(model: &'a str, label: &'a str, results: &'a Results) -> Self {
+        let scheme = results
+            .measurements
+            .iter()
+            .filter(|m| m.model == model)
+            .flat_map(|m| &m.schemes)
+            .find(|s| s.scheme == label);
+        let cases = ["kld", "golden"].map(|kind| {
+            let name = format!("{model}::{label}::{kind}");
+            results.cases.iter().find(|case| case.case == name)
+        });
+        Self { model, label, scheme, cases }
+    }
+}
+
+/// The header of [`Row::numbers`].
+pub(super) const NUMBERS: [&str; 5] = ["bits K/V", "mean KLD", "p99", "top-1", "PPL ratio"];
+
+/// Names of models, in the order of measurements, then of cases.
+pub(super) fn models(results: &Results) -> Vec<&str> {
+    let measured = results.measurements.iter().map(|m| m.model.as_str());
+    unique(measured.chain(results.cases.iter().map(|case| words(&case.case).0)))
+}
+
+/// The rows of a model: schemes in the order of the measurement, then those with cases only.
+pub(super) fn rows<'a>(results: &'a Results, model: &'a str) -> Vec<Row<'a>> {
+    let measured = measurement(results, model).into_iter().flat_map(|m| &m.schemes);
+    let judged = results.cases.iter().map(|case| words(&case.case)).filter(|w| w.0 == model);
+    let labels = unique(measured.map(|s| s.scheme.as_str()).chain(judged.map(|w| w.1)));
+    labels.into_iter().map(|label| Row::of(model, label, results)).collect()
+}
+
+pub(super) fn measurement<'a>(results: &'a Results, model: &str) -> Option<&'a Measurement> {
+    results.measurements.iter().find(|m| m.model == model)
+}
+
+/// Numbers of the scheme that a case is about.
+pub(super) fn statistics_of<'a>(results: &'a Results, case: &'a str) -> Option<&'a Statistics> {
+    let (model, label) = words(case);
+    Row::of(model, label, results).statistics()
+}
+
+/// Cases that are not as the policy wants, the worst first: harm before change, change before what
+/// could not be measured, and the larger divergence first.
+pub(super) fn red_cases(results: &Results) -> Vec<&CaseResult> {
+    let mut red: Vec<_> = results.cases.iter().filter(|case| case.verdict.is_red()).collect();
+    let kld = |case: &&CaseResult| statistics_of(results, &case.case).map_or(0.0, |s| s.mean_kld);
+    red.sort_by(|a, b| rank(a.verdict).cmp(&rank(b.verdict)).then(kld(b).total_cmp(&kld(a))));
+    red
+}
+
+fn rank(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Regressed => 0,
+        Verdict::UnexpectedPass => 1,
+        Verdict::GoldenChanged => 2,
+        Verdict::Stale => 3,
+        Verdict::Inconclusive => 4,
+        Verdict::Error => 5,
+        Verdict::Pass | Verdict::FailsAsRequired | Verdict::Reported | Verdict::Ignored => 6,
+    }
+}
+
+/// Model and scheme of a case's name.
+fn words(case: &str) -> (&str, &str) {
+    let (model, rest) = case.split_once("::").unwrap_or((case, ""));
+    (model, rest.rsplit_once("::").map_or(rest, |(label, _)| label))
+}
+
+fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut unique = Vec::new();
+    for name in names {
+        if !unique.contains(&name) {
+            unique.push(name);
+        }
+    }
+    unique
+}

@@ -1,0 +1,189 @@
+//! The report for a terminal.
+
+use super::row::{measurement, models, red_cases, rows, Row, NUMBERS};
+use super::table::{self, Align, Cell};
+use crate::results::{CaseResult, Measurement, Results};
+use crate::verdict::Verdict;
+use anstyle::{AnsiColor, Style};
+
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+
+/// The whole report with its colours; print it through a stream that strips them where they are not
+/// wanted.
+pub fn render(results: &Results) -> String {
+    let mut out = String::new();
+    for model in models(results) {
+        let facts = measurement(results, model).map_or("\n".into(), facts);
+        out += &format!("\n{BOLD}{model}{BOLD:#}{facts}");
+        out += &scheme_table(&rows(results, model), !results.cases.is_empty());
+    }
+    for case in red_cases(results) {
+        out += &message(case);
+    }
+    let style = if red_cases(results).is_empty() { BOLD } else { colour(Verdict::Error).bold() };
+    format!("{out}\n{style}{}{style:#}\n", super::sentence(results))
+}
+
+/// What was measured, on what, and the lanes that prove the ruler.
+fn facts(measurement: &Measurement) -> String {
+    let (run, conditions) = (&measurement.run, &measurement.conditions);
+    let corpus: Vec<_> = conditions.corpus.iter().map(|f| f.category.as_str()).collect();
+    let mut out = format!(
+        "  baseline {} PPL {:.3} · {} × {} of {} · {}, {} · {:.1} s · {}\n",
+        conditions.baseline,
+        run.baseline_ppl,
+        conditions.context,
+        conditions.chunks,
+        corpus.join(", "),
+        run.device,
+        run.dtype,
+        run.seconds,
+        memory(run.peak_bytes),
+    );
+    if !measurement.controls.is_empty() {
+        let controls = measurement.controls.iter().map(|c| {
+            let mark = if c.ok { "✓" } else { "✗" };
+            let style = colour(if c.ok { Verdict::Pass } else { Verdict::Error });
+            format!(
+                "{} {} KLD {:.4} {style}{mark} {}{style:#}",
+                c.name, c.effective, c.mean_kld, c.must
+            )
+        });
+        out += &format!("  controls: {}\n", controls.collect::<Vec<_>>().join(" · "));
+    }
+    for note in &run.notes {
+        out += &format!("  {DIM}note: {note}{DIM:#}\n");
+    }
+    out
+}
+
+fn scheme_table(rows: &[Row], judged: bool) -> String {
+    let mut align = vec![Align::Left];
+    align.extend([Align::Right; NUMBERS.len()]);
+    let mut head = vec![Cell::styled("scheme", DIM)];
+    head.extend(NUMBERS.map(|name| Cell::styled(name, DIM)));
+    if judged {
+        align.extend([Align::Left; 2]);
+        head.extend(["limits", "golden"].map(|name| Cell::styled(name, DIM)));
+    }
+    let mut table = vec![head];
+    for row in rows {
+        let mut cells = vec![Cell::new(name(row))];
+        cells.extend(row.numbers().map(Cell::new));
+        if judged {
+            cells.extend(row.cases.map(verdict));
+        }
+        table.push(cells);
+    }
+    table::render(&align, &table)
+}
+
+/// The scheme's name, and what really ran where that is spelled otherwise.
+fn name(row: &Row) -> String {
+    match row.scheme {
+        Some(scheme) if scheme.effective != row.label => {
+            format!("{} = {}", row.label, scheme.effective)
+        }
+        _ => row.label.into(),
+    }
+}
+
+fn verdict(case: Option<&CaseResult>) -> Cell {
+    match case.map(|case| case.verdict) {
+        None => Cell::new(""),
+        // its symbol says it in words already
+        Some(verdict @ Verdict::FailsAsRequired) => Cell::styled(verdict.symbol(), colour(verdict)),
+        Some(verdict) => {
+            Cell::styled(format!("{} {}", verdict.symbol(), verdict.label()), colour(verdict))
+        }
+    }
+}
+
+fn message(case: &CaseResult) -> String {
+    let style = colour(case.verdict);
+    let title = format!("{} {}", case.verdict.symbol(), case.case);
+    let mut out = format!("\n{style}{title}: {}{style:#}\n", case.verdict.label());
+    for line in case.message.lines() {
+        out += &format!("  {line}\n");
+    }
+    out
+}
+
+fn colour(verdict: Verdict) -> Style {
+    let colour = match verdict {
+        Verdict::Pass => AnsiColor::Green,
+        Verdict::FailsAsRequired | Verdict::Reported | Verdict::Ignored => AnsiColor::Cyan,
+        Verdict::GoldenChanged | Verdict::Stale | Verdict::Inconclusive => AnsiColor::Yellow,
+        Verdict::Regressed | Verdict::UnexpectedPass | Verdict::Error => AnsiColor::Red,
+    };
+    colour.on_default()
+}
+
+/// Bytes for people, in binary units.
+fn memory(bytes: u64) -> String {
+    let mib = bytes as f64 / (1 << 20) as f64;
+    if mib < 1024.0 {
+        format!("{mib:.0} MiB")
+    } else {
+        format!("{:.1} GiB", mib / 1024.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+
+    fn plain(results: &Results) -> String {
+        anstream::adapter::strip_str(&render(results)).to_string()
+    }
+
+    #[test]
+    fn whole_report() {
+        assert_eq!(
+            plain(&fixture::results()),
+            "
+gemma-3-270m  baseline f16 PPL 21.100 · 512 × 16 of prose, code · Some CPU, f32 · 61.3 s · 1.5 GiB
+  controls: identity f16 KLD 0.0000 ✓ exactly 0 · bad lane q4_0:norot KLD 2.5000 ✓ at least 0.5
+  note: code: 37 tokens of the tail dropped
+  scheme      bits K/V           mean KLD     p99    top-1  PPL ratio  limits       golden
+  q8_0       8.5 / 8.5  0.00051 ± 0.00002  0.0058  99.02 %     1.0003  ✓ pass       ✓ pass
+  q4_0       4.5 / 4.5  0.06120 ± 0.00150  0.7000  86.12 %     1.0442  ✗ regressed  ≠ golden changed
+  q8_0/q4_0  8.5 / 4.5                  –       –        –          –  ! error
+
+tiny
+  scheme  bits K/V  mean KLD  p99  top-1  PPL ratio  limits        golden
+  q4_0           –         –    –      –          –  ✗ (expected)  – ignored
+
+✗ gemma-3-270m::q4_0::kld: regressed
+  mean_kld 0.0612 is over its limit 0.05 (thresholds.toml:9)
+  run `kvgate run gemma-3-270m::q4_0`
+
+≠ gemma-3-270m::q4_0::golden: golden changed
+  golden changed: 1 statistic left its tolerance
+
+! gemma-3-270m::q8_0/q4_0::kld: error
+  layer 3: K is NaN
+
+kvgate: 3 of 7 cases red (worst: gemma-3-270m::q4_0::kld regressed, mean KLD 0.0612)
+"
+        );
+    }
+
+    #[test]
+    fn measured_without_a_policy() {
+        let mut results = fixture::results();
+        results.cases.clear();
+        results.measurements[0].schemes[0].scheme = "prod".into();
+        let text = plain(&results);
+        assert!(!text.contains("limits"), "{text}");
+        assert!(text.contains("  prod = q8_0  8.5 / 8.5"), "{text}");
+        assert!(text.ends_with("\nkvgate: 3 schemes measured, nothing judged\n"), "{text}");
+    }
+
+    #[test]
+    fn colours_are_there_to_be_stripped() {
+        assert!(render(&fixture::results()).contains("\u{1b}[31m✗ regressed\u{1b}[0m"));
+    }
+}
