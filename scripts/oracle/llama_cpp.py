@@ -17,7 +17,7 @@ class Params(C.Structure):
     _fields_ = [("blob", C.c_uint8 * 2048)]
 
 
-def _declare(name, result, *args):
+def declare(name, result, *args):
     function = getattr(LIB, name)
     function.restype, function.argtypes = result, args
     return function
@@ -25,15 +25,15 @@ def _declare(name, result, *args):
 
 _LOG = C.CFUNCTYPE(None, C.c_int, C.c_char_p, C.c_void_p)
 _silent = _LOG(lambda level, text, data: None)
-_declare("llama_log_set", None, _LOG, C.c_void_p)(_silent, None)
-_declare("llama_backend_init", None)()
-_model_params = _declare("llama_model_default_params", Params)
-_load = _declare("llama_model_load_from_file", C.c_void_p, C.c_char_p, Params)
-_free = _declare("llama_model_free", None, C.c_void_p)
-_vocab = _declare("llama_model_get_vocab", C.c_void_p, C.c_void_p)
-_add_bos = _declare("llama_vocab_get_add_bos", C.c_bool, C.c_void_p)
-_bos = _declare("llama_vocab_bos", C.c_int32, C.c_void_p)
-_tokenize = _declare(
+declare("llama_log_set", None, _LOG, C.c_void_p)(_silent, None)
+declare("llama_backend_init", None)()
+_model_params = declare("llama_model_default_params", Params)
+_load = declare("llama_model_load_from_file", C.c_void_p, C.c_char_p, Params)
+_free = declare("llama_model_free", None, C.c_void_p)
+_vocab = declare("llama_model_get_vocab", C.c_void_p, C.c_void_p)
+_add_bos = declare("llama_vocab_get_add_bos", C.c_bool, C.c_void_p)
+_bos = declare("llama_vocab_bos", C.c_int32, C.c_void_p)
+_tokenize = declare(
     "llama_tokenize", C.c_int32, C.c_void_p, C.c_char_p, C.c_int32, C.POINTER(C.c_int32), C.c_int32, C.c_bool, C.c_bool
 )
 
