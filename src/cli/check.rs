@@ -1,0 +1,105 @@
+//! `kvgate check`: everything that can be known without inference.
+
+use super::{bytes, Config, Stop, USAGE};
+use crate::gate::Gate;
+use crate::golden::{self, Golden};
+use crate::hash;
+use crate::measure::{corpus, expected_conditions};
+use crate::model::Checkpoint;
+use crate::policy::{golden_stem, ModelPolicy};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    config: Config,
+}
+
+/// Products per second that the time estimate assumes of each core, in FLOP.
+const FLOPS_PER_CORE: f64 = 60e9;
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
+    let gate = arguments.config.gate()?;
+    let mut code = 0;
+    for model in &gate.policy.models {
+        println!("{}", model.name);
+        match check(model) {
+            Ok(lines) => lines.iter().for_each(|line| println!("  {line}")),
+            Err(findings) => {
+                code = USAGE;
+                findings.iter().for_each(|finding| anstream::println!("{finding}"));
+            }
+        }
+        for finding in goldens(&gate, model) {
+            code = code.max(1);
+            println!("  {finding}");
+        }
+    }
+    Ok(code)
+}
+
+fn check(model: &ModelPolicy) -> Result<Vec<String>, Vec<String>> {
+    let missing = model.missing_files();
+    if !missing.is_empty() {
+        return Err(missing.iter().map(|finding| finding.styled()).collect());
+    }
+    one_by_one(model).map_err(|finding| vec![format!("  error: {finding}")])
+}
+
+fn one_by_one(model: &ModelPolicy) -> Result<Vec<String>, String> {
+    let checkpoint = Checkpoint::open(&model.source).map_err(|error| error.to_string())?;
+    let found = hash::of_file(&model.source.path).map_err(|error| error.to_string())?;
+    match &model.source.sha256 {
+        Some(expected) if *expected != found => {
+            return Err(format!("SHA-256 is {found}, the policy says {expected}"));
+        }
+        _ => {}
+    }
+    let texts = model.corpus.iter().map(|path| corpus::read(path));
+    let texts = texts.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
+    corpus::chunks(&texts, &checkpoint.tokenizer, model.context, model.chunks)
+        .map_err(|error| error.to_string())?;
+    let spec = &checkpoint.spec;
+    let lanes = model.cells.iter().filter(|cell| !cell.ignored).count() + 1;
+    let tokens = (lanes * model.chunks * model.context) as f64;
+    let table = (spec.vocab * spec.hidden) as f64;
+    let tables = if spec.tied_head { 1.0 } else { 2.0 };
+    let layers = spec.parameters() as f64 - tables * table;
+    // half of the positions pass the head
+    let flops = 2.0 * tokens * (layers + table / 2.0);
+    let cores = rayon::current_num_threads() as f64;
+    let hidden = tokens * spec.hidden as f64 * 4.0;
+    Ok(vec![
+        format!("model    {} ok, {}", spec.architecture, checkpoint.tokenizer.kind),
+        format!("corpus   {} chunks of {} tokens", model.chunks, model.context),
+        format!("memory   about {}", bytes(spec.parameters() as f64 * 4.0 + hidden.min(2e9))),
+        format!("time     about {:.0} s on {cores} cores", flops / (FLOPS_PER_CORE * cores)),
+    ])
+}
+
+/// Goldens that a run would find missing, unreadable or stale.
+fn goldens(gate: &Gate, model: &ModelPolicy) -> Vec<String> {
+    let mut findings = Vec::new();
+    let mut missing = Vec::new();
+    for cell in model.cells.iter().filter(|cell| !cell.ignored) {
+        match Golden::read(&golden::path(&gate.root, &golden_stem(&model.name, &cell.label))) {
+            Err(error) => findings.push(format!("golden   {error}")),
+            Ok(None) => missing.push(cell.label.as_str()),
+            Ok(Some(golden)) => {
+                let differences = expected_conditions(model, &golden.conditions)
+                    .map(|expected| golden::conditions_differ(&golden.conditions, &expected))
+                    .unwrap_or_default();
+                if !differences.is_empty() {
+                    let list: Vec<_> = differences.iter().map(ToString::to_string).collect();
+                    findings.push(format!("golden   {} is stale: {}", cell.label, list.join("; ")));
+                }
+            }
+        }
+    }
+    if !missing.is_empty() {
+        findings.push(format!(
+            "golden   none yet for {}: `kvgate run`, then `kvgate accept`",
+            missing.join(", ")
+        ));
+    }
+    findings
+}

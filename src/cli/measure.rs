@@ -1,0 +1,140 @@
+//! `kvgate measure`: schemes of one model, without a policy.
+
+use super::{stem, Stop, NOT_MEASURED, USAGE};
+use crate::kv::Scheme;
+use crate::measure::mimic::Mimic;
+use crate::measure::{measure, Request, ENGINE};
+use crate::model::decoder::WeightStorage;
+use crate::policy::Source;
+use crate::progress::Bar;
+use crate::repo;
+use crate::report::{json, terminal};
+use crate::results::{Outcome, Results, FORMAT};
+use crate::verdict;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// A GGUF file
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// Text to measure on; several files are dealt round-robin
+    #[arg(long, required = true, num_args = 1.., value_delimiter = ',', value_name = "FILE")]
+    corpus: Vec<PathBuf>,
+    /// Schemes, such as q8_0,q4_0,q8_0/q4_0,q4_0:norot
+    #[arg(long, required = true, value_delimiter = ',', value_name = "SCHEME")]
+    schemes: Vec<String>,
+    /// Tokens in a chunk; the second half of them is scored
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    context: usize,
+    /// Chunks to measure
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    chunks: usize,
+    /// What schemes are compared with
+    #[arg(long, default_value = "f16", value_name = "SCHEME")]
+    baseline: String,
+    /// A tokenizer.json instead of the model's own tokenizer
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: Device,
+    /// How weights are kept in memory [default: f32 where it fits]
+    #[arg(long, value_name = "TYPE")]
+    weights: Option<Storage>,
+    /// Take on another engine's habits, to compare with its numbers
+    #[arg(long, value_name = "ENGINE")]
+    mimic: Option<Mimic>,
+    /// Write the results there, in the format of results.json
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Device {
+    /// The best that there is, which is the CPU in this version
+    Auto,
+    /// The CPU
+    Cpu,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Storage {
+    F32,
+    Bf16,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
+    let Device::Auto | Device::Cpu = arguments.device;
+    let scheme = |text: &String| {
+        let parsed = text.parse::<Scheme>();
+        parsed.map_err(|error| Stop::new(USAGE, format!("scheme `{text}`: {error}")))
+    };
+    let mut schemes: Vec<(String, Scheme)> = Vec::new();
+    for text in &arguments.schemes {
+        let parsed = scheme(text)?;
+        match schemes.iter().find(|(_, known)| *known == parsed) {
+            Some((label, _)) => {
+                let message = format!("`{label}` and `{text}` are the same scheme");
+                return Err(Stop::new(USAGE, message));
+            }
+            None => schemes.push((text.trim().to_string(), parsed)),
+        }
+    }
+    if arguments.context < 16 || arguments.chunks == 0 {
+        return Err(Stop::new(USAGE, "--context must be at least 16, --chunks at least 1"));
+    }
+    let source = Source {
+        path: arguments.model.clone(),
+        sha256: None,
+        tokenizer: arguments.tokenizer.clone(),
+        fetch: None,
+    };
+    let name = stem(&arguments.model);
+    let request = Request {
+        model: &name,
+        source: &source,
+        corpus: &arguments.corpus,
+        context: arguments.context,
+        chunks: arguments.chunks,
+        baseline: scheme(&arguments.baseline)?,
+        schemes,
+        weights: arguments.weights.map(|storage| match storage {
+            Storage::F32 => WeightStorage::F32,
+            Storage::Bf16 => WeightStorage::Bf16,
+        }),
+        mimic: arguments.mimic,
+    };
+    report(&request, arguments.json.as_deref())
+}
+
+fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
+    let measured = {
+        let bar = Bar::new(request.model);
+        measure(request, &|what, done, all| bar.tell(what, done, all))
+    };
+    let measurement = measured.map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?.measurement;
+    // a mimicked engine has no exact zero and may read below it: its numbers are not judged
+    let distrust = match request.mimic {
+        None => verdict::distrust(&measurement),
+        Some(_) => Default::default(),
+    };
+    let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed { .. });
+    let any_failed = measurement.schemes.iter().any(|scheme| failed(&scheme.outcome));
+    let results = Results {
+        format: FORMAT,
+        engine: ENGINE.into(),
+        head: repo::head(Path::new(".")),
+        policy: None,
+        measurements: vec![measurement],
+        cases: Vec::new(),
+    };
+    anstream::print!("{}", terminal::render(&results));
+    for (scheme, reason) in &distrust {
+        eprintln!("error: {scheme}: {reason}");
+    }
+    if let Some(path) = json {
+        json::write_to(path, &results).map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?;
+    }
+    Ok(if any_failed || !distrust.is_empty() { NOT_MEASURED } else { 0 })
+}

@@ -1,0 +1,126 @@
+//! The command line: one file a command.
+
+mod accept;
+mod check;
+mod inspect;
+mod measure;
+mod run;
+mod schemes;
+
+use crate::gate::Gate;
+use crate::policy::Diagnostic;
+use clap::{Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Exit code for usage and policy errors.
+const USAGE: u8 = 2;
+/// Exit code for a selection that selects nothing.
+const NOTHING_SELECTED: u8 = 3;
+/// Exit code for what could not be measured or written.
+const NOT_MEASURED: u8 = 4;
+
+/// The regression gate for quantized KV caches: measures what a KV scheme does to a model's
+/// next-token distributions, and judges it by thresholds.toml.
+///
+/// Exit codes: 0 all as the policy wants; 1 something is not; 2 usage or policy error; 3 nothing
+/// selected; 4 could not measure.
+#[derive(Parser)]
+#[command(name = "kvgate", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the gate: measures the selected cases and judges them
+    Run(run::Arguments),
+    /// Measures schemes of one model without a policy
+    Measure(measure::Arguments),
+    /// Checks policy, files, hashes, tokenizer, memory and goldens, without inference
+    Check(check::Arguments),
+    /// Shows a model's architecture and what its KV cache costs by scheme
+    Inspect(inspect::Arguments),
+    /// Lists the codecs and the grammar of schemes
+    Schemes,
+    /// Writes goldens from a run's results: needs no model
+    Accept(accept::Arguments),
+}
+
+/// Where the policy is.
+#[derive(clap::Args)]
+struct Config {
+    /// The policy
+    #[arg(long, default_value = "thresholds.toml", value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl Config {
+    /// The gate of the policy, whose warnings are printed.
+    fn gate(&self) -> Result<Gate, Stop> {
+        let (gate, warnings) =
+            Gate::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
+        warn(&warnings);
+        Ok(gate)
+    }
+}
+
+/// A command's end before its time: what to print, and the exit code.
+struct Stop {
+    code: u8,
+    message: String,
+}
+
+impl Stop {
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Stop { code, message: message.into() }
+    }
+}
+
+/// Runs the program.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let done = match Arguments::parse_from(arguments).command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Measure(arguments) => measure::run(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Schemes => schemes::run(),
+        Command::Accept(arguments) => accept::run(&arguments),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(stop) => {
+            anstream::eprintln!("{}", prefixed(&stop.message));
+            ExitCode::from(stop.code)
+        }
+    }
+}
+
+/// Findings of a policy are rendered with their own `error:`.
+fn prefixed(message: &str) -> String {
+    match message.starts_with("error") {
+        true => message.into(),
+        false => format!("error: {message}"),
+    }
+}
+
+fn warn(warnings: &[Diagnostic]) {
+    for warning in warnings {
+        anstream::eprintln!("{}", warning.styled());
+    }
+}
+
+/// The model's name for people: its file's stem.
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// A number of bytes for people.
+fn bytes(n: f64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let unit = (n.max(1.0).log2() / 10.0) as usize;
+    let unit = unit.min(UNITS.len() - 1);
+    format!("{:.1} {}", n / 1024f64.powi(unit as i32), UNITS[unit])
+}

@@ -1,0 +1,132 @@
+//! `kvgate run`: the gate.
+
+use super::{Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
+use crate::gate::{Case, Gate};
+use crate::harness::nothing_selected;
+use crate::progress::Bar;
+use crate::report::{self, sidecar, Outputs};
+use crate::results::{CaseResult, Measurement};
+use crate::verdict::{self, Verdict};
+use crate::golden;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Run only cases whose name contains one of these
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
+    #[command(flatten)]
+    config: Config,
+    /// Filters are whole names
+    #[arg(long)]
+    exact: bool,
+    /// Run ignored cases, too
+    #[arg(long)]
+    include_ignored: bool,
+    /// List the selected cases and stop
+    #[arg(long)]
+    list: bool,
+    /// Folder for results.json and the positions [default: kvgate-results beside the policy]
+    #[arg(long, value_name = "FOLDER")]
+    results: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
+    let gate = arguments.config.gate()?;
+    let cases = select(&gate, arguments);
+    let runs = |case: &&Case| arguments.include_ignored || !case.ignored;
+    let chosen: Vec<Case> = cases.iter().filter(runs).cloned().collect();
+    if chosen.is_empty() {
+        let message = nothing_selected(&gate, &arguments.filters);
+        return Err(Stop::new(NOTHING_SELECTED, message));
+    }
+    if arguments.list {
+        for case in &cases {
+            println!("{}{}", case.name, if case.ignored { " (ignored)" } else { "" });
+        }
+        return Ok(0);
+    }
+    golden::prepare_insta(&gate.root);
+    let folder = arguments.results.clone().unwrap_or_else(|| gate.results_folder());
+    writable(&folder)?;
+    let mut measurements = Vec::new();
+    let mut judged = Vec::new();
+    let mut written = true;
+    for model in 0..gate.policy.models.len() {
+        let own: Vec<&Case> = cases.iter().filter(|case| case.model == model).collect();
+        if !own.iter().any(|case| chosen.iter().any(|c| c.name == case.name)) {
+            judged.extend(own.iter().map(|case| ignored(case)));
+            continue;
+        }
+        let (measured, kept) = measure(&gate, model, &chosen, &folder);
+        written &= kept;
+        judged.extend(own.iter().map(|case| match runs(case) {
+            true => gate.judge(case, &measured),
+            false => ignored(case),
+        }));
+        measurements.extend(measured);
+    }
+    let verdicts: Vec<Verdict> = judged.iter().map(|result| result.verdict).collect();
+    let results = gate.results(measurements, judged);
+    let outputs = Outputs {
+        terminal: true,
+        folder: Some(folder),
+        step_summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
+    };
+    for error in report::emit(&results, &outputs) {
+        written &= error.is_warning();
+        eprintln!("{}: {error}", if error.is_warning() { "warning" } else { "error" });
+    }
+    Ok(match verdict::exit_code(verdicts) {
+        0 if !written => NOT_MEASURED,
+        code => code,
+    })
+}
+
+fn select(gate: &Gate, arguments: &Arguments) -> Vec<Case> {
+    let matches = |case: &Case, filter: &String| match arguments.exact {
+        true => case.name == *filter,
+        false => case.name.contains(filter.as_str()),
+    };
+    let filters = &arguments.filters;
+    let mut cases = gate.cases();
+    cases.retain(|case| filters.is_empty() || filters.iter().any(|f| matches(case, f)));
+    cases
+}
+
+fn ignored(case: &Case) -> CaseResult {
+    CaseResult { case: case.name.clone(), verdict: Verdict::Ignored, message: String::new() }
+}
+
+/// Told before minutes of work, not after.
+fn writable(folder: &std::path::Path) -> Result<(), Stop> {
+    let probe = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
+    probe.map(|_| ()).map_err(|error| {
+        let folder = folder.display();
+        let message = format!("cannot write results into {folder}: {error}; name another folder with --results");
+        Stop::new(NOT_MEASURED, message)
+    })
+}
+
+/// Measures a model and keeps its positions; whether they could be kept.
+fn measure(
+    gate: &Gate,
+    model: usize,
+    chosen: &[Case],
+    folder: &std::path::Path,
+) -> (Result<Measurement, String>, bool) {
+    let name = &gate.policy.models[model].name;
+    let bar = Bar::new(name);
+    let cells = gate.cells(model, chosen);
+    let measured = match gate.measure(model, &cells, &|s, done, all| bar.tell(s, done, all)) {
+        Ok(measured) => measured,
+        Err(error) => return (Err(error), true),
+    };
+    let lanes: Vec<_> =
+        measured.positions.iter().map(|(l, p)| (l.as_str(), p.as_slice())).collect();
+    let kept = sidecar::write(folder, name, &lanes);
+    if let Err(error) = &kept {
+        eprintln!("error: {error}");
+    }
+    (Ok(measured.measurement), kept.is_ok())
+}

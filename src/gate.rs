@@ -1,0 +1,192 @@
+//! The gate: a policy's cases, measured model by model and judged case by case.
+
+use crate::golden::{self, Golden};
+use crate::measure::{measure, Measured, Progress, Request, ENGINE};
+use crate::policy::{golden_stem, CaseKind, Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
+use crate::repo;
+use crate::results::{CaseResult, Measurement, Outcome, PolicyFile, Results, FORMAT};
+use crate::verdict::{self, GoldenValues, Verdict};
+use std::path::{Path, PathBuf};
+
+/// Folder for results, under the policy's folder; `KVGATE_RESULTS` names another.
+const RESULTS: &str = "kvgate-results";
+
+/// A policy and the folder that its goldens lie in.
+pub struct Gate {
+    /// What must hold.
+    pub policy: Policy,
+    /// The policy's folder.
+    pub root: PathBuf,
+}
+
+/// A case, by its place in the policy.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// `model::scheme::kld` or `model::scheme::golden`.
+    pub name: String,
+    /// Index of the model.
+    pub model: usize,
+    /// Index of the cell.
+    pub cell: usize,
+    /// Which of the cell's two cases.
+    pub kind: CaseKind,
+    /// Run only when asked for.
+    pub ignored: bool,
+}
+
+impl Gate {
+    /// Reads a policy; gives its warnings beside the gate.
+    ///
+    /// # Errors
+    /// A policy that cannot be read or says what no policy can mean.
+    pub fn open(path: &Path) -> Result<(Self, Vec<Diagnostic>), PolicyError> {
+        let (policy, warnings) = Policy::load(path)?;
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let root = std::path::absolute(folder)
+            .map_err(|source| PolicyError::Unreadable { path: path.into(), source })?;
+        Ok((Gate { policy, root }, warnings))
+    }
+
+    /// All cases, in the policy's order.
+    pub fn cases(&self) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for (m, model) in self.policy.models.iter().enumerate() {
+            for (c, cell) in model.cells.iter().enumerate() {
+                cases.extend(CaseKind::ALL.map(|kind| Case {
+                    name: model.case(cell, kind),
+                    model: m,
+                    cell: c,
+                    kind,
+                    ignored: cell.ignored,
+                }));
+            }
+        }
+        cases
+    }
+
+    /// Where results go.
+    pub fn results_folder(&self) -> PathBuf {
+        std::env::var_os("KVGATE_RESULTS").map_or_else(|| self.root.join(RESULTS), PathBuf::from)
+    }
+
+    /// The cells of the cases of one model, each once, in the policy's order.
+    pub fn cells<'a>(&'a self, model: usize, cases: &[Case]) -> Vec<&'a Cell> {
+        let wanted = |c: usize| cases.iter().any(|case| case.model == model && case.cell == c);
+        let cells = self.policy.models[model].cells.iter().enumerate();
+        cells.filter(|(c, _)| wanted(*c)).map(|(_, cell)| cell).collect()
+    }
+
+    /// Measures some cells of a model in one pass.
+    ///
+    /// # Errors
+    /// What concerns the whole model, in words.
+    pub fn measure(
+        &self,
+        model: usize,
+        cells: &[&Cell],
+        progress: Progress,
+    ) -> Result<Measured, String> {
+        let model = &self.policy.models[model];
+        let request = Request {
+            model: &model.name,
+            source: &model.source,
+            corpus: &model.corpus,
+            context: model.context,
+            chunks: model.chunks,
+            baseline: model.baseline,
+            schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme)).collect(),
+            weights: None,
+            mimic: None,
+        };
+        measure(&request, progress).map_err(|error| error.to_string())
+    }
+
+    /// Judges a case by what its model's measuring gave.
+    pub fn judge(&self, case: &Case, measured: &Result<Measurement, String>) -> CaseResult {
+        let model = &self.policy.models[case.model];
+        let cell = &model.cells[case.cell];
+        let (verdict, message) = match case.kind {
+            CaseKind::Kld => self.judge_limits(model, cell, measured),
+            CaseKind::Golden => self.judge_golden(model, cell, measured),
+        };
+        CaseResult { case: case.name.clone(), verdict, message }
+    }
+
+    fn judge_limits(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        measured: &Result<Measurement, String>,
+    ) -> (Verdict, String) {
+        let (outcome, distrust) = match outcome(measured, cell) {
+            Ok((outcome, distrust)) => (outcome.clone(), distrust),
+            Err(error) => (Outcome::Failed { error }, None),
+        };
+        let golden = self.golden_values(model, cell);
+        let judgement =
+            verdict::judge(model, cell, &outcome, distrust.as_deref(), golden.as_ref());
+        (judgement.verdict, judgement.message)
+    }
+
+    fn judge_golden(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        measured: &Result<Measurement, String>,
+    ) -> (Verdict, String) {
+        let stem = golden_stem(&model.name, &cell.label);
+        let error = match (measured, outcome(measured, cell)) {
+            (Ok(measurement), Ok((_, None))) => {
+                let schemes = &measurement.schemes;
+                match schemes.iter().find(|scheme| scheme.scheme == cell.label) {
+                    Some(scheme) => {
+                        let found = golden::check(&self.root, &stem, measurement, scheme);
+                        return (found.verdict, found.message);
+                    }
+                    None => "was not measured".into(),
+                }
+            }
+            (_, Ok((_, Some(distrust)))) => distrust,
+            (_, Err(error)) => error,
+            (Err(error), _) => error.clone(),
+        };
+        golden::note_not_run(&self.root, &stem);
+        (Verdict::Error, format!("nothing to compare with the golden: {error}"))
+    }
+
+    /// The accepted values of a cell. A golden that cannot be read is its own case's error.
+    fn golden_values(&self, model: &ModelPolicy, cell: &Cell) -> Option<GoldenValues> {
+        let path = golden::path(&self.root, &golden_stem(&model.name, &cell.label));
+        Golden::read(&path).ok().flatten().map(|golden| golden.statistics())
+    }
+
+    /// The results of a run of this gate.
+    pub fn results(&self, measurements: Vec<Measurement>, cases: Vec<CaseResult>) -> Results {
+        let policy = PolicyFile {
+            path: self.policy.path.display().to_string(),
+            sha256: self.policy.sha256.clone(),
+        };
+        Results {
+            format: FORMAT,
+            engine: ENGINE.into(),
+            head: repo::head(&self.root),
+            policy: Some(policy),
+            measurements,
+            cases,
+        }
+    }
+}
+
+/// The outcome of a cell, and why it cannot be trusted if it cannot.
+fn outcome<'a>(
+    measured: &'a Result<Measurement, String>,
+    cell: &Cell,
+) -> Result<(&'a Outcome, Option<String>), String> {
+    let measurement = measured.as_ref().map_err(Clone::clone)?;
+    let found = measurement.schemes.iter().find(|scheme| scheme.scheme == cell.label);
+    let scheme = found.ok_or("the run has no result for this scheme")?;
+    Ok((&scheme.outcome, verdict::distrust(measurement).remove(&cell.label)))
+}

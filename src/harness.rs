@@ -1,0 +1,263 @@
+//! The test target: each case of the policy is a test that `cargo test` and nextest run.
+
+use crate::gate::{Case, Gate};
+use crate::golden;
+use crate::measure::stats::Position;
+use crate::progress;
+use crate::report::{self, sidecar, Outputs};
+use crate::results::{CaseResult, Measurement};
+use crate::store::Store;
+use crate::verdict::Verdict;
+use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// What libtest exits with when something failed.
+const FAILED: u8 = 101;
+
+/// Runs the gate of `thresholds.toml` beside the package's `Cargo.toml` (`KVGATE_CONFIG` names
+/// another) with the arguments of the command line, as libtest would.
+///
+/// All that a model repository's test target needs, with `harness = false`:
+///
+/// ```no_run
+/// fn main() -> std::process::ExitCode {
+///     kvgate::main()
+/// }
+/// ```
+#[must_use = "return it from main: it is the verdict"]
+pub fn main() -> ExitCode {
+    let (arguments, filters) = arguments();
+    let config = std::env::var_os("KVGATE_CONFIG").map_or("thresholds.toml".into(), PathBuf::from);
+    match run(&config, arguments, &filters) {
+        Ok(code) => code,
+        Err(message) => {
+            anstream::eprintln!("{message}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// libtest-mimic knows one filter and not `--no-capture`; libtest knows more.
+fn arguments() -> (Arguments, Vec<String>) {
+    let all = std::env::args().filter(|argument| argument != "--no-capture");
+    let arguments = Arguments::from_iter(all.clone());
+    match &arguments.filter {
+        Some(_) => {
+            let filters = vec![arguments.filter.clone().unwrap_or_default()];
+            (Arguments { filter: None, ..arguments }, filters)
+        }
+        None => (arguments, Vec::new()),
+    }
+}
+
+fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCode, String> {
+    let (gate, warnings) = Gate::open(config).map_err(|error| error.to_string())?;
+    let cases = select(gate.cases(), &arguments, filters);
+    if arguments.list {
+        let listed = cases.into_iter().map(|case| trial(case, |_| Ok(Completion::Completed)));
+        return Ok(libtest_mimic::run(&arguments, listed.collect()).exit_code());
+    }
+    for warning in &warnings {
+        anstream::eprintln!("{}", warning.styled());
+    }
+    let chosen: Vec<Case> =
+        cases.iter().filter(|case| will_run(case, &arguments)).cloned().collect();
+    if chosen.is_empty() {
+        return Err(nothing_selected(&gate, filters));
+    }
+    if cfg!(debug_assertions) {
+        eprintln!("{SLOW_BUILD}");
+    }
+    golden::prepare_insta(&gate.root);
+    let session = Arc::new(Session::new(gate, chosen));
+    let trials = cases
+        .into_iter()
+        .map(|case| {
+            let session = session.clone();
+            trial(case, move |case| session.run(case))
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let written = session.report(&arguments);
+    Ok(if written { conclusion.exit_code() } else { ExitCode::from(FAILED) })
+}
+
+const SLOW_BUILD: &str = "warning: kvgate was built without optimisation and is tens of times slower; \
+add to Cargo.toml:\n\n[profile.test.package.\"*\"]\nopt-level = 3\ndebug-assertions = false\n\
+overflow-checks = false\n";
+
+/// The cases that filters, `--skip` and `--exact` leave.
+fn select(cases: Vec<Case>, arguments: &Arguments, filters: &[String]) -> Vec<Case> {
+    let matches = |name: &str, filter: &String| match arguments.exact {
+        true => name == filter,
+        false => name.contains(filter.as_str()),
+    };
+    cases
+        .into_iter()
+        .filter(|case| filters.is_empty() || filters.iter().any(|f| matches(&case.name, f)))
+        .filter(|case| !arguments.skip.iter().any(|skip| matches(&case.name, skip)))
+        .collect()
+}
+
+fn will_run(case: &Case, arguments: &Arguments) -> bool {
+    match case.ignored {
+        true => arguments.ignored || arguments.include_ignored,
+        false => !arguments.ignored,
+    }
+}
+
+fn trial(
+    case: Case,
+    run: impl FnOnce(&Case) -> Result<Completion, Failed> + Send + 'static,
+) -> Trial {
+    let (name, ignored) = (case.name.clone(), case.ignored);
+    Trial::ignorable_test(name, move || run(&case)).with_ignored_flag(ignored)
+}
+
+/// What to type instead of a filter that matches nothing.
+pub(crate) fn nothing_selected(gate: &Gate, filters: &[String]) -> String {
+    let all = gate.cases();
+    let shown: Vec<_> = all.iter().take(6).map(|case| format!("  {}", case.name)).collect();
+    let more = match all.len().saturating_sub(shown.len()) {
+        0 => String::new(),
+        n => format!("\n  … and {n} more"),
+    };
+    let what = match filters {
+        [] => "every case is ignored; --include-ignored runs them".to_string(),
+        [filter, ..] => format!(
+            "no case of the gate that is not ignored matches `{}`; for a unit test of that name: \
+             cargo test --lib {filter}",
+            filters.join("`, `")
+        ),
+    };
+    format!("error: nothing selected: {what}\ncases are:\n{}{more}", shown.join("\n"))
+}
+
+/// A run of the harness: each model is measured once, when its first case needs it.
+struct Session {
+    gate: Gate,
+    /// The cases that run.
+    chosen: Vec<Case>,
+    models: Vec<OnceLock<Result<Measurement, String>>>,
+    /// Measuring uses all cores: one model at a time.
+    measuring: Mutex<()>,
+    judged: Mutex<Vec<CaseResult>>,
+    troubles: Mutex<Vec<String>>,
+    /// Under nextest a process runs one case and shares what it measures.
+    store: Option<Store>,
+}
+
+impl Session {
+    fn new(gate: Gate, chosen: Vec<Case>) -> Self {
+        let models = gate.policy.models.iter().map(|_| OnceLock::new()).collect();
+        let shared = std::env::var_os("NEXTEST").is_some();
+        let store = shared.then(|| Store::new(gate.results_folder().join("store")));
+        Session {
+            gate,
+            chosen,
+            models,
+            measuring: Mutex::default(),
+            judged: Mutex::default(),
+            troubles: Mutex::default(),
+            store,
+        }
+    }
+
+    fn run(&self, case: &Case) -> Result<Completion, Failed> {
+        let measured = self.models[case.model].get_or_init(|| {
+            let _one_at_a_time = self.measuring.lock().unwrap_or_else(|e| e.into_inner());
+            self.measure(case)
+        });
+        let result = self.gate.judge(case, measured);
+        let (verdict, message) = (result.verdict, result.message.clone());
+        lock(&self.judged).push(result);
+        match verdict {
+            _ if verdict.is_red() => Err(message.into()),
+            Verdict::Reported | Verdict::Ignored => Ok(Completion::ignored_with(verdict.label())),
+            _ => Ok(Completion::Completed),
+        }
+    }
+
+    fn measure(&self, case: &Case) -> Result<Measurement, String> {
+        let model = case.model;
+        let name = &self.gate.policy.models[model].name;
+        let bar = progress::Bar::new(name);
+        let fresh = |cells: &[_]| {
+            let measured = self.gate.measure(model, cells, &|s, done, all| bar.tell(s, done, all))?;
+            self.keep_positions(name, &measured.positions);
+            Ok(measured.measurement)
+        };
+        match &self.store {
+            None => fresh(&self.gate.cells(model, &self.chosen)),
+            Some(store) => {
+                let cells = self.gate.cells(model, &self.shared_cases(case));
+                let policy = &self.gate.policy.models[model];
+                store.get_or_measure(policy, &cells, || fresh(&cells))
+            }
+        }
+    }
+
+    /// What a process measures for all the others of its model: every scheme that is not ignored,
+    /// narrowed by `KVGATE_SCHEMES` (labels, separated by commas), and its own.
+    fn shared_cases(&self, own: &Case) -> Vec<Case> {
+        let wanted = std::env::var("KVGATE_SCHEMES").ok();
+        let named = |label: &str| match &wanted {
+            Some(list) => list.split(',').any(|name| name.trim() == label),
+            None => true,
+        };
+        let label = |case: &Case| &self.gate.policy.models[case.model].cells[case.cell].label;
+        let mut cases = self.gate.cases();
+        cases.retain(|c| {
+            c.model == own.model && (c.cell == own.cell || (!c.ignored && named(label(c))))
+        });
+        cases
+    }
+
+    fn keep_positions(&self, model: &str, positions: &[(String, Vec<Position>)]) {
+        let lanes: Vec<_> = positions.iter().map(|(l, p)| (l.as_str(), p.as_slice())).collect();
+        if let Err(error) = sidecar::write(&self.gate.results_folder(), model, &lanes) {
+            lock(&self.troubles).push(error.to_string());
+        }
+    }
+
+    /// Writes what was found; whether all of it got out.
+    fn report(&self, arguments: &Arguments) -> bool {
+        let measured = self.models.iter().filter_map(|m| m.get()?.as_ref().ok());
+        let order = |result: &CaseResult| {
+            self.chosen.iter().position(|case| case.name == result.case).unwrap_or(usize::MAX)
+        };
+        let mut judged = lock(&self.judged).clone();
+        judged.sort_by_key(order);
+        let results = self.gate.results(measured.cloned().collect(), judged);
+        let folder = self.gate.results_folder();
+        let outputs = Outputs {
+            terminal: false,
+            folder: Some(match (&self.store, self.chosen.first()) {
+                (Some(_), Some(case)) => folder.join("cases").join(golden::file_words(&case.name)),
+                _ => folder,
+            }),
+            step_summary: match &self.store {
+                None => std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
+                Some(_) => None,
+            },
+        };
+        let errors = report::emit(&results, &outputs);
+        if self.store.is_none() && !matches!(arguments.format, Some(FormatSetting::Json)) {
+            anstream::eprint!("{}", report::terminal::render(&results));
+        }
+        for error in &errors {
+            eprintln!("{}: {error}", if error.is_warning() { "warning" } else { "error" });
+        }
+        let troubles = lock(&self.troubles);
+        for trouble in troubles.iter() {
+            eprintln!("error: {trouble}");
+        }
+        troubles.is_empty() && errors.iter().all(report::ReportError::is_warning)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,40 @@
+//! Progress of long work, on standard error.
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar for one model; a line when work begins where there is no terminal.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    model: String,
+}
+
+impl Bar {
+    pub fn new(model: &str) -> Self {
+        let bar = ProgressBar::new(0);
+        let template = "{prefix} {msg} {wide_bar} {percent:>3}% {elapsed} < {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_prefix(model.to_string());
+        Bar { bar, model: model.into() }
+    }
+
+    /// What is being done, work done and work in all (0 while that is unknown).
+    pub fn tell(&self, what: &str, done: u64, all: u64) {
+        if self.bar.is_hidden() {
+            if done == 0 {
+                eprintln!("kvgate: {}: {what}", self.model);
+            }
+            return;
+        }
+        self.bar.set_message(what.to_string());
+        self.bar.set_length(all);
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
