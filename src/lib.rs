@@ -4,6 +4,7 @@
 
 pub mod kv;
 pub mod measure;
+mod nearest;
 pub mod policy;
 pub mod results;
 pub mod verdict;
