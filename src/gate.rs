@@ -126,8 +126,7 @@ impl Gate {
             Err(error) => (Outcome::Failed { error }, None),
         };
         let golden = self.golden_values(model, cell);
-        let judgement =
-            verdict::judge(model, cell, &outcome, distrust.as_deref(), golden.as_ref());
+        let judgement = verdict::judge(model, cell, &outcome, distrust.as_deref(), golden.as_ref());
         (judgement.verdict, judgement.message)
     }
 

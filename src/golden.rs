@@ -21,7 +21,7 @@ mod compare;
 mod review;
 
 pub use accept::{accept, AcceptError, Accepted};
-pub use compare::{compare, tolerance, Comparison, Difference, Row, Tolerance};
+pub use compare::{compare, conditions_differ, tolerance, Comparison, Difference, Row, Tolerance};
 pub use review::{check, note_not_run, prepare_insta, GoldenVerdict};
 
 use crate::measure::stats::Statistic;

@@ -41,15 +41,18 @@ pub fn main() -> ExitCode {
 
 /// libtest-mimic knows one filter and not `--no-capture`; libtest knows more.
 fn arguments() -> (Arguments, Vec<String>) {
-    let all = std::env::args().filter(|argument| argument != "--no-capture");
-    let arguments = Arguments::from_iter(all.clone());
-    match &arguments.filter {
-        Some(_) => {
-            let filters = vec![arguments.filter.clone().unwrap_or_default()];
-            (Arguments { filter: None, ..arguments }, filters)
-        }
-        None => (arguments, Vec::new()),
+    /// Options whose value is the next argument.
+    const VALUED: [&str; 6] =
+        ["--test-threads", "--logfile", "--skip", "--color", "--format", "-Z"];
+    let mut options = Vec::new();
+    let mut filters = Vec::new();
+    let mut valued = true; // the program's own name
+    for argument in std::env::args().filter(|argument| argument != "--no-capture") {
+        let option = valued || argument.starts_with('-');
+        valued = !valued && VALUED.contains(&argument.as_str());
+        if option { &mut options } else { &mut filters }.push(argument);
     }
+    (Arguments::from_iter(options), filters)
 }
 
 fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCode, String> {
@@ -84,7 +87,8 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     Ok(if written { conclusion.exit_code() } else { ExitCode::from(FAILED) })
 }
 
-const SLOW_BUILD: &str = "warning: kvgate was built without optimisation and is tens of times slower; \
+const SLOW_BUILD: &str =
+    "warning: kvgate was built without optimisation and is tens of times slower; \
 add to Cargo.toml:\n\n[profile.test.package.\"*\"]\nopt-level = 3\ndebug-assertions = false\n\
 overflow-checks = false\n";
 
@@ -185,7 +189,8 @@ impl Session {
         let name = &self.gate.policy.models[model].name;
         let bar = progress::Bar::new(name);
         let fresh = |cells: &[_]| {
-            let measured = self.gate.measure(model, cells, &|s, done, all| bar.tell(s, done, all))?;
+            let measured =
+                self.gate.measure(model, cells, &|s, done, all| bar.tell(s, done, all))?;
             self.keep_positions(name, &measured.positions);
             Ok(measured.measurement)
         };

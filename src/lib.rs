@@ -1,15 +1,32 @@
 //! kvgate: the regression gate for quantized KV caches.
+//!
+//! Each *model × KV scheme* pair of a `thresholds.toml` is a test case: inference with a quantized
+//! KV cache, compared with an unquantized one by the KL divergence of next-token distributions,
+//! judged by limits, and diffed against an accepted golden. A model repository's test target calls
+//! [`main()`]; the program `kvgate` does the same from the command line.
+//!
+//! The layout is the pipeline: [`policy`] → [`model`] and [`kv`] → [`measure`] → [`verdict`] and
+//! [`golden`] → [`report`], tied together by [`gate`].
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod cli;
 mod files;
+pub mod gate;
 pub mod golden;
+mod harness;
 pub mod hash;
 pub mod kv;
 pub mod measure;
 pub mod model;
+mod nearest;
 pub mod policy;
+mod progress;
+pub mod repo;
 pub mod report;
 pub mod results;
 mod simd;
+mod store;
 pub mod verdict;
+
+pub use harness::main;

@@ -4,9 +4,11 @@ use super::{bytes, Config, Stop, USAGE};
 use crate::gate::Gate;
 use crate::golden::{self, Golden};
 use crate::hash;
-use crate::measure::{corpus, expected_conditions};
+use crate::kv::cache::Effective;
+use crate::measure::{corpus, ENGINE};
 use crate::model::Checkpoint;
 use crate::policy::{golden_stem, ModelPolicy};
+use crate::results::{Conditions, CorpusFile};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -23,21 +25,31 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     for model in &gate.policy.models {
         println!("{}", model.name);
         match check(model) {
-            Ok(lines) => lines.iter().for_each(|line| println!("  {line}")),
+            Ok(checked) => {
+                checked.lines.iter().for_each(|line| println!("  {line}"));
+                for finding in goldens(&gate, model, &checked) {
+                    code = code.max(1);
+                    println!("  golden   {finding}");
+                }
+            }
             Err(findings) => {
                 code = USAGE;
                 findings.iter().for_each(|finding| anstream::println!("{finding}"));
             }
         }
-        for finding in goldens(&gate, model) {
-            code = code.max(1);
-            println!("  {finding}");
-        }
     }
     Ok(code)
 }
 
-fn check(model: &ModelPolicy) -> Result<Vec<String>, Vec<String>> {
+/// What a model's files say.
+struct Checked {
+    lines: Vec<String>,
+    corpus: Vec<CorpusFile>,
+    /// Effective scheme of the baseline.
+    baseline: String,
+}
+
+fn check(model: &ModelPolicy) -> Result<Checked, Vec<String>> {
     let missing = model.missing_files();
     if !missing.is_empty() {
         return Err(missing.iter().map(|finding| finding.styled()).collect());
@@ -45,7 +57,7 @@ fn check(model: &ModelPolicy) -> Result<Vec<String>, Vec<String>> {
     one_by_one(model).map_err(|finding| vec![format!("  error: {finding}")])
 }
 
-fn one_by_one(model: &ModelPolicy) -> Result<Vec<String>, String> {
+fn one_by_one(model: &ModelPolicy) -> Result<Checked, String> {
     let checkpoint = Checkpoint::open(&model.source).map_err(|error| error.to_string())?;
     let found = hash::of_file(&model.source.path).map_err(|error| error.to_string())?;
     match &model.source.sha256 {
@@ -58,6 +70,19 @@ fn one_by_one(model: &ModelPolicy) -> Result<Vec<String>, String> {
     let texts = texts.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
     corpus::chunks(&texts, &checkpoint.tokenizer, model.context, model.chunks)
         .map_err(|error| error.to_string())?;
+    let head_dim = checkpoint.spec.layers[0].attention.head_dim;
+    for scheme in model.cells.iter().map(|cell| &cell.scheme).chain([&model.baseline]) {
+        Effective::new(scheme, head_dim).map_err(|error| error.to_string())?;
+    }
+    let baseline = Effective::new(&model.baseline, head_dim).map_err(|error| error.to_string())?;
+    Ok(Checked {
+        lines: estimates(model, &checkpoint),
+        corpus: texts.into_iter().map(|text| text.file).collect(),
+        baseline: baseline.to_string(),
+    })
+}
+
+fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
     let spec = &checkpoint.spec;
     let lanes = model.cells.iter().filter(|cell| !cell.ignored).count() + 1;
     let tokens = (lanes * model.chunks * model.context) as f64;
@@ -68,38 +93,43 @@ fn one_by_one(model: &ModelPolicy) -> Result<Vec<String>, String> {
     let flops = 2.0 * tokens * (layers + table / 2.0);
     let cores = rayon::current_num_threads() as f64;
     let hidden = tokens * spec.hidden as f64 * 4.0;
-    Ok(vec![
+    vec![
         format!("model    {} ok, {}", spec.architecture, checkpoint.tokenizer.kind),
         format!("corpus   {} chunks of {} tokens", model.chunks, model.context),
         format!("memory   about {}", bytes(spec.parameters() as f64 * 4.0 + hidden.min(2e9))),
         format!("time     about {:.0} s on {cores} cores", flops / (FLOPS_PER_CORE * cores)),
-    ])
+    ]
 }
 
 /// Goldens that a run would find missing, unreadable or stale.
-fn goldens(gate: &Gate, model: &ModelPolicy) -> Vec<String> {
+fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
     let mut findings = Vec::new();
     let mut missing = Vec::new();
     for cell in model.cells.iter().filter(|cell| !cell.ignored) {
         match Golden::read(&golden::path(&gate.root, &golden_stem(&model.name, &cell.label))) {
-            Err(error) => findings.push(format!("golden   {error}")),
+            Err(error) => findings.push(error.to_string()),
             Ok(None) => missing.push(cell.label.as_str()),
             Ok(Some(golden)) => {
-                let differences = expected_conditions(model, &golden.conditions)
-                    .map(|expected| golden::conditions_differ(&golden.conditions, &expected))
-                    .unwrap_or_default();
-                if !differences.is_empty() {
-                    let list: Vec<_> = differences.iter().map(ToString::to_string).collect();
-                    findings.push(format!("golden   {} is stale: {}", cell.label, list.join("; ")));
+                let old = &golden.conditions;
+                let now = Conditions {
+                    corpus: checked.corpus.clone(),
+                    context: model.context,
+                    chunks: model.chunks,
+                    baseline: checked.baseline.clone(),
+                    engine: ENGINE.into(),
+                    ..old.clone()
+                };
+                let stale: Vec<_> =
+                    golden::conditions_differ(old, &now).iter().map(ToString::to_string).collect();
+                if !stale.is_empty() {
+                    findings.push(format!("{} is stale: {}", cell.label, stale.join("; ")));
                 }
             }
         }
     }
     if !missing.is_empty() {
-        findings.push(format!(
-            "golden   none yet for {}: `kvgate run`, then `kvgate accept`",
-            missing.join(", ")
-        ));
+        let labels = missing.join(", ");
+        findings.push(format!("none yet for {labels}: `kvgate run`, then `kvgate accept`"));
     }
     findings
 }

@@ -22,9 +22,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let spec = &checkpoint.spec;
     let (size, dtypes) = checkpoint.contents();
     let dtypes: Vec<_> = dtypes.iter().map(|(name, n)| format!("{n} {name}")).collect();
-    println!("file          {} ({}; {})", checkpoint.path().display(), bytes(size as f64), dtypes.join(", "));
+    println!(
+        "file          {} ({}; {})",
+        checkpoint.path().display(),
+        bytes(size as f64),
+        dtypes.join(", ")
+    );
     println!("architecture  {}, {} parameters", spec.architecture, thousands(spec.parameters()));
-    println!("tokenizer     {}, {} tokens, {}", checkpoint.tokenizer.kind, spec.vocab, bos(&checkpoint));
+    println!(
+        "tokenizer     {}, {} tokens, {}",
+        checkpoint.tokenizer.kind,
+        spec.vocab,
+        bos(&checkpoint)
+    );
     println!("context       {} tokens trained", spec.trained_context);
     layers(spec);
     costs(spec);
@@ -48,7 +58,11 @@ fn layers(spec: &Spec) {
         };
         println!(
             "layers        {:>3} × {} heads, {} KV heads of {}, {reach}, RoPE θ {}",
-            run.len(), a.heads, a.kv_heads, a.head_dim, a.rope.base
+            run.len(),
+            a.heads,
+            a.kv_heads,
+            a.head_dim,
+            a.rope.base
         );
     }
 }

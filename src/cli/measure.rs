@@ -65,7 +65,8 @@ enum Storage {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let Device::Auto | Device::Cpu = arguments.device;
+    // another device, and this line must choose
+    let (Device::Auto | Device::Cpu) = arguments.device;
     let scheme = |text: &String| {
         let parsed = text.parse::<Scheme>();
         parsed.map_err(|error| Stop::new(USAGE, format!("scheme `{text}`: {error}")))

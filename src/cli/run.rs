@@ -2,12 +2,12 @@
 
 use super::{Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
 use crate::gate::{Case, Gate};
+use crate::golden;
 use crate::harness::nothing_selected;
 use crate::progress::Bar;
 use crate::report::{self, sidecar, Outputs};
 use crate::results::{CaseResult, Measurement};
 use crate::verdict::{self, Verdict};
-use crate::golden;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -103,7 +103,9 @@ fn writable(folder: &std::path::Path) -> Result<(), Stop> {
     let probe = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
     probe.map(|_| ()).map_err(|error| {
         let folder = folder.display();
-        let message = format!("cannot write results into {folder}: {error}; name another folder with --results");
+        let message = format!(
+            "cannot write results into {folder}: {error}; name another folder with --results"
+        );
         Stop::new(NOT_MEASURED, message)
     })
 }

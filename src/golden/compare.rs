@@ -2,6 +2,7 @@
 
 use super::{condition_lines, rounded, subject_lines, Golden};
 use crate::measure::stats::Statistic;
+use crate::results::Conditions;
 use std::fmt;
 
 // Rounding is chaotic: two exact runs that add in another order agree on a mean over 2,048
@@ -154,7 +155,7 @@ pub fn compare(golden: Option<&Golden>, new: &Golden) -> Comparison {
     let Some(old) = golden else {
         return Comparison::Missing;
     };
-    let stale = differences(&condition_lines(&old.conditions), &condition_lines(&new.conditions));
+    let stale = conditions_differ(&old.conditions, &new.conditions);
     if !stale.is_empty() {
         return Comparison::Stale(stale);
     }
@@ -170,6 +171,11 @@ pub fn compare(golden: Option<&Golden>, new: &Golden) -> Comparison {
     } else {
         Comparison::Changed { effective, subject, rows }
     }
+}
+
+/// What makes a golden that was made under `old` stale for a measurement under `new`.
+pub fn conditions_differ(old: &Conditions, new: &Conditions) -> Vec<Difference> {
+    differences(&condition_lines(old), &condition_lines(new))
 }
 
 fn rows(old: &Golden, new: &Golden) -> Vec<Row> {

@@ -7,6 +7,7 @@
 //! ```
 
 use super::codec::{self, Codec, CODECS};
+use crate::nearest::did_you_mean;
 use std::fmt;
 use std::str::FromStr;
 
@@ -66,16 +67,6 @@ pub enum SchemeError {
 
 fn codec_names() -> impl Iterator<Item = &'static str> {
     CODECS.iter().map(|c| c.name())
-}
-
-/// ` (did you mean …?)` for the nearest of `known`, or nothing when none is near.
-pub(crate) fn did_you_mean<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    known
-        .map(|k| (strsim::damerau_levenshtein(name, k), k))
-        .min()
-        .filter(|(distance, k)| *distance <= (k.len() / 3).max(1))
-        .map(|(_, k)| format!(" (did you mean `{k}`?)"))
-        .unwrap_or_default()
 }
 
 impl FromStr for Side {

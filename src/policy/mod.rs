@@ -1,8 +1,22 @@
 //! `thresholds.toml` → [`Policy`]: what must hold, model by model and scheme by scheme.
 
+mod diagnostic;
+mod document;
+mod resolve;
+#[cfg(test)]
+mod tests;
+
+pub use diagnostic::{Diagnostic, Severity};
+
 use crate::kv::Scheme;
 use crate::measure::stats::Statistic;
-use std::path::PathBuf;
+use diagnostic::{Findings, Text};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A whole policy, checked.
 #[derive(Debug, Clone)]
@@ -32,6 +46,15 @@ pub struct ModelPolicy {
     pub baseline: Scheme,
     /// Its schemes, in the file's order: those of the defaults first.
     pub cells: Vec<Cell>,
+    /// Where its files were named, for messages.
+    pub places: Places,
+}
+
+/// Where in the policy files were named. Empty for a model that no policy names.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    text: Arc<Text>,
+    spans: BTreeMap<PathBuf, Range<usize>>,
 }
 
 /// A checkpoint on disk.
@@ -84,4 +107,101 @@ pub struct Limit {
     pub bound: f64,
     /// `thresholds.toml:12`, for messages.
     pub origin: String,
+}
+
+/// The two cases of a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CaseKind {
+    /// Judges the limits: harm.
+    Kld,
+    /// Compares with the accepted snapshot: change.
+    Golden,
+}
+
+impl CaseKind {
+    /// Both, in the order of lists and reports.
+    pub const ALL: [CaseKind; 2] = [CaseKind::Kld, CaseKind::Golden];
+
+    /// The last word of a case's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            CaseKind::Kld => "kld",
+            CaseKind::Golden => "golden",
+        }
+    }
+}
+
+/// Why there is no policy.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The file cannot be read.
+    #[error("cannot read the policy `{}`: {source}\n  = help: `--config FILE` names another", path.display())]
+    Unreadable {
+        /// The file as it was named.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file says what no policy can mean: every finding, in the file's order.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"))]
+    Invalid(Vec<Diagnostic>),
+}
+
+impl Policy {
+    /// Reads a policy; beside it, warnings. Files that it names are not looked at.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or with every finding in it.
+    pub fn load(path: &Path) -> Result<(Policy, Vec<Diagnostic>), PolicyError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| PolicyError::Unreadable { path: path.to_owned(), source })?;
+        Policy::parse(&text, path)
+    }
+
+    /// The policy of a text that is, or could be, the file at `path`.
+    ///
+    /// # Errors
+    /// With every finding in the text.
+    pub fn parse(text: &str, path: &Path) -> Result<(Policy, Vec<Diagnostic>), PolicyError> {
+        let text = Arc::new(Text { path: path.to_owned(), text: text.to_owned() });
+        let mut findings = Findings::new(text.clone());
+        let document = document::Reader::new(&mut findings).document();
+        let models = resolve::resolve(&document, &mut findings);
+        let warnings = findings.into_warnings().map_err(PolicyError::Invalid)?;
+        let digest = Sha256::digest(&text.text);
+        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok((Policy { path: path.to_owned(), sha256, models }, warnings))
+    }
+}
+
+impl ModelPolicy {
+    /// A case's name: `gemma-3-270m::q4_0::kld`.
+    pub fn case(&self, cell: &Cell, kind: CaseKind) -> String {
+        format!("{}::{}::{}", self.name, cell.label, kind.name())
+    }
+
+    /// One finding for each of its files that is not there, with the command that gets it.
+    pub fn missing_files(&self) -> Vec<Diagnostic> {
+        let fetch = match &self.source.fetch {
+            Some(command) => format!("get it: `{command}`"),
+            None => "put it there, or say how to get it: `fetch = \"COMMAND\"`".into(),
+        };
+        let of_model = [Some(&self.source.path), self.source.tokenizer.as_ref()];
+        let of_model = of_model.into_iter().flatten().map(|file| (file, fetch.as_str()));
+        let corpus =
+            self.corpus.iter().map(|file| (file, "correct the path, or put the text there"));
+        let missing = of_model.chain(corpus).filter(|(file, _)| !file.exists());
+        missing.map(|(file, help)| self.missing(file, help)).collect()
+    }
+
+    fn missing(&self, file: &Path, help: &str) -> Diagnostic {
+        let span = self.places.spans.get(file).cloned().unwrap_or_default();
+        let message = format!("`{}` needs `{}`, which is not there", self.name, file.display());
+        Diagnostic::new(Severity::Error, &self.places.text, span, message, help)
+    }
+}
+
+/// The name of a golden's file without `.snap`: the case's words, made fit for file systems.
+pub fn golden_stem(model: &str, label: &str) -> String {
+    format!("{model}__{}", label.replace("::", "__").replace('/', "+").replace(':', ","))
 }

@@ -64,16 +64,21 @@ pub enum JsonError {
 /// Writes `results.json` into the folder, which is created when missing, and returns its path.
 pub fn write(folder: &Path, results: &Results) -> Result<PathBuf, JsonError> {
     let path = folder.join("results.json");
+    write_to(&path, results)?;
+    Ok(path)
+}
+
+/// Writes the same to a file of any name.
+pub fn write_to(path: &Path, results: &Results) -> Result<(), JsonError> {
     let name = path.display().to_string();
     let value = serde_json::to_value(results)
         .map_err(|source| JsonError::Malformed { path: name.clone(), source })?;
     no_null(&value, &name)?;
-    write_atomically(&path, |w| {
+    write_atomically(path, |w| {
         serde_json::to_writer_pretty(&mut *w, &value)?;
         w.write_all(b"\n")
     })
-    .map_err(|source| JsonError::Write { path: name, source })?;
-    Ok(path)
+    .map_err(|source| JsonError::Write { path: name, source })
 }
 
 /// Reads what [`write()`] wrote.

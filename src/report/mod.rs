@@ -12,7 +12,6 @@ pub mod terminal;
 pub(crate) mod fixture;
 mod row;
 pub(crate) mod table;
-mod words;
 
 use crate::results::Results;
 use row::{red_cases, statistics_of};

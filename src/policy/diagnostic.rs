@@ -1,0 +1,159 @@
+//! Findings in a policy, shown as rustc shows its own: place, underlined text, and the mend.
+
+use annotate_snippets::renderer::DecorStyle;
+use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A policy's text, shared by everything that points into it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Text {
+    pub path: PathBuf,
+    pub text: String,
+}
+
+impl Text {
+    /// Line and column of a byte, both from 1, the column in characters.
+    fn position(&self, byte: usize) -> (usize, usize) {
+        let before = &self.text[..byte];
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        (1 + before.matches('\n').count(), 1 + before[line_start..].chars().count())
+    }
+
+    /// `thresholds.toml:12`
+    pub fn origin(&self, span: &Range<usize>) -> String {
+        format!("{}:{}", self.path.display(), self.position(span.start).0)
+    }
+}
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The policy is refused.
+    Error,
+    /// The policy holds, but probably does not say what was meant.
+    Warning,
+}
+
+/// One finding in a policy. Its `Display` is plain text; [`Diagnostic::styled`] has colours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong.
+    pub message: String,
+    /// How to mend it.
+    pub help: String,
+    text: Arc<Text>,
+    span: Range<usize>,
+    /// A second place that the finding is about, and what is there.
+    related: Option<(Range<usize>, String)>,
+}
+
+impl Diagnostic {
+    pub(super) fn new(
+        severity: Severity,
+        text: &Arc<Text>,
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        let (message, help, text) = (message.into(), help.into(), text.clone());
+        Diagnostic { severity, message, help, text, span, related: None }
+    }
+
+    pub(super) fn with_related(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
+        self.related = Some((span, label.into()));
+        self
+    }
+
+    /// The file it is in, as it was named.
+    pub fn path(&self) -> &Path {
+        &self.text.path
+    }
+
+    /// Line and column of the offending text, both from 1.
+    pub fn position(&self) -> (usize, usize) {
+        self.text.position(self.span.start)
+    }
+
+    /// The offending text.
+    pub fn underlined(&self) -> &str {
+        &self.text.text[self.span.clone()]
+    }
+
+    /// The finding in colours, for a terminal.
+    pub fn styled(&self) -> String {
+        self.render(&Renderer::styled())
+    }
+
+    fn render(&self, renderer: &Renderer) -> String {
+        let level = match self.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+        };
+        let related = self.related.as_ref().map(|(span, label)| -> Annotation<'_> {
+            AnnotationKind::Context.span(span.clone()).label(label.as_str())
+        });
+        let snippet = Snippet::source(self.text.text.as_str())
+            .path(self.text.path.to_string_lossy())
+            .annotation(AnnotationKind::Primary.span(self.span.clone()))
+            .annotations(related);
+        let report = Group::with_title(level.primary_title(self.message.as_str()))
+            .element(snippet)
+            .element(Level::HELP.message(self.help.as_str()));
+        renderer.clone().decor_style(DecorStyle::Ascii).render(&[report])
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(&Renderer::plain()))
+    }
+}
+
+/// Findings as they come up, each once.
+pub(super) struct Findings {
+    text: Arc<Text>,
+    list: Vec<Diagnostic>,
+}
+
+impl Findings {
+    pub fn new(text: Arc<Text>) -> Self {
+        Findings { text, list: Vec::new() }
+    }
+
+    pub fn error(
+        &mut self,
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) {
+        self.add(Diagnostic::new(Severity::Error, &self.text, span, message, help));
+    }
+
+    /// `@` sections inherit, so that a fault of a model comes up once for each of them.
+    pub fn add(&mut self, finding: Diagnostic) {
+        if !self.list.contains(&finding) {
+            self.list.push(finding);
+        }
+    }
+
+    pub fn text(&self) -> &Arc<Text> {
+        &self.text
+    }
+
+    /// Warnings if nothing is worse, else the errors; both in the file's order.
+    pub fn into_warnings(mut self) -> Result<Vec<Diagnostic>, Vec<Diagnostic>> {
+        self.list.sort_by_key(|finding| finding.span.start);
+        let (errors, warnings): (Vec<_>, Vec<_>) =
+            self.list.into_iter().partition(|finding| finding.severity == Severity::Error);
+        if errors.is_empty() {
+            Ok(warnings)
+        } else {
+            Err(errors)
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! [`Document`] → models: inheritance, and what only shows when everything is in place.
+
+use super::diagnostic::{Diagnostic, Findings, Severity};
+use super::document::{Document, Limits, SchemeBody, SchemeEntry, Section};
+use super::{golden_stem, Cell, Expectation, Limit, ModelPolicy, Places, Source};
+use crate::kv::Scheme;
+use crate::measure::stats::Statistic;
+use crate::nearest::nearest;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use toml::Spanned;
+
+/// Arg-max flips over the root of mean KLD: both go with the size of a small noise on the logits,
+/// KLD with its square. This is the range of the constant over the models and schemes on record.
+const FLIPS_PER_ROOT_KLD: (f64, f64) = (0.2, 0.8);
+/// Its middle, for advice.
+const TYPICAL_FLIPS_PER_ROOT_KLD: f64 = 0.6;
+
+/// Every model and each of its `at` sections, in the file's order.
+pub(super) fn resolve(document: &Document, findings: &mut Findings) -> Vec<ModelPolicy> {
+    let mut resolver = Resolver { findings, goldens: BTreeMap::new() };
+    let mut models = Vec::new();
+    for model in &document.models {
+        models.extend(resolver.model(&[&document.defaults, model]));
+        for at in &model.at {
+            models.extend(resolver.model(&[&document.defaults, model, at]));
+        }
+    }
+    models
+}
+
+/// The limits that apply to a cell, each with its place.
+type Bounds = BTreeMap<Statistic, Spanned<f64>>;
+
+struct Resolver<'f> {
+    findings: &'f mut Findings,
+    /// Who writes a golden, by its file's stem in lower case.
+    goldens: BTreeMap<String, GoldenOwner>,
+}
+
+struct GoldenOwner {
+    model: String,
+    model_span: Range<usize>,
+    cell_span: Range<usize>,
+}
+
+/// A scheme that a model is measured under: what the sections say about it, outermost first.
+struct Asked<'d> {
+    label: &'d str,
+    scheme: Option<Scheme>,
+    /// Where it was last spoken of.
+    span: Range<usize>,
+    bodies: Vec<(usize, &'d SchemeBody)>,
+}
+
+impl Resolver<'_> {
+    /// A model from its sections: `[defaults]`, its own, and perhaps an `at`. The later one wins.
+    fn model(&mut self, sections: &[&Section]) -> Option<ModelPolicy> {
+        let (model, innermost) = (sections[1], sections[sections.len() - 1]);
+        let name = match sections.get(2) {
+            Some(at) => format!("{}@{}", model.name, at.name),
+            None => model.name.clone(),
+        };
+        let asked = self.asked(sections);
+        if asked.is_empty() {
+            let help = "name some in its `schemes`, or in [defaults.schemes] for every model";
+            let message = format!("`{name}` has no scheme: nothing of it would be gated");
+            self.findings.error(innermost.name_span.clone(), message, help);
+        }
+        self.same_scheme_twice(&asked);
+        self.shared_goldens(&name, innermost.name_span.clone(), &asked);
+        let cells = asked.iter().filter_map(|a| self.cell(&name, sections, a)).collect();
+
+        // every section is looked at, so that one round shows all that is missing
+        let path = self.required(model, "path", "models/model.gguf", model.path.as_ref());
+        let corpus = self.required(
+            model,
+            "corpus",
+            "corpora/prose.txt",
+            last(sections, |s| s.corpus.as_ref()),
+        );
+        let context = self.required(model, "context", "512", last(sections, |s| s.context));
+        let chunks = self.required(model, "chunks", "16", last(sections, |s| s.chunks));
+        let (path, corpus, context, chunks) = (path?, corpus?, context?, chunks?);
+        let files = [Some(path), model.tokenizer.as_ref()].into_iter().flatten().chain(corpus);
+        Some(ModelPolicy {
+            name,
+            source: Source {
+                path: path.get_ref().clone(),
+                sha256: model.sha256.clone(),
+                tokenizer: model.tokenizer.as_ref().map(|file| file.get_ref().clone()),
+                fetch: model.fetch.clone(),
+            },
+            corpus: corpus.iter().map(|file| file.get_ref().clone()).collect(),
+            context,
+            chunks,
+            baseline: last(sections, |s| s.baseline).unwrap_or_else(f16),
+            cells,
+            places: Places {
+                text: self.findings.text().clone(),
+                spans: files.map(|file| (file.get_ref().clone(), file.span())).collect(),
+            },
+        })
+    }
+
+    fn required<T>(
+        &mut self,
+        model: &Section,
+        key: &str,
+        example: &str,
+        found: Option<T>,
+    ) -> Option<T> {
+        if found.is_none() {
+            let example = match example.parse::<u32>() {
+                Ok(number) => format!("`{key} = {number}`"),
+                Err(_) => format!("`{key} = \"{example}\"`"),
+            };
+            let place = if key == "path" { "" } else { ", here or in [defaults]" };
+            self.findings.error(
+                model.name_span.clone(),
+                format!("`{}` has no {key}", model.name),
+                format!("add {example}{place}"),
+            );
+        }
+        found
+    }
+
+    /// The schemes of a model: those of the defaults first, each where it first came up.
+    fn asked<'d>(&mut self, sections: &[&'d Section]) -> Vec<Asked<'d>> {
+        let mut asked: Vec<Asked<'d>> = Vec::new();
+        for (depth, section) in sections.iter().enumerate() {
+            for entry in &section.schemes {
+                let at = asked.iter().position(|a| a.label == entry.label);
+                match (&entry.body, at) {
+                    (None, None) => self.idle_drop(entry, &asked),
+                    (None, Some(at)) => drop(asked.remove(at)),
+                    (Some(body), Some(at)) => {
+                        asked[at].span = entry.span.clone();
+                        asked[at].bodies.push((depth, body));
+                    }
+                    (Some(body), None) => asked.push(Asked {
+                        label: &entry.label,
+                        scheme: entry.scheme,
+                        span: entry.span.clone(),
+                        bodies: vec![(depth, body)],
+                    }),
+                }
+            }
+        }
+        asked
+    }
+
+    fn idle_drop(&mut self, entry: &SchemeEntry, asked: &[Asked]) {
+        let help = match nearest(&entry.label, asked.iter().map(|a| a.label)) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => "remove the line".into(),
+        };
+        let message = format!("`{}` is not inherited: there is nothing to drop", entry.label);
+        self.findings.error(entry.span.clone(), message, help);
+    }
+
+    fn cell(&mut self, name: &str, sections: &[&Section], asked: &Asked) -> Option<Cell> {
+        // a body that says what to expect says why, too: an inherited reason would be another's
+        let expecting =
+            asked.bodies.iter().rposition(|(_, body)| body.expect.is_some()).unwrap_or(0);
+        let expect = asked.bodies[expecting].1.expect.unwrap_or(Expectation::Pass);
+        let reason =
+            asked.bodies[expecting..].iter().rev().find_map(|(_, body)| body.reason.clone());
+        let limits = limits(sections, asked);
+        if expect != Expectation::Report {
+            self.judgeable(name, asked, &limits);
+        }
+        Some(Cell {
+            label: asked.label.to_owned(),
+            scheme: asked.scheme?,
+            expect,
+            reason,
+            limits: limits
+                .iter()
+                .map(|(&statistic, bound)| Limit {
+                    statistic,
+                    bound: *bound.get_ref(),
+                    origin: self.findings.text().origin(&bound.span()),
+                })
+                .collect(),
+            ignored: ignored(sections, asked),
+        })
+    }
+
+    /// What is judged needs limits, and limits that bind.
+    fn judgeable(&mut self, name: &str, asked: &Asked, limits: &Bounds) {
+        if limits.is_empty() {
+            self.findings.error(
+                asked.span.clone(),
+                format!("no limit applies to `{name}::{}`: nothing would be judged", asked.label),
+                "add `limits = { mean_kld = 0.05 }`, or only measure it: `expect = \"report\"`",
+            );
+        }
+        self.idle_limits(limits);
+    }
+
+    /// Limits on mean KLD and on flips are one limit said twice. Far apart, one never binds.
+    fn idle_limits(&mut self, limits: &Bounds) {
+        let (Some(kld), Some(top1)) =
+            (limits.get(&Statistic::MeanKld), limits.get(&Statistic::Top1Agreement))
+        else {
+            return;
+        };
+        let (mean, agreement) = (*kld.get_ref(), *top1.get_ref());
+        let (least, most) = FLIPS_PER_ROOT_KLD;
+        let constant = (1.0 - agreement) / mean.sqrt();
+        let (idle, binding) = if constant > most {
+            (top1, kld)
+        } else if constant < least {
+            (kld, top1)
+        } else {
+            return;
+        };
+        let goes_with = |constant: f64| (1.0 - constant * mean.sqrt()).max(0.0);
+        let text = self.findings.text().clone();
+        let message = format!("`{}` never binds", &text.text[idle.span()]);
+        let help = format!(
+            "flips go with the root of mean KLD: a mean_kld of {mean} goes with a top1_agreement of \
+             about {:.2} ({:.2} to {:.2})",
+            goes_with(TYPICAL_FLIPS_PER_ROOT_KLD),
+            goes_with(most),
+            goes_with(least),
+        );
+        let warning = Diagnostic::new(Severity::Warning, &text, idle.span(), message, help);
+        self.findings.add(warning.with_related(binding.span(), "this limit is broken first"));
+    }
+
+    fn same_scheme_twice(&mut self, asked: &[Asked]) {
+        for (i, second) in asked.iter().enumerate() {
+            let twin = asked[..i].iter().find(|a| a.scheme.is_some() && a.scheme == second.scheme);
+            let Some(first) = twin else { continue };
+            let message = format!("`{}` and `{}` are the same scheme", first.label, second.label);
+            let help = format!("keep one of the names: `{}`", first.label);
+            let text = self.findings.text();
+            let error = Diagnostic::new(Severity::Error, text, second.span.clone(), message, help);
+            self.findings.add(error.with_related(first.span.clone(), "first asked for here"));
+        }
+    }
+
+    /// Two cases must not share a golden, on file systems that ignore case neither. One finding
+    /// for two models is enough.
+    fn shared_goldens(&mut self, name: &str, model_span: Range<usize>, asked: &[Asked]) {
+        for a in asked {
+            let stem = golden_stem(name, a.label);
+            let owner = GoldenOwner {
+                model: name.to_owned(),
+                model_span: model_span.clone(),
+                cell_span: a.span.clone(),
+            };
+            let Some(first) = self.goldens.insert(stem.to_lowercase(), owner) else { continue };
+            let (span, first_span) = match first.model == name {
+                true => (a.span.clone(), first.cell_span),
+                false => (model_span, first.model_span),
+            };
+            let message = format!("another case has the golden `{stem}.snap`, letter case aside");
+            let text = self.findings.text();
+            let error =
+                Diagnostic::new(Severity::Error, text, span, message, "rename one of the two");
+            self.findings.add(error.with_related(first_span, "the other one"));
+            return;
+        }
+    }
+}
+
+/// What the innermost section that says anything says.
+fn last<'s, T>(sections: &[&'s Section], get: impl Fn(&'s Section) -> Option<T>) -> Option<T> {
+    sections.iter().rev().find_map(|section| get(section))
+}
+
+fn f16() -> Scheme {
+    "f16".parse().expect("f16 is in the catalogue")
+}
+
+/// A cell's limits: `defaults.limits`, `defaults.schemes.S`, then those of the model and its `at`,
+/// then those of their schemes; the later one wins.
+fn limits(sections: &[&Section], asked: &Asked) -> Bounds {
+    let of_scheme = |defaults: bool| {
+        let bodies = asked.bodies.iter().filter(move |(depth, _)| (*depth == 0) == defaults);
+        bodies.map(|(_, body)| &body.limits)
+    };
+    let layers = [&sections[0].limits]
+        .into_iter()
+        .chain(of_scheme(true))
+        .chain(sections[1..].iter().map(|section| &section.limits))
+        .chain(of_scheme(false));
+    let mut merged = Limits::new();
+    for layer in layers {
+        merged.extend(layer.iter().map(|(statistic, bound)| (*statistic, bound.clone())));
+    }
+    let kept = |(statistic, bound): (Statistic, Spanned<Option<f64>>)| {
+        Some((statistic, Spanned::new(bound.span(), (*bound.get_ref())?)))
+    };
+    merged.into_iter().filter_map(kept).collect()
+}
+
+/// A scheme's own word counts most, save that of the defaults, which is about no model.
+fn ignored(sections: &[&Section], asked: &Asked) -> bool {
+    let of_scheme = |defaults: bool| {
+        let mut bodies = asked.bodies.iter().rev().filter(|(depth, _)| (*depth == 0) == defaults);
+        bodies.find_map(|(_, body)| body.ignored)
+    };
+    of_scheme(false)
+        .or_else(|| last(sections, |section| section.ignored))
+        .or_else(|| of_scheme(true))
+        .unwrap_or(false)
+}

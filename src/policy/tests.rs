@@ -1,0 +1,538 @@
+use super::*;
+
+const BASE: &str = r#"
+[defaults]
+corpus = "corpora/c.txt"
+context = 512
+chunks = 4
+[defaults.limits]
+mean_kld = 0.05
+[defaults.schemes]
+q8_0 = {}
+[schemes]
+prod = "q4_0:norot"
+[models.m]
+path = "m.gguf"
+"#;
+
+fn parse(text: &str) -> Result<(Policy, Vec<Diagnostic>), PolicyError> {
+    Policy::parse(text, Path::new("gate/thresholds.toml"))
+}
+
+fn policy(text: &str) -> Policy {
+    parse(text).map(|(policy, _)| policy).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn errors(text: &str) -> Vec<Diagnostic> {
+    match parse(text) {
+        Err(PolicyError::Invalid(findings)) => findings,
+        Err(error) => panic!("{error}"),
+        Ok(_) => panic!("accepted:\n{text}"),
+    }
+}
+
+/// [`BASE`] with one place edited.
+fn edited(old: &str, new: &str) -> String {
+    assert_eq!(BASE.matches(old).count(), 1, "{old}");
+    BASE.replace(old, new)
+}
+
+/// Takes «» out of a text; gives line, column and text of what they enclosed.
+fn unmark(marked: &str) -> (String, (usize, usize), String) {
+    let (before, rest) = marked.split_once('«').expect("a mark");
+    let (inner, after) = rest.split_once('»').expect("an end of the mark");
+    let line = before.split('\n').count();
+    let column = 1 + before.rsplit('\n').next().unwrap().chars().count();
+    (format!("{before}{inner}{after}"), (line, column), inner.into())
+}
+
+/// The one finding of a marked text is at the mark, and says all of `words`.
+#[track_caller]
+fn assert_finding(findings: &[Diagnostic], marked: &str, words: &[&str]) {
+    let (text, position, underlined) = unmark(marked);
+    let shown: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    let shown = shown.join("\n\n");
+    assert_eq!(findings.len(), 1, "{text}\n{shown}");
+    assert_eq!(findings[0].position(), position, "{shown}");
+    assert_eq!(findings[0].underlined(), underlined, "{shown}");
+    for word in words {
+        assert!(shown.contains(word), "no {word:?} in:\n{shown}");
+    }
+}
+
+/// (what of [`BASE`] is replaced, by what with the offending text marked, words of the finding)
+type Fault = (&'static str, &'static str, &'static [&'static str]);
+
+#[track_caller]
+fn assert_faults(faults: &[Fault]) {
+    for (old, new, words) in faults {
+        let marked = edited(old, new);
+        let (text, ..) = unmark(&marked);
+        assert_finding(&errors(&text), &marked, words);
+    }
+}
+
+#[test]
+fn base_is_sound() {
+    let (policy, warnings) = parse(BASE).unwrap();
+    assert_eq!((policy.models.len(), warnings.len()), (1, 0));
+}
+
+#[test]
+fn syntax_is_diagnosed_in_place() {
+    assert_faults(&[
+        ("context = 512", "context = «5 12»", &["must be quoted", "help: "]),
+        ("context = 512", "context = 1\n«context» = 2", &["duplicate key"]),
+        ("q8_0 = {}", "q8_0«/»q4_0 = {}", &["help: quote it: `\"q8_0/q4_0\"`"]),
+        ("q8_0 = {}", "q4_0«:»norot = {}", &["help: quote it: `\"q4_0:norot\"`"]),
+    ]);
+}
+
+#[test]
+fn unknown_keys_name_the_nearest() {
+    assert_faults(&[
+        (
+            "[schemes]\nprod",
+            "[«scheme»]\nprod",
+            &["unknown key `scheme`", "did you mean `schemes`?"],
+        ),
+        ("[defaults]\n", "[defaults]\n«contxt» = 1\n", &["`contxt`", "did you mean `context`?"]),
+        ("[defaults]\n", "[defaults]\n«ignored» = true\n", &["keys here: corpus, context"]),
+        ("[defaults]\n", "[defaults]\n«path» = \"x\"\n", &["unknown key `path`"]),
+        ("q8_0 = {}", "q8_0 = { «limit» = {} }", &["did you mean `limits`?"]),
+        ("[models.m]\n", "[models.m]\n«sha265» = \"\"\n", &["did you mean `sha256`?"]),
+        ("[models.m]\n", "[models.m]\nat.long.«chunk» = 1\n", &["did you mean `chunks`?"]),
+        ("[models.m]\n", "[models.m]\nat.long.«path» = \"\"\n", &["unknown key `path`"]),
+        (
+            "mean_kld",
+            "mean_kld = 0.05\n«mean_kl»",
+            &["unknown statistic", "did you mean `mean_kld`?"],
+        ),
+        ("mean_kld", "mean_kld = 0.05\n«bits»", &["statistics: mean_kld, median_kld"]),
+    ]);
+}
+
+#[test]
+fn types_are_checked() {
+    assert_faults(&[
+        (
+            "context = 512",
+            "context = «\"512\"»",
+            &["takes a whole number, not a string", "`context = 512`"],
+        ),
+        ("context = 512", "context = «512.0»", &["takes a whole number, not a number"]),
+        ("chunks = 4", "chunks = «true»", &["not `true`", "`chunks = 16`"]),
+        ("\"corpora/c.txt\"", "«7»", &["takes a string, not a whole number", "corpus = ["]),
+        ("\"corpora/c.txt\"", "[\"a.txt\", «7»]", &["takes a string"]),
+        ("\"m.gguf\"", "«1979-05-27»", &["not a date"]),
+        ("[models.m]\n", "[models.m]\nignored = «\"yes\"»\n", &["takes `true` or `false`"]),
+        ("[models.m]\n", "[models.m]\nat = «[]»\n", &["takes a table, not a list"]),
+        ("[models.m]\n", "[models]\nx = «3»\n[models.m]\n", &["`x` takes a table"]),
+        ("q8_0 = {}", "q8_0 = «true»", &["a table or `false`, not `true`", "`false` drops it"]),
+        ("q8_0 = {}", "q8_0 = { expect = «true» }", &["takes a string", "`expect = \"fail\"`"]),
+        ("q8_0 = {}", "q8_0 = { expect = «\"fial\"» }", &["`fial`", "did you mean `fail`?"]),
+        ("\"q4_0:norot\"", "«4»", &["`prod` takes a string"]),
+    ]);
+}
+
+#[test]
+fn bounds_must_be_able_to_bind_and_to_hold() {
+    assert_faults(&[
+        ("= 0.05", "= «\"0.05\"»", &["takes a number", "without quotes: `mean_kld = 0.05`"]),
+        ("= 0.05", "= «\"low\"»", &["not a string", "for example `mean_kld = 0.05`"]),
+        ("= 0.05", "= «true»", &["takes a number or `false`", "removes an inherited limit"]),
+        ("= 0.05", "= «nan»", &["is no bound"]),
+        ("= 0.05", "= «inf»", &["is no bound"]),
+        ("= 0.05", "= «-inf»", &["is no bound"]),
+        ("= 0.05", "= «-0.05»", &["impossible: it is at least 0", "for example `mean_kld = 0.05`"]),
+        ("mean_kld = 0.05", "top1_agreement = «0.0»", &["can never bind: it is always at least 0"]),
+        ("mean_kld = 0.05", "rms_dp = «1.0»", &["can never bind: it is always at most 1"]),
+        ("mean_kld = 0.05", "rms_dp = «1»", &["can never bind"]),
+        ("mean_kld = 0.05", "top1_agreement = «1.5»", &["impossible: it is from 0 to 1"]),
+        (
+            "mean_kld = 0.05",
+            "top1_agreement = «85»",
+            &["not a percentage: `top1_agreement = 0.85`"],
+        ),
+        ("mean_kld = 0.05", "baseline_ppl = «0.5»", &["impossible: it is at least 1"]),
+    ]);
+    for sound in ["top1_agreement = 1.0", "rms_dp = 0", "mean_kld = 0.0", "baseline_ppl = 1_000"] {
+        policy(&edited("mean_kld = 0.05", sound));
+    }
+    assert_eq!(policy(&edited("0.05", "1_0")).models[0].cells[0].limits[0].bound, 10.0);
+}
+
+#[test]
+fn single_values_are_checked() {
+    assert_faults(&[
+        ("chunks = 4", "chunks = «0»", &["`chunks` must be at least 1", "`chunks = 16`"]),
+        ("chunks = 4", "chunks = «-1»", &["must be at least 1"]),
+        ("context = 512", "context = «15»", &["`context` must be at least 16"]),
+        ("\"m.gguf\"", "«\"\"»", &["`path` is empty"]),
+        ("\"corpora/c.txt\"", "«[]»", &["an empty corpus"]),
+        ("\"corpora/c.txt\"", "[\"a/c.txt\", «\"b/c.md\"»]", &["the stem `c`", "rename"]),
+        (
+            "[models.m]\n",
+            "[models.m]\nsha256 = «\"abc\"»\n",
+            &["3 characters, not 64", "sha256sum"],
+        ),
+        ("[models.m]\n", "[models.m]\nbaseline = «\"f61\"»\n", &["did you mean `f16`?"]),
+        ("q8_0 = {}", "«q8_O» = {}", &["did you mean `q8_0`?"]),
+        ("q8_0 = {}", "«\"q8_0 \"» = {}", &["has a blank", "write `q8_0`"]),
+        ("q8_0 = {}", "«prdo» = {}", &["unknown codec", "did you mean `prod` of [schemes]?"]),
+        ("q8_0 = {}", "«\"f16:norot\"» = {}", &["write `f16`"]),
+        ("\"q4_0:norot\"", "«\"q4_0:nope\"»", &["unknown option `:nope`"]),
+        ("prod =", "«q5_1» =", &["`q5_1` is a codec", "another name"]),
+        ("prod =", "«Q5_1» =", &["`Q5_1` is a codec"]),
+        ("prod =", "«\"a/b\"» =", &["cannot name a scheme"]),
+    ]);
+    let nearly = format!("[models.m]\nsha256 = «\"{}g\"»\n", "a".repeat(63));
+    let marked = edited("[models.m]\n", &nearly);
+    assert_finding(&errors(&unmark(&marked).0), &marked, &["not 64 hexadecimal digits"]);
+}
+
+#[test]
+fn expecting_failure_needs_a_reason() {
+    assert_faults(&[
+        ("q8_0 = {}", "q8_0 = { expect = «\"fail\"» }", &["without a reason", "`reason = "]),
+        ("q8_0 = {}", "q8_0 = { reason = \" \", expect = «\"fail\"» }", &["without a reason"]),
+        (
+            "[models.m]\n",
+            "[models.m]\nschemes.q8_0 = { expect = «\"fail\"» }\n",
+            &["without a reason"],
+        ),
+    ]);
+    // the reason of another expectation is no reason
+    let inherited = edited("q8_0 = {}", "q8_0 = { reason = \"just so\" }");
+    errors(&(inherited.clone() + "schemes.q8_0.expect = \"fail\"\n"));
+    let reset = edited("q8_0 = {}", "q8_0 = { expect = \"fail\", reason = \"outliers\" }");
+    let cell = &policy(&(reset + "schemes.q8_0.expect = \"pass\"\n")).models[0].cells[0];
+    assert_eq!((cell.expect, &cell.reason), (Expectation::Pass, &None));
+    let kept = policy(&(inherited + "schemes.q8_0.ignored = true\n"));
+    assert_eq!(kept.models[0].cells[0].reason.as_deref(), Some("just so"));
+}
+
+#[test]
+fn a_policy_gates_something() {
+    assert_faults(&[
+        ("[models.m]\npath = \"m.gguf\"", "[«models»]", &["no model", "`[models.NAME]`"]),
+        (
+            "q8_0 = {}\n[schemes]\nprod = \"q4_0:norot\"\n[models.m]",
+            "[models.«m»]",
+            &["`m` has no scheme"],
+        ),
+        ("[models.m]\n", "[models.«m»]\nschemes.q8_0 = false\n", &["`m` has no scheme"]),
+        (
+            "mean_kld = 0.05\n[defaults.schemes]\nq8_0",
+            "[defaults.schemes]\n«q8_0»",
+            &["no limit applies to `m::q8_0`"],
+        ),
+        (
+            "q8_0 = {}",
+            "«q8_0» = { expect = \"fail\", reason = \"r\", limits.mean_kld = false }",
+            &["no limit applies", "`expect = \"report\"`"],
+        ),
+    ]);
+    policy(&edited("q8_0 = {}", "q8_0 = { expect = \"report\", limits.mean_kld = false }"));
+    for empty in ["", "# nothing\n", "[defaults]\n"] {
+        let findings = errors(empty);
+        assert_eq!(findings.len(), 1);
+        assert!(findings[0].to_string().contains("add one: `[models.NAME]`"), "{}", findings[0]);
+    }
+}
+
+#[test]
+fn settings_without_a_default_are_required() {
+    assert_faults(&[(
+        "[models.m]\npath = \"m.gguf\"\n",
+        "[models.«m»]\n",
+        &["`m` has no path", "add `path = \"models/model.gguf\"`"],
+    )]);
+    let models = "[models.«m»]\nat.x = {}";
+    for (key, line) in [
+        ("corpus", "corpus = \"corpora/c.txt\""),
+        ("context", "context = 512"),
+        ("chunks", "chunks = 4"),
+    ] {
+        let marked = edited(line, "").replace("[models.m]", models);
+        let findings = errors(&unmark(&marked).0);
+        assert_finding(
+            &findings,
+            &marked,
+            &[&format!("`m` has no {key}"), "here or in [defaults]"],
+        );
+    }
+}
+
+#[test]
+fn dotted_names_are_quoted() {
+    assert_faults(&[
+        (
+            "[models.m]\n",
+            "[models.«Qwen3.6-35B-A3B»]\n",
+            &["`models.\"Qwen3.6-35B-A3B\"`", "tables within `Qwen3`"],
+        ),
+        ("[models.m]\n", "[models.«Qwen2.5-0.5B»]\n", &["`models.\"Qwen2.5-0.5B\"`"]),
+        (
+            "[models.m]\npath = \"m.gguf\"\n",
+            "[models.«Qwen3.6-35B».schemes]\nq8_0 = {}\n",
+            &["`models.\"Qwen3.6-35B\"`"],
+        ),
+        ("[models.m]\npath = \"m.gguf\"\n", "[models.«Qwen3.6»]\n", &["`models.\"Qwen3.6\"`"]),
+        ("[models.m]\n", "[models.«phi.small»]\n", &["`models.\"phi.small\"`"]),
+        ("[models.m]\n", "[models.m]\npath = \"n\"\n[models.m.«5-1B»]\n", &["`models.\"m.5-1B\"`"]),
+        ("[models.m]\n", "[models.m]\nat.«v1.5».chunks = 8\n", &["`at.\"v1.5\"`"]),
+    ]);
+    policy(&edited("[models.m]", "[models.\"Qwen3.6-35B\"]"));
+    let typo = edited("[models.m]\n", "[models.m]\n«schemas».q8_0 = {}\n");
+    assert_finding(&errors(&unmark(&typo).0), &typo, &["did you mean `schemes`?"]);
+}
+
+#[test]
+fn names_are_fit_for_files() {
+    assert_faults(&[
+        ("[models.m]", "[models.«\"a/b\"»]", &["cannot name a model", "A-Z a-z 0-9"]),
+        ("[models.m]", "[models.«\"a@b\"»]", &["cannot name a model"]),
+        ("[models.m]", "[models.«\"\"»]", &["cannot name a model"]),
+        ("[models.m]\n", "[models.m]\nat.«\"4 k\"» = {}\n", &["cannot name an `at` section"]),
+    ]);
+    policy(&edited("[models.m]", "[models.\"A-z.0_9\"]"));
+}
+
+#[test]
+fn two_cases_never_share_a_golden() {
+    let second = "[models.m]\npath = \"x\"\n[models.«M»]\n";
+    assert_faults(&[
+        ("[models.m]\n", second, &["another case has the golden `M__q8_0.snap`", "rename", "the other one"]),
+        (
+            "[models.m]\n",
+            "[models.m]\nat.long = {}\nat.«Long» = {}\n",
+            &["`m@Long__q8_0.snap`"],
+        ),
+        (
+            "prod = \"q4_0:norot\"\n[models.m]\n",
+            "prod = \"q4_0:norot\"\nProd = \"q4_1\"\n[models.m]\nschemes.prod = {}\nschemes.«Prod» = {}\n",
+            &["`m__Prod.snap`"],
+        ),
+        (
+            "[models.m]\n",
+            "[models.m]\nschemes.«\"q8_0/q8_0\"» = {}\nat.long = {}\n",
+            &["`q8_0` and `q8_0/q8_0` are the same scheme", "keep one of the names: `q8_0`"],
+        ),
+        (
+            "[models.m]\n",
+            "[models.m]\nschemes.prod = {}\nschemes.«\"q4_0:norot\"» = {}\n",
+            &["`prod` and `q4_0:norot` are the same scheme"],
+        ),
+    ]);
+}
+
+#[test]
+fn dropping_needs_something_to_drop() {
+    assert_faults(&[
+        (
+            "[models.m]\n",
+            "[models.m]\nschemes.«q5_1» = false\n",
+            &["`q5_1` is not inherited", "remove the line"],
+        ),
+        ("q8_0 = {}", "q8_0 = {}\n«q5_1» = false", &["not inherited"]),
+        ("[models.m]\n", "[models.m]\nschemes.«\"q8_0/q8_0\"» = false\n", &["not inherited"]),
+        ("[models.m]\n", "[models.m]\nschemes.«prod» = false\n", &["not inherited"]),
+    ]);
+}
+
+#[test]
+fn all_findings_come_at_once_in_order() {
+    let text = edited("context = 512", "contxt = 512\nchunks = 0").replace("chunks = 4\n", "")
+        + "sha256 = \"1\"\nschemes.int3 = {}\n";
+    let shown: Vec<_> = errors(&text).iter().map(|d| d.underlined().to_owned()).collect();
+    assert_eq!(shown, ["contxt", "0", "m", "\"1\"", "int3"]);
+    let message = parse(&text).unwrap_err().to_string();
+    assert_eq!(message.matches("error: ").count(), 5, "{message}");
+}
+
+#[test]
+fn a_finding_reads_like_rustc() {
+    let finding = &errors(&edited("context = 512", "  \"cöntext\" = 512"))[0];
+    let expected = "\
+error: unknown key `cöntext`
+ --> gate/thresholds.toml:4:3
+  |
+4 |   \"cöntext\" = 512
+  |   ^^^^^^^^^
+  |
+  = help: did you mean `context`?";
+    assert_eq!(finding.to_string(), expected);
+    assert!(finding.styled().contains("\u{1b}["));
+}
+
+#[test]
+fn limits_far_from_the_law_of_flips_are_warned_about() {
+    let with = |marked: &str| {
+        let text = edited("mean_kld = 0.05\n", marked);
+        let (plain, ..) = unmark(&text);
+        (parse(&plain).unwrap().1, text)
+    };
+    // 1 - 0.8 sqrt(0.01) = 0.92 is the loosest that can bind
+    let (warnings, text) = with("mean_kld = 0.01\n«top1_agreement = 0.91»\n");
+    assert_finding(
+        &warnings,
+        &text,
+        &["warning: ", "never binds", "broken first", "about 0.94 (0.92 to 0.98)"],
+    );
+    let (warnings, text) = with("«mean_kld = 0.01»\ntop1_agreement = 0.985\n");
+    assert_finding(&warnings, &text, &["`mean_kld = 0.01` never binds"]);
+    for agreement in ["0.93", "0.97"] {
+        let (warnings, _) = with(&format!("mean_kld = 0.01\ntop1_agreement = {agreement}\n«»"));
+        assert!(warnings.is_empty(), "{agreement}");
+    }
+    // what is only reported has no limits that could bind
+    let reported = edited("mean_kld = 0.05", "mean_kld = 0.01\ntop1_agreement = 0.5")
+        .replace("q8_0 = {}", "q8_0 = { expect = \"report\" }");
+    assert!(parse(&reported).unwrap().1.is_empty());
+}
+
+fn bounds(model: &ModelPolicy, label: &str) -> Vec<(&'static str, f64, String)> {
+    let cell = model.cells.iter().find(|cell| cell.label == label).expect(label);
+    cell.limits.iter().map(|l| (l.statistic.name(), l.bound, l.origin.clone())).collect()
+}
+
+#[test]
+fn later_limits_win() {
+    let text = r#"[defaults]
+corpus = "c"
+context = 512
+chunks = 4
+limits = { mean_kld = 0.1, p90_kld = 0.1, p95_kld = 0.1, p99_kld = 0.1, p999_kld = 0.1, max_kld = 0.1 }
+schemes.q8_0.limits = { p90_kld = 0.2, p95_kld = 0.2, p99_kld = 0.2, p999_kld = 0.2, max_kld = 0.2 }
+[models.m]
+path = "m"
+limits = { p95_kld = 0.3, p99_kld = 0.3, p999_kld = 0.3, max_kld = 0.3 }
+at.long.limits = { p99_kld = 0.4, p999_kld = 0.4, max_kld = 0.4 }
+schemes.q8_0.limits = { p999_kld = 0.5, max_kld = 0.5 }
+at.long.schemes.q8_0.limits = { max_kld = 0.6 }
+schemes.q4_0.limits.p90_kld = false
+"#;
+    let policy = policy(text);
+    let values =
+        |model: &ModelPolicy, label| bounds(model, label).iter().map(|b| b.1).collect::<Vec<_>>();
+    assert_eq!(values(&policy.models[0], "q8_0"), [0.1, 0.2, 0.3, 0.3, 0.5, 0.5]);
+    assert_eq!(values(&policy.models[1], "q8_0"), [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]);
+    let origins: Vec<_> = bounds(&policy.models[1], "q8_0").into_iter().map(|b| b.2).collect();
+    let lines = [5, 6, 9, 10, 11, 12].map(|line| format!("gate/thresholds.toml:{line}"));
+    assert_eq!(origins, lines);
+    let names: Vec<_> = bounds(&policy.models[0], "q4_0").iter().map(|b| b.0).collect();
+    assert_eq!(names, ["mean_kld", "p95_kld", "p99_kld", "p999_kld", "max_kld"]);
+}
+
+#[test]
+fn sections_inherit() {
+    let text = edited("chunks = 4", "chunks = 4\nbaseline = \"f32\"")
+        + r#"tokenizer = "t/tokenizer.json"
+sha256 = "A5FD3B62A5FD3B62A5FD3B62A5FD3B62A5FD3B62A5FD3B62A5FD3B62A5FD3B62"
+fetch = "get m"
+baseline = "f16"
+[models.m.schemes]
+prod = { expect = "fail", reason = "norot" }
+"q8_0/q4_0" = {}
+[models.m.at.long]
+context = 4096
+corpus = ["a.txt", "/b.txt"]
+[models.m.at.long.schemes]
+q8_0 = false
+iq4_nl = {}
+prod = { expect = "report" }
+[models."n.1"]
+path = "/n.gguf"
+ignored = true
+schemes.q4_0 = { ignored = false }
+at.x.chunks = 9
+at.x.ignored = false
+"#;
+    let policy = policy(&text);
+    let [m, long, n, x] = policy.models.as_slice() else { panic!("{policy:?}") };
+    let labels = |m: &ModelPolicy| m.cells.iter().map(|c| c.label.clone()).collect::<Vec<_>>();
+    let names: Vec<_> = policy.models.iter().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["m", "m@long", "n.1", "n.1@x"]);
+    assert_eq!(labels(m), ["q8_0", "prod", "q8_0/q4_0"]);
+    assert_eq!(labels(long), ["prod", "q8_0/q4_0", "iq4_nl"]);
+    assert_eq!((m.context, m.chunks, long.context, long.chunks, x.chunks), (512, 4, 4096, 4, 9));
+    assert_eq!(m.corpus, [PathBuf::from("gate/corpora/c.txt")]);
+    assert_eq!(long.corpus, [PathBuf::from("gate/a.txt"), PathBuf::from("/b.txt")]);
+    assert_eq!((m.baseline.to_string(), n.baseline.to_string()), ("f16".into(), "f32".into()));
+    assert_eq!(m.source, long.source);
+    assert_eq!(m.source.path, Path::new("gate/m.gguf"));
+    assert_eq!(n.source.path, Path::new("/n.gguf"));
+    assert_eq!(m.source.tokenizer.as_deref(), Some(Path::new("gate/t/tokenizer.json")));
+    assert_eq!(m.source.sha256, Some("a5fd3b62".repeat(8)));
+    assert_eq!(m.source.fetch.as_deref(), Some("get m"));
+    assert_eq!(m.cells[1].scheme, "q4_0:norot".parse().unwrap());
+    assert_eq!(
+        (m.cells[1].expect, m.cells[1].reason.as_deref()),
+        (Expectation::Fail, Some("norot"))
+    );
+    assert_eq!(long.cells[0].expect, Expectation::Report);
+    assert_eq!(n.cells.iter().map(|c| c.ignored).collect::<Vec<_>>(), [true, false]);
+    assert!(x.cells.iter().all(|c| !c.ignored));
+}
+
+#[test]
+fn baseline_defaults_to_f16_and_may_be_a_scheme_too() {
+    let model = &policy(&(BASE.to_owned() + "schemes.f16 = {}\n")).models[0];
+    assert_eq!(model.baseline.to_string(), "f16");
+    assert_eq!(model.cells[1].scheme, model.baseline);
+    let named = policy(&edited("chunks = 4", "chunks = 4\nbaseline = \"prod\""));
+    assert_eq!(named.models[0].baseline.to_string(), "q4_0:norot");
+}
+
+#[test]
+fn defaults_may_ignore_a_scheme_and_a_model_may_not() {
+    let text = edited("q8_0 = {}", "q8_0 = { ignored = true }");
+    assert!(policy(&text).models[0].cells[0].ignored);
+    assert!(!policy(&(text + "ignored = false\n")).models[0].cells[0].ignored);
+}
+
+#[test]
+fn cases_and_goldens_share_their_words() {
+    assert_eq!(golden_stem("gemma-3-270m", "q8_0/q4_0"), "gemma-3-270m__q8_0+q4_0");
+    assert_eq!(golden_stem("m@long", "q4_0:norot"), "m@long__q4_0,norot");
+    let model = &policy(BASE).models[0];
+    let cases = CaseKind::ALL.map(|kind| model.case(&model.cells[0], kind));
+    assert_eq!(cases, ["m::q8_0::kld", "m::q8_0::golden"]);
+}
+
+#[test]
+fn missing_files_are_named_with_their_mend() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("thresholds.toml");
+    let text = edited("[models.m]\n", "[models.m]\nfetch = \"scripts/get m\"\n");
+    std::fs::write(&path, &text).unwrap();
+    let missing = || Policy::load(&path).unwrap().0.models[0].missing_files();
+    let shown: Vec<_> = missing().iter().map(|d| (d.position(), d.help.clone())).collect();
+    let corpus = "correct the path, or put the text there".to_owned();
+    assert_eq!(shown, [((14, 8), "get it: `scripts/get m`".into()), ((3, 10), corpus)]);
+    std::fs::write(folder.path().join("m.gguf"), "").unwrap();
+    assert_eq!(missing().len(), 1);
+    std::fs::create_dir(folder.path().join("corpora")).unwrap();
+    std::fs::write(folder.path().join("corpora/c.txt"), "").unwrap();
+    assert_eq!(missing(), []);
+    let without = policy(BASE).models[0].missing_files();
+    assert!(without[0].help.contains("say how to get it: `fetch"), "{}", without[0]);
+}
+
+#[test]
+fn an_unreadable_policy_says_what_to_do() {
+    let error = Policy::load(Path::new("no/such.toml")).unwrap_err().to_string();
+    assert!(error.contains("`no/such.toml`") && error.contains("`--config FILE`"), "{error}");
+}
+
+#[test]
+fn the_hash_is_of_the_bytes() {
+    let text = edited("512", "513");
+    assert_eq!(policy(BASE).sha256.len(), 64);
+    assert_ne!(policy(BASE).sha256, policy(&text).sha256);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.toml");
+    std::fs::write(&path, BASE).unwrap();
+    assert_eq!(Policy::load(&path).unwrap().0.sha256, policy(BASE).sha256);
+}
