@@ -1,6 +1,13 @@
 //! Limits × expectation → verdict: pure functions of statistics and policy.
+//!
+//! What cannot be trusted is an error whatever the policy expects: a gate that fails open is none.
 
+use crate::measure::stats::{Direction, Statistic, Statistics};
+use crate::policy::{CaseKind, Cell, Expectation, Limit, ModelPolicy};
+use crate::results::{Measurement, Outcome, SchemeResult};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
 
 /// What a case came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,3 +34,422 @@ pub enum Verdict {
     /// Could not be measured, or the measurement cannot be trusted.
     Error,
 }
+
+impl Verdict {
+    /// The mark in tables. Only a pass has a check mark.
+    pub fn symbol(self) -> &'static str {
+        match self {
+            Verdict::Pass => "✓",
+            Verdict::FailsAsRequired => "✗ (expected)",
+            Verdict::Reported => "•",
+            Verdict::Regressed | Verdict::UnexpectedPass => "✗",
+            Verdict::GoldenChanged => "≠",
+            Verdict::Stale => "↻",
+            Verdict::Inconclusive => "?",
+            Verdict::Ignored => "–",
+            Verdict::Error => "!",
+        }
+    }
+
+    /// The verdict in words.
+    pub fn label(self) -> &'static str {
+        match self {
+            Verdict::Pass => "pass",
+            Verdict::FailsAsRequired => "fails as required",
+            Verdict::Reported => "reported",
+            Verdict::Regressed => "regressed",
+            Verdict::UnexpectedPass => "unexpected pass",
+            Verdict::GoldenChanged => "golden changed",
+            Verdict::Stale => "stale",
+            Verdict::Inconclusive => "inconclusive",
+            Verdict::Ignored => "ignored",
+            Verdict::Error => "error",
+        }
+    }
+
+    /// Whether the gate must not be green with it.
+    pub fn is_red(self) -> bool {
+        match self {
+            Verdict::Pass | Verdict::FailsAsRequired | Verdict::Reported | Verdict::Ignored => {
+                false
+            }
+            Verdict::Regressed
+            | Verdict::UnexpectedPass
+            | Verdict::GoldenChanged
+            | Verdict::Stale
+            | Verdict::Inconclusive
+            | Verdict::Error => true,
+        }
+    }
+}
+
+/// The exit code of a run with these verdicts: 0 all as the policy wants, 1 something is not as it
+/// should be, 4 something could not be measured. 1 outranks 4: a retry must not hide a regression.
+pub fn exit_code(verdicts: impl IntoIterator<Item = Verdict>) -> u8 {
+    verdicts.into_iter().filter(|verdict| verdict.is_red()).fold(0, |code, verdict| {
+        match (code, verdict) {
+            (1, _) => 1,
+            (_, Verdict::Error) => 4,
+            _ => 1,
+        }
+    })
+}
+
+/// The accepted values of a case.
+pub type GoldenValues = BTreeMap<Statistic, f64>;
+
+/// What judging a cell's limits gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judgement {
+    /// What the `kld` case came to.
+    pub verdict: Verdict,
+    /// The limits that do not hold. Empty where nothing is judged.
+    pub breaches: Vec<Breach>,
+    /// What people read; empty for a plain pass.
+    pub message: String,
+    /// Whether a value is within two standard errors of its limit.
+    pub borderline: bool,
+}
+
+/// A limit that does not hold.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Breach {
+    /// What is bounded.
+    pub statistic: Statistic,
+    /// What was measured.
+    pub value: f64,
+    /// The last value that would have been good.
+    pub bound: f64,
+    /// Where the limit was written: `thresholds.toml:12`.
+    pub origin: String,
+    /// Harm over allowed harm, above 1. Of a share that must be large, its complement is the harm:
+    /// agreement 0.70 where 0.85 is asked for has ratio 2. Infinite where no harm is allowed.
+    pub ratio: f64,
+}
+
+/// Judges a cell by its limits.
+///
+/// `distrust` is why its measurement cannot be trusted (see [`distrust`]), `golden` its accepted
+/// values, which only the message looks at.
+pub fn judge(
+    model: &ModelPolicy,
+    cell: &Cell,
+    outcome: &Outcome,
+    distrust: Option<&str>,
+    golden: Option<&GoldenValues>,
+) -> Judgement {
+    let statistics = match trusted(cell, outcome, distrust) {
+        Ok(statistics) => statistics,
+        Err(reason) => {
+            let message = format!(
+                "{}: {reason}\n{}",
+                model.case(cell, CaseKind::Kld),
+                next_commands(model, cell)
+            );
+            return Judgement {
+                verdict: Verdict::Error,
+                breaches: Vec::new(),
+                message,
+                borderline: false,
+            };
+        }
+    };
+    let judged: &[Limit] = match cell.expect {
+        Expectation::Report => &[],
+        Expectation::Pass | Expectation::Fail => &cell.limits,
+    };
+    let breaches: Vec<Breach> = judged.iter().filter_map(|l| breach(statistics, l)).collect();
+    let borderline = judged.iter().any(|limit| is_borderline(statistics, limit));
+    let verdict = match (cell.expect, breaches.is_empty()) {
+        (Expectation::Pass, true) => Verdict::Pass,
+        (Expectation::Pass, false) => Verdict::Regressed,
+        (Expectation::Fail, true) => Verdict::UnexpectedPass,
+        (Expectation::Fail, false) => Verdict::FailsAsRequired,
+        (Expectation::Report, _) => Verdict::Reported,
+    };
+    let message = match (verdict, borderline) {
+        (Verdict::Pass, false) => String::new(),
+        _ => Message { model, cell, statistics, judged, verdict, golden }.to_string(),
+    };
+    Judgement { verdict, breaches, message, borderline }
+}
+
+/// The numbers, or why there are none to judge.
+fn trusted<'o>(
+    cell: &Cell,
+    outcome: &'o Outcome,
+    distrust: Option<&str>,
+) -> Result<&'o Statistics, String> {
+    let statistics = match outcome {
+        Outcome::Failed { error } => return Err(format!("could not be measured: {error}")),
+        Outcome::Measured { statistics, .. } => statistics,
+    };
+    if let Some(reason) = distrust {
+        return Err(format!("the measurement cannot be trusted: {reason}"));
+    }
+    if statistics.tokens_scored == 0 {
+        return Err("no token was scored".into());
+    }
+    for statistic in Statistic::ALL {
+        let (value, error) = (statistics.get(statistic), statistics.standard_error(statistic));
+        if !value.is_finite() || !error.unwrap_or(0.0).is_finite() {
+            let error = error.map(|error| format!(" ± {error}")).unwrap_or_default();
+            return Err(format!("{} is {value}{error}, which is no number", statistic.name()));
+        }
+    }
+    if let Some(limit) = cell.limits.iter().find(|limit| !limit.bound.is_finite()) {
+        let name = limit.statistic.name();
+        return Err(format!("the limit {name} = {} ({}) is no bound", limit.bound, limit.origin));
+    }
+    if cell.limits.is_empty() && cell.expect != Expectation::Report {
+        return Err("no limit applies: there is nothing to judge by".into());
+    }
+    Ok(statistics)
+}
+
+fn holds(statistic: Statistic, value: f64, bound: f64) -> bool {
+    match statistic.direction() {
+        Direction::AtMost => value <= bound,
+        Direction::AtLeast => value >= bound,
+    }
+}
+
+fn breach(statistics: &Statistics, limit: &Limit) -> Option<Breach> {
+    let Limit { statistic, bound, ref origin } = *limit;
+    let value = statistics.get(statistic);
+    if holds(statistic, value, bound) {
+        return None;
+    }
+    let ratio = match statistic.direction() {
+        Direction::AtMost => value / bound,
+        Direction::AtLeast => (1.0 - value) / (1.0 - bound),
+    };
+    Some(Breach { statistic, value, bound, origin: origin.clone(), ratio })
+}
+
+fn is_borderline(statistics: &Statistics, limit: &Limit) -> bool {
+    let distance = (statistics.get(limit.statistic) - limit.bound).abs();
+    // without a spread (an exact zero against a bound of zero) there is nothing to be unsure of
+    let error = statistics.standard_error(limit.statistic).filter(|error| *error > 0.0);
+    error.is_some_and(|error| distance <= 2.0 * error)
+}
+
+/// What people read under a case.
+struct Message<'a> {
+    model: &'a ModelPolicy,
+    cell: &'a Cell,
+    statistics: &'a Statistics,
+    judged: &'a [Limit],
+    verdict: Verdict,
+    golden: Option<&'a GoldenValues>,
+}
+
+impl fmt::Display for Message<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let case = self.model.case(self.cell, CaseKind::Kld);
+        let broken = self.judged.iter().filter_map(|l| breach(self.statistics, l)).count();
+        write!(f, "{case}: {}", self.verdict.label())?;
+        match self.judged.len() {
+            0 => writeln!(f)?,
+            limits => writeln!(f, ", {broken} of {limits} limits broken")?,
+        }
+        for statistic in Statistic::ALL {
+            self.row(f, statistic)?;
+        }
+        writeln!(f, "  {} tokens scored", self.statistics.tokens_scored)?;
+        if let Some(reason) = &self.cell.reason {
+            writeln!(f, "the policy's reason: {reason}")?;
+        }
+        if self.verdict == Verdict::UnexpectedPass {
+            let mend = "if the scheme was mended, drop the `expect`; if not, tighten a limit";
+            writeln!(f, "the policy expects a broken limit: {mend}")?;
+        }
+        if self.verdict.is_red() && self.golden.is_none() {
+            writeln!(f, "no accepted golden: whether a value has moved cannot be told")?;
+        }
+        f.write_str(&next_commands(self.model, self.cell))
+    }
+}
+
+impl Message<'_> {
+    /// A statistic, and what its limit makes of it.
+    fn row(&self, f: &mut fmt::Formatter<'_>, statistic: Statistic) -> fmt::Result {
+        let value = self.statistics.get(statistic);
+        let error = self.statistics.standard_error(statistic);
+        let error = error.map(|error| format!(" ± {}", significant(error, 2))).unwrap_or_default();
+        let limit = self.judged.iter().find(|limit| limit.statistic == statistic);
+        let mark = match limit.map(|limit| holds(statistic, value, limit.bound)) {
+            Some(true) => "✓",
+            Some(false) => "✗",
+            None => " ",
+        };
+        let shown = format!("{}{error} {}", number(value), statistic.unit());
+        let name = statistic.name();
+        let Some(limit) = limit else {
+            return writeln!(f, "{mark} {name:<15} {}", shown.trim_end());
+        };
+        let side = match statistic.direction() {
+            Direction::AtMost => "at most",
+            Direction::AtLeast => "at least",
+        };
+        let Limit { bound, origin, .. } = limit;
+        write!(f, "{mark} {name:<15} {shown:<27} limit: {side} {bound} ({origin})")?;
+        if let Some(breach) = breach(self.statistics, limit) {
+            write!(f, ", {}", excess(&breach))?;
+        }
+        let borderline = if is_borderline(self.statistics, limit) { ", borderline" } else { "" };
+        writeln!(f, "{borderline}")?;
+        match self.moved(limit) {
+            Some(moved) => writeln!(f, "    {moved}"),
+            None => Ok(()),
+        }
+    }
+
+    /// What has moved since the golden was accepted, the value or its limit.
+    fn moved(&self, limit: &Limit) -> Option<String> {
+        let now = self.statistics.get(limit.statistic);
+        let then = *self.golden?.get(&limit.statistic)?;
+        let held = |value| holds(limit.statistic, value, limit.bound);
+        let golden = number(then);
+        match (self.verdict, held(then), held(now)) {
+            (Verdict::Regressed, false, false) => Some(format!(
+                "the golden's {golden} breaks it, too: the limit has moved, or was never met"
+            )),
+            (Verdict::UnexpectedPass, true, true) => Some(format!(
+                "the golden's {golden} holds, too: the limit has moved, or was never broken"
+            )),
+            (Verdict::Regressed, true, false) | (Verdict::UnexpectedPass, false, true) => {
+                Some(format!("the value has moved: {golden} in the golden, {} now", number(now)))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// By how much a limit is broken.
+fn excess(breach: &Breach) -> String {
+    let allowed = match breach.statistic.direction() {
+        Direction::AtMost => "what it allows",
+        Direction::AtLeast => "the misses it allows",
+    };
+    match breach.ratio.is_finite() {
+        true => format!("{:.2} times {allowed}", breach.ratio),
+        false => "it allows none".into(),
+    }
+}
+
+/// A value in five significant digits.
+fn number(value: f64) -> String {
+    significant(value, 5)
+}
+
+/// So many significant digits, in eight decimals at most.
+fn significant(value: f64, digits: u8) -> String {
+    if value == 0.0 {
+        return "0".into();
+    }
+    let decimals = f64::from(digits) - 1.0 - value.abs().log10().floor();
+    format!("{value:.*}", decimals.clamp(0.0, 8.0) as usize)
+}
+
+/// What to run to see more of a cell.
+fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
+    let corpus: String = model
+        .corpus
+        .iter()
+        .map(|file| format!(" --corpus {}", quoted(&file.to_string_lossy())))
+        .collect();
+    format!(
+        "again:        kvgate run '{}::{}'\nwithout gate: kvgate measure {}{corpus} --schemes {} \
+         --context {} --chunks {}",
+        model.name,
+        cell.label,
+        quoted(&model.source.path.to_string_lossy()),
+        cell.scheme,
+        model.context,
+        model.chunks,
+    )
+}
+
+/// A word that a shell takes as it is.
+fn quoted(word: &str) -> String {
+    if word.chars().all(|c| c.is_alphanumeric() || "/._-+,:@=".contains(c)) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Mean KLD cannot be negative. Rounding may make that of a nearly exact lane so, by less than
+/// this where its spread does not say how much.
+const LEAST_MEAN_KLD: f64 = -1e-6;
+
+/// Why schemes of a measurement cannot be trusted, by label: they did not engage, the identity is
+/// broken, or the ruler is. A control that does not read as it must takes all of them.
+pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
+    if let Some(control) = measurement.controls.iter().find(|control| !control.ok) {
+        let reason = format!(
+            "the control `{}` ({}) must read {}, and read a mean KLD of {} with top-1 agreement {}",
+            control.name, control.effective, control.must, control.mean_kld, control.top1_agreement
+        );
+        let labels = measurement.schemes.iter().map(|result| result.scheme.clone());
+        return labels.map(|label| (label, reason.clone())).collect();
+    }
+    let baseline = &measurement.conditions.baseline;
+    let lanes: Vec<(&SchemeResult, &Statistics)> = measurement
+        .schemes
+        .iter()
+        .filter_map(|result| match &result.outcome {
+            Outcome::Measured { statistics, .. } => Some((result, statistics)),
+            Outcome::Failed { .. } => None,
+        })
+        .collect();
+    let (faulty, sound): (Vec<_>, Vec<_>) = lanes
+        .into_iter()
+        .map(|lane| (lane, implausible(baseline, &lane.0.effective, lane.1)))
+        .partition(|(_, reason)| reason.is_some());
+    let mut reasons: BTreeMap<_, _> = faulty
+        .into_iter()
+        .filter_map(|((result, _), reason)| Some((result.scheme.clone(), reason?)))
+        .collect();
+    for ((result, statistics), _) in &sound {
+        let twin = sound.iter().find(|((other, of_other), _)| {
+            other.effective != result.effective && of_other == statistics
+        });
+        if let Some(((other, _), _)) = twin {
+            reasons.insert(result.scheme.clone(), twins(&result.effective, &other.effective));
+        }
+    }
+    reasons
+}
+
+/// What is wrong with a lane on its own.
+fn implausible(baseline: &str, effective: &str, statistics: &Statistics) -> Option<String> {
+    let Statistics { mean_kld, mean_kld_se, max_kld, .. } = *statistics;
+    let is_identical = mean_kld == 0.0 && max_kld == 0.0;
+    let floor = if mean_kld_se > 0.0 { -3.0 * mean_kld_se } else { LEAST_MEAN_KLD };
+    if effective == baseline && !is_identical {
+        Some(format!(
+            "`{effective}` is the baseline, and must read a KLD of exactly 0; it read {mean_kld}, at most \
+             {max_kld}"
+        ))
+    } else if effective != baseline && is_identical {
+        Some(format!(
+            "`{effective}` reads a KLD of exactly 0 against `{baseline}`: the scheme did not engage"
+        ))
+    } else if mean_kld < floor {
+        Some(format!(
+            "the mean KLD of `{effective}` is {mean_kld} ± {mean_kld_se}, below 0 beyond its noise"
+        ))
+    } else {
+        None
+    }
+}
+
+/// Two effective schemes with one result.
+fn twins(one: &str, other: &str) -> String {
+    format!("`{one}` and `{other}` have the same statistics to the last bit: one did not engage")
+}
+
+#[cfg(test)]
+mod tests;
