@@ -450,3 +450,6 @@ fn implausible(baseline: &str, effective: &str, statistics: &Statistics) -> Opti
 fn twins(one: &str, other: &str) -> String {
     format!("`{one}` and `{other}` have the same statistics to the last bit: one did not engage")
 }
+
+#[cfg(test)]
+mod tests;
