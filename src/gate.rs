@@ -2,7 +2,7 @@
 
 use crate::golden::{self, Golden};
 use crate::measure::{measure, Measured, Progress, Request, ENGINE};
-use crate::policy::{golden_stem, CaseKind, Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
+use crate::policy::{CaseKind, Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
 use crate::repo;
 use crate::results::{CaseResult, Measurement, Outcome, PolicyFile, Results, FORMAT};
 use crate::verdict::{self, GoldenValues, Verdict};
@@ -136,7 +136,7 @@ impl Gate {
         cell: &Cell,
         measured: &Result<Measurement, String>,
     ) -> (Verdict, String) {
-        let stem = golden_stem(&model.name, &cell.label);
+        let stem = golden::stem(&model.name, &cell.label);
         let error = match (measured, outcome(measured, cell)) {
             (Ok(measurement), Ok((_, None))) => {
                 let schemes = &measurement.schemes;
@@ -158,7 +158,7 @@ impl Gate {
 
     /// The accepted values of a cell. A golden that cannot be read is its own case's error.
     fn golden_values(&self, model: &ModelPolicy, cell: &Cell) -> Option<GoldenValues> {
-        let path = golden::path(&self.root, &golden_stem(&model.name, &cell.label));
+        let path = golden::path(&self.root, &golden::stem(&model.name, &cell.label));
         Golden::read(&path).ok().flatten().map(|golden| golden.statistics())
     }
 

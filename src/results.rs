@@ -120,10 +120,12 @@ pub struct Control {
     pub name: String,
     /// What ran.
     pub effective: String,
-    /// Its mean KLD on the first chunk, in nats.
-    pub mean_kld: f64,
+    /// Its mean KLD on the first chunk, in nats; none if it could not be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_kld: Option<f64>,
     /// Its top-1 agreement on the first chunk.
-    pub top1_agreement: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top1_agreement: Option<f64>,
     /// What it must read, in words.
     pub must: String,
     /// Whether it did.
@@ -142,6 +144,14 @@ pub struct SchemeResult {
     /// Numbers, or why there are none.
     #[serde(flatten)]
     pub outcome: Outcome,
+}
+
+impl Control {
+    /// Its mean KLD for people.
+    #[must_use]
+    pub fn reading(&self) -> String {
+        self.mean_kld.map_or("nothing".into(), |kld| format!("{kld:.4}"))
+    }
 }
 
 /// Bits an element of K and V takes in the cache.

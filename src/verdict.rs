@@ -389,8 +389,11 @@ const LEAST_MEAN_KLD: f64 = -1e-6;
 pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
     if let Some(control) = measurement.controls.iter().find(|control| !control.ok) {
         let reason = format!(
-            "the control `{}` ({}) must read {}, and read a mean KLD of {} with top-1 agreement {}",
-            control.name, control.effective, control.must, control.mean_kld, control.top1_agreement
+            "the control `{}` ({}) must read a mean KLD of {}, and read {}",
+            control.name,
+            control.effective,
+            control.must,
+            control.reading()
         );
         let labels = measurement.schemes.iter().map(|result| result.scheme.clone());
         return labels.map(|label| (label, reason.clone())).collect();

@@ -7,7 +7,7 @@ use crate::hash;
 use crate::kv::cache::Effective;
 use crate::measure::{corpus, ENGINE};
 use crate::model::Checkpoint;
-use crate::policy::{golden_stem, ModelPolicy};
+use crate::policy::ModelPolicy;
 use crate::results::{Conditions, CorpusFile};
 
 #[derive(clap::Args)]
@@ -106,7 +106,7 @@ fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
     let mut findings = Vec::new();
     let mut missing = Vec::new();
     for cell in model.cells.iter().filter(|cell| !cell.ignored) {
-        match Golden::read(&golden::path(&gate.root, &golden_stem(&model.name, &cell.label))) {
+        match Golden::read(&golden::path(&gate.root, &golden::stem(&model.name, &cell.label))) {
             Err(error) => findings.push(error.to_string()),
             Ok(None) => missing.push(cell.label.as_str()),
             Ok(Some(golden)) => {

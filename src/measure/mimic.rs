@@ -193,7 +193,7 @@ mod tests {
         assert!((f64::from(got[0].kld) - 0.005_607_091_1).abs() < 2e-6, "{}", got[0].kld);
         assert!((got[0].logp + 1.350_462).abs() < 1e-6, "{}", got[0].logp);
         assert!((got[0].logp_base + 1.495_197_3).abs() < 1e-6, "{}", got[0].logp_base);
-        assert!((f64::from(got[0].dp()) - 0.034_916_2).abs() < 1e-6, "{}", got[0].dp());
+        assert!((got[0].dp() - 0.034_916_2).abs() < 1e-6, "{}", got[0].dp());
         assert!((f64::from(got[1].kld) + 8.16e-6).abs() < 2e-6, "{}", got[1].kld);
     }
 }

@@ -16,7 +16,7 @@ use crate::results::{
     BitsPerElement, Conditions, Control, Measurement, Outcome, RunInfo, SchemeResult, Subject,
 };
 use corpus::{Chunk, CorpusError};
-use engine::{Lane, LaneResult};
+use engine::{Lane, LaneError, LaneResult};
 use mimic::Mimic;
 use stats::{Part, Position, Statistics};
 use std::path::PathBuf;
@@ -67,6 +67,9 @@ pub enum MeasureError {
     /// The baseline does not fit the model.
     #[error("baseline: {0}")]
     Baseline(BlockSizeError),
+    /// The baseline has no numbers.
+    #[error("the baseline cannot be measured: {0}; the weights may be damaged")]
+    BaselineFailed(String),
     /// The file is not the one that the policy names.
     #[error("{} has SHA-256 {found}, the policy says {expected}; fetch the right file, or accept it as the new subject by editing `sha256`", path.display())]
     Hash {
@@ -112,7 +115,9 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let mut results =
         engine::run(&decoder, &chunks, baseline, &lanes.engine, request.mimic, &report);
     let schemes = results.split_off(lanes.controls());
-    let controls = controls(baseline, results);
+    if let Some(Err(LaneError::Baseline(why))) = results.first() {
+        return Err(MeasureError::BaselineFailed(why.clone()));
+    }
     let (schemes, positions) = lanes.results(schemes, &chunks);
 
     let conditions = Conditions {
@@ -127,12 +132,15 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         device: "cpu".into(),
         weights: storage.name().into(),
     };
-    let baseline_ppl = schemes.iter().find_map(|s| match &s.outcome {
-        Outcome::Measured { statistics, .. } => Some(statistics.baseline_ppl),
-        Outcome::Failed { .. } => None,
-    });
+    let baseline_ppl = positions
+        .iter()
+        .map(|(_, positions)| positions.as_slice())
+        .chain(results[0].as_deref().ok())
+        .next()
+        .map_or(f64::NAN, |positions| Statistics::of(positions).baseline_ppl);
+    let controls = controls(baseline, results);
     let run = RunInfo {
-        baseline_ppl: baseline_ppl.unwrap_or(f64::NAN),
+        baseline_ppl,
         device: format!("{} CPU threads", rayon::current_num_threads()),
         dtype: "f32".into(),
         seconds: began.elapsed().as_secs_f64(),
@@ -245,29 +253,29 @@ fn measured(positions: &[Position], chunks: &[Chunk]) -> Outcome {
 /// A deliberately bad lane that reads less than this is not bad: the ruler does not see harm.
 const BAD_LANE_KLD: f64 = 0.1;
 
+/// What the two control lanes read, each on the first chunk.
 fn controls(baseline: Effective, lanes: Vec<LaneResult>) -> Vec<Control> {
-    let plan: [(&str, Effective, &str, fn(&Statistics) -> bool); 2] = [
-        ("identity", baseline, "KLD exactly 0 at every position, top-1 agreement 1", |s| {
-            s.max_kld == 0.0 && s.mean_kld == 0.0 && s.top1_agreement == 1.0
-        }),
-        ("bad lane", Effective::bad(), "mean KLD of at least 0.1 nats", |s| {
-            s.mean_kld >= BAD_LANE_KLD
-        }),
-    ];
-    plan.into_iter()
-        .zip(lanes)
-        .map(|((name, scheme, must, holds), lane)| {
-            let statistics = lane.as_deref().map(Statistics::of).ok();
+    let mut lanes = lanes.into_iter();
+    let mut control =
+        |name: &str, scheme: Effective, must: String, holds: fn(&Statistics) -> bool| {
+            let statistics = lanes.next().and_then(Result::ok).map(|lane| Statistics::of(&lane));
             Control {
                 name: name.into(),
                 effective: scheme.to_string(),
-                mean_kld: statistics.as_ref().map_or(f64::NAN, |s| s.mean_kld),
-                top1_agreement: statistics.as_ref().map_or(f64::NAN, |s| s.top1_agreement),
-                must: must.into(),
+                mean_kld: statistics.as_ref().map(|s| s.mean_kld),
+                top1_agreement: statistics.as_ref().map(|s| s.top1_agreement),
+                must,
                 ok: statistics.as_ref().is_some_and(holds),
             }
-        })
-        .collect()
+        };
+    vec![
+        control("identity", baseline, "exactly 0 at every position".into(), |s| {
+            s.max_kld == 0.0 && s.mean_kld == 0.0 && s.top1_agreement == 1.0
+        }),
+        control("bad lane", Effective::bad(), format!("at least {BAD_LANE_KLD}"), |s| {
+            s.mean_kld >= BAD_LANE_KLD
+        }),
+    ]
 }
 
 /// f32 where it fits into half of the memory that is free, bf16 otherwise.

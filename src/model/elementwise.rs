@@ -122,7 +122,7 @@ fn gated(out: &mut [f32], gate: &[f32], up: &[f32], z: impl Fn(f32) -> f32) {
 /// (1 + tanh t)/2 = σ(2t) with t = √(2/π)(g + 0.044715 g³).
 #[inline(always)]
 fn gelu_argument(g: f32) -> f32 {
-    const TWICE_ROOT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_ROOT_2_OVER_PI: f32 = 1.595_769;
     TWICE_ROOT_2_OVER_PI * (g + 0.044_715 * g * g * g)
 }
 

@@ -65,10 +65,12 @@ impl Tokenizer {
             "llama" => (sentence_piece(file, &vocabulary)?, true),
             other => return Err(unusable(file, format!("its tokenizer `{other}` is unknown"))),
         };
-        let added = vocabulary.tokens.iter().zip(&vocabulary.types).filter_map(|(token, &kind)| {
-            (kind == USER_DEFINED && !token.is_empty())
-                .then(|| AddedToken::from(token.as_str(), false).normalized(false))
-        });
+        let added = vocabulary
+            .tokens
+            .iter()
+            .zip(&vocabulary.types)
+            .filter(|&(token, &kind)| kind == USER_DEFINED && !token.is_empty())
+            .map(|(token, _)| AddedToken::from(token.as_str(), false).normalized(false));
         inner.add_tokens(added).map_err(|e| unusable(file, e.to_string()))?;
         let add_bos = match file.value("tokenizer.ggml.add_bos_token") {
             Some(Value::Bool(b)) => *b,

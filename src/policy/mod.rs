@@ -8,10 +8,10 @@ mod tests;
 
 pub use diagnostic::{Diagnostic, Severity};
 
+use crate::hash;
 use crate::kv::Scheme;
 use crate::measure::stats::Statistic;
 use diagnostic::{Findings, Text};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -168,8 +168,7 @@ impl Policy {
         let document = document::Reader::new(&mut findings).document();
         let models = resolve::resolve(&document, &mut findings);
         let warnings = findings.into_warnings().map_err(PolicyError::Invalid)?;
-        let digest = Sha256::digest(&text.text);
-        let sha256 = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hash::of_bytes(text.text.as_bytes());
         Ok((Policy { path: path.to_owned(), sha256, models }, warnings))
     }
 }
@@ -199,9 +198,4 @@ impl ModelPolicy {
         let message = format!("`{}` needs `{}`, which is not there", self.name, file.display());
         Diagnostic::new(Severity::Error, &self.places.text, span, message, help)
     }
-}
-
-/// The name of a golden's file without `.snap`: the case's words, made fit for file systems.
-pub fn golden_stem(model: &str, label: &str) -> String {
-    format!("{model}__{}", label.replace("::", "__").replace('/', "+").replace(':', ","))
 }

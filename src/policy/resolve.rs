@@ -2,7 +2,7 @@
 
 use super::diagnostic::{Diagnostic, Findings, Severity};
 use super::document::{Document, Limits, SchemeBody, SchemeEntry, Section};
-use super::{golden_stem, Cell, Expectation, Limit, ModelPolicy, Places, Source};
+use super::{Cell, Expectation, Limit, ModelPolicy, Places, Source};
 use crate::kv::Scheme;
 use crate::measure::stats::Statistic;
 use crate::nearest::nearest;
@@ -246,7 +246,7 @@ impl Resolver<'_> {
     /// for two models is enough.
     fn shared_goldens(&mut self, name: &str, model_span: Range<usize>, asked: &[Asked]) {
         for a in asked {
-            let stem = golden_stem(name, a.label);
+            let stem = crate::golden::stem(name, a.label);
             let owner = GoldenOwner {
                 model: name.to_owned(),
                 model_span: model_span.clone(),

@@ -19,6 +19,7 @@ pub(crate) fn policy() -> Policy {
     };
     let source = Source { path: "m.gguf".into(), sha256: None, tokenizer: None, fetch: None };
     let model = ModelPolicy {
+        places: Default::default(),
         name: "gemma-3-270m".into(),
         source,
         corpus: vec!["prose.txt".into(), "code.txt".into()],
@@ -87,8 +88,8 @@ fn control(name: &str, effective: &str, mean_kld: f64, must: &str) -> Control {
     Control {
         name: name.into(),
         effective: effective.into(),
-        mean_kld,
-        top1_agreement: 1.0,
+        mean_kld: Some(mean_kld),
+        top1_agreement: Some(1.0),
         must: must.into(),
         ok: true,
     }

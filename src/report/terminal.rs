@@ -46,8 +46,11 @@ fn facts(measurement: &Measurement) -> String {
             let mark = if c.ok { "✓" } else { "✗" };
             let style = colour(if c.ok { Verdict::Pass } else { Verdict::Error });
             format!(
-                "{} {} KLD {:.4} {style}{mark} {}{style:#}",
-                c.name, c.effective, c.mean_kld, c.must
+                "{} {} KLD {} {style}{mark} {}{style:#}",
+                c.name,
+                c.effective,
+                c.reading(),
+                c.must
             )
         });
         out += &format!("  controls: {}\n", controls.collect::<Vec<_>>().join(" · "));

@@ -311,8 +311,8 @@ fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
     let control = |name: &str, ok| Control {
         name: name.into(),
         effective: "f16".into(),
-        mean_kld: 0.25,
-        top1_agreement: 0.5,
+        mean_kld: Some(0.25),
+        top1_agreement: Some(0.5),
         must: "exactly 0".into(),
         ok,
     };
