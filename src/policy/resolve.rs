@@ -209,10 +209,10 @@ impl Resolver<'_> {
         let (mean, agreement) = (*kld.get_ref(), *top1.get_ref());
         let (least, most) = FLIPS_PER_ROOT_KLD;
         let constant = (1.0 - agreement) / mean.sqrt();
-        let (idle, binding) = if constant > most {
-            (top1, kld)
+        let (name, idle, binding) = if constant > most {
+            ("top1_agreement", top1, kld)
         } else if constant < least {
-            (kld, top1)
+            ("mean_kld", kld, top1)
         } else {
             return;
         };
@@ -221,7 +221,7 @@ impl Resolver<'_> {
         let message = format!("`{}` never binds", &text.text[idle.span()]);
         let help = format!(
             "flips go with the root of mean KLD: a mean_kld of {mean} goes with a top1_agreement of \
-             about {:.2} ({:.2} to {:.2})",
+             about {:.2} ({:.2} to {:.2}); tighten the idle limit, or drop it: `{name} = false`",
             goes_with(TYPICAL_FLIPS_PER_ROOT_KLD),
             goes_with(most),
             goes_with(least),

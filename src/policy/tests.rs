@@ -328,6 +328,17 @@ fn two_cases_never_share_a_golden() {
 }
 
 #[test]
+fn what_is_no_scheme_is_not_compared() {
+    assert_eq!(errors(&edited("q8_0 = {}", "int3 = {}\nint2 = {}")).len(), 2);
+}
+
+#[test]
+fn a_cell_is_faulted_where_it_was_last_spoken_of() {
+    let marked = BASE.to_owned() + "schemes.«q8_0».limits.mean_kld = false\n";
+    assert_finding(&errors(&unmark(&marked).0), &marked, &["no limit applies to `m::q8_0`"]);
+}
+
+#[test]
 fn dropping_needs_something_to_drop() {
     assert_faults(&[
         (
@@ -535,4 +546,46 @@ fn the_hash_is_of_the_bytes() {
     let path = folder.path().join("t.toml");
     std::fs::write(&path, BASE).unwrap();
     assert_eq!(Policy::load(&path).unwrap().0.sha256, policy(BASE).sha256);
+}
+
+#[test]
+fn the_grammar_of_the_design_is_read() {
+    let text = r#"
+[defaults]
+corpus  = ["corpora/prose.txt", "corpora/code.txt"]
+context = 512
+chunks  = 16
+[defaults.limits]
+mean_kld       = 0.05
+p99_kld        = 1.0
+top1_agreement = 0.85
+[defaults.schemes]
+q8_0 = { limits = { mean_kld = 0.02 } }
+[schemes]
+prod = "q4_0:norot/q4_0"
+[models.gemma-3-270m]
+path   = "models/real/gemma-3-270m-q4_k_m.gguf"
+fetch  = "scripts/fetch-models gemma-3-270m"
+limits = { baseline_ppl = 40.0 }
+[models.gemma-3-270m.schemes]
+q4_0 = { expect = "fail", reason = "outliers in K: see docs" }
+"q8_0/q4_0" = {}
+prod = { expect = "report" }
+[models.gemma-3-270m.at.long]
+context = 4096
+chunks  = 4
+[models."Qwen3.6-35B-A3B"]
+path = "x.gguf"
+ignored = true
+"#;
+    let (policy, warnings) = parse(text).unwrap();
+    let names: Vec<_> = policy.models.iter().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["gemma-3-270m", "gemma-3-270m@long", "Qwen3.6-35B-A3B"]);
+    let cases: usize = policy.models.iter().map(|m| m.cells.len()).sum();
+    assert_eq!(cases, 9);
+    assert!(policy.models[2].cells[0].ignored);
+    // q8_0's own mean KLD is so strict that the inherited agreement adds nothing
+    let idle: Vec<_> = warnings.iter().map(Diagnostic::underlined).collect();
+    assert_eq!(idle, ["top1_agreement = 0.85"]);
+    assert!(warnings[0].help.contains("or drop it: `top1_agreement = false`"), "{}", warnings[0]);
 }
