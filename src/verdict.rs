@@ -384,17 +384,25 @@ fn quoted(word: &str) -> String {
 /// this where its spread does not say how much.
 const LEAST_MEAN_KLD: f64 = -1e-6;
 
+/// Why nothing of a measurement can be trusted: a control that is missing or does not read as it must.
+fn broken_ruler(measurement: &Measurement) -> Option<String> {
+    if measurement.controls.is_empty() {
+        return Some("the run carried no control lanes".into());
+    }
+    let control = measurement.controls.iter().find(|control| !control.ok)?;
+    Some(format!(
+        "the control `{}` ({}) must read a mean KLD of {}, and read {}",
+        control.name,
+        control.effective,
+        control.must,
+        control.reading()
+    ))
+}
+
 /// Why schemes of a measurement cannot be trusted, by label: they did not engage, the identity is
 /// broken, or the ruler is. A control that does not read as it must takes all of them.
 pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
-    if let Some(control) = measurement.controls.iter().find(|control| !control.ok) {
-        let reason = format!(
-            "the control `{}` ({}) must read a mean KLD of {}, and read {}",
-            control.name,
-            control.effective,
-            control.must,
-            control.reading()
-        );
+    if let Some(reason) = broken_ruler(measurement) {
         let labels = measurement.schemes.iter().map(|result| result.scheme.clone());
         return labels.map(|label| (label, reason.clone())).collect();
     }

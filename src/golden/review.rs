@@ -105,7 +105,7 @@ fn comparison(
 
 fn mend(case: &str, reviewable: bool) -> String {
     let review = if reviewable { "`cargo insta review`, or " } else { "" };
-    format!("to accept what was measured: {review}`kvgate accept results.json '{case}'`")
+    format!("to accept what was measured: {review}`kvgate accept kvgate-results/results.json '{case}'`")
 }
 
 fn stale(differences: &[Difference]) -> String {
@@ -340,7 +340,7 @@ golden changed: 1 statistic left its tolerance
   ppl               22.03    22.03       0 %  shown
   ppl_ratio        1.0442   1.0442       0 %  shown
   baseline_ppl      21.10    21.10       0 %  ± 0.5 %
-to accept what was measured: `cargo insta review`, or `kvgate accept results.json 'gemma-3-270m::q4_0'`
+to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-results/results.json 'gemma-3-270m::q4_0'`
 ";
         assert!(output.contains(message), "{output}");
         let pending = std::fs::read_to_string(file.with_extension("snap.new")).unwrap();

@@ -92,7 +92,8 @@ mod tests {
             let mut y = x.clone();
             hadamard(&mut y, size);
             for (i, y) in y.iter().enumerate() {
-                let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+                let sign =
+                    |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
                 let want: f64 = x.iter().enumerate().map(|(j, x)| sign(j) * f64::from(*x)).sum();
                 let want = want / (size as f64).sqrt();
                 assert!((f64::from(*y) - want).abs() < 1e-3, "{size}: {y} != {want}");

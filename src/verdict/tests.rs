@@ -435,8 +435,14 @@ fn a_failed_control_takes_all() {
         measurement.controls[control].ok = false;
         measurement.schemes[0].outcome = Outcome::Failed { error: "x".into() };
         let words = format!("control `{}`", measurement.controls[control].name);
-        assert_distrust(&measurement, &[("f16", &words), ("q8_0", "must read exactly 0")]);
+        assert_distrust(
+            &measurement,
+            &[("f16", &words), ("q8_0", "must read a mean KLD of exactly 0")],
+        );
     }
+    let mut measurement = measurement(&lanes);
+    measurement.controls.clear();
+    assert_distrust(&measurement, &[("f16", "no control lanes"), ("q8_0", "no control lanes")]);
 }
 
 #[test]
