@@ -14,6 +14,7 @@ use crate::model::ops::{all_finite, read};
 use candle_core::{Result as TensorResult, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
+use tracing::trace_span;
 
 /// Rows of the products of a tile: as many chunks of one lane as fit, at least one.
 const TILE_ROWS: usize = 1024;
@@ -259,7 +260,7 @@ fn step(
     scheme: Effective,
 ) -> Result<Tensor, LaneError> {
     let next = layer.run(tile, context, &mut LaneCache::new(scheme))?;
-    match read(&next, all_finite)? {
+    match trace_span!("checks").in_scope(|| read(&next, all_finite))? {
         true => Ok(next),
         false => Err(LaneError::Hidden { layer: index }),
     }
@@ -347,6 +348,7 @@ impl HeadBlock<'_> {
             let width = width.min(vocab - start);
             let logits = self.decoder.logits(rows, start, width)?;
             let positions = self.targets.len();
+            let _span = trace_span!("divergence").entered();
             read(&logits, |logits| f(Tile { start: start as u32, logits, positions, width }))?;
         }
         Ok(())

@@ -12,6 +12,7 @@ use super::ModelError;
 use crate::kv::cache::{CacheError, KvCache, View};
 use candle_core::{DType, Tensor};
 use std::sync::Arc;
+use tracing::trace_span;
 
 /// How weights are kept in memory. Products are f32 either way: bf16 weights are widened a layer at
 /// a time.
@@ -156,7 +157,7 @@ impl Decoder {
     /// # Errors
     /// Failures of tensor operations.
     pub fn normed(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        x.apply_op1_no_bwd(&self.norm)
+        norm(x, &self.norm)
     }
 
     /// Logits of normed rows for the vocabulary entries `start..start + len`: (rows, len).
@@ -165,7 +166,7 @@ impl Decoder {
     /// Failures of tensor operations.
     pub fn logits(&self, normed: &Tensor, start: usize, len: usize) -> candle_core::Result<Tensor> {
         let head = self.head.narrow(0, start, len)?.to_dtype(DType::F32)?;
-        normed.matmul(&head.t()?)
+        product(normed, &head)
     }
 }
 
@@ -181,14 +182,14 @@ impl ReadyLayer<'_> {
         cache: &mut dyn KvCache,
     ) -> Result<Tensor, CacheError> {
         let attended = self.attention(x, tokens, cache)?;
-        let x = x.apply_op2_no_bwd(&attended, &self.weights.attention_residual)?;
+        let x = residual(x, &attended, &self.weights.attention_residual)?;
         let added = by_rows(&x, |x| {
-            let normed = x.apply_op1_no_bwd(&self.weights.mlp_norm)?;
-            let gated =
-                normed.matmul(&self.gate_up.t()?)?.apply_op1_no_bwd(&Gate(self.spec.activation))?;
-            gated.matmul(&self.down.t()?)
+            let both = product(&norm(x, &self.weights.mlp_norm)?, &self.gate_up)?;
+            let gate = Gate(self.spec.activation);
+            let gated = trace_span!("gate").in_scope(|| both.apply_op1_no_bwd(&gate))?;
+            product(&gated, &self.down)
         })?;
-        Ok(x.apply_op2_no_bwd(&added, &self.weights.mlp_residual)?)
+        Ok(residual(&x, &added, &self.weights.mlp_residual)?)
     }
 
     fn attention(
@@ -199,14 +200,15 @@ impl ReadyLayer<'_> {
     ) -> Result<Tensor, CacheError> {
         let a = &self.spec.attention;
         let sequences = x.dim(0)? / tokens;
-        let qkv = by_rows(x, |x| {
-            x.apply_op1_no_bwd(&self.weights.attention_norm)?.matmul(&self.qkv.t()?)
-        })?;
+        let qkv = by_rows(x, |x| product(&norm(x, &self.weights.attention_norm)?, &self.qkv))?;
+        let heads = trace_span!("heads").entered();
         let q = qkv.apply_op1_no_bwd(&self.heads(0, tokens))?;
         let stored = (sequences, tokens, a.kv_heads, a.head_dim);
         let k = qkv.apply_op1_no_bwd(&self.heads(1, tokens))?.reshape(stored)?;
         let v = qkv.apply_op1_no_bwd(&self.heads(2, tokens))?.reshape(stored)?;
-        let View { k, v, queries } = cache.append(self.index, k, v)?;
+        drop(heads);
+        let View { k, v, queries } =
+            trace_span!("cache").in_scope(|| cache.append(self.index, k, v))?;
         if let Some(rounding) = queries {
             rounding.round(&q.reshape((sequences, tokens, a.heads, a.head_dim))?)?;
         }
@@ -219,8 +221,9 @@ impl ReadyLayer<'_> {
             queries: tokens,
             keys: k.dim(1)?,
         };
-        let attended = q.apply_op3_no_bwd(&k, &v, &attention)?;
-        Ok(by_rows(&attended, |x| x.matmul(&self.output.t()?))?)
+        let attended =
+            trace_span!("attention").in_scope(|| q.apply_op3_no_bwd(&k, &v, &attention))?;
+        Ok(by_rows(&attended, |x| product(x, &self.output))?)
     }
 
     /// The op that finishes Q (0), K (1) or V (2). V has neither norm nor RoPE.
@@ -236,6 +239,19 @@ impl ReadyLayer<'_> {
             tokens,
         }
     }
+}
+
+/// x·Wᵀ for W of (out, in).
+fn product(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+    trace_span!("products").in_scope(|| x.matmul(&weight.t()?))
+}
+
+fn norm(x: &Tensor, norm: &RmsNorm) -> candle_core::Result<Tensor> {
+    trace_span!("norms").in_scope(|| x.apply_op1_no_bwd(norm))
+}
+
+fn residual(x: &Tensor, y: &Tensor, residual: &Residual) -> candle_core::Result<Tensor> {
+    trace_span!("residuals").in_scope(|| x.apply_op2_no_bwd(y, residual))
 }
 
 /// Applies `f` to blocks of rows and joins what it gives.
