@@ -105,7 +105,9 @@ fn comparison(
 
 fn mend(case: &str, reviewable: bool) -> String {
     let review = if reviewable { "`cargo insta review`, or " } else { "" };
-    format!("to accept what was measured: {review}`kvgate accept kvgate-results/results.json '{case}'`")
+    format!(
+        "to accept what was measured: {review}`kvgate accept kvgate-results/results.json '{case}'`"
+    )
 }
 
 fn stale(differences: &[Difference]) -> String {
