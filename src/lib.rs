@@ -27,6 +27,10 @@ pub mod report;
 pub mod results;
 mod simd;
 mod store;
+#[cfg(test)]
+#[allow(dead_code)] // integration tests use the rest
+#[path = "../tests/support/tiny.rs"]
+mod tiny;
 pub mod verdict;
 
 pub use harness::main;

@@ -49,7 +49,7 @@ pub enum LaneError {
         /// Index of the layer that made it so.
         layer: usize,
     },
-    /// Logits are NaN or infinite, of the lane or of the baseline.
+    /// Logits of the lane are NaN or infinite.
     #[error("head: the logits at position {position} of chunk {chunk} are not finite")]
     Logits {
         /// Position in the chunk.
@@ -89,20 +89,31 @@ pub fn run(
     all.extend_from_slice(lanes);
     let per_chunk = all.len() * context * decoder.spec.hidden * size_of::<f32>();
     let group = (GROUP_BYTES / per_chunk.max(1)).max(1);
+    in_groups(group, decoder, chunks, &all, mimic, progress)
+}
 
+/// The same for `all` lanes, the baseline first, with so many chunks at a time.
+fn in_groups(
+    group: usize,
+    decoder: &Decoder,
+    chunks: &[Chunk],
+    all: &[Lane],
+    mimic: Option<Mimic>,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Vec<LaneResult> {
     let mut run = Run {
         decoder,
-        context,
+        context: chunks.first().map_or(0, |chunk| chunk.tokens.len()),
         mimic,
         lanes: all.iter().map(|_| Ok(Vec::new())).collect(),
         done: 0,
-        work: work(decoder, chunks.len(), &all),
+        work: work(decoder, chunks.len(), all),
         progress,
     };
     for (i, chunks) in chunks.chunks(group).enumerate() {
         let before = i * group;
         let counts = all.iter().map(|l| l.chunks.saturating_sub(before).min(chunks.len()));
-        run.group(before, chunks, &all, &counts.collect::<Vec<_>>());
+        run.group(before, chunks, all, &counts.collect::<Vec<_>>());
     }
     run.lanes.into_iter().skip(1).collect()
 }
@@ -143,6 +154,9 @@ impl Run<'_> {
             Err(error) => self.fail_all(&error.to_string()),
             Ok(hidden) => {
                 for (i, chunk) in chunks.iter().enumerate() {
+                    if self.lanes[0].is_err() {
+                        return;
+                    }
                     let present: Vec<usize> = (0..lanes.len())
                         .filter(|&l| i < counts[l] && self.lanes[l].is_ok())
                         .collect();
@@ -152,7 +166,7 @@ impl Run<'_> {
                         .and_then(|rows| self.head(chunk, &rows));
                     match scored {
                         Ok(positions) => self.take(before + i, chunk, &present, positions),
-                        Err(error) => self.fail_all(&error.to_string()),
+                        Err(error) => self.fail_all(&format!("chunk {}, {error}", before + i)),
                     }
                     self.advance(present.len() * head_units(self.decoder));
                 }
@@ -349,7 +363,14 @@ impl HeadBlock<'_> {
             let logits = self.decoder.logits(rows, start, width)?;
             let positions = self.targets.len();
             let _span = trace_span!("divergence").entered();
-            read(&logits, |logits| f(Tile { start: start as u32, logits, positions, width }))?;
+            let finite = read(&logits, |logits| {
+                f(Tile { start: start as u32, logits, positions, width });
+                all_finite(&logits[..positions * width])
+            })?;
+            // a lane's own are seen in its numbers; the baseline's would be blamed on the lanes
+            if !finite {
+                candle_core::bail!("head: the logits of the baseline are not finite");
+            }
         }
         Ok(())
     }
@@ -369,5 +390,62 @@ impl<'a> Tile<'a> {
     /// Of one lane, the baseline being 0, at one position.
     fn row(self, lane: usize, position: usize) -> &'a [f32] {
         &self.logits[(lane * self.positions + position) * self.width..][..self.width]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::Scheme;
+    use crate::model::decoder::WeightStorage;
+    use crate::model::Checkpoint;
+    use crate::policy::Source;
+    use crate::tiny;
+
+    fn decoder() -> Decoder {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        tiny::write(file.path(), 1, &[]);
+        let path = file.path().into();
+        let source = Source { path, sha256: None, tokenizer: None, fetch: None };
+        Checkpoint::open(&source).unwrap().load(WeightStorage::F32).unwrap()
+    }
+
+    fn lane(scheme: &str, chunks: usize) -> Lane {
+        let scheme = scheme.parse::<Scheme>().unwrap();
+        Lane { scheme: Effective::new(&scheme, 64).unwrap(), chunks }
+    }
+
+    fn chunk(index: usize) -> Chunk {
+        let tokens = (0..48).map(|i| (i * i * 7 + i * 13 + index as u32 * 31) % 256).collect();
+        Chunk { category: "text".into(), index, tokens }
+    }
+
+    /// Of each lane, in every bit.
+    fn bits(lanes: &[LaneResult]) -> Vec<Vec<String>> {
+        let positions = lanes.iter().map(|lane| lane.as_ref().unwrap());
+        positions.map(|lane| lane.iter().map(|p| format!("{p:?}")).collect()).collect()
+    }
+
+    #[test]
+    fn groups_of_chunks_change_no_bit() {
+        let (decoder, chunks) = (decoder(), (0..5).map(chunk).collect::<Vec<_>>());
+        let lanes = [lane("f16", 5), lane("q8_0", 5), lane("q4_0", 3), lane("q5_1", 1)];
+        let [whole, split] =
+            [5, 2].map(|group| in_groups(group, &decoder, &chunks, &lanes, None, &|_, _| {}));
+        assert_eq!(split[1].as_ref().unwrap().len(), 3 * chunks[0].scored().len());
+        assert_eq!(bits(&split), bits(&whole));
+    }
+
+    #[test]
+    fn progress_ends_where_it_said() {
+        let (decoder, chunks) = (decoder(), (0..3).map(chunk).collect::<Vec<_>>());
+        let lanes = [lane("f16", 3), lane("q8_0", 3), lane("q4_0", 1)];
+        let told = std::sync::Mutex::new(Vec::new());
+        in_groups(2, &decoder, &chunks, &lanes, None, &|done, all| {
+            told.lock().unwrap().push((done, all));
+        });
+        let told = told.into_inner().unwrap();
+        assert!(told.is_sorted(), "{told:?}");
+        assert!(told.last().is_some_and(|(done, all)| done == all), "{told:?}");
     }
 }

@@ -315,3 +315,137 @@ fn rows<S: Simd, const R: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    /// Sequences of a batch.
+    const SEQUENCES: usize = 2;
+
+    fn random(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).max(1);
+        let next = |_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (f64::from(state) / f64::from(u32::MAX) * 4.0 - 2.0) as f32
+        };
+        (0..count).map(next).collect()
+    }
+
+    impl Attention {
+        /// Whether a query sees a key, from the definition.
+        fn sees(&self, query: usize, key: usize) -> bool {
+            let own = self.keys - self.queries + query;
+            key <= own && self.window.is_none_or(|window| own - key < window)
+        }
+
+        /// One softmax a query and head, in f64, as the textbook has it.
+        fn naive(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+            let d = self.head_dim;
+            let at = |x: &[f32], row: usize, heads: usize, head: usize, i: usize| {
+                f64::from(x[(row * heads + head) * d + i])
+            };
+            let mut out = Vec::new();
+            for row in 0..SEQUENCES * self.queries {
+                let (sequence, query) = (row / self.queries, row % self.queries);
+                for head in 0..self.heads {
+                    let kv = head / (self.heads / self.kv_heads);
+                    let seen: Vec<usize> =
+                        (0..self.keys).filter(|&j| self.sees(query, j)).collect();
+                    let of = |x, j, i| at(x, sequence * self.keys + j, self.kv_heads, kv, i);
+                    let score = |&j: &usize| -> f64 {
+                        let products =
+                            (0..d).map(|i| at(q, row, self.heads, head, i) * of(k, j, i));
+                        products.sum::<f64>() * f64::from(self.scale)
+                    };
+                    let scores: Vec<f64> = seen.iter().map(score).collect();
+                    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                    let sum: f64 = weights.iter().sum();
+                    out.extend((0..d).map(|i| {
+                        let terms = seen.iter().zip(&weights).map(|(&j, w)| w * of(v, j, i));
+                        terms.sum::<f64>() / sum
+                    }));
+                }
+            }
+            out
+        }
+
+        /// The largest error of the kernel on random numbers.
+        fn error(&self) -> f64 {
+            let kv = SEQUENCES * self.keys * self.kv_heads * self.head_dim;
+            let q = random(SEQUENCES * self.queries * self.heads * self.head_dim, 1);
+            let (k, v) = (random(kv, 2), random(kv, 3));
+            let tensor = |x: &[f32], rows: usize, heads: usize| {
+                let shape = (SEQUENCES, rows, heads, self.head_dim);
+                Tensor::from_slice(x, shape, &Device::Cpu).unwrap()
+            };
+            let out = tensor(&q, self.queries, self.heads)
+                .apply_op3_no_bwd(
+                    &tensor(&k, self.keys, self.kv_heads),
+                    &tensor(&v, self.keys, self.kv_heads),
+                    self,
+                )
+                .unwrap();
+            let width = self.heads * self.head_dim;
+            assert_eq!(out.dims(), [SEQUENCES * self.queries, width], "{self:?}");
+            let got: Vec<f32> = out.flatten_all().unwrap().to_vec1().unwrap();
+            let want = self.naive(&q, &k, &v);
+            let errors = got.iter().zip(&want).map(|(got, want)| (f64::from(*got) - want).abs());
+            errors.fold(0.0, |worst, error| if error <= worst { worst } else { error })
+        }
+    }
+
+    fn attention(heads: usize, kv_heads: usize, head_dim: usize, queries: usize) -> Attention {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Attention { heads, kv_heads, head_dim, scale, window: None, queries, keys: queries }
+    }
+
+    /// Values reach 2, so an error of this size is rounding.
+    const TOLERANCE: f64 = 2e-6;
+
+    fn is_exact(attention: Attention) {
+        let error = attention.error();
+        assert!(error <= TOLERANCE, "{attention:?}: off by {error:e}");
+    }
+
+    #[test]
+    fn is_the_textbooks_for_any_length_and_head() {
+        for queries in [1, 2, 7, 8, 9, 31, 32, 33, 64, 100] {
+            for head_dim in [64, 80, 96, 256] {
+                is_exact(attention(2, 1, head_dim, queries));
+            }
+        }
+        for (heads, kv_heads) in [(1, 1), (3, 3), (6, 2), (9, 3), (8, 1)] {
+            is_exact(attention(heads, kv_heads, 64, 33));
+        }
+    }
+
+    #[test]
+    fn a_window_hides_what_is_before_it() {
+        for window in [1, 2, 7, 8, 9, 31, 32, 33, 40, 99, 100, 1000] {
+            for queries in [1, 33, 100] {
+                is_exact(Attention { window: Some(window), ..attention(4, 2, 64, queries) });
+            }
+        }
+    }
+
+    #[test]
+    fn queries_may_be_the_last_of_more_keys() {
+        for (queries, keys) in [(1, 2), (1, 100), (7, 33), (33, 100), (40, 41)] {
+            for window in [None, Some(1), Some(10), Some(64)] {
+                is_exact(Attention { window, keys, ..attention(4, 2, 64, queries) });
+            }
+        }
+    }
+
+    #[test]
+    fn large_scores_do_not_overflow() {
+        let error = Attention { scale: 40.0, ..attention(2, 1, 64, 65) }.error();
+        // the softmax is nearly a choice: f32 scores of some thousands decide it to 1e-3
+        assert!(error < 2e-2, "off by {error:e}");
+    }
+}

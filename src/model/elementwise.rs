@@ -286,3 +286,148 @@ vectorized!(fn head_rows['a](
         heads.row(&x[heads.start..][..width], out, row % heads.tokens);
     }
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    /// More rows than one task takes, and not a whole number of tasks.
+    const MANY: usize = ROWS + 3;
+
+    fn random(count: usize) -> Vec<f32> {
+        (0..count as u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 * 6.0 - 3.0)
+            .collect()
+    }
+
+    fn tensor(x: &[f32], width: usize) -> Tensor {
+        Tensor::from_slice(x, (x.len() / width, width), &Device::Cpu).unwrap()
+    }
+
+    fn assert_near(got: &Tensor, want: &[f64]) {
+        let got: Vec<f32> = got.flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(got.len(), want.len());
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            let error = (f64::from(*got) - want).abs();
+            assert!(error <= 2e-6 * want.abs().max(1.0), "element {i}: {got}, not {want}");
+        }
+    }
+
+    fn norm(width: usize) -> RmsNorm {
+        RmsNorm { weight: Arc::new(random(width + 5)[5..].to_vec()), eps: 1e-2 }
+    }
+
+    fn naive_norm(norm: &RmsNorm, x: &[f64]) -> Vec<f64> {
+        let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
+        let scale = 1.0 / (mean + f64::from(norm.eps)).sqrt();
+        x.iter().zip(norm.weight.iter()).map(|(v, w)| v * scale * f64::from(*w)).collect()
+    }
+
+    fn wide(x: &[f32]) -> Vec<f64> {
+        x.iter().map(|v| f64::from(*v)).collect()
+    }
+
+    #[test]
+    fn rms_norm_is_the_textbooks() {
+        for width in [1, 31, 32, 64, 100] {
+            let (norm, x) = (norm(width), random(MANY * width));
+            let want: Vec<f64> =
+                wide(&x).chunks(width).flat_map(|row| naive_norm(&norm, row)).collect();
+            assert_near(&tensor(&x, width).apply_op1_no_bwd(&norm).unwrap(), &want);
+        }
+    }
+
+    #[test]
+    fn a_residual_adds_what_it_was_given_or_its_norm() {
+        let width = 40;
+        let both = random(2 * MANY * width);
+        let (x, y) = both.split_at(MANY * width);
+        for norm in [None, Some(norm(width))] {
+            let added = wide(y);
+            let added = added.chunks(width).flat_map(|row| match &norm {
+                None => row.to_vec(),
+                Some(norm) => naive_norm(norm, row),
+            });
+            let want: Vec<f64> = wide(x).iter().zip(added).map(|(x, y)| x + y).collect();
+            let residual = Residual { norm: norm.clone() };
+            let got = tensor(x, width).apply_op2_no_bwd(&tensor(y, width), &residual).unwrap();
+            assert_near(&got, &want);
+        }
+    }
+
+    #[test]
+    fn gates_are_silu_and_the_tanh_form_of_gelu() {
+        let width = 40;
+        let mut x = random(2 * MANY * width);
+        // where exponentials run out of range
+        x[..4].copy_from_slice(&[-200.0, 200.0, -20.0, 20.0]);
+        let silu = |g: f64| g / (1.0 + (-g).exp());
+        let gelu = |g: f64| {
+            let t = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3));
+            g / 2.0 * (1.0 + t.tanh())
+        };
+        let activations: [(Activation, &dyn Fn(f64) -> f64); 2] =
+            [(Activation::Silu, &silu), (Activation::GeluTanh, &gelu)];
+        for (activation, naive) in activations {
+            let gated = |row: &[f64]| -> Vec<f64> {
+                (0..width).map(|i| naive(row[i]) * row[width + i]).collect()
+            };
+            let want: Vec<f64> = wide(&x).chunks(2 * width).flat_map(gated).collect();
+            assert_near(&tensor(&x, 2 * width).apply_op1_no_bwd(&Gate(activation)).unwrap(), &want);
+        }
+    }
+
+    /// Turns a head as the definition says: pair i by the angle position·θ^(-2i/d)/factor.
+    fn naive_rope(rope: &Rope, x: &mut [f64], position: usize) {
+        let d = x.len();
+        for i in 0..d / 2 {
+            let angle = position as f64 * rope.base.powf(-2.0 * i as f64 / d as f64) / rope.factor;
+            let (a, b) = match rope.pairs {
+                Pairs::Adjacent => (2 * i, 2 * i + 1),
+                Pairs::Halves => (i, i + d / 2),
+            };
+            let (sin, cos) = angle.sin_cos();
+            (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[a] * sin + x[b] * cos);
+        }
+    }
+
+    #[test]
+    fn heads_get_bias_then_norm_then_rope() {
+        let (heads, head_dim, start, tokens) = (3, 16, 8, 20);
+        let (columns, width) = (start + heads * head_dim + 4, heads * head_dim);
+        let x = random(MANY * columns);
+        let bias = Arc::new(random(width));
+        for pairs in [Pairs::Adjacent, Pairs::Halves] {
+            for (with_bias, with_norm, factor) in [(false, false, 1.0), (true, true, 8.0)] {
+                let rope = Rope { base: 10_000.0, factor, pairs };
+                let op = Heads {
+                    start,
+                    heads,
+                    head_dim,
+                    bias: with_bias.then(|| bias.clone()),
+                    norm: with_norm.then(|| norm(head_dim)),
+                    rope: Some(Arc::new(RopeTable::new(&rope, head_dim, tokens))),
+                    tokens,
+                };
+                let finished = |(r, row): (usize, &[f64])| -> Vec<f64> {
+                    let mut row = row[start..][..width].to_vec();
+                    for (v, b) in row.iter_mut().zip(bias.iter()).filter(|_| with_bias) {
+                        *v += f64::from(*b);
+                    }
+                    let mut heads: Vec<Vec<f64>> = row.chunks(head_dim).map(Into::into).collect();
+                    for head in &mut heads {
+                        if let Some(norm) = &op.norm {
+                            *head = naive_norm(norm, head);
+                        }
+                        naive_rope(&rope, head, r % tokens);
+                    }
+                    heads.concat()
+                };
+                let want: Vec<f64> =
+                    wide(&x).chunks(columns).enumerate().flat_map(finished).collect();
+                assert_near(&tensor(&x, columns).apply_op1_no_bwd(&op).unwrap(), &want);
+            }
+        }
+    }
+}

@@ -1,6 +1,9 @@
 //! What tests of the parts share: the real models and the fixtures.
 #![allow(dead_code)] // each test target uses its own part
 
+pub mod program;
+pub mod tiny;
+
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
 use serde_json::Value;

@@ -1,0 +1,343 @@
+//! The program in a little model repository: exit codes, and what it says when something is wrong.
+
+mod support;
+
+use serde_json::Value;
+use std::path::Path;
+use support::program::{accept, accepted, command, kvgate, kvgate_with, Ran};
+use support::tiny::{Damage, Repository};
+
+const Q8_GOLDEN: &str = "goldens/tiny__q8_0.snap";
+
+/// The line of q8_0's golden that has its mean.
+fn mean_line(repository: &Repository) -> String {
+    let golden = repository.text(Q8_GOLDEN);
+    golden.lines().find(|line| line.starts_with("mean_kld")).unwrap().to_string()
+}
+
+fn mean(repository: &Repository) -> f64 {
+    mean_line(repository).split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn double_the_mean(repository: &Repository) {
+    let doubled = format!("mean_kld        {}", 2.0 * mean(repository));
+    repository.edit(Q8_GOLDEN, &mean_line(repository), &doubled);
+}
+
+#[test]
+fn a_run_that_is_accepted_is_green_and_stays_so() {
+    let repository = accepted();
+    for _ in 0..2 {
+        kvgate(&repository, &["run"])
+            .exits(0)
+            .says("identity f16/f16 KLD 0.0000 ✓")
+            .says("bad lane")
+            .says("✗ (expected)")
+            .says("• reported")
+            .says("– ignored");
+    }
+    assert!(repository.path("goldens/tiny__q4_0.snap").exists(), "expected harm has a golden, too");
+    assert!(!repository.path("goldens/tiny__q5_1.snap").exists(), "an ignored case has none");
+}
+
+#[test]
+fn a_limit_that_is_edited_is_red_with_value_limit_and_place() {
+    let repository = accepted();
+    repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 1e-9");
+    let policy = repository.text("thresholds.toml");
+    let at = 1 + policy.lines().position(|line| line.contains("1e-9")).unwrap();
+    let ran = kvgate(&repository, &["run", "q8_0"])
+        .exits(1)
+        .says("tiny::q8_0::kld")
+        .says("at most 0.000000001")
+        .says(format!("thresholds.toml:{at}"))
+        .says("the limit has moved");
+    let row = ran.stdout.lines().find(|row| row.contains("✗ mean_kld")).unwrap();
+    let shown: f64 = row.split_whitespace().nth(2).unwrap().parse().unwrap();
+    let golden = mean(&repository);
+    assert!((shown / golden - 1.0).abs() < 1e-3, "{row} does not show {golden}");
+}
+
+#[test]
+fn no_mode_of_insta_turns_a_broken_limit_or_a_doubled_golden_green() {
+    let repository = accepted();
+    double_the_mean(&repository);
+    repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 1e-9");
+    let golden = repository.text(Q8_GOLDEN);
+    for vars in [&[("INSTA_FORCE_PASS", "1")], &[("INSTA_UPDATE", "always")]] {
+        kvgate_with(&repository, &["run", "q8_0::kld"], vars).exits(1).says("regressed");
+        kvgate_with(&repository, &["run", "q8_0::golden"], vars).exits(1).says("golden changed");
+    }
+    assert_eq!(repository.text(Q8_GOLDEN), golden, "a golden is overwritten by nobody");
+}
+
+#[test]
+fn an_expected_failure_that_does_not_happen_is_red() {
+    let repository = accepted();
+    repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 100.0");
+    kvgate(&repository, &["run", "q4_0::kld"]).exits(1).says("unexpected pass");
+}
+
+#[test]
+fn a_golden_whose_mean_was_doubled_is_red_and_waits_for_review() {
+    let repository = accepted();
+    double_the_mean(&repository);
+    kvgate(&repository, &["run", "q8_0"]).exits(1).says("golden changed").says("-50.");
+    let pending = repository.path("goldens/tiny__q8_0.snap.new");
+    assert!(pending.exists(), "`cargo insta review` has something to show");
+    accept(&repository);
+    kvgate(&repository, &["run", "q8_0"]).exits(0);
+    assert!(!pending.exists(), "what was accepted is not pending");
+}
+
+#[test]
+fn a_golden_of_other_conditions_is_stale() {
+    let repository = accepted();
+    repository.edit("thresholds.toml", "chunks = 4", "chunks = 3");
+    kvgate(&repository, &["run", "q8_0::golden"]).exits(1).says("stale").says("chunks: 4 → 3");
+    kvgate(&repository, &["check"]).exits(1).says("q8_0 is stale: chunks: 4 → 3");
+}
+
+#[test]
+fn a_filter_that_matches_nothing_says_what_to_type() {
+    let repository = Repository::new();
+    kvgate(&repository, &["run", "q9_0"])
+        .exits(3)
+        .says("no case of the gate that is not ignored matches `q9_0`")
+        .says("cargo test --lib q9_0")
+        .says("tiny::q8_0::kld");
+    kvgate(&repository, &["run", "q5_1"]).exits(3);
+    kvgate(&repository, &["run", "--exact", "tiny::q8_0"]).exits(3);
+    assert!(!repository.path("kvgate-results").exists(), "nothing was measured");
+}
+
+#[test]
+fn a_typo_in_the_policy_has_a_place_and_a_mend() {
+    let repository = Repository::new();
+    repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kdl = 0.05");
+    let ran = kvgate(&repository, &["run"]).exits(2).says("thresholds.toml:7:1").says("`mean_kld`");
+    assert!(ran.stderr.starts_with("error"), "{}", ran.stderr);
+    kvgate(&repository, &["run", "--config", "nothing.toml"]).exits(2).says("nothing.toml");
+}
+
+#[test]
+fn a_missing_model_names_the_command_that_gets_it() {
+    let repository = accepted();
+    std::fs::remove_file(repository.path("tiny.gguf")).unwrap();
+    kvgate(&repository, &["run"]).exits(4).says("tiny.gguf").says("scripts/fetch tiny");
+    kvgate(&repository, &["check"]).exits(2).says("scripts/fetch tiny");
+    kvgate(&repository, &["run", "--list"]).exits(0).says("tiny::q8_0::kld");
+}
+
+/// Exit code 4, in `run` and in `measure`, with the same words; nothing is green.
+fn cannot_be_measured(repository: &Repository, words: &[&str]) {
+    let measure =
+        ["measure", "tiny.gguf", "--corpus", "corpus.txt", "--schemes", "q8_0", "--context", "64"];
+    for arguments in [&["run"][..], &measure] {
+        let ran =
+            kvgate(repository, arguments).exits(4).never_says("✓ pass").never_says("panicked");
+        words.iter().fold(ran, Ran::says);
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
+    let repository = accepted();
+    for (damage, words) in [
+        (Damage::Truncated, &["blk.1.ffn_down.weight", "truncated"][..]),
+        (Damage::Nan("blk.1.attn_k.weight"), &["blk.1.attn_k.weight", "NaN at element 7"]),
+        (Damage::Missing("blk.0.attn_v.weight"), &["tensor `blk.0.attn_v.weight` is missing"]),
+        (Damage::Shape("blk.0.attn_q.weight"), &["blk.0.attn_q.weight", "[255, 64]", "[256, 64]"]),
+        (Damage::Architecture("mamba"), &["unknown architecture `mamba`", "llama"]),
+        (Damage::ZeroAlignment, &["tiny.gguf", "general.alignment is 0"]),
+    ] {
+        repository.write_model(&[damage]);
+        cannot_be_measured(&repository, words);
+    }
+    repository.put("tiny.gguf", "no checkpoint at all");
+    cannot_be_measured(&repository, &["tiny.gguf is not a sound GGUF file"]);
+}
+
+#[test]
+fn numbers_that_run_away_name_scheme_and_layer() {
+    let repository = accepted();
+    // finite weights whose products are not
+    repository.write_model(&[
+        Damage::Scaled("blk.1.ffn_down.weight", 1e30),
+        Damage::Scaled("blk.1.ffn_up.weight", 1e30),
+    ]);
+    cannot_be_measured(&repository, &["the baseline", "layer 1: the hidden state is not finite"]);
+    repository.write_model(&[Damage::Scaled("output.weight", 1e38)]);
+    cannot_be_measured(&repository, &["the baseline", "the logits"]);
+    repository.write_model(&[Damage::Scaled("blk.1.attn_k.weight", 1e5)]);
+    cannot_be_measured(
+        &repository,
+        &["the baseline", "layer 1: K is not finite once it is stored"],
+    );
+}
+
+#[test]
+fn a_scheme_that_fails_is_an_error_beside_those_that_do_not() {
+    let repository = Repository::new();
+    repository.write_model(&[Damage::Scaled("blk.1.attn_k.weight", 1e5)]);
+    repository.edit("thresholds.toml", "chunks = 4", "chunks = 4\nbaseline = \"f32\"");
+    repository.edit(
+        "thresholds.toml",
+        "q8_0 = {}",
+        "f16 = { expect = \"fail\", reason = \"overflows\" }\nbf16 = { limits = { mean_kld = 50.0 } }",
+    );
+    // an error is not the failure that was expected
+    kvgate(&repository, &["run", "f16::kld"])
+        .exits(4)
+        .says("tiny::f16::kld: error")
+        .says("f16: layer 1: K is not finite once it is stored");
+}
+
+#[test]
+fn the_wrong_file_is_told_by_its_hash() {
+    let repository = accepted();
+    let zeros = "0".repeat(64);
+    let hash = format!("fetch = \"scripts/fetch tiny\"\nsha256 = \"{zeros}\"");
+    repository.edit("thresholds.toml", "fetch = \"scripts/fetch tiny\"", &hash);
+    kvgate(&repository, &["run"]).exits(4).says(format!("the policy says {zeros}"));
+    kvgate(&repository, &["check"]).exits(2).says(format!("the policy says {zeros}"));
+}
+
+#[test]
+fn a_corpus_that_is_too_short_says_how_short() {
+    let repository = accepted();
+    repository.put("corpus.txt", "Only this.");
+    kvgate(&repository, &["run"])
+        .exits(4)
+        .says("the corpus has 0 chunks of 64 tokens, 4 were asked for")
+        .says("corpus.txt: 9 tokens");
+    std::fs::write(repository.path("corpus.txt"), b"ok \xff no").unwrap();
+    kvgate(&repository, &["run"]).exits(4).says("is not UTF-8 (byte 3)");
+}
+
+#[test]
+fn results_that_cannot_be_written_are_told_before_the_work() {
+    let repository = accepted();
+    // below a regular file nobody can write, root included
+    let ran = kvgate(&repository, &["run", "--results", "corpus.txt/results"]);
+    ran.exits(4).says("cannot write results into corpus.txt/results").never_says("measuring");
+    let vars = [("KVGATE_RESULTS", "corpus.txt/results")];
+    kvgate_with(&repository, &["run"], &vars).exits(4).says("cannot write results");
+}
+
+#[test]
+fn a_step_summary_is_appended_and_its_loss_is_no_verdict() {
+    let repository = accepted();
+    repository.put("summary.md", "before\n");
+    let vars = [("GITHUB_STEP_SUMMARY", "summary.md")];
+    kvgate_with(&repository, &["run"], &vars).exits(0);
+    let summary = repository.text("summary.md");
+    assert!(summary.starts_with("before\n") && summary.contains("q8_0"), "{summary}");
+    let vars = [("GITHUB_STEP_SUMMARY", "corpus.txt/summary.md")];
+    kvgate_with(&repository, &["run"], &vars).exits(0).says("warning: the summary");
+}
+
+fn measure(repository: &Repository, more: &[&str]) -> Ran {
+    let arguments = ["measure", "tiny.gguf", "--corpus", "corpus.txt", "--context", "64"];
+    kvgate(repository, &[&arguments[..], more].concat())
+}
+
+#[test]
+fn measure_refuses_what_it_cannot_mean() {
+    let repository = Repository::new();
+    measure(&repository, &["--schemes", "q8_O"]).exits(2).says("did you mean `q8_0`");
+    measure(&repository, &["--schemes", "q8_0,q8_0/q8_0"]).exits(2).says("are the same scheme");
+    measure(&repository, &["--schemes", "q8_0", "--chunks", "0"]).exits(2);
+    measure(&repository, &["--schemes", "q8_0", "--baseline", "f17"]).exits(2).says("f17");
+    measure(&repository, &["--schemas", "q8_0"]).exits(2).says("--schemes");
+    kvgate(&repository, &[]).exits(2);
+}
+
+#[test]
+fn json_has_what_is_documented() {
+    const STATISTICS: [&str; 15] = [
+        "tokens_scored",
+        "mean_kld",
+        "mean_kld_se",
+        "median_kld",
+        "p90_kld",
+        "p95_kld",
+        "p99_kld",
+        "p999_kld",
+        "max_kld",
+        "top1_agreement",
+        "top1_agreement_se",
+        "rms_dp",
+        "ppl",
+        "ppl_ratio",
+        "baseline_ppl",
+    ];
+    let repository = Repository::new();
+    measure(&repository, &["--chunks", "2", "--schemes", "q8_0/q4_0", "--json", "out.json"])
+        .exits(0);
+    let json: Value = serde_json::from_str(&repository.text("out.json")).unwrap();
+    assert_eq!(json["format"], 1);
+    assert!(json["policy"].is_null());
+    let measurement = &json["measurements"][0];
+    for name in ["baseline_ppl", "seconds", "peak_bytes"] {
+        assert!(measurement["run"][name].as_f64().unwrap() > 0.0, "{name}");
+    }
+    assert_eq!(measurement["run"]["dtype"], "f32");
+    assert!(measurement["run"]["device"].is_string());
+    assert_eq!(measurement["subject"]["weights_sha256"].as_str().unwrap().len(), 64);
+    assert_eq!(measurement["conditions"]["context"], 64);
+    let scheme = &measurement["schemes"][0];
+    assert_eq!(scheme["scheme"], "q8_0/q4_0");
+    assert_eq!(scheme["effective"], "q8_0·H64/q4_0·H64");
+    assert_eq!((scheme["bits_per_element"]["k"].as_f64()), Some(8.5));
+    assert_eq!((scheme["bits_per_element"]["v"].as_f64()), Some(4.5));
+    assert_eq!(scheme["tokens_scored"], 2 * 31);
+    for name in STATISTICS {
+        assert!(scheme[name].is_f64() || scheme[name].is_u64(), "{name}: {}", scheme[name]);
+    }
+    let parts = scheme["parts"].as_array().unwrap();
+    let sum: f64 = parts.iter().map(|part| part["kld"].as_f64().unwrap()).sum();
+    let mean = scheme["mean_kld"].as_f64().unwrap();
+    assert!((sum / 62.0 / mean - 1.0).abs() < 1e-6, "{sum} / 62 is not {mean}");
+}
+
+#[test]
+fn accept_refuses_results_that_are_not_of_this_policy() {
+    let repository = accepted();
+    let golden = repository.text(Q8_GOLDEN);
+    let results = "kvgate-results/results.json";
+    kvgate(&repository, &["accept", results, "tiny::q8_1"]).exits(2).says("tiny::q8_0");
+    repository.edit("thresholds.toml", "chunks = 4", "chunks = 3");
+    kvgate(&repository, &["accept", results]).exits(2).says("of another policy");
+    measure(&repository, &["--schemes", "q8_0", "--json", "measured.json"]).exits(0);
+    kvgate(&repository, &["accept", "measured.json"]).exits(2).says("without a policy");
+    kvgate(&repository, &["accept", "corpus.txt"]).exits(2);
+    kvgate(&repository, &["accept", "nothing.json"]).exits(2).says("nothing.json");
+    assert_eq!(repository.text(Q8_GOLDEN), golden, "nothing was written");
+}
+
+#[test]
+fn the_rest_of_the_commands_answer() {
+    let repository = accepted();
+    kvgate(&repository, &["--help"]).exits(0).says("measure").says("accept").says("Exit codes");
+    kvgate(&repository, &["schemes"]).exits(0).says("iq4_nl").says(":norot");
+    kvgate(&repository, &["check"]).exits(0).says("4 chunks of 64 tokens").says("BPE, gpt-2");
+    kvgate(&repository, &["inspect", "tiny.gguf"])
+        .exits(0)
+        .says("architecture  llama")
+        .says("4 heads, 2 KV heads of 64")
+        .says("262 tokens, no BOS");
+    kvgate(&repository, &["inspect", "nothing.gguf"]).exits(2).says("nothing.gguf is missing");
+}
+
+#[test]
+fn cargo_kvgate_is_the_same_program() {
+    let repository = Repository::new();
+    let cargo = Path::new(env!("CARGO_BIN_EXE_cargo-kvgate"));
+    let ran = |arguments: &[&str]| {
+        Ran::of(command(cargo, &repository).args(arguments).output().unwrap()).exits(0).stdout
+    };
+    let ours = kvgate(&repository, &["schemes"]).exits(0).stdout;
+    assert_eq!(ran(&["kvgate", "schemes"]), ours);
+    assert_eq!(ran(&["schemes"]), ours);
+}

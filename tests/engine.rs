@@ -1,0 +1,252 @@
+//! The engine on tiny random models: identity, repeatability, independence of lanes, and what is said
+//! of numbers that are not finite.
+
+mod support;
+
+use kvgate::kv::cache::Effective;
+use kvgate::kv::Scheme;
+use kvgate::measure::corpus::{self, Chunk};
+use kvgate::measure::engine::{self, Lane, LaneResult};
+use kvgate::measure::stats::Position;
+use kvgate::measure::{measure, Measured, Request};
+use kvgate::model::decoder::{Decoder, WeightStorage};
+use kvgate::model::Checkpoint;
+use kvgate::policy::Source;
+use kvgate::results::{Outcome, SchemeResult};
+use support::tiny::{Damage, Repository};
+
+fn source(repository: &Repository) -> Source {
+    let path = repository.path("tiny.gguf");
+    Source { path, sha256: None, tokenizer: None, fetch: None }
+}
+
+/// A model, ready to run, and chunks of text.
+struct Bench {
+    decoder: Decoder,
+    chunks: Vec<Chunk>,
+}
+
+impl Bench {
+    fn new(damage: &[Damage], context: usize, chunks: usize) -> Self {
+        let repository = Repository::new();
+        repository.write_model(damage);
+        repository.put("corpus.txt", &support::tiny::corpus(3, 2 * context * chunks));
+        let checkpoint = Checkpoint::open(&source(&repository)).unwrap();
+        let text = corpus::read(&repository.path("corpus.txt")).unwrap();
+        let chunks = corpus::chunks(&[text], &checkpoint.tokenizer, context, chunks).unwrap();
+        Bench { decoder: checkpoint.load(WeightStorage::F32).unwrap(), chunks }
+    }
+
+    fn run(&self, baseline: &str, schemes: &[&str]) -> Vec<LaneResult> {
+        let lanes: Vec<Lane> = schemes
+            .iter()
+            .map(|scheme| Lane { scheme: effective(scheme), chunks: self.chunks.len() })
+            .collect();
+        engine::run(&self.decoder, &self.chunks, effective(baseline), &lanes, None, &|_, _| {})
+    }
+
+    /// Lanes that all have numbers.
+    fn positions(&self, baseline: &str, schemes: &[&str]) -> Vec<Vec<Position>> {
+        self.run(baseline, schemes).into_iter().map(Result::unwrap).collect()
+    }
+}
+
+fn effective(scheme: &str) -> Effective {
+    Effective::new(&scheme.parse::<Scheme>().unwrap(), 64).unwrap()
+}
+
+/// Every bit of positions, for people to read when they differ.
+fn bits(positions: &[Position]) -> Vec<String> {
+    let number = |x: f32| format!("{x}={:08x}", x.to_bits());
+    let numbers = |p: &Position| [p.kld, p.logp_base, p.logp, p.margin].map(number).join(" ");
+    let ids = |p: &Position| format!("{} {} {}", p.target, p.top_base, p.top);
+    positions.iter().map(|p| format!("{} {}", ids(p), numbers(p))).collect()
+}
+
+fn mean_kld(positions: &[Position]) -> f64 {
+    positions.iter().map(|p| f64::from(p.kld)).sum::<f64>() / positions.len() as f64
+}
+
+/// Exactly 0, nowhere nearly.
+#[track_caller]
+fn is_identity(positions: &[Position], scored: usize) {
+    assert_eq!(positions.len(), scored);
+    for (i, p) in positions.iter().enumerate() {
+        assert_eq!((p.kld.to_bits(), p.top), (0, p.top_base), "position {i}: {p:?}");
+        assert_eq!(p.logp.to_bits(), p.logp_base.to_bits(), "position {i}: {p:?}");
+    }
+}
+
+#[test]
+fn the_baseline_against_itself_is_exactly_zero_alone_and_in_company() {
+    let bench = Bench::new(&[], 64, 3);
+    for scheme in ["f16", "f32", "q8_0"] {
+        is_identity(&bench.positions(scheme, &[scheme])[0], 3 * 31);
+        let lanes = bench.positions(scheme, &["q4_0", scheme, "q4_1", "q5_0"]);
+        is_identity(&lanes[1], 3 * 31);
+        assert!(mean_kld(&lanes[0]) > 1e-3 && mean_kld(&lanes[2]) > 1e-3, "the others are lossy");
+    }
+}
+
+#[test]
+fn fewer_bits_do_more_harm() {
+    let lanes = Bench::new(&[], 64, 4).positions("f32", &["f16", "q8_0", "q5_0", "q4_0"]);
+    let means: Vec<f64> = lanes.iter().map(|lane| mean_kld(lane)).collect();
+    assert!(means[0] > 0.0, "f16 is not f32: {means:?}");
+    assert!(means.windows(2).all(|pair| 3.0 * pair[0] < pair[1]), "{means:?}");
+}
+
+#[test]
+fn a_repeated_run_is_equal_to_the_last_bit() {
+    let bench = Bench::new(&[], 65, 5);
+    let schemes = ["f16", "q8_0", "q4_0", "q8_0/q4_0", "q4_0:norot", "iq4_nl"];
+    let first = bench.positions("f16", &schemes);
+    for _ in 0..3 {
+        for (again, first) in bench.positions("f16", &schemes).iter().zip(&first) {
+            assert_eq!(bits(again), bits(first));
+        }
+    }
+}
+
+#[test]
+fn a_lane_does_not_depend_on_its_company() {
+    let bench = Bench::new(&[], 64, 3);
+    let orders: [&[&str]; 5] = [
+        &["q4_0"],
+        &["q4_0", "q8_0"],
+        &["q8_0", "q4_0"],
+        &["q8_0", "f16", "q5_1", "q4_0", "bf16"],
+        &["bf16", "q4_0", "q5_1", "f16", "q8_0"],
+    ];
+    let runs = orders.map(|schemes| {
+        let own = schemes.iter().position(|scheme| *scheme == "q4_0").unwrap();
+        bits(&bench.positions("f16", schemes)[own])
+    });
+    for (schemes, run) in orders.iter().zip(&runs) {
+        assert_eq!(run, &runs[0], "{schemes:?}");
+    }
+}
+
+#[test]
+fn schemes_that_differ_give_numbers_that_differ() {
+    let schemes = ["q4_0", "q4_0:norot", "f16/q4_0", "q4_0/f16", "q4_1", "iq4_nl", "q5_0", "q5_1"];
+    let lanes = Bench::new(&[], 64, 1).positions("f16", &schemes);
+    for (i, lane) in lanes.iter().enumerate() {
+        for (j, other) in lanes[..i].iter().enumerate() {
+            assert_ne!(bits(lane), bits(other), "{} and {}", schemes[i], schemes[j]);
+        }
+    }
+}
+
+/// Rows beyond 1,024 go through the products in blocks, and a chunk longer than a tile is a tile of
+/// its own. A model is causal: what a position reads does not depend on how long its chunk is.
+#[test]
+fn a_context_longer_than_a_tile_reads_what_a_shorter_one_reads() {
+    let long = Bench::new(&[], 1100, 2);
+    let tokens = long.chunks[0].tokens[..700].to_vec();
+    let chunks = vec![Chunk { tokens, ..long.chunks[0].clone() }];
+    let short = Bench { decoder: Bench::new(&[], 64, 1).decoder, chunks };
+    let lanes = long.positions("f16", &["f16", "q4_0"]);
+    is_identity(&lanes[0], 2 * 549);
+    let short = short.positions("f16", &["q4_0"]);
+    // both score the positions 550 to 698
+    let pairs: Vec<_> = short[0][200..].iter().zip(&lanes[1]).collect();
+    assert_eq!(pairs.len(), 149);
+    for (short, long) in &pairs {
+        assert_eq!(short.target, long.target);
+        assert!((short.logp_base - long.logp_base).abs() < 2e-4, "{short:?}, {long:?}");
+    }
+    let mean = |of: &dyn Fn(&(&Position, &Position)) -> f32| {
+        pairs.iter().map(|pair| f64::from(of(pair))).sum::<f64>() / pairs.len() as f64
+    };
+    let (short, long) = (mean(&|pair| pair.0.kld), mean(&|pair| pair.1.kld));
+    assert!((short / long - 1.0).abs() < 0.1, "mean KLD {short} and {long}");
+}
+
+#[test]
+fn chunks_that_share_a_tile_do_not_read_each_other() {
+    let together = Bench::new(&[], 64, 6);
+    let lanes = together.positions("f16", &["q4_0"]);
+    let alone =
+        Bench { decoder: Bench::new(&[], 64, 1).decoder, chunks: vec![together.chunks[4].clone()] };
+    let alone = alone.positions("f16", &["q4_0"]);
+    for (alone, together) in alone[0].iter().zip(&lanes[0][4 * 31..]) {
+        assert_eq!(alone.target, together.target);
+        assert!((alone.logp_base - together.logp_base).abs() < 2e-4, "{alone:?}, {together:?}");
+    }
+}
+
+/// What overflows the halves of f16, and neither bf16 nor f32.
+const LARGE_K: Damage = Damage::Scaled("blk.1.attn_k.weight", 1e5);
+
+#[test]
+fn a_lane_that_overflows_leaves_the_others_their_numbers() {
+    let bench = Bench::new(&[LARGE_K], 64, 3);
+    let lanes = bench.run("f32", &["bf16", "f16", "f32/f16"]);
+    let error = lanes[1].as_ref().unwrap_err().to_string();
+    assert_eq!(error, "layer 1: K is not finite once it is stored: the codec's range is exceeded");
+    let without = bench.positions("f32", &["bf16", "f32/f16"]);
+    assert_eq!(bits(lanes[0].as_ref().unwrap()), bits(&without[0]));
+    assert_eq!(bits(lanes[2].as_ref().unwrap()), bits(&without[1]));
+}
+
+fn measured(damage: &[Damage], baseline: &str, schemes: &[&str]) -> Result<Measured, String> {
+    let repository = Repository::new();
+    repository.write_model(damage);
+    let request = Request {
+        model: "tiny",
+        source: &source(&repository),
+        corpus: &[repository.path("corpus.txt")],
+        context: 64,
+        chunks: 2,
+        baseline: baseline.parse().unwrap(),
+        schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
+        weights: None,
+        mimic: None,
+    };
+    measure(&request, &|_, _, _| {}).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_scheme_that_fails_is_named_with_its_layer() {
+    let measured = measured(&[LARGE_K], "f32", &["f16", "bf16"]).unwrap();
+    let outcome = |scheme: &SchemeResult| match &scheme.outcome {
+        Outcome::Measured { statistics, .. } => Ok(statistics.tokens_scored),
+        Outcome::Failed { error } => Err(error.clone()),
+    };
+    let outcomes: Vec<_> = measured.measurement.schemes.iter().map(outcome).collect();
+    let error = outcomes[0].as_ref().unwrap_err();
+    assert!(error.starts_with("f16: layer 1: K is not finite once it is stored"), "{error}");
+    assert_eq!(outcomes[1], Ok(62));
+}
+
+#[test]
+fn a_baseline_without_numbers_fails_the_model() {
+    for (damage, words) in [
+        (LARGE_K, "layer 1: K is not finite once it is stored"),
+        (Damage::Scaled("blk.0.attn_v.weight", 1e38), "layer 0: V is not finite"),
+        (Damage::Scaled("blk.0.ffn_down.weight", 3e38), "layer 0: the hidden state is not finite"),
+        (Damage::Scaled("output.weight", 1e38), "chunk 0, head: the logits of the baseline"),
+    ] {
+        let error = measured(&[damage], "f16", &["q8_0", "bf16"]).err().unwrap();
+        assert!(error.starts_with("the baseline cannot be measured: "), "{error}");
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_weight_that_is_not_finite_names_its_tensor() {
+    for tensor in
+        ["token_embd.weight", "blk.1.attn_norm.weight", "blk.0.ffn_up.weight", "output.weight"]
+    {
+        let error = measured(&[Damage::Nan(tensor)], "f16", &["q8_0"]).err().unwrap();
+        assert!(error.contains(&format!("tensor `{tensor}` holds NaN at element 7")), "{error}");
+    }
+}
+
+#[test]
+fn heads_that_blocks_do_not_divide_are_refused_by_scheme() {
+    let error = Effective::new(&"q8_0".parse::<Scheme>().unwrap(), 80).err().unwrap().to_string();
+    assert!(error.contains("q8_0 stores blocks of 32 elements") && error.contains("80"), "{error}");
+    assert!(Effective::new(&"bf16".parse::<Scheme>().unwrap(), 80).is_ok());
+}
