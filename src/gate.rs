@@ -179,6 +179,18 @@ impl Gate {
     }
 }
 
+/// Whether results can be written there: told before minutes of work, not after.
+///
+/// # Errors
+/// A folder that cannot be made or written to, in words.
+pub fn writable(folder: &Path) -> Result<(), String> {
+    let probe = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
+    probe.map(|_| ()).map_err(|error| {
+        let folder = folder.display();
+        format!("cannot write results into {folder}: {error}; name another folder with --results or KVGATE_RESULTS")
+    })
+}
+
 /// The outcome of a cell, and why it cannot be trusted if it cannot.
 fn outcome<'a>(
     measured: &'a Result<Measurement, String>,

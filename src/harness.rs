@@ -1,6 +1,6 @@
 //! The test target: each case of the policy is a test that `cargo test` and nextest run.
 
-use crate::gate::{Case, Gate};
+use crate::gate::{self, Case, Gate};
 use crate::golden;
 use crate::measure::stats::Position;
 use crate::progress;
@@ -73,6 +73,7 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     if cfg!(debug_assertions) {
         eprintln!("{SLOW_BUILD}");
     }
+    gate::writable(&gate.results_folder()).map_err(|message| format!("error: {message}"))?;
     golden::prepare_insta(&gate.root);
     let session = Arc::new(Session::new(gate, chosen));
     let trials = cases

@@ -7,7 +7,7 @@ use candle_core::Tensor;
 use kvgate::kv::cache::{Effective, LaneCache};
 use kvgate::kv::Scheme;
 use kvgate::model::decoder::{Decoder, WeightStorage};
-use support::{fixture, ids, open, MODELS};
+use support::{fixture, ids, open, GEMMA, MODELS, QWEN, SMOLLM2};
 
 /// Largest difference of a logit, relative to the position's largest logit. Both sides compute in f32,
 /// in another order of additions: what remains is rounding, amplified by the layers.
@@ -23,6 +23,17 @@ fn logits(decoder: &Decoder, ids: &[u32]) -> Tensor {
         x = layer.run(&x, ids.len(), &mut LaneCache::new(exact)).unwrap();
     }
     decoder.logits(&decoder.normed(&x).unwrap(), 0, decoder.spec.vocab).unwrap()
+}
+
+/// The counts that the models' authors publish.
+#[test]
+fn parameters_are_the_published_ones() {
+    assert_eq!(open(SMOLLM2).spec.parameters(), 134_515_008);
+    assert_eq!(open(GEMMA).spec.parameters(), 268_098_176);
+    // published 494,032,768 with a tied head; this file holds the head once more
+    let spec = open(QWEN).spec;
+    assert!(!spec.tied_head);
+    assert_eq!(spec.parameters() - (spec.vocab * spec.hidden) as u64, 494_032_768);
 }
 
 #[test]

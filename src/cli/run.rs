@@ -1,7 +1,7 @@
 //! `kvgate run`: the gate.
 
 use super::{Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
-use crate::gate::{Case, Gate};
+use crate::gate::{self, Case, Gate};
 use crate::golden;
 use crate::harness::nothing_selected;
 use crate::progress::Bar;
@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     }
     golden::prepare_insta(&gate.root);
     let folder = arguments.results.clone().unwrap_or_else(|| gate.results_folder());
-    writable(&folder)?;
+    gate::writable(&folder).map_err(|message| Stop::new(NOT_MEASURED, message))?;
     let mut measurements = Vec::new();
     let mut judged = Vec::new();
     let mut written = true;
@@ -96,18 +96,6 @@ fn select(gate: &Gate, arguments: &Arguments) -> Vec<Case> {
 
 fn ignored(case: &Case) -> CaseResult {
     CaseResult { case: case.name.clone(), verdict: Verdict::Ignored, message: String::new() }
-}
-
-/// Told before minutes of work, not after.
-fn writable(folder: &std::path::Path) -> Result<(), Stop> {
-    let probe = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
-    probe.map(|_| ()).map_err(|error| {
-        let folder = folder.display();
-        let message = format!(
-            "cannot write results into {folder}: {error}; name another folder with --results"
-        );
-        Stop::new(NOT_MEASURED, message)
-    })
 }
 
 /// Measures a model and keeps its positions; whether they could be kept.
