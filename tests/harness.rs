@@ -9,7 +9,7 @@ mod support;
 use libtest_mimic::{Arguments, Trial};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
-use support::program::{accept, accepted, command, Ran};
+use support::program::{accept, accepted, command, kvgate, Ran};
 use support::tiny::Repository;
 
 const AS_GATE: &str = "KVGATE_TEST_AS_GATE";
@@ -184,8 +184,18 @@ fn measurings(ran: &[Ran]) -> usize {
     ran.iter().map(|ran| ran.stderr.matches("kvgate: tiny: reading").count()).sum()
 }
 
+/// A repository whose measuring takes long enough to be met at work, and its goldens.
+fn busy() -> Repository {
+    let repository = Repository::new();
+    repository.put("corpus.txt", &support::tiny::corpus(3, 80_000));
+    repository.edit("thresholds.toml", "chunks = 4", "chunks = 250");
+    kvgate(&repository, &["run"]).exits(1);
+    accept(&repository);
+    repository
+}
+
 fn nextest_measures_once() {
-    let repository = accepted();
+    let repository = busy();
     let names = ["q8_0::kld", "q8_0::golden", "q4_0::kld", "q4_1::golden"];
     let started: Vec<_> = names
         .iter()
@@ -206,7 +216,7 @@ fn nextest_measures_once() {
     let ignored = Ran::of(ignored.arg("--ignored").output().unwrap()).exits(0);
     assert_eq!((measurings(&[ignored]), entries(&repository)), (1, 2));
     // a text is part of the key
-    repository.put("corpus.txt", &support::tiny::corpus(4, 4000));
+    repository.put("corpus.txt", &support::tiny::corpus(4, 80_000));
     let other = Ran::of(case(&repository, "tiny::q8_0::kld").output().unwrap()).exits(0);
     assert_eq!((measurings(&[other]), entries(&repository)), (1, 3));
 }
@@ -227,10 +237,9 @@ fn nextest_judges_anew() {
 }
 
 fn a_killed_run_is_run_again() {
-    let repository = accepted();
-    // long enough to be met at work
-    repository.put("corpus.txt", &support::tiny::corpus(3, 150_000));
-    repository.edit("thresholds.toml", "chunks = 4", "chunks = 500");
+    let repository = busy();
+    let results = repository.path("kvgate-results");
+    std::fs::remove_dir_all(&results).unwrap();
     let mut command = case(&repository, "tiny::q8_0::kld");
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -239,7 +248,7 @@ fn a_killed_run_is_run_again() {
     child.kill().unwrap();
     assert!(!child.wait().unwrap().success());
     assert_eq!(entries(&repository), 0, "half a run leaves no results");
-    assert!(!repository.path("kvgate-results/cases").exists());
+    assert!(!results.join("cases").exists());
     // its lock died with it, and what is served later is whole
     let again = |name: &str| Ran::of(case(&repository, name).output().unwrap());
     assert_eq!(measurings(&[again("tiny::q8_0::kld").exits(0)]), 1);
