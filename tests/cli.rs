@@ -145,6 +145,10 @@ fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
     let repository = accepted();
     for (damage, words) in [
         (Damage::Truncated, &["blk.1.ffn_down.weight", "truncated"][..]),
+        (Damage::Beheaded, &["tiny.gguf is not a sound GGUF file"]),
+        (Damage::Blocks(3), &["tensor `blk.2.attn_norm.weight` is missing"]),
+        (Damage::Blocks(1 << 31), &["tensor `blk.2147483647.attn_norm.weight` is missing"]),
+        (Damage::Blocks(0), &["is not supported"]),
         (Damage::Nan("blk.1.attn_k.weight"), &["blk.1.attn_k.weight", "NaN at element 7"]),
         (Damage::Missing("blk.0.attn_v.weight"), &["tensor `blk.0.attn_v.weight` is missing"]),
         (Damage::Shape("blk.0.attn_q.weight"), &["blk.0.attn_q.weight", "[255, 64]", "[256, 64]"]),

@@ -3,7 +3,7 @@
 
 mod support;
 
-use kvgate::kv::cache::Effective;
+use kvgate::kv::cache::{Effective, LaneCache};
 use kvgate::kv::Scheme;
 use kvgate::measure::corpus::{self, Chunk};
 use kvgate::measure::engine::{self, Lane, LaneResult};
@@ -138,8 +138,8 @@ fn schemes_that_differ_give_numbers_that_differ() {
     }
 }
 
-/// Rows beyond 1,024 go through the products in blocks, and a chunk longer than a tile is a tile of
-/// its own. A model is causal: what a position reads does not depend on how long its chunk is.
+/// A chunk longer than a tile is a tile of its own. A model is causal: what a position reads does not
+/// depend on how long its chunk is.
 #[test]
 fn a_context_longer_than_a_tile_reads_what_a_shorter_one_reads() {
     let long = Bench::new(&[], 1100, 2);
@@ -174,6 +174,28 @@ fn chunks_that_share_a_tile_do_not_read_each_other() {
         assert_eq!(alone.target, together.target);
         assert!((alone.logp_base - together.logp_base).abs() < 2e-4, "{alone:?}, {together:?}");
     }
+}
+
+/// Rows beyond 1,024 go through the products in blocks.
+#[test]
+fn rows_of_a_second_block_are_their_own() {
+    let Bench { decoder, chunks } = Bench::new(&[], 64, 17);
+    let hidden = |chunks: &[Chunk]| -> Vec<Vec<f32>> {
+        let ids: Vec<u32> = chunks.iter().flat_map(|chunk| chunk.tokens.clone()).collect();
+        let mut x = decoder.embed(&ids).unwrap();
+        let ropes = decoder.ropes(64);
+        for index in 0..decoder.spec.layers.len() {
+            let mut cache = LaneCache::new(effective("f32"));
+            x = decoder.ready(index, &ropes).unwrap().run(&x, 64, &mut cache).unwrap();
+        }
+        x.to_vec2().unwrap()
+    };
+    let together = hidden(&chunks);
+    let alone = hidden(&chunks[16..]);
+    for (together, alone) in together[16 * 64..].iter().flatten().zip(alone.iter().flatten()) {
+        assert!((together - alone).abs() < 1e-4, "{together} and {alone}");
+    }
+    assert_eq!(alone.len(), 64);
 }
 
 /// What overflows the halves of f16, and neither bf16 nor f32.

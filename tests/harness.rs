@@ -9,34 +9,38 @@ mod support;
 use libtest_mimic::{Arguments, Trial};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
-use support::program::{accept, accepted, command, Ran};
+use support::program::{accept, accepted, command, kvgate, Ran};
 use support::tiny::Repository;
 
 const AS_GATE: &str = "KVGATE_TEST_AS_GATE";
+
+/// Functions as tests of their names.
+macro_rules! trials {
+    ($($test:ident),* $(,)?) => {
+        vec![$(Trial::test(stringify!($test), || {
+            $test();
+            Ok(())
+        })),*]
+    };
+}
 
 fn main() -> ExitCode {
     if std::env::var_os(AS_GATE).is_some() {
         return kvgate::main();
     }
-    let tests: [(&str, fn()); 10] = [
-        ("lists_are_pure_and_need_no_model", lists_are_pure_and_need_no_model),
-        ("a_green_gate_passes", a_green_gate_passes),
-        ("one_case_runs_alone", one_case_runs_alone),
-        ("a_broken_limit_is_101_under_any_mode_of_insta", a_broken_limit_is_101),
-        ("nothing_selected_is_101_and_says_what_to_type", nothing_selected_is_101),
-        ("filters_are_libtests", filters_are_libtests),
-        ("what_cannot_be_measured_or_written_is_101", what_cannot_be_done_is_101),
-        ("nextest_measures_once", nextest_measures_once),
-        ("nextest_judges_stored_values_anew", nextest_judges_anew),
-        ("a_run_that_was_killed_is_run_again", a_killed_run_is_run_again),
+    let tests = trials![
+        lists_are_pure_and_need_no_model,
+        a_green_gate_passes,
+        one_case_runs_alone,
+        a_broken_limit_is_101_under_any_mode_of_insta,
+        nothing_selected_is_101_and_says_what_to_type,
+        filters_are_libtests,
+        what_cannot_be_measured_or_written_is_101,
+        nextest_measures_once,
+        nextest_judges_stored_values_anew,
+        a_run_that_was_killed_is_run_again,
     ];
-    let trial = |(name, test): (&str, fn())| {
-        Trial::test(name, move || {
-            test();
-            Ok(())
-        })
-    };
-    libtest_mimic::run(&Arguments::from_args(), tests.map(trial).into()).exit_code()
+    libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
 
 /// The gate of a repository, run as cargo runs it.
@@ -107,7 +111,7 @@ fn one_case_runs_alone() {
     assert_eq!(outcomes(&ran), ["tiny::q5_1::kld ... ok"]);
 }
 
-fn a_broken_limit_is_101() {
+fn a_broken_limit_is_101_under_any_mode_of_insta() {
     let repository = accepted();
     repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 1e-9");
     for vars in [&[][..], &[("INSTA_FORCE_PASS", "1")], &[("INSTA_UPDATE", "always")]] {
@@ -124,7 +128,7 @@ fn a_broken_limit_is_101() {
     );
 }
 
-fn nothing_selected_is_101() {
+fn nothing_selected_is_101_and_says_what_to_type() {
     let repository = Repository::new();
     gate(&repository, &["my_unit_test"])
         .exits(101)
@@ -156,7 +160,7 @@ fn filters_are_libtests() {
     assert_eq!(kld(ran), ["tiny::q8_0::golden ... ok", "tiny::q8_0::kld ... ok"]);
 }
 
-fn what_cannot_be_done_is_101() {
+fn what_cannot_be_measured_or_written_is_101() {
     let repository = accepted();
     let vars = [("KVGATE_RESULTS", "corpus.txt/results")];
     gate_with(&repository, &["q8_0"], &vars).exits(101).says("corpus.txt/results");
@@ -184,8 +188,18 @@ fn measurings(ran: &[Ran]) -> usize {
     ran.iter().map(|ran| ran.stderr.matches("kvgate: tiny: reading").count()).sum()
 }
 
+/// A repository whose measuring takes long enough to be met at work, and its goldens.
+fn busy() -> Repository {
+    let repository = Repository::new();
+    repository.put("corpus.txt", &support::tiny::corpus(3, 80_000));
+    repository.edit("thresholds.toml", "chunks = 4", "chunks = 250");
+    kvgate(&repository, &["run"]).exits(1);
+    accept(&repository);
+    repository
+}
+
 fn nextest_measures_once() {
-    let repository = accepted();
+    let repository = busy();
     let names = ["q8_0::kld", "q8_0::golden", "q4_0::kld", "q4_1::golden"];
     let started: Vec<_> = names
         .iter()
@@ -206,12 +220,12 @@ fn nextest_measures_once() {
     let ignored = Ran::of(ignored.arg("--ignored").output().unwrap()).exits(0);
     assert_eq!((measurings(&[ignored]), entries(&repository)), (1, 2));
     // a text is part of the key
-    repository.put("corpus.txt", &support::tiny::corpus(4, 4000));
+    repository.put("corpus.txt", &support::tiny::corpus(4, 80_000));
     let other = Ran::of(case(&repository, "tiny::q8_0::kld").output().unwrap()).exits(0);
     assert_eq!((measurings(&[other]), entries(&repository)), (1, 3));
 }
 
-fn nextest_judges_anew() {
+fn nextest_judges_stored_values_anew() {
     let repository = accepted();
     let run = || Ran::of(case(&repository, "tiny::q8_0::kld").output().unwrap());
     assert_eq!(measurings(&[run().exits(0)]), 1);
@@ -226,11 +240,10 @@ fn nextest_judges_anew() {
     assert_eq!(measurings(&[run().exits(0)]), 1);
 }
 
-fn a_killed_run_is_run_again() {
-    let repository = accepted();
-    // long enough to be met at work
-    repository.put("corpus.txt", &support::tiny::corpus(3, 150_000));
-    repository.edit("thresholds.toml", "chunks = 4", "chunks = 500");
+fn a_run_that_was_killed_is_run_again() {
+    let repository = busy();
+    let results = repository.path("kvgate-results");
+    std::fs::remove_dir_all(&results).unwrap();
     let mut command = case(&repository, "tiny::q8_0::kld");
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -239,7 +252,7 @@ fn a_killed_run_is_run_again() {
     child.kill().unwrap();
     assert!(!child.wait().unwrap().success());
     assert_eq!(entries(&repository), 0, "half a run leaves no results");
-    assert!(!repository.path("kvgate-results/cases").exists());
+    assert!(!results.join("cases").exists());
     // its lock died with it, and what is served later is whole
     let again = |name: &str| Ran::of(case(&repository, name).output().unwrap());
     assert_eq!(measurings(&[again("tiny::q8_0::kld").exits(0)]), 1);

@@ -173,6 +173,16 @@ impl Gguf {
         })
     }
 
+    /// The number of layers. The last one must be there: a damaged count is told before layers are
+    /// made by it.
+    pub fn layers(&self) -> Result<usize, ModelError> {
+        let count = self.number("block_count")?;
+        if let Some(last) = count.checked_sub(1) {
+            self.info(&format!("blk.{last}.attn_norm.weight"))?;
+        }
+        Ok(count)
+    }
+
     /// Rows of a matrix, such as the vocabulary of the embedding.
     pub fn rows(&self, name: &str) -> Result<usize, ModelError> {
         Ok(self.info(name)?.shape.dims().first().copied().unwrap_or(0))

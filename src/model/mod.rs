@@ -1,6 +1,6 @@
-//! Models: a checkpoint on disk becomes a tokenizer and one [`Decoder`](decoder::Decoder).
+//! Models: a checkpoint on disk becomes a tokenizer and one [`Decoder`].
 //!
-//! Family files map a checkpoint's configuration to the decoder's [`Spec`](spec::Spec); no family
+//! Family files map a checkpoint's configuration to the decoder's [`Spec`]; no family
 //! has a forward pass of its own.
 
 mod attention;

@@ -34,8 +34,12 @@ pub enum Damage {
     Architecture(&'static str),
     /// `general.alignment` is 0.
     ZeroAlignment,
+    /// The configuration promises so many layers.
+    Blocks(usize),
     /// The file ends in the middle of its last tensor.
     Truncated,
+    /// The file ends in the middle of its header.
+    Beheaded,
 }
 
 /// Writes a checkpoint; the same seed gives the same bytes.
@@ -46,9 +50,13 @@ pub fn write(path: &Path, seed: u64, damage: &[Damage]) {
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let mut file = std::fs::File::create(path).unwrap();
     gguf_file::write(&mut file, &metadata, &tensors).unwrap();
-    if damage.iter().any(|d| matches!(d, Damage::Truncated)) {
-        let length = file.metadata().unwrap().len();
-        file.set_len(length - 100).unwrap();
+    let length = file.metadata().unwrap().len();
+    for damage in damage {
+        match damage {
+            Damage::Truncated => file.set_len(length - 100).unwrap(),
+            Damage::Beheaded => file.set_len(1000).unwrap(),
+            _ => {}
+        }
     }
 }
 
@@ -57,13 +65,17 @@ fn metadata(damage: &[Damage]) -> Vec<(&'static str, Value)> {
         Damage::Architecture(name) => Some(*name),
         _ => None,
     });
+    let blocks = damage.iter().find_map(|d| match d {
+        Damage::Blocks(blocks) => Some(*blocks),
+        _ => None,
+    });
     let text = |s: &str| Value::String(s.into());
     let number = |n: usize| Value::U32(n as u32);
     let texts = |list: Vec<String>| Value::Array(list.into_iter().map(Value::String).collect());
     let mut metadata = vec![
         ("general.architecture", text(architecture.unwrap_or("llama"))),
         ("llama.embedding_length", number(HIDDEN)),
-        ("llama.block_count", number(LAYERS)),
+        ("llama.block_count", number(blocks.unwrap_or(LAYERS))),
         ("llama.context_length", number(2048)),
         ("llama.feed_forward_length", number(MLP)),
         ("llama.attention.head_count", number(HEADS)),

@@ -20,7 +20,7 @@ pub(super) fn spec(file: &Gguf) -> Result<Spec, ModelError> {
     if file.optional_float("final_logit_softcapping")?.is_some_and(|c| c != 0.0) {
         return Err(file.unsupported("a soft cap on the logits"));
     }
-    let count = file.number("block_count")?;
+    let count = file.layers()?;
     let pattern = file.optional_number("attention.sliding_window_pattern")?.unwrap_or(PATTERN);
     let full = Attention { qk_norm: true, ..attention(file, spec.hidden, Pairs::Halves)? };
     let scale = match count {

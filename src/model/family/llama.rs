@@ -17,5 +17,5 @@ pub(super) fn spec(file: &Gguf) -> Result<Spec, ModelError> {
         activation: Activation::Silu,
         post_norms: false,
     };
-    Ok(Spec { layers: vec![layer; file.number("block_count")?], ..spec })
+    Ok(Spec { layers: vec![layer; file.layers()?], ..spec })
 }
