@@ -1,0 +1,31 @@
+"""Print what each codec loses on Gaussian data: the NMSE column of docs/schemes.md.
+
+The quantizers are gguf's, which tests/codecs.rs shows to be kvgate's bit for bit; gguf
+cannot encode iq4_nl, so that one is written out here as ggml's cache encodes it.
+"""
+
+import numpy as np
+from gguf import GGMLQuantizationType, quants
+
+BLOCKS = 31_250
+CODEBOOK = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+
+
+def iq4_nl(x):
+    extreme = np.take_along_axis(x, np.abs(x).argmax(1)[:, None], 1)
+    midpoints = (CODEBOOK[:-1] + CODEBOOK[1:]) / 2
+    code = CODEBOOK[((x / (extreme / -127))[..., None] >= midpoints).sum(-1)]
+    scale = (x**2 * code * x).sum(1) / (x**2 * code**2).sum(1)
+    return code * scale.astype(np.float16).astype(np.float32)[:, None]
+
+
+def ggml(name):
+    kind = GGMLQuantizationType[name]
+    return lambda x: quants.dequantize(quants.quantize(x, kind), kind)
+
+
+x = np.random.default_rng(1).standard_normal((BLOCKS, 32)).astype(np.float32)
+exact = x.astype(np.float64)
+codecs = {name.lower(): ggml(name) for name in ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")}
+for name, round_trip in {**codecs, "iq4_nl": iq4_nl}.items():
+    print(f"{name:7} {((exact - round_trip(x)) ** 2).sum() / (exact**2).sum():.2e}")
