@@ -160,10 +160,13 @@ pub fn judge(
     };
     let breaches: Vec<Breach> = judged.iter().filter_map(|l| breach(statistics, l)).collect();
     let borderline = judged.iter().any(|limit| is_borderline(statistics, limit));
+    // a limit on the baseline is about the model: a ruined one fails no scheme as required
+    let ruined = breaches.iter().any(|breach| breach.statistic == Statistic::BaselinePpl);
     let verdict = match (cell.expect, breaches.is_empty()) {
         (Expectation::Pass, true) => Verdict::Pass,
         (Expectation::Pass, false) => Verdict::Regressed,
         (Expectation::Fail, true) => Verdict::UnexpectedPass,
+        (Expectation::Fail, false) if ruined => Verdict::Regressed,
         (Expectation::Fail, false) => Verdict::FailsAsRequired,
         (Expectation::Report, _) => Verdict::Reported,
     };

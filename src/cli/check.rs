@@ -1,6 +1,6 @@
 //! `kvgate check`: everything that can be known without inference.
 
-use super::{bytes, Config, Stop, USAGE};
+use super::{bytes, Config, Stop, NOT_MEASURED};
 use crate::gate::Gate;
 use crate::golden::{self, Golden};
 use crate::hash;
@@ -28,12 +28,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
             Ok(checked) => {
                 checked.lines.iter().for_each(|line| println!("  {line}"));
                 for finding in goldens(&gate, model, &checked) {
-                    code = code.max(1);
+                    code = 1;
                     println!("  golden   {finding}");
                 }
             }
             Err(findings) => {
-                code = USAGE;
+                code = if code == 1 { 1 } else { NOT_MEASURED };
                 findings.iter().for_each(|finding| anstream::println!("{finding}"));
             }
         }

@@ -33,17 +33,19 @@ pub(super) fn spec(file: &Gguf) -> Result<Spec, ModelError> {
 
 /// What every family must satisfy, so that a hostile header is an error and not a panic.
 fn check(file: &Gguf, spec: &Spec) -> Result<(), ModelError> {
-    let a = spec.layers.first().map(|layer| &layer.attention);
-    let sound = a.is_some_and(|a| {
-        a.kv_heads > 0
-            && a.heads > 0
-            && a.heads % a.kv_heads == 0
-            && a.head_dim > 0
-            && a.head_dim % 2 == 0
+    /// More heads, elements or columns than any model has; products of them stay far from overflow.
+    const MOST: usize = 1 << 20;
+    let bounded = |n: usize| (1..=MOST).contains(&n);
+    let sound = spec.layers.first().is_some_and(|layer| {
+        let a = &layer.attention;
+        [a.heads, a.kv_heads, a.head_dim, spec.hidden, layer.mlp].into_iter().all(bounded)
+            && a.heads.is_multiple_of(a.kv_heads)
+            && a.head_dim.is_multiple_of(2)
+            && bounded(a.q_width())
             && a.window != Some(0)
     });
-    if !sound || spec.hidden == 0 || spec.vocab == 0 || spec.norm_eps <= 0.0 {
-        return Err(file.unsupported(format!("a configuration such as {spec:?}")));
+    if !sound || spec.vocab == 0 || spec.norm_eps <= 0.0 {
+        return Err(file.unsupported("an empty, absurd or indivisible shape in its metadata"));
     }
     if let Some(scaling) = file.optional_text("rope.scaling.type") {
         if !["none", "linear"].contains(&scaling) {
