@@ -251,7 +251,7 @@ impl Session {
         };
         let errors = report::emit(&results, &outputs);
         if self.store.is_none() && !matches!(arguments.format, Some(FormatSetting::Json)) {
-            anstream::eprint!("{}", report::terminal::render(&results));
+            anstream::eprint!("{}", report::terminal::render_tables(&results));
         }
         for error in &errors {
             eprintln!("{}: {error}", if error.is_warning() { "warning" } else { "error" });

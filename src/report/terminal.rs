@@ -12,17 +12,28 @@ const DIM: Style = Style::new().dimmed();
 /// The whole report with its colours; print it through a stream that strips them where they are not
 /// wanted.
 pub fn render(results: &Results) -> String {
+    let messages: String = red_cases(results).into_iter().map(message).collect();
+    tables(results) + &messages + &sentence(results)
+}
+
+/// The same without messages, which a test harness has printed already.
+pub fn render_tables(results: &Results) -> String {
+    tables(results) + &sentence(results)
+}
+
+fn tables(results: &Results) -> String {
     let mut out = String::new();
     for model in models(results) {
         let facts = measurement(results, model).map_or("\n".into(), facts);
         out += &format!("\n{BOLD}{model}{BOLD:#}{facts}");
         out += &scheme_table(&rows(results, model), !results.cases.is_empty());
     }
-    for case in red_cases(results) {
-        out += &message(case);
-    }
+    out
+}
+
+fn sentence(results: &Results) -> String {
     let style = if red_cases(results).is_empty() { BOLD } else { colour(Verdict::Error).bold() };
-    format!("{out}\n{style}{}{style:#}\n", super::sentence(results))
+    format!("\n{style}{}{style:#}\n", super::sentence(results))
 }
 
 /// What was measured, on what, and the lanes that prove the ruler.
