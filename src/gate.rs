@@ -4,6 +4,7 @@ use crate::golden::{self, Golden};
 use crate::measure::{measure, Measured, Progress, Request, ENGINE};
 use crate::policy::{CaseKind, Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
 use crate::repo;
+use crate::report;
 use crate::results::{CaseResult, Measurement, Outcome, PolicyFile, Results, FORMAT};
 use crate::verdict::{self, GoldenValues, Verdict};
 use std::path::{Path, PathBuf};
@@ -179,13 +180,18 @@ impl Gate {
     }
 }
 
-/// Whether results can be written there: told before minutes of work, not after.
+/// Makes a folder ready for results: told before minutes of work, not after, when it cannot be written.
+/// Results of an earlier run are removed, or a run that dies would leave them for its own.
 ///
 /// # Errors
 /// A folder that cannot be made or written to, in words.
-pub fn writable(folder: &Path) -> Result<(), String> {
+pub fn prepare_results(folder: &Path) -> Result<(), String> {
     let probe = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
-    probe.map(|_| ()).map_err(|error| {
+    let removed = match std::fs::remove_file(folder.join(report::json::FILE)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    probe.and(removed).map_err(|error| {
         let folder = folder.display();
         format!("cannot write results into {folder}: {error}; name another folder with --results or KVGATE_RESULTS")
     })

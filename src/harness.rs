@@ -62,6 +62,9 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
         let listed = cases.into_iter().map(|case| trial(case, |_| Ok(Completion::Completed)));
         return Ok(libtest_mimic::run(&arguments, listed.collect()).exit_code());
     }
+    if arguments.bench {
+        return Err("error: the gate has no benchmarks: drop --bench".into());
+    }
     for warning in &warnings {
         anstream::eprintln!("{}", warning.styled());
     }
@@ -73,7 +76,7 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     if cfg!(debug_assertions) {
         eprintln!("{SLOW_BUILD}");
     }
-    gate::writable(&gate.results_folder()).map_err(|message| format!("error: {message}"))?;
+    gate::prepare_results(&gate.results_folder()).map_err(|message| format!("error: {message}"))?;
     golden::prepare_insta(&gate.root);
     let session = Arc::new(Session::new(gate, chosen));
     let trials = cases
@@ -84,8 +87,8 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    let written = session.report(&arguments);
-    Ok(if written { conclusion.exit_code() } else { ExitCode::from(FAILED) })
+    let whole = session.all_judged() & session.report(&arguments);
+    Ok(if whole { conclusion.exit_code() } else { ExitCode::from(FAILED) })
 }
 
 const SLOW_BUILD: &str =
@@ -226,6 +229,15 @@ impl Session {
         if let Err(error) = sidecar::write(&self.gate.results_folder(), model, &lanes) {
             lock(&self.troubles).push(error.to_string());
         }
+    }
+
+    /// Whether every case that was chosen came to a verdict, whatever the harness did with it.
+    fn all_judged(&self) -> bool {
+        let (judged, chosen) = (lock(&self.judged).len(), self.chosen.len());
+        if judged != chosen {
+            eprintln!("error: {judged} of {chosen} selected cases were judged");
+        }
+        judged == chosen
     }
 
     /// Writes what was found; whether all of it got out.

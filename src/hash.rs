@@ -23,7 +23,9 @@ fn hex(digest: &[u8]) -> String {
 /// A file that cannot be read. A memory that cannot be used is only slow.
 pub fn of_file(path: &Path) -> io::Result<String> {
     let identity = Identity::of(path)?;
-    let memory = memory_path();
+    let Some(memory) = memory_path() else {
+        return read_and_hash(path);
+    };
     let mut known: BTreeMap<PathBuf, Known> = std::fs::read(&memory)
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
@@ -46,6 +48,8 @@ struct Identity {
     bytes: u64,
     modified_ns: u64,
     inode: u64,
+    /// Time of the last change of any kind, which nothing sets back; 0 where there is none.
+    changed_ns: i64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,22 +63,21 @@ impl Identity {
     fn of(path: &Path) -> io::Result<Self> {
         let meta = std::fs::metadata(path)?;
         let modified = meta.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Ok(Identity {
-            bytes: meta.len(),
-            modified_ns: modified.as_nanos() as u64,
-            inode: inode(&meta),
-        })
+        let (inode, changed_ns) = unix_identity(&meta);
+        let modified_ns = modified.as_nanos() as u64;
+        Ok(Identity { bytes: meta.len(), modified_ns, inode, changed_ns })
     }
 }
 
 #[cfg(unix)]
-fn inode(meta: &std::fs::Metadata) -> u64 {
-    std::os::unix::fs::MetadataExt::ino(meta)
+fn unix_identity(meta: &std::fs::Metadata) -> (u64, i64) {
+    use std::os::unix::fs::MetadataExt;
+    (meta.ino(), meta.ctime() * 1_000_000_000 + meta.ctime_nsec())
 }
 
 #[cfg(not(unix))]
-fn inode(_: &std::fs::Metadata) -> u64 {
-    0
+fn unix_identity(_: &std::fs::Metadata) -> (u64, i64) {
+    (0, 0)
 }
 
 fn read_and_hash(path: &Path) -> io::Result<String> {
@@ -89,11 +92,12 @@ fn read_and_hash(path: &Path) -> io::Result<String> {
     }
 }
 
-/// `$XDG_CACHE_HOME/kvgate/hashes.json`, or the same under `~/.cache`.
-fn memory_path() -> PathBuf {
+/// `$XDG_CACHE_HOME/kvgate/hashes.json`, or the same under `~/.cache`. Without a home there is none: a
+/// folder that others can write to is no memory.
+fn memory_path() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
-    cache.or_else(home).unwrap_or_else(std::env::temp_dir).join("kvgate/hashes.json")
+    Some(cache.or_else(home)?.join("kvgate/hashes.json"))
 }
 
 #[cfg(test)]

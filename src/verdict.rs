@@ -387,10 +387,15 @@ fn quoted(word: &str) -> String {
 /// this where its spread does not say how much.
 const LEAST_MEAN_KLD: f64 = -1e-6;
 
+/// The control lanes that every run carries: the baseline against itself, and a deliberately bad cache.
+pub const CONTROLS: [&str; 2] = ["identity", "bad lane"];
+
 /// Why nothing of a measurement can be trusted: a control that is missing or does not read as it must.
 fn broken_ruler(measurement: &Measurement) -> Option<String> {
-    if measurement.controls.is_empty() {
-        return Some("the run carried no control lanes".into());
+    for name in CONTROLS {
+        if !measurement.controls.iter().any(|control| control.name == name) {
+            return Some(format!("the run carried no control lane `{name}`"));
+        }
     }
     let control = measurement.controls.iter().find(|control| !control.ok)?;
     Some(format!(

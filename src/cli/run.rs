@@ -34,6 +34,12 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let gate = arguments.config.gate()?;
     let cases = select(&gate, arguments);
+    let idle =
+        arguments.filters.iter().find(|f| !gate.cases().iter().any(|c| matches(arguments, c, f)));
+    if let Some(filter) = idle {
+        let message = nothing_selected(&gate, std::slice::from_ref(filter));
+        return Err(Stop::new(NOTHING_SELECTED, message));
+    }
     let runs = |case: &&Case| arguments.include_ignored || !case.ignored;
     let chosen: Vec<Case> = cases.iter().filter(runs).cloned().collect();
     if chosen.is_empty() {
@@ -48,7 +54,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     }
     golden::prepare_insta(&gate.root);
     let folder = arguments.results.clone().unwrap_or_else(|| gate.results_folder());
-    gate::writable(&folder).map_err(|message| Stop::new(NOT_MEASURED, message))?;
+    gate::prepare_results(&folder).map_err(|message| Stop::new(NOT_MEASURED, message))?;
     let mut measurements = Vec::new();
     let mut judged = Vec::new();
     let mut written = true;
@@ -84,14 +90,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 }
 
 fn select(gate: &Gate, arguments: &Arguments) -> Vec<Case> {
-    let matches = |case: &Case, filter: &String| match arguments.exact {
-        true => case.name == *filter,
-        false => case.name.contains(filter.as_str()),
-    };
     let filters = &arguments.filters;
     let mut cases = gate.cases();
-    cases.retain(|case| filters.is_empty() || filters.iter().any(|f| matches(case, f)));
+    cases.retain(|c| filters.is_empty() || filters.iter().any(|f| matches(arguments, c, f)));
     cases
+}
+
+fn matches(arguments: &Arguments, case: &Case, filter: &str) -> bool {
+    match arguments.exact {
+        true => case.name == filter,
+        false => case.name.contains(filter),
+    }
 }
 
 fn ignored(case: &Case) -> CaseResult {

@@ -103,6 +103,14 @@ impl Decoder {
         };
         let layers = (0..spec.layers.len()).map(|i| reader.layer(i)).collect::<Result<_, _>>()?;
         let norm = reader.norm("output_norm.weight", spec.hidden)?;
+        // a tensor that no layer reads means another model than the one that would be measured
+        if let [first, ..] = &file.unread()[..] {
+            let n = file.unread().len();
+            return Err(file.unsupported(format!(
+                "an architecture with {n} tensors that `{}` does not have, such as `{first}`,",
+                spec.architecture
+            )));
+        }
         Ok(Decoder { spec: spec.clone(), embedding, head, norm, layers })
     }
 

@@ -6,7 +6,8 @@
 use super::ModelError;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use candle_core::{Device, Tensor};
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,8 @@ pub(crate) struct Gguf {
     bytes: u64,
     content: Content,
     architecture: String,
+    /// Names of the tensors that were asked for.
+    read: RefCell<BTreeSet<String>>,
 }
 
 impl Gguf {
@@ -39,7 +42,8 @@ impl Gguf {
             Some(Value::String(name)) => name.clone(),
             _ => return Err(malformed("it has no general.architecture".into())),
         };
-        let gguf = Gguf { path: path.into(), bytes, content, architecture };
+        let gguf =
+            Gguf { path: path.into(), bytes, content, architecture, read: RefCell::default() };
         gguf.check_extents()?;
         Ok(gguf)
     }
@@ -122,8 +126,12 @@ impl Gguf {
     }
 
     pub fn optional_number(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        let key = self.own(key);
-        let number = match self.value(&key) {
+        self.any_number(&self.own(key))
+    }
+
+    /// An unsigned integer by its full key.
+    pub fn any_number(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        let number = match self.value(key) {
             None => return Ok(None),
             Some(Value::U8(v)) => Some(u64::from(*v)),
             Some(Value::U16(v)) => Some(u64::from(*v)),
@@ -135,7 +143,7 @@ impl Gguf {
         };
         match number.filter(|&n| n <= 1 << 32) {
             Some(n) => Ok(Some(n as usize)),
-            None => Err(self.bad_key(&key, "must be an unsigned integer")),
+            None => Err(self.bad_key(key, "must be an unsigned integer")),
         }
     }
 
@@ -188,9 +196,24 @@ impl Gguf {
         Ok(self.info(name)?.shape.dims().first().copied().unwrap_or(0))
     }
 
+    /// Tensors that nobody asked for, in order.
+    pub fn unread(&self) -> Vec<String> {
+        let read = self.read.borrow();
+        let mut names: Vec<_> = self
+            .content
+            .tensor_infos
+            .keys()
+            .filter(|name| !read.contains(*name))
+            .cloned()
+            .collect();
+        names.sort();
+        names
+    }
+
     /// Reads a tensor of the given shape, dequantized to f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         let info = self.info(name)?;
+        self.read.borrow_mut().insert(name.into());
         if info.shape.dims() != shape {
             return Err(ModelError::Shape {
                 path: self.path.clone(),
@@ -217,15 +240,23 @@ impl Gguf {
     }
 }
 
-/// candle 0.11 divides by `general.alignment` unchecked. The key is looked for in the raw header.
+/// candle 0.11 divides by `general.alignment` unchecked. The key is looked for in the raw header, with
+/// the code of any integer type behind it and a zero of that type's width behind that.
 fn has_zero_alignment(path: &Path) -> std::io::Result<bool> {
     const HEADER: u64 = 64 << 20;
-    const KEY: &[u8] = b"general.alignment\x04\x00\x00\x00";
+    const KEY: &[u8] = b"general.alignment";
+    /// Type codes of U8, I8, U16, I16, U32, I32, U64 and I64, and their widths in bytes.
+    const INTEGERS: [(u8, usize); 8] =
+        [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (10, 8), (11, 8)];
     let mut head = Vec::new();
     File::open(path)?.take(HEADER).read_to_end(&mut head)?;
-    let value = head
-        .windows(KEY.len())
-        .position(|w| w == KEY)
-        .and_then(|at| head.get(at + KEY.len()..at + KEY.len() + 4));
-    Ok(value == Some(&[0; 4]))
+    let Some(at) = head.windows(KEY.len()).position(|w| w == KEY) else {
+        return Ok(false);
+    };
+    let value = &head[at + KEY.len()..];
+    let is_zero = |(code, width): &(u8, usize)| {
+        value.starts_with(&[*code, 0, 0, 0])
+            && value.get(4..4 + width).is_some_and(|v| v.iter().all(|b| *b == 0))
+    };
+    Ok(INTEGERS.iter().any(is_zero))
 }

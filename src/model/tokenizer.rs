@@ -51,8 +51,15 @@ impl Tokenizer {
             path: path.into(),
             message: format!("cannot use this tokenizer: {e}"),
         };
-        let inner = tokenizers::Tokenizer::from_file(path).map_err(fail)?;
-        let bos = inner.encode_fast("", true).map_err(fail)?.get_ids().first().copied();
+        let mut inner = tokenizers::Tokenizer::from_file(path).map_err(fail)?;
+        inner.set_encode_special_tokens(true);
+        inner.with_truncation(None).map_err(fail)?.with_padding(None);
+        // BOS is what the file's own template puts before a text
+        let first = |special| -> Result<Option<u32>, ModelError> {
+            Ok(inner.encode_fast("a", special).map_err(fail)?.get_ids().first().copied())
+        };
+        let (with, without) = (first(true)?, first(false)?);
+        let bos = if with == without { None } else { with };
         Ok(Tokenizer { inner, bos, kind: "tokenizer.json".into() })
     }
 
@@ -76,9 +83,11 @@ impl Tokenizer {
             Some(Value::Bool(b)) => *b,
             _ => bos_by_default,
         };
-        let bos = match file.value("tokenizer.ggml.bos_token_id") {
-            Some(Value::U32(id)) if add_bos => Some(*id),
-            None if add_bos => return Err(unusable(file, "it adds a BOS token but names none")),
+        let bos = match file.any_number("tokenizer.ggml.bos_token_id")? {
+            Some(id) if add_bos && id < vocabulary.tokens.len() => Some(id as u32),
+            _ if add_bos => {
+                return Err(unusable(file, "it adds a BOS token but names no known one"))
+            }
             _ => None,
         };
         let kind = if model == "gpt2" { format!("BPE, {pre}") } else { "SentencePiece".into() };
@@ -200,10 +209,8 @@ fn sentence_piece(
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let unknown = match file.value("tokenizer.ggml.unknown_token_id") {
-        Some(Value::U32(id)) => vocabulary.tokens.get(*id as usize),
-        _ => None,
-    };
+    let unknown = file.any_number("tokenizer.ggml.unknown_token_id")?;
+    let unknown = unknown.and_then(|id| vocabulary.tokens.get(id));
     let mut bpe = BPE::builder()
         .vocab_and_merges(
             ids.into_iter().collect::<tokenizers::models::bpe::Vocab>(),

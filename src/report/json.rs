@@ -61,9 +61,12 @@ pub enum JsonError {
     },
 }
 
+/// The file's name.
+pub const FILE: &str = "results.json";
+
 /// Writes `results.json` into the folder, which is created when missing, and returns its path.
 pub fn write(folder: &Path, results: &Results) -> Result<PathBuf, JsonError> {
-    let path = folder.join("results.json");
+    let path = folder.join(FILE);
     write_to(&path, results)?;
     Ok(path)
 }

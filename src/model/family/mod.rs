@@ -44,7 +44,9 @@ fn check(file: &Gguf, spec: &Spec) -> Result<(), ModelError> {
             && bounded(a.q_width())
             && a.window != Some(0)
     });
-    if !sound || spec.vocab == 0 || spec.norm_eps <= 0.0 {
+    let positive = spec.norm_eps > 0.0
+        && spec.layers.iter().all(|l| l.attention.rope.base > 0.0 && l.attention.rope.factor > 0.0);
+    if !sound || spec.vocab == 0 || !positive {
         return Err(file.unsupported("an empty, absurd or indivisible shape in its metadata"));
     }
     if let Some(scaling) = file.optional_text("rope.scaling.type") {
@@ -95,7 +97,10 @@ fn attention(file: &Gguf, hidden: usize, pairs: Pairs) -> Result<Attention, Mode
         qk_norm: false,
         rope: Rope {
             base: file.optional_float("rope.freq_base")?.unwrap_or(10_000.0),
-            factor: file.optional_float("rope.scaling.factor")?.filter(|&f| f > 0.0).unwrap_or(1.0),
+            factor: match file.optional_text("rope.scaling.type") {
+                Some("none") => 1.0,
+                _ => file.optional_float("rope.scaling.factor")?.unwrap_or(1.0),
+            },
             pairs,
         },
     })
