@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use kvgate::kv::cache::Effective;
 use kvgate::kv::Scheme;
 use kvgate::measure::corpus::{self, Chunk};
-use kvgate::measure::engine::{self, Lane};
+use kvgate::measure::engine::{self, Lane, HEAD_LOGITS, HEAD_ROWS, TILE_ROWS};
 use kvgate::model::decoder::{Decoder, WeightStorage};
 use kvgate::model::spec::Spec;
 use kvgate::model::Checkpoint;
@@ -24,9 +24,6 @@ use tracing_subscriber::registry::LookupSpan;
 
 const SCHEMES: [&str; 9] =
     ["bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "q8_0/q4_0", "q4_0:norot"];
-
-/// Rows of a tile of the products alone, as in the engine.
-const TILE_ROWS: usize = 1024;
 
 /// File, context, chunks, and the seconds that llama.cpp needed for an f16 baseline and nine runs.
 const RUNS: [(&str, usize, usize, f64); 2] = [
@@ -104,11 +101,17 @@ fn products_alone(
             *shapes.entry((rows, input, output)).or_insert(0) += tiles;
         }
     }
+    // the head: blocks of positions of all lanes, the vocabulary in tiles, both with a last one
     let scored = context - 1 - context / 2;
-    let block = (2560 / lanes).min(scored);
-    let width = (4 << 20) / (block * lanes);
-    let head = chunks * scored.div_ceil(block) * spec.vocab.div_ceil(width);
-    *shapes.entry((block * lanes, spec.hidden, width)).or_insert(0) += head;
+    let block = (HEAD_ROWS / lanes).max(1);
+    for first in (0..scored).step_by(block) {
+        let rows = block.min(scored - first) * lanes;
+        let width = HEAD_LOGITS / rows;
+        for start in (0..spec.vocab).step_by(width) {
+            let shape = (rows, spec.hidden, width.min(spec.vocab - start));
+            *shapes.entry(shape).or_insert(0) += chunks;
+        }
+    }
 
     let mut products = Products { seconds: 0.0, flops: 0.0 };
     for ((rows, input, output), count) in shapes {

@@ -18,6 +18,10 @@ pub struct Gate {
     pub policy: Policy,
     /// The policy's folder.
     pub root: PathBuf,
+    /// Where results go.
+    pub results: PathBuf,
+    /// Whether each case has results of its own, as under nextest, which gives it a process of its own.
+    pub case_by_case: bool,
 }
 
 /// A case, by its place in the policy.
@@ -48,7 +52,9 @@ impl Gate {
         };
         let root = std::path::absolute(folder)
             .map_err(|source| PolicyError::Unreadable { path: path.into(), source })?;
-        Ok((Gate { policy, root }, warnings))
+        let results =
+            std::env::var_os("KVGATE_RESULTS").map_or_else(|| root.join(RESULTS), PathBuf::from);
+        Ok((Gate { policy, root, results, case_by_case: false }, warnings))
     }
 
     /// All cases, in the policy's order.
@@ -68,9 +74,12 @@ impl Gate {
         cases
     }
 
-    /// Where results go.
-    pub fn results_folder(&self) -> PathBuf {
-        std::env::var_os("KVGATE_RESULTS").map_or_else(|| self.root.join(RESULTS), PathBuf::from)
+    /// The folder that gets the `results.json` of a run in which `case` is.
+    pub fn results_of(&self, case: &str) -> PathBuf {
+        match self.case_by_case {
+            true => self.results.join("cases").join(golden::file_words(case)),
+            false => self.results.clone(),
+        }
     }
 
     /// The cells of the cases of one model, each once, in the policy's order.
@@ -111,7 +120,7 @@ impl Gate {
         let cell = &model.cells[case.cell];
         let (verdict, message) = match case.kind {
             CaseKind::Kld => self.judge_limits(model, cell, measured),
-            CaseKind::Golden => self.judge_golden(model, cell, measured),
+            CaseKind::Golden => self.judge_golden(case, measured),
         };
         CaseResult { case: case.name.clone(), verdict, message }
     }
@@ -133,17 +142,19 @@ impl Gate {
 
     fn judge_golden(
         &self,
-        model: &ModelPolicy,
-        cell: &Cell,
+        case: &Case,
         measured: &Result<Measurement, String>,
     ) -> (Verdict, String) {
+        let model = &self.policy.models[case.model];
+        let cell = &model.cells[case.cell];
         let stem = golden::stem(&model.name, &cell.label);
         let error = match (measured, outcome(measured, cell)) {
             (Ok(measurement), Ok((_, None))) => {
                 let schemes = &measurement.schemes;
                 match schemes.iter().find(|scheme| scheme.scheme == cell.label) {
                     Some(scheme) => {
-                        let found = golden::check(&self.root, &stem, measurement, scheme);
+                        let results = self.results_of(&case.name).join(report::json::FILE);
+                        let found = golden::check(&self.root, &stem, measurement, scheme, &results);
                         return (found.verdict, found.message);
                     }
                     None => "was not measured".into(),

@@ -1,7 +1,7 @@
 //! Goldens: the accepted statistics of a case, as insta snapshots.
 //!
 //! ```text
-//! effective       q4_0+rot
+//! effective       q4_0·H256/q4_0·H64
 //!
 //! tokens_scored   4096
 //! mean_kld        0.01234

@@ -56,7 +56,8 @@ fn arguments() -> (Arguments, Vec<String>) {
 }
 
 fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCode, String> {
-    let (gate, warnings) = Gate::open(config).map_err(|error| error.to_string())?;
+    let (mut gate, warnings) = Gate::open(config).map_err(|error| error.to_string())?;
+    gate.case_by_case = std::env::var_os("NEXTEST").is_some();
     let cases = select(gate.cases(), &arguments, filters);
     if arguments.list {
         let listed = cases.into_iter().map(|case| trial(case, |_| Ok(Completion::Completed)));
@@ -76,7 +77,8 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     if cfg!(debug_assertions) {
         eprintln!("{SLOW_BUILD}");
     }
-    gate::prepare_results(&gate.results_folder()).map_err(|message| format!("error: {message}"))?;
+    gate::prepare_results(&gate.results_of(&chosen[0].name))
+        .map_err(|message| format!("error: {message}"))?;
     golden::prepare_insta(&gate.root);
     let session = Arc::new(Session::new(gate, chosen));
     let trials = cases
@@ -160,8 +162,7 @@ struct Session {
 impl Session {
     fn new(gate: Gate, chosen: Vec<Case>) -> Self {
         let models = gate.policy.models.iter().map(|_| OnceLock::new()).collect();
-        let shared = std::env::var_os("NEXTEST").is_some();
-        let store = shared.then(|| Store::new(gate.results_folder().join("store")));
+        let store = gate.case_by_case.then(|| Store::new(gate.results.join("store")));
         Session {
             gate,
             chosen,
@@ -226,7 +227,7 @@ impl Session {
 
     fn keep_positions(&self, model: &str, positions: &[(String, Vec<Position>)]) {
         let lanes: Vec<_> = positions.iter().map(|(l, p)| (l.as_str(), p.as_slice())).collect();
-        if let Err(error) = sidecar::write(&self.gate.results_folder(), model, &lanes) {
+        if let Err(error) = sidecar::write(&self.gate.results, model, &lanes) {
             lock(&self.troubles).push(error.to_string());
         }
     }
@@ -249,13 +250,9 @@ impl Session {
         let mut judged = lock(&self.judged).clone();
         judged.sort_by_key(order);
         let results = self.gate.results(measured.cloned().collect(), judged);
-        let folder = self.gate.results_folder();
         let outputs = Outputs {
             terminal: false,
-            folder: Some(match (&self.store, self.chosen.first()) {
-                (Some(_), Some(case)) => folder.join("cases").join(golden::file_words(&case.name)),
-                _ => folder,
-            }),
+            folder: self.chosen.first().map(|case| self.gate.results_of(&case.name)),
             step_summary: match &self.store {
                 None => std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
                 Some(_) => None,

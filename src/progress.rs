@@ -1,11 +1,14 @@
 //! Progress of long work, on standard error.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A bar for one model; a line when work begins where there is no terminal.
+/// A bar for one model; lines at every tenth of the work where there is no terminal.
 pub(crate) struct Bar {
     bar: ProgressBar,
     model: String,
+    /// The last tenth that was told.
+    told: AtomicU64,
 }
 
 impl Bar {
@@ -16,14 +19,16 @@ impl Bar {
             bar.set_style(style);
         }
         bar.set_prefix(model.to_string());
-        Bar { bar, model: model.into() }
+        Bar { bar, model: model.into(), told: AtomicU64::new(0) }
     }
 
     /// What is being done, work done and work in all (0 while that is unknown).
     pub fn tell(&self, what: &str, done: u64, all: u64) {
         if self.bar.is_hidden() {
-            if done == 0 {
-                eprintln!("kvgate: {}: {what}", self.model);
+            let tenth = (10 * done).checked_div(all).unwrap_or(0);
+            if done == 0 || self.told.fetch_max(tenth, Ordering::Relaxed) < tenth {
+                let percent = if all > 0 { format!(" {} %", 10 * tenth) } else { String::new() };
+                eprintln!("kvgate: {}: {what}{}", self.model, percent);
             }
             return;
         }

@@ -108,7 +108,7 @@ pub struct RunInfo {
     pub seconds: f64,
     /// Peak resident memory of the process, in bytes.
     pub peak_bytes: u64,
-    /// Corpus files whose tail was dropped, and other remarks.
+    /// Remarks, such as a context beyond what the model was trained for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }

@@ -363,7 +363,7 @@ fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
         .map(|file| format!(" --corpus {}", quoted(&file.to_string_lossy())))
         .collect();
     format!(
-        "again:        kvgate run '{}::{}'\nwithout gate: kvgate measure {}{corpus} --schemes {} \
+        "again:        kvgate run '{}::{}::'\nwithout gate: kvgate measure {}{corpus} --schemes {} \
          --context {} --chunks {}",
         model.name,
         cell.label,

@@ -251,7 +251,7 @@ fn a_baseline_without_numbers_fails_the_model() {
         (Damage::Scaled("output.weight", 1e38), "chunk 0, head: the logits of the baseline"),
     ] {
         let error = measured(&[damage], "f16", &["q8_0", "bf16"]).err().unwrap();
-        assert!(error.starts_with("the baseline cannot be measured: "), "{error}");
+        assert!(error.starts_with("tiny: the baseline f16/f16 cannot be measured: "), "{error}");
         assert!(error.contains(words), "{error}");
     }
 }

@@ -5,7 +5,7 @@ use crate::gate::Gate;
 use crate::golden::{self, Golden};
 use crate::hash;
 use crate::kv::cache::Effective;
-use crate::measure::{corpus, ENGINE};
+use crate::measure::{corpus, NUMERICS};
 use crate::model::Checkpoint;
 use crate::policy::ModelPolicy;
 use crate::results::{Conditions, CorpusFile};
@@ -24,6 +24,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let mut code = 0;
     for model in &gate.policy.models {
         println!("{}", model.name);
+        if model.cells.iter().all(|cell| cell.ignored) {
+            println!("  ignored");
+            continue;
+        }
         match check(model) {
             Ok(checked) => {
                 checked.lines.iter().for_each(|line| println!("  {line}"));
@@ -116,7 +120,7 @@ fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
                     context: model.context,
                     chunks: model.chunks,
                     baseline: checked.baseline.clone(),
-                    engine: ENGINE.into(),
+                    engine: NUMERICS.into(),
                     ..old.clone()
                 };
                 let stale: Vec<_> =

@@ -19,7 +19,7 @@ pub(super) struct Arguments {
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// Text to measure on; several files are dealt round-robin
-    #[arg(long, required = true, num_args = 1.., value_delimiter = ',', value_name = "FILE")]
+    #[arg(long, required = true, value_delimiter = ',', value_name = "FILE")]
     corpus: Vec<PathBuf>,
     /// Schemes, such as q8_0,q4_0,q8_0/q4_0,q4_0:norot
     #[arg(long, required = true, value_delimiter = ',', value_name = "SCHEME")]

@@ -32,7 +32,10 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let gate = arguments.config.gate()?;
+    let mut gate = arguments.config.gate()?;
+    if let Some(folder) = &arguments.results {
+        gate.results = folder.clone();
+    }
     let cases = select(&gate, arguments);
     let idle =
         arguments.filters.iter().find(|f| !gate.cases().iter().any(|c| matches(arguments, c, f)));
@@ -53,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         return Ok(0);
     }
     golden::prepare_insta(&gate.root);
-    let folder = arguments.results.clone().unwrap_or_else(|| gate.results_folder());
+    let folder = gate.results.clone();
     gate::prepare_results(&folder).map_err(|message| Stop::new(NOT_MEASURED, message))?;
     let mut measurements = Vec::new();
     let mut judged = Vec::new();

@@ -35,12 +35,12 @@ pub enum AcceptError {
         ours: String,
     },
     /// Measured on another commit.
-    #[error("these results are of {}, and the repository is at {}; check that commit out or run the gate again", commit(.theirs), commit(.ours))]
+    #[error("these results are of commit {theirs}, and the repository is at commit {ours}; run again, or check out that commit")]
     OtherHead {
         /// The results' commit.
-        theirs: Option<String>,
+        theirs: String,
         /// The repository's.
-        ours: Option<String>,
+        ours: String,
     },
     /// A filter that names no case of the results.
     #[error("no case `{case}` in these results{}", did_you_mean(.near))]
@@ -64,10 +64,6 @@ pub enum AcceptError {
         /// The reason.
         source: io::Error,
     },
-}
-
-fn commit(head: &Option<String>) -> String {
-    head.as_ref().map_or("no commit".into(), |head| format!("commit {head}"))
 }
 
 fn did_you_mean(names: &[String]) -> String {
@@ -118,7 +114,7 @@ fn same_run(results: &Results, policy: &Policy, head: Option<&str>) -> Result<()
     // a test target built without git knows no commit; the policy and the corpus are compared anyway
     match (results.head.as_deref(), head) {
         (Some(theirs), Some(ours)) if theirs != ours => {
-            Err(AcceptError::OtherHead { theirs: results.head.clone(), ours: Some(ours.into()) })
+            Err(AcceptError::OtherHead { theirs: theirs.into(), ours: ours.into() })
         }
         _ => Ok(()),
     }
@@ -302,6 +298,26 @@ mod tests {
         assert_eq!(error(&results, &policy, &["x"], root), "no case `x` in these results");
     }
 
+    /// A model repository's test target is built without git, the program with it.
+    #[test]
+    fn results_of_no_commit_are_of_this_policy_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut results, policy) = ready(folder.path());
+        results.head = None;
+        let accepted = accept(&results, &policy, Some("abc123"), &[], folder.path()).unwrap();
+        assert_eq!(accepted.len(), 2);
+    }
+
+    #[test]
+    fn refuses_what_is_not_trusted_though_no_case_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut results, policy) = ready(folder.path());
+        results.cases.clear();
+        results.measurements[0].controls[0].ok = false;
+        let error = error(&results, &policy, &[], folder.path());
+        assert!(error.contains("cannot be trusted") && error.contains("control"), "{error}");
+    }
+
     #[test]
     fn refuses_another_run() {
         let folder = tempfile::tempdir().unwrap();
@@ -316,10 +332,6 @@ mod tests {
         };
         starts(&|r, _| r.policy = None, "these results were measured without a policy");
         starts(&|_, p| p.sha256 = "other".into(), "these results are of another policy");
-        starts(
-            &|r, _| r.head = None,
-            "these results are of no commit, and the repository is at com",
-        );
         starts(
             &|r, _| r.head = Some("f00".into()),
             "these results are of commit f00, and the repos",

@@ -51,12 +51,14 @@ pub fn prepare_insta(root: &Path) {
 }
 
 /// Compares a measured scheme with its golden under `root`, the policy's folder, and leaves a
-/// pending snapshot to review where the change can be accepted.
+/// pending snapshot to review where the change can be accepted. `results` is the file that the run
+/// will leave, for the command that accepts from it.
 pub fn check(
     root: &Path,
     stem: &str,
     measurement: &Measurement,
     scheme: &SchemeResult,
+    results: &Path,
 ) -> GoldenVerdict {
     let case = format!("{}::{}", measurement.model, scheme.scheme);
     let (comparison, new) = match comparison(root, stem, measurement, scheme) {
@@ -65,7 +67,7 @@ pub fn check(
             note_not_run(root, stem);
             let mend = match error {
                 // the golden is damaged, the measurement is not
-                GoldenError::Parse { .. } | GoldenError::Read { .. } => mend(&case, false),
+                GoldenError::Parse { .. } | GoldenError::Read { .. } => mend(&case, results, false),
                 GoldenError::NotMeasured(_) | GoldenError::NotFinite { .. } => String::new(),
             };
             let message = format!("{error}\n{mend}").trim_end().into();
@@ -78,7 +80,7 @@ pub fn check(
     } else {
         note_not_run(root, stem);
     }
-    let mend = mend(&case, reviewable && pending(root, stem).exists());
+    let mend = mend(&case, results, reviewable && pending(root, stem).exists());
     let (verdict, what) = match comparison {
         Comparison::Matches => {
             return GoldenVerdict { verdict: Verdict::Pass, message: String::new() }
@@ -103,11 +105,12 @@ fn comparison(
     Ok((compare(golden.as_ref(), &new), new))
 }
 
-fn mend(case: &str, reviewable: bool) -> String {
+fn mend(case: &str, results: &Path, reviewable: bool) -> String {
     let review = if reviewable { "`cargo insta review`, or " } else { "" };
-    format!(
-        "to accept what was measured: {review}`kvgate accept kvgate-results/results.json '{case}'`"
-    )
+    // as short as it can be typed
+    let here = env::current_dir().unwrap_or_default();
+    let results = results.strip_prefix(here).unwrap_or(results).display();
+    format!("to accept what was measured: {review}`kvgate accept {results} '{case}'`")
 }
 
 fn stale(differences: &[Difference]) -> String {
@@ -256,7 +259,8 @@ mod tests {
         let measurement = &results.measurements[0];
         let scheme = &measurement.schemes[1];
         let stem = stem_of(&measurement.model, &scheme.scheme);
-        let verdict = check(&root, &stem, measurement, scheme);
+        let verdict =
+            check(&root, &stem, measurement, scheme, Path::new("kvgate-results/results.json"));
         println!("verdict={:?}\n{}", verdict.verdict, verdict.message);
     }
 
@@ -400,7 +404,8 @@ to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-resu
         let results = fixture::results();
         let failed = &results.measurements[0].schemes[2];
         assert!(matches!(failed.outcome, Outcome::Failed { .. }));
-        let verdict = check(root.path(), "x", &results.measurements[0], failed);
+        let verdict =
+            check(root.path(), "x", &results.measurements[0], failed, Path::new("r.json"));
         assert_eq!(verdict.verdict, Verdict::Error);
         assert_eq!(verdict.message, "not measured: layer 3: K is NaN");
     }

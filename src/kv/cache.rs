@@ -113,11 +113,6 @@ impl Effective {
         let queries = format.map(|codec| Stored { codec, rotation: self.k.rotation });
         Effective { queries, ..self }
     }
-
-    /// Whether reading may differ from what was written in f32.
-    pub fn is_lossy(&self) -> bool {
-        [self.k, self.v].iter().any(|side| side.codec.name() != "f32")
-    }
 }
 
 impl fmt::Display for Stored {
@@ -136,11 +131,6 @@ impl fmt::Display for Effective {
 }
 
 impl Stored {
-    /// Storage cost, scales included.
-    pub fn bits_per_element(&self) -> f64 {
-        self.codec.bits_per_element()
-    }
-
     /// Rounds (B, T, H, D) in place to what a cache would give back.
     pub(crate) fn round(&self, x: &Tensor) -> candle_core::Result<()> {
         x.inplace_op1(&RoundTrip(*self))

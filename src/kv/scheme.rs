@@ -148,13 +148,6 @@ impl fmt::Debug for Scheme {
     }
 }
 
-impl Scheme {
-    /// Whether reading the cache may differ from what was written in f32.
-    pub fn is_lossy(&self) -> bool {
-        [self.k, self.v].iter().any(|side| side.codec.name() != "f32")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

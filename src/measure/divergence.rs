@@ -176,6 +176,9 @@ impl Tile {
             })
         };
         let weight: f64 = terms().map(|(w, _)| w).sum();
+        if weight == 0.0 && base.iter().chain(lane).all(|x| x.is_finite()) {
+            return Tile { weight, mean: 0.0, excess: 0.0 };
+        }
         let mean = terms().map(|(w, d)| w * d).sum::<f64>() / weight;
         let excess = terms().map(|(w, d)| w * excess(d - mean)).sum();
         Tile { weight, mean, excess }
@@ -186,6 +189,9 @@ impl Lane {
     /// Merges a tile into what `weight` stood for.
     #[inline(always)]
     fn merge(&mut self, weight: f64, tile: &Tile) {
+        if tile.weight == 0.0 {
+            return;
+        }
         let total = weight + tile.weight;
         let mean = self.mean + (tile.mean - self.mean) * (tile.weight / total);
         let (a, b) = (self.mean - mean, tile.mean - mean);
@@ -337,6 +343,19 @@ mod tests {
         assert!((got.kld - 150.0).abs() < 1e-3, "{}", got.kld);
         assert_eq!((got.top_base, got.top), (7, 290));
         assert!((got.margin - 1.0).abs() < 1e-6);
+    }
+
+    /// Tiles whose probability underflows even in f64 are worth nothing, wherever they stand.
+    #[test]
+    fn negligible_tiles_change_nothing() {
+        let mut base = vec![-2000.0f32; 90];
+        let mut lane = base.clone();
+        for i in 30..60 {
+            (base[i], lane[i]) = (i as f32 * 0.1, i as f32 * 0.1 + (i % 3) as f32 * 0.2);
+        }
+        let (kld, _) = direct(&base[30..60], &lane[30..60], 3);
+        let got = streamed(&base, &lane, 33, 30);
+        assert!((f64::from(got.kld) - kld).abs() < 1e-6, "{} != {kld}", got.kld);
     }
 
     #[test]

@@ -17,16 +17,16 @@ use std::ops::Range;
 use tracing::trace_span;
 
 /// Rows of the products of a tile: as many chunks of one lane as fit, at least one.
-const TILE_ROWS: usize = 1024;
+pub const TILE_ROWS: usize = 1024;
 
 /// Bytes that the hidden states of a group of chunks may take.
 const GROUP_BYTES: usize = 2 << 30;
 
 /// Rows of the head's products: positions × lanes.
-const HEAD_ROWS: usize = 2560;
+pub const HEAD_ROWS: usize = 2560;
 
 /// Logits of a tile of the vocabulary, which then lie in the caches.
-const HEAD_LOGITS: usize = 4 << 20;
+pub const HEAD_LOGITS: usize = 4 << 20;
 
 /// A scheme that travels beside the baseline.
 #[derive(Clone, Copy)]
@@ -60,6 +60,13 @@ pub enum LaneError {
     /// The baseline has no numbers, so no lane can have any.
     #[error("the baseline failed: {0}")]
     Baseline(String),
+}
+
+impl LaneError {
+    /// What went wrong, without the backtrace that candle appends to its errors.
+    pub(super) fn brief(&self) -> String {
+        self.to_string().lines().next().unwrap_or_default().into()
+    }
 }
 
 impl From<candle_core::Error> for LaneError {
@@ -110,6 +117,7 @@ fn in_groups(
         work: work(decoder, chunks.len(), all),
         progress,
     };
+    progress(0, run.work);
     for (i, chunks) in chunks.chunks(group).enumerate() {
         let before = i * group;
         let counts = all.iter().map(|l| l.chunks.saturating_sub(before).min(chunks.len()));
@@ -151,7 +159,7 @@ impl Run<'_> {
     /// One group of chunks, of which lane i takes the first `counts[i]`.
     fn group(&mut self, before: usize, chunks: &[Chunk], lanes: &[Lane], counts: &[usize]) {
         match self.layers(chunks, lanes, counts) {
-            Err(error) => self.fail_all(&error.to_string()),
+            Err(error) => self.fail_all(&LaneError::from(error).brief()),
             Ok(hidden) => {
                 for (i, chunk) in chunks.iter().enumerate() {
                     if self.lanes[0].is_err() {
@@ -166,7 +174,10 @@ impl Run<'_> {
                         .and_then(|rows| self.head(chunk, &rows));
                     match scored {
                         Ok(positions) => self.take(before + i, chunk, &present, positions),
-                        Err(error) => self.fail_all(&format!("chunk {}, {error}", before + i)),
+                        Err(error) => {
+                            let error = LaneError::from(error).brief();
+                            self.fail_all(&format!("chunk {}, {error}", before + i));
+                        }
                     }
                     self.advance(present.len() * head_units(self.decoder));
                 }
@@ -193,10 +204,14 @@ impl Run<'_> {
         counts: &[usize],
     ) -> TensorResult<Vec<Hidden>> {
         let ropes = self.decoder.ropes(self.context);
-        let mut hidden = lanes
+        let embedded = self.embed(chunks)?;
+        // lanes begin as one: a clone shares the tensor
+        let mut hidden = counts
             .iter()
-            .zip(counts)
-            .map(|(_, &count)| self.embed(&chunks[..count]))
+            .map(|&count| match count == chunks.len() {
+                true => Ok(embedded.clone()),
+                false => self.embed(&chunks[..count]),
+            })
             .collect::<TensorResult<Vec<_>>>()?;
         for index in 0..self.decoder.spec.layers.len() {
             let layer = self.decoder.ready(index, &ropes)?;
@@ -208,7 +223,7 @@ impl Run<'_> {
                     match step(&layer, index, tile, self.context, lane.scheme) {
                         Ok(next) => *tile = next,
                         Err(error) if l == 0 => {
-                            self.fail_all(&error.to_string());
+                            self.fail_all(&error.brief());
                             return Ok(hidden);
                         }
                         Err(error) => {

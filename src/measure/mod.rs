@@ -22,8 +22,12 @@ use stats::{Part, Position, Statistics};
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// What measured, as reports and conditions name it. Its version changes when numbers may.
+/// What measured, as reports name it.
 pub const ENGINE: &str = concat!("kvgate ", env!("CARGO_PKG_VERSION"));
+
+/// What measured, as conditions name it. The number goes up when values may change by more than
+/// rounding, and with it every golden becomes stale; a release that changes none leaves it.
+pub const NUMERICS: &str = "kvgate numerics 1";
 
 /// A model, a text, and the schemes to measure on them.
 pub struct Request<'a> {
@@ -68,8 +72,17 @@ pub enum MeasureError {
     #[error("baseline: {0}")]
     Baseline(BlockSizeError),
     /// The baseline has no numbers.
-    #[error("the baseline cannot be measured: {0}; the weights may be damaged")]
-    BaselineFailed(String),
+    #[error(
+        "{model}: the baseline {scheme} cannot be measured: {why}; the weights may be damaged"
+    )]
+    BaselineFailed {
+        /// The model as cases name it.
+        model: String,
+        /// The baseline's effective scheme.
+        scheme: String,
+        /// Where it failed.
+        why: String,
+    },
     /// The file is not the one that the policy names.
     #[error("{} has SHA-256 {found}, the policy says {expected}; fetch the right file, or accept it as the new subject by editing `sha256`", path.display())]
     Hash {
@@ -116,7 +129,11 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         engine::run(&decoder, &chunks, baseline, &lanes.engine, request.mimic, &report);
     let schemes = results.split_off(lanes.controls());
     if let Some(Err(LaneError::Baseline(why))) = results.first() {
-        return Err(MeasureError::BaselineFailed(why.clone()));
+        return Err(MeasureError::BaselineFailed {
+            model: request.model.into(),
+            scheme: baseline.to_string(),
+            why: why.clone(),
+        });
     }
     let (schemes, positions) = lanes.results(schemes, &chunks);
 
@@ -126,8 +143,8 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         chunks: request.chunks,
         baseline: baseline.to_string(),
         engine: match request.mimic {
-            None => ENGINE.into(),
-            Some(mimic) => format!("{ENGINE}, mimicking {}", mimic.name()),
+            None => NUMERICS.into(),
+            Some(mimic) => format!("{NUMERICS}, mimicking {}", mimic.name()),
         },
         device: "cpu".into(),
         weights: storage.name().into(),
@@ -213,7 +230,9 @@ impl<'a> Lanes<'a> {
                 }
                 Ok(effective) => {
                     let outcome = match lanes.next().expect("a lane for each scheme that fits") {
-                        Err(error) => Outcome::Failed { error: format!("{scheme}: {error}") },
+                        Err(error) => {
+                            Outcome::Failed { error: format!("{scheme}: {}", error.brief()) }
+                        }
                         Ok(lane) => {
                             let outcome = measured(&lane, chunks);
                             positions.push((label.to_string(), lane));
@@ -284,10 +303,11 @@ fn controls(baseline: Effective, mimic: Option<Mimic>, lanes: Vec<LaneResult>) -
     ]
 }
 
-/// f32 where it fits into half of the memory that is free, bf16 otherwise.
+/// f32 where it fits into half of the machine's memory, bf16 otherwise. Not the memory that is free at
+/// the moment: the choice enters the conditions, and the same machine must choose the same.
 fn fitting(parameters: u64) -> WeightStorage {
-    let free = proc_value("/proc/meminfo", "MemAvailable:").unwrap_or(u64::MAX);
-    match parameters * WeightStorage::F32.bytes() <= free / 2 {
+    let memory = proc_value("/proc/meminfo", "MemTotal:").unwrap_or(u64::MAX);
+    match parameters * WeightStorage::F32.bytes() <= memory / 2 {
         true => WeightStorage::F32,
         false => WeightStorage::Bf16,
     }

@@ -37,7 +37,7 @@ pub struct Part {
     pub chunk: usize,
     /// Scored positions.
     pub tokens: u64,
-    /// Sum of KLD and of its square.
+    /// Sum of KLD.
     pub kld: f64,
     /// Sum of squared KLD.
     pub kld2: f64,
@@ -45,8 +45,16 @@ pub struct Part {
     pub nll: f64,
     /// Sum of the baseline's negative log-likelihood.
     pub nll_base: f64,
-    /// Sum of squared Δp.
+    /// Sum of the lane's squared negative log-likelihood.
+    pub nll2: f64,
+    /// Sum of the baseline's.
+    pub nll_base2: f64,
+    /// Sum of the products of both.
+    pub nll_cross: f64,
+    /// Sum of Δp to the second power.
     pub dp2: f64,
+    /// Sum of Δp to the fourth power.
+    pub dp4: f64,
     /// Positions whose arg-max agrees.
     pub same_top: u64,
 }
@@ -282,7 +290,11 @@ impl Part {
             part.kld2 += f64::from(p.kld).powi(2);
             part.nll -= f64::from(p.logp);
             part.nll_base -= f64::from(p.logp_base);
+            part.nll2 += f64::from(p.logp).powi(2);
+            part.nll_base2 += f64::from(p.logp_base).powi(2);
+            part.nll_cross += f64::from(p.logp) * f64::from(p.logp_base);
             part.dp2 += p.dp().powi(2);
+            part.dp4 += p.dp().powi(4);
             part.same_top += u64::from(p.top == p.top_base);
         }
         part
@@ -340,6 +352,35 @@ mod tests {
         near(s.ppl_ratio, 1.0);
         let dp = [(-1.5f64).exp() - (-1f64).exp(), (-2.5f64).exp() - (-3f64).exp()];
         near(s.rms_dp, ((dp[0] * dp[0] + dp[1] * dp[1]) / 4.0).sqrt());
+    }
+
+    /// All that is no quantile can be made again from the parts.
+    #[test]
+    fn parts_hold_what_the_statistics_are_made_of() {
+        let positions: Vec<_> = (0..50)
+            .map(|i| {
+                let x = (i * 37 % 50) as f32 / 50.0;
+                position(x * x, -1.0 - x, -1.2 - x * x, i % 7 != 0)
+            })
+            .collect();
+        let s = Statistics::of(&positions);
+        let (a, b) = positions.split_at(20);
+        let parts = [Part::of("x", 0, a), Part::of("x", 1, b)];
+        let sum = |f: fn(&Part) -> f64| parts.iter().map(f).sum::<f64>() / 50.0;
+        let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-9, "{a} != {b}");
+        let error = |square: f64, mean: f64| ((square - mean * mean) / 49.0).sqrt();
+        let (nll, base) = (sum(|p| p.nll), sum(|p| p.nll_base));
+        near(s.mean_kld, sum(|p| p.kld));
+        near(s.mean_kld_se, error(sum(|p| p.kld2), sum(|p| p.kld)));
+        near(s.ppl, nll.exp());
+        near(s.ppl_se, nll.exp() * error(sum(|p| p.nll2), nll));
+        let covariance = (sum(|p| p.nll_cross) - nll * base) / 49.0;
+        let square =
+            error(sum(|p| p.nll2), nll).powi(2) + error(sum(|p| p.nll_base2), base).powi(2);
+        near(s.ppl_ratio_se, (nll - base).exp() * (square - 2.0 * covariance).sqrt());
+        near(s.rms_dp, sum(|p| p.dp2).sqrt());
+        near(s.rms_dp_se, 0.5 / s.rms_dp * error(sum(|p| p.dp4), sum(|p| p.dp2)));
+        near(s.top1_agreement, sum(|p| p.same_top as f64));
     }
 
     #[test]

@@ -48,7 +48,7 @@ fn facts(measurement: &Measurement) -> String {
         conditions.chunks,
         corpus.join(", "),
         run.device,
-        run.dtype,
+        arithmetic(measurement),
         run.seconds,
         memory(run.peak_bytes),
     );
@@ -132,6 +132,15 @@ fn colour(verdict: Verdict) -> Style {
         Verdict::Regressed | Verdict::UnexpectedPass | Verdict::Error => AnsiColor::Red,
     };
     colour.on_default()
+}
+
+/// The type of activations, and of weights where they are kept in another.
+fn arithmetic(measurement: &Measurement) -> String {
+    let (dtype, weights) = (&measurement.run.dtype, &measurement.conditions.weights);
+    match dtype == weights {
+        true => dtype.clone(),
+        false => format!("{dtype}, weights kept as {weights}"),
+    }
 }
 
 /// Bytes for people, in binary units.

@@ -115,7 +115,7 @@ fn assert_error(
         let judgement = judge(&model, &model.cells[0], outcome, distrust, None);
         assert_eq!(judgement.verdict, Verdict::Error, "{expect}");
         assert!(judgement.message.contains(words), "{}", judgement.message);
-        assert!(judgement.message.contains("kvgate run 'm::q4_0'"), "{}", judgement.message);
+        assert!(judgement.message.contains("kvgate run 'm::q4_0::'"), "{}", judgement.message);
         assert!(judgement.breaches.is_empty() && !judgement.borderline);
     }
 }
@@ -228,7 +228,7 @@ m::q4_0::kld: regressed, 3 of 4 limits broken
 ✓ baseline_ppl    20.000                      limit: at most 40 (thresholds.toml:6)
   1024 tokens scored
 the policy's reason: outliers in K
-again:        kvgate run 'm::q4_0'
+again:        kvgate run 'm::q4_0::'
 without gate: kvgate measure 'a model.gguf' --corpus a.txt --corpus b.txt --schemes q4_0 --context 512 --chunks 4";
     let limits = "mean_kld = 0.02, top1_agreement = 0.95, max_kld = 0.0, baseline_ppl = 40";
     assert_eq!(judged(limits, "pass", Some(&golden)).message, expected);
@@ -444,7 +444,10 @@ fn a_failed_control_takes_all() {
     }
     let mut measurement = measurement(&lanes);
     measurement.controls.clear();
-    assert_distrust(&measurement, &[("f16", "no control lanes"), ("q8_0", "no control lanes")]);
+    assert_distrust(
+        &measurement,
+        &[("f16", "no control lane `identity`"), ("q8_0", "no control lane")],
+    );
 }
 
 #[test]

@@ -37,15 +37,6 @@ pub fn corpus(name: &str) -> PathBuf {
     root().join("corpora").join(name)
 }
 
-/// Floats stored as the hex digits of their bits.
-pub fn floats(hex: &Value) -> Vec<f32> {
-    hex.as_array()
-        .unwrap()
-        .iter()
-        .map(|bits| f32::from_bits(u32::from_str_radix(bits.as_str().unwrap(), 16).unwrap()))
-        .collect()
-}
-
 pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }

@@ -1,27 +1,21 @@
-//! The control lane's codec: one bit an element and a half scale, the block's mean magnitude. It is
+//! The control lane's codec: the sign of each element and nothing else, whatever the head's size. It is
 //! not in the catalogue. Every run measures it on its first chunk and must see it do harm.
 
-use super::{block_codec, get_half, put_half, Block};
+use super::{block_codec, Block};
 
 pub(crate) struct Sign;
 
-impl Block<32, 6> for Sign {
-    const NAME: &'static str = "sign1";
+impl Block<1, 1> for Sign {
+    const NAME: &'static str = "sign";
 
     #[inline(always)]
-    fn encode_block(x: &[f32; 32], bytes: &mut [u8; 6]) {
-        put_half(bytes, 0, x.iter().map(|v| v.abs()).sum::<f32>() / 32.0);
-        let bits = x.iter().enumerate().fold(0u32, |bits, (j, v)| bits | u32::from(*v < 0.0) << j);
-        bytes[2..].copy_from_slice(&bits.to_le_bytes());
+    fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {
+        bytes[0] = u8::from(x[0] < 0.0);
     }
 
     #[inline(always)]
-    fn decode_block(bytes: &[u8; 6], x: &mut [f32; 32]) {
-        let d = get_half(bytes, 0);
-        let bits = u32::from_le_bytes([bytes[2], bytes[3], bytes[4], bytes[5]]);
-        for (j, v) in x.iter_mut().enumerate() {
-            *v = if bits >> j & 1 == 1 { -d } else { d };
-        }
+    fn decode_block(bytes: &[u8; 1], x: &mut [f32; 1]) {
+        x[0] = if bytes[0] == 1 { -1.0 } else { 1.0 };
     }
 }
-block_codec!(Sign, 32, 6);
+block_codec!(Sign, 1, 1);
