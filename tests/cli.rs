@@ -2,7 +2,8 @@
 
 mod support;
 
-use serde_json::Value;
+use candle_core::quantized::gguf_file::Value;
+
 use std::path::Path;
 use support::program::{accept, accepted, command, kvgate, kvgate_with, Ran};
 use support::tiny::{Damage, Repository};
@@ -140,6 +141,10 @@ fn cannot_be_measured(repository: &Repository, words: &[&str]) {
     }
 }
 
+fn text(s: &str) -> Value {
+    Value::String(s.into())
+}
+
 #[test]
 fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
     let repository = accepted();
@@ -153,7 +158,19 @@ fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
         (Damage::Missing("blk.0.attn_v.weight"), &["tensor `blk.0.attn_v.weight` is missing"]),
         (Damage::Shape("blk.0.attn_q.weight"), &["blk.0.attn_q.weight", "[255, 64]", "[256, 64]"]),
         (Damage::Architecture("mamba"), &["unknown architecture `mamba`", "llama"]),
-        (Damage::ZeroAlignment, &["tiny.gguf", "general.alignment is 0"]),
+        (Damage::Metadata("general.alignment", Value::U32(0)), &["general.alignment is 0"]),
+        (Damage::Metadata("general.alignment", Value::U8(0)), &["general.alignment is 0"]),
+        (Damage::Metadata("general.alignment", Value::I32(0)), &["general.alignment is 0"]),
+        (Damage::Metadata("llama.feed_forward_length", Value::U32(0)), &["absurd"]),
+        (Damage::Metadata("llama.attention.head_count", Value::U64(1 << 32)), &["absurd"]),
+        (Damage::Metadata("llama.rope.freq_base", Value::F32(-1.0)), &["absurd"]),
+        (Damage::Metadata("llama.rope.scaling.type", text("yarn")), &["RoPE scaling `yarn`"]),
+        (Damage::Metadata("tokenizer.ggml.add_bos_token", Value::Bool(true)), &["BOS"]),
+        (Damage::Metadata("tokenizer.ggml.pre", text("llama-bpe")), &["`llama-bpe` is unknown"]),
+        (
+            Damage::Extra("blk.0.attn_q.bias"),
+            &["tensors that `llama` does not have", "attn_q.bias"],
+        ),
     ] {
         repository.write_model(&[damage]);
         cannot_be_measured(&repository, words);
@@ -279,7 +296,7 @@ fn json_has_what_is_documented() {
     let repository = Repository::new();
     measure(&repository, &["--chunks", "2", "--schemes", "q8_0/q4_0", "--json", "out.json"])
         .exits(0);
-    let json: Value = serde_json::from_str(&repository.text("out.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&repository.text("out.json")).unwrap();
     assert_eq!(json["format"], 1);
     assert!(json["policy"].is_null());
     let measurement = &json["measurements"][0];

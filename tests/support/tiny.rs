@@ -20,7 +20,7 @@ const LAYERS: usize = 2;
 const MERGES: [&str; 6] = ["t h", "th e", "Ġ a", "i n", "Ġ the", "e r"];
 
 /// What can be wrong with a checkpoint.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub enum Damage {
     /// An element of the tensor is NaN.
     Nan(&'static str),
@@ -32,8 +32,10 @@ pub enum Damage {
     Scaled(&'static str, f32),
     /// `general.architecture` says this.
     Architecture(&'static str),
-    /// `general.alignment` is 0.
-    ZeroAlignment,
+    /// The file holds a tensor of that name, too, which no layer reads.
+    Extra(&'static str),
+    /// A metadata key has this value, instead of its own if it has one.
+    Metadata(&'static str, Value),
     /// The configuration promises so many layers.
     Blocks(usize),
     /// The file ends in the middle of its last tensor.
@@ -88,8 +90,11 @@ fn metadata(damage: &[Damage]) -> Vec<(&'static str, Value)> {
         ("tokenizer.ggml.tokens", texts(vocabulary())),
         ("tokenizer.ggml.merges", texts(MERGES.map(String::from).into())),
     ];
-    if damage.iter().any(|d| matches!(d, Damage::ZeroAlignment)) {
-        metadata.push(("general.alignment", Value::U32(0)));
+    for damage in damage {
+        if let Damage::Metadata(key, value) = damage {
+            metadata.retain(|(known, _)| known != key);
+            metadata.push((key, value.clone()));
+        }
     }
     metadata
 }
@@ -129,6 +134,10 @@ fn tensors(seed: u64, damage: &[Damage]) -> Vec<(String, QTensor)> {
         });
         shapes.extend(parts);
     }
+    shapes.extend(damage.iter().filter_map(|d| match d {
+        Damage::Extra(name) => Some((name.to_string(), vec![HIDDEN], 0.1)),
+        _ => None,
+    }));
     let tensors = shapes.into_iter().filter_map(|(name, shape, spread)| {
         let drawn = random.tensor(&name, &shape, spread);
         let (values, shape) = damaged(&name, drawn, shape, damage)?;
