@@ -12,7 +12,7 @@ use kvgate::measure::{measure, Measured, Request};
 use kvgate::model::decoder::{Decoder, WeightStorage};
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
-use kvgate::results::{Outcome, SchemeResult};
+use kvgate::results::{Measurement, Outcome, SchemeResult};
 use support::tiny::{Damage, Repository};
 
 fn source(repository: &Repository) -> Source {
@@ -213,6 +213,15 @@ fn a_lane_that_overflows_leaves_the_others_their_numbers() {
 }
 
 fn measured(damage: &[Damage], baseline: &str, schemes: &[&str]) -> Result<Measured, String> {
+    measured_with(None, damage, baseline, schemes)
+}
+
+fn measured_with(
+    weights: Option<WeightStorage>,
+    damage: &[Damage],
+    baseline: &str,
+    schemes: &[&str],
+) -> Result<Measured, String> {
     let repository = Repository::new();
     repository.write_model(damage);
     let request = Request {
@@ -223,10 +232,26 @@ fn measured(damage: &[Damage], baseline: &str, schemes: &[&str]) -> Result<Measu
         chunks: 2,
         baseline: baseline.parse().unwrap(),
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
-        weights: None,
+        weights,
         mimic: None,
     };
     measure(&request, &|_, _, _| {}).map_err(|error| error.to_string())
+}
+
+/// bf16 is for storing: the numbers stay those of the model, and the conditions say how it was kept.
+#[test]
+fn narrow_weights_are_widened_and_told() {
+    let run = |weights| measured_with(Some(weights), &[], "f16", &["q8_0"]).unwrap().measurement;
+    let (wide, narrow) = (run(WeightStorage::F32), run(WeightStorage::Bf16));
+    assert_eq!((&*wide.conditions.weights, &*narrow.conditions.weights), ("f32", "bf16"));
+    let ratio = narrow.run.baseline_ppl / wide.run.baseline_ppl;
+    assert!(ratio != 1.0 && (ratio - 1.0).abs() < 0.05, "{ratio}");
+    let kld = |m: &Measurement| match &m.schemes[0].outcome {
+        Outcome::Measured { statistics, .. } => statistics.mean_kld,
+        Outcome::Failed { error } => panic!("{error}"),
+    };
+    assert!((kld(&narrow) / kld(&wide) - 1.0).abs() < 0.5, "{} {}", kld(&narrow), kld(&wide));
+    assert!(narrow.controls.iter().all(|control| control.ok));
 }
 
 #[test]

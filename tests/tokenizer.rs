@@ -30,3 +30,36 @@ fn token_ids_are_llama_cpps_on_whole_corpora_and_on_tricky_strings() {
         }
     }
 }
+
+/// A `tokenizer.json` with all that must not change token ids: truncation, padding, a special token in
+/// the text; and a template that adds a BOS.
+const TOKENIZER_JSON: &str = r#"{
+  "version": "1.0",
+  "truncation": {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+  "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+              "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>"},
+  "added_tokens": [{"id": 1, "content": "<s>", "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": true}],
+  "normalizer": null,
+  "pre_tokenizer": {"type": "Whitespace"},
+  "post_processor": {"type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+    "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+  "decoder": null,
+  "model": {"type": "WordLevel", "unk_token": "<unk>",
+            "vocab": {"<unk>": 0, "<s>": 1, "a": 2, "b": 3, "s": 4, "<": 5, ">": 6}}
+}"#;
+
+#[test]
+fn a_tokenizer_file_gives_plain_text_and_its_bos() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    std::fs::write(&path, TOKENIZER_JSON).unwrap();
+    let tokenizer = kvgate::model::tokenizer::Tokenizer::from_file(&path).unwrap();
+    assert_eq!(tokenizer.bos, Some(1));
+    assert_eq!(tokenizer.encode("a b a b").unwrap(), [1, 2, 3, 2, 3]);
+    // read as text, not as the special token
+    assert_eq!(tokenizer.encode("a < s > b").unwrap(), [1, 2, 5, 4, 6, 3]);
+    assert_eq!(tokenizer.encode("<s>").unwrap(), [1, 5, 4, 6]);
+}
