@@ -362,3 +362,18 @@ fn cargo_kvgate_is_the_same_program() {
     assert_eq!(ran(&["kvgate", "schemes"]), ours);
     assert_eq!(ran(&["schemes"]), ours);
 }
+
+/// On one machine and build two runs are equal to the last bit, in processes of their own as well.
+#[test]
+fn two_runs_are_equal_to_the_last_bit() {
+    let repository = accepted();
+    let schemes = |folder: &str| {
+        kvgate(&repository, &["run", "--results", folder]).exits(0);
+        let text = repository.text(&format!("{folder}/results.json"));
+        let results: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let schemes = results["measurements"][0]["schemes"].clone();
+        assert!(schemes[0]["parts"][0]["kld"].is_number(), "{schemes}");
+        schemes
+    };
+    assert_eq!(schemes("first"), schemes("second"));
+}
