@@ -135,7 +135,9 @@ pub(crate) fn nothing_selected(gate: &Gate, filters: &[String]) -> String {
         n => format!("\n  … and {n} more"),
     };
     let what = match filters {
-        [] => "every case is ignored; --include-ignored runs them".to_string(),
+        [] => "no case is left: --skip and --ignored leave none, or all are ignored \
+               (--include-ignored runs them)"
+            .to_string(),
         [filter, ..] => format!(
             "no case of the gate that is not ignored matches `{}`; for a unit test of that name: \
              cargo test --lib {filter}",
