@@ -63,6 +63,11 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
         let listed = cases.into_iter().map(|case| trial(case, |_| Ok(Completion::Completed)));
         return Ok(libtest_mimic::run(&arguments, listed.collect()).exit_code());
     }
+    if arguments.test_threads == Some(0) {
+        return Err(
+            "error: --test-threads must be at least 1: with 0 nothing would ever run".into()
+        );
+    }
     if arguments.bench {
         return Err("error: the gate has no benchmarks: drop --bench".into());
     }

@@ -136,6 +136,9 @@ fn nothing_selected_is_101_and_says_what_to_type() {
         .says("tiny::q8_0::kld");
     gate(&repository, &["q5_1"]).exits(101).says("not ignored");
     gate(&repository, &["--skip", "tiny"]).exits(101);
+    // what would run nothing is no green run either, and no hang
+    gate(&repository, &["--bench"]).exits(101).says("no benchmarks");
+    gate(&repository, &["--test-threads=0"]).exits(101).says("at least 1");
     repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kdl = 0.05");
     gate(&repository, &[]).exits(101).says("thresholds.toml:7:1");
 }
