@@ -99,7 +99,7 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
 }
 
 const SLOW_BUILD: &str =
-    "warning: kvgate was built without optimisation and is tens of times slower; \
+    "warning: kvgate was built without optimisation, which makes it many times slower; \
 add to Cargo.toml:\n\n[profile.test.package.\"*\"]\nopt-level = 3\ndebug-assertions = false\n\
 overflow-checks = false\n";
 

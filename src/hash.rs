@@ -119,4 +119,21 @@ mod tests {
         file.write_all(b"c").unwrap();
         assert_eq!(of_file(file.path()).unwrap(), of_bytes(b"abc"));
     }
+
+    /// Same path, size, inode and time of modification, other bytes.
+    #[cfg(unix)]
+    #[test]
+    fn a_time_that_was_set_back_does_not_hide_a_change() {
+        use std::io::Seek;
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"abd").unwrap();
+        let modified = file.as_file().metadata().unwrap().modified().unwrap();
+        of_file(file.path()).unwrap();
+        // the clock of the file system must have moved on
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        file.rewind().unwrap();
+        file.write_all(b"abc").unwrap();
+        file.as_file().set_modified(modified).unwrap();
+        assert_eq!(of_file(file.path()).unwrap(), of_bytes(b"abc"));
+    }
 }

@@ -1,4 +1,4 @@
-//! Results shared between the processes of one nextest run.
+//! Results shared between the processes that nextest starts, and between its runs.
 //!
 //! nextest starts a process for each case, and a process knows only its own. The first one of a model
 //! measures all of its schemes under a lock; the others wait for it and read what it found. A key

@@ -377,3 +377,31 @@ fn two_runs_are_equal_to_the_last_bit() {
     };
     assert_eq!(schemes("first"), schemes("second"));
 }
+
+#[test]
+fn accepting_a_red_run_says_that_it_stays_red() {
+    let repository = accepted();
+    repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 1e-9");
+    kvgate(&repository, &["run", "q8_0"]).exits(1);
+    let results = ["accept", "kvgate-results/results.json"];
+    kvgate(&repository, &results).exits(0).says("tiny::q8_0::kld is regressed all the same");
+    kvgate(&repository, &["run", "q8_0"]).exits(1);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_output_that_is_full_is_an_error_and_one_that_was_closed_is_none() {
+    let repository = Repository::new();
+    let program = Path::new(env!("CARGO_BIN_EXE_kvgate"));
+    for arguments in [&["schemes"][..], &["inspect", "tiny.gguf"], &["check"], &["run", "--list"]] {
+        let mut full = command(program, &repository);
+        full.stdout(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+        let ran = Ran::of(full.args(arguments).output().unwrap()).exits(4);
+        ran.says("cannot write to standard output").never_says("panicked");
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut closed = command(program, &repository);
+    closed.stdout(writer).arg("schemes");
+    Ran::of(closed.output().unwrap()).exits(0).never_says("panicked");
+}

@@ -1,6 +1,6 @@
 //! `kvgate check`: everything that can be known without inference.
 
-use super::{bytes, Config, Stop, NOT_MEASURED};
+use super::{bytes, say, Config, Stop, NOT_MEASURED};
 use crate::gate::Gate;
 use crate::golden::{self, Golden};
 use crate::hash;
@@ -23,22 +23,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let gate = arguments.config.gate()?;
     let mut code = 0;
     for model in &gate.policy.models {
-        println!("{}", model.name);
+        say(&model.name)?;
         if model.cells.iter().all(|cell| cell.ignored) {
-            println!("  ignored");
+            say("  ignored")?;
             continue;
         }
         match check(model) {
             Ok(checked) => {
-                checked.lines.iter().for_each(|line| println!("  {line}"));
+                for line in &checked.lines {
+                    say(format!("  {line}"))?;
+                }
                 for finding in goldens(&gate, model, &checked) {
                     code = 1;
-                    println!("  golden   {finding}");
+                    say(format!("  golden   {finding}"))?;
                 }
             }
             Err(findings) => {
                 code = if code == 1 { 1 } else { NOT_MEASURED };
-                findings.iter().for_each(|finding| anstream::println!("{finding}"));
+                for finding in &findings {
+                    say(finding)?;
+                }
             }
         }
     }

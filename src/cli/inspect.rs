@@ -1,6 +1,6 @@
 //! `kvgate inspect`: architecture, KV geometry, bytes per token by scheme.
 
-use super::{bytes, Stop, USAGE};
+use super::{bytes, say, Stop, USAGE};
 use crate::kv::codec::CODECS;
 use crate::model::spec::Spec;
 use crate::model::Checkpoint;
@@ -22,22 +22,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let spec = &checkpoint.spec;
     let (size, dtypes) = checkpoint.contents();
     let dtypes: Vec<_> = dtypes.iter().map(|(name, n)| format!("{n} {name}")).collect();
-    println!(
+    say(format!(
         "file          {} ({}; {})",
         checkpoint.path().display(),
         bytes(size as f64),
         dtypes.join(", ")
-    );
-    println!("architecture  {}, {} parameters", spec.architecture, thousands(spec.parameters()));
-    println!(
+    ))?;
+    say(format!(
+        "architecture  {}, {} parameters",
+        spec.architecture,
+        thousands(spec.parameters())
+    ))?;
+    say(format!(
         "tokenizer     {}, {} tokens, {}",
         checkpoint.tokenizer.kind,
         spec.vocab,
         bos(&checkpoint)
-    );
-    println!("context       {} tokens trained", spec.trained_context);
-    layers(spec);
-    costs(spec);
+    ))?;
+    say(format!("context       {} tokens trained", spec.trained_context))?;
+    layers(spec)?;
+    costs(spec)?;
     Ok(0)
 }
 
@@ -49,32 +53,36 @@ fn bos(checkpoint: &Checkpoint) -> String {
 }
 
 /// Runs of layers whose caches look alike.
-fn layers(spec: &Spec) {
+fn layers(spec: &Spec) -> Result<(), Stop> {
     for run in spec.layers.chunk_by(|a, b| a.attention == b.attention) {
         let a = &run[0].attention;
         let reach = match a.window {
             Some(window) => format!("window {window}"),
             None => "full".into(),
         };
-        println!(
+        say(format!(
             "layers        {:>3} × {} heads, {} KV heads of {}, {reach}, RoPE θ {}",
             run.len(),
             a.heads,
             a.kv_heads,
             a.head_dim,
             a.rope.base
-        );
+        ))?;
     }
+    Ok(())
 }
 
 /// Bytes that a token adds to the cache; a window caps them at its length.
-fn costs(spec: &Spec) {
+fn costs(spec: &Spec) -> Result<(), Stop> {
     let elements = |windowed: bool| -> usize {
         let layers = spec.layers.iter().filter(|l| l.attention.window.is_some() == windowed);
         layers.map(|layer| 2 * layer.attention.kv_width()).sum()
     };
     let (full, windowed) = (elements(false), elements(true));
-    println!("\n{:<8} {:>6} {:>16} {:>22}", "codec", "bits", "KV per token", "at trained context");
+    say(format!(
+        "\n{:<8} {:>6} {:>16} {:>22}",
+        "codec", "bits", "KV per token", "at trained context"
+    ))?;
     for codec in CODECS {
         let bits = codec.bits_per_element();
         let per_token = |n: usize| n as f64 * bits / 8.0;
@@ -82,13 +90,14 @@ fn costs(spec: &Spec) {
         let kept = window.min(spec.trained_context);
         let whole =
             per_token(full) * spec.trained_context as f64 + per_token(windowed) * kept as f64;
-        println!(
+        say(format!(
             "{:<8} {bits:>6} {:>16} {:>22}",
             codec.name(),
             bytes(per_token(full + windowed)),
             bytes(whole)
-        );
+        ))?;
     }
+    Ok(())
 }
 
 fn thousands(n: u64) -> String {

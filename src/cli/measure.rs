@@ -1,6 +1,6 @@
 //! `kvgate measure`: schemes of one model, without a policy.
 
-use super::{stem, Stop, NOT_MEASURED, USAGE};
+use super::{say, stem, Stop, NOT_MEASURED, USAGE};
 use crate::kv::Scheme;
 use crate::measure::mimic::Mimic;
 use crate::measure::{measure, Request, ENGINE};
@@ -130,7 +130,7 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         measurements: vec![measurement],
         cases: Vec::new(),
     };
-    anstream::print!("{}", terminal::render(&results));
+    say(terminal::render(&results).trim_end())?;
     for (scheme, reason) in &distrust {
         eprintln!("error: {scheme}: {reason}");
     }

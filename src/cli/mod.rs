@@ -11,6 +11,8 @@ use crate::gate::Gate;
 use crate::policy::Diagnostic;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
+use std::fmt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -76,6 +78,16 @@ struct Stop {
 impl Stop {
     fn new(code: u8, message: impl Into<String>) -> Self {
         Stop { code, message: message.into() }
+    }
+}
+
+/// Prints a line; a reader that has gone needs no more of them, a full disk is an error.
+fn say(line: impl fmt::Display) -> Result<(), Stop> {
+    match writeln!(anstream::stdout(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Stop::new(NOT_MEASURED, format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! `kvgate run`: the gate.
 
-use super::{Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
+use super::{say, Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
 use crate::gate::{self, Case, Gate};
 use crate::golden;
 use crate::harness::nothing_selected;
@@ -51,7 +51,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     }
     if arguments.list {
         for case in &cases {
-            println!("{}{}", case.name, if case.ignored { " (ignored)" } else { "" });
+            say(format!("{}{}", case.name, if case.ignored { " (ignored)" } else { "" }))?;
         }
         return Ok(0);
     }
