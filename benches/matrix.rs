@@ -11,8 +11,8 @@ use kvgate::kv::cache::Effective;
 use kvgate::kv::Scheme;
 use kvgate::measure::corpus::{self, Chunk};
 use kvgate::measure::engine::{self, Lane, HEAD_LOGITS, HEAD_ROWS, TILE_ROWS};
-use kvgate::model::decoder::{Decoder, WeightStorage};
-use kvgate::model::spec::Spec;
+use kvgate::model::decoder::{Decoder, Residency};
+use kvgate::model::spec::{FeedForward, Spec};
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let began = Instant::now();
         let lanes = lanes(&decoder.spec, chunks.len())?;
         for lane in
-            engine::run(&decoder, &chunks, scheme(&decoder.spec, "f16")?, &lanes, None, &|_, _| ())
+            engine::run(&decoder, &chunks, &scheme(&decoder.spec, "f16")?, &lanes, None, &|_, _| ())
         {
             lane?;
         }
@@ -63,11 +63,11 @@ fn prepare(
     let checkpoint = Checkpoint::open(&Source { path, sha256: None, tokenizer: None, fetch })?;
     let text = corpus::read(&root.join("corpora/persuasion.txt"))?;
     let chunks = corpus::chunks(&[text], &checkpoint.tokenizer, context, chunks)?;
-    Ok((checkpoint.load(WeightStorage::F32)?, chunks))
+    Ok((checkpoint.load(Residency::Resident)?, chunks))
 }
 
 fn scheme(spec: &Spec, text: &str) -> Result<Effective, Box<dyn std::error::Error>> {
-    Ok(Effective::new(&text.parse::<Scheme>()?, spec.layers[0].attention.head_dim)?)
+    Ok(Effective::new(&text.parse::<Scheme>()?, &spec.kv_layout())?)
 }
 
 fn lanes(spec: &Spec, chunks: usize) -> Result<Vec<Lane>, Box<dyn std::error::Error>> {
@@ -91,12 +91,14 @@ fn products_alone(
     let rows = per_tile * context;
     let mut shapes = BTreeMap::new();
     for layer in &spec.layers {
-        let a = &layer.attention;
+        let (Some(a), FeedForward::Dense(mlp)) = (layer.attention(), &layer.feed_forward) else {
+            panic!("the benchmark knows dense models");
+        };
         for (input, output) in [
             (spec.hidden, a.q_width() + 2 * a.kv_width()),
             (a.q_width(), spec.hidden),
-            (spec.hidden, 2 * layer.mlp),
-            (layer.mlp, spec.hidden),
+            (spec.hidden, 2 * mlp.width),
+            (mlp.width, spec.hidden),
         ] {
             *shapes.entry((rows, input, output)).or_insert(0) += tiles;
         }

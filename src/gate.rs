@@ -108,7 +108,7 @@ impl Gate {
             chunks: model.chunks,
             baseline: model.baseline,
             schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme)).collect(),
-            weights: None,
+            residency: None,
             mimic: None,
         };
         measure(&request, progress).map_err(|error| error.to_string())

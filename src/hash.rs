@@ -43,6 +43,24 @@ pub fn of_file(path: &Path) -> io::Result<String> {
     Ok(sha256)
 }
 
+/// SHA-256 of what several files are together: of a list of their hashes and names, as `sha256sum`
+/// prints it; of one file, its own.
+///
+/// # Errors
+/// The file that cannot be read, and why.
+pub fn of_files(paths: &[PathBuf]) -> Result<String, (PathBuf, io::Error)> {
+    let hash = |path: &PathBuf| of_file(path).map_err(|error| (path.clone(), error));
+    if let [one] = paths {
+        return hash(one);
+    }
+    let mut list = String::new();
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        list += &format!("{}  {name}\n", hash(path)?);
+    }
+    Ok(of_bytes(list.as_bytes()))
+}
+
 #[derive(PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     bytes: u64,

@@ -7,7 +7,7 @@
 //!
 //! The layout is the pipeline: [`policy`] → [`model`] and [`kv`] → [`measure`] → [`verdict`] and
 //! [`golden`] → [`report`], tied together by [`gate`].
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![deny(missing_docs)]
 
 pub mod cli;

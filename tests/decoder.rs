@@ -3,27 +3,13 @@
 
 mod support;
 
-use candle_core::Tensor;
-use kvgate::kv::cache::{Effective, LaneCache};
-use kvgate::kv::Scheme;
-use kvgate::model::decoder::{Decoder, WeightStorage};
+use kvgate::model::decoder::Residency;
+use support::forward::logits;
 use support::{fixture, ids, open, GEMMA, MODELS, QWEN, SMOLLM2};
 
 /// Largest difference of a logit, relative to the position's largest logit. Both sides compute in f32,
 /// in another order of additions: what remains is rounding, amplified by the layers.
 const TOLERANCE: f64 = 1e-4;
-
-/// Logits of all positions, (T, V), with an exact cache.
-fn logits(decoder: &Decoder, ids: &[u32]) -> Tensor {
-    let exact = Effective::new(&"f32".parse::<Scheme>().unwrap(), 64).unwrap();
-    let ropes = decoder.ropes(ids.len());
-    let mut x = decoder.embed(ids).unwrap();
-    for index in 0..decoder.spec.layers.len() {
-        let layer = decoder.ready(index, &ropes).unwrap();
-        x = layer.run(&x, ids.len(), &mut LaneCache::new(exact)).unwrap();
-    }
-    decoder.logits(&decoder.normed(&x).unwrap(), 0, decoder.spec.vocab).unwrap()
-}
 
 /// The counts that the models' authors publish.
 #[test]
@@ -42,7 +28,7 @@ fn logits_are_those_of_transformers() {
     for file in MODELS {
         let model = &oracle["models"][file];
         let ids = ids(&model["ids"]);
-        let decoder = open(file).load(WeightStorage::F32).unwrap();
+        let decoder = open(file).load(Residency::Resident).unwrap();
         let logits = logits(&decoder, &ids);
         let mut worst = (0.0f64, 0);
         for want in model["positions"].as_array().unwrap() {

@@ -67,7 +67,8 @@ fn check(model: &ModelPolicy) -> Result<Checked, Vec<String>> {
 
 fn one_by_one(model: &ModelPolicy) -> Result<Checked, String> {
     let checkpoint = Checkpoint::open(&model.source).map_err(|error| error.to_string())?;
-    let found = hash::of_file(&model.source.path).map_err(|error| error.to_string())?;
+    let found = hash::of_files(checkpoint.files())
+        .map_err(|(path, error)| format!("cannot read {}: {error}", path.display()))?;
     match &model.source.sha256 {
         Some(expected) if *expected != found => {
             return Err(format!("SHA-256 is {found}, the policy says {expected}"));
@@ -78,11 +79,11 @@ fn one_by_one(model: &ModelPolicy) -> Result<Checked, String> {
     let texts = texts.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
     corpus::chunks(&texts, &checkpoint.tokenizer, model.context, model.chunks)
         .map_err(|error| error.to_string())?;
-    let head_dim = checkpoint.spec.layers[0].attention.head_dim;
+    let layout = checkpoint.spec.kv_layout();
     for scheme in model.cells.iter().map(|cell| &cell.scheme).chain([&model.baseline]) {
-        Effective::new(scheme, head_dim).map_err(|error| error.to_string())?;
+        Effective::new(scheme, &layout).map_err(|error| error.to_string())?;
     }
-    let baseline = Effective::new(&model.baseline, head_dim).map_err(|error| error.to_string())?;
+    let baseline = Effective::new(&model.baseline, &layout).map_err(|error| error.to_string())?;
     Ok(Checked {
         lines: estimates(model, &checkpoint),
         corpus: texts.into_iter().map(|text| text.file).collect(),

@@ -2,7 +2,7 @@
 
 use super::{bytes, say, Stop, USAGE};
 use crate::kv::codec::CODECS;
-use crate::model::spec::Spec;
+use crate::model::spec::{Attention, Kv, Layer, Mixer, Spec};
 use crate::model::Checkpoint;
 use crate::policy::Source;
 use std::path::PathBuf;
@@ -52,49 +52,56 @@ fn bos(checkpoint: &Checkpoint) -> String {
     }
 }
 
-/// Runs of layers whose caches look alike.
+/// Runs of layers that look alike.
 fn layers(spec: &Spec) -> Result<(), Stop> {
-    for run in spec.layers.chunk_by(|a, b| a.attention == b.attention) {
-        let a = &run[0].attention;
-        let reach = match a.window {
-            Some(window) => format!("window {window}"),
-            None => "full".into(),
+    for run in spec.layers.chunk_by(|a, b| a.mixer == b.mixer) {
+        let what = match &run[0].mixer {
+            Mixer::Attention(attention) => attention_words(attention),
+            Mixer::DeltaNet(net) => format!(
+                "gated delta rule, {} heads of {}, state of {} a sequence",
+                net.value_heads,
+                net.value_dim,
+                bytes(net.state_bytes() as f64)
+            ),
         };
-        say(format!(
-            "layers        {:>3} × {} heads, {} KV heads of {}, {reach}, RoPE θ {}",
-            run.len(),
-            a.heads,
-            a.kv_heads,
-            a.head_dim,
-            a.rope.base
-        ))?;
+        say(format!("layers        {:>3} × {what}", run.len()))?;
     }
     Ok(())
 }
 
+fn attention_words(a: &Attention) -> String {
+    let reach = match a.window {
+        Some(window) => format!("window {window}"),
+        None => "full".into(),
+    };
+    let kv = match a.kv {
+        Kv::Projected => String::new(),
+        Kv::KeyIsValue => ", V from K".into(),
+        Kv::Shared { owner } => format!(", reads the cache of layer {owner}"),
+    };
+    let (heads, kv_heads, dim, base) = (a.heads, a.kv_heads, a.head_dim, a.rope.base);
+    format!("{heads} heads, {kv_heads} KV heads of {dim}, {reach}{kv}, RoPE θ {base}")
+}
+
 /// Bytes that a token adds to the cache; a window caps them at its length.
 fn costs(spec: &Spec) -> Result<(), Stop> {
-    let elements = |windowed: bool| -> usize {
-        let layers = spec.layers.iter().filter(|l| l.attention.window.is_some() == windowed);
-        layers.map(|layer| 2 * layer.attention.kv_width()).sum()
-    };
-    let (full, windowed) = (elements(false), elements(true));
+    let owners: Vec<_> =
+        spec.layers.iter().filter_map(Layer::attention).filter(|a| a.owns_kv()).collect();
+    // elements of one token, and of the trained context
+    let token: usize = owners.iter().map(|a| 2 * a.kv_width()).sum();
+    let kept = |a: &&Attention| a.window.unwrap_or(usize::MAX).min(spec.trained_context);
+    let context: usize = owners.iter().map(|a| 2 * a.kv_width() * kept(a)).sum();
     say(format!(
         "\n{:<8} {:>6} {:>16} {:>22}",
         "codec", "bits", "KV per token", "at trained context"
     ))?;
     for codec in CODECS {
         let bits = codec.bits_per_element();
-        let per_token = |n: usize| n as f64 * bits / 8.0;
-        let window = spec.layers.iter().find_map(|l| l.attention.window).unwrap_or(0);
-        let kept = window.min(spec.trained_context);
-        let whole =
-            per_token(full) * spec.trained_context as f64 + per_token(windowed) * kept as f64;
         say(format!(
             "{:<8} {bits:>6} {:>16} {:>22}",
             codec.name(),
-            bytes(per_token(full + windowed)),
-            bytes(whole)
+            bytes(token as f64 * bits / 8.0),
+            bytes(context as f64 * bits / 8.0)
         ))?;
     }
     Ok(())

@@ -4,7 +4,7 @@ use super::{say, stem, Stop, NOT_MEASURED, USAGE};
 use crate::kv::Scheme;
 use crate::measure::mimic::Mimic;
 use crate::measure::{measure, Request, ENGINE};
-use crate::model::decoder::WeightStorage;
+use crate::model::decoder::Residency;
 use crate::policy::Source;
 use crate::progress::Bar;
 use crate::repo;
@@ -39,9 +39,9 @@ pub(super) struct Arguments {
     /// Where to compute
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
-    /// How weights are kept in memory [default: f32 where it fits]
-    #[arg(long, value_name = "TYPE")]
-    weights: Option<Storage>,
+    /// Where weights are while measuring [default: in memory where they fit]
+    #[arg(long, value_name = "WHERE")]
+    residency: Option<Place>,
     /// Take on another engine's habits, to compare with its numbers
     #[arg(long, value_name = "ENGINE")]
     mimic: Option<Mimic>,
@@ -59,9 +59,11 @@ enum Device {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Storage {
-    F32,
-    Bf16,
+enum Place {
+    /// All of them in memory, in f32
+    Resident,
+    /// A layer at a time, read when its turn comes; the numbers are the same
+    Streamed,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
@@ -100,9 +102,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         chunks: arguments.chunks,
         baseline: scheme(&arguments.baseline)?,
         schemes,
-        weights: arguments.weights.map(|storage| match storage {
-            Storage::F32 => WeightStorage::F32,
-            Storage::Bf16 => WeightStorage::Bf16,
+        residency: arguments.residency.map(|place| match place {
+            Place::Resident => Residency::Resident,
+            Place::Streamed => Residency::Streamed,
         }),
         mimic: arguments.mimic,
     };

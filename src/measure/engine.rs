@@ -9,8 +9,10 @@ use super::divergence::{self, Divergence};
 use super::mimic::{self, Mimic};
 use super::stats::Position;
 use crate::kv::cache::{CacheError, Effective, LaneCache};
-use crate::model::decoder::{Decoder, ReadyLayer};
+use crate::model::decoder::{At, Decoder, ReadyLayer};
 use crate::model::ops::{all_finite, read};
+use crate::model::spec::Spec;
+use crate::model::ModelError;
 use candle_core::{Result as TensorResult, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -29,7 +31,7 @@ pub const HEAD_ROWS: usize = 2560;
 pub const HEAD_LOGITS: usize = 4 << 20;
 
 /// A scheme that travels beside the baseline.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Lane {
     /// How it stores K and V.
     pub scheme: Effective,
@@ -43,6 +45,9 @@ pub enum LaneError {
     /// The cache refused K or V, or a tensor operation failed.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// Weights that are read as they are needed could not be.
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// The residual stream became NaN or infinite.
     #[error("layer {layer}: the hidden state is not finite")]
     Hidden {
@@ -86,17 +91,25 @@ pub type LaneResult = Result<Vec<Position>, LaneError>;
 pub fn run(
     decoder: &Decoder,
     chunks: &[Chunk],
-    baseline: Effective,
+    baseline: &Effective,
     lanes: &[Lane],
     mimic: Option<Mimic>,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Vec<LaneResult> {
     let context = chunks.first().map_or(0, |chunk| chunk.tokens.len());
-    let mut all = vec![Lane { scheme: baseline, chunks: chunks.len() }];
+    let mut all = vec![Lane { scheme: baseline.clone(), chunks: chunks.len() }];
     all.extend_from_slice(lanes);
-    let per_chunk = all.len() * context * decoder.spec.hidden * size_of::<f32>();
+    let per_token = decoder.spec.hidden + shared_width(&decoder.spec);
+    let per_chunk = all.len() * context * per_token * size_of::<f32>();
     let group = (GROUP_BYTES / per_chunk.max(1)).max(1);
     in_groups(group, decoder, chunks, &all, mimic, progress)
+}
+
+/// Numbers that a token leaves in a lane's caches until the layers above have read them.
+fn shared_width(spec: &Spec) -> usize {
+    let layers = spec.layers.iter().zip(spec.kv_layout());
+    let shared = layers.filter(|(_, kv)| kv.is_some_and(|kv| kv.shared));
+    shared.filter_map(|(layer, _)| layer.attention()).map(|a| 2 * a.kv_width()).sum()
 }
 
 /// The same for `all` lanes, the baseline first, with so many chunks at a time.
@@ -152,14 +165,23 @@ struct Run<'a> {
     progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
-/// Hidden states of one lane: tiles of (rows, H), in the order of chunks.
-type Hidden = Vec<Tensor>;
+/// Some chunks of one lane on their way through the layers.
+struct Tile {
+    /// Hidden states, (rows, H).
+    x: Tensor,
+    /// Each layer's own inputs where the model has them.
+    per_layer: Option<Tensor>,
+    cache: LaneCache,
+}
+
+/// The tiles of one lane, in the order of chunks.
+type Tiles = Vec<Tile>;
 
 impl Run<'_> {
     /// One group of chunks, of which lane i takes the first `counts[i]`.
     fn group(&mut self, before: usize, chunks: &[Chunk], lanes: &[Lane], counts: &[usize]) {
         match self.layers(chunks, lanes, counts) {
-            Err(error) => self.fail_all(&LaneError::from(error).brief()),
+            Err(error) => self.fail_all(&error.brief()),
             Ok(hidden) => {
                 for (i, chunk) in chunks.iter().enumerate() {
                     if self.lanes[0].is_err() {
@@ -196,68 +218,70 @@ impl Run<'_> {
         }
     }
 
-    /// Runs all layers; gives the hidden states of each lane, empty for those that failed.
+    /// Runs all layers; gives the tiles of each lane, whose states are of no use in those that failed.
     fn layers(
         &mut self,
         chunks: &[Chunk],
         lanes: &[Lane],
         counts: &[usize],
-    ) -> TensorResult<Vec<Hidden>> {
+    ) -> Result<Vec<Tiles>, LaneError> {
         let ropes = self.decoder.ropes(self.context);
-        let embedded = self.embed(chunks)?;
-        // lanes begin as one: a clone shares the tensor
-        let mut hidden = counts
-            .iter()
-            .map(|&count| match count == chunks.len() {
-                true => Ok(embedded.clone()),
-                false => self.embed(&chunks[..count]),
-            })
-            .collect::<TensorResult<Vec<_>>>()?;
+        let tiles = lanes.iter().zip(counts).map(|(lane, &n)| self.embed(&chunks[..n], lane));
+        let mut tiles = tiles.collect::<Result<Vec<_>, _>>()?;
+        let forks = self.decoder.spec.layers_before_kv();
         for index in 0..self.decoder.spec.layers.len() {
             let layer = self.decoder.ready(index, &ropes)?;
-            for (l, lane) in lanes.iter().enumerate() {
-                if self.lanes[l].is_err() {
-                    continue;
-                }
-                for tile in &mut hidden[l] {
-                    match step(&layer, index, tile, self.context, lane.scheme) {
-                        Ok(next) => *tile = next,
-                        Err(error) if l == 0 => {
-                            self.fail_all(&error.brief());
-                            return Ok(hidden);
-                        }
-                        Err(error) => {
-                            self.lanes[l] = Err(error);
-                            break;
-                        }
-                    }
+            let computed = if index < forks { 1 } else { lanes.len() };
+            for l in 0..computed {
+                self.layer(&layer, index, l, &mut tiles[l]);
+                if self.lanes[0].is_err() {
+                    return Ok(tiles);
                 }
                 self.advance(counts[l]);
             }
+            if index + 1 == forks {
+                fork(&mut tiles)?;
+                self.advance(forks * counts[1..].iter().sum::<usize>());
+            }
         }
-        Ok(hidden)
+        Ok(tiles)
+    }
+
+    /// One layer of one lane.
+    fn layer(&mut self, layer: &ReadyLayer, index: usize, lane: usize, tiles: &mut Tiles) {
+        if self.lanes[lane].is_err() {
+            return;
+        }
+        let done = tiles.iter_mut().try_for_each(|tile| step(layer, index, tile, self.context));
+        match done {
+            Ok(()) => {}
+            Err(error) if lane == 0 => self.fail_all(&error.brief()),
+            Err(error) => self.lanes[lane] = Err(error),
+        }
     }
 
     fn chunks_per_tile(&self) -> usize {
         (TILE_ROWS / self.context.max(1)).max(1)
     }
 
-    fn embed(&self, chunks: &[Chunk]) -> TensorResult<Hidden> {
+    fn embed(&self, chunks: &[Chunk], lane: &Lane) -> Result<Tiles, LaneError> {
         chunks
             .chunks(self.chunks_per_tile())
             .map(|chunks| {
                 let ids: Vec<u32> = chunks.iter().flat_map(|c| &c.tokens).copied().collect();
-                self.decoder.embed(&ids)
+                let embedded = self.decoder.embed(&ids)?;
+                let cache = LaneCache::new(lane.scheme.clone());
+                Ok(Tile { x: embedded.x, per_layer: embedded.per_layer, cache })
             })
             .collect()
     }
 
     /// The scored rows of a chunk, normed.
-    fn chunk_rows(&self, hidden: &Hidden, chunk: usize) -> TensorResult<Tensor> {
+    fn chunk_rows(&self, tiles: &Tiles, chunk: usize) -> TensorResult<Tensor> {
         let per_tile = self.chunks_per_tile();
         let Range { start, end } = scored(self.context);
         let first = chunk % per_tile * self.context + start;
-        self.decoder.normed(&hidden[chunk / per_tile].narrow(0, first, end - start)?)
+        self.decoder.normed(&tiles[chunk / per_tile].x.narrow(0, first, end - start)?)
     }
 
     /// Files the positions of a chunk, lane by lane, or the lane's error.
@@ -280,17 +304,28 @@ fn scored(context: usize) -> Range<usize> {
     context / 2..context.saturating_sub(1)
 }
 
+/// Lanes part from the first one, which walked the layers below any KV cache for them all.
+fn fork(tiles: &mut [Tiles]) -> TensorResult<()> {
+    let Some((first, others)) = tiles.split_first_mut() else { return Ok(()) };
+    for tiles in others {
+        for (tile, walked) in tiles.iter_mut().zip(first.iter()) {
+            tile.x = walked.x.narrow(0, 0, tile.x.dim(0)?)?;
+        }
+    }
+    Ok(())
+}
+
 /// One layer of one tile.
 fn step(
     layer: &ReadyLayer,
     index: usize,
-    tile: &Tensor,
+    tile: &mut Tile,
     context: usize,
-    scheme: Effective,
-) -> Result<Tensor, LaneError> {
-    let next = layer.run(tile, context, &mut LaneCache::new(scheme))?;
-    match trace_span!("checks").in_scope(|| read(&next, all_finite))? {
-        true => Ok(next),
+) -> Result<(), LaneError> {
+    let at = At { start: 0, tokens: context };
+    tile.x = layer.run(&tile.x, tile.per_layer.as_ref(), at, &mut tile.cache)?;
+    match trace_span!("checks").in_scope(|| read(&tile.x, all_finite))? {
+        true => Ok(()),
         false => Err(LaneError::Hidden { layer: index }),
     }
 }
@@ -370,7 +405,7 @@ impl HeadBlock<'_> {
     }
 
     /// Walks the vocabulary in tiles.
-    fn walk(&self, rows: &Tensor, mut f: impl FnMut(Tile)) -> TensorResult<()> {
+    fn walk(&self, rows: &Tensor, mut f: impl FnMut(VocabTile)) -> TensorResult<()> {
         let vocab = self.decoder.spec.vocab;
         let width = (HEAD_LOGITS / rows.dim(0)?).clamp(1, vocab);
         for start in (0..vocab).step_by(width) {
@@ -379,7 +414,7 @@ impl HeadBlock<'_> {
             let positions = self.targets.len();
             let _span = trace_span!("divergence").entered();
             let finite = read(&logits, |logits| {
-                f(Tile { start: start as u32, logits, positions, width });
+                f(VocabTile { start: start as u32, logits, positions, width });
                 all_finite(&logits[..positions * width])
             })?;
             // a lane's own are seen in its numbers; the baseline's would be blamed on the lanes
@@ -393,7 +428,7 @@ impl HeadBlock<'_> {
 
 /// Logits of some vocabulary entries for a block's rows.
 #[derive(Clone, Copy)]
-struct Tile<'a> {
+struct VocabTile<'a> {
     /// The first entry.
     start: u32,
     logits: &'a [f32],
@@ -401,7 +436,7 @@ struct Tile<'a> {
     width: usize,
 }
 
-impl<'a> Tile<'a> {
+impl<'a> VocabTile<'a> {
     /// Of one lane, the baseline being 0, at one position.
     fn row(self, lane: usize, position: usize) -> &'a [f32] {
         &self.logits[(lane * self.positions + position) * self.width..][..self.width]
@@ -412,7 +447,7 @@ impl<'a> Tile<'a> {
 mod tests {
     use super::*;
     use crate::kv::Scheme;
-    use crate::model::decoder::WeightStorage;
+    use crate::model::decoder::Residency;
     use crate::model::Checkpoint;
     use crate::policy::Source;
     use crate::tiny;
@@ -422,12 +457,13 @@ mod tests {
         tiny::write(file.path(), 1, &[]);
         let path = file.path().into();
         let source = Source { path, sha256: None, tokenizer: None, fetch: None };
-        Checkpoint::open(&source).unwrap().load(WeightStorage::F32).unwrap()
+        Checkpoint::open(&source).unwrap().load(Residency::Resident).unwrap()
     }
 
     fn lane(scheme: &str, chunks: usize) -> Lane {
         let scheme = scheme.parse::<Scheme>().unwrap();
-        Lane { scheme: Effective::new(&scheme, 64).unwrap(), chunks }
+        let layout = decoder().spec.kv_layout();
+        Lane { scheme: Effective::new(&scheme, &layout).unwrap(), chunks }
     }
 
     fn chunk(index: usize) -> Chunk {

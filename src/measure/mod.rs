@@ -7,9 +7,9 @@ pub mod mimic;
 pub mod stats;
 
 use crate::hash;
-use crate::kv::cache::{BlockSizeError, Effective};
+use crate::kv::cache::{BlockSizeError, Effective, LayerKv};
 use crate::kv::Scheme;
-use crate::model::decoder::{Decoder, WeightStorage};
+use crate::model::decoder::{Decoder, Residency};
 use crate::model::{Checkpoint, ModelError};
 use crate::policy::Source;
 use crate::results::{
@@ -45,8 +45,8 @@ pub struct Request<'a> {
     pub baseline: Scheme,
     /// Label and scheme of each lane.
     pub schemes: Vec<(String, Scheme)>,
-    /// How weights are kept; chosen by the memory at hand if not given.
-    pub weights: Option<WeightStorage>,
+    /// Where weights are; chosen by the machine's memory if not given.
+    pub residency: Option<Residency>,
     /// Another engine's habits to take on, for comparisons with its numbers.
     pub mimic: Option<Mimic>,
 }
@@ -115,18 +115,18 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     progress("reading", 0, 0);
     let checkpoint = Checkpoint::open(request.source)?;
     let subject = subject(request, &checkpoint)?;
-    let head_dim = checkpoint.spec.layers[0].attention.head_dim;
-    let baseline = Effective::new(&request.baseline, head_dim).map_err(MeasureError::Baseline)?;
+    let layout = checkpoint.spec.kv_layout();
+    let baseline = Effective::new(&request.baseline, &layout).map_err(MeasureError::Baseline)?;
     let texts =
         request.corpus.iter().map(|path| corpus::read(path)).collect::<Result<Vec<_>, _>>()?;
     let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, request.context, request.chunks)?;
-    let storage = request.weights.unwrap_or_else(|| fitting(checkpoint.spec.parameters()));
-    let decoder = checkpoint.load(storage)?;
+    let residency = request.residency.unwrap_or_else(|| fitting(checkpoint.spec.parameters()));
+    let decoder = checkpoint.load(residency)?;
 
-    let lanes = Lanes::plan(request, baseline, head_dim);
+    let lanes = Lanes::plan(request, &baseline, &layout);
     let report = |done, all| progress("measuring", done, all);
     let mut results =
-        engine::run(&decoder, &chunks, baseline, &lanes.engine, request.mimic, &report);
+        engine::run(&decoder, &chunks, &baseline, &lanes.engine, request.mimic, &report);
     let schemes = results.split_off(lanes.controls());
     if let Some(Err(LaneError::Baseline(why))) = results.first() {
         return Err(MeasureError::BaselineFailed {
@@ -147,7 +147,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
             Some(mimic) => format!("{NUMERICS}, mimicking {}", mimic.name()),
         },
         device: "cpu".into(),
-        weights: storage.name().into(),
+        weights: "f32".into(),
     };
     let baseline_ppl = positions
         .iter()
@@ -155,7 +155,8 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         .chain(results[0].as_deref().ok())
         .next()
         .map_or(f64::NAN, |positions| Statistics::of(positions).baseline_ppl);
-    let controls = controls(baseline, request.mimic, results);
+    let effective = [baseline.to_string(), Effective::bad(&layout).to_string()];
+    let controls = controls(effective, request.mimic, results);
     let run = RunInfo {
         baseline_ppl,
         device: format!("{} CPU threads", rayon::current_num_threads()),
@@ -170,19 +171,20 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
 }
 
 fn subject(request: &Request, checkpoint: &Checkpoint) -> Result<Subject, MeasureError> {
-    let hash = |path: &PathBuf| {
-        hash::of_file(path).map_err(|error| MeasureError::Io { path: path.clone(), error })
-    };
-    let found = hash(&request.source.path)?;
+    let io = |(path, error)| MeasureError::Io { path, error };
+    let found = hash::of_files(checkpoint.files()).map_err(io)?;
     match &request.source.sha256 {
         Some(expected) if *expected != found => Err(MeasureError::Hash {
-            path: request.source.path.clone(),
+            path: checkpoint.path().into(),
             expected: expected.clone(),
             found,
         }),
         _ => Ok(Subject {
             weights_sha256: found,
-            tokenizer_sha256: request.source.tokenizer.as_ref().map(hash).transpose()?,
+            tokenizer_sha256: checkpoint
+                .tokenizer_file()
+                .map(|file| hash::of_files(&[file.into()]).map_err(io))
+                .transpose()?,
             architecture: checkpoint.spec.architecture.clone(),
         }),
     }
@@ -195,17 +197,20 @@ struct Lanes<'a> {
 }
 
 impl<'a> Lanes<'a> {
-    fn plan(request: &'a Request, baseline: Effective, head_dim: usize) -> Self {
+    fn plan(request: &'a Request, baseline: &Effective, layout: &[Option<LayerKv>]) -> Self {
         let schemes: Vec<_> = request
             .schemes
             .iter()
-            .map(|(label, scheme)| (label.as_str(), Effective::new(scheme, head_dim), *scheme))
+            .map(|(label, scheme)| (label.as_str(), Effective::new(scheme, layout), *scheme))
             .collect();
         let control = |scheme| Lane { scheme, chunks: 1 };
-        let mut engine = vec![control(baseline), control(Effective::bad())];
+        let mut engine = vec![control(baseline.clone()), control(Effective::bad(layout))];
         engine.extend(schemes.iter().filter_map(|(_, effective, _)| {
-            let scheme = *effective.as_ref().ok()?;
-            let scheme = request.mimic.map_or(scheme, |mimic| mimic.adapt(scheme));
+            let scheme = effective.as_ref().ok()?.clone();
+            let scheme = match request.mimic {
+                None => scheme,
+                Some(mimic) => mimic.adapt(scheme),
+            };
             Some(Lane { scheme, chunks: request.chunks })
         }));
         Lanes { engine, schemes }
@@ -274,14 +279,19 @@ const BAD_LANE_KLD: f64 = 0.1;
 
 /// What the two control lanes read, each on the first chunk. An engine that stores its baseline in 16
 /// bits has no exact zero.
-fn controls(baseline: Effective, mimic: Option<Mimic>, lanes: Vec<LaneResult>) -> Vec<Control> {
+/// The effective schemes are those of the two lanes.
+fn controls(
+    [baseline, bad]: [String; 2],
+    mimic: Option<Mimic>,
+    lanes: Vec<LaneResult>,
+) -> Vec<Control> {
     let mut lanes = lanes.into_iter();
     let mut control =
-        |name: &str, scheme: Effective, must: String, holds: fn(&Statistics) -> bool| {
+        |name: &str, effective: String, must: String, holds: fn(&Statistics) -> bool| {
             let statistics = lanes.next().and_then(Result::ok).map(|lane| Statistics::of(&lane));
             Control {
                 name: name.into(),
-                effective: scheme.to_string(),
+                effective,
                 mean_kld: statistics.as_ref().map(|s| s.mean_kld),
                 top1_agreement: statistics.as_ref().map(|s| s.top1_agreement),
                 must,
@@ -297,19 +307,19 @@ fn controls(baseline: Effective, mimic: Option<Mimic>, lanes: Vec<LaneResult>) -
                 s.mean_kld.abs() < 1e-5
             }),
         },
-        control("bad lane", Effective::bad(), format!("at least {BAD_LANE_KLD}"), |s| {
+        control("bad lane", bad, format!("at least {BAD_LANE_KLD}"), |s| {
             s.mean_kld >= BAD_LANE_KLD
         }),
     ]
 }
 
-/// f32 where it fits into half of the machine's memory, bf16 otherwise. Not the memory that is free at
-/// the moment: the choice enters the conditions, and the same machine must choose the same.
-fn fitting(parameters: u64) -> WeightStorage {
+/// In memory where f32 weights take no more than half of it, from the file layer by layer otherwise.
+/// Values are the same either way.
+fn fitting(parameters: u64) -> Residency {
     let memory = proc_value("/proc/meminfo", "MemTotal:").unwrap_or(u64::MAX);
-    match parameters * WeightStorage::F32.bytes() <= memory / 2 {
-        true => WeightStorage::F32,
-        false => WeightStorage::Bf16,
+    match parameters * size_of::<f32>() as u64 <= memory / 2 {
+        true => Residency::Resident,
+        false => Residency::Streamed,
     }
 }
 

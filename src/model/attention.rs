@@ -25,6 +25,8 @@ pub(crate) struct Attention {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub scale: f32,
+    /// Scores s become c·tanh(s / c) before anything is hidden.
+    pub softcap: Option<f32>,
     pub window: Option<usize>,
     /// T
     pub queries: usize,
@@ -151,6 +153,9 @@ impl WithSimd for Block<'_> {
             let packed = &packed[head / (op.heads / op.kv_heads)];
             op.load_queries(&q[head * op.head_dim..], width, rows, &mut scratch.q);
             op.scores(simd, packed, &scratch.q, start..end, &mut scratch.weights);
+            if let Some(cap) = op.softcap {
+                soften(&mut scratch.weights, cap);
+            }
             op.mask(&mut scratch.weights, own, start);
             let inverse = softmax(&mut scratch.weights);
             let out = &mut out[head * op.head_dim..];
@@ -243,6 +248,14 @@ impl Attention {
                 }
             }
         }
+    }
+}
+
+/// c·tanh(s / c), from tanh x = 1 - 2 / (e^2x + 1).
+#[inline(always)]
+fn soften(scores: &mut [f32], cap: f32) {
+    for s in scores.iter_mut() {
+        *s = cap - 2.0 * cap / (exp(*s * (2.0 / cap)) + 1.0);
     }
 }
 
@@ -359,7 +372,11 @@ mod tests {
                     let score = |&j: &usize| -> f64 {
                         let products =
                             (0..d).map(|i| at(q, row, self.heads, head, i) * of(k, j, i));
-                        products.sum::<f64>() * f64::from(self.scale)
+                        let score = products.sum::<f64>() * f64::from(self.scale);
+                        match self.softcap.map(f64::from) {
+                            None => score,
+                            Some(cap) => cap * (score / cap).tanh(),
+                        }
                     };
                     let scores: Vec<f64> = seen.iter().map(score).collect();
                     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -401,7 +418,16 @@ mod tests {
 
     fn attention(heads: usize, kv_heads: usize, head_dim: usize, queries: usize) -> Attention {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        Attention { heads, kv_heads, head_dim, scale, window: None, queries, keys: queries }
+        Attention {
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            softcap: None,
+            window: None,
+            queries,
+            keys: queries,
+        }
     }
 
     /// Values reach 2, so an error of this size is rounding.
@@ -430,6 +456,15 @@ mod tests {
             for queries in [1, 33, 100] {
                 is_exact(Attention { window: Some(window), ..attention(4, 2, 64, queries) });
             }
+        }
+    }
+
+    #[test]
+    fn scores_may_be_capped() {
+        for cap in [0.5, 5.0, 50.0] {
+            let op = Attention { softcap: Some(cap), ..attention(4, 2, 64, 33) };
+            is_exact(op);
+            is_exact(Attention { window: Some(9), ..op });
         }
     }
 

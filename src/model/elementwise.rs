@@ -35,7 +35,7 @@ impl RmsNorm {
 }
 
 #[inline(always)]
-fn sum_of_squares(x: &[f32]) -> f32 {
+pub(super) fn sum_of_squares(x: &[f32]) -> f32 {
     let (blocks, rest) = x.as_chunks::<32>();
     let mut sums = [0.0f32; 32];
     for block in blocks {
@@ -126,40 +126,41 @@ fn gelu_argument(g: f32) -> f32 {
     TWICE_ROOT_2_OVER_PI * (g + 0.044_715 * g * g * g)
 }
 
-/// cos and sin of a RoPE for positions 0..n, (n, d/2) each.
+/// cos and sin of a RoPE for positions 0..n, a column for each pair.
 #[derive(Debug)]
 pub(crate) struct RopeTable {
     pairs: Pairs,
+    width: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
 impl RopeTable {
-    /// Frequencies and angles in f32, as HF transformers and llama.cpp compute them.
-    pub fn new(rope: &Rope, head_dim: usize, positions: usize) -> Self {
-        let half = head_dim / 2;
-        let frequency = |i: usize| {
-            let exponent = -2.0 * i as f64 / head_dim as f64;
-            (rope.base.powf(exponent) / rope.factor) as f32
+    /// Angles in f32, as HF transformers and llama.cpp compute them.
+    pub fn new(rope: &Rope, positions: usize) -> Self {
+        let angles: Vec<f64> = (0..positions)
+            .flat_map(|p| rope.frequencies.iter().map(move |f| f64::from(p as f32 * f)))
+            .collect();
+        let scaled = |f: fn(f64) -> f64| -> Vec<f32> {
+            angles.iter().map(|&a| f(a) as f32 * rope.magnitude).collect()
         };
-        let angles = (0..positions)
-            .flat_map(|p| (0..half).map(move |i| f64::from(p as f32 * frequency(i))))
-            .collect::<Vec<_>>();
         RopeTable {
             pairs: rope.pairs,
-            cos: angles.iter().map(|a| a.cos() as f32).collect(),
-            sin: angles.iter().map(|a| a.sin() as f32).collect(),
+            width: rope.frequencies.len(),
+            cos: scaled(f64::cos),
+            sin: scaled(f64::sin),
         }
     }
 
+    /// Turns the first elements of a head; those behind the last pair stay.
     #[inline(always)]
     fn turn(&self, x: &mut [f32], position: usize) {
-        let half = x.len() / 2;
-        let cos = &self.cos[position * half..][..half];
-        let sin = &self.sin[position * half..][..half];
+        let x = &mut x[..2 * self.width];
+        let cos = &self.cos[position * self.width..][..self.width];
+        let sin = &self.sin[position * self.width..][..self.width];
         match self.pairs {
             Pairs::Halves => {
-                let (a, b) = x.split_at_mut(half);
+                let (a, b) = x.split_at_mut(self.width);
                 for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                     (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
                 }
@@ -170,6 +171,52 @@ impl RopeTable {
                 }
             }
         }
+    }
+}
+
+/// x + b for rows.
+#[derive(Debug, Clone)]
+pub(crate) struct Bias(pub Arc<Vec<f32>>);
+
+impl CustomOp1 for Bias {
+    fn name(&self) -> &'static str {
+        "bias"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut out = elements(storage, layout)?.to_vec();
+        for row in out.chunks_exact_mut(self.0.len()) {
+            row.iter_mut().zip(self.0.iter()).for_each(|(x, b)| *x += b);
+        }
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+}
+
+/// x ⊙ σ(g), where the rows of the second tensor hold g from column `start` on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SigmoidGate {
+    pub start: usize,
+}
+
+impl CustomOp2 for SigmoidGate {
+    fn name(&self) -> &'static str {
+        "sigmoid-gate"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let mut out = elements(x, x_layout)?.to_vec();
+        let gate = elements(gate, gate_layout)?;
+        let (width, columns) = (x_layout.dims()[1], gate_layout.dims()[1]);
+        out.par_chunks_mut(ROWS * width)
+            .zip(gate.par_chunks(ROWS * columns))
+            .for_each(|(out, gate)| sigmoid_gate_rows(width, columns, self.start, out, gate));
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
     }
 }
 
@@ -184,7 +231,9 @@ pub(crate) struct Heads {
     pub bias: Option<Arc<Vec<f32>>>,
     pub norm: Option<RmsNorm>,
     pub rope: Option<Arc<RopeTable>>,
-    /// T: row r is at position r mod T.
+    /// Position of each sequence's first row.
+    pub first: usize,
+    /// T: row r is at position `first` + r mod T.
     pub tokens: usize,
 }
 
@@ -273,6 +322,20 @@ vectorized!(fn gate_rows['a](
     }
 });
 
+vectorized!(fn sigmoid_gate_rows['a](
+    width: usize,
+    columns: usize,
+    start: usize,
+    out: &'a mut [f32],
+    gate: &'a [f32]
+) {
+    for (out, gate) in out.chunks_exact_mut(width).zip(gate.chunks_exact(columns)) {
+        for (out, g) in out.iter_mut().zip(&gate[start..][..width]) {
+            *out /= 1.0 + exp(-g);
+        }
+    }
+});
+
 vectorized!(fn head_rows['a](
     heads: &'a Heads,
     first: usize,
@@ -283,7 +346,7 @@ vectorized!(fn head_rows['a](
     let width = heads.heads * heads.head_dim;
     let rows = out.chunks_exact_mut(width).zip(x.chunks_exact(columns));
     for (row, (out, x)) in (first..).zip(rows) {
-        heads.row(&x[heads.start..][..width], out, row % heads.tokens);
+        heads.row(&x[heads.start..][..width], out, heads.first + row % heads.tokens);
     }
 });
 
@@ -378,16 +441,16 @@ mod tests {
         }
     }
 
-    /// Turns a head as the definition says: pair i by the angle position·θ^(-2i/d)/factor.
+    /// Turns a head as the definition says: pair i by the angle position·frequency.
     fn naive_rope(rope: &Rope, x: &mut [f64], position: usize) {
-        let d = x.len();
-        for i in 0..d / 2 {
-            let angle = position as f64 * rope.base.powf(-2.0 * i as f64 / d as f64) / rope.factor;
+        let pairs = rope.frequencies.len();
+        for (i, frequency) in rope.frequencies.iter().enumerate() {
             let (a, b) = match rope.pairs {
                 Pairs::Adjacent => (2 * i, 2 * i + 1),
-                Pairs::Halves => (i, i + d / 2),
+                Pairs::Halves => (i, i + pairs),
             };
-            let (sin, cos) = angle.sin_cos();
+            let (sin, cos) = (position as f64 * f64::from(*frequency)).sin_cos();
+            let (sin, cos) = (sin * f64::from(rope.magnitude), cos * f64::from(rope.magnitude));
             (x[a], x[b]) = (x[a] * cos - x[b] * sin, x[a] * sin + x[b] * cos);
         }
     }
@@ -399,15 +462,20 @@ mod tests {
         let x = random(MANY * columns);
         let bias = Arc::new(random(width));
         for pairs in [Pairs::Adjacent, Pairs::Halves] {
-            for (with_bias, with_norm, factor) in [(false, false, 1.0), (true, true, 8.0)] {
-                let rope = Rope { base: 10_000.0, factor, pairs };
+            // over the whole head, and over a part of it with a pair that stands still
+            let whole = (0..head_dim / 2).map(|i| 0.1f32.powi(i as i32)).collect();
+            for (with_bias, with_norm, frequencies, magnitude) in
+                [(false, false, whole, 1.0), (true, true, vec![1.0, 0.3, 0.0], 1.25)]
+            {
+                let rope = Rope { base: 10.0, frequencies, magnitude, pairs };
                 let op = Heads {
                     start,
                     heads,
                     head_dim,
                     bias: with_bias.then(|| bias.clone()),
                     norm: with_norm.then(|| norm(head_dim)),
-                    rope: Some(Arc::new(RopeTable::new(&rope, head_dim, tokens))),
+                    rope: Some(Arc::new(RopeTable::new(&rope, 5 + tokens))),
+                    first: 5,
                     tokens,
                 };
                 let finished = |(r, row): (usize, &[f64])| -> Vec<f64> {
@@ -420,7 +488,7 @@ mod tests {
                         if let Some(norm) = &op.norm {
                             *head = naive_norm(norm, head);
                         }
-                        naive_rope(&rope, head, r % tokens);
+                        naive_rope(&rope, head, 5 + r % tokens);
                     }
                     heads.concat()
                 };

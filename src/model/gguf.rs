@@ -1,49 +1,46 @@
 //! GGUF files: metadata and tensors, with errors that name file, key and tensor.
 //!
-//! Parsing and block dequantization are candle's; this adds what a gate needs: shapes are checked
-//! against the configuration before anything is read, and a weight that is not finite is an error.
+//! Parsing and block dequantization are candle's; this adds what a gate needs: a truncated file is
+//! told before anything is read, and rows of a quantized table are read without the rest of it.
 
+use super::config::{Config, Fact, Format};
+use super::family::{self, Names};
+use super::tensors::{gathered, Joined, Origin, Tensors};
 use super::ModelError;
+use crate::files;
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 use candle_core::{Device, Tensor};
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{BufReader, Read};
+use memmap2::Mmap;
+use std::collections::BTreeMap;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 /// An open GGUF file whose header has been read.
 pub(crate) struct Gguf {
     path: PathBuf,
-    bytes: u64,
+    bytes: Mmap,
     content: Content,
     architecture: String,
-    /// Names of the tensors that were asked for.
-    read: RefCell<BTreeSet<String>>,
+    names: Names,
 }
 
 impl Gguf {
-    pub fn open(path: &Path, fetch: Option<&str>) -> Result<Self, ModelError> {
-        let io = |error| ModelError::Io { path: path.into(), error };
-        let file = File::open(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => {
-                ModelError::Missing { path: path.into(), fetch: fetch.map(Into::into) }
-            }
-            _ => io(error),
-        })?;
-        let bytes = file.metadata().map_err(io)?.len();
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let bytes =
+            files::map(path).map_err(|error| ModelError::Io { path: path.into(), error })?;
         let malformed = |message| ModelError::Malformed { path: path.into(), message };
-        if has_zero_alignment(path).map_err(io)? {
+        if has_zero_alignment(&bytes) {
             return Err(malformed("general.alignment is 0".into()));
         }
         let content =
-            Content::read(&mut BufReader::new(file)).map_err(|e| malformed(e.to_string()))?;
+            Content::read(&mut Cursor::new(&bytes[..])).map_err(|e| malformed(e.to_string()))?;
         let architecture = match content.metadata.get("general.architecture") {
             Some(Value::String(name)) => name.clone(),
             _ => return Err(malformed("it has no general.architecture".into())),
         };
-        let gguf =
-            Gguf { path: path.into(), bytes, content, architecture, read: RefCell::default() };
+        let names = family::gguf_names(path, &architecture)?;
+        let gguf = Gguf { path: path.into(), bytes, content, architecture, names };
         gguf.check_extents()?;
         Ok(gguf)
     }
@@ -63,11 +60,11 @@ impl Gguf {
                 .and_then(|size| size.checked_add(info.offset))
                 .and_then(|end| end.checked_add(self.content.tensor_data_offset));
             match end {
-                Some(end) if end <= self.bytes => {}
+                Some(end) if end <= self.bytes.len() as u64 => {}
                 _ => {
                     return Err(self.malformed(format!(
                         "tensor `{name}` ends beyond the file's {} bytes (truncated?)",
-                        self.bytes
+                        self.bytes.len()
                     )))
                 }
             }
@@ -75,44 +72,26 @@ impl Gguf {
         Ok(())
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    pub fn architecture(&self) -> &str {
-        &self.architecture
+        self.bytes.len() as u64
     }
 
     /// Storage types of the tensors with their counts.
-    pub fn dtypes(&self) -> Vec<(String, usize)> {
+    pub fn dtypes(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for info in self.content.tensor_infos.values() {
             *counts.entry(format!("{:?}", info.ggml_dtype)).or_insert(0) += 1;
         }
-        counts.into_iter().collect()
+        counts
     }
 
     fn malformed(&self, message: String) -> ModelError {
         ModelError::Malformed { path: self.path.clone(), message }
     }
 
-    /// An error about a metadata key.
+    /// An error about a metadata key by its full name.
     pub fn bad_key(&self, key: &str, message: impl Into<String>) -> ModelError {
         ModelError::Metadata { path: self.path.clone(), key: key.into(), message: message.into() }
-    }
-
-    /// An error about something that this version cannot do.
-    pub fn unsupported(&self, what: impl Into<String>) -> ModelError {
-        ModelError::Unsupported { path: self.path.clone(), what: what.into() }
-    }
-
-    /// The key with the architecture's prefix.
-    fn own(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture)
     }
 
     /// A metadata value by its full key.
@@ -120,143 +99,124 @@ impl Gguf {
         self.content.metadata.get(key)
     }
 
-    /// An unsigned integer of the architecture, such as `block_count`.
-    pub fn number(&self, key: &str) -> Result<usize, ModelError> {
-        self.optional_number(key)?.ok_or_else(|| self.bad_key(&self.own(key), "is missing"))
-    }
-
-    pub fn optional_number(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        self.any_number(&self.own(key))
-    }
-
     /// An unsigned integer by its full key.
     pub fn any_number(&self, key: &str) -> Result<Option<usize>, ModelError> {
-        let number = match self.value(key) {
-            None => return Ok(None),
-            Some(Value::U8(v)) => Some(u64::from(*v)),
-            Some(Value::U16(v)) => Some(u64::from(*v)),
-            Some(Value::U32(v)) => Some(u64::from(*v)),
-            Some(Value::U64(v)) => Some(*v),
-            Some(Value::I32(v)) => u64::try_from(*v).ok(),
-            Some(Value::I64(v)) => u64::try_from(*v).ok(),
-            Some(_) => None,
-        };
-        match number.filter(|&n| n <= 1 << 32) {
-            Some(n) => Ok(Some(n as usize)),
-            None => Err(self.bad_key(key, "must be an unsigned integer")),
-        }
-    }
-
-    /// A float of the architecture, such as `rope.freq_base`.
-    pub fn optional_float(&self, key: &str) -> Result<Option<f64>, ModelError> {
-        let key = self.own(key);
-        match self.value(&key) {
+        match self.value(key).map(fact) {
             None => Ok(None),
-            Some(Value::F32(v)) if v.is_finite() => Ok(Some(f64::from(*v))),
-            Some(Value::F64(v)) if v.is_finite() => Ok(Some(*v)),
-            Some(_) => Err(self.bad_key(&key, "must be a finite float")),
+            Some(Fact::Integer(n)) if (0..=1 << 32).contains(&n) => Ok(Some(n as usize)),
+            Some(_) => Err(self.bad_key(key, "must be an unsigned integer")),
         }
     }
 
-    pub fn float(&self, key: &str) -> Result<f64, ModelError> {
-        self.optional_float(key)?.ok_or_else(|| self.bad_key(&self.own(key), "is missing"))
-    }
-
-    /// A text of the architecture, such as `rope.scaling.type`.
-    pub fn optional_text(&self, key: &str) -> Option<&str> {
-        match self.value(&self.own(key)) {
-            Some(Value::String(s)) => Some(s),
-            _ => None,
-        }
-    }
-
-    pub fn has_tensor(&self, name: &str) -> bool {
-        self.content.tensor_infos.contains_key(name)
-    }
-
-    fn info(&self, name: &str) -> Result<&TensorInfo, ModelError> {
-        self.content.tensor_infos.get(name).ok_or_else(|| ModelError::MissingTensor {
+    fn info(&self, own: &str) -> Result<&TensorInfo, ModelError> {
+        self.content.tensor_infos.get(own).ok_or_else(|| ModelError::MissingTensor {
             path: self.path.clone(),
-            tensor: name.into(),
+            tensor: own.into(),
         })
     }
+}
 
-    /// The number of layers. The last one must be there: a damaged count is told before layers are
-    /// made by it.
-    pub fn layers(&self) -> Result<usize, ModelError> {
-        let count = self.number("block_count")?;
-        if let Some(last) = count.checked_sub(1) {
-            self.info(&format!("blk.{last}.attn_norm.weight"))?;
-        }
-        Ok(count)
+fn fact(value: &Value) -> Fact {
+    match value {
+        Value::Bool(v) => Fact::Bool(*v),
+        Value::U8(v) => Fact::Integer((*v).into()),
+        Value::I8(v) => Fact::Integer((*v).into()),
+        Value::U16(v) => Fact::Integer((*v).into()),
+        Value::I16(v) => Fact::Integer((*v).into()),
+        Value::U32(v) => Fact::Integer((*v).into()),
+        Value::I32(v) => Fact::Integer((*v).into()),
+        Value::U64(v) => Fact::Integer((*v).into()),
+        Value::I64(v) => Fact::Integer((*v).into()),
+        Value::F32(v) => Fact::Float((*v).into()),
+        Value::F64(v) => Fact::Float(*v),
+        Value::String(v) => Fact::Text(v.clone()),
+        Value::Array(list) => Fact::List(list.iter().map(fact).collect()),
+    }
+}
+
+impl Config for Gguf {
+    fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Rows of a matrix, such as the vocabulary of the embedding.
-    pub fn rows(&self, name: &str) -> Result<usize, ModelError> {
-        Ok(self.info(name)?.shape.dims().first().copied().unwrap_or(0))
+    fn format(&self) -> Format {
+        Format::Gguf
     }
 
-    /// Tensors that nobody asked for, in order.
-    pub fn unread(&self) -> Vec<String> {
-        let read = self.read.borrow();
-        let mut names: Vec<_> = self
-            .content
-            .tensor_infos
-            .keys()
-            .filter(|name| !read.contains(*name))
-            .cloned()
-            .collect();
-        names.sort();
-        names
+    fn architecture(&self) -> &str {
+        &self.architecture
     }
 
-    /// Reads a tensor of the given shape, dequantized to f32.
-    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
-        let info = self.info(name)?;
-        self.read.borrow_mut().insert(name.into());
-        if info.shape.dims() != shape {
-            return Err(ModelError::Shape {
-                path: self.path.clone(),
-                tensor: name.into(),
-                expected: shape.into(),
-                found: info.shape.dims().into(),
-            });
+    fn lookup(&self, key: &str) -> Option<Fact> {
+        self.value(&self.full_name(key)).map(fact)
+    }
+
+    fn full_name(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+}
+
+impl Tensors for Gguf {
+    fn origin(&self, name: &str) -> Origin {
+        let own = self.names.own(name).unwrap_or_else(|| name.into());
+        match own.strip_suffix("ffn_gate_up_exps.weight") {
+            Some(block) if self.shape(&own).is_none() => Origin {
+                parts: ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.weight")).into(),
+                joined: Joined::Along(1),
+                ..Origin::one("")
+            },
+            _ => Origin::one(own),
         }
-        let mut file = File::open(&self.path)
-            .map_err(|error| ModelError::Io { path: self.path.clone(), error })?;
-        let tensor = info
-            .read(&mut file, self.content.tensor_data_offset, &Device::Cpu)
-            .and_then(|q| q.dequantize(&Device::Cpu))
-            .map_err(|e| self.malformed(format!("tensor `{name}`: {e}")))?;
-        match super::ops::first_non_finite(&tensor)? {
-            None => Ok(tensor),
-            Some((index, value)) => Err(ModelError::NotFinite {
-                path: self.path.clone(),
-                tensor: name.into(),
-                index,
-                value,
-            }),
+    }
+
+    fn shape(&self, own: &str) -> Option<Vec<usize>> {
+        self.content.tensor_infos.get(own).map(|info| info.shape.dims().to_vec())
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.content.tensor_infos.keys().cloned().collect()
+    }
+
+    fn read(&self, own: &str) -> Result<Tensor, ModelError> {
+        let offset = self.content.tensor_data_offset;
+        self.info(own)?
+            .read(&mut Cursor::new(&self.bytes[..]), offset, &Device::Cpu)
+            .and_then(|quantized| quantized.dequantize(&Device::Cpu))
+            .map_err(|e| self.malformed(format!("tensor `{own}`: {e}")))
+    }
+
+    fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {
+        let info = self.info(own)?;
+        let dtype = info.ggml_dtype;
+        let width = info.shape.dims2()?.1;
+        if !width.is_multiple_of(dtype.block_size()) {
+            return Err(self.malformed(format!("tensor `{own}`: a row is no whole blocks")));
         }
+        let row_bytes = width / dtype.block_size() * dtype.type_size();
+        let start = (self.content.tensor_data_offset + info.offset) as usize;
+        let table = &self.bytes[start..][..info.shape.dims()[0] * row_bytes];
+        let bytes = gathered(table, row_bytes, ids)?;
+        let quantized = qtensor_from_ggml(dtype, &bytes, vec![ids.len(), width], &Device::Cpu)?;
+        Ok(quantized.dequantize(&Device::Cpu)?)
     }
 }
 
 /// candle 0.11 divides by `general.alignment` unchecked. The key is looked for in the raw header, with
 /// the code of any integer type behind it and a zero of that type's width behind that.
-fn has_zero_alignment(path: &Path) -> std::io::Result<bool> {
-    const HEADER: u64 = 64 << 20;
+fn has_zero_alignment(bytes: &[u8]) -> bool {
+    const HEADER: usize = 64 << 20;
     const KEY: &[u8] = b"general.alignment";
     /// Type codes of U8, I8, U16, I16, U32, I32, U64 and I64, and their widths in bytes.
     const INTEGERS: [(u8, usize); 8] =
         [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (10, 8), (11, 8)];
-    let mut head = Vec::new();
-    File::open(path)?.take(HEADER).read_to_end(&mut head)?;
+    let head = &bytes[..bytes.len().min(HEADER)];
     let Some(at) = head.windows(KEY.len()).position(|w| w == KEY) else {
-        return Ok(false);
+        return false;
     };
     let value = &head[at + KEY.len()..];
     let is_zero = |(code, width): &(u8, usize)| {
         value.starts_with(&[*code, 0, 0, 0])
             && value.get(4..4 + width).is_some_and(|v| v.iter().all(|b| *b == 0))
     };
-    Ok(INTEGERS.iter().any(is_zero))
+    INTEGERS.iter().any(is_zero)
 }

@@ -4,26 +4,42 @@
 //! has a forward pass of its own.
 
 mod attention;
+mod config;
 pub mod decoder;
+mod delta_net;
 mod elementwise;
 pub mod error;
+mod experts;
 mod family;
 mod gguf;
+mod hf;
+mod layer;
 pub(crate) mod ops;
 pub mod spec;
+mod tensors;
 pub mod tokenizer;
 
 pub use error::ModelError;
 
 use crate::policy::Source;
-use decoder::{Decoder, WeightStorage};
+use decoder::{Decoder, Residency};
+use gguf::Gguf;
+use hf::HfCheckpoint;
 use spec::Spec;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tensors::Tensors;
 use tokenizer::Tokenizer;
 
-/// A checkpoint that is open: its configuration and tokenizer are read, its weights are not yet.
+/// A checkpoint that is open: its configuration and tokenizer are read and its tensors are known to be
+/// there, in the shapes that they must have. Weights are not read yet.
 pub struct Checkpoint {
-    file: gguf::Gguf,
+    tensors: Arc<dyn Tensors>,
+    path: PathBuf,
+    files: Vec<PathBuf>,
+    tokenizer_file: Option<PathBuf>,
+    bytes: u64,
+    dtypes: Vec<(String, usize)>,
     /// What the decoder will be.
     pub spec: Spec,
     /// The checkpoint's own tokenizer, or the one that the policy names.
@@ -31,35 +47,83 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a checkpoint, reads its header and builds its tokenizer.
+    /// Opens a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
     ///
     /// # Errors
-    /// Files that are missing, truncated or of an unknown architecture or tokenizer.
+    /// Files that are missing, truncated or of an unknown architecture or tokenizer; tensors that are
+    /// missing, of another shape, or more than the architecture has.
     pub fn open(source: &Source) -> Result<Self, ModelError> {
-        let file = gguf::Gguf::open(&source.path, source.fetch.as_deref())?;
+        let path = &source.path;
+        if !path.exists() {
+            return Err(ModelError::Missing { path: path.clone(), fetch: source.fetch.clone() });
+        }
+        match path.is_dir() {
+            true => Self::open_folder(path, source.tokenizer.as_deref()),
+            false => Self::open_gguf(path, source.tokenizer.as_deref()),
+        }
+    }
+
+    fn open_gguf(path: &Path, tokenizer: Option<&Path>) -> Result<Self, ModelError> {
+        let file = Gguf::open(path)?;
         let spec = family::spec(&file)?;
-        let tokenizer = match &source.tokenizer {
-            Some(path) => Tokenizer::from_file(path)?,
-            None => Tokenizer::from_gguf(&file)?,
-        };
-        Ok(Checkpoint { file, spec, tokenizer })
+        decoder::check(&spec, &file)?;
+        Ok(Checkpoint {
+            path: path.into(),
+            files: vec![path.into()],
+            bytes: file.bytes(),
+            dtypes: file.dtypes().into_iter().collect(),
+            tokenizer: match tokenizer {
+                Some(path) => Tokenizer::from_file(path)?,
+                None => Tokenizer::from_gguf(&file)?,
+            },
+            tokenizer_file: tokenizer.map(Into::into),
+            tensors: Arc::new(file),
+            spec,
+        })
     }
 
-    /// Size of the weights file in bytes, and the storage types of its tensors with their counts.
-    pub fn contents(&self) -> (u64, Vec<(String, usize)>) {
-        (self.file.bytes(), self.file.dtypes())
+    fn open_folder(path: &Path, tokenizer: Option<&Path>) -> Result<Self, ModelError> {
+        let folder = HfCheckpoint::open(path)?;
+        let spec = family::spec(&folder)?;
+        decoder::check(&spec, &folder)?;
+        let tokenizer = tokenizer.map_or_else(|| path.join("tokenizer.json"), Into::into);
+        Ok(Checkpoint {
+            path: path.into(),
+            files: folder.files(),
+            bytes: folder.bytes(),
+            dtypes: folder.dtypes().into_iter().collect(),
+            tokenizer: Tokenizer::from_file(&tokenizer)?,
+            tokenizer_file: Some(tokenizer),
+            tensors: Arc::new(folder),
+            spec,
+        })
     }
 
-    /// The weights file.
+    /// Size of the weights in bytes, and the storage types of their tensors with their counts.
+    pub fn contents(&self) -> (u64, &[(String, usize)]) {
+        (self.bytes, &self.dtypes)
+    }
+
+    /// The weights file, or the folder.
     pub fn path(&self) -> &Path {
-        self.file.path()
+        &self.path
     }
 
-    /// Reads the weights, dequantized to f32 or kept as bf16.
+    /// The files that hold configuration and weights.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// The file with the tokenizer, unless the weights file holds it.
+    pub fn tokenizer_file(&self) -> Option<&Path> {
+        self.tokenizer_file.as_deref()
+    }
+
+    /// Reads the weights in f32, all of them or those outside of the layers.
     ///
     /// # Errors
-    /// Missing tensors, wrong shapes, values that are not finite: each names the tensor.
-    pub fn load(&self, storage: WeightStorage) -> Result<Decoder, ModelError> {
-        Decoder::load(&self.spec, &self.file, storage)
+    /// Values that are not finite: each names the tensor.
+    pub fn load(&self, residency: Residency) -> Result<Decoder, ModelError> {
+        Decoder::load(&self.spec, self.tensors.clone(), residency)
     }
 }

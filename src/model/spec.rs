@@ -1,6 +1,8 @@
 //! What a decoder is made of: the facts that a family file reads from a checkpoint's configuration.
 
-/// A decoder-only transformer.
+use crate::kv::cache::LayerKv;
+
+/// A decoder-only language model.
 #[derive(Debug, Clone)]
 pub struct Spec {
     /// Architecture as the checkpoint names it.
@@ -17,24 +19,48 @@ pub struct Spec {
     pub tied_head: bool,
     /// ε of every RMS norm.
     pub norm_eps: f32,
+    /// Logits are capped to c·tanh(logits / c).
+    pub final_softcap: Option<f32>,
+    /// Inputs of their own for each layer (Gemma 4 E2B and E4B).
+    pub per_layer_inputs: Option<PerLayerInputs>,
     /// One entry a layer, bottom first.
     pub layers: Vec<Layer>,
 }
 
-/// One layer: attention, then a gated MLP, each with a norm before and perhaps one after.
+/// A second embedding, with a vector for each token and layer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Layer {
-    /// Its attention.
-    pub attention: Attention,
-    /// Width of the MLP.
-    pub mlp: usize,
-    /// Activation of the MLP's gate.
-    pub activation: Activation,
-    /// Gemma normalises what attention and MLP add to the residual stream, too.
-    pub post_norms: bool,
+pub struct PerLayerInputs {
+    /// Width of a layer's vector.
+    pub width: usize,
+    /// Rows of its table.
+    pub vocab: usize,
 }
 
-/// Softmax attention whose keys and values are cached: K after norm and RoPE, V as projected.
+/// One layer: a mixer of tokens, then a feed-forward part, each with a norm before and perhaps after.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layer {
+    /// What mixes tokens.
+    pub mixer: Mixer,
+    /// What follows.
+    pub feed_forward: FeedForward,
+    /// Activation of gated MLPs.
+    pub activation: Activation,
+    /// Gemma normalises what mixer and feed-forward part add to the residual stream, too.
+    pub post_norms: bool,
+    /// Gemma 4 multiplies the residual stream by a learned number behind each layer.
+    pub scaled: bool,
+}
+
+/// What mixes tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Mixer {
+    /// Softmax attention over cached K and V.
+    Attention(Attention),
+    /// Gated delta rule: a recurrent state, no KV cache.
+    DeltaNet(DeltaNet),
+}
+
+/// Softmax attention whose keys and values are cached: K after norm and RoPE, V without RoPE.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attention {
     /// Query heads.
@@ -45,33 +71,123 @@ pub struct Attention {
     pub head_dim: usize,
     /// Scores are multiplied by this.
     pub scale: f32,
+    /// Scores are capped to c·tanh(scores / c) before the softmax (Gemma 2).
+    pub softcap: Option<f32>,
     /// A query sees this many keys, its own included; none: all that came before.
     pub window: Option<usize>,
+    /// Where K and V come from.
+    pub kv: Kv,
     /// Whether Q, K and V have biases.
     pub qkv_bias: bool,
+    /// Whether the output projection has a bias.
+    pub output_bias: bool,
     /// Whether each head of Q and K passes an RMS norm before RoPE.
     pub qk_norm: bool,
+    /// Whether each head of V passes an RMS norm without weights (Gemma 4).
+    pub v_norm: bool,
+    /// Whether the output is multiplied by σ of a projection of the layer's input (Qwen 3.5).
+    pub gated: bool,
     /// Rotary position embedding of Q and K.
     pub rope: Rope,
 }
 
-/// Rotary position embedding over the whole head.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rope {
-    /// Base θ of the frequencies θ^(-2i/d).
-    pub base: f64,
-    /// Frequencies are divided by this (linear scaling).
-    pub factor: f64,
-    /// Which elements turn together.
-    pub pairs: Pairs,
+/// Where an attention layer's K and V come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kv {
+    /// A projection each.
+    Projected,
+    /// One projection: V is K before its norm and RoPE.
+    KeyIsValue,
+    /// The cache of another layer below, which this one reads and never writes.
+    Shared {
+        /// The layer that owns it.
+        owner: usize,
+    },
 }
 
-/// Which elements of a head are rotated together.
+/// Gated delta rule over heads of q and k that several heads of v share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeltaNet {
+    /// Heads of q and k.
+    pub key_heads: usize,
+    /// Heads of v; each has a state of (key_dim, value_dim).
+    pub value_heads: usize,
+    /// Elements in a head of q and k.
+    pub key_dim: usize,
+    /// Elements in a head of v.
+    pub value_dim: usize,
+    /// Tokens that the causal convolution before q, k and v spans.
+    pub kernel: usize,
+    /// Which key head a value head reads.
+    pub order: HeadOrder,
+}
+
+/// How value heads are laid out beside their key heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadOrder {
+    /// Value head h reads key head h / (value_heads / key_heads): transformers.
+    Grouped,
+    /// Value head h reads key head h mod key_heads: GGUF, whose converter reorders.
+    Tiled,
+}
+
+/// The part of a layer behind its mixer.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FeedForward {
+    /// A gated MLP.
+    Dense(Mlp),
+    /// A choice of experts for each token, and an expert that always works.
+    Experts(Experts),
+    /// Both side by side, each with norms of its own (Gemma 4's 26B-A4B).
+    Both(Mlp, Experts),
+}
+
+/// A gated MLP: down(act(gate(x)) ⊙ up(x)).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mlp {
+    /// Width between up and down.
+    pub width: usize,
+    /// Whether gate, up and down have biases.
+    pub bias: bool,
+}
+
+/// A mixture of gated MLPs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Experts {
+    /// Experts in all.
+    pub count: usize,
+    /// Experts that work for a token.
+    pub used: usize,
+    /// Width of an expert between up and down.
+    pub width: usize,
+    /// Whether the weights of those that work are divided by their sum.
+    pub normalised: bool,
+    /// Width of the expert that works for every token, weighed by σ of a projection.
+    pub shared: Option<usize>,
+    /// Gemma 4's router: its input is normalised and scaled, each expert's weight is scaled.
+    pub scaled_router: bool,
+}
+
+/// Rotary position embedding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Base θ, for people: scaling and partial rotation are in the frequencies.
+    pub base: f64,
+    /// Which elements turn together.
+    pub pairs: Pairs,
+    /// Radians per position of each pair, from the head's first; 0 leaves a pair as it is. Elements
+    /// behind the last pair are not turned either.
+    pub frequencies: Vec<f32>,
+    /// cos and sin are multiplied by this (YaRN's attention factor).
+    pub magnitude: f32,
+}
+
+/// Which elements of a head are rotated together; n is twice the number of pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pairs {
     /// (2i, 2i+1): GGUF's `llama`, whose converter permutes Q and K.
     Adjacent,
-    /// (i, i + d/2): everything else.
+    /// (i, i + n/2): everything else.
     Halves,
 }
 
@@ -84,6 +200,16 @@ pub enum Activation {
     GeluTanh,
 }
 
+impl Layer {
+    /// The layer's attention, if it has one.
+    pub fn attention(&self) -> Option<&Attention> {
+        match &self.mixer {
+            Mixer::Attention(attention) => Some(attention),
+            Mixer::DeltaNet(_) => None,
+        }
+    }
+}
+
 impl Attention {
     /// Elements of K (and of V) that one token adds to the cache.
     pub fn kv_width(&self) -> usize {
@@ -94,25 +220,67 @@ impl Attention {
     pub fn q_width(&self) -> usize {
         self.heads * self.head_dim
     }
+
+    /// Whether the layer writes into the cache.
+    pub fn owns_kv(&self) -> bool {
+        !matches!(self.kv, Kv::Shared { .. })
+    }
+}
+
+impl DeltaNet {
+    /// Elements of q (and of k) for one token.
+    pub fn key_width(&self) -> usize {
+        self.key_heads * self.key_dim
+    }
+
+    /// Elements of v for one token.
+    pub fn value_width(&self) -> usize {
+        self.value_heads * self.value_dim
+    }
+
+    /// Channels of the convolution: q, k and v.
+    pub fn channels(&self) -> usize {
+        2 * self.key_width() + self.value_width()
+    }
+
+    /// Bytes of a sequence's state, which is f32 whatever the scheme.
+    pub fn state_bytes(&self) -> usize {
+        let convolution = self.channels() * (self.kernel - 1);
+        size_of::<f32>() * (convolution + self.key_dim * self.value_width())
+    }
 }
 
 impl Spec {
+    /// What each layer keeps in the KV cache; none for layers that own none.
+    pub fn kv_layout(&self) -> Vec<Option<LayerKv>> {
+        let shared = |index: usize| {
+            self.layers
+                .iter()
+                .filter_map(Layer::attention)
+                .any(|a| a.kv == Kv::Shared { owner: index })
+        };
+        let layers = self.layers.iter().enumerate();
+        layers
+            .map(|(index, layer)| {
+                let attention = layer.attention().filter(|a| a.owns_kv())?;
+                Some(LayerKv {
+                    head_dim: attention.head_dim,
+                    window: attention.window,
+                    shared: shared(index),
+                })
+            })
+            .collect()
+    }
+
+    /// Layers below the first one that owns a KV cache: there, all lanes are still one.
+    pub fn layers_before_kv(&self) -> usize {
+        let owns = |layer: &Layer| layer.attention().is_some_and(Attention::owns_kv);
+        self.layers.iter().position(owns).unwrap_or(self.layers.len())
+    }
+
     /// Number of parameters that the specification implies.
     pub fn parameters(&self) -> u64 {
-        let layers: usize = self
-            .layers
-            .iter()
-            .map(|layer| {
-                let a = &layer.attention;
-                let qkv = a.q_width() + 2 * a.kv_width();
-                let norms = (if layer.post_norms { 4 } else { 2 }) * self.hidden
-                    + if a.qk_norm { 2 * a.head_dim } else { 0 };
-                self.hidden * (qkv + a.q_width() + 3 * layer.mlp)
-                    + norms
-                    + if a.qkv_bias { qkv } else { 0 }
-            })
-            .sum();
-        let tables = if self.tied_head { 1 } else { 2 };
-        (layers + tables * self.vocab * self.hidden + self.hidden) as u64
+        let shapes = super::decoder::declared(self);
+        shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
     }
 }

@@ -5,6 +5,7 @@
 //! `tokenizers` crate. An unknown pre-tokenizer is an error: a wrong one gives plausible tokens and
 //! wrong numbers.
 
+use super::config::Config;
 use super::gguf::Gguf;
 use super::ModelError;
 use candle_core::quantized::gguf_file::Value;

@@ -1,6 +1,7 @@
 //! What tests of the parts share: the real models and the fixtures.
 #![allow(dead_code)] // each test target uses its own part
 
+pub mod forward;
 pub mod program;
 pub mod tiny;
 

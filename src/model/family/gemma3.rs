@@ -1,51 +1,67 @@
-//! `gemma3`: norms on Q, K and around both halves of a layer, embeddings scaled by √hidden, and five
-//! sliding layers to each full one, with a RoPE of their own.
+//! `gemma3`: Gemma 2 with norms on Q and K instead of caps, five sliding layers to each full one, and a
+//! RoPE of its own for each kind.
 
-use super::{attention, common};
-use crate::model::gguf::Gguf;
-use crate::model::spec::{Activation, Attention, Layer, Pairs, Rope, Spec};
+use super::gemma2::{reaches, scale_27b, HF_NAMES};
+use super::rope::{rope, Wanted, USUAL};
+use super::{activation, attention, common, layer_count, mlp, names, scale, Family, Reach};
+use super::{GEMMA_ACTIVATION, WINDOW};
+use crate::model::config::{Config, Format, Key};
+use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec};
+use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
-/// Every sixth layer is full, the others slide.
-const PATTERN: usize = 6;
+pub(super) const FAMILY: Family = Family {
+    gguf: &["gemma3"],
+    hf: &["gemma3_text", "gemma3"],
+    gguf_names: names::GGUF,
+    hf_names: HF_NAMES,
+    spec,
+};
 
-/// θ of sliding layers where the file names none.
-const SLIDING_BASE: f64 = 10_000.0;
+/// Every sixth layer is full where the file says nothing.
+const PATTERN: Key = Key { gguf: "attention.sliding_window_pattern", hf: "sliding_window_pattern" };
+const USUAL_PATTERN: usize = 6;
 
-/// Layers of the 27B model, the only one whose score scale is not 1/√head_dim.
+/// Layers of the 27B model, the only one whose scores are not scaled by 1/√d; GGUF does not record it.
 const LAYERS_27B: usize = 62;
 
-pub(super) fn spec(file: &Gguf) -> Result<Spec, ModelError> {
+fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+    let config: &dyn Config = file;
     let spec = common(file)?;
-    if file.optional_float("final_logit_softcapping")?.is_some_and(|c| c != 0.0) {
-        return Err(file.unsupported("a soft cap on the logits"));
-    }
-    let count = file.layers()?;
-    let pattern = file.optional_number("attention.sliding_window_pattern")?.unwrap_or(PATTERN);
-    let full = Attention { qk_norm: true, ..attention(file, spec.hidden, Pairs::Halves)? };
-    let scale = match count {
-        LAYERS_27B => ((spec.hidden / full.heads.max(1)) as f32).powf(-0.5),
-        _ => full.scale,
+    activation(config, GEMMA_ACTIVATION, "gelu_pytorch_tanh")?;
+    let count = layer_count(file)?;
+    let full = attention(config, spec.hidden, |dim| rope(file, &USUAL, dim))?;
+    let scale = match (file.format(), count) {
+        (Format::Gguf, LAYERS_27B) => scale_27b(spec.hidden, full.heads),
+        _ => scale(config, &full)?,
     };
-    let full = Attention { scale, ..full };
+    let full = Attention { scale, qk_norm: true, ..full };
+    let local = Wanted { reach: Reach::Sliding, ..USUAL };
     let sliding = Attention {
-        window: Some(file.number("attention.sliding_window")?),
-        rope: Rope {
-            base: file.optional_float("rope.freq_base_swa")?.unwrap_or(SLIDING_BASE),
-            factor: 1.0,
-            pairs: Pairs::Halves,
-        },
+        window: Some(config.number(WINDOW)?),
+        rope: rope(file, &local, full.head_dim)?,
         ..full.clone()
     };
-    let mlp = file.number("feed_forward_length")?;
-    let layers = (1..=count)
-        .map(|n| Layer {
-            attention: if n % pattern.max(1) == 0 { full.clone() } else { sliding.clone() },
-            mlp,
-            activation: Activation::GeluTanh,
-            post_norms: true,
-        })
-        .collect();
-    let embed_scale = (spec.hidden as f32).sqrt();
-    Ok(Spec { embed_scale, layers, ..spec })
+    let mlp = mlp(config)?;
+    let layer = |reach| Layer {
+        mixer: Mixer::Attention(match reach {
+            Reach::Full => full.clone(),
+            Reach::Sliding => sliding.clone(),
+        }),
+        feed_forward: FeedForward::Dense(mlp.clone()),
+        activation: Activation::GeluTanh,
+        post_norms: true,
+        scaled: false,
+    };
+    let layers = kinds(config, count)?.into_iter().map(layer).collect();
+    Ok(Spec { embed_scale: (spec.hidden as f32).sqrt(), layers, ..spec })
+}
+
+fn kinds(config: &dyn Config, count: usize) -> Result<Vec<Reach>, ModelError> {
+    let kind = |sliding: bool| if sliding { Reach::Sliding } else { Reach::Full };
+    if let Some(flags) = config.flags(PATTERN, count)? {
+        return Ok(flags.into_iter().map(kind).collect());
+    }
+    let pattern = config.optional_number(PATTERN)?.unwrap_or(USUAL_PATTERN).max(1);
+    reaches(config, count, |i| kind(!(i + 1).is_multiple_of(pattern)))
 }

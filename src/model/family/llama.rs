@@ -1,21 +1,44 @@
 //! `llama`: Llama, SmolLM2 and their kin.
 
-use super::{attention, common};
-use crate::model::gguf::Gguf;
-use crate::model::spec::{Activation, Layer, Pairs, Spec};
+use super::rope::{rope, Wanted, USUAL};
+use super::{activation, attention, common, layer_count, mlp, names, Family};
+use super::{ACTIVATION, ATTENTION_BIAS, EXPERTS, MLP_BIAS};
+use crate::model::config::{Config, Format};
+use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Mlp, Pairs, Spec};
+use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
-pub(super) fn spec(file: &Gguf) -> Result<Spec, ModelError> {
+pub(super) const FAMILY: Family =
+    Family { gguf: &["llama"], hf: &["llama"], gguf_names: names::GGUF, hf_names: names::HF, spec };
+
+fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+    let config: &dyn Config = file;
     let spec = common(file)?;
-    if file.optional_number("expert_count")?.unwrap_or(0) > 0 {
-        return Err(file.unsupported("a mixture of experts under `llama`"));
+    activation(config, ACTIVATION, "silu")?;
+    if config.optional_number(EXPERTS)?.unwrap_or(0) > 0 {
+        return Err(config.unsupported("a mixture of experts under `llama`"));
     }
+    // the GGUF converter permuted Q and K to adjacent pairs
+    let pairs = if file.format() == Format::Gguf { Pairs::Adjacent } else { Pairs::Halves };
+    let bias = match file.format() {
+        Format::Gguf => file.has("blk.0.attn_q.bias"),
+        Format::Hf => config.flag(ATTENTION_BIAS)?,
+    };
+    let mlp_bias = match file.format() {
+        Format::Gguf => file.has("blk.0.ffn_gate.bias"),
+        Format::Hf => config.flag(MLP_BIAS)?,
+    };
+    let wanted = Wanted { pairs, ..USUAL };
     let layer = Layer {
-        // the converter permuted Q and K to adjacent pairs
-        attention: attention(file, spec.hidden, Pairs::Adjacent)?,
-        mlp: file.number("feed_forward_length")?,
+        mixer: Mixer::Attention(Attention {
+            qkv_bias: bias,
+            output_bias: bias,
+            ..attention(config, spec.hidden, |dim| rope(file, &wanted, dim))?
+        }),
+        feed_forward: FeedForward::Dense(Mlp { bias: mlp_bias, ..mlp(config)? }),
         activation: Activation::Silu,
         post_norms: false,
+        scaled: false,
     };
-    Ok(Spec { layers: vec![layer; file.layers()?], ..spec })
+    Ok(Spec { layers: vec![layer; layer_count(file)?], ..spec })
 }

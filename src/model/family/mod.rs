@@ -1,107 +1,277 @@
 //! Families: one file each, which maps a checkpoint's configuration to the decoder's specification.
 //! Adding a family is a file and a line in [`FAMILIES`].
 
+mod gemma2;
 mod gemma3;
+mod gemma4;
 mod llama;
+mod names;
 mod qwen2;
+mod qwen3;
+mod qwen3_5;
+mod qwen3_moe;
+mod rope;
+#[cfg(test)]
+mod tests;
 
-use super::gguf::Gguf;
-use super::spec::{Attention, Pairs, Rope, Spec};
+pub(super) use names::Names;
+
+use super::config::{Config, Format, Key};
+use super::spec::{Attention, FeedForward, Kv, Layer, Mixer, Mlp, Rope, Spec};
+use super::tensors::Tensors;
 use super::ModelError;
+use std::path::Path;
 
-type Family = fn(&Gguf) -> Result<Spec, ModelError>;
+/// How a family reads a checkpoint.
+struct Family {
+    /// Its names in `general.architecture`.
+    gguf: &'static [&'static str],
+    /// Its names in `model_type`.
+    hf: &'static [&'static str],
+    /// Names of its tensors in each format, where they differ from the usual ones.
+    gguf_names: Names,
+    hf_names: Names,
+    spec: fn(&dyn Tensors) -> Result<Spec, ModelError>,
+}
 
-/// Architectures by their names in `general.architecture`.
-const FAMILIES: &[(&str, Family)] =
-    &[("gemma3", gemma3::spec), ("llama", llama::spec), ("qwen2", qwen2::spec)];
+const FAMILIES: &[Family] = &[
+    gemma2::FAMILY,
+    gemma3::FAMILY,
+    gemma4::FAMILY,
+    llama::FAMILY,
+    qwen2::FAMILY,
+    qwen3::FAMILY,
+    qwen3_5::FAMILY,
+    qwen3_moe::FAMILY,
+];
+
+fn find(
+    path: &Path,
+    architecture: &str,
+    names: fn(&Family) -> &'static [&'static str],
+) -> Result<&'static Family, ModelError> {
+    FAMILIES.iter().find(|family| names(family).contains(&architecture)).ok_or_else(|| {
+        let known: Vec<_> = FAMILIES.iter().flat_map(names).copied().collect();
+        ModelError::UnknownArchitecture {
+            path: path.into(),
+            architecture: architecture.into(),
+            known: known.join(", "),
+        }
+    })
+}
+
+/// Tensor names of a GGUF architecture.
+pub(super) fn gguf_names(path: &Path, architecture: &str) -> Result<Names, ModelError> {
+    Ok(find(path, architecture, |family| family.gguf)?.gguf_names)
+}
+
+/// Tensor names of a model type of transformers.
+pub(super) fn hf_names(path: &Path, model_type: &str) -> Result<Names, ModelError> {
+    Ok(find(path, model_type, |family| family.hf)?.hf_names)
+}
 
 /// The specification of a checkpoint.
-pub(super) fn spec(file: &Gguf) -> Result<Spec, ModelError> {
-    let name = file.architecture();
-    let Some((_, family)) = FAMILIES.iter().find(|(known, _)| *known == name) else {
-        let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
-        return Err(ModelError::UnknownArchitecture {
-            path: file.path().into(),
-            architecture: name.into(),
-            known: known.join(", "),
-        });
+pub(super) fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+    let names: fn(&Family) -> _ = match file.format() {
+        Format::Gguf => |family| family.gguf,
+        Format::Hf => |family| family.hf,
     };
-    let spec = family(file)?;
+    let family = find(file.path(), file.architecture(), names)?;
+    let spec = (family.spec)(file)?;
     check(file, &spec)?;
     Ok(spec)
 }
 
 /// What every family must satisfy, so that a hostile header is an error and not a panic.
-fn check(file: &Gguf, spec: &Spec) -> Result<(), ModelError> {
-    /// More heads, elements or columns than any model has; products of them stay far from overflow.
-    const MOST: usize = 1 << 20;
-    let bounded = |n: usize| (1..=MOST).contains(&n);
-    let sound = spec.layers.first().is_some_and(|layer| {
-        let a = &layer.attention;
-        [a.heads, a.kv_heads, a.head_dim, spec.hidden, layer.mlp].into_iter().all(bounded)
-            && a.heads.is_multiple_of(a.kv_heads)
-            && a.head_dim.is_multiple_of(2)
-            && bounded(a.q_width())
-            && a.window != Some(0)
-    });
-    let positive = spec.norm_eps > 0.0
-        && spec.layers.iter().all(|l| l.attention.rope.base > 0.0 && l.attention.rope.factor > 0.0);
-    if !sound || spec.vocab == 0 || !positive {
-        return Err(file.unsupported("an empty, absurd or indivisible shape in its metadata"));
-    }
-    if let Some(scaling) = file.optional_text("rope.scaling.type") {
-        if !["none", "linear"].contains(&scaling) {
-            return Err(file.unsupported(format!("RoPE scaling `{scaling}`")));
+fn check(config: &dyn Config, spec: &Spec) -> Result<(), ModelError> {
+    let layers = spec.layers.iter();
+    let sound = !spec.layers.is_empty()
+        && bounded(&[spec.hidden, spec.vocab])
+        && spec.norm_eps > 0.0
+        && spec.per_layer_inputs.iter().all(|inputs| bounded(&[inputs.width, inputs.vocab]))
+        && layers.clone().all(|layer| mixes(&layer.mixer) && feeds(&layer.feed_forward));
+    // a shared layer reads an owner below it with the same geometry
+    let shares = layers.enumerate().all(|(index, layer)| match layer.attention() {
+        Some(Attention { kv: Kv::Shared { owner }, kv_heads, head_dim, .. }) => {
+            let owner = spec.layers[..index].get(*owner).and_then(Layer::attention);
+            owner.is_some_and(|o| o.owns_kv() && (o.kv_heads, o.head_dim) == (*kv_heads, *head_dim))
         }
+        _ => true,
+    });
+    match sound && shares {
+        true => Ok(()),
+        false => Err(config.unsupported("an empty, absurd or indivisible shape in its metadata")),
     }
-    if file.has_tensor("rope_freqs.weight") {
-        return Err(file.unsupported("RoPE with frequency factors (rope_freqs)"));
-    }
-    Ok(())
 }
 
-/// The parts of a specification that every family of GGUF files spells alike; no layers yet.
-fn common(file: &Gguf) -> Result<Spec, ModelError> {
+/// Whether all are at least 1 and no more than any model has: products of them stay far from overflow.
+fn bounded(numbers: &[usize]) -> bool {
+    const MOST: usize = 1 << 20;
+    numbers.iter().all(|n| (1..=MOST).contains(n))
+}
+
+fn mixes(mixer: &Mixer) -> bool {
+    match mixer {
+        Mixer::Attention(a) => {
+            bounded(&[a.heads, a.kv_heads, a.head_dim])
+                && a.heads.is_multiple_of(a.kv_heads)
+                && a.head_dim.is_multiple_of(2)
+                && bounded(&[a.q_width()])
+                && a.window != Some(0)
+                && 2 * a.rope.frequencies.len() <= a.head_dim
+                && a.rope.frequencies.iter().all(|f| f.is_finite())
+        }
+        Mixer::DeltaNet(d) => {
+            bounded(&[d.key_heads, d.value_heads, d.key_dim, d.value_dim, d.kernel])
+                && d.value_heads.is_multiple_of(d.key_heads)
+                && bounded(&[d.key_width(), d.value_width()])
+        }
+    }
+}
+
+fn feeds(part: &FeedForward) -> bool {
+    let (mlp, experts) = match part {
+        FeedForward::Dense(mlp) => (Some(mlp), None),
+        FeedForward::Experts(experts) => (None, Some(experts)),
+        FeedForward::Both(mlp, experts) => (Some(mlp), Some(experts)),
+    };
+    mlp.is_none_or(|mlp| bounded(&[mlp.width]))
+        && experts.is_none_or(|e| {
+            bounded(&[e.count, e.used, e.width]) && e.used <= e.count && e.shared != Some(0)
+        })
+}
+
+const LAYERS: Key<'static> = Key { gguf: "block_count", hf: "num_hidden_layers" };
+const HIDDEN: Key<'static> = Key { gguf: "embedding_length", hf: "hidden_size" };
+const VOCAB: Key<'static> = Key { gguf: "", hf: "vocab_size" };
+const CONTEXT: Key<'static> = Key { gguf: "context_length", hf: "max_position_embeddings" };
+const NORM_EPS: Key<'static> = Key { gguf: "attention.layer_norm_rms_epsilon", hf: "rms_norm_eps" };
+const TIED: Key<'static> = Key { gguf: "", hf: "tie_word_embeddings" };
+const HEADS: Key<'static> = Key { gguf: "attention.head_count", hf: "num_attention_heads" };
+const KV_HEADS: Key<'static> = Key { gguf: "attention.head_count_kv", hf: "num_key_value_heads" };
+const HEAD_DIM: Key<'static> = Key { gguf: "attention.key_length", hf: "head_dim" };
+const VALUE_DIM: Key<'static> = Key { gguf: "attention.value_length", hf: "" };
+const MLP: Key<'static> = Key { gguf: "feed_forward_length", hf: "intermediate_size" };
+const WINDOW: Key<'static> = Key { gguf: "attention.sliding_window", hf: "sliding_window" };
+const LAYER_TYPES: Key<'static> = Key { gguf: "", hf: "layer_types" };
+const EXPERTS: Key<'static> = Key { gguf: "expert_count", hf: "num_experts" };
+const EXPERTS_USED: Key<'static> = Key { gguf: "expert_used_count", hf: "num_experts_per_tok" };
+const EXPERT_MLP: Key<'static> =
+    Key { gguf: "expert_feed_forward_length", hf: "moe_intermediate_size" };
+const ATTENTION_BIAS: Key<'static> = Key { gguf: "", hf: "attention_bias" };
+const MLP_BIAS: Key<'static> = Key { gguf: "", hf: "mlp_bias" };
+const ATTENTION_SCALAR: Key<'static> = Key { gguf: "", hf: "query_pre_attn_scalar" };
+const ATTENTION_SOFTCAP: Key<'static> =
+    Key { gguf: "attn_logit_softcapping", hf: "attn_logit_softcapping" };
+const FINAL_SOFTCAP: Key<'static> =
+    Key { gguf: "final_logit_softcapping", hf: "final_logit_softcapping" };
+const ACTIVATION: Key<'static> = Key { gguf: "", hf: "hidden_act" };
+const GEMMA_ACTIVATION: Key<'static> = Key { gguf: "", hf: "hidden_activation" };
+
+/// What a layer's attention reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Full,
+    Sliding,
+}
+
+/// The parts of a specification that every family spells alike; no layers yet.
+fn common(file: &dyn Tensors) -> Result<Spec, ModelError> {
+    let config: &dyn Config = file;
+    let vocab = match file.format() {
+        Format::Hf => config.number(VOCAB)?,
+        Format::Gguf => match file.shape("token_embd.weight").as_deref() {
+            Some([rows, _]) => *rows,
+            _ => 0,
+        },
+    };
     Ok(Spec {
         architecture: file.architecture().into(),
-        hidden: file.number("embedding_length")?,
-        vocab: file.rows("token_embd.weight")?,
-        trained_context: file.number("context_length")?,
+        hidden: config.number(HIDDEN)?,
+        vocab,
+        trained_context: config.number(CONTEXT)?,
         embed_scale: 1.0,
-        tied_head: !file.has_tensor("output.weight"),
-        norm_eps: file.float("attention.layer_norm_rms_epsilon")? as f32,
+        tied_head: config.optional_flag(TIED)?.unwrap_or_else(|| !file.has("output.weight")),
+        norm_eps: config.float(NORM_EPS)? as f32,
+        final_softcap: softcap(config, FINAL_SOFTCAP)?,
+        per_layer_inputs: None,
         layers: Vec::new(),
     })
 }
 
-/// Attention as every family of GGUF files spells it: full, scaled by 1/√d, without norms or biases.
-fn attention(file: &Gguf, hidden: usize, pairs: Pairs) -> Result<Attention, ModelError> {
-    let heads = file.number("attention.head_count")?;
-    let head_dim = match file.optional_number("attention.key_length")? {
+/// The number of layers. The last one must be there: a damaged count is told before layers are made
+/// by it.
+fn layers(file: &dyn Tensors, count: usize) -> Result<usize, ModelError> {
+    let last =
+        count.checked_sub(1).map(|last| file.origin(&format!("blk.{last}.attn_norm.weight")));
+    match last.and_then(|origin| origin.parts.into_iter().find(|own| file.shape(own).is_none())) {
+        None => Ok(count),
+        Some(tensor) => Err(ModelError::MissingTensor { path: file.path().into(), tensor }),
+    }
+}
+
+fn layer_count(file: &dyn Tensors) -> Result<usize, ModelError> {
+    let config: &dyn Config = file;
+    layers(file, config.number(LAYERS)?)
+}
+
+/// A cap; zero and absence are none.
+fn softcap(config: &dyn Config, key: Key) -> Result<Option<f32>, ModelError> {
+    Ok(config.optional_float(key)?.filter(|&cap| cap != 0.0).map(|cap| cap as f32))
+}
+
+/// Full attention, scaled by 1/√d, without norms, from numbers that every family spells alike.
+fn attention(
+    config: &dyn Config,
+    hidden: usize,
+    rope: impl FnOnce(usize) -> Result<Rope, ModelError>,
+) -> Result<Attention, ModelError> {
+    let heads = config.number(HEADS)?;
+    let head_dim = match config.optional_number(HEAD_DIM)? {
         Some(dim) => dim,
         None => hidden.checked_div(heads).unwrap_or(0),
     };
-    if file.optional_number("attention.value_length")?.is_some_and(|v| v != head_dim) {
-        return Err(file.unsupported("a V head of another size than the K head"));
+    if config.optional_number(VALUE_DIM)?.is_some_and(|v| v != head_dim) {
+        return Err(config.unsupported("a V head of another size than the K head"));
     }
-    if file.optional_number("rope.dimension_count")?.is_some_and(|d| d != head_dim) {
-        return Err(file.unsupported("partial RoPE"));
-    }
-    Ok(Attention {
+    let kv_heads = config.optional_number(KV_HEADS)?.unwrap_or(heads);
+    Ok(plain_attention(heads, kv_heads, head_dim, rope(head_dim)?))
+}
+
+fn plain_attention(heads: usize, kv_heads: usize, head_dim: usize, rope: Rope) -> Attention {
+    Attention {
         heads,
-        kv_heads: file.optional_number("attention.head_count_kv")?.unwrap_or(heads),
+        kv_heads,
         head_dim,
         scale: 1.0 / (head_dim as f32).sqrt(),
+        softcap: None,
         window: None,
+        kv: Kv::Projected,
         qkv_bias: false,
+        output_bias: false,
         qk_norm: false,
-        rope: Rope {
-            base: file.optional_float("rope.freq_base")?.unwrap_or(10_000.0),
-            factor: match file.optional_text("rope.scaling.type") {
-                Some("none") => 1.0,
-                _ => file.optional_float("rope.scaling.factor")?.unwrap_or(1.0),
-            },
-            pairs,
-        },
-    })
+        v_norm: false,
+        gated: false,
+        rope,
+    }
+}
+
+fn mlp(config: &dyn Config) -> Result<Mlp, ModelError> {
+    Ok(Mlp { width: config.number(MLP)?, bias: false })
+}
+
+/// Refuses an activation that is not the family's.
+fn activation(config: &dyn Config, key: Key, expected: &str) -> Result<(), ModelError> {
+    match config.optional_text(key)? {
+        Some(other) if other != expected => {
+            Err(config.unsupported(format!("the activation `{other}`")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A square root's inverse, or 1/√d where the file names no scalar of its own.
+fn scale(config: &dyn Config, attention: &Attention) -> Result<f32, ModelError> {
+    let scalar = config.optional_float(ATTENTION_SCALAR)?;
+    Ok(scalar.map_or(attention.scale, |scalar| (scalar as f32).powf(-0.5)))
 }

@@ -1,17 +1,37 @@
 //! `qwen2`: Qwen2 and Qwen2.5, which are Llama with biases on Q, K and V.
 
-use super::{attention, common};
-use crate::model::gguf::Gguf;
-use crate::model::spec::{Activation, Attention, Layer, Pairs, Spec};
+use super::rope::{rope, USUAL};
+use super::{activation, attention, common, layer_count, mlp, names, Family, ACTIVATION};
+use crate::model::config::{Config, Key};
+use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec};
+use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
-pub(super) fn spec(file: &Gguf) -> Result<Spec, ModelError> {
+pub(super) const FAMILY: Family =
+    Family { gguf: &["qwen2"], hf: &["qwen2"], gguf_names: names::GGUF, hf_names: names::HF, spec };
+
+const USE_WINDOW: Key = Key { gguf: "", hf: "use_sliding_window" };
+
+/// No released model of the Qwen 2 and 3 families has windows, so there is nothing to check them by.
+pub(super) fn without_windows(config: &dyn Config) -> Result<(), ModelError> {
+    match config.flag(USE_WINDOW)? {
+        true => Err(config.unsupported("a sliding window (use_sliding_window)")),
+        false => Ok(()),
+    }
+}
+
+fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+    let config: &dyn Config = file;
     let spec = common(file)?;
+    activation(config, ACTIVATION, "silu")?;
+    without_windows(config)?;
+    let attention = attention(config, spec.hidden, |dim| rope(file, &USUAL, dim))?;
     let layer = Layer {
-        attention: Attention { qkv_bias: true, ..attention(file, spec.hidden, Pairs::Halves)? },
-        mlp: file.number("feed_forward_length")?,
+        mixer: Mixer::Attention(Attention { qkv_bias: true, ..attention }),
+        feed_forward: FeedForward::Dense(mlp(config)?),
         activation: Activation::Silu,
         post_norms: false,
+        scaled: false,
     };
-    Ok(Spec { layers: vec![layer; file.layers()?], ..spec })
+    Ok(Spec { layers: vec![layer; layer_count(file)?], ..spec })
 }

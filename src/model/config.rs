@@ -1,0 +1,197 @@
+//! A checkpoint's configuration, whichever format spells it: GGUF metadata or `config.json`.
+//!
+//! A [`Key`] names the same fact in both formats, so that a family is written once.
+
+use super::ModelError;
+use std::path::Path;
+
+/// The name of a fact in each format; empty where a format does not record it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Key<'k> {
+    /// Metadata key behind the architecture's prefix.
+    pub gguf: &'k str,
+    /// Member of the text model's configuration; dots step into objects.
+    pub hf: &'k str,
+}
+
+/// The formats of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Gguf,
+    /// config.json and safetensors, as transformers writes them.
+    Hf,
+}
+
+/// A configuration value in the types that both formats share.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Fact {
+    Bool(bool),
+    Integer(i128),
+    Float(f64),
+    Text(String),
+    List(Vec<Fact>),
+    /// Something with members, or a type that no configuration uses.
+    Other,
+}
+
+/// Where facts are looked up.
+pub(crate) trait Config {
+    /// The checkpoint as messages name it.
+    fn path(&self) -> &Path;
+
+    fn format(&self) -> Format;
+
+    /// The architecture as the checkpoint names it.
+    fn architecture(&self) -> &str;
+
+    /// The value of a key as this format spells it; a JSON null is none.
+    fn lookup(&self, key: &str) -> Option<Fact>;
+
+    /// The key as messages name it.
+    fn full_name(&self, key: &str) -> String;
+}
+
+/// Integers above this are no size of anything.
+const LARGEST: i128 = 1 << 40;
+
+impl<'a> dyn Config + 'a {
+    fn name<'k>(&self, key: Key<'k>) -> &'k str {
+        match self.format() {
+            Format::Gguf => key.gguf,
+            Format::Hf => key.hf,
+        }
+    }
+
+    fn fact(&self, key: Key) -> Option<Fact> {
+        match self.name(key) {
+            "" => None,
+            name => self.lookup(name),
+        }
+    }
+
+    pub fn has(&self, key: Key) -> bool {
+        self.fact(key).is_some()
+    }
+
+    /// An error about a key.
+    pub fn bad(&self, key: Key, message: impl Into<String>) -> ModelError {
+        ModelError::Metadata {
+            path: self.path().into(),
+            key: self.full_name(self.name(key)),
+            message: message.into(),
+        }
+    }
+
+    /// An error about something that this version cannot do.
+    pub fn unsupported(&self, what: impl Into<String>) -> ModelError {
+        ModelError::Unsupported { path: self.path().into(), what: what.into() }
+    }
+
+    fn required<T>(&self, key: Key, found: Option<T>) -> Result<T, ModelError> {
+        found.ok_or_else(|| self.bad(key, "is missing"))
+    }
+
+    /// An unsigned integer, such as the number of layers.
+    pub fn number(&self, key: Key) -> Result<usize, ModelError> {
+        let found = self.optional_number(key)?;
+        self.required(key, found)
+    }
+
+    pub fn optional_number(&self, key: Key) -> Result<Option<usize>, ModelError> {
+        self.fact(key).map(|fact| self.unsigned(key, &fact)).transpose()
+    }
+
+    fn unsigned(&self, key: Key, fact: &Fact) -> Result<usize, ModelError> {
+        match fact {
+            Fact::Integer(n) if (0..=LARGEST).contains(n) => Ok(*n as usize),
+            _ => Err(self.bad(key, "must be an unsigned integer")),
+        }
+    }
+
+    /// An unsigned integer for each of `layers` layers, from a list or one number for all.
+    pub fn numbers(&self, key: Key, layers: usize) -> Result<Option<Vec<usize>>, ModelError> {
+        match self.fact(key) {
+            None => Ok(None),
+            Some(Fact::List(list)) => {
+                let list: Vec<_> =
+                    list.iter().map(|fact| self.unsigned(key, fact)).collect::<Result<_, _>>()?;
+                self.one_for_each(key, list, layers).map(Some)
+            }
+            Some(one) => Ok(Some(vec![self.unsigned(key, &one)?; layers])),
+        }
+    }
+
+    /// A flag for each layer.
+    pub fn flags(&self, key: Key, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
+        let Some(Fact::List(list)) = self.fact(key) else { return Ok(None) };
+        let flag = |fact: &Fact| match fact {
+            Fact::Bool(flag) => Ok(*flag),
+            Fact::Integer(n) => Ok(*n != 0),
+            _ => Err(self.bad(key, "must be a list of booleans")),
+        };
+        let list = list.iter().map(flag).collect::<Result<Vec<_>, _>>()?;
+        self.one_for_each(key, list, layers).map(Some)
+    }
+
+    /// A word for each layer, such as its type.
+    pub fn words(&self, key: Key, layers: usize) -> Result<Option<Vec<String>>, ModelError> {
+        let Some(Fact::List(list)) = self.fact(key) else { return Ok(None) };
+        let word = |fact: Fact| match fact {
+            Fact::Text(word) => Ok(word),
+            _ => Err(self.bad(key, "must be a list of strings")),
+        };
+        let list = list.into_iter().map(word).collect::<Result<Vec<_>, _>>()?;
+        self.one_for_each(key, list, layers).map(Some)
+    }
+
+    fn one_for_each<T>(&self, key: Key, list: Vec<T>, layers: usize) -> Result<Vec<T>, ModelError> {
+        match list.len() == layers {
+            true => Ok(list),
+            false => Err(self.bad(key, format!("has {} entries for {layers} layers", list.len()))),
+        }
+    }
+
+    /// Unsigned integers, as many as there are.
+    pub fn list(&self, key: Key) -> Result<Vec<usize>, ModelError> {
+        match self.fact(key) {
+            Some(Fact::List(list)) => list.iter().map(|fact| self.unsigned(key, fact)).collect(),
+            None => Ok(Vec::new()),
+            Some(_) => Err(self.bad(key, "must be a list")),
+        }
+    }
+
+    pub fn float(&self, key: Key) -> Result<f64, ModelError> {
+        let found = self.optional_float(key)?;
+        self.required(key, found)
+    }
+
+    pub fn optional_float(&self, key: Key) -> Result<Option<f64>, ModelError> {
+        match self.fact(key) {
+            None => Ok(None),
+            Some(Fact::Float(v)) if v.is_finite() => Ok(Some(v)),
+            Some(Fact::Integer(n)) => Ok(Some(n as f64)),
+            Some(_) => Err(self.bad(key, "must be a finite number")),
+        }
+    }
+
+    /// A flag that is off where it is not named.
+    pub fn flag(&self, key: Key) -> Result<bool, ModelError> {
+        Ok(self.optional_flag(key)?.unwrap_or(false))
+    }
+
+    pub fn optional_flag(&self, key: Key) -> Result<Option<bool>, ModelError> {
+        match self.fact(key) {
+            None => Ok(None),
+            Some(Fact::Bool(flag)) => Ok(Some(flag)),
+            Some(_) => Err(self.bad(key, "must be true or false")),
+        }
+    }
+
+    pub fn optional_text(&self, key: Key) -> Result<Option<String>, ModelError> {
+        match self.fact(key) {
+            None => Ok(None),
+            Some(Fact::Text(text)) => Ok(Some(text)),
+            Some(_) => Err(self.bad(key, "must be a string")),
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! The gated delta rule: a causal convolution over q, k and v, then a recurrent state for each head of
+//! v that forgets by e^g and writes by β what it did not predict.
+//!
+//! Formulas are those of Qwen3.5 in transformers (Yang et al., arXiv 2412.06464): with S̃ = e^g·S,
+//! δ = β·(v - S̃ᵀk), S' = S̃ + k·δᵀ, o = S'ᵀq. Several tokens are computed by chunks, which turns most
+//! of the recurrence into products; one token is a step. All of it is f32, whatever the scheme of the
+//! KV cache: nothing here is stored there.
+
+use super::elementwise::sum_of_squares;
+use super::ops::read;
+use super::spec::{DeltaNet, HeadOrder};
+use crate::kv::recurrent::Recurrent;
+use crate::simd::{exp, vectorized};
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+/// Tokens of a chunk.
+const CHUNK: usize = 64;
+
+/// ε of the norm of q and k, inside of the root.
+const L2_EPS: f32 = 1e-6;
+
+/// Weights of the rule, beside the projections.
+pub(crate) struct Rule {
+    /// (channels, kernel), the last column meets the current token.
+    pub convolution: Vec<f32>,
+    /// -exp(A_log) of each head of v.
+    pub decay: Vec<f32>,
+    /// Bias of the decay's time step.
+    pub time_bias: Vec<f32>,
+    /// Weights of the norm of each head's output.
+    pub norm: Vec<f32>,
+    pub norm_eps: f32,
+}
+
+/// Where the parts of a projected row begin: q, k and v, the output's gate z, β's and g's inputs.
+struct Columns {
+    z: usize,
+    beta: usize,
+    alpha: usize,
+    width: usize,
+}
+
+impl Columns {
+    fn of(net: &DeltaNet) -> Self {
+        let z = net.channels();
+        let beta = z + net.value_width();
+        let alpha = beta + net.value_heads;
+        Columns { z, beta, alpha, width: alpha + net.value_heads }
+    }
+}
+
+impl Rule {
+    /// Runs B sequences of T tokens from their states on: (B·T, projected) → (B·T, value width), ready
+    /// for the output projection. Sequences without a state begin at zero.
+    pub fn run(
+        &self,
+        net: &DeltaNet,
+        projected: &Tensor,
+        tokens: usize,
+        state: &mut Option<Recurrent>,
+    ) -> Result<Tensor> {
+        let rows = projected.dim(0)?;
+        let sequences = rows / tokens;
+        let mut before = match state.take() {
+            Some(state) => state,
+            None => {
+                let history = (net.kernel - 1) * net.channels();
+                Recurrent::zero(sequences, history, net.value_heads * net.key_dim * net.value_dim)
+            }
+        };
+        let mut out = vec![0.0f32; rows * net.value_width()];
+        read(projected, |x| {
+            let width = Columns::of(net).width;
+            out.par_chunks_mut(tokens * net.value_width())
+                .zip(x.par_chunks(tokens * width))
+                .zip(before.sequences_mut())
+                .for_each(|((out, x), (history, states))| {
+                    self.sequence(net, tokens, x, history, states, out);
+                });
+        })?;
+        *state = Some(before);
+        Tensor::from_vec(out, (rows, net.value_width()), &Device::Cpu)
+    }
+
+    /// One sequence: its history of convolution inputs and its states are carried on.
+    fn sequence(
+        &self,
+        net: &DeltaNet,
+        tokens: usize,
+        x: &[f32],
+        history: &mut [f32],
+        states: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let columns = Columns::of(net);
+        let mixed = self.convolve(net, tokens, x, history);
+        let size = net.key_dim * net.value_dim;
+        let heads: Vec<Vec<f32>> = states
+            .par_chunks_mut(size)
+            .enumerate()
+            .map(|(head, state)| {
+                let inputs = self.head(net, tokens, x, &mixed, head);
+                let mut o = vec![0.0f32; tokens * net.value_dim];
+                run_head(&inputs, state, &mut o);
+                o
+            })
+            .collect();
+        for t in 0..tokens {
+            let row = &x[t * columns.width..][..columns.width];
+            let out = &mut out[t * net.value_width()..][..net.value_width()];
+            for (head, o) in heads.iter().enumerate() {
+                let at = head * net.value_dim;
+                let o = &o[t * net.value_dim..][..net.value_dim];
+                let z = &row[columns.z + at..][..net.value_dim];
+                gated_norm(self, o, z, &mut out[at..][..net.value_dim]);
+            }
+        }
+    }
+
+    /// Causal convolution of each channel, then SiLU: (T, channels).
+    fn convolve(&self, net: &DeltaNet, tokens: usize, x: &[f32], history: &mut [f32]) -> Vec<f32> {
+        let (channels, past) = (net.channels(), net.kernel - 1);
+        let width = Columns::of(net).width;
+        // what came before, then the new inputs: (past + T, channels)
+        let mut inputs = history.to_vec();
+        for t in 0..tokens {
+            inputs.extend_from_slice(&x[t * width..][..channels]);
+        }
+        let mut mixed = vec![0.0f32; tokens * channels];
+        convolve_rows(&self.convolution, net.kernel, &inputs, &mut mixed);
+        history.copy_from_slice(&inputs[tokens * channels..][..past * channels]);
+        mixed
+    }
+
+    /// The inputs of one head of v.
+    fn head(
+        &self,
+        net: &DeltaNet,
+        tokens: usize,
+        x: &[f32],
+        mixed: &[f32],
+        head: usize,
+    ) -> HeadInputs {
+        let columns = Columns::of(net);
+        let key_head = match net.order {
+            HeadOrder::Grouped => head / (net.value_heads / net.key_heads),
+            HeadOrder::Tiled => head % net.key_heads,
+        };
+        let (dk, dv) = (net.key_dim, net.value_dim);
+        let mut inputs = HeadInputs::new(dk, dv, tokens);
+        for t in 0..tokens {
+            let row = &x[t * columns.width..][..columns.width];
+            let mixed = &mixed[t * net.channels()..][..net.channels()];
+            let q = &mixed[key_head * dk..][..dk];
+            let k = &mixed[net.key_width() + key_head * dk..][..dk];
+            let v = &mixed[2 * net.key_width() + head * dv..][..dv];
+            inputs.q.extend(l2_normed(q, 1.0 / (dk as f32).sqrt()));
+            inputs.k.extend(l2_normed(k, 1.0));
+            inputs.v.extend_from_slice(v);
+            inputs.beta.push(sigmoid(row[columns.beta + head]));
+            let step = softplus(row[columns.alpha + head] + self.time_bias[head]);
+            inputs.g.push(self.decay[head] * step);
+        }
+        inputs
+    }
+}
+
+fn l2_normed(x: &[f32], scale: f32) -> impl Iterator<Item = f32> + '_ {
+    let scale = scale / (sum_of_squares(x) + L2_EPS).sqrt();
+    x.iter().map(move |x| x * scale)
+}
+
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// ln(1 + e^x), which is x where e^x would overflow the sum.
+fn softplus(x: f32) -> f32 {
+    if x > 20.0 {
+        x
+    } else {
+        x.exp().ln_1p()
+    }
+}
+
+/// What one head's recurrence reads, token by token.
+struct HeadInputs {
+    dk: usize,
+    dv: usize,
+    /// (T, d_k), normed and scaled
+    q: Vec<f32>,
+    /// (T, d_k), normed
+    k: Vec<f32>,
+    /// (T, d_v)
+    v: Vec<f32>,
+    beta: Vec<f32>,
+    /// Logarithm of what a token leaves of the state, not above 0.
+    g: Vec<f32>,
+}
+
+impl HeadInputs {
+    fn new(dk: usize, dv: usize, tokens: usize) -> Self {
+        HeadInputs {
+            dk,
+            dv,
+            q: Vec::with_capacity(tokens * dk),
+            k: Vec::with_capacity(tokens * dk),
+            v: Vec::with_capacity(tokens * dv),
+            beta: Vec::with_capacity(tokens),
+            g: Vec::with_capacity(tokens),
+        }
+    }
+
+    fn tokens(&self) -> usize {
+        self.g.len()
+    }
+}
+
+/// One head over all tokens: by chunks, or a step where there is but one token.
+fn run_head(inputs: &HeadInputs, state: &mut [f32], out: &mut [f32]) {
+    match inputs.tokens() {
+        1 => step(inputs, 0, state, out),
+        tokens => {
+            for start in (0..tokens).step_by(CHUNK) {
+                let len = CHUNK.min(tokens - start);
+                chunk(inputs, start, len, state, &mut out[start * inputs.dv..][..len * inputs.dv]);
+            }
+        }
+    }
+}
+
+vectorized!(fn step['a](
+    inputs: &'a HeadInputs,
+    token: usize,
+    state: &'a mut [f32],
+    out: &'a mut [f32]
+) {
+    let (dk, dv) = (inputs.dk, inputs.dv);
+    let (q, k) = (&inputs.q[token * dk..][..dk], &inputs.k[token * dk..][..dk]);
+    let decay = exp(inputs.g[token]);
+    let mut predicted = vec![0.0f32; dv];
+    for (row, &k) in state.chunks_exact_mut(dv).zip(k) {
+        for (s, p) in row.iter_mut().zip(&mut predicted) {
+            *s *= decay;
+            *p = s.mul_add(k, *p);
+        }
+    }
+    let v = &inputs.v[token * dv..][..dv];
+    let beta = inputs.beta[token];
+    let delta: Vec<f32> = v.iter().zip(&predicted).map(|(v, p)| beta * (v - p)).collect();
+    out.fill(0.0);
+    for ((row, &k), &q) in state.chunks_exact_mut(dv).zip(k).zip(q) {
+        for ((s, delta), o) in row.iter_mut().zip(&delta).zip(out.iter_mut()) {
+            *s = k.mul_add(*delta, *s);
+            *o = s.mul_add(q, *o);
+        }
+    }
+});
+
+/// out += factor · x
+#[inline(always)]
+fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = factor.mul_add(*x, *out);
+    }
+}
+
+/// out += factor · rowᵀ·M for a matrix of rows as long as `out`.
+#[inline(always)]
+fn add_product(out: &mut [f32], factor: f32, row: &[f32], matrix: &[f32]) {
+    for (x, line) in row.iter().zip(matrix.chunks_exact(out.len())) {
+        add_scaled(out, factor * x, line);
+    }
+}
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    let mut sums = [0.0f32; 16];
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum = a.mul_add(*b, *sum);
+        }
+    }
+    sums.iter().sum::<f32>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f32>()
+}
+
+vectorized!(fn chunk['a](
+    inputs: &'a HeadInputs,
+    start: usize,
+    len: usize,
+    state: &'a mut [f32],
+    out: &'a mut [f32]
+) {
+    let (dk, dv) = (inputs.dk, inputs.dv);
+    let q = |i: usize| &inputs.q[(start + i) * dk..][..dk];
+    let k = |i: usize| &inputs.k[(start + i) * dk..][..dk];
+    // decay since the chunk began; e^(γ_i - γ_j) never exceeds 1 for i ≥ j
+    let mut sum = 0.0f32;
+    let gamma: Vec<f32> = inputs.g[start..][..len].iter().map(|g| { sum += g; sum }).collect();
+    // what each token writes, δ: it depends on the state before and on the tokens before it
+    let mut delta = vec![0.0f32; len * dv];
+    for i in 0..len {
+        let (before, current) = delta.split_at_mut(i * dv);
+        let current = &mut current[..dv];
+        current.copy_from_slice(&inputs.v[(start + i) * dv..][..dv]);
+        add_product(current, -exp(gamma[i]), k(i), state);
+        for (j, written) in before.chunks_exact(dv).enumerate() {
+            add_scaled(current, -dot(k(i), k(j)) * exp(gamma[i] - gamma[j]), written);
+        }
+        let beta = inputs.beta[start + i];
+        for x in current.iter_mut() {
+            *x *= beta;
+        }
+    }
+    for (i, out) in out.chunks_exact_mut(dv).enumerate() {
+        out.fill(0.0);
+        add_product(out, exp(gamma[i]), q(i), state);
+        for (j, written) in delta.chunks_exact(dv).enumerate().take(i + 1) {
+            add_scaled(out, dot(q(i), k(j)) * exp(gamma[i] - gamma[j]), written);
+        }
+    }
+    let last = gamma[len - 1];
+    let decay = exp(last);
+    for s in state.iter_mut() {
+        *s *= decay;
+    }
+    for (j, written) in delta.chunks_exact(dv).enumerate() {
+        let left = exp(last - gamma[j]);
+        for (row, k) in state.chunks_exact_mut(dv).zip(k(j)) {
+            add_scaled(row, left * k, written);
+        }
+    }
+});
+
+vectorized!(fn convolve_rows['a](
+    weights: &'a [f32],
+    kernel: usize,
+    inputs: &'a [f32],
+    out: &'a mut [f32]
+) {
+    let channels = weights.len() / kernel;
+    for (t, out) in out.chunks_exact_mut(channels).enumerate() {
+        for (j, input) in inputs[t * channels..].chunks_exact(channels).take(kernel).enumerate() {
+            for (c, (out, x)) in out.iter_mut().zip(input).enumerate() {
+                *out = weights[c * kernel + j].mul_add(*x, *out);
+            }
+        }
+        for out in out.iter_mut() {
+            *out /= 1.0 + exp(-*out);
+        }
+    }
+});
+
+vectorized!(fn gated_norm['a](rule: &'a Rule, o: &'a [f32], z: &'a [f32], out: &'a mut [f32]) {
+    let scale = 1.0 / (sum_of_squares(o) / o.len() as f32 + rule.norm_eps).sqrt();
+    for (((out, o), z), w) in out.iter_mut().zip(o).zip(z).zip(&rule.norm) {
+        *out = o * scale * w * z / (1.0 + exp(-z));
+    }
+});

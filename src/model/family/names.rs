@@ -1,0 +1,104 @@
+//! Names of tensors in the formats' files.
+
+use crate::model::tensors::Change;
+
+/// How a format and family name tensors, and what they store otherwise than the decoder wants it.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Names {
+    /// The decoder's name and the file's; a name without a suffix stands for `.weight` and `.bias`.
+    /// They are looked up before the usual ones.
+    pub own: &'static [(&'static str, &'static str)],
+    /// The format's usual ones; none where files use the decoder's names.
+    pub usual: &'static [(&'static str, &'static str)],
+    /// What stands before a layer's names, with its index to follow.
+    pub layer: &'static str,
+    /// Names of norms whose weights are stored around zero end so.
+    pub zero_centred: &'static [&'static str],
+    /// Beginnings of names that are not the text model's.
+    pub elsewhere: &'static [&'static str],
+}
+
+/// GGUF files: the decoder's names are theirs.
+pub(super) const GGUF: Names =
+    Names { own: &[], usual: &[], layer: "blk.", zero_centred: &[], elsewhere: &[] };
+
+/// Safetensors as transformers names them.
+pub(super) const HF: Names = Names {
+    own: &[],
+    usual: &[
+        ("token_embd", "embed_tokens"),
+        ("output_norm", "norm"),
+        ("output", "lm_head"),
+        ("attn_norm", "input_layernorm"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_q_norm", "self_attn.q_norm"),
+        ("attn_k_norm", "self_attn.k_norm"),
+        ("attn_output", "self_attn.o_proj"),
+        ("ffn_norm", "post_attention_layernorm"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+        ("ffn_gate_inp", "mlp.gate"),
+        ("ffn_gate_up_exps.weight", "mlp.experts.gate_up_proj"),
+        ("ffn_down_exps.weight", "mlp.experts.down_proj"),
+    ],
+    layer: "layers.",
+    zero_centred: &[],
+    elsewhere: VISION_AND_AUDIO,
+};
+
+/// Towers and projectors of multimodal checkpoints, which text does not pass through.
+pub(super) const VISION_AND_AUDIO: &[&str] = &[
+    "model.visual.",
+    "visual.",
+    "model.vision_tower.",
+    "vision_tower.",
+    "model.audio_tower.",
+    "audio_tower.",
+    "model.embed_vision.",
+    "embed_vision.",
+    "model.embed_audio.",
+    "embed_audio.",
+    "model.multi_modal_projector.",
+    "multi_modal_projector.",
+];
+
+impl Names {
+    /// The file's name of a tensor, if it differs from the decoder's.
+    pub fn own(&self, name: &str) -> Option<String> {
+        let (layer, part) = match name.strip_prefix("blk.") {
+            Some(rest) => rest.split_once('.').map(|(index, part)| (Some(index), part))?,
+            None => (None, name),
+        };
+        let tables = || self.own.iter().chain(self.usual);
+        let whole = tables().find(|(known, _)| *known == part).map(|(_, own)| own.to_string());
+        let by_stem = || {
+            let (stem, suffix) = part.rsplit_once('.')?;
+            let (_, own) = tables().find(|(known, _)| *known == stem)?;
+            Some(format!("{own}.{suffix}"))
+        };
+        let own = whole.or_else(by_stem)?;
+        Some(match layer {
+            Some(index) => format!("{}{index}.{own}", self.layer),
+            None => own,
+        })
+    }
+
+    /// What is done to a tensor once it is read.
+    pub fn change(&self, name: &str) -> Change {
+        if self.layer == HF.layer && name.ends_with("ssm_a") {
+            return Change::NegativeExp;
+        }
+        match self.zero_centred.iter().any(|end| name.ends_with(end)) {
+            true => Change::PlusOne,
+            false => Change::None,
+        }
+    }
+
+    /// Whether a file's tensor is no part of the text model.
+    pub fn elsewhere(&self, own: &str) -> bool {
+        self.elsewhere.iter().any(|start| own.starts_with(start))
+    }
+}

@@ -1,0 +1,38 @@
+//! `qwen3`: Qwen2 without biases, with norms on Q and K and a head size of its own.
+
+use super::qwen2::without_windows;
+use super::rope::{rope, USUAL};
+use super::{activation, attention, common, layer_count, mlp, names, Family};
+use super::{ACTIVATION, ATTENTION_BIAS};
+use crate::model::config::Config;
+use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec};
+use crate::model::tensors::Tensors;
+use crate::model::ModelError;
+
+pub(super) const FAMILY: Family =
+    Family { gguf: &["qwen3"], hf: &["qwen3"], gguf_names: names::GGUF, hf_names: names::HF, spec };
+
+/// The attention of Qwen3, dense or not.
+pub(super) fn qk_normed(file: &dyn Tensors, hidden: usize) -> Result<Attention, ModelError> {
+    let config: &dyn Config = file;
+    without_windows(config)?;
+    if config.flag(ATTENTION_BIAS)? {
+        return Err(config.unsupported("biases in attention (attention_bias)"));
+    }
+    let attention = attention(config, hidden, |dim| rope(file, &USUAL, dim))?;
+    Ok(Attention { qk_norm: true, ..attention })
+}
+
+fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+    let config: &dyn Config = file;
+    let spec = common(file)?;
+    activation(config, ACTIVATION, "silu")?;
+    let layer = Layer {
+        mixer: Mixer::Attention(qk_normed(file, spec.hidden)?),
+        feed_forward: FeedForward::Dense(mlp(config)?),
+        activation: Activation::Silu,
+        post_norms: false,
+        scaled: false,
+    };
+    Ok(Spec { layers: vec![layer; layer_count(file)?], ..spec })
+}

@@ -1,0 +1,141 @@
+//! `qwen3_5` and `qwen3_5_moe`: Qwen3.5 and Qwen3.6. Three layers of gated delta rule to one of gated
+//! attention, which turns the first quarter of its heads; MLPs, or experts and a shared one.
+
+use super::rope::{rope, Wanted, USUAL};
+use super::{activation, attention, common, layers, mlp, names, Family, Names};
+use super::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
+use crate::model::config::{Config, Format, Key};
+use crate::model::spec::{
+    Activation, Attention, DeltaNet, Experts, FeedForward, HeadOrder, Layer, Mixer, Spec,
+};
+use crate::model::tensors::Tensors;
+use crate::model::ModelError;
+
+pub(super) const FAMILY: Family = Family {
+    gguf: &["qwen35", "qwen35moe"],
+    hf: &["qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"],
+    gguf_names: Names {
+        // named as in Gemma, but still the norm before the MLP
+        own: &[("ffn_norm", "post_attention_norm")],
+        ..names::GGUF
+    },
+    hf_names: Names {
+        own: &[
+            ("attn_qkv", "linear_attn.in_proj_qkv"),
+            ("attn_gate", "linear_attn.in_proj_z"),
+            ("ssm_beta", "linear_attn.in_proj_b"),
+            ("ssm_alpha", "linear_attn.in_proj_a"),
+            ("ssm_conv1d", "linear_attn.conv1d"),
+            ("ssm_a", "linear_attn.A_log"),
+            ("ssm_dt.bias", "linear_attn.dt_bias"),
+            ("ssm_norm", "linear_attn.norm"),
+            ("ssm_out", "linear_attn.out_proj"),
+            ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+            ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+            ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+            ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
+        ],
+        zero_centred: &[
+            "attn_norm.weight",
+            "ffn_norm.weight",
+            "q_norm.weight",
+            "k_norm.weight",
+            "output_norm.weight",
+        ],
+        elsewhere: &["mtp.", "model.visual.", "visual."],
+        ..names::HF
+    },
+    spec,
+};
+
+const INTERVAL: Key = Key { gguf: "full_attention_interval", hf: "full_attention_interval" };
+const RECURRENT: Key = Key { gguf: "attention.recurrent_layers", hf: "" };
+/// Layers at the end that predict further tokens, which are no part of the trunk.
+const FURTHER: Key = Key { gguf: "nextn_predict_layers", hf: "" };
+const KERNEL: Key = Key { gguf: "ssm.conv_kernel", hf: "linear_conv_kernel_dim" };
+const KEY_DIM: Key = Key { gguf: "ssm.state_size", hf: "linear_key_head_dim" };
+const KEY_HEADS: Key = Key { gguf: "ssm.group_count", hf: "linear_num_key_heads" };
+const VALUE_HEADS: Key = Key { gguf: "ssm.time_step_rank", hf: "linear_num_value_heads" };
+const VALUE_DIM: Key = Key { gguf: "", hf: "linear_value_head_dim" };
+const VALUE_WIDTH: Key = Key { gguf: "ssm.inner_size", hf: "" };
+const SHARED_MLP: Key =
+    Key { gguf: "expert_shared_feed_forward_length", hf: "shared_expert_intermediate_size" };
+
+fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+    let config: &dyn Config = file;
+    let spec = common(file)?;
+    activation(config, ACTIVATION, "silu")?;
+    let further = config.optional_number(FURTHER)?.unwrap_or(0);
+    let count = layers(file, config.number(LAYERS)?.saturating_sub(further))?;
+    let full = full_layers(config, count, further)?;
+    let wanted = Wanted { share: 0.25, ..USUAL };
+    let attention = Attention {
+        gated: true,
+        qk_norm: true,
+        ..attention(config, spec.hidden, |dim| rope(file, &wanted, dim))?
+    };
+    let delta_net = delta_net(config)?;
+    let feed_forward = match config.has(EXPERTS) {
+        true => FeedForward::Experts(experts(config)?),
+        false => FeedForward::Dense(mlp(config)?),
+    };
+    let layer = |full: bool| Layer {
+        mixer: match full {
+            true => Mixer::Attention(attention.clone()),
+            false => Mixer::DeltaNet(delta_net.clone()),
+        },
+        feed_forward: feed_forward.clone(),
+        activation: Activation::Silu,
+        post_norms: false,
+        scaled: false,
+    };
+    Ok(Spec { layers: full.into_iter().map(layer).collect(), ..spec })
+}
+
+/// Which layers are full attention: by name, by flag, or every so many.
+fn full_layers(config: &dyn Config, count: usize, further: usize) -> Result<Vec<bool>, ModelError> {
+    if let Some(types) = config.words(LAYER_TYPES, count)? {
+        let full = |word: &String| match word.as_str() {
+            "full_attention" => Ok(true),
+            "linear_attention" => Ok(false),
+            other => Err(config.bad(LAYER_TYPES, format!("names a `{other}` layer"))),
+        };
+        return types.iter().map(full).collect();
+    }
+    if let Some(mut recurrent) = config.flags(RECURRENT, count + further)? {
+        recurrent.truncate(count);
+        return Ok(recurrent.iter().map(|recurrent| !recurrent).collect());
+    }
+    let interval = config.optional_number(INTERVAL)?.unwrap_or(4).max(1);
+    Ok((1..=count).map(|n| n.is_multiple_of(interval)).collect())
+}
+
+fn delta_net(config: &dyn Config) -> Result<DeltaNet, ModelError> {
+    let value_heads = config.number(VALUE_HEADS)?;
+    let value_dim = match config.format() {
+        Format::Hf => config.number(VALUE_DIM)?,
+        Format::Gguf => config.number(VALUE_WIDTH)?.checked_div(value_heads).unwrap_or(0),
+    };
+    Ok(DeltaNet {
+        key_heads: config.number(KEY_HEADS)?,
+        value_heads,
+        key_dim: config.number(KEY_DIM)?,
+        value_dim,
+        kernel: config.number(KERNEL)?,
+        order: match config.format() {
+            Format::Hf => HeadOrder::Grouped,
+            Format::Gguf => HeadOrder::Tiled,
+        },
+    })
+}
+
+fn experts(config: &dyn Config) -> Result<Experts, ModelError> {
+    Ok(Experts {
+        count: config.number(EXPERTS)?,
+        used: config.number(EXPERTS_USED)?,
+        width: config.number(EXPERT_MLP)?,
+        normalised: true,
+        shared: Some(config.number(SHARED_MLP)?),
+        scaled_router: false,
+    })
+}

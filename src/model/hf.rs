@@ -1,0 +1,267 @@
+//! Checkpoints as transformers saves them: a folder with `config.json` and `model.safetensors`, or
+//! several such files and an index.
+
+use super::config::{Config, Fact, Format};
+use super::family::{self, Names};
+use super::tensors::{gathered, Joined, Origin, Tensors};
+use super::ModelError;
+use crate::files;
+use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// An open checkpoint folder whose headers have been read.
+pub(crate) struct HfCheckpoint {
+    folder: PathBuf,
+    /// All of config.json.
+    whole: Value,
+    /// The member of it that describes the text model.
+    text: Value,
+    architecture: String,
+    names: Names,
+    /// What stands before `embed_tokens` in the files' names.
+    prefix: String,
+    shards: Vec<(PathBuf, Mmap)>,
+    tensors: BTreeMap<String, Located>,
+}
+
+/// A tensor in a file.
+struct Located {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+impl HfCheckpoint {
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        let whole = json(&folder.join(CONFIG))?;
+        // a multimodal model nests the configuration of its text model
+        let text = whole.get("text_config").unwrap_or(&whole).clone();
+        let architecture = match (text.get("model_type"), whole.get("model_type")) {
+            (Some(Value::String(name)), _) | (None, Some(Value::String(name))) => name.clone(),
+            _ => {
+                return Err(malformed(&folder.join(CONFIG), "it names no model_type".into()));
+            }
+        };
+        let names = family::hf_names(folder, &architecture)?;
+        let mut checkpoint = HfCheckpoint {
+            folder: folder.into(),
+            whole,
+            text,
+            architecture,
+            names,
+            prefix: String::new(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
+        for file in weights(folder)? {
+            checkpoint.add(file)?;
+        }
+        let embedding = "embed_tokens.weight";
+        let prefixed = checkpoint.tensors.keys().find_map(|name| name.strip_suffix(embedding));
+        checkpoint.prefix = prefixed.unwrap_or("model.").into();
+        Ok(checkpoint)
+    }
+
+    /// Maps a file and books its tensors.
+    fn add(&mut self, path: PathBuf) -> Result<(), ModelError> {
+        let bytes = files::map(&path).map_err(|error| io(&path, error))?;
+        // deserializing reads the header only; it checks that every tensor lies inside the file
+        let sound = |e: safetensors::SafeTensorError| malformed(&path, e.to_string());
+        let (header, _) = SafeTensors::read_metadata(&bytes).map_err(sound)?;
+        let parsed = SafeTensors::deserialize(&bytes).map_err(sound)?;
+        let data = size_of::<u64>() + header;
+        for (name, info) in parsed.tensors() {
+            let start = info.data().as_ptr() as usize - bytes.as_ptr() as usize;
+            debug_assert!(start >= data);
+            let located = Located {
+                shard: self.shards.len(),
+                dtype: info.dtype(),
+                shape: info.shape().to_vec(),
+                bytes: start..start + info.data().len(),
+            };
+            if self.tensors.insert(name.clone(), located).is_some() {
+                return Err(malformed(&path, format!("tensor `{name}` is in another file, too")));
+            }
+        }
+        self.shards.push((path, bytes));
+        Ok(())
+    }
+
+    /// The configuration and the files that hold weights, in order.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let config = self.folder.join(CONFIG);
+        std::iter::once(config).chain(self.shards.iter().map(|(path, _)| path.clone())).collect()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
+    /// Storage types of the tensors with their counts.
+    pub fn dtypes(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for located in self.tensors.values() {
+            *counts.entry(format!("{:?}", located.dtype)).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    fn located(&self, own: &str) -> Result<(&Located, &[u8], DType), ModelError> {
+        let located = self.tensors.get(own).ok_or_else(|| ModelError::MissingTensor {
+            path: self.folder.clone(),
+            tensor: own.into(),
+        })?;
+        let dtype = match located.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            other => {
+                let what = format!("tensor `{own}` in {other:?} (known: F32, F16, BF16)");
+                return Err(ModelError::Unsupported { path: self.folder.clone(), what });
+            }
+        };
+        Ok((located, &self.shards[located.shard].1[located.bytes.clone()], dtype))
+    }
+
+    /// Own names with the text model's prefix, but for the head, which stands beside the model.
+    fn full(&self, own: &str) -> String {
+        let head = "lm_head.weight";
+        if own != head {
+            return format!("{}{own}", self.prefix);
+        }
+        // `lm_head.weight`, or `language_model.lm_head.weight` where all of the text model is nested
+        let nested = self.tensors.keys().find(|name| name.ends_with(&format!(".{head}")));
+        nested.cloned().unwrap_or_else(|| head.into())
+    }
+
+    /// Per-expert tensors where the fused one is not there.
+    fn experts(&self, own: &str) -> Option<Vec<String>> {
+        let (stem, parts): (_, &[&str]) = match own.strip_suffix("gate_up_proj") {
+            Some(stem) => (stem, &["gate_proj", "up_proj"]),
+            None => (own.strip_suffix("down_proj")?, &["down_proj"]),
+        };
+        let name = |e: usize, part: &str| format!("{stem}{e}.{part}.weight");
+        let count = (0..).take_while(|&e| self.tensors.contains_key(&name(e, parts[0]))).count();
+        let names = (0..count).flat_map(|e| parts.iter().map(move |part| name(e, part)));
+        (count > 0).then(|| names.collect())
+    }
+}
+
+/// The files with weights: those that the index names, or the one.
+fn weights(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let index = folder.join(INDEX);
+    if folder.join(WEIGHTS).exists() || !index.exists() {
+        return Ok(vec![folder.join(WEIGHTS)]);
+    }
+    let content = json(&index)?;
+    let Some(Value::Object(map)) = content.get("weight_map") else {
+        return Err(malformed(&index, "it has no weight_map".into()));
+    };
+    let names: std::collections::BTreeSet<_> = map.values().filter_map(Value::as_str).collect();
+    let inside = |name: &&str| !name.contains(['/', '\\']);
+    match names.iter().all(inside) {
+        true => Ok(names.into_iter().map(|name| folder.join(name)).collect()),
+        false => Err(malformed(&index, "it names files outside of its folder".into())),
+    }
+}
+
+fn json(path: &Path) -> Result<Value, ModelError> {
+    let bytes = std::fs::read(path).map_err(|error| io(path, error))?;
+    serde_json::from_slice(&bytes).map_err(|error| malformed(path, error.to_string()))
+}
+
+fn io(path: &Path, error: std::io::Error) -> ModelError {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => ModelError::Missing { path: path.into(), fetch: None },
+        _ => ModelError::Io { path: path.into(), error },
+    }
+}
+
+fn malformed(path: &Path, message: String) -> ModelError {
+    ModelError::Malformed { path: path.into(), message }
+}
+
+fn fact(value: &Value) -> Fact {
+    match value {
+        Value::Bool(flag) => Fact::Bool(*flag),
+        Value::Number(n) => match n.as_i128() {
+            Some(n) => Fact::Integer(n),
+            None => Fact::Float(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => Fact::Text(text.clone()),
+        Value::Array(list) => Fact::List(list.iter().map(fact).collect()),
+        Value::Null | Value::Object(_) => Fact::Other,
+    }
+}
+
+impl Config for HfCheckpoint {
+    fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    fn format(&self) -> Format {
+        Format::Hf
+    }
+
+    fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    fn lookup(&self, key: &str) -> Option<Fact> {
+        let step = |value: &'_ Value| {
+            let found = key.split('.').try_fold(value, |value, member| value.get(member))?;
+            (!found.is_null()).then(|| fact(found))
+        };
+        step(&self.text).or_else(|| step(&self.whole))
+    }
+
+    fn full_name(&self, key: &str) -> String {
+        format!("{key} of {CONFIG}")
+    }
+}
+
+impl Tensors for HfCheckpoint {
+    fn origin(&self, name: &str) -> Origin {
+        let own = self.names.own(name).unwrap_or_else(|| name.into());
+        let full = self.full(&own);
+        let change = self.names.change(name);
+        match self.experts(&full) {
+            Some(parts) if !self.tensors.contains_key(&full) => {
+                Origin { parts, joined: Joined::ByEntry, change }
+            }
+            _ => Origin { change, ..Origin::one(full) },
+        }
+    }
+
+    fn shape(&self, own: &str) -> Option<Vec<usize>> {
+        self.tensors.get(own).map(|located| located.shape.clone())
+    }
+
+    fn names(&self) -> Vec<String> {
+        let counts = |name: &&String| !self.names.elsewhere(name);
+        self.tensors.keys().filter(counts).cloned().collect()
+    }
+
+    fn read(&self, own: &str) -> Result<Tensor, ModelError> {
+        let (located, bytes, dtype) = self.located(own)?;
+        Ok(Tensor::from_raw_buffer(bytes, dtype, &located.shape, &Device::Cpu)?)
+    }
+
+    fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {
+        let (located, bytes, dtype) = self.located(own)?;
+        let width = located.shape.last().copied().unwrap_or(1);
+        let rows = gathered(bytes, width * dtype.size_in_bytes(), ids)?;
+        let rows = Tensor::from_raw_buffer(&rows, dtype, &[ids.len(), width], &Device::Cpu)?;
+        Ok(rows.to_dtype(DType::F32)?)
+    }
+}

@@ -1,0 +1,268 @@
+//! The tensors of a checkpoint: where each is, and the reader that the decoder is built with.
+//!
+//! Tensors have one name here, mostly GGUF's: `blk.3.attn_q.weight`. A format says how its files hold
+//! it ([`Origin`]). The same walk over a decoder's parts declares what it needs, checks a file against
+//! that without reading it, and reads.
+
+use super::config::Config;
+use super::ops::first_non_finite;
+use super::ModelError;
+use candle_core::{DType, Device, Tensor};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+/// How files hold a tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Origin {
+    /// The files' own names.
+    pub parts: Vec<String>,
+    pub joined: Joined,
+    pub change: Change,
+}
+
+/// How parts make the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Joined {
+    /// Along an axis.
+    Along(usize),
+    /// A file tensor, or several to be laid one below the other, for each entry of the first axis.
+    ByEntry,
+}
+
+/// What is done to a tensor once it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    None,
+    /// Norm weights that are stored around zero.
+    PlusOne,
+    /// A decay that is stored as its logarithm.
+    NegativeExp,
+}
+
+impl Origin {
+    pub fn one(name: impl Into<String>) -> Self {
+        Origin { parts: vec![name.into()], joined: Joined::Along(0), change: Change::None }
+    }
+
+    /// The shape of each part of a tensor of the given shape.
+    fn part_shape(&self, whole: &[usize]) -> Vec<usize> {
+        let mut shape = whole.to_vec();
+        let axis = match self.joined {
+            Joined::Along(axis) => axis,
+            Joined::ByEntry => {
+                // n parts for E entries: n/E of them share an entry's rows
+                let entries = shape.remove(0).max(1);
+                let share = (self.parts.len() / entries).max(1);
+                shape[0] /= share;
+                return shape;
+            }
+        };
+        if let Some(dim) = shape.get_mut(axis) {
+            *dim /= self.parts.len();
+        }
+        shape
+    }
+}
+
+/// The tensors of an open checkpoint.
+pub(crate) trait Tensors: Config + Send + Sync {
+    /// How the files hold a tensor; names of parts that are not there are those that are missed.
+    fn origin(&self, name: &str) -> Origin;
+
+    /// The shape of a tensor by its own name, outermost dimension first.
+    fn shape(&self, own: &str) -> Option<Vec<usize>>;
+
+    /// All of the files' own names.
+    fn names(&self) -> Vec<String>;
+
+    /// Reads a tensor by its own name, dequantized if it is quantized.
+    fn read(&self, own: &str) -> Result<Tensor, ModelError>;
+
+    /// Reads some rows of a matrix by its own name.
+    fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError>;
+}
+
+impl<'a> dyn Tensors + 'a {
+    /// Whether the files hold all of a tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.origin(name).parts.iter().all(|own| self.shape(own).is_some())
+    }
+}
+
+/// What a reader does with the tensors that it is asked for.
+#[derive(Clone, Copy)]
+enum Purpose<'a> {
+    Declare,
+    Check(&'a dyn Tensors),
+    Read(&'a dyn Tensors),
+}
+
+/// Gives the decoder its tensors, and keeps the books.
+pub(crate) struct Reader<'a> {
+    purpose: Purpose<'a>,
+    books: RefCell<Books>,
+}
+
+#[derive(Default)]
+struct Books {
+    /// Names and shapes of what was asked for.
+    declared: Vec<(String, Vec<usize>)>,
+    /// The files' own names of it.
+    used: BTreeSet<String>,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader that only notes what it is asked for; its tensors are empty.
+    pub fn declaring() -> Self {
+        Reader { purpose: Purpose::Declare, books: RefCell::default() }
+    }
+
+    /// A reader that checks names and shapes; its tensors are empty.
+    pub fn checking(tensors: &'a dyn Tensors) -> Self {
+        Reader { purpose: Purpose::Check(tensors), books: RefCell::default() }
+    }
+
+    pub fn reading(tensors: &'a dyn Tensors) -> Self {
+        Reader { purpose: Purpose::Read(tensors), books: RefCell::default() }
+    }
+
+    /// Names and shapes of all that was asked for.
+    pub fn declared(self) -> Vec<(String, Vec<usize>)> {
+        self.books.into_inner().declared
+    }
+
+    /// The files' own names that nobody asked for, in order.
+    pub fn unused(&self, tensors: &dyn Tensors) -> Vec<String> {
+        let books = self.books.borrow();
+        let mut names = tensors.names();
+        names.retain(|name| !books.used.contains(name));
+        names.sort();
+        names
+    }
+
+    /// A tensor that the architecture does not need although some files hold it.
+    pub fn idle(&self, name: &str) {
+        if let Purpose::Check(tensors) | Purpose::Read(tensors) = self.purpose {
+            self.books.borrow_mut().used.extend(tensors.origin(name).parts);
+        }
+    }
+
+    /// A tensor of the given shape, f32.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        match self.located(name, shape)? {
+            Some((tensors, origin)) => read(tensors, &origin, shape),
+            None => Ok(Tensor::zeros(0, DType::F32, &Device::Cpu)?),
+        }
+    }
+
+    /// A matrix of which only some rows will be read, later: checked, and not read.
+    pub fn table(&self, name: &str, shape: &[usize]) -> Result<(), ModelError> {
+        self.located(name, shape).map(drop)
+    }
+
+    /// Books a tensor and checks its shape; gives where it is if it is to be read.
+    fn located(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Option<(&'a dyn Tensors, Origin)>, ModelError> {
+        self.books.borrow_mut().declared.push((name.into(), shape.to_vec()));
+        let (tensors, read) = match self.purpose {
+            Purpose::Declare => return Ok(None),
+            Purpose::Check(tensors) => (tensors, false),
+            Purpose::Read(tensors) => (tensors, true),
+        };
+        let origin = tensors.origin(name);
+        let expected = origin.part_shape(shape);
+        for own in &origin.parts {
+            check_shape(tensors, own, &expected)?;
+            // two readers of one tensor are a mistake in a family's names
+            if !self.books.borrow_mut().used.insert(own.clone()) {
+                return Err(ModelError::Unsupported {
+                    path: tensors.path().into(),
+                    what: format!("tensor `{own}` in two places"),
+                });
+            }
+        }
+        Ok(read.then_some((tensors, origin)))
+    }
+
+    /// Applies `f` to a tensor that holds something.
+    pub fn arranged(
+        &self,
+        tensor: Tensor,
+        f: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+    ) -> Result<Tensor, ModelError> {
+        match self.purpose {
+            Purpose::Read(_) => Ok(f(&tensor)?),
+            _ => Ok(tensor),
+        }
+    }
+}
+
+fn check_shape(tensors: &dyn Tensors, own: &str, expected: &[usize]) -> Result<(), ModelError> {
+    let found = tensors.shape(own).ok_or_else(|| ModelError::MissingTensor {
+        path: tensors.path().into(),
+        tensor: own.into(),
+    })?;
+    // formats differ in whether they keep dimensions of 1
+    let long = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
+    match long(&found) == long(expected) {
+        true => Ok(()),
+        false => Err(ModelError::Shape {
+            path: tensors.path().into(),
+            tensor: own.into(),
+            expected: expected.into(),
+            found,
+        }),
+    }
+}
+
+fn read(tensors: &dyn Tensors, origin: &Origin, shape: &[usize]) -> Result<Tensor, ModelError> {
+    let part = |own: &String| finite(tensors, own, tensors.read(own)?.to_dtype(DType::F32)?);
+    let whole = match &origin.parts[..] {
+        [one] => part(one)?,
+        parts => {
+            let axis = match origin.joined {
+                Joined::Along(axis) => axis,
+                Joined::ByEntry => 0,
+            };
+            Tensor::cat(&parts.iter().map(part).collect::<Result<Vec<_>, _>>()?, axis)?
+        }
+    };
+    let whole = whole.reshape(shape)?;
+    Ok(match origin.change {
+        Change::None => whole,
+        Change::PlusOne => (whole + 1.0)?,
+        Change::NegativeExp => whole.exp()?.neg()?,
+    })
+}
+
+/// The tensor, unless an element is NaN or infinite.
+pub(crate) fn finite(
+    tensors: &dyn Tensors,
+    own: &str,
+    tensor: Tensor,
+) -> Result<Tensor, ModelError> {
+    match first_non_finite(&tensor)? {
+        None => Ok(tensor),
+        Some((index, value)) => Err(ModelError::NotFinite {
+            path: tensors.path().into(),
+            tensor: own.into(),
+            index,
+            value,
+        }),
+    }
+}
+
+/// The bytes of some rows of a table.
+pub(crate) fn gathered(table: &[u8], row: usize, ids: &[u32]) -> candle_core::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(ids.len() * row);
+    for &id in ids {
+        match table.get(id as usize * row..(id as usize + 1) * row) {
+            Some(found) => bytes.extend_from_slice(found),
+            None => candle_core::bail!("token {id} is outside of a table of {}", table.len() / row),
+        }
+    }
+    Ok(bytes)
+}
