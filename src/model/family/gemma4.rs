@@ -4,7 +4,9 @@
 
 use super::gemma2::{reaches, POST_NORMS};
 use super::rope::{rope, Wanted, USUAL};
-use super::{activation, common, layer_count, names, plain_attention, Family, Names, Reach};
+use super::{
+    activation, common, expert_count, layer_count, names, plain_attention, Family, Names, Reach,
+};
 use super::{EXPERTS, EXPERTS_USED, EXPERT_MLP, GEMMA_ACTIVATION, HEADS, KV_HEADS, MLP, WINDOW};
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{
@@ -201,7 +203,7 @@ fn experts(config: &dyn Config) -> Result<Option<Experts>, ModelError> {
     };
     let experts = || {
         Ok(Experts {
-            count: config.number(EXPERTS)?,
+            count: expert_count(config)?,
             used: config.number(EXPERTS_USED_HF)?,
             width: config.number(EXPERT_MLP)?,
             normalised: true,

@@ -168,6 +168,17 @@ const FINAL_SOFTCAP: Key<'static> =
 const ACTIVATION: Key<'static> = Key { gguf: "", hf: "hidden_act" };
 const GEMMA_ACTIVATION: Key<'static> = Key { gguf: "", hf: "hidden_activation" };
 
+/// transformers 5 saves the number of experts under a name of its own for some families.
+const LOCAL_EXPERTS: Key<'static> = Key { gguf: "", hf: "num_local_experts" };
+
+/// The number of experts.
+fn expert_count(config: &dyn Config) -> Result<usize, ModelError> {
+    match config.optional_number(LOCAL_EXPERTS)? {
+        Some(count) => Ok(count),
+        None => config.number(EXPERTS),
+    }
+}
+
 /// What a layer's attention reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reach {

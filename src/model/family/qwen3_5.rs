@@ -2,8 +2,8 @@
 //! attention, which turns the first quarter of its heads; MLPs, or experts and a shared one.
 
 use super::rope::{rope, Wanted, USUAL};
-use super::{activation, attention, common, layers, mlp, names, Family, Names};
-use super::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
+use super::{activation, attention, common, expert_count, layers, mlp, names, Family, Names};
+use super::{ACTIVATION, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{
     Activation, Attention, DeltaNet, Experts, FeedForward, HeadOrder, Layer, Mixer, Spec,
@@ -75,7 +75,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         ..attention(config, spec.hidden, |dim| rope(file, &wanted, dim))?
     };
     let delta_net = delta_net(config)?;
-    let feed_forward = match config.has(EXPERTS) {
+    let feed_forward = match config.has(EXPERTS_USED) {
         true => FeedForward::Experts(experts(config)?),
         false => FeedForward::Dense(mlp(config)?),
     };
@@ -131,7 +131,7 @@ fn delta_net(config: &dyn Config) -> Result<DeltaNet, ModelError> {
 
 fn experts(config: &dyn Config) -> Result<Experts, ModelError> {
     Ok(Experts {
-        count: config.number(EXPERTS)?,
+        count: expert_count(config)?,
         used: config.number(EXPERTS_USED)?,
         width: config.number(EXPERT_MLP)?,
         normalised: true,

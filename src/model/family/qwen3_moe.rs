@@ -1,8 +1,8 @@
 //! `qwen3_moe`: Qwen3 whose MLPs are experts, in all layers or in some.
 
 use super::qwen3::qk_normed;
-use super::{activation, common, layer_count, mlp, names, Family};
-use super::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP};
+use super::{activation, common, expert_count, layer_count, mlp, names, Family};
+use super::{ACTIVATION, EXPERTS_USED, EXPERT_MLP};
 use crate::model::config::{Config, Key};
 use crate::model::spec::{Activation, Experts, FeedForward, Layer, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -27,7 +27,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     activation(config, ACTIVATION, "silu")?;
     let attention = qk_normed(file, spec.hidden)?;
     let experts = Experts {
-        count: config.number(EXPERTS)?,
+        count: expert_count(config)?,
         used: config.number(EXPERTS_USED)?,
         width: config.number(EXPERT_MLP)?,
         normalised: config.optional_flag(NORMALISED)?.unwrap_or(true),

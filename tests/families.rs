@@ -1,0 +1,162 @@
+//! Every family on small random checkpoints: logits against HF transformers in float32 through
+//! safetensors and through GGUF, whole and in parts, and every codec in parts (fixtures:
+//! `scripts/oracle/checkpoints.py`).
+
+mod support;
+
+use candle_core::Tensor;
+use kvgate::kv::cache::LaneCache;
+use kvgate::model::decoder::{At, Decoder, Residency};
+use kvgate::model::Checkpoint;
+use kvgate::policy::Source;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use support::forward::{effective, logits, logits_in_parts};
+use support::{ids, root};
+
+/// Largest difference of a logit, relative to the position's largest one.
+const TOLERANCE: f64 = 1e-4;
+
+/// The checkpoints' folders.
+fn folders() -> Vec<PathBuf> {
+    let folder = root().join("tests/fixtures/checkpoints");
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    folders.sort();
+    assert!(folders.len() >= 15, "{folders:?}");
+    folders
+}
+
+fn name(folder: &Path) -> &str {
+    folder.file_name().unwrap().to_str().unwrap()
+}
+
+fn load(path: PathBuf) -> Decoder {
+    let source = Source { path, sha256: None, tokenizer: None, fetch: None };
+    let opened = Checkpoint::open(&source).and_then(|c| c.load(Residency::Resident));
+    opened.unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn oracle(folder: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(folder.join("logits.json")).unwrap()).unwrap()
+}
+
+/// Largest difference over positions, each relative to its largest logit.
+fn distance(logits: &Tensor, oracle: &Value) -> f64 {
+    let positions = oracle["positions"].as_array().unwrap().iter().map(|want| {
+        let row = want["position"].as_u64().unwrap() as usize;
+        let got: Vec<f32> = logits.get(row).unwrap().to_vec1().unwrap();
+        let want = want["logits"].as_array().unwrap();
+        assert_eq!(got.len(), want.len());
+        relative(&got, want.iter().map(|x| x.as_f64().unwrap()))
+    });
+    positions.fold(0.0, f64::max)
+}
+
+fn relative(got: &[f32], want: impl Iterator<Item = f64> + Clone) -> f64 {
+    let largest = want.clone().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let errors = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - want).abs() / largest);
+    errors.fold(0.0, |worst, e| if e <= worst { worst } else { e })
+}
+
+fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(a.dims(), b.dims());
+    let b = flat(b);
+    relative(&flat(a), b.iter().map(|x| f64::from(*x)))
+}
+
+/// Odd portions: single tokens, a few, and more than a window or a chunk of the delta rule.
+fn portions(tokens: usize) -> Vec<usize> {
+    let mut portions = vec![1, 1, 7, 70, 1, 3];
+    while portions.iter().sum::<usize>() > tokens {
+        portions.remove(portions.len() - 3);
+    }
+    portions.push(tokens - portions.iter().sum::<usize>());
+    portions.retain(|&n| n > 0);
+    portions
+}
+
+/// `cargo test --test families -- --nocapture` prints the table of docs/models.md.
+#[test]
+fn logits_are_those_of_transformers_in_both_formats() {
+    let mut failed = Vec::new();
+    for folder in folders() {
+        let oracle = oracle(&folder);
+        let ids = ids(&oracle["ids"]);
+        let mut cells = Vec::new();
+        for path in [folder.clone(), folder.join("model.gguf")] {
+            if std::env::var("ONLY").is_ok_and(|o| o != name(&folder)) {
+                continue;
+            }
+            let Ok(decoder) = std::panic::catch_unwind(|| load(path)) else {
+                failed.push(name(&folder).into());
+                continue;
+            };
+            let whole = distance(&logits(&decoder, &ids), &oracle);
+            let cache = LaneCache::growing(effective(&decoder.spec, "f32"));
+            let parts = logits_in_parts(&decoder, &ids, &portions(ids.len()), cache);
+            let parts = distance(&parts, &oracle);
+            cells.push(format!("{whole:.1e} | {parts:.1e}"));
+            if whole.max(parts) > TOLERANCE {
+                failed.push(name(&folder).to_owned());
+            }
+        }
+        println!("| `{}` | {} | {} |", name(&folder), ids.len(), cells.join(" | "));
+    }
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// Layer by layer on the same inputs: end to end, a difference of 1e-7 in K flips codes.
+#[test]
+fn every_codec_in_parts_is_the_codec_at_once() {
+    let mut with_blocks = 0;
+    for folder in folders() {
+        let ids = ids(&oracle(&folder)["ids"]);
+        let decoder = load(folder.clone());
+        // blocks of 32 do not fit the smallest heads
+        let mut heads = decoder.spec.kv_layout().into_iter().flatten();
+        let blocks = heads.all(|kv| kv.head_dim.is_multiple_of(32));
+        with_blocks += usize::from(blocks);
+        let schemes: &[&str] = match blocks {
+            true => &["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"],
+            false => &["f16", "bf16"],
+        };
+        for scheme in schemes {
+            let worst = in_parts_by_layer(&decoder, &ids, scheme);
+            assert!(worst <= 2e-5, "{} {scheme}: {worst:.1e}", name(&folder));
+        }
+    }
+    assert!(with_blocks >= 6, "only {with_blocks}");
+}
+
+/// The largest difference of any layer's output between one pass and portions, each layer being given
+/// the one pass's inputs.
+fn in_parts_by_layer(decoder: &Decoder, ids: &[u32], scheme: &str) -> f64 {
+    let scheme = effective(&decoder.spec, scheme);
+    let ropes = decoder.ropes(ids.len());
+    let layers: Vec<_> =
+        (0..decoder.spec.layers.len()).map(|i| decoder.ready(i, &ropes).unwrap()).collect();
+    let embedded = decoder.embed(ids).unwrap();
+    let at = At { start: 0, tokens: ids.len() };
+    let mut cache = LaneCache::new(scheme.clone());
+    let mut inputs = vec![embedded.x];
+    for layer in &layers {
+        let own = embedded.per_layer.as_ref();
+        inputs.push(layer.run(&inputs[inputs.len() - 1], own, at, &mut cache).unwrap());
+    }
+    let mut cache = LaneCache::growing(scheme);
+    let mut parts = vec![Vec::new(); layers.len()];
+    let mut start = 0;
+    for tokens in portions(ids.len()) {
+        let rows = |t: &Tensor| t.narrow(0, start, tokens).unwrap();
+        let own = embedded.per_layer.as_ref().map(rows);
+        for (i, layer) in layers.iter().enumerate() {
+            let at = At { start, tokens };
+            parts[i].push(layer.run(&rows(&inputs[i]), own.as_ref(), at, &mut cache).unwrap());
+        }
+        start += tokens;
+    }
+    let outputs = parts.iter().map(|parts| Tensor::cat(parts, 0).unwrap());
+    outputs.zip(&inputs[1..]).map(|(parts, whole)| difference(&parts, whole)).fold(0.0, f64::max)
+}
