@@ -1,6 +1,7 @@
 //! What tests of the parts share: the real models and the fixtures.
 #![allow(dead_code)] // each test target uses its own part
 
+pub mod hub;
 pub mod program;
 pub mod tiny;
 
@@ -21,7 +22,7 @@ pub fn root() -> &'static Path {
 pub fn source(file: &str) -> Source {
     let path = root().join("models/real").join(file);
     assert!(path.exists(), "{} is missing: run scripts/fetch-models", path.display());
-    Source { path, sha256: None, tokenizer: None, fetch: None }
+    Source::at(path)
 }
 
 pub fn open(file: &str) -> Checkpoint {
