@@ -60,7 +60,7 @@ fn prepare(
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let path = root.join("models/real").join(file);
     let fetch = Some("scripts/fetch-models".into());
-    let checkpoint = Checkpoint::open(&Source { path, sha256: None, tokenizer: None, fetch })?;
+    let checkpoint = Checkpoint::open(&Source { fetch, ..Source::at(path) })?;
     let text = corpus::read(&root.join("corpora/persuasion.txt"))?;
     let chunks = corpus::chunks(&[text], &checkpoint.tokenizer, context, chunks)?;
     Ok((checkpoint.load(Residency::Resident)?, chunks))

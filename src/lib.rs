@@ -16,6 +16,7 @@ pub mod gate;
 pub mod golden;
 mod harness;
 pub mod hash;
+pub mod hub;
 pub mod kv;
 pub mod measure;
 pub mod model;

@@ -26,6 +26,9 @@ impl Bar {
     pub fn tell(&self, what: &str, done: u64, all: u64) {
         if self.bar.is_hidden() {
             let tenth = (10 * done).checked_div(all).unwrap_or(0);
+            if done == 0 {
+                self.told.store(0, Ordering::Relaxed);
+            }
             if done == 0 || self.told.fetch_max(tenth, Ordering::Relaxed) < tenth {
                 let percent = if all > 0 { format!(" {} %", 10 * tenth) } else { String::new() };
                 eprintln!("kvgate: {}: {what}{}", self.model, percent);

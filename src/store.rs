@@ -59,7 +59,10 @@ fn key(model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> {
     let mut parts = vec![hash::of_file(&std::env::current_exe()?)?, model.name.clone()];
     // a file that is missing is an error of the measurement, which says more
     let optional = |path: &Path| hash::of_file(path).unwrap_or_else(|_| "missing".into());
-    parts.push(optional(&model.source.path));
+    // a commit of the hub says what the weights are, before they are fetched as well
+    if model.source.hub.is_none() {
+        parts.extend(crate::model::files(&model.source.path).iter().map(|path| optional(path)));
+    }
     parts.push(format!("{:?}", model.source));
     parts.extend(model.source.tokenizer.iter().map(|path| optional(path)));
     parts.extend(model.corpus.iter().map(|path| optional(path)));

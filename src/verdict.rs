@@ -367,7 +367,7 @@ fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
          --context {} --chunks {}",
         model.name,
         cell.label,
-        quoted(&model.source.path.to_string_lossy()),
+        quoted(&model.source.to_string()),
         cell.scheme,
         model.context,
         model.chunks,

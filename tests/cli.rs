@@ -150,7 +150,7 @@ fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
     let repository = accepted();
     for (damage, words) in [
         (Damage::Truncated, &["blk.1.ffn_down.weight", "truncated"][..]),
-        (Damage::Beheaded, &["tiny.gguf is not a sound GGUF file"]),
+        (Damage::Beheaded, &["tiny.gguf is not a sound checkpoint"]),
         (Damage::Blocks(3), &["tensor `blk.2.attn_norm.weight` is missing"]),
         (Damage::Blocks(1 << 31), &["tensor `blk.2147483647.attn_norm.weight` is missing"]),
         (Damage::Blocks(0), &["is not supported"]),
@@ -163,20 +163,26 @@ fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
         (Damage::Metadata("general.alignment", Value::I32(0)), &["general.alignment is 0"]),
         (Damage::Metadata("llama.feed_forward_length", Value::U32(0)), &["absurd"]),
         (Damage::Metadata("llama.attention.head_count", Value::U64(1 << 32)), &["absurd"]),
-        (Damage::Metadata("llama.rope.freq_base", Value::F32(-1.0)), &["absurd"]),
-        (Damage::Metadata("llama.rope.scaling.type", text("yarn")), &["RoPE scaling `yarn`"]),
+        (
+            Damage::Metadata("llama.rope.freq_base", Value::F32(-1.0)),
+            &["rope.freq_base", "above 1"],
+        ),
+        (
+            Damage::Metadata("llama.rope.scaling.type", text("longrope")),
+            &["RoPE scaling `longrope`"],
+        ),
         (Damage::Metadata("tokenizer.ggml.add_bos_token", Value::Bool(true)), &["BOS"]),
         (Damage::Metadata("tokenizer.ggml.pre", text("llama-bpe")), &["`llama-bpe` is unknown"]),
         (
-            Damage::Extra("blk.0.attn_q.bias"),
-            &["tensors that `llama` does not have", "attn_q.bias"],
+            Damage::Extra("blk.0.attn_q_norm.weight"),
+            &["tensors that `llama` does not have", "attn_q_norm.weight"],
         ),
     ] {
         repository.write_model(&[damage]);
         cannot_be_measured(&repository, words);
     }
     repository.put("tiny.gguf", "no checkpoint at all");
-    cannot_be_measured(&repository, &["tiny.gguf is not a sound GGUF file"]);
+    cannot_be_measured(&repository, &["tiny.gguf is not a sound checkpoint"]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use support::tiny::{Damage, Repository};
 
 fn source(repository: &Repository) -> Source {
     let path = repository.path("tiny.gguf");
-    Source { path, sha256: None, tokenizer: None, fetch: None }
+    Source::at(path)
 }
 
 /// A model, ready to run, and chunks of text.

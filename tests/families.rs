@@ -32,8 +32,7 @@ fn name(folder: &Path) -> &str {
 }
 
 fn load(path: PathBuf) -> Decoder {
-    let source = Source { path, sha256: None, tokenizer: None, fetch: None };
-    let opened = Checkpoint::open(&source).and_then(|c| c.load(Residency::Resident));
+    let opened = Checkpoint::open(&Source::at(path)).and_then(|c| c.load(Residency::Resident));
     opened.unwrap_or_else(|e| panic!("{e}"))
 }
 

@@ -4,6 +4,7 @@ use super::{bytes, say, Config, Stop, NOT_MEASURED};
 use crate::gate::Gate;
 use crate::golden::{self, Golden};
 use crate::hash;
+use crate::hub;
 use crate::kv::cache::Effective;
 use crate::measure::{corpus, NUMERICS};
 use crate::model::Checkpoint;
@@ -66,6 +67,7 @@ fn check(model: &ModelPolicy) -> Result<Checked, Vec<String>> {
 }
 
 fn one_by_one(model: &ModelPolicy) -> Result<Checked, String> {
+    hub::verify(&model.source).map_err(|error| error.to_string())?;
     let checkpoint = Checkpoint::open(&model.source).map_err(|error| error.to_string())?;
     let found = hash::of_files(checkpoint.files())
         .map_err(|(path, error)| format!("cannot read {}: {error}", path.display()))?;

@@ -1,22 +1,27 @@
 //! `kvgate inspect`: architecture, KV geometry, bytes per token by scheme.
 
-use super::{bytes, say, Stop, USAGE};
+use super::{bytes, name, say, source, Stop, NOT_MEASURED, USAGE};
+use crate::hub;
 use crate::kv::codec::CODECS;
 use crate::model::spec::{Attention, Kv, Layer, Mixer, Spec};
 use crate::model::Checkpoint;
-use crate::policy::Source;
+use crate::progress::Bar;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// A GGUF file
+    /// A GGUF file, or hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
     #[arg(value_name = "MODEL")]
     model: PathBuf,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let source =
-        Source { path: arguments.model.clone(), sha256: None, tokenizer: None, fetch: None };
+    let source = source(&arguments.model)?;
+    {
+        let bar = Bar::new(&name(&source));
+        hub::fetch(&source, &|what, done, all| bar.tell(what, done, all))
+            .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
+    }
     let checkpoint =
         Checkpoint::open(&source).map_err(|error| Stop::new(USAGE, error.to_string()))?;
     let spec = &checkpoint.spec;

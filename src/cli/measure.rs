@@ -1,6 +1,6 @@
 //! `kvgate measure`: schemes of one model, without a policy.
 
-use super::{say, stem, Stop, NOT_MEASURED, USAGE};
+use super::{name, say, source, Stop, NOT_MEASURED, USAGE};
 use crate::kv::Scheme;
 use crate::measure::mimic::Mimic;
 use crate::measure::{measure, Request, ENGINE};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// A GGUF file
+    /// A GGUF file, or hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// Text to measure on; several files are dealt round-robin
@@ -87,13 +87,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     if arguments.context < 16 || arguments.chunks == 0 {
         return Err(Stop::new(USAGE, "--context must be at least 16, --chunks at least 1"));
     }
-    let source = Source {
-        path: arguments.model.clone(),
-        sha256: None,
-        tokenizer: arguments.tokenizer.clone(),
-        fetch: None,
-    };
-    let name = stem(&arguments.model);
+    let source = Source { tokenizer: arguments.tokenizer.clone(), ..source(&arguments.model)? };
+    let name = name(&source);
     let request = Request {
         model: &name,
         source: &source,

@@ -8,7 +8,8 @@ mod run;
 mod schemes;
 
 use crate::gate::Gate;
-use crate::policy::Diagnostic;
+use crate::hub::{self, Pinned};
+use crate::policy::{Diagnostic, Source};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::fmt;
@@ -124,9 +125,24 @@ fn warn(warnings: &[Diagnostic]) {
     }
 }
 
-/// The model's name for people: its file's stem.
-fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+/// The checkpoint that a MODEL argument names: one on disk, or one of the hub.
+fn source(model: &Path) -> Result<Source, Stop> {
+    match model.to_str().filter(|text| text.starts_with(hub::PREFIX)) {
+        Some(text) => {
+            text.parse().map(Source::of_hub).map_err(|message: String| Stop::new(USAGE, message))
+        }
+        None => Ok(Source::at(model.into())),
+    }
+}
+
+/// The model's name for people: its file's stem, or the repository's without its owner.
+fn name(source: &Source) -> String {
+    match &source.hub {
+        Some(Pinned { file: None, repository, .. }) => {
+            repository.rsplit('/').next().unwrap_or_default().to_owned()
+        }
+        _ => source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+    }
 }
 
 /// A number of bytes for people.

@@ -455,8 +455,7 @@ mod tests {
     fn decoder() -> Decoder {
         let file = tempfile::NamedTempFile::new().unwrap();
         tiny::write(file.path(), 1, &[]);
-        let path = file.path().into();
-        let source = Source { path, sha256: None, tokenizer: None, fetch: None };
+        let source = Source::at(file.path().into());
         Checkpoint::open(&source).unwrap().load(Residency::Resident).unwrap()
     }
 

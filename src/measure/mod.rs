@@ -7,6 +7,7 @@ pub mod mimic;
 pub mod stats;
 
 use crate::hash;
+use crate::hub::{self, HubError};
 use crate::kv::cache::{BlockSizeError, Effective, LayerKv};
 use crate::kv::Scheme;
 use crate::model::decoder::{Decoder, Residency};
@@ -62,6 +63,9 @@ pub struct Measured {
 /// Why a model could not be measured at all.
 #[derive(Debug, thiserror::Error)]
 pub enum MeasureError {
+    /// The hub.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The checkpoint.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -112,6 +116,7 @@ pub type Progress<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
 /// What concerns the whole model; a scheme that fails has its error in its own result.
 pub fn measure(request: &Request, progress: Progress) -> Result<Measured, MeasureError> {
     let began = Instant::now();
+    hub::fetch(request.source, progress)?;
     progress("reading", 0, 0);
     let checkpoint = Checkpoint::open(request.source)?;
     let subject = subject(request, &checkpoint)?;

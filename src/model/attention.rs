@@ -6,7 +6,7 @@
 //! to whole tiles; both are shared by all query blocks and heads of their group.
 
 use super::ops::elements;
-use crate::simd::exp;
+use crate::simd::{exp, exp_excess};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -251,11 +251,15 @@ impl Attention {
     }
 }
 
-/// c·tanh(s / c), from tanh x = 1 - 2 / (e^2x + 1).
+/// c·tanh(s / c), from tanh x = m / (m + 2) with m = e^2x - 1, which cancels nowhere.
 #[inline(always)]
 fn soften(scores: &mut [f32], cap: f32) {
+    /// tanh is 1 in f32 from here on.
+    const FAR: f32 = 20.0;
     for s in scores.iter_mut() {
-        *s = cap - 2.0 * cap / (exp(*s * (2.0 / cap)) + 1.0);
+        let x = (*s * (2.0 / cap)).clamp(-FAR, FAR);
+        let m = exp_excess(x) + x;
+        *s = cap * m / (m + 2.0);
     }
 }
 

@@ -75,11 +75,11 @@ impl<'a> dyn Config + 'a {
 
     /// An error about a key.
     pub fn bad(&self, key: Key, message: impl Into<String>) -> ModelError {
-        ModelError::Metadata {
-            path: self.path().into(),
-            key: self.full_name(self.name(key)),
-            message: message.into(),
-        }
+        let path = match self.format() {
+            Format::Gguf => self.path().into(),
+            Format::Hf => self.path().join("config.json"),
+        };
+        ModelError::Metadata { path, key: self.full_name(self.name(key)), message: message.into() }
     }
 
     /// An error about something that this version cannot do.

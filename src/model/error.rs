@@ -22,7 +22,7 @@ pub enum ModelError {
         error: std::io::Error,
     },
     /// The file is no sound checkpoint.
-    #[error("{} is not a sound GGUF file: {message}; fetch or convert it again", path.display())]
+    #[error("{} is not a sound checkpoint: {message}; fetch or convert it again", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -30,7 +30,7 @@ pub enum ModelError {
         message: String,
     },
     /// A configuration key is missing or of another type.
-    #[error("{}: metadata key `{key}`: {message}", path.display())]
+    #[error("{}: key `{key}` {message}", path.display())]
     Metadata {
         /// The file.
         path: PathBuf,

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// An open checkpoint folder whose headers have been read.
@@ -101,6 +102,12 @@ impl HfCheckpoint {
     pub fn files(&self) -> Vec<PathBuf> {
         let config = self.folder.join(CONFIG);
         std::iter::once(config).chain(self.shards.iter().map(|(path, _)| path.clone())).collect()
+    }
+
+    /// All files that a folder's checkpoint consists of, whether they are there or not.
+    pub fn files_in(folder: &Path) -> Vec<PathBuf> {
+        let weights = weights(folder).unwrap_or_else(|_| vec![folder.join(INDEX)]);
+        [CONFIG, TOKENIZER].iter().map(|name| folder.join(name)).chain(weights).collect()
     }
 
     pub fn bytes(&self) -> u64 {
@@ -226,7 +233,7 @@ impl Config for HfCheckpoint {
     }
 
     fn full_name(&self, key: &str) -> String {
-        format!("{key} of {CONFIG}")
+        key.into()
     }
 }
 

@@ -46,6 +46,14 @@ pub struct Checkpoint {
     pub tokenizer: Tokenizer,
 }
 
+/// All files that the checkpoint at `path` consists of, whether they are there or not.
+pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
+    match path.is_dir() {
+        true => HfCheckpoint::files_in(path),
+        false => vec![path.into()],
+    }
+}
+
 impl Checkpoint {
     /// Opens a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
     ///
@@ -86,7 +94,7 @@ impl Checkpoint {
         let folder = HfCheckpoint::open(path)?;
         let spec = family::spec(&folder)?;
         decoder::check(&spec, &folder)?;
-        let tokenizer = tokenizer.map_or_else(|| path.join("tokenizer.json"), Into::into);
+        let tokenizer = tokenizer.map_or_else(|| path.join(hf::TOKENIZER), Into::into);
         Ok(Checkpoint {
             path: path.into(),
             files: folder.files(),

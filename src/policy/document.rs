@@ -6,6 +6,7 @@
 
 use super::diagnostic::Findings;
 use super::Expectation;
+use crate::hub;
 use crate::kv::{codec, Scheme};
 use crate::measure::stats::{Direction, Statistic};
 use crate::nearest::nearest;
@@ -20,6 +21,9 @@ const DEFAULTS: &[&str] = &["corpus", "context", "chunks", "baseline", "limits",
 const AT: &[&str] = &["corpus", "context", "chunks", "baseline", "ignored", "limits", "schemes"];
 const MODEL: &[&str] = &[
     "path",
+    "hf",
+    "revision",
+    "file",
     "sha256",
     "fetch",
     "tokenizer",
@@ -58,9 +62,12 @@ pub(super) struct Section {
     pub name: String,
     pub name_span: Range<usize>,
     pub path: Option<Spanned<PathBuf>>,
+    pub hf: Option<Spanned<String>>,
+    pub revision: Option<Spanned<String>>,
+    pub file: Option<Spanned<String>>,
     pub tokenizer: Option<Spanned<PathBuf>>,
     pub sha256: Option<String>,
-    pub fetch: Option<String>,
+    pub fetch: Option<Spanned<String>>,
     pub corpus: Option<Vec<Spanned<PathBuf>>>,
     pub context: Option<usize>,
     pub chunks: Option<usize>,
@@ -152,7 +159,7 @@ impl<'f> Reader<'f> {
         self.findings.error(
             span,
             "the policy has no model: nothing would be gated",
-            "add one: `[models.NAME]` with `path = \"…\"`",
+            "add one: `[models.NAME]` with `path = \"…\"` or `hf = \"org/name\"`",
         );
     }
 
@@ -202,9 +209,16 @@ impl<'f> Reader<'f> {
             match key.get_ref().as_ref() {
                 word if !known.contains(&word) => self.unknown_key(key, known),
                 "path" => section.path = Some(self.file(key, value)),
+                "hf" => section.hf = Some(self.hub_word(key, value, hub::repository_fault)),
+                "revision" => {
+                    section.revision = Some(self.hub_word(key, value, hub::revision_fault));
+                }
+                "file" => section.file = Some(self.hub_word(key, value, hub::file_fault)),
                 "tokenizer" => section.tokenizer = Some(self.file(key, value)),
                 "sha256" => section.sha256 = Some(self.sha256(key, value)),
-                "fetch" => section.fetch = Some(self.string(key, value)),
+                "fetch" => {
+                    section.fetch = Some(Spanned::new(value.span(), self.string(key, value)));
+                }
                 "corpus" => section.corpus = Some(self.corpus(key, value)),
                 "context" => section.context = Some(self.count(key, value, LEAST_CONTEXT)),
                 "chunks" => section.chunks = Some(self.count(key, value, 1)),
@@ -402,6 +416,21 @@ impl<'f> Reader<'f> {
     fn file(&mut self, key: &Key, value: &Value) -> Spanned<PathBuf> {
         let path = self.string(key, value);
         Spanned::new(value.span(), self.folder.join(path))
+    }
+
+    /// A text that must mean something to the hub.
+    fn hub_word(
+        &mut self,
+        key: &Key,
+        value: &Value,
+        fault: fn(&str) -> Option<hub::Fault>,
+    ) -> Spanned<String> {
+        let word = self.string(key, value);
+        // an empty one has its finding
+        if let Some((message, help)) = fault(&word).filter(|_| !word.is_empty()) {
+            self.findings.error(value.span(), message, help);
+        }
+        Spanned::new(value.span(), word)
     }
 
     fn sha256(&mut self, key: &Key, value: &Value) -> String {
@@ -604,6 +633,9 @@ fn kind(value: &Value) -> &'static str {
 fn example(key: &Key) -> String {
     let example = match key.get_ref().as_ref() {
         "path" => "path = \"models/model.gguf\"",
+        "hf" => "hf = \"org/name\"",
+        "revision" => "revision = \"…\"",
+        "file" => "file = \"model-Q4_K_M.gguf\"",
         "tokenizer" => "tokenizer = \"models/tokenizer.json\"",
         "sha256" => "sha256 = \"…\"",
         "fetch" => "fetch = \"scripts/fetch-models NAME\"",

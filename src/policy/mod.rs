@@ -9,10 +9,12 @@ mod tests;
 pub use diagnostic::{Diagnostic, Severity};
 
 use crate::hash;
+use crate::hub::Pinned;
 use crate::kv::Scheme;
 use crate::measure::stats::Statistic;
 use diagnostic::{Findings, Text};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -57,17 +59,42 @@ pub struct Places {
     spans: BTreeMap<PathBuf, Range<usize>>,
 }
 
-/// A checkpoint on disk.
+/// A checkpoint, and its place on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// The weights file, resolved against the policy's folder.
+    /// The weights: a file, or the folder of a checkpoint in safetensors. Resolved against the
+    /// policy's folder; for one of the hub, the place in its cache where it is or will be.
     pub path: PathBuf,
+    /// Where on the hub it comes from, for one of the hub.
+    pub hub: Option<Pinned>,
     /// SHA-256 that the file must have.
     pub sha256: Option<String>,
     /// A `tokenizer.json`, where the weights file's own tokenizer is not to be used.
     pub tokenizer: Option<PathBuf>,
     /// The command that gets the file, shown when it is missing.
     pub fetch: Option<String>,
+}
+
+impl Source {
+    /// A checkpoint on disk that is used as it is.
+    pub fn at(path: PathBuf) -> Self {
+        Source { path, hub: None, sha256: None, tokenizer: None, fetch: None }
+    }
+
+    /// A checkpoint of the hub, in its place in the cache.
+    pub fn of_hub(pinned: Pinned) -> Self {
+        Source { hub: Some(pinned.clone()), ..Source::at(pinned.place()) }
+    }
+}
+
+/// As the program's MODEL argument names it.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.hub {
+            Some(pinned) => pinned.fmt(f),
+            None => self.path.display().fmt(f),
+        }
+    }
 }
 
 /// One scheme of one model: the unit of judging.
@@ -185,17 +212,41 @@ impl ModelPolicy {
             Some(command) => format!("get it: `{command}`"),
             None => "put it there, or say how to get it: `fetch = \"COMMAND\"`".into(),
         };
-        let of_model = [Some(&self.source.path), self.source.tokenizer.as_ref()];
+        let weights = self.source.hub.is_none().then_some(&self.source.path);
+        let of_model = [weights, self.source.tokenizer.as_ref()];
         let of_model = of_model.into_iter().flatten().map(|file| (file, fetch.as_str()));
         let corpus =
             self.corpus.iter().map(|file| (file, "correct the path, or put the text there"));
         let missing = of_model.chain(corpus).filter(|(file, _)| !file.exists());
-        missing.map(|(file, help)| self.missing(file, help)).collect()
+        let missing = missing.map(|(file, help)| self.missing(file, help));
+        self.not_fetched().into_iter().chain(missing).collect()
+    }
+
+    /// The finding for a checkpoint of the hub that is not wholly in its cache.
+    fn not_fetched(&self) -> Option<Diagnostic> {
+        let pinned = self.source.hub.as_ref()?;
+        let missing = pinned.missing(self.source.tokenizer.is_none());
+        if missing.is_empty() {
+            return None;
+        }
+        let message = format!(
+            "`{}` needs `{pinned}`, which is not fetched yet: {} not in the cache",
+            self.name,
+            missing.join(", ")
+        );
+        let fetch =
+            if cfg!(feature = "hub") { "`kvgate run` fetches it, as does" } else { "get it:" };
+        let help = format!("{fetch} `{}`", pinned.command());
+        Some(self.finding(&self.source.path, message, &help))
     }
 
     fn missing(&self, file: &Path, help: &str) -> Diagnostic {
-        let span = self.places.spans.get(file).cloned().unwrap_or_default();
         let message = format!("`{}` needs `{}`, which is not there", self.name, file.display());
+        self.finding(file, message, help)
+    }
+
+    fn finding(&self, file: &Path, message: String, help: &str) -> Diagnostic {
+        let span = self.places.spans.get(file).cloned().unwrap_or_default();
         Diagnostic::new(Severity::Error, &self.places.text, span, message, help)
     }
 }

@@ -3,6 +3,7 @@
 use super::diagnostic::{Diagnostic, Findings, Severity};
 use super::document::{Document, Limits, SchemeBody, SchemeEntry, Section};
 use super::{Cell, Expectation, Limit, ModelPolicy, Places, Source};
+use crate::hub::Pinned;
 use crate::kv::Scheme;
 use crate::measure::stats::Statistic;
 use crate::nearest::nearest;
@@ -72,7 +73,7 @@ impl Resolver<'_> {
         let cells = asked.iter().filter_map(|a| self.cell(&name, sections, a)).collect();
 
         // every section is looked at, so that one round shows all that is missing
-        let path = self.required(model, "path", "models/model.gguf", model.path.as_ref());
+        let source = self.source(model);
         let corpus = self.required(
             model,
             "corpus",
@@ -81,15 +82,17 @@ impl Resolver<'_> {
         );
         let context = self.required(model, "context", "512", last(sections, |s| s.context));
         let chunks = self.required(model, "chunks", "16", last(sections, |s| s.chunks));
-        let (path, corpus, context, chunks) = (path?, corpus?, context?, chunks?);
-        let files = [Some(path), model.tokenizer.as_ref()].into_iter().flatten().chain(corpus);
+        let (source, corpus, context, chunks) = (source?, corpus?, context?, chunks?);
+        let files = model.tokenizer.iter().chain(corpus);
+        let files = files.map(|file| (file.get_ref().clone(), file.span()));
+        let weights = [(source.get_ref().path.clone(), source.span())];
         Some(ModelPolicy {
             name,
             source: Source {
-                path: path.get_ref().clone(),
                 sha256: model.sha256.clone(),
                 tokenizer: model.tokenizer.as_ref().map(|file| file.get_ref().clone()),
-                fetch: model.fetch.clone(),
+                fetch: model.fetch.as_ref().map(|command| command.get_ref().clone()),
+                ..source.into_inner()
             },
             corpus: corpus.iter().map(|file| file.get_ref().clone()).collect(),
             context,
@@ -98,9 +101,78 @@ impl Resolver<'_> {
             cells,
             places: Places {
                 text: self.findings.text().clone(),
-                spans: files.map(|file| (file.get_ref().clone(), file.span())).collect(),
+                spans: files.chain(weights).collect(),
             },
         })
+    }
+
+    /// Where a model's weights are: `path`, or `hf` with a `revision`.
+    fn source(&mut self, model: &Section) -> Option<Spanned<Source>> {
+        match (&model.path, &model.hf) {
+            (Some(path), None) => {
+                self.no_repository(model);
+                Some(Spanned::new(path.span(), Source::at(path.get_ref().clone())))
+            }
+            (None, Some(hf)) => self.of_hub(model, hf),
+            (Some(path), Some(hf)) => {
+                let message = "`path` and `hf` both say where the weights are";
+                let text = self.findings.text();
+                let error =
+                    Diagnostic::new(Severity::Error, text, hf.span(), message, "keep one of them");
+                self.findings.add(error.with_related(path.span(), "the other one"));
+                None
+            }
+            (None, None) => {
+                if !self.no_repository(model) {
+                    self.findings.error(
+                        model.name_span.clone(),
+                        format!("`{}` has no path", model.name),
+                        "add `path = \"models/model.gguf\"`, or `hf = \"org/name\"` with a `revision`",
+                    );
+                }
+                None
+            }
+        }
+    }
+
+    /// Finds the keys that only mean something beside `hf`; whether there are any.
+    fn no_repository(&mut self, model: &Section) -> bool {
+        let strays = [("revision", &model.revision), ("file", &model.file)];
+        let strays = strays.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        let mut any = false;
+        for (key, value) in strays {
+            any = true;
+            self.findings.error(
+                value.span(),
+                format!("`{key}` is of a repository on the hub, and there is no `hf`"),
+                "name the repository: `hf = \"org/name\"`, or remove the line",
+            );
+        }
+        any
+    }
+
+    fn of_hub(&mut self, model: &Section, hf: &Spanned<String>) -> Option<Spanned<Source>> {
+        if let Some(fetch) = &model.fetch {
+            self.findings.error(
+                fetch.span(),
+                "`fetch` beside `hf`: a run fetches from the hub by itself",
+                "remove the line",
+            );
+        }
+        let Some(revision) = &model.revision else {
+            self.findings.error(
+                hf.span(),
+                "`hf` without a `revision`: what moves with a branch cannot gate",
+                "pin a commit: `revision = \"…\"`, 40 hexadecimal digits",
+            );
+            return None;
+        };
+        let pinned = Pinned {
+            repository: hf.get_ref().clone(),
+            revision: revision.get_ref().to_ascii_lowercase(),
+            file: model.file.as_ref().map(|file| file.get_ref().clone()),
+        };
+        Some(Spanned::new(hf.span(), Source::of_hub(pinned)))
     }
 
     fn required<T>(
@@ -115,11 +187,10 @@ impl Resolver<'_> {
                 Ok(number) => format!("`{key} = {number}`"),
                 Err(_) => format!("`{key} = \"{example}\"`"),
             };
-            let place = if key == "path" { "" } else { ", here or in [defaults]" };
             self.findings.error(
                 model.name_span.clone(),
                 format!("`{}` has no {key}", model.name),
-                format!("add {example}{place}"),
+                format!("add {example}, here or in [defaults]"),
             );
         }
         found

@@ -101,6 +101,7 @@ fn unknown_keys_name_the_nearest() {
         ("[defaults]\n", "[defaults]\n«path» = \"x\"\n", &["unknown key `path`"]),
         ("q8_0 = {}", "q8_0 = { «limit» = {} }", &["did you mean `limits`?"]),
         ("[models.m]\n", "[models.m]\n«sha265» = \"\"\n", &["did you mean `sha256`?"]),
+        ("[models.m]\n", "[models.m]\n«revison» = \"\"\n", &["did you mean `revision`?"]),
         ("[models.m]\n", "[models.m]\nat.long.«chunk» = 1\n", &["did you mean `chunks`?"]),
         ("[models.m]\n", "[models.m]\nat.long.«path» = \"\"\n", &["unknown key `path`"]),
         (
@@ -191,6 +192,63 @@ fn single_values_are_checked() {
     assert_finding(&errors(&unmark(&marked).0), &marked, &["not 64 hexadecimal digits"]);
 }
 
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// [`BASE`] with the model on the hub; marks may be in the lines.
+fn on_the_hub(lines: &str) -> String {
+    edited("path = \"m.gguf\"", lines).replace("COMMIT", COMMIT)
+}
+
+#[test]
+fn a_model_may_be_on_the_hub() {
+    let lines = "hf = \"org/m-2.5\"\nrevision = \"COMMIT\"";
+    let whole = policy(&on_the_hub(lines)).models.remove(0).source;
+    assert_eq!(whole.to_string(), format!("hf:org/m-2.5@{COMMIT}"));
+    let snapshot = Path::new("models--org--m-2.5/snapshots").join(COMMIT);
+    assert!(whole.path.ends_with(&snapshot), "{}", whole.path.display());
+    let lines = lines.replace("COMMIT", &COMMIT.to_uppercase());
+    let file = policy(&on_the_hub(&format!("{lines}\nfile = \"gguf/m.gguf\"")));
+    let file = &file.models[0].source;
+    assert_eq!(file.to_string(), format!("hf:org/m-2.5@{COMMIT}/gguf/m.gguf"));
+    assert!(file.path.ends_with(snapshot.join("gguf/m.gguf")), "{}", file.path.display());
+}
+
+#[test]
+fn a_model_on_the_hub_is_pinned_and_is_in_one_place() {
+    let faults: [(&str, &[&str]); 11] = [
+        ("hf = «\"org/m\"»", &["`hf` without a `revision`", "pin a commit: `revision = "]),
+        (
+            "hf = \"org/m\"\nrevision = «\"main\"»",
+            &["`main` is no commit", "what moves cannot gate", "40 hexadecimal digits"],
+        ),
+        ("hf = \"org/m\"\nrevision = «\"0123abc\"»", &["7 digits, not 40"]),
+        ("hf = \"org/m\"\nrevision = «\"\"»", &["`revision` is empty", "`revision = "]),
+        ("hf = \"org/m\"\nrevision = «7»", &["`revision` takes a string"]),
+        ("hf = «\"m\"»\nrevision = \"COMMIT\"", &["no repository of the hub", "`org/name`"]),
+        (
+            "hf = «\"https://hub.example/org/m\"»\nrevision = \"COMMIT\"",
+            &["no repository of the hub", "write `org/m`"],
+        ),
+        (
+            "hf = \"org/m\"\nrevision = \"COMMIT\"\nfile = «\"../m.gguf\"»",
+            &["no GGUF file of a repository", "needs no `file`"],
+        ),
+        (
+            "path = \"m\"\nhf = «\"org/m\"»\nrevision = \"COMMIT\"",
+            &["`path` and `hf` both say", "the other one", "keep one of them"],
+        ),
+        ("path = \"m\"\nrevision = «\"COMMIT\"»", &["`revision` is of", "there is no `hf`"]),
+        ("file = «\"m.gguf\"»", &["`file` is of", "name the repository: `hf = "]),
+    ];
+    for (lines, words) in faults {
+        let marked = on_the_hub(lines);
+        assert_finding(&errors(&unmark(&marked).0), &marked, words);
+    }
+    let fetch = "hf = \"org/m\"\nrevision = \"COMMIT\"\nfetch = «\"get m\"»";
+    let marked = on_the_hub(fetch);
+    assert_finding(&errors(&unmark(&marked).0), &marked, &["`fetch` beside `hf`", "remove"]);
+}
+
 #[test]
 fn expecting_failure_needs_a_reason() {
     assert_faults(&[
@@ -246,7 +304,7 @@ fn settings_without_a_default_are_required() {
     assert_faults(&[(
         "[models.m]\npath = \"m.gguf\"\n",
         "[models.«m»]\n",
-        &["`m` has no path", "add `path = \"models/model.gguf\"`"],
+        &["`m` has no path", "add `path = \"models/model.gguf\"`, or `hf = \"org/name\"`"],
     )]);
     let models = "[models.«m»]\nat.x = {}";
     for (key, line) in [

@@ -17,7 +17,7 @@ pub(crate) fn policy() -> Policy {
         limits: Vec::new(),
         ignored: false,
     };
-    let source = Source { path: "m.gguf".into(), sha256: None, tokenizer: None, fetch: None };
+    let source = Source::at("m.gguf".into());
     let model = ModelPolicy {
         places: Default::default(),
         name: "gemma-3-270m".into(),

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test target uses its own part
 
 pub mod forward;
+pub mod hub;
 pub mod program;
 pub mod tiny;
 
@@ -22,7 +23,7 @@ pub fn root() -> &'static Path {
 pub fn source(file: &str) -> Source {
     let path = root().join("models/real").join(file);
     assert!(path.exists(), "{} is missing: run scripts/fetch-models", path.display());
-    Source { path, sha256: None, tokenizer: None, fetch: None }
+    Source::at(path)
 }
 
 pub fn open(file: &str) -> Checkpoint {

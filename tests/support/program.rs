@@ -45,15 +45,18 @@ impl Ran {
     }
 }
 
-/// A program to be run in a repository: whatever tells it that it is on CI, under nextest or how
-/// insta shall behave is taken away.
+/// A program to be run in a repository: whatever tells it that it is on CI, under nextest, how insta
+/// shall behave or where the hub is is taken away.
 pub fn command(program: impl AsRef<OsStr>, repository: &Repository) -> Command {
-    const OURS: [&str; 6] = ["KVGATE_", "GITHUB_", "INSTA_", "NEXTEST", "CARGO", "CLICOLOR"];
+    const OURS: [&str; 7] = ["KVGATE_", "GITHUB_", "INSTA_", "NEXTEST", "CARGO", "CLICOLOR", "HF_"];
+    let is_ours = |name: &str| {
+        ["CI", "TF_BUILD"].contains(&name)
+            || OURS.iter().any(|prefix| name.starts_with(prefix))
+            || name.to_ascii_lowercase().ends_with("_proxy")
+    };
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text == "CI" || text == "TF_BUILD" || OURS.iter().any(|prefix| text.starts_with(prefix))
-        {
+        if is_ours(&name.to_string_lossy()) {
             command.env_remove(&name);
         }
     }

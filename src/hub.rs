@@ -1,0 +1,435 @@
+//! Checkpoints on the Hugging Face hub: pinned to a commit, and used from the hub's own cache.
+//!
+//! What a commit holds never changes, so whatever of it is in the cache is used without a word to the
+//! network, whoever put it there. The rest is fetched by `client`, which the feature `hub` switches on.
+
+#[cfg(feature = "hub")]
+mod client;
+
+use crate::hash;
+use crate::measure::Progress;
+use crate::policy::Source;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// What a MODEL argument that names a checkpoint of the hub begins with.
+pub const PREFIX: &str = "hf:";
+
+/// What a checkpoint in safetensors consists of: what it needs, what it may have, and its weights in
+/// one file or, by an index, in several.
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+#[cfg(feature = "hub")]
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A checkpoint of the hub, pinned to a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// `org/name`.
+    pub repository: String,
+    /// The commit, in 40 hexadecimal digits.
+    pub revision: String,
+    /// A GGUF file of the repository; without one it is the repository's checkpoint in safetensors.
+    pub file: Option<String>,
+}
+
+/// Why a checkpoint of the hub cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// Something is not in the cache, and this process must not or cannot fetch it.
+    #[error("{pinned}: {} not in the cache ({}), {why}; get it where there is a network: `{}`", missing.join(", "), cache().display(), pinned.command())]
+    NotFetched {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// Its files that are missing.
+        missing: Vec<String>,
+        /// Why they are not fetched.
+        why: &'static str,
+    },
+    /// No answer.
+    #[error("{pinned}: cannot reach the hub: {why}; without a network, fetch it elsewhere (`{}`), bring {} here and set HF_HUB_OFFLINE=1, or name a file with `path`", pinned.command(), pinned.home().display())]
+    Unreachable {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// What the system says.
+        why: String,
+    },
+    /// An answer that there is no access.
+    #[error("{pinned}: the hub refuses access ({answer}); if the model is gated, accept its licence on {page}, and {token}; a private or mistyped repository is refused alike")]
+    Refused {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// The status, and the hub's code for it.
+        answer: String,
+        /// The model's page.
+        page: String,
+        /// What to do about the token.
+        token: &'static str,
+    },
+    /// An answer that something does not exist.
+    #[error("{pinned}: the hub has no {what} ({answer}); repository `{}`, revision `{}`: check both", pinned.repository, pinned.revision)]
+    NotFound {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// What was asked for.
+        what: String,
+        /// The status, and the hub's code for it.
+        answer: String,
+    },
+    /// The commit does not have that file.
+    #[error("repository `{}` has no file `{file}` at revision `{}`{has}", pinned.repository, pinned.revision)]
+    NoFile {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// What was asked for.
+        file: String,
+        /// What it has instead, in words.
+        has: String,
+    },
+    /// A transfer that broke off and brought nothing when it was taken up again.
+    #[error(
+        "{pinned}: fetching `{file}` broke off: {why}; what arrived is kept, run again to go on"
+    )]
+    Interrupted {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// The file.
+        file: String,
+        /// What the system says.
+        why: String,
+    },
+    /// An answer that is not understood.
+    #[error("{pinned}: the hub at {endpoint} does not answer as a hub does: {why}; run again later, or fetch it with `{}`", pinned.command())]
+    Answer {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// Who was asked.
+        endpoint: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file in the cache that is not what the hub says it is.
+    #[error("{} is damaged: {why}; remove it and what it links to, and run again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The cache cannot be read or written.
+    #[error("cannot use {}: {error}; HF_HOME names another folder for the hub's cache", path.display())]
+    Cache {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+}
+
+/// Makes sure that a checkpoint is on disk and sound; there is nothing to do for one that is not of
+/// the hub.
+///
+/// # Errors
+/// What is missing or damaged, each with its mend.
+pub fn fetch(source: &Source, progress: Progress) -> Result<(), HubError> {
+    let Some(pinned) = &source.hub else { return Ok(()) };
+    let own_tokenizer = source.tokenizer.is_none();
+    let missing = pinned.missing(own_tokenizer);
+    if !missing.is_empty() {
+        pinned.get(own_tokenizer, missing, progress)?;
+    }
+    progress("hashing", 0, 0);
+    verify(source)
+}
+
+/// Whether the large files of a checkpoint of the hub are what their blobs' names say: their SHA-256.
+/// Other names, as of small files, say nothing.
+///
+/// # Errors
+/// A file that is not.
+pub fn verify(source: &Source) -> Result<(), HubError> {
+    let Some(pinned) = &source.hub else { return Ok(()) };
+    let tokenizer = pinned.file.is_none().then(|| TOKENIZER.to_owned());
+    for path in pinned.weights().into_iter().chain(tokenizer).map(|file| pinned.cached(&file)) {
+        let Some(expected) = std::fs::read_link(&path).ok().and_then(|blob| sha256_name(&blob))
+        else {
+            continue;
+        };
+        let found =
+            hash::of_file(&path).map_err(|error| HubError::Cache { path: path.clone(), error })?;
+        if found != expected {
+            let why = format!("its SHA-256 is {found}, not {expected}");
+            return Err(HubError::Damaged { path, why });
+        }
+    }
+    Ok(())
+}
+
+/// The hash that a blob is named after.
+fn sha256_name(blob: &Path) -> Option<String> {
+    let name = blob.file_name()?.to_str()?;
+    is_hex(name, 64).then(|| name.to_ascii_lowercase())
+}
+
+impl Pinned {
+    /// Its place in the cache, whether it is there or not: the GGUF file, or the commit's folder.
+    pub fn place(&self) -> PathBuf {
+        match &self.file {
+            Some(file) => self.cached(file),
+            None => self.snapshot(),
+        }
+    }
+
+    /// Its files that are not in the cache, as far as the cache tells.
+    pub fn missing(&self, own_tokenizer: bool) -> Vec<String> {
+        let needed = match &self.file {
+            Some(_) => Vec::new(),
+            None if own_tokenizer => vec![CONFIG.to_owned(), TOKENIZER.to_owned()],
+            None => vec![CONFIG.to_owned()],
+        };
+        let needed = needed.into_iter().chain(self.weights());
+        needed.filter(|file| !self.cached(file).exists()).collect()
+    }
+
+    /// The command that fetches it into the same cache.
+    pub fn command(&self) -> String {
+        let file = self.file.as_ref().map(|file| format!(" {file}")).unwrap_or_default();
+        format!("hf download {}{file} --revision {}", self.repository, self.revision)
+    }
+
+    /// The files that hold its weights, as far as the cache tells.
+    fn weights(&self) -> Vec<String> {
+        if let Some(file) = &self.file {
+            return vec![file.clone()];
+        }
+        match shards(&self.cached(INDEX)) {
+            Some(shards) if !self.cached(WEIGHTS).exists() => shards.into_iter().collect(),
+            _ => vec![WEIGHTS.to_owned()],
+        }
+    }
+
+    /// All that the cache has of the repository.
+    fn home(&self) -> PathBuf {
+        cache().join(self.folder_name())
+    }
+
+    fn folder_name(&self) -> String {
+        format!("models--{}", self.repository.replace('/', "--"))
+    }
+
+    fn snapshot(&self) -> PathBuf {
+        self.home().join("snapshots").join(&self.revision)
+    }
+
+    fn cached(&self, file: &str) -> PathBuf {
+        self.snapshot().join(file)
+    }
+
+    /// Fetches what is missing, unless that is not to be.
+    fn get(
+        &self,
+        own_tokenizer: bool,
+        missing: Vec<String>,
+        progress: Progress,
+    ) -> Result<(), HubError> {
+        let not = |why| HubError::NotFetched { pinned: Box::new(self.clone()), missing, why };
+        if is_on("HF_HUB_OFFLINE") {
+            return Err(not("and HF_HUB_OFFLINE forbids to fetch"));
+        }
+        #[cfg(feature = "hub")]
+        return client::fetch(self, own_tokenizer, progress);
+        #[cfg(not(feature = "hub"))]
+        {
+            let _ = (own_tokenizer, progress);
+            Err(not("and kvgate was built without its feature `hub`, which fetches (`path` names a file on disk)"))
+        }
+    }
+}
+
+impl fmt::Display for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{}@{}", self.repository, self.revision)?;
+        self.file.iter().try_for_each(|file| write!(f, "/{file}"))
+    }
+}
+
+impl FromStr for Pinned {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rest = text.strip_prefix(PREFIX).unwrap_or(text);
+        let (repository, rest) = rest.split_once('@').ok_or_else(|| {
+            format!("`{text}` has no commit: write {PREFIX}ORG/NAME@COMMIT or {PREFIX}ORG/NAME@COMMIT/FILE.gguf")
+        })?;
+        let (revision, file) = match rest.split_once('/') {
+            Some((revision, file)) => (revision, Some(file)),
+            None => (rest, None),
+        };
+        let fault = repository_fault(repository)
+            .or_else(|| revision_fault(revision))
+            .or_else(|| file.and_then(file_fault));
+        match fault {
+            Some((message, help)) => Err(format!("{message}; {help}")),
+            None => Ok(Pinned {
+                repository: repository.into(),
+                revision: revision.to_ascii_lowercase(),
+                file: file.map(String::from),
+            }),
+        }
+    }
+}
+
+/// What is wrong, and the mend.
+pub(crate) type Fault = (String, String);
+
+/// Why a text is no `org/name`.
+pub(crate) fn repository_fault(text: &str) -> Option<Fault> {
+    let is_word = |word: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        !word.is_empty() && word.chars().all(allowed) && !word.contains("..")
+    };
+    match text.split('/').collect::<Vec<_>>().as_slice() {
+        [org, name] if is_word(org) && is_word(name) => None,
+        words => {
+            // the last two words of a page's address
+            let meant = match words {
+                [.., org, name] if is_word(org) && is_word(name) => format!("{org}/{name}"),
+                _ => "org/name".into(),
+            };
+            Some((format!("`{text}` is no repository of the hub"), format!("write `{meant}`")))
+        }
+    }
+}
+
+/// Why a text is no commit.
+pub(crate) fn revision_fault(text: &str) -> Option<Fault> {
+    let message = if text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        match text.len() {
+            40 => return None,
+            n => format!("`{text}` is no whole commit: {n} digits, not 40"),
+        }
+    } else {
+        format!("`{text}` is no commit: branches and tags move, and what moves cannot gate")
+    };
+    let help = "pin the commit by its 40 hexadecimal digits; the model's page lists commits under \
+                \"Files and versions\", `git ls-remote` prints those of branches and tags";
+    Some((message, help.into()))
+}
+
+/// Why a text is no GGUF file of a repository.
+pub(crate) fn file_fault(text: &str) -> Option<Fault> {
+    if is_inside(text) && text.ends_with(".gguf") {
+        return None;
+    }
+    let help = "give its path in the repository, as in `model-Q4_K_M.gguf`; a checkpoint in \
+                safetensors needs no `file`";
+    Some((format!("`{text}` is no GGUF file of a repository"), help.into()))
+}
+
+/// Whether a path stays in the folder that it is relative to. Indexes that were fetched are not trusted.
+fn is_inside(path: &str) -> bool {
+    let plain = |word: &str| !word.is_empty() && word != "." && word != "..";
+    path.split('/').all(plain) && !path.contains(['\\', ':'])
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The files that an index names; none if it cannot be read or names files elsewhere.
+fn shards(index: &Path) -> Option<BTreeSet<String>> {
+    let index: Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
+    let files = index.get("weight_map")?.as_object()?.values();
+    let files: Option<BTreeSet<String>> =
+        files.map(|file| file.as_str().map(String::from)).collect();
+    files.filter(|files| !files.is_empty() && files.iter().all(|file| is_inside(file)))
+}
+
+/// The folder that programs of the hub share.
+fn cache() -> PathBuf {
+    variable("HF_HUB_CACHE").map_or_else(|| home().join("hub"), PathBuf::from)
+}
+
+/// The hub's folder of this user.
+fn home() -> PathBuf {
+    let caches = || match variable("XDG_CACHE_HOME") {
+        Some(folder) => PathBuf::from(folder),
+        None => std::env::home_dir().unwrap_or_default().join(".cache"),
+    };
+    variable("HF_HOME").map_or_else(|| caches().join("huggingface"), PathBuf::from)
+}
+
+/// A variable of the environment; an empty one is none.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Whether a switch of the environment is on, as the hub's own programs read it.
+fn is_on(name: &str) -> bool {
+    let value = variable(name).unwrap_or_default().to_ascii_uppercase();
+    ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    #[test]
+    fn arguments_are_read_as_they_are_shown() {
+        for text in [
+            format!("hf:org/name@{COMMIT}"),
+            format!("hf:org/name-2.5@{COMMIT}/model.gguf"),
+            format!("hf:org/name@{COMMIT}/deep/model.gguf"),
+        ] {
+            assert_eq!(text.parse::<Pinned>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn arguments_that_mean_nothing_say_what_to_write() {
+        for (text, mend) in [
+            ("hf:org/name".into(), "hf:ORG/NAME@COMMIT"),
+            (format!("hf:name@{COMMIT}"), "write `org/name`"),
+            (format!("hf:https://hub.example/org/name@{COMMIT}"), "write `org/name`"),
+            (format!("hf:org/..@{COMMIT}"), "is no repository"),
+            ("hf:org/name@main".into(), "what moves cannot gate"),
+            ("hf:org/name@0123abc".into(), "7 digits, not 40"),
+            (format!("hf:org/name@{COMMIT}/../x.gguf"), "no GGUF file of a repository"),
+            (format!("hf:org/name@{COMMIT}/model.bin"), "no GGUF file of a repository"),
+        ] {
+            let error = text.parse::<Pinned>().unwrap_err();
+            assert!(error.contains(mend), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_index_that_leads_out_of_the_folder_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = folder.path().join(INDEX);
+        let names = |file: &str| {
+            std::fs::write(&index, format!(r#"{{"weight_map": {{"a": "{file}"}}}}"#)).unwrap();
+            shards(&index)
+        };
+        assert_eq!(names("a-00001.safetensors").unwrap().len(), 1);
+        for file in ["../a", "/a", "a/../../b", "", "c:/a", "a//b"] {
+            assert_eq!(names(file), None, "{file}");
+        }
+    }
+
+    #[cfg(not(feature = "hub"))]
+    #[test]
+    fn without_the_feature_the_error_names_it() {
+        let pinned = format!("hf:no-such-org/name@{COMMIT}/m.gguf").parse().unwrap();
+        let error = fetch(&Source::of_hub(pinned), &|_, _, _| {}).unwrap_err().to_string();
+        for word in ["m.gguf", "feature `hub`", "`path`", "hf download no-such-org/name m.gguf"] {
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}
