@@ -246,6 +246,8 @@ CHECKPOINTS = {
 SHARDED = {"llama3-rope": "60KB"}
 # experts as one tensor, as Qwen3.5's files have them; transformers saves one tensor for each expert by itself
 FUSED = {"qwen3_5-moe", "qwen3-moe-mixed"}
+# the configuration as the released files have it; transformers writes per_layer_config instead
+GLOBAL_HEADS = {"gemma4-e2b", "gemma4-26b"}
 # kept in float32, unrounded, as files with mixed types have them
 FLOAT32 = {"qwen3_5-moe": ("A_log", "linear_attn.norm.weight")}
 # GGUF does not record query_pre_attn_scalar; llama.cpp takes head_dim
@@ -428,6 +430,15 @@ def make(name, tokenizer):
     tokenizer.save_pretrained(folder)
     compact = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(compact, ensure_ascii=False, separators=(",", ":")) + "\n")
+    if name in GLOBAL_HEADS:
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        asked = settings.get("text_config", settings)
+        part = config.get("text_config", config)
+        del part["per_layer_config"]
+        part["global_head_dim"] = asked["global_head_dim"]
+        part["num_global_key_value_heads"] = asked.get("num_global_key_value_heads")
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     if name in UNUSED:
         edit(folder, lambda tensors: UNUSED[name](tensors, text, generator))
     choices = f", smallest gap {gap:.1e}" if gap < 1 else ""

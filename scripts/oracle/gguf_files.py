@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""GGUF of each checkpoint by llama.cpp's own converter -> tests/fixtures/checkpoints/<name>/model.gguf
+
+The converter is run as it is, but for the vocabulary: it refuses tokenizers that it does not
+know, and wants SentencePiece's for Gemma. Here each gets the shared byte-level BPE as "gpt2".
+
+--check holds the files against the stored logits: llama.cpp, weights written as F32 first
+(it would round activations to bfloat16 beside bfloat16 weights), F32 cache, no flash
+attention.
+"""
+
+import argparse
+import json
+import runpy
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+OUT = ROOT / "tests/fixtures/checkpoints"
+# llama.cpp has experts in every layer of a qwen3moe or in none
+SKIPPED = {"qwen3-moe-mixed"}
+
+
+def convert(converter, names):
+    sys.path[:0] = [str(converter), str(converter / "gguf-py")]
+    import transformers
+    from conversion import base, gemma
+
+    # by config.json's model_type the automatic choice is a class that adds tokens of its own
+    transformers.AutoTokenizer = transformers.PreTrainedTokenizerFast
+
+    base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+    base.TextModel._set_vocab_sentencepiece = gemma.Gemma4Model.set_vocab = lambda self: self._set_vocab_gpt2()
+    for name in names:
+        # a name that says nothing of the folder's path goes into the metadata
+        args = [str(OUT / name), "--outtype", "bf16", "--outfile", str(OUT / name / "model.gguf"), "--model-name", name]
+        # it looks for the head that predicts a second token in every Qwen3.5
+        sys.argv = ["convert_hf_to_gguf.py", *args, *["--no-mtp"] * (name == "qwen3_5")]
+        runpy.run_path(str(converter / "convert_hf_to_gguf.py"), run_name="__main__")
+
+
+def check(names):
+    from check_logits import all_logits, write_f32
+
+    for name in names:
+        folder = OUT / name
+        path = folder / "logits-gguf.json"
+        stored = json.loads((path if path.exists() else folder / "logits.json").read_text())
+        positions = [p["position"] for p in stored["positions"]]
+        ours = np.array([p["logits"] for p in stored["positions"]])
+        with tempfile.TemporaryDirectory() as scratch:
+            write_f32(folder / "model.gguf", Path(scratch) / "f32.gguf")
+            theirs = np.array(list(all_logits(Path(scratch) / "f32.gguf", stored["ids"])))[positions]
+        by_position = np.abs(ours - theirs).max(1) / np.abs(ours).max()
+        same = int((ours.argmax(1) == theirs.argmax(1)).sum())
+        spread = " ".join(f"{p}:{d:.0e}" for p, d in zip(positions, by_position))
+        print(f"{name}: llama.cpp {by_position.max():.1e}, arg-max equal at {same} of {len(ours)}; {spread}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="check what is stored instead of making it")
+    parser.add_argument("--llama-cpp", type=Path, help="llama.cpp's source, for its converter")
+    parser.add_argument("names", nargs="*", help="only these checkpoints")
+    args = parser.parse_args()
+    names = args.names or sorted(p.name for p in OUT.iterdir() if p.name not in SKIPPED)
+    if args.check:
+        check(names)
+    elif args.llama_cpp:
+        convert(args.llama_cpp.resolve(), names)
+    else:
+        parser.error("--llama-cpp is needed")
+
+
+if __name__ == "__main__":
+    main()
