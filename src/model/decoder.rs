@@ -92,7 +92,9 @@ pub(super) fn check(spec: &Spec, tensors: &dyn Tensors) -> Result<(), ModelError
     let reader = Reader::checking(tensors);
     walk(spec, &reader)?;
     // a tensor that no layer reads means another model than the one that would be measured
-    match &reader.unused(tensors)[..] {
+    let mut unused = reader.unused(tensors);
+    unused.retain(|name| !spec.elsewhere.iter().any(|start| name.starts_with(start)));
+    match &unused[..] {
         [] => Ok(()),
         unused @ [first, ..] => Err((tensors as &dyn Config).unsupported(format!(
             "an architecture with {} tensors that `{}` does not have, such as `{first}`,",

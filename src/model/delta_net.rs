@@ -360,3 +360,83 @@ vectorized!(fn gated_norm['a](rule: &'a Rule, o: &'a [f32], z: &'a [f32], out: &
         *out = o * scale * w * z / (1.0 + exp(-z));
     }
 });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn inputs(dk: usize, dv: usize, tokens: usize) -> HeadInputs {
+        let normed = |x: Vec<f32>| -> Vec<f32> {
+            x.chunks(dk).flat_map(|x| l2_normed(x, 1.0).collect::<Vec<_>>()).collect()
+        };
+        HeadInputs {
+            dk,
+            dv,
+            q: normed(random(tokens * dk, 1)),
+            k: normed(random(tokens * dk, 2)),
+            v: random(tokens * dv, 3),
+            beta: random(tokens, 4).iter().map(|x| sigmoid(3.0 * x)).collect(),
+            g: random(tokens, 5).iter().map(|x| -softplus(4.0 * x)).collect(),
+        }
+    }
+
+    /// The rule token by token in f64, as the module's formulas have it.
+    fn naive(inputs: &HeadInputs, state: &mut [f64]) -> Vec<f64> {
+        let (dk, dv) = (inputs.dk, inputs.dv);
+        let mut out = Vec::new();
+        for t in 0..inputs.tokens() {
+            let row = |x: &[f32], n: usize| -> Vec<f64> {
+                x[t * n..][..n].iter().map(|x| f64::from(*x)).collect()
+            };
+            let (q, k, v) = (row(&inputs.q, dk), row(&inputs.k, dk), row(&inputs.v, dv));
+            state.iter_mut().for_each(|s| *s *= f64::from(inputs.g[t]).exp());
+            for j in 0..dv {
+                let predicted: f64 = (0..dk).map(|i| state[i * dv + j] * k[i]).sum();
+                let delta = f64::from(inputs.beta[t]) * (v[j] - predicted);
+                (0..dk).for_each(|i| state[i * dv + j] += k[i] * delta);
+            }
+            out.extend((0..dv).map(|j| (0..dk).map(|i| state[i * dv + j] * q[i]).sum::<f64>()));
+        }
+        out
+    }
+
+    fn assert_near(got: &[f32], want: &[f64], what: &str) {
+        for (got, want) in got.iter().zip(want) {
+            assert!((f64::from(*got) - want).abs() < 1e-5, "{what}: {got} is not {want}");
+        }
+        assert_eq!(got.len(), want.len());
+    }
+
+    #[test]
+    fn chunks_and_steps_are_the_rule() {
+        for (dk, dv) in [(16, 16), (32, 24), (24, 40)] {
+            for tokens in [1, 2, 63, 64, 65, 150] {
+                let inputs = inputs(dk, dv, tokens);
+                let before = random(dk * dv, 9);
+                let mut want_state: Vec<f64> = before.iter().map(|x| f64::from(*x)).collect();
+                let want = naive(&inputs, &mut want_state);
+
+                let (mut state, mut out) = (before.clone(), vec![f32::NAN; tokens * dv]);
+                run_head(&inputs, &mut state, &mut out);
+                assert_near(&out, &want, "by chunks");
+                assert_near(&state, &want_state, "state by chunks");
+
+                let mut state = before;
+                for (t, out) in out.chunks_mut(dv).enumerate() {
+                    step(&inputs, t, &mut state, out);
+                }
+                assert_near(&out, &want, "by steps");
+                assert_near(&state, &want_state, "state by steps");
+            }
+        }
+    }
+}

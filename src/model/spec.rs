@@ -25,6 +25,8 @@ pub struct Spec {
     pub per_layer_inputs: Option<PerLayerInputs>,
     /// One entry a layer, bottom first.
     pub layers: Vec<Layer>,
+    /// Beginnings of tensor names that the file has for other uses than the next token.
+    pub elsewhere: Vec<String>,
 }
 
 /// A second embedding, with a vector for each token and layer.

@@ -23,20 +23,24 @@ pub fn logits_in_parts(
     parts: &[usize],
     mut cache: LaneCache,
 ) -> Tensor {
-    let ropes = decoder.ropes(ids.len());
     let mut start = 0;
     let mut logits = Vec::new();
     for &tokens in parts {
-        let embedded = decoder.embed(&ids[start..start + tokens]).unwrap();
-        let mut x = embedded.x;
-        for index in 0..decoder.spec.layers.len() {
-            let layer = decoder.ready(index, &ropes).unwrap();
-            let at = At { start, tokens };
-            x = layer.run(&x, embedded.per_layer.as_ref(), at, &mut cache).unwrap();
-        }
-        let normed = decoder.normed(&x).unwrap();
-        logits.push(decoder.logits(&normed, 0, decoder.spec.vocab).unwrap());
+        logits.push(run_part(decoder, &ids[start..start + tokens], start, &mut cache));
         start += tokens;
     }
     Tensor::cat(&logits, 0).unwrap()
+}
+
+/// Logits of some tokens that follow on the `start` ones in the cache.
+pub fn run_part(decoder: &Decoder, ids: &[u32], start: usize, cache: &mut LaneCache) -> Tensor {
+    let ropes = decoder.ropes(start + ids.len());
+    let embedded = decoder.embed(ids).unwrap();
+    let mut x = embedded.x;
+    for index in 0..decoder.spec.layers.len() {
+        let layer = decoder.ready(index, &ropes).unwrap();
+        let at = At { start, tokens: ids.len() };
+        x = layer.run(&x, embedded.per_layer.as_ref(), at, cache).unwrap();
+    }
+    decoder.logits(&decoder.normed(&x).unwrap(), 0, decoder.spec.vocab).unwrap()
 }

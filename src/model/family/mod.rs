@@ -207,6 +207,7 @@ fn common(file: &dyn Tensors) -> Result<Spec, ModelError> {
         final_softcap: softcap(config, FINAL_SOFTCAP)?,
         per_layer_inputs: None,
         layers: Vec::new(),
+        elsewhere: Vec::new(),
     })
 }
 

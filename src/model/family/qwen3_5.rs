@@ -89,7 +89,8 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         post_norms: false,
         scaled: false,
     };
-    Ok(Spec { layers: full.into_iter().map(layer).collect(), ..spec })
+    let elsewhere = (count..count + further).map(|i| format!("blk.{i}.")).collect();
+    Ok(Spec { layers: full.into_iter().map(layer).collect(), elsewhere, ..spec })
 }
 
 /// Which layers are full attention: by name, by flag, or every so many.
