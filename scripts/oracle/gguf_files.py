@@ -6,11 +6,13 @@ know, and wants SentencePiece's for Gemma. Here each gets the shared byte-level 
 
 --check holds the files against the stored logits: llama.cpp, weights written as F32 first
 (it would round activations to bfloat16 beside bfloat16 weights), F32 cache, no flash
-attention.
+attention. For Gemma also with llama.cpp's GELU, which rounds to f16, put into transformers.
 """
 
 import argparse
 import json
+import logging
+import math
 import runpy
 import sys
 import tempfile
@@ -42,6 +44,25 @@ def convert(converter, names):
         runpy.run_path(str(converter / "convert_hf_to_gguf.py"), run_name="__main__")
 
 
+def logits_with_rounded_gelu(name, ids):
+    import checkpoints
+    import torch
+
+    class Gelu(torch.nn.Module):
+        def forward(self, x):
+            y = x.half().float()
+            y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * y * (1 + 0.044715 * y * y)))
+            return y.half().float().where(x < 10, x).where(x > -10, 0.0)
+
+    checkpoints.hf.utils.logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    model = checkpoints.load(name, **checkpoints.GGUF_SETTINGS.get(name, {}))
+    for module in model.modules():
+        if hasattr(module, "act_fn"):
+            module.act_fn = Gelu()
+    return checkpoints.logits_of(model, ids).double().numpy()
+
+
 def check(names):
     from check_logits import all_logits, write_f32
 
@@ -53,11 +74,16 @@ def check(names):
         ours = np.array([p["logits"] for p in stored["positions"]])
         with tempfile.TemporaryDirectory() as scratch:
             write_f32(folder / "model.gguf", Path(scratch) / "f32.gguf")
-            theirs = np.array(list(all_logits(Path(scratch) / "f32.gguf", stored["ids"])))[positions]
-        by_position = np.abs(ours - theirs).max(1) / np.abs(ours).max()
+            everywhere = np.array(list(all_logits(Path(scratch) / "f32.gguf", stored["ids"])))
+        theirs = everywhere[positions]
+        difference = np.abs(ours - theirs).max() / np.abs(ours).max()
         same = int((ours.argmax(1) == theirs.argmax(1)).sum())
-        spread = " ".join(f"{p}:{d:.0e}" for p, d in zip(positions, by_position))
-        print(f"{name}: llama.cpp {by_position.max():.1e}, arg-max equal at {same} of {len(ours)}; {spread}", flush=True)
+        line = f"{name}: llama.cpp {difference:.1e}, arg-max equal at {same} of {len(ours)}"
+        if "gemma" in name:
+            rounded = logits_with_rounded_gelu(name, stored["ids"])
+            by_position = np.abs(rounded - everywhere).max(1) / np.abs(rounded).max()
+            line += f"; GELU rounded in both: largest {by_position.max():.1e}, median {np.median(by_position):.1e}"
+        print(line, flush=True)
 
 
 def main():
