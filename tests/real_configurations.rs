@@ -1,0 +1,135 @@
+//! The released models that nobody downloads for a test: their configurations, and the names and
+//! shapes of all their tensors (fixtures: `scripts/oracle/manifests.py`), in files without content.
+
+mod support;
+
+use kvgate::model::Checkpoint;
+use kvgate::policy::Source;
+use serde_json::{json, Map, Value};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use support::{fixture, root};
+
+/// A tensor as a manifest lists it.
+struct Tensor {
+    name: String,
+    shape: Vec<usize>,
+    /// Some releases of the model leave it out.
+    optional: bool,
+}
+
+fn folder(model: &str) -> PathBuf {
+    root().join("tests/fixtures/real").join(model)
+}
+
+/// Lines `name d0,d1,…`; `{a..b}` stands for every number from a to b.
+fn manifest(model: &str) -> Vec<Tensor> {
+    let text = std::fs::read_to_string(folder(model).join("tensors.txt")).unwrap();
+    text.lines().flat_map(tensors).collect()
+}
+
+fn tensors(line: &str) -> Vec<Tensor> {
+    let (line, optional) = match line.strip_suffix(" optional") {
+        Some(line) => (line, true),
+        None => (line, false),
+    };
+    let (name, shape) = line.split_once(' ').unwrap_or((line, ""));
+    let dims = shape.split(',').filter(|dim| !dim.is_empty());
+    let shape: Vec<usize> = dims.map(|dim| dim.parse().unwrap()).collect();
+    names(name).into_iter().map(|name| Tensor { name, shape: shape.clone(), optional }).collect()
+}
+
+fn names(pattern: &str) -> Vec<String> {
+    let Some((before, rest)) = pattern.split_once('{') else { return vec![pattern.into()] };
+    let (range, after) = rest.split_once('}').unwrap();
+    let (first, last) = range.split_once("..").unwrap();
+    let numbers = first.parse::<usize>().unwrap()..=last.parse().unwrap();
+    numbers.flat_map(|n| names(&format!("{before}{n}{after}"))).collect()
+}
+
+/// A checkpoint with these tensors, whose data are holes in its file.
+fn write(folder: &Path, model: &str, tensors: &[Tensor]) {
+    let fixtures = root().join("tests/fixtures");
+    let copy = |from: PathBuf, name| std::fs::copy(from.join(name), folder.join(name)).unwrap();
+    copy(self::folder(model), "config.json");
+    copy(fixtures.join("checkpoints/llama"), "tokenizer.json");
+    let mut header = Map::new();
+    let mut end = 0;
+    for tensor in tensors {
+        let start = end;
+        end += 2 * tensor.shape.iter().product::<usize>();
+        let entry = json!({"dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end]});
+        header.insert(tensor.name.clone(), entry);
+    }
+    let header = Value::from(header).to_string();
+    let mut file = File::create(folder.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len((8 + header.len() + end) as u64).unwrap();
+}
+
+fn open(model: &str, tensors: &[Tensor]) -> Result<Checkpoint, String> {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), model, tensors);
+    Checkpoint::open(&Source::at(folder.path().into())).map_err(|error| error.to_string())
+}
+
+const MODELS: [&str; 6] = [
+    "Qwen3.6-35B-A3B",
+    "Gemma4-E2B",
+    "Gemma4-E4B",
+    "Gemma4-26B-A4B",
+    "Gemma4-31B",
+    "Qwen3-30B-A3B",
+];
+
+/// Opening checks that every tensor is used once or deliberately not at all.
+#[test]
+fn every_tensor_has_its_place_and_parameters_are_the_published_ones() {
+    let totals = fixture("real/totals.json");
+    for model in MODELS {
+        let checkpoint = open(model, &manifest(model)).unwrap_or_else(|e| panic!("{e}"));
+        let published = totals[model]["text_parameters"].as_u64().unwrap();
+        assert_eq!(checkpoint.spec.parameters(), published, "{model}");
+    }
+}
+
+#[test]
+fn tensors_that_some_releases_leave_out_are_not_needed() {
+    for model in ["Gemma4-E2B", "Gemma4-E4B"] {
+        let mut tensors = manifest(model);
+        let all = tensors.len();
+        tensors.retain(|tensor| !tensor.optional);
+        assert!(tensors.len() < all);
+        open(model, &tensors).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+#[test]
+fn a_tensor_too_few_or_too_many_or_of_another_shape_is_named() {
+    for model in MODELS {
+        let text = |name: &str| name.contains("layers.1.") && !name.contains("tower");
+        let tensors = manifest(model);
+        let at = tensors.iter().position(|t| text(&t.name) && !t.optional).unwrap();
+        let name = tensors[at].name.clone();
+
+        let mut fewer = manifest(model);
+        fewer.remove(at);
+        let error = open(model, &fewer).err().unwrap();
+        assert!(error.contains(&format!("tensor `{name}` is missing")), "{error}");
+
+        let mut bent = manifest(model);
+        bent[at].shape[0] += 1;
+        let (expected, found) = (&tensors[at].shape, &bent[at].shape);
+        let error = open(model, &bent).err().unwrap();
+        assert!(error.contains(&name) && error.contains(&format!("{found:?}")), "{error}");
+        assert!(error.contains(&format!("{:?}", expected)) || expected.contains(&1), "{error}");
+
+        let mut more = manifest(model);
+        let extra = name.replace("layers.1.", "layers.1.unheard_of.");
+        more.push(Tensor { name: extra.clone(), shape: vec![4], optional: false });
+        let error = open(model, &more).err().unwrap();
+        assert!(error.contains(&extra), "{error}");
+    }
+}
