@@ -57,10 +57,17 @@ fn bos(checkpoint: &Checkpoint) -> String {
     }
 }
 
-/// Runs of layers that look alike.
+/// Layers that look alike, in the order in which the first of them stands.
 fn layers(spec: &Spec) -> Result<(), Stop> {
-    for run in spec.layers.chunk_by(|a, b| a.mixer == b.mixer) {
-        let what = match &run[0].mixer {
+    let mut kinds: Vec<(&Mixer, usize)> = Vec::new();
+    for layer in &spec.layers {
+        match kinds.iter_mut().find(|(mixer, _)| **mixer == layer.mixer) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((&layer.mixer, 1)),
+        }
+    }
+    for (mixer, count) in kinds {
+        let what = match mixer {
             Mixer::Attention(attention) => attention_words(attention),
             Mixer::DeltaNet(net) => format!(
                 "gated delta rule, {} heads of {}, state of {} a sequence",
@@ -69,7 +76,7 @@ fn layers(spec: &Spec) -> Result<(), Stop> {
                 bytes(net.state_bytes() as f64)
             ),
         };
-        say(format!("layers        {:>3} × {what}", run.len()))?;
+        say(format!("layers        {count:>3} × {what}"))?;
     }
     Ok(())
 }

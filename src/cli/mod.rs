@@ -141,7 +141,12 @@ fn name(source: &Source) -> String {
         Some(Pinned { file: None, repository, .. }) => {
             repository.rsplit('/').next().unwrap_or_default().to_owned()
         }
-        _ => source.path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        _ => {
+            // a folder's name may hold dots: `qwen3.6-mini`
+            let gguf = source.path.extension().is_some_and(|extension| extension == "gguf");
+            let name = if gguf { source.path.file_stem() } else { source.path.file_name() };
+            name.unwrap_or_default().to_string_lossy().into_owned()
+        }
     }
 }
 

@@ -11,13 +11,11 @@ mod qwen3;
 mod qwen3_5;
 mod qwen3_moe;
 mod rope;
-#[cfg(test)]
-mod tests;
 
 pub(super) use names::Names;
 
 use super::config::{Config, Format, Key};
-use super::spec::{Attention, FeedForward, Kv, Layer, Mixer, Mlp, Rope, Spec};
+use super::spec::{Attention, DeltaNet, Experts, FeedForward, Kv, Layer, Mixer, Mlp, Rope, Spec};
 use super::tensors::Tensors;
 use super::ModelError;
 use std::path::Path;
@@ -84,61 +82,85 @@ pub(super) fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
 
 /// What every family must satisfy, so that a hostile header is an error and not a panic.
 fn check(config: &dyn Config, spec: &Spec) -> Result<(), ModelError> {
-    let layers = spec.layers.iter();
-    let sound = !spec.layers.is_empty()
-        && bounded(&[spec.hidden, spec.vocab])
-        && spec.norm_eps > 0.0
-        && spec.per_layer_inputs.iter().all(|inputs| bounded(&[inputs.width, inputs.vocab]))
-        && layers.clone().all(|layer| mixes(&layer.mixer) && feeds(&layer.feed_forward));
-    // a shared layer reads an owner below it with the same geometry
-    let shares = layers.enumerate().all(|(index, layer)| match layer.attention() {
-        Some(Attention { kv: Kv::Shared { owner }, kv_heads, head_dim, .. }) => {
-            let owner = spec.layers[..index].get(*owner).and_then(Layer::attention);
-            owner.is_some_and(|o| o.owns_kv() && (o.kv_heads, o.head_dim) == (*kv_heads, *head_dim))
+    let sound = || {
+        sizes(&[("hidden size", spec.hidden), ("vocabulary", spec.vocab)])?;
+        demand(!spec.layers.is_empty(), || "a model without layers".into())?;
+        demand(spec.norm_eps > 0.0, || format!("an ε of {} in norms", spec.norm_eps))?;
+        if let Some(inputs) = &spec.per_layer_inputs {
+            sizes(&[("width of per-layer inputs", inputs.width), ("vocabulary", inputs.vocab)])?;
         }
-        _ => true,
-    });
-    match sound && shares {
+        for (index, layer) in spec.layers.iter().enumerate() {
+            layer_is_sound(spec, index, layer).map_err(|what| format!("{what} (layer {index})"))?;
+        }
+        Ok(())
+    };
+    sound().map_err(|what: String| config.unsupported(what))
+}
+
+fn demand(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    match holds {
         true => Ok(()),
-        false => Err(config.unsupported("an empty, absurd or indivisible shape in its metadata")),
+        false => Err(what()),
     }
 }
 
 /// Whether all are at least 1 and no more than any model has: products of them stay far from overflow.
-fn bounded(numbers: &[usize]) -> bool {
+fn sizes(named: &[(&str, usize)]) -> Result<(), String> {
     const MOST: usize = 1 << 20;
-    numbers.iter().all(|n| (1..=MOST).contains(n))
-}
-
-fn mixes(mixer: &Mixer) -> bool {
-    match mixer {
-        Mixer::Attention(a) => {
-            bounded(&[a.heads, a.kv_heads, a.head_dim])
-                && a.heads.is_multiple_of(a.kv_heads)
-                && a.head_dim.is_multiple_of(2)
-                && bounded(&[a.q_width()])
-                && a.window != Some(0)
-                && 2 * a.rope.frequencies.len() <= a.head_dim
-                && a.rope.frequencies.iter().all(|f| f.is_finite())
-        }
-        Mixer::DeltaNet(d) => {
-            bounded(&[d.key_heads, d.value_heads, d.key_dim, d.value_dim, d.kernel])
-                && d.value_heads.is_multiple_of(d.key_heads)
-                && bounded(&[d.key_width(), d.value_width()])
-        }
+    match named.iter().find(|(_, n)| !(1..=MOST).contains(n)) {
+        None => Ok(()),
+        Some((name, n)) => Err(format!("an absurd {name} of {n}")),
     }
 }
 
-fn feeds(part: &FeedForward) -> bool {
-    let (mlp, experts) = match part {
+fn layer_is_sound(spec: &Spec, index: usize, layer: &Layer) -> Result<(), String> {
+    match &layer.mixer {
+        Mixer::Attention(attention) => {
+            attention_is_sound(attention)?;
+            if let Kv::Shared { owner } = attention.kv {
+                let below = spec.layers[..index].get(owner).and_then(Layer::attention);
+                let fits = |o: &Attention| {
+                    let geometry = |a: &Attention| (a.kv_heads, a.head_dim, a.window);
+                    o.owns_kv() && geometry(o) == geometry(attention)
+                };
+                demand(below.is_some_and(fits), || format!("sharing the cache of layer {owner}"))?;
+            }
+        }
+        Mixer::DeltaNet(net) => delta_net_is_sound(net)?,
+    }
+    let (mlp, experts) = match &layer.feed_forward {
         FeedForward::Dense(mlp) => (Some(mlp), None),
         FeedForward::Experts(experts) => (None, Some(experts)),
         FeedForward::Both(mlp, experts) => (Some(mlp), Some(experts)),
     };
-    mlp.is_none_or(|mlp| bounded(&[mlp.width]))
-        && experts.is_none_or(|e| {
-            bounded(&[e.count, e.used, e.width]) && e.used <= e.count && e.shared != Some(0)
-        })
+    sizes(&mlp.map(|mlp| ("MLP width", mlp.width)).into_iter().collect::<Vec<_>>())?;
+    experts.map_or(Ok(()), experts_are_sound)
+}
+
+fn attention_is_sound(a: &Attention) -> Result<(), String> {
+    sizes(&[("number of heads", a.heads), ("number of KV heads", a.kv_heads)])?;
+    sizes(&[("head size", a.head_dim), ("window", a.window.unwrap_or(1))])?;
+    sizes(&[("width of Q", a.q_width())])?;
+    let (heads, kv_heads, dim) = (a.heads, a.kv_heads, a.head_dim);
+    demand(heads.is_multiple_of(kv_heads), || format!("{kv_heads} KV heads for {heads} heads"))?;
+    demand(dim.is_multiple_of(2), || format!("an odd head size of {dim}"))?;
+    let turns = &a.rope.frequencies;
+    let sound = 2 * turns.len() <= dim && turns.iter().all(|f| f.is_finite());
+    demand(sound, || format!("RoPE with {} pairs in heads of {dim}", turns.len()))
+}
+
+fn delta_net_is_sound(d: &DeltaNet) -> Result<(), String> {
+    sizes(&[("number of key heads", d.key_heads), ("number of value heads", d.value_heads)])?;
+    sizes(&[("key size", d.key_dim), ("value size", d.value_dim), ("kernel", d.kernel)])?;
+    sizes(&[("width of keys", d.key_width()), ("width of values", d.value_width())])?;
+    let (values, keys) = (d.value_heads, d.key_heads);
+    demand(values.is_multiple_of(keys), || format!("{values} value heads for {keys} key heads"))
+}
+
+fn experts_are_sound(e: &Experts) -> Result<(), String> {
+    sizes(&[("number of experts", e.count), ("number of experts a token", e.used)])?;
+    sizes(&[("expert width", e.width), ("shared expert's width", e.shared.unwrap_or(1))])?;
+    demand(e.used <= e.count, || format!("{} of {} experts a token", e.used, e.count))
 }
 
 const LAYERS: Key<'static> = Key { gguf: "block_count", hf: "num_hidden_layers" };
