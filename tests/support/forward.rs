@@ -44,3 +44,60 @@ pub fn run_part(decoder: &Decoder, ids: &[u32], start: usize, cache: &mut LaneCa
     }
     decoder.logits(&decoder.normed(&x).unwrap(), 0, decoder.spec.vocab).unwrap()
 }
+
+/// The largest error, relative to the largest value.
+pub fn relative(got: &[f32], want: impl Iterator<Item = f64> + Clone) -> f64 {
+    let largest = want.clone().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let errors = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - want).abs() / largest);
+    errors.fold(0.0, |worst, e| if e <= worst { worst } else { e })
+}
+
+/// The same between two tensors.
+pub fn difference(a: &Tensor, b: &Tensor) -> f64 {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(a.dims(), b.dims());
+    let b = flat(b);
+    relative(&flat(a), b.iter().map(|x| f64::from(*x)))
+}
+
+/// Odd portions: single tokens, a few, and more than a window or a chunk of the delta rule.
+pub fn portions(tokens: usize) -> Vec<usize> {
+    let mut portions = vec![1, 1, 7, 70, 1, 3];
+    while portions.iter().sum::<usize>() > tokens {
+        portions.remove(portions.len() - 3);
+    }
+    portions.push(tokens - portions.iter().sum::<usize>());
+    portions.retain(|&n| n > 0);
+    portions
+}
+
+/// The largest difference of any layer's output between one pass and portions, each layer being given
+/// the one pass's inputs.
+pub fn in_parts_by_layer(decoder: &Decoder, ids: &[u32], scheme: &str) -> f64 {
+    let scheme = effective(&decoder.spec, scheme);
+    let ropes = decoder.ropes(ids.len());
+    let layers: Vec<_> =
+        (0..decoder.spec.layers.len()).map(|i| decoder.ready(i, &ropes).unwrap()).collect();
+    let embedded = decoder.embed(ids).unwrap();
+    let at = At { start: 0, tokens: ids.len() };
+    let mut cache = LaneCache::new(scheme.clone());
+    let mut inputs = vec![embedded.x];
+    for layer in &layers {
+        let own = embedded.per_layer.as_ref();
+        inputs.push(layer.run(&inputs[inputs.len() - 1], own, at, &mut cache).unwrap());
+    }
+    let mut cache = LaneCache::growing(scheme);
+    let mut parts = vec![Vec::new(); layers.len()];
+    let mut start = 0;
+    for tokens in portions(ids.len()) {
+        let rows = |t: &Tensor| t.narrow(0, start, tokens).unwrap();
+        let own = embedded.per_layer.as_ref().map(rows);
+        for (i, layer) in layers.iter().enumerate() {
+            let at = At { start, tokens };
+            parts[i].push(layer.run(&rows(&inputs[i]), own.as_ref(), at, &mut cache).unwrap());
+        }
+        start += tokens;
+    }
+    let outputs = parts.iter().map(|parts| Tensor::cat(parts, 0).unwrap());
+    outputs.zip(&inputs[1..]).map(|(parts, whole)| difference(&parts, whole)).fold(0.0, f64::max)
+}

@@ -6,6 +6,7 @@ pub mod hub;
 pub mod program;
 pub mod tiny;
 
+use candle_core::Tensor;
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
 use serde_json::Value;
@@ -41,4 +42,24 @@ pub fn corpus(name: &str) -> PathBuf {
 
 pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// Largest difference of a logit over the positions of a fixture, each relative to its position's
+/// largest one; the arg-max must be the fixture's.
+pub fn worst_logit(logits: &Tensor, model: &Value) -> f64 {
+    let mut worst = 0.0f64;
+    for want in model["positions"].as_array().unwrap() {
+        let position = want["position"].as_u64().unwrap() as usize;
+        let row: Vec<f32> = logits.get(position).unwrap().to_vec1().unwrap();
+        let largest = row.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
+        let pairs = ["top", "sample"].iter().flat_map(|k| want[k].as_array().unwrap());
+        for pair in pairs {
+            let (id, logit) = (pair[0].as_u64().unwrap() as usize, pair[1].as_f64().unwrap());
+            let error = (f64::from(row[id]) - logit).abs() / largest;
+            worst = if error <= worst { worst } else { error };
+        }
+        let best = (0..row.len()).fold(0, |b, i| if row[i] > row[b] { i } else { b });
+        assert_eq!(best as u64, want["argmax"].as_u64().unwrap(), "position {position}");
+    }
+    worst
 }

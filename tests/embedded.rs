@@ -1,0 +1,53 @@
+//! The models that ship with the repository: their logits against HF transformers in float32 (fixture:
+//! `scripts/oracle/embedded_logits.py`), and every codec in parts. The gate measures them in `gate.rs`.
+
+mod support;
+
+use kvgate::kv::cache::LaneCache;
+use kvgate::model::decoder::{Decoder, Residency};
+use kvgate::model::Checkpoint;
+use kvgate::policy::Source;
+use support::forward::{effective, in_parts_by_layer, logits, logits_in_parts, portions};
+use support::{fixture, ids, root};
+
+const MODELS: [&str; 2] = ["gemma4-e2b-mini", "qwen3.6-moe-mini"];
+
+/// Largest difference of a logit, relative to the position's largest logit.
+const TOLERANCE: f64 = 1e-4;
+
+fn load(model: &str) -> Decoder {
+    let source = Source::at(root().join("models").join(model));
+    let opened = Checkpoint::open(&source).and_then(|c| c.load(Residency::Resident));
+    opened.unwrap_or_else(|e| panic!("{e}"))
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    let oracle = fixture("embedded-logits.json");
+    for model in MODELS {
+        let want = &oracle["models"][model];
+        let ids = ids(&want["ids"]);
+        let decoder = load(model);
+        let whole = logits(&decoder, &ids);
+        let cache = LaneCache::growing(effective(&decoder.spec, "f32"));
+        let parts = logits_in_parts(&decoder, &ids, &portions(ids.len()), cache);
+        for (what, logits) in [("whole", whole), ("in parts", parts)] {
+            let worst = support::worst_logit(&logits, want);
+            println!("{model}, {what}: largest relative error {worst:.1e}");
+            assert!(worst <= TOLERANCE, "{model}, {what}: {worst:.1e}");
+        }
+    }
+}
+
+#[test]
+fn every_codec_in_parts_is_the_codec_at_once() {
+    let oracle = fixture("embedded-logits.json");
+    for model in MODELS {
+        let ids = ids(&oracle["models"][model]["ids"]);
+        let decoder = load(model);
+        for codec in kvgate::kv::codec::CODECS {
+            let worst = in_parts_by_layer(&decoder, &ids, codec.name());
+            assert!(worst <= 2e-5, "{model} {}: {worst:.1e}", codec.name());
+        }
+    }
+}
