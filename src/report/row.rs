@@ -26,6 +26,12 @@ impl<'a> Row<'a> {
         self.cases.iter().flatten().any(|case| case.verdict.is_red())
     }
 
+    /// Whether nothing of it was asked for.
+    pub fn is_ignored(&self) -> bool {
+        let mut cases = self.cases.iter().flatten().peekable();
+        cases.peek().is_some() && cases.all(|case| case.verdict == Verdict::Ignored)
+    }
+
     /// Cells of the numbers' columns, from `bits K/V` to `PPL ratio`.
     pub fn numbers(&self) -> [String; 5] {
         let dash = || "–".to_string();

@@ -24,11 +24,23 @@ pub fn render_tables(results: &Results) -> String {
 fn tables(results: &Results) -> String {
     let mut out = String::new();
     for model in models(results) {
+        let rows = rows(results, model);
+        if rows.iter().all(Row::is_ignored) {
+            out += &ignored(model, &rows);
+            continue;
+        }
         let facts = measurement(results, model).map_or("\n".into(), facts);
         out += &format!("\n{BOLD}{model}{BOLD:#}{facts}");
-        out += &scheme_table(&rows(results, model), !results.cases.is_empty());
+        out += &scheme_table(&rows, !results.cases.is_empty());
     }
     out
+}
+
+/// A model of which nothing was asked for is a line, not a table of dashes.
+fn ignored(model: &str, rows: &[Row]) -> String {
+    let labels: Vec<_> = rows.iter().map(|row| row.label).collect();
+    let style = colour(Verdict::Ignored);
+    format!("\n{BOLD}{model}{BOLD:#}  {style}– ignored{style:#}: {}\n", labels.join(", "))
 }
 
 fn sentence(results: &Results) -> String {

@@ -1,10 +1,12 @@
 //! The decoder run whole or in parts, as a serving engine would.
 
 use candle_core::Tensor;
-use kvgate::kv::cache::{Effective, LaneCache};
+use kvgate::kv::cache::{CacheError, Effective, KvCache, LaneCache, View};
+use kvgate::kv::recurrent::Recurrent;
 use kvgate::kv::Scheme;
 use kvgate::model::decoder::{At, Decoder};
 use kvgate::model::spec::Spec;
+use std::collections::BTreeMap;
 
 /// A scheme as a model's cache carries it out.
 pub fn effective(spec: &Spec, scheme: &str) -> Effective {
@@ -72,7 +74,7 @@ pub fn portions(tokens: usize) -> Vec<usize> {
 }
 
 /// The largest difference of any layer's output between one pass and portions, each layer being given
-/// the one pass's inputs.
+/// the one pass's inputs, and each cache its K and V: a difference of 1e-7 there flips a code.
 pub fn in_parts_by_layer(decoder: &Decoder, ids: &[u32], scheme: &str) -> f64 {
     let scheme = effective(&decoder.spec, scheme);
     let ropes = decoder.ropes(ids.len());
@@ -80,24 +82,78 @@ pub fn in_parts_by_layer(decoder: &Decoder, ids: &[u32], scheme: &str) -> f64 {
         (0..decoder.spec.layers.len()).map(|i| decoder.ready(i, &ropes).unwrap()).collect();
     let embedded = decoder.embed(ids).unwrap();
     let at = At { start: 0, tokens: ids.len() };
-    let mut cache = LaneCache::new(scheme.clone());
+    let mut recorder =
+        Recorder { inner: LaneCache::new(scheme.clone()), appended: BTreeMap::new() };
     let mut inputs = vec![embedded.x];
     for layer in &layers {
         let own = embedded.per_layer.as_ref();
-        inputs.push(layer.run(&inputs[inputs.len() - 1], own, at, &mut cache).unwrap());
+        inputs.push(layer.run(&inputs[inputs.len() - 1], own, at, &mut recorder).unwrap());
     }
-    let mut cache = LaneCache::growing(scheme);
+    let appended = recorder.appended;
+    let mut player = Player { inner: LaneCache::growing(scheme), appended, start: 0 };
     let mut parts = vec![Vec::new(); layers.len()];
-    let mut start = 0;
     for tokens in portions(ids.len()) {
+        let start = player.start;
         let rows = |t: &Tensor| t.narrow(0, start, tokens).unwrap();
         let own = embedded.per_layer.as_ref().map(rows);
         for (i, layer) in layers.iter().enumerate() {
             let at = At { start, tokens };
-            parts[i].push(layer.run(&rows(&inputs[i]), own.as_ref(), at, &mut cache).unwrap());
+            parts[i].push(layer.run(&rows(&inputs[i]), own.as_ref(), at, &mut player).unwrap());
         }
-        start += tokens;
+        player.start += tokens;
     }
     let outputs = parts.iter().map(|parts| Tensor::cat(parts, 0).unwrap());
     outputs.zip(&inputs[1..]).map(|(parts, whole)| difference(&parts, whole)).fold(0.0, f64::max)
+}
+
+/// K and V of each layer, as they came.
+type Appended = BTreeMap<usize, [Tensor; 2]>;
+
+/// Keeps a copy of what is appended.
+struct Recorder {
+    inner: LaneCache,
+    appended: Appended,
+}
+
+impl KvCache for Recorder {
+    fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<View, CacheError> {
+        self.appended.insert(layer, [k.copy()?, v.copy()?]);
+        self.inner.append(layer, k, v)
+    }
+
+    fn shared(&mut self, owner: usize) -> Result<View, CacheError> {
+        self.inner.shared(owner)
+    }
+
+    fn recurrent(&mut self, layer: usize) -> &mut Option<Recurrent> {
+        self.inner.recurrent(layer)
+    }
+}
+
+/// Appends what was recorded instead of what comes.
+struct Player {
+    inner: LaneCache,
+    appended: Appended,
+    start: usize,
+}
+
+impl KvCache for Player {
+    fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<View, CacheError> {
+        let part = |recorded: &Tensor, came: &Tensor| -> candle_core::Result<Tensor> {
+            let part = recorded.narrow(1, self.start, came.dim(1)?)?.force_contiguous()?;
+            assert!(difference(came, &part) < 1e-4, "layer {layer} appends something else");
+            Ok(part)
+        };
+        let [recorded_k, recorded_v] = &self.appended[&layer];
+        let (k, v) = (part(recorded_k, &k)?, part(recorded_v, &v)?);
+        self.inner.append(layer, k, v)
+    }
+
+    fn shared(&mut self, owner: usize) -> Result<View, CacheError> {
+        self.inner.shared(owner)
+    }
+
+    fn recurrent(&mut self, layer: usize) -> &mut Option<Recurrent> {
+        self.inner.recurrent(layer)
+    }
 }
