@@ -71,6 +71,26 @@ fn rope_of_older_files() {
     }
 }
 
+/// θ may stand beside the object, and `rope_scaling` wins over `rope_parameters`.
+#[test]
+fn rope_in_both_layouts_at_once() {
+    for name in ["llama3-rope", "llama-yarn", "llama-linear"] {
+        means_the_same(name, |config| {
+            config["rope_theta"] = remove(&mut config["rope_parameters"], "rope_theta");
+        });
+        means_the_same(name, |config| {
+            config["rope_scaling"] = config["rope_parameters"].clone();
+            config["rope_parameters"]["rope_type"] = json!("default");
+        });
+    }
+}
+
+/// transformers leaves out what equals its classes' defaults.
+#[test]
+fn gemma_4_has_a_rope_of_its_own_where_the_file_says_nothing() {
+    means_the_same("gemma4-31b", |config| drop(remove(config, "rope_parameters")));
+}
+
 #[test]
 fn gemma_3_of_older_files() {
     means_the_same("gemma3", |config| {
@@ -109,7 +129,7 @@ fn experts_are_counted_under_two_names() {
 #[test]
 fn what_no_model_can_have_is_refused_by_name() {
     type Edit = fn(&mut Value);
-    let cases: [(&str, Edit, &[&str]); 14] = [
+    let cases: [(&str, Edit, &[&str]); 24] = [
         (
             "llama",
             |c| c["model_type"] = json!("mamba"),
@@ -131,6 +151,16 @@ fn what_no_model_can_have_is_refused_by_name() {
             |c| c["text_config"]["num_kv_shared_layers"] = json!(6),
             &["num_kv_shared_layers"],
         ),
+        ("llama", |c| c["head_dim"] = json!(1u64 << 40), &["absurd head size"]),
+        ("llama", |c| c["num_hidden_layers"] = json!(1u64 << 33), &["layers in"]),
+        ("llama", |c| c["rope_parameters"] = json!("yarn"), &["rope_parameters", "an object"]),
+        ("llama-yarn", |c| c["rope_parameters"]["rope_theta"] = json!(-1.0), &["above 1"]),
+        ("gemma2", |c| c["query_pre_attn_scalar"] = json!(0), &["must be positive"]),
+        ("gemma3", |c| c["use_bidirectional_attention"] = json!(true), &["both directions"]),
+        ("gemma4-31b", |c| c["use_bidirectional_attention"] = json!("all"), &["`all`"]),
+        ("gemma4-31b", |c| c["rope_parameters"] = Value::Null, &["rope_parameters", "is missing"]),
+        ("qwen3", |c| c["layer_types"] = json!("full_attention"), &["layer_types", "a list"]),
+        ("qwen3_5", |c| c["linear_conv_kernel_dim"] = json!(1), &["convolution"]),
         ("qwen3_5", |c| c["layer_types"][0] = json!("mamba"), &["layer_types", "`mamba`"]),
     ];
     for (name, edit, words) in cases {

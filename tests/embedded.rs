@@ -4,6 +4,7 @@
 mod support;
 
 use kvgate::kv::cache::LaneCache;
+use kvgate::measure::{measure, Request};
 use kvgate::model::decoder::{Decoder, Residency};
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
@@ -36,6 +37,46 @@ fn logits_are_those_of_transformers() {
             println!("{model}, {what}: largest relative error {worst:.1e}");
             assert!(worst <= TOLERANCE, "{model}, {what}: {worst:.1e}");
         }
+    }
+}
+
+/// With experts the rows of a product depend on what else is in the tile. Whatever the chunks, a lane that
+/// is the baseline reads exactly 0, and so does the control.
+#[test]
+fn identity_is_exact_for_any_number_of_chunks() {
+    for model in MODELS {
+        for (context, chunks) in [(64, 17), (256, 5), (300, 4), (512, 3)] {
+            let request = Request {
+                model,
+                source: &Source::at(root().join("models").join(model)),
+                corpus: &[support::corpus("persuasion.txt")],
+                context,
+                chunks,
+                baseline: "f16".parse().unwrap(),
+                schemes: vec![("f16".into(), "f16".parse().unwrap())],
+                residency: None,
+                mimic: None,
+            };
+            let measured = measure(&request, &|_, _, _| {}).unwrap_or_else(|e| panic!("{e}"));
+            for control in &measured.measurement.controls {
+                assert!(control.ok, "{model}, {context} × {chunks}: {control:?}");
+            }
+            let (_, positions) = &measured.positions[0];
+            assert!(positions.iter().all(|p| p.kld == 0.0), "{model}, {context} × {chunks}");
+        }
+    }
+}
+
+#[test]
+fn streamed_layers_are_the_resident_ones() {
+    let ids = ids(&fixture("embedded-logits.json")["models"][MODELS[1]]["ids"]);
+    for model in MODELS {
+        let checkpoint = Checkpoint::open(&Source::at(root().join("models").join(model))).unwrap();
+        let bits = |residency| -> Vec<f32> {
+            let decoder = checkpoint.load(residency).unwrap();
+            logits(&decoder, &ids).flatten_all().unwrap().to_vec1().unwrap()
+        };
+        assert!(bits(Residency::Resident) == bits(Residency::Streamed), "{model}");
     }
 }
 

@@ -249,6 +249,13 @@ impl LaneCache {
         LaneCache { grows: true, ..Self::new(scheme) }
     }
 
+    /// Forgets the recurrent states of chunks that were appended whole: the next ones begin anew.
+    pub(crate) fn forget_states(&mut self) {
+        if !self.grows {
+            self.states.clear();
+        }
+    }
+
     /// Bytes of all recurrent states.
     pub fn recurrent_bytes(&self) -> usize {
         self.states.values().flatten().map(Recurrent::bytes).sum()
@@ -291,9 +298,6 @@ impl KvCache for LaneCache {
     }
 
     fn recurrent(&mut self, layer: usize) -> &mut Option<Recurrent> {
-        if !self.grows {
-            self.states.clear();
-        }
         self.states.entry(layer).or_default()
     }
 }

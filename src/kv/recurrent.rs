@@ -27,7 +27,7 @@ impl Recurrent {
     pub(crate) fn sequences_mut(
         &mut self,
     ) -> impl IndexedParallelIterator<Item = (&mut [f32], &mut [f32])> {
-        let history = (self.history.len() / self.sequences).max(1);
+        let history = self.history.len() / self.sequences;
         let states = self.states.len() / self.sequences;
         self.history.par_chunks_mut(history).zip(self.states.par_chunks_mut(states))
     }

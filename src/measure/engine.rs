@@ -9,7 +9,7 @@ use super::divergence::{self, Divergence};
 use super::mimic::{self, Mimic};
 use super::stats::Position;
 use crate::kv::cache::{CacheError, Effective, LaneCache};
-use crate::model::decoder::{At, Decoder, ReadyLayer};
+use crate::model::decoder::{At, Decoder, Embedded, ReadyLayer};
 use crate::model::ops::{all_finite, read};
 use crate::model::spec::Spec;
 use crate::model::ModelError;
@@ -99,10 +99,24 @@ pub fn run(
     let context = chunks.first().map_or(0, |chunk| chunk.tokens.len());
     let mut all = vec![Lane { scheme: baseline.clone(), chunks: chunks.len() }];
     all.extend_from_slice(lanes);
-    let per_token = decoder.spec.hidden + shared_width(&decoder.spec);
-    let per_chunk = all.len() * context * per_token * size_of::<f32>();
-    let group = (GROUP_BYTES / per_chunk.max(1)).max(1);
+    let per_token = all.len() * (decoder.spec.hidden + shared_width(&decoder.spec))
+        + per_layer_width(&decoder.spec);
+    let per_chunk = context * per_token * size_of::<f32>();
+    // whole tiles: with experts a product's rows, and with them its last bits, depend on the tile
+    let tile = chunks_per_tile(context);
+    let group = (GROUP_BYTES / per_chunk.max(1)).max(1).next_multiple_of(tile);
     in_groups(group, decoder, chunks, &all, mimic, progress)
+}
+
+/// Chunks that travel together. A lane on fewer chunks takes whole tiles, so that each of its tiles is the
+/// baseline's.
+pub fn chunks_per_tile(context: usize) -> usize {
+    (TILE_ROWS / context.max(1)).max(1)
+}
+
+/// Numbers of a token's own inputs for the layers, which all lanes share.
+fn per_layer_width(spec: &Spec) -> usize {
+    spec.per_layer_inputs.as_ref().map_or(0, |inputs| inputs.width * spec.layers.len())
 }
 
 /// Numbers that a token leaves in a lane's caches until the layers above have read them.
@@ -226,8 +240,9 @@ impl Run<'_> {
         counts: &[usize],
     ) -> Result<Vec<Tiles>, LaneError> {
         let ropes = self.decoder.ropes(self.context);
-        let tiles = lanes.iter().zip(counts).map(|(lane, &n)| self.embed(&chunks[..n], lane));
-        let mut tiles = tiles.collect::<Result<Vec<_>, _>>()?;
+        let embedded = self.embed(chunks)?;
+        let tiles = lanes.iter().zip(counts).map(|(lane, &n)| self.tiles(&embedded, lane, n));
+        let mut tiles = tiles.collect::<TensorResult<Vec<_>>>()?;
         let forks = self.decoder.spec.layers_before_kv();
         for index in 0..self.decoder.spec.layers.len() {
             let layer = self.decoder.ready(index, &ropes)?;
@@ -260,25 +275,41 @@ impl Run<'_> {
         }
     }
 
-    fn chunks_per_tile(&self) -> usize {
-        (TILE_ROWS / self.context.max(1)).max(1)
-    }
-
-    fn embed(&self, chunks: &[Chunk], lane: &Lane) -> Result<Tiles, LaneError> {
+    fn embed(&self, chunks: &[Chunk]) -> Result<Vec<Embedded>, LaneError> {
         chunks
-            .chunks(self.chunks_per_tile())
+            .chunks(chunks_per_tile(self.context))
             .map(|chunks| {
                 let ids: Vec<u32> = chunks.iter().flat_map(|c| &c.tokens).copied().collect();
-                let embedded = self.decoder.embed(&ids)?;
-                let cache = LaneCache::new(lane.scheme.clone());
-                Ok(Tile { x: embedded.x, per_layer: embedded.per_layer, cache })
+                Ok(self.decoder.embed(&ids)?)
             })
             .collect()
     }
 
+    /// The tiles of a lane's first so many chunks; they share the embeddings' tensors.
+    fn tiles(&self, embedded: &[Embedded], lane: &Lane, chunks: usize) -> TensorResult<Tiles> {
+        let mut left = chunks * self.context;
+        let mut tiles = Tiles::new();
+        for Embedded { x, per_layer } in embedded {
+            let rows = left.min(x.dim(0)?);
+            left -= rows;
+            if rows == 0 {
+                break;
+            }
+            tiles.push(Tile {
+                x: x.narrow(0, 0, rows)?,
+                per_layer: per_layer
+                    .as_ref()
+                    .map(|inputs| inputs.narrow(0, 0, rows))
+                    .transpose()?,
+                cache: LaneCache::new(lane.scheme.clone()),
+            });
+        }
+        Ok(tiles)
+    }
+
     /// The scored rows of a chunk, normed.
     fn chunk_rows(&self, tiles: &Tiles, chunk: usize) -> TensorResult<Tensor> {
-        let per_tile = self.chunks_per_tile();
+        let per_tile = chunks_per_tile(self.context);
         let Range { start, end } = scored(self.context);
         let first = chunk % per_tile * self.context + start;
         self.decoder.normed(&tiles[chunk / per_tile].x.narrow(0, first, end - start)?)
@@ -324,6 +355,7 @@ fn step(
 ) -> Result<(), LaneError> {
     let at = At { start: 0, tokens: context };
     tile.x = layer.run(&tile.x, tile.per_layer.as_ref(), at, &mut tile.cache)?;
+    tile.cache.forget_states();
     match trace_span!("checks").in_scope(|| read(&tile.x, all_finite))? {
         true => Ok(()),
         false => Err(LaneError::Hidden { layer: index }),

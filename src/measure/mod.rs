@@ -208,7 +208,8 @@ impl<'a> Lanes<'a> {
             .iter()
             .map(|(label, scheme)| (label.as_str(), Effective::new(scheme, layout), *scheme))
             .collect();
-        let control = |scheme| Lane { scheme, chunks: 1 };
+        let chunks = engine::chunks_per_tile(request.context).min(request.chunks);
+        let control = |scheme| Lane { scheme, chunks };
         let mut engine = vec![control(baseline.clone()), control(Effective::bad(layout))];
         engine.extend(schemes.iter().filter_map(|(_, effective, _)| {
             let scheme = effective.as_ref().ok()?.clone();
@@ -282,7 +283,7 @@ fn measured(positions: &[Position], chunks: &[Chunk]) -> Outcome {
 /// A deliberately bad lane that reads less than this is not bad: the ruler does not see harm.
 const BAD_LANE_KLD: f64 = 0.1;
 
-/// What the two control lanes read, each on the first chunk. An engine that stores its baseline in 16
+/// What the two control lanes read, each on the first tile of chunks. An engine that stores its baseline in 16
 /// bits has no exact zero.
 /// The effective schemes are those of the two lanes.
 fn controls(

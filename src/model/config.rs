@@ -69,6 +69,11 @@ impl<'a> dyn Config + 'a {
         }
     }
 
+    /// A value whose type differs by its meaning.
+    pub fn fact_of(&self, key: Key) -> Option<Fact> {
+        self.fact(key)
+    }
+
     pub fn has(&self, key: Key) -> bool {
         self.fact(key).is_some()
     }
@@ -123,7 +128,7 @@ impl<'a> dyn Config + 'a {
 
     /// A flag for each layer.
     pub fn flags(&self, key: Key, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
-        let Some(Fact::List(list)) = self.fact(key) else { return Ok(None) };
+        let Some(list) = self.listed(key)? else { return Ok(None) };
         let flag = |fact: &Fact| match fact {
             Fact::Bool(flag) => Ok(*flag),
             Fact::Integer(n) => Ok(*n != 0),
@@ -135,13 +140,21 @@ impl<'a> dyn Config + 'a {
 
     /// A word for each layer, such as its type.
     pub fn words(&self, key: Key, layers: usize) -> Result<Option<Vec<String>>, ModelError> {
-        let Some(Fact::List(list)) = self.fact(key) else { return Ok(None) };
+        let Some(list) = self.listed(key)? else { return Ok(None) };
         let word = |fact: Fact| match fact {
             Fact::Text(word) => Ok(word),
             _ => Err(self.bad(key, "must be a list of strings")),
         };
         let list = list.into_iter().map(word).collect::<Result<Vec<_>, _>>()?;
         self.one_for_each(key, list, layers).map(Some)
+    }
+
+    fn listed(&self, key: Key) -> Result<Option<Vec<Fact>>, ModelError> {
+        match self.fact(key) {
+            None => Ok(None),
+            Some(Fact::List(list)) => Ok(Some(list)),
+            Some(_) => Err(self.bad(key, "must be a list")),
+        }
     }
 
     fn one_for_each<T>(&self, key: Key, list: Vec<T>, layers: usize) -> Result<Vec<T>, ModelError> {

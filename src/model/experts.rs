@@ -2,7 +2,7 @@
 
 use super::decoder::product;
 use super::elementwise::{Gate, RmsNorm};
-use super::ops::read;
+use super::ops::{all_finite, read};
 use super::spec::{Activation, Experts};
 use candle_core::{Device, Result, Tensor};
 
@@ -90,6 +90,9 @@ impl Mixture {
         };
         let logits = product(&x, &self.router)?;
         let mut shares = vec![Share::default(); spec.count];
+        if !read(&logits, all_finite)? {
+            candle_core::bail!("the router's logits are not finite");
+        }
         read(&logits, |logits| {
             for (row, logits) in logits.chunks_exact(spec.count).enumerate() {
                 for (expert, weight) in chosen(spec, logits) {

@@ -210,13 +210,12 @@ fn has_zero_alignment(bytes: &[u8]) -> bool {
     const INTEGERS: [(u8, usize); 8] =
         [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (10, 8), (11, 8)];
     let head = &bytes[..bytes.len().min(HEADER)];
-    let Some(at) = head.windows(KEY.len()).position(|w| w == KEY) else {
-        return false;
-    };
-    let value = &head[at + KEY.len()..];
-    let is_zero = |(code, width): &(u8, usize)| {
+    let is_zero = |value: &[u8], (code, width): &(u8, usize)| {
         value.starts_with(&[*code, 0, 0, 0])
             && value.get(4..4 + width).is_some_and(|v| v.iter().all(|b| *b == 0))
     };
-    INTEGERS.iter().any(is_zero)
+    // a text may spell the key as well: every place counts
+    let places = head.windows(KEY.len()).enumerate().filter(|(_, window)| *window == KEY);
+    let mut values = places.map(|(at, _)| &head[at + KEY.len()..]);
+    values.any(|value| INTEGERS.iter().any(|integer| is_zero(value, integer)))
 }

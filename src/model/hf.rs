@@ -28,6 +28,8 @@ pub(crate) struct HfCheckpoint {
     text: Value,
     architecture: String,
     names: Names,
+    /// What the configuration leaves out.
+    defaults: Value,
     /// What stands before `embed_tokens` in the files' names.
     prefix: String,
     shards: Vec<(PathBuf, Mmap)>,
@@ -53,13 +55,15 @@ impl HfCheckpoint {
                 return Err(malformed(&folder.join(CONFIG), "it names no model_type".into()));
             }
         };
-        let names = family::hf_names(folder, &architecture)?;
+        let (names, defaults) = family::hf(folder, &architecture)?;
+        let defaults = serde_json::from_str(defaults).expect("defaults in the source are JSON");
         let mut checkpoint = HfCheckpoint {
             folder: folder.into(),
             whole,
             text,
             architecture,
             names,
+            defaults,
             prefix: String::new(),
             shards: Vec::new(),
             tensors: BTreeMap::new(),
@@ -78,12 +82,9 @@ impl HfCheckpoint {
         let bytes = files::map(&path).map_err(|error| io(&path, error))?;
         // deserializing reads the header only; it checks that every tensor lies inside the file
         let sound = |e: safetensors::SafeTensorError| malformed(&path, e.to_string());
-        let (header, _) = SafeTensors::read_metadata(&bytes).map_err(sound)?;
         let parsed = SafeTensors::deserialize(&bytes).map_err(sound)?;
-        let data = size_of::<u64>() + header;
         for (name, info) in parsed.tensors() {
             let start = info.data().as_ptr() as usize - bytes.as_ptr() as usize;
-            debug_assert!(start >= data);
             let located = Located {
                 shard: self.shards.len(),
                 dtype: info.dtype(),
@@ -146,9 +147,19 @@ impl HfCheckpoint {
         if own != head {
             return format!("{}{own}", self.prefix);
         }
+        if self.tensors.contains_key(head) {
+            return head.into();
+        }
         // `lm_head.weight`, or `language_model.lm_head.weight` where all of the text model is nested
         let nested = self.tensors.keys().find(|name| name.ends_with(&format!(".{head}")));
         nested.cloned().unwrap_or_else(|| head.into())
+    }
+
+    /// Who speaks of a key: the text model, all of the file, or the family's defaults. Who has the first
+    /// member of a path has all of it: objects are not merged.
+    fn place(&self, key: &str) -> Option<&Value> {
+        let first = key.split('.').next()?;
+        [&self.text, &self.whole, &self.defaults].into_iter().find(|v| v.get(first).is_some())
     }
 
     /// Per-expert tensors where the fused one is not there.
@@ -174,11 +185,12 @@ fn weights(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let Some(Value::Object(map)) = content.get("weight_map") else {
         return Err(malformed(&index, "it has no weight_map".into()));
     };
-    let names: std::collections::BTreeSet<_> = map.values().filter_map(Value::as_str).collect();
-    let inside = |name: &&str| !name.contains(['/', '\\']);
-    match names.iter().all(inside) {
+    let names: Option<std::collections::BTreeSet<_>> = map.values().map(Value::as_str).collect();
+    let inside = |name: &&str| name.ends_with(".safetensors") && !name.contains(['/', '\\']);
+    let names = names.unwrap_or_default();
+    match !names.is_empty() && names.iter().all(inside) {
         true => Ok(names.into_iter().map(|name| folder.join(name)).collect()),
-        false => Err(malformed(&index, "it names files outside of its folder".into())),
+        false => Err(malformed(&index, "it names something else than files beside it".into())),
     }
 }
 
@@ -196,6 +208,10 @@ fn io(path: &Path, error: std::io::Error) -> ModelError {
 
 fn malformed(path: &Path, message: String) -> ModelError {
     ModelError::Malformed { path: path.into(), message }
+}
+
+fn walk<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
+    path.split('.').try_fold(value, |value, member| value.get(member))
 }
 
 fn fact(value: &Value) -> Fact {
@@ -225,11 +241,9 @@ impl Config for HfCheckpoint {
     }
 
     fn lookup(&self, key: &str) -> Option<Fact> {
-        let step = |value: &'_ Value| {
-            let found = key.split('.').try_fold(value, |value, member| value.get(member))?;
-            (!found.is_null()).then(|| fact(found))
-        };
-        step(&self.text).or_else(|| step(&self.whole))
+        // a null says none, and nobody else is asked
+        let found = self.place(key).and_then(|place| walk(place, key))?;
+        (!found.is_null()).then(|| fact(found))
     }
 
     fn full_name(&self, key: &str) -> String {

@@ -174,6 +174,14 @@ impl<'a> Reader<'a> {
         };
         let origin = tensors.origin(name);
         let expected = origin.part_shape(shape);
+        if origin.joined == Joined::ByEntry && !origin.parts.len().is_multiple_of(shape[0].max(1)) {
+            return Err(ModelError::Shape {
+                path: tensors.path().into(),
+                tensor: origin.parts[0].clone(),
+                expected: shape.into(),
+                found: [&[origin.parts.len()], &expected[..]].concat(),
+            });
+        }
         for own in &origin.parts {
             check_shape(tensors, own, &expected)?;
             // two readers of one tensor are a mistake in a family's names

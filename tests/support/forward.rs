@@ -49,6 +49,7 @@ pub fn run_part(decoder: &Decoder, ids: &[u32], start: usize, cache: &mut LaneCa
 
 /// The largest error, relative to the largest value.
 pub fn relative(got: &[f32], want: impl Iterator<Item = f64> + Clone) -> f64 {
+    assert!(got.iter().all(|x| x.is_finite()), "numbers that are not finite");
     let largest = want.clone().fold(0.0, |m: f64, x| m.max(x.abs()));
     let errors = got.iter().zip(want).map(|(got, want)| (f64::from(*got) - want).abs() / largest);
     errors.fold(0.0, |worst, e| if e <= worst { worst } else { e })

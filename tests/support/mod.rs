@@ -51,6 +51,7 @@ pub fn worst_logit(logits: &Tensor, model: &Value) -> f64 {
     for want in model["positions"].as_array().unwrap() {
         let position = want["position"].as_u64().unwrap() as usize;
         let row: Vec<f32> = logits.get(position).unwrap().to_vec1().unwrap();
+        assert!(row.iter().all(|x| x.is_finite()), "logits at {position} are not finite");
         let largest = row.iter().fold(0.0f64, |m, v| m.max(f64::from(v.abs())));
         let pairs = ["top", "sample"].iter().flat_map(|k| want[k].as_array().unwrap());
         for pair in pairs {

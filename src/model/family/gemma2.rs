@@ -15,6 +15,7 @@ pub(super) const FAMILY: Family = Family {
     hf: &["gemma2"],
     gguf_names: names::GGUF,
     hf_names: HF_NAMES,
+    hf_defaults: r#"{"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "query_pre_attn_scalar": 256}"#,
     spec,
 };
 

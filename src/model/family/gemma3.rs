@@ -3,9 +3,9 @@
 
 use super::gemma2::{reaches, scale_27b, HF_NAMES};
 use super::rope::{rope, Wanted, USUAL};
-use super::{activation, attention, common, layer_count, mlp, names, scale, Family, Reach};
+use super::{activation, attention, causal, common, layer_count, mlp, names, scale, Family, Reach};
 use super::{GEMMA_ACTIVATION, WINDOW};
-use crate::model::config::{Config, Format, Key};
+use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
@@ -15,6 +15,11 @@ pub(super) const FAMILY: Family = Family {
     hf: &["gemma3_text", "gemma3"],
     gguf_names: names::GGUF,
     hf_names: HF_NAMES,
+    hf_defaults: r#"{
+    "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256,
+    "sliding_window": 4096, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0
+}"#,
     spec,
 };
 
@@ -29,6 +34,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
     let spec = common(file)?;
     activation(config, GEMMA_ACTIVATION, "gelu_pytorch_tanh")?;
+    causal(config)?;
     let count = layer_count(file)?;
     let full = attention(config, spec.hidden, |dim| rope(file, &USUAL, dim))?;
     let scale = match (file.format(), count) {
@@ -59,7 +65,9 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
 
 fn kinds(config: &dyn Config, count: usize) -> Result<Vec<Reach>, ModelError> {
     let kind = |sliding: bool| if sliding { Reach::Sliding } else { Reach::Full };
-    if let Some(flags) = config.flags(PATTERN, count)? {
+    // a number or a list, by who wrote it
+    if matches!(config.fact_of(PATTERN), Some(Fact::List(_))) {
+        let flags = config.flags(PATTERN, count)?.unwrap_or_default();
         return Ok(flags.into_iter().map(kind).collect());
     }
     let pattern = config.optional_number(PATTERN)?.unwrap_or(USUAL_PATTERN).max(1);

@@ -3,9 +3,10 @@
 //! the caches of lower ones; the large ones have experts, or take V from K.
 
 use super::gemma2::{reaches, POST_NORMS};
-use super::rope::{rope, Wanted, USUAL};
+use super::rope::{rope, Wanted, DIVISORS, USUAL};
 use super::{
-    activation, common, expert_count, layer_count, names, plain_attention, Family, Names, Reach,
+    activation, bounded, causal, common, expert_count, layer_count, names, plain_attention, Family,
+    Names, Reach,
 };
 use super::{EXPERTS, EXPERTS_USED, EXPERT_MLP, GEMMA_ACTIVATION, HEADS, KV_HEADS, MLP, WINDOW};
 use crate::model::config::{Config, Format, Key};
@@ -20,6 +21,14 @@ pub(super) const FAMILY: Family = Family {
     hf: &["gemma4_text", "gemma4", "gemma4_unified_text"],
     gguf_names: names::GGUF,
     hf_names: Names { own: HF_OWN, ..names::HF },
+    hf_defaults: r#"{
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0
+        },
+        "sliding_attention": { "rope_type": "default", "rope_theta": 10000.0 }
+    }
+}"#,
     spec,
 };
 
@@ -57,6 +66,8 @@ const INPUTS_VOCAB: Key = Key { gguf: "", hf: "vocab_size_per_layer_input" };
 const HAS_EXPERTS: Key = Key { gguf: "", hf: "enable_moe_block" };
 const EXPERTS_USED_HF: Key = Key { gguf: EXPERTS_USED.gguf, hf: "top_k_experts" };
 
+const ROPE: Key = Key { gguf: "", hf: "rope_parameters.full_attention" };
+
 /// Head size of full layers where config.json says nothing.
 const USUAL_FULL_DIM: usize = 512;
 
@@ -64,6 +75,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
     let spec = common(file)?;
     activation(config, GEMMA_ACTIVATION, "gelu_pytorch_tanh")?;
+    causal(config)?;
     let count = layer_count(file)?;
     let reaches = layer_reaches(config, count)?;
     let first_shared = count.saturating_sub(config.optional_number(SHARED)?.unwrap_or(0));
@@ -160,6 +172,14 @@ impl Kinds {
         let config: &dyn Config = file;
         let heads = config.number(HEADS)?;
         let (sliding_dim, full_dim) = (config.number(SLIDING_DIM)?, full_dim(config)?);
+        bounded(config, &[("number of heads", heads), ("head size", sliding_dim.max(full_dim))])?;
+        if file.format() == Format::Hf && !config.has(ROPE) {
+            return Err(config.bad(ROPE, "is missing"));
+        }
+        if file.format() == Format::Gguf && !file.has(DIVISORS) {
+            let (path, tensor) = (file.path().into(), DIVISORS.into());
+            return Err(ModelError::MissingTensor { path, tensor });
+        }
         let local = Wanted { reach: Reach::Sliding, ..USUAL };
         // KV heads are each layer's own
         let kind = |head_dim, rope| Attention {

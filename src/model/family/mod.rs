@@ -14,7 +14,7 @@ mod rope;
 
 pub(super) use names::Names;
 
-use super::config::{Config, Format, Key};
+use super::config::{Config, Fact, Format, Key};
 use super::spec::{Attention, DeltaNet, Experts, FeedForward, Kv, Layer, Mixer, Mlp, Rope, Spec};
 use super::tensors::Tensors;
 use super::ModelError;
@@ -29,6 +29,9 @@ struct Family {
     /// Names of its tensors in each format, where they differ from the usual ones.
     gguf_names: Names,
     hf_names: Names,
+    /// Members of config.json that saved files leave out where they equal these, transformers' class
+    /// defaults, as JSON.
+    hf_defaults: &'static str,
     spec: fn(&dyn Tensors) -> Result<Spec, ModelError>,
 }
 
@@ -63,9 +66,10 @@ pub(super) fn gguf_names(path: &Path, architecture: &str) -> Result<Names, Model
     Ok(find(path, architecture, |family| family.gguf)?.gguf_names)
 }
 
-/// Tensor names of a model type of transformers.
-pub(super) fn hf_names(path: &Path, model_type: &str) -> Result<Names, ModelError> {
-    Ok(find(path, model_type, |family| family.hf)?.hf_names)
+/// Tensor names of a model type of transformers, and what its configuration leaves out.
+pub(super) fn hf(path: &Path, model_type: &str) -> Result<(Names, &'static str), ModelError> {
+    let family = find(path, model_type, |family| family.hf)?;
+    Ok((family.hf_names, family.hf_defaults))
 }
 
 /// The specification of a checkpoint.
@@ -95,6 +99,11 @@ fn check(config: &dyn Config, spec: &Spec) -> Result<(), ModelError> {
         Ok(())
     };
     sound().map_err(|what: String| config.unsupported(what))
+}
+
+/// Refuses sizes from a header before anything is made by them.
+fn bounded(config: &dyn Config, named: &[(&str, usize)]) -> Result<(), ModelError> {
+    sizes(named).map_err(|what| config.unsupported(what))
 }
 
 fn demand(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
@@ -152,6 +161,7 @@ fn attention_is_sound(a: &Attention) -> Result<(), String> {
 fn delta_net_is_sound(d: &DeltaNet) -> Result<(), String> {
     sizes(&[("number of key heads", d.key_heads), ("number of value heads", d.value_heads)])?;
     sizes(&[("key size", d.key_dim), ("value size", d.value_dim), ("kernel", d.kernel)])?;
+    demand(d.kernel > 1, || "a convolution over single tokens".into())?;
     sizes(&[("width of keys", d.key_width()), ("width of values", d.value_width())])?;
     let (values, keys) = (d.value_heads, d.key_heads);
     demand(values.is_multiple_of(keys), || format!("{values} value heads for {keys} key heads"))
@@ -224,7 +234,8 @@ fn common(file: &dyn Tensors) -> Result<Spec, ModelError> {
         vocab,
         trained_context: config.number(CONTEXT)?,
         embed_scale: 1.0,
-        tied_head: config.optional_flag(TIED)?.unwrap_or_else(|| !file.has("output.weight")),
+        // a head in the file is the head, whatever the configuration says
+        tied_head: config.optional_flag(TIED)?.unwrap_or(true) && !file.has("output.weight"),
         norm_eps: config.float(NORM_EPS)? as f32,
         final_softcap: softcap(config, FINAL_SOFTCAP)?,
         per_layer_inputs: None,
@@ -233,9 +244,27 @@ fn common(file: &dyn Tensors) -> Result<Spec, ModelError> {
     })
 }
 
+const BIDIRECTIONAL: Key<'static> = Key { gguf: "", hf: "use_bidirectional_attention" };
+
+/// Refuses attention that looks ahead; `"vision"` is about images only.
+fn causal(config: &dyn Config) -> Result<(), ModelError> {
+    match config.fact_of(BIDIRECTIONAL) {
+        Some(Fact::Bool(true)) => Err(config.unsupported("attention in both directions")),
+        Some(Fact::Text(word)) if word != "vision" => {
+            Err(config.unsupported(format!("attention in both directions (`{word}`)")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The number of layers. The last one must be there: a damaged count is told before layers are made
 /// by it.
 fn layers(file: &dyn Tensors, count: usize) -> Result<usize, ModelError> {
+    let tensors = file.names().len();
+    if count > tensors {
+        let config: &dyn Config = file;
+        return Err(config.unsupported(format!("{count} layers in {tensors} tensors")));
+    }
     let last =
         count.checked_sub(1).map(|last| file.origin(&format!("blk.{last}.attn_norm.weight")));
     match last.and_then(|origin| origin.parts.into_iter().find(|own| file.shape(own).is_none())) {
@@ -265,6 +294,7 @@ fn attention(
         Some(dim) => dim,
         None => hidden.checked_div(heads).unwrap_or(0),
     };
+    bounded(config, &[("number of heads", heads), ("head size", head_dim)])?;
     if config.optional_number(VALUE_DIM)?.is_some_and(|v| v != head_dim) {
         return Err(config.unsupported("a V head of another size than the K head"));
     }
@@ -307,5 +337,8 @@ fn activation(config: &dyn Config, key: Key, expected: &str) -> Result<(), Model
 /// A square root's inverse, or 1/√d where the file names no scalar of its own.
 fn scale(config: &dyn Config, attention: &Attention) -> Result<f32, ModelError> {
     let scalar = config.optional_float(ATTENTION_SCALAR)?;
+    if scalar.is_some_and(|scalar| scalar <= 0.0) {
+        return Err(config.bad(ATTENTION_SCALAR, "must be positive"));
+    }
     Ok(scalar.map_or(attention.scale, |scalar| (scalar as f32).powf(-0.5)))
 }

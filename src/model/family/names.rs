@@ -14,13 +14,21 @@ pub(in crate::model) struct Names {
     pub layer: &'static str,
     /// Names of norms whose weights are stored around zero end so.
     pub zero_centred: &'static [&'static str],
+    /// Names of decays that are stored as logarithms end so.
+    pub logarithmic: &'static [&'static str],
     /// Beginnings of names that are not the text model's.
     pub elsewhere: &'static [&'static str],
 }
 
 /// GGUF files: the decoder's names are theirs.
-pub(super) const GGUF: Names =
-    Names { own: &[], usual: &[], layer: "blk.", zero_centred: &[], elsewhere: &[] };
+pub(super) const GGUF: Names = Names {
+    own: &[],
+    usual: &[],
+    layer: "blk.",
+    zero_centred: &[],
+    logarithmic: &[],
+    elsewhere: &[],
+};
 
 /// Safetensors as transformers names them.
 pub(super) const HF: Names = Names {
@@ -46,11 +54,13 @@ pub(super) const HF: Names = Names {
     ],
     layer: "layers.",
     zero_centred: &[],
-    elsewhere: VISION_AND_AUDIO,
+    logarithmic: &[],
+    elsewhere: ELSEWHERE,
 };
 
-/// Towers and projectors of multimodal checkpoints, which text does not pass through.
-pub(super) const VISION_AND_AUDIO: &[&str] = &[
+/// Towers and projectors of multimodal checkpoints, and what predicts further tokens: the next token of a
+/// text does not pass through them.
+const ELSEWHERE: &[&str] = &[
     "model.visual.",
     "visual.",
     "model.vision_tower.",
@@ -62,6 +72,7 @@ pub(super) const VISION_AND_AUDIO: &[&str] = &[
     "model.embed_audio.",
     "embed_audio.",
     "model.multi_modal_projector.",
+    "mtp.",
     "multi_modal_projector.",
 ];
 
@@ -88,7 +99,7 @@ impl Names {
 
     /// What is done to a tensor once it is read.
     pub fn change(&self, name: &str) -> Change {
-        if self.layer == HF.layer && name.ends_with("ssm_a") {
+        if self.logarithmic.iter().any(|end| name.ends_with(end)) {
             return Change::NegativeExp;
         }
         match self.zero_centred.iter().any(|end| name.ends_with(end)) {
@@ -97,8 +108,9 @@ impl Names {
         }
     }
 
-    /// Whether a file's tensor is no part of the text model.
+    /// Whether a file's tensor is no part of the text model, or one that old files computed beforehand.
     pub fn elsewhere(&self, own: &str) -> bool {
-        self.elsewhere.iter().any(|start| own.starts_with(start))
+        let computed = own.ends_with("rotary_emb.inv_freq");
+        computed || self.elsewhere.iter().any(|start| own.starts_with(start))
     }
 }

@@ -1,21 +1,30 @@
 //! `qwen2`: Qwen2 and Qwen2.5, which are Llama with biases on Q, K and V.
 
 use super::rope::{rope, USUAL};
-use super::{activation, attention, common, layer_count, mlp, names, Family, ACTIVATION};
+use super::{activation, attention, common, layer_count, mlp, names, Family};
+use super::{ACTIVATION, LAYERS, LAYER_TYPES};
 use crate::model::config::{Config, Key};
 use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
-pub(super) const FAMILY: Family =
-    Family { gguf: &["qwen2"], hf: &["qwen2"], gguf_names: names::GGUF, hf_names: names::HF, spec };
+pub(super) const FAMILY: Family = Family {
+    gguf: &["qwen2"],
+    hf: &["qwen2"],
+    gguf_names: names::GGUF,
+    hf_names: names::HF,
+    hf_defaults: r#"{}"#,
+    spec,
+};
 
 const USE_WINDOW: Key = Key { gguf: "", hf: "use_sliding_window" };
 
 /// No released model of the Qwen 2 and 3 families has windows, so there is nothing to check them by.
 pub(super) fn without_windows(config: &dyn Config) -> Result<(), ModelError> {
-    match config.flag(USE_WINDOW)? {
-        true => Err(config.unsupported("a sliding window (use_sliding_window)")),
+    let layers = config.number(LAYERS)?;
+    let types = config.words(LAYER_TYPES, layers)?.unwrap_or_default();
+    match config.flag(USE_WINDOW)? || types.iter().any(|word| word != "full_attention") {
+        true => Err(config.unsupported("a sliding window (use_sliding_window, layer_types)")),
         false => Ok(()),
     }
 }

@@ -9,8 +9,14 @@ use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec}
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
-pub(super) const FAMILY: Family =
-    Family { gguf: &["qwen3"], hf: &["qwen3"], gguf_names: names::GGUF, hf_names: names::HF, spec };
+pub(super) const FAMILY: Family = Family {
+    gguf: &["qwen3"],
+    hf: &["qwen3"],
+    gguf_names: names::GGUF,
+    hf_names: names::HF,
+    hf_defaults: r#"{}"#,
+    spec,
+};
 
 /// The attention of Qwen3, dense or not.
 pub(super) fn qk_normed(file: &dyn Tensors, hidden: usize) -> Result<Attention, ModelError> {

@@ -42,9 +42,10 @@ pub(super) const FAMILY: Family = Family {
             "k_norm.weight",
             "output_norm.weight",
         ],
-        elsewhere: &["mtp.", "model.visual.", "visual."],
+        logarithmic: &["ssm_a"],
         ..names::HF
     },
+    hf_defaults: r#"{"rope_theta": 10000000.0}"#,
     spec,
 };
 
@@ -66,7 +67,18 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let spec = common(file)?;
     activation(config, ACTIVATION, "silu")?;
     let further = config.optional_number(FURTHER)?.unwrap_or(0);
-    let count = layers(file, config.number(LAYERS)?.saturating_sub(further))?;
+    let all = layers(file, config.number(LAYERS)?)?;
+    let count =
+        all.checked_sub(further).ok_or_else(|| config.bad(FURTHER, "exceeds all layers"))?;
+    let names = file.names();
+    for further in count..all {
+        let start = format!("blk.{further}.nextn.");
+        if !names.iter().any(|name| name.starts_with(&start)) {
+            return Err(
+                config.bad(FURTHER, format!("counts layer {further}, which has no {start}*"))
+            );
+        }
+    }
     let full = full_layers(config, count, further)?;
     let wanted = Wanted { share: 0.25, ..USUAL };
     let attention = Attention {

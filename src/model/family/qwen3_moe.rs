@@ -13,6 +13,7 @@ pub(super) const FAMILY: Family = Family {
     hf: &["qwen3_moe"],
     gguf_names: names::GGUF,
     hf_names: names::HF,
+    hf_defaults: r#"{"norm_topk_prob": false}"#,
     spec,
 };
 

@@ -4,7 +4,7 @@
 //! computed in f64 and rounded once.
 
 use super::Reach;
-use crate::model::config::{Config, Format, Key};
+use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Pairs, Rope};
 use crate::model::tensors::{finite, Tensors};
 use crate::model::ModelError;
@@ -16,6 +16,9 @@ const DEFAULT_BASE: f64 = 10_000.0;
 
 /// Divisors of frequencies that GGUF files keep as a tensor (Llama 3, Gemma 4).
 pub(in crate::model) const DIVISORS: &str = "rope_freqs.weight";
+
+/// How the first GGUF files spelled linear scaling.
+const LINEAR_SCALE: Key = Key { gguf: "rope.scale_linear", hf: "" };
 
 /// What a family knows of its RoPE beside the configuration.
 pub(super) struct Wanted {
@@ -34,7 +37,7 @@ pub(super) fn rope(
     wanted: &Wanted,
     head_dim: usize,
 ) -> Result<Rope, ModelError> {
-    let parameters = Parameters::of(file, wanted.reach);
+    let parameters = Parameters::of(file, wanted.reach)?;
     let base = parameters.base()?;
     let rotated = parameters.rotated(head_dim, wanted.share)?;
     let plain = |dims: usize| -> Vec<f64> {
@@ -92,36 +95,52 @@ fn divide(file: &dyn Tensors, frequencies: &mut [f64]) -> Result<(), ModelError>
 }
 
 /// RoPE's corner of a configuration. transformers 5 writes `rope_parameters`, by kind of layer where
-/// kinds differ; older files have `rope_theta` and `rope_scaling`.
+/// kinds differ; older files have `rope_theta` and `rope_scaling`, which wins where both are.
 struct Parameters<'c> {
     config: &'c dyn Config,
     /// The object of config.json; empty where there is none for this reach.
     object: &'static str,
-    base: Key<'static>,
+    /// Where θ may stand, in this order.
+    bases: [Key<'static>; 3],
     /// Whether GGUF's `rope.scaling` applies, which it does to full attention only.
     scaled: bool,
 }
 
 impl<'c> Parameters<'c> {
-    fn of(config: &'c dyn Config, reach: Reach) -> Self {
-        let has = |hf| config.has(Key { gguf: "", hf });
-        let (object, base) = match reach {
-            Reach::Full if has("rope_parameters.full_attention.rope_theta") => {
-                ("rope_parameters.full_attention", "rope_parameters.full_attention.rope_theta")
-            }
-            Reach::Sliding if has("rope_parameters.sliding_attention.rope_theta") => (
+    fn of(config: &'c dyn Config, reach: Reach) -> Result<Self, ModelError> {
+        let object = |hf| match config.fact_of(Key { gguf: "", hf }) {
+            None => Ok(false),
+            Some(Fact::Other) => Ok(true),
+            Some(_) => Err(config.bad(Key { gguf: "", hf }, "must be an object")),
+        };
+        let (own, own_base, top_base) = match reach {
+            Reach::Full => (
+                "rope_parameters.full_attention",
+                "rope_parameters.full_attention.rope_theta",
+                "rope_theta",
+            ),
+            Reach::Sliding => (
                 "rope_parameters.sliding_attention",
                 "rope_parameters.sliding_attention.rope_theta",
+                "rope_local_base_freq",
             ),
-            _ if has("rope_parameters.rope_theta") => {
-                ("rope_parameters", "rope_parameters.rope_theta")
-            }
-            Reach::Full => ("rope_scaling", "rope_theta"),
-            Reach::Sliding => ("", "rope_local_base_freq"),
         };
         let scaled = reach == Reach::Full;
+        let any = object("rope_parameters")?;
+        let object = match (object(own)?, scaled) {
+            (_, true) if object("rope_scaling")? => "rope_scaling",
+            (true, _) => own,
+            (false, true) if any => "rope_parameters",
+            _ => "",
+        };
+        let shared_base = if scaled { "rope_parameters.rope_theta" } else { "" };
         let gguf = if scaled { "rope.freq_base" } else { "rope.freq_base_swa" };
-        Parameters { config, object, base: Key { gguf, hf: base }, scaled }
+        let bases = [
+            Key { gguf, hf: own_base },
+            Key { gguf: "", hf: shared_base },
+            Key { gguf: "", hf: top_base },
+        ];
+        Ok(Parameters { config, object, bases, scaled })
     }
 
     /// A key of this corner, by its name in each format.
@@ -146,16 +165,23 @@ impl<'c> Parameters<'c> {
     }
 
     fn base(&self) -> Result<f64, ModelError> {
-        match self.config.optional_float(self.base)?.unwrap_or(DEFAULT_BASE) {
-            base if base > 1.0 => Ok(base),
-            _ => Err(self.config.bad(self.base, "must be above 1")),
+        for key in self.bases {
+            match self.config.optional_float(key)? {
+                None => {}
+                Some(base) if base > 1.0 => return Ok(base),
+                Some(_) => return Err(self.config.bad(key, "must be above 1")),
+            }
         }
+        Ok(DEFAULT_BASE)
     }
 
     fn kind(&self) -> Result<String, ModelError> {
         let text = |gguf, hf| self.at(gguf, hf, |key| self.config.optional_text(key));
         if let Some(kind) = text("rope.scaling.type", "rope_type")?.or(text("", "type")?) {
             return Ok(kind);
+        }
+        if self.config.has(LINEAR_SCALE) {
+            return Err(self.config.bad(LINEAR_SCALE, "is not supported: convert the file again"));
         }
         // early GGUF files name a linear factor and no type
         let factor = self.at("rope.scaling.factor", "", |key| self.config.has(key));
