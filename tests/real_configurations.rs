@@ -3,6 +3,7 @@
 
 mod support;
 
+use kvgate::model::spec::{FeedForward, Kv, Layer, Mixer, Spec};
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
 use serde_json::{json, Map, Value};
@@ -92,6 +93,74 @@ fn every_tensor_has_its_place_and_parameters_are_the_published_ones() {
         let checkpoint = open(model, &manifest(model)).unwrap_or_else(|e| panic!("{e}"));
         let published = totals[model]["text_parameters"].as_u64().unwrap();
         assert_eq!(checkpoint.spec.parameters(), published, "{model}");
+    }
+}
+
+fn spec(model: &str) -> Spec {
+    open(model, &manifest(model)).unwrap_or_else(|e| panic!("{e}")).spec
+}
+
+/// Layers that own a cache: index, KV heads, head size, window.
+fn owners(spec: &Spec) -> Vec<(usize, usize, usize, Option<usize>)> {
+    let owner = |(i, layer): (usize, &Layer)| {
+        let a = layer.attention().filter(|a| a.owns_kv())?;
+        Some((i, a.kv_heads, a.head_dim, a.window))
+    };
+    spec.layers.iter().enumerate().filter_map(owner).collect()
+}
+
+#[test]
+fn qwen_3_6_is_three_recurrent_layers_to_one_of_gated_attention() {
+    let spec = spec("Qwen3.6-35B-A3B");
+    let full: Vec<_> = (0..10).map(|i| (4 * i + 3, 2, 256, None)).collect();
+    assert_eq!(owners(&spec), full);
+    let a = spec.layers[3].attention().unwrap();
+    assert!(a.gated && a.qk_norm && !a.v_norm && a.softcap.is_none());
+    assert_eq!((a.heads, a.scale, a.rope.frequencies.len(), a.rope.base), (16, 0.0625, 32, 1e7));
+    // 1e7^(-2/64)
+    assert!((a.rope.frequencies[1] - 0.604_296_4).abs() < 1e-6, "{}", a.rope.frequencies[1]);
+    let Mixer::DeltaNet(net) = &spec.layers[0].mixer else { panic!() };
+    assert_eq!((net.key_heads, net.value_heads, net.kernel), (16, 32, 4));
+    assert_eq!(net.state_bytes(), 98_304 + 2_097_152);
+    let FeedForward::Experts(experts) = &spec.layers[0].feed_forward else { panic!() };
+    assert_eq!((experts.count, experts.used, experts.shared), (256, 8, Some(512)));
+    assert_eq!(spec.layers_before_kv(), 3);
+}
+
+#[test]
+fn gemma_4_e2b_shares_two_caches_among_twenty_layers() {
+    let spec = spec("Gemma4-E2B");
+    assert_eq!((spec.layers.len(), spec.final_softcap), (35, Some(30.0)));
+    let own = |i: usize| match i % 5 {
+        4 => (i, 1, 512, None),
+        _ => (i, 1, 256, Some(512)),
+    };
+    assert_eq!(owners(&spec), (0..15).map(own).collect::<Vec<_>>());
+    for (i, layer) in spec.layers.iter().enumerate() {
+        let a = layer.attention().unwrap();
+        assert!(a.scale == 1.0 && a.qk_norm && a.v_norm && layer.scaled && layer.post_norms);
+        let turning = a.rope.frequencies.iter().filter(|f| **f != 0.0).count();
+        let (owner, turns) = if i % 5 == 4 { (14, 64) } else { (13, 128) };
+        assert_eq!(turning, turns, "layer {i}");
+        let shared = if i < 15 { Kv::Projected } else { Kv::Shared { owner } };
+        assert_eq!(a.kv, shared, "layer {i}");
+        let FeedForward::Dense(mlp) = &layer.feed_forward else { panic!() };
+        assert_eq!(mlp.width, if i < 15 { 6144 } else { 12288 }, "layer {i}");
+    }
+}
+
+#[test]
+fn gemma_4_31b_and_26b_take_v_from_k_in_full_layers() {
+    for (model, sliding, full) in [("Gemma4-31B", 16, 4), ("Gemma4-26B-A4B", 8, 2)] {
+        let spec = spec(model);
+        for (i, layer) in spec.layers.iter().enumerate() {
+            let a = layer.attention().unwrap();
+            let want = match (i + 1) % 6 {
+                0 => (full, 512, None, Kv::KeyIsValue),
+                _ => (sliding, 256, Some(1024), Kv::Projected),
+            };
+            assert_eq!((a.kv_heads, a.head_dim, a.window, a.kv), want, "{model}, layer {i}");
+        }
     }
 }
 

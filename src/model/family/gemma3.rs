@@ -1,9 +1,9 @@
 //! `gemma3`: Gemma 2 with norms on Q and K instead of caps, five sliding layers to each full one, and a
 //! RoPE of its own for each kind.
 
-use super::gemma2::{reaches, scale_27b, HF_NAMES};
+use super::gemma::{causal, reaches, scale_27b, HF_NAMES};
 use super::rope::{rope, Wanted, USUAL};
-use super::{activation, attention, causal, common, layer_count, mlp, names, scale, Family, Reach};
+use super::{activation, attention, common, layer_count, mlp, names, scale, Family, Reach};
 use super::{GEMMA_ACTIVATION, WINDOW};
 use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec};

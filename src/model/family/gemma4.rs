@@ -2,11 +2,11 @@
 //! scaled; V is normalised. The small models add inputs for each layer and let the upper layers read
 //! the caches of lower ones; the large ones have experts, or take V from K.
 
-use super::gemma2::{reaches, POST_NORMS};
+use super::gemma::{causal, reaches, POST_NORMS};
 use super::rope::{rope, Wanted, DIVISORS, USUAL};
 use super::{
-    activation, bounded, causal, common, expert_count, layer_count, names, plain_attention, Family,
-    Names, Reach,
+    activation, bounded, common, expert_count, layer_count, names, plain_attention, Family, Names,
+    Reach,
 };
 use super::{EXPERTS, EXPERTS_USED, EXPERT_MLP, GEMMA_ACTIVATION, HEADS, KV_HEADS, MLP, WINDOW};
 use crate::model::config::{Config, Format, Key};

@@ -1,6 +1,7 @@
 //! Families: one file each, which maps a checkpoint's configuration to the decoder's specification.
 //! Adding a family is a file and a line in [`FAMILIES`].
 
+mod gemma;
 mod gemma2;
 mod gemma3;
 mod gemma4;
@@ -14,7 +15,7 @@ mod rope;
 
 pub(super) use names::Names;
 
-use super::config::{Config, Fact, Format, Key};
+use super::config::{Config, Format, Key};
 use super::spec::{Attention, DeltaNet, Experts, FeedForward, Kv, Layer, Mixer, Mlp, Rope, Spec};
 use super::tensors::Tensors;
 use super::ModelError;
@@ -242,19 +243,6 @@ fn common(file: &dyn Tensors) -> Result<Spec, ModelError> {
         layers: Vec::new(),
         elsewhere: Vec::new(),
     })
-}
-
-const BIDIRECTIONAL: Key<'static> = Key { gguf: "", hf: "use_bidirectional_attention" };
-
-/// Refuses attention that looks ahead; `"vision"` is about images only.
-fn causal(config: &dyn Config) -> Result<(), ModelError> {
-    match config.fact_of(BIDIRECTIONAL) {
-        Some(Fact::Bool(true)) => Err(config.unsupported("attention in both directions")),
-        Some(Fact::Text(word)) if word != "vision" => {
-            Err(config.unsupported(format!("attention in both directions (`{word}`)")))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The number of layers. The last one must be there: a damaged count is told before layers are made

@@ -1,0 +1,51 @@
+//! What the families of Gemma have in common.
+
+use super::{names, Names, Reach, LAYER_TYPES};
+use crate::model::config::{Config, Fact, Key};
+use crate::model::ModelError;
+
+/// Names of Gemma 2 and 3 in safetensors, whose norms are stored around zero.
+pub(super) const HF_NAMES: Names =
+    Names { own: POST_NORMS, zero_centred: &["norm.weight"], ..names::HF };
+
+/// Gemma's norm behind attention has the name of Llama's norm before the MLP.
+pub(super) const POST_NORMS: &[(&str, &str)] = &[
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_norm", "pre_feedforward_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+];
+
+/// The reach of each layer: by name, or by the family's pattern.
+pub(super) fn reaches(
+    config: &dyn Config,
+    count: usize,
+    pattern: impl Fn(usize) -> Reach,
+) -> Result<Vec<Reach>, ModelError> {
+    let Some(types) = config.words(LAYER_TYPES, count)? else {
+        return Ok((0..count).map(pattern).collect());
+    };
+    let reach = |word: &String| match word.as_str() {
+        "full_attention" => Ok(Reach::Full),
+        "sliding_attention" => Ok(Reach::Sliding),
+        other => Err(config.bad(LAYER_TYPES, format!("names a `{other}` layer"))),
+    };
+    types.iter().map(reach).collect()
+}
+
+/// 1/√(hidden / heads), which GGUF's 27B models have instead of 1/√d.
+pub(super) fn scale_27b(hidden: usize, heads: usize) -> f32 {
+    ((hidden / heads.max(1)) as f32).powf(-0.5)
+}
+
+const BIDIRECTIONAL: Key<'static> = Key { gguf: "", hf: "use_bidirectional_attention" };
+
+/// Refuses attention that looks ahead; `"vision"` is about images only.
+pub(super) fn causal(config: &dyn Config) -> Result<(), ModelError> {
+    match config.fact_of(BIDIRECTIONAL) {
+        Some(Fact::Bool(true)) => Err(config.unsupported("attention in both directions")),
+        Some(Fact::Text(word)) if word != "vision" => {
+            Err(config.unsupported(format!("attention in both directions (`{word}`)")))
+        }
+        _ => Ok(()),
+    }
+}

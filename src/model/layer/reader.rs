@@ -1,0 +1,257 @@
+//! Reading a layer: which tensors its parts are made of.
+
+use super::{AttentionWeights, Both, DeltaNetWeights, Feed, Layer, Linear, MixerWeights};
+use super::{MlpWeights, OwnInputs};
+use crate::model::delta_net::Rule;
+use crate::model::elementwise::{Bias, Residual, RmsNorm};
+use crate::model::experts::{Mixture, SharedExpert};
+use crate::model::spec::{
+    self, Activation, Attention, DeltaNet, Experts, FeedForward, Kv, Mixer, Mlp, Spec,
+};
+use crate::model::tensors::Reader;
+use crate::model::ModelError;
+use candle_core::Tensor;
+use std::sync::Arc;
+
+impl RmsNorm {
+    /// Reads the weights of a norm.
+    pub(in crate::model) fn read(
+        reader: &Reader,
+        name: &str,
+        len: usize,
+        eps: f32,
+    ) -> Result<Self, ModelError> {
+        Ok(RmsNorm { weight: Arc::new(vector(reader, name, len)?), eps })
+    }
+
+    /// A norm without weights.
+    fn plain(len: usize, eps: f32) -> Self {
+        RmsNorm { weight: Arc::new(vec![1.0; len]), eps }
+    }
+}
+
+fn vector(reader: &Reader, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+    Ok(reader.tensor(name, &[len])?.to_vec1()?)
+}
+
+/// Reads the tensors of one layer.
+struct LayerReader<'a> {
+    spec: &'a Spec,
+    index: usize,
+    reader: &'a Reader<'a>,
+}
+
+impl Layer {
+    pub fn read(spec: &Spec, index: usize, reader: &Reader) -> Result<Self, ModelError> {
+        let layer = &spec.layers[index];
+        let own = LayerReader { spec, index, reader };
+        Ok(Layer {
+            mixer_norm: own.norm("attn_norm.weight", spec.hidden)?,
+            mixer: match &layer.mixer {
+                Mixer::Attention(attention) => MixerWeights::Attention(own.attention(attention)?),
+                Mixer::DeltaNet(net) => MixerWeights::DeltaNet(own.delta_net(net)?),
+            },
+            mixer_residual: own.residual("post_attention_norm.weight", layer.post_norms)?,
+            feed_norm: own.norm("ffn_norm.weight", spec.hidden)?,
+            feed: own.feed(layer)?,
+            feed_residual: own.residual("post_ffw_norm.weight", layer.post_norms)?,
+            inputs: own.inputs(layer.activation)?,
+            scale: layer.scaled.then(|| own.scale()).transpose()?,
+        })
+    }
+}
+
+impl LayerReader<'_> {
+    fn name(&self, part: &str) -> String {
+        format!("blk.{}.{part}", self.index)
+    }
+
+    fn tensor(&self, part: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        self.reader.tensor(&self.name(part), shape)
+    }
+
+    fn vector(&self, part: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        vector(self.reader, &self.name(part), len)
+    }
+
+    fn norm(&self, part: &str, len: usize) -> Result<RmsNorm, ModelError> {
+        RmsNorm::read(self.reader, &self.name(part), len, self.spec.norm_eps)
+    }
+
+    fn residual(&self, part: &str, normed: bool) -> Result<Residual, ModelError> {
+        let norm = normed.then(|| self.norm(part, self.spec.hidden)).transpose()?;
+        Ok(Residual { norm })
+    }
+
+    /// Matrices with the same input, one below the other.
+    fn stacked(&self, parts: &[(&str, usize)]) -> Result<Tensor, ModelError> {
+        let read = |(part, out): &(&str, usize)| self.tensor(part, &[*out, self.spec.hidden]);
+        let parts = parts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(Tensor::cat(&parts, 0)?)
+    }
+
+    fn bias(&self, parts: &[(&str, usize)]) -> Result<Bias, ModelError> {
+        let read = |(part, len): &(&str, usize)| self.vector(part, *len);
+        let parts = parts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(Bias(Arc::new(parts.concat())))
+    }
+
+    fn attention(&self, a: &Attention) -> Result<AttentionWeights, ModelError> {
+        let (q, kv) = (a.q_width(), a.kv_width());
+        let biases = || -> Result<_, ModelError> {
+            let bias = |part: &str, len| self.vector(part, len).map(Arc::new);
+            Ok([bias("attn_q.bias", q)?, bias("attn_k.bias", kv)?, bias("attn_v.bias", kv)?])
+        };
+        let qk_norm = |part: &str, has: bool| has.then(|| self.norm(part, a.head_dim)).transpose();
+        let output_bias = || self.bias(&[("attn_output.bias", self.spec.hidden)]);
+        if !a.owns_kv() {
+            // the original files of E2B and E4B hold them all the same
+            for part in ["attn_k.weight", "attn_v.weight", "attn_k_norm.weight"] {
+                self.reader.idle(&self.name(part));
+            }
+        }
+        Ok(AttentionWeights {
+            spec: a.clone(),
+            input: self.attention_input(a)?,
+            biases: a.qkv_bias.then(biases).transpose()?,
+            q_norm: qk_norm("attn_q_norm.weight", a.qk_norm)?,
+            k_norm: qk_norm("attn_k_norm.weight", a.qk_norm && a.owns_kv())?,
+            v_norm: a.v_norm.then(|| RmsNorm::plain(a.head_dim, self.spec.norm_eps)),
+            output: Linear {
+                weight: self.tensor("attn_output.weight", &[self.spec.hidden, q])?,
+                bias: a.output_bias.then(output_bias).transpose()?,
+            },
+        })
+    }
+
+    /// Rows of Q, K, V and the gate. Files hold a head's gate behind its Q.
+    fn attention_input(&self, a: &Attention) -> Result<Tensor, ModelError> {
+        let (q, kv, hidden) = (a.q_width(), a.kv_width(), self.spec.hidden);
+        let both = self.tensor("attn_q.weight", &[if a.gated { 2 * q } else { q }, hidden])?;
+        let half = |at: usize| {
+            self.reader.arranged(both.clone(), |both| {
+                let heads = both.reshape((a.heads, 2, a.head_dim, hidden))?;
+                heads.narrow(1, at, 1)?.contiguous()?.reshape((q, hidden))
+            })
+        };
+        let mut rows = vec![if a.gated { half(0)? } else { both.clone() }];
+        if a.owns_kv() {
+            rows.push(self.tensor("attn_k.weight", &[kv, hidden])?);
+        }
+        if a.kv == Kv::Projected {
+            rows.push(self.tensor("attn_v.weight", &[kv, hidden])?);
+        }
+        if a.gated {
+            rows.push(half(1)?);
+        }
+        Ok(Tensor::cat(&rows, 0)?)
+    }
+
+    fn delta_net(&self, net: &DeltaNet) -> Result<DeltaNetWeights, ModelError> {
+        let (heads, channels) = (net.value_heads, net.channels());
+        let convolution = self.tensor("ssm_conv1d.weight", &[channels, net.kernel])?;
+        Ok(DeltaNetWeights {
+            spec: net.clone(),
+            input: self.stacked(&[
+                ("attn_qkv.weight", channels),
+                ("attn_gate.weight", net.value_width()),
+                ("ssm_beta.weight", heads),
+                ("ssm_alpha.weight", heads),
+            ])?,
+            rule: Rule {
+                convolution: convolution.flatten_all()?.to_vec1()?,
+                decay: self.vector("ssm_a", heads)?,
+                time_bias: self.vector("ssm_dt.bias", heads)?,
+                norm: self.vector("ssm_norm.weight", net.value_dim)?,
+                norm_eps: self.spec.norm_eps,
+            },
+            output: self.tensor("ssm_out.weight", &[self.spec.hidden, net.value_width()])?,
+        })
+    }
+
+    fn feed(&self, layer: &spec::Layer) -> Result<Feed, ModelError> {
+        let (activation, hidden) = (layer.activation, self.spec.hidden);
+        Ok(match &layer.feed_forward {
+            FeedForward::Dense(mlp) => Feed::Dense(self.mlp(mlp, activation)?),
+            FeedForward::Experts(spec) => {
+                Feed::Experts { spec: spec.clone(), activation, mixture: self.mixture(spec)? }
+            }
+            FeedForward::Both(mlp, spec) => Feed::Both(Box::new(Both {
+                mlp: self.mlp(mlp, activation)?,
+                mlp_norm: self.norm("post_ffw_norm_1.weight", hidden)?,
+                spec: spec.clone(),
+                activation,
+                experts_norm: self.norm("pre_ffw_norm_2.weight", hidden)?,
+                mixture: self.mixture(spec)?,
+                mixture_norm: self.norm("post_ffw_norm_2.weight", hidden)?,
+            })),
+        })
+    }
+
+    fn mlp(&self, mlp: &Mlp, activation: Activation) -> Result<MlpWeights, ModelError> {
+        let (hidden, width) = (self.spec.hidden, mlp.width);
+        let inner = || self.bias(&[("ffn_gate.bias", width), ("ffn_up.bias", width)]);
+        let outer = || self.bias(&[("ffn_down.bias", hidden)]);
+        Ok(MlpWeights {
+            activation,
+            gate_up: Linear {
+                weight: self.stacked(&[("ffn_gate.weight", width), ("ffn_up.weight", width)])?,
+                bias: mlp.bias.then(inner).transpose()?,
+            },
+            down: Linear {
+                weight: self.tensor("ffn_down.weight", &[hidden, width])?,
+                bias: mlp.bias.then(outer).transpose()?,
+            },
+        })
+    }
+
+    fn mixture(&self, spec: &Experts) -> Result<Mixture, ModelError> {
+        let (hidden, count, width) = (self.spec.hidden, spec.count, spec.width);
+        Ok(Mixture {
+            router: self.tensor("ffn_gate_inp.weight", &[count, hidden])?,
+            router_norm: spec.scaled_router.then(|| self.router_norm()).transpose()?,
+            gate_up: self.tensor("ffn_gate_up_exps.weight", &[count, 2 * width, hidden])?,
+            down: self.tensor("ffn_down_exps.weight", &[count, hidden, width])?,
+            scales: spec
+                .scaled_router
+                .then(|| self.vector("ffn_down_exps.scale", count))
+                .transpose()?,
+            shared: spec.shared.map(|width| self.shared_expert(width)).transpose()?,
+        })
+    }
+
+    /// rms(x) ⊙ scale / √H, as one norm.
+    fn router_norm(&self) -> Result<RmsNorm, ModelError> {
+        let mut weight = self.vector("ffn_gate_inp.scale", self.spec.hidden)?;
+        let root = (self.spec.hidden as f32).sqrt();
+        weight.iter_mut().for_each(|w| *w /= root);
+        Ok(RmsNorm { weight: Arc::new(weight), eps: self.spec.norm_eps })
+    }
+
+    fn shared_expert(&self, width: usize) -> Result<SharedExpert, ModelError> {
+        Ok(SharedExpert {
+            gate_up: self
+                .stacked(&[("ffn_gate_shexp.weight", width), ("ffn_up_shexp.weight", width)])?,
+            down: self.tensor("ffn_down_shexp.weight", &[self.spec.hidden, width])?,
+            weight: self.tensor("ffn_gate_inp_shexp.weight", &[1, self.spec.hidden])?,
+        })
+    }
+
+    fn inputs(&self, activation: Activation) -> Result<Option<OwnInputs>, ModelError> {
+        let Some(inputs) = &self.spec.per_layer_inputs else { return Ok(None) };
+        let (hidden, width) = (self.spec.hidden, inputs.width);
+        Ok(Some(OwnInputs {
+            activation,
+            width,
+            gate: self.tensor("inp_gate.weight", &[width, hidden])?,
+            projection: self.tensor("proj.weight", &[hidden, width])?,
+            residual: self.residual("post_norm.weight", true)?,
+        }))
+    }
+
+    fn scale(&self) -> Result<f64, ModelError> {
+        // empty where nothing is read
+        let scale = self.vector("layer_output_scale.weight", 1)?;
+        Ok(scale.first().map_or(1.0, |&scale| scale.into()))
+    }
+}
