@@ -20,12 +20,12 @@ pub const PREFIX: &str = "hf:";
 
 /// What a checkpoint in safetensors consists of: what it needs, what it may have, and its weights in
 /// one file or, by an index, in several.
-const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
 #[cfg(feature = "hub")]
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// A checkpoint of the hub, pinned to a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -342,7 +342,7 @@ fn is_hex(text: &str, digits: usize) -> bool {
 }
 
 /// The files that an index names; none if it cannot be read or names files elsewhere.
-fn shards(index: &Path) -> Option<BTreeSet<String>> {
+pub(crate) fn shards(index: &Path) -> Option<BTreeSet<String>> {
     let index: Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
     let files = index.get("weight_map")?.as_object()?.values();
     let files: Option<BTreeSet<String>> =

@@ -6,6 +6,7 @@ use super::family::{self, Names};
 use super::tensors::{gathered, Joined, Origin, Tensors};
 use super::ModelError;
 use crate::files;
+use crate::hub::{shards, CONFIG, INDEX, TOKENIZER, WEIGHTS};
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
@@ -13,11 +14,6 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
-pub(super) const TOKENIZER: &str = "tokenizer.json";
-const INDEX: &str = "model.safetensors.index.json";
 
 /// An open checkpoint folder whose headers have been read.
 pub(crate) struct HfCheckpoint {
@@ -181,16 +177,12 @@ fn weights(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     if folder.join(WEIGHTS).exists() || !index.exists() {
         return Ok(vec![folder.join(WEIGHTS)]);
     }
-    let content = json(&index)?;
-    let Some(Value::Object(map)) = content.get("weight_map") else {
-        return Err(malformed(&index, "it has no weight_map".into()));
-    };
-    let names: Option<std::collections::BTreeSet<_>> = map.values().map(Value::as_str).collect();
-    let inside = |name: &&str| name.ends_with(".safetensors") && !name.contains(['/', '\\']);
-    let names = names.unwrap_or_default();
-    match !names.is_empty() && names.iter().all(inside) {
-        true => Ok(names.into_iter().map(|name| folder.join(name)).collect()),
-        false => Err(malformed(&index, "it names something else than files beside it".into())),
+    match shards(&index) {
+        Some(names) => Ok(names.into_iter().map(|name| folder.join(name)).collect()),
+        None => {
+            let what = "it has no weight_map, or one of other things than files below its folder";
+            Err(malformed(&index, what.into()))
+        }
     }
 }
 

@@ -21,6 +21,7 @@ pub mod tokenizer;
 
 pub use error::ModelError;
 
+use crate::hub::TOKENIZER;
 use crate::policy::Source;
 use decoder::{Decoder, Residency};
 use gguf::Gguf;
@@ -94,7 +95,7 @@ impl Checkpoint {
         let folder = HfCheckpoint::open(path)?;
         let spec = family::spec(&folder)?;
         decoder::check(&spec, &folder)?;
-        let tokenizer = tokenizer.map_or_else(|| path.join(hf::TOKENIZER), Into::into);
+        let tokenizer = tokenizer.map_or_else(|| path.join(TOKENIZER), Into::into);
         Ok(Checkpoint {
             path: path.into(),
             files: folder.files(),
