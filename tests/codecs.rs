@@ -1,4 +1,4 @@
-//! Codecs against ggml's reference, bit for bit (fixture: `scripts/oracle/codecs.py`), and what they
+//! Codecs against independent implementations, bit for bit (fixture: `scripts/oracle/codecs.py`), and what they
 //! make of degenerate blocks.
 
 mod support;
@@ -34,7 +34,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn bytes_and_values_are_ggmls() {
+fn bytes_and_values_are_the_oracles() {
     let oracle = support::fixture("codecs.json");
     let mut covered = HashSet::new();
     for case in oracle["cases"].as_array().unwrap() {

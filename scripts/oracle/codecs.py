@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Encoded and decoded blocks by gguf's numpy quantizers -> tests/fixtures/codecs.json
+"""Encoded and decoded blocks by independent implementations -> tests/fixtures/codecs.json
+
+gguf's numpy quantizers where gguf has the format, formats.py where it has not.
 
 Floats are written as the hex of their bits (f32: 8 digits, most significant first),
 encoded blocks as the hex of their bytes. gguf cannot encode iq4_nl: for it the file has
-the decode direction, and the encoded test vectors of the scheme's written description.
+the decode direction, and the encoded test vectors of the scheme's written description. What
+formats.py makes of one vector is compared with the blocks that the description gives.
 
 There is no block of negative zeros: numpy's arg-max takes the first of them as the extreme element,
 the C reference, whose comparison is strict, none. A block of f32 subnormals alone goes through f16 and bf16 only: 1/d overflows in the block
@@ -19,12 +22,24 @@ import numpy as np
 from gguf import GGMLQuantizationType as T
 from gguf import quants
 
+from formats import FORMATS
+
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20240611
 CODECS = ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 # iq4_nl as llama.cpp's cache write encodes it (one try, weights x^2)
 IQ4_NL_ENCODED = {"quadratic": "a023f0521b1554fac1de1fc29ecb1dd2cefd", "constant": "0c9e" + "00" * 16}
+
+# "quadratic" by the written descriptions of the formats of formats.py
+PUBLISHED = {
+    "q6_0": "7a2b3c84b2a135ceb8ffd08c5a5664a5c4193ccd35cb3319c5a0",
+    "q6_1": "3d2b80bf3c84b2a135ceb8fff09c6b5775c6e42b3ede47dc3429e7c2",
+    "q3_0": "80373c791d573bb5aceba4dde1ee",
+    "q3_1": "123880bf3c7919573ab458eba4dde1ee",
+    "q2_0": "803b3ce58fcd1df6fcff",
+    "q2_1": "c03c80bf3c958e891db2aceb",
+}
 
 
 def inputs():
@@ -98,6 +113,15 @@ def main():
                     "decoded": decoded(encoded, codec),
                 }
             )
+        for codec, (encode, decode) in FORMATS.items():
+            for name, x in vectors.items():
+                if name == "float edges":
+                    continue
+                data = encode(x)
+                assert name != "quadratic" or data.tobytes().hex() == PUBLISHED[codec], codec
+                cases.append(
+                    {"codec": codec, "input": name, "encoded": data.tobytes().hex(), "decoded": hex_f32(decode(data))}
+                )
     rng = np.random.default_rng(SEED)
     for scale in (0.0, -0.0, 1e-7, 0.0123, -0.5, 1.0, 333.0):
         block = np.concatenate([np.array([scale], "<f2").view(np.uint8), rng.integers(0, 256, 16, dtype=np.uint8)])
@@ -108,7 +132,7 @@ def main():
 
     lines = [
         "{",
-        f'  "source": "gguf {version("gguf")}, numpy {np.__version__}; iq4_nl encoded: written description",',
+        f'  "source": "gguf {version("gguf")}, numpy {np.__version__}; iq4_nl encoded and {" ".join(FORMATS)}: written description",',
         f'  "seed": {SEED},',
         '  "inputs": {',
         ",\n".join(f'    "{n}": "{hex_f32(x)}"' for n, x in vectors.items()),

@@ -1,14 +1,22 @@
 //! Codecs: the ways to store a run of K or V numbers. One file each; [`CODECS`] is the registry.
 //!
-//! Formats and rounding are ggml's (`ggml-quants.c`, reference functions), little endian, so that
-//! bytes written here are the bytes that llama.cpp's cache would hold.
+//! Formats and rounding are those of the reference functions of the engine that has the format, ggml's
+//! where llama.cpp has it, little endian, so that bytes written here are the bytes that its cache would
+//! hold. Where that is not so, the codec's file says it.
 
 mod float;
 mod iq4_nl;
+mod pack;
+mod q2_0;
+mod q2_1;
+mod q3_0;
+mod q3_1;
 mod q4_0;
 mod q4_1;
 mod q5_0;
 mod q5_1;
+mod q6_0;
+mod q6_1;
 mod q8_0;
 mod sign;
 
@@ -18,11 +26,17 @@ pub static CODECS: &[&dyn Codec] = &[
     &float::F16,
     &float::Bf16,
     &q8_0::Q8_0,
+    &q6_1::Q6_1,
+    &q6_0::Q6_0,
     &q5_1::Q5_1,
     &q5_0::Q5_0,
     &q4_1::Q4_1,
     &q4_0::Q4_0,
     &iq4_nl::Iq4Nl,
+    &q3_1::Q3_1,
+    &q3_0::Q3_0,
+    &q2_1::Q2_1,
+    &q2_0::Q2_0,
 ];
 
 /// What the deliberately bad control lane stores K and V as; no scheme can name it.
@@ -31,8 +45,11 @@ pub(crate) static BAD: &dyn Codec = &sign::Sign;
 /// One way to store numbers: blocks of [`block`](Codec::block) consecutive elements along
 /// `head_dim`, [`block_bytes`](Codec::block_bytes) bytes each.
 pub trait Codec: Send + Sync {
-    /// The name in schemes and reports, which is ggml's where ggml has the format.
+    /// The name in schemes and reports: ggml's where ggml has the format, else its engine's or a short form.
     fn name(&self) -> &'static str;
+
+    /// The engines that accept this format, and what their users type; empty if none does.
+    fn engines(&self) -> &'static str;
 
     /// Elements in a block; `head_dim` must be a multiple of it.
     fn block(&self) -> usize;
@@ -67,6 +84,7 @@ pub trait Codec: Send + Sync {
 /// A codec of fixed-size blocks, from which [`Codec`] follows.
 pub(crate) trait Block<const N: usize, const BYTES: usize>: Send + Sync {
     const NAME: &'static str;
+    const ENGINES: &'static str;
     fn encode_block(x: &[f32; N], bytes: &mut [u8; BYTES]);
     fn decode_block(bytes: &[u8; BYTES], x: &mut [f32; N]);
 }
@@ -77,6 +95,9 @@ macro_rules! block_codec {
         impl crate::kv::codec::Codec for $ty {
             fn name(&self) -> &'static str {
                 <Self as crate::kv::codec::Block<$n, $bytes>>::NAME
+            }
+            fn engines(&self) -> &'static str {
+                <Self as crate::kv::codec::Block<$n, $bytes>>::ENGINES
             }
             fn block(&self) -> usize {
                 $n
@@ -134,6 +155,19 @@ fn range(x: &[f32; 32]) -> (f32, f32) {
     x.iter().fold((f32::MAX, f32::MIN), |(lo, hi), &v| {
         (if v < lo { v } else { lo }, if v > hi { v } else { hi })
     })
+}
+
+/// The scale that fits `x` best if it reads as `levels` times the scale, errors weighted by x² as ggml
+/// does; none if all levels or all of `x` are zero.
+#[inline(always)]
+fn refitted(x: &[f32; 32], levels: &[f32; 32]) -> Option<f32> {
+    let (mut num, mut den) = (0.0f32, 0.0f32);
+    for (&v, &l) in x.iter().zip(levels) {
+        let w = v * v;
+        num += w * l * v;
+        den += w * l * l;
+    }
+    (den > 0.0).then(|| num / den)
 }
 
 /// `1/d`, or 0 for a block without scale. Taken from the f32 scale before it is rounded to half.

@@ -7,6 +7,7 @@ pub(super) struct Q8_0;
 
 impl Block<32, 34> for Q8_0 {
     const NAME: &'static str = "q8_0";
+    const ENGINES: &'static str = "llama.cpp: -ctk q8_0 -ctv q8_0";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 34]) {
