@@ -19,27 +19,31 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType as T
 from gguf import quants
 
-from formats import FORMATS
+from formats import FORMATS, HEADS
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20240611
-CODECS = ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+CODECS = ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "mxfp4"]
 
 # iq4_nl as llama.cpp's cache write encodes it (one try, weights x^2)
 IQ4_NL_ENCODED = {"quadratic": "a023f0521b1554fac1de1fc29ecb1dd2cefd", "constant": "0c9e" + "00" * 16}
 
-# "quadratic" by the written descriptions of the formats of formats.py
+# blocks that the written descriptions give
 PUBLISHED = {
-    "q6_0": "7a2b3c84b2a135ceb8ffd08c5a5664a5c4193ccd35cb3319c5a0",
-    "q6_1": "3d2b80bf3c84b2a135ceb8fff09c6b5775c6e42b3ede47dc3429e7c2",
-    "q3_0": "80373c791d573bb5aceba4dde1ee",
-    "q3_1": "123880bf3c7919573ab458eba4dde1ee",
-    "q2_0": "803b3ce58fcd1df6fcff",
-    "q2_1": "c03c80bf3c958e891db2aceb",
+    ("q6_0", "quadratic"): "7a2b3c84b2a135ceb8ffd08c5a5664a5c4193ccd35cb3319c5a0",
+    ("q6_1", "quadratic"): "3d2b80bf3c84b2a135ceb8fff09c6b5775c6e42b3ede47dc3429e7c2",
+    ("q3_0", "quadratic"): "80373c791d573bb5aceba4dde1ee",
+    ("q3_1", "quadratic"): "123880bf3c7919573ab458eba4dde1ee",
+    ("q2_0", "quadratic"): "803b3ce58fcd1df6fcff",
+    ("q2_1", "quadratic"): "c03c80bf3c958e891db2aceb",
 }
+
+# further inputs of some formats
+EDGES = {"fp8_e4m3": ["e4m3 edges"], "fp8_e5m2": ["e5m2 edges"], "nvfp4": ["e2m1 edges"]}
 
 
 def inputs():
@@ -83,8 +87,44 @@ def float_edges():
     return np.concatenate([v, -v])
 
 
+def small_float_edges():
+    """Ties between neighbours, over- and underflow: for the 8-bit floats, and for blocks of 4-bit ones."""
+    vectors = {}
+    for name, dtype in (("e4m3", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)):
+        codes = torch.arange(128, dtype=torch.uint8).view(dtype).float().numpy()
+        codes = codes[np.isfinite(codes)]
+        ties = (codes[1:] + codes[:-1]) / 2
+        beyond = np.array([codes[-1] * 1.01, 3.4e38, 0.1, 3.3, 500.0, codes[1] / 2.01, 1e-40], np.float32)
+        v = np.concatenate([ties, np.nextafter(ties, np.float32(np.inf)), beyond])
+        vectors[f"{name} edges"] = np.concatenate([v, -v]).astype(np.float32)
+    ties = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0], np.float32)
+    v = np.tile(np.concatenate([ties, -ties]), 2)
+    vectors["e2m1 edges"] = np.concatenate([v, v * np.float32(0.25)])
+    return vectors
+
+
+def heads():
+    """For the codecs whose block is a head, or most of one."""
+    rng = np.random.default_rng(SEED + 1)
+    j = np.arange(128)
+    vectors = {"quadratic head": ((7 * j * j + 13 * j + 5) % 101 - 50) / 16}
+    for size in (64, 128, 256, 512):
+        vectors[f"head of {size}"] = rng.normal(size=size) * rng.lognormal(size=size)
+    vectors["positive head"] = 5 + rng.normal(size=128)
+    vectors["zero head"] = np.zeros(128)
+    vectors["tiny head"] = rng.normal(size=128) * 1e-7
+    return {name: v.astype(np.float32) for name, v in vectors.items()}
+
+
 def hex_f32(v):
     return np.asarray(v, dtype=">f4").tobytes().hex()
+
+
+def every_code(codec):
+    """The decode direction of all finite 8-bit floats."""
+    codes = np.arange(256, dtype=np.uint8)
+    codes = codes[np.isfinite(FORMATS[codec][1](codes))]
+    return {"codec": codec, "encoded": codes.tobytes().hex(), "decoded": hex_f32(FORMATS[codec][1](codes))}
 
 
 def decoded(data, codec):
@@ -97,8 +137,13 @@ def main():
     args = parser.parse_args()
 
     vectors = inputs()
+    common = list(vectors)
     plan = [(codec, name) for name in vectors for codec in CODECS]
     vectors["float edges"] = float_edges()
+    vectors |= small_float_edges()
+    whole = heads()
+    vectors |= whole
+    plan += [("mxfp4", "e2m1 edges")]
     plan += [("f16", "float edges"), ("bf16", "float edges")]
     cases = []
     with np.errstate(over="ignore"):  # f16 overflows to infinity, as it should
@@ -114,14 +159,15 @@ def main():
                 }
             )
         for codec, (encode, decode) in FORMATS.items():
-            for name, x in vectors.items():
-                if name == "float edges":
-                    continue
-                data = encode(x)
-                assert name != "quadratic" or data.tobytes().hex() == PUBLISHED[codec], codec
+            names = [*common, *EDGES.get(codec, []), *(whole if codec in HEADS else [])]
+            for name in names:
+                data = encode(vectors[name])
+                published = PUBLISHED.get((codec, name))
+                assert published in (None, data.tobytes().hex()), codec
                 cases.append(
                     {"codec": codec, "input": name, "encoded": data.tobytes().hex(), "decoded": hex_f32(decode(data))}
                 )
+        cases += [every_code(codec) for codec in ("fp8_e4m3", "fp8_e5m2")]
     rng = np.random.default_rng(SEED)
     for scale in (0.0, -0.0, 1e-7, 0.0123, -0.5, 1.0, 333.0):
         block = np.concatenate([np.array([scale], "<f2").view(np.uint8), rng.integers(0, 256, 16, dtype=np.uint8)])
@@ -132,7 +178,7 @@ def main():
 
     lines = [
         "{",
-        f'  "source": "gguf {version("gguf")}, numpy {np.__version__}; iq4_nl encoded and {" ".join(FORMATS)}: written description",',
+        f'  "source": "gguf {version("gguf")}, numpy {np.__version__}, torch {version("torch")}; iq4_nl encoded and {" ".join(FORMATS)}: written description",',
         f'  "seed": {SEED},',
         '  "inputs": {',
         ",\n".join(f'    "{n}": "{hex_f32(x)}"' for n, x in vectors.items()),

@@ -1,11 +1,13 @@
 """The codecs that no package has, written out in numpy from their description.
 
-`FORMATS[name]` is a pair (encode, decode): f32 of whole blocks -> bytes, a row a block, and back.
+`FORMATS[name]` is a pair (encode, decode): f32 of whole blocks, or of one head where the block is the
+head -> bytes, a row a block, and back. The 8-bit floats and the random signs are torch's.
 Written for reading, not for speed, and without a look at src/: codes are bit strings here, sums are
 float64, and the only arithmetic in float32 is what the formats prescribe.
 """
 
 import numpy as np
+import torch
 
 f32 = np.float32
 
@@ -91,7 +93,114 @@ def asymmetric(bits):
     return encode, decode
 
 
+def torch_fp8(dtype):
+    """torch's own conversion, after the saturation that caches ask for."""
+    limit = torch.finfo(dtype).max
+
+    def encode(x):
+        return torch.from_numpy(x).clamp(-limit, limit).to(dtype).view(torch.uint8).numpy()[:, None]
+
+    def decode(data):
+        return torch.from_numpy(data.ravel().copy()).view(dtype).float().numpy()
+
+    return encode, decode
+
+
+E4M3 = torch_fp8(torch.float8_e4m3fn)
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], f32)
+
+
+def adjacent(codes):
+    return codes[:, ::2] | codes[:, 1::2] << 4
+
+
+def separate(data):
+    return np.stack([data & 15, data >> 4], -1).reshape(len(data), -1)
+
+
+def nvfp4():
+    def encode(x):
+        x = x.reshape(-1, 16)
+        scale = E4M3[0](np.abs(x).max(1) / f32(6))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            y = np.where(E4M3[1](scale)[:, None] == 0, f32(0), x / E4M3[1](scale)[:, None])
+        # the nearest of the eight values, of two that are as near the one whose code is even
+        distance = np.abs(np.minimum(np.abs(y), 6).astype(float)[..., None] - FP4)
+        code = np.argmin(distance + 1e-12 * (np.arange(8) % 2), -1).astype(np.uint8)
+        return np.hstack([adjacent(code | np.signbit(y).astype(np.uint8) << 3), scale])
+
+    def decode(data):
+        codes = separate(data[:, :8])
+        value = np.where(codes & 8, -FP4[codes & 7], FP4[codes & 7])
+        return (value * E4M3[1](data[:, 8])[:, None]).astype(f32).ravel()
+
+    return encode, decode
+
+
+# formats whose block is the head: a row is one head
+
+
+def int8_pth():
+    def encode(x):
+        x = x.reshape(1, -1)
+        scale = np.maximum(np.abs(x).max(1, keepdims=True) / f32(127), f32(1e-6))
+        codes = np.clip(np.rint(x * (f32(1) / scale)), -128, 127).astype(np.int8)
+        return np.hstack([codes.view(np.uint8), to_bytes(scale)])
+
+    def decode(data):
+        return (data[:, :-4].view(np.int8).astype(f32) * data[:, -4:].copy().view(f32)).ravel()
+
+    return encode, decode
+
+
+def random_signs(size):
+    generator = torch.Generator(device="cpu")
+    generator.manual_seed(0x9E3779B9)
+    return (2 * torch.bernoulli(torch.full((size,), 0.5), generator=generator) - 1).numpy()
+
+
+def butterflies(x):
+    """Times the Hadamard matrix of +1 and -1, in float32, neighbours first."""
+    size, step = x.shape[-1], 1
+    while step < size:
+        pairs = x.reshape(-1, size // (2 * step), 2, step)
+        a, b = pairs[:, :, 0], pairs[:, :, 1]
+        x = np.stack([a + b, a - b], 2).reshape(x.shape)
+        step *= 2
+    return x
+
+
+def away(v):
+    """To the nearest integer, halves away from zero."""
+    return np.trunc(v + np.copysign(f32(0.5), v))
+
+
+def int4_pth():
+    def encode(x):
+        x = x.reshape(1, -1)
+        y = butterflies(x * random_signs(x.shape[1]))
+        low, high = y.min(1, keepdims=True), y.max(1, keepdims=True)
+        scale = np.maximum((high - low) / f32(15), f32(1e-6))
+        zero = np.clip(away(-low / scale), 0, 15)
+        codes = np.clip(away(y * (f32(1) / scale) + zero), 0, 15).astype(np.uint8)
+        word = scale.view(np.uint32) & ~np.uint32(15) | zero.astype(np.uint32)
+        return np.hstack([adjacent(codes), to_bytes(word)])
+
+    def decode(data):
+        word = data[:, -4:].copy().view(np.uint32)
+        scale, zero = (word & ~np.uint32(15)).view(f32), (word & 15).astype(f32)
+        y = butterflies((separate(data[:, :-4]).astype(f32) - zero) * scale)
+        return (y * random_signs(y.shape[1]) / f32(y.shape[1])).ravel()
+
+    return encode, decode
+
+
 FORMATS = {
+    "int8_pth": int8_pth(),
+    "fp8_e4m3": E4M3,
+    "fp8_e5m2": torch_fp8(torch.float8_e5m2),
+    "nvfp4": nvfp4(),
+    "int4_pth": int4_pth(),
     "q6_1": asymmetric(6),
     "q6_0": symmetric(6, refit=True),
     "q3_1": asymmetric(3),
@@ -99,3 +208,5 @@ FORMATS = {
     "q2_1": asymmetric(2),
     "q2_0": symmetric(2),
 }
+# those whose block is a head
+HEADS = ["int8_pth", "int4_pth"]

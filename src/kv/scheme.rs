@@ -3,7 +3,7 @@
 //! ```text
 //! scheme = side [ "/" side ]        one side: K and V alike; two: K first
 //! side   = codec { ":" option }     codec of the catalogue
-//! option = "norot"                  no Hadamard rotation before a quantized codec
+//! option = "norot"                  no Hadamard rotation before a codec that has one
 //! ```
 
 use super::codec::{self, Codec, CODECS};
@@ -16,8 +16,8 @@ use std::str::FromStr;
 pub struct Side {
     /// The storage format.
     pub codec: &'static dyn Codec,
-    /// Whether llama.cpp's automatic rotation may apply (it does for quantized codecs whose head
-    /// size allows it; `:norot` forbids it).
+    /// Whether llama.cpp's automatic rotation may apply (it does for ggml's block formats where the
+    /// head size allows it; `:norot` forbids it).
     pub may_rotate: bool,
 }
 
@@ -43,7 +43,7 @@ pub enum SchemeError {
     },
     /// No option of that name.
     #[error(
-        "unknown option `:{option}` of codec `{codec}`; known options: :norot (quantized codecs)"
+        "unknown option `:{option}` of codec `{codec}`; known options: :norot (codecs that are rotated)"
     )]
     UnknownOption {
         /// The option that was written, without its colon.
@@ -52,7 +52,9 @@ pub enum SchemeError {
         codec: String,
     },
     /// An option that says nothing about this codec.
-    #[error("`:norot` has no meaning for `{codec}`, which is never rotated: write `{codec}`")]
+    #[error(
+        "`:norot` has no meaning for `{codec}`, before which nothing is rotated: write `{codec}`"
+    )]
     IdleOption {
         /// The codec that it was written for.
         codec: String,
@@ -77,10 +79,10 @@ impl FromStr for Side {
         let name = words.next().unwrap_or_default();
         let codec =
             codec::find(name).ok_or_else(|| SchemeError::UnknownCodec { name: name.into() })?;
-        let mut side = Side { codec, may_rotate: codec.is_quantized() };
+        let mut side = Side { codec, may_rotate: codec.is_rotated() };
         for option in words {
             match option {
-                "norot" if codec.is_quantized() => side.may_rotate = false,
+                "norot" if codec.is_rotated() => side.may_rotate = false,
                 "norot" => return Err(SchemeError::IdleOption { codec: name.into() }),
                 _ => {
                     return Err(SchemeError::UnknownOption {
@@ -111,7 +113,7 @@ impl FromStr for Scheme {
 impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.codec.name())?;
-        if self.codec.is_quantized() && !self.may_rotate {
+        if self.codec.is_rotated() && !self.may_rotate {
             f.write_str(":norot")?;
         }
         Ok(())

@@ -5,7 +5,12 @@
 //! hold. Where that is not so, the codec's file says it.
 
 mod float;
+mod fp8;
+mod int4_pth;
+mod int8_pth;
 mod iq4_nl;
+mod mxfp4;
+mod nvfp4;
 mod pack;
 mod q2_0;
 mod q2_1;
@@ -19,6 +24,7 @@ mod q6_0;
 mod q6_1;
 mod q8_0;
 mod sign;
+mod small_float;
 
 /// Every codec that a scheme may name, in the order in which the catalogue lists them.
 pub static CODECS: &[&dyn Codec] = &[
@@ -26,6 +32,9 @@ pub static CODECS: &[&dyn Codec] = &[
     &float::F16,
     &float::Bf16,
     &q8_0::Q8_0,
+    &int8_pth::Int8PerTokenHead,
+    &fp8::E4m3,
+    &fp8::E5m2,
     &q6_1::Q6_1,
     &q6_0::Q6_0,
     &q5_1::Q5_1,
@@ -33,6 +42,9 @@ pub static CODECS: &[&dyn Codec] = &[
     &q4_1::Q4_1,
     &q4_0::Q4_0,
     &iq4_nl::Iq4Nl,
+    &nvfp4::Nvfp4,
+    &mxfp4::Mxfp4,
+    &int4_pth::Int4PerTokenHead,
     &q3_1::Q3_1,
     &q3_0::Q3_0,
     &q2_1::Q2_1,
@@ -42,8 +54,8 @@ pub static CODECS: &[&dyn Codec] = &[
 /// What the deliberately bad control lane stores K and V as; no scheme can name it.
 pub(crate) static BAD: &dyn Codec = &sign::Sign;
 
-/// One way to store numbers: blocks of [`block`](Codec::block) consecutive elements along
-/// `head_dim`, [`block_bytes`](Codec::block_bytes) bytes each.
+/// One way to store a head of K or V: blocks of [`block`](Codec::block) consecutive elements,
+/// [`block_bytes`](Codec::block_bytes) bytes each. Most formats fix the block; in some it is the head.
 pub trait Codec: Send + Sync {
     /// The name in schemes and reports: ggml's where ggml has the format, else its engine's or a short form.
     fn name(&self) -> &'static str;
@@ -51,13 +63,17 @@ pub trait Codec: Send + Sync {
     /// The engines that accept this format, and what their users type; empty if none does.
     fn engines(&self) -> &'static str;
 
-    /// Elements in a block; `head_dim` must be a multiple of it.
-    fn block(&self) -> usize;
+    /// Elements in a block of a head of `head_dim`, which must be a multiple of it.
+    fn block(&self, head_dim: usize) -> usize;
 
     /// Bytes in an encoded block.
-    fn block_bytes(&self) -> usize;
+    fn block_bytes(&self, head_dim: usize) -> usize;
 
-    /// Encodes whole blocks: `x.len() / block` of them, into `block_bytes` bytes each.
+    /// Whether llama.cpp's rotation comes before it, as before all of ggml's block formats
+    /// (`ggml_is_quantized`): not before floats, nor where another engine rotates by itself or not at all.
+    fn is_rotated(&self) -> bool;
+
+    /// Encodes one head into [`encoded_bytes`](Codec::encoded_bytes) bytes.
     ///
     /// # Panics
     /// If `x` is not whole blocks or `bytes` has another length than they need.
@@ -67,17 +83,20 @@ pub trait Codec: Send + Sync {
     fn decode(&self, bytes: &[u8], x: &mut [f32]);
 
     /// Replaces `x` by decode(encode(x)): what attention reads from a cache of this codec.
-    fn round_trip(&self, x: &mut [f32]);
-
-    /// Storage cost, scales included.
-    fn bits_per_element(&self) -> f64 {
-        8.0 * self.block_bytes() as f64 / self.block() as f64
+    fn round_trip(&self, x: &mut [f32]) {
+        let mut bytes = vec![0; self.encoded_bytes(x.len())];
+        self.encode(x, &mut bytes);
+        self.decode(&bytes, x);
     }
 
-    /// Block formats with shared scales; the float formats are not (llama.cpp's `ggml_is_quantized`,
-    /// which is what decides whether a cache is rotated).
-    fn is_quantized(&self) -> bool {
-        self.block() > 1
+    /// Bytes of an encoded head.
+    fn encoded_bytes(&self, head_dim: usize) -> usize {
+        head_dim / self.block(head_dim) * self.block_bytes(head_dim)
+    }
+
+    /// Storage cost, scales included.
+    fn bits_per_element(&self, head_dim: usize) -> f64 {
+        8.0 * self.block_bytes(head_dim) as f64 / self.block(head_dim) as f64
     }
 }
 
@@ -85,6 +104,7 @@ pub trait Codec: Send + Sync {
 pub(crate) trait Block<const N: usize, const BYTES: usize>: Send + Sync {
     const NAME: &'static str;
     const ENGINES: &'static str;
+    const ROTATED: bool = N > 1;
     fn encode_block(x: &[f32; N], bytes: &mut [u8; BYTES]);
     fn decode_block(bytes: &[u8; BYTES], x: &mut [f32; N]);
 }
@@ -99,11 +119,14 @@ macro_rules! block_codec {
             fn engines(&self) -> &'static str {
                 <Self as crate::kv::codec::Block<$n, $bytes>>::ENGINES
             }
-            fn block(&self) -> usize {
+            fn block(&self, _: usize) -> usize {
                 $n
             }
-            fn block_bytes(&self) -> usize {
+            fn block_bytes(&self, _: usize) -> usize {
                 $bytes
+            }
+            fn is_rotated(&self) -> bool {
+                <Self as crate::kv::codec::Block<$n, $bytes>>::ROTATED
             }
             fn encode(&self, x: &[f32], bytes: &mut [u8]) {
                 let (x, rest) = x.as_chunks::<$n>();
@@ -149,9 +172,15 @@ fn extreme(x: &[f32; 32]) -> f32 {
     x.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m })
 }
 
+/// The largest magnitude.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    x.iter().fold(0.0f32, |m, v| m.max(v.abs()))
+}
+
 /// Smallest and largest element.
 #[inline(always)]
-fn range(x: &[f32; 32]) -> (f32, f32) {
+fn range(x: &[f32]) -> (f32, f32) {
     x.iter().fold((f32::MAX, f32::MIN), |(lo, hi), &v| {
         (if v < lo { v } else { lo }, if v > hi { v } else { hi })
     })
