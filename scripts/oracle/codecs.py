@@ -23,7 +23,8 @@ import torch
 from gguf import GGMLQuantizationType as T
 from gguf import quants
 
-from formats import FORMATS, HEADS
+from formats import FORMATS, HEADS, TURBO, turbo
+from lloyd_max import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20240611
@@ -40,6 +41,14 @@ PUBLISHED = {
     ("q3_1", "quadratic"): "123880bf3c7919573ab458eba4dde1ee",
     ("q2_0", "quadratic"): "803b3ce58fcd1df6fcff",
     ("q2_1", "quadratic"): "c03c80bf3c958e891db2aceb",
+    ("turbo4", "quadratic head"): "cc4cec7d34573e625b314719976b9b6a68b2786b8da99b85be8a34e2b7c32be985397dd425c6877d99689b9b7d"
+    "3988678c56b6c6759c56ad4dd83695794048528a98",
+    ("turbo2", "quadratic head"): "134d7f50430725696b8666ab9aabc0c9e229d7d1796aaa275a5bddb5b5e7914646aa",
+    ("turbo3 of the forks", "quadratic head"): "df4ceeb5c7490bd3d25cdc422117c597c542aeb6e3c0514ef0b2ba2e6b8a268c98010711"
+    "6497f5fba86d89765f33cadc18f1",
+    # the description has two unused bytes behind the scale
+    ("turbo4:quantile", "quadratic head"): "f54cfe6f22471f504d20260aa75dad5c58c1795c9ebaad84df8b12f0c7e21df9831a7ee214e5976eaa59"
+    "adbc7f1a99579e46d4d574ae35bf3ee914947a2028319ba8",
 }
 
 # further inputs of some formats
@@ -116,6 +125,11 @@ def heads():
     return {name: v.astype(np.float32) for name, v in vectors.items()}
 
 
+def check(codec, name, data):
+    """A block that a description gives is what comes of the input."""
+    assert PUBLISHED.get((codec, name)) in (None, data.tobytes().hex()), (codec, name)
+
+
 def hex_f32(v):
     return np.asarray(v, dtype=">f4").tobytes().hex()
 
@@ -160,13 +174,16 @@ def main():
             )
         for codec, (encode, decode) in FORMATS.items():
             names = [*common, *EDGES.get(codec, []), *(whole if codec in HEADS else [])]
+            if codec in TURBO:
+                names = [name for name, x in whole.items() if len(x) % 128 == 0]
             for name in names:
                 data = encode(vectors[name])
-                published = PUBLISHED.get((codec, name))
-                assert published in (None, data.tobytes().hex()), codec
+                check(codec, name, data)
                 cases.append(
                     {"codec": codec, "input": name, "encoded": data.tobytes().hex(), "decoded": hex_f32(decode(data))}
                 )
+        forks = turbo(3, SHIPPED["turbo3, all forks"])
+        check("turbo3 of the forks", "quadratic head", forks[0](whole["quadratic head"]))
         cases += [every_code(codec) for codec in ("fp8_e4m3", "fp8_e5m2")]
     rng = np.random.default_rng(SEED)
     for scale in (0.0, -0.0, 1e-7, 0.0123, -0.5, 1.0, 333.0):

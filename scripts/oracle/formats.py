@@ -9,6 +9,8 @@ float64, and the only arithmetic in float32 is what the formats prescribe.
 import numpy as np
 import torch
 
+from lloyd_max import SHIPPED, lloyd_max
+
 f32 = np.float32
 
 
@@ -160,7 +162,7 @@ def random_signs(size):
 
 
 def butterflies(x):
-    """Times the Hadamard matrix of +1 and -1, in float32, neighbours first."""
+    """Times the Hadamard matrix of +1 and -1, neighbours first."""
     size, step = x.shape[-1], 1
     while step < size:
         pairs = x.reshape(-1, size // (2 * step), 2, step)
@@ -195,12 +197,52 @@ def int4_pth():
     return encode, decode
 
 
+# groups of 128 coordinates
+
+
+def turbo(bits, table=None, unbiased=False):
+    positive = lloyd_max(bits) / 128**0.5 if table is None else np.array(table)
+    table = np.concatenate([-positive[::-1], positive]).astype(f32)
+    rng = np.random.default_rng(42)
+    first, second = (rng.choice([-1, 1], 128).astype(f32) for _ in range(2))
+    j = np.arange(128)
+    if bits == 4:
+        places, size = [4 * j + b for b in range(4)], 64
+    else:
+        places, size = [2 * j, 2 * j + 1] + [256 + j] * (bits == 3), 32 + 16 * (bits == 3)
+
+    def encode(x):
+        x = x.reshape(-1, 128).astype(float)
+        length = np.sqrt((x * x).sum(1, keepdims=True))
+        unit = np.where(length > 1e-10, x / np.where(length > 1e-10, length, 1), 0)
+        y = butterflies(unit * first) / 128**0.5 * second
+        codes = sum(y >= (a + b) / 2 for a, b in zip(table[:-1], table[1:], strict=True)).astype(np.uint8)
+        c = table[codes].astype(float)
+        divisor = (c * y).sum(1, keepdims=True) if unbiased else np.sqrt((c * c).sum(1, keepdims=True))
+        scale = np.where(divisor > 1e-10, length / np.where(divisor > 1e-10, divisor, 1), length)
+        return np.hstack([to_bytes(half(scale)), bits_of(codes, places, size)])
+
+    def decode(data):
+        scale = data[:, :2].copy().view(np.float16).astype(f32)
+        y = table[codes_of(data[:, 2:], places)] * scale
+        return (butterflies(y * second * f32(1 / 128**0.5)) * first).ravel()
+
+    return encode, decode
+
+
 FORMATS = {
     "int8_pth": int8_pth(),
     "fp8_e4m3": E4M3,
     "fp8_e5m2": torch_fp8(torch.float8_e5m2),
     "nvfp4": nvfp4(),
     "int4_pth": int4_pth(),
+    "turbo4": turbo(4),
+    "turbo4:quantile": turbo(4, SHIPPED["turbo4, quantile means"]),
+    "turbo4:unbiased": turbo(4, unbiased=True),
+    "turbo3": turbo(3),
+    "turbo3:unbiased": turbo(3, unbiased=True),
+    "turbo2": turbo(2),
+    "turbo2:unbiased": turbo(2, unbiased=True),
     "q6_1": asymmetric(6),
     "q6_0": symmetric(6, refit=True),
     "q3_1": asymmetric(3),
@@ -208,5 +250,6 @@ FORMATS = {
     "q2_1": asymmetric(2),
     "q2_0": symmetric(2),
 }
-# those whose block is a head
+# those whose block is a head, and those of 128 elements
 HEADS = ["int8_pth", "int4_pth"]
+TURBO = [name for name in FORMATS if name.startswith("turbo")]

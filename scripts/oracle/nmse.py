@@ -41,4 +41,4 @@ for name, (encode, decode) in FORMATS.items():
     # heads of 128, or all blocks at once
     codecs[name] = written(encode, decode, 128 if name in HEADS else x.size)
 for name, round_trip in codecs.items():
-    print(f"{name:8} {((exact - round_trip(x)) ** 2).sum() / (exact**2).sum():.2e}")
+    print(f"{name:15} {((exact - round_trip(x)) ** 2).sum() / (exact**2).sum():.2e}")

@@ -45,6 +45,15 @@ pub(super) fn scaled_hadamard(x: &mut [f32], size: usize, scale: f32) {
     blocks(x, size, scale);
 }
 
+/// Changes the sign of element i where bit i%8 of `signs[i/8]` is set.
+pub(super) fn change_signs(x: &mut [f32], signs: &[u8]) {
+    for (i, v) in x.iter_mut().enumerate() {
+        if signs[i / 8] >> (i % 8) & 1 == 1 {
+            *v = -*v;
+        }
+    }
+}
+
 vectorized!(fn blocks['a](x: &'a mut [f32], size: usize, scale: f32) {
     for block in x.chunks_exact_mut(size) {
         for v in block.iter_mut() {

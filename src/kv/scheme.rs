@@ -4,6 +4,7 @@
 //! scheme = side [ "/" side ]        one side: K and V alike; two: K first
 //! side   = codec { ":" option }     codec of the catalogue
 //! option = "norot"                  no Hadamard rotation before a codec that has one
+//!        | "quantile" | "unbiased"  another table or scale, of codecs that have them
 //! ```
 
 use super::codec::{self, Codec, CODECS};
@@ -43,7 +44,7 @@ pub enum SchemeError {
     },
     /// No option of that name.
     #[error(
-        "unknown option `:{option}` of codec `{codec}`; known options: :norot (codecs that are rotated)"
+        "unknown option `:{option}` of codec `{codec}`, which knows {}", known_options(.codec)
     )]
     UnknownOption {
         /// The option that was written, without its colon.
@@ -67,6 +68,18 @@ pub enum SchemeError {
     },
 }
 
+fn known_options(codec: &str) -> String {
+    let rotated = codec::find(codec).is_some_and(|codec| codec.is_rotated());
+    let variants = codec_names().filter_map(|name| name.strip_prefix(codec)?.strip_prefix(':'));
+    let options: Vec<_> =
+        rotated.then_some("norot").into_iter().chain(variants).map(|o| format!(":{o}")).collect();
+    if options.is_empty() {
+        "none".into()
+    } else {
+        options.join(", ")
+    }
+}
+
 fn codec_names() -> impl Iterator<Item = &'static str> {
     CODECS.iter().map(|c| c.name())
 }
@@ -81,10 +94,12 @@ impl FromStr for Side {
             codec::find(name).ok_or_else(|| SchemeError::UnknownCodec { name: name.into() })?;
         let mut side = Side { codec, may_rotate: codec.is_rotated() };
         for option in words {
-            match option {
-                "norot" if codec.is_rotated() => side.may_rotate = false,
-                "norot" => return Err(SchemeError::IdleOption { codec: name.into() }),
-                _ => {
+            let name = side.codec.name();
+            match (option, codec::find(&format!("{name}:{option}"))) {
+                ("norot", _) if side.codec.is_rotated() => side.may_rotate = false,
+                ("norot", _) => return Err(SchemeError::IdleOption { codec: name.into() }),
+                (_, Some(variant)) => side.codec = variant,
+                (_, None) => {
                     return Err(SchemeError::UnknownOption {
                         option: option.into(),
                         codec: name.into(),
@@ -166,6 +181,7 @@ mod tests {
         assert_eq!(round("q4_0:norot"), "q4_0:norot");
         assert_eq!(round("q8_0/q4_0:norot"), "q8_0/q4_0:norot");
         assert_eq!(round("f16/q4_0"), "f16/q4_0");
+        assert_eq!(round("turbo4:unbiased/turbo4:quantile"), "turbo4:unbiased/turbo4:quantile");
     }
 
     #[test]
@@ -175,6 +191,9 @@ mod tests {
         assert!(error("int3").contains("iq4_nl"), "{}", error("int3"));
         assert!(error("q4_0:rot").contains(":norot"));
         assert!(error("f16:norot").contains("write `f16`"));
+        assert!(error("turbo4:quantil").contains("knows :quantile, :unbiased"));
+        assert!(error("turbo4:quantile:unbiased").contains("`turbo4:quantile`, which knows none"));
+        assert!(error("turbo3:norot").contains("write `turbo3`"));
         assert!(error("q8_0/q4_0/q4_0").contains("K/V"));
         assert!(error("").contains("unknown codec ``"));
     }

@@ -11,7 +11,7 @@
 
 use super::int8_pth::{split_scale, split_scale_mut, SMALLEST_SCALE};
 use super::{range, Codec};
-use crate::kv::rotate::scaled_hadamard;
+use crate::kv::rotate::{change_signs, scaled_hadamard};
 
 pub(super) struct Int4PerTokenHead;
 
@@ -55,7 +55,7 @@ impl Codec for Int4PerTokenHead {
             let mut y = [0.0; LARGEST_HEAD];
             let y = &mut y[..block];
             y.copy_from_slice(x);
-            change_signs(y);
+            change_signs(y, &SIGNS);
             scaled_hadamard(y, block, 1.0);
             let (min, max) = range(y);
             let s = ((max - min) / 15.0).max(SMALLEST_SCALE);
@@ -81,18 +81,10 @@ impl Codec for Int4PerTokenHead {
                 *pair = [b & 15, b >> 4].map(|q| (f32::from(q) - z) * s);
             }
             scaled_hadamard(x, block, 1.0);
-            change_signs(x);
+            change_signs(x, &SIGNS);
             for v in x {
                 *v /= block as f32;
             }
-        }
-    }
-}
-
-fn change_signs(x: &mut [f32]) {
-    for (i, v) in x.iter_mut().enumerate() {
-        if SIGNS[i / 8] >> (i % 8) & 1 == 1 {
-            *v = -*v;
         }
     }
 }

@@ -25,8 +25,10 @@ mod q6_1;
 mod q8_0;
 mod sign;
 mod small_float;
+mod turbo;
 
-/// Every codec that a scheme may name, in the order in which the catalogue lists them.
+/// Every codec that a scheme may name, options included (`turbo4:quantile`), in the order in which the
+/// catalogue lists them.
 pub static CODECS: &[&dyn Codec] = &[
     &float::F32,
     &float::F16,
@@ -45,10 +47,17 @@ pub static CODECS: &[&dyn Codec] = &[
     &nvfp4::Nvfp4,
     &mxfp4::Mxfp4,
     &int4_pth::Int4PerTokenHead,
+    &turbo::TURBO4,
+    &turbo::TURBO4_QUANTILE,
+    &turbo::TURBO4_UNBIASED,
     &q3_1::Q3_1,
     &q3_0::Q3_0,
+    &turbo::TURBO3,
+    &turbo::TURBO3_UNBIASED,
     &q2_1::Q2_1,
     &q2_0::Q2_0,
+    &turbo::TURBO2,
+    &turbo::TURBO2_UNBIASED,
 ];
 
 /// What the deliberately bad control lane stores K and V as; no scheme can name it.
