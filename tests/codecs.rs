@@ -62,16 +62,18 @@ fn bytes_and_values_are_the_oracles() {
 
 #[test]
 fn round_trip_is_decode_of_encode() {
-    let x: Vec<f32> = (0..256).map(|i| ((i * 7919 % 1009) as f32 - 500.0) * 0.013).collect();
-    for codec in codec::CODECS {
-        let mut got = x.clone();
-        codec.round_trip(&mut got);
-        assert_eq!(
-            bits(&got),
-            bits(&decode(*codec, &encode(*codec, &x), x.len())),
-            "{}",
-            codec.name()
-        );
+    for head_dim in [64, 80, 96, 128, 192, 256, 512] {
+        let x: Vec<f32> =
+            (0..head_dim).map(|i| ((i * 7919 % 1009) as f32 - 500.0) * 0.013).collect();
+        for codec in codec::CODECS.iter().filter(|c| head_dim % c.block(head_dim) == 0) {
+            let mut got = x.clone();
+            codec.round_trip(&mut got);
+            let stored = encode(*codec, &x);
+            let name = codec.name();
+            assert_eq!(bits(&got), bits(&decode(*codec, &stored, head_dim)), "{name}, {head_dim}");
+            let cost = codec.bits_per_element(head_dim);
+            assert_eq!(stored.len() as f64 * 8.0 / head_dim as f64, cost, "{name}, {head_dim}");
+        }
     }
 }
 
