@@ -146,6 +146,11 @@ pub struct SchemeResult {
     pub outcome: Outcome,
 }
 
+/// Bits per element for people: four decimals at most.
+pub(crate) fn shown_bits(bits: f64) -> f64 {
+    (bits * 1e4).round() / 1e4
+}
+
 impl Control {
     /// Its mean KLD for people.
     #[must_use]

@@ -294,9 +294,14 @@ fn a_weight_that_is_not_finite_names_its_tensor() {
 
 #[test]
 fn heads_that_blocks_do_not_divide_are_refused_by_scheme() {
-    let kv = LayerKv { head_dim: 80, window: None, shared: false };
+    let kv = LayerKv { heads: 2, head_dim: 80, window: None, shared: false };
     let of = |scheme: &str| Effective::new(&scheme.parse::<Scheme>().unwrap(), &[None, Some(kv)]);
     let error = of("q8_0").err().unwrap().to_string();
     assert!(error.contains("q8_0 stores blocks of 32 elements") && error.contains("80"), "{error}");
     assert_eq!(of("bf16").unwrap().to_string(), "bf16/bf16");
+    assert_eq!(of("int8_pth").unwrap().to_string(), "int8_pth/int8_pth");
+    for scheme in ["int4_pth", "turbo3"] {
+        let error = of(scheme).err().unwrap().to_string();
+        assert!(error.contains("stores blocks of 128 elements"), "{error}");
+    }
 }

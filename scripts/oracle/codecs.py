@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Encoded and decoded blocks by gguf's numpy quantizers -> tests/fixtures/codecs.json
+"""Encoded and decoded blocks by independent implementations -> tests/fixtures/codecs.json
+
+gguf's numpy quantizers where gguf has the format, formats.py where it has not.
 
 Floats are written as the hex of their bits (f32: 8 digits, most significant first),
 encoded blocks as the hex of their bytes. gguf cannot encode iq4_nl: for it the file has
-the decode direction, and the encoded test vectors of the scheme's written description.
+the decode direction, and the encoded test vectors of the scheme's written description. What
+formats.py makes of one vector is compared with the blocks that the description gives.
 
 There is no block of negative zeros: numpy's arg-max takes the first of them as the extreme element,
 the C reference, whose comparison is strict, none. A block of f32 subnormals alone goes through f16 and bf16 only: 1/d overflows in the block
@@ -16,15 +19,40 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType as T
 from gguf import quants
 
+from formats import FORMATS, HEADS, TURBO, turbo
+from lloyd_max import SHIPPED
+
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20240611
-CODECS = ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+CODECS = ["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "mxfp4"]
 
 # iq4_nl as llama.cpp's cache write encodes it (one try, weights x^2)
 IQ4_NL_ENCODED = {"quadratic": "a023f0521b1554fac1de1fc29ecb1dd2cefd", "constant": "0c9e" + "00" * 16}
+
+# blocks that the written descriptions give
+PUBLISHED = {
+    ("q6_0", "quadratic"): "7a2b3c84b2a135ceb8ffd08c5a5664a5c4193ccd35cb3319c5a0",
+    ("q6_1", "quadratic"): "3d2b80bf3c84b2a135ceb8fff09c6b5775c6e42b3ede47dc3429e7c2",
+    ("q3_0", "quadratic"): "80373c791d573bb5aceba4dde1ee",
+    ("q3_1", "quadratic"): "123880bf3c7919573ab458eba4dde1ee",
+    ("q2_0", "quadratic"): "803b3ce58fcd1df6fcff",
+    ("q2_1", "quadratic"): "c03c80bf3c958e891db2aceb",
+    ("turbo4", "quadratic head"): "cc4cec7d34573e625b314719976b9b6a68b2786b8da99b85be8a34e2b7c32be985397dd425c6877d99689b9b7d"
+    "3988678c56b6c6759c56ad4dd83695794048528a98",
+    ("turbo2", "quadratic head"): "134d7f50430725696b8666ab9aabc0c9e229d7d1796aaa275a5bddb5b5e7914646aa",
+    ("turbo3 of the forks", "quadratic head"): "df4ceeb5c7490bd3d25cdc422117c597c542aeb6e3c0514ef0b2ba2e6b8a268c98010711"
+    "6497f5fba86d89765f33cadc18f1",
+    # the description has two unused bytes behind the scale
+    ("turbo4:quantile", "quadratic head"): "f54cfe6f22471f504d20260aa75dad5c58c1795c9ebaad84df8b12f0c7e21df9831a7ee214e5976eaa59"
+    "adbc7f1a99579e46d4d574ae35bf3ee914947a2028319ba8",
+}
+
+# further inputs of some formats
+EDGES = {"fp8_e4m3": ["e4m3 edges"], "fp8_e5m2": ["e5m2 edges"], "nvfp4": ["e2m1 edges"]}
 
 
 def inputs():
@@ -68,8 +96,49 @@ def float_edges():
     return np.concatenate([v, -v])
 
 
+def small_float_edges():
+    """Ties between neighbours, over- and underflow: for the 8-bit floats, and for blocks of 4-bit ones."""
+    vectors = {}
+    for name, dtype in (("e4m3", torch.float8_e4m3fn), ("e5m2", torch.float8_e5m2)):
+        codes = torch.arange(128, dtype=torch.uint8).view(dtype).float().numpy()
+        codes = codes[np.isfinite(codes)]
+        ties = (codes[1:] + codes[:-1]) / 2
+        beyond = np.array([codes[-1] * 1.01, 3.4e38, 0.1, 3.3, 500.0, codes[1] / 2.01, 1e-40], np.float32)
+        v = np.concatenate([ties, np.nextafter(ties, np.float32(np.inf)), beyond])
+        vectors[f"{name} edges"] = np.concatenate([v, -v]).astype(np.float32)
+    ties = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0], np.float32)
+    v = np.tile(np.concatenate([ties, -ties]), 2)
+    vectors["e2m1 edges"] = np.concatenate([v, v * np.float32(0.25)])
+    return vectors
+
+
+def heads():
+    """For the codecs whose block is a head, or most of one."""
+    rng = np.random.default_rng(SEED + 1)
+    j = np.arange(128)
+    vectors = {"quadratic head": ((7 * j * j + 13 * j + 5) % 101 - 50) / 16}
+    for size in (64, 128, 256, 512):
+        vectors[f"head of {size}"] = rng.normal(size=size) * rng.lognormal(size=size)
+    vectors["positive head"] = 5 + rng.normal(size=128)
+    vectors["zero head"] = np.zeros(128)
+    vectors["tiny head"] = rng.normal(size=128) * 1e-7
+    return {name: v.astype(np.float32) for name, v in vectors.items()}
+
+
+def check(codec, name, data):
+    """A block that a description gives is what comes of the input."""
+    assert PUBLISHED.get((codec, name)) in (None, data.tobytes().hex()), (codec, name)
+
+
 def hex_f32(v):
     return np.asarray(v, dtype=">f4").tobytes().hex()
+
+
+def every_code(codec):
+    """The decode direction of all finite 8-bit floats."""
+    codes = np.arange(256, dtype=np.uint8)
+    codes = codes[np.isfinite(FORMATS[codec][1](codes))]
+    return {"codec": codec, "encoded": codes.tobytes().hex(), "decoded": hex_f32(FORMATS[codec][1](codes))}
 
 
 def decoded(data, codec):
@@ -82,8 +151,13 @@ def main():
     args = parser.parse_args()
 
     vectors = inputs()
+    common = list(vectors)
     plan = [(codec, name) for name in vectors for codec in CODECS]
     vectors["float edges"] = float_edges()
+    vectors |= small_float_edges()
+    whole = heads()
+    vectors |= whole
+    plan += [("mxfp4", "e2m1 edges")]
     plan += [("f16", "float edges"), ("bf16", "float edges")]
     cases = []
     with np.errstate(over="ignore"):  # f16 overflows to infinity, as it should
@@ -98,6 +172,19 @@ def main():
                     "decoded": decoded(encoded, codec),
                 }
             )
+        for codec, (encode, decode) in FORMATS.items():
+            names = [*common, *EDGES.get(codec, []), *(whole if codec in HEADS else [])]
+            if codec in TURBO:
+                names = [name for name, x in whole.items() if len(x) % 128 == 0]
+            for name in names:
+                data = encode(vectors[name])
+                check(codec, name, data)
+                cases.append(
+                    {"codec": codec, "input": name, "encoded": data.tobytes().hex(), "decoded": hex_f32(decode(data))}
+                )
+        forks = turbo(3, SHIPPED["turbo3, all forks"])
+        check("turbo3 of the forks", "quadratic head", forks[0](whole["quadratic head"]))
+        cases += [every_code(codec) for codec in ("fp8_e4m3", "fp8_e5m2")]
     rng = np.random.default_rng(SEED)
     for scale in (0.0, -0.0, 1e-7, 0.0123, -0.5, 1.0, 333.0):
         block = np.concatenate([np.array([scale], "<f2").view(np.uint8), rng.integers(0, 256, 16, dtype=np.uint8)])
@@ -108,7 +195,7 @@ def main():
 
     lines = [
         "{",
-        f'  "source": "gguf {version("gguf")}, numpy {np.__version__}; iq4_nl encoded: written description",',
+        f'  "source": "gguf {version("gguf")}, numpy {np.__version__}, torch {version("torch")}; iq4_nl encoded and {" ".join(FORMATS)}: written description",',
         f'  "seed": {SEED},',
         '  "inputs": {',
         ",\n".join(f'    "{n}": "{hex_f32(x)}"' for n, x in vectors.items()),

@@ -1,13 +1,15 @@
 """Print what each codec loses on Gaussian data: the NMSE column of docs/schemes.md.
 
-The quantizers are gguf's, which tests/codecs.rs shows to be kvgate's bit for bit; gguf
-cannot encode iq4_nl, so that one is written out here as ggml's cache encodes it.
+The quantizers are gguf's and those of formats.py, which tests/codecs.rs shows to be kvgate's
+bit for bit; gguf cannot encode iq4_nl, so that one is written out here as ggml's cache encodes it.
 """
 
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 
-BLOCKS = 31_250
+from formats import FORMATS, HEADS
+
+BLOCKS = 31_248
 CODEBOOK = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
@@ -24,8 +26,19 @@ def ggml(name):
     return lambda x: quants.dequantize(quants.quantize(x, kind), kind)
 
 
+def written(encode, decode, size):
+    def round_trip(x):
+        return np.concatenate([decode(encode(row)) for row in x.reshape(-1, size)]).reshape(x.shape)
+
+    return round_trip
+
+
 x = np.random.default_rng(1).standard_normal((BLOCKS, 32)).astype(np.float32)
 exact = x.astype(np.float64)
-codecs = {name.lower(): ggml(name) for name in ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")}
-for name, round_trip in {**codecs, "iq4_nl": iq4_nl}.items():
-    print(f"{name:7} {((exact - round_trip(x)) ** 2).sum() / (exact**2).sum():.2e}")
+codecs = {name.lower(): ggml(name) for name in ("F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")}
+codecs["iq4_nl"] = iq4_nl
+for name, (encode, decode) in FORMATS.items():
+    # heads of 128, or all blocks at once
+    codecs[name] = written(encode, decode, 128 if name in HEADS else x.size)
+for name, round_trip in codecs.items():
+    print(f"{name:15} {((exact - round_trip(x)) ** 2).sum() / (exact**2).sum():.2e}")

@@ -2,10 +2,12 @@
 
 use super::{bytes, name, say, source, Stop, NOT_MEASURED, USAGE};
 use crate::hub;
+use crate::kv::cache::bits_per_element;
 use crate::kv::codec::CODECS;
 use crate::model::spec::{Attention, Kv, Layer, Mixer, Spec};
 use crate::model::Checkpoint;
 use crate::progress::Bar;
+use crate::results::shown_bits;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -99,21 +101,22 @@ fn attention_words(a: &Attention) -> String {
 fn costs(spec: &Spec) -> Result<(), Stop> {
     let owners: Vec<_> =
         spec.layers.iter().filter_map(Layer::attention).filter(|a| a.owns_kv()).collect();
-    // elements of one token, and of the trained context
-    let token: usize = owners.iter().map(|a| 2 * a.kv_width()).sum();
-    let kept = |a: &&Attention| a.window.unwrap_or(usize::MAX).min(spec.trained_context);
-    let context: usize = owners.iter().map(|a| 2 * a.kv_width() * kept(a)).sum();
+    let kept = |a: &Attention| a.window.unwrap_or(usize::MAX).min(spec.trained_context);
     say(format!(
-        "\n{:<8} {:>6} {:>16} {:>22}",
+        "\n{:<15} {:>6} {:>16} {:>22}",
         "codec", "bits", "KV per token", "at trained context"
     ))?;
     for codec in CODECS {
-        let bits = codec.bits_per_element();
+        let bits = bits_per_element(*codec, &spec.kv_layout());
+        let token = |a: &Attention| (2 * a.kv_width()) as f64 * codec.bits_per_element(a.head_dim);
+        let per_token: f64 = owners.iter().map(|a| token(a)).sum();
+        let in_context: f64 = owners.iter().map(|a| token(a) * kept(a) as f64).sum();
         say(format!(
-            "{:<8} {bits:>6} {:>16} {:>22}",
+            "{:<15} {:>6} {:>16} {:>22}",
             codec.name(),
-            bytes(token as f64 * bits / 8.0),
-            bytes(context as f64 * bits / 8.0)
+            shown_bits(bits),
+            bytes(per_token / 8.0),
+            bytes(in_context / 8.0)
         ))?;
     }
     Ok(())

@@ -50,6 +50,8 @@ pub trait KvCache {
 /// What a layer keeps in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerKv {
+    /// Heads of K and of V.
+    pub heads: usize,
     /// Elements in a head of K and of V.
     pub head_dim: usize,
     /// Queries see so many keys.
@@ -115,6 +117,17 @@ pub struct BlockSizeError {
     head_dim: usize,
 }
 
+/// Bits per element of a codec over all layers of a model.
+pub fn bits_per_element(codec: &dyn Codec, layout: &[Option<LayerKv>]) -> f64 {
+    let (mut bits, mut elements) = (0.0, 0.0);
+    for kv in layout.iter().flatten() {
+        let width = (kv.heads * kv.head_dim) as f64;
+        bits += width * codec.bits_per_element(kv.head_dim);
+        elements += width;
+    }
+    bits / elements
+}
+
 impl Effective {
     /// What `scheme` is for a model whose layers keep what `layout` says.
     ///
@@ -159,12 +172,14 @@ impl Effective {
 }
 
 impl StoredLayer {
-    /// 8 bits in the basis of a quantized K, K's own format where K and V are not both f16 or both f32.
+    /// 8 bits in the basis of a K in ggml's blocks, K's own format where K and V are not both f16 or both
+    /// f32; untouched beside formats that llama.cpp has not.
     fn with_rounded_queries(self) -> Self {
         let format = match self.k.codec.name() {
-            _ if self.k.codec.is_quantized() => codec::find("q8_0"),
+            _ if self.k.codec.is_rotated() => codec::find("q8_0"),
             "f16" | "f32" if self.k.codec.name() == self.v.codec.name() => None,
-            _ => Some(self.k.codec),
+            "f16" | "f32" | "bf16" => Some(self.k.codec),
+            _ => None,
         };
         let queries = format.map(|codec| Stored { codec, rotation: self.k.rotation });
         StoredLayer { queries, ..self }
@@ -200,7 +215,7 @@ impl Stored {
         head_dim: usize,
         size: fn(&dyn Codec, usize) -> Option<usize>,
     ) -> Result<Self, BlockSizeError> {
-        let block = side.codec.block();
+        let block = side.codec.block(head_dim);
         if !head_dim.is_multiple_of(block) {
             return Err(BlockSizeError { codec: side.codec.name(), block, head_dim });
         }
@@ -214,11 +229,13 @@ impl Stored {
     }
 
     /// Replaces whole heads by what the cache would give back.
-    fn round_trip(&self, x: &mut [f32]) {
+    fn round_trip(&self, x: &mut [f32], head_dim: usize) {
         if let Some(size) = self.rotation {
             rotate::hadamard(x, size);
         }
-        self.codec.round_trip(x);
+        for head in x.chunks_exact_mut(head_dim) {
+            self.codec.round_trip(head);
+        }
         if let Some(size) = self.rotation {
             rotate::hadamard(x, size);
         }
@@ -316,7 +333,7 @@ impl InplaceOp1 for RoundTrip {
         let (_, _, heads, head_dim) = layout.shape().dims4()?;
         elements_mut(storage, layout)?
             .par_chunks_mut(TOKENS * heads * head_dim)
-            .for_each(|x| self.0.round_trip(x));
+            .for_each(|x| self.0.round_trip(x, head_dim));
         Ok(())
     }
 }

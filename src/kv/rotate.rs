@@ -23,7 +23,7 @@ pub fn k_size(codec: &dyn Codec, head_dim: usize) -> Option<usize> {
 
 /// Size of the rotation of V.
 pub fn v_size(codec: &dyn Codec, head_dim: usize) -> Option<usize> {
-    (codec.is_quantized() && head_dim > 0 && head_dim.is_multiple_of(UNIT)).then_some(UNIT)
+    (codec.is_rotated() && head_dim > 0 && head_dim.is_multiple_of(UNIT)).then_some(UNIT)
 }
 
 /// Multiplies each block of `size` elements by the orthonormal Hadamard matrix in natural order,
@@ -32,14 +32,30 @@ pub fn v_size(codec: &dyn Codec, head_dim: usize) -> Option<usize> {
 /// # Panics
 /// If `size` is not a power of two of at least 16.
 pub fn hadamard(x: &mut [f32], size: usize) {
-    assert!(size.is_power_of_two() && size >= 16);
-    blocks(x, size);
+    // as in ggml the scale comes first, then the butterflies
+    scaled_hadamard(x, size, 1.0 / (size as f32).sqrt());
 }
 
-vectorized!(fn blocks['a](x: &'a mut [f32], size: usize) {
-    let scale = 1.0 / (size as f32).sqrt();
+/// The same with another factor than 1/√size; of factor 1, it is `size` times its own inverse.
+///
+/// # Panics
+/// As [`hadamard`].
+pub(super) fn scaled_hadamard(x: &mut [f32], size: usize, scale: f32) {
+    assert!(size.is_power_of_two() && size >= 16);
+    blocks(x, size, scale);
+}
+
+/// Changes the sign of element i where bit i%8 of `signs[i/8]` is set.
+pub(super) fn change_signs(x: &mut [f32], signs: &[u8]) {
+    for (i, v) in x.iter_mut().enumerate() {
+        if signs[i / 8] >> (i % 8) & 1 == 1 {
+            *v = -*v;
+        }
+    }
+}
+
+vectorized!(fn blocks['a](x: &'a mut [f32], size: usize, scale: f32) {
     for block in x.chunks_exact_mut(size) {
-        // as in ggml the scale comes first, then the butterflies
         for v in block.iter_mut() {
             *v *= scale;
         }

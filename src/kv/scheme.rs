@@ -3,7 +3,8 @@
 //! ```text
 //! scheme = side [ "/" side ]        one side: K and V alike; two: K first
 //! side   = codec { ":" option }     codec of the catalogue
-//! option = "norot"                  no Hadamard rotation before a quantized codec
+//! option = "norot"                  no Hadamard rotation before a codec that has one
+//!        | "quantile" | "unbiased"  another table or scale, of codecs that have them
 //! ```
 
 use super::codec::{self, Codec, CODECS};
@@ -16,8 +17,8 @@ use std::str::FromStr;
 pub struct Side {
     /// The storage format.
     pub codec: &'static dyn Codec,
-    /// Whether llama.cpp's automatic rotation may apply (it does for quantized codecs whose head
-    /// size allows it; `:norot` forbids it).
+    /// Whether llama.cpp's automatic rotation may apply (it does for ggml's block formats where the
+    /// head size allows it; `:norot` forbids it).
     pub may_rotate: bool,
 }
 
@@ -43,7 +44,7 @@ pub enum SchemeError {
     },
     /// No option of that name.
     #[error(
-        "unknown option `:{option}` of codec `{codec}`; known options: :norot (quantized codecs)"
+        "unknown option `:{option}` of codec `{codec}`, which knows {}", known_options(.codec)
     )]
     UnknownOption {
         /// The option that was written, without its colon.
@@ -52,7 +53,9 @@ pub enum SchemeError {
         codec: String,
     },
     /// An option that says nothing about this codec.
-    #[error("`:norot` has no meaning for `{codec}`, which is never rotated: write `{codec}`")]
+    #[error(
+        "`:norot` has no meaning for `{codec}`, before which nothing is rotated: write `{codec}`"
+    )]
     IdleOption {
         /// The codec that it was written for.
         codec: String,
@@ -63,6 +66,18 @@ pub enum SchemeError {
         /// The whole scheme.
         text: String,
     },
+}
+
+fn known_options(codec: &str) -> String {
+    let rotated = codec::find(codec).is_some_and(|codec| codec.is_rotated());
+    let variants = codec_names().filter_map(|name| name.strip_prefix(codec)?.strip_prefix(':'));
+    let options: Vec<_> =
+        rotated.then_some("norot").into_iter().chain(variants).map(|o| format!(":{o}")).collect();
+    if options.is_empty() {
+        "none".into()
+    } else {
+        options.join(", ")
+    }
 }
 
 fn codec_names() -> impl Iterator<Item = &'static str> {
@@ -77,12 +92,14 @@ impl FromStr for Side {
         let name = words.next().unwrap_or_default();
         let codec =
             codec::find(name).ok_or_else(|| SchemeError::UnknownCodec { name: name.into() })?;
-        let mut side = Side { codec, may_rotate: codec.is_quantized() };
+        let mut side = Side { codec, may_rotate: codec.is_rotated() };
         for option in words {
-            match option {
-                "norot" if codec.is_quantized() => side.may_rotate = false,
-                "norot" => return Err(SchemeError::IdleOption { codec: name.into() }),
-                _ => {
+            let name = side.codec.name();
+            match (option, codec::find(&format!("{name}:{option}"))) {
+                ("norot", _) if side.codec.is_rotated() => side.may_rotate = false,
+                ("norot", _) => return Err(SchemeError::IdleOption { codec: name.into() }),
+                (_, Some(variant)) => side.codec = variant,
+                (_, None) => {
                     return Err(SchemeError::UnknownOption {
                         option: option.into(),
                         codec: name.into(),
@@ -111,7 +128,7 @@ impl FromStr for Scheme {
 impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.codec.name())?;
-        if self.codec.is_quantized() && !self.may_rotate {
+        if self.codec.is_rotated() && !self.may_rotate {
             f.write_str(":norot")?;
         }
         Ok(())
@@ -164,6 +181,7 @@ mod tests {
         assert_eq!(round("q4_0:norot"), "q4_0:norot");
         assert_eq!(round("q8_0/q4_0:norot"), "q8_0/q4_0:norot");
         assert_eq!(round("f16/q4_0"), "f16/q4_0");
+        assert_eq!(round("turbo4:unbiased/turbo4:quantile"), "turbo4:unbiased/turbo4:quantile");
     }
 
     #[test]
@@ -173,6 +191,9 @@ mod tests {
         assert!(error("int3").contains("iq4_nl"), "{}", error("int3"));
         assert!(error("q4_0:rot").contains(":norot"));
         assert!(error("f16:norot").contains("write `f16`"));
+        assert!(error("turbo4:quantil").contains("knows :quantile, :unbiased"));
+        assert!(error("turbo4:quantile:unbiased").contains("`turbo4:quantile`, which knows none"));
+        assert!(error("turbo3:norot").contains("write `turbo3`"));
         assert!(error("q8_0/q4_0/q4_0").contains("K/V"));
         assert!(error("").contains("unknown codec ``"));
     }

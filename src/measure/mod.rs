@@ -8,7 +8,7 @@ pub mod stats;
 
 use crate::hash;
 use crate::hub::{self, HubError};
-use crate::kv::cache::{BlockSizeError, Effective, LayerKv};
+use crate::kv::cache::{bits_per_element, BlockSizeError, Effective, LayerKv};
 use crate::kv::Scheme;
 use crate::model::decoder::{Decoder, Residency};
 use crate::model::{Checkpoint, ModelError};
@@ -199,10 +199,11 @@ fn subject(request: &Request, checkpoint: &Checkpoint) -> Result<Subject, Measur
 struct Lanes<'a> {
     engine: Vec<Lane>,
     schemes: Vec<(&'a str, Result<Effective, BlockSizeError>, Scheme)>,
+    layout: &'a [Option<LayerKv>],
 }
 
 impl<'a> Lanes<'a> {
-    fn plan(request: &'a Request, baseline: &Effective, layout: &[Option<LayerKv>]) -> Self {
+    fn plan(request: &'a Request, baseline: &Effective, layout: &'a [Option<LayerKv>]) -> Self {
         let schemes: Vec<_> = request
             .schemes
             .iter()
@@ -219,7 +220,7 @@ impl<'a> Lanes<'a> {
             };
             Some(Lane { scheme, chunks: request.chunks })
         }));
-        Lanes { engine, schemes }
+        Lanes { engine, schemes, layout }
     }
 
     fn controls(&self) -> usize {
@@ -257,8 +258,8 @@ impl<'a> Lanes<'a> {
                 scheme: label.into(),
                 effective: name,
                 bits_per_element: BitsPerElement {
-                    k: scheme.k.codec.bits_per_element(),
-                    v: scheme.v.codec.bits_per_element(),
+                    k: bits_per_element(scheme.k.codec, self.layout),
+                    v: bits_per_element(scheme.v.codec, self.layout),
                 },
                 outcome,
             });

@@ -266,6 +266,7 @@ impl Spec {
             .map(|(index, layer)| {
                 let attention = layer.attention().filter(|a| a.owns_kv())?;
                 Some(LayerKv {
+                    heads: attention.kv_heads,
                     head_dim: attention.head_dim,
                     window: attention.window,
                     shared: shared(index),

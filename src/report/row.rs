@@ -1,7 +1,7 @@
 //! One line of a report: a scheme with its numbers and its cases.
 
 use crate::measure::stats::Statistics;
-use crate::results::{CaseResult, Measurement, Outcome, Results, SchemeResult};
+use crate::results::{shown_bits, CaseResult, Measurement, Outcome, Results, SchemeResult};
 use crate::verdict::Verdict;
 
 /// A scheme of a model. Its numbers, or its cases, may be missing: a model that could not be loaded
@@ -37,7 +37,7 @@ impl<'a> Row<'a> {
         let dash = || "–".to_string();
         let bits = self.scheme.map_or(dash(), |s| {
             let bits = s.bits_per_element;
-            format!("{} / {}", bits.k, bits.v)
+            format!("{} / {}", shown_bits(bits.k), shown_bits(bits.v))
         });
         let Some(s) = self.statistics() else {
             return [bits, dash(), dash(), dash(), dash()];

@@ -10,6 +10,7 @@ pub(super) struct Bf16;
 
 impl Block<1, 4> for F32 {
     const NAME: &'static str = "f32";
+    const ENGINES: &'static str = "llama.cpp: -ctk f32 -ctv f32";
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 4]) {
         *bytes = x[0].to_le_bytes();
@@ -23,6 +24,7 @@ block_codec!(F32, 1, 4);
 
 impl Block<1, 2> for F16 {
     const NAME: &'static str = "f16";
+    const ENGINES: &'static str = "llama.cpp: -ctk f16 -ctv f16";
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 2]) {
         *bytes = f16::from_f32(x[0]).to_le_bytes();
@@ -36,6 +38,7 @@ block_codec!(F16, 1, 2);
 
 impl Block<1, 2> for Bf16 {
     const NAME: &'static str = "bf16";
+    const ENGINES: &'static str = "llama.cpp: -ctk bf16 -ctv bf16";
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 2]) {
         *bytes = bf16::from_f32(x[0]).to_le_bytes();

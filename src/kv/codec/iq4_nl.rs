@@ -5,7 +5,7 @@
 //! extreme element maps to the codebook's -127, the others to their nearest entry, then the scale is
 //! refitted with weights x². Weight files use a slower search, which gives other bytes.
 
-use super::{block_codec, extreme, get_half, put_half, Block};
+use super::{block_codec, extreme, get_half, pack, put_half, refitted, Block};
 
 const CODEBOOK: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -17,6 +17,7 @@ pub(super) struct Iq4Nl;
 
 impl Block<32, 18> for Iq4Nl {
     const NAME: &'static str = "iq4_nl";
+    const ENGINES: &'static str = "llama.cpp: -ctk iq4_nl -ctv iq4_nl";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 18]) {
@@ -27,28 +28,22 @@ impl Block<32, 18> for Iq4Nl {
         }
         let id = 1.0 / (m / f32::from(CODEBOOK[0]));
         let codes = x.map(|v| nearest(v * id));
-        let (mut num, mut den) = (0.0f32, 0.0f32);
-        for (&v, &q) in x.iter().zip(&codes) {
-            let (c, w) = (f32::from(CODEBOOK[q as usize]), v * v);
-            num += w * c * v;
-            den += w * c * c;
-        }
-        put_half(bytes, 0, if den > 0.0 { num / den } else { 0.0 });
-        for j in 0..16 {
-            bytes[2 + j] = codes[j] | codes[j + 16] << 4;
-        }
+        put_half(bytes, 0, refitted(x, &codes.map(entry)).unwrap_or(0.0));
+        pack::put_4(&codes, &mut bytes[2..]);
     }
 
     #[inline(always)]
     fn decode_block(bytes: &[u8; 18], x: &mut [f32; 32]) {
         let d = get_half(bytes, 0);
-        for j in 0..16 {
-            x[j] = f32::from(CODEBOOK[usize::from(bytes[2 + j] & 15)]) * d;
-            x[j + 16] = f32::from(CODEBOOK[usize::from(bytes[2 + j] >> 4)]) * d;
-        }
+        *x = pack::get_4(&bytes[2..]).map(|q| entry(q) * d);
     }
 }
 block_codec!(Iq4Nl, 32, 18);
+
+#[inline(always)]
+fn entry(code: u8) -> f32 {
+    f32::from(CODEBOOK[usize::from(code)])
+}
 
 /// Index of the nearest codebook entry; a value half-way between two takes the upper one.
 #[inline(always)]

@@ -1,46 +1,88 @@
 //! Codecs: the ways to store a run of K or V numbers. One file each; [`CODECS`] is the registry.
 //!
-//! Formats and rounding are ggml's (`ggml-quants.c`, reference functions), little endian, so that
-//! bytes written here are the bytes that llama.cpp's cache would hold.
+//! Formats and rounding are those of the reference functions of the engine that has the format, ggml's
+//! where llama.cpp has it, little endian, so that bytes written here are the bytes that its cache would
+//! hold. Where that is not so, the codec's file says it.
 
 mod float;
+mod fp8;
+mod int4_pth;
+mod int8_pth;
 mod iq4_nl;
+mod mxfp4;
+mod nvfp4;
+mod pack;
+mod q2_0;
+mod q2_1;
+mod q3_0;
+mod q3_1;
 mod q4_0;
 mod q4_1;
 mod q5_0;
 mod q5_1;
+mod q6_0;
+mod q6_1;
 mod q8_0;
 mod sign;
+mod small_float;
+mod turbo;
 
-/// Every codec that a scheme may name, in the order in which the catalogue lists them.
+/// Every codec that a scheme may name, options included (`turbo4:quantile`), in the order in which the
+/// catalogue lists them.
 pub static CODECS: &[&dyn Codec] = &[
     &float::F32,
     &float::F16,
     &float::Bf16,
     &q8_0::Q8_0,
+    &int8_pth::Int8PerTokenHead,
+    &fp8::E4m3,
+    &fp8::E5m2,
+    &q6_1::Q6_1,
+    &q6_0::Q6_0,
     &q5_1::Q5_1,
     &q5_0::Q5_0,
     &q4_1::Q4_1,
     &q4_0::Q4_0,
     &iq4_nl::Iq4Nl,
+    &nvfp4::Nvfp4,
+    &mxfp4::Mxfp4,
+    &int4_pth::Int4PerTokenHead,
+    &turbo::TURBO4,
+    &turbo::TURBO4_QUANTILE,
+    &turbo::TURBO4_UNBIASED,
+    &q3_1::Q3_1,
+    &q3_0::Q3_0,
+    &turbo::TURBO3,
+    &turbo::TURBO3_UNBIASED,
+    &q2_1::Q2_1,
+    &q2_0::Q2_0,
+    &turbo::TURBO2,
+    &turbo::TURBO2_UNBIASED,
 ];
 
 /// What the deliberately bad control lane stores K and V as; no scheme can name it.
 pub(crate) static BAD: &dyn Codec = &sign::Sign;
 
-/// One way to store numbers: blocks of [`block`](Codec::block) consecutive elements along
-/// `head_dim`, [`block_bytes`](Codec::block_bytes) bytes each.
+/// One way to store a head of K or V: blocks of [`block`](Codec::block) consecutive elements,
+/// [`block_bytes`](Codec::block_bytes) bytes each. Most formats fix the block; in some it is the head.
 pub trait Codec: Send + Sync {
-    /// The name in schemes and reports, which is ggml's where ggml has the format.
+    /// The name in schemes and reports: ggml's where ggml has the format, else its engine's or a short form.
     fn name(&self) -> &'static str;
 
-    /// Elements in a block; `head_dim` must be a multiple of it.
-    fn block(&self) -> usize;
+    /// The engines that accept this format, and what their users type; empty if none does.
+    fn engines(&self) -> &'static str;
+
+    /// Elements in a block of a head of `head_dim`, which must be a multiple of it.
+    fn block(&self, head_dim: usize) -> usize;
 
     /// Bytes in an encoded block.
-    fn block_bytes(&self) -> usize;
+    fn block_bytes(&self, head_dim: usize) -> usize;
 
-    /// Encodes whole blocks: `x.len() / block` of them, into `block_bytes` bytes each.
+    /// Whether llama.cpp's rotation comes before it, as before all of ggml's block formats
+    /// (`ggml_is_quantized`): not before floats, nor where another engine rotates by itself or not at all.
+    fn is_rotated(&self) -> bool;
+
+    /// Encodes one head into [`encoded_bytes`](Codec::encoded_bytes) bytes.
     ///
     /// # Panics
     /// If `x` is not whole blocks or `bytes` has another length than they need.
@@ -50,23 +92,28 @@ pub trait Codec: Send + Sync {
     fn decode(&self, bytes: &[u8], x: &mut [f32]);
 
     /// Replaces `x` by decode(encode(x)): what attention reads from a cache of this codec.
-    fn round_trip(&self, x: &mut [f32]);
-
-    /// Storage cost, scales included.
-    fn bits_per_element(&self) -> f64 {
-        8.0 * self.block_bytes() as f64 / self.block() as f64
+    fn round_trip(&self, x: &mut [f32]) {
+        let mut bytes = vec![0; self.encoded_bytes(x.len())];
+        self.encode(x, &mut bytes);
+        self.decode(&bytes, x);
     }
 
-    /// Block formats with shared scales; the float formats are not (llama.cpp's `ggml_is_quantized`,
-    /// which is what decides whether a cache is rotated).
-    fn is_quantized(&self) -> bool {
-        self.block() > 1
+    /// Bytes of an encoded head.
+    fn encoded_bytes(&self, head_dim: usize) -> usize {
+        head_dim / self.block(head_dim) * self.block_bytes(head_dim)
+    }
+
+    /// Storage cost, scales included.
+    fn bits_per_element(&self, head_dim: usize) -> f64 {
+        8.0 * self.block_bytes(head_dim) as f64 / self.block(head_dim) as f64
     }
 }
 
 /// A codec of fixed-size blocks, from which [`Codec`] follows.
 pub(crate) trait Block<const N: usize, const BYTES: usize>: Send + Sync {
     const NAME: &'static str;
+    const ENGINES: &'static str;
+    const ROTATED: bool = N > 1;
     fn encode_block(x: &[f32; N], bytes: &mut [u8; BYTES]);
     fn decode_block(bytes: &[u8; BYTES], x: &mut [f32; N]);
 }
@@ -78,11 +125,17 @@ macro_rules! block_codec {
             fn name(&self) -> &'static str {
                 <Self as crate::kv::codec::Block<$n, $bytes>>::NAME
             }
-            fn block(&self) -> usize {
+            fn engines(&self) -> &'static str {
+                <Self as crate::kv::codec::Block<$n, $bytes>>::ENGINES
+            }
+            fn block(&self, _: usize) -> usize {
                 $n
             }
-            fn block_bytes(&self) -> usize {
+            fn block_bytes(&self, _: usize) -> usize {
                 $bytes
+            }
+            fn is_rotated(&self) -> bool {
+                <Self as crate::kv::codec::Block<$n, $bytes>>::ROTATED
             }
             fn encode(&self, x: &[f32], bytes: &mut [u8]) {
                 let (x, rest) = x.as_chunks::<$n>();
@@ -128,12 +181,31 @@ fn extreme(x: &[f32; 32]) -> f32 {
     x.iter().fold(0.0f32, |m, &v| if v.abs() > m.abs() { v } else { m })
 }
 
+/// The largest magnitude.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    x.iter().fold(0.0f32, |m, v| m.max(v.abs()))
+}
+
 /// Smallest and largest element.
 #[inline(always)]
-fn range(x: &[f32; 32]) -> (f32, f32) {
+fn range(x: &[f32]) -> (f32, f32) {
     x.iter().fold((f32::MAX, f32::MIN), |(lo, hi), &v| {
         (if v < lo { v } else { lo }, if v > hi { v } else { hi })
     })
+}
+
+/// The scale that fits `x` best if it reads as `levels` times the scale, errors weighted by x² as ggml
+/// does; none if all levels or all of `x` are zero.
+#[inline(always)]
+fn refitted(x: &[f32; 32], levels: &[f32; 32]) -> Option<f32> {
+    let (mut num, mut den) = (0.0f32, 0.0f32);
+    for (&v, &l) in x.iter().zip(levels) {
+        let w = v * v;
+        num += w * l * v;
+        den += w * l * l;
+    }
+    (den > 0.0).then(|| num / den)
 }
 
 /// `1/d`, or 0 for a block without scale. Taken from the f32 scale before it is rounded to half.

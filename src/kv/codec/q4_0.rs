@@ -2,31 +2,26 @@
 //! of largest magnitude, then 16 bytes of two codes each: byte j holds element j in its low and
 //! element j+16 in its high nibble. Reads as `(q-8)·d`. Source: ggml `quantize_row_q4_0_ref`.
 
-use super::{block_codec, extreme, get_half, inverse, put_half, Block};
+use super::{block_codec, extreme, get_half, inverse, pack, put_half, Block};
 
 pub(super) struct Q4_0;
 
 impl Block<32, 18> for Q4_0 {
     const NAME: &'static str = "q4_0";
+    const ENGINES: &'static str = "llama.cpp: -ctk q4_0 -ctv q4_0";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 18]) {
         let d = extreme(x) / -8.0;
         let id = inverse(d);
         put_half(bytes, 0, d);
-        let code = |v: f32| ((v * id + 8.5) as u8).min(15);
-        for j in 0..16 {
-            bytes[2 + j] = code(x[j]) | code(x[j + 16]) << 4;
-        }
+        pack::put_4(&x.map(|v| ((v * id + 8.5) as u8).min(15)), &mut bytes[2..]);
     }
 
     #[inline(always)]
     fn decode_block(bytes: &[u8; 18], x: &mut [f32; 32]) {
         let d = get_half(bytes, 0);
-        for j in 0..16 {
-            x[j] = (f32::from(bytes[2 + j] & 15) - 8.0) * d;
-            x[j + 16] = (f32::from(bytes[2 + j] >> 4) - 8.0) * d;
-        }
+        *x = pack::get_4(&bytes[2..]).map(|q| (f32::from(q) - 8.0) * d);
     }
 }
 block_codec!(Q4_0, 32, 18);

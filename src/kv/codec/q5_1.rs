@@ -1,13 +1,13 @@
 //! `q5_1`: 24 bytes for 32 elements (6 bits): half scale d = (max-min)/31, half minimum m, then
 //! five-bit codes laid out as in `q5_0`. Reads as `q·d + m`. Source: ggml `quantize_row_q5_1_ref`.
 
-use super::q5_0::{get_codes, put_codes};
-use super::{block_codec, get_half, inverse, put_half, range, Block};
+use super::{block_codec, get_half, inverse, pack, put_half, range, Block};
 
 pub(super) struct Q5_1;
 
 impl Block<32, 24> for Q5_1 {
     const NAME: &'static str = "q5_1";
+    const ENGINES: &'static str = "llama.cpp: -ctk q5_1 -ctv q5_1";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 24]) {
@@ -16,13 +16,13 @@ impl Block<32, 24> for Q5_1 {
         let id = inverse(d);
         put_half(bytes, 0, d);
         put_half(bytes, 2, min);
-        put_codes(x.map(|v| ((v - min) * id + 0.5) as u8), &mut bytes[4..]);
+        pack::put_5(&x.map(|v| ((v - min) * id + 0.5) as u8), &mut bytes[4..]);
     }
 
     #[inline(always)]
     fn decode_block(bytes: &[u8; 24], x: &mut [f32; 32]) {
         let (d, min) = (get_half(bytes, 0), get_half(bytes, 2));
-        *x = get_codes(&bytes[4..]).map(|q| f32::from(q) * d + min);
+        *x = pack::get_5(&bytes[4..]).map(|q| f32::from(q) * d + min);
     }
 }
 block_codec!(Q5_1, 32, 24);

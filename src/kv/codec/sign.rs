@@ -7,6 +7,7 @@ pub(crate) struct Sign;
 
 impl Block<1, 1> for Sign {
     const NAME: &'static str = "sign";
+    const ENGINES: &'static str = "";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {

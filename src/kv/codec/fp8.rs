@@ -1,0 +1,59 @@
+//! `fp8_e4m3` and `fp8_e5m2`: one byte an element (8 bits), OCP's 8-bit floats at scale 1, rounded to
+//! nearest even and saturating: beyond ±448 (±57344), infinities included, the largest finite number is
+//! stored, and NaN as `7f`. Not rotated.
+//!
+//! vLLM stores fp8(x / scale) and reads it times the scale, whose default is 1. Scales from a checkpoint,
+//! per tensor or per head, are not here, nor the kind per token and head.
+
+use super::small_float::{SmallFloat, E4M3, E5M2};
+use super::{block_codec, Block};
+
+pub(super) struct E4m3;
+pub(super) struct E5m2;
+
+impl Block<1, 1> for E4m3 {
+    const NAME: &'static str = "fp8_e4m3";
+    const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e4m3";
+    #[inline(always)]
+    fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {
+        bytes[0] = encode(&E4M3, x[0]);
+    }
+    #[inline(always)]
+    fn decode_block(bytes: &[u8; 1], x: &mut [f32; 1]) {
+        x[0] = decode(&E4M3, bytes[0]);
+    }
+}
+block_codec!(E4m3, 1, 1);
+
+impl Block<1, 1> for E5m2 {
+    const NAME: &'static str = "fp8_e5m2";
+    const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e5m2";
+    #[inline(always)]
+    fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {
+        bytes[0] = encode(&E5M2, x[0]);
+    }
+    #[inline(always)]
+    fn decode_block(bytes: &[u8; 1], x: &mut [f32; 1]) {
+        x[0] = decode(&E5M2, bytes[0]);
+    }
+}
+block_codec!(E5m2, 1, 1);
+
+const SIGN: u8 = 0x80;
+const NAN: u8 = 0x7f;
+
+#[inline(always)]
+fn encode(format: &SmallFloat, x: f32) -> u8 {
+    let magnitude = if x.is_nan() { NAN } else { format.encode(x) };
+    magnitude | if x.is_sign_negative() { SIGN } else { 0 }
+}
+
+#[inline(always)]
+fn decode(format: &SmallFloat, code: u8) -> f32 {
+    let magnitude = format.decode(code & !SIGN);
+    if code & SIGN == 0 {
+        magnitude
+    } else {
+        -magnitude
+    }
+}

@@ -1,0 +1,29 @@
+//! `q2_0`: 10 bytes for 32 elements (2.5 bits): half scale d = m/-2, where m is the signed element of
+//! largest magnitude, then 8 bytes of four codes each ([`pack::put_2`]). Reads as `(q-2)·d`.
+//!
+//! Source: beellama.cpp, which calls it `Q2_0S` inside; llama.cpp's weight type `Q2_0` is another format.
+
+use super::{block_codec, extreme, get_half, inverse, pack, put_half, Block};
+
+pub(super) struct Q2_0;
+
+impl Block<32, 10> for Q2_0 {
+    const NAME: &'static str = "q2_0";
+    const ENGINES: &'static str = "beellama.cpp: -ctk q2_0 -ctv q2_0";
+
+    #[inline(always)]
+    fn encode_block(x: &[f32; 32], bytes: &mut [u8; 10]) {
+        let d = extreme(x) / -2.0;
+        let id = inverse(d);
+        let codes = x.map(|v| ((v * id + 2.5) as u8).min(3));
+        put_half(bytes, 0, d);
+        pack::put_2(&codes, &mut bytes[2..]);
+    }
+
+    #[inline(always)]
+    fn decode_block(bytes: &[u8; 10], x: &mut [f32; 32]) {
+        let d = get_half(bytes, 0);
+        *x = pack::get_2(&bytes[2..]).map(|q| (f32::from(q) - 2.0) * d);
+    }
+}
+block_codec!(Q2_0, 32, 10);

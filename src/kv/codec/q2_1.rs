@@ -1,0 +1,28 @@
+//! `q2_1`: 12 bytes for 32 elements (3 bits): half scale d = (max-min)/3, half minimum m, then two-bit
+//! codes laid out as in `q2_0`. Reads as `q·d + m`. Source: beellama.cpp; not a type of llama.cpp.
+
+use super::{block_codec, get_half, inverse, pack, put_half, range, Block};
+
+pub(super) struct Q2_1;
+
+impl Block<32, 12> for Q2_1 {
+    const NAME: &'static str = "q2_1";
+    const ENGINES: &'static str = "beellama.cpp: -ctk q2_1 -ctv q2_1";
+
+    #[inline(always)]
+    fn encode_block(x: &[f32; 32], bytes: &mut [u8; 12]) {
+        let (min, max) = range(x);
+        let d = (max - min) / 3.0;
+        let id = inverse(d);
+        put_half(bytes, 0, d);
+        put_half(bytes, 2, min);
+        pack::put_2(&x.map(|v| (((v - min) * id + 0.5) as u8).min(3)), &mut bytes[4..]);
+    }
+
+    #[inline(always)]
+    fn decode_block(bytes: &[u8; 12], x: &mut [f32; 32]) {
+        let (d, min) = (get_half(bytes, 0), get_half(bytes, 2));
+        *x = pack::get_2(&bytes[4..]).map(|q| f32::from(q) * d + min);
+    }
+}
+block_codec!(Q2_1, 32, 12);

@@ -1,0 +1,209 @@
+//! `turbo4`, `turbo3` and `turbo2`: 66, 50 and 34 bytes for 128 elements (4.125, 3.125 and 2.125 bits),
+//! the TurboQuant family as llama.cpp's forks have it: a half scale, then codes of rotated coordinates.
+//!
+//! A group x has the length n = ‖x‖ and the coordinates y = D₂·H·D₁·x/n, where H is the orthonormal
+//! Hadamard matrix and D₁, D₂ are fixed signs; they are nearly normal with variance 1/128 whatever x is.
+//! A code is the number of the table's value c that is nearest to y, the upper one half-way between two.
+//! The stored scale is half(n/‖c‖), so that what is read back has x's length. Reads as
+//! D₁·H·D₂·(c·scale).
+//!
+//! Four bits: byte i holds code 2i in its low and 2i+1 in its high nibble. Three: 32 bytes of low bits, four
+//! codes a byte from its low end, then 16 of third bits, eight a byte. Two: the 32 bytes.
+//!
+//! Source: beellama.cpp before 0.4 (its `turbo4` has these 66 bytes, llama-cpp-turboquant's two unused bytes
+//! more), except for the tables: here they are the exact Lloyd-Max quantizers of N(0, 1/128)
+//! (`scripts/oracle/lloyd_max.py`), of which the forks' are roundings. Forks leave the cache rotated and
+//! rotate queries; here it is rotated back, which is the same up to rounding.
+//!
+//! Options: `turbo4:quantile` has the table that llama-cpp-turboquant shipped, the means of sixteen equally
+//! probable cells, with twice the error. `:unbiased` stores half(n/⟨c, y⟩), so that ⟨read, x⟩ = ‖x‖²:
+//! the ordinary scale shrinks the logits that a key gives. No engine has it.
+
+use super::{get_half, put_half, Codec};
+use crate::kv::rotate::{change_signs, hadamard};
+
+const GROUP: usize = 128;
+
+/// One member: a table and a rule for the scale.
+pub(super) struct Turbo {
+    name: &'static str,
+    engines: &'static str,
+    /// Positive half of the symmetric table, ascending; 2 to the bits of a code in all.
+    table: &'static [f32],
+    scale: Scale,
+}
+
+#[derive(Clone, Copy)]
+enum Scale {
+    /// What is read back has the length of what was stored.
+    Length,
+    /// Its product with what was stored is the square of that length.
+    Product,
+}
+
+// distortion on N(0, 1): 0.009501, 0.034548, 0.117482; of the quantile means 0.020273
+const LLOYD_MAX_4: [f32; 8] = [
+    0.011348625,
+    0.03429895,
+    0.058049854,
+    0.08329192,
+    0.1110362,
+    0.14301644,
+    0.18287702,
+    0.24152908,
+];
+const LLOYD_MAX_3: [f32; 4] = [0.02166347, 0.06682206, 0.11878592, 0.19020693];
+const LLOYD_MAX_2: [f32; 2] = [0.04002048, 0.13350332];
+const QUANTILE_MEANS_4: [f32; 8] =
+    [0.006938, 0.020989, 0.035597, 0.051262, 0.068756, 0.089527, 0.117195, 0.173926];
+
+pub(super) static TURBO4: Turbo = Turbo {
+    name: "turbo4",
+    engines: "beellama.cpp before 0.4: -ctk turbo4 -ctv turbo4",
+    table: &LLOYD_MAX_4,
+    scale: Scale::Length,
+};
+pub(super) static TURBO4_QUANTILE: Turbo = Turbo {
+    name: "turbo4:quantile",
+    engines: "llama-cpp-turboquant: -ctk turbo4 -ctv turbo4",
+    table: &QUANTILE_MEANS_4,
+    ..TURBO4
+};
+pub(super) static TURBO4_UNBIASED: Turbo =
+    Turbo { name: "turbo4:unbiased", engines: "", scale: Scale::Product, ..TURBO4 };
+pub(super) static TURBO3: Turbo = Turbo {
+    name: "turbo3",
+    engines: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo3 -ctv turbo3",
+    table: &LLOYD_MAX_3,
+    scale: Scale::Length,
+};
+pub(super) static TURBO3_UNBIASED: Turbo =
+    Turbo { name: "turbo3:unbiased", engines: "", scale: Scale::Product, ..TURBO3 };
+pub(super) static TURBO2: Turbo = Turbo {
+    name: "turbo2",
+    engines: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo2 -ctv turbo2",
+    table: &LLOYD_MAX_2,
+    scale: Scale::Length,
+};
+pub(super) static TURBO2_UNBIASED: Turbo =
+    Turbo { name: "turbo2:unbiased", engines: "", scale: Scale::Product, ..TURBO2 };
+
+/// The forks' signs of D₁ and D₂, bit i%8 of byte i/8 set where element i changes its own: numpy's
+/// `default_rng(42)` choosing twice 128 times from -1 and 1.
+const FIRST_SIGNS: [u8; GROUP / 8] = [
+    0x59, 0x03, 0x6a, 0xe4, 0x49, 0x59, 0xf8, 0x42, 0xbb, 0x3b, 0xc6, 0xa4, 0xa9, 0x50, 0xf2, 0x49,
+];
+const SECOND_SIGNS: [u8; GROUP / 8] = [
+    0x90, 0xee, 0xac, 0x16, 0xdc, 0x8f, 0x62, 0x3f, 0x7a, 0x35, 0xa5, 0xb7, 0x62, 0x65, 0xa5, 0xbe,
+];
+
+/// Lengths up to this count as none.
+const NO_LENGTH: f32 = 1e-10;
+
+impl Codec for Turbo {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn engines(&self) -> &'static str {
+        self.engines
+    }
+
+    fn block(&self, _: usize) -> usize {
+        GROUP
+    }
+
+    fn block_bytes(&self, _: usize) -> usize {
+        2 + GROUP * self.bits() / 8
+    }
+
+    fn is_rotated(&self) -> bool {
+        false
+    }
+
+    fn encode(&self, x: &[f32], bytes: &mut [u8]) {
+        let (groups, rest) = x.as_chunks::<GROUP>();
+        assert!(rest.is_empty() && bytes.len() == self.encoded_bytes(x.len()));
+        for (x, bytes) in groups.iter().zip(bytes.chunks_exact_mut(self.block_bytes(GROUP))) {
+            let length = x.iter().map(|v| v * v).sum::<f32>().sqrt();
+            let mut y = x.map(|v| if length > NO_LENGTH { v / length } else { 0.0 });
+            change_signs(&mut y, &FIRST_SIGNS);
+            hadamard(&mut y, GROUP);
+            change_signs(&mut y, &SECOND_SIGNS);
+            let codes = y.map(|v| self.nearest(v));
+            let sum = |other: fn(f32, f32) -> f32| -> f32 {
+                codes.iter().zip(&y).map(|(&q, &v)| self.value(q) * other(self.value(q), v)).sum()
+            };
+            let divisor = match self.scale {
+                Scale::Length => sum(|c, _| c).sqrt(),
+                Scale::Product => sum(|_, y| y),
+            };
+            put_half(bytes, 0, if divisor > NO_LENGTH { length / divisor } else { length });
+            pack(&codes, self.bits(), &mut bytes[2..]);
+        }
+    }
+
+    fn decode(&self, bytes: &[u8], x: &mut [f32]) {
+        assert!(bytes.len() == self.encoded_bytes(x.len()));
+        let (groups, rest) = x.as_chunks_mut::<GROUP>();
+        assert!(rest.is_empty());
+        for (bytes, x) in bytes.chunks_exact(self.block_bytes(GROUP)).zip(groups) {
+            let scale = get_half(bytes, 0);
+            *x = unpack(&bytes[2..], self.bits()).map(|q| self.value(q) * scale);
+            change_signs(x, &SECOND_SIGNS);
+            hadamard(x, GROUP);
+            change_signs(x, &FIRST_SIGNS);
+        }
+    }
+}
+
+impl Turbo {
+    fn bits(&self) -> usize {
+        1 + self.table.len().ilog2() as usize
+    }
+
+    /// Value of a code: codes ascend from the largest negative value to the largest positive one.
+    fn value(&self, code: u8) -> f32 {
+        let (code, half) = (usize::from(code), self.table.len());
+        if code < half {
+            -self.table[half - 1 - code]
+        } else {
+            self.table[code - half]
+        }
+    }
+
+    /// Code of the nearest value.
+    fn nearest(&self, y: f32) -> u8 {
+        let midpoint = |code: u8| 0.5 * (self.value(code) + self.value(code + 1));
+        let last = 2 * self.table.len() as u8 - 1;
+        (0..last).map(|code| u8::from(y >= midpoint(code))).sum()
+    }
+}
+
+fn pack(codes: &[u8; GROUP], bits: usize, bytes: &mut [u8]) {
+    if bits == 4 {
+        for (byte, q) in bytes.iter_mut().zip(codes.as_chunks::<2>().0) {
+            *byte = q[0] | q[1] << 4;
+        }
+        return;
+    }
+    let (low, high) = bytes.split_at_mut(GROUP / 4);
+    for (byte, q) in low.iter_mut().zip(codes.as_chunks::<4>().0) {
+        *byte = (0..4).map(|k| (q[k] & 3) << (2 * k)).sum();
+    }
+    for (byte, q) in high.iter_mut().zip(codes.as_chunks::<8>().0) {
+        *byte = (0..8).map(|k| (q[k] >> 2) << k).sum();
+    }
+}
+
+fn unpack(bytes: &[u8], bits: usize) -> [u8; GROUP] {
+    let field = |from: usize, width: usize, i: usize| {
+        let bit = i * width;
+        bytes[from + bit / 8] >> (bit % 8) & ((1 << width) - 1) as u8
+    };
+    std::array::from_fn(|i| match bits {
+        4 => field(0, 4, i),
+        3 => field(0, 2, i) | field(GROUP / 4, 1, i) << 2,
+        _ => field(0, 2, i),
+    })
+}
