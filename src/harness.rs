@@ -143,6 +143,9 @@ pub(crate) fn nothing_selected(gate: &Gate, filters: &[String]) -> String {
         [] => "no case is left: --skip and --ignored leave none, or all are ignored \
                (--include-ignored runs them)"
             .to_string(),
+        [filter, ..] if all.iter().any(|case| case.ignored && case.name.contains(filter)) => {
+            format!("all that matches `{filter}` is ignored: --include-ignored runs it")
+        }
         [filter, ..] => format!(
             "no case of the gate that is not ignored matches `{}`; for a unit test of that name: \
              cargo test --lib {filter}",

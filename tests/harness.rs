@@ -134,7 +134,7 @@ fn nothing_selected_is_101_and_says_what_to_type() {
         .exits(101)
         .says("cargo test --lib my_unit_test")
         .says("tiny::q8_0::kld");
-    gate(&repository, &["q5_1"]).exits(101).says("not ignored");
+    gate(&repository, &["q5_1"]).exits(101).says("--include-ignored runs it");
     gate(&repository, &["--skip", "tiny"]).exits(101);
     // what would run nothing is no green run either, and no hang
     gate(&repository, &["--bench"]).exits(101).says("no benchmarks");

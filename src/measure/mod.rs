@@ -125,6 +125,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let texts =
         request.corpus.iter().map(|path| corpus::read(path)).collect::<Result<Vec<_>, _>>()?;
     let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, request.context, request.chunks)?;
+    fits(&chunks, &checkpoint)?;
     let residency = request.residency.unwrap_or_else(|| fitting(checkpoint.spec.parameters()));
     let decoder = checkpoint.load(residency)?;
 
@@ -173,6 +174,21 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let model = request.model.to_string();
     let measurement = Measurement { model, subject, conditions, run, controls, schemes };
     Ok(Measured { measurement, positions })
+}
+
+/// A tokenizer of another model gives tokens that this one has no embedding for.
+fn fits(chunks: &[Chunk], checkpoint: &Checkpoint) -> Result<(), ModelError> {
+    let vocab = checkpoint.spec.vocab;
+    let beyond = chunks.iter().flat_map(|c| &c.tokens).find(|&&token| token as usize >= vocab);
+    match beyond {
+        None => Ok(()),
+        Some(token) => Err(ModelError::Tokenizer {
+            path: checkpoint.tokenizer_file().unwrap_or(checkpoint.path()).into(),
+            message: format!(
+                "it gives token {token}, the model has {vocab}: it is another model's"
+            ),
+        }),
+    }
 }
 
 fn subject(request: &Request, checkpoint: &Checkpoint) -> Result<Subject, MeasureError> {

@@ -22,7 +22,7 @@ pub enum ModelError {
         error: std::io::Error,
     },
     /// The file is no sound checkpoint.
-    #[error("{} is not a sound checkpoint: {message}; fetch or convert it again", path.display())]
+    #[error("{} is not a sound checkpoint: {message}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,

@@ -34,7 +34,7 @@ impl Gguf {
             return Err(malformed("general.alignment is 0".into()));
         }
         let content =
-            Content::read(&mut Cursor::new(&bytes[..])).map_err(|e| malformed(e.to_string()))?;
+            Content::read(&mut Cursor::new(&bytes[..])).map_err(|e| malformed(brief(&e)))?;
         let architecture = match content.metadata.get("general.architecture") {
             Some(Value::String(name)) => name.clone(),
             _ => return Err(malformed("it has no general.architecture".into())),
@@ -116,6 +116,11 @@ impl Gguf {
     }
 }
 
+/// What candle says, without the backtrace that it appends where RUST_BACKTRACE is set.
+fn brief(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().into()
+}
+
 fn fact(value: &Value) -> Fact {
     match value {
         Value::Bool(v) => Fact::Bool(*v),
@@ -182,7 +187,7 @@ impl Tensors for Gguf {
         self.info(own)?
             .read(&mut Cursor::new(&self.bytes[..]), offset, &Device::Cpu)
             .and_then(|quantized| quantized.dequantize(&Device::Cpu))
-            .map_err(|e| self.malformed(format!("tensor `{own}`: {e}")))
+            .map_err(|e| self.malformed(format!("tensor `{own}`: {}", brief(&e))))
     }
 
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {

@@ -66,6 +66,11 @@ impl Checkpoint {
         if !path.exists() {
             return Err(ModelError::Missing { path: path.clone(), fetch: source.fetch.clone() });
         }
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if matches!(extension, Some("safetensors" | "json")) {
+            let message = "it is a part of a checkpoint: name its folder".into();
+            return Err(ModelError::Malformed { path: path.clone(), message });
+        }
         match path.is_dir() {
             true => Self::open_folder(path, source.tokenizer.as_deref()),
             false => Self::open_gguf(path, source.tokenizer.as_deref()),

@@ -4,7 +4,7 @@ use super::diagnostic::{Diagnostic, Findings, Severity};
 use super::document::{Document, Limits, SchemeBody, SchemeEntry, Section};
 use super::{Cell, Expectation, Limit, ModelPolicy, Places, Source};
 use crate::hub::Pinned;
-use crate::kv::Scheme;
+use crate::kv::scheme::{Scheme, Side};
 use crate::measure::stats::Statistic;
 use crate::nearest::nearest;
 use std::collections::BTreeMap;
@@ -70,6 +70,8 @@ impl Resolver<'_> {
         }
         self.same_scheme_twice(&asked);
         self.shared_goldens(&name, innermost.name_span.clone(), &asked);
+        let baseline = last(sections, |s| s.baseline).unwrap_or_else(f16);
+        self.exact_baseline(innermost.name_span.clone(), &baseline);
         let cells = asked.iter().filter_map(|a| self.cell(&name, sections, a)).collect();
 
         // every section is looked at, so that one round shows all that is missing
@@ -97,7 +99,7 @@ impl Resolver<'_> {
             corpus: corpus.iter().map(|file| file.get_ref().clone()).collect(),
             context,
             chunks,
-            baseline: last(sections, |s| s.baseline).unwrap_or_else(f16),
+            baseline,
             cells,
             places: Places {
                 text: self.findings.text().clone(),
@@ -241,6 +243,9 @@ impl Resolver<'_> {
         if expect != Expectation::Report {
             self.judgeable(name, asked, &limits);
         }
+        if expect == Expectation::Fail && !limits.contains_key(&Statistic::BaselinePpl) {
+            self.ruin_would_do(name, asked);
+        }
         Some(Cell {
             label: asked.label.to_owned(),
             scheme: asked.scheme?,
@@ -260,7 +265,8 @@ impl Resolver<'_> {
 
     /// What is judged needs limits, and limits that bind.
     fn judgeable(&mut self, name: &str, asked: &Asked, limits: &Bounds) {
-        if limits.is_empty() {
+        // a limit on the baseline judges the model, not what the scheme does to it
+        if limits.keys().all(|statistic| *statistic == Statistic::BaselinePpl) {
             self.findings.error(
                 asked.span.clone(),
                 format!("no limit applies to `{name}::{}`: nothing would be judged", asked.label),
@@ -268,6 +274,25 @@ impl Resolver<'_> {
             );
         }
         self.idle_limits(limits);
+    }
+
+    /// A model that is broken breaks limits, too: what must fail needs a sound baseline to fail by.
+    fn ruin_would_do(&mut self, name: &str, asked: &Asked) {
+        let text = self.findings.text();
+        let message = format!("a ruined model would meet `{name}::{}`, too", asked.label);
+        let help = "say what the model itself must hold: `limits = { baseline_ppl = 40.0 }`";
+        let span = asked.span.clone();
+        let warning = Diagnostic::new(Severity::Warning, text, span, message, help);
+        self.findings.add(warning);
+    }
+
+    /// What schemes are compared with must not lose anything itself.
+    fn exact_baseline(&mut self, span: Range<usize>, baseline: &Scheme) {
+        let exact = |side: &Side| ["f32", "f16", "bf16"].contains(&side.codec.name());
+        if !exact(&baseline.k) || !exact(&baseline.v) {
+            let message = format!("the baseline `{baseline}` is quantized itself");
+            self.findings.error(span, message, "compare with `f16`, `bf16` or `f32`");
+        }
     }
 
     /// Limits on mean KLD and on flips are one limit said twice. Far apart, one never binds.

@@ -155,9 +155,10 @@ fn bounds_must_be_able_to_bind_and_to_hold() {
             "top1_agreement = «85»",
             &["not a percentage: `top1_agreement = 0.85`"],
         ),
-        ("mean_kld = 0.05", "baseline_ppl = «0.5»", &["impossible: it is at least 1"]),
+        ("= 0.05", "= 0.05\nbaseline_ppl = «0.5»", &["impossible: it is at least 1"]),
     ]);
-    for sound in ["top1_agreement = 1.0", "rms_dp = 0", "mean_kld = 0.0", "baseline_ppl = 1_000"] {
+    let more = "mean_kld = 0.05\nbaseline_ppl = 1_000";
+    for sound in ["top1_agreement = 1.0", "rms_dp = 0", "mean_kld = 0.0", more] {
         policy(&edited("mean_kld = 0.05", sound));
     }
     assert_eq!(policy(&edited("0.05", "1_0")).models[0].cells[0].limits[0].bound, 10.0);
@@ -546,12 +547,24 @@ at.x.ignored = false
 }
 
 #[test]
+fn a_limit_on_the_baseline_judges_no_scheme_and_a_quantized_baseline_nothing() {
+    let errors = |text: &str| match Policy::parse(text, Path::new("thresholds.toml")) {
+        Err(PolicyError::Invalid(findings)) => format!("{findings:?}"),
+        other => panic!("{:?}", other.is_ok()),
+    };
+    let only = errors(&edited("mean_kld = 0.05", "baseline_ppl = 40.0"));
+    assert!(only.contains("no limit applies"), "{only}");
+    let lossy = errors(&edited("chunks = 4", "chunks = 4\nbaseline = \"q8_0\""));
+    assert!(lossy.contains("the baseline `q8_0` is quantized itself"), "{lossy}");
+}
+
+#[test]
 fn baseline_defaults_to_f16_and_may_be_a_scheme_too() {
     let model = &policy(&(BASE.to_owned() + "schemes.f16 = {}\n")).models[0];
     assert_eq!(model.baseline.to_string(), "f16");
     assert_eq!(model.cells[1].scheme, model.baseline);
-    let named = policy(&edited("chunks = 4", "chunks = 4\nbaseline = \"prod\""));
-    assert_eq!(named.models[0].baseline.to_string(), "q4_0:norot");
+    let named = policy(&edited("chunks = 4", "chunks = 4\nbaseline = \"bf16\""));
+    assert_eq!(named.models[0].baseline.to_string(), "bf16");
 }
 
 #[test]
