@@ -49,7 +49,7 @@ pub struct Measurement {
     pub conditions: Conditions,
     /// Facts about this run that no verdict depends on.
     pub run: RunInfo,
-    /// The lanes that prove that the ruler works, each on the first chunk.
+    /// The lanes that prove that the ruler works, each on the first chunks.
     pub controls: Vec<Control>,
     /// One entry for each scheme, in the policy's order.
     pub schemes: Vec<SchemeResult>,
@@ -120,10 +120,10 @@ pub struct Control {
     pub name: String,
     /// What ran.
     pub effective: String,
-    /// Its mean KLD on the first chunk, in nats; none if it could not be measured.
+    /// Its mean KLD on the first chunks, in nats; none if it could not be measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mean_kld: Option<f64>,
-    /// Its top-1 agreement on the first chunk.
+    /// Its top-1 agreement on the first chunks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top1_agreement: Option<f64>,
     /// What it must read, in words.

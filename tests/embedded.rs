@@ -3,6 +3,7 @@
 
 mod support;
 
+use candle_core::{safetensors, Device};
 use kvgate::kv::cache::LaneCache;
 use kvgate::measure::{measure, Request};
 use kvgate::model::decoder::{Decoder, Residency};
@@ -65,6 +66,34 @@ fn identity_is_exact_for_any_number_of_chunks() {
             assert!(positions.iter().all(|p| p.kld == 0.0), "{model}, {context} × {chunks}");
         }
     }
+}
+
+/// A number that runs away inside of a layer is told with the layer.
+#[test]
+fn a_router_without_numbers_names_its_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(root().join("models").join(MODELS[1])).unwrap() {
+        let file = file.unwrap().path();
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().join("model.safetensors");
+    let mut tensors = safetensors::load(&path, &Device::Cpu).unwrap();
+    let decay = tensors.get_mut("model.layers.2.linear_attn.A_log").unwrap();
+    *decay = (decay.ones_like().unwrap() * 1e30).unwrap();
+    safetensors::save(&tensors, &path).unwrap();
+    let request = Request {
+        model: "damaged",
+        source: &Source::at(folder.path().into()),
+        corpus: &[support::corpus("persuasion.txt")],
+        context: 64,
+        chunks: 1,
+        baseline: "f16".parse().unwrap(),
+        schemes: Vec::new(),
+        residency: None,
+        mimic: None,
+    };
+    let error = measure(&request, &|_, _, _| {}).err().unwrap().to_string();
+    assert!(error.contains("layer 2: "), "{error}");
 }
 
 #[test]

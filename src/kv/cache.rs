@@ -273,11 +273,6 @@ impl LaneCache {
         }
     }
 
-    /// Bytes of all recurrent states.
-    pub fn recurrent_bytes(&self) -> usize {
-        self.states.values().flatten().map(Recurrent::bytes).sum()
-    }
-
     /// The past of a layer before the new tokens: of a window, only the keys that they still see.
     fn with_past(&self, layer: usize, kv: LayerKv, view: View) -> candle_core::Result<View> {
         let Some(past) = self.views.get(&layer).filter(|_| self.grows) else { return Ok(view) };

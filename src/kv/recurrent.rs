@@ -31,9 +31,4 @@ impl Recurrent {
         let states = self.states.len() / self.sequences;
         self.history.par_chunks_mut(history).zip(self.states.par_chunks_mut(states))
     }
-
-    /// Bytes of all sequences' states.
-    pub fn bytes(&self) -> usize {
-        size_of::<f32>() * (self.history.len() + self.states.len())
-    }
 }

@@ -48,6 +48,14 @@ pub enum LaneError {
     /// Weights that are read as they are needed could not be.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A tensor operation failed, or a router's logits are not finite.
+    #[error("layer {layer}: {why}")]
+    Layer {
+        /// Index of the layer.
+        layer: usize,
+        /// What candle says.
+        why: String,
+    },
     /// The residual stream became NaN or infinite.
     #[error("layer {layer}: the hidden state is not finite")]
     Hidden {
@@ -71,6 +79,19 @@ impl LaneError {
     /// What went wrong, without the backtrace that candle appends to its errors.
     pub(super) fn brief(&self) -> String {
         self.to_string().lines().next().unwrap_or_default().into()
+    }
+}
+
+impl LaneError {
+    /// An error of a layer; those of its cache name it already.
+    fn at(layer: usize, error: CacheError) -> Self {
+        match error {
+            CacheError::Tensor(error) => {
+                let why = error.to_string().lines().next().unwrap_or_default().into();
+                LaneError::Layer { layer, why }
+            }
+            named => LaneError::Cache(named),
+        }
     }
 }
 
@@ -354,7 +375,10 @@ fn step(
     context: usize,
 ) -> Result<(), LaneError> {
     let at = At { start: 0, tokens: context };
-    tile.x = layer.run(&tile.x, tile.per_layer.as_ref(), at, &mut tile.cache)?;
+    let inputs = tile.per_layer.as_ref();
+    tile.x = layer
+        .run(&tile.x, inputs, at, &mut tile.cache)
+        .map_err(|error| LaneError::at(index, error))?;
     tile.cache.forget_states();
     match trace_span!("checks").in_scope(|| read(&tile.x, all_finite))? {
         true => Ok(()),

@@ -62,16 +62,12 @@ impl<'a> dyn Config + 'a {
         }
     }
 
-    fn fact(&self, key: Key) -> Option<Fact> {
+    /// A value whose type differs by its meaning.
+    pub fn fact(&self, key: Key) -> Option<Fact> {
         match self.name(key) {
             "" => None,
             name => self.lookup(name),
         }
-    }
-
-    /// A value whose type differs by its meaning.
-    pub fn fact_of(&self, key: Key) -> Option<Fact> {
-        self.fact(key)
     }
 
     pub fn has(&self, key: Key) -> bool {

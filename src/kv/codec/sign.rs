@@ -1,5 +1,5 @@
 //! The control lane's codec: the sign of each element and nothing else, whatever the head's size. It is
-//! not in the catalogue. Every run measures it on its first chunk and must see it do harm.
+//! not in the catalogue. Every run measures it on its first chunks and must see it do harm.
 
 use super::{block_codec, Block};
 

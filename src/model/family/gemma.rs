@@ -2,6 +2,7 @@
 
 use super::{names, Names, Reach, LAYER_TYPES};
 use crate::model::config::{Config, Fact, Key};
+use crate::model::spec::{Activation, FeedForward, Layer, Mixer};
 use crate::model::ModelError;
 
 /// Names of Gemma 2 and 3 in safetensors, whose norms are stored around zero.
@@ -41,11 +42,17 @@ const BIDIRECTIONAL: Key<'static> = Key { gguf: "", hf: "use_bidirectional_atten
 
 /// Refuses attention that looks ahead; `"vision"` is about images only.
 pub(super) fn causal(config: &dyn Config) -> Result<(), ModelError> {
-    match config.fact_of(BIDIRECTIONAL) {
+    match config.fact(BIDIRECTIONAL) {
         Some(Fact::Bool(true)) => Err(config.unsupported("attention in both directions")),
         Some(Fact::Text(word)) if word != "vision" => {
             Err(config.unsupported(format!("attention in both directions (`{word}`)")))
         }
         _ => Ok(()),
     }
+}
+
+/// A layer of Gemma: norms around both halves, the tanh form of GELU.
+pub(super) fn gemma_layer(mixer: Mixer, feed_forward: FeedForward) -> Layer {
+    let activation = Activation::GeluTanh;
+    Layer { mixer, feed_forward, activation, post_norms: true, scaled: false }
 }

@@ -1,12 +1,12 @@
 //! `gemma2`: norms around both halves of a layer, caps on scores and logits, embeddings scaled by
 //! √hidden, and a window in every other layer.
 
-use super::gemma::{reaches, scale_27b, HF_NAMES};
+use super::gemma::{gemma_layer, reaches, scale_27b, HF_NAMES};
 use super::rope::{rope, USUAL};
 use super::{activation, attention, common, layer_count, mlp, names, scale, softcap};
 use super::{Family, Reach, ATTENTION_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
 use crate::model::config::{Config, Format};
-use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec};
+use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -36,15 +36,14 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let window = Some(config.number(WINDOW)?);
     let mlp = mlp(config)?;
     let even = |i: usize| if i.is_multiple_of(2) { Reach::Sliding } else { Reach::Full };
-    let layer = |reach| Layer {
-        mixer: Mixer::Attention(match reach {
-            Reach::Full => full.clone(),
-            Reach::Sliding => Attention { window, ..full.clone() },
-        }),
-        feed_forward: FeedForward::Dense(mlp.clone()),
-        activation: Activation::GeluTanh,
-        post_norms: true,
-        scaled: false,
+    let layer = |reach| {
+        gemma_layer(
+            Mixer::Attention(match reach {
+                Reach::Full => full.clone(),
+                Reach::Sliding => Attention { window, ..full.clone() },
+            }),
+            FeedForward::Dense(mlp.clone()),
+        )
     };
     let layers = reaches(config, count, even)?.into_iter().map(layer).collect();
     Ok(Spec { embed_scale: (spec.hidden as f32).sqrt(), layers, ..spec })

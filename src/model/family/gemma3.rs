@@ -1,12 +1,12 @@
 //! `gemma3`: Gemma 2 with norms on Q and K instead of caps, five sliding layers to each full one, and a
 //! RoPE of its own for each kind.
 
-use super::gemma::{causal, reaches, scale_27b, HF_NAMES};
+use super::gemma::{causal, gemma_layer, reaches, scale_27b, HF_NAMES};
 use super::rope::{rope, Wanted, USUAL};
 use super::{activation, attention, common, layer_count, mlp, names, scale, Family, Reach};
 use super::{GEMMA_ACTIVATION, WINDOW};
 use crate::model::config::{Config, Fact, Format, Key};
-use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec};
+use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -49,15 +49,14 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         ..full.clone()
     };
     let mlp = mlp(config)?;
-    let layer = |reach| Layer {
-        mixer: Mixer::Attention(match reach {
-            Reach::Full => full.clone(),
-            Reach::Sliding => sliding.clone(),
-        }),
-        feed_forward: FeedForward::Dense(mlp.clone()),
-        activation: Activation::GeluTanh,
-        post_norms: true,
-        scaled: false,
+    let layer = |reach| {
+        gemma_layer(
+            Mixer::Attention(match reach {
+                Reach::Full => full.clone(),
+                Reach::Sliding => sliding.clone(),
+            }),
+            FeedForward::Dense(mlp.clone()),
+        )
     };
     let layers = kinds(config, count)?.into_iter().map(layer).collect();
     Ok(Spec { embed_scale: (spec.hidden as f32).sqrt(), layers, ..spec })
@@ -66,7 +65,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
 fn kinds(config: &dyn Config, count: usize) -> Result<Vec<Reach>, ModelError> {
     let kind = |sliding: bool| if sliding { Reach::Sliding } else { Reach::Full };
     // a number or a list, by who wrote it
-    if matches!(config.fact_of(PATTERN), Some(Fact::List(_))) {
+    if matches!(config.fact(PATTERN), Some(Fact::List(_))) {
         let flags = config.flags(PATTERN, count)?.unwrap_or_default();
         return Ok(flags.into_iter().map(kind).collect());
     }

@@ -1,10 +1,10 @@
 //! `llama`: Llama, SmolLM2 and their kin.
 
 use super::rope::{rope, Wanted, USUAL};
-use super::{activation, attention, common, layer_count, mlp, names, Family};
+use super::{activation, attention, common, layer_count, llama_layer, mlp, names, Family};
 use super::{ACTIVATION, ATTENTION_BIAS, EXPERTS, MLP_BIAS};
 use crate::model::config::{Config, Format, Key};
-use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Mlp, Pairs, Spec};
+use crate::model::spec::{Attention, FeedForward, Mixer, Mlp, Pairs, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -40,16 +40,13 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         Format::Hf => config.flag(MLP_BIAS)?,
     };
     let wanted = Wanted { pairs, ..USUAL };
-    let layer = Layer {
-        mixer: Mixer::Attention(Attention {
+    let layer = llama_layer(
+        Mixer::Attention(Attention {
             qkv_bias: bias,
             output_bias: bias,
             ..attention(config, spec.hidden, |dim| rope(file, &wanted, dim))?
         }),
-        feed_forward: FeedForward::Dense(Mlp { bias: mlp_bias, ..mlp(config)? }),
-        activation: Activation::Silu,
-        post_norms: false,
-        scaled: false,
-    };
+        FeedForward::Dense(Mlp { bias: mlp_bias, ..mlp(config)? }),
+    );
     Ok(Spec { layers: vec![layer; layer_count(file)?], ..spec })
 }

@@ -16,7 +16,9 @@ mod rope;
 pub(super) use names::Names;
 
 use super::config::{Config, Format, Key};
-use super::spec::{Attention, DeltaNet, Experts, FeedForward, Kv, Layer, Mixer, Mlp, Rope, Spec};
+use super::spec::{
+    Activation, Attention, DeltaNet, Experts, FeedForward, Kv, Layer, Mixer, Mlp, Rope, Spec,
+};
 use super::tensors::Tensors;
 use super::ModelError;
 use std::path::Path;
@@ -306,6 +308,12 @@ fn plain_attention(heads: usize, kv_heads: usize, head_dim: usize, rope: Rope) -
         gated: false,
         rope,
     }
+}
+
+/// A layer as Llama and the families after it have them: two norms, SiLU.
+fn llama_layer(mixer: Mixer, feed_forward: FeedForward) -> Layer {
+    let activation = Activation::Silu;
+    Layer { mixer, feed_forward, activation, post_norms: false, scaled: false }
 }
 
 fn mlp(config: &dyn Config) -> Result<Mlp, ModelError> {

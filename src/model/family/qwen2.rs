@@ -1,10 +1,10 @@
 //! `qwen2`: Qwen2 and Qwen2.5, which are Llama with biases on Q, K and V.
 
 use super::rope::{rope, USUAL};
-use super::{activation, attention, common, layer_count, mlp, names, Family};
+use super::{activation, attention, common, layer_count, llama_layer, mlp, names, Family};
 use super::{ACTIVATION, LAYERS, LAYER_TYPES};
 use crate::model::config::{Config, Key};
-use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec};
+use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -35,12 +35,9 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     activation(config, ACTIVATION, "silu")?;
     without_windows(config)?;
     let attention = attention(config, spec.hidden, |dim| rope(file, &USUAL, dim))?;
-    let layer = Layer {
-        mixer: Mixer::Attention(Attention { qkv_bias: true, ..attention }),
-        feed_forward: FeedForward::Dense(mlp(config)?),
-        activation: Activation::Silu,
-        post_norms: false,
-        scaled: false,
-    };
+    let layer = llama_layer(
+        Mixer::Attention(Attention { qkv_bias: true, ..attention }),
+        FeedForward::Dense(mlp(config)?),
+    );
     Ok(Spec { layers: vec![layer; layer_count(file)?], ..spec })
 }

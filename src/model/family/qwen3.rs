@@ -2,10 +2,10 @@
 
 use super::qwen2::without_windows;
 use super::rope::{rope, USUAL};
-use super::{activation, attention, common, layer_count, mlp, names, Family};
+use super::{activation, attention, common, layer_count, llama_layer, mlp, names, Family};
 use super::{ACTIVATION, ATTENTION_BIAS};
 use crate::model::config::Config;
-use crate::model::spec::{Activation, Attention, FeedForward, Layer, Mixer, Spec};
+use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -33,12 +33,9 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
     let spec = common(file)?;
     activation(config, ACTIVATION, "silu")?;
-    let layer = Layer {
-        mixer: Mixer::Attention(qk_normed(file, spec.hidden)?),
-        feed_forward: FeedForward::Dense(mlp(config)?),
-        activation: Activation::Silu,
-        post_norms: false,
-        scaled: false,
-    };
+    let layer = llama_layer(
+        Mixer::Attention(qk_normed(file, spec.hidden)?),
+        FeedForward::Dense(mlp(config)?),
+    );
     Ok(Spec { layers: vec![layer; layer_count(file)?], ..spec })
 }

@@ -2,12 +2,12 @@
 //! attention, which turns the first quarter of its heads; MLPs, or experts and a shared one.
 
 use super::rope::{rope, Wanted, USUAL};
-use super::{activation, attention, common, expert_count, layers, mlp, names, Family, Names};
+use super::{
+    activation, attention, common, expert_count, layers, llama_layer, mlp, names, Family, Names,
+};
 use super::{ACTIVATION, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
 use crate::model::config::{Config, Format, Key};
-use crate::model::spec::{
-    Activation, Attention, DeltaNet, Experts, FeedForward, HeadOrder, Layer, Mixer, Spec,
-};
+use crate::model::spec::{Attention, DeltaNet, Experts, FeedForward, HeadOrder, Mixer, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -91,15 +91,14 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         true => FeedForward::Experts(experts(config)?),
         false => FeedForward::Dense(mlp(config)?),
     };
-    let layer = |full: bool| Layer {
-        mixer: match full {
-            true => Mixer::Attention(attention.clone()),
-            false => Mixer::DeltaNet(delta_net.clone()),
-        },
-        feed_forward: feed_forward.clone(),
-        activation: Activation::Silu,
-        post_norms: false,
-        scaled: false,
+    let layer = |full: bool| {
+        llama_layer(
+            match full {
+                true => Mixer::Attention(attention.clone()),
+                false => Mixer::DeltaNet(delta_net.clone()),
+            },
+            feed_forward.clone(),
+        )
     };
     let elsewhere = (count..count + further).map(|i| format!("blk.{i}.")).collect();
     Ok(Spec { layers: full.into_iter().map(layer).collect(), elsewhere, ..spec })

@@ -1,10 +1,10 @@
 //! `qwen3_moe`: Qwen3 whose MLPs are experts, in all layers or in some.
 
 use super::qwen3::qk_normed;
-use super::{activation, common, expert_count, layer_count, mlp, names, Family};
+use super::{activation, common, expert_count, layer_count, llama_layer, mlp, names, Family};
 use super::{ACTIVATION, EXPERTS_USED, EXPERT_MLP};
 use crate::model::config::{Config, Key};
-use crate::model::spec::{Activation, Experts, FeedForward, Layer, Mixer, Spec};
+use crate::model::spec::{Experts, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -39,16 +39,13 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let step = config.optional_number(STEP)?.unwrap_or(1).max(1);
     let layer = |i: usize| {
         let sparse = !dense.contains(&i) && (i + 1).is_multiple_of(step);
-        Ok(Layer {
-            mixer: Mixer::Attention(attention.clone()),
-            feed_forward: match sparse {
+        Ok(llama_layer(
+            Mixer::Attention(attention.clone()),
+            match sparse {
                 true => FeedForward::Experts(experts.clone()),
                 false => FeedForward::Dense(mlp(config)?),
             },
-            activation: Activation::Silu,
-            post_norms: false,
-            scaled: false,
-        })
+        ))
     };
     let layers = (0..layer_count(file)?).map(layer).collect::<Result<_, ModelError>>()?;
     Ok(Spec { layers, ..spec })

@@ -108,7 +108,7 @@ struct Parameters<'c> {
 
 impl<'c> Parameters<'c> {
     fn of(config: &'c dyn Config, reach: Reach) -> Result<Self, ModelError> {
-        let object = |hf| match config.fact_of(Key { gguf: "", hf }) {
+        let object = |hf| match config.fact(Key { gguf: "", hf }) {
             None => Ok(false),
             Some(Fact::Other) => Ok(true),
             Some(_) => Err(config.bad(Key { gguf: "", hf }, "must be an object")),
