@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod codec;
+pub mod exact;
 pub mod recurrent;
 pub mod rotate;
 pub mod scheme;

@@ -28,11 +28,11 @@ const SIGNS: [u8; LARGEST_HEAD / 8] = [
 ];
 
 impl Codec for Int4PerTokenHead {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "int4_pth"
     }
 
-    fn engines(&self) -> &'static str {
+    fn engines(&self) -> &str {
         "vLLM: --kv-cache-dtype int4_per_token_head"
     }
 

@@ -13,11 +13,11 @@ pub(super) struct Int8PerTokenHead;
 pub(super) const SMALLEST_SCALE: f32 = 1e-6;
 
 impl Codec for Int8PerTokenHead {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "int8_pth"
     }
 
-    fn engines(&self) -> &'static str {
+    fn engines(&self) -> &str {
         "vLLM: --kv-cache-dtype int8_per_token_head"
     }
 

@@ -27,6 +27,8 @@ mod sign;
 mod small_float;
 mod turbo;
 
+use super::exact::{Exact, Tail};
+
 /// Every codec that a scheme may name, options included (`turbo4:quantile`), in the order in which the
 /// catalogue lists them.
 pub static CODECS: &[&dyn Codec] = &[
@@ -63,14 +65,15 @@ pub static CODECS: &[&dyn Codec] = &[
 /// What the deliberately bad control lane stores K and V as; no scheme can name it.
 pub(crate) static BAD: &dyn Codec = &sign::Sign;
 
-/// One way to store a head of K or V: blocks of [`block`](Codec::block) consecutive elements,
-/// [`block_bytes`](Codec::block_bytes) bytes each. Most formats fix the block; in some it is the head.
+/// One way to store a head of K or V: blocks of [`block`](Codec::block) consecutive elements, each of
+/// [`group`](Codec::group) tokens, [`block_bytes`](Codec::block_bytes) bytes each. Most formats fix the block
+/// and take one token; in some the block is the head, some take many tokens together.
 pub trait Codec: Send + Sync {
     /// The name in schemes and reports: ggml's where ggml has the format, else its engine's or a short form.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
     /// The engines that accept this format, and what their users type; empty if none does.
-    fn engines(&self) -> &'static str;
+    fn engines(&self) -> &str;
 
     /// Elements in a block of a head of `head_dim`, which must be a multiple of it.
     fn block(&self, head_dim: usize) -> usize;
@@ -82,7 +85,24 @@ pub trait Codec: Send + Sync {
     /// (`ggml_is_quantized`): not before floats, nor where another engine rotates by itself or not at all.
     fn is_rotated(&self) -> bool;
 
-    /// Encodes one head into [`encoded_bytes`](Codec::encoded_bytes) bytes.
+    /// Tokens that are encoded together, at multiples of this in the sequence.
+    fn group(&self) -> usize {
+        1
+    }
+
+    /// The format of V, where it is laid out otherwise than K.
+    fn for_values(&self) -> Option<&'static dyn Codec> {
+        None
+    }
+
+    /// What stays exact with the tail and sink that a scheme asks for, or by default. A tail of a format
+    /// that takes tokens in groups is a multiple of [`group`](Codec::group), and not zero.
+    fn exact(&self, tail: Option<usize>, sink: Option<usize>) -> Exact {
+        Exact { sink: sink.unwrap_or(0), tail: Tail::Newest(tail.unwrap_or(0)) }
+    }
+
+    /// Encodes one head of a group of tokens, (group, D), into [`encoded_bytes`](Codec::encoded_bytes)
+    /// bytes.
     ///
     /// # Panics
     /// If `x` is not whole blocks or `bytes` has another length than they need.
@@ -93,9 +113,15 @@ pub trait Codec: Send + Sync {
 
     /// Replaces `x` by decode(encode(x)): what attention reads from a cache of this codec.
     fn round_trip(&self, x: &mut [f32]) {
-        let mut bytes = vec![0; self.encoded_bytes(x.len())];
+        let mut bytes = vec![0; self.encoded_bytes(x.len() / self.group())];
         self.encode(x, &mut bytes);
         self.decode(&bytes, x);
+    }
+
+    /// Whether a scale of the encoded head stands at a limit that its format sets to it, and so does less
+    /// than it should: such scales and all scales. Nothing to count for most formats.
+    fn clamped(&self, _x: &[f32]) -> Option<[u64; 2]> {
+        None
     }
 
     /// Bytes of an encoded head.
@@ -105,7 +131,7 @@ pub trait Codec: Send + Sync {
 
     /// Storage cost, scales included.
     fn bits_per_element(&self, head_dim: usize) -> f64 {
-        8.0 * self.block_bytes(head_dim) as f64 / self.block(head_dim) as f64
+        8.0 * self.encoded_bytes(head_dim) as f64 / (head_dim * self.group()) as f64
     }
 }
 
@@ -122,10 +148,10 @@ pub(crate) trait Block<const N: usize, const BYTES: usize>: Send + Sync {
 macro_rules! block_codec {
     ($ty:ty, $n:literal, $bytes:literal) => {
         impl crate::kv::codec::Codec for $ty {
-            fn name(&self) -> &'static str {
+            fn name(&self) -> &str {
                 <Self as crate::kv::codec::Block<$n, $bytes>>::NAME
             }
-            fn engines(&self) -> &'static str {
+            fn engines(&self) -> &str {
                 <Self as crate::kv::codec::Block<$n, $bytes>>::ENGINES
             }
             fn block(&self, _: usize) -> usize {

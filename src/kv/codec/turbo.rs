@@ -101,11 +101,11 @@ const SECOND_SIGNS: [u8; GROUP / 8] = [
 const NO_LENGTH: f32 = 1e-10;
 
 impl Codec for Turbo {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         self.name
     }
 
-    fn engines(&self) -> &'static str {
+    fn engines(&self) -> &str {
         self.engines
     }
 
