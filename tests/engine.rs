@@ -3,7 +3,9 @@
 
 mod support;
 
-use kvgate::kv::cache::{Effective, LaneCache, LayerKv};
+use kvgate::kv::cache::LayerKv;
+use kvgate::kv::effective::Effective;
+use kvgate::kv::lanes::LaneCache;
 use kvgate::kv::Scheme;
 use kvgate::measure::corpus::{self, Chunk};
 use kvgate::measure::engine::{self, Lane, LaneResult};
@@ -231,6 +233,7 @@ fn measured_with(
         chunks: 2,
         baseline: baseline.parse().unwrap(),
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
+        calibration: None,
         residency,
         mimic: None,
     };
@@ -294,8 +297,9 @@ fn a_weight_that_is_not_finite_names_its_tensor() {
 
 #[test]
 fn heads_that_blocks_do_not_divide_are_refused_by_scheme() {
-    let kv = LayerKv { heads: 2, head_dim: 80, window: None, shared: false };
-    let of = |scheme: &str| Effective::new(&scheme.parse::<Scheme>().unwrap(), &[None, Some(kv)]);
+    let kv = LayerKv { heads: 2, head_dim: 80, ..LayerKv::default() };
+    let of =
+        |scheme: &str| Effective::new(&scheme.parse::<Scheme>().unwrap(), &[None, Some(kv)], None);
     let error = of("q8_0").err().unwrap().to_string();
     assert!(error.contains("q8_0 stores blocks of 32 elements") && error.contains("80"), "{error}");
     assert_eq!(of("bf16").unwrap().to_string(), "bf16/bf16");

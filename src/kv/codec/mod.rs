@@ -75,6 +75,12 @@ pub trait Codec: Send + Sync {
     /// The engines that accept this format, and what their users type; empty if none does.
     fn engines(&self) -> &str;
 
+    /// The version of a format that did not come with this crate, which goes up when its values change:
+    /// goldens made with another one are stale. Empty for the crate's own.
+    fn version(&self) -> &str {
+        ""
+    }
+
     /// Elements in a block of a head of `head_dim`, which must be a multiple of it.
     fn block(&self, head_dim: usize) -> usize;
 
@@ -84,6 +90,11 @@ pub trait Codec: Send + Sync {
     /// Whether llama.cpp's rotation comes before it, as before all of ggml's block formats
     /// (`ggml_is_quantized`): not before floats, nor where another engine rotates by itself or not at all.
     fn is_rotated(&self) -> bool;
+
+    /// The largest number of a format without scales, which a calibrated scale fits to what is stored.
+    fn largest(&self) -> Option<f32> {
+        None
+    }
 
     /// Tokens that are encoded together, at multiples of this in the sequence.
     fn group(&self) -> usize {
@@ -140,6 +151,7 @@ pub(crate) trait Block<const N: usize, const BYTES: usize>: Send + Sync {
     const NAME: &'static str;
     const ENGINES: &'static str;
     const ROTATED: bool = N > 1;
+    const LARGEST: Option<f32> = None;
     fn encode_block(x: &[f32; N], bytes: &mut [u8; BYTES]);
     fn decode_block(bytes: &[u8; BYTES], x: &mut [f32; N]);
 }
@@ -162,6 +174,9 @@ macro_rules! block_codec {
             }
             fn is_rotated(&self) -> bool {
                 <Self as crate::kv::codec::Block<$n, $bytes>>::ROTATED
+            }
+            fn largest(&self) -> Option<f32> {
+                <Self as crate::kv::codec::Block<$n, $bytes>>::LARGEST
             }
             fn encode(&self, x: &[f32], bytes: &mut [u8]) {
                 let (x, rest) = x.as_chunks::<$n>();
@@ -196,9 +211,14 @@ macro_rules! block_codec {
 }
 pub(crate) use block_codec;
 
+/// The catalogue.
+pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
+    CODECS.iter().copied()
+}
+
 /// The codec of that name, if the catalogue has it.
 pub fn find(name: &str) -> Option<&'static dyn Codec> {
-    CODECS.iter().copied().find(|c| c.name() == name)
+    all().find(|c| c.name() == name)
 }
 
 /// The signed element with the largest magnitude; the first one wins on ties, as in ggml.
