@@ -103,7 +103,7 @@ fn costs(spec: &Spec) -> Result<(), Stop> {
         spec.layers.iter().filter_map(Layer::attention).filter(|a| a.owns_kv()).collect();
     let kept = |a: &Attention| a.window.unwrap_or(usize::MAX).min(spec.trained_context);
     say(format!(
-        "\n{:<15} {:>6} {:>16} {:>22}",
+        "\n{:<16} {:>6} {:>16} {:>22}",
         "codec", "bits", "KV per token", "at trained context"
     ))?;
     for codec in CODECS {
@@ -112,7 +112,7 @@ fn costs(spec: &Spec) -> Result<(), Stop> {
         let per_token: f64 = owners.iter().map(|a| token(a)).sum();
         let in_context: f64 = owners.iter().map(|a| token(a) * kept(a) as f64).sum();
         say(format!(
-            "{:<15} {:>6} {:>16} {:>22}",
+            "{:<16} {:>6} {:>16} {:>22}",
             codec.name(),
             shown_bits(bits),
             bytes(per_token / 8.0),
