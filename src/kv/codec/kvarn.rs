@@ -3,7 +3,7 @@
 //! code and 0.375 for scales; in heads of 64, 0.5 for those of K and 0.625 for those of V.
 //!
 //! Heads are rotated by the whole H, rounded to half, as they are staged, and cut into slices of 128
-//! channels. A slice is a tile t, [channel, token] for K, [token, channel] for V; its scales r of rows and
+//! channels. A slice is a tile t: a row for each channel in K, for each token in V; its scales r of rows and
 //! c of columns are what [`balance`] gives. Of a row of t/(c·r) with the least number lo and the largest hi,
 //! s = max((hi - lo)/(2^b - 1), 1e-10), and the code of a number is round((t/(c·r) - lo)/s) within 0 to
 //! 2^b - 1, halves away from zero. Reads as H·((q·half(r·s) + half(r·lo))·half(c)).
