@@ -9,6 +9,8 @@ mod fp8;
 mod int4_pth;
 mod int8_pth;
 mod iq4_nl;
+mod kivi;
+mod kvarn;
 mod mxfp4;
 mod nvfp4;
 mod pack;
@@ -36,17 +38,34 @@ pub static CODECS: &[&dyn Codec] = &[
     &float::F16,
     &float::Bf16,
     &q8_0::Q8_0,
+    &kvarn::KVARN8[0],
+    &kvarn::KVARN8[1],
+    &kvarn::KVARN8[2],
+    &kvarn::KVARN8[3],
     &int8_pth::Int8PerTokenHead,
     &fp8::E4m3,
     &fp8::E5m2,
     &q6_1::Q6_1,
     &q6_0::Q6_0,
+    &kvarn::KVARN6[0],
+    &kvarn::KVARN6[1],
+    &kvarn::KVARN6[2],
+    &kvarn::KVARN6[3],
     &q5_1::Q5_1,
     &q5_0::Q5_0,
+    &kvarn::KVARN5[0],
+    &kvarn::KVARN5[1],
+    &kvarn::KVARN5[2],
+    &kvarn::KVARN5[3],
     &q4_1::Q4_1,
+    &kivi::KIVI4,
     &q4_0::Q4_0,
     &iq4_nl::Iq4Nl,
     &nvfp4::Nvfp4,
+    &kvarn::KVARN4[0],
+    &kvarn::KVARN4[1],
+    &kvarn::KVARN4[2],
+    &kvarn::KVARN4[3],
     &mxfp4::Mxfp4,
     &int4_pth::Int4PerTokenHead,
     &turbo::TURBO4,
@@ -54,10 +73,19 @@ pub static CODECS: &[&dyn Codec] = &[
     &turbo::TURBO4_UNBIASED,
     &q3_1::Q3_1,
     &q3_0::Q3_0,
+    &kvarn::KVARN3[0],
+    &kvarn::KVARN3[1],
+    &kvarn::KVARN3[2],
+    &kvarn::KVARN3[3],
     &turbo::TURBO3,
     &turbo::TURBO3_UNBIASED,
     &q2_1::Q2_1,
+    &kivi::KIVI2,
     &q2_0::Q2_0,
+    &kvarn::KVARN2[0],
+    &kvarn::KVARN2[1],
+    &kvarn::KVARN2[2],
+    &kvarn::KVARN2[3],
     &turbo::TURBO2,
     &turbo::TURBO2_UNBIASED,
 ];
