@@ -7,7 +7,7 @@ use kvgate::kv::cache::LayerKv;
 use kvgate::kv::effective::Effective;
 use kvgate::kv::lanes::LaneCache;
 use kvgate::kv::Scheme;
-use kvgate::measure::corpus::{self, Chunk};
+use kvgate::measure::corpus::{self, scored, Chunk};
 use kvgate::measure::engine::{self, Lane, LaneResult};
 use kvgate::measure::stats::Position;
 use kvgate::measure::{measure, Measured, Request};
@@ -144,7 +144,8 @@ fn schemes_that_differ_give_numbers_that_differ() {
 fn a_context_longer_than_a_tile_reads_what_a_shorter_one_reads() {
     let long = Bench::new(&[], 1100, 2);
     let tokens = long.chunks[0].tokens[..700].to_vec();
-    let chunks = vec![Chunk { tokens, ..long.chunks[0].clone() }];
+    let scored = scored(tokens.len());
+    let chunks = vec![Chunk { tokens, scored, ..long.chunks[0].clone() }];
     let short = Bench { decoder: Bench::new(&[], 64, 1).decoder, chunks };
     let lanes = long.positions("f16", &["f16", "q4_0"]);
     is_identity(&lanes[0], 2 * 549);
