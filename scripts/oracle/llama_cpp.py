@@ -33,6 +33,9 @@ _free = declare("llama_model_free", None, C.c_void_p)
 _vocab = declare("llama_model_get_vocab", C.c_void_p, C.c_void_p)
 _add_bos = declare("llama_vocab_get_add_bos", C.c_bool, C.c_void_p)
 _bos = declare("llama_vocab_bos", C.c_int32, C.c_void_p)
+_text = declare("llama_vocab_get_text", C.c_char_p, C.c_void_p, C.c_int32)
+_count = declare("llama_vocab_n_tokens", C.c_int32, C.c_void_p)
+_is_end = declare("llama_vocab_is_eog", C.c_bool, C.c_void_p, C.c_int32)
 _tokenize = declare(
     "llama_tokenize", C.c_int32, C.c_void_p, C.c_char_p, C.c_int32, C.POINTER(C.c_int32), C.c_int32, C.c_bool, C.c_bool
 )
@@ -56,10 +59,18 @@ class Model:
         """The id that is put before every text, or None."""
         return _bos(self.vocab) if _add_bos(self.vocab) else None
 
-    def tokenize(self, text):
-        """Ids of `text` (bytes) with add_special = true, parse_special = false."""
+    def text(self, id):
+        """A token as the vocabulary spells it."""
+        return _text(self.vocab, id).decode()
+
+    def ends(self):
+        """The ids after which nothing is generated."""
+        return [id for id in range(_count(self.vocab)) if _is_end(self.vocab, id)]
+
+    def tokenize(self, text, add_special=True, parse_special=False):
+        """Ids of `text` (bytes)."""
         ids = (C.c_int32 * (len(text) + 8))()
-        n = _tokenize(self.vocab, text, len(text), ids, len(ids), True, False)
+        n = _tokenize(self.vocab, text, len(text), ids, len(ids), add_special, parse_special)
         if n < 0:
             raise SystemExit("llama.cpp cannot tokenize this text")
         return array("i", ids[:n]).tolist()

@@ -3,8 +3,8 @@
 //! checking what arrived, and errors that say what to do.
 
 use super::{
-    cache, home, shards, variable, HubError, Pinned, CONFIG, INDEX, TOKENIZER, TOKENIZER_CONFIG,
-    WEIGHTS,
+    cache, home, shards, variable, HubError, Pinned, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG,
+    INDEX, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
 };
 use crate::measure::Progress;
 use crate::nearest::nearest;
@@ -124,8 +124,9 @@ impl<'a> Client<'a> {
         if own_tokenizer {
             self.get(TOKENIZER)?;
         }
-        if self.listed.contains_key(TOKENIZER_CONFIG) {
-            self.get(TOKENIZER_CONFIG)?;
+        let optional = [TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG];
+        for file in optional.into_iter().filter(|file| self.listed.contains_key(*file)) {
+            self.get(file)?;
         }
         if self.listed.contains_key(WEIGHTS) || !self.listed.contains_key(INDEX) {
             return self.get(WEIGHTS);

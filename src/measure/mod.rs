@@ -5,6 +5,7 @@ pub mod corpus;
 mod divergence;
 pub mod engine;
 pub mod mimic;
+pub mod prompts;
 pub mod stats;
 
 use crate::hash;

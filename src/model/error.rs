@@ -97,6 +97,16 @@ pub enum ModelError {
         /// What is wrong.
         message: String,
     },
+    /// The chat template cannot be rendered.
+    #[error("{}: its chat template ({place}) cannot be rendered: {message}; if it needs more than Jinja as transformers runs it, a prompt's `text` does without a template", path.display())]
+    Template {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The key or file that holds the template, and the line where it failed.
+        place: String,
+        /// What is wrong.
+        message: String,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

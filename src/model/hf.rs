@@ -188,7 +188,28 @@ fn weights(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
 
 fn json(path: &Path) -> Result<Value, ModelError> {
     let bytes = std::fs::read(path).map_err(|error| io(path, error))?;
-    serde_json::from_slice(&bytes).map_err(|error| malformed(path, error.to_string()))
+    parse(path, &bytes)
+}
+
+fn parse(path: &Path, json: &[u8]) -> Result<Value, ModelError> {
+    serde_json::from_slice(json).map_err(|error| malformed(path, error.to_string()))
+}
+
+/// A file that a checkpoint may lack.
+pub(super) fn optional(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some).map_err(|error| io(path, error)),
+    }
+}
+
+/// The same with JSON in it; null where it is not there.
+pub(super) fn optional_json(path: &Path) -> Result<Value, ModelError> {
+    optional(path)?.map_or(Ok(Value::Null), |bytes| parse(path, &bytes))
+}
+
+pub(super) fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String, ModelError> {
+    String::from_utf8(bytes).map_err(|error| malformed(path, error.to_string()))
 }
 
 fn io(path: &Path, error: std::io::Error) -> ModelError {

@@ -4,6 +4,7 @@
 //! has a forward pass of its own.
 
 pub(crate) mod attention;
+pub mod chat;
 mod config;
 pub mod decoder;
 mod delta_net;
@@ -13,7 +14,7 @@ mod experts;
 mod family;
 mod gguf;
 mod hf;
-mod layer;
+pub(crate) mod layer;
 pub(crate) mod ops;
 pub mod spec;
 mod tensors;
@@ -23,6 +24,7 @@ pub use error::ModelError;
 
 use crate::hub::TOKENIZER;
 use crate::policy::Source;
+use chat::ChatTemplate;
 use decoder::{Decoder, Residency};
 use gguf::Gguf;
 use hf::HfCheckpoint;
@@ -45,6 +47,10 @@ pub struct Checkpoint {
     pub spec: Spec,
     /// The checkpoint's own tokenizer, or the one that the policy names.
     pub tokenizer: Tokenizer,
+    /// How a conversation becomes text; base models have none.
+    pub template: Option<ChatTemplate>,
+    /// Tokens after which nothing is generated, in rising order.
+    pub ends: Vec<u32>,
 }
 
 /// All files that the checkpoint at `path` consists of, whether they are there or not.
@@ -91,6 +97,8 @@ impl Checkpoint {
                 None => Tokenizer::from_gguf(&file)?,
             },
             tokenizer_file: tokenizer.map(Into::into),
+            template: ChatTemplate::from_gguf(&file)?,
+            ends: chat::ends_of_gguf(&file)?,
             tensors: Arc::new(file),
             spec,
         })
@@ -108,6 +116,8 @@ impl Checkpoint {
             dtypes: folder.dtypes().into_iter().collect(),
             tokenizer: Tokenizer::from_file(&tokenizer)?,
             tokenizer_file: Some(tokenizer),
+            template: ChatTemplate::from_folder(path)?,
+            ends: chat::ends_of_folder(path)?,
             tensors: Arc::new(folder),
             spec,
         })

@@ -11,6 +11,10 @@ use super::ModelError;
 use candle_core::quantized::gguf_file::Value;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::OnceLock;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence as DecoderSequence;
 use tokenizers::models::bpe::{Merges, BPE};
 use tokenizers::normalizers::replace::{Replace, ReplacePattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -22,7 +26,9 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 /// SentencePiece writes a space as this.
 const SPACE: &str = "\u{2581}";
 
-/// Token types of `tokenizer.ggml.token_type` that text may spell without asking for specials.
+/// Types of `tokenizer.ggml.token_type`: tokens that text spells only where special tokens are asked
+/// for, and tokens that it always spells.
+const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
 
 const GPT2_SPLIT: &str =
@@ -33,9 +39,12 @@ const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}
 const PRE_TOKENIZERS: &[(&str, &[&str])] =
     &[("gpt-2", &[GPT2_SPLIT]), ("smollm", &[r"\p{N}", GPT2_SPLIT]), ("qwen2", &[QWEN2_SPLIT])];
 
-/// Text to token ids.
+/// Text to token ids, and back.
 pub struct Tokenizer {
+    /// Reads special tokens in a text as plain text.
     inner: tokenizers::Tokenizer,
+    /// The same reading them as tokens, from when it is first needed.
+    with_specials: OnceLock<tokenizers::Tokenizer>,
     /// The token that stands before a text and, in llama.cpp's chunks, before each chunk.
     pub bos: Option<u32>,
     /// What it was built from, for people.
@@ -43,6 +52,11 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
+    fn new(mut inner: tokenizers::Tokenizer, bos: Option<u32>, kind: String) -> Self {
+        inner.set_encode_special_tokens(true);
+        Tokenizer { inner, with_specials: OnceLock::new(), bos, kind }
+    }
+
     /// Reads a Hugging Face `tokenizer.json`.
     ///
     /// # Errors
@@ -53,7 +67,6 @@ impl Tokenizer {
             message: format!("cannot use this tokenizer: {e}"),
         };
         let mut inner = tokenizers::Tokenizer::from_file(path).map_err(fail)?;
-        inner.set_encode_special_tokens(true);
         inner.with_truncation(None).map_err(fail)?.with_padding(None);
         // BOS is what the file's own template puts before a text
         let first = |special| -> Result<Option<u32>, ModelError> {
@@ -61,7 +74,7 @@ impl Tokenizer {
         };
         let (with, without) = (first(true)?, first(false)?);
         let bos = if with == without { None } else { with };
-        Ok(Tokenizer { inner, bos, kind: "tokenizer.json".into() })
+        Ok(Tokenizer::new(inner, bos, "tokenizer.json".into()))
     }
 
     pub(crate) fn from_gguf(file: &Gguf) -> Result<Self, ModelError> {
@@ -73,13 +86,17 @@ impl Tokenizer {
             "llama" => (sentence_piece(file, &vocabulary)?, true),
             other => return Err(unusable(file, format!("its tokenizer `{other}` is unknown"))),
         };
-        let added = vocabulary
-            .tokens
-            .iter()
-            .zip(&vocabulary.types)
-            .filter(|&(token, &kind)| kind == USER_DEFINED && !token.is_empty())
-            .map(|(token, _)| AddedToken::from(token.as_str(), false).normalized(false));
-        inner.add_tokens(added).map_err(|e| unusable(file, e.to_string()))?;
+        let added = |kind: u64| {
+            let special = kind == CONTROL;
+            let tokens = vocabulary.tokens.iter().zip(&vocabulary.types);
+            let tokens = tokens.filter(move |&(token, &of)| of == kind && !token.is_empty());
+            tokens
+                .map(move |(token, _)| AddedToken::from(token.as_str(), special).normalized(false))
+        };
+        inner
+            .add_tokens(added(USER_DEFINED))
+            .and_then(|_| inner.add_special_tokens(added(CONTROL)))
+            .map_err(|e| unusable(file, e.to_string()))?;
         let add_bos = match file.value("tokenizer.ggml.add_bos_token") {
             Some(Value::Bool(b)) => *b,
             _ => bos_by_default,
@@ -92,7 +109,7 @@ impl Tokenizer {
             _ => None,
         };
         let kind = if model == "gpt2" { format!("BPE, {pre}") } else { "SentencePiece".into() };
-        Ok(Tokenizer { inner, bos, kind: format!("{kind}, from the GGUF") })
+        Ok(Tokenizer::new(inner, bos, format!("{kind}, from the GGUF")))
     }
 
     /// Token ids of a text: BOS first where the tokenizer adds one, special tokens in the text read
@@ -104,16 +121,39 @@ impl Tokenizer {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| e.to_string())?;
         Ok(self.bos.into_iter().chain(encoding.get_ids().iter().copied()).collect())
     }
+
+    /// Token ids of what a chat template wrote: special tokens in the text are read as such, and BOS is
+    /// one of them (`add_special = false, parse_special = true`).
+    ///
+    /// # Errors
+    /// Text that the vocabulary cannot spell.
+    pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, String> {
+        let inner = self.with_specials.get_or_init(|| {
+            let mut inner = self.inner.clone();
+            inner.set_encode_special_tokens(false);
+            inner
+        });
+        let encoding = inner.encode_fast(text, false).map_err(|e| e.to_string())?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of tokens, special ones included; U+FFFD where they begin or end within a character.
+    ///
+    /// # Errors
+    /// What a `tokenizer.json` with a decoder of its own cannot decode.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, String> {
+        self.inner.decode(ids, false).map_err(|e| e.to_string())
+    }
 }
 
 /// The vocabulary of a GGUF file.
-struct Vocabulary {
+pub(super) struct Vocabulary {
     tokens: Vec<String>,
     types: Vec<u64>,
 }
 
 impl Vocabulary {
-    fn read(file: &Gguf) -> Result<Self, ModelError> {
+    pub fn read(file: &Gguf) -> Result<Self, ModelError> {
         let tokens = strings(file, "tokenizer.ggml.tokens")?;
         let types = match file.value("tokenizer.ggml.token_type") {
             Some(Value::Array(types)) => types
@@ -133,6 +173,12 @@ impl Vocabulary {
             ));
         }
         Ok(Vocabulary { tokens, types })
+    }
+
+    /// Control tokens with their texts.
+    pub fn control(&self) -> impl Iterator<Item = (u32, &str)> {
+        let tokens = (0..).zip(&self.tokens).zip(&self.types);
+        tokens.filter(|(_, &kind)| kind == CONTROL).map(|((id, text), _)| (id, text.as_str()))
     }
 
     fn ids(&self) -> HashMap<String, u32> {
@@ -175,6 +221,7 @@ fn byte_level(
     steps.push(ByteLevel::new(false, true, false).into());
     let mut tokenizer = tokenizers::Tokenizer::new(bpe);
     tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
     Ok(tokenizer)
 }
 
@@ -227,10 +274,17 @@ fn sentence_piece(
     let spaces = Replace::new(ReplacePattern::String(" ".into()), SPACE)
         .map_err(|e| unusable(file, e.to_string()))?;
     tokenizer.with_normalizer(Some(spaces)).map_err(|e| unusable(file, e.to_string()))?;
+    let spaces = Replace::new(ReplacePattern::String(SPACE.into()), " ")
+        .map_err(|e| unusable(file, e.to_string()))?;
+    tokenizer.with_decoder(Some(DecoderSequence::new(vec![
+        spaces.into(),
+        ByteFallback::new().into(),
+        Fuse::new().into(),
+    ])));
     Ok(tokenizer)
 }
 
-fn text<'a>(file: &'a Gguf, key: &str) -> Option<&'a str> {
+pub(super) fn text<'a>(file: &'a Gguf, key: &str) -> Option<&'a str> {
     match file.value(key) {
         Some(Value::String(s)) => Some(s),
         _ => None,
