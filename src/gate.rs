@@ -1,6 +1,7 @@
 //! The gate: a policy's cases, measured model by model and judged case by case.
 
 use crate::golden::{self, Golden};
+use crate::measure::generate::Generate;
 use crate::measure::{measure, Measured, Progress, Request, ENGINE};
 use crate::policy::{CaseKind, Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
 use crate::repo;
@@ -100,6 +101,10 @@ impl Gate {
         progress: Progress,
     ) -> Result<Measured, String> {
         let model = &self.policy.models[model];
+        let kept = match &model.generate {
+            None => None,
+            Some(_) => golden::read_text(&self.root, &model.name).map_err(|e| e.to_string())?,
+        };
         let request = Request {
             model: &model.name,
             source: &model.source,
@@ -109,6 +114,11 @@ impl Gate {
             baseline: model.baseline.clone(),
             calibration: model.calibration.as_deref(),
             schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme.clone())).collect(),
+            generate: model.generate.as_ref().map(|prompts| Generate {
+                prompts: &prompts.file,
+                tokens: prompts.tokens,
+                kept: kept.as_ref(),
+            }),
             residency: None,
             mimic: None,
         };

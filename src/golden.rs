@@ -18,11 +18,15 @@
 
 mod accept;
 mod compare;
+mod replay;
 mod review;
+mod text;
 
 pub use accept::{accept, AcceptError, Accepted};
 pub use compare::{compare, conditions_differ, tolerance, Comparison, Difference, Row, Tolerance};
+pub use replay::GoldenReplay;
 pub use review::{check, note_not_run, prepare_insta, GoldenVerdict};
+pub use text::{read_text, text_path};
 
 use crate::measure::stats::Statistic;
 use crate::results::{Conditions, CorpusFile, Measurement, Outcome, SchemeResult, Subject};
@@ -43,6 +47,8 @@ pub struct Golden {
     pub tokens_scored: u64,
     /// The statistics, in the order of [`Statistic::ALL`].
     pub values: [f64; Statistic::ALL.len()],
+    /// What the scheme makes of the baseline's text.
+    pub replay: Option<GoldenReplay>,
     /// What was measured.
     pub subject: Subject,
     /// How it was measured.
@@ -113,10 +119,15 @@ impl Golden {
             let statistic = Statistic::ALL[i].name();
             return Err(GoldenError::NotFinite { statistic, value: values[i] });
         }
+        let replay = scheme.replay.as_ref().map(GoldenReplay::of);
+        if replay.as_ref().is_some_and(|replay| !replay.is_finite()) {
+            return Err(GoldenError::NotFinite { statistic: "generated_kld", value: f64::NAN });
+        }
         Ok(Self {
             effective: scheme.effective.clone(),
             tokens_scored: statistics.tokens_scored,
             values,
+            replay,
             subject: measurement.subject.clone(),
             conditions: Conditions {
                 needs: scheme.needs.clone(),
@@ -151,6 +162,7 @@ impl Golden {
             effective,
             tokens_scored,
             values,
+            replay: GoldenReplay::parse(&mut lines)?,
             subject: lines.subject()?,
             conditions: lines.conditions()?,
         };
@@ -191,6 +203,7 @@ fn condition_lines(conditions: &Conditions) -> Vec<(&'static str, String)> {
         ("device", conditions.device.clone()),
         ("weights", conditions.weights.clone()),
     ]);
+    lines.extend(conditions.prompts.clone().map(|prompts| ("prompts", prompts)));
     lines.extend(conditions.needs.iter().map(|needed| ("needs", needed.clone())));
     lines
 }
@@ -223,6 +236,9 @@ impl fmt::Display for Golden {
         writeln!(f, "{:<16}{}", "tokens_scored", self.tokens_scored)?;
         for (statistic, value) in Statistic::ALL.into_iter().zip(self.values) {
             writeln!(f, "{:<16}{}", statistic.name(), rounded(statistic, value))?;
+        }
+        if let Some(replay) = &self.replay {
+            write!(f, "\n{replay}")?;
         }
         let blocks = [
             ("subject", subject_lines(&self.subject)),
@@ -329,8 +345,12 @@ impl<'a> Lines<'a> {
             engine: self.field("engine")?,
             device: self.field("device")?,
             weights: self.field("weights")?,
+            prompts: None,
             needs: Vec::new(),
         };
+        if self.is_next("prompts") {
+            conditions.prompts = Some(self.field("prompts")?);
+        }
         while self.is_next("needs") {
             conditions.needs.push(self.field("needs")?);
         }

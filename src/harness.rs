@@ -172,7 +172,8 @@ struct Session {
 impl Session {
     fn new(gate: Gate, chosen: Vec<Case>) -> Self {
         let models = gate.policy.models.iter().map(|_| OnceLock::new()).collect();
-        let store = gate.case_by_case.then(|| Store::new(gate.results.join("store")));
+        let store =
+            gate.case_by_case.then(|| Store::new(gate.results.join("store"), gate.root.clone()));
         Session {
             gate,
             chosen,

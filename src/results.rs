@@ -4,6 +4,7 @@
 //! the verdicts of the policy that the run was made under. Goldens are accepted from it, and reports
 //! are rendered from it, without a model.
 
+use crate::measure::replay::{Generated, Replay};
 use crate::measure::stats::{Part, Statistics};
 use crate::verdict::Verdict;
 use serde::{Deserialize, Serialize};
@@ -53,6 +54,9 @@ pub struct Measurement {
     pub controls: Vec<Control>,
     /// One entry for each scheme, in the policy's order.
     pub schemes: Vec<SchemeResult>,
+    /// The baseline's text, where the policy names prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generated: Option<Generated>,
 }
 
 /// First half of provenance.
@@ -84,6 +88,9 @@ pub struct Conditions {
     pub device: String,
     /// How weights were stored: `f32` or `bf16`.
     pub weights: String,
+    /// Prompts, template and length of the text that the baseline writes, where there are prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompts: Option<String>,
     /// What else a scheme's values depend on: a calibration, a codec from outside. Of a measurement
     /// nothing; of a golden what its scheme needs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -149,6 +156,9 @@ pub struct SchemeResult {
     /// What it costs to store; none for a scheme that does not fit the model.
     #[serde(flatten)]
     pub storage: Option<Storage>,
+    /// What it makes of the baseline's text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
     /// Numbers, or why there are none.
     #[serde(flatten)]
     pub outcome: Outcome,

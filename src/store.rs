@@ -6,7 +6,9 @@
 //! condition is another entry.
 
 use crate::files::write_atomically;
+use crate::golden;
 use crate::hash;
+use crate::measure::prompts::PromptSet;
 use crate::policy::{Cell, ModelPolicy};
 use crate::results::Measurement;
 use std::fs::File;
@@ -16,11 +18,13 @@ use std::path::{Path, PathBuf};
 /// A folder of measurements.
 pub(crate) struct Store {
     folder: PathBuf,
+    /// The policy's folder.
+    root: PathBuf,
 }
 
 impl Store {
-    pub fn new(folder: PathBuf) -> Self {
-        Store { folder }
+    pub fn new(folder: PathBuf, root: PathBuf) -> Self {
+        Store { folder, root }
     }
 
     /// The stored measurement, or what `measure` gives, which is stored. Only one process at a time
@@ -34,7 +38,7 @@ impl Store {
         let fail = |error: io::Error| {
             format!("cannot share results through {}: {error}", self.folder.display())
         };
-        let key = key(model, cells).map_err(fail)?;
+        let key = key(&self.root, model, cells).map_err(fail)?;
         std::fs::create_dir_all(&self.folder).map_err(fail)?;
         let lock = File::create(self.folder.join(format!("{key}.lock"))).map_err(fail)?;
         lock.lock().map_err(fail)?;
@@ -55,7 +59,7 @@ fn read(entry: &Path) -> Option<Measurement> {
 }
 
 /// The hash of all that values depend on.
-fn key(model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> {
+fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> {
     let mut parts = vec![hash::of_file(&std::env::current_exe()?)?, model.name.clone()];
     // a file that is missing is an error of the measurement, which says more
     let optional = |path: &Path| hash::of_file(path).unwrap_or_else(|_| "missing".into());
@@ -67,6 +71,13 @@ fn key(model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> {
     parts.extend(model.source.tokenizer.iter().map(|path| optional(path)));
     parts.extend(model.calibration.iter().map(|path| optional(path)));
     parts.extend(model.corpus.iter().map(|path| optional(path)));
+    if let Some(prompts) = &model.generate {
+        // a set that cannot be read is an error of the measurement, too
+        let set = PromptSet::read(&prompts.file);
+        let set = set.map_or("unreadable".into(), |set| set.sha256().to_string());
+        let text = optional(&golden::text_path(root, &model.name));
+        parts.push(format!("{set} {} {text}", prompts.tokens));
+    }
     parts.push(format!("{} {} {}", model.context, model.chunks, model.baseline));
     parts.extend(cells.iter().map(|cell| format!("{}={}", cell.label, cell.scheme)));
     Ok(hash::of_bytes(parts.join("\n").as_bytes()))

@@ -411,10 +411,22 @@ fn broken_ruler(measurement: &Measurement) -> Option<String> {
     ))
 }
 
+/// The baseline's own text is a ruler, too: where it is decided, it must write it again.
+fn broken_text(measurement: &Measurement) -> Option<String> {
+    let flips = measurement.generated.as_ref()?.own_flips;
+    (flips > 0).then(|| {
+        format!(
+            "the baseline would not write its own text again: {flips} flips where it is decided; \
+             remove the golden {}.text.snap, and measure anew",
+            measurement.model
+        )
+    })
+}
+
 /// Why schemes of a measurement cannot be trusted, by label: they did not engage, the identity is
 /// broken, or the ruler is. A control that does not read as it must takes all of them.
 pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
-    if let Some(reason) = broken_ruler(measurement) {
+    if let Some(reason) = broken_ruler(measurement).or_else(|| broken_text(measurement)) {
         let labels = measurement.schemes.iter().map(|result| result.scheme.clone());
         return labels.map(|label| (label, reason.clone())).collect();
     }

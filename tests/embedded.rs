@@ -56,6 +56,7 @@ fn identity_is_exact_for_any_number_of_chunks() {
                 baseline: "f16".parse().unwrap(),
                 schemes: vec![("f16".into(), "f16".parse().unwrap())],
                 calibration: None,
+                generate: None,
                 residency: None,
                 mimic: None,
             };
@@ -91,6 +92,7 @@ fn a_router_without_numbers_names_its_layer() {
         baseline: "f16".parse().unwrap(),
         schemes: Vec::new(),
         calibration: None,
+        generate: None,
         residency: None,
         mimic: None,
     };

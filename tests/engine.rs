@@ -235,6 +235,7 @@ fn measured_with(
         baseline: baseline.parse().unwrap(),
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
         calibration: None,
+        generate: None,
         residency,
         mimic: None,
     };

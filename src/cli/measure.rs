@@ -2,6 +2,7 @@
 
 use super::{name, say, source, Stop, NOT_MEASURED, USAGE};
 use crate::kv::Scheme;
+use crate::measure::generate::Generate;
 use crate::measure::mimic::Mimic;
 use crate::measure::{measure, Request, ENGINE};
 use crate::model::decoder::Residency;
@@ -39,6 +40,12 @@ pub(super) struct Arguments {
     /// What `kvgate calibrate` wrote for the model, for schemes that need it
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
+    /// Prompts that the baseline continues; schemes are fed its text, and their flips are counted
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Tokens of each continuation, at most
+    #[arg(long, default_value_t = 64, value_name = "N", requires = "prompts")]
+    generate: usize,
     /// Where to compute
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
@@ -101,6 +108,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         baseline: scheme(&arguments.baseline)?,
         schemes,
         calibration: arguments.calibration.as_deref(),
+        generate: arguments.prompts.as_deref().map(|prompts| Generate {
+            prompts,
+            tokens: arguments.generate.max(1),
+            kept: None,
+        }),
         residency: arguments.residency.map(|place| match place {
             Place::Resident => Residency::Resident,
             Place::Streamed => Residency::Streamed,

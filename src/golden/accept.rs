@@ -1,7 +1,7 @@
 //! `kvgate accept`: goldens from the results of a run, without the model and without a GPU.
 
 use super::review::pending;
-use super::{path, stem, Golden};
+use super::{path, stem, text, Golden};
 use crate::files::write_atomically;
 use crate::policy::{ModelPolicy, Policy};
 use crate::results::{CorpusFile, Measurement, Results, SchemeResult};
@@ -96,7 +96,23 @@ pub fn accept(
     if !refusals.is_empty() {
         return Err(AcceptError::Refused(refusals));
     }
+    let mut texts = BTreeSet::new();
+    for (measurement, _) in &cells {
+        if texts.insert(&measurement.model) {
+            write_text(root, measurement)?;
+        }
+    }
     goldens.into_iter().map(|(case, golden)| write(root, case, &golden)).collect()
+}
+
+/// The baseline's text, which the cases of a model were measured on.
+fn write_text(root: &Path, measurement: &Measurement) -> Result<(), AcceptError> {
+    let Some(generated) = &measurement.generated else { return Ok(()) };
+    let path = text::text_path(root, &measurement.model);
+    write_atomically(&path, |w| w.write_all(text::snapshot(generated).as_bytes()))
+        .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
+    let _ = std::fs::remove_file(pending(root, &text::text_stem(&measurement.model)));
+    Ok(())
 }
 
 fn case(measurement: &Measurement, scheme: &SchemeResult) -> String {

@@ -192,6 +192,9 @@ fn rows(old: &Golden, new: &Golden) -> Vec<Row> {
         let tolerance = tolerance(*statistic);
         rows.push(Row { name: statistic.name(), old, new, text, tolerance });
     }
+    if let (Some(old), Some(new)) = (&old.replay, &new.replay) {
+        rows.extend(old.rows(new));
+    }
     rows
 }
 

@@ -1,7 +1,9 @@
 //! The golden's verdict, and insta's part in it: `cargo insta review` shows what changed. The
 //! verdict is kvgate's own comparison and never depends on insta's mode.
 
-use super::{compare, path, Comparison, Difference, Golden, GoldenError, Row, Tolerance};
+use super::{
+    compare, path, text, Comparison, Difference, Golden, GoldenError, Row, Tolerance, HEADER,
+};
 use crate::files::write_atomically;
 use crate::report::table::{render, Align, Cell};
 use crate::results::{Measurement, SchemeResult};
@@ -76,12 +78,17 @@ pub fn check(
     };
     let reviewable = !matches!(comparison, Comparison::Stale(_));
     if reviewable {
-        offer(root, stem, &comparison, &new);
+        offer(root, stem, comparison == Comparison::Matches, &new.to_string());
     } else {
         note_not_run(root, stem);
     }
+    let unread_text = offer_text(root, measurement);
     let mend = mend(&case, results, reviewable && pending(root, stem).exists());
     let (verdict, what) = match comparison {
+        Comparison::Matches if unread_text => {
+            let what = "the baseline's text, which it was measured on, is not accepted yet\n";
+            (Verdict::GoldenChanged, what.to_string())
+        }
         Comparison::Matches => {
             return GoldenVerdict { verdict: Verdict::Pass, message: String::new() }
         }
@@ -176,26 +183,33 @@ impl insta::Comparator for Decided {
     }
 }
 
+/// Offers the baseline's text for review; whether it has not been accepted.
+fn offer_text(root: &Path, measurement: &Measurement) -> bool {
+    let Some(generated) = &measurement.generated else { return false };
+    let content = text::Shown(generated).to_string();
+    offer(root, &text::text_stem(&measurement.model), generated.accepted, &content);
+    !generated.accepted
+}
+
 /// Lets insta note the golden as referenced and write, or clear away, its pending snapshot.
-fn offer(root: &Path, stem: &str, comparison: &Comparison, new: &Golden) {
+fn offer(root: &Path, stem: &str, matches: bool, new: &str) {
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path(absolute(root).join("goldens"));
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
-    let matches = *comparison == Comparison::Matches;
     settings.set_comparator(Box::new(Decided { matches }));
     ASSERTING.set(true);
     let asserted = catch_unwind(AssertUnwindSafe(|| {
-        settings.bind(|| insta::assert_snapshot!(stem, new.to_string()));
+        settings.bind(|| insta::assert_snapshot!(stem, new));
     }));
     ASSERTING.set(false);
-    drop(asserted); // `comparison` has said it already
+    drop(asserted); // the comparison has said it already
                     // insta names the source file of this library, a path of this machine; a golden accepted from
                     // here shall be the same file as one that `accept` writes
     let pending = pending(root, stem);
     if pending.exists() {
         // best effort: the verdict stands whatever becomes of the pending file
-        let _ = write_atomically(&pending, |w| w.write_all(new.snapshot().as_bytes()));
+        let _ = write_atomically(&pending, |w| w.write_all(format!("{HEADER}{new}").as_bytes()));
     }
 }
 

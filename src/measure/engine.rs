@@ -85,7 +85,7 @@ impl LaneError {
 
 impl LaneError {
     /// An error of a layer; those of its cache name it already.
-    fn at(layer: usize, error: CacheError) -> Self {
+    pub(super) fn at(layer: usize, error: CacheError) -> Self {
         match error {
             CacheError::Tensor(error) => {
                 let why = error.to_string().lines().next().unwrap_or_default().into();

@@ -7,6 +7,7 @@
 use super::corpus::Chunk;
 use super::engine::{self, Lane, LaneError, LaneResult};
 use super::prompts::{Prompt, PromptError, PromptSet, Prompts};
+use super::replay::{Continuation, Divergence, Generated, PromptReplay, Replay};
 use super::stats::Position;
 use super::{MeasureError, Progress};
 use crate::kv::effective::Effective;
@@ -15,7 +16,7 @@ use crate::model::decoder::{At, Decoder};
 use crate::model::layer::RopeTables;
 use crate::model::ops::read;
 use crate::model::Checkpoint;
-use crate::results::{Continuation, Divergence, Generated, PromptReplay, Replay, Sides};
+use crate::results::Sides;
 use std::path::Path;
 
 /// A flip where the baseline's first token leads its second by this much in probability is no matter of
@@ -63,6 +64,7 @@ impl<'a> Replayer<'a> {
         progress: Progress,
     ) -> Result<Self, MeasureError> {
         let prompts = PromptSet::read(asked.prompts)?.tokens(checkpoint)?;
+        super::spelled(prompts.prompts.iter().flat_map(|prompt| &prompt.tokens), checkpoint)?;
         let mut generated = Generated {
             weights_sha256: weights_sha256.into(),
             prompts_sha256: prompts.sha256.clone(),
@@ -82,20 +84,14 @@ impl<'a> Replayer<'a> {
             None => {
                 for (i, prompt) in prompts.prompts.iter().enumerate() {
                     progress("generating", i as u64, prompts.prompts.len() as u64);
-                    let tokens = greedy(
-                        decoder,
-                        baseline,
-                        &prompt.tokens,
-                        asked.tokens,
-                        checkpoint.end_tokens(),
-                    )
-                    .map_err(|error| MeasureError::Generating {
-                        prompt: prompt.id.clone(),
-                        why: error.brief(),
-                    })?;
+                    let failed = |why| MeasureError::Generating { prompt: prompt.id.clone(), why };
+                    let tokens =
+                        greedy(decoder, baseline, &prompt.tokens, asked.tokens, &checkpoint.ends)
+                            .map_err(|error| failed(error.brief()))?;
+                    let text = checkpoint.tokenizer.decode(&tokens);
                     generated.continuations.push(Continuation {
                         prompt: prompt.id.clone(),
-                        text: checkpoint.tokenizer.decode(&tokens),
+                        text: text.map_err(failed)?,
                         tokens,
                         near_ties: Vec::new(),
                     });
@@ -204,7 +200,8 @@ impl<'a> Replayer<'a> {
     }
 
     fn summary(&self, lane: &[Vec<Position>], scheme: &Effective) -> Result<Replay, String> {
-        let prompts: Vec<PromptReplay> = lane.iter().enumerate().map(|(i, p)| self.of(i, p)).collect();
+        let prompts: Vec<PromptReplay> =
+            lane.iter().enumerate().map(|(i, p)| self.of(i, p)).collect();
         let klds = lane.iter().flatten().map(|p| f64::from(p.kld));
         let positions: u64 = prompts.iter().map(|prompt| prompt.positions).sum();
         Ok(Replay {
@@ -232,8 +229,7 @@ impl<'a> Replayer<'a> {
     fn charged_share(&self, scheme: &Effective) -> Sides {
         let mut sums = [0.0; 2];
         let mut all = 0;
-        for (prompt, continuation) in
-            self.prompts.prompts.iter().zip(&self.generated.continuations)
+        for (prompt, continuation) in self.prompts.prompts.iter().zip(&self.generated.continuations)
         {
             let (start, count) = (prompt.tokens.len() - 1, continuation.tokens.len());
             let shares = scheme.charged_share(start..start + count);
@@ -257,7 +253,7 @@ impl<'a> Replayer<'a> {
         let decode = |tokens: &[u32]| self.checkpoint.tokenizer.decode(tokens);
         let text = |&(i, at): &(usize, usize)| {
             let common = [&self.prompts.prompts[i].tokens, &self.text(i)[..at]].concat();
-            let ends = self.checkpoint.end_tokens();
+            let ends = &self.checkpoint.ends;
             let own = greedy(self.decoder, scheme, &common, SHOWN_TOKENS, ends);
             let own = own.map_err(|error| error.brief())?;
             let baseline = &self.text(i)[at..];
@@ -265,8 +261,8 @@ impl<'a> Replayer<'a> {
                 prompt: prompts[i].prompt.clone(),
                 at,
                 margin: f64::from(margin(i, at)),
-                baseline: decode(&baseline[..baseline.len().min(SHOWN_TOKENS)]),
-                scheme: decode(&own),
+                baseline: decode(&baseline[..baseline.len().min(SHOWN_TOKENS)])?,
+                scheme: decode(&own)?,
             })
         };
         parted.iter().take(SHOWN).map(text).collect()
@@ -330,7 +326,11 @@ fn step(
     let best = read(&logits, |logits| {
         let best = |best: (usize, f32), (id, &x): (usize, &f32)| {
             // a NaN is larger than nothing, and is found by its own test
-            if x > best.1 { (id, x) } else { best }
+            if x > best.1 {
+                (id, x)
+            } else {
+                best
+            }
         };
         let is_finite = logits.iter().all(|x| x.is_finite());
         is_finite.then(|| logits.iter().enumerate().fold((0, f32::NEG_INFINITY), best).0 as u32)

@@ -4,8 +4,10 @@ pub mod calibrate;
 pub mod corpus;
 mod divergence;
 pub mod engine;
+pub mod generate;
 pub mod mimic;
 pub mod prompts;
+pub mod replay;
 pub mod stats;
 
 use crate::hash;
@@ -22,7 +24,10 @@ use crate::results::{
 };
 use corpus::{Chunk, CorpusError};
 use engine::{Lane, LaneError, LaneResult};
+use generate::{Generate, Replayer};
 use mimic::Mimic;
+use prompts::PromptError;
+use replay::Generated;
 use stats::{Part, Position, Statistics};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -52,6 +57,8 @@ pub struct Request<'a> {
     pub schemes: Vec<(String, Scheme)>,
     /// What `kvgate calibrate` wrote for the model, for schemes that need it.
     pub calibration: Option<&'a Path>,
+    /// Text that the baseline writes and every scheme is fed.
+    pub generate: Option<Generate<'a>>,
     /// Where weights are; chosen by the machine's memory if not given.
     pub residency: Option<Residency>,
     /// Another engine's habits to take on, for comparisons with its numbers.
@@ -84,6 +91,17 @@ pub enum MeasureError {
     /// The calibration.
     #[error(transparent)]
     Calibration(#[from] CalibrationError),
+    /// The prompts.
+    #[error(transparent)]
+    Prompts(PromptError),
+    /// The baseline cannot write.
+    #[error("the baseline cannot continue the prompt `{prompt}`: {why}")]
+    Generating {
+        /// The prompt's name.
+        prompt: String,
+        /// Why.
+        why: String,
+    },
     /// K or V cannot be stored, as of damaged weights.
     #[error("cannot calibrate: {0}")]
     Calibrating(CacheError),
@@ -140,7 +158,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let files: Vec<_> = texts.iter().map(|text| text.file.clone()).collect();
     let calibration = calibration(request, &subject, &files)?;
     let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, request.context, request.chunks)?;
-    fits(&chunks, &checkpoint)?;
+    spelled(chunks.iter().flat_map(|chunk| &chunk.tokens), &checkpoint)?;
     let residency = request.residency.unwrap_or_else(|| fitting(checkpoint.spec.parameters()));
     let decoder = checkpoint.load(residency)?;
 
@@ -156,7 +174,17 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
             why: why.clone(),
         });
     }
-    let (schemes, positions) = lanes.results(schemes, &chunks);
+    let (mut schemes, positions) = lanes.results(schemes, &chunks);
+    let generated = match &request.generate {
+        None => None,
+        Some(asked) => {
+            let sha256 = &subject.weights_sha256;
+            let mut replayer =
+                Replayer::new(asked, sha256, &checkpoint, &decoder, &baseline, progress)?;
+            lanes.replay(&mut replayer, &baseline, &mut schemes, progress);
+            Some(replayer.generated)
+        }
+    };
 
     let conditions = Conditions {
         corpus: files,
@@ -169,6 +197,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         },
         device: "cpu".into(),
         weights: "f32".into(),
+        prompts: generated.as_ref().map(Generated::conditions),
         needs: Vec::new(),
     };
     let baseline_ppl = positions
@@ -188,15 +217,17 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         notes: notes(&decoder, request),
     };
     let model = request.model.to_string();
-    let measurement = Measurement { model, subject, conditions, run, controls, schemes };
+    let measurement = Measurement { model, subject, conditions, run, controls, schemes, generated };
     Ok(Measured { measurement, positions })
 }
 
 /// A tokenizer of another model gives tokens that this one has no embedding for.
-fn fits(chunks: &[Chunk], checkpoint: &Checkpoint) -> Result<(), ModelError> {
+fn spelled<'t>(
+    mut tokens: impl Iterator<Item = &'t u32>,
+    checkpoint: &Checkpoint,
+) -> Result<(), ModelError> {
     let vocab = checkpoint.spec.vocab;
-    let beyond = chunks.iter().flat_map(|c| &c.tokens).find(|&&token| token as usize >= vocab);
-    match beyond {
+    match tokens.find(|&&token| token as usize >= vocab) {
         None => Ok(()),
         Some(token) => Err(ModelError::Tokenizer {
             path: checkpoint.tokenizer_file().unwrap_or(checkpoint.path()).into(),
@@ -305,6 +336,7 @@ impl<'a> Lanes<'a> {
                 effective: scheme.to_string(),
                 needs: Vec::new(),
                 storage: None,
+                replay: None,
                 outcome: match effective {
                     Err(error) => failed(error.clone()),
                     Ok(_) => match lanes.next().expect("a lane for each scheme that fits") {
@@ -325,6 +357,31 @@ impl<'a> Lanes<'a> {
             results.push(result);
         }
         (results, positions)
+    }
+
+    /// Feeds the baseline's text to the schemes that have numbers.
+    fn replay(
+        &self,
+        replayer: &mut Replayer,
+        baseline: &Effective,
+        results: &mut [SchemeResult],
+        progress: Progress,
+    ) {
+        let lanes = self.schemes.iter().zip(results);
+        let (fit, mut results): (Vec<_>, Vec<_>) = lanes
+            .filter(|(_, result)| matches!(result.outcome, Outcome::Measured { .. }))
+            .filter_map(|((.., effective), result)| Some((effective.clone().ok()?, result)))
+            .unzip();
+        let replays = replayer.replay(baseline, &fit, progress);
+        for (result, replay) in results.iter_mut().zip(replays) {
+            match replay {
+                Ok(replay) => result.replay = Some(replay),
+                Err(error) => {
+                    let error = format!("{}: on the baseline's text: {error}", result.scheme);
+                    result.outcome = Outcome::Failed { error };
+                }
+            }
+        }
     }
 
     /// What a scheme's values depend on beside the conditions of all.

@@ -185,6 +185,11 @@ impl PromptSet {
         Ok(PromptSet { path: path.into(), entries, sha256 })
     }
 
+    /// SHA-256 of the file; with documents, of the lines `hash  name` of it and them.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
     /// The prompts as a model reads them: conversations through its chat template, or joined by blank
     /// lines where it has none.
     ///

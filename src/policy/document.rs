@@ -17,8 +17,12 @@ use toml::de::{DeString, DeTable, DeValue};
 use toml::Spanned;
 
 const TOP: &[&str] = &["defaults", "schemes", "models"];
-const DEFAULTS: &[&str] = &["corpus", "context", "chunks", "baseline", "limits", "schemes"];
-const AT: &[&str] = &["corpus", "context", "chunks", "baseline", "ignored", "limits", "schemes"];
+const DEFAULTS: &[&str] =
+    &["corpus", "context", "chunks", "baseline", "prompts", "generate", "limits", "schemes"];
+const AT: &[&str] = &[
+    "corpus", "context", "chunks", "baseline", "prompts", "generate", "ignored", "limits",
+    "schemes",
+];
 const MODEL: &[&str] = &[
     "path",
     "hf",
@@ -32,6 +36,8 @@ const MODEL: &[&str] = &[
     "context",
     "chunks",
     "baseline",
+    "prompts",
+    "generate",
     "ignored",
     "limits",
     "schemes",
@@ -74,6 +80,9 @@ pub(super) struct Section {
     pub context: Option<usize>,
     pub chunks: Option<usize>,
     pub baseline: Option<Scheme>,
+    /// None inside where `false` drops an inherited file.
+    pub prompts: Option<Option<Spanned<PathBuf>>>,
+    pub generate: Option<usize>,
     pub ignored: Option<bool>,
     pub limits: Limits,
     pub schemes: Vec<SchemeEntry>,
@@ -250,6 +259,13 @@ impl<'f> Reader<'f> {
                 "context" => section.context = Some(self.count(key, value, LEAST_CONTEXT)),
                 "chunks" => section.chunks = Some(self.count(key, value, 1)),
                 "baseline" => section.baseline = self.scheme_value(key, value),
+                "prompts" => {
+                    section.prompts = Some(match value.get_ref() {
+                        DeValue::Boolean(false) => None,
+                        _ => Some(self.file(key, value)),
+                    });
+                }
+                "generate" => section.generate = Some(self.count(key, value, 1)),
                 "ignored" => section.ignored = Some(self.boolean(key, value)),
                 "limits" => section.limits = self.limits(key, value),
                 "schemes" => section.schemes = self.schemes(key, value),
@@ -671,6 +687,8 @@ fn example(key: &Key) -> String {
         "context" => "context = 512",
         "chunks" => "chunks = 16",
         "baseline" => "baseline = \"f16\"",
+        "prompts" => "prompts = \"prompts/default.toml\"",
+        "generate" => "generate = 64",
         "ignored" => "ignored = true",
         "expect" => "expect = \"fail\"",
         "reason" => "reason = \"outliers in K\"",

@@ -48,6 +48,8 @@ pub struct ModelPolicy {
     pub chunks: usize,
     /// What lanes are compared with.
     pub baseline: Scheme,
+    /// What the baseline continues and every scheme is fed.
+    pub generate: Option<Prompts>,
     /// Its schemes, in the file's order: those of the defaults first.
     pub cells: Vec<Cell>,
     /// Where its files were named, for messages.
@@ -59,6 +61,15 @@ pub struct ModelPolicy {
 pub struct Places {
     text: Arc<Text>,
     spans: BTreeMap<PathBuf, Range<usize>>,
+}
+
+/// Prompts, and how far they are continued.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompts {
+    /// A file of prompts, resolved against the policy's folder.
+    pub file: PathBuf,
+    /// Tokens of each continuation, at most.
+    pub tokens: usize,
 }
 
 /// A checkpoint, and its place on disk.
@@ -220,9 +231,10 @@ impl ModelPolicy {
         let calibration = self.calibration.iter();
         let calibration =
             calibration.map(|file| (file, "make it by `kvgate calibrate`, or correct the path"));
-        let corpus =
-            self.corpus.iter().map(|file| (file, "correct the path, or put the text there"));
-        let missing = of_model.chain(calibration).chain(corpus).filter(|(file, _)| !file.exists());
+        let prompts = self.generate.iter().map(|prompts| &prompts.file);
+        let texts = self.corpus.iter().chain(prompts);
+        let texts = texts.map(|file| (file, "correct the path, or put the text there"));
+        let missing = of_model.chain(calibration).chain(texts).filter(|(file, _)| !file.exists());
         let missing = missing.map(|(file, help)| self.missing(file, help));
         self.not_fetched().into_iter().chain(missing).collect()
     }

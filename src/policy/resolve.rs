@@ -2,7 +2,7 @@
 
 use super::diagnostic::{Diagnostic, Findings, Severity};
 use super::document::{Document, Limits, SchemeBody, SchemeEntry, Section};
-use super::{Cell, Expectation, Limit, ModelPolicy, Places, Source};
+use super::{Cell, Expectation, Limit, ModelPolicy, Places, Prompts, Source};
 use crate::hub::Pinned;
 use crate::kv::scheme::{Scheme, Side};
 use crate::measure::stats::Statistic;
@@ -14,6 +14,9 @@ use toml::Spanned;
 /// Arg-max flips over the root of mean KLD: both go with the size of a small noise on the logits,
 /// KLD with its square. This is the range of the constant over the models and schemes on record.
 const FLIPS_PER_ROOT_KLD: (f64, f64) = (0.2, 0.8);
+/// Tokens that the baseline writes after each prompt, unless the policy says otherwise.
+const GENERATED: usize = 64;
+
 /// Its middle, for advice.
 const TYPICAL_FLIPS_PER_ROOT_KLD: f64 = 0.6;
 
@@ -86,7 +89,8 @@ impl Resolver<'_> {
         let chunks = self.required(model, "chunks", "16", last(sections, |s| s.chunks));
         let (source, corpus, context, chunks) = (source?, corpus?, context?, chunks?);
         self.measurable(&asked, context, model);
-        let files = model.tokenizer.iter().chain(&model.calibration).chain(corpus);
+        let prompts = last(sections, |s| s.prompts.as_ref()).and_then(Option::as_ref);
+        let files = model.tokenizer.iter().chain(&model.calibration).chain(prompts).chain(corpus);
         let files = files.map(|file| (file.get_ref().clone(), file.span()));
         let weights = [(source.get_ref().path.clone(), source.span())];
         Some(ModelPolicy {
@@ -98,6 +102,10 @@ impl Resolver<'_> {
                 ..source.into_inner()
             },
             calibration: model.calibration.as_ref().map(|file| file.get_ref().clone()),
+            generate: prompts.map(|file| Prompts {
+                file: file.get_ref().clone(),
+                tokens: last(sections, |s| s.generate).unwrap_or(GENERATED),
+            }),
             corpus: corpus.iter().map(|file| file.get_ref().clone()).collect(),
             context,
             chunks,

@@ -2,6 +2,7 @@
 //! failed, and cases of a model that has no numbers.
 
 use crate::kv::Scheme;
+use crate::measure::replay::{Continuation, Divergence, Generated, PromptReplay, Replay};
 use crate::measure::stats::{Part, Statistics};
 use crate::policy::{Cell, Expectation, ModelPolicy, Policy, Source};
 use crate::results::*;
@@ -23,6 +24,7 @@ pub(crate) fn policy() -> Policy {
         name: "gemma-3-270m".into(),
         source,
         calibration: None,
+        generate: None,
         corpus: vec!["prose.txt".into(), "code.txt".into()],
         context: 512,
         chunks: 16,
@@ -64,6 +66,7 @@ fn measurement() -> Measurement {
             engine: "kvgate 0.1.0".into(),
             device: "cpu".into(),
             weights: "f32".into(),
+            prompts: None,
             needs: Vec::new(),
         },
         run: RunInfo {
@@ -80,9 +83,58 @@ fn measurement() -> Measurement {
         ],
         schemes: vec![
             scheme("q8_0", [8.5, 8.5], measured(good())),
-            scheme("q4_0", [4.5, 4.5], measured(bad())),
+            SchemeResult { replay: Some(replay()), ..scheme("q4_0", [4.5, 4.5], measured(bad())) },
             scheme("q8_0/q4_0", [8.5, 4.5], Outcome::Failed { error: "layer 3: K is NaN".into() }),
         ],
+        generated: None,
+    }
+}
+
+/// A baseline's text of two prompts.
+pub(crate) fn generated() -> Generated {
+    let continuation = |prompt: &str, tokens: &[u32], near_ties: &[usize]| Continuation {
+        prompt: prompt.into(),
+        tokens: tokens.into(),
+        near_ties: near_ties.into(),
+        text: format!("The \"{prompt}\"\nof | two"),
+    };
+    Generated {
+        weights_sha256: "a5fd3b62".into(),
+        prompts_sha256: "77ee".into(),
+        template_sha256: "none".into(),
+        thinking: false,
+        tokens: 64,
+        baseline: "f16".into(),
+        continuations: vec![
+            continuation("tides", &[5, 6, 7], &[1]),
+            continuation("list", &[9], &[]),
+        ],
+        accepted: false,
+        own_flips: 0,
+    }
+}
+
+/// A scheme on that text: it parts once.
+pub(crate) fn replay() -> Replay {
+    let prompt = |prompt: &str, positions, flips, first_flip| PromptReplay {
+        prompt: prompt.into(),
+        category: "prose".into(),
+        positions,
+        flips,
+        hard_flips: flips,
+        first_flip,
+    };
+    Replay {
+        mean_kld: 0.0123,
+        charged_share: Sides { k: 1.0, v: 1.0 },
+        prompts: vec![prompt("tides", 3, 1, Some(2)), prompt("list", 1, 0, None)],
+        texts: vec![Divergence {
+            prompt: "tides".into(),
+            at: 2,
+            margin: 0.4,
+            baseline: "sea".into(),
+            scheme: "moon \"and\" stars".into(),
+        }],
     }
 }
 
@@ -102,6 +154,7 @@ fn scheme(label: &str, [k, v]: [f64; 2], outcome: Outcome) -> SchemeResult {
         scheme: label.into(),
         effective: label.into(),
         needs: Vec::new(),
+        replay: None,
         storage: Some(Storage {
             bits_per_element: Sides { k, v },
             bits_at_context: Sides { k, v },

@@ -78,6 +78,13 @@ fn table(rows: &[Row]) -> String {
             row.numbers().join(" | ")
         );
     }
+    out += "\n";
+    for remark in rows.iter().flat_map(|row| row.remarks()) {
+        out += &format!("- {}\n", escape(&remark));
+    }
+    if out.ends_with("\n\n") {
+        return out;
+    }
     out + "\n"
 }
 

@@ -1,7 +1,10 @@
 //! One line of a report: a scheme with its numbers and its cases.
 
+use crate::measure::replay::Replay;
 use crate::measure::stats::Statistics;
-use crate::results::{shown_bits, CaseResult, Measurement, Outcome, Results, SchemeResult};
+use crate::results::{
+    shown_bits, CaseResult, Measurement, Outcome, Results, SchemeResult, Storage,
+};
 use crate::verdict::Verdict;
 
 /// A scheme of a model. Its numbers, or its cases, may be missing: a model that could not be loaded
@@ -51,6 +54,21 @@ impl<'a> Row<'a> {
         ]
     }
 
+    /// What the columns have no room for: how much of the scheme was at work, and what it makes of the
+    /// baseline's text.
+    pub fn remarks(&self) -> Vec<String> {
+        let Some(scheme) = self.scheme else { return Vec::new() };
+        let storage = scheme.storage.as_ref().and_then(storage_remark);
+        let clamped = scheme.storage.and_then(|s| s.clamped_scales);
+        let clamped =
+            clamped.map(|share| format!("{:.1} % of scales at their limit", share * 100.0));
+        let remarks: Vec<_> = storage.into_iter().chain(clamped).collect();
+        let replay = scheme.replay.as_ref().map(replay_remark);
+        let remarks = (!remarks.is_empty()).then(|| remarks.join("; "));
+        let of = |remark: String| format!("{}: {remark}", self.label);
+        remarks.into_iter().chain(replay).map(of).collect()
+    }
+
     fn of(model: &'a str, label: &'a str, results: &'a Results) -> Self {
         let scheme = results
             .measurements
@@ -64,6 +82,36 @@ impl<'a> Row<'a> {
         });
         Self { model, label, scheme, cases }
     }
+}
+
+/// Of schemes that leave some keys exact.
+fn storage_remark(storage: &Storage) -> Option<String> {
+    let (share, bits) = (storage.charged_share, storage.bits_per_element);
+    (share.k < 1.0 || share.v < 1.0).then(|| {
+        format!(
+            "{:.1} / {:.1} % of query-key pairs read a quantized key, of {} / {} bits",
+            share.k * 100.0,
+            share.v * 100.0,
+            shown_bits(bits.k),
+            shown_bits(bits.v)
+        )
+    })
+}
+
+fn replay_remark(replay: &Replay) -> String {
+    let first = match replay.median_first_flip() {
+        Some(at) => format!("half of the texts part within {} tokens", at + 1),
+        None => "fewer than half of the texts part".into(),
+    };
+    let exact = replay.prompts.iter().filter(|prompt| prompt.first_flip.is_none()).count();
+    format!(
+        "on the baseline's text {:.1} flips per 1,000 tokens, {:.1} hard; {exact} of {} prompts without; \
+         {first}; KLD {:.5}",
+        replay.flips_per_1k(),
+        replay.hard_flips_per_1k(),
+        replay.prompts.len(),
+        replay.mean_kld
+    )
 }
 
 /// The header of [`Row::numbers`].

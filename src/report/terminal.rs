@@ -102,7 +102,9 @@ fn scheme_table(rows: &[Row], judged: bool) -> String {
         }
         table.push(cells);
     }
-    table::render(&align, &table)
+    let remarks = rows.iter().flat_map(Row::remarks);
+    let remarks: String = remarks.map(|remark| format!("  {DIM}{remark}{DIM:#}\n")).collect();
+    table::render(&align, &table) + &remarks
 }
 
 /// The scheme's name, and what really ran where that is spelled otherwise.

@@ -336,6 +336,7 @@ fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
             engine: String::new(),
             device: "cpu".into(),
             weights: "f32".into(),
+            prompts: None,
             needs: Vec::new(),
         },
         run: RunInfo {
@@ -354,9 +355,11 @@ fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
                 effective: effective.to_string(),
                 needs: Vec::new(),
                 storage: None,
+                replay: None,
                 outcome: measured(statistics.clone()),
             })
             .collect(),
+        generated: None,
     }
 }
 

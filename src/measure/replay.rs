@@ -1,0 +1,209 @@
+//! What replaying a baseline's text under a scheme gave.
+
+use crate::results::Sides;
+use serde::{Deserialize, Serialize};
+
+/// The baseline's text: what it writes after each prompt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Generated {
+    /// SHA-256 of the weights that wrote it.
+    pub weights_sha256: String,
+    /// SHA-256 of the prompts.
+    pub prompts_sha256: String,
+    /// SHA-256 of the chat template, or `none`.
+    pub template_sha256: String,
+    /// Whether the template was asked to let the model think.
+    pub thinking: bool,
+    /// Tokens of each continuation, at most.
+    pub tokens: usize,
+    /// Effective scheme of the cache that it was written with.
+    pub baseline: String,
+    /// In the order of the prompts.
+    pub continuations: Vec<Continuation>,
+    /// Whether it was read from an accepted golden.
+    pub accepted: bool,
+    /// Hard flips of the baseline itself on its own text, of which there must be none.
+    pub own_flips: u64,
+}
+
+/// What the baseline writes after a prompt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Continuation {
+    /// The prompt's name.
+    pub prompt: String,
+    /// Greedy tokens, the one that ends it included.
+    pub tokens: Vec<u32>,
+    /// Where the baseline is so undecided that another machine may write another token.
+    pub near_ties: Vec<usize>,
+    /// The tokens as text.
+    pub text: String,
+}
+
+impl Generated {
+    /// Whether `kept` is what this model writes after these prompts.
+    pub fn is_of(&self, kept: &Generated) -> bool {
+        let key = |g: &Generated| {
+            let Generated { weights_sha256, prompts_sha256, template_sha256, .. } = g.clone();
+            (
+                weights_sha256,
+                prompts_sha256,
+                template_sha256,
+                g.thinking,
+                g.tokens,
+                g.baseline.clone(),
+            )
+        };
+        key(self) == key(kept)
+    }
+
+    /// The conditions of what is made from it, in a line.
+    pub fn conditions(&self) -> String {
+        let Generated { prompts_sha256, template_sha256, thinking, tokens, .. } = self;
+        let thinking = if *thinking { "on" } else { "off" };
+        format!("{prompts_sha256} template {template_sha256} thinking {thinking} tokens {tokens}")
+    }
+}
+
+/// A scheme on the baseline's text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Replay {
+    /// Mean KLD on the generated positions, in nats.
+    pub mean_kld: f64,
+    /// Share of query-key pairs at these positions that read a quantized key.
+    pub charged_share: Sides,
+    /// In the order of the prompts.
+    pub prompts: Vec<PromptReplay>,
+    /// Prompts where the scheme's own text parts from the baseline's, for a person to judge.
+    pub texts: Vec<Divergence>,
+}
+
+/// A scheme on what the baseline writes after one prompt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PromptReplay {
+    /// Its name.
+    pub prompt: String,
+    /// Its kind.
+    pub category: String,
+    /// Generated positions.
+    pub positions: u64,
+    /// Positions where the scheme would write another token.
+    pub flips: u64,
+    /// Those where the baseline was decided.
+    pub hard_flips: u64,
+    /// The first flip: where greedy decoding with the scheme parts from the baseline.
+    pub first_flip: Option<usize>,
+}
+
+/// Two texts behind a common beginning.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Divergence {
+    /// The prompt's name.
+    pub prompt: String,
+    /// Generated tokens that both have.
+    pub at: usize,
+    /// By how much probability the baseline's first token led its second there.
+    pub margin: f64,
+    /// How the baseline goes on.
+    pub baseline: String,
+    /// How the scheme goes on.
+    pub scheme: String,
+}
+
+impl Replay {
+    fn sum(&self, of: impl Fn(&PromptReplay) -> u64) -> u64 {
+        self.prompts.iter().map(of).sum()
+    }
+
+    /// Generated positions.
+    pub fn positions(&self) -> u64 {
+        self.sum(|p| p.positions)
+    }
+
+    /// Flips.
+    pub fn flips(&self) -> u64 {
+        self.sum(|p| p.flips)
+    }
+
+    /// Flips where the baseline was decided.
+    pub fn hard_flips(&self) -> u64 {
+        self.sum(|p| p.hard_flips)
+    }
+
+    /// Flips per 1,000 positions.
+    pub fn flips_per_1k(&self) -> f64 {
+        1e3 * self.flips() as f64 / self.positions() as f64
+    }
+
+    /// Hard flips per 1,000 positions.
+    pub fn hard_flips_per_1k(&self) -> f64 {
+        1e3 * self.hard_flips() as f64 / self.positions() as f64
+    }
+
+    /// Prompts whose text parts, per 1,000 positions up to there.
+    pub fn hazard_per_1k(&self) -> f64 {
+        let parted = self.prompts.iter().filter(|p| p.first_flip.is_some()).count();
+        let exposure = self.sum(|p| p.first_flip.map_or(p.positions, |at| at as u64 + 1));
+        1e3 * parted as f64 / exposure as f64
+    }
+
+    /// Share of prompts whose text does not part.
+    pub fn exact_prompts(&self) -> f64 {
+        let exact = self.prompts.iter().filter(|p| p.first_flip.is_none()).count();
+        exact as f64 / self.prompts.len() as f64
+    }
+
+    /// The position by which half of the texts have parted, by Kaplan and Meier: a text that ends without
+    /// a flip says nothing about later ones. None if fewer than half part.
+    pub fn median_first_flip(&self) -> Option<usize> {
+        let mut flips: Vec<usize> = self.prompts.iter().filter_map(|p| p.first_flip).collect();
+        flips.sort_unstable();
+        flips.dedup();
+        let end = |p: &PromptReplay| p.first_flip.unwrap_or(p.positions as usize);
+        let mut surviving = 1.0;
+        flips.into_iter().find(|&at| {
+            let at_risk = self.prompts.iter().filter(|p| end(p) >= at).count() as f64;
+            let parted = self.prompts.iter().filter(|p| p.first_flip == Some(at)).count() as f64;
+            surviving *= 1.0 - parted / at_risk;
+            surviving <= 0.5
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replay(prompts: &[(u64, u64, u64, Option<usize>)]) -> Replay {
+        let prompt =
+            |&(positions, flips, hard_flips, first_flip): &(u64, u64, u64, Option<usize>)| {
+                let (prompt, category) = (String::new(), String::new());
+                PromptReplay { prompt, category, positions, flips, hard_flips, first_flip }
+            };
+        Replay {
+            mean_kld: 0.0,
+            charged_share: Sides { k: 1.0, v: 1.0 },
+            prompts: prompts.iter().map(prompt).collect(),
+            texts: Vec::new(),
+        }
+    }
+
+    /// Worked out by hand.
+    #[test]
+    fn rates_and_the_median_of_first_flips() {
+        let four =
+            replay(&[(10, 2, 1, Some(3)), (20, 0, 0, None), (4, 0, 0, None), (16, 3, 0, Some(7))]);
+        assert_eq!((four.positions(), four.flips(), four.hard_flips()), (50, 5, 1));
+        assert_eq!((four.flips_per_1k(), four.hard_flips_per_1k()), (100.0, 20.0));
+        // exposures 4, 20, 4 and 8
+        assert_eq!(four.hazard_per_1k(), 2000.0 / 36.0);
+        assert_eq!(four.exact_prompts(), 0.5);
+        // 4 at risk at 3: 3/4; the third ends at 4: 2 at risk at 7: 3/8
+        assert_eq!(four.median_first_flip(), Some(7));
+        assert_eq!(
+            replay(&[(10, 1, 1, Some(0)), (9, 0, 0, None), (9, 0, 0, None)]).median_first_flip(),
+            None
+        );
+        // a token that ends the text too late, or too early, is a flip like any other
+        assert_eq!(replay(&[(1, 1, 1, Some(0))]).median_first_flip(), Some(0));
+    }
+}
