@@ -81,7 +81,7 @@ fn round_trip_is_decode_of_encode() {
 const SATURATING: [&str; 3] = ["fp8_e4m3", "fp8_e5m2", "nvfp4"];
 
 /// Formats whose scale reaches as far as f32 does.
-const FAR: [&str; 4] = ["f32", "bf16", "mxfp4", "int8_pth"];
+const FAR: [&str; 5] = ["f32", "bf16", "mxfp4", "int8_pth", "fp8_pth"];
 
 /// A block that holds an infinity does not come back finite: the engine sees it before it is stored, and
 /// a codec that does not saturate hides neither an infinity nor an overflow of its scale.

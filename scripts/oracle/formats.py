@@ -155,6 +155,17 @@ def int8_pth():
     return encode, decode
 
 
+def fp8_pth():
+    def encode(x):
+        scale = np.maximum(np.abs(x).max(keepdims=True) / f32(448), f32(1e-6))
+        return np.hstack([E4M3[0](x * (f32(1) / scale)).reshape(1, -1), to_bytes(scale)])
+
+    def decode(data):
+        return E4M3[1](data[:, :-4]) * data[:, -4:].copy().view(f32).ravel()
+
+    return encode, decode
+
+
 def random_signs(size):
     generator = torch.Generator(device="cpu")
     generator.manual_seed(0x9E3779B9)
@@ -249,7 +260,8 @@ FORMATS = {
     "q3_0": symmetric(3),
     "q2_1": asymmetric(2),
     "q2_0": symmetric(2),
+    "fp8_pth": fp8_pth(),
 }
 # those whose block is a head, and those of 128 elements
-HEADS = ["int8_pth", "int4_pth"]
+HEADS = ["int8_pth", "int4_pth", "fp8_pth"]
 TURBO = [name for name in FORMATS if name.startswith("turbo")]

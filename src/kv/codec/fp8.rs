@@ -3,7 +3,7 @@
 //! stored, and NaN as `7f`. Not rotated.
 //!
 //! vLLM stores fp8(x / scale) and reads it times the scale, whose default is 1. Scales from a checkpoint,
-//! per tensor or per head, are not here, nor the kind per token and head.
+//! per tensor or per head, are not here; the kind per token and head is `fp8_pth`.
 
 use super::small_float::{SmallFloat, E4M3, E5M2};
 use super::{block_codec, Block};
@@ -43,13 +43,13 @@ const SIGN: u8 = 0x80;
 const NAN: u8 = 0x7f;
 
 #[inline(always)]
-fn encode(format: &SmallFloat, x: f32) -> u8 {
+pub(super) fn encode(format: &SmallFloat, x: f32) -> u8 {
     let magnitude = if x.is_nan() { NAN } else { format.encode(x) };
     magnitude | if x.is_sign_negative() { SIGN } else { 0 }
 }
 
 #[inline(always)]
-fn decode(format: &SmallFloat, code: u8) -> f32 {
+pub(super) fn decode(format: &SmallFloat, code: u8) -> f32 {
     let magnitude = format.decode(code & !SIGN);
     if code & SIGN == 0 {
         magnitude

@@ -6,6 +6,7 @@
 
 mod float;
 mod fp8;
+mod fp8_pth;
 mod int4_pth;
 mod int8_pth;
 mod iq4_nl;
@@ -37,6 +38,7 @@ pub static CODECS: &[&dyn Codec] = &[
     &float::Bf16,
     &q8_0::Q8_0,
     &int8_pth::Int8PerTokenHead,
+    &fp8_pth::Fp8PerTokenHead,
     &fp8::E4m3,
     &fp8::E5m2,
     &q6_1::Q6_1,
