@@ -125,6 +125,12 @@ def heads():
     return {name: v.astype(np.float32) for name, v in vectors.items()}
 
 
+def padded_heads():
+    """For the codecs that fill a head up to whole groups of 128."""
+    rng = np.random.default_rng(SEED + 2)
+    return {f"head of {n}": (rng.normal(size=n) * rng.lognormal(size=n)).astype(np.float32) for n in (80, 96, 192)}
+
+
 def check(codec, name, data):
     """A block that a description gives is what comes of the input."""
     assert PUBLISHED.get((codec, name)) in (None, data.tobytes().hex()), (codec, name)
@@ -157,6 +163,8 @@ def main():
     vectors |= small_float_edges()
     whole = heads()
     vectors |= whole
+    padded = padded_heads()
+    vectors |= padded
     plan += [("mxfp4", "e2m1 edges")]
     plan += [("f16", "float edges"), ("bf16", "float edges")]
     cases = []
@@ -175,12 +183,13 @@ def main():
         for codec, (encode, decode) in FORMATS.items():
             names = [*common, *EDGES.get(codec, []), *(whole if codec in HEADS else [])]
             if codec in TURBO:
-                names = [name for name, x in whole.items() if len(x) % 128 == 0]
+                names = [*whole, *padded]
             for name in names:
                 data = encode(vectors[name])
                 check(codec, name, data)
+                read = decode(data)[: len(vectors[name])]
                 cases.append(
-                    {"codec": codec, "input": name, "encoded": data.tobytes().hex(), "decoded": hex_f32(decode(data))}
+                    {"codec": codec, "input": name, "encoded": data.tobytes().hex(), "decoded": hex_f32(read)}
                 )
         forks = turbo(3, SHIPPED["turbo3, all forks"])
         check("turbo3 of the forks", "quadratic head", forks[0](whole["quadratic head"]))

@@ -211,11 +211,33 @@ def int4_pth():
 # groups of 128 coordinates
 
 
+def signs_42():
+    rng = np.random.default_rng(42)
+    return [rng.choice([-1, 1], 128).astype(f32) for _ in range(2)]
+
+
+FIRST, SECOND = signs_42()
+
+
+def directions(x):
+    """Lengths and rotated directions of the groups of a head, zeros behind it where it ends within one."""
+    x = np.pad(x.astype(float), (0, -len(x) % 128)).reshape(-1, 128)
+    length = np.sqrt((x * x).sum(1, keepdims=True))
+    unit = np.where(length > 1e-10, x / np.where(length > 1e-10, length, 1), 0)
+    return length, butterflies(unit * FIRST) / 128**0.5 * SECOND
+
+
+def rotated_back(y):
+    return (butterflies(y * SECOND * f32(1 / 128**0.5)) * FIRST).ravel()
+
+
+def turbo_scale(length, divisor):
+    return to_bytes(half(np.where(divisor > 1e-10, length / np.where(divisor > 1e-10, divisor, 1), length)))
+
+
 def turbo(bits, table=None, unbiased=False):
     positive = lloyd_max(bits) / 128**0.5 if table is None else np.array(table)
     table = np.concatenate([-positive[::-1], positive]).astype(f32)
-    rng = np.random.default_rng(42)
-    first, second = (rng.choice([-1, 1], 128).astype(f32) for _ in range(2))
     j = np.arange(128)
     if bits == 4:
         places, size = [4 * j + b for b in range(4)], 64
@@ -223,20 +245,15 @@ def turbo(bits, table=None, unbiased=False):
         places, size = [2 * j, 2 * j + 1] + [256 + j] * (bits == 3), 32 + 16 * (bits == 3)
 
     def encode(x):
-        x = x.reshape(-1, 128).astype(float)
-        length = np.sqrt((x * x).sum(1, keepdims=True))
-        unit = np.where(length > 1e-10, x / np.where(length > 1e-10, length, 1), 0)
-        y = butterflies(unit * first) / 128**0.5 * second
+        length, y = directions(x)
         codes = sum(y >= (a + b) / 2 for a, b in zip(table[:-1], table[1:], strict=True)).astype(np.uint8)
         c = table[codes].astype(float)
         divisor = (c * y).sum(1, keepdims=True) if unbiased else np.sqrt((c * c).sum(1, keepdims=True))
-        scale = np.where(divisor > 1e-10, length / np.where(divisor > 1e-10, divisor, 1), length)
-        return np.hstack([to_bytes(half(scale)), bits_of(codes, places, size)])
+        return np.hstack([turbo_scale(length, divisor), bits_of(codes, places, size)])
 
     def decode(data):
         scale = data[:, :2].copy().view(np.float16).astype(f32)
-        y = table[codes_of(data[:, 2:], places)] * scale
-        return (butterflies(y * second * f32(1 / 128**0.5)) * first).ravel()
+        return rotated_back(table[codes_of(data[:, 2:], places)] * scale)
 
     return encode, decode
 
