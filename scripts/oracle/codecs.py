@@ -23,7 +23,7 @@ import torch
 from gguf import GGMLQuantizationType as T
 from gguf import quants
 
-from formats import FORMATS, HEADS, TURBO, turbo
+from formats import FORMATS, HEADS, TURBO, synthetic_codebook, tcq, turbo
 from lloyd_max import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +46,10 @@ PUBLISHED = {
     ("turbo2", "quadratic head"): "134d7f50430725696b8666ab9aabc0c9e229d7d1796aaa275a5bddb5b5e7914646aa",
     ("turbo3 of the forks", "quadratic head"): "df4ceeb5c7490bd3d25cdc422117c597c542aeb6e3c0514ef0b2ba2e6b8a268c98010711"
     "6497f5fba86d89765f33cadc18f1",
+    ("turbo3_tcq of a synthetic codebook", "quadratic head"): "a94cd49b121f352fa568fb67ce639e4c48989ecd53a579d048a3"
+    "6f4a6a26e0e27c16d45830488ff421f51b9f502e41d61a1e0400",
+    ("turbo2_tcq of a synthetic codebook", "quadratic head"): "d14c4cfacb4c803db5bf80066173f3956c6ec78e792caed5aef15260"
+    "17687ce6995a0900",
     # the description has two unused bytes behind the scale
     ("turbo4:quantile", "quadratic head"): "f54cfe6f22471f504d20260aa75dad5c58c1795c9ebaad84df8b12f0c7e21df9831a7ee214e5976eaa59"
     "adbc7f1a99579e46d4d574ae35bf3ee914947a2028319ba8",
@@ -193,6 +197,9 @@ def main():
                 )
         forks = turbo(3, SHIPPED["turbo3, all forks"])
         check("turbo3 of the forks", "quadratic head", forks[0](whole["quadratic head"]))
+        for bits in (2, 3):
+            encode, _ = tcq(bits, synthetic_codebook(bits))
+            check(f"turbo{bits}_tcq of a synthetic codebook", "quadratic head", encode(whole["quadratic head"]))
         cases += [every_code(codec) for codec in ("fp8_e4m3", "fp8_e5m2")]
     rng = np.random.default_rng(SEED)
     for scale in (0.0, -0.0, 1e-7, 0.0123, -0.5, 1.0, 333.0):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lloyd_max import SHIPPED, lloyd_max
+from tcq_codebook import codebook, viterbi
 
 f32 = np.float32
 
@@ -258,6 +259,32 @@ def turbo(bits, table=None, unbiased=False):
     return encode, decode
 
 
+def tcq(bits, book=None):
+    """Each value's number is bits + 6 bits of the stream, so the streams of neighbours overlap."""
+    size = (6 + 128 * bits + 7) // 8 + 1
+    places = [bits * np.arange(128) + b for b in range(bits + 6)]
+    book = codebook(bits) if book is None else book
+
+    def encode(x):
+        length, y = directions(x)
+        states = viterbi(y.astype(f32), book)
+        c = book[states].astype(float)
+        return np.hstack([turbo_scale(length, np.sqrt((c * c).sum(1, keepdims=True))), bits_of(states, places, size)])
+
+    def decode(data):
+        stream = np.unpackbits(data[:, 2:], axis=1, bitorder="little").astype(int)
+        states = sum(stream[:, place] << bit for bit, place in enumerate(places))
+        return rotated_back(book[states] * data[:, :2].copy().view(np.float16).astype(f32))
+
+    return encode, decode
+
+
+def synthetic_codebook(bits):
+    """The codebook of the groups that the description of the trellis gives."""
+    size = 64 << bits
+    return ((73 * np.arange(size) % size - (size - 1) / 2) / (2 * size)).astype(f32)
+
+
 FORMATS = {
     "int8_pth": int8_pth(),
     "fp8_e4m3": E4M3,
@@ -278,6 +305,8 @@ FORMATS = {
     "q2_1": asymmetric(2),
     "q2_0": symmetric(2),
     "fp8_pth": fp8_pth(),
+    "turbo3_tcq": tcq(3),
+    "turbo2_tcq": tcq(2),
 }
 # those whose block is a head, and those of 128 elements
 HEADS = ["int8_pth", "int4_pth", "fp8_pth"]

@@ -26,6 +26,7 @@ mod q6_1;
 mod q8_0;
 mod sign;
 mod small_float;
+mod tcq;
 mod turbo;
 
 use super::exact::{Exact, Tail};
@@ -56,10 +57,12 @@ pub static CODECS: &[&dyn Codec] = &[
     &turbo::TURBO4_UNBIASED,
     &q3_1::Q3_1,
     &q3_0::Q3_0,
+    &tcq::TURBO3_TCQ,
     &turbo::TURBO3,
     &turbo::TURBO3_UNBIASED,
     &q2_1::Q2_1,
     &q2_0::Q2_0,
+    &tcq::TURBO2_TCQ,
     &turbo::TURBO2,
     &turbo::TURBO2_UNBIASED,
 ];
