@@ -2,9 +2,9 @@
 
 The generalised Lloyd algorithm on random directions in 128 dimensions: find the best path of each through the
 trellis, move every entry to the mean of the coordinates that fell to it, repeat. Paths are found with entries
-displaced at random, by less and less and for the last third not at all: without that the
-iteration ends in a poor local optimum (3 bits: 0.0218 instead of 0.0195 after as many steps).
-Prints the mean squared error on directions that training never saw; the bound of any code is 4^-bits.
+displaced at random, by less and less and for the last third not at all: without that the iteration ends in a
+poor local optimum (2 bits, after 40 steps: 0.0795 instead of 0.0765). Prints the mean squared error on directions
+that training never saw; no code loses less than 4^-(bits + 6/128), counting the six bits that begin a stream.
 
 Five minutes on one core. The result is the same from run to run; another numpy or processor may round
 otherwise, and then end elsewhere.
@@ -94,7 +94,7 @@ def main():
         book = train(bits)
         book.tofile(path(bits))
         raw, kept = distortion(book)
-        print(f"{bits} bits: {raw:.5f}, with the length kept {kept:.5f}; bound {4.0**-bits:.5f}", flush=True)
+        print(f"{bits} bits: {raw:.5f}, with the length kept {kept:.5f}; bound {4.0 ** -(bits + 6 / GROUP):.5f}", flush=True)
 
 
 if __name__ == "__main__":
