@@ -7,7 +7,7 @@
 //! The same products are timed alone in the same run: same shapes, same tiles, random numbers.
 
 use candle_core::{Device, Tensor};
-use kvgate::kv::cache::Effective;
+use kvgate::kv::effective::Effective;
 use kvgate::kv::Scheme;
 use kvgate::measure::corpus::{self, Chunk};
 use kvgate::measure::engine::{self, Lane, HEAD_LOGITS, HEAD_ROWS, TILE_ROWS};
@@ -67,7 +67,7 @@ fn prepare(
 }
 
 fn scheme(spec: &Spec, text: &str) -> Result<Effective, Box<dyn std::error::Error>> {
-    Ok(Effective::new(&text.parse::<Scheme>()?, &spec.kv_layout())?)
+    Ok(Effective::new(&text.parse::<Scheme>()?, &spec.kv_layout(), None)?)
 }
 
 fn lanes(spec: &Spec, chunks: usize) -> Result<Vec<Lane>, Box<dyn std::error::Error>> {

@@ -106,8 +106,9 @@ impl Gate {
             corpus: &model.corpus,
             context: model.context,
             chunks: model.chunks,
-            baseline: model.baseline,
-            schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme)).collect(),
+            baseline: model.baseline.clone(),
+            calibration: model.calibration.as_deref(),
+            schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme.clone())).collect(),
             residency: None,
             mimic: None,
         };

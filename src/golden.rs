@@ -118,7 +118,10 @@ impl Golden {
             tokens_scored: statistics.tokens_scored,
             values,
             subject: measurement.subject.clone(),
-            conditions: measurement.conditions.clone(),
+            conditions: Conditions {
+                needs: scheme.needs.clone(),
+                ..measurement.conditions.clone()
+            },
         })
     }
 
@@ -188,6 +191,7 @@ fn condition_lines(conditions: &Conditions) -> Vec<(&'static str, String)> {
         ("device", conditions.device.clone()),
         ("weights", conditions.weights.clone()),
     ]);
+    lines.extend(conditions.needs.iter().map(|needed| ("needs", needed.clone())));
     lines
 }
 
@@ -317,7 +321,7 @@ impl<'a> Lines<'a> {
             };
             corpus.push(CorpusFile { category: category.into(), sha256: sha256.into() });
         }
-        Ok(Conditions {
+        let mut conditions = Conditions {
             corpus,
             context: self.number("context")?,
             chunks: self.number("chunks")?,
@@ -325,7 +329,12 @@ impl<'a> Lines<'a> {
             engine: self.field("engine")?,
             device: self.field("device")?,
             weights: self.field("weights")?,
-        })
+            needs: Vec::new(),
+        };
+        while self.is_next("needs") {
+            conditions.needs.push(self.field("needs")?);
+        }
+        Ok(conditions)
     }
 }
 

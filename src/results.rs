@@ -84,6 +84,10 @@ pub struct Conditions {
     pub device: String,
     /// How weights were stored: `f32` or `bf16`.
     pub weights: String,
+    /// What else a scheme's values depend on: a calibration, a codec from outside. Of a measurement
+    /// nothing; of a golden what its scheme needs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
 }
 
 /// One file of a corpus.
@@ -139,16 +143,45 @@ pub struct SchemeResult {
     pub scheme: String,
     /// The scheme that really ran, read from the cache.
     pub effective: String,
-    /// Storage cost of K and V with scales.
-    pub bits_per_element: BitsPerElement,
+    /// A calibration, or a codec from outside, that its values depend on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
+    /// What it costs to store; none for a scheme that does not fit the model.
+    #[serde(flatten)]
+    pub storage: Option<Storage>,
     /// Numbers, or why there are none.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
 
+/// What a scheme costs, and how much of it was at work.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Storage {
+    /// Bits of an encoded element, scales included.
+    pub bits_per_element: Sides,
+    /// The same over all that is kept at the measured context, exact tails and sinks included.
+    pub bits_at_context: Sides,
+    /// Bytes that a token adds to the cache, once encoded.
+    pub bytes_per_token: f64,
+    /// Bytes at the measured context over those of f16.
+    pub ratio_to_f16: f64,
+    /// Share of the scored queries' pairs with a key that they see that read a quantized key; 1 without
+    /// exact tails and sinks.
+    pub charged_share: Sides,
+    /// Share of scales that stand at a limit which their format sets to them; none for most formats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clamped_scales: Option<f64>,
+}
+
 /// Bits per element for people: four decimals at most.
 pub(crate) fn shown_bits(bits: f64) -> f64 {
     (bits * 1e4).round() / 1e4
+}
+
+impl From<[f64; 2]> for Sides {
+    fn from([k, v]: [f64; 2]) -> Self {
+        Sides { k, v }
+    }
 }
 
 impl Control {
@@ -159,9 +192,9 @@ impl Control {
     }
 }
 
-/// Bits an element of K and V takes in the cache.
+/// A number for K and one for V.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct BitsPerElement {
+pub struct Sides {
     /// Of K.
     pub k: f64,
     /// Of V.

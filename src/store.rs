@@ -65,6 +65,7 @@ fn key(model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> {
     }
     parts.push(format!("{:?}", model.source));
     parts.extend(model.source.tokenizer.iter().map(|path| optional(path)));
+    parts.extend(model.calibration.iter().map(|path| optional(path)));
     parts.extend(model.corpus.iter().map(|path| optional(path)));
     parts.push(format!("{} {} {}", model.context, model.chunks, model.baseline));
     parts.extend(cells.iter().map(|cell| format!("{}={}", cell.label, cell.scheme)));

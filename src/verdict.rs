@@ -362,8 +362,12 @@ fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
         .iter()
         .map(|file| format!(" --corpus {}", quoted(&file.to_string_lossy())))
         .collect();
+    let calibration = model.calibration.as_ref().filter(|_| cell.scheme.is_calibrated());
+    let calibration = calibration
+        .map(|file| format!(" --calibration {}", quoted(&file.to_string_lossy())))
+        .unwrap_or_default();
     format!(
-        "again:        kvgate run '{}::{}::'\nwithout gate: kvgate measure {}{corpus} --schemes {} \
+        "again:        kvgate run '{}::{}::'\nwithout gate: kvgate measure {}{corpus}{calibration} --schemes {} \
          --context {} --chunks {}",
         model.name,
         cell.label,

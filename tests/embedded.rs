@@ -4,7 +4,7 @@
 mod support;
 
 use candle_core::{safetensors, Device};
-use kvgate::kv::cache::LaneCache;
+use kvgate::kv::packed::PackedCache;
 use kvgate::measure::{measure, Request};
 use kvgate::model::decoder::{Decoder, Residency};
 use kvgate::model::Checkpoint;
@@ -31,7 +31,7 @@ fn logits_are_those_of_transformers() {
         let ids = ids(&want["ids"]);
         let decoder = load(model);
         let whole = logits(&decoder, &ids);
-        let cache = LaneCache::growing(effective(&decoder.spec, "f32"));
+        let cache = PackedCache::new(effective(&decoder.spec, "f32"));
         let parts = logits_in_parts(&decoder, &ids, &portions(ids.len()), cache);
         for (what, logits) in [("whole", whole), ("in parts", parts)] {
             let worst = support::worst_logit(&logits, want);
@@ -55,6 +55,7 @@ fn identity_is_exact_for_any_number_of_chunks() {
                 chunks,
                 baseline: "f16".parse().unwrap(),
                 schemes: vec![("f16".into(), "f16".parse().unwrap())],
+                calibration: None,
                 residency: None,
                 mimic: None,
             };
@@ -89,6 +90,7 @@ fn a_router_without_numbers_names_its_layer() {
         chunks: 1,
         baseline: "f16".parse().unwrap(),
         schemes: Vec::new(),
+        calibration: None,
         residency: None,
         mimic: None,
     };

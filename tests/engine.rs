@@ -3,9 +3,11 @@
 
 mod support;
 
-use kvgate::kv::cache::{Effective, LaneCache, LayerKv};
+use kvgate::kv::cache::LayerKv;
+use kvgate::kv::effective::Effective;
+use kvgate::kv::lanes::LaneCache;
 use kvgate::kv::Scheme;
-use kvgate::measure::corpus::{self, Chunk};
+use kvgate::measure::corpus::{self, scored, Chunk};
 use kvgate::measure::engine::{self, Lane, LaneResult};
 use kvgate::measure::stats::Position;
 use kvgate::measure::{measure, Measured, Request};
@@ -142,7 +144,8 @@ fn schemes_that_differ_give_numbers_that_differ() {
 fn a_context_longer_than_a_tile_reads_what_a_shorter_one_reads() {
     let long = Bench::new(&[], 1100, 2);
     let tokens = long.chunks[0].tokens[..700].to_vec();
-    let chunks = vec![Chunk { tokens, ..long.chunks[0].clone() }];
+    let scored = scored(tokens.len());
+    let chunks = vec![Chunk { tokens, scored, ..long.chunks[0].clone() }];
     let short = Bench { decoder: Bench::new(&[], 64, 1).decoder, chunks };
     let lanes = long.positions("f16", &["f16", "q4_0"]);
     is_identity(&lanes[0], 2 * 549);
@@ -231,6 +234,7 @@ fn measured_with(
         chunks: 2,
         baseline: baseline.parse().unwrap(),
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
+        calibration: None,
         residency,
         mimic: None,
     };
@@ -294,8 +298,9 @@ fn a_weight_that_is_not_finite_names_its_tensor() {
 
 #[test]
 fn heads_that_blocks_do_not_divide_are_refused_by_scheme() {
-    let kv = LayerKv { heads: 2, head_dim: 80, window: None, shared: false };
-    let of = |scheme: &str| Effective::new(&scheme.parse::<Scheme>().unwrap(), &[None, Some(kv)]);
+    let kv = LayerKv { heads: 2, head_dim: 80, ..LayerKv::default() };
+    let of =
+        |scheme: &str| Effective::new(&scheme.parse::<Scheme>().unwrap(), &[None, Some(kv)], None);
     let error = of("q8_0").err().unwrap().to_string();
     assert!(error.contains("q8_0 stores blocks of 32 elements") && error.contains("80"), "{error}");
     assert_eq!(of("bf16").unwrap().to_string(), "bf16/bf16");

@@ -5,7 +5,7 @@
 mod support;
 
 use candle_core::Tensor;
-use kvgate::kv::cache::LaneCache;
+use kvgate::kv::packed::PackedCache;
 use kvgate::model::decoder::{Decoder, Residency};
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
@@ -84,7 +84,7 @@ fn logits_are_those_of_transformers_in_both_formats() {
         for (path, oracle) in formats {
             let decoder = load(path);
             let whole = distance(&logits(&decoder, &ids), &oracle);
-            let cache = LaneCache::growing(effective(&decoder.spec, "f32"));
+            let cache = PackedCache::new(effective(&decoder.spec, "f32"));
             let parts = logits_in_parts(&decoder, &ids, &portions(ids.len()), cache);
             let parts = distance(&parts, &oracle);
             row += &format!(" {whole:.1e} | {parts:.1e} |");
@@ -104,7 +104,7 @@ fn a_snapshot_brings_back_a_sequence() {
         let ids = ids(&oracle(&folder)["ids"]);
         let decoder = load(folder.clone());
         let (first, second) = ids.split_at(40);
-        let mut cache = LaneCache::growing(effective(&decoder.spec, "f32"));
+        let mut cache = PackedCache::new(effective(&decoder.spec, "f32"));
         run_part(&decoder, first, 0, &mut cache);
         let mut snapshot = cache.clone();
         let other: Vec<u32> = second.iter().rev().copied().collect();

@@ -14,6 +14,7 @@ formats, and what a cast of infinity to an integer gives is undefined in the ref
 """
 
 import argparse
+import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ import torch
 from gguf import GGMLQuantizationType as T
 from gguf import quants
 
-from formats import FORMATS, HEADS, TURBO, synthetic_codebook, tcq, turbo
+from formats import FORMATS, HEADS, KIVI, KVARN, TURBO, synthetic_codebook, tcq, turbo
 from lloyd_max import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,29 @@ PUBLISHED = {
     ("turbo4:quantile", "quadratic head"): "f54cfe6f22471f504d20260aa75dad5c58c1795c9ebaad84df8b12f0c7e21df9831a7ee214e5976eaa59"
     "adbc7f1a99579e46d4d574ae35bf3ee914947a2028319ba8",
 }
+
+# what the description gives of sha256 of KVarN's records. Two of its digests are left out: kvarn3 and kvarn6
+# of K, in which a code changes with the last bit of an exponential
+PUBLISHED_RECORDS = {
+    ("kvarn8", "k", 128): ["ad28091f0f7a14ec"],
+    ("kvarn8", "v", 128): ["a0fdfddf131d32f7"],
+    ("kvarn6", "v", 128): ["0e2e0c7737dd118d"],
+    ("kvarn5", "k", 128): ["274a7169746614c7"],
+    ("kvarn5", "v", 128): ["522d46e1d7343758"],
+    ("kvarn4", "k", 128): ["e4098ca56b5eef24"],
+    ("kvarn4", "v", 128): ["32d424813f3bd221"],
+    ("kvarn4", "k", 256): ["5fc3422533e5e74c", "bef0b15c77b92ae7"],
+    ("kvarn4", "v", 256): ["f3129ff3e2db6209", "5de077972c3ba9ef"],
+    ("kvarn4:it8", "k", 128): ["272348f34133c766"],
+    ("kvarn4:it8", "v", 128): ["d97efa7cf2afd8e1"],
+    ("kvarn3", "v", 128): ["da553421ac22d42a"],
+    ("kvarn2", "k", 128): ["d8fa63d559a85f99"],
+    ("kvarn2", "v", 128): ["55220484cd2060eb"],
+}
+
+KIVI_INPUTS = ["quadratic", "zero", "constant", "negative constant", "exact halves", "all negative"]
+KIVI_INPUTS += ["subnormals beside normals", "scale is an f16 subnormal", "scale underflows f16"]
+KIVI_INPUTS += ["heavy tails 0", "outlier channel", "head of 256"]
 
 # further inputs of some formats
 EDGES = {"fp8_e4m3": ["e4m3 edges"], "fp8_e5m2": ["e5m2 edges"], "nvfp4": ["e2m1 edges"]}
@@ -144,6 +168,45 @@ def hex_f32(v):
     return np.asarray(v, dtype=">f4").tobytes().hex()
 
 
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def group(head_dim):
+    """128 tokens of one head: the vector of KVarN's description, for all sizes of heads."""
+    t, d = np.arange(128)[:, None], np.arange(head_dim)
+    x = ((7 * t * t + 13 * d * d + 5 * t * d + 3 * t + 11 * d) % 101 - 50) / 16
+    return (x * (1 + t % 5 / 4) * (1 + d % 7 / 2)).astype(np.float32)
+
+
+def group_case(codec, side, head_dim, divisor):
+    """A group is too long to write down: digests, and the first token's first numbers."""
+    encode, decode = KVARN[codec, side]
+    records = encode(group(head_dim) / np.float32(divisor))
+    read = decode(records, head_dim)
+    if divisor == 1:
+        digests = [sha256(record)[:16] for record in records]
+        assert PUBLISHED_RECORDS.get((codec, side, head_dim)) in (None, digests), (codec, side, head_dim)
+    return {
+        "codec": codec,
+        "side": side,
+        "head_dim": head_dim,
+        "divisor": divisor,
+        "encoded": sha256(b"".join(records)),
+        "decoded": sha256(read.astype("<f4").tobytes()),
+        "start": hex_f32(read[0, :4]),
+    }
+
+
+def group_cases():
+    """Every codec with the heads that it takes; the limits of scales are met where numbers are small."""
+    plan = []
+    for codec, side in KVARN:
+        plan += [(codec, side, size, 1) for size in (64, 128, 256, 512) if size > 128 or "whole" not in codec]
+        plan += [(codec, side, 128, 64)] if ":" not in codec else []
+    return [group_case(*case) for case in plan]
+
+
 def every_code(codec):
     """The decode direction of all finite 8-bit floats."""
     codes = np.arange(256, dtype=np.uint8)
@@ -195,6 +258,11 @@ def main():
                 cases.append(
                     {"codec": codec, "input": name, "encoded": data.tobytes().hex(), "decoded": hex_f32(read)}
                 )
+        for (codec, side), (encode, decode) in KIVI.items():
+            for name in KIVI_INPUTS:
+                data = encode(vectors[name])
+                coded = {"encoded": data.tobytes().hex(), "decoded": hex_f32(decode(data))}
+                cases.append({"codec": codec, "side": side, "input": name, **coded})
         forks = turbo(3, SHIPPED["turbo3, all forks"])
         check("turbo3 of the forks", "quadratic head", forks[0](whole["quadratic head"]))
         for bits in (2, 3):
@@ -211,13 +279,16 @@ def main():
 
     lines = [
         "{",
-        f'  "source": "gguf {version("gguf")}, numpy {np.__version__}, torch {version("torch")}; iq4_nl encoded and {" ".join(FORMATS)}: written description",',
+        f'  "source": "gguf {version("gguf")}, numpy {np.__version__}, torch {version("torch")}; iq4_nl encoded, {" ".join(FORMATS)} kivi kvarn: written description",',
         f'  "seed": {SEED},',
         '  "inputs": {',
         ",\n".join(f'    "{n}": "{hex_f32(x)}"' for n, x in vectors.items()),
         "  },",
         '  "cases": [',
         ",\n".join(f"    {json.dumps(c)}" for c in cases),
+        "  ],",
+        '  "groups": [',
+        ",\n".join(f"    {json.dumps(c)}" for c in group_cases()),
         "  ]",
         "}",
     ]

@@ -285,6 +285,107 @@ def synthetic_codebook(bits):
     return ((73 * np.arange(size) % size - (size - 1) / 2) / (2 * size)).astype(f32)
 
 
+# groups of tokens: x is the tokens of one head in order, K and V are laid out differently
+
+
+def kivi(bits, side):
+    top = np.float16(2**bits - 1)
+    j = np.arange(32)
+    places = [bits * j + b for b in range(bits)]
+
+    def encode(x):
+        """K: 32 tokens; V: one. All arithmetic in half, as of a model in half."""
+        x = half(x.reshape(32, -1).T if side == "k" else x.reshape(-1, 32))
+        low, high = x.min(1, keepdims=True), x.max(1, keepdims=True)
+        scale = (high - low) / top
+        with np.errstate(divide="ignore", invalid="ignore"):
+            codes = np.rint(np.clip((x - low) / scale, 0, top))
+        codes = np.where(np.isnan(codes), 0, codes).astype(np.uint8)
+        return np.hstack([bits_of(codes, places, 4 * bits), to_bytes(scale), to_bytes(low)])
+
+    def decode(data):
+        scale, low = (data[:, i : i + 2].copy().view(np.float16).astype(f32) for i in (4 * bits, 4 * bits + 2))
+        x = codes_of(data[:, : 4 * bits], places).astype(f32) * scale + low
+        return (x.T if side == "k" else x).ravel()
+
+    return encode, decode
+
+
+def orthonormal(x):
+    return butterflies(x) * f32(x.shape[-1] ** -0.5)
+
+
+def rotate(heads):
+    """Slices of at most 128 first, then across them."""
+    slices = orthonormal(heads.reshape(len(heads), -1, min(heads.shape[1], 128)))
+    return orthonormal(slices.swapaxes(1, 2)).swapaxes(1, 2).reshape(heads.shape)
+
+
+def deviations(x, axis):
+    return x.std(axis, ddof=1, dtype=float, keepdims=True).astype(f32)
+
+
+def exp(v):
+    return np.exp(v.astype(float)).astype(f32)
+
+
+def log(v):
+    return np.log(v.astype(float)).astype(f32)
+
+
+def imbalance(x):
+    both = [deviations(x, axis) for axis in (0, 1)]
+    return sum(d.max() / max(d.min(), f32(1e-8)) for d in both)
+
+
+def balance(tile, iterations):
+    """Factors of columns and rows whose division leaves the deviations most alike."""
+    logs = [np.zeros((1, tile.shape[1]), f32), np.zeros((tile.shape[0], 1), f32)]
+    best, least, now = [exp(v) for v in logs], imbalance(tile), tile
+    for _ in range(iterations):
+        for axis in (0, 1):
+            step = log(np.clip(deviations(now, axis), f32(1e-3), f32(1e3)))
+            logs[axis] = np.clip(logs[axis] + step, f32(-0.3), f32(10))
+            now = tile / (exp(logs[0]) * exp(logs[1]))
+        if imbalance(now) <= least:
+            best, least = [exp(v) for v in logs], imbalance(now)
+    return best
+
+
+def kvarn(bits, side, iterations=16, widest=128):
+    """128 tokens of a head of any of the sizes; slices of at most `widest` channels are records of their own."""
+    top = f32(2**bits - 1)
+
+    def record(tile):
+        column, row = balance(tile, iterations)
+        balanced = tile / (column * row)
+        low, high = balanced.min(1, keepdims=True), balanced.max(1, keepdims=True)
+        scale = np.maximum((high - low) / top, f32(1e-10))
+        codes = np.clip(away((balanced - low) / scale), 0, top).astype(np.uint8)
+        stream = np.unpackbits(codes.ravel()[:, None], axis=1, bitorder="little")[:, :bits]
+        fields = [np.packbits(stream, bitorder="little"), half(row * scale), half(row * low), half(column)]
+        return b"".join(field.tobytes() for field in fields)
+
+    def encode(x):
+        staged = half(rotate(x.reshape(128, -1))).astype(f32)
+        slices = [staged[:, i : i + widest] for i in range(0, staged.shape[1], widest)]
+        return [record(t.T if side == "k" else t) for t in slices]
+
+    def tile(data, channels):
+        rows, columns = (channels, 128) if side == "k" else (128, channels)
+        payload, halves = data[: bits * rows * columns // 8], data[bits * rows * columns // 8 :]
+        stream = np.unpackbits(np.frombuffer(payload, np.uint8), bitorder="little").reshape(-1, bits)
+        codes = np.packbits(stream, axis=1, bitorder="little").reshape(rows, columns).astype(f32)
+        scale, low, column = np.split(np.frombuffer(halves, "<f2").astype(f32), [rows, 2 * rows])
+        t = (codes * scale[:, None] + low[:, None]) * column
+        return t.T if side == "k" else t
+
+    def decode(records, head_dim):
+        return rotate(np.hstack([tile(data, min(head_dim, widest)) for data in records]))
+
+    return encode, decode
+
+
 FORMATS = {
     "int8_pth": int8_pth(),
     "fp8_e4m3": E4M3,
@@ -307,6 +408,14 @@ FORMATS = {
     "fp8_pth": fp8_pth(),
     "turbo3_tcq": tcq(3),
     "turbo2_tcq": tcq(2),
+}
+# pairs for K and V: KIVI's of rows of 32, KVarN's of (128, head) and records
+KIVI = {(f"kivi{bits}", side): kivi(bits, side) for bits in (4, 2) for side in "kv"}
+KVARN = {
+    (f"kvarn{bits}{options}", side): kvarn(bits, side, 8 if "it8" in options else 16, 512 if "whole" in options else 128)
+    for bits in (8, 6, 5, 4, 3, 2)
+    for options in ("", ":it8", ":it8:whole", ":whole")
+    for side in "kv"
 }
 # those whose block is a head, and those of 128 elements
 HEADS = ["int8_pth", "int4_pth", "fp8_pth"]

@@ -7,9 +7,9 @@ bit for bit; gguf cannot encode iq4_nl, so that one is written out here as ggml'
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 
-from formats import FORMATS, HEADS
+from formats import FORMATS, HEADS, KIVI, KVARN
 
-BLOCKS = 31_248
+BLOCKS = 61 * 512  # groups of 128 tokens, heads of 128
 CODEBOOK = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
@@ -40,5 +40,10 @@ codecs["iq4_nl"] = iq4_nl
 for name, (encode, decode) in FORMATS.items():
     # heads of 128, or all blocks at once
     codecs[name] = written(encode, decode, 128 if name in HEADS else x.size)
+for (name, side), (encode, decode) in KIVI.items():
+    codecs[f"{name} {side}"] = written(encode, decode, 32 * 128)
+for (name, side), (encode, decode) in KVARN.items():
+    if "whole" not in name:  # nothing at heads of 128
+        codecs[f"{name} {side}"] = written(encode, lambda records, d=decode: d(records, 128).ravel(), 128 * 128)
 for name, round_trip in codecs.items():
-    print(f"{name:15} {((exact - round_trip(x)) ** 2).sum() / (exact**2).sum():.2e}")
+    print(f"{name:17} {((exact - round_trip(x)) ** 2).sum() / (exact**2).sum():.2e}")

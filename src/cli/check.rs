@@ -5,7 +5,8 @@ use crate::gate::Gate;
 use crate::golden::{self, Golden};
 use crate::hash;
 use crate::hub;
-use crate::kv::cache::Effective;
+use crate::kv::calibration::Calibration;
+use crate::kv::effective::Effective;
 use crate::measure::{corpus, NUMERICS};
 use crate::model::Checkpoint;
 use crate::policy::ModelPolicy;
@@ -82,13 +83,22 @@ fn one_by_one(model: &ModelPolicy) -> Result<Checked, String> {
     corpus::chunks(&texts, &checkpoint.tokenizer, model.context, model.chunks)
         .map_err(|error| error.to_string())?;
     let layout = checkpoint.spec.kv_layout();
-    for scheme in model.cells.iter().map(|cell| &cell.scheme).chain([&model.baseline]) {
-        Effective::new(scheme, &layout).map_err(|error| error.to_string())?;
+    let files: Vec<_> = texts.into_iter().map(|text| text.file).collect();
+    let calibration = model
+        .calibration
+        .as_ref()
+        .map(|path| Calibration::read(path, &found, &files))
+        .transpose()
+        .map_err(|error| error.to_string())?;
+    for scheme in model.cells.iter().map(|cell| &cell.scheme) {
+        Effective::new(scheme, &layout, calibration.as_ref())
+            .map_err(|error| format!("{scheme}: {error}"))?;
     }
-    let baseline = Effective::new(&model.baseline, &layout).map_err(|error| error.to_string())?;
+    let baseline =
+        Effective::new(&model.baseline, &layout, None).map_err(|error| error.to_string())?;
     Ok(Checked {
         lines: estimates(model, &checkpoint),
-        corpus: texts.into_iter().map(|text| text.file).collect(),
+        corpus: files,
         baseline: baseline.to_string(),
     })
 }

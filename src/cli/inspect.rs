@@ -2,9 +2,11 @@
 
 use super::{bytes, name, say, source, Stop, NOT_MEASURED, USAGE};
 use crate::hub;
-use crate::kv::cache::bits_per_element;
-use crate::kv::codec::CODECS;
-use crate::model::spec::{Attention, Kv, Layer, Mixer, Spec};
+use crate::kv::calibration::Calibration;
+use crate::kv::codec;
+use crate::kv::effective::Effective;
+use crate::kv::Scheme;
+use crate::model::spec::{Attention, Kv, Mixer, Spec};
 use crate::model::Checkpoint;
 use crate::progress::Bar;
 use crate::results::shown_bits;
@@ -15,6 +17,12 @@ pub(super) struct Arguments {
     /// A GGUF file, a folder with config.json and safetensors, or hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
     #[arg(value_name = "MODEL")]
     model: PathBuf,
+    /// Tokens in the cache [default: what the model was trained for]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Schemes to show instead of the catalogue's codecs
+    #[arg(long, value_delimiter = ',', value_name = "SCHEME")]
+    schemes: Vec<String>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
@@ -48,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     ))?;
     say(format!("context       {} tokens trained", spec.trained_context))?;
     layers(spec)?;
-    costs(spec)?;
+    costs(spec, arguments)?;
     Ok(0)
 }
 
@@ -97,29 +105,49 @@ fn attention_words(a: &Attention) -> String {
     format!("{heads} heads, {kv_heads} KV heads of {dim}, {reach}{kv}, RoPE θ {base}")
 }
 
-/// Bytes that a token adds to the cache; a window caps them at its length.
-fn costs(spec: &Spec) -> Result<(), Stop> {
-    let owners: Vec<_> =
-        spec.layers.iter().filter_map(Layer::attention).filter(|a| a.owns_kv()).collect();
-    let kept = |a: &Attention| a.window.unwrap_or(usize::MAX).min(spec.trained_context);
-    say(format!(
-        "\n{:<15} {:>6} {:>16} {:>22}",
-        "codec", "bits", "KV per token", "at trained context"
-    ))?;
-    for codec in CODECS {
-        let bits = bits_per_element(*codec, &spec.kv_layout());
-        let token = |a: &Attention| (2 * a.kv_width()) as f64 * codec.bits_per_element(a.head_dim);
-        let per_token: f64 = owners.iter().map(|a| token(a)).sum();
-        let in_context: f64 = owners.iter().map(|a| token(a) * kept(a) as f64).sum();
-        say(format!(
-            "{:<15} {:>6} {:>16} {:>22}",
-            codec.name(),
-            shown_bits(bits),
-            bytes(per_token / 8.0),
-            bytes(in_context / 8.0)
-        ))?;
+/// What the cache of one sequence costs; a window caps what its layers keep.
+fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
+    let context = arguments.context.unwrap_or(spec.trained_context);
+    let layout = spec.kv_layout();
+    let calibration = Calibration::any(&layout);
+    let effective = |scheme: &Scheme| Effective::new(scheme, &layout, Some(&calibration));
+    let f16 = effective(&"f16".parse().expect("the catalogue has f16"));
+    let f16 = f16.map_err(|error| Stop::new(USAGE, error.to_string()))?.bytes_at(context) as f64;
+    say(format!("\nat a context of {context} tokens, exact tails and sinks included:"))?;
+    let header = ["bits K/V", "KV per token", "KV in all", "of f16"];
+    let row = |name: &str, [bits, token, all, ratio]: [&str; 4]| {
+        format!("{name:<17} {bits:>17} {token:>14} {all:>12} {ratio:>8}")
+    };
+    say(row("scheme", header))?;
+    for (name, scheme) in schemes(&arguments.schemes)? {
+        match effective(&scheme) {
+            Err(error) => say(format!("{name:<17} – {error}"))?,
+            Ok(effective) => {
+                let [k, v] = effective.bits_at(context).map(shown_bits);
+                let all = effective.bytes_at(context) as f64;
+                let cells = [
+                    format!("{k} / {v}"),
+                    bytes(effective.bytes_per_token()),
+                    bytes(all),
+                    format!("{:.1} %", 100.0 * all / f16),
+                ];
+                say(row(&name, cells.each_ref().map(String::as_str)))?;
+            }
+        }
     }
     Ok(())
+}
+
+/// Those that were asked for, or the catalogue's codecs for K and V alike.
+fn schemes(asked: &[String]) -> Result<Vec<(String, Scheme)>, Stop> {
+    let catalogue = || codec::all().map(|codec| codec.name().to_string());
+    let names = if asked.is_empty() { catalogue().collect() } else { asked.to_vec() };
+    let parsed = names.into_iter().map(|name| {
+        let scheme = name.parse::<Scheme>();
+        let scheme = scheme.map_err(|error| Stop::new(USAGE, format!("scheme `{name}`: {error}")));
+        scheme.map(|scheme| (name, scheme))
+    });
+    parsed.collect()
 }
 
 fn thousands(n: u64) -> String {

@@ -36,6 +36,9 @@ pub(super) struct Arguments {
     /// A tokenizer.json instead of the model's own tokenizer
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+    /// What `kvgate calibrate` wrote for the model, for schemes that need it
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
     /// Where to compute
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
@@ -97,6 +100,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         chunks: arguments.chunks,
         baseline: scheme(&arguments.baseline)?,
         schemes,
+        calibration: arguments.calibration.as_deref(),
         residency: arguments.residency.map(|place| match place {
             Place::Resident => Residency::Resident,
             Place::Streamed => Residency::Streamed,

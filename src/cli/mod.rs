@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod accept;
+mod calibrate;
 mod check;
 mod inspect;
 mod measure;
@@ -48,6 +49,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Lists the codecs and the grammar of schemes
     Schemes,
+    /// Writes what calibrated schemes need to know of a model: means and ranges of its K and V
+    Calibrate(calibrate::Arguments),
     /// Writes goldens from a run's results: needs no model
     Accept(accept::Arguments),
 }
@@ -100,6 +103,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Schemes => schemes::run(),
+        Command::Calibrate(arguments) => calibrate::run(&arguments),
         Command::Accept(arguments) => accept::run(&arguments),
     };
     match done {

@@ -7,7 +7,7 @@ use crate::kv::codec::CODECS;
 const HEAD: usize = 128;
 
 pub(super) fn run() -> Result<u8, Stop> {
-    say(format!("{:<15} {:>8}  {:<9} {:<25} engines", "codec", "bits", "block", "rotated"))?;
+    say(format!("{:<16} {:>8}  {:<9} {:<25} engines", "codec", "bits", "block", "rotated"))?;
     for codec in CODECS {
         let rotated = match codec.is_rotated() {
             true => "where 64 divides the head",
@@ -18,7 +18,7 @@ pub(super) fn run() -> Result<u8, Stop> {
             HEAD if codec.block(2 * HEAD) > HEAD => "head".to_string(),
             block => block.to_string(),
         };
-        let row = format!("{name:<15} {bits:>8} {block:>6}    {rotated:<25} {}", codec.engines());
+        let row = format!("{name:<16} {bits:>8} {block:>6}    {rotated:<25} {}", codec.engines());
         say(row.trim_end())?;
     }
     say("\nA scheme is a codec for both K and V (q8_0), or one for each (q8_0/q4_0: K first).\n\

@@ -47,7 +47,6 @@ impl Exact {
     }
 
     /// The rule in a layer whose queries see so many keys: there is no sink in a window that moves on.
-    #[allow(dead_code)]
     pub(super) fn within(self, window: Option<usize>) -> Self {
         Exact { sink: if window.is_some() { 0 } else { self.sink }, ..self }
     }

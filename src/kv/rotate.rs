@@ -62,18 +62,23 @@ vectorized!(fn blocks['a](x: &'a mut [f32], size: usize, scale: f32) {
         for lane in block.as_chunks_mut::<16>().0 {
             butterflies_16(lane);
         }
-        let mut half = 16;
-        while half < size {
-            for pair in block.chunks_exact_mut(2 * half) {
-                let (low, high) = pair.split_at_mut(half);
-                for (a, b) in low.iter_mut().zip(high) {
-                    (*a, *b) = (*a + *b, *a - *b);
-                }
-            }
-            half *= 2;
-        }
+        butterflies(block, 16, size);
     }
 });
+
+/// The stages of distance `half` to `size`/2, in each block of `size` elements.
+#[inline(always)]
+pub(super) fn butterflies(x: &mut [f32], mut half: usize, size: usize) {
+    while half < size {
+        for pair in x.chunks_exact_mut(2 * half) {
+            let (low, high) = pair.split_at_mut(half);
+            for (a, b) in low.iter_mut().zip(high) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+}
 
 /// The stages of distance 1, 2, 4 and 8: each is a sum of the lane and its partners with a sign.
 #[inline(always)]

@@ -1,15 +1,23 @@
 //! The grammar of KV schemes.
 //!
 //! ```text
-//! scheme = side [ "/" side ]        one side: K and V alike; two: K first
-//! side   = codec { ":" option }     codec of the catalogue
-//! option = "norot"                  no Hadamard rotation before a codec that has one
-//!        | "quantile" | "unbiased"  another table or scale, of codecs that have them
+//! scheme = pair { "@" layers "=" pair }   pairs behind an @ are for those layers, the last that names one
+//! pair   = side [ "/" side ]              one side: K and V alike; two: K first
+//! side   = codec { ":" option }           codec of the catalogue
+//! option = "norot"                        no Hadamard rotation before a codec that has one
+//!        | "center"                       K less its mean over a calibration text
+//!        | "tensor" | "head"              one calibrated scale a layer, or one a KV head (fp8)
+//!        | "tail=" N | "sink=" N          the newest, the first so many tokens stay exact
+//!        | "quantile" | …                 a variant of the codec, which the catalogue lists
+//! layers = N | N "-" N | "first" N | "last" N | "global" | "sliding"
 //! ```
 
-use super::codec::{self, Codec, CODECS};
+use super::cache::LayerKv;
+use super::codec::{self, Codec};
+use super::exact::Exact;
 use crate::nearest::did_you_mean;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 /// How one of K and V is stored.
@@ -20,17 +28,58 @@ pub struct Side {
     /// Whether llama.cpp's automatic rotation may apply (it does for ggml's block formats where the
     /// head size allows it; `:norot` forbids it).
     pub may_rotate: bool,
+    /// Whether a calibrated mean is subtracted before the codec.
+    pub center: bool,
+    /// What a calibrated scale is for.
+    pub scale: Option<Scale>,
+    /// Newest tokens that stay exact, where not the codec's own number.
+    pub tail: Option<usize>,
+    /// First tokens that stay exact, where not the codec's own number.
+    pub sink: Option<usize>,
 }
 
-/// A KV scheme as it was asked for: a codec for K and one for V, with their options.
-///
-/// Two schemes are equal if they ask for the same, however they were spelled (`q8_0`, `q8_0/q8_0`).
-#[derive(Clone, Copy)]
-pub struct Scheme {
+/// What shares a calibrated scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// All of a layer's K, or all of its V.
+    Tensor,
+    /// A KV head.
+    Head,
+}
+
+/// A codec for K and one for V, with their options.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Pair {
     /// How K is stored.
     pub k: Side,
     /// How V is stored.
     pub v: Side,
+}
+
+/// A KV scheme as it was asked for.
+///
+/// Two schemes are equal if they ask for the same, however they were spelled (`q8_0`, `q8_0/q8_0`).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Scheme {
+    /// For every layer that nothing else is said about.
+    pub default: Pair,
+    /// For some layers; the last that names a layer counts.
+    pub layers: Vec<(Layers, Pair)>,
+}
+
+/// Some of a model's layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layers {
+    /// By their index, as the checkpoint counts them.
+    Index(RangeInclusive<usize>),
+    /// The first so many that own a cache.
+    First(usize),
+    /// The last so many that own a cache.
+    Last(usize),
+    /// Those whose queries see everything before them.
+    Global,
+    /// Those with a window.
+    Sliding,
 }
 
 /// Why a text is no scheme. The message names what would be accepted.
@@ -53,12 +102,32 @@ pub enum SchemeError {
         codec: String,
     },
     /// An option that says nothing about this codec.
-    #[error(
-        "`:norot` has no meaning for `{codec}`, before which nothing is rotated: write `{codec}`"
-    )]
+    #[error("`:{option}` has no meaning for `{codec}`, {why}")]
     IdleOption {
+        /// The option that was written, without its colon.
+        option: String,
         /// The codec that it was written for.
         codec: String,
+        /// Why, and what to write.
+        why: String,
+    },
+    /// An option that stands twice.
+    #[error("`:{option}` is said twice of `{codec}`: keep one")]
+    TwiceOption {
+        /// The option's name.
+        option: String,
+        /// The codec that it was written for.
+        codec: String,
+    },
+    /// A tail or sink that is no number of tokens, or none that this codec can leave exact.
+    #[error("`:{option}` of `{codec}` takes {takes}")]
+    Tokens {
+        /// The option as written.
+        option: String,
+        /// The codec that it was written for.
+        codec: String,
+        /// What it takes.
+        takes: String,
     },
     /// More than two sides.
     #[error("`{text}` has more than two sides: write K/V, such as q8_0/q4_0")]
@@ -66,22 +135,45 @@ pub enum SchemeError {
         /// The whole scheme.
         text: String,
     },
+    /// What stands behind an `@` is not `layers=scheme`.
+    #[error("`@{text}` is not LAYERS=SCHEME, where LAYERS is 7, 0-2, first2, last2, global or sliding, as in q4_0@first2=q8_0")]
+    Layers {
+        /// What was written.
+        text: String,
+    },
 }
 
 fn known_options(codec: &str) -> String {
-    let rotated = codec::find(codec).is_some_and(|codec| codec.is_rotated());
+    let Some(found) = codec::find(codec) else { return "none".into() };
     let variants = codec_names().filter_map(|name| name.strip_prefix(codec)?.strip_prefix(':'));
-    let options: Vec<_> =
-        rotated.then_some("norot").into_iter().chain(variants).map(|o| format!(":{o}")).collect();
-    if options.is_empty() {
-        "none".into()
-    } else {
-        options.join(", ")
+    let options = [
+        (found.is_rotated(), "norot"),
+        (is_lossy(found), "tail=N"),
+        (is_lossy(found), "sink=N"),
+        (may_center(found), "center"),
+        (found.largest().is_some(), "tensor"),
+        (found.largest().is_some(), "head"),
+    ];
+    let options = options.into_iter().filter(|(has, _)| *has).map(|(_, option)| option);
+    let options: Vec<_> = variants.chain(options).map(|option| format!(":{option}")).collect();
+    match options.is_empty() {
+        true => "none".into(),
+        false => options.join(", "),
     }
 }
 
+/// Whether there is anything to leave exact: halves are what is called exact.
+fn is_lossy(codec: &dyn Codec) -> bool {
+    !["f32", "f16"].contains(&codec.name())
+}
+
+/// Formats that take tokens together fit each channel's range, its mean included.
+fn may_center(codec: &dyn Codec) -> bool {
+    is_lossy(codec) && codec.group() == 1
+}
+
 fn codec_names() -> impl Iterator<Item = &'static str> {
-    CODECS.iter().map(|c| c.name())
+    codec::all().map(|c| c.name())
 }
 
 impl FromStr for Side {
@@ -92,22 +184,167 @@ impl FromStr for Side {
         let name = words.next().unwrap_or_default();
         let codec =
             codec::find(name).ok_or_else(|| SchemeError::UnknownCodec { name: name.into() })?;
-        let mut side = Side { codec, may_rotate: codec.is_rotated() };
+        let mut side = Side::of(codec);
+        let mut variant: Vec<&str> = Vec::new();
         for option in words {
-            let name = side.codec.name();
-            match (option, codec::find(&format!("{name}:{option}"))) {
-                ("norot", _) if side.codec.is_rotated() => side.may_rotate = false,
-                ("norot", _) => return Err(SchemeError::IdleOption { codec: name.into() }),
-                (_, Some(variant)) => side.codec = variant,
-                (_, None) => {
-                    return Err(SchemeError::UnknownOption {
-                        option: option.into(),
-                        codec: name.into(),
-                    })
-                }
+            if !side.take(option)? {
+                variant.push(option);
             }
         }
+        side.vary(&mut variant)?;
+        side.check()?;
         Ok(side)
+    }
+}
+
+impl Side {
+    /// A codec without options.
+    pub fn of(codec: &'static dyn Codec) -> Self {
+        let may_rotate = codec.is_rotated();
+        Side { codec, may_rotate, center: false, scale: None, tail: None, sink: None }
+    }
+
+    /// Takes an option that any codec may have; whether it was one.
+    fn take(&mut self, option: &str) -> Result<bool, SchemeError> {
+        let again = match option.split_once('=') {
+            Some(("tail", n)) => self.tail.replace(self.tokens(option, n)?).is_some(),
+            Some(("sink", n)) => self.sink.replace(self.tokens(option, n)?).is_some(),
+            _ => match option {
+                "norot" if self.codec.is_rotated() => !std::mem::take(&mut self.may_rotate),
+                "norot" => {
+                    let name = self.codec.name();
+                    return Err(self.idle(
+                        option,
+                        &format!("before which nothing is rotated: write `{name}`"),
+                    ));
+                }
+                "center" => std::mem::replace(&mut self.center, true),
+                "tensor" => self.scale.replace(Scale::Tensor).is_some(),
+                "head" => self.scale.replace(Scale::Head).is_some(),
+                _ => return Ok(false),
+            },
+        };
+        match again {
+            false => Ok(true),
+            true => Err(SchemeError::TwiceOption {
+                option: option.split('=').next().unwrap_or_default().into(),
+                codec: self.codec.name().into(),
+            }),
+        }
+    }
+
+    fn tokens(&self, option: &str, count: &str) -> Result<usize, SchemeError> {
+        count.parse().map_err(|_| SchemeError::Tokens {
+            option: option.into(),
+            codec: self.codec.name().into(),
+            takes: "a number of tokens, such as 128".into(),
+        })
+    }
+
+    /// Takes the variant of the codec that the other options name, in any order.
+    fn vary(&mut self, options: &mut [&str]) -> Result<(), SchemeError> {
+        if options.is_empty() {
+            return Ok(());
+        }
+        options.sort_unstable();
+        let name = self.codec.name();
+        let Some(variant) = codec::find(&format!("{name}:{}", options.join(":"))) else {
+            let unknown = |option: &&&str| codec::find(&format!("{name}:{option}")).is_none();
+            let (option, codec) = match options.iter().find(unknown) {
+                Some(option) => ((*option).to_string(), name.to_string()),
+                // each is known, not all of them together
+                None => (options[1].to_string(), format!("{name}:{}", options[0])),
+            };
+            return Err(SchemeError::UnknownOption { option, codec });
+        };
+        self.codec = variant;
+        Ok(())
+    }
+
+    /// Options that say nothing about the codec, or what it cannot do.
+    fn check(&self) -> Result<(), SchemeError> {
+        let exact = [("tail", self.tail), ("sink", self.sink)];
+        for (option, _) in exact.iter().filter(|(_, tokens)| tokens.is_some()) {
+            if !is_lossy(self.codec) {
+                return Err(self.idle(option, "which is exact"));
+            }
+        }
+        if self.center && !may_center(self.codec) {
+            let why = match is_lossy(self.codec) {
+                true => "whose range of each channel takes the mean in",
+                false => "which is exact",
+            };
+            return Err(self.idle("center", why));
+        }
+        if let Some(scale) = self.scale.filter(|_| self.codec.largest().is_none()) {
+            return Err(self.idle(scale.name(), "which has scales of its own"));
+        }
+        let group = self.codec.group();
+        match self.tail {
+            Some(tail) if group > 1 && (tail == 0 || tail % group != 0) => {
+                Err(SchemeError::Tokens {
+                    option: format!("tail={tail}"),
+                    codec: self.codec.name().into(),
+                    takes: format!("a multiple of the {group} tokens that it stores together"),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn idle(&self, option: &str, why: &str) -> SchemeError {
+        let codec = self.codec.name().into();
+        SchemeError::IdleOption { option: option.into(), codec, why: why.into() }
+    }
+
+    /// The format of V of this side.
+    pub(super) fn for_values(self) -> Self {
+        Side { codec: self.codec.for_values().unwrap_or(self.codec), ..self }
+    }
+
+    /// What stays exact.
+    pub(super) fn exact(&self) -> Exact {
+        self.codec.exact(self.tail, self.sink)
+    }
+}
+
+impl Scale {
+    /// The option's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scale::Tensor => "tensor",
+            Scale::Head => "head",
+        }
+    }
+}
+
+impl FromStr for Pair {
+    type Err = SchemeError;
+
+    fn from_str(text: &str) -> Result<Self, SchemeError> {
+        let mut sides = text.split('/');
+        let k: Side = sides.next().unwrap_or_default().parse()?;
+        // a mean falls out of the softmax of K alone
+        let v = sides.next().map_or(Ok(Side { center: false, ..k }), str::parse)?;
+        if sides.next().is_some() {
+            return Err(SchemeError::TooManySides { text: text.into() });
+        }
+        match v.center {
+            false => Ok(Pair { k, v }),
+            true => Err(v.idle("center", "on V's side: only a mean of K falls out of the softmax")),
+        }
+    }
+}
+
+impl Pair {
+    fn sides(&self) -> [Side; 2] {
+        [self.k, self.v.for_values()]
+    }
+
+    /// The shortest context at which it can be measured: half of the keys and more are quantized.
+    fn least_context(&self) -> usize {
+        let exact = self.sides().map(|side| side.exact().tokens());
+        2 * exact[0].max(exact[1])
     }
 }
 
@@ -115,13 +352,69 @@ impl FromStr for Scheme {
     type Err = SchemeError;
 
     fn from_str(text: &str) -> Result<Self, SchemeError> {
-        let mut sides = text.trim().split('/');
-        let k: Side = sides.next().unwrap_or_default().parse()?;
-        let v = sides.next().map_or(Ok(k), str::parse)?;
-        match sides.next() {
-            None => Ok(Scheme { k, v }),
-            Some(_) => Err(SchemeError::TooManySides { text: text.into() }),
+        let mut parts = text.trim().split('@');
+        let default = parts.next().unwrap_or_default().parse()?;
+        let layers = parts.map(|part| {
+            let wrong = || SchemeError::Layers { text: part.into() };
+            let (layers, pair) = part.split_once('=').ok_or_else(wrong)?;
+            Ok((layers.parse().map_err(|()| wrong())?, pair.parse()?))
+        });
+        Ok(Scheme { default, layers: layers.collect::<Result<_, SchemeError>>()? })
+    }
+}
+
+impl FromStr for Layers {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let number = |text: &str| text.parse::<usize>().map_err(|_| ());
+        match (text, text.strip_prefix("first"), text.strip_prefix("last"), text.split_once('-')) {
+            ("global", ..) => Ok(Layers::Global),
+            ("sliding", ..) => Ok(Layers::Sliding),
+            (_, Some(count), ..) => Ok(Layers::First(number(count)?)),
+            (_, _, Some(count), _) => Ok(Layers::Last(number(count)?)),
+            (.., Some((from, to))) => Ok(Layers::Index(number(from)?..=number(to)?)),
+            _ => number(text).map(|index| Layers::Index(index..=index)),
         }
+    }
+}
+
+impl Layers {
+    /// Those of a model's layers that it means, of those that own a cache.
+    pub(super) fn of(&self, layout: &[Option<LayerKv>]) -> Vec<usize> {
+        let owners = layout.iter().enumerate().filter_map(|(i, kv)| Some((i, (*kv)?)));
+        let all: Vec<(usize, LayerKv)> = owners.collect();
+        let chosen: Vec<&(usize, LayerKv)> = match self {
+            Layers::Index(range) => all.iter().filter(|(i, _)| range.contains(i)).collect(),
+            Layers::First(count) => all.iter().take(*count).collect(),
+            Layers::Last(count) => all.iter().rev().take(*count).rev().collect(),
+            Layers::Global => all.iter().filter(|(_, kv)| kv.window.is_none()).collect(),
+            Layers::Sliding => all.iter().filter(|(_, kv)| kv.window.is_some()).collect(),
+        };
+        chosen.into_iter().map(|(i, _)| *i).collect()
+    }
+}
+
+impl Scheme {
+    /// Every pair that some layers may have.
+    fn pairs(&self) -> impl Iterator<Item = &Pair> {
+        std::iter::once(&self.default).chain(self.layers.iter().map(|(_, pair)| pair))
+    }
+
+    /// Every side of every pair.
+    pub fn sides(&self) -> impl Iterator<Item = Side> + '_ {
+        self.pairs().flat_map(Pair::sides)
+    }
+
+    /// Whether it needs what `kvgate calibrate` writes.
+    pub fn is_calibrated(&self) -> bool {
+        self.sides().any(|side| side.center || side.scale.is_some())
+    }
+
+    /// The shortest context at which it can be measured: with tails and sinks, one of which they leave
+    /// at least half to the codec.
+    pub fn least_context(&self) -> usize {
+        self.pairs().map(Pair::least_context).max().unwrap_or(0)
     }
 }
 
@@ -131,20 +424,37 @@ impl fmt::Display for Side {
         if self.codec.is_rotated() && !self.may_rotate {
             f.write_str(":norot")?;
         }
+        if self.center {
+            f.write_str(":center")?;
+        }
+        if let Some(scale) = self.scale {
+            write!(f, ":{}", scale.name())?;
+        }
+        let usual = self.codec.exact(None, None);
+        if let Some(tail) = self.tail.filter(|_| self.exact().tail != usual.tail) {
+            write!(f, ":tail={tail}")?;
+        }
+        if let Some(sink) = self.sink.filter(|_| self.exact().sink != usual.sink) {
+            write!(f, ":sink={sink}")?;
+        }
         Ok(())
     }
 }
 
 impl PartialEq for Side {
     fn eq(&self, other: &Self) -> bool {
-        self.codec.name() == other.codec.name() && self.may_rotate == other.may_rotate
+        self.codec.name() == other.codec.name()
+            && self.may_rotate == other.may_rotate
+            && self.center == other.center
+            && self.scale == other.scale
+            && self.exact() == other.exact()
     }
 }
 impl Eq for Side {}
 
-impl fmt::Display for Scheme {
+impl fmt::Display for Pair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.k == self.v {
+        if (Side { center: false, ..self.k }) == self.v {
             write!(f, "{}", self.k)
         } else {
             write!(f, "{}/{}", self.k, self.v)
@@ -152,12 +462,25 @@ impl fmt::Display for Scheme {
     }
 }
 
-impl PartialEq for Scheme {
-    fn eq(&self, other: &Self) -> bool {
-        self.k == other.k && self.v == other.v
+impl fmt::Display for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Layers::Index(range) if range.start() == range.end() => write!(f, "{}", range.start()),
+            Layers::Index(range) => write!(f, "{}-{}", range.start(), range.end()),
+            Layers::First(count) => write!(f, "first{count}"),
+            Layers::Last(count) => write!(f, "last{count}"),
+            Layers::Global => f.write_str("global"),
+            Layers::Sliding => f.write_str("sliding"),
+        }
     }
 }
-impl Eq for Scheme {}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.default)?;
+        self.layers.iter().try_for_each(|(layers, pair)| write!(f, "@{layers}={pair}"))
+    }
+}
 
 impl fmt::Debug for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -182,6 +505,20 @@ mod tests {
         assert_eq!(round("q8_0/q4_0:norot"), "q8_0/q4_0:norot");
         assert_eq!(round("f16/q4_0"), "f16/q4_0");
         assert_eq!(round("turbo4:unbiased/turbo4:quantile"), "turbo4:unbiased/turbo4:quantile");
+        assert_eq!(round("q4_0:sink=4:tail=128"), "q4_0:tail=128:sink=4");
+        assert_eq!(round("q4_0:tail=0"), "q4_0");
+        assert_eq!(round("q8_0/q4_0:tail=64"), "q8_0/q4_0:tail=64");
+        assert_eq!(round("q4_0:center/q4_0"), "q4_0:center");
+        assert_eq!(round("q4_0:center:norot"), "q4_0:norot:center");
+        assert_eq!(round("fp8_e4m3:head"), "fp8_e4m3:head");
+        assert_eq!(
+            round("q4_0@first2=q8_0@7-9=q8_0/q4_0@5-5=f16"),
+            "q4_0@first2=q8_0@7-9=q8_0/q4_0@5=f16"
+        );
+        assert_eq!(
+            round("q4_0:tail=32@global=q8_0/q8_0@sliding=q5_1@last1=f16"),
+            "q4_0:tail=32@global=q8_0@sliding=q5_1@last1=f16"
+        );
     }
 
     #[test]
@@ -192,9 +529,23 @@ mod tests {
         assert!(error("q4_0:rot").contains(":norot"));
         assert!(error("f16:norot").contains("write `f16`"));
         assert!(error("turbo4:quantil").contains("knows :quantile, :unbiased"));
-        assert!(error("turbo4:quantile:unbiased").contains("`turbo4:quantile`, which knows none"));
+        assert!(
+            error("turbo4:quantile:unbiased").contains("`turbo4:quantile`, which knows :tail=N")
+        );
         assert!(error("turbo3:norot").contains("write `turbo3`"));
         assert!(error("q8_0/q4_0/q4_0").contains("K/V"));
         assert!(error("").contains("unknown codec ``"));
+        assert!(error("q4_0:tail").contains("knows :norot, :tail=N, :sink=N, :center"));
+        assert!(error("q4_0:tail=x").contains("takes a number of tokens"));
+        assert!(error("q4_0:tail=4:tail=8").contains("`:tail` is said twice"));
+        assert!(error("q4_0:norot:norot").contains("`:norot` is said twice"));
+        assert!(error("f16:tail=4").contains("which is exact"));
+        assert!(error("q8_0/q8_0:center").contains("only a mean of K"));
+        assert!(error("q8_0:head").contains("scales of its own"));
+        for layers in ["q4_0@", "q4_0@first2", "q4_0@firs2=q8_0", "q4_0@first=q8_0", "q4_0@2-=q8_0"]
+        {
+            assert!(error(layers).contains("is not LAYERS=SCHEME"), "{layers}: {}", error(layers));
+        }
+        assert!(error("q4_0@first2=q8").contains("unknown codec `q8`"));
     }
 }

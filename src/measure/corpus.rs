@@ -2,6 +2,7 @@
 
 use crate::model::tokenizer::Tokenizer;
 use crate::results::CorpusFile;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Consecutive tokens of one file of the corpus.
@@ -13,14 +14,14 @@ pub struct Chunk {
     pub index: usize,
     /// What the model reads: the first is BOS where the tokenizer adds one.
     pub tokens: Vec<u32>,
+    /// Positions whose distributions are compared.
+    pub scored: Range<usize>,
 }
 
-impl Chunk {
-    /// Positions whose distributions are compared: those of the second half that predict a token
-    /// of the chunk, n - 1 - n/2 of them.
-    pub fn scored(&self) -> std::ops::Range<usize> {
-        self.tokens.len() / 2..self.tokens.len() - 1
-    }
+/// Positions of a chunk of so many tokens that are compared: those of the second half that predict a
+/// token of the chunk, n - 1 - n/2 of them.
+pub fn scored(context: usize) -> Range<usize> {
+    context / 2..context.saturating_sub(1)
 }
 
 /// Why a corpus gives no chunks.
@@ -132,7 +133,7 @@ fn cut(category: &str, tokens: &[u32], context: usize, bos: Option<u32>) -> Vec<
             if let Some(bos) = bos {
                 tokens[0] = bos;
             }
-            Chunk { category: category.into(), index, tokens }
+            Chunk { category: category.into(), index, tokens, scored: scored(context) }
         })
         .collect()
 }
@@ -147,6 +148,6 @@ mod tests {
         let cut = cut("prose", &tokens, 16, Some(99));
         assert_eq!(cut.len(), 2);
         assert_eq!((cut[1].tokens[0], cut[1].tokens[1], cut[1].index), (99, 17, 1));
-        assert_eq!(cut[0].scored(), 8..15);
+        assert_eq!(cut[0].scored, 8..15);
     }
 }

@@ -8,14 +8,15 @@ use super::corpus::Chunk;
 use super::divergence::{self, Divergence};
 use super::mimic::{self, Mimic};
 use super::stats::Position;
-use crate::kv::cache::{CacheError, Effective, LaneCache};
+use crate::kv::cache::CacheError;
+use crate::kv::effective::Effective;
+use crate::kv::lanes::LaneCache;
 use crate::model::decoder::{At, Decoder, Embedded, ReadyLayer};
 use crate::model::ops::{all_finite, read};
 use crate::model::spec::Spec;
 use crate::model::ModelError;
 use candle_core::{Result as TensorResult, Tensor};
 use rayon::prelude::*;
-use std::ops::Range;
 use tracing::trace_span;
 
 /// Rows of the products of a tile: as many chunks of one lane as fit, at least one.
@@ -225,7 +226,7 @@ impl Run<'_> {
                     let present: Vec<usize> = (0..lanes.len())
                         .filter(|&l| i < counts[l] && self.lanes[l].is_ok())
                         .collect();
-                    let rows = present.iter().map(|&l| self.chunk_rows(&hidden[l], i));
+                    let rows = present.iter().map(|&l| self.chunk_rows(&hidden[l], i, chunk));
                     let scored = rows
                         .collect::<TensorResult<Vec<_>>>()
                         .and_then(|rows| self.head(chunk, &rows));
@@ -329,11 +330,10 @@ impl Run<'_> {
     }
 
     /// The scored rows of a chunk, normed.
-    fn chunk_rows(&self, tiles: &Tiles, chunk: usize) -> TensorResult<Tensor> {
+    fn chunk_rows(&self, tiles: &Tiles, index: usize, chunk: &Chunk) -> TensorResult<Tensor> {
         let per_tile = chunks_per_tile(self.context);
-        let Range { start, end } = scored(self.context);
-        let first = chunk % per_tile * self.context + start;
-        self.decoder.normed(&tiles[chunk / per_tile].x.narrow(0, first, end - start)?)
+        let first = index % per_tile * self.context + chunk.scored.start;
+        self.decoder.normed(&tiles[index / per_tile].x.narrow(0, first, chunk.scored.len())?)
     }
 
     /// Files the positions of a chunk, lane by lane, or the lane's error.
@@ -343,17 +343,13 @@ impl Run<'_> {
             match (wrong, &mut self.lanes[l]) {
                 (None, Ok(all)) => all.extend(positions),
                 (Some(i), lane) => {
-                    let position = chunk.scored().start + i;
+                    let position = chunk.scored.start + i;
                     *lane = Err(LaneError::Logits { position, chunk: index });
                 }
                 (None, Err(_)) => {}
             }
         }
     }
-}
-
-fn scored(context: usize) -> Range<usize> {
-    context / 2..context.saturating_sub(1)
 }
 
 /// Lanes part from the first one, which walked the layers below any KV cache for them all.
@@ -390,7 +386,7 @@ impl Run<'_> {
     /// The streaming head over the scored rows of a chunk, (n, H) for the baseline and each lane:
     /// the positions of each lane.
     fn head(&self, chunk: &Chunk, rows: &[Tensor]) -> TensorResult<Vec<Vec<Position>>> {
-        let targets = &chunk.tokens[chunk.scored().start + 1..];
+        let targets = &chunk.tokens[chunk.scored.start + 1..chunk.scored.end + 1];
         let block = (HEAD_ROWS / rows.len()).max(1);
         let mut positions = vec![Vec::with_capacity(targets.len()); rows.len() - 1];
         for (i, targets) in targets.chunks(block).enumerate() {
@@ -503,6 +499,7 @@ impl<'a> VocabTile<'a> {
 mod tests {
     use super::*;
     use crate::kv::Scheme;
+    use crate::measure::corpus::scored;
     use crate::model::decoder::Residency;
     use crate::model::Checkpoint;
     use crate::policy::Source;
@@ -518,12 +515,14 @@ mod tests {
     fn lane(scheme: &str, chunks: usize) -> Lane {
         let scheme = scheme.parse::<Scheme>().unwrap();
         let layout = decoder().spec.kv_layout();
-        Lane { scheme: Effective::new(&scheme, &layout).unwrap(), chunks }
+        Lane { scheme: Effective::new(&scheme, &layout, None).unwrap(), chunks }
     }
 
     fn chunk(index: usize) -> Chunk {
-        let tokens = (0..48).map(|i| (i * i * 7 + i * 13 + index as u32 * 31) % 256).collect();
-        Chunk { category: "text".into(), index, tokens }
+        let tokens: Vec<u32> =
+            (0..48).map(|i| (i * i * 7 + i * 13 + index as u32 * 31) % 256).collect();
+        let scored = scored(tokens.len());
+        Chunk { category: "text".into(), index, tokens, scored }
     }
 
     /// Of each lane, in every bit.
@@ -538,7 +537,7 @@ mod tests {
         let lanes = [lane("f16", 5), lane("q8_0", 5), lane("q4_0", 3), lane("q5_1", 1)];
         let [whole, split] =
             [5, 2].map(|group| in_groups(group, &decoder, &chunks, &lanes, None, &|_, _| {}));
-        assert_eq!(split[1].as_ref().unwrap().len(), 3 * chunks[0].scored().len());
+        assert_eq!(split[1].as_ref().unwrap().len(), 3 * chunks[0].scored.len());
         assert_eq!(bits(&split), bits(&whole));
     }
 

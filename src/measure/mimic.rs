@@ -6,7 +6,7 @@
 //! rounds Q to 8 bits whenever K is quantized. None of this is used unless it is asked for.
 
 use super::stats::Position;
-use crate::kv::cache::Effective;
+use crate::kv::effective::Effective;
 
 /// Whose habits a measurement takes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

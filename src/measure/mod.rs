@@ -1,5 +1,6 @@
 //! Measuring: corpus, chunks, lanes, the engine, the streaming head, statistics.
 
+pub mod calibrate;
 pub mod corpus;
 mod divergence;
 pub mod engine;
@@ -8,19 +9,21 @@ pub mod stats;
 
 use crate::hash;
 use crate::hub::{self, HubError};
-use crate::kv::cache::{bits_per_element, BlockSizeError, Effective, LayerKv};
+use crate::kv::cache::{CacheError, LayerKv};
+use crate::kv::calibration::{Calibration, CalibrationError};
+use crate::kv::effective::{Effective, UnfitError};
 use crate::kv::Scheme;
 use crate::model::decoder::{Decoder, Residency};
 use crate::model::{Checkpoint, ModelError};
 use crate::policy::Source;
 use crate::results::{
-    BitsPerElement, Conditions, Control, Measurement, Outcome, RunInfo, SchemeResult, Subject,
+    Conditions, Control, CorpusFile, Measurement, Outcome, RunInfo, SchemeResult, Storage, Subject,
 };
 use corpus::{Chunk, CorpusError};
 use engine::{Lane, LaneError, LaneResult};
 use mimic::Mimic;
 use stats::{Part, Position, Statistics};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What measured, as reports name it.
@@ -46,6 +49,8 @@ pub struct Request<'a> {
     pub baseline: Scheme,
     /// Label and scheme of each lane.
     pub schemes: Vec<(String, Scheme)>,
+    /// What `kvgate calibrate` wrote for the model, for schemes that need it.
+    pub calibration: Option<&'a Path>,
     /// Where weights are; chosen by the machine's memory if not given.
     pub residency: Option<Residency>,
     /// Another engine's habits to take on, for comparisons with its numbers.
@@ -74,7 +79,13 @@ pub enum MeasureError {
     Corpus(#[from] CorpusError),
     /// The baseline does not fit the model.
     #[error("baseline: {0}")]
-    Baseline(BlockSizeError),
+    Baseline(UnfitError),
+    /// The calibration.
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
+    /// K or V cannot be stored, as of damaged weights.
+    #[error("cannot calibrate: {0}")]
+    Calibrating(CacheError),
     /// The baseline has no numbers.
     #[error(
         "{model}: the baseline {scheme} cannot be measured: {why}; the weights may be damaged"
@@ -119,17 +130,20 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     hub::fetch(request.source, progress)?;
     progress("reading", 0, 0);
     let checkpoint = Checkpoint::open(request.source)?;
-    let subject = subject(request, &checkpoint)?;
+    let subject = subject_of(request.source, &checkpoint)?;
     let layout = checkpoint.spec.kv_layout();
-    let baseline = Effective::new(&request.baseline, &layout).map_err(MeasureError::Baseline)?;
+    let baseline =
+        Effective::new(&request.baseline, &layout, None).map_err(MeasureError::Baseline)?;
     let texts =
         request.corpus.iter().map(|path| corpus::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let files: Vec<_> = texts.iter().map(|text| text.file.clone()).collect();
+    let calibration = calibration(request, &subject, &files)?;
     let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, request.context, request.chunks)?;
     fits(&chunks, &checkpoint)?;
     let residency = request.residency.unwrap_or_else(|| fitting(checkpoint.spec.parameters()));
     let decoder = checkpoint.load(residency)?;
 
-    let lanes = Lanes::plan(request, &baseline, &layout);
+    let lanes = Lanes::plan(request, &baseline, &layout, calibration.as_ref());
     let report = |done, all| progress("measuring", done, all);
     let mut results =
         engine::run(&decoder, &chunks, &baseline, &lanes.engine, request.mimic, &report);
@@ -144,7 +158,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let (schemes, positions) = lanes.results(schemes, &chunks);
 
     let conditions = Conditions {
-        corpus: texts.into_iter().map(|text| text.file).collect(),
+        corpus: files,
         context: request.context,
         chunks: request.chunks,
         baseline: baseline.to_string(),
@@ -154,6 +168,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         },
         device: "cpu".into(),
         weights: "f32".into(),
+        needs: Vec::new(),
     };
     let baseline_ppl = positions
         .iter()
@@ -191,10 +206,10 @@ fn fits(chunks: &[Chunk], checkpoint: &Checkpoint) -> Result<(), ModelError> {
     }
 }
 
-fn subject(request: &Request, checkpoint: &Checkpoint) -> Result<Subject, MeasureError> {
+fn subject_of(source: &Source, checkpoint: &Checkpoint) -> Result<Subject, MeasureError> {
     let io = |(path, error)| MeasureError::Io { path, error };
     let found = hash::of_files(checkpoint.files()).map_err(io)?;
-    match &request.source.sha256 {
+    match &source.sha256 {
         Some(expected) if *expected != found => Err(MeasureError::Hash {
             path: checkpoint.path().into(),
             expected: expected.clone(),
@@ -211,24 +226,52 @@ fn subject(request: &Request, checkpoint: &Checkpoint) -> Result<Subject, Measur
     }
 }
 
+/// The calibration that a request names, if one of its schemes needs it, and its file's hash.
+fn calibration(
+    request: &Request,
+    subject: &Subject,
+    corpus: &[CorpusFile],
+) -> Result<Option<(Calibration, String)>, MeasureError> {
+    let is_needed = request.schemes.iter().any(|(_, scheme)| scheme.is_calibrated());
+    let Some(path) = request.calibration.filter(|_| is_needed) else { return Ok(None) };
+    let calibration = Calibration::read(path, &subject.weights_sha256, corpus)?;
+    let sha256 =
+        hash::of_file(path).map_err(|error| MeasureError::Io { path: path.into(), error })?;
+    Ok(Some((calibration, sha256)))
+}
+
 /// The lanes of a request: the control lanes, then the schemes that fit the model.
 struct Lanes<'a> {
     engine: Vec<Lane>,
-    schemes: Vec<(&'a str, Result<Effective, BlockSizeError>, Scheme)>,
-    layout: &'a [Option<LayerKv>],
+    schemes: Vec<(&'a str, &'a Scheme, Result<Effective, String>)>,
+    f16: Effective,
+    context: usize,
+    /// Hash of the calibration.
+    calibration: Option<&'a str>,
 }
 
 impl<'a> Lanes<'a> {
-    fn plan(request: &'a Request, baseline: &Effective, layout: &'a [Option<LayerKv>]) -> Self {
+    fn plan(
+        request: &'a Request,
+        baseline: &Effective,
+        layout: &[Option<LayerKv>],
+        calibration: Option<&'a (Calibration, String)>,
+    ) -> Self {
+        let context = request.context;
+        let effective = |scheme: &Scheme| match scheme.least_context() {
+            least if least > context => Err(too_short(least, context)),
+            _ => Effective::new(scheme, layout, calibration.map(|(calibration, _)| calibration))
+                .map_err(|error| error.to_string()),
+        };
         let schemes: Vec<_> = request
             .schemes
             .iter()
-            .map(|(label, scheme)| (label.as_str(), Effective::new(scheme, layout), *scheme))
+            .map(|(label, scheme)| (label.as_str(), scheme, effective(scheme)))
             .collect();
-        let chunks = engine::chunks_per_tile(request.context).min(request.chunks);
+        let chunks = engine::chunks_per_tile(context).min(request.chunks);
         let control = |scheme| Lane { scheme, chunks };
         let mut engine = vec![control(baseline.clone()), control(Effective::bad(layout))];
-        engine.extend(schemes.iter().filter_map(|(_, effective, _)| {
+        engine.extend(schemes.iter().filter_map(|(.., effective)| {
             let scheme = effective.as_ref().ok()?.clone();
             let scheme = match request.mimic {
                 None => scheme,
@@ -236,7 +279,10 @@ impl<'a> Lanes<'a> {
             };
             Some(Lane { scheme, chunks: request.chunks })
         }));
-        Lanes { engine, schemes, layout }
+        let f16 = "f16".parse().expect("the catalogue has f16");
+        let f16 = Effective::new(&f16, layout, None).expect("halves fit any head");
+        let calibration = calibration.map(|(_, sha256)| sha256.as_str());
+        Lanes { engine, schemes, f16, context, calibration }
     }
 
     fn controls(&self) -> usize {
@@ -244,44 +290,69 @@ impl<'a> Lanes<'a> {
     }
 
     fn results(
-        self,
+        &self,
         lanes: Vec<LaneResult>,
         chunks: &[Chunk],
     ) -> (Vec<SchemeResult>, Vec<(String, Vec<Position>)>) {
         let mut lanes = lanes.into_iter();
         let mut results = Vec::new();
         let mut positions = Vec::new();
-        for (label, effective, scheme) in self.schemes {
-            let (name, outcome) = match effective {
-                Err(error) => {
-                    (scheme.to_string(), Outcome::Failed { error: format!("{scheme}: {error}") })
-                }
-                Ok(effective) => {
-                    let outcome = match lanes.next().expect("a lane for each scheme that fits") {
-                        Err(error) => {
-                            Outcome::Failed { error: format!("{scheme}: {}", error.brief()) }
-                        }
+        for (label, scheme, effective) in &self.schemes {
+            let failed = |error| Outcome::Failed { error: format!("{scheme}: {error}") };
+            let mut result = SchemeResult {
+                scheme: (*label).into(),
+                effective: scheme.to_string(),
+                needs: Vec::new(),
+                storage: None,
+                outcome: match effective {
+                    Err(error) => failed(error.clone()),
+                    Ok(_) => match lanes.next().expect("a lane for each scheme that fits") {
+                        Err(error) => failed(error.brief()),
                         Ok(lane) => {
                             let outcome = measured(&lane, chunks);
-                            positions.push((label.to_string(), lane));
+                            positions.push(((*label).to_string(), lane));
                             outcome
                         }
-                    };
-                    (effective.to_string(), outcome)
-                }
-            };
-            results.push(SchemeResult {
-                scheme: label.into(),
-                effective: name,
-                bits_per_element: BitsPerElement {
-                    k: bits_per_element(scheme.k.codec, self.layout),
-                    v: bits_per_element(scheme.v.codec, self.layout),
+                    },
                 },
-                outcome,
-            });
+            };
+            if let Ok(effective) = effective {
+                result.effective = effective.to_string();
+                result.needs = self.needs(scheme, effective);
+                result.storage = Some(self.storage(effective));
+            }
+            results.push(result);
         }
         (results, positions)
     }
+
+    /// What a scheme's values depend on beside the conditions of all.
+    fn needs(&self, scheme: &Scheme, effective: &Effective) -> Vec<String> {
+        let calibration = self.calibration.filter(|_| scheme.is_calibrated());
+        let calibration = calibration.map(|sha256| format!("calibration {sha256}"));
+        let codecs = effective.foreign_codecs();
+        calibration.into_iter().chain(codecs.into_iter().map(|c| format!("codec {c}"))).collect()
+    }
+
+    fn storage(&self, effective: &Effective) -> Storage {
+        let bytes = |effective: &Effective| effective.bytes_at(self.context) as f64;
+        Storage {
+            bits_per_element: effective.bits_per_element().into(),
+            bits_at_context: effective.bits_at(self.context).into(),
+            bytes_per_token: effective.bytes_per_token(),
+            ratio_to_f16: bytes(effective) / bytes(&self.f16),
+            charged_share: effective.charged_share(corpus::scored(self.context)).into(),
+            clamped_scales: effective.clamped_share(),
+        }
+    }
+}
+
+/// A tail that covers most of what is measured would pass for a good codec.
+fn too_short(least: usize, context: usize) -> String {
+    format!(
+        "a context of {context} is too short for its exact tail and sink: they would hide what the codec does \
+         to most of it; measure at {least} at least"
+    )
 }
 
 fn measured(positions: &[Position], chunks: &[Chunk]) -> Outcome {
@@ -289,7 +360,7 @@ fn measured(positions: &[Position], chunks: &[Chunk]) -> Outcome {
     let parts = chunks
         .iter()
         .map(|chunk| {
-            let (own, others) = rest.split_at(chunk.scored().len());
+            let (own, others) = rest.split_at(chunk.scored.len());
             rest = others;
             Part::of(&chunk.category, chunk.index, own)
         })

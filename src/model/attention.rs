@@ -5,11 +5,14 @@
 //! scoresᵀ = K·Qᵀ and out = (scoresᵀ)ᵀ·V. K is packed in panels of [`ROWS`] keys, V in rows padded
 //! to whole tiles; both are shared by all query blocks and heads of their group.
 
-use super::ops::elements;
+use super::ops::{elements, read};
+use crate::kv::cache::Versions;
+use crate::kv::exact::Exact;
 use crate::simd::{exp, exp_excess};
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Rows of a register tile: keys in the first product, queries in the second.
 const ROWS: usize = 8;
@@ -19,7 +22,10 @@ const QUERIES: usize = 32;
 /// Attention of (B, T, H, D) queries over (B, S, H_kv, D) keys and values, whose last T are the
 /// queries' own positions: query t sees keys `j ≤ S-T+t` and, with a window W, `j > S-T+t-W`.
 /// Gives (B·T, H·D).
-#[derive(Debug, Clone, Copy)]
+///
+/// Where keys or values come in two versions, each query reads each of them in the one that its rule says,
+/// in the same softmax.
+#[derive(Debug, Clone)]
 pub(crate) struct Attention {
     pub heads: usize,
     pub kv_heads: usize,
@@ -32,14 +38,24 @@ pub(crate) struct Attention {
     pub queries: usize,
     /// S
     pub keys: usize,
+    /// Position of the first key in its sequence.
+    pub start: usize,
+    pub k: Versions,
+    pub v: Versions,
 }
 
 /// K and V of one sequence and KV head, laid out for the register tile.
 struct Packed {
     /// (S/8, D, 8), zeros behind the last key.
-    k: Vec<f32>,
+    k: Panels,
     /// (S, D padded to whole tiles).
-    v: Vec<f32>,
+    v: Panels,
+}
+
+/// Numbers as they are stored, and as they were.
+struct Panels {
+    stored: Vec<f32>,
+    exact: Option<Vec<f32>>,
 }
 
 impl CustomOp3 for Attention {
@@ -61,19 +77,11 @@ impl CustomOp3 for Attention {
         let sequences = q.len() / (self.queries * width);
         let kv = self.keys * self.kv_heads * self.head_dim;
         if k.len() != sequences * kv || v.len() != k.len() || self.keys < self.queries {
-            candle_core::bail!(
-                "attention: {self:?} does not fit {} queries, {} keys",
-                q.len(),
-                k.len()
-            );
+            candle_core::bail!("attention: {} queries do not fit {} keys", q.len(), k.len());
         }
-        let packed: Vec<Packed> = (0..sequences * self.kv_heads)
-            .into_par_iter()
-            .map(|i| {
-                let (sequence, head) = (i / self.kv_heads, i % self.kv_heads);
-                self.pack(&k[sequence * kv..][..kv], &v[sequence * kv..][..kv], head)
-            })
-            .collect();
+        let k = self.pack(k, &self.k, sequences, |op, k, head| op.key_panels(k, head))?;
+        let v = self.pack(v, &self.v, sequences, |op, v, head| op.value_rows(v, head))?;
+        let packed: Vec<Packed> = k.into_iter().zip(v).map(|(k, v)| Packed { k, v }).collect();
         let mut out = vec![0.0f32; q.len()];
         let per_sequence = self.queries * width;
         out.par_chunks_mut(per_sequence)
@@ -96,23 +104,57 @@ impl CustomOp3 for Attention {
 }
 
 impl Attention {
-    fn pack(&self, k: &[f32], v: &[f32], head: usize) -> Packed {
-        let d = self.head_dim;
-        let padded = d.next_multiple_of(QUERIES);
-        let mut packed = Packed {
-            k: vec![0.0; self.keys.next_multiple_of(ROWS) * d],
-            v: vec![0.0; self.keys * padded],
+    /// Each sequence and KV head of K or V by `layout`.
+    fn pack(
+        &self,
+        stored: &[f32],
+        versions: &Versions,
+        sequences: usize,
+        layout: fn(&Self, &[f32], usize) -> Vec<f32>,
+    ) -> Result<Vec<Panels>> {
+        let per_sequence = self.keys * self.kv_heads * self.head_dim;
+        let heads = |x: &[f32]| -> Vec<Vec<f32>> {
+            let each = (0..sequences * self.kv_heads).into_par_iter();
+            each.map(|i| {
+                let (sequence, head) = (i / self.kv_heads, i % self.kv_heads);
+                layout(self, &x[sequence * per_sequence..][..per_sequence], head)
+            })
+            .collect()
         };
-        let heads = |x: &'_ [f32], s: usize| (s * self.kv_heads + head) * d..x.len();
-        for s in 0..self.keys {
-            let row = &k[heads(k, s)][..d];
-            let panel = &mut packed.k[s / ROWS * ROWS * d..][..ROWS * d];
+        let stored = heads(stored).into_iter();
+        Ok(match &versions.exact {
+            None => stored.map(|stored| Panels { stored, exact: None }).collect(),
+            Some((exact, _)) => {
+                let exact = read(exact, heads)?.into_iter().map(Some);
+                stored.zip(exact).map(|(stored, exact)| Panels { stored, exact }).collect()
+            }
+        })
+    }
+
+    /// Rows of a KV head.
+    fn rows<'a>(&self, x: &'a [f32], head: usize) -> impl Iterator<Item = &'a [f32]> {
+        let d = self.head_dim;
+        x.chunks_exact(self.kv_heads * d).map(move |token| &token[head * d..][..d])
+    }
+
+    fn key_panels(&self, k: &[f32], head: usize) -> Vec<f32> {
+        let mut panels = vec![0.0; self.keys.next_multiple_of(ROWS) * self.head_dim];
+        for (s, row) in self.rows(k, head).enumerate() {
+            let panel = &mut panels[s / ROWS * ROWS * self.head_dim..][..ROWS * self.head_dim];
             for (column, x) in panel.chunks_exact_mut(ROWS).zip(row) {
                 column[s % ROWS] = *x;
             }
-            packed.v[s * padded..][..d].copy_from_slice(&v[heads(v, s)][..d]);
         }
-        packed
+        panels
+    }
+
+    fn value_rows(&self, v: &[f32], head: usize) -> Vec<f32> {
+        let padded = self.head_dim.next_multiple_of(QUERIES);
+        let mut rows = vec![0.0; self.keys * padded];
+        for (out, row) in rows.chunks_exact_mut(padded).zip(self.rows(v, head)) {
+            out[..self.head_dim].copy_from_slice(row);
+        }
+        rows
     }
 }
 
@@ -123,6 +165,8 @@ struct Scratch {
     q: Vec<f32>,
     /// (keys seen, 32): scores, then weights.
     weights: Vec<f32>,
+    /// (keys that some of the block's queries read exactly and some do not, 32): weights of the exact.
+    exact_weights: Vec<f32>,
 }
 
 /// A block of queries, all heads.
@@ -137,6 +181,41 @@ struct Block<'a> {
     scratch: &'a mut Scratch,
 }
 
+/// The keys of a block of queries by the version that they are read in: below `sink` and from `mixed` on
+/// exact, below `mixed` stored, in `mixed` exact for queries whose `first` is not beyond.
+struct Zones {
+    sink: usize,
+    mixed: Range<usize>,
+    first: [usize; QUERIES],
+}
+
+impl Zones {
+    /// Of the queries at keys `own..own + rows`, for a rule on positions that begin with `start`.
+    fn new(rule: &Exact, start: usize, own: usize, rows: usize) -> Self {
+        let index = |position: usize| position.saturating_sub(start).min(own + rows);
+        let sink = index(rule.sink);
+        let first =
+            std::array::from_fn(|i| index(rule.first(start + own + i.min(rows - 1))).max(sink));
+        Zones { sink, mixed: first[0]..first[rows - 1], first }
+    }
+
+    /// Whether query `i` reads the key exactly.
+    fn holds(&self, key: usize, i: usize) -> bool {
+        key < self.sink || key >= self.first[i]
+    }
+
+    /// The one version that all queries read all of `keys` in, if there is one: whether it is the exact one.
+    fn uniform(&self, keys: Range<usize>) -> Option<bool> {
+        if keys.end <= self.sink || keys.start >= self.mixed.end {
+            Some(true)
+        } else if keys.start >= self.sink && keys.end <= self.mixed.start {
+            Some(false)
+        } else {
+            None
+        }
+    }
+}
+
 impl WithSimd for Block<'_> {
     type Output = ();
 
@@ -149,18 +228,73 @@ impl WithSimd for Block<'_> {
         let own = op.keys - op.queries + first;
         let end = own + rows;
         let start = op.window.map_or(0, |w| (own + 1).saturating_sub(w)) / ROWS * ROWS;
+        let zones = |versions: &Versions| {
+            let (_, rule) = versions.exact.as_ref()?;
+            Some(Zones::new(rule, op.start, own, rows))
+        };
+        let (k_zones, v_zones) = (zones(&op.k), zones(&op.v));
         for head in 0..op.heads {
             let packed = &packed[head / (op.heads / op.kv_heads)];
             op.load_queries(&q[head * op.head_dim..], width, rows, &mut scratch.q);
-            op.scores(simd, packed, &scratch.q, start..end, &mut scratch.weights);
+            let keys = Keys { panels: &packed.k, zones: k_zones.as_ref(), seen: start..end };
+            op.scores(simd, &keys, &scratch.q, &mut scratch.weights);
             if let Some(cap) = op.softcap {
                 soften(&mut scratch.weights, cap);
             }
             op.mask(&mut scratch.weights, own, start);
             let inverse = softmax(&mut scratch.weights);
-            let out = &mut out[head * op.head_dim..];
-            op.weighted_values(simd, packed, &scratch.weights, start..end, &inverse, out, rows);
+            let values = Keys { panels: &packed.v, zones: v_zones.as_ref(), seen: start..end };
+            let parts = values.parts(&mut scratch.weights, &mut scratch.exact_weights);
+            op.weighted_values(simd, &parts, &inverse, &mut out[head * op.head_dim..], rows);
         }
+    }
+}
+
+/// K or V of one head as a block of queries sees it.
+struct Keys<'a> {
+    panels: &'a Panels,
+    zones: Option<&'a Zones>,
+    seen: Range<usize>,
+}
+
+/// Some values in one version, from that of `keys.start` on, and their weights.
+struct Part<'a> {
+    values: &'a [f32],
+    keys: Range<usize>,
+    weights: &'a [f32],
+}
+
+impl<'a> Keys<'a> {
+    /// The values in parts of one version each; weights of values that some queries read exactly and some
+    /// do not are split in two.
+    fn parts(&self, weights: &'a mut Vec<f32>, exact_weights: &'a mut Vec<f32>) -> Vec<Part<'a>> {
+        let Range { start, end } = self.seen;
+        let (Some(zones), Some(exact)) = (self.zones, &self.panels.exact) else {
+            let values = &self.panels.stored;
+            return vec![Part { values, keys: start..end, weights }];
+        };
+        let sink = zones.sink.clamp(start, end);
+        let mixed = zones.mixed.start.max(sink)..zones.mixed.end.max(sink);
+        exact_weights.clear();
+        let both = &mut weights[(mixed.start - start) * QUERIES..(mixed.end - start) * QUERIES];
+        for (key, line) in mixed.clone().zip(both.chunks_exact_mut(QUERIES)) {
+            for (i, w) in line.iter_mut().enumerate() {
+                let is_exact = zones.holds(key, i);
+                exact_weights.push(if is_exact { std::mem::take(w) } else { 0.0 });
+            }
+        }
+        let weights = &*weights;
+        let part = |values: &'a [f32], keys: Range<usize>| {
+            let weights = &weights[(keys.start - start) * QUERIES..];
+            Part { values, keys, weights }
+        };
+        let parts = [
+            part(exact, start..sink),
+            part(&self.panels.stored, sink..mixed.end),
+            Part { weights: exact_weights, ..part(exact, mixed.clone()) },
+            part(exact, mixed.end..end),
+        ];
+        parts.into_iter().filter(|part| !part.keys.is_empty()).collect()
     }
 }
 
@@ -176,26 +310,29 @@ impl Attention {
         }
     }
 
-    /// K·Qᵀ for the panels that hold `keys`.
+    /// K·Qᵀ for the panels that hold the keys seen.
     #[inline(always)]
-    fn scores<S: Simd>(
-        &self,
-        simd: S,
-        packed: &Packed,
-        q: &[f32],
-        keys: std::ops::Range<usize>,
-        out: &mut Vec<f32>,
-    ) {
-        let d = self.head_dim;
-        out.resize((keys.end.next_multiple_of(ROWS) - keys.start) * QUERIES, 0.0);
-        let panels = packed.k[keys.start * d..].chunks_exact(ROWS * d);
-        for (panel, out) in panels.zip(out.chunks_exact_mut(ROWS * QUERIES)) {
-            let tile = product(
-                simd,
-                Columns { x: panel, stride: ROWS },
-                Columns { x: q, stride: QUERIES },
-                d,
-            );
+    fn scores<S: Simd>(&self, simd: S, keys: &Keys, q: &[f32], out: &mut Vec<f32>) {
+        let (d, Range { start, end }) = (self.head_dim, keys.seen.clone());
+        out.resize((end.next_multiple_of(ROWS) - start) * QUERIES, 0.0);
+        for (key, out) in (start..).step_by(ROWS).zip(out.chunks_exact_mut(ROWS * QUERIES)) {
+            let b = Columns { x: q, stride: QUERIES };
+            let panel = |panels: &'_ [f32]| key * d..panels.len().min((key + ROWS) * d);
+            let (stored, exact) = (&keys.panels.stored, keys.panels.exact.as_ref());
+            let (version, other) = match (keys.zones, exact) {
+                (Some(zones), Some(exact)) => match zones.uniform(key..key + ROWS) {
+                    Some(true) => (exact, None),
+                    Some(false) => (stored, None),
+                    None => (stored, Some((zones, exact))),
+                },
+                _ => (stored, None),
+            };
+            let a = Columns { x: &version[panel(version)], stride: ROWS };
+            let mut tile = product(simd, a, b, d);
+            if let Some((zones, exact)) = other {
+                let a = Columns { x: &exact[panel(exact)], stride: ROWS };
+                choose(zones, key, &mut tile, &product(simd, a, b, d));
+            }
             out.copy_from_slice(tile.as_flattened());
         }
     }
@@ -219,15 +356,12 @@ impl Attention {
         }
     }
 
-    /// Weightsᵀ·V, each query divided by its sum of weights.
+    /// Weightsᵀ·V over all parts, each query divided by its sum of weights.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
     fn weighted_values<S: Simd>(
         &self,
         simd: S,
-        packed: &Packed,
-        weights: &[f32],
-        keys: std::ops::Range<usize>,
+        parts: &[Part],
         inverse: &[f32; QUERIES],
         out: &mut [f32],
         rows: usize,
@@ -236,16 +370,34 @@ impl Attention {
         let stride = self.heads * d;
         for r in (0..rows).step_by(ROWS) {
             for c in (0..d).step_by(QUERIES) {
-                let a = Columns { x: &weights[r..], stride: QUERIES };
-                let b = Columns { x: &packed.v[keys.start * padded + c..], stride: padded };
-                let tile = product(simd, a, b, keys.len());
-                for (i, tile) in tile.iter().enumerate().take(rows - r) {
+                let mut sum = [[0.0f32; QUERIES]; ROWS];
+                for Part { values, keys, weights } in parts {
+                    let a = Columns { x: &weights[r..], stride: QUERIES };
+                    let b = Columns { x: &values[keys.start * padded + c..], stride: padded };
+                    let tile = product(simd, a, b, keys.len());
+                    for (sum, x) in sum.as_flattened_mut().iter_mut().zip(tile.as_flattened()) {
+                        *sum += x;
+                    }
+                }
+                for (i, tile) in sum.iter().enumerate().take(rows - r) {
                     let width = QUERIES.min(d - c);
                     let out = &mut out[(r + i) * stride + c..][..width];
                     for (out, x) in out.iter_mut().zip(tile) {
                         *out = x * inverse[r + i];
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Of the keys from `key` on, gives each query the scores of those that it reads exactly.
+#[inline(always)]
+fn choose(zones: &Zones, key: usize, tile: &mut Tile, exact: &Tile) {
+    for (key, (line, exact)) in (key..).zip(tile.iter_mut().zip(exact)) {
+        for (i, (score, exact)) in line.iter_mut().zip(exact).enumerate() {
+            if zones.holds(key, i) {
+                *score = *exact;
             }
         }
     }
@@ -290,9 +442,12 @@ struct Columns<'a> {
     stride: usize,
 }
 
+/// A register tile.
+type Tile = [[f32; QUERIES]; ROWS];
+
 /// A·Bᵀ over `n` columns, for 8 rows of A and 32 of B.
 #[inline(always)]
-fn product<S: Simd>(simd: S, a: Columns, b: Columns, n: usize) -> [[f32; QUERIES]; ROWS] {
+fn product<S: Simd>(simd: S, a: Columns, b: Columns, n: usize) -> Tile {
     let mut out = [[0.0f32; QUERIES]; ROWS];
     // with 32 vector registers all 8 rows fit beside B, with 16 only half
     if S::REGISTER_COUNT >= 32 {
@@ -336,7 +491,8 @@ fn rows<S: Simd, const R: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Tensor};
+    use crate::kv::exact::Tail;
+    use candle_core::{DType, Device, Tensor};
 
     /// Sequences of a batch.
     const SEQUENCES: usize = 2;
@@ -352,6 +508,13 @@ mod tests {
         (0..count).map(next).collect()
     }
 
+    /// K or V in two versions.
+    struct Sides {
+        stored: Vec<f32>,
+        exact: Vec<f32>,
+        rule: Option<Exact>,
+    }
+
     impl Attention {
         /// Whether a query sees a key, from the definition.
         fn sees(&self, query: usize, key: usize) -> bool {
@@ -359,8 +522,9 @@ mod tests {
             key <= own && self.window.is_none_or(|window| own - key < window)
         }
 
-        /// One softmax a query and head, in f64, as the textbook has it.
-        fn naive(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+        /// One softmax a query and head, in f64, as the textbook has it: over K and V in the version that
+        /// the query reads of each key.
+        fn naive(&self, q: &[f32], k: &Sides, v: &Sides) -> Vec<f64> {
             let d = self.head_dim;
             let at = |x: &[f32], row: usize, heads: usize, head: usize, i: usize| {
                 f64::from(x[(row * heads + head) * d + i])
@@ -372,7 +536,12 @@ mod tests {
                     let kv = head / (self.heads / self.kv_heads);
                     let seen: Vec<usize> =
                         (0..self.keys).filter(|&j| self.sees(query, j)).collect();
-                    let of = |x, j, i| at(x, sequence * self.keys + j, self.kv_heads, kv, i);
+                    let of = |x: &Sides, j: usize, i: usize| {
+                        let own = self.start + self.keys - self.queries + query;
+                        let exact = x.rule.is_some_and(|rule| rule.holds(own, self.start + j));
+                        let x = if exact { &x.exact } else { &x.stored };
+                        at(x, sequence * self.keys + j, self.kv_heads, kv, i)
+                    };
                     let score = |&j: &usize| -> f64 {
                         let products =
                             (0..d).map(|i| at(q, row, self.heads, head, i) * of(k, j, i));
@@ -397,19 +566,26 @@ mod tests {
 
         /// The largest error of the kernel on random numbers.
         fn error(&self) -> f64 {
+            self.error_with([None, None])
+        }
+
+        /// The same with keys and values in two versions that have nothing in common.
+        fn error_with(&self, [of_k, of_v]: [Option<Exact>; 2]) -> f64 {
             let kv = SEQUENCES * self.keys * self.kv_heads * self.head_dim;
             let q = random(SEQUENCES * self.queries * self.heads * self.head_dim, 1);
-            let (k, v) = (random(kv, 2), random(kv, 3));
+            let k = Sides { stored: random(kv, 2), exact: random(kv, 4), rule: of_k };
+            let v = Sides { stored: random(kv, 3), exact: random(kv, 5), rule: of_v };
             let tensor = |x: &[f32], rows: usize, heads: usize| {
                 let shape = (SEQUENCES, rows, heads, self.head_dim);
                 Tensor::from_slice(x, shape, &Device::Cpu).unwrap()
             };
+            let versions = |x: &Sides| Versions {
+                stored: tensor(&x.stored, self.keys, self.kv_heads),
+                exact: x.rule.map(|rule| (tensor(&x.exact, self.keys, self.kv_heads), rule)),
+            };
+            let op = Attention { k: versions(&k), v: versions(&v), ..self.clone() };
             let out = tensor(&q, self.queries, self.heads)
-                .apply_op3_no_bwd(
-                    &tensor(&k, self.keys, self.kv_heads),
-                    &tensor(&v, self.keys, self.kv_heads),
-                    self,
-                )
+                .apply_op3_no_bwd(&op.k.stored, &op.v.stored, &op)
                 .unwrap();
             let width = self.heads * self.head_dim;
             assert_eq!(out.dims(), [SEQUENCES * self.queries, width], "{self:?}");
@@ -431,7 +607,15 @@ mod tests {
             window: None,
             queries,
             keys: queries,
+            start: 0,
+            k: none(),
+            v: none(),
         }
+    }
+
+    /// What [`Attention::error`] puts numbers into.
+    fn none() -> Versions {
+        Versions { stored: Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap(), exact: None }
     }
 
     /// Values reach 2, so an error of this size is rounding.
@@ -467,7 +651,7 @@ mod tests {
     fn scores_may_be_capped() {
         for cap in [0.5, 5.0, 50.0] {
             let op = Attention { softcap: Some(cap), ..attention(4, 2, 64, 33) };
-            is_exact(op);
+            is_exact(op.clone());
             is_exact(Attention { window: Some(9), ..op });
         }
     }
@@ -477,6 +661,36 @@ mod tests {
         for (queries, keys) in [(1, 2), (1, 100), (7, 33), (33, 100), (40, 41)] {
             for window in [None, Some(1), Some(10), Some(64)] {
                 is_exact(Attention { window, keys, ..attention(4, 2, 64, queries) });
+            }
+        }
+    }
+
+    #[test]
+    fn each_query_reads_each_key_in_its_version() {
+        let newest = |sink, tail| Exact { sink, tail: Tail::Newest(tail) };
+        let chunk = |sink, size| Exact { sink, tail: Tail::Chunk(size) };
+        let rules = [
+            newest(0, 0),
+            newest(4, 0),
+            newest(0, 1),
+            newest(4, 33),
+            newest(40, 8),
+            newest(0, 500),
+        ];
+        for rule in rules.into_iter().chain([chunk(0, 32), chunk(3, 40), chunk(70, 16)]) {
+            for (queries, keys) in [(100, 100), (1, 100), (33, 70), (7, 9)] {
+                for (window, start) in [(None, 0), (Some(24), 0), (Some(50), 13), (None, 64)] {
+                    let op = Attention { window, keys, start, ..attention(4, 2, 64, queries) };
+                    for rules in [[Some(rule), None], [None, Some(rule)], [Some(rule); 2]] {
+                        let error = op.error_with(rules);
+                        assert!(
+                            error <= TOLERANCE,
+                            "{rules:?}, {queries} of {keys}, {window:?}: {error:e}"
+                        );
+                    }
+                    let other = op.error_with([Some(rule), Some(newest(2, 20))]);
+                    assert!(other <= TOLERANCE, "{rule:?}: {other:e}");
+                }
             }
         }
     }

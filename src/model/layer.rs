@@ -164,7 +164,7 @@ impl AttentionWeights {
         let projected = by_rows(x, |x| product(&norm(x, before)?, &self.input))?;
         let heads = |op: Heads| trace_span!("heads").in_scope(|| projected.apply_op1_no_bwd(&op));
         let q = heads(self.q(rope, at))?;
-        let View { k, v, queries } = match a.kv {
+        let View { k, v, start, queries } = match a.kv {
             Kv::Shared { owner } => cache.shared(owner)?,
             _ => {
                 let stored = (sequences, at.tokens, a.kv_heads, a.head_dim);
@@ -184,9 +184,13 @@ impl AttentionWeights {
             softcap: a.softcap,
             window: a.window,
             queries: at.tokens,
-            keys: k.dim(1)?,
+            keys: k.stored.dim(1)?,
+            start,
+            k,
+            v,
         };
-        let attended = trace_span!("attention").in_scope(|| q.apply_op3_no_bwd(&k, &v, &kernel))?;
+        let attended = trace_span!("attention")
+            .in_scope(|| q.apply_op3_no_bwd(&kernel.k.stored, &kernel.v.stored, &kernel))?;
         let attended = match a.gated {
             false => attended,
             true => {

@@ -3,7 +3,7 @@
 //! Family files map a checkpoint's configuration to the decoder's [`Spec`]; no family
 //! has a forward pass of its own.
 
-mod attention;
+pub(crate) mod attention;
 mod config;
 pub mod decoder;
 mod delta_net;

@@ -270,6 +270,7 @@ impl Spec {
                     head_dim: attention.head_dim,
                     window: attention.window,
                     shared: shared(index),
+                    capped: attention.softcap.is_some(),
                 })
             })
             .collect()

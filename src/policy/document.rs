@@ -27,6 +27,7 @@ const MODEL: &[&str] = &[
     "sha256",
     "fetch",
     "tokenizer",
+    "calibration",
     "corpus",
     "context",
     "chunks",
@@ -66,6 +67,7 @@ pub(super) struct Section {
     pub revision: Option<Spanned<String>>,
     pub file: Option<Spanned<String>>,
     pub tokenizer: Option<Spanned<PathBuf>>,
+    pub calibration: Option<Spanned<PathBuf>>,
     pub sha256: Option<String>,
     pub fetch: Option<Spanned<String>>,
     pub corpus: Option<Vec<Spanned<PathBuf>>>,
@@ -167,16 +169,40 @@ impl<'f> Reader<'f> {
         for (key, value) in self.table(key, value) {
             let name = key.get_ref().as_ref();
             self.check_name(key, "a scheme");
-            if codec::CODECS.iter().any(|codec| codec.name().eq_ignore_ascii_case(name)) {
+            if codec::all().any(|codec| codec.name().eq_ignore_ascii_case(name)) {
                 self.findings.error(
                     key.span(),
                     format!("`{name}` is a codec: a scheme of that name would hide it"),
                     "choose another name",
                 );
             }
-            let scheme = self.scheme_value(key, value);
+            let scheme = match value.get_ref() {
+                DeValue::Table(_) => self.mixed_scheme(key, value),
+                _ => self.scheme_value(key, value),
+            };
             self.named.insert(name.to_owned(), scheme);
         }
+    }
+
+    /// A scheme for most layers, `default`, and others for some: the later line wins where both name a
+    /// layer.
+    fn mixed_scheme(&mut self, key: &Key, value: &Value) -> Option<Scheme> {
+        let mut members = self.table(key, value);
+        members.sort_by_key(|(key, _)| key.span().start);
+        let (default, layers): (Vec<Entry>, _) =
+            members.into_iter().partition(|(key, _)| key.get_ref() == "default");
+        let Some((default_key, default)) = default.first() else {
+            let help = "for example `{ default = \"q4_0\", first2 = \"q8_0\" }`";
+            self.findings.error(key.span(), "a mixed scheme without a `default`", help);
+            return None;
+        };
+        let mut mixed = self.scheme_value(default_key, default)?;
+        for (key, value) in layers {
+            let text = self.string(key, value);
+            let part = format!("{}@{}={text}", mixed, key.get_ref());
+            mixed = self.scheme(&part, key.span().start..value.span().end)?;
+        }
+        Some(mixed)
     }
 
     /// The members of `models`, or of a model's `at`.
@@ -215,6 +241,7 @@ impl<'f> Reader<'f> {
                 }
                 "file" => section.file = Some(self.hub_word(key, value, hub::file_fault)),
                 "tokenizer" => section.tokenizer = Some(self.file(key, value)),
+                "calibration" => section.calibration = Some(self.file(key, value)),
                 "sha256" => section.sha256 = Some(self.sha256(key, value)),
                 "fetch" => {
                     section.fetch = Some(Spanned::new(value.span(), self.string(key, value)));
@@ -364,7 +391,7 @@ impl<'f> Reader<'f> {
     /// A scheme by its own name, or by one of `[schemes]`.
     fn scheme(&mut self, text: &str, span: Range<usize>) -> Option<Scheme> {
         if let Some(scheme) = self.named.get(text) {
-            return *scheme;
+            return scheme.clone();
         }
         if text.contains(char::is_whitespace) {
             let dense: String = text.split_whitespace().collect();
@@ -637,6 +664,7 @@ fn example(key: &Key) -> String {
         "revision" => "revision = \"…\"",
         "file" => "file = \"model-Q4_K_M.gguf\"",
         "tokenizer" => "tokenizer = \"models/tokenizer.json\"",
+        "calibration" => "calibration = \"models/model.calibration\"",
         "sha256" => "sha256 = \"…\"",
         "fetch" => "fetch = \"scripts/fetch-models NAME\"",
         "corpus" => "corpus = [\"corpora/prose.txt\"]",

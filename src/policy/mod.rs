@@ -38,6 +38,8 @@ pub struct ModelPolicy {
     pub name: String,
     /// Where its weights are.
     pub source: Source,
+    /// What `kvgate calibrate` wrote for it, resolved against the policy's folder.
+    pub calibration: Option<PathBuf>,
     /// Corpus files, resolved against the policy's folder.
     pub corpus: Vec<PathBuf>,
     /// Tokens in a chunk.
@@ -215,9 +217,12 @@ impl ModelPolicy {
         let weights = self.source.hub.is_none().then_some(&self.source.path);
         let of_model = [weights, self.source.tokenizer.as_ref()];
         let of_model = of_model.into_iter().flatten().map(|file| (file, fetch.as_str()));
+        let calibration = self.calibration.iter();
+        let calibration =
+            calibration.map(|file| (file, "make it by `kvgate calibrate`, or correct the path"));
         let corpus =
             self.corpus.iter().map(|file| (file, "correct the path, or put the text there"));
-        let missing = of_model.chain(corpus).filter(|(file, _)| !file.exists());
+        let missing = of_model.chain(calibration).chain(corpus).filter(|(file, _)| !file.exists());
         let missing = missing.map(|(file, help)| self.missing(file, help));
         self.not_fetched().into_iter().chain(missing).collect()
     }

@@ -70,7 +70,7 @@ impl Resolver<'_> {
         }
         self.same_scheme_twice(&asked);
         self.shared_goldens(&name, innermost.name_span.clone(), &asked);
-        let baseline = last(sections, |s| s.baseline).unwrap_or_else(f16);
+        let baseline = last(sections, |s| s.baseline.clone()).unwrap_or_else(f16);
         self.exact_baseline(innermost.name_span.clone(), &baseline);
         let cells = asked.iter().filter_map(|a| self.cell(&name, sections, a)).collect();
 
@@ -85,7 +85,8 @@ impl Resolver<'_> {
         let context = self.required(model, "context", "512", last(sections, |s| s.context));
         let chunks = self.required(model, "chunks", "16", last(sections, |s| s.chunks));
         let (source, corpus, context, chunks) = (source?, corpus?, context?, chunks?);
-        let files = model.tokenizer.iter().chain(corpus);
+        self.measurable(&asked, context, model);
+        let files = model.tokenizer.iter().chain(&model.calibration).chain(corpus);
         let files = files.map(|file| (file.get_ref().clone(), file.span()));
         let weights = [(source.get_ref().path.clone(), source.span())];
         Some(ModelPolicy {
@@ -96,6 +97,7 @@ impl Resolver<'_> {
                 fetch: model.fetch.as_ref().map(|command| command.get_ref().clone()),
                 ..source.into_inner()
             },
+            calibration: model.calibration.as_ref().map(|file| file.get_ref().clone()),
             corpus: corpus.iter().map(|file| file.get_ref().clone()).collect(),
             context,
             chunks,
@@ -213,7 +215,7 @@ impl Resolver<'_> {
                     }
                     (Some(body), None) => asked.push(Asked {
                         label: &entry.label,
-                        scheme: entry.scheme,
+                        scheme: entry.scheme.clone(),
                         span: entry.span.clone(),
                         bodies: vec![(depth, body)],
                     }),
@@ -248,7 +250,7 @@ impl Resolver<'_> {
         }
         Some(Cell {
             label: asked.label.to_owned(),
-            scheme: asked.scheme?,
+            scheme: asked.scheme.clone()?,
             expect,
             reason,
             limits: limits
@@ -288,10 +290,30 @@ impl Resolver<'_> {
 
     /// What schemes are compared with must not lose anything itself.
     fn exact_baseline(&mut self, span: Range<usize>, baseline: &Scheme) {
-        let exact = |side: &Side| ["f32", "f16", "bf16"].contains(&side.codec.name());
-        if !exact(&baseline.k) || !exact(&baseline.v) {
+        let exact = |side: Side| ["f32", "f16", "bf16"].contains(&side.codec.name());
+        if !baseline.sides().all(exact) {
             let message = format!("the baseline `{baseline}` is quantized itself");
             self.findings.error(span, message, "compare with `f16`, `bf16` or `f32`");
+        }
+    }
+
+    /// A tail needs a context that it does not fill, a calibrated scheme its calibration.
+    fn measurable(&mut self, asked: &[Asked], context: usize, model: &Section) {
+        for a in asked {
+            let Some(scheme) = &a.scheme else { continue };
+            let least = scheme.least_context();
+            if least > context {
+                let message = format!("`{}` leaves most of a context of {context} exact", a.label);
+                let help = format!("measure at `context = {least}` at least, or shorten its tail");
+                self.findings.error(a.span.clone(), message, help);
+            }
+            if scheme.is_calibrated() && model.calibration.is_none() {
+                let message = format!("`{}` needs a calibration of `{}`", a.label, model.name);
+                let help =
+                    "make one: `kvgate calibrate MODEL --corpus FILE --output FILE`, and name it: \
+                            `calibration = \"FILE\"`";
+                self.findings.error(a.span.clone(), message, help);
+            }
         }
     }
 

@@ -22,6 +22,7 @@ pub(crate) fn policy() -> Policy {
         places: Default::default(),
         name: "gemma-3-270m".into(),
         source,
+        calibration: None,
         corpus: vec!["prose.txt".into(), "code.txt".into()],
         context: 512,
         chunks: 16,
@@ -63,6 +64,7 @@ fn measurement() -> Measurement {
             engine: "kvgate 0.1.0".into(),
             device: "cpu".into(),
             weights: "f32".into(),
+            needs: Vec::new(),
         },
         run: RunInfo {
             baseline_ppl: 21.1,
@@ -99,7 +101,15 @@ fn scheme(label: &str, [k, v]: [f64; 2], outcome: Outcome) -> SchemeResult {
     SchemeResult {
         scheme: label.into(),
         effective: label.into(),
-        bits_per_element: BitsPerElement { k, v },
+        needs: Vec::new(),
+        storage: Some(Storage {
+            bits_per_element: Sides { k, v },
+            bits_at_context: Sides { k, v },
+            bytes_per_token: (k + v) * 16.0,
+            ratio_to_f16: (k + v) / 32.0,
+            charged_share: Sides { k: 1.0, v: 1.0 },
+            clamped_scales: None,
+        }),
         outcome,
     }
 }

@@ -35,8 +35,8 @@ impl<'a> Row<'a> {
     /// Cells of the numbers' columns, from `bits K/V` to `PPL ratio`.
     pub fn numbers(&self) -> [String; 5] {
         let dash = || "–".to_string();
-        let bits = self.scheme.map_or(dash(), |s| {
-            let bits = s.bits_per_element;
+        let bits = self.scheme.and_then(|s| s.storage).map_or(dash(), |storage| {
+            let bits = storage.bits_at_context;
             format!("{} / {}", shown_bits(bits.k), shown_bits(bits.v))
         });
         let Some(s) = self.statistics() else {

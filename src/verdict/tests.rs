@@ -1,6 +1,6 @@
 use super::*;
 use crate::policy::Policy;
-use crate::results::{BitsPerElement, Conditions, Control, RunInfo, Subject};
+use crate::results::{Conditions, Control, RunInfo, Subject};
 use std::path::Path;
 
 /// A model with one cell: `q4_0` under these limits, expecting this.
@@ -336,6 +336,7 @@ fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
             engine: String::new(),
             device: "cpu".into(),
             weights: "f32".into(),
+            needs: Vec::new(),
         },
         run: RunInfo {
             baseline_ppl: 20.0,
@@ -351,7 +352,8 @@ fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
             .map(|(scheme, effective, statistics)| SchemeResult {
                 scheme: scheme.to_string(),
                 effective: effective.to_string(),
-                bits_per_element: BitsPerElement { k: 4.5, v: 4.5 },
+                needs: Vec::new(),
+                storage: None,
                 outcome: measured(statistics.clone()),
             })
             .collect(),

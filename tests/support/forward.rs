@@ -1,7 +1,10 @@
 //! The decoder run whole or in parts, as a serving engine would.
 
 use candle_core::Tensor;
-use kvgate::kv::cache::{CacheError, Effective, KvCache, LaneCache, View};
+use kvgate::kv::cache::{CacheError, KvCache, View};
+use kvgate::kv::effective::Effective;
+use kvgate::kv::lanes::LaneCache;
+use kvgate::kv::packed::PackedCache;
 use kvgate::kv::recurrent::Recurrent;
 use kvgate::kv::Scheme;
 use kvgate::model::decoder::{At, Decoder};
@@ -10,12 +13,12 @@ use std::collections::BTreeMap;
 
 /// A scheme as a model's cache carries it out.
 pub fn effective(spec: &Spec, scheme: &str) -> Effective {
-    Effective::new(&scheme.parse::<Scheme>().unwrap(), &spec.kv_layout()).unwrap()
+    Effective::new(&scheme.parse::<Scheme>().unwrap(), &spec.kv_layout(), None).unwrap()
 }
 
 /// Logits of all positions, (T, V), with an exact cache and all tokens in one pass.
 pub fn logits(decoder: &Decoder, ids: &[u32]) -> Tensor {
-    logits_in_parts(decoder, ids, &[ids.len()], LaneCache::new(effective(&decoder.spec, "f32")))
+    run_part(decoder, ids, 0, &mut LaneCache::new(effective(&decoder.spec, "f32")))
 }
 
 /// The same with so many tokens in each pass, through a cache that they grow in.
@@ -23,7 +26,7 @@ pub fn logits_in_parts(
     decoder: &Decoder,
     ids: &[u32],
     parts: &[usize],
-    mut cache: LaneCache,
+    mut cache: PackedCache,
 ) -> Tensor {
     let mut start = 0;
     let mut logits = Vec::new();
@@ -35,7 +38,7 @@ pub fn logits_in_parts(
 }
 
 /// Logits of some tokens that follow on the `start` ones in the cache.
-pub fn run_part(decoder: &Decoder, ids: &[u32], start: usize, cache: &mut LaneCache) -> Tensor {
+pub fn run_part(decoder: &Decoder, ids: &[u32], start: usize, cache: &mut dyn KvCache) -> Tensor {
     let ropes = decoder.ropes(start + ids.len());
     let embedded = decoder.embed(ids).unwrap();
     let mut x = embedded.x;
@@ -91,7 +94,7 @@ pub fn in_parts_by_layer(decoder: &Decoder, ids: &[u32], scheme: &str) -> f64 {
         inputs.push(layer.run(&inputs[inputs.len() - 1], own, at, &mut recorder).unwrap());
     }
     let appended = recorder.appended;
-    let mut player = Player { inner: LaneCache::growing(scheme), appended, start: 0 };
+    let mut player = Player { inner: PackedCache::new(scheme), appended, start: 0 };
     let mut parts = vec![Vec::new(); layers.len()];
     for tokens in portions(ids.len()) {
         let start = player.start;
@@ -133,7 +136,7 @@ impl KvCache for Recorder {
 
 /// Appends what was recorded instead of what comes.
 struct Player {
-    inner: LaneCache,
+    inner: PackedCache,
     appended: Appended,
     start: usize,
 }

@@ -2,8 +2,9 @@
 //! nearest even and saturating: beyond ±448 (±57344), infinities included, the largest finite number is
 //! stored, and NaN as `7f`. Not rotated.
 //!
-//! vLLM stores fp8(x / scale) and reads it times the scale, whose default is 1. Scales from a checkpoint,
-//! per tensor or per head, are not here; the kind per token and head is `fp8_pth`.
+//! vLLM stores fp8(x / scale) and reads it times the scale, whose default is 1. `:tensor` and `:head` take
+//! a calibrated one for each layer's K and V, or each of their heads: largest magnitude / largest number,
+//! as llm-compressor's min-max observer has it. The kind per token and head is `fp8_pth`.
 
 use super::small_float::{SmallFloat, E4M3, E5M2};
 use super::{block_codec, Block};
@@ -14,6 +15,7 @@ pub(super) struct E5m2;
 impl Block<1, 1> for E4m3 {
     const NAME: &'static str = "fp8_e4m3";
     const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e4m3";
+    const LARGEST: Option<f32> = Some(E4M3.largest());
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {
         bytes[0] = encode(&E4M3, x[0]);
@@ -28,6 +30,7 @@ block_codec!(E4m3, 1, 1);
 impl Block<1, 1> for E5m2 {
     const NAME: &'static str = "fp8_e5m2";
     const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e5m2";
+    const LARGEST: Option<f32> = Some(E5M2.largest());
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {
         bytes[0] = encode(&E5M2, x[0]);

@@ -10,6 +10,8 @@ mod fp8_pth;
 mod int4_pth;
 mod int8_pth;
 mod iq4_nl;
+mod kivi;
+mod kvarn;
 mod mxfp4;
 mod nvfp4;
 mod pack;
@@ -38,18 +40,35 @@ pub static CODECS: &[&dyn Codec] = &[
     &float::F16,
     &float::Bf16,
     &q8_0::Q8_0,
+    &kvarn::KVARN8[0],
+    &kvarn::KVARN8[1],
+    &kvarn::KVARN8[2],
+    &kvarn::KVARN8[3],
     &int8_pth::Int8PerTokenHead,
     &fp8_pth::Fp8PerTokenHead,
     &fp8::E4m3,
     &fp8::E5m2,
     &q6_1::Q6_1,
     &q6_0::Q6_0,
+    &kvarn::KVARN6[0],
+    &kvarn::KVARN6[1],
+    &kvarn::KVARN6[2],
+    &kvarn::KVARN6[3],
     &q5_1::Q5_1,
     &q5_0::Q5_0,
+    &kvarn::KVARN5[0],
+    &kvarn::KVARN5[1],
+    &kvarn::KVARN5[2],
+    &kvarn::KVARN5[3],
     &q4_1::Q4_1,
+    &kivi::KIVI4,
     &q4_0::Q4_0,
     &iq4_nl::Iq4Nl,
     &nvfp4::Nvfp4,
+    &kvarn::KVARN4[0],
+    &kvarn::KVARN4[1],
+    &kvarn::KVARN4[2],
+    &kvarn::KVARN4[3],
     &mxfp4::Mxfp4,
     &int4_pth::Int4PerTokenHead,
     &turbo::TURBO4,
@@ -57,11 +76,20 @@ pub static CODECS: &[&dyn Codec] = &[
     &turbo::TURBO4_UNBIASED,
     &q3_1::Q3_1,
     &q3_0::Q3_0,
+    &kvarn::KVARN3[0],
+    &kvarn::KVARN3[1],
+    &kvarn::KVARN3[2],
+    &kvarn::KVARN3[3],
     &tcq::TURBO3_TCQ,
     &turbo::TURBO3,
     &turbo::TURBO3_UNBIASED,
     &q2_1::Q2_1,
+    &kivi::KIVI2,
     &q2_0::Q2_0,
+    &kvarn::KVARN2[0],
+    &kvarn::KVARN2[1],
+    &kvarn::KVARN2[2],
+    &kvarn::KVARN2[3],
     &tcq::TURBO2_TCQ,
     &turbo::TURBO2,
     &turbo::TURBO2_UNBIASED,
@@ -80,6 +108,12 @@ pub trait Codec: Send + Sync {
     /// The engines that accept this format, and what their users type; empty if none does.
     fn engines(&self) -> &str;
 
+    /// The version of a format that did not come with this crate, which goes up when its values change:
+    /// goldens made with another one are stale. Empty for the crate's own.
+    fn version(&self) -> &str {
+        ""
+    }
+
     /// Elements in a block of a head of `head_dim`, which must be a multiple of it.
     fn block(&self, head_dim: usize) -> usize;
 
@@ -89,6 +123,11 @@ pub trait Codec: Send + Sync {
     /// Whether llama.cpp's rotation comes before it, as before all of ggml's block formats
     /// (`ggml_is_quantized`): not before floats, nor where another engine rotates by itself or not at all.
     fn is_rotated(&self) -> bool;
+
+    /// The largest number of a format without scales, which a calibrated scale fits to what is stored.
+    fn largest(&self) -> Option<f32> {
+        None
+    }
 
     /// Tokens that are encoded together, at multiples of this in the sequence.
     fn group(&self) -> usize {
@@ -145,6 +184,7 @@ pub(crate) trait Block<const N: usize, const BYTES: usize>: Send + Sync {
     const NAME: &'static str;
     const ENGINES: &'static str;
     const ROTATED: bool = N > 1;
+    const LARGEST: Option<f32> = None;
     fn encode_block(x: &[f32; N], bytes: &mut [u8; BYTES]);
     fn decode_block(bytes: &[u8; BYTES], x: &mut [f32; N]);
 }
@@ -167,6 +207,9 @@ macro_rules! block_codec {
             }
             fn is_rotated(&self) -> bool {
                 <Self as crate::kv::codec::Block<$n, $bytes>>::ROTATED
+            }
+            fn largest(&self) -> Option<f32> {
+                <Self as crate::kv::codec::Block<$n, $bytes>>::LARGEST
             }
             fn encode(&self, x: &[f32], bytes: &mut [u8]) {
                 let (x, rest) = x.as_chunks::<$n>();
@@ -201,9 +244,14 @@ macro_rules! block_codec {
 }
 pub(crate) use block_codec;
 
+/// The catalogue.
+pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
+    CODECS.iter().copied()
+}
+
 /// The codec of that name, if the catalogue has it.
 pub fn find(name: &str) -> Option<&'static dyn Codec> {
-    CODECS.iter().copied().find(|c| c.name() == name)
+    all().find(|c| c.name() == name)
 }
 
 /// The signed element with the largest magnitude; the first one wins on ties, as in ggml.

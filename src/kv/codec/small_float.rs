@@ -20,7 +20,7 @@ pub(super) const E2M1: SmallFloat = SmallFloat { mantissa: 1, lowest: 0, largest
 
 impl SmallFloat {
     /// The largest finite number.
-    pub(super) fn largest(&self) -> f32 {
+    pub(super) const fn largest(&self) -> f32 {
         self.largest.1
     }
 

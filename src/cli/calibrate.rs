@@ -1,0 +1,50 @@
+//! `kvgate calibrate`: what calibrated schemes need to know about a model.
+
+use super::{name, say, source, Stop, NOT_MEASURED};
+use crate::measure::calibrate::calibrate;
+use crate::policy::Source;
+use crate::progress::Bar;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// A GGUF file, a folder with config.json and safetensors, or hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// Text to calibrate on, never the one that is measured; several files are dealt round-robin
+    #[arg(long, required = true, value_delimiter = ',', value_name = "FILE")]
+    corpus: Vec<PathBuf>,
+    /// Tokens in a chunk, each of which begins with an empty cache
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    context: u32,
+    /// Chunks to read
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunks: u32,
+    /// A tokenizer.json instead of the model's own tokenizer
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// The file to write [default: the model's name with `.calibration`]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
+    let source = Source { tokenizer: arguments.tokenizer.clone(), ..source(&arguments.model)? };
+    let name = name(&source);
+    let (context, chunks) = (arguments.context as usize, arguments.chunks as usize);
+    let calibration = {
+        let bar = Bar::new(&name);
+        let tell = |what: &str, done, all| bar.tell(what, done, all);
+        calibrate(&source, &arguments.corpus, context, chunks, &tell)
+    };
+    let calibration = calibration.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
+    let output = arguments.output.clone().unwrap_or_else(|| format!("{name}.calibration").into());
+    calibration.write(&output).map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
+    say(format!(
+        "{}: K and V of {} layers over {} tokens; name it by `calibration = \"…\"` in the policy, or --calibration",
+        output.display(),
+        calibration.layers.len(),
+        calibration.tokens
+    ))?;
+    Ok(0)
+}

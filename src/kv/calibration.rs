@@ -1,0 +1,294 @@
+//! What calibrated schemes need to know about a model: ranges and means of its K and V over a text, as
+//! `kvgate calibrate` writes them.
+//!
+//! The file is safetensors: for each layer that owns a cache `{layer}.{k,v}.{mean,min,max}`, each
+//! (H_kv, D) f32, of K after its norm and RoPE and of V, not rotated; the metadata has the format, the
+//! model and the texts.
+
+use super::cache::LayerKv;
+use super::scheme::Scale;
+use crate::results::CorpusFile;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Version of the file, and of what its numbers mean.
+const FORMAT: &str = "kvgate calibration 1: K after RoPE, not rotated";
+
+/// Ranges and means of each layer, and what they were taken from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calibration {
+    /// SHA-256 of the model's weights.
+    pub weights_sha256: String,
+    /// The texts.
+    pub corpus: Vec<CorpusFile>,
+    /// Tokens that were read.
+    pub tokens: usize,
+    /// K and V of each layer that owns a cache.
+    pub layers: BTreeMap<usize, [Ranges; 2]>,
+}
+
+/// Of K or V of one layer, over all tokens: (H_kv, D) each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranges {
+    /// Arithmetic means.
+    pub mean: Arc<[f32]>,
+    /// Smallest values.
+    pub min: Arc<[f32]>,
+    /// Largest values.
+    pub max: Arc<[f32]>,
+}
+
+/// Why a calibration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CalibrationError {
+    /// The file cannot be read or written.
+    #[error("cannot use the calibration {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is none that `kvgate calibrate` wrote, or of another version.
+    #[error("{} is no calibration that this kvgate can read: {why}; make it anew by `kvgate calibrate`", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+    /// Made for other weights.
+    #[error("{} was made from weights with SHA-256 {found}, these have {expected}; calibrate this model", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// Hash of the weights that are measured.
+        expected: String,
+        /// Hash that the file names.
+        found: String,
+    },
+    /// Calibrated on what is measured.
+    #[error("{} was made from the text that is measured (`{category}`): a scheme fitted to its examination passes it; calibrate on another text", path.display())]
+    SameCorpus {
+        /// The file.
+        path: PathBuf,
+        /// The text's name.
+        category: String,
+    },
+}
+
+impl Ranges {
+    /// Scales that bring the largest magnitude, less a mean that is subtracted first, to `largest`: one
+    /// for each head.
+    pub(super) fn scales(
+        &self,
+        scale: Scale,
+        largest: f32,
+        mean: Option<&[f32]>,
+        kv: &LayerKv,
+    ) -> Arc<[f32]> {
+        let magnitude = |i: usize| {
+            let mean = mean.map_or(0.0, |mean| mean[i]);
+            (self.max[i] - mean).abs().max((self.min[i] - mean).abs())
+        };
+        let of_head = |head: usize| {
+            let elements = head * kv.head_dim..(head + 1) * kv.head_dim;
+            elements.map(magnitude).fold(0.0f32, f32::max)
+        };
+        let heads: Vec<f32> = (0..kv.heads).map(of_head).collect();
+        let all = heads.iter().copied().fold(0.0f32, f32::max);
+        let fitted = |head: f32| match scale {
+            Scale::Tensor => all / largest,
+            Scale::Head => head / largest,
+        };
+        // a head that was zero throughout has nothing to fit
+        heads.into_iter().map(fitted).map(|s| if s > 0.0 { s } else { 1.0 }).collect()
+    }
+}
+
+impl Calibration {
+    /// K's and V's ranges of a layer, if there are some of its shape.
+    pub(super) fn of(&self, layer: usize, kv: &LayerKv) -> Option<&[Ranges; 2]> {
+        self.layers.get(&layer).filter(|sides| sides.iter().all(|r| r.mean.len() == kv.width()))
+    }
+
+    /// One for a model of this shape that says nothing about it: enough to know what a scheme costs.
+    pub(crate) fn any(layout: &[Option<LayerKv>]) -> Self {
+        let ranges = |kv: &LayerKv| {
+            let zero: Arc<[f32]> = vec![0.0; kv.width()].into();
+            Ranges { mean: zero.clone(), min: zero.clone(), max: zero }
+        };
+        let owners = layout.iter().enumerate().filter_map(|(i, kv)| Some((i, kv.as_ref()?)));
+        Calibration {
+            weights_sha256: String::new(),
+            corpus: Vec::new(),
+            tokens: 0,
+            layers: owners.map(|(i, kv)| (i, [ranges(kv), ranges(kv)])).collect(),
+        }
+    }
+
+    /// Reads a file, for the weights and texts of a measurement.
+    ///
+    /// # Errors
+    /// A file that is none, of other weights, or made from one of the texts.
+    pub fn read(
+        path: &Path,
+        weights_sha256: &str,
+        corpus: &[CorpusFile],
+    ) -> Result<Self, CalibrationError> {
+        let io = |source| CalibrationError::Io { path: path.into(), source };
+        let bytes = std::fs::read(path).map_err(io)?;
+        let calibration = Self::from_bytes(&bytes)
+            .map_err(|why| CalibrationError::Format { path: path.into(), why })?;
+        if calibration.weights_sha256 != weights_sha256 {
+            return Err(CalibrationError::Model {
+                path: path.into(),
+                expected: weights_sha256.into(),
+                found: calibration.weights_sha256,
+            });
+        }
+        let same = |file: &&CorpusFile| calibration.corpus.iter().any(|c| c.sha256 == file.sha256);
+        match corpus.iter().find(same) {
+            None => Ok(calibration),
+            Some(file) => {
+                let category = file.category.clone();
+                Err(CalibrationError::SameCorpus { path: path.into(), category })
+            }
+        }
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let value = |key: &str| metadata.get(key).ok_or(format!("it has no `{key}`"));
+        if value("format")? != FORMAT {
+            return Err(format!("its format is `{}`, not `{FORMAT}`", value("format")?));
+        }
+        let tensors = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
+        let indices: Result<Vec<usize>, _> = tensors
+            .names()
+            .iter()
+            .map(|name| {
+                let index = name.split('.').next().unwrap_or_default();
+                index.parse().map_err(|_| format!("`{name}` is no layer's"))
+            })
+            .collect();
+        let side = |index: usize, side: &str| -> Result<Ranges, String> {
+            let of = |what: &str| floats(&tensors, &format!("{index}.{side}.{what}"));
+            let (mean, min, max) = (of("mean")?, of("min")?, of("max")?);
+            match mean.len() == min.len() && min.len() == max.len() {
+                true => Ok(Ranges { mean, min, max }),
+                false => Err(format!("layer {index} has {side} of several shapes")),
+            }
+        };
+        let layers = indices?.into_iter().map(|i| Ok((i, [side(i, "k")?, side(i, "v")?])));
+        Ok(Calibration {
+            weights_sha256: value("weights_sha256")?.clone(),
+            corpus: serde_json::from_str(value("corpus")?).map_err(|e| e.to_string())?,
+            tokens: value("tokens")?.parse().map_err(|_| "`tokens` is no number")?,
+            layers: layers.collect::<Result<_, String>>()?,
+        })
+    }
+
+    /// Writes a file that [`read`](Calibration::read) reads, whole or not at all.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), CalibrationError> {
+        let io = |source| CalibrationError::Io { path: path.into(), source };
+        let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let bytes = self.to_bytes();
+        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
+        std::io::Write::write_all(&mut file, &bytes).map_err(io)?;
+        file.persist(path).map_err(|error| io(error.error))?;
+        Ok(())
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut data = Vec::new();
+        for (layer, [k, v]) in &self.layers {
+            for (side, ranges) in [("k", k), ("v", v)] {
+                let whats = [("mean", &ranges.mean), ("min", &ranges.min), ("max", &ranges.max)];
+                for (what, x) in whats {
+                    let bytes: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
+                    data.push((format!("{layer}.{side}.{what}"), bytes));
+                }
+            }
+        }
+        let views = data.iter().map(|(name, bytes)| {
+            let shape = vec![bytes.len() / size_of::<f32>()];
+            (name, TensorView::new(Dtype::F32, shape, bytes).expect("bytes of this shape"))
+        });
+        let corpus = serde_json::to_string(&self.corpus).expect("names and hashes are JSON");
+        let metadata = HashMap::from([
+            ("format".to_string(), FORMAT.to_string()),
+            ("weights_sha256".to_string(), self.weights_sha256.clone()),
+            ("corpus".to_string(), corpus),
+            ("tokens".to_string(), self.tokens.to_string()),
+        ]);
+        safetensors::serialize(views, Some(metadata)).expect("names are distinct")
+    }
+}
+
+fn floats(tensors: &SafeTensors, name: &str) -> Result<Arc<[f32]>, String> {
+    let tensor = tensors.tensor(name).map_err(|e| e.to_string())?;
+    if tensor.dtype() != Dtype::F32 {
+        return Err(format!("`{name}` is not f32"));
+    }
+    let (values, _) = tensor.data().as_chunks::<4>();
+    let values: Arc<[f32]> = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
+    match values.iter().all(|v| v.is_finite()) {
+        true => Ok(values),
+        false => Err(format!("`{name}` is not finite")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn calibration() -> Calibration {
+        let ranges = |mean: f32| Ranges {
+            mean: [mean, 0.0, 1.0, 2.0].into(),
+            min: [-6.0, -1.0, 0.0, 1.0].into(),
+            max: [2.0, 1.0, 4.0, 3.0].into(),
+        };
+        Calibration {
+            weights_sha256: "aa".into(),
+            corpus: vec![CorpusFile { category: "prose".into(), sha256: "bb".into() }],
+            tokens: 64,
+            layers: BTreeMap::from([(3, [ranges(-2.0), ranges(0.0)])]),
+        }
+    }
+
+    #[test]
+    fn a_file_comes_back_as_it_was_and_only_for_its_model_and_other_texts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("calibration.safetensors");
+        calibration().write(&path).unwrap();
+        let text = |hash: &str| [CorpusFile { category: "code".into(), sha256: hash.into() }];
+        assert_eq!(Calibration::read(&path, "aa", &text("cc")).unwrap(), calibration());
+        let error = |weights, corpus| {
+            Calibration::read(&path, weights, &text(corpus)).unwrap_err().to_string()
+        };
+        assert!(error("ab", "cc").contains("calibrate this model"));
+        assert!(error("aa", "bb").contains("made from the text that is measured (`code`)"));
+        let whole = std::fs::read(&path).unwrap();
+        for cut in [0, 7, 100, whole.len() - 1] {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert!(error("aa", "cc").contains("is no calibration"), "{cut}");
+        }
+    }
+
+    #[test]
+    fn scales_bring_the_largest_magnitude_to_the_formats_largest_number() {
+        let kv = LayerKv { heads: 2, head_dim: 2, ..LayerKv::default() };
+        let [k, _] = &calibration().layers[&3];
+        let scales = |scale, mean: Option<&[f32]>| k.scales(scale, 2.0, mean, &kv).to_vec();
+        assert_eq!(scales(Scale::Tensor, None), [3.0, 3.0]);
+        assert_eq!(scales(Scale::Head, None), [3.0, 2.0]);
+        assert_eq!(scales(Scale::Head, Some(&k.mean)), [2.0, 1.5]);
+    }
+}
