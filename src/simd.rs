@@ -1,18 +1,18 @@
 //! Arithmetic for the CPU kernels, written so that it vectorizes inside `pulp`'s run-time dispatch.
 
 /// Defines a function whose body is compiled for the widest vectors of the processor that it runs on:
-/// `vectorized!(fn name['a](x: &'a [f32]) -> f32 { … })`.
+/// `vectorized!(fn name['a](x: &'a [f32]) -> f32 { … })`, or `['a, const N: usize]`.
 ///
 /// All that the body calls must be `#[inline(always)]`: what is not inlined into the dispatch is
 /// compiled for the oldest processor. That is why this is no function that takes a closure, whose
 /// inlining cannot be asked for.
 macro_rules! vectorized {
-    ($vis:vis fn $name:ident[$life:lifetime]($($arg:ident: $type:ty),*) $(-> $ret:ty)? $body:block) => {
-        $vis fn $name<$life>($($arg: $type),*) $(-> $ret)? {
-            struct Kernel<$life> {
+    ($vis:vis fn $name:ident[$life:lifetime $(, const $n:ident: usize)?]($($arg:ident: $type:ty),*) $(-> $ret:ty)? $body:block) => {
+        $vis fn $name<$life $(, const $n: usize)?>($($arg: $type),*) $(-> $ret)? {
+            struct Kernel<$life $(, const $n: usize)?> {
                 $($arg: $type),*
             }
-            impl<$life> pulp::NullaryFnOnce for Kernel<$life> {
+            impl<$life $(, const $n: usize)?> pulp::NullaryFnOnce for Kernel<$life $(, $n)?> {
                 #[allow(unused_parens)]
                 type Output = ($($ret)?);
                 #[inline(always)]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lloyd_max import SHIPPED, lloyd_max
+from tcq_codebook import codebook, viterbi
 
 f32 = np.float32
 
@@ -155,6 +156,17 @@ def int8_pth():
     return encode, decode
 
 
+def fp8_pth():
+    def encode(x):
+        scale = np.maximum(np.abs(x).max(keepdims=True) / f32(448), f32(1e-6))
+        return np.hstack([E4M3[0](x * (f32(1) / scale)).reshape(1, -1), to_bytes(scale)])
+
+    def decode(data):
+        return E4M3[1](data[:, :-4]) * data[:, -4:].copy().view(f32).ravel()
+
+    return encode, decode
+
+
 def random_signs(size):
     generator = torch.Generator(device="cpu")
     generator.manual_seed(0x9E3779B9)
@@ -200,11 +212,33 @@ def int4_pth():
 # groups of 128 coordinates
 
 
+def signs_42():
+    rng = np.random.default_rng(42)
+    return [rng.choice([-1, 1], 128).astype(f32) for _ in range(2)]
+
+
+FIRST, SECOND = signs_42()
+
+
+def directions(x):
+    """Lengths and rotated directions of the groups of a head, zeros behind it where it ends within one."""
+    x = np.pad(x.astype(float), (0, -len(x) % 128)).reshape(-1, 128)
+    length = np.sqrt((x * x).sum(1, keepdims=True))
+    unit = np.where(length > 1e-10, x / np.where(length > 1e-10, length, 1), 0)
+    return length, butterflies(unit * FIRST) / 128**0.5 * SECOND
+
+
+def rotated_back(y):
+    return (butterflies(y * SECOND * f32(1 / 128**0.5)) * FIRST).ravel()
+
+
+def turbo_scale(length, divisor):
+    return to_bytes(half(np.where(divisor > 1e-10, length / np.where(divisor > 1e-10, divisor, 1), length)))
+
+
 def turbo(bits, table=None, unbiased=False):
     positive = lloyd_max(bits) / 128**0.5 if table is None else np.array(table)
     table = np.concatenate([-positive[::-1], positive]).astype(f32)
-    rng = np.random.default_rng(42)
-    first, second = (rng.choice([-1, 1], 128).astype(f32) for _ in range(2))
     j = np.arange(128)
     if bits == 4:
         places, size = [4 * j + b for b in range(4)], 64
@@ -212,22 +246,43 @@ def turbo(bits, table=None, unbiased=False):
         places, size = [2 * j, 2 * j + 1] + [256 + j] * (bits == 3), 32 + 16 * (bits == 3)
 
     def encode(x):
-        x = x.reshape(-1, 128).astype(float)
-        length = np.sqrt((x * x).sum(1, keepdims=True))
-        unit = np.where(length > 1e-10, x / np.where(length > 1e-10, length, 1), 0)
-        y = butterflies(unit * first) / 128**0.5 * second
+        length, y = directions(x)
         codes = sum(y >= (a + b) / 2 for a, b in zip(table[:-1], table[1:], strict=True)).astype(np.uint8)
         c = table[codes].astype(float)
         divisor = (c * y).sum(1, keepdims=True) if unbiased else np.sqrt((c * c).sum(1, keepdims=True))
-        scale = np.where(divisor > 1e-10, length / np.where(divisor > 1e-10, divisor, 1), length)
-        return np.hstack([to_bytes(half(scale)), bits_of(codes, places, size)])
+        return np.hstack([turbo_scale(length, divisor), bits_of(codes, places, size)])
 
     def decode(data):
         scale = data[:, :2].copy().view(np.float16).astype(f32)
-        y = table[codes_of(data[:, 2:], places)] * scale
-        return (butterflies(y * second * f32(1 / 128**0.5)) * first).ravel()
+        return rotated_back(table[codes_of(data[:, 2:], places)] * scale)
 
     return encode, decode
+
+
+def tcq(bits, book=None):
+    """Each value's number is bits + 6 bits of the stream, so the streams of neighbours overlap."""
+    size = (6 + 128 * bits + 7) // 8 + 1
+    places = [bits * np.arange(128) + b for b in range(bits + 6)]
+    book = codebook(bits) if book is None else book
+
+    def encode(x):
+        length, y = directions(x)
+        states = viterbi(y.astype(f32), book)
+        c = book[states].astype(float)
+        return np.hstack([turbo_scale(length, np.sqrt((c * c).sum(1, keepdims=True))), bits_of(states, places, size)])
+
+    def decode(data):
+        stream = np.unpackbits(data[:, 2:], axis=1, bitorder="little").astype(int)
+        states = sum(stream[:, place] << bit for bit, place in enumerate(places))
+        return rotated_back(book[states] * data[:, :2].copy().view(np.float16).astype(f32))
+
+    return encode, decode
+
+
+def synthetic_codebook(bits):
+    """The codebook of the groups that the description of the trellis gives."""
+    size = 64 << bits
+    return ((73 * np.arange(size) % size - (size - 1) / 2) / (2 * size)).astype(f32)
 
 
 # groups of tokens: x is the tokens of one head in order, K and V are laid out differently
@@ -350,6 +405,9 @@ FORMATS = {
     "q3_0": symmetric(3),
     "q2_1": asymmetric(2),
     "q2_0": symmetric(2),
+    "fp8_pth": fp8_pth(),
+    "turbo3_tcq": tcq(3),
+    "turbo2_tcq": tcq(2),
 }
 # pairs for K and V: KIVI's of rows of 32, KVarN's of (128, head) and records
 KIVI = {(f"kivi{bits}", side): kivi(bits, side) for bits in (4, 2) for side in "kv"}
@@ -360,5 +418,5 @@ KVARN = {
     for side in "kv"
 }
 # those whose block is a head, and those of 128 elements
-HEADS = ["int8_pth", "int4_pth"]
+HEADS = ["int8_pth", "int4_pth", "fp8_pth"]
 TURBO = [name for name in FORMATS if name.startswith("turbo")]

@@ -4,7 +4,7 @@
 //!
 //! vLLM stores fp8(x / scale) and reads it times the scale, whose default is 1. `:tensor` and `:head` take
 //! a calibrated one for each layer's K and V, or each of their heads: largest magnitude / largest number,
-//! as llm-compressor's min-max observer has it.
+//! as llm-compressor's min-max observer has it. The kind per token and head is `fp8_pth`.
 
 use super::small_float::{SmallFloat, E4M3, E5M2};
 use super::{block_codec, Block};
@@ -15,7 +15,7 @@ pub(super) struct E5m2;
 impl Block<1, 1> for E4m3 {
     const NAME: &'static str = "fp8_e4m3";
     const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e4m3";
-    const LARGEST: Option<f32> = Some(448.0);
+    const LARGEST: Option<f32> = Some(E4M3.largest());
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {
         bytes[0] = encode(&E4M3, x[0]);
@@ -30,7 +30,7 @@ block_codec!(E4m3, 1, 1);
 impl Block<1, 1> for E5m2 {
     const NAME: &'static str = "fp8_e5m2";
     const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e5m2";
-    const LARGEST: Option<f32> = Some(57344.0);
+    const LARGEST: Option<f32> = Some(E5M2.largest());
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {
         bytes[0] = encode(&E5M2, x[0]);
@@ -46,13 +46,13 @@ const SIGN: u8 = 0x80;
 const NAN: u8 = 0x7f;
 
 #[inline(always)]
-fn encode(format: &SmallFloat, x: f32) -> u8 {
+pub(super) fn encode(format: &SmallFloat, x: f32) -> u8 {
     let magnitude = if x.is_nan() { NAN } else { format.encode(x) };
     magnitude | if x.is_sign_negative() { SIGN } else { 0 }
 }
 
 #[inline(always)]
-fn decode(format: &SmallFloat, code: u8) -> f32 {
+pub(super) fn decode(format: &SmallFloat, code: u8) -> f32 {
     let magnitude = format.decode(code & !SIGN);
     if code & SIGN == 0 {
         magnitude

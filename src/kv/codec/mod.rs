@@ -6,6 +6,7 @@
 
 mod float;
 mod fp8;
+mod fp8_pth;
 mod int4_pth;
 mod int8_pth;
 mod iq4_nl;
@@ -27,6 +28,7 @@ mod q6_1;
 mod q8_0;
 mod sign;
 mod small_float;
+mod tcq;
 mod turbo;
 
 use super::exact::{Exact, Tail};
@@ -43,6 +45,7 @@ pub static CODECS: &[&dyn Codec] = &[
     &kvarn::KVARN8[2],
     &kvarn::KVARN8[3],
     &int8_pth::Int8PerTokenHead,
+    &fp8_pth::Fp8PerTokenHead,
     &fp8::E4m3,
     &fp8::E5m2,
     &q6_1::Q6_1,
@@ -77,6 +80,7 @@ pub static CODECS: &[&dyn Codec] = &[
     &kvarn::KVARN3[1],
     &kvarn::KVARN3[2],
     &kvarn::KVARN3[3],
+    &tcq::TURBO3_TCQ,
     &turbo::TURBO3,
     &turbo::TURBO3_UNBIASED,
     &q2_1::Q2_1,
@@ -86,6 +90,7 @@ pub static CODECS: &[&dyn Codec] = &[
     &kvarn::KVARN2[1],
     &kvarn::KVARN2[2],
     &kvarn::KVARN2[3],
+    &tcq::TURBO2_TCQ,
     &turbo::TURBO2,
     &turbo::TURBO2_UNBIASED,
 ];

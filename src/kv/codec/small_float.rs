@@ -19,6 +19,11 @@ pub(super) const E5M2: SmallFloat =
 pub(super) const E2M1: SmallFloat = SmallFloat { mantissa: 1, lowest: 0, largest: (7, 6.0) };
 
 impl SmallFloat {
+    /// The largest finite number.
+    pub(super) const fn largest(&self) -> f32 {
+        self.largest.1
+    }
+
     /// Code of |x|, rounded to nearest even; what is too large, infinity included, becomes the largest.
     #[inline(always)]
     pub(super) fn encode(&self, x: f32) -> u8 {

@@ -7,6 +7,9 @@
 //! The stored scale is half(n/‖c‖), so that what is read back has x's length. Reads as
 //! D₁·H·D₂·(c·scale).
 //!
+//! A head that 128 does not divide is filled up with zeros, as llama-cpp-turboquant does it: all coordinates
+//! of its last group are coded, and a head of 64 takes the bytes of one of 128.
+//!
 //! Four bits: byte i holds code 2i in its low and 2i+1 in its high nibble. Three: 32 bytes of low bits, four
 //! codes a byte from its low end, then 16 of third bits, eight a byte. Two: the 32 bytes.
 //!
@@ -22,19 +25,34 @@
 use super::{get_half, put_half, Codec};
 use crate::kv::rotate::{change_signs, hadamard};
 
-const GROUP: usize = 128;
+pub(super) const GROUP: usize = 128;
 
-/// One member: a table and a rule for the scale.
-pub(super) struct Turbo {
-    name: &'static str,
-    engines: &'static str,
-    /// Positive half of the symmetric table, ascending; 2 to the bits of a code in all.
-    table: &'static [f32],
-    scale: Scale,
+/// One member: how coordinates become codes, and a rule for the scale.
+pub(super) struct Turbo<Q> {
+    pub(super) name: &'static str,
+    pub(super) engines: &'static str,
+    pub(super) quantizer: Q,
+    pub(super) scale: Scale,
 }
 
+/// How the coordinates of a group become codes.
+pub(super) trait Quantizer: Send + Sync {
+    /// Bytes of the codes of a group.
+    fn bytes(&self) -> usize;
+
+    /// Writes the codes of `y`.
+    fn encode(&self, y: &[f32; GROUP], codes: &mut [u8]);
+
+    /// The values that codes stand for.
+    fn decode(&self, codes: &[u8]) -> [f32; GROUP];
+}
+
+/// The nearest value of a symmetric table, of which this is the positive half, ascending.
 #[derive(Clone, Copy)]
-enum Scale {
+pub(super) struct Table(&'static [f32]);
+
+#[derive(Clone, Copy)]
+pub(super) enum Scale {
     /// What is read back has the length of what was stored.
     Length,
     /// Its product with what was stored is the square of that length.
@@ -57,35 +75,35 @@ const LLOYD_MAX_2: [f32; 2] = [0.04002048, 0.13350332];
 const QUANTILE_MEANS_4: [f32; 8] =
     [0.006938, 0.020989, 0.035597, 0.051262, 0.068756, 0.089527, 0.117195, 0.173926];
 
-pub(super) static TURBO4: Turbo = Turbo {
+pub(super) static TURBO4: Turbo<Table> = Turbo {
     name: "turbo4",
     engines: "beellama.cpp before 0.4: -ctk turbo4 -ctv turbo4",
-    table: &LLOYD_MAX_4,
+    quantizer: Table(&LLOYD_MAX_4),
     scale: Scale::Length,
 };
-pub(super) static TURBO4_QUANTILE: Turbo = Turbo {
+pub(super) static TURBO4_QUANTILE: Turbo<Table> = Turbo {
     name: "turbo4:quantile",
     engines: "llama-cpp-turboquant: -ctk turbo4 -ctv turbo4",
-    table: &QUANTILE_MEANS_4,
+    quantizer: Table(&QUANTILE_MEANS_4),
     ..TURBO4
 };
-pub(super) static TURBO4_UNBIASED: Turbo =
+pub(super) static TURBO4_UNBIASED: Turbo<Table> =
     Turbo { name: "turbo4:unbiased", engines: "", scale: Scale::Product, ..TURBO4 };
-pub(super) static TURBO3: Turbo = Turbo {
+pub(super) static TURBO3: Turbo<Table> = Turbo {
     name: "turbo3",
     engines: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo3 -ctv turbo3",
-    table: &LLOYD_MAX_3,
+    quantizer: Table(&LLOYD_MAX_3),
     scale: Scale::Length,
 };
-pub(super) static TURBO3_UNBIASED: Turbo =
+pub(super) static TURBO3_UNBIASED: Turbo<Table> =
     Turbo { name: "turbo3:unbiased", engines: "", scale: Scale::Product, ..TURBO3 };
-pub(super) static TURBO2: Turbo = Turbo {
+pub(super) static TURBO2: Turbo<Table> = Turbo {
     name: "turbo2",
     engines: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo2 -ctv turbo2",
-    table: &LLOYD_MAX_2,
+    quantizer: Table(&LLOYD_MAX_2),
     scale: Scale::Length,
 };
-pub(super) static TURBO2_UNBIASED: Turbo =
+pub(super) static TURBO2_UNBIASED: Turbo<Table> =
     Turbo { name: "turbo2:unbiased", engines: "", scale: Scale::Product, ..TURBO2 };
 
 /// The forks' signs of D₁ and D₂, bit i%8 of byte i/8 set where element i changes its own: numpy's
@@ -100,7 +118,7 @@ const SECOND_SIGNS: [u8; GROUP / 8] = [
 /// Lengths up to this count as none.
 const NO_LENGTH: f32 = 1e-10;
 
-impl Codec for Turbo {
+impl<Q: Quantizer> Codec for Turbo<Q> {
     fn name(&self) -> &str {
         self.name
     }
@@ -109,12 +127,16 @@ impl Codec for Turbo {
         self.engines
     }
 
-    fn block(&self, _: usize) -> usize {
-        GROUP
+    fn block(&self, head_dim: usize) -> usize {
+        if head_dim.is_multiple_of(GROUP) {
+            GROUP
+        } else {
+            head_dim
+        }
     }
 
-    fn block_bytes(&self, _: usize) -> usize {
-        2 + GROUP * self.bits() / 8
+    fn block_bytes(&self, head_dim: usize) -> usize {
+        self.block(head_dim).div_ceil(GROUP) * self.group_bytes()
     }
 
     fn is_rotated(&self) -> bool {
@@ -122,60 +144,92 @@ impl Codec for Turbo {
     }
 
     fn encode(&self, x: &[f32], bytes: &mut [u8]) {
-        let (groups, rest) = x.as_chunks::<GROUP>();
-        assert!(rest.is_empty() && bytes.len() == self.encoded_bytes(x.len()));
-        for (x, bytes) in groups.iter().zip(bytes.chunks_exact_mut(self.block_bytes(GROUP))) {
-            let length = x.iter().map(|v| v * v).sum::<f32>().sqrt();
-            let mut y = x.map(|v| if length > NO_LENGTH { v / length } else { 0.0 });
-            change_signs(&mut y, &FIRST_SIGNS);
-            hadamard(&mut y, GROUP);
-            change_signs(&mut y, &SECOND_SIGNS);
-            let codes = y.map(|v| self.nearest(v));
-            let sum = |other: fn(f32, f32) -> f32| -> f32 {
-                codes.iter().zip(&y).map(|(&q, &v)| self.value(q) * other(self.value(q), v)).sum()
-            };
+        assert!(bytes.len() == self.encoded_bytes(x.len()));
+        for (x, bytes) in x.chunks(GROUP).zip(bytes.chunks_exact_mut(self.group_bytes())) {
+            let mut y = [0.0; GROUP];
+            y[..x.len()].copy_from_slice(x);
+            let length = to_coordinates(&mut y);
+            self.quantizer.encode(&y, &mut bytes[2..]);
+            let c = self.quantizer.decode(&bytes[2..]);
             let divisor = match self.scale {
-                Scale::Length => sum(|c, _| c).sqrt(),
-                Scale::Product => sum(|_, y| y),
+                Scale::Length => product(&c, &c).sqrt(),
+                Scale::Product => product(&c, &y),
             };
             put_half(bytes, 0, if divisor > NO_LENGTH { length / divisor } else { length });
-            pack(&codes, self.bits(), &mut bytes[2..]);
         }
     }
 
     fn decode(&self, bytes: &[u8], x: &mut [f32]) {
         assert!(bytes.len() == self.encoded_bytes(x.len()));
-        let (groups, rest) = x.as_chunks_mut::<GROUP>();
-        assert!(rest.is_empty());
-        for (bytes, x) in bytes.chunks_exact(self.block_bytes(GROUP)).zip(groups) {
+        for (bytes, x) in bytes.chunks_exact(self.group_bytes()).zip(x.chunks_mut(GROUP)) {
             let scale = get_half(bytes, 0);
-            *x = unpack(&bytes[2..], self.bits()).map(|q| self.value(q) * scale);
-            change_signs(x, &SECOND_SIGNS);
-            hadamard(x, GROUP);
-            change_signs(x, &FIRST_SIGNS);
+            let mut y = self.quantizer.decode(&bytes[2..]).map(|c| c * scale);
+            from_coordinates(&mut y);
+            x.copy_from_slice(&y[..x.len()]);
         }
     }
 }
 
-impl Turbo {
+impl<Q: Quantizer> Turbo<Q> {
+    fn group_bytes(&self) -> usize {
+        2 + self.quantizer.bytes()
+    }
+}
+
+/// Replaces a group by its coordinates; returns its length.
+fn to_coordinates(x: &mut [f32; GROUP]) -> f32 {
+    let length = product(x, x).sqrt();
+    *x = x.map(|v| if length > NO_LENGTH { v / length } else { 0.0 });
+    change_signs(x, &FIRST_SIGNS);
+    hadamard(x, GROUP);
+    change_signs(x, &SECOND_SIGNS);
+    length
+}
+
+/// Rotates back.
+fn from_coordinates(y: &mut [f32; GROUP]) {
+    change_signs(y, &SECOND_SIGNS);
+    hadamard(y, GROUP);
+    change_signs(y, &FIRST_SIGNS);
+}
+
+fn product(a: &[f32; GROUP], b: &[f32; GROUP]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+impl Quantizer for Table {
+    fn bytes(&self) -> usize {
+        GROUP * self.bits() / 8
+    }
+
+    fn encode(&self, y: &[f32; GROUP], codes: &mut [u8]) {
+        pack(&y.map(|v| self.nearest(v)), self.bits(), codes);
+    }
+
+    fn decode(&self, codes: &[u8]) -> [f32; GROUP] {
+        unpack(codes, self.bits()).map(|q| self.value(q))
+    }
+}
+
+impl Table {
     fn bits(&self) -> usize {
-        1 + self.table.len().ilog2() as usize
+        1 + self.0.len().ilog2() as usize
     }
 
     /// Value of a code: codes ascend from the largest negative value to the largest positive one.
     fn value(&self, code: u8) -> f32 {
-        let (code, half) = (usize::from(code), self.table.len());
+        let (code, half) = (usize::from(code), self.0.len());
         if code < half {
-            -self.table[half - 1 - code]
+            -self.0[half - 1 - code]
         } else {
-            self.table[code - half]
+            self.0[code - half]
         }
     }
 
     /// Code of the nearest value.
     fn nearest(&self, y: f32) -> u8 {
         let midpoint = |code: u8| 0.5 * (self.value(code) + self.value(code + 1));
-        let last = 2 * self.table.len() as u8 - 1;
+        let last = 2 * self.0.len() as u8 - 1;
         (0..last).map(|code| u8::from(y >= midpoint(code))).sum()
     }
 }

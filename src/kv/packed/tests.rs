@@ -96,7 +96,7 @@ fn decoding_reads_what_the_lane_reads_in_one_pass() {
                 fits += 1;
                 let portions: &[Vec<usize>] = match head_dim {
                     64 => &[singly.clone(), portions.clone()],
-                    _ => &[portions.clone()],
+                    _ => std::slice::from_ref(&portions),
                 };
                 for portions in portions {
                     let [decoded, at_once] = outputs(&effective, kv, portions);
