@@ -1,8 +1,8 @@
 //! What a golden says of a scheme on the baseline's text.
 //!
 //! ```text
-//! generated_positions 1012
-//! generated_kld       0.01234
+//! generated       1012
+//! generated_kld   0.01234
 //! …
 //!
 //! first_flips
@@ -21,14 +21,8 @@ use crate::measure::replay::Replay;
 use std::fmt;
 
 /// The numbers, in the order of their lines.
-const NAMES: [&str; 6] = [
-    "generated_positions",
-    "generated_kld",
-    "flips_per_1k",
-    "hard_flips_per_1k",
-    "hazard_per_1k",
-    "exact_prompts",
-];
+const NAMES: [&str; 6] =
+    ["generated", "generated_kld", "flips_per_1k", "hard_per_1k", "hazard_per_1k", "exact_prompts"];
 
 /// Mean KLD on fewer and less alike positions than a corpus has, relative.
 const KLD: f64 = 0.35;
@@ -93,7 +87,7 @@ impl GoldenReplay {
             name: NAMES[i],
             old: self.values[i],
             new: new.values[i],
-            text: [self, new].map(|replay| significant(replay.values[i])),
+            text: [self, new].map(|replay| shown(i, replay.values[i])),
             tolerance: tolerance(i),
         };
         (0..NAMES.len()).map(row).collect()
@@ -128,6 +122,14 @@ impl GoldenReplay {
     }
 }
 
+/// A number as goldens hold it; the first is a count.
+fn shown(index: usize, value: f64) -> String {
+    match index {
+        0 => format!("{value:.0}"),
+        _ => significant(value),
+    }
+}
+
 impl Lines<'_> {
     /// A prompt and a position, or `none`.
     fn pair(&mut self) -> Result<(String, Option<usize>), GoldenError> {
@@ -144,8 +146,8 @@ impl Lines<'_> {
 
 impl fmt::Display for GoldenReplay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, value) in NAMES.iter().zip(self.values) {
-            writeln!(f, "{name:<20}{}", significant(value))?;
+        for (i, (name, value)) in NAMES.iter().zip(self.values).enumerate() {
+            writeln!(f, "{name:<16}{}", shown(i, value))?;
         }
         writeln!(f, "\nfirst_flips")?;
         for (prompt, at) in &self.first_flips {
@@ -161,5 +163,42 @@ impl fmt::Display for GoldenReplay {
             writeln!(f, "    {:<14}{}", "scheme", quoted(scheme))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Golden;
+    use super::*;
+    use crate::measure::replay::Replay;
+    use crate::report::fixture;
+    use crate::results::SchemeResult;
+
+    fn golden(replay: Replay) -> Golden {
+        let measurement = &fixture::results().measurements[0];
+        let scheme = SchemeResult { replay: Some(replay), ..measurement.schemes[1].clone() };
+        Golden::of(measurement, &scheme).unwrap()
+    }
+
+    #[test]
+    fn reads_back_what_it_writes() {
+        let golden = golden(fixture::replay());
+        assert_eq!(Golden::parse(&golden.snapshot(), "g.snap").unwrap(), golden);
+        let wrong = golden.snapshot().replace("tides           2", "tides           soon");
+        let error = Golden::parse(&wrong, "g.snap").unwrap_err().to_string();
+        assert!(error.contains("expected a prompt and a position"), "{error}");
+    }
+
+    #[test]
+    fn flips_have_the_tolerance_of_a_count() {
+        let replay = |flips| {
+            let mut replay = fixture::replay();
+            replay.prompts[0].positions = 999;
+            replay.prompts[0].flips = flips;
+            golden(replay).replay.unwrap()
+        };
+        let holds = |old, new| replay(old).rows(&replay(new)).iter().all(Row::holds);
+        assert!(holds(9, 18) && holds(9, 0) && holds(100, 131));
+        assert!(!holds(9, 20) && !holds(100, 132) && !holds(0, 2));
     }
 }

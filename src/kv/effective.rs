@@ -205,14 +205,14 @@ impl Effective {
         let seen = |kv: &LayerKv, p: usize| kv.window.map_or(p + 1, |w| w.min(p + 1));
         let pairs = |kv: &LayerKv| scored.clone().map(|p| kv.heads * seen(kv, p)).sum::<usize>();
         let all: usize = self.owners().map(|layer| pairs(&layer.kv)).sum();
-        self.sides(|kv, side| {
-            let charged = |p: usize| {
+        let charged = |kv: &LayerKv, side: &Stored| {
+            let keys = |p: usize| {
                 let lowest = (p + 1 - seen(kv, p)).max(side.exact.sink);
                 side.exact.first(p).min(p + 1).saturating_sub(lowest)
             };
-            let pairs = scored.clone().map(|p| kv.heads * charged(p)).sum::<usize>();
-            pairs as f64 / all as f64
-        })
+            scored.clone().map(|p| kv.heads * keys(p)).sum::<usize>()
+        };
+        self.sides(charged).map(|pairs| pairs as f64 / all as f64)
     }
 
     /// A sum over layers, of K and of V.

@@ -90,6 +90,7 @@ pub struct PromptReplay {
     pub flips: u64,
     /// Those where the baseline was decided.
     pub hard_flips: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     /// The first flip: where greedy decoding with the scheme parts from the baseline.
     pub first_flip: Option<usize>,
 }

@@ -83,7 +83,7 @@ fn measurement() -> Measurement {
         ],
         schemes: vec![
             scheme("q8_0", [8.5, 8.5], measured(good())),
-            SchemeResult { replay: Some(replay()), ..scheme("q4_0", [4.5, 4.5], measured(bad())) },
+            scheme("q4_0", [4.5, 4.5], measured(bad())),
             scheme("q8_0/q4_0", [8.5, 4.5], Outcome::Failed { error: "layer 3: K is NaN".into() }),
         ],
         generated: None,

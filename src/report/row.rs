@@ -177,3 +177,31 @@ fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     }
     unique
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture;
+    use crate::results::Sides;
+
+    #[test]
+    fn remarks_say_what_was_at_work() {
+        let mut results = fixture::results();
+        let scheme = &mut results.measurements[0].schemes[1];
+        scheme.replay = Some(fixture::replay());
+        let storage = scheme.storage.as_mut().unwrap();
+        storage.charged_share = Sides { k: 0.831, v: 1.0 };
+        storage.clamped_scales = Some(0.25);
+        let rows = rows(&results, "gemma-3-270m");
+        assert_eq!(
+            rows[1].remarks(),
+            [
+                "q4_0: 83.1 / 100.0 % of query-key pairs read a quantized key, of 4.5 / 4.5 bits; 25.0 % of \
+                 scales at their limit",
+                "q4_0: on the baseline's text 250.0 flips per 1,000 tokens, 250.0 hard; 1 of 2 prompts without; \
+                 half of the texts part within 3 tokens; KLD 0.01230",
+            ]
+        );
+        assert!(rows[0].remarks().is_empty());
+    }
+}
