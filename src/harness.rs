@@ -1,7 +1,8 @@
 //! The test target: each case of the policy is a test that `cargo test` and nextest run.
 
-use crate::gate::{self, Case, Gate};
+use crate::gate::{self, Case};
 use crate::golden;
+use crate::kv::codec::{self, Codec, RegisterError};
 use crate::measure::stats::Position;
 use crate::progress;
 use crate::report::{self, sidecar, Outputs};
@@ -39,6 +40,58 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The gate of a repository that has codecs of its own.
+///
+/// ```no_run
+/// # use kvgate::kv::codec::Codec;
+/// # fn gate(my_codec: impl Codec + 'static) -> std::process::ExitCode {
+/// kvgate::Gate::new().codec(my_codec).main()
+/// # }
+/// ```
+#[derive(Default)]
+pub struct Gate {
+    /// Why a codec could not be added.
+    faults: Vec<RegisterError>,
+}
+
+impl Gate {
+    /// The gate as [`main()`] runs it.
+    pub fn new() -> Self {
+        Gate::default()
+    }
+
+    /// Adds a codec: schemes may name it, and its name and version are conditions of their goldens.
+    pub fn codec(mut self, codec: impl Codec + 'static) -> Self {
+        // schemes refer to codecs for the life of the process
+        let codec: &'static dyn Codec = Box::leak(Box::new(codec));
+        self.faults.extend(codec::register(codec).err());
+        self
+    }
+
+    /// The test target: as [`main()`].
+    #[must_use = "return it from main: it is the verdict"]
+    pub fn main(self) -> ExitCode {
+        self.or_faults(main)
+    }
+
+    /// The command line of the program `kvgate`, for a binary of the repository: the program alone does
+    /// not know its codecs, and could not accept their goldens.
+    #[must_use = "return it from main: it is the verdict"]
+    pub fn program(self) -> ExitCode {
+        self.or_faults(|| crate::cli::main(std::env::args_os()))
+    }
+
+    fn or_faults(self, run: impl FnOnce() -> ExitCode) -> ExitCode {
+        if self.faults.is_empty() {
+            return run();
+        }
+        for fault in &self.faults {
+            anstream::eprintln!("error: {fault}");
+        }
+        ExitCode::from(FAILED)
+    }
+}
+
 /// libtest-mimic knows one filter and not `--no-capture`; libtest knows more.
 fn arguments() -> (Arguments, Vec<String>) {
     /// Options whose value is the next argument.
@@ -56,7 +109,7 @@ fn arguments() -> (Arguments, Vec<String>) {
 }
 
 fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCode, String> {
-    let (mut gate, warnings) = Gate::open(config).map_err(|error| error.to_string())?;
+    let (mut gate, warnings) = gate::Gate::open(config).map_err(|error| error.to_string())?;
     gate.case_by_case = std::env::var_os("NEXTEST").is_some();
     let cases = select(gate.cases(), &arguments, filters);
     if arguments.list {
@@ -132,7 +185,7 @@ fn trial(
 }
 
 /// What to type instead of a filter that matches nothing.
-pub(crate) fn nothing_selected(gate: &Gate, filters: &[String]) -> String {
+pub(crate) fn nothing_selected(gate: &gate::Gate, filters: &[String]) -> String {
     let all = gate.cases();
     let shown: Vec<_> = all.iter().take(6).map(|case| format!("  {}", case.name)).collect();
     let more = match all.len().saturating_sub(shown.len()) {
@@ -157,7 +210,7 @@ pub(crate) fn nothing_selected(gate: &Gate, filters: &[String]) -> String {
 
 /// A run of the harness: each model is measured once, when its first case needs it.
 struct Session {
-    gate: Gate,
+    gate: gate::Gate,
     /// The cases that run.
     chosen: Vec<Case>,
     models: Vec<OnceLock<Result<Measurement, String>>>,
@@ -170,7 +223,7 @@ struct Session {
 }
 
 impl Session {
-    fn new(gate: Gate, chosen: Vec<Case>) -> Self {
+    fn new(gate: gate::Gate, chosen: Vec<Case>) -> Self {
         let models = gate.policy.models.iter().map(|_| OnceLock::new()).collect();
         let store =
             gate.case_by_case.then(|| Store::new(gate.results.join("store"), gate.root.clone()));

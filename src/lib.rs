@@ -34,4 +34,4 @@ mod store;
 mod tiny;
 pub mod verdict;
 
-pub use harness::main;
+pub use harness::{main, Gate};

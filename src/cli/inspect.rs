@@ -140,8 +140,10 @@ fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
 
 /// Those that were asked for, or the catalogue's codecs for K and V alike.
 fn schemes(asked: &[String]) -> Result<Vec<(String, Scheme)>, Stop> {
-    let catalogue = || codec::all().map(|codec| codec.name().to_string());
-    let names = if asked.is_empty() { catalogue().collect() } else { asked.to_vec() };
+    // variants of a codec cost what it costs
+    let catalogue = codec::all().map(|codec| codec.name().to_string());
+    let catalogue = catalogue.filter(|name| !name.contains(':'));
+    let names = if asked.is_empty() { catalogue.collect() } else { asked.to_vec() };
     let parsed = names.into_iter().map(|name| {
         let scheme = name.parse::<Scheme>();
         let scheme = scheme.map_err(|error| Stop::new(USAGE, format!("scheme `{name}`: {error}")));

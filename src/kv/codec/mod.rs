@@ -32,6 +32,7 @@ mod tcq;
 mod turbo;
 
 use super::exact::{Exact, Tail};
+use std::sync::RwLock;
 
 /// Every codec that a scheme may name, options included (`turbo4:quantile`), in the order in which the
 /// catalogue lists them.
@@ -244,9 +245,47 @@ macro_rules! block_codec {
 }
 pub(crate) use block_codec;
 
-/// The catalogue.
+/// Codecs that did not come with this crate.
+static FOREIGN: RwLock<Vec<&'static dyn Codec>> = RwLock::new(Vec::new());
+
+/// Why a codec cannot join the catalogue.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// Schemes would mean something else.
+    #[error("codec `{0}`: another codec has this name; choose one of its own")]
+    Taken(String),
+    /// Schemes could not spell it.
+    #[error("codec `{0}`: a name is made of letters, digits, `_`, `-` and `.`")]
+    Name(String),
+    /// Goldens could not tell when its values change.
+    #[error("codec `{0}` has no version; its method `version` must give one, such as \"1\"")]
+    Version(String),
+}
+
+/// Adds a codec from outside to the catalogue of this process.
+///
+/// # Errors
+/// A name that is taken or cannot be spelled, no version.
+pub fn register(codec: &'static dyn Codec) -> Result<(), RegisterError> {
+    let name = codec.name();
+    let spelled = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    if name.is_empty() || !name.chars().all(spelled) {
+        return Err(RegisterError::Name(name.into()));
+    }
+    if all().any(|known| known.name().eq_ignore_ascii_case(name)) {
+        return Err(RegisterError::Taken(name.into()));
+    }
+    if codec.version().is_empty() {
+        return Err(RegisterError::Version(name.into()));
+    }
+    FOREIGN.write().unwrap_or_else(|poisoned| poisoned.into_inner()).push(codec);
+    Ok(())
+}
+
+/// The catalogue: [`CODECS`], and those from outside.
 pub fn all() -> impl Iterator<Item = &'static dyn Codec> {
-    CODECS.iter().copied()
+    let foreign = FOREIGN.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+    CODECS.iter().copied().chain(foreign)
 }
 
 /// The codec of that name, if the catalogue has it.
