@@ -208,6 +208,9 @@ impl<'f> Reader<'f> {
         let mut mixed = self.scheme_value(default_key, default)?;
         for (key, value) in layers {
             let text = self.string(key, value);
+            if text.is_empty() {
+                return None;
+            }
             let part = format!("{}@{}={text}", mixed, key.get_ref());
             mixed = self.scheme(&part, key.span().start..value.span().end)?;
         }
