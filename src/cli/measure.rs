@@ -133,8 +133,14 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         None => verdict::distrust(&measurement),
         Some(_) => Default::default(),
     };
-    let failed = |outcome: &Outcome| matches!(outcome, Outcome::Failed { .. });
-    let any_failed = measurement.schemes.iter().any(|scheme| failed(&scheme.outcome));
+    let failed: Vec<String> = measurement
+        .schemes
+        .iter()
+        .filter_map(|scheme| match &scheme.outcome {
+            Outcome::Failed { error } => Some(error.clone()),
+            Outcome::Measured { .. } => None,
+        })
+        .collect();
     let results = Results {
         format: FORMAT,
         engine: ENGINE.into(),
@@ -144,11 +150,14 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         cases: Vec::new(),
     };
     say(terminal::render(&results).trim_end())?;
+    for error in &failed {
+        eprintln!("error: {error}");
+    }
     for (scheme, reason) in &distrust {
         eprintln!("error: {scheme}: {reason}");
     }
     if let Some(path) = json {
         json::write_to(path, &results).map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?;
     }
-    Ok(if any_failed || !distrust.is_empty() { NOT_MEASURED } else { 0 })
+    Ok(if !failed.is_empty() || !distrust.is_empty() { NOT_MEASURED } else { 0 })
 }
