@@ -56,6 +56,7 @@ pub(super) struct Replayer<'a> {
 impl<'a> Replayer<'a> {
     /// Reads the prompts, and has the baseline continue them where its text is not kept.
     pub fn new(
+        model: &str,
         asked: &Generate,
         weights_sha256: &str,
         checkpoint: &'a Checkpoint,
@@ -78,6 +79,10 @@ impl<'a> Replayer<'a> {
         };
         match asked.kept.filter(|kept| generated.is_of(kept)) {
             Some(kept) => {
+                let why = fault(kept, &prompts, checkpoint);
+                if let Some(why) = why {
+                    return Err(MeasureError::Text { model: model.into(), why });
+                }
                 generated.continuations = kept.continuations.clone();
                 generated.accepted = true;
             }
@@ -267,6 +272,27 @@ impl<'a> Replayer<'a> {
         };
         parted.iter().take(SHOWN).map(text).collect()
     }
+}
+
+/// Why an accepted text is not one that the baseline can have written after the prompts.
+fn fault(kept: &Generated, prompts: &Prompts, checkpoint: &Checkpoint) -> Option<String> {
+    let ids = prompts.prompts.iter().map(|prompt| &prompt.id);
+    if !kept.continuations.iter().map(|continuation| &continuation.prompt).eq(ids) {
+        return Some("does not continue the prompts one by one, in their order".into());
+    }
+    let wrong = |Continuation { prompt, tokens, text, .. }: &Continuation| {
+        let vocab = checkpoint.spec.vocab;
+        if tokens.is_empty() || tokens.len() > kept.tokens {
+            let (count, most) = (tokens.len(), kept.tokens);
+            return Some(format!("has {count} tokens for `{prompt}`, not 1 to {most}"));
+        }
+        if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
+            return Some(format!("has token {id} for `{prompt}`, of a vocabulary of {vocab}"));
+        }
+        let is_spelled = checkpoint.tokenizer.decode(tokens).is_ok_and(|read| read == *text);
+        (!is_spelled).then(|| format!("has ids for `{prompt}` that do not spell its text"))
+    };
+    kept.continuations.iter().find_map(wrong)
 }
 
 /// Whether the lane would have written another token.

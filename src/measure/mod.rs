@@ -102,6 +102,14 @@ pub enum MeasureError {
         /// Why.
         why: String,
     },
+    /// The accepted text.
+    #[error("the golden {model}.text.snap {why}; take it from version control again, or remove it and accept anew")]
+    Text {
+        /// The model as cases name it.
+        model: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// K or V cannot be stored, as of damaged weights.
     #[error("cannot calibrate: {0}")]
     Calibrating(CacheError),
@@ -178,9 +186,9 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let generated = match &request.generate {
         None => None,
         Some(asked) => {
-            let sha256 = &subject.weights_sha256;
+            let (name, sha256) = (request.model, &subject.weights_sha256);
             let mut replayer =
-                Replayer::new(asked, sha256, &checkpoint, &decoder, &baseline, progress)?;
+                Replayer::new(name, asked, sha256, &checkpoint, &decoder, &baseline, progress)?;
             lanes.replay(&mut replayer, &baseline, &mut schemes, progress);
             Some(replayer.generated)
         }
@@ -351,7 +359,7 @@ impl<'a> Lanes<'a> {
             };
             if let Ok(effective) = effective {
                 result.effective = effective.to_string();
-                result.needs = self.needs(scheme, effective);
+                result.needs = needs(scheme, effective, self.calibration);
                 result.storage = Some(self.storage(effective));
             }
             results.push(result);
