@@ -7,9 +7,10 @@ use crate::hash;
 use crate::hub;
 use crate::kv::calibration::Calibration;
 use crate::kv::effective::Effective;
-use crate::measure::{corpus, NUMERICS};
+use crate::measure::prompts::{PromptError, PromptSet};
+use crate::measure::{corpus, needs, NUMERICS};
 use crate::model::Checkpoint;
-use crate::policy::ModelPolicy;
+use crate::policy::{Cell, ModelPolicy};
 use crate::results::{Conditions, CorpusFile};
 
 #[derive(clap::Args)]
@@ -57,6 +58,10 @@ struct Checked {
     corpus: Vec<CorpusFile>,
     /// Effective scheme of the baseline.
     baseline: String,
+    /// The condition of that name.
+    prompts: Option<String>,
+    /// What each cell's scheme needs.
+    needs: Vec<Vec<String>>,
 }
 
 fn check(model: &ModelPolicy) -> Result<Checked, Vec<String>> {
@@ -90,16 +95,32 @@ fn one_by_one(model: &ModelPolicy) -> Result<Checked, String> {
         .map(|path| Calibration::read(path, &found, &files))
         .transpose()
         .map_err(|error| error.to_string())?;
-    for scheme in model.cells.iter().map(|cell| &cell.scheme) {
+    let calibrated = model.calibration.as_ref().map(|path| {
+        hash::of_file(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+    });
+    let calibrated = calibrated.transpose()?;
+    let needs = model.cells.iter().map(|Cell { scheme, .. }| {
         Effective::new(scheme, &layout, calibration.as_ref())
-            .map_err(|error| format!("{scheme}: {error}"))?;
-    }
+            .map(|effective| needs(scheme, &effective, calibrated.as_deref()))
+            .map_err(|error| format!("{scheme}: {error}"))
+    });
+    let needs = needs.collect::<Result<_, _>>()?;
     let baseline =
         Effective::new(&model.baseline, &layout, None).map_err(|error| error.to_string())?;
+    let prompts = model.generate.as_ref().map(|asked| {
+        let prompts = PromptSet::read(&asked.file)?.tokens(&checkpoint)?;
+        Ok((prompts.prompts.len(), prompts.conditions(asked.tokens)))
+    });
+    let prompts: Option<(usize, String)> =
+        prompts.transpose().map_err(|error: PromptError| error.to_string())?;
+    let mut lines = estimates(model, &checkpoint);
+    lines.extend(prompts.as_ref().map(|(count, _)| format!("prompts  {count}")));
     Ok(Checked {
-        lines: estimates(model, &checkpoint),
+        lines,
         corpus: files,
         baseline: baseline.to_string(),
+        prompts: prompts.map(|(_, conditions)| conditions),
+        needs,
     })
 }
 
@@ -126,7 +147,8 @@ fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
 fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
     let mut findings = Vec::new();
     let mut missing = Vec::new();
-    for cell in model.cells.iter().filter(|cell| !cell.ignored) {
+    let cells = model.cells.iter().zip(&checked.needs);
+    for (cell, needs) in cells.filter(|(cell, _)| !cell.ignored) {
         match Golden::read(&golden::path(&gate.root, &golden::stem(&model.name, &cell.label))) {
             Err(error) => findings.push(error.to_string()),
             Ok(None) => missing.push(cell.label.as_str()),
@@ -138,6 +160,8 @@ fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
                     chunks: model.chunks,
                     baseline: checked.baseline.clone(),
                     engine: NUMERICS.into(),
+                    prompts: checked.prompts.clone(),
+                    needs: needs.clone(),
                     ..old.clone()
                 };
                 let stale: Vec<_> =
@@ -146,6 +170,16 @@ fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
                     findings.push(format!("{} is stale: {}", cell.label, stale.join("; ")));
                 }
             }
+        }
+    }
+    if model.generate.is_some() {
+        match golden::read_text(&gate.root, &model.name) {
+            Err(error) => findings.push(error.to_string()),
+            Ok(Some(_)) => {}
+            Ok(None) => findings.push(format!(
+                "the baseline's text is not accepted yet: `kvgate run {}`, then `kvgate accept`",
+                model.name
+            )),
         }
     }
     if !missing.is_empty() {

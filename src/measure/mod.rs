@@ -392,14 +392,6 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// What a scheme's values depend on beside the conditions of all.
-    fn needs(&self, scheme: &Scheme, effective: &Effective) -> Vec<String> {
-        let calibration = self.calibration.filter(|_| scheme.is_calibrated());
-        let calibration = calibration.map(|sha256| format!("calibration {sha256}"));
-        let codecs = effective.foreign_codecs();
-        calibration.into_iter().chain(codecs.into_iter().map(|c| format!("codec {c}"))).collect()
-    }
-
     fn storage(&self, effective: &Effective) -> Storage {
         let bytes = |effective: &Effective| effective.bytes_at(self.context) as f64;
         Storage {
@@ -411,6 +403,19 @@ impl<'a> Lanes<'a> {
             clamped_scales: effective.clamped_share(),
         }
     }
+}
+
+/// What a scheme's values depend on beside the conditions of all: the calibration of this hash, codecs
+/// from outside.
+pub(crate) fn needs(
+    scheme: &Scheme,
+    effective: &Effective,
+    calibration: Option<&str>,
+) -> Vec<String> {
+    let calibration = calibration.filter(|_| scheme.is_calibrated());
+    let calibration = calibration.map(|sha256| format!("calibration {sha256}"));
+    let codecs = effective.foreign_codecs();
+    calibration.into_iter().chain(codecs.into_iter().map(|c| format!("codec {c}"))).collect()
 }
 
 /// A tail that covers most of what is measured would pass for a good codec.

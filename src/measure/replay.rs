@@ -58,10 +58,14 @@ impl Generated {
 
     /// The conditions of what is made from it, in a line.
     pub fn conditions(&self) -> String {
-        let Generated { prompts_sha256, template_sha256, thinking, tokens, .. } = self;
-        let thinking = if *thinking { "on" } else { "off" };
-        format!("{prompts_sha256} template {template_sha256} thinking {thinking} tokens {tokens}")
+        conditions([&self.prompts_sha256, &self.template_sha256], self.thinking, self.tokens)
     }
+}
+
+/// Prompts, template and length of a text, in a line.
+pub(super) fn conditions([prompts, template]: [&str; 2], thinking: bool, tokens: usize) -> String {
+    let thinking = if thinking { "on" } else { "off" };
+    format!("{prompts} template {template} thinking {thinking} tokens {tokens}")
 }
 
 /// A scheme on the baseline's text.
