@@ -5,7 +5,7 @@ mod support;
 use candle_core::quantized::gguf_file::Value;
 
 use std::path::Path;
-use support::program::{accept, accepted, command, kvgate, kvgate_with, Ran};
+use support::program::{accept, accepted, command, kvgate, kvgate_with, replayed, Ran};
 use support::tiny::{Damage, Repository};
 
 const Q8_GOLDEN: &str = "goldens/tiny__q8_0.snap";
@@ -318,6 +318,14 @@ fn json_has_what_is_documented() {
     assert_eq!(scheme["effective"], "q8_0·H64/q4_0·H64");
     assert_eq!((scheme["bits_per_element"]["k"].as_f64()), Some(8.5));
     assert_eq!((scheme["bits_per_element"]["v"].as_f64()), Some(4.5));
+    // 2 layers of 2 heads of 64, 13 bits a pair of elements
+    assert_eq!(scheme["bits_at_context"], scheme["bits_per_element"]);
+    assert_eq!(scheme["bytes_per_token"], 2.0 * 128.0 * 13.0 / 8.0);
+    assert_eq!(scheme["ratio_to_f16"], 13.0 / 32.0);
+    assert_eq!(scheme["charged_share"], serde_json::json!({ "k": 1.0, "v": 1.0 }));
+    for absent in ["clamped_scales", "needs", "replay"] {
+        assert!(scheme[absent].is_null(), "{absent}");
+    }
     assert_eq!(scheme["tokens_scored"], 2 * 31);
     for name in STATISTICS {
         assert!(scheme[name].is_f64() || scheme[name].is_u64(), "{name}: {}", scheme[name]);
@@ -410,4 +418,287 @@ fn an_output_that_is_full_is_an_error_and_one_that_was_closed_is_none() {
     let mut closed = command(program, &repository);
     closed.stdout(writer).arg("schemes");
     Ran::of(closed.output().unwrap()).exits(0).never_says("panicked");
+}
+
+/// A calibration of the little model from a text of its own.
+fn calibrate(repository: &Repository, corpus: &str) -> Ran {
+    let arguments = ["calibrate", "tiny.gguf", "--context", "64", "--chunks", "4", "--corpus"];
+    kvgate(repository, &[&arguments[..], &[corpus, "-o", "tiny.calibration"]].concat())
+}
+
+/// With another text to calibrate on.
+fn calibrated() -> Repository {
+    let repository = Repository::new();
+    repository.put("other.txt", &support::tiny::corpus(9, 4000));
+    calibrate(&repository, "other.txt")
+        .exits(0)
+        .says("tiny.calibration: K and V of 2 layers over 256 tokens")
+        .says("--calibration");
+    repository
+}
+
+const CALIBRATED: [&str; 4] =
+    ["--schemes", "q4_0,q4_0:center,fp8_e4m3:head", "--calibration", "tiny.calibration"];
+
+#[test]
+fn calibrated_schemes_are_measured_with_their_calibration() {
+    let repository = calibrated();
+    measure(&repository, &[&CALIBRATED[..], &["--json", "out.json"]].concat())
+        .exits(0)
+        .says("q4_0:center = q4_0·H64:center/q4_0·H64")
+        .says("fp8_e4m3:head = fp8_e4m3:head/fp8_e4m3:head");
+    let json: serde_json::Value = serde_json::from_str(&repository.text("out.json")).unwrap();
+    let schemes = json["measurements"][0]["schemes"].as_array().unwrap();
+    let needs = |i: usize| schemes[i]["needs"].to_string();
+    assert_eq!(needs(0), "null");
+    assert!(needs(1).contains("calibration ") && needs(1) == needs(2), "{}", needs(1));
+}
+
+#[test]
+fn a_calibration_that_says_nothing_about_the_measurement_is_refused() {
+    let repository = calibrated();
+    let refused = |words: &str| measure(&repository, &CALIBRATED).exits(4).says(words);
+    let whole = std::fs::read(repository.path("tiny.calibration")).unwrap();
+    std::fs::write(repository.path("tiny.calibration"), &whole[..whole.len() / 2]).unwrap();
+    refused("tiny.calibration is no calibration that this kvgate can read");
+    repository.put("tiny.calibration", "no calibration at all");
+    refused("is no calibration");
+    std::fs::remove_file(repository.path("tiny.calibration")).unwrap();
+    refused("cannot use the calibration tiny.calibration");
+    calibrate(&repository, "corpus.txt").exits(0);
+    refused("made from the text that is measured (`corpus`)");
+    std::fs::write(repository.path("tiny.calibration"), &whole).unwrap();
+    repository.write_model(&[Damage::Scaled("output.weight", 2.0)]);
+    refused("calibrate this model").says("was made from weights with SHA-256");
+    // a scheme that needs none is measured beside one that has none
+    measure(&repository, &["--schemes", "q8_0,q4_0:center"])
+        .exits(4)
+        .says("`:center` needs a calibration")
+        .says("kvgate calibrate MODEL");
+}
+
+#[test]
+fn calibrate_says_what_it_cannot_read() {
+    let repository = Repository::new();
+    let arguments = ["calibrate", "tiny.gguf", "--corpus"];
+    let calibrate = |more: &[&str]| kvgate(&repository, &[&arguments[..], more].concat());
+    calibrate(&["nothing.txt"]).exits(4).says("nothing.txt");
+    calibrate(&["corpus.txt", "--chunks", "4000"]).exits(4).says("4000 were asked for");
+    calibrate(&["corpus.txt", "--context", "8"]).exits(2);
+    let into = ["corpus.txt", "--context", "64", "--chunks", "1", "-o", "corpus.txt/calibration"];
+    calibrate(&into).exits(4).says("corpus.txt/calibration");
+    repository.write_model(&[Damage::Nan("blk.1.attn_k.weight")]);
+    let sound = ["corpus.txt", "--context", "64", "--chunks", "1"];
+    calibrate(&sound).exits(4).says("NaN at element 7");
+    assert!(!repository.path("tiny.calibration").exists());
+}
+
+#[test]
+fn a_golden_of_another_calibration_is_stale() {
+    let repository = calibrated();
+    let line = "path = \"tiny.gguf\"\ncalibration = \"tiny.calibration\"";
+    repository.edit("thresholds.toml", "path = \"tiny.gguf\"", line);
+    repository.edit("thresholds.toml", "q4_1 = {", "\"q4_0:center\" = {");
+    kvgate(&repository, &["run"]).exits(1);
+    accept(&repository);
+    kvgate(&repository, &["run"]).exits(0);
+    kvgate(&repository, &["check"]).exits(0);
+    repository.put("other.txt", &support::tiny::corpus(10, 4000));
+    calibrate(&repository, "other.txt").exits(0);
+    kvgate(&repository, &["run", "q4_0:center::golden"]).exits(1).says("stale").says("calibration");
+    kvgate(&repository, &["run", "q8_0::golden"]).exits(0);
+    kvgate(&repository, &["check"])
+        .exits(1)
+        .says("q4_0:center is stale")
+        .never_says("q8_0 is stale");
+    std::fs::remove_file(repository.path("tiny.calibration")).unwrap();
+    kvgate(&repository, &["run"]).exits(4).says("cannot use the calibration");
+    kvgate(&repository, &["check"]).exits(4).says("make it by `kvgate calibrate`");
+}
+
+#[test]
+fn a_tail_that_hides_the_codec_is_refused() {
+    let repository = Repository::new();
+    measure(&repository, &["--schemes", "q8_0,q4_0:tail=33"])
+        .exits(4)
+        .says("a context of 64 is too short for its exact tail and sink")
+        .says("measure at 66 at least");
+    measure(&repository, &["--schemes", "q4_0:tail=32"]).exits(0);
+}
+
+const TEXT_GOLDEN: &str = "goldens/tiny.text.snap";
+
+#[test]
+fn the_baselines_text_is_written_once_accepted_and_replayed() {
+    let repository = Repository::with_prompts();
+    let ran = kvgate(&repository, &["run"]).exits(1).says("no golden yet");
+    ran.says("kvgate: tiny: generating");
+    let pending = repository.path("goldens/tiny.text.snap.new");
+    assert!(pending.exists(), "`cargo insta review` shows the text");
+    let offered = std::fs::read_to_string(&pending).unwrap();
+    accept(&repository);
+    assert!(!pending.exists(), "what was accepted is not pending");
+    assert_eq!(repository.text(TEXT_GOLDEN), offered, "review and accept write the same file");
+    assert!(repository.text(Q8_GOLDEN).contains("\nflips_per_1k"), "cases hold their replay");
+    for _ in 0..2 {
+        kvgate(&repository, &["run"]).exits(0).never_says("tiny: generating");
+        let json: serde_json::Value =
+            serde_json::from_str(&repository.text("kvgate-results/results.json")).unwrap();
+        let measurement = &json["measurements"][0];
+        assert_eq!(measurement["generated"]["accepted"], true);
+        assert_eq!(measurement["generated"]["own_flips"], 0);
+        let replay = &measurement["schemes"][0]["replay"];
+        let prompts = replay["prompts"].as_array().unwrap();
+        assert_eq!(prompts.iter().map(|p| p["positions"].as_u64().unwrap()).sum::<u64>(), 3 * 12);
+    }
+    assert_eq!(repository.text(TEXT_GOLDEN), offered, "a run leaves it alone");
+    kvgate(&repository, &["check"]).exits(0).says("prompts  3");
+}
+
+#[test]
+fn a_text_that_is_not_accepted_is_red_though_every_value_holds() {
+    let repository = replayed();
+    let text = repository.text(TEXT_GOLDEN);
+    std::fs::remove_file(repository.path(TEXT_GOLDEN)).unwrap();
+    kvgate(&repository, &["run", "golden"])
+        .exits(1)
+        .says("the baseline's text, which it was measured on, is not accepted yet")
+        .says("kvgate accept");
+    kvgate(&repository, &["check"]).exits(1).says("the baseline's text is not accepted yet");
+    accept(&repository);
+    assert_eq!(repository.text(TEXT_GOLDEN), text, "the baseline writes it again");
+    kvgate(&repository, &["run"]).exits(0);
+}
+
+#[test]
+fn other_prompts_make_goldens_stale() {
+    let repository = replayed();
+    repository.edit("prompts.toml", "The river keeps", "The winter keeps");
+    kvgate(&repository, &["run", "q8_0::golden"]).exits(1).says("stale").says("prompts: ");
+    kvgate(&repository, &["check"]).exits(1).says("q8_0 is stale: prompts: ");
+    repository.edit("prompts.toml", "The winter keeps", "The river keeps");
+    repository.edit("thresholds.toml", "generate = 12", "generate = 11");
+    kvgate(&repository, &["run", "q8_0::golden"]).exits(1).says("tokens 12").says("tokens 11");
+    repository.edit("thresholds.toml", "generate = 11", "generate = 12");
+    kvgate(&repository, &["run", "q8_0::golden"]).exits(0);
+    // a golden without a replay is no golden of a gate that has one
+    repository.edit("thresholds.toml", "prompts = \"prompts.toml\"\n", "");
+    kvgate(&repository, &["run", "q8_0::golden"]).exits(1).says("stale").says("prompts: ");
+}
+
+#[test]
+fn prompts_that_cannot_be_read_are_errors() {
+    let repository = replayed();
+    repository.edit("prompts.toml", "category = \"list\"", "categorie = \"list\"");
+    kvgate(&repository, &["run"]).exits(4).says("prompts.toml").says("categorie");
+    kvgate(&repository, &["check"]).exits(4).says("categorie");
+    std::fs::remove_file(repository.path("prompts.toml")).unwrap();
+    kvgate(&repository, &["run"]).exits(4).says("cannot read").says("prompts.toml");
+    let line = 1 + repository
+        .text("thresholds.toml")
+        .lines()
+        .position(|line| line.starts_with("prompts"))
+        .unwrap();
+    kvgate(&repository, &["check"]).exits(4).says(format!("thresholds.toml:{line}:"));
+}
+
+/// The lines of a prompt's continuation in the text golden.
+fn lines_of(repository: &Repository, prompt: &str, name: &str) -> String {
+    let text = repository.text(TEXT_GOLDEN);
+    let lines = text.lines().skip_while(|line| !line.ends_with(&format!(" {prompt}")));
+    lines.into_iter().find(|line| line.starts_with(name)).unwrap().to_string()
+}
+
+#[test]
+fn an_accepted_text_that_is_damaged_is_an_error() {
+    let repository = replayed();
+    let text = repository.text(TEXT_GOLDEN);
+    let ids = lines_of(&repository, "river", "ids");
+    let line = 1 + text.lines().position(|line| line == ids).unwrap();
+    let words: Vec<&str> = ids.split_whitespace().collect();
+    let with = |id: &str| ids.replacen(&format!(" {}", words[1]), &format!(" {id}"), 1);
+    let faulty = |damaged: String, words: &str| {
+        repository.put(TEXT_GOLDEN, &damaged);
+        kvgate(&repository, &["run", "q8_0"])
+            .exits(4)
+            .says("tiny.text.snap")
+            .says(words)
+            .never_says("panicked");
+    };
+    faulty(text.replace(&ids, &with("x")), &format!("tiny.text.snap:{line}: `ids` must be"));
+    faulty(text.replace(&ids, &with("262")), "has token 262 for `river`, of a vocabulary of 262");
+    faulty(text.replace(&ids, &with("65")), "has ids for `river` that do not spell its text");
+    faulty(text.replace(&ids, "ids             -"), "has 0 tokens for `river`, not 1 to 12");
+    let last = text.rfind("\nprompt ").unwrap();
+    faulty(text[..last].to_string(), "does not continue the prompts one by one");
+    faulty(text[..text.len() / 2].to_string(), "take the file from version control again");
+    repository.put(TEXT_GOLDEN, &text);
+    kvgate(&repository, &["run", "q8_0"]).exits(0);
+}
+
+/// A sound file with what the baseline says to another prompt.
+#[test]
+fn an_accepted_text_that_the_baseline_would_not_write_is_an_error() {
+    let repository = replayed();
+    let text = repository.text(TEXT_GOLDEN);
+    let mut swapped = text.clone();
+    for name in ["text", "ids"] {
+        let [one, two] = ["river", "letter"].map(|p| lines_of(&repository, p, name));
+        assert_ne!(one, two);
+        swapped = swapped.replace(&one, "\u{0}").replace(&two, &one).replace('\u{0}', &two);
+    }
+    repository.put(TEXT_GOLDEN, &swapped);
+    kvgate(&repository, &["run", "q8_0"])
+        .exits(4)
+        .says("the baseline would not write its own text again")
+        .says("tiny.text.snap");
+}
+
+#[test]
+fn measure_replays_without_a_policy() {
+    let repository = Repository::with_prompts();
+    let arguments = ["--schemes", "f16,q8_0,q4_0", "--prompts", "prompts.toml", "--generate", "12"];
+    measure(&repository, &[&arguments[..], &["--json", "out.json"]].concat())
+        .exits(0)
+        .says("tiny: generating");
+    let json: serde_json::Value = serde_json::from_str(&repository.text("out.json")).unwrap();
+    let measurement = &json["measurements"][0];
+    assert_eq!(measurement["generated"]["accepted"], false);
+    assert!(measurement["conditions"]["prompts"].as_str().unwrap().ends_with("tokens 12"));
+    let replay = |i: usize| &measurement["schemes"][i]["replay"];
+    let flips = |i: usize| -> u64 {
+        let prompts = replay(i)["prompts"].as_array().unwrap();
+        prompts.iter().map(|prompt| prompt["flips"].as_u64().unwrap()).sum()
+    };
+    assert_eq!((flips(0), replay(0)["mean_kld"].as_f64()), (0, Some(0.0)));
+    let kld = |i: usize| replay(i)["mean_kld"].as_f64().unwrap();
+    assert!(0.0 < kld(1) && kld(1) < kld(2), "{} and {}", kld(1), kld(2));
+    assert!(flips(2) > 0, "four bits write another text");
+    measure(&repository, &["--schemes", "q8_0", "--prompts", "nothing.toml"])
+        .exits(4)
+        .says("nothing.toml");
+    measure(&repository, &["--schemes", "q8_0", "--generate", "12"]).exits(2).says("--prompts");
+}
+
+#[test]
+fn inspect_says_what_schemes_cost_at_a_context() {
+    let repository = Repository::new();
+    let schemes = "f16,q4_0,q4_0:tail=32,q8_0@0=f16,q4_0:center";
+    let ran =
+        kvgate(&repository, &["inspect", "tiny.gguf", "--context", "64", "--schemes", schemes])
+            .exits(0)
+            .says("at a context of 64 tokens");
+    let row = |scheme: &str| -> Vec<String> {
+        let line = ran.stdout.lines().find(|line| line.split(' ').next() == Some(scheme));
+        line.unwrap().split_whitespace().map(String::from).collect()
+    };
+    assert_eq!(row("f16")[1..4], ["16", "/", "16"]);
+    assert_eq!(row("q4_0")[1..4], ["4.5", "/", "4.5"]);
+    assert_eq!(row("q4_0:center")[1..4], ["4.5", "/", "4.5"]);
+    // half of the tokens in halves, half in 4.5 bits
+    assert_eq!(row("q4_0:tail=32")[1..4], ["10.25", "/", "10.25"]);
+    assert_eq!(row("q8_0@0=f16")[1..4], ["12.25", "/", "12.25"]);
+    assert_eq!(row("q4_0:tail=32").last().unwrap(), "%");
+    let wrong = ["inspect", "tiny.gguf", "--schemes", "q9_0"];
+    kvgate(&repository, &wrong).exits(2).says("unknown codec `q9_0`");
 }

@@ -3,7 +3,8 @@
 
 mod support;
 
-use kvgate::kv::cache::LayerKv;
+use candle_core::{Device, Tensor};
+use kvgate::kv::cache::{KvCache, LayerKv};
 use kvgate::kv::effective::Effective;
 use kvgate::kv::lanes::LaneCache;
 use kvgate::kv::Scheme;
@@ -309,4 +310,98 @@ fn heads_that_blocks_do_not_divide_are_refused_by_scheme() {
     assert_eq!(of("turbo3").unwrap().to_string(), "turbo3/turbo3");
     let error = of("int4_pth").err().unwrap().to_string();
     assert!(error.contains("stores blocks of 128 elements"), "{error}");
+}
+
+/// What no query reads encoded leaves no trace, whatever the codec; what some query does read does.
+#[test]
+fn a_scheme_that_is_exact_throughout_is_f16_to_the_last_bit() {
+    let bench = Bench::new(&[], 64, 3);
+    let schemes =
+        ["q4_0:tail=64", "q4_0:sink=64", "kivi2", "kvarn2", "turbo2:tail=40:sink=24", "q4_0/kivi2"];
+    let lanes = bench.positions("f16", &schemes);
+    for (scheme, lane) in schemes[..5].iter().zip(&lanes) {
+        let charged = effective(&bench.decoder.spec, scheme).charged_share(scored(64));
+        assert_eq!(charged, [0.0, 0.0], "{scheme}");
+        match *scheme {
+            // values of the sink and of the tail are added up apart
+            "turbo2:tail=40:sink=24" => assert!(mean_kld(lane) < 1e-9),
+            _ => is_identity(lane, 3 * 31),
+        }
+    }
+    assert!(mean_kld(&lanes[5]) > 1e-3, "K of q4_0 is read");
+}
+
+#[test]
+fn a_longer_tail_does_less_harm() {
+    let bench = Bench::new(&[], 64, 4);
+    let lanes = bench.positions("f16", &["q4_0", "q4_0:tail=8", "q4_0:tail=32", "f16"]);
+    let means: Vec<f64> = lanes.iter().map(|lane| mean_kld(lane)).collect();
+    assert!(means.windows(2).all(|pair| 0.9 * pair[0] > pair[1]), "{means:?}");
+}
+
+#[test]
+fn a_scheme_may_treat_layers_differently() {
+    let bench = Bench::new(&[], 64, 3);
+    let spec = &bench.decoder.spec;
+    let schemes = ["q4_0@0-99=f16", "q4_0@1=f16", "f16@first1=q4_0", "q4_0@0=f16", "q4_0"];
+    let lanes = bench.positions("f16", &schemes);
+    is_identity(&lanes[0], 3 * 31);
+    assert_eq!(bits(&lanes[1]), bits(&lanes[2]), "one scheme in two spellings");
+    for other in [&lanes[3], &lanes[4]] {
+        assert_ne!(bits(&lanes[1]), bits(other));
+    }
+    let shown = |scheme| effective(spec, scheme).to_string();
+    assert_eq!(shown("q4_0@0-99=f16"), "f16/f16");
+    let first = "q4_0·H64/q4_0·H64 in 0 + f16/f16 in 1";
+    assert_eq!([shown("q4_0@1=f16"), shown("f16@first1=q4_0")], [first, first]);
+    assert_eq!(shown("q4_0@0=f16/q8_0"), "f16/q8_0·H64 in 0 + q4_0·H64/q4_0·H64 in 1");
+    let layout = spec.kv_layout();
+    for layers in ["2", "2-9", "sliding", "first0"] {
+        let scheme: Scheme = format!("q4_0@{layers}=q8_0").parse().unwrap();
+        let error = Effective::new(&scheme, &layout, None).err().unwrap().to_string();
+        assert!(error.starts_with(&format!("`@{layers}` names no layer of the model")), "{error}");
+        assert!(error.ends_with("those are 0-1"), "{error}");
+    }
+}
+
+#[test]
+fn a_layer_of_a_mixed_scheme_reads_what_its_own_scheme_gives() {
+    let decoder = Bench::new(&[], 64, 1).decoder;
+    let mut random = support::tiny::Random(7);
+    let numbers: Vec<f32> = (0..16 * 2 * 64).map(|_| random.normal()).collect();
+    let x = || Tensor::from_vec(numbers.clone(), (1, 16, 2, 64), &Device::Cpu).unwrap();
+    let read = |scheme: &str, layer| {
+        let mut cache = LaneCache::new(effective(&decoder.spec, scheme));
+        let view = cache.append(layer, x(), x()).unwrap();
+        let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (flat(&view.k.stored), flat(&view.v.stored))
+    };
+    for (layer, own) in [(0, "q8_0/f16"), (1, "q4_0")] {
+        assert!(read("q4_0@first1=q8_0/f16", layer) == read(own, layer), "layer {layer}");
+    }
+    assert!(read("q4_0@first1=q8_0/f16", 0) != read("q4_0", 0));
+}
+
+/// Bits are those of all elements of a token, so a wide layer counts for more.
+#[test]
+fn bits_of_a_mixed_scheme_are_the_mean_over_elements() {
+    let kv =
+        |heads, head_dim, window| Some(LayerKv { heads, head_dim, window, ..LayerKv::default() });
+    // 512, 128 and 64 elements
+    let layout = [kv(4, 128, Some(9)), None, kv(2, 64, None), kv(1, 64, None)];
+    let of = |scheme: &str| Effective::new(&scheme.parse().unwrap(), &layout, None).unwrap();
+    let mixed = of("q4_0@global=q8_0/f16@3=q5_0");
+    assert_eq!(
+        mixed.to_string(),
+        "q4_0·H128/q4_0·H64 in 0 + q8_0·H64/f16 in 2 + q5_0·H64/q5_0·H64 in 3"
+    );
+    let mean = |bits: [f64; 3]| (512.0 * bits[0] + 128.0 * bits[1] + 64.0 * bits[2]) / 704.0;
+    let [k, v] = mixed.bits_per_element();
+    assert!((k - mean([4.5, 8.5, 5.5])).abs() < 1e-12, "{k}");
+    assert!((v - mean([4.5, 16.0, 5.5])).abs() < 1e-12, "{v}");
+    assert_eq!(mixed.bytes_per_token(), 704.0 * (k + v) / 8.0);
+    // a window of 9 keeps 8 of 100 tokens
+    let elements = [8.0 * 512.0, 100.0 * 128.0, 100.0 * 64.0];
+    let bytes: f64 = elements.iter().zip([9.0, 24.5, 11.0]).map(|(n, bits)| n * bits / 8.0).sum();
+    assert_eq!(mixed.bytes_at(100) as f64, bytes);
 }

@@ -5,6 +5,7 @@
 mod support;
 
 use candle_core::Tensor;
+use kvgate::kv::effective::Effective;
 use kvgate::kv::packed::PackedCache;
 use kvgate::model::decoder::{Decoder, Residency};
 use kvgate::model::Checkpoint;
@@ -137,4 +138,18 @@ fn every_codec_in_parts_is_the_codec_at_once() {
         }
     }
     assert!(with_blocks >= 6, "only {with_blocks}");
+}
+
+/// A constant falls out of a softmax, not out of tanh: a mean of K may not be taken from capped scores.
+#[test]
+fn a_mean_of_k_is_refused_where_scores_are_capped() {
+    let refused = folders().into_iter().filter(|folder| {
+        let layout = load(folder.clone()).spec.kv_layout();
+        let centered = "int8_pth:center".parse().unwrap();
+        let error = Effective::new(&centered, &layout, None).err().unwrap().to_string();
+        let capped = error.contains("its scores are capped (tanh)");
+        assert!(capped || error.contains("needs a calibration"), "{}: {error}", name(folder));
+        capped
+    });
+    assert_eq!(refused.map(|folder| name(&folder).to_owned()).collect::<Vec<_>>(), ["gemma2"]);
 }

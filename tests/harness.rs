@@ -9,7 +9,7 @@ mod support;
 use libtest_mimic::{Arguments, Trial};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
-use support::program::{accept, accepted, command, kvgate, Ran};
+use support::program::{accept, accepted, command, kvgate, replayed, Ran};
 use support::tiny::Repository;
 
 const AS_GATE: &str = "KVGATE_TEST_AS_GATE";
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         what_cannot_be_measured_or_written_is_101,
         nextest_measures_once,
         nextest_judges_stored_values_anew,
+        nextest_measures_anew_what_depends_on_another_text,
         a_run_that_was_killed_is_run_again,
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
@@ -241,6 +242,26 @@ fn nextest_judges_stored_values_anew() {
     let entry = entry.into_iter().find(|path| path.extension().is_some_and(|e| e == "json"));
     std::fs::write(entry.unwrap(), "{\"model\":\"ti").unwrap();
     assert_eq!(measurings(&[run().exits(0)]), 1);
+}
+
+fn nextest_measures_anew_what_depends_on_another_text() {
+    let repository = replayed();
+    let text = "goldens/tiny.text.snap";
+    let run = || {
+        let names = ["tiny::q8_0::golden", "tiny::q4_0::golden"];
+        names.map(|name| Ran::of(case(&repository, name).output().unwrap()))
+    };
+    let [first, second] = run().map(|ran| ran.exits(0).never_says("tiny: generating"));
+    assert_eq!(measurings(&[first, second]), 1);
+    let accepted = repository.text(text);
+    std::fs::remove_file(repository.path(text)).unwrap();
+    let red =
+        run().map(|ran| ran.exits(101).says("text, which it was measured on, is not accepted"));
+    assert_eq!(measurings(&red), 1);
+    let results = "kvgate-results/cases/tiny__q8_0__golden/results.json";
+    kvgate(&repository, &["accept", results]).exits(0);
+    assert_eq!(repository.text(text), accepted);
+    assert_eq!(measurings(&run().map(|ran| ran.exits(0))), 0, "what was stored is of this text");
 }
 
 fn a_run_that_was_killed_is_run_again() {

@@ -660,3 +660,115 @@ ignored = true
     assert_eq!(idle, ["top1_agreement = 0.85"]);
     assert!(warnings[0].help.contains("or drop it: `top1_agreement = false`"), "{}", warnings[0]);
 }
+
+#[test]
+fn an_exact_tail_leaves_half_of_the_context_to_the_codec() {
+    policy(&edited("q8_0 = {}", "\"q4_0:tail=252:sink=4\" = {}"));
+    let words = &["leaves most of a context of 512 exact", "`context = 514`", "shorten its tail"];
+    assert_faults(&[
+        ("q8_0 = {}", "«\"q4_0:tail=253:sink=4\"» = {}", words),
+        ("q8_0 = {}", "«\"q8_0/q4_0:tail=257\"» = {}", words),
+        ("q8_0 = {}", "«\"q4_0@first1=q4_0:tail=257\"» = {}", words),
+        // 128 newest tokens and 128 first ones are KVarN's own
+        ("q8_0 = {}", "«\"kvarn4:tail=256\"» = {}", &["`context = 768`"]),
+    ]);
+    let named = BASE.replace("\"q4_0:norot\"", "\"q4_0:tail=257\"");
+    let marked = named.replace("q8_0 = {}", "«prod» = {}");
+    assert_finding(&errors(&unmark(&marked).0), &marked, words);
+    // an `at` has a context of its own
+    let short = BASE.replace("q8_0 = {}", "«\"q4_0:tail=128\"» = {}");
+    policy(&(unmark(&short).0 + "at.short = { context = 256 }\n"));
+    let marked = short + "at.short = { context = 255 }\n";
+    assert_finding(&errors(&unmark(&marked).0), &marked, &["a context of 255", "`context = 256`"]);
+}
+
+#[test]
+fn a_calibrated_scheme_needs_the_calibration_of_its_model() {
+    let words = &["needs a calibration of `m`", "kvgate calibrate", "`calibration = \"FILE\"`"];
+    assert_faults(&[
+        ("q8_0 = {}", "«\"q4_0:center\"» = {}", words),
+        ("q8_0 = {}", "«\"fp8_e4m3:head\"» = {}", words),
+        ("q8_0 = {}", "«\"q8_0@last1=q8_0/fp8_e4m3:tensor\"» = {}", words),
+    ]);
+    let calibrated = edited("q8_0 = {}", "\"q4_0:center\" = {}") + "calibration = \"m.cal\"\n";
+    let file = policy(&calibrated).models[0].calibration.clone();
+    assert_eq!(file.as_deref(), Some(Path::new("gate/m.cal")));
+    // each model has its own
+    let other = calibrated.clone() + "[models.n]\npath = \"n.gguf\"\n";
+    let found = errors(&other);
+    assert_eq!(found.len(), 1);
+    assert!(found[0].to_string().contains("needs a calibration of `n`"), "{}", found[0]);
+}
+
+#[test]
+fn a_mixed_scheme_may_be_a_table_whose_lines_count_in_order() {
+    let scheme = |table: &str| {
+        let text = BASE.replace("\"q4_0:norot\"", table).replace("q8_0 = {}", "prod = {}");
+        policy(&text).models[0].cells[0].scheme.to_string()
+    };
+    assert_eq!(scheme("{ default = \"q4_0\", first2 = \"q8_0\" }"), "q4_0@first2=q8_0");
+    let layers = [("last1", "f16"), ("first2", "q8_0"), ("7-9", "q8_0/q5_1")];
+    let table = |order: [usize; 3]| {
+        let lines = order.map(|i| format!("\"{}\" = \"{}\"", layers[i].0, layers[i].1));
+        scheme(&format!("{{ {}, default = \"q4_0\" }}", lines.join(", ")))
+    };
+    assert_eq!(table([0, 1, 2]), "q4_0@last1=f16@first2=q8_0@7-9=q8_0/q5_1");
+    assert_eq!(table([2, 1, 0]), "q4_0@7-9=q8_0/q5_1@first2=q8_0@last1=f16");
+}
+
+#[test]
+fn a_mixed_scheme_says_what_most_layers_have_and_which_the_others_are() {
+    const PROD: &str = "prod = \"q4_0:norot\"";
+    assert_faults(&[
+        (PROD, "«prod» = { first2 = \"q8_0\" }", &["without a `default`", "first2 = \"q8_0\""]),
+        (
+            PROD,
+            "prod = { default = \"q4_0\", «frist2 = \"q8_0\"» }",
+            &["`@frist2=q8_0` is not LAYERS=SCHEME", "first2, last2, global or sliding"],
+        ),
+        (PROD, "prod = { default = \"q4_0\", «first2 = \"q8\"» }", &["unknown codec `q8`"]),
+        (PROD, "prod = { default = «\"q4\"», first2 = \"q8_0\" }", &["unknown codec `q4`"]),
+        (PROD, "prod = { default = \"q4_0\", first2 = «8» }", &["takes a string"]),
+    ]);
+}
+
+#[test]
+fn prompts_are_inherited_and_may_be_dropped() {
+    let text = edited("chunks = 4", "chunks = 4\nprompts = \"p.toml\"\ngenerate = 32");
+    let of = |text: &str| {
+        let generate = |m: &ModelPolicy| m.generate.as_ref().map(|p| (p.file.clone(), p.tokens));
+        policy(text).models.iter().map(generate).collect::<Vec<_>>()
+    };
+    assert_eq!(of(BASE), [None]);
+    assert_eq!(of(&text), [Some(("gate/p.toml".into(), 32))]);
+    assert_eq!(of(&(text.clone() + "prompts = false\n")), [None]);
+    assert_eq!(of(&text.replace("generate = 32", "")), [Some(("gate/p.toml".into(), 64))]);
+    let at = "at.long = { prompts = false }\nat.other = { prompts = \"q.toml\", generate = 8 }\n";
+    let other = Some(("gate/q.toml".into(), 8));
+    assert_eq!(of(&(text + at)), [Some(("gate/p.toml".into(), 32)), None, other]);
+    assert_faults(&[
+        ("chunks = 4", "chunks = 4\nprompts = «true»", &["takes a string", "prompts/default.toml"]),
+        ("chunks = 4", "chunks = 4\ngenerate = «0»", &["at least 1"]),
+    ]);
+}
+
+#[test]
+fn prompts_and_calibrations_that_are_not_there_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("thresholds.toml");
+    let text = edited("q8_0 = {}", "\"q4_0:center\" = {}");
+    let text = text + "prompts = \"p.toml\"\ncalibration = \"m.cal\"\n";
+    std::fs::write(&path, &text).unwrap();
+    std::fs::create_dir(folder.path().join("corpora")).unwrap();
+    for file in ["m.gguf", "corpora/c.txt"] {
+        std::fs::write(folder.path().join(file), "").unwrap();
+    }
+    let missing = Policy::load(&path).unwrap().0.models[0].missing_files();
+    let shown: Vec<_> =
+        missing.iter().map(|d| (d.underlined().to_string(), d.help.clone())).collect();
+    let expected = [
+        ("\"m.cal\"", "make it by `kvgate calibrate`, or correct the path"),
+        ("\"p.toml\"", "correct the path, or put the text there"),
+    ];
+    assert_eq!(shown, expected.map(|(file, help)| (file.to_string(), help.to_string())));
+}

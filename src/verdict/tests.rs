@@ -459,6 +459,17 @@ fn a_failed_control_takes_all() {
 }
 
 #[test]
+fn a_text_that_the_baseline_would_not_write_takes_all() {
+    let lanes = [("f16", "f16", identical()), ("q8_0", "q8_0", with_mean(0.001, 0.0001))];
+    let mut measurement = measurement(&lanes);
+    measurement.generated = Some(crate::report::fixture::generated());
+    assert_distrust(&measurement, &[]);
+    measurement.generated.as_mut().unwrap().own_flips = 1;
+    let words = "would not write its own text again: 1 flip";
+    assert_distrust(&measurement, &[("f16", words), ("q8_0", "remove the golden m.text.snap")]);
+}
+
+#[test]
 fn lanes_without_numbers_need_no_distrust() {
     let mut measurement = measurement(&[("a", "q4_0", statistics())]);
     measurement.schemes[0].outcome = Outcome::Failed { error: "x".into() };

@@ -84,6 +84,14 @@ pub fn accepted() -> Repository {
     repository
 }
 
+/// The same with prompts.
+pub fn replayed() -> Repository {
+    let repository = Repository::with_prompts();
+    kvgate(&repository, &["run"]).exits(1).says("no golden yet");
+    accept(&repository);
+    repository
+}
+
 /// Accepts what was measured last.
 #[track_caller]
 pub fn accept(repository: &Repository) {

@@ -241,6 +241,25 @@ q4_1 = { expect = "report" }
 q5_1 = { ignored = true }
 "#;
 
+/// Prompts for the little model, which has no chat template.
+const PROMPTS: &str = r#"version = 1
+
+[[prompts]]
+id = "river"
+category = "prose"
+text = "The river keeps"
+
+[[prompts]]
+id = "letter"
+category = "instruction"
+messages = [{ role = "user", content = "Write a letter, and then another." }]
+
+[[prompts]]
+id = "signal"
+category = "list"
+text = "signal, paper, 7, "
+"#;
+
 /// A model repository in a temporary folder.
 pub struct Repository {
     folder: tempfile::TempDir,
@@ -253,6 +272,15 @@ impl Repository {
         repository.write_model(&[]);
         repository.put("corpus.txt", &corpus(3, 4000));
         repository.put("thresholds.toml", POLICY);
+        repository
+    }
+
+    /// The same with a baseline that continues prompts.
+    pub fn with_prompts() -> Self {
+        let repository = Repository::new();
+        repository.put("prompts.toml", PROMPTS);
+        let more = "chunks = 4\nprompts = \"prompts.toml\"\ngenerate = 12";
+        repository.edit("thresholds.toml", "chunks = 4", more);
         repository
     }
 
