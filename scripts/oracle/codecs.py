@@ -24,7 +24,7 @@ import torch
 from gguf import GGMLQuantizationType as T
 from gguf import quants
 
-from formats import FORMATS, HEADS, KIVI, KVARN, TURBO, synthetic_codebook, tcq, turbo
+from formats import FORMATS, HEADS, KIVI, KVARN, TURBO, WHOLE_HEADS, synthetic_codebook, tcq, turbo
 from lloyd_max import SHIPPED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,6 +251,8 @@ def main():
             names = [*common, *EDGES.get(codec, []), *(whole if codec in HEADS else [])]
             if codec in TURBO:
                 names = [*whole, *padded]
+            if codec in WHOLE_HEADS:
+                names = [*whole]
             for name in names:
                 data = encode(vectors[name])
                 check(codec, name, data)

@@ -167,6 +167,35 @@ def fp8_pth():
     return encode, decode
 
 
+def mlx(bits):
+    """MLX's affine groups of 64: f32 arithmetic, scale and bias kept as halves, numbers above the largest
+    taken from 0 as its maximum starts there."""
+    last = f32(2**bits - 1)
+
+    def away(v):
+        return np.copysign(np.floor(np.abs(v) + f32(0.5)), v)
+
+    def encode(x):
+        x = x.reshape(-1, 64)
+        lo, hi = x.min(1), np.maximum(x.max(1), f32(0))
+        scale = np.maximum((hi - lo) / last, f32(1e-7))
+        side = np.abs(lo) > np.abs(hi)
+        scale, edge = np.where(side, scale, -scale), np.where(side, lo, hi)
+        steps = away(edge / scale)
+        at_zero = steps == 0
+        scale = np.where(at_zero, scale, edge / np.where(at_zero, f32(1), steps)).astype(f32)
+        bias = np.where(at_zero, f32(0), edge).astype(f32)
+        codes = np.clip(away((x - bias[:, None]) / scale[:, None]), 0, last).astype(np.uint8)
+        return np.hstack([codes if bits == 8 else adjacent(codes), *map(to_bytes, (half(scale), half(bias)))])
+
+    def decode(data):
+        codes = data[:, :-4] if bits == 8 else separate(data[:, :-4])
+        scale, bias = data[:, -4:].copy().view(np.float16).astype(f32).T
+        return (codes.astype(f32) * scale[:, None] + bias[:, None]).ravel()
+
+    return encode, decode
+
+
 def random_signs(size):
     generator = torch.Generator(device="cpu")
     generator.manual_seed(0x9E3779B9)
@@ -387,6 +416,8 @@ def kvarn(bits, side, iterations=16, widest=128):
 
 
 FORMATS = {
+    "mlx8": mlx(8),
+    "mlx4": mlx(4),
     "int8_pth": int8_pth(),
     "fp8_e4m3": E4M3,
     "fp8_e5m2": torch_fp8(torch.float8_e5m2),
@@ -419,4 +450,5 @@ KVARN = {
 }
 # those whose block is a head, and those of 128 elements
 HEADS = ["int8_pth", "int4_pth", "fp8_pth"]
+WHOLE_HEADS = ["mlx8", "mlx4"]
 TURBO = [name for name in FORMATS if name.startswith("turbo")]

@@ -7,9 +7,11 @@
 
 use super::cache::LayerKv;
 use super::scheme::Scale;
+use crate::files::write_atomically;
 use crate::results::CorpusFile;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -198,12 +200,8 @@ impl Calibration {
     /// A file that cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CalibrationError> {
         let io = |source| CalibrationError::Io { path: path.into(), source };
-        let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let bytes = self.to_bytes();
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
-        std::io::Write::write_all(&mut file, &bytes).map_err(io)?;
-        file.persist(path).map_err(|error| io(error.error))?;
-        Ok(())
+        write_atomically(path, |file| file.write_all(&bytes)).map_err(io)
     }
 
     fn to_bytes(&self) -> Vec<u8> {

@@ -319,6 +319,8 @@ impl Stored {
         let scales = match (side.scale, codec.largest()) {
             (Some(scale), Some(largest)) => {
                 let ranges = needed(scale.name())?;
+                // of one head both are the same, and are called the same
+                let scale = if kv.heads == 1 { Scale::Tensor } else { scale };
                 Some((scale, ranges.scales(scale, largest, mean.as_deref(), kv)))
             }
             _ => None,

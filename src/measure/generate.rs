@@ -366,6 +366,6 @@ fn step(
 
 impl From<PromptError> for MeasureError {
     fn from(error: PromptError) -> Self {
-        MeasureError::Prompts(error)
+        MeasureError::Prompts(Box::new(error))
     }
 }

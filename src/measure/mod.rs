@@ -93,7 +93,7 @@ pub enum MeasureError {
     Calibration(#[from] CalibrationError),
     /// The prompts.
     #[error(transparent)]
-    Prompts(PromptError),
+    Prompts(Box<PromptError>),
     /// The baseline cannot write.
     #[error("the baseline cannot continue the prompt `{prompt}`: {why}")]
     Generating {

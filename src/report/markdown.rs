@@ -1,6 +1,6 @@
 //! The report for pull requests and step summaries.
 
-use super::row::{models, red_cases, rows, Row, NUMBERS};
+use super::row::{models, numbers, red_cases, rows, Row};
 use crate::results::{CaseResult, Results};
 use crate::verdict::Verdict;
 
@@ -67,25 +67,25 @@ fn provenance(results: &Results) -> String {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut out = format!("| model | scheme | {} | limits | golden |\n", NUMBERS.join(" | "));
-    out += "|---|---|--:|--:|--:|--:|--:|---|---|\n";
-    for row in rows {
+    let (names, numbers) = numbers(rows);
+    let mut out = format!("| model | scheme | {} | limits | golden |\n", names.join(" | "));
+    out += &format!("|---|---|{}---|---|\n", "--:|".repeat(names.len()));
+    for (row, numbers) in rows.iter().zip(numbers) {
         let [limits, golden] = row.cases.map(verdict);
         out += &format!(
             "| {} | {} | {} | {limits} | {golden} |\n",
             code(row.model),
             code(row.label),
-            row.numbers().join(" | ")
+            numbers.join(" | ")
         );
     }
     out += "\n";
-    for remark in rows.iter().flat_map(|row| row.remarks()) {
-        out += &format!("- {}\n", escape(&remark));
+    let remarks = rows.iter().flat_map(Row::remarks);
+    let remarks: String = remarks.map(|remark| format!("- {}\n", escape(&remark))).collect();
+    match remarks.is_empty() {
+        true => out,
+        false => out + &remarks + "\n",
     }
-    if out.ends_with("\n\n") {
-        return out;
-    }
-    out + "\n"
 }
 
 fn verdict(case: Option<&CaseResult>) -> String {

@@ -36,7 +36,7 @@ impl<'a> Row<'a> {
     }
 
     /// Cells of the numbers' columns, from `bits K/V` to `PPL ratio`.
-    pub fn numbers(&self) -> [String; 5] {
+    fn numbers(&self) -> [String; 5] {
         let dash = || "–".to_string();
         let bits = self.scheme.and_then(|s| s.storage).map_or(dash(), |storage| {
             let bits = storage.bits_at_context;
@@ -54,19 +54,48 @@ impl<'a> Row<'a> {
         ]
     }
 
-    /// What the columns have no room for: how much of the scheme was at work, and what it makes of the
-    /// baseline's text.
+    /// Cells of the columns of [`REPLAYED`].
+    fn replayed(&self) -> [String; 3] {
+        let Some(replay) = self.scheme.and_then(|scheme| scheme.replay.as_ref()) else {
+            return std::array::from_fn(|_| "–".to_string());
+        };
+        let exact = replay.prompts.iter().filter(|prompt| prompt.first_flip.is_none()).count();
+        [
+            format!("{:.1}", replay.flips_per_1k()),
+            format!("{:.1}", replay.hard_flips_per_1k()),
+            format!("{exact} of {}", replay.prompts.len()),
+        ]
+    }
+
+    /// The scheme's name, and what really ran where that is spelled otherwise and short.
+    pub fn name(&self) -> String {
+        match self.renamed().filter(|effective| effective.len() <= LONGEST_NAME) {
+            Some(effective) => format!("{} = {effective}", self.label),
+            None => self.label.into(),
+        }
+    }
+
+    /// What really ran, where it is spelled otherwise.
+    fn renamed(&self) -> Option<&'a str> {
+        self.scheme.map(|s| s.effective.as_str()).filter(|effective| *effective != self.label)
+    }
+
+    /// What the columns have no room for: what ran, and how much of it was at work.
     pub fn remarks(&self) -> Vec<String> {
-        let Some(scheme) = self.scheme else { return Vec::new() };
-        let storage = scheme.storage.as_ref().and_then(storage_remark);
-        let clamped = scheme.storage.and_then(|s| s.clamped_scales);
-        let clamped =
-            clamped.map(|share| format!("{:.1} % of scales at their limit", share * 100.0));
-        let remarks: Vec<_> = storage.into_iter().chain(clamped).collect();
-        let replay = scheme.replay.as_ref().map(replay_remark);
-        let remarks = (!remarks.is_empty()).then(|| remarks.join("; "));
-        let of = |remark: String| format!("{}: {remark}", self.label);
-        remarks.into_iter().chain(replay).map(of).collect()
+        let effective = self.renamed().filter(|effective| effective.len() > LONGEST_NAME);
+        let effective = effective.map(|effective| format!("{} = {effective}", self.label));
+        let storage = self.scheme.and_then(|scheme| scheme.storage);
+        let at_work: Vec<_> = [
+            storage.as_ref().and_then(storage_remark),
+            storage.and_then(|s| s.clamped_scales).map(clamp_remark),
+            self.scheme.and_then(|scheme| scheme.replay.as_ref()).and_then(replay_remark),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        let at_work =
+            (!at_work.is_empty()).then(|| format!("{}: {}", self.label, at_work.join("; ")));
+        effective.into_iter().chain(at_work).collect()
     }
 
     fn of(model: &'a str, label: &'a str, results: &'a Results) -> Self {
@@ -98,24 +127,43 @@ fn storage_remark(storage: &Storage) -> Option<String> {
     })
 }
 
-fn replay_remark(replay: &Replay) -> String {
-    let first = match replay.median_first_flip() {
-        Some(at) => format!("half of the texts part within {} tokens", at + 1),
-        None => "fewer than half of the texts part".into(),
-    };
-    let exact = replay.prompts.iter().filter(|prompt| prompt.first_flip.is_none()).count();
-    format!(
-        "on the baseline's text {:.1} flips per 1,000 tokens, {:.1} hard; {exact} of {} prompts without; \
-         {first}; KLD {:.5}",
-        replay.flips_per_1k(),
-        replay.hard_flips_per_1k(),
-        replay.prompts.len(),
-        replay.mean_kld
-    )
+fn clamp_remark(share: f64) -> String {
+    format!("{:.1} % of its scales stand at their limit", share * 100.0)
+}
+
+/// Of schemes whose tail covers the baseline's text, or some of it.
+fn replay_remark(replay: &Replay) -> Option<String> {
+    let share = replay.charged_share;
+    let charged = share.k.min(share.v);
+    if share.k == 0.0 && share.v == 0.0 {
+        Some("the baseline's text is shorter than its tail: flips say nothing".into())
+    } else if charged < 1.0 {
+        let share = [share.k, share.v].map(|share| share * 100.0);
+        Some(format!("on the baseline's text {:.1} / {:.1} %", share[0], share[1]))
+    } else {
+        None
+    }
 }
 
 /// The header of [`Row::numbers`].
-pub(super) const NUMBERS: [&str; 5] = ["bits K/V", "mean KLD", "p99", "top-1", "PPL ratio"];
+const NUMBERS: [&str; 5] = ["bits K/V", "mean KLD", "p99", "top-1", "PPL ratio"];
+
+/// The columns of rows that have replays: flips and hard flips per 1,000 tokens, prompts without a flip.
+const REPLAYED: [&str; 3] = ["flips/1k", "hard", "same text"];
+
+/// Longer names of what ran stand below the table.
+const LONGEST_NAME: usize = 24;
+
+/// Names of the numbers' columns, and each row's cells.
+pub(super) fn numbers(rows: &[Row]) -> (Vec<&'static str>, Vec<Vec<String>>) {
+    let replayed = rows.iter().any(|row| row.scheme.is_some_and(|s| s.replay.is_some()));
+    let cells = |row: &Row| {
+        let more = if replayed { row.replayed().into() } else { Vec::new() };
+        row.numbers().into_iter().chain(more).collect()
+    };
+    let more: &[&str] = if replayed { &REPLAYED } else { &[] };
+    (NUMBERS.iter().chain(more).copied().collect(), rows.iter().map(cells).collect())
+}
 
 /// Names of models, in the order of measurements, then of cases.
 pub(super) fn models(results: &Results) -> Vec<&str> {
@@ -187,21 +235,32 @@ mod tests {
     #[test]
     fn remarks_say_what_was_at_work() {
         let mut results = fixture::results();
-        let scheme = &mut results.measurements[0].schemes[1];
-        scheme.replay = Some(fixture::replay());
-        let storage = scheme.storage.as_mut().unwrap();
+        let schemes = &mut results.measurements[0].schemes;
+        schemes[1].effective = "q4_0·H256:tail=32/q4_0·H64:tail=32".into();
+        schemes[1].replay = Some(fixture::replay());
+        let storage = schemes[1].storage.as_mut().unwrap();
         storage.charged_share = Sides { k: 0.831, v: 1.0 };
         storage.clamped_scales = Some(0.25);
+        schemes[0].replay =
+            Some(Replay { charged_share: Sides { k: 0.0, v: 0.0 }, ..fixture::replay() });
         let rows = rows(&results, "gemma-3-270m");
+        let remarks = |i: usize| rows[i].remarks();
         assert_eq!(
-            rows[1].remarks(),
+            remarks(0),
+            ["q8_0: the baseline's text is shorter than its tail: flips say nothing"]
+        );
+        assert_eq!(
+            remarks(1),
             [
+                "q4_0 = q4_0·H256:tail=32/q4_0·H64:tail=32",
                 "q4_0: 83.1 / 100.0 % of query-key pairs read a quantized key, of 4.5 / 4.5 bits; 25.0 % of \
-                 scales at their limit",
-                "q4_0: on the baseline's text 250.0 flips per 1,000 tokens, 250.0 hard; 1 of 2 prompts without; \
-                 half of the texts part within 3 tokens; KLD 0.01230",
+                 its scales stand at their limit",
             ]
         );
-        assert!(rows[0].remarks().is_empty());
+        assert!(remarks(2).is_empty());
+        let (names, cells) = numbers(&rows);
+        assert_eq!(names[5..], REPLAYED);
+        assert_eq!(cells[1][5..], ["250.0", "250.0", "1 of 2"]);
+        assert_eq!(cells[2][5..], ["–", "–", "–"]);
     }
 }

@@ -1,6 +1,6 @@
 //! The report for a terminal.
 
-use super::row::{measurement, models, red_cases, rows, Row, NUMBERS};
+use super::row::{measurement, models, numbers, red_cases, rows, Row};
 use super::table::{self, Align, Cell};
 use crate::results::{CaseResult, Measurement, Results};
 use crate::verdict::Verdict;
@@ -85,18 +85,19 @@ fn facts(measurement: &Measurement) -> String {
 }
 
 fn scheme_table(rows: &[Row], judged: bool) -> String {
+    let (names, numbers) = numbers(rows);
     let mut align = vec![Align::Left];
-    align.extend([Align::Right; NUMBERS.len()]);
+    align.extend(names.iter().map(|_| Align::Right));
     let mut head = vec![Cell::styled("scheme", DIM)];
-    head.extend(NUMBERS.map(|name| Cell::styled(name, DIM)));
+    head.extend(names.iter().map(|name| Cell::styled(*name, DIM)));
     if judged {
         align.extend([Align::Left; 2]);
         head.extend(["limits", "golden"].map(|name| Cell::styled(name, DIM)));
     }
     let mut table = vec![head];
-    for row in rows {
-        let mut cells = vec![Cell::new(name(row))];
-        cells.extend(row.numbers().map(Cell::new));
+    for (row, numbers) in rows.iter().zip(numbers) {
+        let mut cells = vec![Cell::new(row.name())];
+        cells.extend(numbers.into_iter().map(Cell::new));
         if judged {
             cells.extend(row.cases.map(verdict));
         }
@@ -105,16 +106,6 @@ fn scheme_table(rows: &[Row], judged: bool) -> String {
     let remarks = rows.iter().flat_map(Row::remarks);
     let remarks: String = remarks.map(|remark| format!("  {DIM}{remark}{DIM:#}\n")).collect();
     table::render(&align, &table) + &remarks
-}
-
-/// The scheme's name, and what really ran where that is spelled otherwise.
-fn name(row: &Row) -> String {
-    match row.scheme {
-        Some(scheme) if scheme.effective != row.label => {
-            format!("{} = {}", row.label, scheme.effective)
-        }
-        _ => row.label.into(),
-    }
 }
 
 fn verdict(case: Option<&CaseResult>) -> Cell {

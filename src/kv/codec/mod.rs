@@ -12,6 +12,7 @@ mod int8_pth;
 mod iq4_nl;
 mod kivi;
 mod kvarn;
+mod mlx;
 mod mxfp4;
 mod nvfp4;
 mod pack;
@@ -45,6 +46,7 @@ pub static CODECS: &[&dyn Codec] = &[
     &kvarn::KVARN8[1],
     &kvarn::KVARN8[2],
     &kvarn::KVARN8[3],
+    &mlx::MLX8,
     &int8_pth::Int8PerTokenHead,
     &fp8_pth::Fp8PerTokenHead,
     &fp8::E4m3,
@@ -65,6 +67,7 @@ pub static CODECS: &[&dyn Codec] = &[
     &kivi::KIVI4,
     &q4_0::Q4_0,
     &iq4_nl::Iq4Nl,
+    &mlx::MLX4,
     &nvfp4::Nvfp4,
     &kvarn::KVARN4[0],
     &kvarn::KVARN4[1],

@@ -1,0 +1,131 @@
+//! The packed cache on real weights, against the lanes that measure and against decoding itself:
+//! `cargo test --test packed -- --ignored --nocapture` prints what docs/generations.md quotes.
+
+mod support;
+
+use kvgate::kv::lanes::LaneCache;
+use kvgate::kv::packed::PackedCache;
+use kvgate::measure::generate::{greedy, Generate};
+use kvgate::measure::prompts::PromptSet;
+use kvgate::measure::{measure, Request};
+use kvgate::model::decoder::Residency;
+use kvgate::model::Checkpoint;
+use support::forward::{effective, in_parts_by_layer, logits_in_parts, run_part};
+use support::{open, source, MODELS};
+
+fn tokens(checkpoint: &Checkpoint, count: usize) -> Vec<u32> {
+    let text = std::fs::read_to_string(support::corpus("persuasion.txt")).unwrap();
+    checkpoint.tokenizer.encode(&text[..8 * count]).unwrap()[..count].to_vec()
+}
+
+/// Layer by layer on the same inputs; the largest value of a layer's output is 1.
+#[test]
+#[ignore = "real weights: scripts/fetch-models"]
+fn decoding_is_the_lane_layer_by_layer() {
+    for file in MODELS {
+        let checkpoint = open(file);
+        let decoder = checkpoint.load(Residency::Resident).unwrap();
+        let ids = tokens(&checkpoint, 300);
+        for scheme in ["q8_0", "q4_0", "q4_0:tail=32:sink=4", "kivi2", "kvarn4", "turbo3_tcq"] {
+            let worst = in_parts_by_layer(&decoder, &ids, scheme);
+            println!("{file} {scheme}: {worst:.1e}");
+            assert!(worst <= 1e-5, "{file} {scheme}: {worst:.1e}");
+        }
+    }
+}
+
+/// Mean KLD of the second half's positions.
+fn mean_kld(base: &[Vec<f32>], lane: &[Vec<f32>]) -> f64 {
+    let log_softmax = |x: &[f32]| -> Vec<f64> {
+        let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = x.iter().map(|v| f64::from(v - max).exp()).sum();
+        x.iter().map(|v| f64::from(v - max) - sum.ln()).collect()
+    };
+    let half = base.len() / 2;
+    let klds = base[half..].iter().zip(&lane[half..]).map(|(base, lane)| {
+        let (p, q) = (log_softmax(base), log_softmax(lane));
+        p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>()
+    });
+    klds.sum::<f64>() / (base.len() - half) as f64
+}
+
+/// Token by token, where a difference of 1e-7 flips a code and a layer above amplifies it: means agree.
+#[test]
+#[ignore = "real weights: scripts/fetch-models"]
+fn token_by_token_the_mean_divergence_is_the_lanes() {
+    const TOKENS: usize = 256;
+    for file in MODELS {
+        let checkpoint = open(file);
+        let decoder = checkpoint.load(Residency::Resident).unwrap();
+        let ids = tokens(&checkpoint, TOKENS);
+        let rows = |scheme: &str, singly: bool| -> Vec<Vec<f32>> {
+            let scheme = effective(&decoder.spec, scheme);
+            let logits = match singly {
+                true => logits_in_parts(&decoder, &ids, &[1; TOKENS], PackedCache::new(scheme)),
+                false => run_part(&decoder, &ids, 0, &mut LaneCache::new(scheme)),
+            };
+            logits.to_vec2().unwrap()
+        };
+        let base = [false, true].map(|singly| rows("f16", singly));
+        for scheme in ["q8_0", "q4_0", "q4_0:tail=32:sink=4"] {
+            let [lane, packed] = [false, true]
+                .map(|singly| mean_kld(&base[usize::from(singly)], &rows(scheme, singly)));
+            println!("{file} {scheme}: lanes {lane:.6}, packed {packed:.6}, {:.3}", packed / lane);
+            assert!((packed / lane - 1.0).abs() < 0.25, "{file} {scheme}: {lane} and {packed}");
+        }
+    }
+}
+
+/// A first flip is where greedy decoding parts, wherever the baseline is decided.
+#[test]
+#[ignore = "real weights: scripts/fetch-models"]
+fn the_first_flip_is_where_greedy_decoding_parts() {
+    const TOKENS: usize = 32;
+    const SCHEMES: [&str; 3] = ["q8_0", "q4_0", "q4_0:tail=32:sink=4"];
+    let prompts = support::root().join("prompts/default.toml");
+    for file in MODELS {
+        let checkpoint = open(file);
+        let decoder = checkpoint.load(Residency::Resident).unwrap();
+        let request = Request {
+            model: file,
+            source: &source(file),
+            corpus: &[support::corpus("persuasion.txt")],
+            context: 128,
+            chunks: 1,
+            baseline: "f16".parse().unwrap(),
+            schemes: SCHEMES.map(|s| (s.to_string(), s.parse().unwrap())).into(),
+            calibration: None,
+            generate: Some(Generate { prompts: &prompts, tokens: TOKENS, kept: None }),
+            residency: None,
+            mimic: None,
+        };
+        let measurement = measure(&request, &|_, _, _| {}).unwrap().measurement;
+        let generated = measurement.generated.unwrap();
+        let prompts = PromptSet::read(&prompts).unwrap().tokens(&checkpoint).unwrap().prompts;
+        let (mut equal, mut undecided) = (0, 0);
+        for scheme in &measurement.schemes {
+            let stored = effective(&decoder.spec, &scheme.scheme);
+            let replay = scheme.replay.as_ref().unwrap();
+            for (i, prompt) in replay.prompts.iter().enumerate() {
+                let baseline = &generated.continuations[i];
+                let ends = &checkpoint.ends;
+                let own = greedy(&decoder, &stored, &prompts[i].tokens, TOKENS, ends).unwrap();
+                let parted =
+                    (0..baseline.tokens.len()).find(|&t| own.get(t) != Some(&baseline.tokens[t]));
+                if parted == prompt.first_flip {
+                    equal += 1;
+                    continue;
+                }
+                let first = parted.into_iter().chain(prompt.first_flip).min().unwrap();
+                let what = format!(
+                    "{file} {} {}: replay {:?}, decoding {parted:?}",
+                    scheme.scheme, prompt.prompt, prompt.first_flip
+                );
+                println!("{what}");
+                undecided += 1;
+                assert!(baseline.near_ties.contains(&first), "{what}");
+            }
+        }
+        println!("{file}: {equal} of {} equal", equal + undecided);
+    }
+}
