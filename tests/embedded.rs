@@ -10,6 +10,7 @@ use kvgate::model::decoder::{Decoder, Residency};
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
 use support::forward::{effective, in_parts_by_layer, logits, logits_in_parts, portions};
+use support::generation::replay_and_decode;
 use support::{fixture, ids, root};
 
 const MODELS: [&str; 2] = ["gemma4-e2b-mini", "qwen3.6-moe-mini"];
@@ -98,6 +99,18 @@ fn a_router_without_numbers_names_its_layer() {
     };
     let error = measure(&request, &|_, _, _| {}).err().unwrap().to_string();
     assert!(error.contains("layer 2: "), "{error}");
+}
+
+/// The replay's claim, on models small enough to decode every text with every cache.
+#[test]
+fn the_first_flip_is_where_greedy_decoding_parts() {
+    let schemes = ["q8_0", "q4_0", "turbo3", "kivi2:tail=32", "q4_0:tail=8:sink=4"];
+    for model in MODELS {
+        let source = Source::at(root().join("models").join(model));
+        let [equal, parting, all] = replay_and_decode(&source, "english.toml", 40, &schemes);
+        assert!(10 * equal >= 9 * all, "{model}: {equal} of {all}");
+        assert!(parting >= 10, "{model}: only {parting} part, the others have nothing to show");
+    }
 }
 
 #[test]

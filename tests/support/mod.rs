@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test target uses its own part
 
 pub mod forward;
+pub mod generation;
 pub mod hub;
 pub mod program;
 pub mod tiny;
