@@ -175,7 +175,7 @@ impl Gate {
             (_, Err(error)) => error,
             (Err(error), _) => error.clone(),
         };
-        golden::note_not_run(&self.root, &stem);
+        golden::note_not_run(&self.root, &model.name, &stem);
         (Verdict::Error, format!("nothing to compare with the golden: {error}"))
     }
 

@@ -66,7 +66,7 @@ pub fn check(
     let (comparison, new) = match comparison(root, stem, measurement, scheme) {
         Ok(compared) => compared,
         Err(error) => {
-            note_not_run(root, stem);
+            note_not_run(root, &measurement.model, stem);
             let mend = match error {
                 // the golden is damaged, the measurement is not
                 GoldenError::Parse { .. } | GoldenError::Read { .. } => mend(&case, results, false),
@@ -80,7 +80,7 @@ pub fn check(
     if reviewable {
         offer(root, stem, comparison == Comparison::Matches, &new.to_string());
     } else {
-        note_not_run(root, stem);
+        note_not_run(root, &measurement.model, stem);
     }
     let unread_text = offer_text(root, measurement);
     let mend = mend(&case, results, reviewable && pending(root, stem).exists());
@@ -222,15 +222,19 @@ pub(super) fn pending(root: &Path, stem: &str) -> PathBuf {
     path(&root, stem).with_extension("snap.new")
 }
 
-/// Tells `cargo insta test --unreferenced` that a golden whose case did not run is in use.
-pub fn note_not_run(root: &Path, stem: &str) {
+/// Tells `cargo insta test --unreferenced` that a golden whose case did not run is in use, and so is its
+/// model's text.
+pub fn note_not_run(root: &Path, model: &str, stem: &str) {
     let Some(list) = env::var_os("INSTA_SNAPSHOT_REFERENCES_FILE") else { return };
-    let line = format!("{}\n", path(&absolute(root), stem).display());
+    let root = absolute(root);
+    let text = Some(text::text_path(&root, model)).filter(|text| text.exists());
+    let files = std::iter::once(path(&root, stem)).chain(text);
+    let lines: String = files.map(|file| format!("{}\n", file.display())).collect();
     let noted = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
         .open(&list)
-        .and_then(|mut file| file.write_all(line.as_bytes()));
+        .and_then(|mut file| file.write_all(lines.as_bytes()));
     if let Err(error) = noted {
         eprintln!("warning: {}: {error}", Path::new(&list).display());
     }
@@ -435,5 +439,11 @@ to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-resu
         checked(root.path(), &vars);
         let line = format!("{}\n", file.display());
         assert_eq!(std::fs::read_to_string(&list).unwrap(), line.repeat(2));
+        // a case that did not run needs its model's text as well, and does not offer it
+        let text = text::text_path(root.path(), &fixture::results().measurements[0].model);
+        std::fs::write(&text, text::snapshot(&fixture::generated())).unwrap();
+        checked(root.path(), &vars);
+        let both = format!("{}{line}{}\n", line.repeat(2), text.display());
+        assert_eq!(std::fs::read_to_string(&list).unwrap(), both);
     }
 }
