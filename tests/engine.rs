@@ -5,6 +5,7 @@ mod support;
 
 use candle_core::{Device, Tensor};
 use kvgate::kv::cache::{KvCache, LayerKv};
+use kvgate::kv::calibration::{Calibration, Ranges};
 use kvgate::kv::effective::Effective;
 use kvgate::kv::lanes::LaneCache;
 use kvgate::kv::Scheme;
@@ -16,6 +17,7 @@ use kvgate::model::decoder::{At, Decoder, Residency};
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
 use kvgate::results::{Outcome, SchemeResult};
+use std::sync::Arc;
 use support::forward::effective;
 use support::tiny::{Damage, Repository};
 
@@ -364,22 +366,108 @@ fn a_scheme_may_treat_layers_differently() {
     }
 }
 
+/// What a scheme makes of K and V of one layer, (1, T, 2, 64) both, beside a calibration.
+struct Stored {
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// Of K, where the scheme keeps some tokens exact.
+    exact: Option<Vec<f32>>,
+}
+
+const TOKENS: usize = 16;
+
+fn stored(scheme: &str, layer: usize, x: &[f32], calibration: Option<&Calibration>) -> Stored {
+    let kv = LayerKv { heads: 2, head_dim: 64, ..LayerKv::default() };
+    let scheme = Effective::new(&scheme.parse().unwrap(), &[Some(kv); 2], calibration).unwrap();
+    let x = || Tensor::from_vec(x.to_vec(), (1, TOKENS, 2, 64), &Device::Cpu).unwrap();
+    let view = LaneCache::new(scheme).append(layer, x(), x()).unwrap();
+    let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1().unwrap();
+    let exact = view.k.exact.map(|(exact, _)| flat(&exact));
+    Stored { k: flat(&view.k.stored), v: flat(&view.v.stored), exact }
+}
+
+/// Numbers by token, head and element.
+fn numbers(mut of: impl FnMut(usize, f32) -> f32) -> Vec<f32> {
+    let mut random = support::tiny::Random(7);
+    (0..TOKENS * 128).map(|i| of(i % 128, random.normal())).collect()
+}
+
 #[test]
 fn a_layer_of_a_mixed_scheme_reads_what_its_own_scheme_gives() {
-    let decoder = Bench::new(&[], 64, 1).decoder;
-    let mut random = support::tiny::Random(7);
-    let numbers: Vec<f32> = (0..16 * 2 * 64).map(|_| random.normal()).collect();
-    let x = || Tensor::from_vec(numbers.clone(), (1, 16, 2, 64), &Device::Cpu).unwrap();
+    let x = numbers(|_, x| x);
     let read = |scheme: &str, layer| {
-        let mut cache = LaneCache::new(effective(&decoder.spec, scheme));
-        let view = cache.append(layer, x(), x()).unwrap();
-        let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        (flat(&view.k.stored), flat(&view.v.stored))
+        let Stored { k, v, .. } = stored(scheme, layer, &x, None);
+        (k, v)
     };
     for (layer, own) in [(0, "q8_0/f16"), (1, "q4_0")] {
         assert!(read("q4_0@first1=q8_0/f16", layer) == read(own, layer), "layer {layer}");
     }
     assert!(read("q4_0@first1=q8_0/f16", 0) != read("q4_0", 0));
+}
+
+/// A calibration on these very numbers.
+fn calibration(x: &[f32]) -> Calibration {
+    let over = |of: &dyn Fn(&mut dyn Iterator<Item = f32>) -> f32| -> Arc<[f32]> {
+        (0..128).map(|i| of(&mut x.iter().skip(i).step_by(128).copied())).collect()
+    };
+    let ranges = Ranges {
+        mean: over(&|x| x.sum::<f32>() / TOKENS as f32),
+        min: over(&|x| x.fold(f32::INFINITY, f32::min)),
+        max: over(&|x| x.fold(f32::NEG_INFINITY, f32::max)),
+    };
+    Calibration {
+        weights_sha256: String::new(),
+        corpus: Vec::new(),
+        tokens: TOKENS,
+        layers: [0, 1].map(|layer| (layer, [ranges.clone(), ranges.clone()])).into(),
+    }
+}
+
+/// Error over size of one of the two heads.
+fn error(x: &[f32], read: &[f32], head: usize) -> f64 {
+    let own = |i: &usize| i % 128 / 64 == head;
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let errors: f64 = (0..x.len()).filter(own).map(|i| square(x[i] - read[i])).sum();
+    let size: f64 = (0..x.len()).filter(own).map(|i| square(x[i])).sum();
+    (errors / size).sqrt()
+}
+
+#[test]
+fn a_mean_that_is_taken_out_of_k_is_not_quantized() {
+    // channels far from zero, that vary little
+    let x = numbers(|i, x| 10.0 * ((i * 37 % 64) as f32 / 32.0 - 1.0) + 0.1 * x);
+    let calibration = calibration(&x);
+    let read = |scheme| stored(scheme, 1, &x, Some(&calibration));
+    for (plain, centered) in [("q4_0", "q4_0:center"), ("turbo3", "turbo3:center")] {
+        let (plain, centered) = (read(plain), read(centered));
+        for head in 0..2 {
+            let [plain, centered] = [&plain.k, &centered.k].map(|k| error(&x, k, head));
+            assert!(20.0 * centered < plain, "head {head}: {plain} and {centered}");
+        }
+        assert_eq!(plain.v, centered.v, "V's mean does not fall out of anything");
+    }
+    let exact = read("q4_0:center:tail=4").exact.unwrap();
+    let halves: Vec<f32> = x.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect();
+    assert_eq!(exact, halves, "exact tokens are beside the others, means and all");
+}
+
+#[test]
+fn a_calibrated_scale_fits_what_shares_it() {
+    // one head beyond what e4m3 can hold, one that a scale for both leaves nothing of
+    let x = numbers(|i, x| if i < 64 { 1000.0 * x } else { 1e-4 * x });
+    let calibration = calibration(&x);
+    let errors = |scheme| {
+        let read = stored(scheme, 0, &x, Some(&calibration));
+        assert_eq!(read.k, read.v);
+        [0, 1].map(|head| error(&x, &read.k, head))
+    };
+    let rounding = 0.04;
+    let [large, small] = errors("fp8_e4m3");
+    assert!(large > 0.3 && small > 0.3, "{large} and {small}");
+    let [large, small] = errors("fp8_e4m3:tensor");
+    assert!(large < rounding && small > 0.3, "{large} and {small}");
+    let [large, small] = errors("fp8_e4m3:head");
+    assert!(large < rounding && small < rounding, "{large} and {small}");
 }
 
 /// Bits are those of all elements of a token, so a wide layer counts for more.
