@@ -5,7 +5,7 @@ mod support;
 
 use kvgate::kv::lanes::LaneCache;
 use kvgate::kv::packed::PackedCache;
-use kvgate::measure::generate::{greedy, Generate};
+use kvgate::measure::generate::{greedy, Generate, Writing};
 use kvgate::measure::prompts::PromptSet;
 use kvgate::measure::{measure, Request};
 use kvgate::model::decoder::Residency;
@@ -106,10 +106,12 @@ fn the_first_flip_is_where_greedy_decoding_parts() {
         for scheme in &measurement.schemes {
             let stored = effective(&decoder.spec, &scheme.scheme);
             let replay = scheme.replay.as_ref().unwrap();
+            let texts = prompts.iter().map(|p| Writing::after(&p.tokens, &stored)).collect();
+            let written = greedy(&decoder, texts, TOKENS, &checkpoint.ends, &|_, _| {});
+            let written = written.unwrap_or_else(|(i, error)| panic!("{i}: {error}"));
             for (i, prompt) in replay.prompts.iter().enumerate() {
                 let baseline = &generated.continuations[i];
-                let ends = &checkpoint.ends;
-                let own = greedy(&decoder, &stored, &prompts[i].tokens, TOKENS, ends).unwrap();
+                let own = &written[i];
                 let parted =
                     (0..baseline.tokens.len()).find(|&t| own.get(t) != Some(&baseline.tokens[t]));
                 if parted == prompt.first_flip {
