@@ -14,9 +14,10 @@ use crate::kv::effective::Effective;
 use crate::kv::packed::PackedCache;
 use crate::model::decoder::{At, Decoder};
 use crate::model::layer::RopeTables;
-use crate::model::ops::read;
+use crate::model::ops::{all_finite, read};
 use crate::model::Checkpoint;
 use crate::results::Sides;
+use candle_core::Tensor;
 use std::path::Path;
 
 /// A flip where the baseline's first token leads its second by this much in probability is no matter of
@@ -87,20 +88,9 @@ impl<'a> Replayer<'a> {
                 generated.accepted = true;
             }
             None => {
-                for (i, prompt) in prompts.prompts.iter().enumerate() {
-                    progress("generating", i as u64, prompts.prompts.len() as u64);
-                    let failed = |why| MeasureError::Generating { prompt: prompt.id.clone(), why };
-                    let tokens =
-                        greedy(decoder, baseline, &prompt.tokens, asked.tokens, &checkpoint.ends)
-                            .map_err(|error| failed(error.brief()))?;
-                    let text = checkpoint.tokenizer.decode(&tokens);
-                    generated.continuations.push(Continuation {
-                        prompt: prompt.id.clone(),
-                        text: text.map_err(failed)?,
-                        tokens,
-                        near_ties: Vec::new(),
-                    });
-                }
+                let tell = |done, all| progress("generating", done, all);
+                generated.continuations =
+                    continuations(&prompts, checkpoint, decoder, baseline, asked.tokens, &tell)?;
             }
         }
         Ok(Replayer { decoder, checkpoint, prompts, generated })
@@ -134,13 +124,12 @@ impl<'a> Replayer<'a> {
             }
         }
         self.mark(&own);
-        let replays = lanes.into_iter().zip(schemes).enumerate();
+        let summaries = lanes.iter().zip(schemes);
+        let mut replays: Vec<_> = summaries
+            .map(|(lane, scheme)| Ok(self.summary(lane.as_ref().map_err(String::clone)?, scheme)))
+            .collect();
+        self.continue_parted(schemes, &lanes, &mut replays, progress);
         replays
-            .map(|(i, (lane, scheme))| {
-                progress("continuing", i as u64, schemes.len() as u64);
-                self.summary(&lane?, scheme)
-            })
-            .collect()
     }
 
     fn text(&self, prompt: usize) -> &[u32] {
@@ -204,17 +193,17 @@ impl<'a> Replayer<'a> {
         }
     }
 
-    fn summary(&self, lane: &[Vec<Position>], scheme: &Effective) -> Result<Replay, String> {
+    fn summary(&self, lane: &[Vec<Position>], scheme: &Effective) -> Replay {
         let prompts: Vec<PromptReplay> =
-            lane.iter().enumerate().map(|(i, p)| self.of(i, p)).collect();
+            lane.iter().enumerate().map(|(i, positions)| self.of(i, positions)).collect();
         let klds = lane.iter().flatten().map(|p| f64::from(p.kld));
         let positions: u64 = prompts.iter().map(|prompt| prompt.positions).sum();
-        Ok(Replay {
+        Replay {
             mean_kld: klds.sum::<f64>() / positions as f64,
             charged_share: self.charged_share(scheme),
-            texts: self.texts(&prompts, lane, scheme)?,
             prompts,
-        })
+            texts: Vec::new(),
+        }
     }
 
     fn of(&self, prompt: usize, positions: &[Position]) -> PromptReplay {
@@ -244,34 +233,94 @@ impl<'a> Replayer<'a> {
         sums.map(|sum| sum / all as f64).into()
     }
 
-    /// What the scheme itself writes from where it parts, beside the baseline's text.
-    fn texts(
-        &self,
-        prompts: &[PromptReplay],
-        lane: &[Vec<Position>],
-        scheme: &Effective,
-    ) -> Result<Vec<Divergence>, String> {
-        let margin = |i: usize, at: usize| lane[i][at].margin;
-        let parted = prompts.iter().enumerate().filter_map(|(i, p)| Some((i, p.first_flip?)));
-        let mut parted: Vec<(usize, usize)> = parted.collect();
-        parted.sort_by(|a, b| margin(b.0, b.1).total_cmp(&margin(a.0, a.1)));
-        let decode = |tokens: &[u32]| self.checkpoint.tokenizer.decode(tokens);
-        let text = |&(i, at): &(usize, usize)| {
-            let common = [&self.prompts.prompts[i].tokens, &self.text(i)[..at]].concat();
-            let ends = &self.checkpoint.ends;
-            let own = greedy(self.decoder, scheme, &common, SHOWN_TOKENS, ends);
-            let own = own.map_err(|error| error.brief())?;
-            let baseline = &self.text(i)[at..];
-            Ok(Divergence {
-                prompt: prompts[i].prompt.clone(),
-                at,
-                margin: f64::from(margin(i, at)),
-                baseline: decode(&baseline[..baseline.len().min(SHOWN_TOKENS)])?,
-                scheme: decode(&own)?,
-            })
+    /// The prompts where a scheme parts, those first where the baseline was most decided.
+    fn parted(&self, replay: &Replay, lane: &[Vec<Position>]) -> Vec<Parting> {
+        let prompts = replay.prompts.iter().enumerate();
+        let parting = |(prompt, replay): (usize, &PromptReplay)| {
+            let at = replay.first_flip?;
+            Some(Parting { prompt, at, margin: lane[prompt][at].margin })
         };
-        parted.iter().take(SHOWN).map(text).collect()
+        let mut parted: Vec<Parting> = prompts.filter_map(parting).collect();
+        parted.sort_by(|a, b| b.margin.total_cmp(&a.margin));
+        parted.truncate(SHOWN);
+        parted
     }
+
+    /// What each scheme itself writes from where it parts, beside the baseline's text.
+    fn continue_parted(
+        &self,
+        schemes: &[Effective],
+        lanes: &[Result<Vec<Vec<Position>>, String>],
+        replays: &mut [Result<Replay, String>],
+        progress: Progress,
+    ) {
+        let mut of = Vec::new();
+        let mut texts = Vec::new();
+        for (l, (replay, lane)) in replays.iter().zip(lanes).enumerate() {
+            let (Ok(replay), Ok(lane)) = (replay, lane) else { continue };
+            for parting in self.parted(replay, lane) {
+                let prompt = &self.prompts.prompts[parting.prompt].tokens;
+                let common = [prompt, &self.text(parting.prompt)[..parting.at]].concat();
+                texts.push(Writing::after(&common, &schemes[l]));
+                of.push((l, parting));
+            }
+        }
+        let tell = |done, all| progress("continuing", done, all);
+        match greedy(self.decoder, texts, SHOWN_TOKENS, &self.checkpoint.ends, &tell) {
+            Err((i, error)) => replays[of[i].0] = Err(error.brief()),
+            Ok(texts) => {
+                for ((l, parting), text) in of.iter().zip(texts) {
+                    let divergence = self.divergence(parting, &text);
+                    match (&mut replays[*l], divergence) {
+                        (Ok(replay), Ok(divergence)) => replay.texts.push(divergence),
+                        (replay, Err(error)) => *replay = Err(error),
+                        (Err(_), Ok(_)) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn divergence(&self, parting: &Parting, scheme: &[u32]) -> Result<Divergence, String> {
+        let decode = |tokens: &[u32]| self.checkpoint.tokenizer.decode(tokens);
+        let baseline = &self.text(parting.prompt)[parting.at..];
+        Ok(Divergence {
+            prompt: self.prompts.prompts[parting.prompt].id.clone(),
+            at: parting.at,
+            margin: f64::from(parting.margin),
+            baseline: decode(&baseline[..baseline.len().min(SHOWN_TOKENS)])?,
+            scheme: decode(scheme)?,
+        })
+    }
+}
+
+/// Where a scheme's text parts from the baseline's.
+struct Parting {
+    prompt: usize,
+    at: usize,
+    margin: f32,
+}
+
+/// The baseline's text.
+fn continuations(
+    prompts: &Prompts,
+    checkpoint: &Checkpoint,
+    decoder: &Decoder,
+    baseline: &Effective,
+    count: usize,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Vec<Continuation>, MeasureError> {
+    let prompts = &prompts.prompts;
+    let failed = |i: usize, why| MeasureError::Generating { prompt: prompts[i].id.clone(), why };
+    let texts = prompts.iter().map(|prompt| Writing::after(&prompt.tokens, baseline)).collect();
+    let written = greedy(decoder, texts, count, &checkpoint.ends, progress)
+        .map_err(|(i, error)| failed(i, error.brief()))?;
+    let continuation = |(i, tokens): (usize, Vec<u32>)| {
+        let text = checkpoint.tokenizer.decode(&tokens).map_err(|why| failed(i, why))?;
+        let prompt = prompts[i].id.clone();
+        Ok(Continuation { prompt, tokens, near_ties: Vec::new(), text })
+    };
+    written.into_iter().enumerate().map(continuation).collect()
 }
 
 /// Why an accepted text is not one that the baseline can have written after the prompts.
@@ -304,64 +353,103 @@ fn is_hard_flip(p: &Position) -> bool {
     is_flip(p) && p.margin >= HARD_MARGIN
 }
 
-/// What a model writes after a prompt with a cache of some scheme, token by token: the most likely token, of
-/// equal ones the lowest, until one that ends it, which is the last.
-///
-/// # Errors
-/// What the cache or the decoder refuses; logits that are not finite.
-pub fn greedy(
-    decoder: &Decoder,
-    scheme: &Effective,
-    prompt: &[u32],
-    count: usize,
-    ends: &[u32],
-) -> Result<Vec<u32>, LaneError> {
-    let ropes = decoder.ropes(prompt.len() + count);
-    let mut cache = PackedCache::new(scheme.clone());
-    let mut written = Vec::new();
-    let mut next = step(decoder, &ropes, &mut cache, prompt, 0)?;
-    loop {
-        written.push(next);
-        if written.len() == count || ends.contains(&next) {
-            return Ok(written);
+/// A text that a model writes with a cache of some scheme.
+pub struct Writing {
+    cache: PackedCache,
+    /// Tokens that have not been fed.
+    next: Vec<u32>,
+    /// Tokens that have.
+    fed: usize,
+    written: Vec<u32>,
+}
+
+impl Writing {
+    /// Behind some tokens.
+    pub fn after(tokens: &[u32], scheme: &Effective) -> Self {
+        Writing {
+            cache: PackedCache::new(scheme.clone()),
+            next: tokens.into(),
+            fed: 0,
+            written: Vec::new(),
         }
-        let start = prompt.len() + written.len() - 1;
-        next = step(decoder, &ropes, &mut cache, &[next], start)?;
     }
 }
 
-/// Feeds tokens to a sequence; the most likely token after them.
-fn step(
+/// What a model writes, token by token: the most likely token, of equal ones the lowest, until one that ends
+/// the text, which is the last, or until there are `count`.
+///
+/// Texts are written side by side, layer by layer: weights are read once for a token of all of them.
+///
+/// # Errors
+/// What the cache or the decoder refuses, and logits that are not finite, with the text's index.
+pub fn greedy(
+    decoder: &Decoder,
+    mut texts: Vec<Writing>,
+    count: usize,
+    ends: &[u32],
+    progress: &dyn Fn(u64, u64),
+) -> Result<Vec<Vec<u32>>, (usize, LaneError)> {
+    let longest = texts.iter().map(|text| text.next.len()).max().unwrap_or(0);
+    let ropes = decoder.ropes(longest + count);
+    for step in 0..count {
+        progress(step as u64, count as u64);
+        let open = |text: &Writing| text.written.last().is_none_or(|last| !ends.contains(last));
+        let mut open: Vec<(usize, &mut Writing)> =
+            texts.iter_mut().enumerate().filter(|(_, text)| open(text)).collect();
+        if open.is_empty() {
+            break;
+        }
+        one_more(decoder, &ropes, &mut open)?;
+    }
+    Ok(texts.into_iter().map(|text| text.written).collect())
+}
+
+/// Writes a token of each text.
+fn one_more(
     decoder: &Decoder,
     ropes: &RopeTables,
-    cache: &mut PackedCache,
-    ids: &[u32],
-    start: usize,
-) -> Result<u32, LaneError> {
-    let embedded = decoder.embed(ids)?;
-    let at = At { start, tokens: ids.len() };
-    let mut x = embedded.x;
+    texts: &mut [(usize, &mut Writing)],
+) -> Result<(), (usize, LaneError)> {
+    let of = |i: usize| move |error: LaneError| (i, error);
+    let embed = |(i, text): &(usize, &mut Writing)| {
+        decoder.embed(&text.next).map_err(|error| of(*i)(error.into()))
+    };
+    let embedded = texts.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
+    let mut states: Vec<Tensor> = embedded.iter().map(|embedded| embedded.x.clone()).collect();
     for index in 0..decoder.spec.layers.len() {
-        let layer = decoder.ready(index, ropes)?;
-        x = layer
-            .run(&x, embedded.per_layer.as_ref(), at, cache)
-            .map_err(|error| LaneError::at(index, error))?;
+        let layer = decoder.ready(index, ropes).map_err(|error| of(texts[0].0)(error.into()))?;
+        for ((x, embedded), (i, text)) in states.iter_mut().zip(&embedded).zip(&mut *texts) {
+            let at = At { start: text.fed, tokens: text.next.len() };
+            *x = layer
+                .run(x, embedded.per_layer.as_ref(), at, &mut text.cache)
+                .map_err(|error| of(*i)(LaneError::at(index, error)))?;
+        }
     }
-    let last = decoder.normed(&x.narrow(0, ids.len() - 1, 1)?)?;
+    for (x, (i, text)) in states.iter().zip(texts) {
+        text.fed += text.next.len();
+        let token = most_likely(decoder, x, text.fed - 1).map_err(of(*i))?;
+        text.written.push(token);
+        text.next = vec![token];
+    }
+    Ok(())
+}
+
+/// The most likely token after the last of some rows.
+fn most_likely(decoder: &Decoder, x: &Tensor, position: usize) -> Result<u32, LaneError> {
+    let last = decoder.normed(&x.narrow(0, x.dim(0)? - 1, 1)?)?;
     let logits = decoder.logits(&last, 0, decoder.spec.vocab)?.contiguous()?;
     let best = read(&logits, |logits| {
-        let best = |best: (usize, f32), (id, &x): (usize, &f32)| {
-            // a NaN is larger than nothing, and is found by its own test
+        let larger = |best: (usize, f32), (id, &x): (usize, &f32)| {
             if x > best.1 {
                 (id, x)
             } else {
                 best
             }
         };
-        let is_finite = logits.iter().all(|x| x.is_finite());
-        is_finite.then(|| logits.iter().enumerate().fold((0, f32::NEG_INFINITY), best).0 as u32)
+        let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), larger);
+        all_finite(logits).then_some(best.0 as u32)
     })?;
-    best.ok_or(LaneError::Logits { position: start + ids.len() - 1, chunk: 0 })
+    best.ok_or(LaneError::Logits { position, chunk: 0 })
 }
 
 impl From<PromptError> for MeasureError {

@@ -54,6 +54,16 @@ impl<'a> Row<'a> {
         ]
     }
 
+    /// Cells of the columns of [`COSTS`].
+    fn costs(&self) -> [String; 2] {
+        match self.scheme.and_then(|scheme| scheme.storage) {
+            None => std::array::from_fn(|_| "–".to_string()),
+            Some(s) => {
+                [format!("{:.0}", s.bytes_per_token), format!("{:.1} %", s.ratio_to_f16 * 100.0)]
+            }
+        }
+    }
+
     /// Cells of the columns of [`REPLAYED`].
     fn replayed(&self) -> [String; 3] {
         let Some(replay) = self.scheme.and_then(|scheme| scheme.replay.as_ref()) else {
@@ -148,6 +158,10 @@ fn replay_remark(replay: &Replay) -> Option<String> {
 /// The header of [`Row::numbers`].
 const NUMBERS: [&str; 5] = ["bits K/V", "mean KLD", "p99", "top-1", "PPL ratio"];
 
+/// The columns of rows without cases, where a scheme is looked for: bytes that a token adds to the cache, and
+/// what the cache at the measured context takes of that of f16.
+const COSTS: [&str; 2] = ["B/token", "of f16"];
+
 /// The columns of rows that have replays: flips and hard flips per 1,000 tokens, prompts without a flip.
 const REPLAYED: [&str; 3] = ["flips/1k", "hard", "same text"];
 
@@ -157,12 +171,16 @@ const LONGEST_NAME: usize = 24;
 /// Names of the numbers' columns, and each row's cells.
 pub(super) fn numbers(rows: &[Row]) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let replayed = rows.iter().any(|row| row.scheme.is_some_and(|s| s.replay.is_some()));
+    let judged = rows.iter().any(|row| row.cases.iter().any(Option::is_some));
     let cells = |row: &Row| {
-        let more = if replayed { row.replayed().into() } else { Vec::new() };
-        row.numbers().into_iter().chain(more).collect()
+        let costs = if judged { Vec::new() } else { row.costs().into() };
+        let replayed = if replayed { row.replayed().into() } else { Vec::new() };
+        row.numbers().into_iter().chain(costs).chain(replayed).collect()
     };
-    let more: &[&str] = if replayed { &REPLAYED } else { &[] };
-    (NUMBERS.iter().chain(more).copied().collect(), rows.iter().map(cells).collect())
+    let costs: &[&str] = if judged { &[] } else { &COSTS };
+    let replayed: &[&str] = if replayed { &REPLAYED } else { &[] };
+    let names = NUMBERS.iter().chain(costs).chain(replayed).copied();
+    (names.collect(), rows.iter().map(cells).collect())
 }
 
 /// Names of models, in the order of measurements, then of cases.

@@ -1,7 +1,7 @@
 //! Replays against decoding itself.
 
 use super::forward::effective;
-use kvgate::measure::generate::{greedy, Generate};
+use kvgate::measure::generate::{greedy, Generate, Writing};
 use kvgate::measure::prompts::PromptSet;
 use kvgate::measure::{measure, Request};
 use kvgate::model::decoder::Residency;
@@ -43,12 +43,13 @@ pub fn replay_and_decode(
         let stored = effective(&decoder.spec, &scheme.scheme);
         let replay = scheme.replay.as_ref().unwrap();
         assert!(replay.charged_share.k > 0.0, "{}: nothing of it is at work", scheme.scheme);
+        let texts = prompts.iter().map(|p| Writing::after(&p.tokens, &stored)).collect();
+        let written = greedy(&decoder, texts, tokens, &checkpoint.ends, &|_, _| {});
+        let written = written.unwrap_or_else(|(i, error)| panic!("{i}: {error}"));
         for (i, prompt) in replay.prompts.iter().enumerate() {
             let baseline = &generated.continuations[i];
-            let own = greedy(&decoder, &stored, &prompts[i].tokens, tokens, &checkpoint.ends);
-            let own = own.unwrap();
-            let written = &baseline.tokens;
-            let parted = (0..written.len()).find(|&t| own.get(t) != Some(&written[t]));
+            let (own, theirs) = (&written[i], &baseline.tokens);
+            let parted = (0..theirs.len()).find(|&t| own.get(t) != Some(&theirs[t]));
             all += 1;
             if parted == prompt.first_flip {
                 equal += 1;
