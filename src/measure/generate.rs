@@ -254,29 +254,39 @@ impl<'a> Replayer<'a> {
         replays: &mut [Result<Replay, String>],
         progress: Progress,
     ) {
-        let mut of = Vec::new();
-        let mut texts = Vec::new();
-        for (l, (replay, lane)) in replays.iter().zip(lanes).enumerate() {
-            let (Ok(replay), Ok(lane)) = (replay, lane) else { continue };
-            for parting in self.parted(replay, lane) {
-                let prompt = &self.prompts.prompts[parting.prompt].tokens;
-                let common = [prompt, &self.text(parting.prompt)[..parting.at]].concat();
-                texts.push(Writing::after(&common, &schemes[l]));
-                of.push((l, parting));
+        let tell = |done, all| progress("continuing", done, all);
+        loop {
+            let mut of = Vec::new();
+            let mut texts = Vec::new();
+            for (l, (replay, lane)) in replays.iter().zip(lanes).enumerate() {
+                let (Ok(replay), Ok(lane)) = (replay, lane) else { continue };
+                for parting in self.parted(replay, lane) {
+                    let prompt = &self.prompts.prompts[parting.prompt].tokens;
+                    let common = [prompt, &self.text(parting.prompt)[..parting.at]].concat();
+                    texts.push(Writing::after(&common, &schemes[l]));
+                    of.push((l, parting));
+                }
+            }
+            match greedy(self.decoder, texts, SHOWN_TOKENS, &self.checkpoint.ends, &tell) {
+                // a scheme that fails leaves the others theirs
+                Err((i, error)) => replays[of[i].0] = Err(error.brief()),
+                Ok(texts) => return self.show(&of, &texts, replays),
             }
         }
-        let tell = |done, all| progress("continuing", done, all);
-        match greedy(self.decoder, texts, SHOWN_TOKENS, &self.checkpoint.ends, &tell) {
-            Err((i, error)) => replays[of[i].0] = Err(error.brief()),
-            Ok(texts) => {
-                for ((l, parting), text) in of.iter().zip(texts) {
-                    let divergence = self.divergence(parting, &text);
-                    match (&mut replays[*l], divergence) {
-                        (Ok(replay), Ok(divergence)) => replay.texts.push(divergence),
-                        (replay, Err(error)) => *replay = Err(error),
-                        (Err(_), Ok(_)) => {}
-                    }
-                }
+    }
+
+    /// Puts texts beside the baseline's.
+    fn show(
+        &self,
+        of: &[(usize, Parting)],
+        texts: &[Vec<u32>],
+        replays: &mut [Result<Replay, String>],
+    ) {
+        for ((l, parting), text) in of.iter().zip(texts) {
+            match (&mut replays[*l], self.divergence(parting, text)) {
+                (Ok(replay), Ok(divergence)) => replay.texts.push(divergence),
+                (replay, Err(error)) => *replay = Err(error),
+                (Err(_), Ok(_)) => {}
             }
         }
     }

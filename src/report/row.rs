@@ -65,7 +65,7 @@ impl<'a> Row<'a> {
     }
 
     /// Cells of the columns of [`REPLAYED`].
-    fn replayed(&self) -> [String; 3] {
+    fn replayed(&self) -> [String; 4] {
         let Some(replay) = self.scheme.and_then(|scheme| scheme.replay.as_ref()) else {
             return std::array::from_fn(|_| "–".to_string());
         };
@@ -74,6 +74,7 @@ impl<'a> Row<'a> {
             format!("{:.1}", replay.flips_per_1k()),
             format!("{:.1}", replay.hard_flips_per_1k()),
             format!("{exact} of {}", replay.prompts.len()),
+            replay.median_first_flip().map_or("–".into(), |at| (at + 1).to_string()),
         ]
     }
 
@@ -162,8 +163,9 @@ const NUMBERS: [&str; 5] = ["bits K/V", "mean KLD", "p99", "top-1", "PPL ratio"]
 /// what the cache at the measured context takes of that of f16.
 const COSTS: [&str; 2] = ["B/token", "of f16"];
 
-/// The columns of rows that have replays: flips and hard flips per 1,000 tokens, prompts without a flip.
-const REPLAYED: [&str; 3] = ["flips/1k", "hard", "same text"];
+/// The columns of rows that have replays: flips and hard flips per 1,000 tokens, prompts without a flip,
+/// tokens by which half of the texts have parted.
+const REPLAYED: [&str; 4] = ["flips/1k", "hard", "same text", "half part by"];
 
 /// Longer names of what ran stand below the table.
 const LONGEST_NAME: usize = 24;
@@ -278,7 +280,7 @@ mod tests {
         assert!(remarks(2).is_empty());
         let (names, cells) = numbers(&rows);
         assert_eq!(names[5..], REPLAYED);
-        assert_eq!(cells[1][5..], ["250.0", "250.0", "1 of 2"]);
-        assert_eq!(cells[2][5..], ["–", "–", "–"]);
+        assert_eq!(cells[1][5..], ["250.0", "250.0", "1 of 2", "3"]);
+        assert_eq!(cells[2][5..], ["–", "–", "–", "–"]);
     }
 }
