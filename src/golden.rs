@@ -166,6 +166,9 @@ impl Golden {
             subject: lines.subject()?,
             conditions: lines.conditions()?,
         };
+        if golden.replay.is_some() != golden.conditions.prompts.is_some() {
+            return Err(lines.error("it has prompts without what was made of them, or the reverse"));
+        }
         match lines.next() {
             None => Ok(golden),
             Some(line) => Err(lines.error(format!("unexpected line `{line}`"))),

@@ -66,6 +66,9 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> 
     // a commit of the hub says what the weights are, before they are fetched as well
     if model.source.hub.is_none() {
         parts.extend(crate::model::files(&model.source.path).iter().map(|path| optional(path)));
+        // what a model is asked, and where its texts end
+        let of_chat = ["chat_template.jinja", "tokenizer_config.json", "generation_config.json"];
+        parts.extend(of_chat.iter().map(|file| optional(&model.source.path.join(file))));
     }
     parts.push(format!("{:?}", model.source));
     parts.extend(model.source.tokenizer.iter().map(|path| optional(path)));

@@ -4,7 +4,7 @@
 
 use crate::measure::stats::{Direction, Statistic, Statistics};
 use crate::policy::{CaseKind, Cell, Expectation, Limit, ModelPolicy};
-use crate::results::{Measurement, Outcome, SchemeResult};
+use crate::results::{Measurement, Outcome, SchemeResult, Sides, Storage};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -441,7 +441,10 @@ pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
         .collect();
     let (faulty, sound): (Vec<_>, Vec<_>) = lanes
         .into_iter()
-        .map(|lane| (lane, implausible(baseline, &lane.0.effective, lane.1)))
+        .map(|lane| {
+            let reason = implausible(baseline, &lane.0.effective, lane.1);
+            (lane, reason.or_else(|| idle(baseline, lane.0)))
+        })
         .partition(|(_, reason)| reason.is_some());
     let mut reasons: BTreeMap<_, _> = faulty
         .into_iter()
@@ -479,6 +482,28 @@ fn implausible(baseline: &str, effective: &str, statistics: &Statistics) -> Opti
     } else {
         None
     }
+}
+
+/// A scheme of which nothing was at work, in the scored positions or where the baseline's text charges it.
+fn idle(baseline: &str, result: &SchemeResult) -> Option<String> {
+    let effective = &result.effective;
+    if effective == baseline {
+        return None;
+    }
+    let charged = |share: &Sides| share.k > 0.0 || share.v > 0.0;
+    // halves throughout hide nothing
+    let hidden = |storage: &Storage| {
+        !charged(&storage.charged_share) && storage.bits_at_context != storage.bits_per_element
+    };
+    if result.storage.as_ref().is_some_and(hidden) {
+        return Some(format!(
+            "no scored query reads a quantized key of `{effective}`: its tail hides all of it"
+        ));
+    }
+    let replay = result.replay.as_ref()?;
+    (charged(&replay.charged_share) && replay.mean_kld == 0.0).then(|| {
+        format!("`{effective}` reads a KLD of exactly 0 on the baseline's text: it did not engage")
+    })
 }
 
 /// Two effective schemes with one result.

@@ -107,7 +107,7 @@ fn the_first_flip_is_where_greedy_decoding_parts() {
     let schemes = ["q8_0", "q4_0", "turbo3", "kivi2:tail=32", "q4_0:tail=8:sink=4"];
     for model in MODELS {
         let source = Source::at(root().join("models").join(model));
-        let [equal, parting, all] = replay_and_decode(&source, "english.toml", 40, &schemes);
+        let [equal, parting, all] = replay_and_decode(&source, "english.toml", 40, &schemes, 0.01);
         assert!(10 * equal >= 9 * all, "{model}: {equal} of {all}");
         assert!(parting >= 10, "{model}: only {parting} part, the others have nothing to show");
     }

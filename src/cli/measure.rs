@@ -44,8 +44,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Tokens of each continuation, at most
-    #[arg(long, default_value_t = 64, value_name = "N", requires = "prompts")]
-    generate: usize,
+    #[arg(long, default_value_t = 64, value_name = "N", requires = "prompts", value_parser = clap::value_parser!(u32).range(1..))]
+    generate: u32,
     /// Where to compute
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
@@ -53,7 +53,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "WHERE")]
     residency: Option<Place>,
     /// Take on another engine's habits, to compare with its numbers
-    #[arg(long, value_name = "ENGINE")]
+    #[arg(long, value_name = "ENGINE", conflicts_with = "prompts")]
     mimic: Option<Mimic>,
     /// Write the results there, in the format of results.json
     #[arg(long, value_name = "FILE")]
@@ -110,7 +110,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         calibration: arguments.calibration.as_deref(),
         generate: arguments.prompts.as_deref().map(|prompts| Generate {
             prompts,
-            tokens: arguments.generate.max(1),
+            tokens: arguments.generate as usize,
             kept: None,
         }),
         residency: arguments.residency.map(|place| match place {

@@ -96,13 +96,16 @@ pub fn accept(
     if !refusals.is_empty() {
         return Err(AcceptError::Refused(refusals));
     }
+    let accepted = goldens.into_iter().map(|(case, golden)| write(root, case, &golden));
+    let accepted = accepted.collect::<Result<_, _>>()?;
+    // last: goldens name their text, so that what is left of a failure is red
     let mut texts = BTreeSet::new();
     for (measurement, _) in &cells {
         if texts.insert(&measurement.model) {
             write_text(root, measurement)?;
         }
     }
-    goldens.into_iter().map(|(case, golden)| write(root, case, &golden)).collect()
+    Ok(accepted)
 }
 
 /// The baseline's text, which the cases of a model were measured on.

@@ -77,7 +77,7 @@ impl fmt::Display for Tolerance {
         match self {
             Self::Relative { share, .. } => write!(f, "± {} %", share * 100.0),
             Self::Absolute(0.0) => write!(f, "equal"),
-            Self::Absolute(most) => write!(f, "± {most}"),
+            Self::Absolute(most) => write!(f, "± {}", (most * 1e3).round() / 1e3),
             Self::Shown => write!(f, "shown"),
         }
     }
@@ -164,7 +164,11 @@ pub fn compare(golden: Option<&Golden>, new: &Golden) -> Comparison {
         old: old.effective.clone(),
         new: new.effective.clone(),
     });
-    let subject = differences(&subject_lines(&old.subject), &subject_lines(&new.subject));
+    let text = |golden: &Golden| golden.replay.as_ref().map(|replay| ("text", replay.text.clone()));
+    let lines = |golden: &Golden| {
+        subject_lines(&golden.subject).into_iter().chain(text(golden)).collect::<Vec<_>>()
+    };
+    let subject = differences(&lines(old), &lines(new));
     let rows = rows(old, new);
     if effective.is_none() && subject.is_empty() && rows.iter().all(Row::holds) {
         Comparison::Matches

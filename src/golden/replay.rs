@@ -1,6 +1,7 @@
 //! What a golden says of a scheme on the baseline's text.
 //!
 //! ```text
+//! text            3959e6…
 //! generated       1012
 //! generated_kld   0.01234
 //! …
@@ -21,8 +22,17 @@ use crate::measure::replay::Replay;
 use std::fmt;
 
 /// The numbers, in the order of their lines.
-const NAMES: [&str; 6] =
-    ["generated", "generated_kld", "flips_per_1k", "hard_per_1k", "hazard_per_1k", "exact_prompts"];
+const NAMES: [&str; 9] = [
+    "generated",
+    "decided",
+    "charged_k",
+    "charged_v",
+    "generated_kld",
+    "flips_per_1k",
+    "hard_per_1k",
+    "hazard_per_1k",
+    "exact_prompts",
+];
 
 /// Mean KLD on fewer and less alike positions than a corpus has, relative.
 const KLD: f64 = 0.35;
@@ -30,6 +40,8 @@ const KLD: f64 = 0.35;
 /// What is kept of a replay.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GoldenReplay {
+    /// SHA-256 of the baseline's text.
+    pub(super) text: String,
     /// As [`NAMES`] has them.
     values: [f64; NAMES.len()],
     /// Prompt, and the position of its first flip.
@@ -54,8 +66,12 @@ impl GoldenReplay {
             scheme: text.scheme.clone(),
         });
         GoldenReplay {
+            text: replay.text_sha256.clone(),
             values: [
                 replay.positions() as f64,
+                replay.decided() as f64,
+                replay.charged_share.k,
+                replay.charged_share.v,
                 replay.mean_kld,
                 replay.flips_per_1k(),
                 replay.hard_flips_per_1k(),
@@ -73,13 +89,14 @@ impl GoldenReplay {
 
     /// Number by number. Flips are counted: three standard deviations of a count, and one.
     pub(super) fn rows(&self, new: &GoldenReplay) -> Vec<Row> {
-        let per_1k = 1e3 / self.values[0].max(1.0);
+        let per_1k = 1e3 / self.values[1].max(1.0);
         let counted =
             |rate: f64| Tolerance::Absolute(per_1k * (3.0 * (rate / per_1k).sqrt() + 1.0));
         let tolerance = |i: usize| match i {
-            0 => Tolerance::Absolute(0.0),
-            1 => Tolerance::Relative { share: KLD, floor: 1e-6 },
-            2 | 3 => counted(self.values[i]),
+            0 | 1 => Tolerance::Absolute(0.0),
+            2 | 3 => Tolerance::Absolute(1e-3),
+            4 => Tolerance::Relative { share: KLD, floor: 1e-6 },
+            5 | 6 => counted(self.values[i]),
             // they go with the flips
             _ => Tolerance::Shown,
         };
@@ -95,42 +112,53 @@ impl GoldenReplay {
 
     /// Reads what [`fmt::Display`] writes, if it comes next.
     pub(super) fn parse(lines: &mut Lines) -> Result<Option<Self>, GoldenError> {
-        if !lines.is_next(NAMES[0]) {
+        if !lines.is_next("text") {
             return Ok(None);
         }
-        let mut values = [0.0; NAMES.len()];
+        let text = lines.field("text")?;
+        let mut values = [0f64; NAMES.len()];
         for (value, name) in values.iter_mut().zip(NAMES) {
             *value = lines.number(name)?;
+            if !value.is_finite() || *value < 0.0 {
+                return Err(lines.error(format!("`{name}` must be a number, and not below 0")));
+            }
         }
         lines.title("first_flips")?;
         let mut first_flips = Vec::new();
-        while !["texts", "subject"].iter().any(|title| lines.is_next(title)) {
+        while !["texts", "subject"].iter().any(|title| lines.is_title(title)) {
             let (prompt, at) = lines.pair()?;
             first_flips.push((prompt, at));
         }
         let mut texts = Vec::new();
-        if lines.is_next("texts") {
+        if lines.is_title("texts") {
             lines.title("texts")?;
-            while !lines.is_next("subject") {
+            while !lines.is_title("subject") {
                 let (prompt, at) = lines.pair()?;
                 let at = at.ok_or_else(|| lines.error("a text begins at a position"))?;
                 let (baseline, scheme) = (lines.text("baseline")?, lines.text("scheme")?);
                 texts.push(Texts { prompt, at, baseline, scheme });
             }
         }
-        Ok(Some(GoldenReplay { values, first_flips, texts }))
+        Ok(Some(GoldenReplay { text, values, first_flips, texts }))
     }
 }
 
-/// A number as goldens hold it; the first is a count.
+/// A number as goldens hold it: counts, shares, others.
 fn shown(index: usize, value: f64) -> String {
     match index {
-        0 => format!("{value:.0}"),
+        0 | 1 => format!("{value:.0}"),
+        2 | 3 => format!("{value:.4}"),
         _ => significant(value),
     }
 }
 
 impl Lines<'_> {
+    /// Whether the next line is this title.
+    fn is_title(&self, title: &str) -> bool {
+        let mut ahead = self.lines.clone().map(|(_, line)| line.trim_end());
+        ahead.find(|line| !line.is_empty()) == Some(title)
+    }
+
     /// A prompt and a position, or `none`.
     fn pair(&mut self) -> Result<(String, Option<usize>), GoldenError> {
         let line = self.expect("first_flips")?;
@@ -146,19 +174,20 @@ impl Lines<'_> {
 
 impl fmt::Display for GoldenReplay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<16}{}", "text", self.text)?;
         for (i, (name, value)) in NAMES.iter().zip(self.values).enumerate() {
             writeln!(f, "{name:<16}{}", shown(i, value))?;
         }
         writeln!(f, "\nfirst_flips")?;
         for (prompt, at) in &self.first_flips {
             let at = at.map_or("none".to_string(), |at| at.to_string());
-            writeln!(f, "  {prompt:<16}{at}")?;
+            writeln!(f, "  {prompt:<15} {at}")?;
         }
         if !self.texts.is_empty() {
             writeln!(f, "\ntexts")?;
         }
         for Texts { prompt, at, baseline, scheme } in &self.texts {
-            writeln!(f, "  {prompt:<16}{at}")?;
+            writeln!(f, "  {prompt:<15} {at}")?;
             writeln!(f, "    {:<14}{}", "baseline", quoted(baseline))?;
             writeln!(f, "    {:<14}{}", "scheme", quoted(scheme))?;
         }
@@ -168,25 +197,54 @@ impl fmt::Display for GoldenReplay {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Golden;
+    use super::super::{compare, Comparison, Golden};
     use super::*;
     use crate::measure::replay::Replay;
     use crate::report::fixture;
     use crate::results::SchemeResult;
 
     fn golden(replay: Replay) -> Golden {
-        let measurement = &fixture::results().measurements[0];
+        let mut measurement = fixture::results().measurements.remove(0);
+        measurement.conditions.prompts = Some(fixture::generated().conditions());
         let scheme = SchemeResult { replay: Some(replay), ..measurement.schemes[1].clone() };
-        Golden::of(measurement, &scheme).unwrap()
+        Golden::of(&measurement, &scheme).unwrap()
     }
 
     #[test]
     fn reads_back_what_it_writes() {
         let golden = golden(fixture::replay());
         assert_eq!(Golden::parse(&golden.snapshot(), "g.snap").unwrap(), golden);
+        let lost = golden.snapshot();
+        let (start, end) = (lost.find("text  ").unwrap(), lost.find("subject").unwrap());
+        let error =
+            Golden::parse(&(lost[..start].to_string() + &lost[end..]), "g.snap").unwrap_err();
+        assert!(error.to_string().contains("prompts without what was made of them"), "{error}");
+        let infinite = golden.snapshot().replace("generated_kld   0.01230", "generated_kld   inf");
+        let error = Golden::parse(&infinite, "g.snap").unwrap_err().to_string();
+        assert!(error.contains("`generated_kld` must be a number"), "{error}");
         let wrong = golden.snapshot().replace("tides           2", "tides           soon");
         let error = Golden::parse(&wrong, "g.snap").unwrap_err().to_string();
         assert!(error.contains("expected a prompt and a position"), "{error}");
+    }
+
+    /// Long names, and those of the blocks.
+    #[test]
+    fn any_prompt_may_be_named() {
+        for name in ["texts", "subject", "first_flips", "a-name-of-more-than-sixteen-characters"] {
+            let mut replay = fixture::replay();
+            for prompt in &mut replay.prompts {
+                prompt.prompt = name.into();
+            }
+            let golden = golden(replay);
+            assert_eq!(Golden::parse(&golden.snapshot(), "g.snap").unwrap(), golden, "{name}");
+        }
+    }
+
+    #[test]
+    fn another_text_is_a_change() {
+        let of = |text: &str| golden(Replay { text_sha256: text.into(), ..fixture::replay() });
+        assert_eq!(compare(Some(&of("aa")), &of("aa")), Comparison::Matches);
+        assert!(matches!(compare(Some(&of("aa")), &of("bb")), Comparison::Changed { .. }));
     }
 
     #[test]

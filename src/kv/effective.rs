@@ -200,12 +200,15 @@ impl Effective {
     }
 
     /// Share of the pairs of a query at one of the positions `scored` and a key that it sees, over layers
-    /// and heads, that read a quantized key: of K and of V.
+    /// and heads, that read something else than a half: of K and of V.
     pub fn charged_share(&self, scored: Range<usize>) -> [f64; 2] {
         let seen = |kv: &LayerKv, p: usize| kv.window.map_or(p + 1, |w| w.min(p + 1));
         let pairs = |kv: &LayerKv| scored.clone().map(|p| kv.heads * seen(kv, p)).sum::<usize>();
         let all: usize = self.owners().map(|layer| pairs(&layer.kv)).sum();
         let charged = |kv: &LayerKv, side: &Stored| {
+            if side.codec.name() == "f16" {
+                return 0; // what is called exact
+            }
             let keys = |p: usize| {
                 let lowest = (p + 1 - seen(kv, p)).max(side.exact.sink);
                 side.exact.first(p).min(p + 1).saturating_sub(lowest)

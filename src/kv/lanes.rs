@@ -40,6 +40,9 @@ impl KvCache for LaneCache {
             finite(layer, side, &x, BEFORE)?;
             let versions = stored.versions(x, self.scheme.clamped())?;
             finite(layer, side, &versions.stored, AFTER)?;
+            if let Some((exact, _)) = &versions.exact {
+                finite(layer, side, exact, HALVED)?;
+            }
             Ok(versions)
         };
         let (k, v) = (versions("K", k, stored_k)?, versions("V", v, stored_v)?);
@@ -60,6 +63,7 @@ impl KvCache for LaneCache {
 }
 
 pub(super) const BEFORE: &str = "before it is stored";
+pub(super) const HALVED: &str = "as a half, which is what its exact tail and sink hold";
 pub(super) const AFTER: &str = "once it is stored: the codec's range is exceeded";
 
 /// Checks K or V of a layer.

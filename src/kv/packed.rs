@@ -3,7 +3,7 @@
 
 use super::cache::{CacheError, KvCache, LayerKv, Versions, View};
 use super::effective::{Effective, Held, Stored, StoredLayer};
-use super::lanes::{finite, gather, scatter, AFTER, BEFORE};
+use super::lanes::{finite, gather, scatter, AFTER, BEFORE, HALVED};
 use super::recurrent::Recurrent;
 use crate::model::ops::read;
 use candle_core::{Device, Tensor};
@@ -101,6 +101,9 @@ impl KvCache for PackedCache {
             finite(layer, side, &x, BEFORE)?;
             let versions = store.append(&x, stored, kv)?;
             finite(layer, side, &versions.stored, AFTER)?;
+            if let Some((exact, _)) = &versions.exact {
+                finite(layer, side, exact, HALVED)?;
+            }
             Ok::<_, CacheError>(versions)
         });
         let view = View { k: k?, v: v?, start, queries: queries.clone() };
@@ -149,6 +152,9 @@ impl Store {
         stored: &Stored,
         kv: &LayerKv,
     ) -> candle_core::Result<Versions> {
+        if x.dim(0)? != 1 {
+            candle_core::bail!("a packed cache is of one sequence, not of {}", x.dim(0)?);
+        }
         let before = self.tokens;
         let seen = first_seen(kv, before);
         self.tokens += x.dim(1)?;

@@ -167,6 +167,9 @@ fn is_lossy(codec: &dyn Codec) -> bool {
     !["f32", "f16"].contains(&codec.name())
 }
 
+/// More tokens than any context has.
+const MOST_TOKENS: usize = 1 << 24;
+
 /// Formats that take tokens together fit each channel's range, its mean included.
 fn may_center(codec: &dyn Codec) -> bool {
     is_lossy(codec) && codec.group() == 1
@@ -234,10 +237,11 @@ impl Side {
     }
 
     fn tokens(&self, option: &str, count: &str) -> Result<usize, SchemeError> {
-        count.parse().map_err(|_| SchemeError::Tokens {
+        let tokens = count.parse().ok().filter(|&tokens| tokens <= MOST_TOKENS);
+        tokens.ok_or_else(|| SchemeError::Tokens {
             option: option.into(),
             codec: self.codec.name().into(),
-            takes: "a number of tokens, such as 128".into(),
+            takes: format!("a number of tokens, such as 128, of {MOST_TOKENS} at most"),
         })
     }
 
@@ -404,6 +408,11 @@ impl Scheme {
     /// Every side of every pair.
     pub fn sides(&self) -> impl Iterator<Item = Side> + '_ {
         self.pairs().flat_map(Pair::sides)
+    }
+
+    /// Whether it asks for anything that is not exact.
+    pub(crate) fn is_lossy(&self) -> bool {
+        self.sides().any(|side| is_lossy(side.codec))
     }
 
     /// Whether it needs what `kvgate calibrate` writes.

@@ -66,6 +66,10 @@ impl<'a> Replayer<'a> {
         progress: Progress,
     ) -> Result<Self, MeasureError> {
         let prompts = PromptSet::read(asked.prompts)?.tokens(checkpoint)?;
+        if let Some(prompt) = prompts.prompts.iter().find(|prompt| prompt.tokens.is_empty()) {
+            let why = "it gives the model nothing to read".into();
+            return Err(MeasureError::Generating { prompt: prompt.id.clone(), why });
+        }
         super::spelled(prompts.prompts.iter().flat_map(|prompt| &prompt.tokens), checkpoint)?;
         let mut generated = Generated {
             weights_sha256: weights_sha256.into(),
@@ -113,7 +117,8 @@ impl<'a> Replayer<'a> {
             for (l, result) in results.into_iter().enumerate() {
                 match (l, result) {
                     (0, Ok(positions)) => self.file(&bucket, positions, &mut own),
-                    (0, Err(_)) => {}
+                    // without it nothing says that the text is the baseline's
+                    (0, Err(error)) => lanes.fill(Err(error.brief())),
                     (l, Ok(positions)) => {
                         if let Ok(lane) = &mut lanes[l - 1] {
                             self.file(&bucket, positions, lane);
@@ -199,6 +204,7 @@ impl<'a> Replayer<'a> {
         let klds = lane.iter().flatten().map(|p| f64::from(p.kld));
         let positions: u64 = prompts.iter().map(|prompt| prompt.positions).sum();
         Replay {
+            text_sha256: self.generated.sha256(),
             mean_kld: klds.sum::<f64>() / positions as f64,
             charged_share: self.charged_share(scheme),
             prompts,
@@ -208,11 +214,15 @@ impl<'a> Replayer<'a> {
 
     fn of(&self, prompt: usize, positions: &[Position]) -> PromptReplay {
         let Prompt { id, category, .. } = &self.prompts.prompts[prompt];
-        let count = |of: fn(&Position) -> bool| positions.iter().filter(|p| of(p)).count() as u64;
+        let near_ties = &self.generated.continuations[prompt].near_ties;
+        let decided = positions.iter().enumerate().filter(|(i, _)| !near_ties.contains(i));
+        let decided: Vec<&Position> = decided.map(|(_, position)| position).collect();
+        let count = |of: fn(&Position) -> bool| decided.iter().filter(|p| of(p)).count() as u64;
         PromptReplay {
             prompt: id.clone(),
             category: category.clone(),
             positions: positions.len() as u64,
+            undecided: (positions.len() - decided.len()) as u64,
             flips: count(is_flip),
             hard_flips: count(is_hard_flip),
             first_flip: positions.iter().position(is_flip),
@@ -344,6 +354,11 @@ fn fault(kept: &Generated, prompts: &Prompts, checkpoint: &Checkpoint) -> Option
         if tokens.is_empty() || tokens.len() > kept.tokens {
             let (count, most) = (tokens.len(), kept.tokens);
             return Some(format!("has {count} tokens for `{prompt}`, not 1 to {most}"));
+        }
+        let ends = |id: &u32| checkpoint.ends.contains(id);
+        let (last, others) = tokens.split_last()?;
+        if others.iter().any(ends) || (tokens.len() < kept.tokens && !ends(last)) {
+            return Some(format!("does not end where its text for `{prompt}` would"));
         }
         if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocab) {
             return Some(format!("has token {id} for `{prompt}`, of a vocabulary of {vocab}"));

@@ -301,7 +301,8 @@ impl<'a> Lanes<'a> {
         let effective = |scheme: &Scheme| match scheme.least_context() {
             least if least > context => Err(too_short(least, context)),
             _ => Effective::new(scheme, layout, calibration.map(|(calibration, _)| calibration))
-                .map_err(|error| error.to_string()),
+                .map_err(|error| error.to_string())
+                .and_then(|effective| at_work(scheme, effective, baseline)),
         };
         let schemes: Vec<_> = request
             .schemes
@@ -416,6 +417,19 @@ pub(crate) fn needs(
     let calibration = calibration.map(|sha256| format!("calibration {sha256}"));
     let codecs = effective.foreign_codecs();
     calibration.into_iter().chain(codecs.into_iter().map(|c| format!("codec {c}"))).collect()
+}
+
+/// A scheme whose codecs are those of no layer would pass for what its name says.
+fn at_work(
+    scheme: &Scheme,
+    effective: Effective,
+    baseline: &Effective,
+) -> Result<Effective, String> {
+    let ran = effective.to_string();
+    match ran == baseline.to_string() && scheme.is_lossy() {
+        false => Ok(effective),
+        true => Err(format!("on this model it is {ran}, the baseline: no layer has its codecs")),
+    }
 }
 
 /// A tail that covers most of what is measured would pass for a good codec.

@@ -42,18 +42,22 @@ pub struct Continuation {
 impl Generated {
     /// Whether `kept` is what this model writes after these prompts.
     pub fn is_of(&self, kept: &Generated) -> bool {
-        let key = |g: &Generated| {
-            let Generated { weights_sha256, prompts_sha256, template_sha256, .. } = g.clone();
-            (
-                weights_sha256,
-                prompts_sha256,
-                template_sha256,
-                g.thinking,
-                g.tokens,
-                g.baseline.clone(),
-            )
+        let same = |of: fn(&Generated) -> &str| of(self) == of(kept);
+        same(|g| &g.weights_sha256)
+            && same(|g| &g.prompts_sha256)
+            && same(|g| &g.template_sha256)
+            && same(|g| &g.baseline)
+            && (self.thinking, self.tokens) == (kept.thinking, kept.tokens)
+    }
+
+    /// SHA-256 of the tokens of all continuations.
+    pub fn sha256(&self) -> String {
+        let line = |c: &Continuation| {
+            let ids: Vec<_> = c.tokens.iter().map(u32::to_string).collect();
+            format!("{} {}\n", c.prompt, ids.join(" "))
         };
-        key(self) == key(kept)
+        let lines: String = self.continuations.iter().map(line).collect();
+        crate::hash::of_bytes(lines.as_bytes())
     }
 
     /// The conditions of what is made from it, in a line.
@@ -71,6 +75,8 @@ pub(super) fn conditions([prompts, template]: [&str; 2], thinking: bool, tokens:
 /// A scheme on the baseline's text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Replay {
+    /// SHA-256 of the baseline's text.
+    pub text_sha256: String,
     /// Mean KLD on the generated positions, in nats.
     pub mean_kld: f64,
     /// Share of query-key pairs at these positions that read a quantized key.
@@ -90,7 +96,10 @@ pub struct PromptReplay {
     pub category: String,
     /// Generated positions.
     pub positions: u64,
-    /// Positions where the scheme would write another token.
+    /// Positions where the baseline is so undecided that another machine may read another token: their
+    /// flips are not counted.
+    pub undecided: u64,
+    /// Other positions where the scheme would write another token.
     pub flips: u64,
     /// Those where the baseline was decided.
     pub hard_flips: u64,
@@ -134,14 +143,19 @@ impl Replay {
         self.sum(|p| p.hard_flips)
     }
 
-    /// Flips per 1,000 positions.
-    pub fn flips_per_1k(&self) -> f64 {
-        1e3 * self.flips() as f64 / self.positions() as f64
+    /// Positions whose flips are counted.
+    pub fn decided(&self) -> u64 {
+        self.sum(|p| p.positions - p.undecided)
     }
 
-    /// Hard flips per 1,000 positions.
+    /// Flips per 1,000 decided positions.
+    pub fn flips_per_1k(&self) -> f64 {
+        1e3 * self.flips() as f64 / self.decided().max(1) as f64
+    }
+
+    /// Hard flips per 1,000 decided positions.
     pub fn hard_flips_per_1k(&self) -> f64 {
-        1e3 * self.hard_flips() as f64 / self.positions() as f64
+        1e3 * self.hard_flips() as f64 / self.decided().max(1) as f64
     }
 
     /// Prompts whose text parts, per 1,000 positions up to there.
@@ -163,10 +177,14 @@ impl Replay {
         let mut flips: Vec<usize> = self.prompts.iter().filter_map(|p| p.first_flip).collect();
         flips.sort_unstable();
         flips.dedup();
-        let end = |p: &PromptReplay| p.first_flip.unwrap_or(p.positions as usize);
+        // a text of n positions was seen at 0 to n - 1
+        let at_risk = |p: &PromptReplay, at: usize| match p.first_flip {
+            Some(flip) => flip >= at,
+            None => p.positions as usize > at,
+        };
         let mut surviving = 1.0;
         flips.into_iter().find(|&at| {
-            let at_risk = self.prompts.iter().filter(|p| end(p) >= at).count() as f64;
+            let at_risk = self.prompts.iter().filter(|p| at_risk(p, at)).count() as f64;
             let parted = self.prompts.iter().filter(|p| p.first_flip == Some(at)).count() as f64;
             surviving *= 1.0 - parted / at_risk;
             surviving <= 0.5
@@ -182,10 +200,20 @@ mod tests {
         let prompt =
             |&(positions, flips, hard_flips, first_flip): &(u64, u64, u64, Option<usize>)| {
                 let (prompt, category) = (String::new(), String::new());
-                PromptReplay { prompt, category, positions, flips, hard_flips, first_flip }
+                let undecided = 0;
+                PromptReplay {
+                    prompt,
+                    category,
+                    positions,
+                    undecided,
+                    flips,
+                    hard_flips,
+                    first_flip,
+                }
             };
         Replay {
             mean_kld: 0.0,
+            text_sha256: String::new(),
             charged_share: Sides { k: 1.0, v: 1.0 },
             prompts: prompts.iter().map(prompt).collect(),
             texts: Vec::new(),
@@ -207,6 +235,11 @@ mod tests {
         assert_eq!(
             replay(&[(10, 1, 1, Some(0)), (9, 0, 0, None), (9, 0, 0, None)]).median_first_flip(),
             None
+        );
+        // one that ended at 3 was not at risk there: 1/2
+        assert_eq!(
+            replay(&[(9, 1, 1, Some(3)), (9, 0, 0, None), (3, 0, 0, None)]).median_first_flip(),
+            Some(3)
         );
         // a token that ends the text too late, or too early, is a flip like any other
         assert_eq!(replay(&[(1, 1, 1, Some(0))]).median_first_flip(), Some(0));

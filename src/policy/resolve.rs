@@ -14,11 +14,11 @@ use toml::Spanned;
 /// Arg-max flips over the root of mean KLD: both go with the size of a small noise on the logits,
 /// KLD with its square. This is the range of the constant over the models and schemes on record.
 const FLIPS_PER_ROOT_KLD: (f64, f64) = (0.2, 0.8);
-/// Tokens that the baseline writes after each prompt, unless the policy says otherwise.
-const GENERATED: usize = 64;
-
 /// Its middle, for advice.
 const TYPICAL_FLIPS_PER_ROOT_KLD: f64 = 0.6;
+
+/// Tokens that the baseline writes after each prompt, unless the policy says otherwise.
+const GENERATED: usize = 64;
 
 /// Every model and each of its `at` sections, in the file's order.
 pub(super) fn resolve(document: &Document, findings: &mut Findings) -> Vec<ModelPolicy> {

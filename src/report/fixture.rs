@@ -120,11 +120,13 @@ pub(crate) fn replay() -> Replay {
         prompt: prompt.into(),
         category: "prose".into(),
         positions,
+        undecided: 0,
         flips,
         hard_flips: flips,
         first_flip,
     };
     Replay {
+        text_sha256: "c0ffee".into(),
         mean_kld: 0.0123,
         charged_share: Sides { k: 1.0, v: 1.0 },
         prompts: vec![prompt("tides", 3, 1, Some(2)), prompt("list", 1, 0, None)],

@@ -66,7 +66,10 @@ impl<'a> Row<'a> {
 
     /// Cells of the columns of [`REPLAYED`].
     fn replayed(&self) -> [String; 4] {
-        let Some(replay) = self.scheme.and_then(|scheme| scheme.replay.as_ref()) else {
+        let replay = self.scheme.and_then(|scheme| scheme.replay.as_ref());
+        // flips of what nothing of a scheme was at work on are no flips that it avoided
+        let charged = |replay: &&Replay| replay.charged_share.k + replay.charged_share.v > 0.0;
+        let Some(replay) = replay.filter(charged) else {
             return std::array::from_fn(|_| "–".to_string());
         };
         let exact = replay.prompts.iter().filter(|prompt| prompt.first_flip.is_none()).count();

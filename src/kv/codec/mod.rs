@@ -261,8 +261,17 @@ pub enum RegisterError {
     #[error("codec `{0}`: a name is made of letters, digits, `_`, `-` and `.`")]
     Name(String),
     /// Goldens could not tell when its values change.
-    #[error("codec `{0}` has no version; its method `version` must give one, such as \"1\"")]
+    #[error("codec `{0}` has no version; its method `version` must give one, such as \"1\", of letters, digits, `_`, `-` and `.`")]
     Version(String),
+    /// A format of V that goldens would not know.
+    #[error("codec `{0}`: the format of V that it gives must have its name and its version")]
+    Sides(String),
+    /// Groups of no tokens, or blocks of no elements.
+    #[error("codec `{0}` stores groups of 0 tokens, or blocks of 0 elements")]
+    Empty(String),
+    /// Queries would read keys whose group is not complete.
+    #[error("codec `{0}` stores {1} tokens together: by its method `exact` a multiple of them must stay exact by default")]
+    Group(String, usize),
 }
 
 /// Adds a codec from outside to the catalogue of this process.
@@ -278,8 +287,22 @@ pub fn register(codec: &'static dyn Codec) -> Result<(), RegisterError> {
     if all().any(|known| known.name().eq_ignore_ascii_case(name)) {
         return Err(RegisterError::Taken(name.into()));
     }
-    if codec.version().is_empty() {
+    let version = codec.version();
+    if version.is_empty() || !version.chars().all(spelled) {
         return Err(RegisterError::Version(name.into()));
+    }
+    for side in [codec, codec.for_values().unwrap_or(codec)] {
+        let (Tail::Newest(tail) | Tail::Chunk(tail)) = side.exact(None, None).tail;
+        let group = side.group();
+        if side.name() != name || side.version() != version {
+            return Err(RegisterError::Sides(name.into()));
+        }
+        if group == 0 || side.block(64) == 0 {
+            return Err(RegisterError::Empty(name.into()));
+        }
+        if group > 1 && (tail == 0 || !tail.is_multiple_of(group)) {
+            return Err(RegisterError::Group(name.into(), group));
+        }
     }
     FOREIGN.write().unwrap_or_else(|poisoned| poisoned.into_inner()).push(codec);
     Ok(())
