@@ -526,6 +526,22 @@ fn a_tail_that_hides_the_codec_is_refused() {
     measure(&repository, &["--schemes", "q4_0:tail=32"]).exits(0);
 }
 
+/// A release would read the name and trust the codec.
+#[test]
+fn a_scheme_none_of_whose_codecs_is_at_work_is_an_error() {
+    let repository = Repository::new();
+    for scheme in ["q4_0@0-99=f16", "q4_0@first99=f32", "q4_0:tail=8@global=f16"] {
+        measure(&repository, &["--schemes", &format!("q8_0,{scheme}")])
+            .exits(4)
+            .says("no layer has the codecs that it names");
+    }
+    measure(&repository, &["--schemes", "f16,q4_0@0=f16"]).exits(0);
+    repository.edit("thresholds.toml", "q4_1 = {", "\"q4_1@global=f32\" = {");
+    let case = ["run", "q4_1@global=f32::kld"];
+    kvgate(&repository, &case).exits(4).says("no layer has the codecs that it names");
+    kvgate(&repository, &["check"]).exits(4).says("no layer has the codecs that it names");
+}
+
 const TEXT_GOLDEN: &str = "goldens/tiny.text.snap";
 
 #[test]
@@ -624,10 +640,13 @@ fn an_accepted_text_that_is_damaged_is_an_error() {
             .says("tiny.text.snap")
             .says(words)
             .never_says("panicked");
+        kvgate(&repository, &["check"]).exits(1).says("tiny.text.snap").says(words);
     };
     faulty(text.replace(&ids, &with("x")), &format!("tiny.text.snap:{line}: `ids` must be"));
     faulty(text.replace(&ids, &with("262")), "has token 262 for `river`, of a vocabulary of 262");
     faulty(text.replace(&ids, &with("65")), "has ids for `river` that do not spell its text");
+    let first = format!("ids             {}", words[1]);
+    faulty(text.replace(&ids, &first), "does not end where its text for `river` would");
     faulty(text.replace(&ids, "ids             -"), "has 0 tokens for `river`, not 1 to 12");
     let last = text.rfind("\nprompt ").unwrap();
     faulty(text[..last].to_string(), "does not continue the prompts one by one");
@@ -701,4 +720,5 @@ fn inspect_says_what_schemes_cost_at_a_context() {
     assert_eq!(row("q4_0:tail=32").last().unwrap(), "%");
     let wrong = ["inspect", "tiny.gguf", "--schemes", "q9_0"];
     kvgate(&repository, &wrong).exits(2).says("unknown codec `q9_0`");
+    kvgate(&repository, &["inspect", "tiny.gguf", "--context", "0"]).exits(2).says("--context");
 }

@@ -148,6 +148,7 @@ def heads():
     for size in (64, 128, 256, 512):
         vectors[f"head of {size}"] = rng.normal(size=size) * rng.lognormal(size=size)
     vectors["positive head"] = 5 + rng.normal(size=128)
+    vectors["negative head"] = -vectors["positive head"]
     vectors["zero head"] = np.zeros(128)
     vectors["tiny head"] = rng.normal(size=128) * 1e-7
     return {name: v.astype(np.float32) for name, v in vectors.items()}

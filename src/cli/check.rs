@@ -7,10 +7,11 @@ use crate::hash;
 use crate::hub;
 use crate::kv::calibration::Calibration;
 use crate::kv::effective::Effective;
-use crate::measure::prompts::{PromptError, PromptSet};
-use crate::measure::{corpus, needs, NUMERICS};
+use crate::measure::generate::{Asked, Generate};
+use crate::measure::replay::Generated;
+use crate::measure::{at_work, corpus, needs, MeasureError, NUMERICS};
 use crate::model::Checkpoint;
-use crate::policy::{Cell, ModelPolicy};
+use crate::policy::{Cell, ModelPolicy, Prompts};
 use crate::results::{Conditions, CorpusFile};
 
 #[derive(clap::Args)]
@@ -31,7 +32,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
             say("  ignored")?;
             continue;
         }
-        match check(model) {
+        match check(&gate, model) {
             Ok(checked) => {
                 for line in &checked.lines {
                     say(format!("  {line}"))?;
@@ -60,19 +61,21 @@ struct Checked {
     baseline: String,
     /// The condition of that name.
     prompts: Option<String>,
+    /// What is wrong with the golden of the baseline's text.
+    text: Option<String>,
     /// What each cell's scheme needs.
     needs: Vec<Vec<String>>,
 }
 
-fn check(model: &ModelPolicy) -> Result<Checked, Vec<String>> {
+fn check(gate: &Gate, model: &ModelPolicy) -> Result<Checked, Vec<String>> {
     let missing = model.missing_files();
     if !missing.is_empty() {
         return Err(missing.iter().map(|finding| finding.styled()).collect());
     }
-    one_by_one(model).map_err(|finding| vec![format!("  error: {finding}")])
+    one_by_one(gate, model).map_err(|finding| vec![format!("  error: {finding}")])
 }
 
-fn one_by_one(model: &ModelPolicy) -> Result<Checked, String> {
+fn one_by_one(gate: &Gate, model: &ModelPolicy) -> Result<Checked, String> {
     hub::verify(&model.source).map_err(|error| error.to_string())?;
     let checkpoint = Checkpoint::open(&model.source).map_err(|error| error.to_string())?;
     let found = hash::of_files(checkpoint.files())
@@ -101,25 +104,47 @@ fn one_by_one(model: &ModelPolicy) -> Result<Checked, String> {
     let calibrated = calibrated.transpose()?;
     let needs = model.cells.iter().map(|Cell { scheme, .. }| {
         Effective::new(scheme, &layout, calibration.as_ref())
+            .map_err(|error| error.to_string())
+            .and_then(|effective| at_work(scheme, effective))
             .map(|effective| needs(scheme, &effective, calibrated.as_deref()))
             .map_err(|error| format!("{scheme}: {error}"))
     });
     let needs = needs.collect::<Result<_, _>>()?;
     let baseline =
         Effective::new(&model.baseline, &layout, None).map_err(|error| error.to_string())?;
-    let prompts = model.generate.as_ref().map(|asked| {
-        let prompts = PromptSet::read(&asked.file)?.tokens(&checkpoint)?;
-        Ok((prompts.prompts.len(), prompts.conditions(asked.tokens)))
+    let kept = golden::read_text(&gate.root, &model.name);
+    let (kept, mut text) = match kept {
+        Ok(kept) => (kept, None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let read = |prompts: &Prompts, kept: Option<&Generated>| {
+        let asked = Generate { prompts: &prompts.file, tokens: prompts.tokens, kept };
+        Asked::read(&asked, &model.name, &found, &baseline, &checkpoint)
+    };
+    let asked = model.generate.as_ref().map(|prompts| match read(prompts, kept.as_ref()) {
+        Err(fault @ MeasureError::Text { .. }) => {
+            text = Some(fault.to_string());
+            read(prompts, None)
+        }
+        read => read,
     });
-    let prompts: Option<(usize, String)> =
-        prompts.transpose().map_err(|error: PromptError| error.to_string())?;
+    let asked = asked.transpose().map_err(|error| error.to_string())?;
+    if asked.as_ref().is_some_and(|asked| !asked.generated.accepted) {
+        let run = &model.name;
+        text.get_or_insert_with(|| {
+            format!(
+                "the baseline's text is not accepted yet: `kvgate run {run}`, then `kvgate accept`"
+            )
+        });
+    }
     let mut lines = estimates(model, &checkpoint);
-    lines.extend(prompts.as_ref().map(|(count, _)| format!("prompts  {count}")));
+    lines.extend(asked.as_ref().map(|asked| format!("prompts  {}", asked.prompts.prompts.len())));
     Ok(Checked {
         lines,
         corpus: files,
         baseline: baseline.to_string(),
-        prompts: prompts.map(|(_, conditions)| conditions),
+        prompts: asked.map(|asked| asked.generated.conditions()),
+        text,
         needs,
     })
 }
@@ -172,16 +197,7 @@ fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
             }
         }
     }
-    if model.generate.is_some() {
-        match golden::read_text(&gate.root, &model.name) {
-            Err(error) => findings.push(error.to_string()),
-            Ok(Some(_)) => {}
-            Ok(None) => findings.push(format!(
-                "the baseline's text is not accepted yet: `kvgate run {}`, then `kvgate accept`",
-                model.name
-            )),
-        }
-    }
+    findings.extend(checked.text.clone());
     if !missing.is_empty() {
         let labels = missing.join(", ");
         findings.push(format!("none yet for {labels}: `kvgate run`, then `kvgate accept`"));

@@ -18,8 +18,8 @@ pub(super) struct Arguments {
     #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// Tokens in the cache [default: what the model was trained for]
-    #[arg(long, value_name = "N")]
-    context: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    context: Option<u32>,
     /// Schemes to show instead of the catalogue's codecs
     #[arg(long, value_delimiter = ',', value_name = "SCHEME")]
     schemes: Vec<String>,
@@ -107,7 +107,7 @@ fn attention_words(a: &Attention) -> String {
 
 /// What the cache of one sequence costs; a window caps what its layers keep.
 fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
-    let context = arguments.context.unwrap_or(spec.trained_context);
+    let context = arguments.context.map_or(spec.trained_context, |n| n as usize);
     let layout = spec.kv_layout();
     let calibration = Calibration::any(&layout);
     let effective = |scheme: &Scheme| Effective::new(scheme, &layout, Some(&calibration));
@@ -140,7 +140,7 @@ fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
 
 /// Those that were asked for, or the catalogue's codecs for K and V alike.
 fn schemes(asked: &[String]) -> Result<Vec<(String, Scheme)>, Stop> {
-    // variants of a codec cost what it costs
+    // variants of a codec cost about what it costs
     let catalogue = codec::all().map(|codec| codec.name().to_string());
     let catalogue = catalogue.filter(|name| !name.contains(':'));
     let names = if asked.is_empty() { catalogue.collect() } else { asked.to_vec() };

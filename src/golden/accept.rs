@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// A golden that was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
-    /// `model::scheme`
+    /// `model::scheme`, or whose text it is
     pub case: String,
     /// Its file.
     pub path: PathBuf,
@@ -97,25 +97,25 @@ pub fn accept(
         return Err(AcceptError::Refused(refusals));
     }
     let accepted = goldens.into_iter().map(|(case, golden)| write(root, case, &golden));
-    let accepted = accepted.collect::<Result<_, _>>()?;
+    let mut accepted = accepted.collect::<Result<Vec<_>, _>>()?;
     // last: goldens name their text, so that what is left of a failure is red
     let mut texts = BTreeSet::new();
     for (measurement, _) in &cells {
         if texts.insert(&measurement.model) {
-            write_text(root, measurement)?;
+            accepted.extend(write_text(root, measurement)?);
         }
     }
     Ok(accepted)
 }
 
 /// The baseline's text, which the cases of a model were measured on.
-fn write_text(root: &Path, measurement: &Measurement) -> Result<(), AcceptError> {
-    let Some(generated) = &measurement.generated else { return Ok(()) };
+fn write_text(root: &Path, measurement: &Measurement) -> Result<Option<Accepted>, AcceptError> {
+    let Some(generated) = &measurement.generated else { return Ok(None) };
     let path = text::text_path(root, &measurement.model);
     write_atomically(&path, |w| w.write_all(text::snapshot(generated).as_bytes()))
         .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
     let _ = std::fs::remove_file(pending(root, &text::text_stem(&measurement.model)));
-    Ok(())
+    Ok(Some(Accepted { case: format!("the text of {}", measurement.model), path }))
 }
 
 fn case(measurement: &Measurement, scheme: &SchemeResult) -> String {

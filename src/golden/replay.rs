@@ -129,6 +129,15 @@ impl GoldenReplay {
             let (prompt, at) = lines.pair()?;
             first_flips.push((prompt, at));
         }
+        let exact = first_flips.iter().filter(|(_, at)| at.is_none()).count();
+        let exact = exact as f64 / first_flips.len() as f64;
+        // without prompts it is no number, and agrees with nothing
+        let agrees = (exact - values[NAMES.len() - 1]).abs() < 1e-3;
+        if !agrees {
+            return Err(
+                lines.error("`exact_prompts` is not the share of prompts without a first flip")
+            );
+        }
         let mut texts = Vec::new();
         if lines.is_title("texts") {
             lines.title("texts")?;
@@ -222,6 +231,9 @@ mod tests {
         let infinite = golden.snapshot().replace("generated_kld   0.01230", "generated_kld   inf");
         let error = Golden::parse(&infinite, "g.snap").unwrap_err().to_string();
         assert!(error.contains("`generated_kld` must be a number"), "{error}");
+        let cut = golden.snapshot().replace("  tides           2\n  list", "  list");
+        let error = Golden::parse(&cut, "g.snap").unwrap_err().to_string();
+        assert!(error.contains("`exact_prompts` is not the share"), "{error}");
         let wrong = golden.snapshot().replace("tides           2", "tides           soon");
         let error = Golden::parse(&wrong, "g.snap").unwrap_err().to_string();
         assert!(error.contains("expected a prompt and a position"), "{error}");

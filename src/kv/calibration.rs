@@ -180,15 +180,30 @@ impl Calibration {
         let side = |index: usize, side: &str| -> Result<Ranges, String> {
             let of = |what: &str| floats(&tensors, &format!("{index}.{side}.{what}"));
             let (mean, min, max) = (of("mean")?, of("min")?, of("max")?);
-            match mean.len() == min.len() && min.len() == max.len() {
-                true => Ok(Ranges { mean, min, max }),
-                false => Err(format!("layer {index} has {side} of several shapes")),
+            if mean.len() != min.len() || min.len() != max.len() {
+                return Err(format!("layer {index} has {side} of several shapes"));
+            }
+            let ordered = |i: usize| min[i] <= mean[i] && mean[i] <= max[i];
+            match (0..mean.len()).find(|&i| !ordered(i)) {
+                None => Ok(Ranges { mean, min, max }),
+                Some(i) => Err(format!(
+                    "channel {i} of layer {index}'s {side} has a mean outside of its range"
+                )),
             }
         };
         let layers = indices?.into_iter().map(|i| Ok((i, [side(i, "k")?, side(i, "v")?])));
+        let corpus: Vec<CorpusFile> =
+            serde_json::from_str(value("corpus")?).map_err(|e| e.to_string())?;
+        // what it was made from must be told, or it cannot be kept from what is measured
+        let hashed = |f: &CorpusFile| {
+            f.sha256.len() == 64 && f.sha256.bytes().all(|b| b.is_ascii_hexdigit())
+        };
+        if corpus.is_empty() || !corpus.iter().all(hashed) {
+            return Err("it does not name its texts by their SHA-256".into());
+        }
         Ok(Calibration {
             weights_sha256: value("weights_sha256")?.clone(),
-            corpus: serde_json::from_str(value("corpus")?).map_err(|e| e.to_string())?,
+            corpus,
             tokens: value("tokens")?.parse().map_err(|_| "`tokens` is no number")?,
             layers: layers.collect::<Result<_, String>>()?,
         })
@@ -255,7 +270,7 @@ mod tests {
         };
         Calibration {
             weights_sha256: "aa".into(),
-            corpus: vec![CorpusFile { category: "prose".into(), sha256: "bb".into() }],
+            corpus: vec![CorpusFile { category: "prose".into(), sha256: "bb".repeat(32) }],
             tokens: 64,
             layers: BTreeMap::from([(3, [ranges(-2.0), ranges(0.0)])]),
         }
@@ -266,7 +281,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("calibration.safetensors");
         calibration().write(&path).unwrap();
-        let text = |hash: &str| [CorpusFile { category: "code".into(), sha256: hash.into() }];
+        let text = |hash: &str| [CorpusFile { category: "code".into(), sha256: hash.repeat(32) }];
         assert_eq!(Calibration::read(&path, "aa", &text("cc")).unwrap(), calibration());
         let error = |weights, corpus| {
             Calibration::read(&path, weights, &text(corpus)).unwrap_err().to_string()
@@ -278,6 +293,28 @@ mod tests {
             std::fs::write(&path, &whole[..cut]).unwrap();
             assert!(error("aa", "cc").contains("is no calibration"), "{cut}");
         }
+    }
+
+    /// Edited files, whose hash nobody has accepted yet.
+    #[test]
+    fn what_no_text_gives_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("calibration.safetensors");
+        let error = |edit: &dyn Fn(&mut Calibration)| {
+            let mut calibration = calibration();
+            edit(&mut calibration);
+            calibration.write(&path).unwrap();
+            Calibration::read(&path, "aa", &[]).unwrap_err().to_string()
+        };
+        assert!(error(&|c| c.corpus.clear()).contains("does not name its texts"));
+        assert!(error(&|c| c.corpus[0].sha256 = "none".into()).contains("does not name its texts"));
+        let sides = |c: &mut Calibration, edit: &dyn Fn(&mut Ranges)| {
+            edit(&mut c.layers.get_mut(&3).unwrap()[1]);
+        };
+        let swapped = error(&|c| sides(c, &|r| std::mem::swap(&mut r.min, &mut r.max)));
+        assert!(swapped.contains("layer 3's v has a mean outside of its range"), "{swapped}");
+        let moved = error(&|c| sides(c, &|r| r.mean = [9.0, 0.0, 1.0, 2.0].into()));
+        assert!(moved.contains("channel 0"), "{moved}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::calibration::{Calibration, Ranges};
 use super::codec::{self, Codec};
 use super::exact::{Exact, Tail};
 use super::rotate;
-use super::scheme::{Pair, Scale, Scheme, Side};
+use super::scheme::{is_lossy, Pair, Scale, Scheme, Side};
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -224,6 +224,12 @@ impl Effective {
             self.owners().map(|layer| of(&layer.kv, &layer.k)).sum(),
             self.owners().map(|layer| of(&layer.kv, &layer.v)).sum(),
         ]
+    }
+
+    /// Whether anything is stored otherwise than exactly.
+    pub(crate) fn is_lossy(&self) -> bool {
+        let mut sides = self.owners().flat_map(|layer| [layer.k.codec, layer.v.codec]);
+        sides.any(is_lossy)
     }
 
     /// Names and versions of the codecs that did not come with this crate.

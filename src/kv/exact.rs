@@ -51,3 +51,30 @@ impl Exact {
         Exact { sink: if window.is_some() { 0 } else { self.sink }, ..self }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Word for word: the newest N are k > p - N, the query's own included; a chunk of R is read exactly
+    /// from R·⌊p/R⌋ on; the first S are always.
+    #[test]
+    fn the_rule_is_the_definition() {
+        for p in 0..40i64 {
+            for k in 0..=p {
+                let holds = |sink: i64, tail| {
+                    let rule = Exact { sink: sink as usize, tail };
+                    rule.holds(p as usize, k as usize)
+                };
+                for n in [0, 1, 8, 33] {
+                    assert_eq!(holds(0, Tail::Newest(n as usize)), k > p - n, "{p} {k} {n}");
+                    assert_eq!(holds(3, Tail::Newest(n as usize)), k < 3 || k > p - n);
+                }
+                for r in [1, 4, 32] {
+                    assert_eq!(holds(0, Tail::Chunk(r as usize)), k >= r * (p / r), "{p} {k} {r}");
+                }
+                assert!(!Exact::NEVER.holds(p as usize, k as usize));
+            }
+        }
+    }
+}

@@ -38,12 +38,7 @@ impl KvCache for LaneCache {
         let StoredLayer { kv, k: stored_k, v: stored_v, queries } = self.scheme.layer(layer);
         let versions = |side, x, stored: &Stored| -> Result<Versions, CacheError> {
             finite(layer, side, &x, BEFORE)?;
-            let versions = stored.versions(x, self.scheme.clamped())?;
-            finite(layer, side, &versions.stored, AFTER)?;
-            if let Some((exact, _)) = &versions.exact {
-                finite(layer, side, exact, HALVED)?;
-            }
-            Ok(versions)
+            kept_finite(layer, side, stored.versions(x, self.scheme.clamped())?)
         };
         let (k, v) = (versions("K", k, stored_k)?, versions("V", v, stored_v)?);
         let view = View { k, v, start: 0, queries: queries.clone() };
@@ -63,9 +58,6 @@ impl KvCache for LaneCache {
 }
 
 pub(super) const BEFORE: &str = "before it is stored";
-pub(super) const HALVED: &str = "as a half, which is what its exact tail and sink hold";
-pub(super) const AFTER: &str = "once it is stored: the codec's range is exceeded";
-
 /// Checks K or V of a layer.
 pub(super) fn finite(
     layer: usize,
@@ -77,6 +69,21 @@ pub(super) fn finite(
         true => Ok(()),
         false => Err(CacheError::NotFinite { layer, side, when }),
     }
+}
+
+/// Checks what a cache gives back.
+pub(super) fn kept_finite(
+    layer: usize,
+    side: &'static str,
+    versions: Versions,
+) -> Result<Versions, CacheError> {
+    const STORED: &str = "once it is stored: the codec's range is exceeded";
+    const HALVED: &str = "as a half, which is what its exact tail and sink hold";
+    finite(layer, side, &versions.stored, STORED)?;
+    if let Some((exact, _)) = &versions.exact {
+        finite(layer, side, exact, HALVED)?;
+    }
+    Ok(versions)
 }
 
 impl Stored {

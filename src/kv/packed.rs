@@ -3,7 +3,7 @@
 
 use super::cache::{CacheError, KvCache, LayerKv, Versions, View};
 use super::effective::{Effective, Held, Stored, StoredLayer};
-use super::lanes::{finite, gather, scatter, AFTER, BEFORE, HALVED};
+use super::lanes::{finite, gather, kept_finite, scatter, BEFORE};
 use super::recurrent::Recurrent;
 use crate::model::ops::read;
 use candle_core::{Device, Tensor};
@@ -99,12 +99,7 @@ impl KvCache for PackedCache {
         let start = first_seen(kv, sides[0].3.tokens);
         let [k, v] = sides.map(|(side, x, stored, store)| {
             finite(layer, side, &x, BEFORE)?;
-            let versions = store.append(&x, stored, kv)?;
-            finite(layer, side, &versions.stored, AFTER)?;
-            if let Some((exact, _)) = &versions.exact {
-                finite(layer, side, exact, HALVED)?;
-            }
-            Ok::<_, CacheError>(versions)
+            kept_finite(layer, side, store.append(&x, stored, kv)?)
         });
         let view = View { k: k?, v: v?, start, queries: queries.clone() };
         if kv.shared {

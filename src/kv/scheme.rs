@@ -163,7 +163,7 @@ fn known_options(codec: &str) -> String {
 }
 
 /// Whether there is anything to leave exact: halves are what is called exact.
-fn is_lossy(codec: &dyn Codec) -> bool {
+pub(super) fn is_lossy(codec: &dyn Codec) -> bool {
     !["f32", "f16"].contains(&codec.name())
 }
 

@@ -46,24 +46,24 @@ pub struct Generate<'a> {
     pub kept: Option<&'a Generated>,
 }
 
-/// A model and the texts that it is fed.
-pub(super) struct Replayer<'a> {
-    decoder: &'a Decoder,
-    checkpoint: &'a Checkpoint,
-    prompts: Prompts,
+/// The prompts as a model reads them, and the accepted text where it is of them.
+pub(crate) struct Asked {
+    pub prompts: Prompts,
+    /// Without continuations where they are to be written.
     pub generated: Generated,
 }
 
-impl<'a> Replayer<'a> {
-    /// Reads the prompts, and has the baseline continue them where its text is not kept.
-    pub fn new(
-        model: &str,
+impl Asked {
+    /// Reads the prompts, and looks at the accepted text.
+    ///
+    /// # Errors
+    /// Prompts that cannot be read or give the model nothing, a text that the baseline cannot have written.
+    pub fn read(
         asked: &Generate,
+        model: &str,
         weights_sha256: &str,
-        checkpoint: &'a Checkpoint,
-        decoder: &'a Decoder,
         baseline: &Effective,
-        progress: Progress,
+        checkpoint: &Checkpoint,
     ) -> Result<Self, MeasureError> {
         let prompts = PromptSet::read(asked.prompts)?.tokens(checkpoint)?;
         if let Some(prompt) = prompts.prompts.iter().find(|prompt| prompt.tokens.is_empty()) {
@@ -82,20 +82,46 @@ impl<'a> Replayer<'a> {
             accepted: false,
             own_flips: 0,
         };
-        match asked.kept.filter(|kept| generated.is_of(kept)) {
-            Some(kept) => {
-                let why = fault(kept, &prompts, checkpoint);
-                if let Some(why) = why {
-                    return Err(MeasureError::Text { model: model.into(), why });
-                }
-                generated.continuations = kept.continuations.clone();
-                generated.accepted = true;
+        if let Some(kept) = asked.kept.filter(|kept| generated.is_of(kept)) {
+            if let Some(why) = fault(kept, &prompts, checkpoint) {
+                return Err(MeasureError::Text { model: model.into(), why });
             }
-            None => {
-                let tell = |done, all| progress("generating", done, all);
-                generated.continuations =
-                    continuations(&prompts, checkpoint, decoder, baseline, asked.tokens, &tell)?;
-            }
+            generated.continuations = kept.continuations.clone();
+            generated.accepted = true;
+        }
+        Ok(Asked { prompts, generated })
+    }
+
+    /// Tokens of the longest prompt with its text.
+    pub fn longest(&self) -> usize {
+        let longest = self.prompts.prompts.iter().map(|prompt| prompt.tokens.len()).max();
+        longest.unwrap_or(0) + self.generated.tokens
+    }
+}
+
+/// A model and the texts that it is fed.
+pub(super) struct Replayer<'a> {
+    decoder: &'a Decoder,
+    checkpoint: &'a Checkpoint,
+    prompts: Prompts,
+    pub generated: Generated,
+}
+
+impl<'a> Replayer<'a> {
+    /// Has the baseline continue the prompts where its text is not accepted.
+    pub fn new(
+        asked: Asked,
+        checkpoint: &'a Checkpoint,
+        decoder: &'a Decoder,
+        baseline: &Effective,
+        progress: Progress,
+    ) -> Result<Self, MeasureError> {
+        let Asked { prompts, mut generated } = asked;
+        if !generated.accepted {
+            let tell = |done, all| progress("generating", done, all);
+            let count = generated.tokens;
+            generated.continuations =
+                continuations(&prompts, checkpoint, decoder, baseline, count, &tell)?;
         }
         Ok(Replayer { decoder, checkpoint, prompts, generated })
     }

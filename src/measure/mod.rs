@@ -24,7 +24,7 @@ use crate::results::{
 };
 use corpus::{Chunk, CorpusError};
 use engine::{Lane, LaneError, LaneResult};
-use generate::{Generate, Replayer};
+use generate::{Asked, Generate, Replayer};
 use mimic::Mimic;
 use prompts::PromptError;
 use replay::Generated;
@@ -167,6 +167,13 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let calibration = calibration(request, &subject, &files)?;
     let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, request.context, request.chunks)?;
     spelled(chunks.iter().flat_map(|chunk| &chunk.tokens), &checkpoint)?;
+    // before minutes of work, not after
+    let asked = request.generate.as_ref().map(|asked| {
+        let sha256 = &subject.weights_sha256;
+        Asked::read(asked, request.model, sha256, &baseline, &checkpoint)
+    });
+    let asked = asked.transpose()?;
+    let longest = asked.as_ref().map_or(0, Asked::longest);
     let residency = request.residency.unwrap_or_else(|| fitting(checkpoint.spec.parameters()));
     let decoder = checkpoint.load(residency)?;
 
@@ -183,12 +190,10 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         });
     }
     let (mut schemes, positions) = lanes.results(schemes, &chunks);
-    let generated = match &request.generate {
+    let generated = match asked {
         None => None,
         Some(asked) => {
-            let (name, sha256) = (request.model, &subject.weights_sha256);
-            let mut replayer =
-                Replayer::new(name, asked, sha256, &checkpoint, &decoder, &baseline, progress)?;
+            let mut replayer = Replayer::new(asked, &checkpoint, &decoder, &baseline, progress)?;
             lanes.replay(&mut replayer, &baseline, &mut schemes, progress);
             Some(replayer.generated)
         }
@@ -222,7 +227,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         dtype: "f32".into(),
         seconds: began.elapsed().as_secs_f64(),
         peak_bytes: peak_bytes(),
-        notes: notes(&decoder, request),
+        notes: notes(&decoder, request, longest),
     };
     let model = request.model.to_string();
     let measurement = Measurement { model, subject, conditions, run, controls, schemes, generated };
@@ -302,7 +307,7 @@ impl<'a> Lanes<'a> {
             least if least > context => Err(too_short(least, context)),
             _ => Effective::new(scheme, layout, calibration.map(|(calibration, _)| calibration))
                 .map_err(|error| error.to_string())
-                .and_then(|effective| at_work(scheme, effective, baseline)),
+                .and_then(|effective| at_work(scheme, effective)),
         };
         let schemes: Vec<_> = request
             .schemes
@@ -420,15 +425,12 @@ pub(crate) fn needs(
 }
 
 /// A scheme whose codecs are those of no layer would pass for what its name says.
-fn at_work(
-    scheme: &Scheme,
-    effective: Effective,
-    baseline: &Effective,
-) -> Result<Effective, String> {
-    let ran = effective.to_string();
-    match ran == baseline.to_string() && scheme.is_lossy() {
+pub(crate) fn at_work(scheme: &Scheme, effective: Effective) -> Result<Effective, String> {
+    match scheme.is_lossy() && !effective.is_lossy() {
         false => Ok(effective),
-        true => Err(format!("on this model it is {ran}, the baseline: no layer has its codecs")),
+        true => {
+            Err(format!("on this model it is {effective}: no layer has the codecs that it names"))
+        }
     }
 }
 
@@ -514,10 +516,12 @@ fn proc_value(file: &str, name: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn notes(decoder: &Decoder, request: &Request) -> Vec<String> {
+/// `longest`: tokens of the longest prompt with its text.
+fn notes(decoder: &Decoder, request: &Request, longest: usize) -> Vec<String> {
     let trained = decoder.spec.trained_context;
-    (request.context > trained)
-        .then(|| format!("context {} is beyond the model's trained {trained}", request.context))
-        .into_iter()
+    let what = [("context", request.context), ("a prompt with its text of", longest)];
+    let beyond = what.into_iter().filter(|(_, tokens)| *tokens > trained);
+    beyond
+        .map(|(what, tokens)| format!("{what} {tokens} is beyond the model's trained {trained}"))
         .collect()
 }

@@ -1,6 +1,5 @@
 //! A file of prompts → the tokens that a model reads before it answers.
 
-use super::replay;
 use crate::hash;
 use crate::model::chat::{Message, THINKING};
 use crate::model::tokenizer::Tokenizer;
@@ -50,13 +49,6 @@ pub struct Prompts {
     pub template_sha256: String,
     /// Whether templates were asked to let the model think.
     pub thinking: bool,
-}
-
-impl Prompts {
-    /// The conditions of a text of so many tokens after each of them, as measurements name them.
-    pub(crate) fn conditions(&self, tokens: usize) -> String {
-        replay::conditions([&self.sha256, &self.template_sha256], self.thinking, tokens)
-    }
 }
 
 /// Why there are no prompts.

@@ -62,14 +62,10 @@ impl Generated {
 
     /// The conditions of what is made from it, in a line.
     pub fn conditions(&self) -> String {
-        conditions([&self.prompts_sha256, &self.template_sha256], self.thinking, self.tokens)
+        let Generated { prompts_sha256: prompts, template_sha256: template, tokens, .. } = self;
+        let thinking = if self.thinking { "on" } else { "off" };
+        format!("{prompts} template {template} thinking {thinking} tokens {tokens}")
     }
-}
-
-/// Prompts, template and length of a text, in a line.
-pub(super) fn conditions([prompts, template]: [&str; 2], thinking: bool, tokens: usize) -> String {
-    let thinking = if thinking { "on" } else { "off" };
-    format!("{prompts} template {template} thinking {thinking} tokens {tokens}")
 }
 
 /// A scheme on the baseline's text.

@@ -9,7 +9,7 @@
 //! Heads are a power of two, 16 at least; one of more than 512 would be stored in parts of 512. vLLM
 //! rounds y to the model's bf16 or f16 before it quantizes; here it stays f32.
 
-use super::int8_pth::{split_scale, split_scale_mut, SMALLEST_SCALE};
+use super::pth::{split_scale, split_scale_mut, SMALLEST_SCALE};
 use super::{range, Codec};
 use crate::kv::rotate::{change_signs, scaled_hadamard};
 

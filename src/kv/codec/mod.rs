@@ -6,9 +6,7 @@
 
 mod float;
 mod fp8;
-mod fp8_pth;
 mod int4_pth;
-mod int8_pth;
 mod iq4_nl;
 mod kivi;
 mod kvarn;
@@ -16,6 +14,7 @@ mod mlx;
 mod mxfp4;
 mod nvfp4;
 mod pack;
+mod pth;
 mod q2_0;
 mod q2_1;
 mod q3_0;
@@ -47,8 +46,8 @@ pub static CODECS: &[&dyn Codec] = &[
     &kvarn::KVARN8[2],
     &kvarn::KVARN8[3],
     &mlx::MLX8,
-    &int8_pth::Int8PerTokenHead,
-    &fp8_pth::Fp8PerTokenHead,
+    &pth::INT8,
+    &pth::FP8,
     &fp8::E4m3,
     &fp8::E5m2,
     &q6_1::Q6_1,
