@@ -1,13 +1,14 @@
 //! The gate: a policy's cases, measured model by model and judged case by case.
 
 use crate::golden::{self, Golden};
+use crate::judge;
 use crate::measure::generate::Generate;
 use crate::measure::{measure, Measured, Progress, Request, ENGINE};
 use crate::policy::{CaseKind, Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
 use crate::repo;
 use crate::report;
-use crate::results::{CaseResult, Measurement, Outcome, PolicyFile, Results, FORMAT};
-use crate::verdict::{self, GoldenValues, Verdict};
+use crate::results::{CaseResult, Measurement, PolicyFile, Results, FORMAT};
+use crate::verdict::{GoldenValues, Verdict};
 use std::path::{Path, PathBuf};
 
 /// Folder for results, under the policy's folder; `KVGATE_RESULTS` names another.
@@ -129,54 +130,34 @@ impl Gate {
     pub fn judge(&self, case: &Case, measured: &Result<Measurement, String>) -> CaseResult {
         let model = &self.policy.models[case.model];
         let cell = &model.cells[case.cell];
-        let (verdict, message) = match case.kind {
-            CaseKind::Kld => self.judge_limits(model, cell, measured),
-            CaseKind::Golden => self.judge_golden(case, measured),
-        };
-        CaseResult { case: case.name.clone(), verdict, message }
+        let measured = measured.as_ref().map_err(Clone::clone);
+        match case.kind {
+            CaseKind::Kld => {
+                judge::limits_case(model, cell, &measured, self.golden_values(model, cell).as_ref())
+            }
+            CaseKind::Golden => self.judge_golden(case, &measured),
+        }
     }
 
-    fn judge_limits(
-        &self,
-        model: &ModelPolicy,
-        cell: &Cell,
-        measured: &Result<Measurement, String>,
-    ) -> (Verdict, String) {
-        let (outcome, distrust) = match outcome(measured, cell) {
-            Ok((outcome, distrust)) => (outcome.clone(), distrust),
-            Err(error) => (Outcome::Failed { error }, None),
-        };
-        let golden = self.golden_values(model, cell);
-        let judgement = verdict::judge(model, cell, &outcome, distrust.as_deref(), golden.as_ref());
-        (judgement.verdict, judgement.message)
-    }
-
-    fn judge_golden(
-        &self,
-        case: &Case,
-        measured: &Result<Measurement, String>,
-    ) -> (Verdict, String) {
+    /// The golden's case, offered to insta for review.
+    fn judge_golden(&self, case: &Case, measured: &Result<&Measurement, String>) -> CaseResult {
         let model = &self.policy.models[case.model];
         let cell = &model.cells[case.cell];
         let stem = golden::stem(&model.name, &cell.label);
-        let error = match (measured, outcome(measured, cell)) {
-            (Ok(measurement), Ok((_, None))) => {
-                let schemes = &measurement.schemes;
-                match schemes.iter().find(|scheme| scheme.scheme == cell.label) {
-                    Some(scheme) => {
-                        let results = self.results_of(&case.name).join(report::json::FILE);
-                        let found = golden::check(&self.root, &stem, measurement, scheme, &results);
-                        return (found.verdict, found.message);
-                    }
-                    None => "was not measured".into(),
-                }
+        let error = match (measured, judge::found(measured, cell)) {
+            (Ok(measurement), Ok((scheme, None))) => {
+                let results = self.results_of(&case.name).join(report::json::FILE);
+                let found = golden::check(&self.root, &stem, measurement, scheme, &results);
+                let judged = CaseResult::new(&case.name, found.verdict, found.message);
+                return CaseResult { changes: found.changes, ..judged };
             }
             (_, Ok((_, Some(distrust)))) => distrust,
             (_, Err(error)) => error,
             (Err(error), _) => error.clone(),
         };
         golden::note_not_run(&self.root, &model.name, &stem);
-        (Verdict::Error, format!("nothing to compare with the golden: {error}"))
+        let message = format!("nothing to compare with the golden: {error}");
+        CaseResult::new(&case.name, Verdict::Error, message)
     }
 
     /// The accepted values of a cell. A golden that cannot be read is its own case's error.
@@ -217,15 +198,4 @@ pub fn prepare_results(folder: &Path) -> Result<(), String> {
         let folder = folder.display();
         format!("cannot write results into {folder}: {error}; name another folder with --results or KVGATE_RESULTS")
     })
-}
-
-/// The outcome of a cell, and why it cannot be trusted if it cannot.
-fn outcome<'a>(
-    measured: &'a Result<Measurement, String>,
-    cell: &Cell,
-) -> Result<(&'a Outcome, Option<String>), String> {
-    let measurement = measured.as_ref().map_err(Clone::clone)?;
-    let found = measurement.schemes.iter().find(|scheme| scheme.scheme == cell.label);
-    let scheme = found.ok_or("the run has no result for this scheme")?;
-    Ok((&scheme.outcome, verdict::distrust(measurement).remove(&cell.label)))
 }

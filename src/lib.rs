@@ -17,6 +17,7 @@ pub mod golden;
 mod harness;
 pub mod hash;
 pub mod hub;
+pub mod judge;
 pub mod kv;
 pub mod measure;
 pub mod model;

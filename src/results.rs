@@ -5,8 +5,9 @@
 //! are rendered from it, without a model.
 
 use crate::measure::replay::{Generated, Replay};
+use crate::measure::shape::Shape;
 use crate::measure::stats::{Part, Statistics};
-use crate::verdict::Verdict;
+use crate::verdict::{JudgedLimit, Verdict};
 use serde::{Deserialize, Serialize};
 
 /// Version of the file format. Readers refuse any other.
@@ -57,6 +58,14 @@ pub struct Measurement {
     /// The baseline's text, where the policy names prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generated: Option<Generated>,
+}
+
+impl Measurement {
+    /// Whether kvgate's own engine measured.
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.conditions.engine.starts_with("kvgate ")
+    }
 }
 
 /// First half of provenance.
@@ -159,6 +168,9 @@ pub struct SchemeResult {
     /// What it makes of the baseline's text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
+    /// How its divergence is spread, for people: no verdict rests on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<Shape>,
     /// Numbers, or why there are none.
     #[serde(flatten)]
     pub outcome: Outcome,
@@ -239,4 +251,38 @@ pub struct CaseResult {
     pub verdict: Verdict,
     /// What people read when it is not as the policy wants; empty for a plain pass.
     pub message: String,
+    /// Of a `kld` case, the limits that were judged.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<JudgedLimit>,
+    /// Of a `golden` case, its values then and now; empty where they say nothing about each other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
+}
+
+impl CaseResult {
+    /// A verdict without numbers.
+    pub fn new(case: impl Into<String>, verdict: Verdict, message: impl Into<String>) -> Self {
+        let (case, message) = (case.into(), message.into());
+        CaseResult { case, verdict, message, limits: Vec::new(), changes: Vec::new() }
+    }
+
+    /// Model and scheme of its name.
+    #[must_use]
+    pub fn words(&self) -> (&str, &str) {
+        let (model, rest) = self.case.split_once("::").unwrap_or((&self.case, ""));
+        (model, rest.rsplit_once("::").map_or(rest, |(label, _)| label))
+    }
+}
+
+/// A value in the golden, and now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Change {
+    /// The statistic's name.
+    pub name: String,
+    /// The golden's.
+    pub golden: f64,
+    /// Now.
+    pub now: f64,
+    /// Whether it is as near to the golden as it must be.
+    pub within: bool,
 }

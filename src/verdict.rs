@@ -103,28 +103,64 @@ pub type GoldenValues = BTreeMap<Statistic, f64>;
 pub struct Judgement {
     /// What the `kld` case came to.
     pub verdict: Verdict,
-    /// The limits that do not hold. Empty where nothing is judged.
-    pub breaches: Vec<Breach>,
+    /// The limits that were judged. Empty where nothing is.
+    pub limits: Vec<JudgedLimit>,
     /// What people read; empty for a plain pass.
     pub message: String,
-    /// Whether a value is within two standard errors of its limit.
-    pub borderline: bool,
 }
 
-/// A limit that does not hold.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Breach {
+impl Judgement {
+    /// The limits that do not hold.
+    pub fn broken(&self) -> impl Iterator<Item = &JudgedLimit> {
+        self.limits.iter().filter(|limit| !limit.holds)
+    }
+}
+
+/// A limit, and what a measurement makes of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JudgedLimit {
     /// What is bounded.
     pub statistic: Statistic,
     /// What was measured.
     pub value: f64,
-    /// The last value that would have been good.
+    /// The last good value.
     pub bound: f64,
     /// Where the limit was written: `thresholds.toml:12`.
     pub origin: String,
-    /// Harm over allowed harm, above 1. Of a share that must be large, its complement is the harm:
-    /// agreement 0.70 where 0.85 is asked for has ratio 2. Infinite where no harm is allowed.
-    pub ratio: f64,
+    /// Whether it holds.
+    pub holds: bool,
+    /// Whether the value is within two standard errors of it.
+    pub borderline: bool,
+}
+
+impl JudgedLimit {
+    fn of(limit: &Limit, statistics: &Statistics) -> Self {
+        let Limit { statistic, bound, ref origin } = *limit;
+        let value = statistics.get(statistic);
+        JudgedLimit {
+            statistic,
+            value,
+            bound,
+            origin: origin.clone(),
+            holds: holds(statistic, value, bound),
+            borderline: is_borderline(statistics, limit),
+        }
+    }
+
+    /// Harm over allowed harm: above 1 where the limit is broken. Of a share that must be large, its
+    /// complement is the harm: agreement 0.70 where 0.85 is asked for has ratio 2. Infinite where no
+    /// harm is allowed and some is there.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        let (harm, allowed) = match self.statistic.direction() {
+            Direction::AtMost => (self.value, self.bound),
+            Direction::AtLeast => (1.0 - self.value, 1.0 - self.bound),
+        };
+        match harm <= 0.0 {
+            true => 0.0,
+            false => harm / allowed,
+        }
+    }
 }
 
 /// Judges a cell by its limits.
@@ -146,23 +182,19 @@ pub fn judge(
                 model.case(cell, CaseKind::Kld),
                 next_commands(model, cell)
             );
-            return Judgement {
-                verdict: Verdict::Error,
-                breaches: Vec::new(),
-                message,
-                borderline: false,
-            };
+            return Judgement { verdict: Verdict::Error, limits: Vec::new(), message };
         }
     };
     let judged: &[Limit] = match cell.expect {
         Expectation::Report => &[],
         Expectation::Pass | Expectation::Fail => &cell.limits,
     };
-    let breaches: Vec<Breach> = judged.iter().filter_map(|l| breach(statistics, l)).collect();
-    let borderline = judged.iter().any(|limit| is_borderline(statistics, limit));
+    let limits: Vec<_> = judged.iter().map(|limit| JudgedLimit::of(limit, statistics)).collect();
+    let broken: Vec<_> = limits.iter().filter(|limit| !limit.holds).collect();
+    let borderline = limits.iter().any(|limit| limit.borderline);
     // a limit on the baseline is about the model: a ruined one fails no scheme as required
-    let ruined = breaches.iter().any(|breach| breach.statistic == Statistic::BaselinePpl);
-    let verdict = match (cell.expect, breaches.is_empty()) {
+    let ruined = broken.iter().any(|limit| limit.statistic == Statistic::BaselinePpl);
+    let verdict = match (cell.expect, broken.is_empty()) {
         (Expectation::Pass, true) => Verdict::Pass,
         (Expectation::Pass, false) => Verdict::Regressed,
         (Expectation::Fail, true) => Verdict::UnexpectedPass,
@@ -172,9 +204,9 @@ pub fn judge(
     };
     let message = match (verdict, borderline) {
         (Verdict::Pass, false) => String::new(),
-        _ => Message { model, cell, statistics, judged, verdict, golden }.to_string(),
+        _ => Message { model, cell, statistics, limits: &limits, verdict, golden }.to_string(),
     };
-    Judgement { verdict, breaches, message, borderline }
+    Judgement { verdict, limits, message }
 }
 
 /// The numbers, or why there are none to judge.
@@ -217,19 +249,6 @@ fn holds(statistic: Statistic, value: f64, bound: f64) -> bool {
     }
 }
 
-fn breach(statistics: &Statistics, limit: &Limit) -> Option<Breach> {
-    let Limit { statistic, bound, ref origin } = *limit;
-    let value = statistics.get(statistic);
-    if holds(statistic, value, bound) {
-        return None;
-    }
-    let ratio = match statistic.direction() {
-        Direction::AtMost => value / bound,
-        Direction::AtLeast => (1.0 - value) / (1.0 - bound),
-    };
-    Some(Breach { statistic, value, bound, origin: origin.clone(), ratio })
-}
-
 fn is_borderline(statistics: &Statistics, limit: &Limit) -> bool {
     let distance = (statistics.get(limit.statistic) - limit.bound).abs();
     // without a spread (an exact zero against a bound of zero) there is nothing to be unsure of
@@ -242,7 +261,7 @@ struct Message<'a> {
     model: &'a ModelPolicy,
     cell: &'a Cell,
     statistics: &'a Statistics,
-    judged: &'a [Limit],
+    limits: &'a [JudgedLimit],
     verdict: Verdict,
     golden: Option<&'a GoldenValues>,
 }
@@ -250,9 +269,9 @@ struct Message<'a> {
 impl fmt::Display for Message<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let case = self.model.case(self.cell, CaseKind::Kld);
-        let broken = self.judged.iter().filter_map(|l| breach(self.statistics, l)).count();
+        let broken = self.limits.iter().filter(|limit| !limit.holds).count();
         write!(f, "{case}: {}", self.verdict.label())?;
-        match self.judged.len() {
+        match self.limits.len() {
             0 => writeln!(f)?,
             limits => writeln!(f, ", {broken} of {limits} limits broken")?,
         }
@@ -280,8 +299,8 @@ impl Message<'_> {
         let value = self.statistics.get(statistic);
         let error = self.statistics.standard_error(statistic);
         let error = error.map(|error| format!(" ± {}", significant(error, 2))).unwrap_or_default();
-        let limit = self.judged.iter().find(|limit| limit.statistic == statistic);
-        let mark = match limit.map(|limit| holds(statistic, value, limit.bound)) {
+        let limit = self.limits.iter().find(|limit| limit.statistic == statistic);
+        let mark = match limit.map(|limit| limit.holds) {
             Some(true) => "✓",
             Some(false) => "✗",
             None => " ",
@@ -295,12 +314,12 @@ impl Message<'_> {
             Direction::AtMost => "at most",
             Direction::AtLeast => "at least",
         };
-        let Limit { bound, origin, .. } = limit;
+        let JudgedLimit { bound, origin, .. } = limit;
         write!(f, "{mark} {name:<15} {shown:<27} limit: {side} {bound} ({origin})")?;
-        if let Some(breach) = breach(self.statistics, limit) {
-            write!(f, ", {}", excess(&breach))?;
+        if !limit.holds {
+            write!(f, ", {}", excess(limit))?;
         }
-        let borderline = if is_borderline(self.statistics, limit) { ", borderline" } else { "" };
+        let borderline = if limit.borderline { ", borderline" } else { "" };
         writeln!(f, "{borderline}")?;
         match self.moved(limit) {
             Some(moved) => writeln!(f, "    {moved}"),
@@ -309,8 +328,8 @@ impl Message<'_> {
     }
 
     /// What has moved since the golden was accepted, the value or its limit.
-    fn moved(&self, limit: &Limit) -> Option<String> {
-        let now = self.statistics.get(limit.statistic);
+    fn moved(&self, limit: &JudgedLimit) -> Option<String> {
+        let now = limit.value;
         let then = *self.golden?.get(&limit.statistic)?;
         let held = |value| holds(limit.statistic, value, limit.bound);
         let golden = number(then);
@@ -330,13 +349,13 @@ impl Message<'_> {
 }
 
 /// By how much a limit is broken.
-fn excess(breach: &Breach) -> String {
-    let allowed = match breach.statistic.direction() {
+pub(crate) fn excess(limit: &JudgedLimit) -> String {
+    let allowed = match limit.statistic.direction() {
         Direction::AtMost => "what it allows",
         Direction::AtLeast => "the misses it allows",
     };
-    match breach.ratio.is_finite() {
-        true => format!("{:.2} times {allowed}", breach.ratio),
+    match limit.ratio().is_finite() {
+        true => format!("{:.2} times {allowed}", limit.ratio()),
         false => "it allows none".into(),
     }
 }

@@ -107,7 +107,7 @@ fn matches(arguments: &Arguments, case: &Case, filter: &str) -> bool {
 }
 
 fn ignored(case: &Case) -> CaseResult {
-    CaseResult { case: case.name.clone(), verdict: Verdict::Ignored, message: String::new() }
+    CaseResult::new(&case.name, Verdict::Ignored, "")
 }
 
 /// Measures a model and keeps its positions; whether they could be kept.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::files::write_atomically;
 use crate::report::table::{render, Align, Cell};
-use crate::results::{Measurement, SchemeResult};
+use crate::results::{Change, Measurement, SchemeResult};
 use crate::verdict::Verdict;
 use std::cell::Cell as Flag;
 use std::env;
@@ -21,6 +21,32 @@ pub struct GoldenVerdict {
     pub verdict: Verdict,
     /// What changed and the mend; empty for a pass.
     pub message: String,
+    /// The golden's values, and now; empty where they cannot be compared.
+    pub changes: Vec<Change>,
+}
+
+/// What a comparison comes to, without the mend. `text_accepted` is whether the baseline's text that
+/// was measured on is a golden, too.
+pub fn judge(comparison: &Comparison, text_accepted: bool) -> GoldenVerdict {
+    let (verdict, message, rows): (_, String, &[Row]) = match comparison {
+        Comparison::Matches(rows) if !text_accepted => {
+            let what = "the baseline's text, which it was measured on, is not accepted yet\n";
+            (Verdict::GoldenChanged, what.into(), rows)
+        }
+        Comparison::Matches(rows) => (Verdict::Pass, String::new(), rows),
+        Comparison::Missing => (Verdict::GoldenChanged, "no golden yet\n".into(), &[]),
+        Comparison::Stale(differences) => (Verdict::Stale, stale(differences), &[]),
+        Comparison::Changed { effective, subject, rows } => {
+            (Verdict::GoldenChanged, changed(effective.as_ref(), subject, rows), rows)
+        }
+    };
+    GoldenVerdict { verdict, message, changes: rows.iter().map(Change::from).collect() }
+}
+
+impl From<&Row> for Change {
+    fn from(row: &Row) -> Self {
+        Change { name: row.name.into(), golden: row.old, now: row.new, within: row.holds() }
+    }
 }
 
 thread_local! {
@@ -73,32 +99,22 @@ pub fn check(
                 GoldenError::NotMeasured(_) | GoldenError::NotFinite { .. } => String::new(),
             };
             let message = format!("{error}\n{mend}").trim_end().into();
-            return GoldenVerdict { verdict: Verdict::Error, message };
+            let changes = Vec::new();
+            return GoldenVerdict { verdict: Verdict::Error, message, changes };
         }
     };
     let reviewable = !matches!(comparison, Comparison::Stale(_));
     if reviewable {
-        offer(root, stem, comparison == Comparison::Matches, &new.to_string());
+        offer(root, stem, comparison.matches(), &new.to_string());
     } else {
         note_not_run(root, &measurement.model, stem);
     }
     let unread_text = offer_text(root, measurement);
-    let mend = mend(&case, results, reviewable && pending(root, stem).exists());
-    let (verdict, what) = match comparison {
-        Comparison::Matches if unread_text => {
-            let what = "the baseline's text, which it was measured on, is not accepted yet\n";
-            (Verdict::GoldenChanged, what.to_string())
-        }
-        Comparison::Matches => {
-            return GoldenVerdict { verdict: Verdict::Pass, message: String::new() }
-        }
-        Comparison::Missing => (Verdict::GoldenChanged, "no golden yet\n".to_string()),
-        Comparison::Stale(differences) => (Verdict::Stale, stale(&differences)),
-        Comparison::Changed { effective, subject, rows } => {
-            (Verdict::GoldenChanged, changed(effective.as_ref(), &subject, &rows))
-        }
-    };
-    GoldenVerdict { verdict, message: what + &mend }
+    let mut judged = judge(&comparison, !unread_text);
+    if judged.verdict != Verdict::Pass {
+        judged.message += &mend(&case, results, reviewable && pending(root, stem).exists());
+    }
+    judged
 }
 
 fn comparison(

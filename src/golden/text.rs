@@ -90,7 +90,11 @@ fn numbers<N: ToString>(numbers: &[N]) -> String {
     }
 }
 
-fn parse(text: &str, path: &str) -> Result<Generated, GoldenError> {
+/// The text that a file's content says.
+///
+/// # Errors
+/// What is not what kvgate writes.
+pub(crate) fn parse(text: &str, path: &str) -> Result<Generated, GoldenError> {
     let mut lines = Lines { lines: text.lines().enumerate(), path, at: 0 };
     lines.header()?;
     let mut generated = Generated {

@@ -8,6 +8,7 @@ pub mod generate;
 pub mod mimic;
 pub mod prompts;
 pub mod replay;
+pub mod shape;
 pub mod stats;
 
 use crate::hash;
@@ -28,6 +29,7 @@ use generate::{Asked, Generate, Replayer};
 use mimic::Mimic;
 use prompts::PromptError;
 use replay::Generated;
+use shape::Shape;
 use stats::{Part, Position, Statistics};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -189,7 +191,8 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
             why: why.clone(),
         });
     }
-    let (mut schemes, positions) = lanes.results(schemes, &chunks);
+    let decode = |ids: &[u32]| checkpoint.tokenizer.decode(ids).unwrap_or_default();
+    let (mut schemes, positions) = lanes.results(schemes, &chunks, &decode);
     let generated = match asked {
         None => None,
         Some(asked) => {
@@ -339,30 +342,35 @@ impl<'a> Lanes<'a> {
         &self,
         lanes: Vec<LaneResult>,
         chunks: &[Chunk],
+        decode: &dyn Fn(&[u32]) -> String,
     ) -> (Vec<SchemeResult>, Vec<(String, Vec<Position>)>) {
         let mut lanes = lanes.into_iter();
         let mut results = Vec::new();
         let mut positions = Vec::new();
         for (label, scheme, effective) in &self.schemes {
             let failed = |error| Outcome::Failed { error: format!("{scheme}: {error}") };
+            let mut shape = None;
             let mut result = SchemeResult {
                 scheme: (*label).into(),
                 effective: scheme.to_string(),
                 needs: Vec::new(),
                 storage: None,
                 replay: None,
+                shape: None,
                 outcome: match effective {
                     Err(error) => failed(error.clone()),
                     Ok(_) => match lanes.next().expect("a lane for each scheme that fits") {
                         Err(error) => failed(error.brief()),
                         Ok(lane) => {
                             let outcome = measured(&lane, chunks);
+                            shape = Some(Shape::of(&lane, chunks, decode));
                             positions.push(((*label).to_string(), lane));
                             outcome
                         }
                     },
                 },
             };
+            result.shape = shape;
             if let Ok(effective) = effective {
                 result.effective = effective.to_string();
                 result.needs = needs(scheme, effective, self.calibration);

@@ -102,7 +102,10 @@ pub struct Statistics {
 }
 
 /// A statistic that a policy may bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum Statistic {
     /// [`Statistics::mean_kld`]
     MeanKld,

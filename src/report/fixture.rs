@@ -157,6 +157,7 @@ fn scheme(label: &str, [k, v]: [f64; 2], outcome: Outcome) -> SchemeResult {
         effective: label.into(),
         needs: Vec::new(),
         replay: None,
+        shape: None,
         storage: Some(Storage {
             bits_per_element: Sides { k, v },
             bits_at_context: Sides { k, v },
@@ -212,11 +213,7 @@ fn bad() -> Statistics {
 }
 
 fn cases() -> Vec<CaseResult> {
-    let case = |case: &str, verdict, message: &str| CaseResult {
-        case: case.into(),
-        verdict,
-        message: message.into(),
-    };
+    let case = |case: &str, verdict, message: &str| CaseResult::new(case, verdict, message);
     let regressed = "mean_kld 0.0612 is over its limit 0.05 (thresholds.toml:9)\n\
                      run `kvgate run gemma-3-270m::q4_0`";
     let changed = "golden changed: 1 statistic left its tolerance";

@@ -89,9 +89,10 @@ fn every_statistic_is_judged() {
 fn breaches_say_by_how_much() {
     let judgement = judged("mean_kld = 0.02, top1_agreement = 0.95, max_kld = 0.0", "pass", None);
     let shown: Vec<_> = judgement
-        .breaches
-        .iter()
-        .map(|b| (b.statistic, b.value, b.bound, b.origin.as_str(), (b.ratio * 1e9).round() / 1e9))
+        .broken()
+        .map(|b| {
+            (b.statistic, b.value, b.bound, b.origin.as_str(), (b.ratio() * 1e9).round() / 1e9)
+        })
         .collect();
     let origin = "thresholds.toml:6";
     let expected = [
@@ -100,7 +101,7 @@ fn breaches_say_by_how_much() {
         (Statistic::Top1Agreement, 0.9, 0.95, origin, 2.0),
     ];
     assert_eq!(shown, expected);
-    assert!(judged("mean_kld = 0.02", "report", None).breaches.is_empty());
+    assert!(judged("mean_kld = 0.02", "report", None).limits.is_empty());
 }
 
 /// What must be an error under every expectation.
@@ -119,7 +120,7 @@ fn assert_error(
         assert_eq!(judgement.verdict, Verdict::Error, "{expect}");
         assert!(judgement.message.contains(words), "{}", judgement.message);
         assert!(judgement.message.contains("kvgate run 'm::q4_0::'"), "{}", judgement.message);
-        assert!(judgement.breaches.is_empty() && !judgement.borderline);
+        assert!(judgement.limits.is_empty());
     }
 }
 
@@ -197,13 +198,15 @@ fn borderline_is_within_two_standard_errors() {
     ];
     for (limits, expect, borderline) in cases {
         let judgement = judged(limits, expect, None);
-        assert_eq!(judgement.borderline, borderline, "{limits} {expect}");
+        let found = judgement.limits.iter().any(|limit| limit.borderline);
+        assert_eq!(found, borderline, "{limits} {expect}");
         assert_eq!(judgement.message.contains(", borderline"), borderline, "{}", judgement.message);
     }
     let exact = Statistics { mean_kld: 0.0, mean_kld_se: 0.0, ..statistics() };
     let model = model("mean_kld = 0.0", "pass");
     let judgement = judge(&model, &model.cells[0], &measured(exact), None, None);
-    assert_eq!((judgement.verdict, judgement.borderline), (Verdict::Pass, false));
+    assert_eq!(judgement.verdict, Verdict::Pass);
+    assert!(!judgement.limits[0].borderline);
 }
 
 #[test]
@@ -356,6 +359,7 @@ fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
                 needs: Vec::new(),
                 storage: None,
                 replay: None,
+                shape: None,
                 outcome: measured(statistics.clone()),
             })
             .collect(),

@@ -1,0 +1,203 @@
+//! Results × policy × goldens → cases, without measuring: pure functions of what has been read.
+//!
+//! Results may come from elsewhere: another job, another engine, a stranger's pull request. What they say of
+//! themselves, verdicts above all, counts for nothing; what contradicts itself or the policy is an error.
+
+use crate::golden::{self, Golden, GoldenError};
+use crate::measure::corpus::scored;
+use crate::measure::stats::{Part, Statistics};
+use crate::policy::{CaseKind, Cell, ModelPolicy, Policy};
+use crate::results::{CaseResult, Measurement, Outcome, Results, SchemeResult};
+use crate::verdict::{self, GoldenValues, Verdict};
+use std::path::Path;
+
+/// Reads a file of the policy's folder, as it is on disk or as it was at a commit; none where there is none.
+pub type ReadFile<'a> = &'a dyn Fn(&Path) -> Result<Option<String>, String>;
+
+/// Judges every cell of a policy by what results hold, in the policy's order. A cell that is neither there
+/// nor ignored is an error: a job that is lost must not look like one that passed.
+pub fn judge(policy: &Policy, results: &Results, goldens: ReadFile) -> Vec<CaseResult> {
+    let cases = policy.models.iter().flat_map(|model| {
+        let measured = measurement_of(model, results);
+        let cases = model.cells.iter().flat_map(|cell| {
+            CaseKind::ALL.map(|kind| match (&measured, kind) {
+                _ if cell.ignored && !is_there(results, model, cell) => {
+                    CaseResult::new(model.case(cell, kind), Verdict::Ignored, "")
+                }
+                (measured, CaseKind::Kld) => {
+                    let golden = golden_of(model, cell, measured, goldens).ok().flatten();
+                    let values = golden.map(|golden| golden.statistics());
+                    limits_case(model, cell, measured, values.as_ref())
+                }
+                (measured, CaseKind::Golden) => golden_case(model, cell, measured, goldens),
+            })
+        });
+        cases.collect::<Vec<_>>()
+    });
+    cases.collect()
+}
+
+/// Whether results say anything about a cell.
+pub fn is_there(results: &Results, model: &ModelPolicy, cell: &Cell) -> bool {
+    let own = results.measurements.iter().filter(|measurement| measurement.model == model.name);
+    own.flat_map(|measurement| &measurement.schemes).any(|scheme| scheme.scheme == cell.label)
+}
+
+/// The measurement of a model, as the policy wants it measured.
+fn measurement_of<'r>(model: &ModelPolicy, results: &'r Results) -> Result<&'r Measurement, String> {
+    let mut own = results.measurements.iter().filter(|m| m.model == model.name);
+    let found = own.next().ok_or("it is not in these results: a job that measures it is missing")?;
+    if own.next().is_some() {
+        return Err("these results hold its model twice: which one counts cannot be told".into());
+    }
+    let conditions = &found.conditions;
+    if (conditions.context, conditions.chunks) != (model.context, model.chunks) {
+        return Err(format!(
+            "it was measured at {} × {}, and the policy asks for {} × {}",
+            conditions.context, conditions.chunks, model.context, model.chunks
+        ));
+    }
+    Ok(found)
+}
+
+/// The `kld` case of a cell: its limits.
+pub fn limits_case(
+    model: &ModelPolicy,
+    cell: &Cell,
+    measured: &Result<&Measurement, String>,
+    golden: Option<&GoldenValues>,
+) -> CaseResult {
+    let (outcome, distrust) = match found(measured, cell) {
+        Ok((scheme, distrust)) => (scheme.outcome.clone(), distrust),
+        Err(error) => (Outcome::Failed { error }, None),
+    };
+    let judged = verdict::judge(model, cell, &outcome, distrust.as_deref(), golden);
+    let case = CaseResult::new(model.case(cell, CaseKind::Kld), judged.verdict, judged.message);
+    CaseResult { limits: judged.limits, ..case }
+}
+
+/// The `golden` case of a cell: its accepted snapshot.
+fn golden_case(
+    model: &ModelPolicy,
+    cell: &Cell,
+    measured: &Result<&Measurement, String>,
+    goldens: ReadFile,
+) -> CaseResult {
+    let name = model.case(cell, CaseKind::Golden);
+    match compared(model, cell, measured, goldens) {
+        Err(error) => CaseResult::new(name, Verdict::Error, error),
+        Ok(judged) => {
+            let case = CaseResult::new(name, judged.verdict, judged.message.trim_end());
+            CaseResult { changes: judged.changes, ..case }
+        }
+    }
+}
+
+fn compared(
+    model: &ModelPolicy,
+    cell: &Cell,
+    measured: &Result<&Measurement, String>,
+    goldens: ReadFile,
+) -> Result<golden::GoldenVerdict, String> {
+    let nothing = |error: String| format!("nothing to compare with the golden: {error}");
+    let scheme = match found(measured, cell).map_err(nothing)? {
+        (scheme, None) => scheme,
+        (_, Some(distrust)) => return Err(nothing(distrust)),
+    };
+    let measurement = measured.as_ref().map_err(Clone::clone)?;
+    let new = Golden::of(measurement, scheme).map_err(|error| error.to_string())?;
+    let golden = golden_of(model, cell, measured, goldens)?;
+    let text = text_is_accepted(measurement, goldens)?;
+    Ok(golden::judge(&golden::compare(golden.as_ref(), &new), text))
+}
+
+/// The golden of a cell, of the engine that measured.
+fn golden_of(
+    model: &ModelPolicy,
+    cell: &Cell,
+    _measured: &Result<&Measurement, String>,
+    goldens: ReadFile,
+) -> Result<Option<Golden>, String> {
+    let path = golden::path(Path::new(""), &golden::stem(&model.name, &cell.label));
+    let text = goldens(&path)?;
+    let parse = |text: String| Golden::parse(&text, &path.display().to_string());
+    text.map(parse).transpose().map_err(|error: GoldenError| error.to_string())
+}
+
+/// Whether the text that was measured on is the accepted one, by its tokens.
+fn text_is_accepted(measurement: &Measurement, goldens: ReadFile) -> Result<bool, String> {
+    let Some(generated) = &measurement.generated else { return Ok(true) };
+    let path = golden::text_path(Path::new(""), &measurement.model);
+    let Some(text) = goldens(&path)? else { return Ok(false) };
+    let accepted = golden::parse_text(&text, &path.display().to_string());
+    let accepted = accepted.map_err(|error| error.to_string())?;
+    Ok(generated.is_of(&accepted) && generated.sha256() == accepted.sha256())
+}
+
+/// A scheme's result and why it cannot be trusted, if it cannot.
+pub fn found<'m>(
+    measured: &Result<&'m Measurement, String>,
+    cell: &Cell,
+) -> Result<(&'m SchemeResult, Option<String>), String> {
+    let measurement = *measured.as_ref().map_err(Clone::clone)?;
+    let mut own = measurement.schemes.iter().filter(|scheme| scheme.scheme == cell.label);
+    let scheme = own.next().ok_or("the run has no result for this scheme")?;
+    if own.next().is_some() {
+        return Err("the run has two results for this scheme".into());
+    }
+    let distrust = verdict::distrust(measurement).remove(&cell.label);
+    Ok((scheme, distrust.or_else(|| contradiction(measurement, scheme))))
+}
+
+/// How far sums may be from the statistics that are made of them.
+const ROUNDING: f64 = 1e-6;
+
+/// What a result says that cannot be so: statistics that do not follow from their parts, or from each other.
+fn contradiction(measurement: &Measurement, scheme: &SchemeResult) -> Option<String> {
+    let Outcome::Measured { statistics, parts } = &scheme.outcome else { return None };
+    disordered(statistics).or_else(|| {
+        // another engine's log has no parts
+        let checked = measurement.is_own() || !parts.is_empty();
+        checked.then(|| unlike_parts(measurement, statistics, parts)).flatten()
+    })
+}
+
+fn disordered(s: &Statistics) -> Option<String> {
+    let quantiles = [s.median_kld, s.p90_kld, s.p95_kld, s.p99_kld, s.p999_kld, s.max_kld];
+    let shares = [s.top1_agreement, s.rms_dp];
+    if quantiles.windows(2).any(|pair| pair[0] > pair[1]) {
+        Some("its quantiles contradict each other: a higher one is smaller".into())
+    } else if s.mean_kld > s.max_kld {
+        Some(format!("its mean KLD {} is over its largest {}", s.mean_kld, s.max_kld))
+    } else if shares.iter().any(|share| !(0.0..=1.0).contains(share)) {
+        Some("it has a share that is not within 0 and 1".into())
+    } else {
+        None
+    }
+}
+
+fn unlike_parts(measurement: &Measurement, s: &Statistics, parts: &[Part]) -> Option<String> {
+    let conditions = &measurement.conditions;
+    let tokens: u64 = parts.iter().map(|part| part.tokens).sum();
+    let each = scored(conditions.context).len() as u64;
+    if parts.len() != conditions.chunks || parts.iter().any(|part| part.tokens != each) {
+        return Some(format!(
+            "its parts are not {} chunks of {each} scored tokens",
+            conditions.chunks
+        ));
+    }
+    let mean = |of: fn(&Part) -> f64| parts.iter().map(of).sum::<f64>() / tokens as f64;
+    let made = [
+        ("tokens_scored", s.tokens_scored as f64, tokens as f64),
+        ("mean_kld", s.mean_kld, mean(|part| part.kld)),
+        ("top1_agreement", s.top1_agreement, mean(|part| part.same_top as f64)),
+        ("rms_dp", s.rms_dp, mean(|part| part.dp2).sqrt()),
+        ("ppl", s.ppl, mean(|part| part.nll).exp()),
+        ("baseline_ppl", s.baseline_ppl, mean(|part| part.nll_base).exp()),
+        ("ppl_ratio", s.ppl_ratio, mean(|part| part.nll - part.nll_base).exp()),
+    ];
+    // a sum that is no number is not near anything
+    let near = |a: f64, b: f64| (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) + f64::EPSILON;
+    let (name, value, parts) = made.into_iter().find(|(_, value, parts)| !near(*value, *parts))?;
+    Some(format!("its {name} is {value}, and its parts make {parts}"))
+}
