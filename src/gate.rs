@@ -179,6 +179,7 @@ impl Gate {
             policy: Some(policy),
             measurements,
             cases,
+            not_needed: Vec::new(),
         }
     }
 }

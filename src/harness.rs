@@ -5,7 +5,7 @@ use crate::golden;
 use crate::kv::codec::{self, Codec, RegisterError};
 use crate::measure::stats::Position;
 use crate::progress;
-use crate::report::{self, sidecar, Outputs};
+use crate::report::{self, sidecar, Outputs, Report};
 use crate::results::{CaseResult, Measurement};
 use crate::store::Store;
 use crate::verdict::Verdict;
@@ -313,7 +313,7 @@ impl Session {
         };
         let mut judged = lock(&self.judged).clone();
         judged.sort_by_key(order);
-        let results = self.gate.results(measured.cloned().collect(), judged);
+        let report = Report::from(self.gate.results(measured.cloned().collect(), judged));
         let outputs = Outputs {
             terminal: false,
             folder: self.chosen.first().map(|case| self.gate.results_of(&case.name)),
@@ -322,9 +322,9 @@ impl Session {
                 Some(_) => None,
             },
         };
-        let errors = report::emit(&results, &outputs);
+        let errors = report::emit(&report, &outputs);
         if self.store.is_none() && !matches!(arguments.format, Some(FormatSetting::Json)) {
-            anstream::eprint!("{}", report::terminal::render_tables(&results));
+            anstream::eprint!("{}", report::terminal::render_tables(&report));
         }
         for error in &errors {
             eprintln!("{}: {error}", if error.is_warning() { "warning" } else { "error" });

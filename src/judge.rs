@@ -44,9 +44,13 @@ pub fn is_there(results: &Results, model: &ModelPolicy, cell: &Cell) -> bool {
 }
 
 /// The measurement of a model, as the policy wants it measured.
-fn measurement_of<'r>(model: &ModelPolicy, results: &'r Results) -> Result<&'r Measurement, String> {
+fn measurement_of<'r>(
+    model: &ModelPolicy,
+    results: &'r Results,
+) -> Result<&'r Measurement, String> {
     let mut own = results.measurements.iter().filter(|m| m.model == model.name);
-    let found = own.next().ok_or("it is not in these results: a job that measures it is missing")?;
+    let found =
+        own.next().ok_or("it is not in these results: a job that measures it is missing")?;
     if own.next().is_some() {
         return Err("these results hold its model twice: which one counts cannot be told".into());
     }

@@ -20,6 +20,7 @@ pub mod hub;
 pub mod judge;
 pub mod kv;
 pub mod measure;
+pub mod merge;
 pub mod model;
 mod nearest;
 pub mod policy;

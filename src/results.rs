@@ -29,6 +29,9 @@ pub struct Results {
     pub measurements: Vec<Measurement>,
     /// One entry for each case that was selected.
     pub cases: Vec<CaseResult>,
+    /// Models of the policy that the run left out because nothing that they depend on has changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_needed: Vec<String>,
 }
 
 /// The policy of a run.

@@ -9,7 +9,7 @@ use crate::model::decoder::Residency;
 use crate::policy::Source;
 use crate::progress::Bar;
 use crate::repo;
-use crate::report::{json, terminal};
+use crate::report::{json, terminal, Report};
 use crate::results::{Outcome, Results, FORMAT};
 use crate::verdict;
 use std::path::{Path, PathBuf};
@@ -141,15 +141,16 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
             Outcome::Measured { .. } => None,
         })
         .collect();
-    let results = Results {
+    let report = Report::from(Results {
         format: FORMAT,
         engine: ENGINE.into(),
         head: repo::head(Path::new(".")),
         policy: None,
         measurements: vec![measurement],
         cases: Vec::new(),
-    };
-    say(terminal::render(&results).trim_end())?;
+        not_needed: Vec::new(),
+    });
+    say(terminal::render(&report).trim_end())?;
     for error in &failed {
         eprintln!("error: {error}");
     }
@@ -157,7 +158,8 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         eprintln!("error: {scheme}: {reason}");
     }
     if let Some(path) = json {
-        json::write_to(path, &results).map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?;
+        json::write_to(path, &report.results)
+            .map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?;
     }
     Ok(if !failed.is_empty() || !distrust.is_empty() { NOT_MEASURED } else { 0 })
 }

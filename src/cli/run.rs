@@ -5,7 +5,7 @@ use crate::gate::{self, Case, Gate};
 use crate::golden;
 use crate::harness::nothing_selected;
 use crate::progress::Bar;
-use crate::report::{self, sidecar, Outputs};
+use crate::report::{self, sidecar, Outputs, Report};
 use crate::results::{CaseResult, Measurement};
 use crate::verdict::{self, Verdict};
 use std::path::PathBuf;
@@ -76,13 +76,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         measurements.extend(measured);
     }
     let verdicts: Vec<Verdict> = judged.iter().map(|result| result.verdict).collect();
-    let results = gate.results(measurements, judged);
+    let report = Report::from(gate.results(measurements, judged));
     let outputs = Outputs {
         terminal: true,
         folder: Some(folder),
         step_summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
     };
-    for error in report::emit(&results, &outputs) {
+    for error in report::emit(&report, &outputs) {
         written &= error.is_warning();
         eprintln!("{}: {error}", if error.is_warning() { "warning" } else { "error" });
     }

@@ -146,9 +146,16 @@ mod tests {
 
     #[test]
     fn bins_are_quarters_of_decades() {
-        for (kld, expected) in
-            [(-1e-9, 0), (0.0, 0), (9e-8, 0), (1.01e-7, 1), (1.01, 29), (9.9, 32), (11.0, 33), (1e9, 33)]
-        {
+        for (kld, expected) in [
+            (-1e-9, 0),
+            (0.0, 0),
+            (9e-8, 0),
+            (1.01e-7, 1),
+            (1.01, 29),
+            (9.9, 32),
+            (11.0, 33),
+            (1e9, 33),
+        ] {
             assert_eq!(bin(kld), expected, "{kld}");
         }
     }

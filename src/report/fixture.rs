@@ -3,10 +3,11 @@
 
 use crate::kv::Scheme;
 use crate::measure::replay::{Continuation, Divergence, Generated, PromptReplay, Replay};
-use crate::measure::stats::{Part, Statistics};
+use crate::measure::stats::{Part, Statistic, Statistics};
 use crate::policy::{Cell, Expectation, ModelPolicy, Policy, Source};
+use crate::report::{Finding, Report};
 use crate::results::*;
-use crate::verdict::Verdict;
+use crate::verdict::{JudgedLimit, Verdict};
 
 /// The policy that the run was made under; its corpus files do not exist.
 pub(crate) fn policy() -> Policy {
@@ -42,6 +43,22 @@ pub(crate) fn results() -> Results {
         policy: Some(PolicyFile { path: "thresholds.toml".into(), sha256: "9f".into() }),
         measurements: vec![measurement()],
         cases: cases(),
+        not_needed: Vec::new(),
+    }
+}
+
+/// The same as people read it.
+pub(crate) fn report() -> Report {
+    results().into()
+}
+
+/// A raised limit.
+pub(crate) fn weakened() -> Finding {
+    Finding {
+        name: "policy::weakened".into(),
+        place: Some("thresholds.toml:9".into()),
+        message: "mean_kld of gemma-3-270m::q4_0 was at most 0.02, and is at most 0.05".into(),
+        is_red: true,
     }
 }
 
@@ -217,7 +234,7 @@ fn cases() -> Vec<CaseResult> {
     let regressed = "mean_kld 0.0612 is over its limit 0.05 (thresholds.toml:9)\n\
                      run `kvgate run gemma-3-270m::q4_0`";
     let changed = "golden changed: 1 statistic left its tolerance";
-    vec![
+    let mut cases = vec![
         case("gemma-3-270m::q8_0::kld", Verdict::Pass, ""),
         case("gemma-3-270m::q8_0::golden", Verdict::Pass, ""),
         case("gemma-3-270m::q4_0::kld", Verdict::Regressed, regressed),
@@ -225,5 +242,19 @@ fn cases() -> Vec<CaseResult> {
         case("gemma-3-270m::q8_0/q4_0::kld", Verdict::Error, "layer 3: K is NaN"),
         case("tiny::q4_0::kld", Verdict::FailsAsRequired, ""),
         case("tiny::q4_0::golden", Verdict::Ignored, ""),
-    ]
+    ];
+    let limit = |value, holds| JudgedLimit {
+        statistic: Statistic::MeanKld,
+        value,
+        bound: 0.05,
+        origin: "thresholds.toml:9".into(),
+        holds,
+        borderline: false,
+    };
+    let change = |golden, now, within| Change { name: "mean_kld".into(), golden, now, within };
+    cases[0].limits = vec![limit(0.00051, true)];
+    cases[1].changes = vec![change(0.0005, 0.00051, true)];
+    cases[2].limits = vec![limit(0.0612, false)];
+    cases[3].changes = vec![change(0.02, 0.0612, false)];
+    cases
 }

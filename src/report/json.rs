@@ -1,5 +1,6 @@
 //! `results.json`: written and read with every number in place.
 
+use super::text;
 use crate::files::write_atomically;
 use crate::results::{Results, FORMAT};
 use serde_json::Value;
@@ -87,13 +88,50 @@ pub fn write_to(path: &Path, results: &Results) -> Result<(), JsonError> {
 /// Reads what [`write()`] wrote.
 pub fn read(path: &Path) -> Result<Results, JsonError> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| JsonError::Read { path: name.clone(), source })?;
+    let read = || {
+        let length = std::fs::metadata(path)?.len();
+        match length > LARGEST {
+            true => Err(io::Error::other(format!("{length} bytes are more than any run writes"))),
+            false => std::fs::read_to_string(path),
+        }
+    };
+    let text = read().map_err(|source| JsonError::Read { path: name.clone(), source })?;
+    parse(&text, name)
+}
+
+/// Reads what a stranger may have written: as [`read`], and every text in it is bounded and without
+/// characters that a terminal obeys.
+///
+/// # Errors
+/// As of [`read`].
+pub fn read_untrusted(path: &Path) -> Result<Results, JsonError> {
+    let results = read(path)?;
+    let name = path.display().to_string();
+    let malformed = |source| JsonError::Malformed { path: name.clone(), source };
+    let mut value = serde_json::to_value(results).map_err(malformed)?;
+    defuse(&mut value);
+    serde_json::from_value(value).map_err(malformed)
+}
+
+/// Bounds every text of a value.
+fn defuse(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = text::message(text),
+        Value::Array(values) => values.iter_mut().for_each(defuse),
+        Value::Object(fields) => fields.values_mut().for_each(defuse),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Bytes of a file that is read at all: a thousand schemes are a tenth of it.
+const LARGEST: u64 = 64 << 20;
+
+fn parse(text: &str, name: String) -> Result<Results, JsonError> {
     let malformed = |source: serde_json::Error| match source.is_eof() {
         true => JsonError::Truncated { path: name.clone(), line: source.line() },
         false => JsonError::Malformed { path: name.clone(), source },
     };
-    let value: Value = serde_json::from_str(&text).map_err(malformed)?;
+    let value: Value = serde_json::from_str(text).map_err(malformed)?;
     // before the rest: another format may have other fields
     let found = &value["format"];
     if *found != FORMAT {
@@ -101,7 +139,7 @@ pub fn read(path: &Path) -> Result<Results, JsonError> {
     }
     no_null(&value, &name)?;
     // from the text, not from the value: these errors name line and column
-    serde_json::from_str(&text).map_err(malformed)
+    serde_json::from_str(text).map_err(malformed)
 }
 
 /// Only these may be null: there is no repository, or no policy.
@@ -175,6 +213,23 @@ mod tests {
             .unwrap_err()
             .to_string()
             .contains("no.json: "));
+    }
+
+    #[test]
+    fn a_stranger_commands_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut results = fixture::results();
+        results.cases[2].message = format!("\u{1b}[2J\u{202e}{}", "x".repeat(10_000_000));
+        results.measurements[0].run.notes = vec!["a\u{7}b".into()];
+        let path = write(folder.path(), &results).unwrap();
+        let read = read_untrusted(&path).unwrap();
+        assert!(read.cases[2].message.starts_with("[2Jxxx"));
+        assert_eq!(read.cases[2].message.chars().count(), 3_999);
+        assert_eq!(read.measurements[0].run.notes, ["ab"]);
+        let huge = std::fs::File::create(&path).unwrap();
+        huge.set_len(LARGEST + 1).unwrap();
+        let error = read_untrusted(&path).unwrap_err().to_string();
+        assert!(error.contains("67108865 bytes are more than any run writes"), "{error}");
     }
 
     #[test]

@@ -1,43 +1,70 @@
 //! The report for pull requests and step summaries.
+//!
+//! Names and messages may be a stranger's. They stand in code spans and fenced blocks only, where nothing
+//! is markup, a link, a mention or a reference.
 
-use super::row::{models, numbers, red_cases, rows, Row};
-use crate::results::{CaseResult, Results};
+use super::row::{excess, models, numbers, red_cases, rows, Row};
+use super::text::{self, count};
+use super::{Finding, Report};
+use crate::results::CaseResult;
 use crate::verdict::Verdict;
 
-/// Messages shown in full: a summary over 1 MiB is refused whole, and nobody reads more.
-const MESSAGES: usize = 20;
+/// Bytes of a step summary at most: GitHub drops the whole upload of a step over 1 MiB.
+pub const STEP_SUMMARY: usize = 900_000;
 
-/// The whole report: the verdict with the worst case first, failing rows, their messages, and
-/// passing rows folded away.
-pub fn render(results: &Results) -> String {
-    let red = red_cases(results);
-    let mut out = format!("### {}{}\n\n", mark(results), escape(&super::sentence(results)));
-    out += &provenance(results);
+/// What is left out when the report does not fit, one more each time.
+#[derive(Clone, Copy, PartialEq, PartialOrd)]
+enum Detail {
+    /// Everything.
+    Whole,
+    /// Few messages.
+    FewMessages,
+    /// No schemes but those that are red, and no messages.
+    RedOnly,
+    /// The verdict and the way to the rest.
+    Sentence,
+}
 
-    let all = models(results).into_iter().flat_map(|model| rows(results, model));
-    let (mut failing, passing): (Vec<_>, Vec<_>) = all.partition(Row::is_red);
-    let place = |row: &Row| {
-        let is_its = |case: &&CaseResult| row.cases.iter().flatten().any(|c| c.case == case.case);
-        red.iter().position(is_its)
-    };
-    failing.sort_by_key(place);
-    if !failing.is_empty() {
-        out += &table(&failing);
-        out += &messages(&red);
+/// Messages shown at each detail: nobody reads more.
+const MESSAGES: [usize; 4] = [20, 3, 0, 0];
+/// Findings that are shown.
+const FINDINGS: usize = 50;
+
+/// The whole report: the verdict with the worst case first, failing rows, their messages, and passing rows
+/// folded away. What does not fit into so many bytes is left out by sections, and says so.
+pub fn render(report: &Report, bytes: usize) -> String {
+    let details = [Detail::Whole, Detail::FewMessages, Detail::RedOnly, Detail::Sentence];
+    let texts = details.into_iter().map(|detail| at(report, detail));
+    let fitting = texts.into_iter().find(|text| text.len() <= bytes);
+    fitting.unwrap_or_else(|| format!("### {}kvgate: the report does not fit here\n", mark(report)))
+}
+
+fn at(report: &Report, detail: Detail) -> String {
+    let sentence = report.sentence_with(&code);
+    let mut out = format!("### {}{sentence}\n\n", mark(report));
+    if detail < Detail::Sentence {
+        out += &provenance(report);
+        out += &findings(&report.findings);
+        out += &tables(report, detail);
+        out += &warnings(report);
     }
-    if !passing.is_empty() {
-        let title = format!("{} not red", super::count(passing.len(), "scheme"));
-        out += &folded(&title, &table(&passing));
+    if detail > Detail::Whole {
+        let left_out = match detail {
+            Detail::Whole | Detail::FewMessages => "messages",
+            Detail::RedOnly => "messages and schemes that are not red",
+            Detail::Sentence => "all but the verdict",
+        };
+        out += &format!("_Shortened: {left_out} did not fit; `results.json` has them._\n\n");
     }
-    out
+    out + &links(report)
 }
 
 /// Skipped, reported or not judged at all is never a pass.
-fn mark(results: &Results) -> &'static str {
+fn mark(report: &Report) -> &'static str {
     let held = |case: &CaseResult| matches!(case.verdict, Verdict::Pass | Verdict::FailsAsRequired);
-    if results.cases.iter().any(|case| case.verdict.is_red()) {
+    if report.exit_code() != 0 {
         "❌ "
-    } else if results.cases.iter().any(held) {
+    } else if report.results.cases.iter().any(held) {
         "✅ "
     } else {
         ""
@@ -45,25 +72,80 @@ fn mark(results: &Results) -> &'static str {
 }
 
 /// Where the numbers are from.
-fn provenance(results: &Results) -> String {
-    let mut facts = vec![results.engine.clone()];
-    facts.extend(
-        results.head.as_ref().map(|head| format!("commit {}", head.get(..12).unwrap_or(head))),
-    );
+fn provenance(report: &Report) -> String {
+    let results = &report.results;
+    let mut facts = vec![format!("measured by {}", measured_by(report))];
+    facts.extend(results.head.as_ref().map(|head| format!("commit {}", code(&short(head)))));
+    let base = report.links.base.as_ref();
+    facts.extend(base.map(|base| format!("changes are against {}", code(&short(base)))));
     for m in &results.measurements {
         let (run, conditions) = (&m.run, &m.conditions);
         facts.push(format!(
             "{}: baseline PPL {:.3}, {} × {}, {}",
-            m.model, run.baseline_ppl, conditions.context, conditions.chunks, run.device
+            code(&m.model),
+            run.baseline_ppl,
+            conditions.context,
+            conditions.chunks,
+            code(&run.device)
         ));
-        for control in m.controls.iter().filter(|c| !c.ok) {
-            facts.push(format!(
-                "⚠️ {} control {} must read {}",
-                m.model, control.name, control.must
-            ));
-        }
     }
-    format!("{}\n\n", escape(&facts.join(" · ")))
+    format!("{}\n\n", facts.join(" · "))
+}
+
+/// Every report says what measured: the scheme in kvgate's engine is not a serving kernel.
+fn measured_by(report: &Report) -> String {
+    let results = &report.results;
+    match results.measurements.iter().find(|measurement| !measurement.is_own()) {
+        Some(other) => code(&other.conditions.engine),
+        None => format!(
+            "{} (the scheme in its own engine, not a serving kernel)",
+            code(&results.engine)
+        ),
+    }
+}
+
+/// A commit as people write it.
+fn short(sha: &str) -> String {
+    sha.chars().take(12).collect()
+}
+
+fn findings(findings: &[Finding]) -> String {
+    let row = |finding: &Finding| {
+        let place = finding.place.as_ref().map(|place| format!(" {}", code(place)));
+        let mark = if finding.is_red { "❌" } else { "•" };
+        let message = code_of(&finding.message, 400);
+        format!("- {mark} **{}**{}: {message}\n", finding.name, place.unwrap_or_default())
+    };
+    let mut out: String = findings.iter().take(FINDINGS).map(row).collect();
+    if findings.len() > FINDINGS {
+        out += &format!("- … and {} more\n", findings.len() - FINDINGS);
+    }
+    match out.is_empty() {
+        true => out,
+        false => out + "\n",
+    }
+}
+
+fn tables(report: &Report, detail: Detail) -> String {
+    let results = &report.results;
+    let red = red_cases(results);
+    let all = models(results).into_iter().flat_map(|model| rows(results, model));
+    let (mut failing, passing): (Vec<_>, Vec<_>) = all.partition(Row::is_red);
+    let place = |row: &Row| {
+        let is_its = |case: &&CaseResult| row.cases.iter().flatten().any(|c| c.case == case.case);
+        red.iter().position(is_its)
+    };
+    failing.sort_by_key(place);
+    let mut out = String::new();
+    if !failing.is_empty() {
+        out += &table(&failing);
+        out += &messages(&red, MESSAGES[detail as usize]);
+    }
+    if !passing.is_empty() && detail < Detail::RedOnly {
+        let title = format!("{} not red", count(passing.len(), "scheme"));
+        out += &folded(&title, &table(&passing));
+    }
+    out
 }
 
 fn table(rows: &[Row]) -> String {
@@ -81,7 +163,7 @@ fn table(rows: &[Row]) -> String {
     }
     out += "\n";
     let remarks = rows.iter().flat_map(Row::remarks);
-    let remarks: String = remarks.map(|remark| format!("- {}\n", escape(&remark))).collect();
+    let remarks: String = remarks.map(|remark| format!("- {}\n", code_of(&remark, 400))).collect();
     match remarks.is_empty() {
         true => out,
         false => out + &remarks + "\n",
@@ -89,19 +171,22 @@ fn table(rows: &[Row]) -> String {
 }
 
 fn verdict(case: Option<&CaseResult>) -> String {
-    match case.map(|case| case.verdict) {
-        None => String::new(),
-        Some(Verdict::Pass) => "✅".into(),
+    let Some(case) = case else { return String::new() };
+    match case.verdict {
+        Verdict::Pass => "✅".into(),
         // never a check mark, nor a red one: the policy asks for it
-        Some(verdict @ Verdict::FailsAsRequired) => verdict.symbol().into(),
-        Some(verdict) if verdict.is_red() => format!("❌ {}", verdict.label()),
-        Some(verdict) => verdict.label().into(),
+        verdict @ Verdict::FailsAsRequired => verdict.symbol().into(),
+        verdict if verdict.is_red() => match excess(case) {
+            Some(excess) => format!("❌ {}: {excess}", verdict.label()),
+            None => format!("❌ {}", verdict.label()),
+        },
+        verdict => verdict.label().into(),
     }
 }
 
-fn messages(red: &[&CaseResult]) -> String {
+fn messages(red: &[&CaseResult], most: usize) -> String {
     let mut out = String::new();
-    for case in red.iter().filter(|case| !case.message.is_empty()).take(MESSAGES) {
+    for case in red.iter().filter(|case| !case.message.is_empty()).take(most) {
         out += &format!(
             "{} {}\n\n{}\n",
             code(&case.case),
@@ -109,8 +194,48 @@ fn messages(red: &[&CaseResult]) -> String {
             fenced(&case.message)
         );
     }
-    if red.len() > MESSAGES {
-        out += &format!("Messages of the first {MESSAGES} of {} red cases.\n\n", red.len());
+    if most > 0 && red.len() > most {
+        out += &format!("Messages of the first {most} of {} red cases.\n\n", red.len());
+    }
+    out
+}
+
+/// Controls that do not read as they must, and goldens of other conditions: what makes numbers say less.
+fn warnings(report: &Report) -> String {
+    let results = &report.results;
+    let mut out = String::new();
+    for m in &results.measurements {
+        for control in m.controls.iter().filter(|control| !control.ok) {
+            let (model, name, must) = (code(&m.model), code(&control.name), code(&control.must));
+            out += &format!("⚠️ {model}: the control {name} must read {must}\n\n");
+        }
+    }
+    let stale = results.cases.iter().filter(|case| case.verdict == Verdict::Stale);
+    let stale: Vec<_> = stale.map(|case| code(&case.case)).take(FINDINGS).collect();
+    if !stale.is_empty() {
+        let (n, stale) = (count(stale.len(), "golden"), stale.join(", "));
+        out += &format!(
+            "⚠️ {n} made under other conditions, which say nothing about these values: {stale}\n\n"
+        );
+    }
+    out
+}
+
+fn links(report: &Report) -> String {
+    let links = &report.links;
+    let mut out = String::new();
+    let acceptable =
+        |case: &CaseResult| matches!(case.verdict, Verdict::GoldenChanged | Verdict::Stale);
+    let accept = links.accept.as_ref().filter(|_| report.results.cases.iter().any(acceptable));
+    if let Some(accept) = accept {
+        let how = format!(
+            "To accept what was measured, after looking at it:\n\n{}",
+            fenced_as("sh", accept)
+        );
+        out += &folded("how to accept", &how);
+    }
+    if let Some(run) = &links.run {
+        out += &format!("[the run and its report]({run})\n");
     }
     out
 }
@@ -119,32 +244,30 @@ fn folded(title: &str, body: &str) -> String {
     format!("<details><summary>{title}</summary>\n\n{body}</details>\n\n")
 }
 
+fn fenced(message: &str) -> String {
+    fenced_as("text", &text::message(message))
+}
+
 /// A block whose fence is longer than any in the text.
-fn fenced(text: &str) -> String {
+fn fenced_as(language: &str, text: &str) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
-    format!("{fence}text\n{}\n{fence}\n", text.trim_end())
+    format!("{fence}{language}\n{}\n{fence}\n", text.trim_end())
 }
 
-/// A name, set as code: nothing in it is markup, and nobody is mentioned.
+/// A name in a code span. What would end the span or a table's cell becomes a sign that looks like it.
 fn code(name: &str) -> String {
-    format!("<code>{}</code>", escape(name))
+    code_of(name, 120)
 }
 
-/// Characters that markdown, HTML or a mention could take for more than text.
-fn escape(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        match c {
-            '&' | '<' | '>' | '|' | '`' | '@' | '*' | '~' | '[' | ']' | '\\' | '#' => {
-                out += &format!("&#{};", u32::from(c));
-            }
-            // a name that breaks its line would break the table
-            c if c.is_control() => out.push(' '),
-            c => out.push(c),
-        }
+/// The same for longer texts, on one line.
+fn code_of(name: &str, characters: usize) -> String {
+    let line = text::clipped(name, characters).replace('\n', " ");
+    let line = text::printable(&line).replace('`', "ˋ").replace('|', "¦");
+    match line.trim() {
+        "" => "`–`".into(),
+        line => format!("`{line}`"),
     }
-    out
 }
 
 #[cfg(test)]
@@ -155,31 +278,31 @@ mod tests {
     #[test]
     fn whole_report() {
         assert_eq!(
-            render(&fixture::results()),
+            render(&fixture::report(), STEP_SUMMARY),
             "\
-### ❌ kvgate: 3 of 7 cases red (worst: gemma-3-270m::q4_0::kld regressed, mean KLD 0.0612)
+### ❌ kvgate: 3 of 7 cases red (worst: `gemma-3-270m q4_0`: mean_kld 1.22 × its limit)
 
-kvgate 0.1.0 · commit abc123 · gemma-3-270m: baseline PPL 21.100, 512 × 16, Some CPU
+measured by `kvgate 0.1.0` (the scheme in its own engine, not a serving kernel) · commit `abc123` · `gemma-3-270m`: baseline PPL 21.100, 512 × 16, `Some CPU`
 
-| model | scheme | bits K/V | mean KLD | p99 | top-1 | PPL ratio | limits | golden |
-|---|---|--:|--:|--:|--:|--:|---|---|
-| <code>gemma-3-270m</code> | <code>q4_0</code> | 4.5 / 4.5 | 0.06120 ± 0.00150 | 0.7000 | 86.12 % | 1.0442 | ❌ regressed | ❌ golden changed |
-| <code>gemma-3-270m</code> | <code>q8_0/q4_0</code> | 8.5 / 4.5 | – | – | – | – | ❌ error |  |
+| model | scheme | bits K/V | mean KLD | limit | Δ golden | p99 | top-1 | limits | golden |
+|---|---|--:|--:|--:|--:|--:|--:|---|---|
+| `gemma-3-270m` | `q4_0` | 4.5 / 4.5 | 0.06120 ± 0.00150 | 0.05 | +206 % | 0.7000 | 86.12 % | ❌ regressed: mean_kld 1.22 × | ❌ golden changed |
+| `gemma-3-270m` | `q8_0/q4_0` | 8.5 / 4.5 | – | – | – | – | – | ❌ error |  |
 
-<code>gemma-3-270m::q4_0::kld</code> regressed
+`gemma-3-270m::q4_0::kld` regressed
 
 ```text
 mean_kld 0.0612 is over its limit 0.05 (thresholds.toml:9)
 run `kvgate run gemma-3-270m::q4_0`
 ```
 
-<code>gemma-3-270m::q4_0::golden</code> golden changed
+`gemma-3-270m::q4_0::golden` golden changed
 
 ```text
 golden changed: 1 statistic left its tolerance
 ```
 
-<code>gemma-3-270m::q8_0/q4_0::kld</code> error
+`gemma-3-270m::q8_0/q4_0::kld` error
 
 ```text
 layer 3: K is NaN
@@ -187,10 +310,10 @@ layer 3: K is NaN
 
 <details><summary>2 schemes not red</summary>
 
-| model | scheme | bits K/V | mean KLD | p99 | top-1 | PPL ratio | limits | golden |
-|---|---|--:|--:|--:|--:|--:|---|---|
-| <code>gemma-3-270m</code> | <code>q8_0</code> | 8.5 / 8.5 | 0.00051 ± 0.00002 | 0.0058 | 99.02 % | 1.0003 | ✅ | ✅ |
-| <code>tiny</code> | <code>q4_0</code> | – | – | – | – | – | ✗ (expected) | ignored |
+| model | scheme | bits K/V | mean KLD | limit | Δ golden | p99 | top-1 | limits | golden |
+|---|---|--:|--:|--:|--:|--:|--:|---|---|
+| `gemma-3-270m` | `q8_0` | 8.5 / 8.5 | 0.00051 ± 0.00002 | 0.05 | +2.0 % | 0.0058 | 99.02 % | ✅ | ✅ |
+| `tiny` | `q4_0` | – | – | – | – | – | – | ✗ (expected) | ignored |
 
 </details>
 
@@ -200,35 +323,97 @@ layer 3: K is NaN
 
     #[test]
     fn green_says_so_in_its_first_line() {
-        let mut results = fixture::results();
-        results.cases.retain(|case| !case.verdict.is_red());
-        let text = render(&results);
+        let mut report = fixture::report();
+        report.results.cases.retain(|case| !case.verdict.is_red());
+        let text = render(&report, STEP_SUMMARY);
         assert!(text.starts_with("### ✅ kvgate: 4 cases as the policy wants ("), "{text}");
         assert!(!text.contains('❌'));
-        results.cases.retain(|case| case.verdict == Verdict::Ignored);
-        let text = render(&results);
+        report.results.cases.retain(|case| case.verdict == Verdict::Ignored);
+        let text = render(&report, STEP_SUMMARY);
         assert!(text.starts_with("### kvgate: 1 case as the policy wants (1 ignored)"), "{text}");
     }
 
     #[test]
     fn a_control_that_failed_is_shown() {
-        let mut results = fixture::results();
-        results.measurements[0].controls[0].ok = false;
-        assert!(render(&results).contains("⚠️ gemma-3-270m control identity must read exactly 0"));
+        let mut report = fixture::report();
+        report.results.measurements[0].controls[0].ok = false;
+        assert!(render(&report, STEP_SUMMARY)
+            .contains("⚠️ `gemma-3-270m`: the control `identity` must read `exactly 0`"));
     }
 
     #[test]
     fn names_and_messages_stay_text() {
-        assert_eq!(code("a|b`<c>@d"), "<code>a&#124;b&#96;&#60;c&#62;&#64;d</code>");
+        assert_eq!(code("a|b`<c>@d -->\n"), "`a¦bˋ<c>@d -->`");
+        assert_eq!(code(""), "`–`");
         assert_eq!(fenced("x ``` y"), "````text\nx ``` y\n````\n");
     }
 
     #[test]
+    fn what_does_not_fit_is_left_out_by_sections() {
+        let mut report = fixture::report();
+        report.links.run = Some("https://example.org/run/1".into());
+        let whole = render(&report, STEP_SUMMARY);
+        for (bytes, kept, left_out) in [
+            (whole.len(), "</details>", "Shortened"),
+            (whole.len() - 1, "| `q8_0/q4_0` |", "</details>"),
+            (700, "cases red", "| `q8_0/q4_0` |"),
+        ] {
+            let text = render(&report, bytes);
+            assert!(text.len() <= bytes, "{bytes}: {}", text.len());
+            assert!(text.starts_with("### ❌ kvgate: 3 of 7 cases red"), "{text}");
+            assert!(text.contains(kept) && !text.contains(left_out), "{text}");
+            assert!(text.ends_with("(https://example.org/run/1)\n"), "{text}");
+        }
+        assert_eq!(render(&report, 60), "### ❌ kvgate: the report does not fit here\n");
+    }
+
+    /// Whatever a stranger's results say, it is text: in a code span or a block, on its own line.
+    #[test]
+    fn hostile_names_stay_text() {
+        let hostile =
+            "@everyone --> | `code` <img src=x onerror=y> [a](https://evil) #1\n# head\u{202e}";
+        let mut report = fixture::report();
+        let long = "x".repeat(10_000_000);
+        for m in &mut report.results.measurements {
+            m.model = hostile.into();
+            m.run.device = hostile.into();
+            m.schemes[0].scheme = hostile.into();
+            m.schemes[1].effective = long.clone();
+        }
+        for case in &mut report.results.cases {
+            case.case = format!("{hostile}::{hostile}::kld");
+            case.message = format!("``` \n</details>\n{hostile}\n{long}");
+        }
+        report.results.head = Some(hostile.into());
+        report.results.engine = hostile.into();
+        let text = render(&report, 60_000);
+        assert!(text.len() <= 60_000);
+        // outside of code there is nothing of it
+        let mut fence: Option<&str> = None;
+        for line in text.lines() {
+            let mark = line.trim_start_matches(|c| c != '`').split(|c| c != '`').next().unwrap();
+            match fence {
+                Some(open) if line.starts_with(open) => fence = None,
+                Some(_) => {}
+                None if line.starts_with("```") => fence = Some(mark),
+                None => {
+                    let outside: String = line.split('`').step_by(2).collect();
+                    for bad in ["@", "-->", "<img", "https", "#1", "\u{202e}"] {
+                        assert!(!outside.contains(bad), "{bad} in {line}");
+                    }
+                    assert_eq!(line.matches('`').count() % 2, 0, "{line}");
+                }
+            }
+        }
+        assert_eq!(fence, None);
+    }
+
+    #[test]
     fn long_failures_are_cut_visibly() {
-        let mut results = fixture::results();
-        let red = results.cases[2].clone();
-        results.cases = vec![red; 30];
-        let text = render(&results);
+        let mut report = fixture::report();
+        let red = report.results.cases[2].clone();
+        report.results.cases = vec![red; 30];
+        let text = render(&report, STEP_SUMMARY);
         assert_eq!(text.matches("```text").count(), 20);
         assert!(text.contains("Messages of the first 20 of 30 red cases."));
     }

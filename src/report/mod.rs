@@ -1,6 +1,6 @@
-//! Reports: renderers of [`Results`].
+//! Reports: renderers of one [`Report`].
 //!
-//! A run is measured and judged once; every renderer reads the same [`Results`]. One that fails
+//! A run is measured and judged once; every renderer reads the same [`Report`]. One that fails
 //! silences none of the others and changes no verdict.
 
 pub mod json;
@@ -12,11 +12,144 @@ pub mod terminal;
 pub(crate) mod fixture;
 mod row;
 pub(crate) mod table;
+pub(crate) mod text;
 
-use crate::results::Results;
-use row::{red_cases, statistics_of};
+use crate::measure::stats::Direction;
+use crate::results::{CaseResult, Results};
+use crate::verdict::{self, Verdict};
+use row::red_cases;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use text::count;
+
+/// What people read: results with their verdicts, and what was found beside them.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// Measurements and cases.
+    pub results: Results,
+    /// What was found beside the cases.
+    pub findings: Vec<Finding>,
+    /// Where to go from here.
+    pub links: Links,
+}
+
+/// Something about a change that no case says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// `policy::weakened`
+    pub name: String,
+    /// File and line, where there is one: `thresholds.toml:12`.
+    pub place: Option<String>,
+    /// What was found, and the mend.
+    pub message: String,
+    /// Whether the gate must not be green with it.
+    pub is_red: bool,
+}
+
+/// Where a reader goes from a report.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Links {
+    /// The run's page.
+    pub run: Option<String>,
+    /// The commit whose goldens changes are against.
+    pub base: Option<String>,
+    /// The command that accepts what was measured.
+    pub accept: Option<String>,
+}
+
+impl From<Results> for Report {
+    fn from(results: Results) -> Self {
+        Report { results, findings: Vec::new(), links: Links::default() }
+    }
+}
+
+impl Report {
+    /// The exit code: 0 all as the policy wants, 1 something is not, 4 something could not be measured.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        let findings = self.findings.iter().filter(|finding| finding.is_red);
+        let findings = findings.map(|_| Verdict::Regressed);
+        verdict::exit_code(self.results.cases.iter().map(|case| case.verdict).chain(findings))
+    }
+
+    /// Findings that must not be green.
+    fn red_findings(&self) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(|finding| finding.is_red)
+    }
+
+    /// The run in one sentence: `kvgate: 2 of 18 cases red (gemma-3-270m q4_0: mean_kld 2.40 × its limit)`.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        self.sentence_with(&text::name)
+    }
+
+    /// The same with names set as `named` sets them.
+    fn sentence_with(&self, named: &dyn Fn(&str) -> String) -> String {
+        let results = &self.results;
+        let red = red_cases(results);
+        let weakened = self.red_findings().count();
+        let beside = match weakened {
+            0 => String::new(),
+            n => format!(" and {}", count(n, "finding")),
+        };
+        if let Some(worst) = red.first() {
+            let cases = count(results.cases.len(), "case");
+            let others = if red.len() == 1 { "" } else { "worst: " };
+            return format!(
+                "kvgate: {} of {cases} red{beside} ({others}{})",
+                red.len(),
+                harm(worst, named)
+            );
+        }
+        if let Some(finding) = self.red_findings().next() {
+            let place = finding.place.as_ref().map(|place| format!(" at {}", named(place)));
+            let first = format!("{}{}", finding.name, place.unwrap_or_default());
+            return format!("kvgate: {} ({first})", count(weakened, "finding"));
+        }
+        match results.cases.len() {
+            0 if results.measurements.is_empty() => "kvgate: nothing needed measuring".into(),
+            0 => {
+                let schemes: usize = results.measurements.iter().map(|m| m.schemes.len()).sum();
+                format!("kvgate: {} measured, nothing judged", count(schemes, "scheme"))
+            }
+            n => format!("kvgate: {} as the policy wants ({})", count(n, "case"), tally(results)),
+        }
+    }
+}
+
+/// What is wrong with a case, in a few words: `gemma-3-270m q4_0: mean_kld 2.40 × its limit`.
+fn harm(case: &CaseResult, named: &dyn Fn(&str) -> String) -> String {
+    let (model, scheme) = case.words();
+    let what = match case.verdict {
+        Verdict::Regressed => worst_limit(case),
+        Verdict::UnexpectedPass => Some("passes, and must break a limit".into()),
+        Verdict::GoldenChanged => worst_change(case).or(Some("no accepted golden".into())),
+        _ => None,
+    };
+    let what = what.unwrap_or_else(|| case.verdict.label().into());
+    format!("{}: {what}", named(&format!("{model} {scheme}")))
+}
+
+/// `mean_kld 2.40 × its limit`, of the limit that is broken the most.
+fn worst_limit(case: &CaseResult) -> Option<String> {
+    let worst = row::worst(case)?;
+    let name = worst.statistic.name();
+    let allowed = match worst.statistic.direction() {
+        Direction::AtMost => "its limit",
+        Direction::AtLeast => "the misses that its limit allows",
+    };
+    Some(match worst.ratio().is_finite() {
+        true => format!("{name} {:.2} × {allowed}", worst.ratio()),
+        false => format!("{name} where none is allowed"),
+    })
+}
+
+/// `mean_kld +115 % against the golden`, of the first value that left its tolerance.
+fn worst_change(case: &CaseResult) -> Option<String> {
+    let change = case.changes.iter().find(|change| !change.within)?;
+    let moved = row::relative(change.golden, change.now);
+    Some(format!("{} {moved} against the golden", text::name(&change.name)))
+}
 
 /// Where a report goes.
 #[derive(Debug, Clone, Default)]
@@ -56,13 +189,13 @@ impl ReportError {
 }
 
 /// Renders everything that was asked for and returns what went wrong.
-pub fn emit(results: &Results, outputs: &Outputs) -> Vec<ReportError> {
+pub fn emit(report: &Report, outputs: &Outputs) -> Vec<ReportError> {
     let mut errors = Vec::new();
     if let Some(folder) = &outputs.folder {
-        errors.extend(json::write(folder, results).err().map(ReportError::Json));
+        errors.extend(json::write(folder, &report.results).err().map(ReportError::Json));
     }
     if let Some(path) = &outputs.step_summary {
-        let failed = append(path, &markdown::render(results)).err();
+        let failed = append(path, &markdown::render(report, markdown::STEP_SUMMARY)).err();
         errors.extend(
             failed.map(|source| ReportError::StepSummary {
                 path: path.display().to_string(),
@@ -71,7 +204,7 @@ pub fn emit(results: &Results, outputs: &Outputs) -> Vec<ReportError> {
         );
     }
     if outputs.terminal {
-        let printed = anstream::stdout().write_all(terminal::render(results).as_bytes());
+        let printed = anstream::stdout().write_all(terminal::render(report).as_bytes());
         errors.extend(printed.err().map(ReportError::Terminal));
     }
     errors
@@ -80,28 +213,6 @@ pub fn emit(results: &Results, outputs: &Outputs) -> Vec<ReportError> {
 fn append(path: &Path, text: &str) -> io::Result<()> {
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
     file.write_all(text.as_bytes())
-}
-
-/// The run in one sentence: `kvgate: 2 of 18 cases red (…the worst…)`.
-pub fn sentence(results: &Results) -> String {
-    if results.cases.is_empty() {
-        let schemes: usize = results.measurements.iter().map(|m| m.schemes.len()).sum();
-        return format!("kvgate: {} measured, nothing judged", count(schemes, "scheme"));
-    }
-    let red = red_cases(results);
-    let cases = count(results.cases.len(), "case");
-    let Some(worst) = red.first() else {
-        return format!("kvgate: {cases} as the policy wants ({})", tally(results));
-    };
-    let value = statistics_of(results, &worst.case)
-        .map_or(String::new(), |s| format!(", mean KLD {:.4}", s.mean_kld));
-    let others = if red.len() == 1 { "" } else { "worst: " };
-    let label = worst.verdict.label();
-    format!("kvgate: {} of {cases} red ({others}{} {label}{value})", red.len(), worst.case)
-}
-
-fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// How many cases came to what: `12 pass, 3 fails as required`.
@@ -125,23 +236,78 @@ mod tests {
 
     #[test]
     fn one_sentence() {
-        let mut results = fixture::results();
+        let mut report = fixture::report();
         assert_eq!(
-            sentence(&results),
-            "kvgate: 3 of 7 cases red (worst: gemma-3-270m::q4_0::kld regressed, mean KLD 0.0612)"
+            report.sentence(),
+            "kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)"
         );
-        results.cases.truncate(3);
+        report.results.cases.truncate(3);
         assert_eq!(
-            sentence(&results),
-            "kvgate: 1 of 3 cases red (gemma-3-270m::q4_0::kld regressed, mean KLD 0.0612)"
+            report.sentence(),
+            "kvgate: 1 of 3 cases red (gemma-3-270m q4_0: mean_kld 1.22 × its limit)"
         );
-        results.cases[2].verdict = Verdict::FailsAsRequired;
+        report.findings = vec![fixture::weakened()];
         assert_eq!(
-            sentence(&results),
+            report.sentence(),
+            "kvgate: 1 of 3 cases red and 1 finding (gemma-3-270m q4_0: mean_kld 1.22 × its limit)"
+        );
+        report.results.cases[2].verdict = Verdict::FailsAsRequired;
+        assert_eq!(report.sentence(), "kvgate: 1 finding (policy::weakened at thresholds.toml:9)");
+        report.findings.clear();
+        assert_eq!(
+            report.sentence(),
             "kvgate: 3 cases as the policy wants (2 pass, 1 fails as required)"
         );
-        results.cases.clear();
-        assert_eq!(sentence(&results), "kvgate: 3 schemes measured, nothing judged");
+        report.results.cases.clear();
+        assert_eq!(report.sentence(), "kvgate: 3 schemes measured, nothing judged");
+        report.results.measurements.clear();
+        assert_eq!(report.sentence(), "kvgate: nothing needed measuring");
+    }
+
+    #[test]
+    fn harm_is_said_in_its_own_terms() {
+        let mut case = fixture::results().cases[2].clone();
+        let mut says = |edit: &dyn Fn(&mut CaseResult)| {
+            edit(&mut case);
+            harm(&case, &text::name)
+        };
+        let top1 = |case: &mut CaseResult| {
+            let limit = &mut case.limits[0];
+            limit.statistic = crate::measure::stats::Statistic::Top1Agreement;
+            (limit.value, limit.bound) = (0.70, 0.85);
+        };
+        let misses = "top1_agreement 2.00 × the misses that its limit allows";
+        assert_eq!(says(&top1), format!("gemma-3-270m q4_0: {misses}"));
+        assert_eq!(
+            says(&|case| case.limits[0].bound = 1.0),
+            "gemma-3-270m q4_0: top1_agreement where none is allowed"
+        );
+        assert_eq!(
+            says(&|case| case.verdict = Verdict::GoldenChanged),
+            "gemma-3-270m q4_0: no accepted golden"
+        );
+        let changed =
+            |case: &mut CaseResult| case.changes = fixture::results().cases[3].changes.clone();
+        assert_eq!(says(&changed), "gemma-3-270m q4_0: mean_kld +206 % against the golden");
+        assert_eq!(says(&|case| case.verdict = Verdict::Stale), "gemma-3-270m q4_0: stale");
+    }
+
+    /// A weakened policy is red, and 1 outranks 4.
+    #[test]
+    fn findings_count_in_the_exit_code() {
+        let mut report = fixture::report();
+        report.results.cases.retain(|case| !case.verdict.is_red());
+        assert_eq!(report.exit_code(), 0);
+        let mut finding = fixture::weakened();
+        finding.is_red = false;
+        report.findings = vec![finding];
+        assert_eq!(report.exit_code(), 0);
+        report.findings = vec![fixture::weakened()];
+        assert_eq!(report.exit_code(), 1);
+        report.results.cases[0].verdict = Verdict::Error;
+        assert_eq!(report.exit_code(), 1);
+        report.findings.clear();
+        assert_eq!(report.exit_code(), 4);
     }
 
     #[test]
@@ -152,7 +318,7 @@ mod tests {
         let summary = folder.path().join("summary.md");
         std::fs::write(&summary, "before\n").unwrap();
         let errors = emit(
-            &fixture::results(),
+            &fixture::report(),
             &Outputs {
                 folder: Some(blocked.clone()),
                 step_summary: Some(summary.clone()),
@@ -167,7 +333,7 @@ mod tests {
         let no_file = Some(blocked.join("summary.md"));
         let outputs =
             Outputs { folder: Some(folder.path().into()), step_summary: no_file, terminal: false };
-        let errors = emit(&fixture::results(), &outputs);
+        let errors = emit(&fixture::report(), &outputs);
         assert!(matches!(&errors[..], [e] if e.is_warning()), "{errors:?}");
         assert!(folder.path().join("results.json").exists());
     }

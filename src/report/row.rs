@@ -1,11 +1,11 @@
 //! One line of a report: a scheme with its numbers and its cases.
 
 use crate::measure::replay::Replay;
-use crate::measure::stats::Statistics;
+use crate::measure::stats::{Statistic, Statistics};
 use crate::results::{
     shown_bits, CaseResult, Measurement, Outcome, Results, SchemeResult, Storage,
 };
-use crate::verdict::Verdict;
+use crate::verdict::{JudgedLimit, Verdict};
 
 /// A scheme of a model. Its numbers, or its cases, may be missing: a model that could not be loaded
 /// has cases only, and `kvgate measure` has numbers only.
@@ -35,29 +35,47 @@ impl<'a> Row<'a> {
         cases.peek().is_some() && cases.all(|case| case.verdict == Verdict::Ignored)
     }
 
-    /// Cells of the numbers' columns, from `bits K/V` to `PPL ratio`.
-    fn numbers(&self) -> [String; 5] {
-        let dash = || "–".to_string();
+    /// Cells of the columns of [`MEANS`].
+    fn means(&self) -> [String; 2] {
         let bits = self.scheme.and_then(|s| s.storage).map_or(dash(), |storage| {
             let bits = storage.bits_at_context;
             format!("{} / {}", shown_bits(bits.k), shown_bits(bits.v))
         });
-        let Some(s) = self.statistics() else {
-            return [bits, dash(), dash(), dash(), dash()];
-        };
+        let mean = |s: &Statistics| format!("{:.5} ± {:.5}", s.mean_kld, s.mean_kld_se);
+        [bits, self.statistics().map_or(dash(), mean)]
+    }
+
+    /// Cells of the columns of [`JUDGED`].
+    fn judged(&self) -> [String; 2] {
+        let [kld, golden] = self.cases;
+        let limits = kld.map_or(&[][..], |case| &case.limits);
+        let limit = limits.iter().find(|limit| limit.statistic == Statistic::MeanKld);
+        let changes = golden.map_or(&[][..], |case| &case.changes);
+        let change = changes.iter().find(|change| change.name == Statistic::MeanKld.name());
         [
-            bits,
-            format!("{:.5} ± {:.5}", s.mean_kld, s.mean_kld_se),
-            format!("{:.4}", s.p99_kld),
-            format!("{:.2} %", s.top1_agreement * 100.0),
-            format!("{:.4}", s.ppl_ratio),
+            limit.map_or(dash(), |limit| limit.bound.to_string()),
+            change.map_or(dash(), |change| relative(change.golden, change.now)),
         ]
+    }
+
+    /// Cells of the columns of [`TAILS`].
+    fn tails(&self) -> [String; 2] {
+        self.statistics().map_or([dash(), dash()], |s| {
+            [format!("{:.4}", s.p99_kld), format!("{:.2} %", s.top1_agreement * 100.0)]
+        })
+    }
+
+    /// Cells of the columns of [`COSTS`], and before them the perplexity's ratio.
+    fn unjudged(&self) -> [String; 3] {
+        let ratio = self.statistics().map_or(dash(), |s| format!("{:.4}", s.ppl_ratio));
+        let [bytes, share] = self.costs();
+        [ratio, bytes, share]
     }
 
     /// Cells of the columns of [`COSTS`].
     fn costs(&self) -> [String; 2] {
         match self.scheme.and_then(|scheme| scheme.storage) {
-            None => std::array::from_fn(|_| "–".to_string()),
+            None => std::array::from_fn(|_| dash()),
             Some(s) => {
                 [format!("{:.0}", s.bytes_per_token), format!("{:.1} %", s.ratio_to_f16 * 100.0)]
             }
@@ -70,7 +88,7 @@ impl<'a> Row<'a> {
         // flips of what nothing of a scheme was at work on are no flips that it avoided
         let charged = |replay: &&Replay| replay.charged_share.k + replay.charged_share.v > 0.0;
         let Some(replay) = replay.filter(charged) else {
-            return std::array::from_fn(|_| "–".to_string());
+            return std::array::from_fn(|_| dash());
         };
         let exact = replay.prompts.iter().filter(|prompt| prompt.first_flip.is_none()).count();
         [
@@ -159,12 +177,49 @@ fn replay_remark(replay: &Replay) -> Option<String> {
     }
 }
 
-/// The header of [`Row::numbers`].
-const NUMBERS: [&str; 5] = ["bits K/V", "mean KLD", "p99", "top-1", "PPL ratio"];
+/// What is not there.
+fn dash() -> String {
+    "–".into()
+}
 
-/// The columns of rows without cases, where a scheme is looked for: bytes that a token adds to the cache, and
-/// what the cache at the measured context takes of that of f16.
-const COSTS: [&str; 2] = ["B/token", "of f16"];
+/// A value against an older one, as a share of it.
+pub(super) fn relative(old: f64, new: f64) -> String {
+    match (new / old - 1.0) * 100.0 {
+        _ if old == new => "=".into(),
+        _ if old == 0.0 => "from 0".into(),
+        percent if percent.abs() < 10.0 => format!("{percent:+.1} %"),
+        percent => format!("{percent:+.0} %"),
+    }
+}
+
+/// The limit that a case breaks the most.
+pub(super) fn worst(case: &CaseResult) -> Option<&JudgedLimit> {
+    let broken = case.limits.iter().filter(|limit| !limit.holds);
+    broken.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
+}
+
+/// How far a red case is beyond it: `mean_kld 1.22 ×`.
+pub(super) fn excess(case: &CaseResult) -> Option<String> {
+    let worst = worst(case).filter(|_| case.verdict.is_red())?;
+    let name = worst.statistic.name();
+    Some(match worst.ratio().is_finite() {
+        true => format!("{name} {:.2} ×", worst.ratio()),
+        false => format!("{name} ∞ ×"),
+    })
+}
+
+/// The first columns.
+const MEANS: [&str; 2] = ["bits K/V", "mean KLD"];
+
+/// Of rows with cases: the limit of the mean KLD, and its change against the golden.
+const JUDGED: [&str; 2] = ["limit", "Δ golden"];
+
+/// The columns after these.
+const TAILS: [&str; 2] = ["p99", "top-1"];
+
+/// The columns of rows without cases, where a scheme is looked for: the perplexity's ratio, bytes that a
+/// token adds to the cache, and what the cache at the measured context takes of that of f16.
+const COSTS: [&str; 3] = ["PPL ratio", "B/token", "of f16"];
 
 /// The columns of rows that have replays: flips and hard flips per 1,000 tokens, prompts without a flip,
 /// tokens by which half of the texts have parted.
@@ -178,26 +233,34 @@ pub(super) fn numbers(rows: &[Row]) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let replayed = rows.iter().any(|row| row.scheme.is_some_and(|s| s.replay.is_some()));
     let judged = rows.iter().any(|row| row.cases.iter().any(Option::is_some));
     let cells = |row: &Row| {
-        let costs = if judged { Vec::new() } else { row.costs().into() };
-        let replayed = if replayed { row.replayed().into() } else { Vec::new() };
-        row.numbers().into_iter().chain(costs).chain(replayed).collect()
+        let mut cells = Vec::from(row.means());
+        cells.extend(if judged { row.judged().into() } else { Vec::new() });
+        cells.extend(row.tails());
+        cells.extend(if judged { Vec::new() } else { row.unjudged().into() });
+        cells.extend(if replayed { row.replayed().into() } else { Vec::new() });
+        cells
     };
-    let costs: &[&str] = if judged { &[] } else { &COSTS };
-    let replayed: &[&str] = if replayed { &REPLAYED } else { &[] };
-    let names = NUMBERS.iter().chain(costs).chain(replayed).copied();
-    (names.collect(), rows.iter().map(cells).collect())
+    let shown = |names: &'static [&'static str], shown: bool| if shown { names } else { &[] };
+    let names = [
+        &MEANS[..],
+        shown(&JUDGED, judged),
+        &TAILS,
+        shown(&COSTS, !judged),
+        shown(&REPLAYED, replayed),
+    ];
+    (names.concat(), rows.iter().map(cells).collect())
 }
 
 /// Names of models, in the order of measurements, then of cases.
 pub(super) fn models(results: &Results) -> Vec<&str> {
     let measured = results.measurements.iter().map(|m| m.model.as_str());
-    unique(measured.chain(results.cases.iter().map(|case| words(&case.case).0)))
+    unique(measured.chain(results.cases.iter().map(|case| case.words().0)))
 }
 
 /// The rows of a model: schemes in the order of the measurement, then those with cases only.
 pub(super) fn rows<'a>(results: &'a Results, model: &'a str) -> Vec<Row<'a>> {
     let measured = measurement(results, model).into_iter().flat_map(|m| &m.schemes);
-    let judged = results.cases.iter().map(|case| words(&case.case)).filter(|w| w.0 == model);
+    let judged = results.cases.iter().map(CaseResult::words).filter(|w| w.0 == model);
     let labels = unique(measured.map(|s| s.scheme.as_str()).chain(judged.map(|w| w.1)));
     labels.into_iter().map(|label| Row::of(model, label, results)).collect()
 }
@@ -207,8 +270,8 @@ pub(super) fn measurement<'a>(results: &'a Results, model: &str) -> Option<&'a M
 }
 
 /// Numbers of the scheme that a case is about.
-pub(super) fn statistics_of<'a>(results: &'a Results, case: &'a str) -> Option<&'a Statistics> {
-    let (model, label) = words(case);
+fn statistics_of<'a>(results: &'a Results, case: &'a CaseResult) -> Option<&'a Statistics> {
+    let (model, label) = case.words();
     Row::of(model, label, results).statistics()
 }
 
@@ -216,8 +279,12 @@ pub(super) fn statistics_of<'a>(results: &'a Results, case: &'a str) -> Option<&
 /// could not be measured, and the larger divergence first.
 pub(super) fn red_cases(results: &Results) -> Vec<&CaseResult> {
     let mut red: Vec<_> = results.cases.iter().filter(|case| case.verdict.is_red()).collect();
-    let kld = |case: &&CaseResult| statistics_of(results, &case.case).map_or(0.0, |s| s.mean_kld);
-    red.sort_by(|a, b| rank(a.verdict).cmp(&rank(b.verdict)).then(kld(b).total_cmp(&kld(a))));
+    let excess = |case: &CaseResult| worst(case).map_or(0.0, JudgedLimit::ratio);
+    let kld = |case| statistics_of(results, case).map_or(0.0, |s| s.mean_kld);
+    red.sort_by(|a, b| {
+        let by_harm = excess(b).total_cmp(&excess(a)).then(kld(b).total_cmp(&kld(a)));
+        rank(a.verdict).cmp(&rank(b.verdict)).then(by_harm)
+    });
     red
 }
 
@@ -231,12 +298,6 @@ fn rank(verdict: Verdict) -> u8 {
         Verdict::Error => 5,
         Verdict::Pass | Verdict::FailsAsRequired | Verdict::Reported | Verdict::Ignored => 6,
     }
-}
-
-/// Model and scheme of a case's name.
-fn words(case: &str) -> (&str, &str) {
-    let (model, rest) = case.split_once("::").unwrap_or((case, ""));
-    (model, rest.rsplit_once("::").map_or(rest, |(label, _)| label))
 }
 
 fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
@@ -282,8 +343,8 @@ mod tests {
         );
         assert!(remarks(2).is_empty());
         let (names, cells) = numbers(&rows);
-        assert_eq!(names[5..], REPLAYED);
-        assert_eq!(cells[1][5..], ["250.0", "250.0", "1 of 2", "3"]);
-        assert_eq!(cells[2][5..], ["–", "–", "–", "–"]);
+        assert_eq!(names[6..], REPLAYED);
+        assert_eq!(cells[1][6..], ["250.0", "250.0", "1 of 2", "3"]);
+        assert_eq!(cells[2][6..], ["–", "–", "–", "–"]);
     }
 }

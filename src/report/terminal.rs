@@ -1,7 +1,8 @@
 //! The report for a terminal.
 
-use super::row::{measurement, models, numbers, red_cases, rows, Row};
+use super::row::{excess, measurement, models, numbers, red_cases, rows, Row};
 use super::table::{self, Align, Cell};
+use super::{text, Finding, Report};
 use crate::results::{CaseResult, Measurement, Results};
 use crate::verdict::Verdict;
 use anstyle::{AnsiColor, Style};
@@ -11,14 +12,28 @@ const DIM: Style = Style::new().dimmed();
 
 /// The whole report with its colours; print it through a stream that strips them where they are not
 /// wanted.
-pub fn render(results: &Results) -> String {
-    let messages: String = red_cases(results).into_iter().map(message).collect();
-    tables(results) + &messages + &sentence(results)
+pub fn render(report: &Report) -> String {
+    let messages: String = red_cases(&report.results).into_iter().map(message).collect();
+    render_with(report, &messages)
 }
 
 /// The same without messages, which a test harness has printed already.
-pub fn render_tables(results: &Results) -> String {
-    tables(results) + &sentence(results)
+pub fn render_tables(report: &Report) -> String {
+    render_with(report, "")
+}
+
+fn render_with(report: &Report, messages: &str) -> String {
+    let findings: String = report.findings.iter().map(finding).collect();
+    tables(&report.results) + messages + &findings + &sentence(report)
+}
+
+/// Something beside the cases.
+fn finding(finding: &Finding) -> String {
+    let verdict = if finding.is_red { Verdict::Regressed } else { Verdict::Reported };
+    let style = colour(verdict);
+    let place = finding.place.as_ref().map(|place| format!(" {}", text::name(place)));
+    let title = format!("{} {}{}", verdict.symbol(), finding.name, place.unwrap_or_default());
+    format!("\n{style}{title}{style:#}\n{}", quoted(&finding.message))
 }
 
 fn tables(results: &Results) -> String {
@@ -30,7 +45,7 @@ fn tables(results: &Results) -> String {
             continue;
         }
         let facts = measurement(results, model).map_or("\n".into(), facts);
-        out += &format!("\n{BOLD}{model}{BOLD:#}{facts}");
+        out += &format!("\n{BOLD}{}{BOLD:#}{facts}", text::name(model));
         out += &scheme_table(&rows, !results.cases.is_empty());
     }
     out
@@ -43,9 +58,9 @@ fn ignored(model: &str, rows: &[Row]) -> String {
     format!("\n{BOLD}{model}{BOLD:#}  {style}– ignored{style:#}: {}\n", labels.join(", "))
 }
 
-fn sentence(results: &Results) -> String {
-    let style = if red_cases(results).is_empty() { BOLD } else { colour(Verdict::Error).bold() };
-    format!("\n{style}{}{style:#}\n", super::sentence(results))
+fn sentence(report: &Report) -> String {
+    let style = if report.exit_code() == 0 { BOLD } else { colour(Verdict::Error).bold() };
+    format!("\n{style}{}{style:#}\n", report.sentence())
 }
 
 /// What was measured, on what, and the lanes that prove the ruler.
@@ -114,19 +129,23 @@ fn verdict(case: Option<&CaseResult>) -> Cell {
         // its symbol says it in words already
         Some(verdict @ Verdict::FailsAsRequired) => Cell::styled(verdict.symbol(), colour(verdict)),
         Some(verdict) => {
-            Cell::styled(format!("{} {}", verdict.symbol(), verdict.label()), colour(verdict))
+            let ratio = case.and_then(excess).map(|ratio| format!(" {ratio}")).unwrap_or_default();
+            let text = format!("{} {}{ratio}", verdict.symbol(), verdict.label());
+            Cell::styled(text, colour(verdict))
         }
     }
 }
 
 fn message(case: &CaseResult) -> String {
     let style = colour(case.verdict);
-    let title = format!("{} {}", case.verdict.symbol(), case.case);
-    let mut out = format!("\n{style}{title}: {}{style:#}\n", case.verdict.label());
-    for line in case.message.lines() {
-        out += &format!("  {line}\n");
-    }
-    out
+    let title = format!("{} {}", case.verdict.symbol(), text::name(&case.case));
+    format!("\n{style}{title}: {}{style:#}\n{}", case.verdict.label(), quoted(&case.message))
+}
+
+/// A message under its title. The bar keeps a line of it from being a command to GitHub's runner, which
+/// obeys lines that begin with `::` after any blanks.
+fn quoted(message: &str) -> String {
+    text::message(message).lines().map(|line| format!("  │ {line}\n")).collect()
 }
 
 fn colour(verdict: Verdict) -> Style {
@@ -163,55 +182,73 @@ mod tests {
     use super::super::fixture;
     use super::*;
 
-    fn plain(results: &Results) -> String {
-        anstream::adapter::strip_str(&render(results)).to_string()
+    fn plain(report: &Report) -> String {
+        anstream::adapter::strip_str(&render(report)).to_string()
     }
 
     #[test]
     fn whole_report() {
         assert_eq!(
-            plain(&fixture::results()),
+            plain(&fixture::report()),
             "
 gemma-3-270m  baseline f16 PPL 21.100 · 512 × 16 of prose, code · Some CPU, f32 · 61.3 s · 1.5 GiB
   controls: identity f16 KLD 0.0000 ✓ exactly 0 · bad lane q4_0:norot KLD 2.5000 ✓ at least 0.5
   note: code: 37 tokens of the tail dropped
-  scheme      bits K/V           mean KLD     p99    top-1  PPL ratio  limits       golden
-  q8_0       8.5 / 8.5  0.00051 ± 0.00002  0.0058  99.02 %     1.0003  ✓ pass       ✓ pass
-  q4_0       4.5 / 4.5  0.06120 ± 0.00150  0.7000  86.12 %     1.0442  ✗ regressed  ≠ golden changed
-  q8_0/q4_0  8.5 / 4.5                  –       –        –          –  ! error
+  scheme      bits K/V           mean KLD  limit  Δ golden     p99    top-1  limits                       golden
+  q8_0       8.5 / 8.5  0.00051 ± 0.00002   0.05    +2.0 %  0.0058  99.02 %  ✓ pass                       ✓ pass
+  q4_0       4.5 / 4.5  0.06120 ± 0.00150   0.05    +206 %  0.7000  86.12 %  ✗ regressed mean_kld 1.22 ×  ≠ golden changed
+  q8_0/q4_0  8.5 / 4.5                  –      –         –       –        –  ! error
 
 tiny
-  scheme  bits K/V  mean KLD  p99  top-1  PPL ratio  limits        golden
-  q4_0           –         –    –      –          –  ✗ (expected)  – ignored
+  scheme  bits K/V  mean KLD  limit  Δ golden  p99  top-1  limits        golden
+  q4_0           –         –      –         –    –      –  ✗ (expected)  – ignored
 
 ✗ gemma-3-270m::q4_0::kld: regressed
-  mean_kld 0.0612 is over its limit 0.05 (thresholds.toml:9)
-  run `kvgate run gemma-3-270m::q4_0`
+  │ mean_kld 0.0612 is over its limit 0.05 (thresholds.toml:9)
+  │ run `kvgate run gemma-3-270m::q4_0`
 
 ≠ gemma-3-270m::q4_0::golden: golden changed
-  golden changed: 1 statistic left its tolerance
+  │ golden changed: 1 statistic left its tolerance
 
 ! gemma-3-270m::q8_0/q4_0::kld: error
-  layer 3: K is NaN
+  │ layer 3: K is NaN
 
-kvgate: 3 of 7 cases red (worst: gemma-3-270m::q4_0::kld regressed, mean KLD 0.0612)
+kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
 "
         );
     }
 
     #[test]
     fn measured_without_a_policy() {
-        let mut results = fixture::results();
-        results.cases.clear();
-        results.measurements[0].schemes[0].scheme = "prod".into();
-        let text = plain(&results);
+        let mut report = fixture::report();
+        report.results.cases.clear();
+        report.results.measurements[0].schemes[0].scheme = "prod".into();
+        let text = plain(&report);
         assert!(!text.contains("limits"), "{text}");
         assert!(text.contains("  prod = q8_0  8.5 / 8.5"), "{text}");
         assert!(text.ends_with("\nkvgate: 3 schemes measured, nothing judged\n"), "{text}");
     }
 
+    /// GitHub's runner obeys lines that begin with `::`, a terminal escape sequences.
+    #[test]
+    fn messages_command_nobody() {
+        let mut report = fixture::report();
+        report.results.cases[2].message = "one\n  ::error::two\n\u{1b}]0;three".into();
+        report.findings = vec![fixture::weakened()];
+        report.findings[0].message = "::stop-commands::x".into();
+        let text = plain(&report);
+        assert!(text.contains("  │ one\n  │   ::error::two\n  │ ]0;three\n"), "{text}");
+        assert!(
+            text.contains("✗ policy::weakened thresholds.toml:9\n  │ ::stop-commands"),
+            "{text}"
+        );
+        assert!(!text.lines().any(|line| line.trim_start().starts_with("::")), "{text}");
+    }
+
     #[test]
     fn colours_are_there_to_be_stripped() {
-        assert!(render(&fixture::results()).contains("\u{1b}[31m✗ regressed\u{1b}[0m"));
+        assert!(
+            render(&fixture::report()).contains("\u{1b}[31m✗ regressed mean_kld 1.22 ×\u{1b}[0m")
+        );
     }
 }

@@ -1,0 +1,66 @@
+//! Text that may come from a stranger, made fit to be shown: results of a pull request are hostile until
+//! they are bounded and escaped.
+
+/// Longest name that is shown whole.
+const NAME: usize = 120;
+/// Longest message that is shown whole.
+const MESSAGE: usize = 4_000;
+
+/// The text without characters that a terminal obeys or that turn the reading direction. Line breaks stay.
+pub(crate) fn printable(text: &str) -> String {
+    let is_shown = |c: &char| *c == '\n' || !(c.is_control() || is_invisible(*c));
+    text.replace('\t', "    ").chars().filter(is_shown).collect()
+}
+
+/// Marks of direction and width that make a text read as another.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{FEFF}')
+}
+
+/// The first so many characters, and an ellipsis where there are more.
+pub(crate) fn clipped(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        None => text.into(),
+        Some((at, _)) => format!("{}…", &text[..at]),
+    }
+}
+
+/// A name on one line, of bounded length.
+pub(crate) fn name(text: &str) -> String {
+    // most of a text of megabytes need not be looked at
+    let line = printable(&clipped(text, NAME)).replace('\n', " ");
+    match line.trim() {
+        "" => "(empty)".into(),
+        line => line.into(),
+    }
+}
+
+/// A message of bounded length.
+pub(crate) fn message(text: &str) -> String {
+    printable(&clipped(text, MESSAGE)).trim_end().into()
+}
+
+/// So many of something: `2 cases`.
+pub(crate) fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_one_short_line() {
+        assert_eq!(name("a\nb\u{1b}[31m\u{202e}c\td"), "a b[31mc    d");
+        assert_eq!(name(" \u{200b}"), "(empty)");
+        let long = name(&"é".repeat(10_000_000));
+        assert_eq!(long.chars().count(), 121);
+        assert!(long.ends_with('…'));
+    }
+
+    #[test]
+    fn messages_keep_their_lines() {
+        assert_eq!(message("one\r\n\ttwo\n\n"), "one\n    two");
+        assert_eq!(message(&"x".repeat(5_000)).chars().count(), 4_001);
+    }
+}
