@@ -4,6 +4,7 @@ use crate::gate::RESULTS;
 use crate::golden;
 use crate::policy::{case_of_golden, ModelPolicy, Policy};
 use crate::repo::{Change, RepoError, Repository};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// Folders of what measures and judges, of the repository or of a package in it: a change there may
@@ -82,6 +83,19 @@ impl Changed {
                 format!("none of the {n} files that changed since {since} is one that a verdict depends on")
             }
             _ => format!("what changed since {since} touches no model that was asked for"),
+        }
+    }
+}
+
+/// What is run, and why: `touched since origin/main (1a2b3c4): gemma-3-270m`
+impl fmt::Display for Changed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.touched {
+            Touched::All(reason) => write!(f, "every model is touched: {reason}"),
+            Touched::Models(names) => {
+                write!(f, "touched since {}: {}", self.since, names.join(", "))
+            }
+            Touched::None => f.write_str(&self.not_needed()),
         }
     }
 }
