@@ -12,7 +12,7 @@ use crate::verdict::{GoldenValues, Verdict};
 use std::path::{Path, PathBuf};
 
 /// Folder for results, under the policy's folder; `KVGATE_RESULTS` names another.
-const RESULTS: &str = "kvgate-results";
+pub(crate) const RESULTS: &str = "kvgate-results";
 
 /// A policy and the folder that its goldens lie in.
 pub struct Gate {

@@ -26,7 +26,7 @@ pub use accept::{accept, AcceptError, Accepted};
 pub use compare::{compare, conditions_differ, tolerance, Comparison, Difference, Row, Tolerance};
 pub use replay::GoldenReplay;
 pub use review::{check, judge, note_not_run, prepare_insta, GoldenVerdict};
-pub(crate) use text::parse as parse_text;
+pub(crate) use text::{parse as parse_text, text_stem};
 pub use text::{read_text, text_path};
 
 use crate::measure::stats::Statistic;
@@ -34,6 +34,9 @@ use crate::results::{Conditions, CorpusFile, Measurement, Outcome, SchemeResult,
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+/// The folder of goldens, under the policy's.
+pub const FOLDER: &str = "goldens";
 
 /// The header of a `.snap` file. insta would name its assertion's source file here: a path of one
 /// machine, so goldens name the tool instead.
@@ -105,7 +108,7 @@ pub fn stem(model: &str, scheme: &str) -> String {
 
 /// The golden's file under the policy's folder.
 pub fn path(root: &Path, stem: &str) -> PathBuf {
-    root.join("goldens").join(format!("{stem}.snap"))
+    root.join(FOLDER).join(format!("{stem}.snap"))
 }
 
 impl Golden {

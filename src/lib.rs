@@ -10,6 +10,8 @@
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg(feature = "git")]
+pub mod changed;
 pub mod cli;
 mod files;
 pub mod gate;

@@ -1,4 +1,18 @@
-//! The repository that a policy lives in.
+//! The repository that a policy lives in: its history, and files as they were or are.
+
+mod error;
+mod files;
+#[cfg(feature = "git")]
+mod repository;
+#[cfg(feature = "git")]
+mod tree;
+
+pub use error::RepoError;
+pub use files::{Files, Folder};
+#[cfg(feature = "git")]
+pub use repository::{Change, Repository};
+#[cfg(feature = "git")]
+pub use tree::Tree;
 
 use std::path::Path;
 
@@ -17,9 +31,7 @@ fn event_head() -> Option<String> {
 
 #[cfg(feature = "git")]
 fn repository_head(folder: &Path) -> Option<String> {
-    let repository = git2::Repository::discover(folder).ok()?;
-    let head = repository.head().ok()?.peel_to_commit().ok()?;
-    Some(head.id().to_string())
+    Repository::discover(folder).ok()?.head().ok()
 }
 
 #[cfg(not(feature = "git"))]

@@ -1,6 +1,10 @@
 //! `kvgate run`: the gate.
 
+#[cfg(feature = "git")]
+use super::USAGE;
 use super::{say, Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
+#[cfg(feature = "git")]
+use crate::changed::{self, Changed};
 use crate::gate::{self, Case, Gate};
 use crate::golden;
 use crate::harness::nothing_selected;
@@ -26,6 +30,14 @@ pub(super) struct Arguments {
     /// List the selected cases and stop
     #[arg(long)]
     list: bool,
+    /// Run only models that are touched by what changed since it parted from the target branch
+    #[cfg(feature = "git")]
+    #[arg(long)]
+    changed: bool,
+    /// What --changed compares with [default: the pull request's target, or the remote's HEAD]
+    #[cfg(feature = "git")]
+    #[arg(long, value_name = "REVISION", requires = "changed")]
+    against: Option<String>,
     /// Folder for results.json and the positions [default: kvgate-results beside the policy]
     #[arg(long, value_name = "FOLDER")]
     results: Option<PathBuf>,
@@ -36,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     if let Some(folder) = &arguments.results {
         gate.results = folder.clone();
     }
-    let cases = select(&gate, arguments);
+    let mut cases = select(&gate, arguments);
     let idle =
         arguments.filters.iter().find(|f| !gate.cases().iter().any(|c| matches(arguments, c, f)));
     if let Some(filter) = idle {
@@ -44,10 +56,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         return Err(Stop::new(NOTHING_SELECTED, message));
     }
     let runs = |case: &&Case| arguments.include_ignored || !case.ignored;
-    let chosen: Vec<Case> = cases.iter().filter(runs).cloned().collect();
+    let mut chosen: Vec<Case> = cases.iter().filter(runs).cloned().collect();
     if chosen.is_empty() {
         let message = nothing_selected(&gate, &arguments.filters);
         return Err(Stop::new(NOTHING_SELECTED, message));
+    }
+    #[cfg(feature = "git")]
+    if let Some(changed) = changed(&gate, arguments)? {
+        let touched = |case: &Case| changed.touched.contains(&gate.policy.models[case.model].name);
+        cases.retain(touched);
+        chosen.retain(touched);
+        match chosen.is_empty() {
+            true => return not_needed(&gate, &changed, arguments.list),
+            false => eprintln!("{changed}"),
+        }
     }
     if arguments.list {
         for case in &cases {
@@ -90,6 +112,30 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         0 if !written => NOT_MEASURED,
         code => code,
     })
+}
+
+/// What a run with `--changed` is about.
+#[cfg(feature = "git")]
+fn changed(gate: &Gate, arguments: &Arguments) -> Result<Option<Changed>, Stop> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let since = || changed::since(&gate.policy, arguments.against.as_deref(), &environment);
+    let changed = arguments.changed.then(since).transpose();
+    changed.map_err(|error| Stop::new(USAGE, format!("--changed: {error}")))
+}
+
+/// Says that there is nothing to run, in words and in results without a measurement.
+#[cfg(feature = "git")]
+fn not_needed(gate: &Gate, changed: &Changed, list: bool) -> Result<u8, Stop> {
+    say(format!("not needed: {}", changed.not_needed()))?;
+    if !list {
+        let folder = &gate.results;
+        let written = gate::prepare_results(folder).and_then(|()| {
+            let results = gate.results(Vec::new(), Vec::new());
+            report::json::write(folder, &results).map_err(|error| error.to_string())
+        });
+        written.map_err(|message| Stop::new(NOT_MEASURED, message))?;
+    }
+    Ok(0)
 }
 
 fn select(gate: &Gate, arguments: &Arguments) -> Vec<Case> {

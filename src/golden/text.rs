@@ -27,7 +27,7 @@ pub fn text_path(root: &Path, model: &str) -> PathBuf {
 }
 
 /// Stem of the file.
-pub(super) fn text_stem(model: &str) -> String {
+pub(crate) fn text_stem(model: &str) -> String {
     format!("{model}.text")
 }
 

@@ -24,7 +24,12 @@ impl Text {
 
     /// `thresholds.toml:12`
     pub fn origin(&self, span: &Range<usize>) -> String {
-        format!("{}:{}", self.path.display(), self.position(span.start).0)
+        format!("{}:{}", self.path.display(), self.line(span))
+    }
+
+    /// The line that a span begins on, from 1.
+    pub fn line(&self, span: &Range<usize>) -> usize {
+        self.position(span.start).0
     }
 }
 

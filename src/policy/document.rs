@@ -61,6 +61,8 @@ pub(super) type Limits = BTreeMap<Statistic, Spanned<Option<f64>>>;
 pub(super) struct Document {
     pub defaults: Section,
     pub models: Vec<Section>,
+    /// The names of `[schemes]`, and where each is given.
+    pub named: BTreeMap<String, Range<usize>>,
 }
 
 /// `[defaults]`, a model, or one of its `at` sections: what it says, and nothing else.
@@ -87,7 +89,11 @@ pub(super) struct Section {
     pub limits: Limits,
     pub schemes: Vec<SchemeEntry>,
     pub at: Vec<Section>,
+    pub keys: Keys,
 }
+
+/// Where each key of a table stands.
+pub(super) type Keys = BTreeMap<String, Range<usize>>;
 
 /// One line of a `schemes` table.
 pub(super) struct SchemeEntry {
@@ -106,6 +112,7 @@ pub(super) struct SchemeBody {
     pub reason: Option<String>,
     pub ignored: Option<bool>,
     pub limits: Limits,
+    pub keys: Keys,
 }
 
 /// Reads a document, collecting every finding.
@@ -115,12 +122,13 @@ pub(super) struct Reader<'f> {
     folder: PathBuf,
     /// `[schemes]`; none where the text is no scheme, which has been reported.
     named: BTreeMap<String, Option<Scheme>>,
+    named_at: Keys,
 }
 
 impl<'f> Reader<'f> {
     pub fn new(findings: &'f mut Findings) -> Self {
         let folder = findings.text().path.parent().unwrap_or(Path::new("")).to_owned();
-        Reader { findings, folder, named: BTreeMap::new() }
+        Reader { findings, folder, named: BTreeMap::new(), named_at: Keys::new() }
     }
 
     /// Reads the whole file; a file that is not TOML gives no section.
@@ -155,6 +163,7 @@ impl<'f> Reader<'f> {
         if root.get_ref().get("models").is_none() {
             self.no_models(0..0);
         }
+        document.named = self.named_at;
         document
     }
 
@@ -190,6 +199,7 @@ impl<'f> Reader<'f> {
                 _ => self.scheme_value(key, value),
             };
             self.named.insert(name.to_owned(), scheme);
+            self.named_at.insert(name.to_owned(), key.span());
         }
     }
 
@@ -244,6 +254,7 @@ impl<'f> Reader<'f> {
             ..Section::default()
         };
         for (key, value) in entries {
+            section.keys.insert(key.get_ref().to_string(), key.span());
             match key.get_ref().as_ref() {
                 word if !known.contains(&word) => self.unknown_key(key, known),
                 "path" => section.path = Some(self.file(key, value)),
@@ -310,6 +321,7 @@ impl<'f> Reader<'f> {
         }
         let mut expect_span = key.span();
         for (key, value) in self.table(key, value) {
+            body.keys.insert(key.get_ref().to_string(), key.span());
             match key.get_ref().as_ref() {
                 "expect" => {
                     body.expect = self.expectation(key, value);
@@ -334,11 +346,8 @@ impl<'f> Reader<'f> {
 
     fn expectation(&mut self, key: &Key, value: &Value) -> Option<Expectation> {
         let word = self.string(key, value);
-        let known = [
-            ("pass", Expectation::Pass),
-            ("fail", Expectation::Fail),
-            ("report", Expectation::Report),
-        ];
+        let known = [Expectation::Pass, Expectation::Fail, Expectation::Report]
+            .map(|expectation| (expectation.name(), expectation));
         let found = known.into_iter().find(|(name, _)| *name == word);
         if found.is_none() && value.get_ref().is_str() {
             self.findings.error(

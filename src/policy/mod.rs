@@ -5,8 +5,11 @@ mod document;
 mod resolve;
 #[cfg(test)]
 mod tests;
+mod weakened;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub(crate) use weakened::case_of_golden;
+pub use weakened::{goldens_removed, text_sizes, weakened, Place, Side, Weakened};
 
 use crate::hash;
 use crate::hub::Pinned;
@@ -61,6 +64,21 @@ pub struct ModelPolicy {
 pub struct Places {
     text: Arc<Text>,
     spans: BTreeMap<PathBuf, Range<usize>>,
+    /// By scheme (empty for the model's own) and key (empty for the name of the scheme or model).
+    keys: BTreeMap<(String, String), Range<usize>>,
+}
+
+/// The key in [`Places`] of what a name of `[schemes]` means.
+const MEANING: &str = "[schemes]";
+/// The key of what keeps a cell from running.
+const IGNORED: &str = "ignored";
+
+impl Places {
+    /// The line of a key, from 1: of a scheme, or of the model itself for an empty `scheme`.
+    fn line(&self, scheme: &str, key: &str) -> Option<usize> {
+        let span = self.keys.get(&(scheme.to_owned(), key.to_owned()))?;
+        Some(self.text.line(span))
+    }
 }
 
 /// Prompts, and how far they are continued.
@@ -136,6 +154,17 @@ pub enum Expectation {
     Fail,
     /// Measured and shown, never judged.
     Report,
+}
+
+impl Expectation {
+    /// As the policy writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Expectation::Pass => "pass",
+            Expectation::Fail => "fail",
+            Expectation::Report => "report",
+        }
+    }
 }
 
 /// A bound on one statistic, and where it was written.

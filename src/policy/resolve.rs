@@ -1,8 +1,8 @@
 //! [`Document`] → models: inheritance, and what only shows when everything is in place.
 
 use super::diagnostic::{Diagnostic, Findings, Severity};
-use super::document::{Document, Limits, SchemeBody, SchemeEntry, Section};
-use super::{Cell, Expectation, Limit, ModelPolicy, Places, Prompts, Source};
+use super::document::{Document, Keys, Limits, SchemeBody, SchemeEntry, Section};
+use super::{Cell, Expectation, Limit, ModelPolicy, Places, Prompts, Source, IGNORED, MEANING};
 use crate::hub::Pinned;
 use crate::kv::scheme::{Scheme, Side};
 use crate::measure::stats::Statistic;
@@ -22,7 +22,7 @@ const GENERATED: usize = 64;
 
 /// Every model and each of its `at` sections, in the file's order.
 pub(super) fn resolve(document: &Document, findings: &mut Findings) -> Vec<ModelPolicy> {
-    let mut resolver = Resolver { findings, goldens: BTreeMap::new() };
+    let mut resolver = Resolver { findings, goldens: BTreeMap::new(), named: &document.named };
     let mut models = Vec::new();
     for model in &document.models {
         models.extend(resolver.model(&[&document.defaults, model]));
@@ -38,6 +38,8 @@ type Bounds = BTreeMap<Statistic, Spanned<f64>>;
 
 struct Resolver<'f> {
     findings: &'f mut Findings,
+    /// The names of `[schemes]`.
+    named: &'f Keys,
     /// Who writes a golden, by its file's stem in lower case.
     goldens: BTreeMap<String, GoldenOwner>,
 }
@@ -114,8 +116,43 @@ impl Resolver<'_> {
             places: Places {
                 text: self.findings.text().clone(),
                 spans: files.chain(weights).collect(),
+                keys: self.keys(sections, &asked),
             },
         })
+    }
+
+    /// Where what a model's sections say is said: the innermost place of each key.
+    fn keys(
+        &self,
+        sections: &[&Section],
+        asked: &[Asked],
+    ) -> BTreeMap<(String, String), Range<usize>> {
+        let own = |word: &str| (String::new(), word.to_owned());
+        let mut keys = BTreeMap::new();
+        for section in sections {
+            keys.extend(section.keys.iter().map(|(key, span)| (own(key), span.clone())));
+            let dropped = section.schemes.iter().filter(|entry| entry.body.is_none());
+            keys.extend(
+                dropped.map(|entry| ((entry.label.clone(), String::new()), entry.span.clone())),
+            );
+        }
+        keys.insert(own(""), sections[sections.len() - 1].name_span.clone());
+        for a in asked {
+            let of_scheme = |word: &str| (a.label.to_owned(), word.to_owned());
+            keys.insert(of_scheme(""), a.span.clone());
+            for (_, body) in &a.bodies {
+                keys.extend(body.keys.iter().map(|(key, span)| (of_scheme(key), span.clone())));
+            }
+            if let Some(span) = self.named.get(a.label) {
+                keys.insert(of_scheme(MEANING), span.clone());
+            }
+            if let Some(span) = ignored(sections, a).1 {
+                keys.insert(of_scheme(IGNORED), span.clone());
+            }
+            let limits = merged(sections, a).into_iter();
+            keys.extend(limits.map(|(limit, bound)| (of_scheme(limit.name()), bound.span())));
+        }
+        keys
     }
 
     /// Where a model's weights are: `path`, or `hf` with a `revision`.
@@ -269,7 +306,7 @@ impl Resolver<'_> {
                     origin: self.findings.text().origin(&bound.span()),
                 })
                 .collect(),
-            ignored: ignored(sections, asked),
+            ignored: ignored(sections, asked).0,
         })
     }
 
@@ -402,9 +439,17 @@ fn f16() -> Scheme {
     "f16".parse().expect("f16 is in the catalogue")
 }
 
-/// A cell's limits: `defaults.limits`, `defaults.schemes.S`, then those of the model and its `at`,
-/// then those of their schemes; the later one wins.
+/// A cell's limits, those that `false` removed left out.
 fn limits(sections: &[&Section], asked: &Asked) -> Bounds {
+    let kept = |(statistic, bound): (Statistic, Spanned<Option<f64>>)| {
+        Some((statistic, Spanned::new(bound.span(), (*bound.get_ref())?)))
+    };
+    merged(sections, asked).into_iter().filter_map(kept).collect()
+}
+
+/// What is said about a cell's limits: `defaults.limits`, `defaults.schemes.S`, then those of the model and its `at`,
+/// then those of their schemes; the later one wins.
+fn merged(sections: &[&Section], asked: &Asked) -> Limits {
     let of_scheme = |defaults: bool| {
         let bodies = asked.bodies.iter().filter(move |(depth, _)| (*depth == 0) == defaults);
         bodies.map(|(_, body)| &body.limits)
@@ -418,20 +463,18 @@ fn limits(sections: &[&Section], asked: &Asked) -> Bounds {
     for layer in layers {
         merged.extend(layer.iter().map(|(statistic, bound)| (*statistic, bound.clone())));
     }
-    let kept = |(statistic, bound): (Statistic, Spanned<Option<f64>>)| {
-        Some((statistic, Spanned::new(bound.span(), (*bound.get_ref())?)))
-    };
-    merged.into_iter().filter_map(kept).collect()
+    merged
 }
 
-/// A scheme's own word counts most, save that of the defaults, which is about no model.
-fn ignored(sections: &[&Section], asked: &Asked) -> bool {
+/// Whether a cell is ignored, and where that is said. A scheme's own word counts most, save that of the
+/// defaults, which is about no model.
+fn ignored<'s>(sections: &[&'s Section], asked: &Asked<'s>) -> (bool, Option<&'s Range<usize>>) {
     let of_scheme = |defaults: bool| {
         let mut bodies = asked.bodies.iter().rev().filter(|(depth, _)| (*depth == 0) == defaults);
-        bodies.find_map(|(_, body)| body.ignored)
+        bodies.find_map(|(_, body)| Some((body.ignored?, body.keys.get(IGNORED))))
     };
     of_scheme(false)
-        .or_else(|| last(sections, |section| section.ignored))
+        .or_else(|| last(sections, |s| Some((s.ignored?, s.keys.get(IGNORED)))))
         .or_else(|| of_scheme(true))
-        .unwrap_or(false)
+        .unwrap_or((false, None))
 }

@@ -1,0 +1,284 @@
+//! Which models a change touches: what `kvgate run --changed` runs.
+
+use crate::gate::RESULTS;
+use crate::golden;
+use crate::policy::{case_of_golden, ModelPolicy, Policy};
+use crate::repo::{Change, RepoError, Repository};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Folders of what measures and judges, of the repository or of a package in it: a change there may
+/// change any verdict.
+const MACHINERY: &[&str] = &[".github", ".config", ".cargo", "src", "tests"];
+/// Files of the same kind, by their whole name.
+const MACHINERY_FILES: &[&str] =
+    &["Cargo.toml", "Cargo.lock", "build.rs", "rust-toolchain", "rust-toolchain.toml"];
+/// Extensions of what only people read.
+const PROSE: &[&str] =
+    &["md", "markdown", "rst", "adoc", "png", "jpg", "jpeg", "gif", "svg", "webp", "pdf"];
+/// Names of what only people and hosts read, up to an extension.
+const PROSE_FILES: &[&str] = &[
+    "README",
+    "LICENSE",
+    "LICENCE",
+    "COPYING",
+    "NOTICE",
+    "CHANGELOG",
+    "AUTHORS",
+    "CONTRIBUTING",
+    "SECURITY",
+    "CODEOWNERS",
+    "CITATION",
+    ".gitignore",
+    ".editorconfig",
+];
+/// Ends of the names of goldens that wait to be accepted.
+const PENDING: &[&str] = &[".snap.new", ".pending-snap"];
+
+/// What a change has to do with a policy's models.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Touched {
+    /// All of them, and why: which file did it.
+    All(String),
+    /// Some, by [`ModelPolicy::name`], in the policy's order.
+    Models(Vec<String>),
+    /// None: no verdict depends on what changed.
+    None,
+}
+
+impl Touched {
+    /// Whether a model is among them.
+    pub fn contains(&self, model: &str) -> bool {
+        match self {
+            Touched::All(_) => true,
+            Touched::Models(names) => names.iter().any(|name| name == model),
+            Touched::None => false,
+        }
+    }
+}
+
+/// A change, what it is a change of, and whom it concerns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    /// Which models it touches.
+    pub touched: Touched,
+    /// What was compared with: `origin/main (1a2b3c4)`; empty where nothing was.
+    pub since: String,
+    /// How many files differ.
+    pub files: usize,
+}
+
+impl Changed {
+    /// Why a run of what is touched has nothing to do: `nothing changed since origin/main (1a2b3c4)`.
+    pub fn not_needed(&self) -> String {
+        let since = &self.since;
+        match (&self.touched, self.files) {
+            (Touched::None, 0) => format!("nothing changed since {since}"),
+            (Touched::None, 1) => {
+                format!(
+                    "the one file that changed since {since} is nothing that a verdict depends on"
+                )
+            }
+            (Touched::None, n) => {
+                format!("none of the {n} files that changed since {since} is one that a verdict depends on")
+            }
+            _ => format!("what changed since {since} touches no model that was asked for"),
+        }
+    }
+}
+
+/// What is run, and why: `touched since origin/main (1a2b3c4): gemma-3-270m`
+impl fmt::Display for Changed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.touched {
+            Touched::All(reason) => write!(f, "every model is touched: {reason}"),
+            Touched::Models(names) => {
+                write!(f, "touched since {}: {}", self.since, names.join(", "))
+            }
+            Touched::None => f.write_str(&self.not_needed()),
+        }
+    }
+}
+
+/// What the working tree changes since it parted from `against`, or from the default target.
+///
+/// A run on GitHub that is of no pull request has nothing to be compared with: a push *is* its target. It
+/// touches everything unless `against` says otherwise.
+///
+/// # Errors
+/// No repository, no revision to compare with, or no common history.
+pub fn since(
+    policy: &Policy,
+    against: Option<&str>,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Changed, RepoError> {
+    let folder = match policy.path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let repository = Repository::discover(folder)?;
+    let target = match (against, no_pull_request(environment)) {
+        (Some(revision), _) => revision.to_owned(),
+        (None, Some(event)) => {
+            let touched = Touched::All(format!("a run of `{event}` is of no pull request"));
+            return Ok(Changed { touched, since: String::new(), files: 0 });
+        }
+        (None, None) => repository.default_target(environment)?,
+    };
+    let base = repository.merge_base("HEAD", &target)?;
+    let changes = repository.changed_in_workdir(&base)?;
+    let root = repository.relative(folder);
+    let touched = match root {
+        Some(root) => touched(policy, &root, &changes),
+        None => Touched::All(format!("{} is outside of the repository", policy.path.display())),
+    };
+    Ok(Changed { touched, since: format!("{target} ({})", &base[..7]), files: changes.len() })
+}
+
+/// The event of a run on GitHub that is of no pull request.
+fn no_pull_request(environment: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let is_pull_request = environment("GITHUB_BASE_REF").is_some_and(|base| !base.is_empty());
+    environment("GITHUB_EVENT_NAME").filter(|event| !event.is_empty() && !is_pull_request)
+}
+
+/// Which models of a policy some changes touch; `folder` is the policy's, from the repository's root.
+///
+/// The policy itself, texts, Rust sources and workflows touch all, and so does any file that is not known
+/// to be harmless. As an edited policy touches all, only one policy is asked: the one that is run.
+pub fn touched(policy: &Policy, folder: &Path, changes: &[Change]) -> Touched {
+    let watch = Watch { policy, folder };
+    let mut names: Vec<&str> = Vec::new();
+    let paths = changes.iter().flat_map(|change| [Some(&change.path), change.old_path.as_ref()]);
+    for path in paths.flatten() {
+        match watch.touches(path) {
+            Effect::All => return Touched::All(format!("{} changed", path.display())),
+            Effect::Models(touched) => names.extend(touched),
+            Effect::None => {}
+        }
+    }
+    let own = policy.models.iter().map(|model| model.name.as_str());
+    let names: Vec<_> = own.filter(|name| names.contains(name)).map(Into::into).collect();
+    if names.is_empty() {
+        Touched::None
+    } else {
+        Touched::Models(names)
+    }
+}
+
+/// What one path does.
+enum Effect<'p> {
+    All,
+    Models(Vec<&'p str>),
+    None,
+}
+
+/// A policy's files, as git names them.
+struct Watch<'p> {
+    policy: &'p Policy,
+    folder: &'p Path,
+}
+
+impl<'p> Watch<'p> {
+    fn touches(&self, path: &Path) -> Effect<'p> {
+        if self.judges(path) {
+            return Effect::All;
+        }
+        let named = self.models(|model| self.files(model).any(|file| meets(&file, path)));
+        if !named.is_empty() {
+            return Effect::Models(named);
+        }
+        if let Some(of_golden) = self.golden(path) {
+            return of_golden;
+        }
+        if is_machinery(path) {
+            return Effect::All;
+        }
+        if is_prose(path) || self.is_left_by_run(path) {
+            return Effect::None;
+        }
+        let beneath = self.models(|model| path.starts_with(self.own(&model.source.path)));
+        match beneath.is_empty() {
+            // what is not known may be anything
+            true => Effect::All,
+            false => Effect::Models(beneath),
+        }
+    }
+
+    /// The policy, and what every model may be measured on.
+    fn judges(&self, path: &Path) -> bool {
+        let texts = self.policy.models.iter().flat_map(|model| {
+            model.corpus.iter().chain(model.generate.as_ref().map(|prompts| &prompts.file))
+        });
+        texts.chain([&self.policy.path]).any(|file| meets(&self.own(file), path))
+    }
+
+    /// What a model is, file by file; a folder of weights is looked at by [`Watch::touches`].
+    fn files<'m>(&'m self, model: &'m ModelPolicy) -> impl Iterator<Item = PathBuf> + 'm {
+        let source = &model.source;
+        let files = [Some(&source.path), source.tokenizer.as_ref(), model.calibration.as_ref()];
+        files.into_iter().flatten().map(|file| self.own(file))
+    }
+
+    fn models(&self, is_touched: impl Fn(&ModelPolicy) -> bool) -> Vec<&'p str> {
+        let models = self.policy.models.iter();
+        models.filter(|model| is_touched(model)).map(|model| model.name.as_str()).collect()
+    }
+
+    /// The model whose golden a path is; a golden of no case is nobody's.
+    fn golden(&self, path: &Path) -> Option<Effect<'p>> {
+        let beneath = path.strip_prefix(self.folder.join(golden::FOLDER)).ok()?;
+        beneath.extension().filter(|extension| *extension == "snap")?;
+        let Some(case) = case_of_golden(self.policy, beneath) else { return Some(Effect::None) };
+        let name = case.split("::").next().unwrap_or_default();
+        Some(Effect::Models(self.models(|model| model.name == name)))
+    }
+
+    fn is_left_by_run(&self, path: &Path) -> bool {
+        let name = path.to_string_lossy();
+        path.starts_with(self.folder.join(RESULTS)) || PENDING.iter().any(|end| name.ends_with(end))
+    }
+
+    /// A file that the policy names, from the repository's root.
+    fn own(&self, file: &Path) -> PathBuf {
+        let policy_folder = self.policy.path.parent().unwrap_or(Path::new(""));
+        let file = file.strip_prefix(policy_folder).unwrap_or(file);
+        plain(&self.folder.join(file))
+    }
+}
+
+/// Whether a change of `path` may be one of `file`: it is the file, or a submodule or link above it.
+fn meets(file: &Path, path: &Path) -> bool {
+    file.starts_with(path)
+}
+
+fn is_machinery(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    let folders = path.parent().into_iter().flat_map(Path::components);
+    MACHINERY_FILES.iter().any(|file| name == *file)
+        || path.extension().is_some_and(|extension| extension == "rs")
+        || folders.into_iter().any(|folder| MACHINERY.iter().any(|m| folder.as_os_str() == *m))
+}
+
+fn is_prose(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    let named = |known: &str| {
+        name.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '-']))
+    };
+    PROSE.iter().any(|prose| extension == *prose)
+        || PROSE_FILES.iter().any(|known| named(known))
+        || path.starts_with("docs")
+}
+
+/// A path without `.` and `..`, as far as they can be taken out.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            std::path::Component::CurDir => {}
+            std::path::Component::ParentDir if plain.file_name().is_some() => drop(plain.pop()),
+            other => plain.push(other),
+        }
+    }
+    plain
+}

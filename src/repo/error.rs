@@ -1,0 +1,157 @@
+//! Why a repository does not answer, and the mend.
+
+use std::path::PathBuf;
+
+/// Why a repository, or a file of it, could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RepoError {
+    /// A folder in no repository.
+    #[error("{} is in no git repository\n  = help: `git clone` it, rather than download it; or `git init`", .0.display())]
+    NotARepository(PathBuf),
+    /// A repository without files.
+    #[error("the repository {place} is bare: it has no files to measure\n  = help: clone it: `git clone {place}`", place = .0.display())]
+    Bare(PathBuf),
+    /// A repository of another user, which git does not trust either.
+    #[error(
+        "the repository of {place} belongs to another user\n  = help: `git config --global --add safe.directory {place}` \
+         says that it can be trusted", place = .0.display()
+    )]
+    NotOwned(PathBuf),
+    /// A branch without a commit.
+    #[error("there is no commit yet\n  = help: `git commit` one")]
+    Unborn,
+    /// A revision that is not here.
+    #[error("`{revision}` is no revision of this clone\n  = help: {}", fetch(.revision, *.shallow))]
+    UnknownRevision {
+        /// As it was named.
+        revision: String,
+        /// Whether the clone lacks history.
+        shallow: bool,
+    },
+    /// No branch that changes could be compared with.
+    #[error(
+        "no branch to compare with: tried {}\n  = help: name one with `--against REVISION`{}",
+        .tried.join(", "),
+        if *.shallow { format!(", or {DEEPEN}") } else { String::new() }
+    )]
+    NoTarget {
+        /// What was looked for.
+        tried: Vec<String>,
+        /// Whether the clone lacks history.
+        shallow: bool,
+    },
+    /// Two commits whose common ancestor is not in a shallow clone.
+    #[error(
+        "this clone is shallow: where {one} and {other} parted is not in it\n  = help: {DEEPEN}"
+    )]
+    Shallow {
+        /// One commit.
+        one: String,
+        /// The other.
+        other: String,
+    },
+    /// Two commits without a common ancestor.
+    #[error(
+        "{one} and {other} have no common history\n  = help: compare with a branch that this one was \
+         made from: `--against REVISION`"
+    )]
+    Unrelated {
+        /// One commit.
+        one: String,
+        /// The other.
+        other: String,
+    },
+    /// A repository in a form that libgit2 does not read.
+    #[error("cannot read this form of repository: {message}\n  = help: {}", plain(message))]
+    Unsupported {
+        /// What libgit2 says.
+        message: String,
+    },
+    /// A file whose place Git LFS keeps.
+    #[error(
+        "{} is a pointer of Git LFS: the {bytes} bytes that it stands for are not in git\n  = help: \
+         `git lfs pull` gets them for files of the working tree", .path.display()
+    )]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+        /// What the pointer says.
+        bytes: u64,
+    },
+    /// A file in a submodule, of which a tree holds but the commit.
+    #[error(
+        "{} lies in the submodule {}, whose files are not in this repository's history\n  = help: keep \
+         what the gate judges by in the policy's own repository", .path.display(), .submodule.display()
+    )]
+    InSubmodule {
+        /// The file.
+        path: PathBuf,
+        /// The submodule.
+        submodule: PathBuf,
+    },
+    /// A symbolic link that leads out of the repository, or nowhere.
+    #[error(
+        "{} is reached by a link that leads out of the repository\n  = help: put the file itself there",
+        .0.display()
+    )]
+    Outside(PathBuf),
+    /// A file that is larger than what is read.
+    #[error("{} has {bytes} bytes, more than the {most} that are read", .path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The most that is read.
+        most: u64,
+    },
+    /// A folder with more files than are looked at.
+    #[error("{} holds more than {most} files", .folder.display())]
+    TooMany {
+        /// The folder.
+        folder: PathBuf,
+        /// The most that are looked at.
+        most: usize,
+    },
+    /// A file that the system does not give.
+    #[error("cannot read {}: {message}", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        message: String,
+    },
+    /// Anything else.
+    #[error("cannot {doing}: {message}")]
+    Git {
+        /// What was tried.
+        doing: String,
+        /// What libgit2 says.
+        message: String,
+    },
+}
+
+/// How a shallow clone gets its history.
+const DEEPEN: &str = "get its history: `git fetch --unshallow`, in a workflow `fetch-depth: 0` of \
+                      actions/checkout";
+
+/// How a revision is got.
+fn fetch(revision: &str, shallow: bool) -> String {
+    let name = revision.strip_prefix("origin/").unwrap_or(revision);
+    match shallow {
+        true => format!("`git fetch origin {name}`; as this clone is shallow, {DEEPEN}"),
+        false => format!("`git fetch origin {name}`"),
+    }
+}
+
+/// The form that libgit2 does read.
+fn plain(message: &str) -> &'static str {
+    match message {
+        m if m.contains("sdir") => "`git sparse-checkout reapply --no-sparse-index`",
+        m if m.contains("partialclone") => "clone it without `--filter`",
+        m if m.contains("reftable") || m.contains("refstorage") => {
+            "`git refs migrate --ref-format=files`"
+        }
+        _ => "clone it again, without options",
+    }
+}

@@ -1,0 +1,261 @@
+//! Files of a policy's folder: on disk, or as a commit has them.
+
+use super::RepoError;
+use std::fs::{self, Metadata};
+use std::io::{ErrorKind, Read};
+use std::path::{Component, Path, PathBuf};
+
+/// The most that is read of a file: policies, goldens and prompts are far smaller.
+pub(super) const MOST_BYTES: u64 = 16 << 20;
+/// The most files that a folder is looked through for.
+pub(super) const MOST_FILES: usize = 100_000;
+/// A pointer of Git LFS is smaller than this.
+pub(super) const MOST_LFS_POINTER: u64 = 1024;
+
+/// Where a policy, its goldens and its texts are read from. Paths start from the policy's folder; what is
+/// outside of the repository is not there.
+pub trait Files {
+    /// A file's content; none if there is no such file.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be given whole.
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, RepoError>;
+
+    /// A file's size in bytes; none if there is no such file. For a pointer of Git LFS it is the size of
+    /// what the pointer stands for.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be looked at.
+    fn size(&self, path: &Path) -> Result<Option<u64>, RepoError>;
+
+    /// The files in a folder and in those beneath it, sorted, each as `read` takes it; none if there is no
+    /// such folder. Links are not followed.
+    ///
+    /// # Errors
+    /// A folder that cannot be looked through.
+    fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, RepoError>;
+}
+
+/// Files on disk.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    folder: PathBuf,
+    within: PathBuf,
+}
+
+impl Folder {
+    /// The files of a policy's folder. What lies outside of `within`, the repository or the folder itself,
+    /// is not there, and links out of it are refused.
+    ///
+    /// # Errors
+    /// A folder that is not there.
+    pub fn new(folder: &Path, within: &Path) -> Result<Folder, RepoError> {
+        let real = |path: &Path| path.canonicalize().map_err(|error| unreadable(path, &error));
+        Ok(Folder { folder: real(folder)?, within: real(within)? })
+    }
+
+    /// The place of a file and what it is, if it is one.
+    fn find(&self, path: &Path) -> Result<Option<(PathBuf, Metadata)>, RepoError> {
+        let asked = self.folder.join(path);
+        if !lexical(&asked).is_some_and(|place| place.starts_with(&self.within)) {
+            return Ok(None);
+        }
+        let real = match asked.canonicalize() {
+            Ok(real) => real,
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(unreadable(path, &error)),
+        };
+        if !real.starts_with(&self.within) {
+            return Err(RepoError::Outside(path.into()));
+        }
+        let meta = fs::metadata(&real).map_err(|error| unreadable(path, &error))?;
+        Ok(Some((real, meta)))
+    }
+
+    fn file(&self, path: &Path) -> Result<Option<(PathBuf, u64)>, RepoError> {
+        let found = self.find(path)?;
+        Ok(found.filter(|(_, meta)| meta.is_file()).map(|(place, meta)| (place, meta.len())))
+    }
+
+    fn walk(&self, folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), RepoError> {
+        let fault = |error: &_| unreadable(folder, error);
+        for entry in fs::read_dir(self.folder.join(folder)).map_err(|error| fault(&error))? {
+            let entry = entry.map_err(|error| fault(&error))?;
+            let path = folder.join(entry.file_name());
+            let kind = entry.file_type().map_err(|error| fault(&error))?;
+            if kind.is_dir() {
+                self.walk(&path, found)?;
+            } else if kind.is_file() {
+                found.push(path);
+            }
+            if found.len() > MOST_FILES {
+                return Err(RepoError::TooMany { folder: folder.into(), most: MOST_FILES });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Files for Folder {
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, RepoError> {
+        let Some((place, bytes)) = self.file(path)? else { return Ok(None) };
+        bounded(path, bytes)?;
+        let content = content(&place).map_err(|error| unreadable(path, &error))?;
+        // a file may have grown since
+        bounded(path, content.len() as u64)?;
+        whole(path, content).map(Some)
+    }
+
+    fn size(&self, path: &Path) -> Result<Option<u64>, RepoError> {
+        let Some((place, bytes)) = self.file(path)? else { return Ok(None) };
+        if bytes >= MOST_LFS_POINTER {
+            return Ok(Some(bytes));
+        }
+        let content = content(&place).map_err(|error| unreadable(path, &error))?;
+        Ok(Some(lfs_bytes(&content).unwrap_or(bytes)))
+    }
+
+    fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, RepoError> {
+        let mut found = Vec::new();
+        if self.find(folder)?.is_some_and(|(_, meta)| meta.is_dir()) {
+            self.walk(folder, &mut found)?;
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+fn content(place: &Path) -> std::io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    fs::File::open(place)?.take(MOST_BYTES + 1).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+fn unreadable(path: &Path, error: &std::io::Error) -> RepoError {
+    RepoError::Unreadable { path: path.into(), message: error.to_string() }
+}
+
+/// A path without `.` and `..`; none if it leads above its root.
+pub(super) fn lexical(path: &Path) -> Option<PathBuf> {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir if !plain.pop() => return None,
+            Component::ParentDir => {}
+            other => plain.push(other),
+        }
+    }
+    Some(plain)
+}
+
+pub(super) fn bounded(path: &Path, bytes: u64) -> Result<(), RepoError> {
+    match bytes > MOST_BYTES {
+        true => Err(RepoError::TooLarge { path: path.into(), bytes, most: MOST_BYTES }),
+        false => Ok(()),
+    }
+}
+
+/// A content that is not a mere pointer.
+pub(super) fn whole(path: &Path, content: Vec<u8>) -> Result<Vec<u8>, RepoError> {
+    match lfs_bytes(&content) {
+        Some(bytes) => Err(RepoError::LfsPointer { path: path.into(), bytes }),
+        None => Ok(content),
+    }
+}
+
+/// The size that a pointer of Git LFS tells, if a content is one.
+pub(super) fn lfs_bytes(content: &[u8]) -> Option<u64> {
+    if content.len() as u64 >= MOST_LFS_POINTER {
+        return None;
+    }
+    let text = std::str::from_utf8(content).ok()?;
+    let rest = text.strip_prefix("version https://git-lfs.github.com/spec/v1\n")?;
+    rest.lines().find_map(|line| line.strip_prefix("size "))?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POINTER: &str =
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in [
+            ("repo/gate/goldens/b.snap", "b"),
+            ("repo/gate/goldens/llama.cpp/a.snap", "a"),
+            ("repo/corpora/c.txt", "corpus"),
+            ("repo/weights.bin", POINTER),
+            ("secret", "s"),
+        ] {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let repo = root.path().join("repo");
+        let folder = Folder::new(&repo.join("gate"), &repo).unwrap();
+        (root, folder)
+    }
+
+    #[test]
+    fn files_of_the_repository_are_read_and_no_others() {
+        let (root, folder) = folder();
+        let read = |path: &str| folder.read(Path::new(path));
+        assert_eq!(read("goldens/b.snap"), Ok(Some(b"b".to_vec())));
+        assert_eq!(read("../corpora/c.txt"), Ok(Some(b"corpus".to_vec())));
+        for absent in ["none", "none/none", "goldens", "goldens/b.snap/c", "../../secret"] {
+            assert_eq!(read(absent), Ok(None), "{absent}");
+        }
+        assert_eq!(read(root.path().join("secret").to_str().unwrap()), Ok(None));
+        assert_eq!(
+            folder.list(Path::new("goldens")).unwrap(),
+            ["goldens/b.snap", "goldens/llama.cpp/a.snap"].map(PathBuf::from)
+        );
+        assert_eq!(folder.list(Path::new("none")), Ok(Vec::new()));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_lead_nowhere_outside() {
+        let (root, folder) = folder();
+        let link = |to: &str, at: &str| {
+            let at = root.path().join("repo/gate").join(at);
+            std::os::unix::fs::symlink(to, at).unwrap();
+        };
+        link("../../secret", "out");
+        link("../corpora", "in");
+        link("nowhere", "dangling");
+        let read = |path: &str| folder.read(Path::new(path));
+        assert_eq!(read("out"), Err(RepoError::Outside("out".into())));
+        assert_eq!(read("in/c.txt"), Ok(Some(b"corpus".to_vec())));
+        assert_eq!(read("dangling"), Ok(None));
+    }
+
+    #[test]
+    fn pointers_of_git_lfs_are_no_content() {
+        let (_root, folder) = folder();
+        let path = Path::new("../weights.bin");
+        let pointer = RepoError::LfsPointer { path: path.into(), bytes: 12345 };
+        assert_eq!(folder.read(path), Err(pointer));
+        assert_eq!(folder.size(path), Ok(Some(12345)));
+        assert_eq!(folder.size(Path::new("../corpora/c.txt")), Ok(Some(6)));
+    }
+
+    #[test]
+    fn size_is_bounded() {
+        let (root, folder) = folder();
+        let file = fs::File::create(root.path().join("repo/gate/large")).unwrap();
+        file.set_len(MOST_BYTES + 1).unwrap();
+        let path = Path::new("large");
+        let bytes = MOST_BYTES + 1;
+        let large = RepoError::TooLarge { path: path.into(), bytes, most: MOST_BYTES };
+        assert_eq!(folder.read(path), Err(large));
+        assert_eq!(folder.size(path), Ok(Some(bytes)));
+    }
+}

@@ -1,0 +1,218 @@
+//! A git repository: revisions, merge bases, and what changed between them.
+
+use super::files::lexical;
+use super::{RepoError, Tree};
+use git2::{Commit, Delta, Diff, DiffFindOptions, DiffOptions, ErrorCode, ObjectType, Oid};
+use std::path::{Path, PathBuf};
+
+/// A repository with a working tree: a clone, a linked worktree, or a submodule.
+pub struct Repository {
+    git: git2::Repository,
+    workdir: PathBuf,
+}
+
+/// A path that differs between two states of the repository, from its root.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Change {
+    /// Where it is; where it was, for a deleted one.
+    pub path: PathBuf,
+    /// Where it was, for a renamed one.
+    pub old_path: Option<PathBuf>,
+}
+
+impl Repository {
+    /// The repository that a folder is in. In a submodule it is the submodule's own.
+    ///
+    /// # Errors
+    /// A folder in no repository, a bare one, or one that git would not trust.
+    pub fn discover(folder: &Path) -> Result<Repository, RepoError> {
+        let git = git2::Repository::discover(folder).map_err(|error| not_opened(folder, &error))?;
+        let bare = || RepoError::Bare(git.path().into());
+        let workdir = git.workdir().ok_or_else(bare)?;
+        let workdir = workdir.canonicalize().unwrap_or_else(|_| workdir.into());
+        Ok(Repository { git, workdir })
+    }
+
+    /// The root of the working tree.
+    pub fn workdir(&self) -> &Path {
+        &self.workdir
+    }
+
+    /// A path on disk as it is seen from the repository's root, if it lies in the repository. It need not
+    /// be there.
+    pub fn relative(&self, path: &Path) -> Option<PathBuf> {
+        let path = lexical(&std::path::absolute(path).ok()?)?;
+        // the nearest ancestor that is there, its links resolved, and the rest
+        let real = path.ancestors().find_map(|folder| {
+            let rest = path.strip_prefix(folder).ok()?;
+            Some(folder.canonicalize().ok()?.join(rest))
+        })?;
+        Some(real.strip_prefix(&self.workdir).ok()?.components().collect())
+    }
+
+    /// Whether the clone lacks history.
+    pub fn is_shallow(&self) -> bool {
+        self.git.is_shallow()
+    }
+
+    /// The commit that is checked out, on a branch or not.
+    ///
+    /// # Errors
+    /// A branch without a commit.
+    pub fn head(&self) -> Result<String, RepoError> {
+        let head = self.git.head().and_then(|head| head.peel_to_commit());
+        let head = head.map_err(|error| match error.code() {
+            ErrorCode::UnbornBranch | ErrorCode::NotFound => RepoError::Unborn,
+            _ => failed("read HEAD", &error),
+        });
+        head.map(|commit| commit.id().to_string())
+    }
+
+    /// The commit that a revision names: a branch, a tag, a hash, `HEAD~2`.
+    ///
+    /// # Errors
+    /// A revision that is not in this clone.
+    pub fn resolve(&self, revision: &str) -> Result<String, RepoError> {
+        self.commit(revision).map(|commit| commit.id().to_string())
+    }
+
+    /// The branch that changes are compared with: `origin/` and `GITHUB_BASE_REF` in the run of a pull
+    /// request, else that of the remote's HEAD, or the first of the usual names.
+    ///
+    /// # Errors
+    /// If there is none, or the pull request's is not in this clone.
+    pub fn default_target(
+        &self,
+        environment: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<String, RepoError> {
+        if let Some(base) = environment("GITHUB_BASE_REF").filter(|base| !base.is_empty()) {
+            let target = format!("origin/{base}");
+            return self.resolve(&target).map(|_| target);
+        }
+        const USUAL: [&str; 5] = ["origin/HEAD", "origin/main", "origin/master", "main", "master"];
+        let found = USUAL.into_iter().find(|name| self.resolve(name).is_ok());
+        found.map(Into::into).ok_or_else(|| RepoError::NoTarget {
+            tried: USUAL.map(Into::into).into(),
+            shallow: self.is_shallow(),
+        })
+    }
+
+    /// Where two revisions parted. Of several such commits, as merges back and forth leave them, it is the
+    /// youngest: the one that `git merge-base` prints.
+    ///
+    /// # Errors
+    /// A revision that is not in this clone, no common history, or a shallow clone that lacks it.
+    pub fn merge_base(&self, one: &str, other: &str) -> Result<String, RepoError> {
+        let (a, b) = (self.commit(one)?.id(), self.commit(other)?.id());
+        let bases = match self.git.merge_bases(a, b) {
+            Ok(bases) => bases,
+            Err(error) if error.code() == ErrorCode::NotFound => {
+                let (one, other) = (one.to_owned(), other.to_owned());
+                return Err(match self.is_shallow() {
+                    true => RepoError::Shallow { one, other },
+                    false => RepoError::Unrelated { one, other },
+                });
+            }
+            Err(error) => return Err(failed("find the merge base", &error)),
+        };
+        let age = |id: &&Oid| self.git.find_commit(**id).map_or(i64::MIN, |c| c.time().seconds());
+        // of two of the same second, the first: `max_by_key` would give the last
+        let youngest = bases.iter().rev().max_by_key(age);
+        let nothing = || RepoError::Unrelated { one: one.into(), other: other.into() };
+        youngest.map(ToString::to_string).ok_or_else(nothing)
+    }
+
+    /// The files of a revision.
+    ///
+    /// # Errors
+    /// A revision that is not in this clone.
+    pub fn tree(&self, revision: &str) -> Result<Tree<'_>, RepoError> {
+        Ok(Tree::new(&self.git, self.tree_of(revision)?))
+    }
+
+    /// What differs between two revisions, in the order of paths.
+    ///
+    /// # Errors
+    /// A revision that is not in this clone.
+    pub fn changed_paths(&self, base: &str, head: &str) -> Result<Vec<Change>, RepoError> {
+        let (base, head) = (self.tree_of(base)?, self.tree_of(head)?);
+        let diff = self.git.diff_tree_to_tree(Some(&base), Some(&head), None);
+        self.changes(diff.map_err(|error| failed("compare revisions", &error))?)
+    }
+
+    /// What differs between a revision and the working tree: commits since, what is staged, what is not,
+    /// and new files that git does not ignore.
+    ///
+    /// # Errors
+    /// A revision that is not in this clone.
+    pub fn changed_in_workdir(&self, base: &str) -> Result<Vec<Change>, RepoError> {
+        let base = self.tree_of(base)?;
+        let mut options = DiffOptions::new();
+        options.include_untracked(true).recurse_untracked_dirs(true);
+        let diff = self.git.diff_tree_to_workdir_with_index(Some(&base), Some(&mut options));
+        self.changes(diff.map_err(|error| failed("compare with the working tree", &error))?)
+    }
+
+    fn changes(&self, mut diff: Diff) -> Result<Vec<Change>, RepoError> {
+        let mut options = DiffFindOptions::new();
+        options.renames(true).for_untracked(true);
+        diff.find_similar(Some(&mut options)).map_err(|error| failed("find renames", &error))?;
+        let mut changes: Vec<_> = diff
+            .deltas()
+            .filter(|delta| !self.is_sparse(delta))
+            .filter_map(|delta| {
+                let (old, new) = (delta.old_file().path(), delta.new_file().path());
+                let renamed =
+                    old.filter(|old| Some(*old) != new && delta.status() == Delta::Renamed);
+                Some(Change { path: new.or(old)?.into(), old_path: renamed.map(Into::into) })
+            })
+            .collect();
+        changes.sort();
+        changes.dedup();
+        Ok(changes)
+    }
+
+    /// Whether a file is missing because a sparse checkout leaves it out.
+    fn is_sparse(&self, delta: &git2::DiffDelta) -> bool {
+        let file = delta.old_file();
+        let Some(path) = file.path().filter(|_| delta.status() == Delta::Deleted) else {
+            return false;
+        };
+        let entry = self.git.index().ok().and_then(|index| index.get_path(path, 0));
+        entry.is_some_and(|entry| {
+            let flags = git2::IndexEntryExtendedFlag::from_bits_truncate(entry.flags_extended);
+            flags.is_skip_worktree() && entry.id == file.id()
+        })
+    }
+
+    fn tree_of(&self, revision: &str) -> Result<git2::Tree<'_>, RepoError> {
+        self.commit(revision)?.tree().map_err(|error| failed("read a commit's files", &error))
+    }
+
+    fn commit(&self, revision: &str) -> Result<Commit<'_>, RepoError> {
+        let found = self.git.revparse_single(revision);
+        let commit = found.and_then(|object| object.peel(ObjectType::Commit));
+        let unknown =
+            || RepoError::UnknownRevision { revision: revision.into(), shallow: self.is_shallow() };
+        match commit.map(|object| object.into_commit()) {
+            Ok(Ok(commit)) => Ok(commit),
+            _ if revision == "HEAD" => Err(RepoError::Unborn),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+fn not_opened(folder: &Path, error: &git2::Error) -> RepoError {
+    match error.code() {
+        ErrorCode::NotFound => RepoError::NotARepository(folder.into()),
+        ErrorCode::Owner => RepoError::NotOwned(folder.into()),
+        _ => RepoError::Unsupported { message: error.message().into() },
+    }
+}
+
+fn failed(doing: &str, error: &git2::Error) -> RepoError {
+    if error.message().contains("sdir") {
+        return RepoError::Unsupported { message: error.message().into() };
+    }
+    RepoError::Git { doing: doing.into(), message: error.message().into() }
+}
