@@ -13,6 +13,8 @@
 pub mod cli;
 mod files;
 pub mod gate;
+#[cfg(feature = "github")]
+pub mod github;
 pub mod golden;
 mod harness;
 pub mod hash;
