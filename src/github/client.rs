@@ -274,7 +274,9 @@ impl Client {
             Some(body) => builder.json(body),
             None => builder,
         };
-        let answer = builder.send().map_err(|error| Failure::Lost(self.words(&causes(&error.without_url()))));
+        let answer = builder
+            .send()
+            .map_err(|error| Failure::Lost(self.words(&causes(&error.without_url()))));
         let answer = answer.and_then(|response| self.whole(response));
         if request.is_write() {
             self.last_write.set(Some(self.clock.now()));
