@@ -15,6 +15,8 @@ pub mod changed;
 pub mod cli;
 mod files;
 pub mod gate;
+#[cfg(feature = "github")]
+pub mod github;
 pub mod golden;
 mod harness;
 pub mod hash;

@@ -1,0 +1,100 @@
+//! Lines that the runner of GitHub Actions shows at a file's lines.
+
+use std::fmt::Write;
+
+/// What GitHub shows of one step.
+const MOST: usize = 10;
+/// Characters of a message: the report has the rest.
+const MESSAGE: usize = 2000;
+
+/// Something to be shown at a line of a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Annotation {
+    /// The file, relative to the repository.
+    pub file: Option<String>,
+    /// The line, from 1.
+    pub line: Option<u64>,
+    /// A few words.
+    pub title: String,
+    /// The whole.
+    pub message: String,
+}
+
+/// `::error` lines for the first ten: give them worst first. GitHub drops the rest unseen.
+#[must_use]
+pub fn errors(annotations: &[Annotation]) -> String {
+    annotations.iter().take(MOST).map(|annotation| command("error", annotation)).collect()
+}
+
+/// A `::warning` line.
+#[must_use]
+pub fn warning(title: &str, message: &str) -> String {
+    let (title, message) = (title.into(), message.into());
+    command("warning", &Annotation { title, message, ..Annotation::default() })
+}
+
+fn command(name: &str, annotation: &Annotation) -> String {
+    let mut properties = Vec::new();
+    if let Some(file) = &annotation.file {
+        properties.push(format!("file={}", property(file)));
+        properties.extend(annotation.line.map(|line| format!("line={line}")));
+    }
+    properties.push(format!("title={}", property(&annotation.title)));
+    let mut line = format!("::{name} {}::", properties.join(","));
+    let message: String = annotation.message.chars().take(MESSAGE).collect();
+    // a String takes all that is written to it
+    let _ = writeln!(line, "{}", data(&message));
+    line
+}
+
+/// As the runner's own toolkit escapes.
+fn data(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
+
+fn property(text: &str) -> String {
+    data(text).replace(':', "%3A").replace(',', "%2C")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn annotation(title: &str, message: &str) -> Annotation {
+        let (file, line) = (Some("thresholds.toml".into()), Some(7));
+        Annotation { file, line, title: title.into(), message: message.into() }
+    }
+
+    #[test]
+    fn whole_lines() {
+        let text = errors(&[annotation("q4_0: worse", "mean KLD, twice")]);
+        let want = "::error file=thresholds.toml,line=7,title=q4_0%3A worse::mean KLD, twice\n";
+        assert_eq!(text, want);
+        assert_eq!(warning("kvgate", "no"), "::warning title=kvgate::no\n");
+        let nowhere = Annotation { file: None, ..annotation("t", "m") };
+        assert_eq!(errors(&[nowhere]), "::error title=t::m\n");
+    }
+
+    #[test]
+    fn a_text_cannot_start_another_command() {
+        let text = errors(&[Annotation {
+            file: Some("a,line=1::x\n::stop-commands::t".into()),
+            ..annotation("100%,x=y::\r\n::set-env name=A::b", "50%\r\n::add-mask::a")
+        }]);
+        assert_eq!(text.lines().count(), 1);
+        assert_eq!(
+            text,
+            "::error file=a%2Cline=1%3A%3Ax%0A%3A%3Astop-commands%3A%3At,line=7,\
+             title=100%25%2Cx=y%3A%3A%0D%0A%3A%3Aset-env name=A%3A%3Ab::\
+             50%25%0D%0A::add-mask::a\n"
+        );
+    }
+
+    #[test]
+    fn ten_at_most_and_none_is_long() {
+        let many = vec![annotation("t", &"é".repeat(100_000)); 11];
+        let text = errors(&many);
+        assert_eq!(text.lines().count(), 10);
+        assert!(text.lines().all(|line| line.chars().count() < MESSAGE + 100));
+    }
+}

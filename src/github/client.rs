@@ -1,0 +1,557 @@
+//! Requests to GitHub's API: to one host, paced, retried by GitHub's rules, and bounded.
+
+use super::error::{mend, one_line};
+use super::{Environment, Error, Repository, Token};
+use reqwest::blocking::Response;
+use reqwest::header::{HeaderMap, HeaderValue, ACCEPT, AUTHORIZATION};
+use reqwest::{redirect, Method, Url};
+use serde::de::DeserializeOwned;
+use serde_json::{json, Value};
+use std::cell::Cell;
+use std::io::Read;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Time, so that a test need not wait.
+pub trait Clock {
+    /// The time now.
+    fn now(&self) -> SystemTime;
+    /// Waits.
+    fn sleep(&self, time: Duration);
+}
+
+/// The system's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+}
+
+const CONNECT: Duration = Duration::from_secs(10);
+const WHOLE_REQUEST: Duration = Duration::from_secs(60);
+/// Requests for one thing, the first included.
+const TRIES: u32 = 5;
+/// What a client waits between tries, all together.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// The wait that GitHub asks for where it does not say how long, doubled each time.
+const SECONDARY: Duration = Duration::from_secs(60);
+/// GitHub's rule for writes.
+const BETWEEN_WRITES: Duration = Duration::from_secs(1);
+/// Bytes of an answer: a hundred comments of 65,536 characters, escaped.
+const LARGEST: u64 = 64 << 20;
+/// Pages of a list: ten thousand comments.
+const PAGES: usize = 100;
+
+/// A way to one repository by GitHub's API.
+pub struct Client {
+    http: reqwest::blocking::Client,
+    api: Url,
+    graphql: Url,
+    repository: Repository,
+    token: Token,
+    clock: Box<dyn Clock>,
+    last_write: Cell<Option<SystemTime>>,
+    waited: Cell<Duration>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "Client({} at {})", self.repository, self.api)
+    }
+}
+
+/// One request, with the permission that it takes.
+pub(super) struct Request {
+    method: Method,
+    url: Url,
+    body: Option<Value>,
+    permission: &'static str,
+}
+
+impl Request {
+    pub(super) fn with_query(mut self, query: &[(&str, &str)]) -> Self {
+        self.url.query_pairs_mut().extend_pairs(query);
+        self
+    }
+
+    /// What an error calls it. Writes have no query.
+    fn name(&self) -> String {
+        format!("{} {}", self.method, self.url.path())
+    }
+
+    fn is_write(&self) -> bool {
+        self.body.is_some() && !self.url.path().ends_with("/graphql")
+    }
+}
+
+/// An answer, whole.
+pub(super) struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+/// Why a request failed this time.
+pub(super) enum Failure {
+    /// No answer, or half of one: whether it was done is not known.
+    Lost(String),
+    /// An answer that is no success.
+    Answer(Answer),
+}
+
+impl Failure {
+    pub(super) fn is(&self, status: u16) -> bool {
+        matches!(self, Failure::Answer(answer) if answer.status == status)
+    }
+
+    pub(super) fn error(self, client: &Client, request: &Request) -> Error {
+        let name = request.name();
+        let answer = match self {
+            Failure::Lost(why) => return Error::Unreachable { request: name, why },
+            Failure::Answer(answer) => answer,
+        };
+        let message = client.words(&answer.message());
+        let mend = mend(answer.status, &message, request.permission);
+        let permission = mend.contains(request.permission).then_some(request.permission);
+        Error::Refused { request: name, status: answer.status, message, permission, mend }
+    }
+}
+
+impl Client {
+    /// A client of a repository. Its proxy is that of `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, its
+    /// authorities are the system's or `SSL_CERT_FILE`'s.
+    ///
+    /// # Errors
+    /// No token, or addresses that cannot be used.
+    pub fn new(
+        environment: &Environment,
+        repository: &Repository,
+        clock: Box<dyn Clock>,
+    ) -> Result<Self, Error> {
+        let token = environment.token.clone().ok_or_else(no_token)?;
+        let api = address("GITHUB_API_URL", &environment.api)?;
+        let graphql = address("GITHUB_GRAPHQL_URL", &environment.graphql)?;
+        if graphql.origin() != api.origin() {
+            return Err(Error::Invalid(format!(
+                "GITHUB_GRAPHQL_URL is at another server than GITHUB_API_URL, {}: the token goes to \
+                 one alone",
+                api.origin().ascii_serialization()
+            )));
+        }
+        Ok(Client {
+            http: http(&token)?,
+            api,
+            graphql,
+            repository: repository.clone(),
+            token,
+            clock,
+            last_write: Cell::new(None),
+            waited: Cell::new(Duration::ZERO),
+        })
+    }
+
+    /// The repository.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    pub(super) fn get(&self, path: &[&str], permission: &'static str) -> Request {
+        Request { method: Method::GET, url: self.url(path), body: None, permission }
+    }
+
+    pub(super) fn post(&self, path: &[&str], permission: &'static str, body: Value) -> Request {
+        Request { method: Method::POST, url: self.url(path), body: Some(body), permission }
+    }
+
+    pub(super) fn patch(&self, path: &[&str], permission: &'static str, body: Value) -> Request {
+        Request { method: Method::PATCH, ..self.post(path, permission, body) }
+    }
+
+    /// Of something of the repository.
+    fn url(&self, path: &[&str]) -> Url {
+        let mut url = self.api.clone();
+        let Repository { owner, name } = &self.repository;
+        // addresses that have no path were refused
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(["repos", owner, name]).extend(path);
+        }
+        url
+    }
+
+    /// Who the token is.
+    pub(super) fn viewer(&self) -> Result<String, Error> {
+        let request = Request {
+            method: Method::POST,
+            url: self.graphql.clone(),
+            body: Some(json!({ "query": "query{viewer{login}}" })),
+            permission: "pull-requests: write",
+        };
+        let answer: Value = self.parse(&request, &self.send(&request)?)?;
+        let login = answer.pointer("/data/viewer/login").and_then(Value::as_str);
+        login.map(Into::into).ok_or_else(|| {
+            let said = answer.pointer("/errors/0/message").and_then(Value::as_str);
+            let why = match said {
+                Some(said) => format!("GitHub says {}", self.words(said)),
+                None => "it does not name the token's account".into(),
+            };
+            Error::Answer { request: request.name(), why }
+        })
+    }
+
+    /// Sends a request that may be sent twice, until it is done or there is no hope.
+    pub(super) fn send(&self, request: &Request) -> Result<Answer, Error> {
+        let mut tries = 0;
+        loop {
+            match self.once(request) {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => {
+                    tries += 1;
+                    self.wait(request, failure, tries)?;
+                }
+            }
+        }
+    }
+
+    /// The first thing of a list that `choose` wants, page by page.
+    pub(super) fn find<T: DeserializeOwned, U>(
+        &self,
+        first: Request,
+        choose: impl Fn(T) -> Option<U>,
+    ) -> Result<Option<U>, Error> {
+        let mut request = first;
+        for _ in 0..PAGES {
+            let answer = self.send(&request)?;
+            let page: Vec<T> = self.parse(&request, &answer)?;
+            if let Some(found) = page.into_iter().find_map(&choose) {
+                return Ok(Some(found));
+            }
+            match self.next(&request, &answer)? {
+                Some(url) => request.url = url,
+                None => return Ok(None),
+            }
+        }
+        let why = format!("the list has more than {PAGES} pages");
+        Err(Error::Answer { request: request.name(), why })
+    }
+
+    pub(super) fn parse<T: DeserializeOwned>(
+        &self,
+        request: &Request,
+        answer: &Answer,
+    ) -> Result<T, Error> {
+        serde_json::from_slice(&answer.body).map_err(|why| {
+            let why = self.words(&why.to_string());
+            Error::Answer { request: request.name(), why }
+        })
+    }
+
+    /// The next page, which is at the same server or not asked for.
+    fn next(&self, request: &Request, answer: &Answer) -> Result<Option<Url>, Error> {
+        let Some(next) = answer.header("link").and_then(next) else { return Ok(None) };
+        match Url::parse(next) {
+            Ok(url) if url.origin() == self.api.origin() && has_no_account(&url) => Ok(Some(url)),
+            _ => {
+                let why = format!("its next page is at another server: {}", self.words(next));
+                Err(Error::Answer { request: request.name(), why })
+            }
+        }
+    }
+
+    /// One try.
+    pub(super) fn once(&self, request: &Request) -> Result<Answer, Failure> {
+        if request.is_write() {
+            self.pace();
+        }
+        let builder = self.http.request(request.method.clone(), request.url.clone());
+        let builder = match &request.body {
+            Some(body) => builder.json(body),
+            None => builder,
+        };
+        let answer = builder
+            .send()
+            .map_err(|error| Failure::Lost(self.words(&causes(&error.without_url()))));
+        let answer = answer.and_then(|response| self.whole(response));
+        if request.is_write() {
+            self.last_write.set(Some(self.clock.now()));
+        }
+        match answer? {
+            answer if answer.is_success() => Ok(answer),
+            answer => Err(Failure::Answer(answer)),
+        }
+    }
+
+    /// Lets a second pass between writes.
+    fn pace(&self) {
+        let Some(last) = self.last_write.get() else { return };
+        let passed = self.clock.now().duration_since(last).unwrap_or_default();
+        if let Some(rest) = BETWEEN_WRITES.checked_sub(passed).filter(|rest| !rest.is_zero()) {
+            self.clock.sleep(rest);
+        }
+    }
+
+    fn whole(&self, response: Response) -> Result<Answer, Failure> {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let mut body = Vec::new();
+        let read = response.take(LARGEST + 1).read_to_end(&mut body);
+        read.map_err(|error| Failure::Lost(self.words(&error.to_string())))?;
+        if body.len() as u64 > LARGEST {
+            return Err(Failure::Lost(format!("the answer has more than {LARGEST} bytes")));
+        }
+        Ok(Answer { status, headers, body })
+    }
+
+    /// Waits until a request that failed for the `tries`th time may be made again.
+    ///
+    /// # Errors
+    /// No further try would help, or not soon.
+    pub(super) fn wait(
+        &self,
+        request: &Request,
+        failure: Failure,
+        tries: u32,
+    ) -> Result<(), Error> {
+        let now = self.clock.now();
+        let (pause, is_asked_for) = match &failure {
+            Failure::Lost(_) => (backoff(tries), false),
+            Failure::Answer(answer) => match answer.pause(tries, now) {
+                Some(pause) => pause,
+                None => return Err(failure.error(self, request)),
+            },
+        };
+        let waited = self.waited.get().saturating_add(pause);
+        if tries < TRIES && waited <= PATIENCE {
+            self.waited.set(waited);
+            self.clock.sleep(pause);
+            return Ok(());
+        }
+        match failure {
+            Failure::Answer(answer) if is_asked_for => Err(Error::Limited {
+                request: request.name(),
+                status: answer.status,
+                message: self.words(&answer.message()),
+                wait: pause,
+                at: now.checked_add(pause).unwrap_or(now),
+            }),
+            failure => Err(failure.error(self, request)),
+        }
+    }
+
+    /// Someone else's words as part of an error; the token is not among them.
+    fn words(&self, text: &str) -> String {
+        one_line(&text.replace(self.token.secret(), "…"))
+    }
+}
+
+fn no_token() -> Error {
+    Error::Invalid(
+        "GITHUB_TOKEN is not set: give the step `env: GITHUB_TOKEN: ${{ github.token }}`".into(),
+    )
+}
+
+fn address(name: &str, text: &str) -> Result<Url, Error> {
+    let url = Url::parse(text).ok();
+    let is_usable = |url: &Url| {
+        matches!(url.scheme(), "http" | "https") && url.host().is_some() && has_no_account(url)
+    };
+    url.filter(is_usable)
+        .ok_or_else(|| Error::Invalid(format!("{name}: `{}` is no address", one_line(text))))
+}
+
+fn has_no_account(url: &Url) -> bool {
+    url.username().is_empty() && url.password().is_none()
+}
+
+fn http(token: &Token) -> Result<reqwest::blocking::Client, Error> {
+    // it fails where the program has chosen a provider, which is as well
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let bearer = HeaderValue::from_str(&format!("Bearer {}", token.secret()));
+    let mut bearer = bearer
+        .map_err(|_| Error::Invalid("GITHUB_TOKEN has characters that no token has".into()))?;
+    bearer.set_sensitive(true);
+    let mut headers = HeaderMap::new();
+    headers.insert(AUTHORIZATION, bearer);
+    headers.insert(ACCEPT, HeaderValue::from_static("application/vnd.github+json"));
+    headers.insert("x-github-api-version", HeaderValue::from_static("2022-11-28"));
+    let client = reqwest::blocking::Client::builder()
+        .user_agent(concat!("kvgate/", env!("CARGO_PKG_VERSION")))
+        .default_headers(headers)
+        .redirect(redirect::Policy::none())
+        .connect_timeout(CONNECT)
+        .timeout(WHOLE_REQUEST)
+        .build();
+    client.map_err(|why| Error::Invalid(format!("no HTTP client: {}", one_line(&causes(&why)))))
+}
+
+/// An error of the client, with its causes.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// 1, 2, 4, 8 s.
+fn backoff(tries: u32) -> Duration {
+    Duration::from_secs(1 << tries.saturating_sub(1).min(8))
+}
+
+impl Answer {
+    /// GraphQL says its limit with a 200.
+    fn is_success(&self) -> bool {
+        (200..300).contains(&self.status) && !self.is_limited_query()
+    }
+
+    fn is_limited_query(&self) -> bool {
+        let is_limit = |body: Value| body.pointer("/errors/0/type") == Some(&json!("RATE_LIMITED"));
+        self.status == 200
+            && self.body.starts_with(b"{\"errors\"")
+            && serde_json::from_slice(&self.body).is_ok_and(is_limit)
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.header(name)?.trim().parse().ok()
+    }
+
+    /// GitHub's words.
+    fn message(&self) -> String {
+        let Ok(body) = serde_json::from_slice::<Value>(&self.body) else {
+            return String::from_utf8_lossy(&self.body[..self.body.len().min(1024)]).into();
+        };
+        let text = |value: &Value| value["message"].as_str().map(str::to_owned);
+        let details = body["errors"].as_array().into_iter().flatten().take(3);
+        let details = details.filter_map(|error| {
+            let code = || error["code"].as_str().map(str::to_owned);
+            text(error).or_else(code).or_else(|| error.as_str().map(Into::into))
+        });
+        let all: Vec<_> = text(&body).into_iter().chain(details).collect();
+        all.join(": ")
+    }
+
+    /// How long to wait before another try, if one may help, and whether GitHub asked for the wait.
+    fn pause(&self, tries: u32, now: SystemTime) -> Option<(Duration, bool)> {
+        let is_limit = self.is_limit();
+        if !is_limit && self.status < 500 {
+            return None;
+        }
+        // 0 would be at once, again and again
+        let asked = self.number("retry-after").map(|seconds| Duration::from_secs(seconds.max(1)));
+        let reset = || {
+            let reset = self.number("x-ratelimit-reset").filter(|_| self.is_used_up())?;
+            let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+            // a second more: clocks differ
+            Some(Duration::from_secs(reset.saturating_sub(now.as_secs()).saturating_add(1)))
+        };
+        match asked.or_else(|| reset().filter(|_| is_limit)) {
+            Some(pause) => Some((pause, true)),
+            None if is_limit => Some((SECONDARY * (1 << tries.saturating_sub(1).min(8)), true)),
+            None => Some((backoff(tries), false)),
+        }
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.number("x-ratelimit-remaining") == Some(0)
+    }
+
+    /// Whether it says: later. A 403 says so, or says that it is not allowed.
+    fn is_limit(&self) -> bool {
+        if self.status == 429 || self.is_limited_query() {
+            return true;
+        }
+        let message = self.message().to_lowercase();
+        let says = |words| message.contains(words);
+        self.status == 403
+            && !says("not accessible by")
+            && (self.headers.contains_key("retry-after")
+                || self.is_used_up()
+                || says("rate limit")
+                || says("abuse detection"))
+    }
+}
+
+/// The address of the next page in a `Link` header.
+fn next(link: &str) -> Option<&str> {
+    link.split(',').find_map(|entry| {
+        let (url, parameters) = entry.split_once(';')?;
+        let mut parameters = parameters.split(';').map(str::trim);
+        let is_next = parameters.any(|p| p == "rel=\"next\"" || p == "rel=next");
+        url.trim().strip_prefix('<')?.strip_suffix('>').filter(|_| is_next)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, headers: &[(&'static str, &str)], body: &str) -> Answer {
+        let headers = headers.iter().map(|(name, value)| {
+            (reqwest::header::HeaderName::from_static(name), value.parse().unwrap())
+        });
+        Answer { status, headers: headers.collect(), body: body.into() }
+    }
+
+    fn pause(answer: Answer, tries: u32) -> Option<u64> {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000);
+        answer.pause(tries, now).map(|(pause, _)| pause.as_secs())
+    }
+
+    #[test]
+    fn waits_follow_the_rules() {
+        let says = |message| format!("{{\"message\":\"{message}\"}}");
+        let secondary = says("You have exceeded a secondary rate limit.");
+        let (later, at_once) = ([("retry-after", "7")], [("retry-after", "0")]);
+        let used_up = [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", "1030")];
+        let some_left = [("x-ratelimit-remaining", "9"), ("x-ratelimit-reset", "1030")];
+        assert_eq!(pause(answer(429, &later, ""), 1), Some(7));
+        assert_eq!(pause(answer(429, &at_once, ""), 1), Some(1));
+        assert_eq!(pause(answer(429, &[], ""), 1), Some(60));
+        assert_eq!(pause(answer(403, &later, &secondary), 1), Some(7));
+        assert_eq!(pause(answer(403, &[], &secondary), 1), Some(60));
+        assert_eq!(pause(answer(403, &[], &secondary), 2), Some(120));
+        assert_eq!(pause(answer(403, &used_up, ""), 1), Some(31));
+        assert_eq!(pause(answer(403, &some_left, ""), 1), None);
+        let never = says("Resource not accessible by integration");
+        assert_eq!(pause(answer(403, &used_up, &never), 1), None);
+        assert_eq!(pause(answer(404, &later, ""), 1), None);
+        assert_eq!(pause(answer(502, &[], ""), 3), Some(4));
+        assert_eq!(pause(answer(503, &later, ""), 1), Some(7));
+        let query = r#"{"errors":[{"type":"RATE_LIMITED","message":"API rate limit exceeded"}]}"#;
+        assert_eq!(pause(answer(200, &used_up, query), 1), Some(31));
+    }
+
+    #[test]
+    fn hostile_numbers_are_only_long() {
+        let max = u64::MAX.to_string();
+        assert_eq!(pause(answer(429, &[("retry-after", &max)], ""), 1), Some(u64::MAX));
+        let reset = [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", &max[..])];
+        assert!(pause(answer(403, &reset, ""), 1) > Some(1 << 60));
+    }
+
+    #[test]
+    fn next_page() {
+        let link = r#"<https://h/x?page=1>; rel="prev", <https://h/x?page=3>; rel="next""#;
+        assert_eq!(next(link), Some("https://h/x?page=3"));
+        assert_eq!(next(r#"<https://h/x?page=1>; rel="last""#), None);
+        assert_eq!(next("nonsense"), None);
+    }
+
+    #[test]
+    fn messages_name_their_details() {
+        let body = r#"{"message":"Validation Failed","errors":[{"code":"custom","message":"body is too long"},"x"]}"#;
+        assert_eq!(answer(422, &[], body).message(), "Validation Failed: body is too long: x");
+        assert_eq!(answer(502, &[], "<html>").message(), "<html>");
+    }
+}
