@@ -11,6 +11,7 @@
 #![deny(missing_docs)]
 
 pub mod cli;
+pub mod engines;
 mod files;
 pub mod gate;
 pub mod golden;
