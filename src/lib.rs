@@ -22,6 +22,7 @@ pub mod kv;
 pub mod measure;
 pub mod model;
 mod nearest;
+pub mod plan;
 pub mod policy;
 mod progress;
 pub mod repo;

@@ -37,8 +37,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         gate.results = folder.clone();
     }
     let cases = select(&gate, arguments);
-    let idle =
-        arguments.filters.iter().find(|f| !gate.cases().iter().any(|c| matches(arguments, c, f)));
+    let idle = arguments
+        .filters
+        .iter()
+        .find(|f| !gate.cases().iter().any(|c| matches(arguments.exact, c, f)));
     if let Some(filter) = idle {
         let message = nothing_selected(&gate, std::slice::from_ref(filter));
         return Err(Stop::new(NOTHING_SELECTED, message));
@@ -95,12 +97,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 fn select(gate: &Gate, arguments: &Arguments) -> Vec<Case> {
     let filters = &arguments.filters;
     let mut cases = gate.cases();
-    cases.retain(|c| filters.is_empty() || filters.iter().any(|f| matches(arguments, c, f)));
+    cases.retain(|c| filters.is_empty() || filters.iter().any(|f| matches(arguments.exact, c, f)));
     cases
 }
 
-fn matches(arguments: &Arguments, case: &Case, filter: &str) -> bool {
-    match arguments.exact {
+pub(super) fn matches(exact: bool, case: &Case, filter: &str) -> bool {
+    match exact {
         true => case.name == filter,
         false => case.name.contains(filter),
     }

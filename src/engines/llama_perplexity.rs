@@ -316,7 +316,11 @@ fn leading<N: std::str::FromStr>(text: &str) -> Option<N> {
 /// A piece of a log that a message may hold.
 fn quoted(line: &str) -> String {
     let clean: String = line.chars().filter(|c| !c.is_control()).take(QUOTED).collect();
-    if clean.len() < line.len() { format!("{clean}…") } else { clean }
+    if clean.len() < line.len() {
+        format!("{clean}…")
+    } else {
+        clean
+    }
 }
 
 /// Titles after which statistics stand.
@@ -356,10 +360,8 @@ impl Lines<'_> {
         }
         let caches = self.caches()?;
         let cache = &caches[0];
-        let stored = |side: usize| Stored {
-            kind: cache.kinds[side].clone(),
-            rotated: cache.rotated[side],
-        };
+        let stored =
+            |side: usize| Stored { kind: cache.kinds[side].clone(), rotated: cache.rotated[side] };
         Ok(Log {
             path: self.path.into(),
             engine: Engine::LlamaCpp,
@@ -433,7 +435,9 @@ impl Lines<'_> {
             Some((context, chunks)) if context <= 1 << 30 && chunks <= 1 << 30 => {
                 Ok((context, chunks))
             }
-            Some(_) => Err(self.missing("a context and chunks that can be", "is it the whole log?")),
+            Some(_) => {
+                Err(self.missing("a context and chunks that can be", "is it the whole log?"))
+            }
             None if self.lines.contains(&KLD_TITLE) => Err(self.missing(
                 "how many chunks of what context were measured (`kl_divergence: computing over …`)",
                 "keep standard error, too: `> FILE 2>&1`, with a llama.cpp that prints it",
@@ -463,7 +467,8 @@ impl Lines<'_> {
                     }
                 };
             }
-            let rest = line.strip_prefix("build: ").or_else(|| Some(line.split_once(": build ")?.1));
+            let rest =
+                line.strip_prefix("build: ").or_else(|| Some(line.split_once(": build ")?.1));
             let (number, rest) = rest?.split_once(" (")?;
             of(number, rest.split_once(") with ")?.0)
         });
@@ -526,7 +531,8 @@ impl Lines<'_> {
             }
         }
         let Some(first) = each.first() else {
-            let what = "how K and V are stored (`llama_kv_cache: size = … K (q8_0): … V (q4_0): …`)";
+            let what =
+                "how K and V are stored (`llama_kv_cache: size = … K (q8_0): … V (q4_0): …`)";
             return Err(self.missing(what, VERBOSE));
         };
         let way = |cache: &Cache| format!("{:?} rotated {:?}", cache.kinds, cache.rotated);
@@ -559,8 +565,10 @@ impl Lines<'_> {
         }
         let both = |statistic: &str| {
             found.get(statistic).copied().ok_or_else(|| {
-                let what = format!("the statistic {statistic}, and the last line is `{}`",
-                    quoted(self.lines.iter().rfind(|line| !line.is_empty()).unwrap_or(&"")));
+                let what = format!(
+                    "the statistic {statistic}, and the last line is `{}`",
+                    quoted(self.lines.iter().rfind(|line| !line.is_empty()).unwrap_or(&""))
+                );
                 self.missing(&what, "copy the whole log, or run llama-perplexity again")
             })
         };
@@ -589,12 +597,7 @@ impl Lines<'_> {
     }
 
     /// `0.123 ± 0.004 %`: a value and its standard error, 0 where none is printed.
-    fn numbers(
-        &self,
-        i: usize,
-        statistic: &'static str,
-        text: &str,
-    ) -> Result<[f64; 2], LogError> {
+    fn numbers(&self, i: usize, statistic: &'static str, text: &str) -> Result<[f64; 2], LogError> {
         let number = |word: Option<&str>| {
             let word = word.unwrap_or_default();
             let parsed = word.parse().ok().filter(|n: &f64| n.is_finite());
@@ -617,7 +620,8 @@ impl Lines<'_> {
 }
 
 /// What makes llama.cpp say what its loader and its cache do.
-const VERBOSE: &str = "run llama-perplexity with `-lv 4`, and keep standard error, too: `> FILE 2>&1`";
+const VERBOSE: &str =
+    "run llama-perplexity with `-lv 4`, and keep standard error, too: `> FILE 2>&1`";
 
 /// A statistic's name as it is printed: single blanks, and no Δ, which may have come through another
 /// encoding.
@@ -637,7 +641,8 @@ fn cache(line: &str) -> Option<Cache> {
     let side = |name: &str| {
         let rest = line.split_once(&format!(", {name} ("))?.1;
         let (kind, size) = rest.split_once("): ")?;
-        let known = kind.len() <= 32 && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        let known =
+            kind.len() <= 32 && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
         Some((kind.to_owned(), leading::<f64>(size)?)).filter(|_| known)
     };
     let ((k_kind, k), (v_kind, v)) = (side("K")?, side("V")?);
@@ -711,9 +716,7 @@ impl Log {
                 && self.caches.iter().any(|c| c.head_dim[i].is_none_or(|d| d % 64 == 0 && d > 0));
             plain && side.codec.name() == stored.kind && rotates == stored.rotated
         };
-        cell.scheme.layers.is_empty()
-            && side(&pair.k, &self.k, 0)
-            && side(&pair.v, &self.v, 1)
+        cell.scheme.layers.is_empty() && side(&pair.k, &self.k, 0) && side(&pair.v, &self.v, 1)
     }
 
     /// What the caches cost, in the cache's own figures.
@@ -774,7 +777,10 @@ impl Log {
             mend: mend.into(),
         };
         let again = "; make the baseline file anew with `-c` and `--chunks`";
-        let numbers = [("the context", self.context, model.context), ("the number of chunks", self.chunks, model.chunks)];
+        let numbers = [
+            ("the context", self.context, model.context),
+            ("the number of chunks", self.chunks, model.chunks),
+        ];
         for (what, found, wanted) in numbers {
             if found != wanted {
                 return Err(differs(what, found.to_string(), wanted.to_string(), again));

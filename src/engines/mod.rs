@@ -47,7 +47,8 @@ mod tests {
     #[test]
     fn the_first_word_names_the_engine() {
         assert_eq!(Engine::of("llama.cpp b11434"), Engine::LlamaCpp);
-        for own in ["kvgate numerics 1", "kvgate numerics 1, mimicking llama.cpp", "", "llama.cppx b1"]
+        for own in
+            ["kvgate numerics 1", "kvgate numerics 1, mimicking llama.cpp", "", "llama.cppx b1"]
         {
             assert_eq!(Engine::of(own), Engine::Kvgate, "{own}");
         }

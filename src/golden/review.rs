@@ -2,7 +2,8 @@
 //! verdict is kvgate's own comparison and never depends on insta's mode.
 
 use super::{
-    compare, engine, folder, path_by, text, Comparison, Difference, Golden, GoldenError, Row, Tolerance, HEADER,
+    compare, engine, folder, path_by, text, Comparison, Difference, Golden, GoldenError, Row,
+    Tolerance, HEADER,
 };
 use crate::engines::Engine;
 use crate::files::write_atomically;

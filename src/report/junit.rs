@@ -20,12 +20,13 @@ pub fn render(results: &Results) -> Result<String, SerializeError> {
 
 fn suite(results: &Results, model: &str) -> TestSuite {
     let measured = results.measurements.iter().find(|m| m.model == model);
-    let prefix = format!("{model}::");
-    let cases: Vec<(&str, &CaseResult)> = results
-        .cases
-        .iter()
-        .filter_map(|case| Some((case.case.strip_prefix(&prefix)?, case)))
-        .collect();
+    // a name of no model stays a case, or something red could be lost
+    let named = results.cases.iter().map(|case| match case.case.split_once("::") {
+        Some((model, name)) => (model, name, case),
+        None => (case.case.as_str(), case.case.as_str(), case),
+    });
+    let own = named.filter(|(of, ..)| *of == model);
+    let cases: Vec<(&str, &CaseResult)> = own.map(|(_, name, case)| (name, case)).collect();
     let mut suite = TestSuite::new(text(model));
     suite.add_properties(properties(results, measured));
     if let Some(seconds) = measured.and_then(|m| duration(m.run.seconds)) {
@@ -51,11 +52,8 @@ fn is_timed(name: &str, case: &CaseResult) -> bool {
 fn properties(results: &Results, measured: Option<&Measurement>) -> Vec<Property> {
     let engine = measured.map_or(&results.engine, |m| &m.conditions.engine);
     let device = measured.map(|m| format!("{}, {}", m.conditions.device, m.run.device));
-    let named = [
-        ("engine", Some(engine.clone())),
-        ("commit", results.head.clone()),
-        ("device", device),
-    ];
+    let named =
+        [("engine", Some(engine.clone())), ("commit", results.head.clone()), ("device", device)];
     let named = named.into_iter().filter_map(|(name, value)| Some((name, value?)));
     named.map(|(name, value)| Property::new(name, text(&value))).collect()
 }
@@ -212,7 +210,8 @@ mod tests {
         assert_eq!(gemma.time.unwrap(), Duration::from_millis(61_340));
         let times: Vec<_> = gemma.test_cases.iter().map(|c| c.time.is_some()).collect();
         assert_eq!(times, [true, false, true, false, true]);
-        let sum: f64 = gemma.test_cases.iter().filter_map(|c| c.time).map(|t| t.as_secs_f64()).sum();
+        let sum: f64 =
+            gemma.test_cases.iter().filter_map(|c| c.time).map(|t| t.as_secs_f64()).sum();
         assert!((sum - 61.34).abs() < 0.01, "{sum}");
         assert_eq!(report.test_suites[1].time, None, "it was not measured");
         for seconds in [f64::NAN, -1.0, f64::INFINITY, 1e300] {
@@ -228,11 +227,10 @@ mod tests {
         let evil = "]]></failure><testcase name=\"x\"/>&\u{0}\u{8}\u{b}\u{1b}[31m\u{fffe}\u{ffff}é";
         results.cases[2].message = evil.into();
         results.cases[5].case = format!("{evil}::q4_0::kld");
+        results.cases[6].case = "no model".into();
         results.measurements[0].run.device = evil.into();
         let xml = render(&results).unwrap();
-        let forbidden = |c: char| {
-            matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}')
-        };
+        let forbidden = |c: char| matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}');
         assert!(!xml.contains(forbidden), "{xml:?}");
         let report = parsed(&results);
         assert_eq!(report.tests, 7);
