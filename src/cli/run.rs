@@ -4,6 +4,7 @@ use super::{say, Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
 use crate::gate::{self, Case, Gate};
 use crate::golden;
 use crate::harness::nothing_selected;
+use crate::plan;
 use crate::progress::Bar;
 use crate::report::{self, sidecar, Outputs};
 use crate::results::{CaseResult, Measurement};
@@ -17,6 +18,9 @@ pub(super) struct Arguments {
     filters: Vec<String>,
     #[command(flatten)]
     config: Config,
+    /// Run only these models, by their exact names: all jobs of a matrix together run each once
+    #[arg(long = "model", value_name = "NAME", value_delimiter = ',')]
+    models: Vec<String>,
     /// Filters are whole names
     #[arg(long)]
     exact: bool,
@@ -36,7 +40,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     if let Some(folder) = &arguments.results {
         gate.results = folder.clone();
     }
-    let cases = select(&gate, arguments);
+    let models = plan::named(&gate.policy, &arguments.models)
+        .map_err(|message| Stop::new(NOTHING_SELECTED, message))?;
+    let mut cases = select(&gate, arguments);
+    cases.retain(|case| models.contains(&case.model));
     let idle = arguments
         .filters
         .iter()
