@@ -345,6 +345,24 @@ mod tests {
     }
 
     #[test]
+    fn what_another_engine_measured_is_accepted_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (mut results, policy) = ready(root);
+        let conditions = &mut results.measurements[0].conditions;
+        conditions.engine = "llama.cpp b11434".into();
+        conditions.corpus.clear();
+        results.measurements[0].controls.clear();
+        let all = ["gemma-3-270m::q8_0", "gemma-3-270m::q4_0"];
+        assert_eq!(accepted(&results, &policy, &[], root), all);
+        assert!(root.join("goldens/llama.cpp/gemma-3-270m__q4_0.snap").exists());
+        assert!(!root.join("goldens/gemma-3-270m__q4_0.snap").exists());
+        results.measurements[0].conditions.context = 4096;
+        let error = error(&results, &policy, &[], root);
+        assert!(error.contains("measured at context 4096, not 512"), "{error}");
+    }
+
+    #[test]
     fn refuses_another_run() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();

@@ -286,7 +286,10 @@ mod tests {
     fn child() {
         let Some(root) = env::var_os("KVGATE_TEST_ROOT").map(PathBuf::from) else { return };
         prepare_insta(&root);
-        let results = fixture::results();
+        let results = match env::var("KVGATE_TEST_BUILD") {
+            Ok(build) => of_llama_cpp(&build),
+            Err(_) => fixture::results(),
+        };
         let measurement = &results.measurements[0];
         let scheme = &measurement.schemes[1];
         let stem = stem_of(&measurement.model, &scheme.scheme);
@@ -439,6 +442,50 @@ to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-resu
             check(root.path(), "x", &results.measurements[0], failed, Path::new("r.json"));
         assert_eq!(verdict.verdict, Verdict::Error);
         assert_eq!(verdict.message, "not measured: layer 3: K is NaN");
+    }
+
+    /// The fixture's `q4_0` as llama.cpp would have measured it.
+    fn of_llama_cpp(build: &str) -> crate::results::Results {
+        let mut results = fixture::results();
+        results.measurements[0].conditions.engine = format!("llama.cpp {build}");
+        results.measurements[0].conditions.corpus.clear();
+        results
+    }
+
+    #[test]
+    fn goldens_of_another_engine_are_apart_and_of_one_build() {
+        let root = tempfile::tempdir().unwrap();
+        accepted(root.path(), |_| ());
+        let verdict = |results: &crate::results::Results| {
+            let measurement = &results.measurements[0];
+            let (new, engine) = (&measurement.schemes[1], engine(measurement));
+            // insta's part is tested in processes of their own
+            let found = comparison(root.path(), STEM, measurement, new).unwrap().0;
+            (found, path_by(root.path(), engine, STEM))
+        };
+        let (found, file) = verdict(&of_llama_cpp("b11434"));
+        assert_eq!(found, Comparison::Missing, "kvgate's own golden says nothing about it");
+        assert_eq!(file, root.path().join("goldens/llama.cpp/gemma-3-270m__q4_0.snap"));
+        let results = of_llama_cpp("b11434");
+        let golden = Golden::of(&results.measurements[0], &results.measurements[0].schemes[1]);
+        write_atomically(&file, |w| w.write_all(golden.unwrap().snapshot().as_bytes())).unwrap();
+        assert_eq!(verdict(&results).0, Comparison::Matches);
+        assert_eq!(verdict(&fixture::results()).0, Comparison::Matches, "its own is untouched");
+        let Comparison::Stale(differences) = verdict(&of_llama_cpp("b11500")).0 else { panic!() };
+        let message = stale(&differences);
+        assert!(message.contains("engine: llama.cpp b11434 → llama.cpp b11500"), "{message}");
+        assert!(message.contains("llama.cpp's numerics change from build to build"), "{message}");
+    }
+
+    #[test]
+    fn another_engine_s_change_waits_in_its_own_folder() {
+        let root = tempfile::tempdir().unwrap();
+        accepted(root.path(), |_| ());
+        let output = checked(root.path(), &[("KVGATE_TEST_BUILD", "b11434")]);
+        assert!(output.contains("verdict=GoldenChanged\nno golden yet\n"), "{output}");
+        assert!(root.path().join(format!("goldens/llama.cpp/{STEM}.snap.new")).exists());
+        assert!(!root.path().join(format!("goldens/{STEM}.snap.new")).exists());
+        assert!(checked(root.path(), &[]).contains("verdict=Pass"));
     }
 
     #[test]
