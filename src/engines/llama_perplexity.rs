@@ -885,3 +885,6 @@ fn run(logs: &[Log], first: &Log) -> RunInfo {
         ],
     }
 }
+
+#[cfg(test)]
+mod tests;
