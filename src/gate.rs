@@ -1,5 +1,6 @@
 //! The gate: a policy's cases, measured model by model and judged case by case.
 
+use crate::engines::Engine;
 use crate::golden::{self, Golden};
 use crate::judge;
 use crate::measure::generate::Generate;
@@ -133,7 +134,8 @@ impl Gate {
         let measured = measured.as_ref().map_err(Clone::clone);
         match case.kind {
             CaseKind::Kld => {
-                judge::limits_case(model, cell, &measured, self.golden_values(model, cell).as_ref())
+                let golden = self.golden_values(model, cell);
+                judge::limits_case(model, cell, &measured, Engine::Kvgate, golden.as_ref())
             }
             CaseKind::Golden => self.judge_golden(case, &measured),
         }
@@ -144,7 +146,7 @@ impl Gate {
         let model = &self.policy.models[case.model];
         let cell = &model.cells[case.cell];
         let stem = golden::stem(&model.name, &cell.label);
-        let error = match (measured, judge::found(measured, cell)) {
+        let error = match (measured, judge::found(measured, cell, Engine::Kvgate)) {
             (Ok(measurement), Ok((scheme, None))) => {
                 let results = self.results_of(&case.name).join(report::json::FILE);
                 let found = golden::check(&self.root, &stem, measurement, scheme, &results);

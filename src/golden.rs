@@ -29,6 +29,7 @@ pub use review::{check, judge, note_not_run, prepare_insta, GoldenVerdict};
 pub(crate) use text::{parse as parse_text, text_stem};
 pub use text::{read_text, text_path};
 
+use crate::engines::Engine;
 use crate::measure::stats::Statistic;
 use crate::results::{Conditions, CorpusFile, Measurement, Outcome, SchemeResult, Subject};
 use std::collections::BTreeMap;
@@ -106,9 +107,29 @@ pub fn stem(model: &str, scheme: &str) -> String {
     file_words(&format!("{model}::{scheme}"))
 }
 
-/// The golden's file under the policy's folder.
+/// The golden's file under the policy's folder, of what kvgate's engine measured.
 pub fn path(root: &Path, stem: &str) -> PathBuf {
-    root.join(FOLDER).join(format!("{stem}.snap"))
+    path_by(root, Engine::Kvgate, stem)
+}
+
+/// The same of what another engine measured: `goldens/llama.cpp/…`. Numbers of different engines are never
+/// compared.
+pub fn path_by(root: &Path, engine: Engine, stem: &str) -> PathBuf {
+    folder(root, engine).join(format!("{stem}.snap"))
+}
+
+/// Where an engine's goldens lie.
+fn folder(root: &Path, engine: Engine) -> PathBuf {
+    let goldens = root.join(FOLDER);
+    match engine.folder() {
+        None => goldens,
+        Some(folder) => goldens.join(folder),
+    }
+}
+
+/// Who made what a golden is compared with, or made of.
+fn engine(measurement: &Measurement) -> Engine {
+    Engine::of(&measurement.conditions.engine)
 }
 
 impl Golden {

@@ -3,6 +3,7 @@
 //! Results may come from elsewhere: another job, another engine, a stranger's pull request. What they say of
 //! themselves, verdicts above all, counts for nothing; what contradicts itself or the policy is an error.
 
+use crate::engines::Engine;
 use crate::golden::{self, Golden, GoldenError};
 use crate::measure::corpus::scored;
 use crate::measure::stats::{Part, Statistics};
@@ -16,7 +17,14 @@ pub type ReadFile<'a> = &'a dyn Fn(&Path) -> Result<Option<String>, String>;
 
 /// Judges every cell of a policy by what results hold, in the policy's order. A cell that is neither there
 /// nor ignored is an error: a job that is lost must not look like one that passed.
-pub fn judge(policy: &Policy, results: &Results, goldens: ReadFile) -> Vec<CaseResult> {
+///
+/// `by` is the engine that is asked for, which results do not choose: see [`verdict::distrust_by`].
+pub fn judge(
+    policy: &Policy,
+    results: &Results,
+    by: Engine,
+    goldens: ReadFile,
+) -> Vec<CaseResult> {
     let cases = policy.models.iter().flat_map(|model| {
         let measured = measurement_of(model, results);
         let cases = model.cells.iter().flat_map(|cell| {
@@ -25,11 +33,11 @@ pub fn judge(policy: &Policy, results: &Results, goldens: ReadFile) -> Vec<CaseR
                     CaseResult::new(model.case(cell, kind), Verdict::Ignored, "")
                 }
                 (measured, CaseKind::Kld) => {
-                    let golden = golden_of(model, cell, measured, goldens).ok().flatten();
+                    let golden = golden_of(model, cell, by, goldens).ok().flatten();
                     let values = golden.map(|golden| golden.statistics());
-                    limits_case(model, cell, measured, values.as_ref())
+                    limits_case(model, cell, measured, by, values.as_ref())
                 }
-                (measured, CaseKind::Golden) => golden_case(model, cell, measured, goldens),
+                (measured, CaseKind::Golden) => golden_case(model, cell, measured, by, goldens),
             })
         });
         cases.collect::<Vec<_>>()
@@ -69,9 +77,10 @@ pub fn limits_case(
     model: &ModelPolicy,
     cell: &Cell,
     measured: &Result<&Measurement, String>,
+    by: Engine,
     golden: Option<&GoldenValues>,
 ) -> CaseResult {
-    let (outcome, distrust) = match found(measured, cell) {
+    let (outcome, distrust) = match found(measured, cell, by) {
         Ok((scheme, distrust)) => (scheme.outcome.clone(), distrust),
         Err(error) => (Outcome::Failed { error }, None),
     };
@@ -85,10 +94,11 @@ fn golden_case(
     model: &ModelPolicy,
     cell: &Cell,
     measured: &Result<&Measurement, String>,
+    by: Engine,
     goldens: ReadFile,
 ) -> CaseResult {
     let name = model.case(cell, CaseKind::Golden);
-    match compared(model, cell, measured, goldens) {
+    match compared(model, cell, measured, by, goldens) {
         Err(error) => CaseResult::new(name, Verdict::Error, error),
         Ok(judged) => {
             let case = CaseResult::new(name, judged.verdict, judged.message.trim_end());
@@ -101,16 +111,17 @@ fn compared(
     model: &ModelPolicy,
     cell: &Cell,
     measured: &Result<&Measurement, String>,
+    by: Engine,
     goldens: ReadFile,
 ) -> Result<golden::GoldenVerdict, String> {
     let nothing = |error: String| format!("nothing to compare with the golden: {error}");
-    let scheme = match found(measured, cell).map_err(nothing)? {
+    let scheme = match found(measured, cell, by).map_err(nothing)? {
         (scheme, None) => scheme,
         (_, Some(distrust)) => return Err(nothing(distrust)),
     };
     let measurement = measured.as_ref().map_err(Clone::clone)?;
     let new = Golden::of(measurement, scheme).map_err(|error| error.to_string())?;
-    let golden = golden_of(model, cell, measured, goldens)?;
+    let golden = golden_of(model, cell, by, goldens)?;
     let text = text_is_accepted(measurement, goldens)?;
     Ok(golden::judge(&golden::compare(golden.as_ref(), &new), text))
 }
@@ -119,10 +130,10 @@ fn compared(
 fn golden_of(
     model: &ModelPolicy,
     cell: &Cell,
-    _measured: &Result<&Measurement, String>,
+    by: Engine,
     goldens: ReadFile,
 ) -> Result<Option<Golden>, String> {
-    let path = golden::path(Path::new(""), &golden::stem(&model.name, &cell.label));
+    let path = golden::path_by(Path::new(""), by, &golden::stem(&model.name, &cell.label));
     let text = goldens(&path)?;
     let parse = |text: String| Golden::parse(&text, &path.display().to_string());
     text.map(parse).transpose().map_err(|error: GoldenError| error.to_string())
@@ -142,6 +153,7 @@ fn text_is_accepted(measurement: &Measurement, goldens: ReadFile) -> Result<bool
 pub fn found<'m>(
     measured: &Result<&'m Measurement, String>,
     cell: &Cell,
+    by: Engine,
 ) -> Result<(&'m SchemeResult, Option<String>), String> {
     let measurement = *measured.as_ref().map_err(Clone::clone)?;
     let mut own = measurement.schemes.iter().filter(|scheme| scheme.scheme == cell.label);
@@ -149,19 +161,19 @@ pub fn found<'m>(
     if own.next().is_some() {
         return Err("the run has two results for this scheme".into());
     }
-    let distrust = verdict::distrust(measurement).remove(&cell.label);
-    Ok((scheme, distrust.or_else(|| contradiction(measurement, scheme))))
+    let distrust = verdict::distrust_by(measurement, by).remove(&cell.label);
+    Ok((scheme, distrust.or_else(|| contradiction(measurement, scheme, by))))
 }
 
 /// How far sums may be from the statistics that are made of them.
 const ROUNDING: f64 = 1e-6;
 
 /// What a result says that cannot be so: statistics that do not follow from their parts, or from each other.
-fn contradiction(measurement: &Measurement, scheme: &SchemeResult) -> Option<String> {
+fn contradiction(measurement: &Measurement, scheme: &SchemeResult, by: Engine) -> Option<String> {
     let Outcome::Measured { statistics, parts } = &scheme.outcome else { return None };
     disordered(statistics).or_else(|| {
         // another engine's log has no parts
-        let checked = measurement.is_own() || !parts.is_empty();
+        let checked = by == Engine::Kvgate || !parts.is_empty();
         checked.then(|| unlike_parts(measurement, statistics, parts)).flatten()
     })
 }

@@ -13,6 +13,7 @@
 #[cfg(feature = "git")]
 pub mod changed;
 pub mod cli;
+pub mod engines;
 mod files;
 pub mod gate;
 #[cfg(feature = "github")]
@@ -27,6 +28,7 @@ pub mod measure;
 pub mod merge;
 pub mod model;
 mod nearest;
+pub mod plan;
 pub mod policy;
 mod progress;
 pub mod repo;

@@ -63,14 +63,6 @@ pub struct Measurement {
     pub generated: Option<Generated>,
 }
 
-impl Measurement {
-    /// Whether kvgate's own engine measured.
-    #[must_use]
-    pub fn is_own(&self) -> bool {
-        self.conditions.engine.starts_with("kvgate ")
-    }
-}
-
 /// First half of provenance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subject {

@@ -2,6 +2,7 @@
 //!
 //! What cannot be trusted is an error whatever the policy expects: a gate that fails open is none.
 
+use crate::engines::Engine;
 use crate::measure::stats::{Direction, Statistic, Statistics};
 use crate::policy::{CaseKind, Cell, Expectation, Limit, ModelPolicy};
 use crate::results::{Measurement, Outcome, SchemeResult, Sides, Storage};
@@ -410,6 +411,10 @@ fn quoted(word: &str) -> String {
 /// this where its spread does not say how much.
 const LEAST_MEAN_KLD: f64 = -1e-6;
 
+/// The same of llama-perplexity, whose baseline file holds log-probabilities in 16 bits: a mean of -1e-6 was
+/// seen where nothing is quantized.
+const LEAST_MEAN_KLD_OF_FILE: f64 = -1e-5;
+
 /// The control lanes that every run carries: the baseline against itself, and a deliberately bad cache.
 pub const CONTROLS: [&str; 2] = ["identity", "bad lane"];
 
@@ -445,7 +450,25 @@ fn broken_text(measurement: &Measurement) -> Option<String> {
 /// Why schemes of a measurement cannot be trusted, by label: they did not engage, the identity is
 /// broken, or the ruler is. A control that does not read as it must takes all of them.
 pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
-    if let Some(reason) = broken_ruler(measurement).or_else(|| broken_text(measurement)) {
+    distrust_by(measurement, Engine::Kvgate)
+}
+
+/// The same of a measurement that `asked` has made. Other engines than kvgate's carry no control lanes, nor is
+/// their baseline a lane of its own.
+///
+/// `asked` is what the person or the workflow says, never what the file does: a `results.json` that calls
+/// itself another engine's, and so would need no controls, is not trusted where kvgate's are judged.
+pub fn distrust_by(measurement: &Measurement, asked: Engine) -> BTreeMap<String, String> {
+    let ruler = match asked {
+        _ if Engine::of(&measurement.conditions.engine) != asked => Some(format!(
+            "it calls itself measured by `{}`, and what {} measured is judged here",
+            measurement.conditions.engine,
+            asked.name()
+        )),
+        Engine::Kvgate => broken_ruler(measurement).or_else(|| broken_text(measurement)),
+        Engine::LlamaCpp => None,
+    };
+    if let Some(reason) = ruler {
         let labels = measurement.schemes.iter().map(|result| result.scheme.clone());
         return labels.map(|label| (label, reason.clone())).collect();
     }
@@ -461,7 +484,7 @@ pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
     let (faulty, sound): (Vec<_>, Vec<_>) = lanes
         .into_iter()
         .map(|lane| {
-            let reason = implausible(baseline, &lane.0.effective, lane.1);
+            let reason = implausible(baseline, &lane.0.effective, lane.1, asked);
             (lane, reason.or_else(|| idle(baseline, lane.0)))
         })
         .partition(|(_, reason)| reason.is_some());
@@ -481,10 +504,19 @@ pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
 }
 
 /// What is wrong with a lane on its own.
-fn implausible(baseline: &str, effective: &str, statistics: &Statistics) -> Option<String> {
+fn implausible(
+    baseline: &str,
+    effective: &str,
+    statistics: &Statistics,
+    engine: Engine,
+) -> Option<String> {
     let Statistics { mean_kld, mean_kld_se, max_kld, .. } = *statistics;
     let is_identical = mean_kld == 0.0 && max_kld == 0.0;
-    let floor = if mean_kld_se > 0.0 { -3.0 * mean_kld_se } else { LEAST_MEAN_KLD };
+    let floor = match engine {
+        Engine::Kvgate if mean_kld_se > 0.0 => -3.0 * mean_kld_se,
+        Engine::Kvgate => LEAST_MEAN_KLD,
+        Engine::LlamaCpp => LEAST_MEAN_KLD_OF_FILE.min(-3.0 * mean_kld_se),
+    };
     if effective == baseline && !is_identical {
         Some(format!(
             "`{effective}` is the baseline, and must read a KLD of exactly 0; it read {mean_kld}, at most \

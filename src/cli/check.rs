@@ -11,6 +11,7 @@ use crate::measure::generate::{Asked, Generate};
 use crate::measure::replay::Generated;
 use crate::measure::{at_work, corpus, needs, MeasureError, NUMERICS};
 use crate::model::Checkpoint;
+use crate::plan::estimated_seconds;
 use crate::policy::{Cell, ModelPolicy, Prompts};
 use crate::results::{Conditions, CorpusFile};
 
@@ -19,9 +20,6 @@ pub(super) struct Arguments {
     #[command(flatten)]
     config: Config,
 }
-
-/// Products per second that the time estimate assumes of each core, in FLOP.
-const FLOPS_PER_CORE: f64 = 60e9;
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let gate = arguments.config.gate()?;
@@ -153,18 +151,13 @@ fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
     let spec = &checkpoint.spec;
     let lanes = model.cells.iter().filter(|cell| !cell.ignored).count() + 1;
     let tokens = (lanes * model.chunks * model.context) as f64;
-    let table = (spec.vocab * spec.hidden) as f64;
-    let tables = if spec.tied_head { 1.0 } else { 2.0 };
-    let layers = spec.parameters() as f64 - tables * table;
-    // half of the positions pass the head
-    let flops = 2.0 * tokens * (layers + table / 2.0);
-    let cores = rayon::current_num_threads() as f64;
+    let cores = rayon::current_num_threads();
     let hidden = tokens * spec.hidden as f64 * 4.0;
     vec![
         format!("model    {} ok, {}", spec.architecture, checkpoint.tokenizer.kind),
         format!("corpus   {} chunks of {} tokens", model.chunks, model.context),
         format!("memory   about {}", bytes(spec.parameters() as f64 * 4.0 + hidden.min(2e9))),
-        format!("time     about {:.0} s on {cores} cores", flops / (FLOPS_PER_CORE * cores)),
+        format!("time     about {:.0} s on {cores} cores", estimated_seconds(model, lanes, spec)),
     ]
 }
 

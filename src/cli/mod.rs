@@ -5,6 +5,7 @@ mod calibrate;
 mod check;
 mod inspect;
 mod measure;
+mod plan;
 mod run;
 mod schemes;
 
@@ -41,6 +42,8 @@ struct Arguments {
 enum Command {
     /// Runs the gate: measures the selected cases and judges them
     Run(run::Arguments),
+    /// Prints the matrix of CI jobs that the gate is split over
+    Plan(plan::Arguments),
     /// Measures schemes of one model without a policy
     Measure(measure::Arguments),
     /// Checks policy, files, hashes, tokenizer, memory and goldens, without inference
@@ -99,6 +102,7 @@ fn say(line: impl fmt::Display) -> Result<(), Stop> {
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let done = match Arguments::parse_from(arguments).command {
         Command::Run(arguments) => run::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Measure(arguments) => measure::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

@@ -8,6 +8,7 @@ use crate::changed::{self, Changed};
 use crate::gate::{self, Case, Gate};
 use crate::golden;
 use crate::harness::nothing_selected;
+use crate::plan;
 use crate::progress::Bar;
 use crate::report::{self, sidecar, Outputs, Report};
 use crate::results::{CaseResult, Measurement};
@@ -21,6 +22,9 @@ pub(super) struct Arguments {
     filters: Vec<String>,
     #[command(flatten)]
     config: Config,
+    /// Run only these models, by their exact names: all jobs of a matrix together run each once
+    #[arg(long = "model", value_name = "NAME", value_delimiter = ',')]
+    models: Vec<String>,
     /// Filters are whole names
     #[arg(long)]
     exact: bool,
@@ -48,9 +52,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     if let Some(folder) = &arguments.results {
         gate.results = folder.clone();
     }
+    let models = plan::named(&gate.policy, &arguments.models)
+        .map_err(|message| Stop::new(NOTHING_SELECTED, message))?;
     let mut cases = select(&gate, arguments);
-    let idle =
-        arguments.filters.iter().find(|f| !gate.cases().iter().any(|c| matches(arguments, c, f)));
+    cases.retain(|case| models.contains(&case.model));
+    let idle = arguments
+        .filters
+        .iter()
+        .find(|f| !gate.cases().iter().any(|c| matches(arguments.exact, c, f)));
     if let Some(filter) = idle {
         let message = nothing_selected(&gate, std::slice::from_ref(filter));
         return Err(Stop::new(NOTHING_SELECTED, message));
@@ -141,12 +150,12 @@ fn not_needed(gate: &Gate, changed: &Changed, list: bool) -> Result<u8, Stop> {
 fn select(gate: &Gate, arguments: &Arguments) -> Vec<Case> {
     let filters = &arguments.filters;
     let mut cases = gate.cases();
-    cases.retain(|c| filters.is_empty() || filters.iter().any(|f| matches(arguments, c, f)));
+    cases.retain(|c| filters.is_empty() || filters.iter().any(|f| matches(arguments.exact, c, f)));
     cases
 }
 
-fn matches(arguments: &Arguments, case: &Case, filter: &str) -> bool {
-    match arguments.exact {
+pub(super) fn matches(exact: bool, case: &Case, filter: &str) -> bool {
+    match exact {
         true => case.name == filter,
         false => case.name.contains(filter),
     }

@@ -1,7 +1,8 @@
 //! `kvgate accept`: goldens from the results of a run, without the model and without a GPU.
 
 use super::review::pending;
-use super::{path, stem, text, Golden};
+use super::{engine, path_by, stem, text, Golden};
+use crate::engines::Engine;
 use crate::files::write_atomically;
 use crate::policy::{ModelPolicy, Policy};
 use crate::results::{CorpusFile, Measurement, Results, SchemeResult};
@@ -89,14 +90,14 @@ pub fn accept(
     let mut goldens = Vec::new();
     for (measurement, scheme) in &cells {
         match acceptable(results, policy, measurement, scheme) {
-            Ok(golden) => goldens.push((case(measurement, scheme), golden)),
+            Ok(golden) => goldens.push((engine(measurement), case(measurement, scheme), golden)),
             Err(reason) => refusals.push(reason),
         }
     }
     if !refusals.is_empty() {
         return Err(AcceptError::Refused(refusals));
     }
-    let accepted = goldens.into_iter().map(|(case, golden)| write(root, case, &golden));
+    let accepted = goldens.into_iter().map(|(by, case, golden)| write(root, by, case, &golden));
     let mut accepted = accepted.collect::<Result<Vec<_>, _>>()?;
     // last: goldens name their text, so that what is left of a failure is red
     let mut texts = BTreeSet::new();
@@ -114,7 +115,8 @@ fn write_text(root: &Path, measurement: &Measurement) -> Result<Option<Accepted>
     let path = text::text_path(root, &measurement.model);
     write_atomically(&path, |w| w.write_all(text::snapshot(generated).as_bytes()))
         .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
-    let _ = std::fs::remove_file(pending(root, &text::text_stem(&measurement.model)));
+    let stem = text::text_stem(&measurement.model);
+    let _ = std::fs::remove_file(pending(root, Engine::Kvgate, &stem));
     Ok(Some(Accepted { case: format!("the text of {}", measurement.model), path }))
 }
 
@@ -194,6 +196,9 @@ fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<S
     if then.chunks != policy.chunks {
         return Some(format!("measured on {} chunks, not {}", then.chunks, policy.chunks));
     }
+    if engine(measurement) == Engine::LlamaCpp {
+        return None; // its logs name no corpus
+    }
     match policy.corpus.iter().map(|path| corpus_file(path)).collect::<Result<Vec<_>, _>>() {
         Err(error) => Some(error),
         Ok(now) if now != then.corpus => Some("the corpus has changed since; run again".into()),
@@ -221,7 +226,9 @@ fn acceptable(
         return Err(format!("{case}: the policy has no such scheme"));
     }
     let untrusted = |why: &str| format!("{case}: the measurement cannot be trusted: {why}");
-    if let Some(reason) = verdict::distrust(measurement).get(&scheme.scheme) {
+    // by its own word: what it says decides the folder that a person finds the golden in
+    let distrust = verdict::distrust_by(measurement, engine(measurement));
+    if let Some(reason) = distrust.get(&scheme.scheme) {
         return Err(untrusted(reason));
     }
     let judged = results.cases.iter().find(|c| c.case == format!("{case}::kld"));
@@ -231,14 +238,14 @@ fn acceptable(
     Golden::of(measurement, scheme).map_err(|error| format!("{case}: {error}"))
 }
 
-fn write(root: &Path, case: String, golden: &Golden) -> Result<Accepted, AcceptError> {
+fn write(root: &Path, by: Engine, case: String, golden: &Golden) -> Result<Accepted, AcceptError> {
     let (model, scheme) = case.split_once("::").unwrap_or((&case, ""));
     let stem = stem(model, scheme);
-    let path = path(root, &stem);
+    let path = path_by(root, by, &stem);
     write_atomically(&path, |w| w.write_all(golden.snapshot().as_bytes()))
         .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
     // it would offer for review what has been decided; usually there is none
-    let _ = std::fs::remove_file(pending(root, &stem));
+    let _ = std::fs::remove_file(pending(root, by, &stem));
     Ok(Accepted { case, path })
 }
 
@@ -288,7 +295,7 @@ mod tests {
         for scheme in &measurement.schemes {
             let golden = Golden::of(measurement, scheme).unwrap();
             let stem = stem(&measurement.model, &scheme.scheme);
-            let read = Golden::read(&path(root, &stem)).unwrap().unwrap();
+            let read = Golden::read(&super::super::path(root, &stem)).unwrap().unwrap();
             assert!(super::super::compare(Some(&read), &golden).matches());
             // insta's own comparison, of the whole text
             let mut settings = insta::Settings::clone_current();
@@ -332,6 +339,24 @@ mod tests {
         results.measurements[0].controls[0].ok = false;
         let error = error(&results, &policy, &[], folder.path());
         assert!(error.contains("cannot be trusted") && error.contains("control"), "{error}");
+    }
+
+    #[test]
+    fn what_another_engine_measured_is_accepted_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (mut results, policy) = ready(root);
+        let conditions = &mut results.measurements[0].conditions;
+        conditions.engine = "llama.cpp b11434".into();
+        conditions.corpus.clear();
+        results.measurements[0].controls.clear();
+        let all = ["gemma-3-270m::q8_0", "gemma-3-270m::q4_0"];
+        assert_eq!(accepted(&results, &policy, &[], root), all);
+        assert!(root.join("goldens/llama.cpp/gemma-3-270m__q4_0.snap").exists());
+        assert!(!root.join("goldens/gemma-3-270m__q4_0.snap").exists());
+        results.measurements[0].conditions.context = 4096;
+        let error = error(&results, &policy, &[], root);
+        assert!(error.contains("measured at context 4096, not 512"), "{error}");
     }
 
     #[test]

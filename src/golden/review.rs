@@ -2,8 +2,10 @@
 //! verdict is kvgate's own comparison and never depends on insta's mode.
 
 use super::{
-    compare, path, text, Comparison, Difference, Golden, GoldenError, Row, Tolerance, HEADER,
+    compare, engine, folder, path_by, text, Comparison, Difference, Golden, GoldenError, Row,
+    Tolerance, HEADER,
 };
+use crate::engines::Engine;
 use crate::files::write_atomically;
 use crate::report::table::{render, Align, Cell};
 use crate::results::{Change, Measurement, SchemeResult};
@@ -89,10 +91,11 @@ pub fn check(
     results: &Path,
 ) -> GoldenVerdict {
     let case = format!("{}::{}", measurement.model, scheme.scheme);
+    let by = engine(measurement);
     let (comparison, new) = match comparison(root, stem, measurement, scheme) {
         Ok(compared) => compared,
         Err(error) => {
-            note_not_run(root, &measurement.model, stem);
+            note_not_run_by(root, by, &measurement.model, stem);
             let mend = match error {
                 // the golden is damaged, the measurement is not
                 GoldenError::Parse { .. } | GoldenError::Read { .. } => mend(&case, results, false),
@@ -105,14 +108,14 @@ pub fn check(
     };
     let reviewable = !matches!(comparison, Comparison::Stale(_));
     if reviewable {
-        offer(root, stem, comparison.matches(), &new.to_string());
+        offer(root, by, stem, comparison.matches(), &new.to_string());
     } else {
-        note_not_run(root, &measurement.model, stem);
+        note_not_run_by(root, by, &measurement.model, stem);
     }
     let unread_text = offer_text(root, measurement);
     let mut judged = judge(&comparison, !unread_text);
     if judged.verdict != Verdict::Pass {
-        judged.message += &mend(&case, results, reviewable && pending(root, stem).exists());
+        judged.message += &mend(&case, results, reviewable && pending(root, by, stem).exists());
     }
     judged
 }
@@ -124,7 +127,7 @@ fn comparison(
     scheme: &SchemeResult,
 ) -> Result<(Comparison, Golden), GoldenError> {
     let new = Golden::of(measurement, scheme)?;
-    let golden = Golden::read(&path(root, stem))?;
+    let golden = Golden::read(&path_by(root, engine(measurement), stem))?;
     Ok((compare(golden.as_ref(), &new), new))
 }
 
@@ -142,6 +145,11 @@ fn stale(differences: &[Difference]) -> String {
         .to_string();
     for difference in differences {
         text += &format!("  {difference}\n");
+    }
+    let engine = |difference: &&Difference| difference.what == "engine";
+    let by = differences.iter().find(engine).map(|difference| Engine::of(&difference.new));
+    if by == Some(Engine::LlamaCpp) {
+        text += "llama.cpp's numerics change from build to build\n";
     }
     text
 }
@@ -203,14 +211,15 @@ impl insta::Comparator for Decided {
 fn offer_text(root: &Path, measurement: &Measurement) -> bool {
     let Some(generated) = &measurement.generated else { return false };
     let content = text::Shown(generated).to_string();
-    offer(root, &text::text_stem(&measurement.model), generated.accepted, &content);
+    let stem = text::text_stem(&measurement.model);
+    offer(root, Engine::Kvgate, &stem, generated.accepted, &content);
     !generated.accepted
 }
 
 /// Lets insta note the golden as referenced and write, or clear away, its pending snapshot.
-fn offer(root: &Path, stem: &str, matches: bool, new: &str) {
+fn offer(root: &Path, by: Engine, stem: &str, matches: bool, new: &str) {
     let mut settings = insta::Settings::clone_current();
-    settings.set_snapshot_path(absolute(root).join("goldens"));
+    settings.set_snapshot_path(folder(&absolute(root), by));
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
     settings.set_comparator(Box::new(Decided { matches }));
@@ -222,7 +231,7 @@ fn offer(root: &Path, stem: &str, matches: bool, new: &str) {
     drop(asserted); // the comparison has said it already
                     // insta names the source file of this library, a path of this machine; a golden accepted from
                     // here shall be the same file as one that `accept` writes
-    let pending = pending(root, stem);
+    let pending = pending(root, by, stem);
     if pending.exists() {
         // best effort: the verdict stands whatever becomes of the pending file
         let _ = write_atomically(&pending, |w| w.write_all(format!("{HEADER}{new}").as_bytes()));
@@ -230,21 +239,25 @@ fn offer(root: &Path, stem: &str, matches: bool, new: &str) {
 }
 
 /// Where insta leaves a snapshot to review.
-pub(super) fn pending(root: &Path, stem: &str) -> PathBuf {
+pub(super) fn pending(root: &Path, by: Engine, stem: &str) -> PathBuf {
     let root = match env::var_os("INSTA_PENDING_DIR") {
         Some(folder) if !folder.is_empty() => PathBuf::from(folder),
         _ => root.into(),
     };
-    path(&root, stem).with_extension("snap.new")
+    path_by(&root, by, stem).with_extension("snap.new")
 }
 
 /// Tells `cargo insta test --unreferenced` that a golden whose case did not run is in use, and so is its
 /// model's text.
 pub fn note_not_run(root: &Path, model: &str, stem: &str) {
+    note_not_run_by(root, Engine::Kvgate, model, stem);
+}
+
+fn note_not_run_by(root: &Path, by: Engine, model: &str, stem: &str) {
     let Some(list) = env::var_os("INSTA_SNAPSHOT_REFERENCES_FILE") else { return };
     let root = absolute(root);
     let text = Some(text::text_path(&root, model)).filter(|text| text.exists());
-    let files = std::iter::once(path(&root, stem)).chain(text);
+    let files = std::iter::once(path_by(&root, by, stem)).chain(text);
     let lines: String = files.map(|file| format!("{}\n", file.display())).collect();
     let noted = std::fs::OpenOptions::new()
         .create(true)
@@ -277,7 +290,7 @@ mod tests {
         let measurement = &results.measurements[0];
         let mut golden = Golden::of(measurement, &measurement.schemes[1]).unwrap();
         edit(&mut golden);
-        let file = path(root, STEM);
+        let file = super::super::path(root, STEM);
         write_atomically(&file, |w| w.write_all(golden.snapshot().as_bytes())).unwrap();
         file
     }
@@ -289,7 +302,10 @@ mod tests {
     fn child() {
         let Some(root) = env::var_os("KVGATE_TEST_ROOT").map(PathBuf::from) else { return };
         prepare_insta(&root);
-        let results = fixture::results();
+        let results = match env::var("KVGATE_TEST_BUILD") {
+            Ok(build) => of_llama_cpp(&build),
+            Err(_) => fixture::results(),
+        };
         let measurement = &results.measurements[0];
         let scheme = &measurement.schemes[1];
         let stem = stem_of(&measurement.model, &scheme.scheme);
@@ -442,6 +458,50 @@ to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-resu
             check(root.path(), "x", &results.measurements[0], failed, Path::new("r.json"));
         assert_eq!(verdict.verdict, Verdict::Error);
         assert_eq!(verdict.message, "not measured: layer 3: K is NaN");
+    }
+
+    /// The fixture's `q4_0` as llama.cpp would have measured it.
+    fn of_llama_cpp(build: &str) -> crate::results::Results {
+        let mut results = fixture::results();
+        results.measurements[0].conditions.engine = format!("llama.cpp {build}");
+        results.measurements[0].conditions.corpus.clear();
+        results
+    }
+
+    #[test]
+    fn goldens_of_another_engine_are_apart_and_of_one_build() {
+        let root = tempfile::tempdir().unwrap();
+        accepted(root.path(), |_| ());
+        let verdict = |results: &crate::results::Results| {
+            let measurement = &results.measurements[0];
+            let (new, engine) = (&measurement.schemes[1], engine(measurement));
+            // insta's part is tested in processes of their own
+            let found = comparison(root.path(), STEM, measurement, new).unwrap().0;
+            (found, path_by(root.path(), engine, STEM))
+        };
+        let (found, file) = verdict(&of_llama_cpp("b11434"));
+        assert_eq!(found, Comparison::Missing, "kvgate's own golden says nothing about it");
+        assert_eq!(file, root.path().join("goldens/llama.cpp/gemma-3-270m__q4_0.snap"));
+        let results = of_llama_cpp("b11434");
+        let golden = Golden::of(&results.measurements[0], &results.measurements[0].schemes[1]);
+        write_atomically(&file, |w| w.write_all(golden.unwrap().snapshot().as_bytes())).unwrap();
+        assert!(verdict(&results).0.matches());
+        assert!(verdict(&fixture::results()).0.matches(), "its own is untouched");
+        let Comparison::Stale(differences) = verdict(&of_llama_cpp("b11500")).0 else { panic!() };
+        let message = stale(&differences);
+        assert!(message.contains("engine: llama.cpp b11434 → llama.cpp b11500"), "{message}");
+        assert!(message.contains("llama.cpp's numerics change from build to build"), "{message}");
+    }
+
+    #[test]
+    fn another_engine_s_change_waits_in_its_own_folder() {
+        let root = tempfile::tempdir().unwrap();
+        accepted(root.path(), |_| ());
+        let output = checked(root.path(), &[("KVGATE_TEST_BUILD", "b11434")]);
+        assert!(output.contains("verdict=GoldenChanged\nno golden yet\n"), "{output}");
+        assert!(root.path().join(format!("goldens/llama.cpp/{STEM}.snap.new")).exists());
+        assert!(!root.path().join(format!("goldens/{STEM}.snap.new")).exists());
+        assert!(checked(root.path(), &[]).contains("verdict=Pass"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use super::row::{excess, models, numbers, red_cases, rows, Row};
 use super::text::{self, count};
 use super::{Finding, Report};
+use crate::engines::Engine;
 use crate::results::CaseResult;
 use crate::verdict::Verdict;
 
@@ -95,7 +96,7 @@ fn provenance(report: &Report) -> String {
 /// Every report says what measured: the scheme in kvgate's engine is not a serving kernel.
 fn measured_by(report: &Report) -> String {
     let results = &report.results;
-    match results.measurements.iter().find(|measurement| !measurement.is_own()) {
+    match results.measurements.iter().find(|m| Engine::of(&m.conditions.engine) != Engine::Kvgate) {
         Some(other) => code(&other.conditions.engine),
         None => format!(
             "{} (the scheme in its own engine, not a serving kernel)",

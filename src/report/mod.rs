@@ -4,6 +4,8 @@
 //! silences none of the others and changes no verdict.
 
 pub mod json;
+#[cfg(feature = "reports")]
+pub mod junit;
 pub mod markdown;
 pub mod sidecar;
 pub mod terminal;

@@ -479,3 +479,48 @@ fn lanes_without_numbers_need_no_distrust() {
     measurement.schemes[0].outcome = Outcome::Failed { error: "x".into() };
     assert_distrust(&measurement, &[]);
 }
+
+/// Lanes as llama-perplexity's logs give them.
+fn of_llama_cpp(schemes: &[(&str, &str, Statistics)]) -> Measurement {
+    let mut measurement = measurement(schemes);
+    measurement.controls.clear();
+    measurement.conditions.engine = "llama.cpp b11434".into();
+    measurement.conditions.baseline = "a file".into();
+    measurement
+}
+
+#[test]
+fn another_engine_needs_no_controls_where_it_is_asked_for() {
+    let nearly = Statistics { mean_kld: -2e-6, mean_kld_se: 0.0, max_kld: 6e-5, ..statistics() };
+    let logs = of_llama_cpp(&[
+        ("f16", "f16/f16", nearly),
+        ("q8_0", "q8_0/q8_0", with_mean(0.001, 0.0001)),
+    ]);
+    assert!(distrust_by(&logs, Engine::LlamaCpp).is_empty());
+    // what a lane says by itself counts for every engine
+    let bad = of_llama_cpp(&[
+        ("f16", "f16/f16", identical()),
+        ("q8_0", "q8_0/q8_0", with_mean(-0.1, 0.001)),
+        ("q4_0", "q4_0/q4_0", with_mean(0.04, 0.001)),
+        ("q4_1", "q4_1/q4_1", with_mean(0.04, 0.001)),
+    ]);
+    let reasons = distrust_by(&bad, Engine::LlamaCpp);
+    assert_eq!(reasons.len(), 4, "{reasons:?}");
+    assert!(reasons["f16"].contains("did not engage"));
+    assert!(reasons["q8_0"].contains("below 0"));
+    assert!(reasons["q4_0"].contains("the same statistics"));
+}
+
+/// A `results.json` must not do without controls by calling itself another engine's.
+#[test]
+fn a_file_does_not_say_by_whom_it_may_be_measured() {
+    let mut claimed = measurement(&[("q8_0", "q8_0", with_mean(0.001, 0.0001))]);
+    claimed.controls.clear();
+    claimed.conditions.engine = "llama.cpp b11434".into();
+    assert_distrust(&claimed, &[("q8_0", "measured by `llama.cpp b11434`, and what kvgate meas")]);
+    claimed.conditions.engine = "vllm 0.9".into();
+    assert_distrust(&claimed, &[("q8_0", "no control lane `identity`")]);
+    // nor the reverse: controls are no licence for another engine's place
+    let own = measurement(&[("q8_0", "q8_0", with_mean(0.001, 0.0001))]);
+    assert!(distrust_by(&own, Engine::LlamaCpp)["q8_0"].contains("what llama.cpp measured"));
+}

@@ -1,0 +1,76 @@
+//! `kvgate plan`: the matrix of jobs that a gate is split over.
+
+use super::run::matches;
+use super::{say, Config, Stop, NOTHING_SELECTED, USAGE};
+use crate::gate::Case;
+use crate::harness::nothing_selected;
+use crate::model::Checkpoint;
+use crate::plan::{self, Source};
+use crate::policy::ModelPolicy;
+use crate::report::json;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Plan only models with a case whose name contains one of these
+    #[arg(value_name = "FILTER")]
+    filters: Vec<String>,
+    #[command(flatten)]
+    config: Config,
+    /// Jobs at most; never more than there are models
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    shards: u16,
+    /// Results of earlier runs, which say what models cost; of several the last that has a model
+    #[arg(long, value_name = "RESULTS.json", num_args = 1)]
+    costs: Vec<PathBuf>,
+    /// Plan ignored cases, too
+    #[arg(long)]
+    include_ignored: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
+    let gate = arguments.config.gate()?;
+    let usage = |message: String| Stop::new(USAGE, message);
+    let results: Result<Vec<_>, _> = arguments.costs.iter().map(|path| json::read(path)).collect();
+    let results = results.map_err(|error| usage(error.to_string()))?;
+    let mut cases = gate.cases();
+    for filter in &arguments.filters {
+        if !cases.iter().any(|case| matches(false, case, filter)) {
+            let message = nothing_selected(&gate, std::slice::from_ref(filter));
+            return Err(Stop::new(NOTHING_SELECTED, message));
+        }
+    }
+    cases.retain(|case| is_planned(arguments, case));
+    let lanes = plan::lanes(&gate, &cases);
+    if lanes.is_empty() {
+        return Err(Stop::new(NOTHING_SELECTED, nothing_selected(&gate, &arguments.filters)));
+    }
+    let costs = plan::costs(&gate.policy, &lanes, &plan::measured(&results), estimate);
+    if let Some(cost) = costs.iter().find(|cost| cost.model.contains(',')) {
+        let message = format!(
+            "the model `{}` has a comma in its name, which separates models in a matrix; rename it",
+            cost.model
+        );
+        return Err(usage(message));
+    }
+    for cost in costs.iter().filter(|cost| cost.source == Source::Guessed) {
+        eprintln!(
+            "warning: {}: neither measured (--costs) nor here to be estimated: its cost is guessed from its tokens",
+            cost.model
+        );
+    }
+    say(plan::matrix(&plan::pack(&costs, arguments.shards.into())))?;
+    Ok(0)
+}
+
+fn is_planned(arguments: &Arguments, case: &Case) -> bool {
+    let filters = &arguments.filters;
+    (arguments.include_ignored || !case.ignored)
+        && (filters.is_empty() || filters.iter().any(|filter| matches(false, case, filter)))
+}
+
+/// From the checkpoint's configuration, where it is here.
+fn estimate(model: &ModelPolicy, lanes: usize) -> Option<f64> {
+    let checkpoint = Checkpoint::open(&model.source).ok()?;
+    Some(plan::estimated_seconds(model, lanes, &checkpoint.spec))
+}

@@ -1,0 +1,891 @@
+//! Reader of what llama.cpp's `llama-perplexity --kl-divergence` prints: one log a scheme.
+//!
+//! ```text
+//! (llama-perplexity --version
+//!  llama-perplexity -m MODEL.gguf --kl-divergence --kl-divergence-base BASE -c 512 \
+//!      -ctk q8_0 -ctv q4_0 -fa on -lv 4) > q8_0-q4_0.log 2>&1
+//! ```
+//!
+//! What ran is read from the log, never from what was asked for: the types of K and V and their rotation
+//! are those that the cache says it has (`-lv 4` of newer builds; older ones say so by default), the
+//! build is the program's own word. What the baseline file was made of is in no log.
+
+use super::Engine;
+use crate::kv::codec;
+use crate::measure::stats::Statistics;
+use crate::policy::{Cell, ModelPolicy};
+use crate::results::{
+    Conditions, Measurement, Outcome, RunInfo, SchemeResult, Sides, Storage, Subject,
+};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Read;
+use std::path::Path;
+
+/// The longest log that is read: a run with all messages of the debug level has some megabytes.
+pub const MAX_BYTES: u64 = 64 << 20;
+
+/// The longest piece of a log that a message quotes.
+const QUOTED: usize = 200;
+
+/// What stands for the baseline's scheme, which no log names.
+pub const BASELINE: &str = "llama-perplexity's --kl-divergence-base";
+
+/// Tokens in each direction that llama-perplexity wants before it prints statistics.
+const LEAST_TOKENS: u64 = 100;
+
+/// A log of one run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Log {
+    /// The file, for messages.
+    pub path: String,
+    /// Who measured.
+    pub engine: Engine,
+    /// The program's build.
+    pub build: Build,
+    /// The checkpoint, without folders.
+    pub model_file: String,
+    /// Its architecture, as llama.cpp names it.
+    pub architecture: String,
+    /// How its weights are stored: `Q4_1`.
+    pub weights: String,
+    /// `cpu`, or the first device that layers were given to: `cuda`.
+    pub device: String,
+    /// How K is stored.
+    pub k: Stored,
+    /// How V is stored.
+    pub v: Stored,
+    /// The caches of the context; more than one where some layers have a window.
+    pub caches: Vec<Cache>,
+    /// Tokens in a chunk, which the baseline file says.
+    pub context: usize,
+    /// Chunks in the baseline file.
+    pub chunks: usize,
+    /// What was measured.
+    pub statistics: Statistics,
+    /// Wall time, where the log ends with it.
+    pub seconds: Option<f64>,
+}
+
+/// Which llama.cpp it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build {
+    /// Commits before it. A shallow clone counts 1, a folder without git 0: then only the commit tells.
+    pub number: u64,
+    /// The commit's abbreviated hash, or `unknown`.
+    pub commit: String,
+}
+
+/// How one of K and V is stored, in the words of the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// ggml's name of the type: `q8_0`.
+    pub kind: String,
+    /// Whether a Hadamard rotation comes before it.
+    pub rotated: bool,
+}
+
+/// A cache of the context.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cache {
+    /// Tokens that it has room for.
+    pub cells: usize,
+    /// Mebibytes of K and of V, in two decimals.
+    pub mib: Sides,
+    /// Elements of a head of K and of V, 0 where layers differ; as far as the log says.
+    pub head_dim: [Option<usize>; 2],
+    kinds: [String; 2],
+    rotated: [bool; 2],
+}
+
+/// Why a log, or some of them, cannot be judged.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// No log is that long.
+    #[error("{path}: more than {} MiB; a log of llama-perplexity is shorter: run it with -lv 4, not -v", MAX_BYTES >> 20)]
+    TooLong {
+        /// The file.
+        path: String,
+    },
+    /// The run did not come to its statistics.
+    #[error("{path}: the log ends before its statistics, with `{last}`{}", hint(.tokens))]
+    EndsEarly {
+        /// The file.
+        path: String,
+        /// Its last line that says something.
+        last: String,
+        /// Tokens that the run was to score, if it said.
+        tokens: Option<u64>,
+    },
+    /// More than one run, or the run that made the baseline.
+    #[error("{path}:{line}: a second run begins here; write one log a run, and that of the baseline apart")]
+    TwoRuns {
+        /// The file.
+        path: String,
+        /// The line, counted from 1.
+        line: usize,
+    },
+    /// Something that a verdict needs is not said.
+    #[error("{path}: no line says {what}; {mend}")]
+    Missing {
+        /// The file.
+        path: String,
+        /// What it is.
+        what: String,
+        /// How to have it said.
+        mend: &'static str,
+    },
+    /// A statistic that is no number.
+    #[error("{path}:{line}: {statistic} is `{value}`, which is no number: the measurement cannot be trusted")]
+    NotANumber {
+        /// The file.
+        path: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// Its name in policies and goldens.
+        statistic: &'static str,
+        /// As it was printed.
+        value: String,
+    },
+    /// llama.cpp went on after an error.
+    #[error("{path}:{line}: llama-perplexity reported `{message}` and went on: its numbers mean nothing")]
+    Reported {
+        /// The file.
+        path: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// What it said.
+        message: String,
+    },
+    /// Caches of several types.
+    #[error("{path}: the caches of one context are stored in different ways, {one} and {other}: no scheme says so")]
+    MixedCaches {
+        /// The file.
+        path: String,
+        /// One way.
+        one: String,
+        /// Another.
+        other: String,
+    },
+    /// There is nothing to judge.
+    #[error("no log to judge")]
+    Nothing,
+    /// Measured otherwise than the policy says.
+    #[error("{path}: {what} is {found}, and the policy's `{model}` has {wanted}{mend}")]
+    OtherConditions {
+        /// The file.
+        path: String,
+        /// What differs.
+        what: &'static str,
+        /// The log's.
+        found: String,
+        /// The model in the policy.
+        model: String,
+        /// The policy's.
+        wanted: String,
+        /// What to do.
+        mend: String,
+    },
+    /// Logs that cannot stand in one table.
+    #[error("{path}: {what} is {found}, and {wanted} in {other}: logs of one model must be of one build and one baseline file")]
+    OtherRun {
+        /// The file.
+        path: String,
+        /// What differs.
+        what: &'static str,
+        /// This log's.
+        found: String,
+        /// The other's.
+        wanted: String,
+        /// The other file.
+        other: String,
+    },
+    /// A scheme that the policy has not.
+    #[error("{path}: its cache is `{scheme}`, and no scheme of `{model}` in the policy is stored so; it has {}", .cells.join(", "))]
+    NoCell {
+        /// The file.
+        path: String,
+        /// What ran.
+        scheme: String,
+        /// The model in the policy.
+        model: String,
+        /// The policy's schemes.
+        cells: Vec<String>,
+    },
+    /// Two logs of one scheme.
+    #[error("{path}: another log of `{scheme}`, as is {other}; judge one of them")]
+    Twice {
+        /// The file.
+        path: String,
+        /// The scheme's label.
+        scheme: String,
+        /// The other file.
+        other: String,
+    },
+}
+
+fn hint(tokens: &Option<u64>) -> String {
+    match tokens {
+        Some(tokens) if *tokens < LEAST_TOKENS => format!(
+            "; it scores {tokens} tokens, and llama-perplexity prints no statistics of fewer than {LEAST_TOKENS}"
+        ),
+        _ => "; see why llama-perplexity stopped, and run it again".into(),
+    }
+}
+
+impl fmt::Display for Build {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.number {
+            0 | 1 => f.write_str(&self.commit),
+            number => write!(f, "b{number}"),
+        }
+    }
+}
+
+/// As schemes are written: `q4_0`, `q4_0:norot` where nothing is rotated that could be.
+impl fmt::Display for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let could = codec::find(&self.kind).is_some_and(|codec| codec.is_rotated());
+        write!(f, "{}{}", self.kind, if could && !self.rotated { ":norot" } else { "" })
+    }
+}
+
+/// Reads a log.
+///
+/// # Errors
+/// What the log lacks, says twice or ends with; see [`LogError`].
+pub fn read(path: &Path) -> Result<Log, LogError> {
+    let name = path.display().to_string();
+    let failed = |source| LogError::Read { path: name.clone(), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(LogError::TooLong { path: name });
+    }
+    parse(&bytes, &name)
+}
+
+/// The log that some bytes are; `path` is for messages.
+///
+/// # Errors
+/// As [`read()`].
+pub fn parse(bytes: &[u8], path: &str) -> Result<Log, LogError> {
+    let text = String::from_utf8_lossy(bytes);
+    let text = anstream::adapter::strip_str(&text).to_string();
+    let lines = Lines { path, lines: text.lines().map(|line| bare(line.trim())).collect() };
+    lines.log()
+}
+
+/// A line without what llama.cpp's logger puts before it: `0.00.123.456 I `, or `I ` alone.
+fn bare(line: &str) -> &str {
+    let stamp = |word: &str| {
+        let parts: Vec<_> = word.split('.').collect();
+        parts.len() == 4 && parts.iter().all(|p| p.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let line = match line.split_once(' ') {
+        Some((word, rest)) if stamp(word) => rest.trim_start(),
+        _ => line,
+    };
+    match line.split_once(' ') {
+        Some(("I" | "W" | "E" | "D", rest)) => rest.trim(),
+        _ => line,
+    }
+}
+
+/// The text between two others.
+fn between<'a>(line: &'a str, from: &str, to: &str) -> Option<&'a str> {
+    Some(line.split_once(from)?.1.split_once(to)?.0.trim())
+}
+
+/// The number that a text begins with.
+fn leading<N: std::str::FromStr>(text: &str) -> Option<N> {
+    let text = text.trim_start();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    text[..end].parse().ok()
+}
+
+/// A piece of a log that a message may hold.
+fn quoted(line: &str) -> String {
+    let clean: String = line.chars().filter(|c| !c.is_control()).take(QUOTED).collect();
+    if clean.len() < line.len() {
+        format!("{clean}…")
+    } else {
+        clean
+    }
+}
+
+/// Titles after which statistics stand.
+const KLD_TITLE: &str = "====== KL divergence statistics ======";
+
+/// The lines that say what the statistics are, as they are printed but for the blanks; whether they are
+/// shares in per cent.
+const PRINTED: [(&str, &str, bool); 12] = [
+    ("ppl", "Mean PPL(Q)", false),
+    ("baseline_ppl", "Mean PPL(base)", false),
+    ("ppl_ratio", "Mean PPL(Q)/PPL(base)", false),
+    ("mean_kld", "Mean KLD", false),
+    ("max_kld", "Maximum KLD", false),
+    ("p999_kld", "99.9% KLD", false),
+    ("p99_kld", "99.0% KLD", false),
+    ("p95_kld", "95.0% KLD", false),
+    ("p90_kld", "90.0% KLD", false),
+    ("median_kld", "Median KLD", false),
+    ("rms_dp", "RMS p", true),
+    ("top1_agreement", "Same top p", true),
+];
+
+/// A log's lines, bare of prefixes.
+struct Lines<'a> {
+    path: &'a str,
+    lines: Vec<&'a str>,
+}
+
+impl Lines<'_> {
+    fn log(&self) -> Result<Log, LogError> {
+        self.reported()?;
+        self.one_run()?;
+        let (context, chunks) = self.chunks()?;
+        let tokens = scored(context, chunks);
+        if !self.lines.contains(&KLD_TITLE) {
+            return Err(self.ends_early(Some(tokens)));
+        }
+        let caches = self.caches()?;
+        let cache = &caches[0];
+        let stored =
+            |side: usize| Stored { kind: cache.kinds[side].clone(), rotated: cache.rotated[side] };
+        Ok(Log {
+            path: self.path.into(),
+            engine: Engine::LlamaCpp,
+            build: self.build()?,
+            model_file: self.model_file()?,
+            architecture: self.info("arch")?,
+            weights: self.info("file type")?,
+            device: self.device(),
+            k: stored(0),
+            v: stored(1),
+            context,
+            chunks,
+            statistics: self.statistics(tokens)?,
+            seconds: self.seconds(),
+            caches,
+        })
+    }
+
+    /// The first line of which something can be made, and what.
+    fn find<T>(&self, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+        self.lines.iter().find_map(|line| read(line))
+    }
+
+    fn missing(&self, what: &str, mend: &'static str) -> LogError {
+        LogError::Missing { path: self.path.into(), what: what.into(), mend }
+    }
+
+    fn ends_early(&self, tokens: Option<u64>) -> LogError {
+        let last = self.lines.iter().rfind(|line| !line.is_empty()).copied().unwrap_or_default();
+        LogError::EndsEarly { path: self.path.into(), last: quoted(last), tokens }
+    }
+
+    /// What llama-perplexity complains about without stopping.
+    fn reported(&self) -> Result<(), LogError> {
+        let fatal = |line: &str| {
+            line.contains("kl_divergence: inconsistent vocabulary")
+                || (line.contains("has been computed with") && line.contains("the current context"))
+        };
+        match self.lines.iter().position(|line| fatal(line)) {
+            None => Ok(()),
+            Some(i) => Err(LogError::Reported {
+                path: self.path.into(),
+                line: i + 1,
+                message: quoted(self.lines[i]),
+            }),
+        }
+    }
+
+    fn one_run(&self) -> Result<(), LogError> {
+        let begins = |line: &&str| {
+            line.contains("kl_divergence: computing over")
+                || line.contains("perplexity: calculating perplexity over")
+        };
+        let second = |is: &dyn Fn(&&str) -> bool| {
+            self.lines.iter().enumerate().filter(|(_, line)| is(line)).nth(1).map(|(i, _)| i + 1)
+        };
+        match second(&begins).or_else(|| second(&|line| *line == KLD_TITLE)) {
+            None => Ok(()),
+            Some(line) => Err(LogError::TwoRuns { path: self.path.into(), line }),
+        }
+    }
+
+    /// Tokens in a chunk, and chunks.
+    fn chunks(&self) -> Result<(usize, usize), LogError> {
+        let found = self.find(|line| {
+            let rest = line.split_once("kl_divergence: computing over")?.1;
+            Some((leading(rest.split_once("n_ctx=")?.1)?, leading(rest)?))
+        });
+        match found {
+            // bounded: nothing that ran is larger, and the product of both is taken
+            Some((context, chunks)) if context <= 1 << 30 && chunks <= 1 << 30 => {
+                Ok((context, chunks))
+            }
+            Some(_) => {
+                Err(self.missing("a context and chunks that can be", "is it the whole log?"))
+            }
+            None if self.lines.contains(&KLD_TITLE) => Err(self.missing(
+                "how many chunks of what context were measured (`kl_divergence: computing over …`)",
+                "keep standard error, too: `> FILE 2>&1`, with a llama.cpp that prints it",
+            )),
+            None => Err(self.ends_early(None)),
+        }
+    }
+
+    fn build(&self) -> Result<Build, LogError> {
+        let of = |number: &str, commit: &str| {
+            let commit = commit.trim();
+            let plain = !commit.is_empty() && commit.len() <= 40;
+            let plain = plain && commit.bytes().all(|b| b.is_ascii_alphanumeric());
+            Some(Build { number: number.trim().parse().ok()?, commit: commit.into() })
+                .filter(|_| plain)
+        };
+        let found = self.find(|line| {
+            if let Some(rest) = line.strip_prefix("version: ") {
+                // `11434 (0c1e570)`, and since 0.1 `0.5.0 (build 11434, commit 0c1e570)`
+                let (number, rest) = rest.split_once(" (")?;
+                let rest = rest.strip_suffix(')')?;
+                return match rest.strip_prefix("build ") {
+                    None => of(number, rest),
+                    Some(rest) => {
+                        let (number, commit) = rest.split_once(", commit ")?;
+                        of(number, commit)
+                    }
+                };
+            }
+            let rest =
+                line.strip_prefix("build: ").or_else(|| Some(line.split_once(": build ")?.1));
+            let (number, rest) = rest?.split_once(" (")?;
+            of(number, rest.split_once(") with ")?.0)
+        });
+        found.ok_or_else(|| {
+            self.missing(
+                "which build of llama.cpp ran (`build: …` or `version: …`)",
+                "newer builds say so when asked: put the output of `llama-perplexity --version` before the run's",
+            )
+        })
+    }
+
+    fn model_file(&self) -> Result<String, LogError> {
+        let path = self.find(|line| {
+            let line = line.split_once("loaded meta data with")?.1;
+            Some(line.split_once(" tensors from ")?.1.rsplit_once(" (version ")?.0)
+                .map(|path| path.rsplit(['/', '\\']).next().unwrap_or(path).to_owned())
+        });
+        let plain = path.filter(|name| !name.is_empty() && name.len() <= 255);
+        plain.ok_or_else(|| self.missing("which checkpoint was loaded", VERBOSE))
+    }
+
+    /// A value of `print_info`.
+    fn info(&self, key: &str) -> Result<String, LogError> {
+        let value = self.find(|line| {
+            let (name, value) = line.strip_prefix("print_info:")?.split_once('=')?;
+            (name.trim() == key).then(|| quoted(value.trim()))
+        });
+        let what = format!("the model's {key} (`print_info: {key} = …`)");
+        value.filter(|value| !value.is_empty()).ok_or_else(|| self.missing(&what, VERBOSE))
+    }
+
+    /// The first device that layers were given to.
+    fn device(&self) -> String {
+        let offloaded = self.find(|line| {
+            leading::<usize>(line.split_once(": offloaded ")?.1).filter(|layers| *layers > 0)
+        });
+        let device = self.find(|line| between(line, ": using device ", " ").map(str::to_owned));
+        let name = offloaded.and(device).unwrap_or_else(|| "cpu".into());
+        name.trim_end_matches(|c: char| c.is_ascii_digit()).to_ascii_lowercase()
+    }
+
+    /// What the caches say that they are, each once.
+    fn caches(&self) -> Result<Vec<Cache>, LogError> {
+        let mut caches: Vec<Cache> = Vec::new();
+        for line in self.lines.iter().filter(|line| line.contains("kv_cache")) {
+            if let Some(cache) = cache(line) {
+                caches.push(cache);
+            } else if let (Some((side, rotated, head_dim)), Some(cache)) =
+                (rotation(line), caches.last_mut())
+            {
+                cache.rotated[side] = rotated;
+                cache.head_dim[side] = Some(head_dim);
+            }
+        }
+        // memory is fitted with caches that are thrown away
+        let mut each: Vec<Cache> = Vec::new();
+        for cache in caches {
+            if !each.contains(&cache) {
+                each.push(cache);
+            }
+        }
+        let Some(first) = each.first() else {
+            let what =
+                "how K and V are stored (`llama_kv_cache: size = … K (q8_0): … V (q4_0): …`)";
+            return Err(self.missing(what, VERBOSE));
+        };
+        let way = |cache: &Cache| format!("{:?} rotated {:?}", cache.kinds, cache.rotated);
+        match each.iter().find(|cache| way(cache) != way(first)) {
+            None => Ok(each),
+            Some(other) => Err(LogError::MixedCaches {
+                path: self.path.into(),
+                one: way(first),
+                other: way(other),
+            }),
+        }
+    }
+
+    fn seconds(&self) -> Option<f64> {
+        let ms: f64 = self.find(|line| leading(between(line, "total time =", "ms")?))?;
+        Some(ms / 1e3).filter(|seconds| seconds.is_finite())
+    }
+
+    fn statistics(&self, tokens: u64) -> Result<Statistics, LogError> {
+        let mut found: BTreeMap<&str, [f64; 2]> = BTreeMap::new();
+        for (i, line) in self.lines.iter().enumerate() {
+            let Some((name, value)) = line.split_once(':') else { continue };
+            let name = plain(name);
+            let Some((statistic, _, percent)) = PRINTED.iter().find(|printed| printed.1 == name)
+            else {
+                continue;
+            };
+            let scale = if *percent { 100.0 } else { 1.0 };
+            found.insert(statistic, self.numbers(i, statistic, value)?.map(|n| n / scale));
+        }
+        let both = |statistic: &str| {
+            found.get(statistic).copied().ok_or_else(|| {
+                let what = format!(
+                    "the statistic {statistic}, and the last line is `{}`",
+                    quoted(self.lines.iter().rfind(|line| !line.is_empty()).unwrap_or(&""))
+                );
+                self.missing(&what, "copy the whole log, or run llama-perplexity again")
+            })
+        };
+        let value = |statistic: &str| both(statistic).map(|[value, _]| value);
+        let error = |statistic: &str| both(statistic).map(|[_, error]| error);
+        Ok(Statistics {
+            tokens_scored: tokens,
+            mean_kld: value("mean_kld")?,
+            mean_kld_se: error("mean_kld")?,
+            median_kld: value("median_kld")?,
+            p90_kld: value("p90_kld")?,
+            p95_kld: value("p95_kld")?,
+            p99_kld: value("p99_kld")?,
+            p999_kld: value("p999_kld")?,
+            max_kld: value("max_kld")?,
+            top1_agreement: value("top1_agreement")?,
+            top1_agreement_se: error("top1_agreement")?,
+            rms_dp: value("rms_dp")?,
+            rms_dp_se: error("rms_dp")?,
+            ppl: value("ppl")?,
+            ppl_se: error("ppl")?,
+            ppl_ratio: value("ppl_ratio")?,
+            ppl_ratio_se: error("ppl_ratio")?,
+            baseline_ppl: value("baseline_ppl")?,
+        })
+    }
+
+    /// `0.123 ± 0.004 %`: a value and its standard error, 0 where none is printed.
+    fn numbers(&self, i: usize, statistic: &'static str, text: &str) -> Result<[f64; 2], LogError> {
+        let number = |word: Option<&str>| {
+            let word = word.unwrap_or_default();
+            let parsed = word.parse().ok().filter(|n: &f64| n.is_finite());
+            // no minus before zero, which rounding leaves
+            parsed.map(|n| n + 0.0).ok_or_else(|| LogError::NotANumber {
+                path: self.path.into(),
+                line: i + 1,
+                statistic,
+                value: quoted(text.trim()),
+            })
+        };
+        let mut words = text.split_whitespace();
+        let value = number(words.next().map(|word| word.trim_end_matches('%')))?;
+        // the sign between them may have come through another encoding
+        match words.next() {
+            None | Some("%") => Ok([value, 0.0]),
+            Some(_) => Ok([value, number(words.next())?]),
+        }
+    }
+}
+
+/// What makes llama.cpp say what its loader and its cache do.
+const VERBOSE: &str =
+    "run llama-perplexity with `-lv 4`, and keep standard error, too: `> FILE 2>&1`";
+
+/// A statistic's name as it is printed: single blanks, and no Δ, which may have come through another
+/// encoding.
+fn plain(name: &str) -> String {
+    let name: String = name.chars().filter(char::is_ascii).collect();
+    name.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Positions that llama-perplexity scores: of each chunk the second half, but for its last token.
+fn scored(context: usize, chunks: usize) -> u64 {
+    chunks as u64 * (context as u64).saturating_sub(1 + context as u64 / 2)
+}
+
+/// `size = 3.19 MiB ( 512 cells, 30 layers, 1/1 seqs), K (q8_0): 2.09 MiB, V (q4_0): 1.10 MiB`
+fn cache(line: &str) -> Option<Cache> {
+    let cells = leading(between(line, "MiB (", "cells")?)?;
+    let side = |name: &str| {
+        let rest = line.split_once(&format!(", {name} ("))?.1;
+        let (kind, size) = rest.split_once("): ")?;
+        let known =
+            kind.len() <= 32 && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        Some((kind.to_owned(), leading::<f64>(size)?)).filter(|_| known)
+    };
+    let ((k_kind, k), (v_kind, v)) = (side("K")?, side("V")?);
+    Some(Cache {
+        cells,
+        mib: Sides { k, v },
+        head_dim: [None; 2],
+        kinds: [k_kind, v_kind],
+        rotated: [false; 2],
+    })
+}
+
+/// `attn_rot_k = 1, n_embd_head_k_all = 64`: the side, whether it is rotated, elements of a head.
+fn rotation(line: &str) -> Option<(usize, bool, usize)> {
+    let (side, rest) = match (line.split_once("attn_rot_k ="), line.split_once("attn_rot_v =")) {
+        (Some((_, rest)), _) => (0, rest),
+        (_, Some((_, rest))) => (1, rest),
+        _ => return None,
+    };
+    // -1 where layers differ
+    let head_dim = leading(rest.split_once("_all =")?.1).unwrap_or(0);
+    Some((side, leading::<u8>(rest)? == 1, head_dim))
+}
+
+impl Log {
+    /// As [`Conditions::engine`] has it: `llama.cpp b11434`.
+    pub fn engine_name(&self) -> String {
+        format!("{} {}", self.engine.name(), self.build)
+    }
+
+    /// What ran, as schemes are written: `q8_0/q4_0`.
+    pub fn scheme(&self) -> String {
+        match self.k == self.v {
+            true => self.k.to_string(),
+            false => format!("{}/{}", self.k, self.v),
+        }
+    }
+
+    /// What ran, as reports show it: `q8_0·H64/q4_0·H64`; where caches differ in their heads, each way
+    /// once.
+    pub fn effective(&self) -> String {
+        let mut ways: Vec<String> = Vec::new();
+        for cache in &self.caches {
+            let side = |i: usize| {
+                let size = match (cache.rotated[i], i) {
+                    (false, _) => return cache.kinds[i].clone(),
+                    (true, 0) => power_of_two(cache.head_dim[0].unwrap_or(0)),
+                    // llama.cpp rotates V by 64 whatever its heads are
+                    (true, _) => 64,
+                };
+                format!("{}·H{size}", cache.kinds[i])
+            };
+            let way = format!("{}/{}", side(0), side(1));
+            if !ways.contains(&way) {
+                ways.push(way);
+            }
+        }
+        ways.join(" + ")
+    }
+
+    /// Whether a cell of the policy asks for what ran.
+    fn is_of(&self, cell: &Cell) -> bool {
+        let pair = &cell.scheme.default;
+        let side = |side: &crate::kv::scheme::Side, stored: &Stored, i: usize| {
+            let plain = !side.center
+                && side.scale.is_none()
+                && side.tail.unwrap_or(0) == 0
+                && side.sink.unwrap_or(0) == 0;
+            // heads that are no multiple of 64 are rotated by neither
+            let rotates = side.may_rotate
+                && self.caches.iter().any(|c| c.head_dim[i].is_none_or(|d| d % 64 == 0 && d > 0));
+            plain && side.codec.name() == stored.kind && rotates == stored.rotated
+        };
+        cell.scheme.layers.is_empty() && side(&pair.k, &self.k, 0) && side(&pair.v, &self.v, 1)
+    }
+
+    /// What the caches cost, in the cache's own figures.
+    fn storage(&self) -> Option<Storage> {
+        let bits = |stored: &Stored| {
+            // blocks of 32 divide any head that llama.cpp stores
+            codec::find(&stored.kind).map(|codec| codec.bits_per_element(codec.block(64)))
+        };
+        let (k, v) = (bits(&self.k)?, bits(&self.v)?);
+        let bytes = |cache: &Cache| (cache.mib.k + cache.mib.v) * f64::from(1 << 20);
+        let held: f64 = self.caches.iter().map(bytes).sum();
+        let halves: f64 = self.caches.iter().map(|c| 16.0 * (c.mib.k / k + c.mib.v / v)).sum();
+        let share = |stored: &Stored| if stored.kind == "f16" { 0.0 } else { 1.0 };
+        let per_token = |cache: &Cache| bytes(cache) / cache.cells.max(1) as f64;
+        (halves > 0.0).then(|| Storage {
+            bits_per_element: Sides { k, v },
+            bits_at_context: Sides { k, v },
+            bytes_per_token: self.caches.iter().map(per_token).sum(),
+            ratio_to_f16: held / f64::from(1 << 20) / halves,
+            charged_share: Sides { k: share(&self.k), v: share(&self.v) },
+            clamped_scales: None,
+        })
+    }
+
+    fn result(&self, label: &str) -> SchemeResult {
+        SchemeResult {
+            scheme: label.into(),
+            effective: self.effective(),
+            needs: Vec::new(),
+            storage: self.storage(),
+            replay: None,
+            shape: None,
+            outcome: Outcome::Measured { statistics: self.statistics.clone(), parts: Vec::new() },
+        }
+    }
+
+    fn conditions(&self) -> Conditions {
+        Conditions {
+            corpus: Vec::new(),
+            context: self.context,
+            chunks: self.chunks,
+            baseline: BASELINE.into(),
+            engine: self.engine_name(),
+            device: self.device.clone(),
+            weights: self.weights.clone(),
+            prompts: None,
+            needs: Vec::new(),
+        }
+    }
+
+    /// An error if it was measured otherwise than the policy says.
+    fn accord(&self, model: &ModelPolicy) -> Result<(), LogError> {
+        let differs = |what, found: String, wanted: String, mend: &str| LogError::OtherConditions {
+            path: self.path.clone(),
+            what,
+            found,
+            model: model.name.clone(),
+            wanted,
+            mend: mend.into(),
+        };
+        let again = "; make the baseline file anew with `-c` and `--chunks`";
+        let numbers = [
+            ("the context", self.context, model.context),
+            ("the number of chunks", self.chunks, model.chunks),
+        ];
+        for (what, found, wanted) in numbers {
+            if found != wanted {
+                return Err(differs(what, found.to_string(), wanted.to_string(), again));
+            }
+        }
+        let file = model.source.path.file_name().unwrap_or_default().to_string_lossy();
+        // a checkpoint in safetensors was converted to a file of any name
+        if file.ends_with(".gguf") && file != self.model_file {
+            let found = format!("`{}`", quoted(&self.model_file));
+            return Err(differs("the checkpoint", found, format!("`{file}`"), ""));
+        }
+        Ok(())
+    }
+
+    /// An error if it cannot stand in one table with another.
+    fn beside(&self, other: &Log) -> Result<(), LogError> {
+        let base = |log: &Log| log.statistics.baseline_ppl.to_string();
+        let facts: [(&'static str, String, String); 4] = [
+            ("the engine", self.engine_name(), other.engine_name()),
+            ("the device", self.device.clone(), other.device.clone()),
+            ("the checkpoint", self.model_file.clone(), other.model_file.clone()),
+            ("the baseline's perplexity", base(self), base(other)),
+        ];
+        match facts.into_iter().find(|(_, one, two)| one != two) {
+            None => Ok(()),
+            Some((what, found, wanted)) => Err(LogError::OtherRun {
+                path: self.path.clone(),
+                what,
+                found,
+                wanted,
+                other: other.path.clone(),
+            }),
+        }
+    }
+}
+
+/// The largest power of two from 64 on that divides a head.
+fn power_of_two(head_dim: usize) -> usize {
+    match head_dim / 64 {
+        0 => 64,
+        blocks => 64 << blocks.trailing_zeros(),
+    }
+}
+
+/// The measurement of a model of the policy that some logs are, one a scheme, in the policy's order.
+///
+/// Schemes of the policy without a log have no result in it. It carries no control lanes:
+/// [`distrust_by`](crate::verdict::distrust_by) knows what to ask of it.
+///
+/// # Errors
+/// Logs of another checkpoint, context, number of chunks or scheme than the policy's; logs that are not of
+/// one build and one baseline file; two of one scheme.
+pub fn measurement(logs: &[Log], model: &ModelPolicy) -> Result<Measurement, LogError> {
+    let first = logs.first().ok_or(LogError::Nothing)?;
+    let mut of_cell: BTreeMap<usize, &Log> = BTreeMap::new();
+    for log in logs {
+        log.accord(model)?;
+        log.beside(first)?;
+        let index = model.cells.iter().position(|cell| log.is_of(cell)).ok_or_else(|| {
+            LogError::NoCell {
+                path: log.path.clone(),
+                scheme: log.scheme(),
+                model: model.name.clone(),
+                cells: model.cells.iter().map(|cell| format!("`{}`", cell.label)).collect(),
+            }
+        })?;
+        if let Some(other) = of_cell.insert(index, log) {
+            return Err(LogError::Twice {
+                path: log.path.clone(),
+                scheme: model.cells[index].label.clone(),
+                other: other.path.clone(),
+            });
+        }
+    }
+    let schemes = of_cell.iter().map(|(&i, log)| log.result(&model.cells[i].label));
+    Ok(Measurement {
+        model: model.name.clone(),
+        subject: Subject {
+            weights_sha256: format!("not in the log, file {}", first.model_file),
+            tokenizer_sha256: None,
+            architecture: first.architecture.clone(),
+        },
+        conditions: first.conditions(),
+        run: run(logs, first),
+        controls: Vec::new(),
+        schemes: schemes.collect(),
+        generated: None,
+    })
+}
+
+fn run(logs: &[Log], first: &Log) -> RunInfo {
+    let file = &first.model_file;
+    RunInfo {
+        baseline_ppl: first.statistics.baseline_ppl,
+        device: first.device.clone(),
+        dtype: "llama.cpp's own".into(),
+        seconds: logs.iter().filter_map(|log| log.seconds).sum(),
+        peak_bytes: 0,
+        notes: vec![
+            format!("measured by {}, build {}, commit {}, not by kvgate's engine", first.engine.name(), first.build.number, first.build.commit),
+            format!("{file}: its hash, the corpus and the baseline's cache are not in the logs; they are those of the run with --kl-divergence-base"),
+        ],
+    }
+}
+
+#[cfg(test)]
+mod tests;

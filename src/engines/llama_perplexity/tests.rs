@@ -1,0 +1,303 @@
+use super::*;
+use crate::policy::Policy;
+use crate::verdict::{self, Verdict};
+use std::path::PathBuf;
+
+/// A genuine log: see the fixtures' README.
+fn fixture(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-perplexity");
+    std::fs::read_to_string(folder.join(name).with_extension("log")).unwrap()
+}
+
+fn log(name: &str) -> Log {
+    parse(fixture(name).as_bytes(), name).unwrap()
+}
+
+#[track_caller]
+fn error(text: &str) -> String {
+    parse(text.as_bytes(), "x.log").unwrap_err().to_string()
+}
+
+/// A log without the lines that hold some words, of which there must be some.
+fn without(text: &str, words: &str) -> String {
+    assert!(text.contains(words), "no `{words}`");
+    text.lines().filter(|line| !line.contains(words)).map(|line| format!("{line}\n")).collect()
+}
+
+#[track_caller]
+fn replaced(text: &str, old: &str, new: &str) -> String {
+    assert!(text.contains(old), "no `{old}`");
+    text.replace(old, new)
+}
+
+fn policy(schemes: &str) -> Policy {
+    let text = format!(
+        "[defaults]\ncorpus = [\"c.txt\"]\ncontext = 512\nchunks = 4\n\n[defaults.limits]\nmean_kld = 0.05\n\n\
+         [models.smollm2]\npath = \"models/SmolLM2-135M-Instruct.Q4_1.gguf\"\n\n[models.smollm2.schemes]\n{schemes}"
+    );
+    Policy::parse(&text, Path::new("thresholds.toml")).unwrap().0
+}
+
+#[test]
+fn prefixes_of_the_logger_are_no_part_of_a_line() {
+    for (line, text) in [
+        ("0.00.123.456 I llama_kv_cache: x = 1", "llama_kv_cache: x = 1"),
+        ("12.34.567.890 W  two  blanks", "two  blanks"),
+        ("I no stamp", "no stamp"),
+        ("In a word", "In a word"),
+        ("0.00.1x3.456 I text", "0.00.1x3.456 I text"),
+        ("Mean    KLD:   0.1 ±   0.2", "Mean    KLD:   0.1 ±   0.2"),
+        ("", ""),
+    ] {
+        assert_eq!(bare(line), text);
+    }
+}
+
+#[test]
+fn colours_carriage_returns_and_broken_bytes_are_read_over() {
+    let plain = fixture("q8_0");
+    let coloured = plain.replace("llama_kv_cache:", "\u{1b}[34mllama_kv_cache:\u{1b}[0m");
+    let mut bytes = coloured.replace('\n', "\r\n").into_bytes();
+    bytes.splice(0..0, [0xff, 0xfe, b'\n']);
+    // a console of another encoding
+    let bytes = String::from_utf8_lossy(&bytes).replace('Δ', "\u{fffd}\u{fffd}").replace('±', "+-");
+    assert_eq!(parse(bytes.as_bytes(), "q8_0").unwrap(), log("q8_0"));
+}
+
+#[test]
+fn builds_say_who_they_are_in_several_ways() {
+    let base = without(&fixture("q8_0"), "version: ");
+    let build = |line: &str| parse(format!("{line}\n{base}").as_bytes(), "x").map(|log| log.build);
+    for line in [
+        "build: 11434 (0c1e5709) with GNU 12.2.0 for Linux x86_64",
+        "0.00.000.123 I build: 11434 (0c1e5709) with cc (Debian 12.2.0) for x86_64-linux-gnu (debug)",
+        "cmn  common_param: build 11434 (0c1e5709) with GNU 12.2.0 for Linux x86_64",
+        "version: 11434 (0c1e5709)",
+        "version: 0.5.0-dev (build 11434, commit 0c1e5709)",
+    ] {
+        let found = build(line).unwrap();
+        assert_eq!((found.number, found.commit.as_str()), (11434, "0c1e5709"), "{line}");
+        assert_eq!(found.to_string(), "b11434");
+    }
+    for line in ["", "version: many (0c1e)", "build: 1 (a b) with x", "version: 3 (../../x)"] {
+        let error = build(line).unwrap_err().to_string();
+        assert!(error.contains("which build of llama.cpp ran"), "{error}");
+        assert!(error.contains("--version"), "{error}");
+    }
+    // clones without a history count nothing
+    assert_eq!(build("version: 1 (0c1e570)").unwrap().to_string(), "0c1e570");
+    assert_eq!(build("version: 0 (unknown)").unwrap().to_string(), "unknown");
+}
+
+#[test]
+fn what_is_not_said_is_an_error_with_its_mend() {
+    let text = fixture("q8_0");
+    for (words, what, mend) in [
+        ("llama_kv_cache: size", "how K and V are stored", "-lv 4"),
+        ("loaded meta data", "which checkpoint was loaded", "-lv 4"),
+        ("print_info: arch ", "the model's arch", "-lv 4"),
+        ("computing over", "how many chunks of what context", "2>&1"),
+        ("Mean    KLD", "the statistic mean_kld", "whole log"),
+        ("99.9%   KLD", "the statistic p999_kld", "whole log"),
+        ("RMS Δp", "the statistic rms_dp", "whole log"),
+        ("Same top p:", "the statistic top1_agreement", "whole log"),
+        ("Mean PPL(Q)/PPL(base)", "the statistic ppl_ratio", "whole log"),
+        ("Mean PPL(base)", "the statistic baseline_ppl", "whole log"),
+    ] {
+        let error = error(&without(&text, words));
+        assert!(error.starts_with("x.log: no line says ") && error.contains(what), "{error}");
+        assert!(error.contains(mend), "{error}");
+    }
+}
+
+#[test]
+fn a_log_that_ends_early_quotes_its_last_line() {
+    let text = fixture("q8_0");
+    let cut = text.split("====== Perplexity").next().unwrap();
+    let cut = cut.trim_end();
+    let last = bare(cut.lines().last().unwrap().trim());
+    let message = error(cut);
+    assert!(message.contains("ends before its statistics, with `"), "{message}");
+    assert!(message.contains(last.split("   ").next().unwrap()), "{message}");
+    assert!(error("").contains("with ``"));
+    assert!(error(&format!("oh {}", "no ".repeat(1000))).len() < 400);
+    // llama-perplexity prints no statistics of few tokens
+    let few = replaced(cut, "over 4 chunks, n_ctx=512", "over 2 chunks, n_ctx=64");
+    assert!(error(&few).contains("it scores 62 tokens"), "{}", error(&few));
+}
+
+/// llama.cpp's own refusal: a quantized V without flash attention.
+#[test]
+fn a_run_that_llama_cpp_refused() {
+    let message = error(&fixture("refused"));
+    assert!(message.contains("the log ends before its statistics, with `"), "{message}");
+    assert!(message.contains("failed to create context"), "{message}");
+}
+
+#[test]
+fn no_number_is_an_error_that_names_the_statistic() {
+    let text = fixture("q8_0");
+    for (line, statistic) in [
+        ("Mean    KLD:", "mean_kld"),
+        ("Maximum KLD:", "max_kld"),
+        ("Median  KLD:", "median_kld"),
+        ("Mean PPL(Q)                   :", "ppl"),
+        ("Same top p:", "top1_agreement"),
+    ] {
+        for value in
+            ["nan", "-nan", "inf", "-inf", "1,5", "", "0.1.2", "nan ± 0.1", "0.1 ± nan", "0.1 ±"]
+        {
+            let broken = text.lines().map(|l| match l.starts_with(line) {
+                true => format!("{line} {value}\n"),
+                false => format!("{l}\n"),
+            });
+            let error = error(&broken.collect::<String>());
+            let shown = format!("{statistic} is `{value}`, which is no number");
+            assert!(error.starts_with("x.log:") && error.contains(&shown), "{error}");
+        }
+    }
+}
+
+#[test]
+fn two_runs_are_not_one_log() {
+    let text = fixture("q8_0");
+    assert!(error(&format!("{text}{text}")).contains("a second run begins here"));
+    let base = "perplexity: calculating perplexity over 4 chunks, n_ctx=512\n";
+    let message = error(&format!("{base}{text}"));
+    assert!(message.contains("that of the baseline apart"), "{message}");
+    let again = format!("{text}\n{KLD_TITLE}\nMean    KLD: 0.000001 ± 0.000001\n");
+    assert!(error(&again).contains("a second run"));
+}
+
+#[test]
+fn errors_that_llama_cpp_goes_on_after() {
+    let text = fixture("q8_0");
+    for line in [
+        "0.01.000.000 E kl_divergence: inconsistent vocabulary (49152 vs 262144)",
+        "0.01.000.000 E kl_divergence: base.bin has been computed with 1024, while the current context is 512. Increase it with -c and retry",
+    ] {
+        let error = error(&format!("{line}\n{text}"));
+        assert!(error.starts_with("x.log:1: llama-perplexity reported `kl_div"), "{error}");
+    }
+}
+
+#[test]
+fn a_log_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.log");
+    std::fs::File::create(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+    assert!(matches!(read(&path).unwrap_err(), LogError::TooLong { .. }));
+    assert!(matches!(read(&folder.path().join("none")).unwrap_err(), LogError::Read { .. }));
+    let huge = replaced(&fixture("q8_0"), "over 4 chunks", "over 99999999999 chunks");
+    assert!(error(&huge).contains("that can be"), "{}", error(&huge));
+}
+
+#[test]
+fn caches_of_several_ways_are_no_scheme() {
+    let text = fixture("q8_0");
+    let line = text.lines().find(|l| l.contains("llama_kv_cache: size")).unwrap();
+    // a second cache, for layers with a window
+    let other = line.replace("K (q8_0)", "K (q4_0)");
+    let rotation: String =
+        text.lines().filter(|l| l.contains("attn_rot")).map(|l| format!("{l}\n")).collect();
+    let mixed = format!("{text}{other}\n{rotation}");
+    assert!(error(&mixed).contains("stored in different ways"), "{}", error(&mixed));
+    let window = line.replace(" 512 cells", " 256 cells");
+    assert_ne!(window, line);
+    let two = parse(format!("{text}{window}\n{rotation}").as_bytes(), "x").unwrap();
+    assert_eq!(two.caches.len(), 2);
+    assert_eq!(two.effective(), "q8_0·H64/q8_0·H64", "one way, said once");
+    let again = parse(format!("{text}{line}\n{rotation}").as_bytes(), "x").unwrap();
+    assert_eq!(again.caches.len(), 1, "the same cache said twice");
+}
+
+#[test]
+fn rotations_are_sized_as_llama_cpp_sizes_them() {
+    for (head_dim, size) in
+        [(64, 64), (128, 128), (192, 64), (256, 256), (320, 64), (576, 64), (512, 512)]
+    {
+        assert_eq!(power_of_two(head_dim), size, "{head_dim}");
+    }
+}
+
+#[test]
+fn positions_are_counted_as_the_source_counts_them() {
+    assert_eq!(scored(512, 4), 4 * 255);
+    assert_eq!(scored(513, 1), 256);
+    assert_eq!(scored(1, 1), 0);
+    assert_eq!(scored(0, 1), 0);
+}
+
+fn label_of(log: &Log, schemes: &str) -> Result<String, String> {
+    let policy = policy(schemes);
+    measurement(std::slice::from_ref(log), &policy.models[0])
+        .map(|m| m.schemes[0].scheme.clone())
+        .map_err(|error| error.to_string())
+}
+
+#[test]
+fn cells_are_found_by_what_ran() {
+    let all = "q8_0 = {}\nq4_0 = {}\n\"q8_0/q4_0\" = {}\nf16 = {}\n\"q4_0:norot\" = {}\n";
+    for (name, label) in [
+        ("q8_0", "q8_0"),
+        ("q4_0", "q4_0"),
+        ("q8_0-q4_0", "q8_0/q4_0"),
+        ("f16", "f16"),
+        ("q4_0-norot", "q4_0:norot"),
+    ] {
+        assert_eq!(label_of(&log(name), all).unwrap(), label);
+    }
+    // what asks for more than a codec a side is no cell of llama.cpp's
+    let near = "\"q4_0:tail=32\" = {}\n\"q4_0@first2=q8_0\" = {}\n\"q8_0/q4_0\" = {}\n";
+    let error = label_of(&log("q4_0"), near).unwrap_err();
+    assert!(error.contains("its cache is `q4_0`"), "{error}");
+    assert!(error.ends_with("it has `q4_0:tail=32`, `q4_0@first2=q8_0`, `q8_0/q4_0`"), "{error}");
+    let error = label_of(&log("q4_0-norot"), "q4_0 = {}\n").unwrap_err();
+    assert!(error.contains("its cache is `q4_0:norot`"), "{error}");
+}
+
+/// Heads that are no multiple of 64 are rotated neither by llama.cpp nor by kvgate.
+#[test]
+fn a_scheme_that_cannot_be_rotated_is_the_one_that_was_asked_for() {
+    let mut log = log("q4_0-norot");
+    for cache in &mut log.caches {
+        cache.head_dim = [Some(96), Some(96)];
+    }
+    assert_eq!(label_of(&log, "q4_0 = {}\n").unwrap(), "q4_0");
+    assert_eq!(log.effective(), "q4_0/q4_0");
+}
+
+#[test]
+fn logs_of_other_runs_than_the_policy_s_are_errors() {
+    let policy = policy("q8_0 = {}\nq4_0 = {}\n");
+    let model = &policy.models[0];
+    let error = |logs: &[Log]| measurement(logs, model).unwrap_err().to_string();
+    let edited = |edit: &dyn Fn(&mut Log)| {
+        let mut log = log("q8_0");
+        edit(&mut log);
+        log
+    };
+    assert!(error(&[edited(&|l| l.context = 1024)])
+        .contains("the context is 1024, and the policy's `smollm2` has 512"));
+    assert!(error(&[edited(&|l| l.chunks = 8)]).contains("the number of chunks is 8"));
+    assert!(error(&[edited(&|l| l.model_file = "other.gguf".into())])
+        .contains("the checkpoint is `other.gguf`, and the policy's `smollm2` has `SmolLM2"));
+    for edit in [
+        &(|l: &mut Log| l.build.number = 11434) as &dyn Fn(&mut Log),
+        &|l| l.device = "cuda".into(),
+        &|l| l.statistics.baseline_ppl += 0.000001,
+    ] {
+        let error = error(&[log("q4_0"), edited(edit)]);
+        assert!(error.contains("logs of one model must be of one build"), "{error}");
+    }
+    assert!(error(&[log("q8_0"), log("q8_0")]).contains("another log of `q8_0`, as is q8_0"));
+    assert_eq!(error(&[]), "no log to judge");
+}
+
+/// A checkpoint in safetensors has been converted to a file of any name.
+#[test]
+fn only_a_gguf_file_has_a_name_to_compare() {
+    let mut policy = policy("q8_0 = {}\n");
+    policy.models[0].source.path = PathBuf::from("models/smollm2");
+    assert!(measurement(&[log("q8_0")], &policy.models[0]).is_ok());
+}

@@ -1,0 +1,245 @@
+//! JUnit's XML, which CI servers show as tests: a suite a model, a test a case.
+
+use super::row::models;
+use crate::results::{CaseResult, Measurement, Results};
+use crate::verdict::Verdict;
+use quick_junit::{
+    NonSuccessKind, Property, Report, SerializeError, TestCase, TestCaseStatus, TestSuite,
+};
+use std::time::Duration;
+
+/// The whole file.
+///
+/// # Errors
+/// What the writer of XML says.
+pub fn render(results: &Results) -> Result<String, SerializeError> {
+    let mut report = Report::new("kvgate");
+    report.add_test_suites(models(results).into_iter().map(|model| suite(results, model)));
+    report.to_string()
+}
+
+fn suite(results: &Results, model: &str) -> TestSuite {
+    let measured = results.measurements.iter().find(|m| m.model == model);
+    // a name of no model stays a case, or something red could be lost
+    let named = results.cases.iter().map(|case| match case.case.split_once("::") {
+        Some((model, name)) => (model, name, case),
+        None => (case.case.as_str(), case.case.as_str(), case),
+    });
+    let own = named.filter(|(of, ..)| *of == model);
+    let cases: Vec<(&str, &CaseResult)> = own.map(|(_, name, case)| (name, case)).collect();
+    let mut suite = TestSuite::new(text(model));
+    suite.add_properties(properties(results, measured));
+    if let Some(seconds) = measured.and_then(|m| duration(m.run.seconds)) {
+        suite.set_time(seconds);
+    }
+    // all schemes of a model are measured in one pass, and goldens take no time
+    let timed = cases.iter().filter(|(name, case)| is_timed(name, case)).count();
+    let share = measured.and_then(|m| duration(m.run.seconds / timed as f64));
+    suite.add_test_cases(cases.into_iter().map(|(name, case)| {
+        let mut test = test(model, name, case);
+        if let Some(share) = share.filter(|_| is_timed(name, case)) {
+            test.set_time(share);
+        }
+        test
+    }));
+    suite
+}
+
+fn is_timed(name: &str, case: &CaseResult) -> bool {
+    name.ends_with("::kld") && case.verdict != Verdict::Ignored
+}
+
+fn properties(results: &Results, measured: Option<&Measurement>) -> Vec<Property> {
+    let engine = measured.map_or(&results.engine, |m| &m.conditions.engine);
+    let device = measured.map(|m| format!("{}, {}", m.conditions.device, m.run.device));
+    let named =
+        [("engine", Some(engine.clone())), ("commit", results.head.clone()), ("device", device)];
+    let named = named.into_iter().filter_map(|(name, value)| Some((name, value?)));
+    named.map(|(name, value)| Property::new(name, text(&value))).collect()
+}
+
+fn test(model: &str, name: &str, case: &CaseResult) -> TestCase {
+    let mut test = TestCase::new(text(name), status(case));
+    test.set_classname(text(model));
+    if case.verdict == Verdict::FailsAsRequired {
+        let said = format!("{}\n{}", case.verdict.symbol(), case.message);
+        test.set_system_out(text(said.trim_end()));
+    }
+    test
+}
+
+fn status(case: &CaseResult) -> TestCaseStatus {
+    let label = case.verdict.label();
+    let kind = match case.verdict {
+        Verdict::Pass | Verdict::FailsAsRequired => return TestCaseStatus::success(),
+        Verdict::Reported => return skipped("reported, not judged"),
+        Verdict::Ignored => return skipped("ignored"),
+        Verdict::Error => NonSuccessKind::Error,
+        Verdict::Regressed
+        | Verdict::UnexpectedPass
+        | Verdict::GoldenChanged
+        | Verdict::Stale
+        | Verdict::Inconclusive => NonSuccessKind::Failure,
+    };
+    let mut status = TestCaseStatus::non_success(kind);
+    // viewers show the first as a title, and attributes have no lines
+    let title = case.message.lines().next().unwrap_or(label);
+    status.set_type(label).set_message(text(title));
+    if !case.message.is_empty() {
+        status.set_description(text(&case.message));
+    }
+    status
+}
+
+fn skipped(why: &str) -> TestCaseStatus {
+    let mut status = TestCaseStatus::skipped();
+    status.set_message(why);
+    status
+}
+
+/// Seconds that can be; results come from a file.
+fn duration(seconds: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// Text without the two characters that XML 1.0 forbids and quick-junit leaves; it takes control characters
+/// and escape sequences away itself.
+fn text(text: &str) -> String {
+    text.replace(['\u{fffe}', '\u{ffff}'], "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+
+    fn parsed(results: &Results) -> Report {
+        let xml = render(results).unwrap();
+        Report::deserialize_from_str(&xml).unwrap_or_else(|e| panic!("{e}\n{xml}"))
+    }
+
+    fn case<'a>(report: &'a Report, model: &str, name: &str) -> &'a TestCase {
+        let suite = report.test_suites.iter().find(|suite| suite.name.as_str() == model).unwrap();
+        suite.test_cases.iter().find(|case| case.name.as_str() == name).unwrap()
+    }
+
+    #[test]
+    fn a_suite_a_model_and_a_test_a_case() {
+        let report = parsed(&fixture::results());
+        let suites: Vec<_> = report.test_suites.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(suites, ["gemma-3-270m", "tiny"]);
+        let gemma = &report.test_suites[0];
+        let names: Vec<_> = gemma.test_cases.iter().map(|c| c.name.as_str()).collect();
+        assert_eq!(
+            names,
+            ["q8_0::kld", "q8_0::golden", "q4_0::kld", "q4_0::golden", "q8_0/q4_0::kld"]
+        );
+        assert!(gemma
+            .test_cases
+            .iter()
+            .all(|c| c.classname.as_ref().unwrap().as_str() == "gemma-3-270m"));
+        assert_eq!((gemma.tests, gemma.failures, gemma.errors, gemma.skipped), (5, 2, 1, 0));
+        assert_eq!((report.tests, report.failures, report.errors), (7, 2, 1));
+        let property = |name: &str| {
+            let mut all = gemma.properties.iter();
+            all.find(|p| p.name.as_str() == name).map(|p| p.value.as_str().to_owned())
+        };
+        assert_eq!(property("engine").as_deref(), Some("kvgate 0.1.0"));
+        assert_eq!(property("commit").as_deref(), Some("abc123"));
+        assert_eq!(property("device").as_deref(), Some("cpu, Some CPU"));
+    }
+
+    #[test]
+    fn verdicts_are_what_viewers_know() {
+        let mut results = fixture::results();
+        results.cases[1].verdict = Verdict::Reported;
+        results.cases[5].message = "mean_kld 0.2 is over its limit".into();
+        let report = parsed(&results);
+        let status = |model: &str, name: &str| case(&report, model, name).status.clone();
+        let TestCaseStatus::NonSuccess { kind, message, ty, description, .. } =
+            status("gemma-3-270m", "q4_0::kld")
+        else {
+            panic!()
+        };
+        assert_eq!(kind, NonSuccessKind::Failure);
+        assert_eq!(ty.unwrap().as_str(), "regressed");
+        let title = "mean_kld 0.0612 is over its limit 0.05 (thresholds.toml:9)";
+        assert_eq!(message.unwrap().as_str(), title);
+        assert!(description.unwrap().ends_with("run `kvgate run gemma-3-270m::q4_0`"));
+        let TestCaseStatus::NonSuccess { kind, ty, .. } = status("gemma-3-270m", "q8_0/q4_0::kld")
+        else {
+            panic!()
+        };
+        assert_eq!((kind, ty.unwrap().as_str()), (NonSuccessKind::Error, "error"));
+        let skipped = |model: &str, name: &str| match status(model, name) {
+            TestCaseStatus::Skipped { message, .. } => message.unwrap().into_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(skipped("gemma-3-270m", "q8_0::golden"), "reported, not judged");
+        assert_eq!(skipped("tiny", "q4_0::golden"), "ignored");
+        let required = case(&report, "tiny", "q4_0::kld");
+        assert!(matches!(required.status, TestCaseStatus::Success { .. }));
+        let out = required.system_out.as_ref().unwrap().as_str();
+        assert_eq!(out, "✗ (expected)\nmean_kld 0.2 is over its limit");
+        assert!(case(&report, "gemma-3-270m", "q8_0::kld").system_out.is_none());
+    }
+
+    #[test]
+    fn no_verdict_that_is_red_is_a_success() {
+        for verdict in [
+            Verdict::Regressed,
+            Verdict::UnexpectedPass,
+            Verdict::GoldenChanged,
+            Verdict::Stale,
+            Verdict::Inconclusive,
+            Verdict::Error,
+        ] {
+            let case = CaseResult { verdict, ..fixture::results().cases[0].clone() };
+            let TestCaseStatus::NonSuccess { ty, message, .. } = status(&case) else {
+                panic!("{verdict:?}")
+            };
+            assert_eq!(ty.unwrap().as_str(), verdict.label());
+            assert_eq!(message.unwrap().as_str(), verdict.label(), "where nothing was said");
+        }
+    }
+
+    #[test]
+    fn seconds_are_those_of_the_model() {
+        let report = parsed(&fixture::results());
+        let gemma = &report.test_suites[0];
+        assert_eq!(gemma.time.unwrap(), Duration::from_millis(61_340));
+        let times: Vec<_> = gemma.test_cases.iter().map(|c| c.time.is_some()).collect();
+        assert_eq!(times, [true, false, true, false, true]);
+        let sum: f64 =
+            gemma.test_cases.iter().filter_map(|c| c.time).map(|t| t.as_secs_f64()).sum();
+        assert!((sum - 61.34).abs() < 0.01, "{sum}");
+        assert_eq!(report.test_suites[1].time, None, "it was not measured");
+        for seconds in [f64::NAN, -1.0, f64::INFINITY, 1e300] {
+            let mut results = fixture::results();
+            results.measurements[0].run.seconds = seconds;
+            assert_eq!(parsed(&results).test_suites[0].time, None, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn hostile_text_is_text() {
+        let mut results = fixture::results();
+        let evil = "]]></failure><testcase name=\"x\"/>&\u{0}\u{8}\u{b}\u{1b}[31m\u{fffe}\u{ffff}é";
+        results.cases[2].message = evil.into();
+        results.cases[5].case = format!("{evil}::q4_0::kld");
+        results.cases[6].case = "no model".into();
+        results.measurements[0].run.device = evil.into();
+        let xml = render(&results).unwrap();
+        let forbidden = |c: char| matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}');
+        assert!(!xml.contains(forbidden), "{xml:?}");
+        let report = parsed(&results);
+        assert_eq!(report.tests, 7);
+        let TestCaseStatus::NonSuccess { description, .. } =
+            &case(&report, "gemma-3-270m", "q4_0::kld").status
+        else {
+            panic!()
+        };
+        let kept = "]]></failure><testcase name=\"x\"/>&é";
+        assert_eq!(description.as_ref().unwrap().as_str(), kept);
+    }
+}

@@ -1,0 +1,110 @@
+//! A gate split over jobs: `kvgate plan` prints them, `kvgate run --model` is one.
+
+mod support;
+
+use serde_json::Value;
+use support::program::{accepted, kvgate, kvgate_with, Ran};
+use support::tiny::Repository;
+
+/// The little repository with more models of the same file.
+fn models() -> Repository {
+    let repository = Repository::new();
+    let policy = repository.text("thresholds.toml");
+    let more = "\
+[models.other]\npath = \"tiny.gguf\"\nchunks = 2\n\n[models.other.schemes]\nq8_0 = {}\n
+[models.asleep]\npath = \"tiny.gguf\"\n\n[models.asleep.schemes]\nq8_0 = { ignored = true }\n
+[models.gone]\npath = \"gone.gguf\"\n\n[models.gone.schemes]\nq8_0 = {}\n";
+    repository.put("thresholds.toml", &format!("{policy}\n{more}"));
+    repository
+}
+
+/// The jobs of the one line on standard output.
+#[track_caller]
+fn jobs(ran: Ran) -> Vec<(String, String, u64)> {
+    let ran = ran.exits(0);
+    assert_eq!(ran.stdout.lines().count(), 1, "{}", ran.stdout);
+    let matrix: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let text = |job: &Value, key: &str| job[key].as_str().unwrap().to_owned();
+    let jobs = matrix["include"].as_array().unwrap().iter();
+    jobs.map(|j| (text(j, "shard"), text(j, "models"), j["seconds"].as_u64().unwrap())).collect()
+}
+
+#[test]
+fn a_plan_has_every_model_that_runs_once() {
+    let repository = models();
+    let names = |jobs: &[(String, String, u64)]| {
+        let mut names: Vec<_> =
+            jobs.iter().flat_map(|j| j.1.split(',')).map(String::from).collect();
+        names.sort();
+        names
+    };
+    let plan = |arguments: &[&str]| jobs(kvgate(&repository, arguments));
+    let two = plan(&["plan", "--shards", "2"]);
+    assert_eq!(two.iter().map(|j| j.0.as_str()).collect::<Vec<_>>(), ["1/2", "2/2"]);
+    assert_eq!(names(&two), ["gone", "other", "tiny"]);
+    assert_eq!(plan(&["plan", "--shards", "2"]), two, "the same again");
+    let nine = plan(&["plan", "--shards", "9"]);
+    assert_eq!(nine.len(), 3, "no shard is empty");
+    let all = plan(&["plan", "--shards", "9", "--include-ignored"]);
+    assert_eq!(names(&all), ["asleep", "gone", "other", "tiny"]);
+    assert_eq!(names(&plan(&["plan", "--shards", "3", "other", "tiny::q4_0"])), ["other", "tiny"]);
+    kvgate(&repository, &["plan", "--shards", "2"])
+        .exits(0)
+        .says("warning: gone: neither measured");
+    kvgate(&repository, &["plan", "--shards", "2", "asleep"]).exits(3).says("--include-ignored");
+    kvgate(&repository, &["plan", "--shards", "2", "nothing"]).exits(3).says("nothing");
+    kvgate(&repository, &["plan", "--shards", "0"]).exits(2);
+    kvgate(&repository, &["plan", "--shards", "2", "--costs", "none.json"])
+        .exits(2)
+        .says("none.json");
+}
+
+#[test]
+fn measured_costs_decide_who_is_packed_with_whom() {
+    let repository = models();
+    kvgate(&repository, &["run", "--model", "tiny,other"]).exits(1);
+    let path = repository.path("kvgate-results/results.json");
+    let mut results: Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    for measurement in results["measurements"].as_array_mut().unwrap() {
+        // by the lane: 4 of tiny, 2 of other
+        let seconds = if measurement["model"] == "tiny" { 8.0 } else { 500.0 };
+        measurement["run"]["seconds"] = seconds.into();
+    }
+    std::fs::write(&path, results.to_string()).unwrap();
+    let costs = path.to_str().unwrap();
+    let plan = ["plan", "--shards", "2", "--costs", costs, "tiny", "other"];
+    let found = jobs(kvgate(&repository, &plan));
+    assert_eq!(
+        found,
+        [("1/2".into(), "other".into(), 500), ("2/2".into(), "tiny".into(), 8)],
+        "the policy has tiny first, and its estimate is the larger one"
+    );
+}
+
+#[test]
+fn a_job_runs_exactly_its_models() {
+    let repository = models();
+    kvgate(&repository, &["run", "--list", "--model", "other"])
+        .exits(0)
+        .says("other::q8_0::kld")
+        .never_says("tiny::")
+        .never_says("gone::");
+    kvgate(&repository, &["run", "--list", "--model", "other", "--model", "tiny"])
+        .exits(0)
+        .says("other::q8_0::kld")
+        .says("tiny::q8_0::kld")
+        .never_says("gone::");
+    kvgate(&repository, &["run", "--model", "othre"])
+        .exits(3)
+        .says("no model `othre` (did you mean `other`?)");
+    kvgate(&repository, &["run", "--model", "tin"]).exits(3).says("no model `tin`");
+    kvgate(&repository, &["run", "--model", "other", "tiny::"]).exits(3).says("nothing selected");
+    assert!(!repository.path("kvgate-results").exists(), "nothing was measured");
+}
+
+#[test]
+fn a_job_is_green_where_its_models_are() {
+    let repository = accepted();
+    kvgate_with(&repository, &["run", "--model", "tiny"], &[("CI", "true")]).exits(0);
+}
