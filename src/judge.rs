@@ -8,68 +8,149 @@ use crate::golden::{self, Golden, GoldenError};
 use crate::measure::corpus::scored;
 use crate::measure::stats::{Part, Statistics};
 use crate::policy::{CaseKind, Cell, ModelPolicy, Policy};
-use crate::results::{CaseResult, Measurement, Outcome, Results, SchemeResult};
+use crate::results::{CaseResult, Change, Measurement, Outcome, Results, SchemeResult};
 use crate::verdict::{self, GoldenValues, Verdict};
 use std::path::Path;
 
 /// Reads a file of the policy's folder, as it is on disk or as it was at a commit; none where there is none.
 pub type ReadFile<'a> = &'a dyn Fn(&Path) -> Result<Option<String>, String>;
 
-/// Judges every cell of a policy by what results hold, in the policy's order. A cell that is neither there
-/// nor ignored is an error: a job that is lost must not look like one that passed.
-///
-/// `by` is the engine that is asked for, which results do not choose: see [`verdict::distrust_by`].
-pub fn judge(
-    policy: &Policy,
-    results: &Results,
-    by: Engine,
-    goldens: ReadFile,
-) -> Vec<CaseResult> {
-    let cases = policy.models.iter().flat_map(|model| {
-        let measured = measurement_of(model, results);
-        let cases = model.cells.iter().flat_map(|cell| {
-            CaseKind::ALL.map(|kind| match (&measured, kind) {
-                _ if cell.ignored && !is_there(results, model, cell) => {
-                    CaseResult::new(model.case(cell, kind), Verdict::Ignored, "")
-                }
-                (measured, CaseKind::Kld) => {
-                    let golden = golden_of(model, cell, by, goldens).ok().flatten();
-                    let values = golden.map(|golden| golden.statistics());
-                    limits_case(model, cell, measured, by, values.as_ref())
-                }
-                (measured, CaseKind::Golden) => golden_case(model, cell, measured, by, goldens),
-            })
+/// What results are judged by.
+pub struct Judge<'a> {
+    /// The policy.
+    pub policy: &'a Policy,
+    /// Accepted goldens.
+    pub goldens: ReadFile<'a>,
+    /// The engine that is asked for, which results do not choose: see [`verdict::distrust_by`].
+    pub by: Engine,
+    /// Whether a model must be there; of the others what is there is judged.
+    pub is_needed: &'a dyn Fn(&ModelPolicy) -> bool,
+    /// Why the measurement of a model is not of what is asked for.
+    pub fault: &'a dyn Fn(&ModelPolicy, &Measurement) -> Option<String>,
+}
+
+impl Judge<'_> {
+    /// Judges every cell of the policy, in its order. A cell that is needed and not there is an error: a job
+    /// that is lost must not look like one that passed.
+    pub fn cases(&self, results: &Results) -> Vec<CaseResult> {
+        let models = self.policy.models.iter().flat_map(|model| {
+            let measured = self.measurement_of(model, results);
+            let cells =
+                model.cells.iter().flat_map(|cell| self.cell(model, cell, results, &measured));
+            cells.collect::<Vec<_>>()
         });
-        cases.collect::<Vec<_>>()
-    });
-    cases.collect()
+        models.collect()
+    }
+
+    /// The cases of a cell.
+    fn cell(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        results: &Results,
+        measured: &Result<&Measurement, String>,
+    ) -> Vec<CaseResult> {
+        if !is_there(results, model, cell) {
+            if cell.ignored {
+                let ignored = |kind| CaseResult::new(model.case(cell, kind), Verdict::Ignored, "");
+                return CaseKind::ALL.map(ignored).into();
+            }
+            if !(self.is_needed)(model) {
+                return Vec::new();
+            }
+        }
+        let golden = golden_of(model, cell, self.by, self.goldens);
+        let values = golden.as_ref().ok().and_then(Option::as_ref).map(Golden::statistics);
+        vec![
+            limits_case(model, cell, measured, self.by, values.as_ref()),
+            self.golden_case(model, cell, measured, golden),
+        ]
+    }
+
+    /// The measurement of a model, as the policy wants it measured.
+    fn measurement_of<'r>(
+        &self,
+        model: &ModelPolicy,
+        results: &'r Results,
+    ) -> Result<&'r Measurement, String> {
+        let mut own = results.measurements.iter().filter(|m| m.model == model.name);
+        let found =
+            own.next().ok_or("it is not in these results: the job that measures it is missing")?;
+        if own.next().is_some() {
+            return Err(
+                "these results hold its model twice: which one counts cannot be told".into()
+            );
+        }
+        let conditions = &found.conditions;
+        if (conditions.context, conditions.chunks) != (model.context, model.chunks) {
+            return Err(format!(
+                "it was measured at {} × {}, and the policy asks for {} × {}",
+                conditions.context, conditions.chunks, model.context, model.chunks
+            ));
+        }
+        match (self.fault)(model, found) {
+            Some(fault) => Err(fault),
+            None => Ok(found),
+        }
+    }
+
+    /// The `golden` case of a cell: its accepted snapshot.
+    fn golden_case(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        measured: &Result<&Measurement, String>,
+        golden: Result<Option<Golden>, String>,
+    ) -> CaseResult {
+        let name = model.case(cell, CaseKind::Golden);
+        match self.compared(cell, measured, golden) {
+            Err(error) => CaseResult::new(name, Verdict::Error, error),
+            Ok(judged) => {
+                let case = CaseResult::new(name, judged.verdict, judged.message.trim_end());
+                CaseResult { changes: judged.changes, ..case }
+            }
+        }
+    }
+
+    fn compared(
+        &self,
+        cell: &Cell,
+        measured: &Result<&Measurement, String>,
+        golden: Result<Option<Golden>, String>,
+    ) -> Result<golden::GoldenVerdict, String> {
+        let nothing = |error: String| format!("nothing to compare with the golden: {error}");
+        let scheme = match found(measured, cell, self.by).map_err(nothing)? {
+            (scheme, None) => scheme,
+            (_, Some(distrust)) => return Err(nothing(distrust)),
+        };
+        let measurement = *measured.as_ref().map_err(Clone::clone)?;
+        let new = Golden::of(measurement, scheme).map_err(|error| error.to_string())?;
+        let text = text_is_accepted(measurement, self.goldens)?;
+        Ok(golden::judge(&golden::compare(golden?.as_ref(), &new), text))
+    }
 }
 
 /// Whether results say anything about a cell.
-pub fn is_there(results: &Results, model: &ModelPolicy, cell: &Cell) -> bool {
+fn is_there(results: &Results, model: &ModelPolicy, cell: &Cell) -> bool {
     let own = results.measurements.iter().filter(|measurement| measurement.model == model.name);
     own.flat_map(|measurement| &measurement.schemes).any(|scheme| scheme.scheme == cell.label)
 }
 
-/// The measurement of a model, as the policy wants it measured.
-fn measurement_of<'r>(
+/// How the values of a cell have moved from a golden, which may be another one than the cell is judged by.
+pub fn changes(
     model: &ModelPolicy,
-    results: &'r Results,
-) -> Result<&'r Measurement, String> {
-    let mut own = results.measurements.iter().filter(|m| m.model == model.name);
-    let found =
-        own.next().ok_or("it is not in these results: a job that measures it is missing")?;
-    if own.next().is_some() {
-        return Err("these results hold its model twice: which one counts cannot be told".into());
-    }
-    let conditions = &found.conditions;
-    if (conditions.context, conditions.chunks) != (model.context, model.chunks) {
-        return Err(format!(
-            "it was measured at {} × {}, and the policy asks for {} × {}",
-            conditions.context, conditions.chunks, model.context, model.chunks
-        ));
-    }
-    Ok(found)
+    cell: &Cell,
+    by: Engine,
+    results: &Results,
+    goldens: ReadFile,
+) -> Vec<Change> {
+    let own = results.measurements.iter().find(|measurement| measurement.model == model.name);
+    let compared = own.and_then(|measurement| {
+        let scheme = measurement.schemes.iter().find(|scheme| scheme.scheme == cell.label)?;
+        let golden = golden_of(model, cell, by, goldens).ok()??;
+        Some(golden::compare(Some(&golden), &Golden::of(measurement, scheme).ok()?))
+    });
+    compared.map_or(Vec::new(), |comparison| golden::judge(&comparison, true).changes)
 }
 
 /// The `kld` case of a cell: its limits.
@@ -87,43 +168,6 @@ pub fn limits_case(
     let judged = verdict::judge(model, cell, &outcome, distrust.as_deref(), golden);
     let case = CaseResult::new(model.case(cell, CaseKind::Kld), judged.verdict, judged.message);
     CaseResult { limits: judged.limits, ..case }
-}
-
-/// The `golden` case of a cell: its accepted snapshot.
-fn golden_case(
-    model: &ModelPolicy,
-    cell: &Cell,
-    measured: &Result<&Measurement, String>,
-    by: Engine,
-    goldens: ReadFile,
-) -> CaseResult {
-    let name = model.case(cell, CaseKind::Golden);
-    match compared(model, cell, measured, by, goldens) {
-        Err(error) => CaseResult::new(name, Verdict::Error, error),
-        Ok(judged) => {
-            let case = CaseResult::new(name, judged.verdict, judged.message.trim_end());
-            CaseResult { changes: judged.changes, ..case }
-        }
-    }
-}
-
-fn compared(
-    model: &ModelPolicy,
-    cell: &Cell,
-    measured: &Result<&Measurement, String>,
-    by: Engine,
-    goldens: ReadFile,
-) -> Result<golden::GoldenVerdict, String> {
-    let nothing = |error: String| format!("nothing to compare with the golden: {error}");
-    let scheme = match found(measured, cell, by).map_err(nothing)? {
-        (scheme, None) => scheme,
-        (_, Some(distrust)) => return Err(nothing(distrust)),
-    };
-    let measurement = measured.as_ref().map_err(Clone::clone)?;
-    let new = Golden::of(measurement, scheme).map_err(|error| error.to_string())?;
-    let golden = golden_of(model, cell, by, goldens)?;
-    let text = text_is_accepted(measurement, goldens)?;
-    Ok(golden::judge(&golden::compare(golden.as_ref(), &new), text))
 }
 
 /// The golden of a cell, of the engine that measured.

@@ -31,6 +31,8 @@ mod nearest;
 pub mod plan;
 pub mod policy;
 mod progress;
+#[cfg(feature = "git")]
+pub mod proposal;
 pub mod repo;
 pub mod report;
 pub mod results;

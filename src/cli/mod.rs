@@ -4,8 +4,12 @@ mod accept;
 mod calibrate;
 mod check;
 mod inspect;
+mod judge;
 mod measure;
 mod plan;
+#[cfg(feature = "github")]
+mod post;
+mod report;
 mod run;
 mod schemes;
 
@@ -56,6 +60,13 @@ enum Command {
     Calibrate(calibrate::Arguments),
     /// Writes goldens from a run's results: needs no model
     Accept(accept::Arguments),
+    /// Judges results again, or those of another engine, by the policy: needs no model
+    Judge(judge::Arguments),
+    /// Makes a report of results, of all shards of a run together; what is missing is an error
+    Report(report::Arguments),
+    /// Says the verdict at the pull request: commit status, comment, step summary
+    #[cfg(feature = "github")]
+    Post(post::Arguments),
 }
 
 /// Where the policy is.
@@ -109,6 +120,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Schemes => schemes::run(),
         Command::Calibrate(arguments) => calibrate::run(&arguments),
         Command::Accept(arguments) => accept::run(&arguments),
+        Command::Judge(arguments) => judge::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
+        #[cfg(feature = "github")]
+        Command::Post(arguments) => post::run(&arguments),
     };
     match done {
         Ok(code) => ExitCode::from(code),

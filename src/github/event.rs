@@ -246,6 +246,12 @@ pub struct Event {
 const LARGEST: u64 = 32 << 20;
 
 impl Event {
+    /// Whether it proposes something: a push, a merge queue or a schedule does not.
+    #[must_use]
+    pub fn is_of_pull_request(&self) -> bool {
+        self.pull.is_some() || self.trigger == "pull_request"
+    }
+
     /// Of the file that `GITHUB_EVENT_PATH` names.
     ///
     /// # Errors

@@ -72,12 +72,28 @@ pub fn write(folder: &Path, results: &Results) -> Result<PathBuf, JsonError> {
     Ok(path)
 }
 
+/// The file's text.
+///
+/// # Errors
+/// A number that is none.
+pub fn text(results: &Results) -> Result<String, JsonError> {
+    let value = checked(results, FILE)?;
+    let text = serde_json::to_string_pretty(&value);
+    text.map_err(|source| JsonError::Malformed { path: FILE.into(), source })
+}
+
+/// Results as JSON, every number in place.
+fn checked(results: &Results, name: &str) -> Result<Value, JsonError> {
+    let value = serde_json::to_value(results)
+        .map_err(|source| JsonError::Malformed { path: name.into(), source })?;
+    no_null(&value, name)?;
+    Ok(value)
+}
+
 /// Writes the same to a file of any name.
 pub fn write_to(path: &Path, results: &Results) -> Result<(), JsonError> {
     let name = path.display().to_string();
-    let value = serde_json::to_value(results)
-        .map_err(|source| JsonError::Malformed { path: name.clone(), source })?;
-    no_null(&value, &name)?;
+    let value = checked(results, &name)?;
     write_atomically(path, |w| {
         serde_json::to_writer_pretty(&mut *w, &value)?;
         w.write_all(b"\n")

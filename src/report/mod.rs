@@ -74,6 +74,12 @@ impl Report {
         verdict::exit_code(self.results.cases.iter().map(|case| case.verdict).chain(findings))
     }
 
+    /// Cases that must not be green, the worst first.
+    #[must_use]
+    pub fn red_cases(&self) -> Vec<&CaseResult> {
+        red_cases(&self.results)
+    }
+
     /// Findings that must not be green.
     fn red_findings(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| finding.is_red)

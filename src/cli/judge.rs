@@ -1,0 +1,150 @@
+//! `kvgate judge`: results judged again, or another engine's, by the policy and its goldens.
+
+use super::{say, Config, Stop, NOT_MEASURED, USAGE};
+use crate::engines::llama_perplexity::{self, Log};
+use crate::engines::Engine;
+use crate::gate::Gate;
+use crate::judge::Judge;
+use crate::merge::merge;
+use crate::policy::{ModelPolicy, Policy};
+use crate::report::{json, terminal, Report};
+use crate::results::Results;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Results of a run, or logs of `llama-perplexity --kl-divergence`, one a scheme
+    #[arg(required = true, value_name = "RESULTS.json|LOG")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    config: Config,
+    /// The model of the policy that logs are of [default: the one whose file they name]
+    #[arg(long, value_name = "NAME")]
+    model: Option<String>,
+    /// Judge as a pull request's results are: by the policy where this and REVISION parted
+    #[cfg(feature = "git")]
+    #[arg(long, value_name = "REVISION")]
+    against: Option<String>,
+    /// Write the results with their verdicts there; `kvgate accept` takes them
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
+    let gate = arguments.config.gate()?;
+    let (results, by) = read(arguments, &gate)?;
+    let report = report(arguments, &gate, results, by)?;
+    say(terminal::render(&report).trim_end())?;
+    if let Some(path) = &arguments.json {
+        json::write_to(path, &report.results)
+            .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
+    }
+    Ok(report.exit_code())
+}
+
+fn read(arguments: &Arguments, gate: &Gate) -> Result<(Results, Engine), Stop> {
+    let usage = |error: String| Stop::new(USAGE, error);
+    let is_json = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "json");
+    let (results, logs): (Vec<_>, Vec<_>) = arguments.files.iter().partition(is_json);
+    if !results.is_empty() && !logs.is_empty() {
+        return Err(usage("results.json and logs are judged apart: give files of one kind".into()));
+    }
+    if logs.is_empty() {
+        let merged = read_results(&results).map_err(usage)?;
+        return Ok((merged, Engine::Kvgate));
+    }
+    let results = read_logs(&logs, gate, arguments.model.as_deref()).map_err(usage)?;
+    Ok((results, Engine::LlamaCpp))
+}
+
+/// The results of all files as one run.
+pub(super) fn read_results(files: &[impl AsRef<Path>]) -> Result<Results, String> {
+    let read = |path: &Path| json::read(path).map(|results| (path.display().to_string(), results));
+    let files = files.iter().map(|path| read(path.as_ref())).collect::<Result<Vec<_>, _>>();
+    merge(files.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+}
+
+fn read_logs(files: &[&PathBuf], gate: &Gate, model: Option<&str>) -> Result<Results, String> {
+    let mut of_model: Vec<(&ModelPolicy, Vec<Log>)> = Vec::new();
+    for path in files {
+        let log = llama_perplexity::read(path).map_err(|error| error.to_string())?;
+        let model = model_of(&gate.policy, &log, model)?;
+        match of_model.iter_mut().find(|(known, _)| known.name == model.name) {
+            Some((_, logs)) => logs.push(log),
+            None => of_model.push((model, vec![log])),
+        }
+    }
+    let mut results = gate.results(Vec::new(), Vec::new());
+    for (model, logs) in &of_model {
+        let measured = llama_perplexity::measurement(logs, model);
+        let measured = measured.map_err(|error| error.to_string())?;
+        results.engine = measured.conditions.engine.clone();
+        results.measurements.push(measured);
+    }
+    let is_given = |name: &String| of_model.iter().any(|(model, _)| model.name == *name);
+    let names = gate.policy.models.iter().map(|model| model.name.clone());
+    results.not_needed = names.filter(|name| !is_given(name)).collect();
+    Ok(results)
+}
+
+/// The model of the policy that a log is of.
+fn model_of<'p>(
+    policy: &'p Policy,
+    log: &Log,
+    model: Option<&str>,
+) -> Result<&'p ModelPolicy, String> {
+    let is_its = |candidate: &&ModelPolicy| match model {
+        Some(wanted) => candidate.name == wanted,
+        None => candidate.source.path.file_name().is_some_and(|file| *file == *log.model_file),
+    };
+    let mut found = policy.models.iter().filter(is_its);
+    let names = || policy.models.iter().map(|m| m.name.as_str()).collect::<Vec<_>>().join(", ");
+    match (found.next(), found.next(), model) {
+        (Some(one), None, _) => Ok(one),
+        (None, _, Some(wanted)) => Err(format!("no model `{wanted}`: the policy has {}", names())),
+        (_, _, None) | (Some(_), Some(_), _) => Err(format!(
+            "{} is of {}, which no model of the policy, or more than one, is: `--model NAME` says which of {}",
+            log.path, log.model_file, names()
+        )),
+    }
+}
+
+/// Judged by the policy and the goldens that are here.
+fn report(
+    arguments: &Arguments,
+    gate: &Gate,
+    results: Results,
+    by: Engine,
+) -> Result<Report, Stop> {
+    #[cfg(feature = "git")]
+    if let Some(target) = &arguments.against {
+        return against(&arguments.config.config, target, results, by);
+    }
+    let read = |path: &Path| match std::fs::read_to_string(gate.root.join(path)) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    };
+    let judge = Judge {
+        policy: &gate.policy,
+        goldens: &read,
+        by,
+        is_needed: &|model| !results.not_needed.contains(&model.name),
+        fault: &|_, _| None,
+    };
+    let cases = judge.cases(&results);
+    let policy = gate.results(Vec::new(), Vec::new()).policy;
+    Ok(Results { cases, policy, ..results }.into())
+}
+
+#[cfg(feature = "git")]
+fn against(config: &Path, target: &str, results: Results, by: Engine) -> Result<Report, Stop> {
+    use crate::proposal::Proposal;
+    use crate::repo::Repository;
+    let usage = |error: String| Stop::new(USAGE, error);
+    let repository = Repository::discover(config.parent().unwrap_or(Path::new(".")));
+    let repository = repository.map_err(|error| usage(error.to_string()))?;
+    let judged = Proposal::open(&repository, config, target, None)
+        .and_then(|proposal| proposal.judge(results, by, false));
+    judged.map_err(|error| usage(error.to_string()))
+}

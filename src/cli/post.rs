@@ -1,0 +1,263 @@
+//! `kvgate post`: the verdict where people merge. It has privileges, and so builds and runs nothing of the
+//! change: results are a stranger's text, and are judged anew by the policy that holds.
+
+use super::{say, Stop, USAGE};
+use crate::engines::Engine;
+use crate::github::annotations::{self, Annotation};
+use crate::github::{
+    CheckRun, Comment, Environment, Error, Found, GitHub, Mode, Published, Pull, Reason, State,
+    Status, SystemClock,
+};
+use crate::hash;
+use crate::merge::merge;
+use crate::proposal::Proposal;
+use crate::repo::Repository;
+use crate::report::{self, json, markdown, Finding, Links, Outputs, Report};
+use crate::results::{CaseResult, Results, FORMAT};
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The results of a run, or of all its shards
+    #[arg(required = true, value_name = "RESULTS.json")]
+    files: Vec<PathBuf>,
+    /// The policy
+    #[arg(long, default_value = "thresholds.toml", value_name = "FILE")]
+    config: PathBuf,
+    /// When to write the comment
+    #[arg(long, default_value = "on-change", value_name = "WHEN")]
+    comment: When,
+    /// Name of the commit status that branch protection can require
+    #[arg(long, default_value = "kvgate", value_name = "NAME")]
+    context: String,
+    /// Make a check run, too
+    #[arg(long)]
+    check_run: bool,
+    /// Label by which people allow a change to loosen the policy
+    #[arg(long, default_value = "kvgate:policy", value_name = "LABEL")]
+    label: String,
+    /// Which comment, where a pull request has several gates
+    #[arg(long, default_value = "kvgate", value_name = "ID")]
+    id: String,
+    /// The artifact that holds the results, for the command that accepts them
+    #[arg(long, default_value = "kvgate-results", value_name = "NAME")]
+    artifact: String,
+    /// What measured
+    #[arg(long, default_value = "kvgate", value_name = "ENGINE")]
+    engine: Measured,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum When {
+    /// At every change, and not before something is wrong
+    OnChange,
+    /// At every change
+    Always,
+    /// Not at all
+    Never,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Measured {
+    /// kvgate's own engine
+    Kvgate,
+    /// llama.cpp, by the logs that `kvgate judge` read
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
+    let usage = |error: Error| Stop::new(USAGE, error.to_string());
+    let environment = Environment::of_process().map_err(usage)?;
+    let github = GitHub::new(&environment, Box::new(SystemClock)).map_err(usage)?;
+    let found = github.pull();
+    let pull = match &found {
+        Ok(Found::Pull(pull) | Found::Moved(pull)) => Some(pull),
+        Ok(Found::None) => None,
+        Err(error) => {
+            warn("the pull request could not be read", error)?;
+            None
+        }
+    };
+    let mut report = judged(arguments, &github, pull).unwrap_or_else(not_judged);
+    report.links.run = Some(github.run_url().into());
+    report.links.accept = Some(accept(arguments, &github));
+    let outputs =
+        Outputs { terminal: true, folder: None, step_summary: environment.step_summary.clone() };
+    for error in report::emit(&report, &outputs) {
+        say(annotations::warning("kvgate", &error.to_string()).trim_end())?;
+    }
+    say(annotations::errors(&annotated(&report)).trim_end())?;
+    publish(arguments, &github, &found, &report)?;
+    Ok(report.exit_code())
+}
+
+/// The results, judged by the policy that holds.
+fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result<Report, String> {
+    let folder = arguments.config.parent().unwrap_or(Path::new("."));
+    let repository = Repository::discover(folder).map_err(|error| error.to_string())?;
+    let head = github.event().head.clone();
+    let target = match pull {
+        Some(pull) => target(&repository, pull),
+        // a push, a queue or a schedule proposes nothing: what is there holds
+        None if github.event().is_of_pull_request() => match &github.event().base_ref {
+            Some(branch) => format!("origin/{branch}"),
+            None => repository
+                .default_target(&|name| std::env::var(name).ok())
+                .map_err(|error| error.to_string())?,
+        },
+        None => head.clone(),
+    };
+    let proposal = Proposal::open(&repository, &arguments.config, &target, Some(&head));
+    let mut proposal = proposal.map_err(|error| error.to_string())?;
+    proposal.whole = target == head;
+    let is_allowed = pull.is_some_and(|pull| pull.has_label(&arguments.label));
+    let by = match arguments.engine {
+        Measured::Kvgate => Engine::Kvgate,
+        Measured::LlamaCpp => Engine::LlamaCpp,
+    };
+    let results = results(&arguments.files)?;
+    proposal.judge(results, by, is_allowed).map_err(|error| error.to_string())
+}
+
+/// The branch that a pull request is for: as GitHub last saw it, or as this clone has it.
+fn target(repository: &Repository, pull: &Pull) -> String {
+    match repository.resolve(&pull.base) {
+        Ok(base) => base,
+        Err(_) => format!("origin/{}", pull.base_ref),
+    }
+}
+
+fn results(files: &[PathBuf]) -> Result<Results, String> {
+    let read = |path: &PathBuf| {
+        json::read_untrusted(path).map(|results| (path.display().to_string(), results))
+    };
+    let files = files.iter().map(read).collect::<Result<Vec<_>, _>>();
+    merge(files.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+}
+
+/// What could not be judged is red, and says why, where the verdict would have stood.
+fn not_judged(message: String) -> Report {
+    let results = Results {
+        format: FORMAT,
+        engine: crate::measure::ENGINE.into(),
+        head: None,
+        policy: None,
+        measurements: Vec::new(),
+        cases: Vec::new(),
+        not_needed: Vec::new(),
+    };
+    let finding = Finding { name: "not judged".into(), place: None, message, is_red: true };
+    Report { results, findings: vec![finding], links: Links::default() }
+}
+
+/// The very line to paste.
+fn accept(arguments: &Arguments, github: &GitHub) -> String {
+    let (run, artifact) = (github.event().run.id, &arguments.artifact);
+    format!(
+        "gh run download {run} -n {artifact} -D kvgate-results && kvgate accept kvgate-results/results.json"
+    )
+}
+
+/// The red cases and findings at the lines where their limits stand, the worst first.
+fn annotated(report: &Report) -> Vec<Annotation> {
+    let of_place = |place: Option<&str>, title: &str, message: &str| {
+        let (file, line) = match place.and_then(|place| place.rsplit_once(':')) {
+            Some((file, line)) => (Some(file.to_string()), line.parse().ok()),
+            None => (place.map(Into::into), None),
+        };
+        let message = message.lines().next().unwrap_or_default().into();
+        Annotation { file, line, title: title.into(), message }
+    };
+    let findings = report.findings.iter().filter(|finding| finding.is_red);
+    let findings = findings.map(|f| of_place(f.place.as_deref(), &f.name, &f.message));
+    let case = |case: &CaseResult| {
+        let broken = case.limits.iter().find(|limit| !limit.holds);
+        of_place(broken.map(|limit| limit.origin.as_str()), &case.case, &case.message)
+    };
+    report.red_cases().into_iter().map(case).chain(findings).collect()
+}
+
+/// Says it at GitHub. What does not get out is a warning: the verdict is in the exit code, and a status that
+/// is required and missing blocks.
+fn publish(
+    arguments: &Arguments,
+    github: &GitHub,
+    found: &Result<Found, Error>,
+    report: &Report,
+) -> Result<(), Stop> {
+    let sentence = report.sentence();
+    let state = match report.exit_code() {
+        0 => State::Success,
+        1 => State::Failure,
+        _ => State::Error,
+    };
+    let url = Some(github.run_url());
+    let status =
+        Status { context: &arguments.context, state, description: &sentence, target_url: url };
+    if let Err(error) = github.status(&status) {
+        warn("the commit status could not be set", &error)?;
+    }
+    if arguments.check_run {
+        let summary = markdown::render(report, CHECK_SUMMARY);
+        let run = CheckRun {
+            name: &arguments.context,
+            state,
+            title: &sentence,
+            summary: &summary,
+            details_url: url,
+        };
+        if let Err(error) = github.check_run(&run) {
+            warn("the check run could not be made", &error)?;
+        }
+    }
+    match found {
+        Ok(Found::Pull(pull)) => comment(arguments, github, pull.number, report),
+        Ok(Found::Moved(pull)) => {
+            say(format!("comment: left alone, #{} has a newer commit", pull.number))
+        }
+        Ok(Found::None) => say("comment: none, no open pull request has this commit"),
+        Err(_) => Ok(()), // told already
+    }
+}
+
+/// Bytes of a check run's summary at most.
+const CHECK_SUMMARY: usize = 65_000;
+
+fn comment(arguments: &Arguments, github: &GitHub, pull: u64, report: &Report) -> Result<(), Stop> {
+    // the run's own link is no news
+    let mut news = report.clone();
+    news.links.run = None;
+    news.links.accept = None;
+    let hash = hash::of_bytes(markdown::render(&news, usize::MAX).as_bytes());
+    let comment = Comment {
+        sticky: &github.sticky(&arguments.id, &hash),
+        mode: match arguments.comment {
+            When::OnChange => Mode::OnChange,
+            When::Always => Mode::Always,
+            When::Never => Mode::Never,
+        },
+        is_green: report.exit_code() == 0,
+        body: &|bytes| markdown::render(report, bytes),
+    };
+    match github.comment(pull, &comment) {
+        Ok(done) => say(format!("comment: {}", what_became(done))),
+        Err(error) => warn("the comment could not be written", &error),
+    }
+}
+
+fn what_became(done: Published) -> &'static str {
+    match done {
+        Published::Created => "written",
+        Published::Updated => "edited in place",
+        Published::Unchanged => "says so already",
+        Published::Skipped(Reason::Never) => "none, as asked",
+        Published::Skipped(Reason::NothingToSay) => "none, all is well",
+        Published::Skipped(Reason::HeadMoved) => "left alone, the pull request has a newer commit",
+        Published::Skipped(Reason::NewerRun) => "left alone, a newer run has written it",
+    }
+}
+
+fn warn(what: &str, error: &Error) -> Result<(), Stop> {
+    say(annotations::warning(&format!("kvgate: {what}"), &error.to_string()).trim_end())
+}

@@ -1,0 +1,74 @@
+//! `kvgate report`: results of one run, or of its shards, for people and for other tools.
+
+use super::judge::read_results;
+use super::{say, Config, Stop, NOT_MEASURED, USAGE};
+use crate::files::write_atomically;
+use crate::merge::complete;
+use crate::report::{self, json, markdown, terminal, Report};
+use std::io::Write;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// The results of a run, or of all its shards
+    #[arg(required = true, value_name = "RESULTS.json")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    config: Config,
+    /// What to make of them
+    #[arg(long, default_value = "terminal", value_name = "FORMAT")]
+    format: Format,
+    /// Write it there instead of to standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Format {
+    /// Tables for people at a terminal
+    Terminal,
+    /// For pull requests and step summaries
+    Markdown,
+    /// JUnit's XML, for what shows test results
+    #[cfg(feature = "reports")]
+    Junit,
+    /// results.json of all of them
+    Json,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
+    let gate = arguments.config.gate()?;
+    let mut results = read_results(&arguments.files).map_err(|error| Stop::new(USAGE, error))?;
+    if let Some(theirs) = results.policy.as_ref().filter(|p| p.sha256 != gate.policy.sha256) {
+        let ours = gate.policy.path.display();
+        return Err(Stop::new(
+            USAGE,
+            format!(
+                "these results are of another {} than {ours}: `kvgate judge` judges them by this one",
+                theirs.path
+            ),
+        ));
+    }
+    complete(&mut results, &gate.policy);
+    let report = Report::from(results);
+    let text = rendered(&report, arguments.format)
+        .map_err(|error| Stop::new(NOT_MEASURED, format!("the report cannot be made: {error}")))?;
+    match &arguments.output {
+        None => say(text.trim_end())?,
+        Some(path) => write_atomically(path, |file| file.write_all(text.as_bytes()))
+            .map_err(|error| Stop::new(NOT_MEASURED, format!("{}: {error}", path.display())))?,
+    }
+    Ok(report.exit_code())
+}
+
+fn rendered(report: &Report, format: Format) -> Result<String, String> {
+    Ok(match format {
+        Format::Terminal => terminal::render(report),
+        Format::Markdown => markdown::render(report, markdown::STEP_SUMMARY),
+        #[cfg(feature = "reports")]
+        Format::Junit => {
+            report::junit::render(&report.results).map_err(|error| error.to_string())?
+        }
+        Format::Json => json::text(&report.results).map_err(|error| error.to_string())?,
+    })
+}
