@@ -639,3 +639,58 @@ fn the_program_runs_what_is_touched() {
         .exits(0)
         .says("every model is touched: a run of `push` is of no pull request");
 }
+
+#[test]
+fn forms_that_libgit2_does_not_read_say_what_to_do() {
+    let server = Server::new("gate/");
+    server.git.put("other/file", "1");
+    server.git.commit("other");
+    let sparse = server.clone();
+    sparse.run("sparse-checkout set --sparse-index gate");
+    let error = sparse.open().changed_in_workdir("HEAD").unwrap_err().to_string();
+    assert!(error.ends_with("= help: `git sparse-checkout reapply --no-sparse-index`"), "{error}");
+    // what needs no index works
+    sparse.open().merge_base("HEAD", "origin/main").unwrap();
+}
+
+#[test]
+fn a_partial_clone_says_how_to_complete_it() {
+    let server = Server::new("");
+    server.git.edit("thresholds.toml", "0.05", "0.5");
+    server.git.commit("loosened");
+    server.git.run("config uploadpack.allowFilter true");
+    let clone = server.clone_with("--filter=blob:none ", "partial");
+    let path = Path::new("thresholds.toml");
+    let read = |revision: &str| clone.open().tree(revision).unwrap().read(path);
+    assert!(read("HEAD").is_ok(), "what is checked out is there");
+    assert_eq!(
+        read("HEAD~1").unwrap_err().to_string(),
+        "this clone is partial: thresholds.toml is not in it\n  = help: get the rest: `git fetch \
+         --refetch --no-filter`, in a workflow no `filter` of actions/checkout"
+    );
+    clone.run("fetch --quiet --refetch --no-filter");
+    assert_eq!(read("HEAD~1"), Ok(Some(POLICY.into())));
+}
+
+/// Only who may give files away can try it: root, as in a container.
+#[cfg(unix)]
+#[test]
+fn a_repository_of_another_user_says_how_to_trust_it() {
+    let root = tempfile::tempdir().unwrap();
+    let git = Git::at(root.path().join("repo"));
+    git.run("init --quiet");
+    git.put("gate/thresholds.toml", POLICY);
+    let given =
+        [".git", ""].map(|path| std::os::unix::fs::chown(git.folder.join(path), Some(1), None));
+    let place = git.folder.display();
+    match Repository::discover(&git.folder.join("gate")) {
+        Ok(_) => assert!(given.iter().all(Result::is_err), "another user's is not trusted"),
+        Err(error) => assert_eq!(
+            error.to_string(),
+            format!(
+                "the repository of {place} belongs to another user\n  = help: `git config --global \
+                 --add safe.directory {place}` says that it can be trusted"
+            )
+        ),
+    }
+}

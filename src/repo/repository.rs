@@ -205,9 +205,16 @@ impl Repository {
 fn not_opened(folder: &Path, error: &git2::Error) -> RepoError {
     match error.code() {
         ErrorCode::NotFound => RepoError::NotARepository(folder.into()),
-        ErrorCode::Owner => RepoError::NotOwned(folder.into()),
+        ErrorCode::Owner => RepoError::NotOwned(root(folder)),
         _ => RepoError::Unsupported { message: error.message().into() },
     }
+}
+
+/// The folder that git would have to trust.
+fn root(folder: &Path) -> PathBuf {
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
+    let root = folder.ancestors().find(|ancestor| ancestor.join(".git").exists());
+    root.unwrap_or(&folder).into()
 }
 
 fn failed(doing: &str, error: &git2::Error) -> RepoError {
