@@ -657,6 +657,8 @@ fn forms_that_libgit2_does_not_read_say_what_to_do() {
 fn a_partial_clone_says_how_to_complete_it() {
     let server = Server::new("");
     server.git.edit("thresholds.toml", "0.05", "0.5");
+    server.git.run("mv corpora/c.txt corpora/d.txt");
+    server.git.edit("corpora/d.txt", "measure", "be measured");
     server.git.commit("loosened");
     server.git.run("config uploadpack.allowFilter true");
     let clone = server.clone_with("--filter=blob:none ", "partial");
@@ -668,7 +670,11 @@ fn a_partial_clone_says_how_to_complete_it() {
         "this clone is partial: thresholds.toml is not in it\n  = help: get the rest: `git fetch \
          --refetch --no-filter`, in a workflow no `filter` of actions/checkout"
     );
+    let between = || clone.open().changed_paths("HEAD~1", "HEAD").unwrap();
+    let paths = ["corpora/c.txt", "corpora/d.txt", "thresholds.toml"];
+    assert_eq!(between(), paths.map(change), "no rename without the content");
     clone.run("fetch --quiet --refetch --no-filter");
+    assert_eq!(between()[0].old_path.as_deref(), Some(Path::new("corpora/c.txt")));
     assert_eq!(read("HEAD~1"), Ok(Some(POLICY.into())));
 }
 

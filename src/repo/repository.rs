@@ -156,7 +156,13 @@ impl Repository {
     fn changes(&self, mut diff: Diff) -> Result<Vec<Change>, RepoError> {
         let mut options = DiffFindOptions::new();
         options.renames(true).for_untracked(true);
-        diff.find_similar(Some(&mut options)).map_err(|error| failed("find renames", &error))?;
+        match diff.find_similar(Some(&mut options)) {
+            // of contents that a partial clone lacks, a rename is shown as a removal and an addition
+            Err(error) if error.code() != ErrorCode::NotFound => {
+                return Err(failed("find renames", &error));
+            }
+            _ => {}
+        }
         let mut changes: Vec<_> = diff
             .deltas()
             .filter(|delta| !self.is_sparse(delta))
