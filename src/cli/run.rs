@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     if let Some(folder) = &arguments.results {
         gate.results = folder.clone();
     }
-    let mut cases = select(&gate, arguments);
+    let cases = select(&gate, arguments);
     let idle =
         arguments.filters.iter().find(|f| !gate.cases().iter().any(|c| matches(arguments, c, f)));
     if let Some(filter) = idle {
@@ -56,21 +56,24 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         return Err(Stop::new(NOTHING_SELECTED, message));
     }
     let runs = |case: &&Case| arguments.include_ignored || !case.ignored;
-    let mut chosen: Vec<Case> = cases.iter().filter(runs).cloned().collect();
+    let chosen: Vec<Case> = cases.iter().filter(runs).cloned().collect();
     if chosen.is_empty() {
         let message = nothing_selected(&gate, &arguments.filters);
         return Err(Stop::new(NOTHING_SELECTED, message));
     }
     #[cfg(feature = "git")]
-    if let Some(changed) = changed(&gate, arguments)? {
-        let touched = |case: &Case| changed.touched.contains(&gate.policy.models[case.model].name);
-        cases.retain(touched);
-        chosen.retain(touched);
-        match chosen.is_empty() {
-            true => return not_needed(&gate, &changed, arguments.list),
-            false => eprintln!("{changed}"),
+    let (cases, chosen) = match changed(&gate, arguments)? {
+        None => (cases, chosen),
+        Some(changed) => {
+            let touched = |cases: Vec<Case>| changed::select(&gate.policy, &changed, cases);
+            let (cases, chosen) = (touched(cases), touched(chosen));
+            if chosen.is_empty() {
+                return not_needed(&gate, &changed, arguments.list);
+            }
+            eprintln!("{changed}");
+            (cases, chosen)
         }
-    }
+    };
     if arguments.list {
         for case in &cases {
             say(format!("{}{}", case.name, if case.ignored { " (ignored)" } else { "" }))?;
