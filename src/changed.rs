@@ -1,8 +1,9 @@
 //! Which models a change touches: what `kvgate run --changed` runs.
 
-use crate::gate::RESULTS;
+use crate::gate::{Case, RESULTS};
 use crate::golden;
-use crate::policy::{case_of_golden, ModelPolicy, Policy};
+use crate::policy::weakened::case_of_golden;
+use crate::policy::{ModelPolicy, Policy};
 use crate::repo::{Change, RepoError, Repository};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -133,6 +134,12 @@ pub fn since(
         None => Touched::All(format!("{} is outside of the repository", policy.path.display())),
     };
     Ok(Changed { touched, since: format!("{target} ({})", &base[..7]), files: changes.len() })
+}
+
+/// The cases of the models that a change touches.
+pub fn select(policy: &Policy, changed: &Changed, mut cases: Vec<Case>) -> Vec<Case> {
+    cases.retain(|case| changed.touched.contains(&policy.models[case.model].name));
+    cases
 }
 
 /// The event of a run on GitHub that is of no pull request.

@@ -4,15 +4,15 @@
 use super::USAGE;
 use super::{say, Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
 #[cfg(feature = "git")]
-use crate::changed::{self, Changed};
+use crate::changed;
 use crate::gate::{self, Case, Gate};
 use crate::golden;
 use crate::harness::nothing_selected;
 use crate::plan;
 use crate::progress::Bar;
 use crate::report::{self, sidecar, Outputs, Report};
-use crate::results::{CaseResult, Measurement};
-use crate::verdict::{self, Verdict};
+use crate::results::{CaseResult, Measurement, Results};
+use crate::verdict::Verdict;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -52,53 +52,102 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     if let Some(folder) = &arguments.results {
         gate.results = folder.clone();
     }
-    let models = plan::named(&gate.policy, &arguments.models)
-        .map_err(|message| Stop::new(NOTHING_SELECTED, message))?;
-    let mut cases = select(&gate, arguments);
-    cases.retain(|case| models.contains(&case.model));
-    let idle = arguments
-        .filters
-        .iter()
-        .find(|f| !gate.cases().iter().any(|c| matches(arguments.exact, c, f)));
-    if let Some(filter) = idle {
-        let message = nothing_selected(&gate, std::slice::from_ref(filter));
-        return Err(Stop::new(NOTHING_SELECTED, message));
-    }
-    let runs = |case: &&Case| arguments.include_ignored || !case.ignored;
-    let mut chosen: Vec<Case> = cases.iter().filter(runs).cloned().collect();
-    if chosen.is_empty() {
-        let message = nothing_selected(&gate, &arguments.filters);
-        return Err(Stop::new(NOTHING_SELECTED, message));
-    }
-    #[cfg(feature = "git")]
-    if let Some(changed) = changed(&gate, arguments)? {
-        let touched = |case: &Case| changed.touched.contains(&gate.policy.models[case.model].name);
-        cases.retain(touched);
-        chosen.retain(touched);
-        match chosen.is_empty() {
-            true => return not_needed(&gate, &changed, arguments.list),
-            false => eprintln!("{changed}"),
-        }
-    }
+    let selected = narrow(&gate, arguments, select(&gate, arguments)?)?;
     if arguments.list {
-        for case in &cases {
+        for case in &selected.cases {
             say(format!("{}{}", case.name, if case.ignored { " (ignored)" } else { "" }))?;
         }
         return Ok(0);
     }
     golden::prepare_insta(&gate.root);
-    let folder = gate.results.clone();
-    gate::prepare_results(&folder).map_err(|message| Stop::new(NOT_MEASURED, message))?;
+    gate::prepare_results(&gate.results).map_err(|message| Stop::new(NOT_MEASURED, message))?;
+    let (report, mut written) = judge(&gate, selected);
+    let outputs = Outputs {
+        terminal: true,
+        folder: Some(gate.results.clone()),
+        step_summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
+    };
+    for error in report::emit(&report, &outputs) {
+        written &= error.is_warning();
+        eprintln!("{}: {error}", if error.is_warning() { "warning" } else { "error" });
+    }
+    Ok(match report.exit_code() {
+        0 if !written => NOT_MEASURED,
+        code => code,
+    })
+}
+
+/// What a run is of.
+struct Selected {
+    /// Cases that are listed.
+    cases: Vec<Case>,
+    /// Those of them that run.
+    chosen: Vec<Case>,
+    /// Models that are left out because nothing that they depend on has changed.
+    not_needed: Vec<String>,
+}
+
+/// What the arguments name.
+fn select(gate: &Gate, arguments: &Arguments) -> Result<Selected, Stop> {
+    let nothing = |message| Stop::new(NOTHING_SELECTED, message);
+    let models = plan::named(&gate.policy, &arguments.models).map_err(nothing)?;
+    let filters = &arguments.filters;
+    let is_idle = |f: &&String| !gate.cases().iter().any(|c| matches(arguments.exact, c, f));
+    if let Some(filter) = filters.iter().find(is_idle) {
+        return Err(nothing(nothing_selected(gate, std::slice::from_ref(filter))));
+    }
+    let mut cases = gate.cases();
+    cases.retain(|c| filters.is_empty() || filters.iter().any(|f| matches(arguments.exact, c, f)));
+    cases.retain(|case| models.contains(&case.model));
+    let runs = |case: &&Case| arguments.include_ignored || !case.ignored;
+    let chosen: Vec<Case> = cases.iter().filter(runs).cloned().collect();
+    match chosen.is_empty() {
+        true => Err(nothing(nothing_selected(gate, filters))),
+        false => Ok(Selected { cases, chosen, not_needed: Vec::new() }),
+    }
+}
+
+/// What of it a change touches, where that is asked for.
+#[cfg(feature = "git")]
+fn narrow(gate: &Gate, arguments: &Arguments, selected: Selected) -> Result<Selected, Stop> {
+    if !arguments.changed {
+        return Ok(selected);
+    }
+    let environment = |name: &str| std::env::var(name).ok();
+    let changed = changed::since(&gate.policy, arguments.against.as_deref(), &environment)
+        .map_err(|error| Stop::new(USAGE, format!("--changed: {error}")))?;
+    let touched = |cases: Vec<Case>| changed::select(&gate.policy, &changed, cases);
+    let is_chosen = |model: usize| selected.chosen.iter().any(|case| case.model == model);
+    let models = gate.policy.models.iter().enumerate().filter(|(index, _)| is_chosen(*index));
+    let names = models.map(|(_, model)| &model.name);
+    let not_needed = names.filter(|name| !changed.touched.contains(name)).cloned().collect();
+    let (cases, chosen) = (touched(selected.cases), touched(selected.chosen));
+    match chosen.is_empty() {
+        true => eprintln!("not needed: {}", changed.not_needed()),
+        false => eprintln!("{changed}"),
+    }
+    Ok(Selected { cases, chosen, not_needed })
+}
+
+#[cfg(not(feature = "git"))]
+fn narrow(_: &Gate, _: &Arguments, selected: Selected) -> Result<Selected, Stop> {
+    Ok(selected)
+}
+
+/// Measures and judges, model by model; whether all positions could be kept.
+fn judge(gate: &Gate, selected: Selected) -> (Report, bool) {
+    let Selected { cases, chosen, not_needed } = selected;
+    let runs = |case: &Case| chosen.iter().any(|chosen| chosen.name == case.name);
     let mut measurements = Vec::new();
     let mut judged = Vec::new();
     let mut written = true;
     for model in 0..gate.policy.models.len() {
         let own: Vec<&Case> = cases.iter().filter(|case| case.model == model).collect();
-        if !own.iter().any(|case| chosen.iter().any(|c| c.name == case.name)) {
+        if !own.iter().any(|case| runs(case)) {
             judged.extend(own.iter().map(|case| ignored(case)));
             continue;
         }
-        let (measured, kept) = measure(&gate, model, &chosen, &folder);
+        let (measured, kept) = measure(gate, model, &chosen);
         written &= kept;
         judged.extend(own.iter().map(|case| match runs(case) {
             true => gate.judge(case, &measured),
@@ -106,52 +155,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         }));
         measurements.extend(measured);
     }
-    let verdicts: Vec<Verdict> = judged.iter().map(|result| result.verdict).collect();
-    let report = Report::from(gate.results(measurements, judged));
-    let outputs = Outputs {
-        terminal: true,
-        folder: Some(folder),
-        step_summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
-    };
-    for error in report::emit(&report, &outputs) {
-        written &= error.is_warning();
-        eprintln!("{}: {error}", if error.is_warning() { "warning" } else { "error" });
-    }
-    Ok(match verdict::exit_code(verdicts) {
-        0 if !written => NOT_MEASURED,
-        code => code,
-    })
-}
-
-/// What a run with `--changed` is about.
-#[cfg(feature = "git")]
-fn changed(gate: &Gate, arguments: &Arguments) -> Result<Option<Changed>, Stop> {
-    let environment = |name: &str| std::env::var(name).ok();
-    let since = || changed::since(&gate.policy, arguments.against.as_deref(), &environment);
-    let changed = arguments.changed.then(since).transpose();
-    changed.map_err(|error| Stop::new(USAGE, format!("--changed: {error}")))
-}
-
-/// Says that there is nothing to run, in words and in results without a measurement.
-#[cfg(feature = "git")]
-fn not_needed(gate: &Gate, changed: &Changed, list: bool) -> Result<u8, Stop> {
-    say(format!("not needed: {}", changed.not_needed()))?;
-    if !list {
-        let folder = &gate.results;
-        let written = gate::prepare_results(folder).and_then(|()| {
-            let results = gate.results(Vec::new(), Vec::new());
-            report::json::write(folder, &results).map_err(|error| error.to_string())
-        });
-        written.map_err(|message| Stop::new(NOT_MEASURED, message))?;
-    }
-    Ok(0)
-}
-
-fn select(gate: &Gate, arguments: &Arguments) -> Vec<Case> {
-    let filters = &arguments.filters;
-    let mut cases = gate.cases();
-    cases.retain(|c| filters.is_empty() || filters.iter().any(|f| matches(arguments.exact, c, f)));
-    cases
+    let results = gate.results(measurements, judged);
+    (Results { not_needed, ..results }.into(), written)
 }
 
 pub(super) fn matches(exact: bool, case: &Case, filter: &str) -> bool {
@@ -170,7 +175,6 @@ fn measure(
     gate: &Gate,
     model: usize,
     chosen: &[Case],
-    folder: &std::path::Path,
 ) -> (Result<Measurement, String>, bool) {
     let name = &gate.policy.models[model].name;
     let bar = Bar::new(name);
@@ -181,7 +185,7 @@ fn measure(
     };
     let lanes: Vec<_> =
         measured.positions.iter().map(|(l, p)| (l.as_str(), p.as_slice())).collect();
-    let kept = sidecar::write(folder, name, &lanes);
+    let kept = sidecar::write(&gate.results, name, &lanes);
     if let Err(error) = &kept {
         eprintln!("error: {error}");
     }

@@ -5,10 +5,9 @@ mod document;
 mod resolve;
 #[cfg(test)]
 mod tests;
-mod weakened;
+pub(crate) mod weakened;
 
 pub use diagnostic::{Diagnostic, Severity};
-pub(crate) use weakened::case_of_golden;
 pub use weakened::{goldens_removed, text_sizes, weakened, Place, Side, Weakened};
 
 use crate::hash;

@@ -511,6 +511,12 @@ prompts = false
     }
 
     #[test]
+    fn what_was_ignored_may_stay_so() {
+        let ignored = BASE.replace("path = \"n.gguf\"", "path = \"n.gguf\"\nignored = true");
+        assert_eq!(between(&ignored, &ignored), [""; 0]);
+    }
+
+    #[test]
     fn less_is_measured() {
         assert_weaker(
             &[("context = 512", "context = 256")],

@@ -89,6 +89,12 @@ pub enum RepoError {
         /// The submodule.
         submodule: PathBuf,
     },
+    /// A content that a partial clone has not fetched: libgit2 does not fetch it on demand as git does.
+    #[error(
+        "this clone is partial: {} is not in it\n  = help: get the rest: `git fetch --refetch --no-filter`, \
+         in a workflow no `filter` of actions/checkout", .0.display()
+    )]
+    NotFetched(PathBuf),
     /// A symbolic link that leads out of the repository, or nowhere.
     #[error(
         "{} is reached by a link that leads out of the repository\n  = help: put the file itself there",
@@ -148,7 +154,6 @@ fn fetch(revision: &str, shallow: bool) -> String {
 fn plain(message: &str) -> &'static str {
     match message {
         m if m.contains("sdir") => "`git sparse-checkout reapply --no-sparse-index`",
-        m if m.contains("partialclone") => "clone it without `--filter`",
         m if m.contains("reftable") || m.contains("refstorage") => {
             "`git refs migrate --ref-format=files`"
         }

@@ -156,7 +156,13 @@ impl Repository {
     fn changes(&self, mut diff: Diff) -> Result<Vec<Change>, RepoError> {
         let mut options = DiffFindOptions::new();
         options.renames(true).for_untracked(true);
-        diff.find_similar(Some(&mut options)).map_err(|error| failed("find renames", &error))?;
+        match diff.find_similar(Some(&mut options)) {
+            // of contents that a partial clone lacks, a rename is shown as a removal and an addition
+            Err(error) if error.code() != ErrorCode::NotFound => {
+                return Err(failed("find renames", &error));
+            }
+            _ => {}
+        }
         let mut changes: Vec<_> = diff
             .deltas()
             .filter(|delta| !self.is_sparse(delta))
@@ -205,9 +211,16 @@ impl Repository {
 fn not_opened(folder: &Path, error: &git2::Error) -> RepoError {
     match error.code() {
         ErrorCode::NotFound => RepoError::NotARepository(folder.into()),
-        ErrorCode::Owner => RepoError::NotOwned(folder.into()),
+        ErrorCode::Owner => RepoError::NotOwned(root(folder)),
         _ => RepoError::Unsupported { message: error.message().into() },
     }
+}
+
+/// The folder that git would have to trust.
+fn root(folder: &Path) -> PathBuf {
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
+    let root = folder.ancestors().find(|ancestor| ancestor.join(".git").exists());
+    root.unwrap_or(&folder).into()
 }
 
 fn failed(doing: &str, error: &git2::Error) -> RepoError {

@@ -2,7 +2,7 @@
 
 use super::files::{bounded, lfs_bytes, whole, MOST_FILES, MOST_LFS_POINTER};
 use super::{Files, RepoError};
-use git2::{ObjectType, Oid};
+use git2::{ErrorCode, ObjectType, Oid};
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
@@ -152,5 +152,8 @@ impl Files for Tree<'_> {
 }
 
 fn unreadable(path: &Path, error: &git2::Error) -> RepoError {
-    RepoError::Unreadable { path: path.into(), message: error.message().into() }
+    match error.code() {
+        ErrorCode::NotFound => RepoError::NotFetched(path.into()),
+        _ => RepoError::Unreadable { path: path.into(), message: error.message().into() },
+    }
 }

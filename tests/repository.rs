@@ -1,0 +1,702 @@
+//! Merge bases, weakening and `--changed` on real repositories, made by git itself.
+
+mod support;
+
+use kvgate::changed::{since, Touched};
+use kvgate::policy::{goldens_removed, text_sizes, weakened, Policy};
+use kvgate::repo::{Change, Files, Folder, RepoError, Repository};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use support::program::{accepted, kvgate, kvgate_with};
+
+const POLICY: &str = r#"[defaults]
+corpus = "corpora/c.txt"
+context = 512
+chunks = 4
+prompts = "prompts.toml"
+[defaults.limits]
+mean_kld = 0.05
+[defaults.schemes]
+q8_0 = {}
+q4_0 = {}
+[models.m]
+path = "models/m"
+[models.n]
+path = "models/n.gguf"
+at.long = { context = 1024 }
+"#;
+
+/// A folder that git works in.
+struct Git {
+    folder: PathBuf,
+    /// Commits are a minute apart, so that one of them is the youngest.
+    minutes: Cell<u64>,
+}
+
+impl Git {
+    fn at(folder: PathBuf) -> Git {
+        std::fs::create_dir_all(&folder).unwrap();
+        Git { folder, minutes: Cell::new(0) }
+    }
+
+    /// What git prints.
+    #[track_caller]
+    fn run(&self, arguments: &str) -> String {
+        self.minutes.set(self.minutes.get() + 1);
+        let date = format!("{} +0000", 1_700_000_000 + 60 * self.minutes.get());
+        let mut git = Command::new("git");
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("GIT_") {
+                git.env_remove(name);
+            }
+        }
+        for (name, value) in [
+            ("GIT_CONFIG_GLOBAL", "/dev/null"),
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+            ("GIT_AUTHOR_NAME", "A"),
+            ("GIT_AUTHOR_EMAIL", "a@example.org"),
+            ("GIT_COMMITTER_NAME", "C"),
+            ("GIT_COMMITTER_EMAIL", "c@example.org"),
+            ("GIT_AUTHOR_DATE", &date),
+            ("GIT_COMMITTER_DATE", &date),
+        ] {
+            git.env(name, value);
+        }
+        let settings = ["-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always"];
+        let ran = git.args(settings).args(arguments.split(' ')).current_dir(&self.folder).output();
+        let ran = ran.expect("git is there");
+        assert!(ran.status.success(), "git {arguments}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap().trim().to_owned()
+    }
+
+    fn put(&self, path: &str, text: &str) {
+        let path = self.folder.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn edit(&self, path: &str, old: &str, new: &str) {
+        let text = std::fs::read_to_string(self.folder.join(path)).unwrap();
+        assert!(text.contains(old), "{path} holds no `{old}`");
+        self.put(path, &text.replace(old, new));
+    }
+
+    /// Commits all there is; its hash.
+    fn commit(&self, message: &str) -> String {
+        self.run("add --all");
+        self.run(&format!("commit --quiet --allow-empty --message {message}"));
+        self.run("rev-parse HEAD")
+    }
+
+    fn open(&self) -> Repository {
+        Repository::discover(&self.folder).unwrap()
+    }
+}
+
+/// A model repository on a server, with the policy in a folder of it or at its root.
+struct Server {
+    root: tempfile::TempDir,
+    git: Git,
+}
+
+impl Server {
+    fn new(policy_folder: &str) -> Server {
+        let root = tempfile::tempdir().unwrap();
+        let git = Git::at(root.path().join("server"));
+        git.run("init --quiet");
+        let put = |path: &str, text: &str| git.put(&format!("{policy_folder}{path}"), text);
+        put("thresholds.toml", POLICY);
+        put("corpora/c.txt", "a text to measure on\n");
+        put("prompts.toml", "prompts\n");
+        put("models/m/config.json", "{}\n");
+        put("models/n.gguf", "weights\n");
+        for golden in ["m__q8_0", "m__q4_0", "n__q8_0", "n@long__q8_0", "m.text"] {
+            put(&format!("goldens/{golden}.snap"), "accepted\n");
+        }
+        put("goldens/llama.cpp/m__q8_0.snap", "accepted\n");
+        put("README.md", "a model\n");
+        git.commit("first");
+        Server { root, git }
+    }
+
+    /// A clone, on a branch of its own.
+    fn clone(&self) -> Git {
+        let clone = self.clone_with("", "clone");
+        clone.run("checkout --quiet -b topic");
+        clone
+    }
+
+    fn clone_with(&self, options: &str, name: &str) -> Git {
+        let url = format!("file://{}", self.git.folder.display());
+        let folder = self.root.path().join(name);
+        self.git.run(&format!("clone --quiet {options}{url} {}", folder.display()));
+        let clone = Git::at(folder);
+        clone.minutes.set(1000);
+        clone
+    }
+}
+
+fn nothing(_: &str) -> Option<String> {
+    None
+}
+
+fn load(folder: &Path) -> Policy {
+    Policy::load(&folder.join("thresholds.toml")).unwrap().0
+}
+
+/// What a pull request of the working tree weakens, as `post` would find it.
+fn findings(folder: &Path) -> Vec<String> {
+    let repository = Repository::discover(folder).unwrap();
+    let target = repository.default_target(&nothing).unwrap();
+    let base = repository.merge_base("HEAD", &target).unwrap();
+    let own = repository.relative(folder).unwrap();
+    let base = repository.tree(&base).unwrap().seen_from(&own);
+    let now = Folder::new(folder, repository.workdir()).unwrap();
+    let path = Path::new("thresholds.toml");
+    let parse = |files: &dyn Files| {
+        let text = String::from_utf8(files.read(path).unwrap().unwrap()).unwrap();
+        Policy::parse(&text, path).unwrap().0
+    };
+    let (old, new) = (parse(&base), parse(&now));
+    let mut found = weakened(&old, &new, &text_sizes(&new, &base, &now));
+    found.extend(goldens_removed(&new, &base, &now).unwrap());
+    found.iter().map(ToString::to_string).collect()
+}
+
+fn touched(folder: &Path) -> Touched {
+    since(&load(folder), None, &nothing).unwrap().touched
+}
+
+fn all(reason: &str) -> Touched {
+    Touched::All(reason.into())
+}
+
+fn models(names: &[&str]) -> Touched {
+    Touched::Models(names.iter().map(ToString::to_string).collect())
+}
+
+fn change(path: &str) -> Change {
+    Change { path: path.into(), old_path: None }
+}
+
+#[test]
+fn a_pull_request_that_loosens_a_limit() {
+    for policy_folder in ["", "gate/"] {
+        let server = Server::new(policy_folder);
+        let clone = server.clone();
+        let folder = clone.folder.join(policy_folder);
+        assert_eq!(findings(&folder), [""; 0]);
+        clone.edit(&format!("{policy_folder}thresholds.toml"), "0.05", "0.5");
+        let expected = "thresholds.toml:7: mean_kld limit raised: 0.05 → 0.5 \
+                        (m::q8_0, m::q4_0, n::q8_0 and 3 more)";
+        let reason = all(&format!("{policy_folder}thresholds.toml changed"));
+        assert_eq!(findings(&folder), [expected], "before the commit");
+        assert_eq!(touched(&folder), reason);
+        clone.commit("loosen");
+        assert_eq!(findings(&folder), [expected]);
+        assert_eq!(touched(&folder), reason);
+    }
+}
+
+#[test]
+fn a_pull_request_that_deletes_a_case_or_its_golden() {
+    let server = Server::new("");
+    let clone = server.clone();
+    clone.run("rm --quiet goldens/m__q4_0.snap goldens/llama.cpp/m__q8_0.snap goldens/m.text.snap");
+    clone.commit("goldens");
+    let deleted = |file: &str, case: &str| {
+        format!("goldens/{file}.snap at the base: golden deleted: accepted → none ({case})")
+    };
+    let of_m = [deleted("llama.cpp/m__q8_0", "m::q8_0"), deleted("m.text", "m")];
+    assert_eq!(
+        findings(&clone.folder),
+        [of_m[0].clone(), of_m[1].clone(), deleted("m__q4_0", "m::q4_0")]
+    );
+    assert_eq!(touched(&clone.folder), models(&["m"]));
+    clone.edit("thresholds.toml", "q4_0 = {}\n", "");
+    clone.commit("case");
+    let removed = "thresholds.toml:10 at the base: scheme removed: q4_0 → none \
+                   (m::q4_0, n::q4_0, n@long::q4_0)";
+    // the golden of a case that is gone is not missed
+    assert_eq!(findings(&clone.folder), [removed.to_owned(), of_m[0].clone(), of_m[1].clone()]);
+}
+
+#[test]
+fn a_pull_request_that_only_edits_prose() {
+    let server = Server::new("");
+    let clone = server.clone();
+    let changed = || since(&load(&clone.folder), None, &nothing).unwrap();
+    let base = &clone.run("rev-parse --short=7 HEAD");
+    assert_eq!(changed().touched, Touched::None);
+    assert_eq!(changed().not_needed(), format!("nothing changed since origin/HEAD ({base})"));
+    for prose in ["README.md", "docs/page.html", "LICENSE", "LICENSE-MIT", "models/m/README.md"] {
+        clone.put(prose, "words\n");
+    }
+    clone.commit("prose");
+    assert_eq!(changed().touched, Touched::None);
+    assert_eq!(
+        changed().not_needed(),
+        format!(
+            "none of the 5 files that changed since origin/HEAD ({base}) is one that a verdict depends on"
+        )
+    );
+    assert_eq!(findings(&clone.folder), [""; 0]);
+}
+
+#[test]
+fn a_pull_request_that_adds_a_model() {
+    let server = Server::new("");
+    let clone = server.clone();
+    clone.put("models/o.gguf", "weights\n");
+    clone.edit("thresholds.toml", "[models.m]", "[models.o]\npath = \"models/o.gguf\"\n[models.m]");
+    clone.commit("model");
+    assert_eq!(findings(&clone.folder), [""; 0]);
+    assert_eq!(touched(&clone.folder), all("thresholds.toml changed"));
+}
+
+#[test]
+fn a_shorter_text_is_found_in_bytes() {
+    let server = Server::new("gate/");
+    let clone = server.clone();
+    clone.put("gate/corpora/c.txt", "a text\n");
+    let expected =
+        "thresholds.toml:2: corpus file corpora/c.txt shortened: 21 bytes → 7 bytes (m, n, n@long)";
+    assert_eq!(findings(&clone.folder.join("gate")), [expected]);
+}
+
+#[test]
+fn each_file_touches_what_depends_on_it() {
+    let server = Server::new("");
+    let clone = server.clone();
+    for (path, expected) in [
+        ("models/n.gguf", models(&["n", "n@long"])),
+        ("models/m/config.json", models(&["m"])),
+        ("models/m/chat_template.jinja", models(&["m"])),
+        ("goldens/n@long__q8_0.snap", models(&["n@long"])),
+        ("goldens/m.text.snap", models(&["m"])),
+        ("goldens/llama.cpp/m__q8_0.snap", models(&["m"])),
+        ("goldens/gone__q8_0.snap", Touched::None),
+        ("goldens/m__q8_0.snap.new", Touched::None),
+        ("kvgate-results/results.json", Touched::None),
+        ("docs/a.md", Touched::None),
+        ("corpora/c.txt", all("corpora/c.txt changed")),
+        ("prompts.toml", all("prompts.toml changed")),
+        ("Cargo.lock", all("Cargo.lock changed")),
+        ("Cargo.toml", all("Cargo.toml changed")),
+        ("build.rs", all("build.rs changed")),
+        ("rust-toolchain.toml", all("rust-toolchain.toml changed")),
+        (".github/workflows/gate.yml", all(".github/workflows/gate.yml changed")),
+        (".config/nextest.toml", all(".config/nextest.toml changed")),
+        ("tests/gate.rs", all("tests/gate.rs changed")),
+        ("src/table.md", all("src/table.md changed")),
+        ("models/other.bin", all("models/other.bin changed")),
+    ] {
+        clone.put(path, "edited\n");
+        assert_eq!(touched(&clone.folder), expected, "{path}");
+        clone.run("add --all");
+        assert_eq!(touched(&clone.folder), expected, "{path}, staged");
+        clone.run("reset --quiet --hard");
+    }
+}
+
+#[test]
+fn a_rename_is_one_change_of_both_paths() {
+    let server = Server::new("");
+    let clone = server.clone();
+    let base = clone.run("rev-parse HEAD");
+    clone.run("mv models/n.gguf models/moved.png");
+    let renamed =
+        Change { path: "models/moved.png".into(), old_path: Some("models/n.gguf".into()) };
+    let repository = clone.open();
+    assert_eq!(repository.changed_in_workdir(&base), Ok(vec![renamed.clone()]));
+    assert_eq!(touched(&clone.folder), models(&["n", "n@long"]), "by its old path");
+    let head = clone.commit("rename");
+    assert_eq!(repository.changed_paths(&base, &head), Ok(vec![renamed]));
+    assert_eq!(touched(&clone.folder), models(&["n", "n@long"]));
+}
+
+#[test]
+fn a_dirty_tree_shows_all_that_is_not_committed() {
+    let server = Server::new("");
+    let clone = server.clone();
+    let base = clone.run("rev-parse HEAD");
+    clone.put(".gitignore", "ignored\n");
+    clone.put("committed", "1");
+    let head = clone.commit("one");
+    clone.put("staged", "2");
+    clone.run("add staged");
+    clone.put("new/untracked", "3");
+    clone.put("ignored", "4");
+    clone.edit("README.md", "model", "fine model");
+    std::fs::remove_file(clone.folder.join("models/n.gguf")).unwrap();
+    let paths =
+        [".gitignore", "README.md", "committed", "models/n.gguf", "new/untracked", "staged"];
+    let repository = clone.open();
+    assert_eq!(repository.changed_in_workdir(&base), Ok(paths.map(change).to_vec()));
+    let committed = vec![change(".gitignore"), change("committed")];
+    assert_eq!(repository.changed_paths(&base, &head), Ok(committed));
+}
+
+/// What the target loosened meanwhile is not the branch's doing, before a rebase or after it.
+#[test]
+fn a_rebase_moves_the_base() {
+    let server = Server::new("");
+    let first = server.git.run("rev-parse HEAD");
+    let clone = server.clone();
+    clone.put("models/n.gguf", "other weights\n");
+    clone.commit("weights");
+    server.git.edit("thresholds.toml", "0.05", "0.5");
+    let second = server.git.commit("loosened");
+    clone.run("fetch --quiet");
+    let base = || clone.open().merge_base("HEAD", "origin/main").unwrap();
+    assert_eq!(base(), first);
+    assert_eq!(findings(&clone.folder), [""; 0]);
+    assert_eq!(touched(&clone.folder), models(&["n", "n@long"]));
+    clone.run("rebase --quiet origin/main");
+    assert_eq!(base(), second);
+    assert_eq!(findings(&clone.folder), [""; 0]);
+    assert_eq!(touched(&clone.folder), models(&["n", "n@long"]));
+}
+
+/// As actions/checkout leaves a pull request: detached, at a merge of both.
+#[test]
+fn a_detached_merge_shows_the_pull_requests_changes_alone() {
+    let server = Server::new("");
+    let clone = server.clone();
+    clone.put("models/n.gguf", "other weights\n");
+    clone.commit("weights");
+    server.git.put("corpora/c.txt", "a text to measure on, and more\n");
+    let main = server.git.commit("corpus");
+    clone.run("fetch --quiet");
+    clone.run("checkout --quiet --detach origin/main");
+    let merge = "merge --quiet --no-ff --message merged topic";
+    clone.run(merge);
+    let repository = clone.open();
+    assert_eq!(repository.head().unwrap(), clone.run("rev-parse HEAD"));
+    assert_eq!(repository.merge_base("HEAD", "origin/main").unwrap(), main);
+    assert_eq!(touched(&clone.folder), models(&["n", "n@long"]));
+    let pull_request = |name: &str| (name == "GITHUB_BASE_REF").then(|| "main".to_owned());
+    assert_eq!(repository.default_target(&pull_request).unwrap(), "origin/main");
+}
+
+/// Two branches that merged each other have two merge bases: git prints the younger.
+#[test]
+fn a_criss_cross_has_gits_merge_base() {
+    for younger in ["topic", "main"] {
+        let server = Server::new("");
+        let git = &server.git;
+        git.run("checkout --quiet -b topic");
+        let older = if younger == "topic" { "main" } else { "topic" };
+        git.run(&format!("checkout --quiet {older}"));
+        git.put("one", "1");
+        let first = git.commit("one");
+        git.run(&format!("checkout --quiet {younger}"));
+        git.put("two", "2");
+        let second = git.commit("two");
+        git.run(&format!("merge --quiet --message m {first}"));
+        git.run(&format!("checkout --quiet {older}"));
+        git.run(&format!("merge --quiet --message m {second}"));
+        assert_eq!(git.run("merge-base --all main topic").lines().count(), 2);
+        let found = git.open().merge_base("main", "topic").unwrap();
+        assert_eq!(found, second);
+        assert_eq!(found, git.run("merge-base main topic"));
+        assert_eq!(git.open().merge_base("topic", "main").unwrap(), second);
+    }
+}
+
+const DEEPEN: &str = "get its history: `git fetch --unshallow`, in a workflow `fetch-depth: 0` of \
+                      actions/checkout";
+
+#[test]
+fn a_shallow_clone_says_how_to_deepen_it() {
+    let server = Server::new("");
+    let first = server.git.run("rev-parse HEAD");
+    server.git.run("checkout --quiet -b topic");
+    server.git.put("models/n.gguf", "other weights\n");
+    server.git.commit("weights");
+    server.git.run("checkout --quiet main");
+    server.git.commit("empty");
+
+    let both = server.clone_with("--depth 1 --no-single-branch --branch topic ", "both");
+    let repository = both.open();
+    assert!(repository.is_shallow());
+    let error = repository.merge_base("HEAD", "origin/main").unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "this clone is shallow: where HEAD and origin/main parted is not in it\n  = help: {DEEPEN}"
+        )
+    );
+
+    let single = server.clone_with("--depth 1 --branch topic ", "single");
+    let repository = single.open();
+    let pull_request = |name: &str| (name == "GITHUB_BASE_REF").then(|| "main".to_owned());
+    assert_eq!(
+        repository.default_target(&pull_request).unwrap_err().to_string(),
+        format!(
+            "`origin/main` is no revision of this clone\n  = help: `git fetch origin main`; as this \
+             clone is shallow, {DEEPEN}"
+        )
+    );
+    assert_eq!(
+        repository.default_target(&nothing).unwrap_err().to_string(),
+        format!(
+            "no branch to compare with: tried origin/HEAD, origin/main, origin/master, main, master\n  \
+             = help: name one with `--against REVISION`, or {DEEPEN}"
+        )
+    );
+
+    // the mend mends
+    both.run("fetch --quiet --unshallow");
+    assert!(!both.open().is_shallow());
+    assert_eq!(both.open().merge_base("HEAD", "origin/main").unwrap(), first);
+    assert_eq!(touched(&both.folder), models(&["n", "n@long"]));
+}
+
+#[test]
+fn a_submodule_is_a_repository_of_its_own() {
+    let server = Server::new("");
+    let outer = Git::at(server.root.path().join("outer"));
+    outer.run("init --quiet");
+    let url = format!("file://{}", server.git.folder.display());
+    outer.run(&format!("submodule --quiet add {url} gate"));
+    let outer_head = outer.commit("submodule");
+    let inner = Git::at(outer.folder.join("gate"));
+    inner.minutes.set(500);
+
+    let repository = inner.open();
+    assert_eq!(repository.workdir(), inner.folder.canonicalize().unwrap());
+    assert_eq!(repository.head().unwrap(), server.git.run("rev-parse HEAD"));
+    assert_eq!(repository.relative(&inner.folder), Some(PathBuf::new()));
+    inner.edit("thresholds.toml", "chunks = 4", "chunks = 2");
+    let expected = "thresholds.toml:4: chunks reduced: 4 → 2 (m, n, n@long)";
+    assert_eq!(findings(&inner.folder), [expected]);
+    inner.commit("fewer");
+    assert_eq!(findings(&inner.folder), [expected]);
+
+    // the outer one knows but the commit
+    let repository = outer.open();
+    assert_eq!(repository.changed_in_workdir(&outer_head), Ok(vec![change("gate")]));
+    let path = Path::new("gate/thresholds.toml");
+    let hidden = RepoError::InSubmodule { path: path.into(), submodule: "gate".into() };
+    assert_eq!(repository.tree("HEAD").unwrap().read(path), Err(hidden));
+}
+
+#[test]
+fn a_linked_worktree_has_a_head_of_its_own() {
+    let server = Server::new("gate/");
+    let clone = server.clone();
+    clone.commit("empty");
+    let linked = Git::at(server.root.path().join("linked"));
+    clone.run(&format!("worktree add --quiet -b other {} origin/main", linked.folder.display()));
+    assert_eq!(linked.open().head().unwrap(), server.git.run("rev-parse HEAD"));
+    assert_ne!(linked.open().head(), clone.open().head());
+    let gate = linked.folder.join("gate");
+    assert_eq!(linked.open().relative(&gate.join("none/yet")), Some("gate/none/yet".into()));
+    linked.put("gate/models/n.gguf", "other weights\n");
+    assert_eq!(touched(&gate), models(&["n", "n@long"]));
+    assert_eq!(touched(&clone.folder.join("gate")), Touched::None);
+}
+
+#[test]
+fn what_a_sparse_checkout_leaves_out_is_not_deleted() {
+    let server = Server::new("gate/");
+    server.git.put("other/file", "1");
+    server.git.commit("other");
+    let clone = server.clone();
+    clone.run("sparse-checkout set --no-sparse-index gate");
+    assert!(!clone.folder.join("other").exists());
+    assert_eq!(clone.open().changed_in_workdir("HEAD"), Ok(Vec::new()));
+    assert_eq!(
+        clone.open().tree("HEAD").unwrap().read(Path::new("other/file")),
+        Ok(Some(b"1".to_vec()))
+    );
+    std::fs::remove_file(clone.folder.join("gate/README.md")).unwrap();
+    assert_eq!(clone.open().changed_in_workdir("HEAD"), Ok(vec![change("gate/README.md")]));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_tree_is_read_within_its_bounds() {
+    let server = Server::new("");
+    let git = &server.git;
+    for (to, at) in [
+        ("../corpora", "models/texts"),
+        ("texts/c.txt", "models/twice"),
+        ("../../secret", "models/out"),
+        ("/etc/hostname", "models/absolute"),
+        ("loop", "models/loop"),
+        ("nowhere", "models/dangling"),
+    ] {
+        std::os::unix::fs::symlink(to, git.folder.join(at)).unwrap();
+    }
+    let lfs = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 987654321\n";
+    git.put("models/large.gguf", lfs);
+    std::fs::File::create(git.folder.join("large")).unwrap().set_len((16 << 20) + 1).unwrap();
+    git.commit("links");
+    let repository = git.open();
+    let tree = repository.tree("main").unwrap().seen_from(Path::new("models"));
+    let read = |path: &str| tree.read(Path::new(path));
+    let text = || Ok(Some(b"a text to measure on\n".to_vec()));
+    assert_eq!(read("../corpora/c.txt"), text());
+    assert_eq!(read("texts/c.txt"), text());
+    assert_eq!(read("twice"), text());
+    for absent in
+        ["none", "none/none", "m", "n.gguf/x", "dangling", "../../secret", "/etc/hostname"]
+    {
+        assert_eq!(read(absent), Ok(None), "{absent}");
+    }
+    for outside in ["out", "absolute", "loop"] {
+        assert_eq!(read(outside), Err(RepoError::Outside(outside.into())));
+    }
+    let pointer = RepoError::LfsPointer { path: "large.gguf".into(), bytes: 987_654_321 };
+    assert_eq!(read("large.gguf"), Err(pointer));
+    assert_eq!(tree.size(Path::new("large.gguf")), Ok(Some(987_654_321)));
+    assert_eq!(tree.size(Path::new("n.gguf")), Ok(Some(8)));
+    let (bytes, most) = ((16 << 20) + 1, 16 << 20);
+    let large = RepoError::TooLarge { path: "../large".into(), bytes, most };
+    assert_eq!(read("../large"), Err(large));
+    assert_eq!(tree.list(Path::new("m")), Ok(vec!["m/config.json".into()]), "as `read` takes them");
+    assert_eq!(tree.list(Path::new("none")), Ok(Vec::new()));
+}
+
+#[test]
+fn what_is_no_repository_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    let place = root.path().display();
+    let error = |folder: &Path| Repository::discover(folder).err().unwrap().to_string();
+    assert_eq!(
+        error(root.path()),
+        format!(
+            "{place} is in no git repository\n  = help: `git clone` it, rather than download it; or \
+             `git init`"
+        )
+    );
+    let git = Git::at(root.path().join("bare"));
+    git.run("init --quiet --bare");
+    assert!(error(&git.folder).contains("is bare: it has no files to measure"));
+
+    let git = Git::at(root.path().join("unborn"));
+    git.run("init --quiet");
+    assert_eq!(git.open().head(), Err(RepoError::Unborn));
+    assert_eq!(git.open().merge_base("HEAD", "main"), Err(RepoError::Unborn));
+    git.put("a", "1");
+    git.commit("a");
+    git.run("checkout --quiet --orphan other");
+    git.commit("b");
+    assert_eq!(
+        git.open().merge_base("HEAD", "main").unwrap_err().to_string(),
+        "HEAD and main have no common history\n  = help: compare with a branch that this one was made \
+         from: `--against REVISION`"
+    );
+    assert_eq!(
+        git.open().resolve("0123abcd").unwrap_err().to_string(),
+        "`0123abcd` is no revision of this clone\n  = help: `git fetch origin 0123abcd`"
+    );
+}
+
+#[test]
+fn the_program_runs_what_is_touched() {
+    let repository = accepted();
+    let git = Git::at(repository.path(""));
+    git.run("init --quiet");
+    git.put(".gitignore", "cache\nkvgate-results\n");
+    git.put("README.md", "a model\n");
+    git.commit("first");
+    git.run("checkout --quiet -b topic");
+    let run =
+        |arguments: &[&str]| kvgate(&repository, &[&["run", "--changed"], arguments].concat());
+
+    run(&[]).exits(0).says("not needed: nothing changed since main (");
+    git.put("README.md", "words\n");
+    run(&[]).exits(0).says("not needed: the one file that changed since main (");
+    let results = std::fs::read(repository.path("kvgate-results/results.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_slice(&results).unwrap();
+    assert_eq!(results["measurements"], serde_json::json!([]));
+    assert_eq!(results["cases"], serde_json::json!([]));
+    run(&["--list"]).exits(0).says("not needed: ");
+    run(&["nobody"]).exits(3).says("nothing selected").never_says("not needed");
+    run(&["--against", "none"])
+        .exits(2)
+        .says("--changed: `none` is no revision of this clone")
+        .says("`git fetch origin none`");
+
+    git.edit("goldens/tiny__q8_0.snap", "source: kvgate", "source:  kvgate");
+    run(&["q8_0", "--list"])
+        .exits(0)
+        .says("touched since main (")
+        .says("): tiny")
+        .says("tiny::q8_0::kld");
+    git.run("checkout --quiet goldens");
+    git.put("Cargo.lock", "");
+    run(&["q8_0::kld"]).exits(0).says("every model is touched: Cargo.lock changed").says("pass");
+
+    git.commit("second");
+    let push = [("GITHUB_EVENT_NAME", "push")];
+    let list = ["run", "--changed", "--list"];
+    kvgate_with(&repository, &list, &push)
+        .exits(0)
+        .says("every model is touched: a run of `push` is of no pull request");
+}
+
+#[test]
+fn forms_that_libgit2_does_not_read_say_what_to_do() {
+    let server = Server::new("gate/");
+    server.git.put("other/file", "1");
+    server.git.commit("other");
+    let sparse = server.clone();
+    sparse.run("sparse-checkout set --sparse-index gate");
+    let error = sparse.open().changed_in_workdir("HEAD").unwrap_err().to_string();
+    assert!(error.ends_with("= help: `git sparse-checkout reapply --no-sparse-index`"), "{error}");
+    // what needs no index works
+    sparse.open().merge_base("HEAD", "origin/main").unwrap();
+}
+
+#[test]
+fn a_partial_clone_says_how_to_complete_it() {
+    let server = Server::new("");
+    server.git.edit("thresholds.toml", "0.05", "0.5");
+    server.git.run("mv corpora/c.txt corpora/d.txt");
+    server.git.edit("corpora/d.txt", "measure", "be measured");
+    server.git.commit("loosened");
+    server.git.run("config uploadpack.allowFilter true");
+    let clone = server.clone_with("--filter=blob:none ", "partial");
+    let path = Path::new("thresholds.toml");
+    let read = |revision: &str| clone.open().tree(revision).unwrap().read(path);
+    assert!(read("HEAD").is_ok(), "what is checked out is there");
+    assert_eq!(
+        read("HEAD~1").unwrap_err().to_string(),
+        "this clone is partial: thresholds.toml is not in it\n  = help: get the rest: `git fetch \
+         --refetch --no-filter`, in a workflow no `filter` of actions/checkout"
+    );
+    let between = || clone.open().changed_paths("HEAD~1", "HEAD").unwrap();
+    let paths = ["corpora/c.txt", "corpora/d.txt", "thresholds.toml"];
+    assert_eq!(between(), paths.map(change), "no rename without the content");
+    clone.run("fetch --quiet --refetch --no-filter");
+    assert_eq!(between()[0].old_path.as_deref(), Some(Path::new("corpora/c.txt")));
+    assert_eq!(read("HEAD~1"), Ok(Some(POLICY.into())));
+}
+
+/// Only who may give files away can try it: root, as in a container.
+#[cfg(unix)]
+#[test]
+fn a_repository_of_another_user_says_how_to_trust_it() {
+    let root = tempfile::tempdir().unwrap();
+    let git = Git::at(root.path().join("repo"));
+    git.run("init --quiet");
+    git.put("gate/thresholds.toml", POLICY);
+    let given =
+        [".git", ""].map(|path| std::os::unix::fs::chown(git.folder.join(path), Some(1), None));
+    let place = git.folder.display();
+    match Repository::discover(&git.folder.join("gate")) {
+        Ok(_) => assert!(given.iter().all(Result::is_err), "another user's is not trusted"),
+        Err(error) => assert_eq!(
+            error.to_string(),
+            format!(
+                "the repository of {place} belongs to another user\n  = help: `git config --global \
+                 --add safe.directory {place}` says that it can be trusted"
+            )
+        ),
+    }
+}
