@@ -5,8 +5,8 @@
 mod support;
 
 use kvgate::github::{
-    comment, pull, status, CheckRun, Client, Clock, Comment, Environment, Error, Event, EventKind,
-    Found, Mode, Published, Reason, Run, Source, State, Status, Sticky,
+    comment, pull, status, CheckRun, Client, Comment, Environment, Error, Event, EventKind, Found,
+    Mode, Published, Reason, Run, Source, State, Status, Sticky,
 };
 use serde_json::{json, Value};
 use std::io::Write;
@@ -114,7 +114,7 @@ fn a_second_run_edits_in_place() {
 #[test]
 fn a_comment_on_page_three_is_found() {
     let place = Place::new();
-    (0..250).for_each(|n| drop(place.github.state().comment("octocat", &format!("comment {n}"))));
+    place.github.state().chat(250);
     let place = place.has_comment(NEWER, OTHER, &hash('a'));
     assert_eq!(place.publish().unwrap(), Published::Updated);
     let (two, three) = (format!("{LIST}&page=2"), format!("{LIST}&page=3"));
@@ -125,7 +125,7 @@ fn a_comment_on_page_three_is_found() {
 #[test]
 fn the_token_goes_to_no_other_server() {
     let place = Place::new();
-    (0..101).for_each(|_| drop(place.github.state().comment("octocat", "hello")));
+    place.github.state().chat(101);
     let elsewhere = GitHub::new();
     for next in [
         format!("{}/repositories/1296269/issues/7/comments?page=2", elsewhere.api()),
@@ -226,7 +226,7 @@ fn a_read_only_token_is_told_the_permission_at_once() {
     let refused = || Mishap::answer(403, &[], "Resource not accessible by integration");
     let old = Place::new().has_comment(OLDER, HEAD, &hash('a'));
     for (place, write) in [(Place::new(), CREATE), (old, UPDATE)] {
-        let place = place.fails(&write[..5], refused());
+        let place = place.fails(write, refused());
         let error = place.publish().unwrap_err();
         assert_eq!(error.permission(), Some("pull-requests: write"));
         let text = error.to_string();
@@ -351,12 +351,8 @@ fn a_server_that_stays_down_is_given_up() {
 fn a_write_whose_answer_was_lost_is_not_made_twice() {
     for lost in [Mishap::DropAfter, Mishap::Half] {
         let place = Place::new().fails("POST issues", lost);
-        let half = matches!(place.publish().unwrap(), Published::Created);
-        assert!(half);
-        let asked = place.github.requests();
-        // half an answer with its status may be taken for a whole one's: it was done
-        assert_eq!(asked.iter().filter(|request| *request == CREATE).count(), 1, "{asked:?}");
-        assert_eq!(asked, [PULL, VIEWER, LIST, CREATE, PULL, LIST]);
+        assert_eq!(place.publish().unwrap(), Published::Created);
+        place.asked(&[PULL, VIEWER, LIST, CREATE, PULL, LIST], &[1]);
         assert_eq!(place.bodies(), [place.written()]);
     }
     let place = Place::new().has_comment(OLDER, HEAD, &hash('a')).fails("PATCH", Mishap::DropAfter);
@@ -386,7 +382,7 @@ fn a_server_that_never_answers_is_unreachable() {
 #[test]
 fn an_enterprise_server_has_its_api_under_a_path() {
     let place = Place::at(GitHub::with_base("/api/v3"));
-    (0..101).for_each(|_| drop(place.github.state().comment("octocat", "hello")));
+    place.github.state().chat(101);
     assert_eq!(place.publish().unwrap(), Published::Created);
     place.asked(&[PULL, VIEWER, LIST, &format!("{LIST}&page=2"), CREATE], &[]);
 }
@@ -713,5 +709,4 @@ fn one_job_from_its_event_to_its_comment() {
     let body = github.state().comments[0]["body"].clone();
     let run = Run { id: 49, attempt: 3 };
     assert_eq!(body, format!("new\n\n{}", marker("main", run, HEAD, &hash('b'))));
-    assert!(time.now() > std::time::UNIX_EPOCH);
 }

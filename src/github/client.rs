@@ -426,11 +426,9 @@ impl Answer {
         self.header(name)?.trim().parse().ok()
     }
 
-    /// GitHub's words.
+    /// GitHub's words; those of a proxy in between as they came.
     fn message(&self) -> String {
-        let Ok(body) = serde_json::from_slice::<Value>(&self.body) else {
-            return String::from_utf8_lossy(&self.body[..self.body.len().min(1024)]).into();
-        };
+        let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         let text = |value: &Value| value["message"].as_str().map(str::to_owned);
         let details = body["errors"].as_array().into_iter().flatten().take(3);
         let details = details.filter_map(|error| {
@@ -438,6 +436,9 @@ impl Answer {
             text(error).or_else(code).or_else(|| error.as_str().map(Into::into))
         });
         let all: Vec<_> = text(&body).into_iter().chain(details).collect();
+        if all.is_empty() {
+            return String::from_utf8_lossy(&self.body[..self.body.len().min(1024)]).into();
+        }
         all.join(": ")
     }
 

@@ -72,6 +72,13 @@ impl State {
         id
     }
 
+    /// Comments of somebody.
+    pub fn chat(&mut self, number: usize) {
+        for n in 0..number {
+            self.comment("octocat", &format!("comment {n}"));
+        }
+    }
+
     /// A pull request from a branch.
     pub fn pull(&mut self, number: u64, source: (&str, &str), head: &str, labels: &[&str]) {
         let mut pull = description().example("pull-request");
