@@ -25,6 +25,20 @@ pub(crate) fn write_atomically(
     Ok(())
 }
 
+/// A file that is written, and takes its place by `persist` or `persist_noclobber`: of several none needs to
+/// be there before all can be. Its folder is created when missing.
+pub(crate) fn staged(path: &Path, text: &str) -> io::Result<tempfile::NamedTempFile> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder)?;
+    let mut file = temporary(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
 /// Temporary files are private by default; results and goldens get what the umask allows.
 fn temporary(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();

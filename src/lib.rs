@@ -22,6 +22,7 @@ pub mod golden;
 mod harness;
 pub mod hash;
 pub mod hub;
+mod init;
 pub mod judge;
 pub mod kv;
 pub mod measure;

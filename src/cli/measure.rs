@@ -1,7 +1,6 @@
 //! `kvgate measure`: schemes of one model, without a policy.
 
-use super::{name, say, source, Stop, NOT_MEASURED, USAGE};
-use crate::kv::Scheme;
+use super::{measurable, name, say, scheme, schemes, source, Stop, NOT_MEASURED};
 use crate::measure::generate::Generate;
 use crate::measure::mimic::Mimic;
 use crate::measure::{measure, Request, ENGINE};
@@ -79,24 +78,8 @@ enum Place {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     // another device, and this line must choose
     let (Device::Auto | Device::Cpu) = arguments.device;
-    let scheme = |text: &String| {
-        let parsed = text.parse::<Scheme>();
-        parsed.map_err(|error| Stop::new(USAGE, format!("scheme `{text}`: {error}")))
-    };
-    let mut schemes: Vec<(String, Scheme)> = Vec::new();
-    for text in &arguments.schemes {
-        let parsed = scheme(text)?;
-        match schemes.iter().find(|(_, known)| *known == parsed) {
-            Some((label, _)) => {
-                let message = format!("`{label}` and `{text}` are the same scheme");
-                return Err(Stop::new(USAGE, message));
-            }
-            None => schemes.push((text.trim().to_string(), parsed)),
-        }
-    }
-    if arguments.context < 16 || arguments.chunks == 0 {
-        return Err(Stop::new(USAGE, "--context must be at least 16, --chunks at least 1"));
-    }
+    let schemes = schemes(&arguments.schemes)?;
+    measurable(arguments.context, arguments.chunks)?;
     let source = Source { tokenizer: arguments.tokenizer.clone(), ..source(&arguments.model)? };
     let name = name(&source);
     let request = Request {

@@ -3,6 +3,7 @@
 mod accept;
 mod calibrate;
 mod check;
+mod init;
 mod inspect;
 mod judge;
 mod measure;
@@ -15,6 +16,7 @@ mod schemes;
 
 use crate::gate::Gate;
 use crate::hub::{self, Pinned};
+use crate::kv::Scheme;
 use crate::policy::{Diagnostic, Source};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
@@ -52,6 +54,8 @@ enum Command {
     Measure(measure::Arguments),
     /// Checks policy, files, hashes, tokenizer, memory and goldens, without inference
     Check(check::Arguments),
+    /// Measures a model and writes what its repository needs: policy, test target, workflows
+    Init(init::Arguments),
     /// Shows a model's architecture and what its KV cache costs by scheme
     Inspect(inspect::Arguments),
     /// Lists the codecs and the grammar of schemes
@@ -116,6 +120,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Measure(arguments) => measure::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Init(arguments) => init::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Schemes => schemes::run(),
         Command::Calibrate(arguments) => calibrate::run(&arguments),
@@ -155,6 +160,34 @@ fn source(model: &Path) -> Result<Source, Stop> {
             text.parse().map(Source::of_hub).map_err(|message: String| Stop::new(USAGE, message))
         }
         None => Ok(Source::at(model.into())),
+    }
+}
+
+/// Labels and schemes of texts.
+fn schemes(texts: &[String]) -> Result<Vec<(String, Scheme)>, Stop> {
+    let mut schemes: Vec<(String, Scheme)> = Vec::new();
+    for text in texts {
+        let parsed = scheme(text)?;
+        match schemes.iter().find(|(_, known)| *known == parsed) {
+            Some((label, _)) => {
+                let message = format!("`{label}` and `{text}` are the same scheme");
+                return Err(Stop::new(USAGE, message));
+            }
+            None => schemes.push((text.trim().to_string(), parsed)),
+        }
+    }
+    Ok(schemes)
+}
+
+fn scheme(text: &str) -> Result<Scheme, Stop> {
+    text.parse().map_err(|error| Stop::new(USAGE, format!("scheme `{text}`: {error}")))
+}
+
+/// Tokens and chunks that can be measured.
+fn measurable(context: usize, chunks: usize) -> Result<(), Stop> {
+    match context < 16 || chunks == 0 {
+        true => Err(Stop::new(USAGE, "--context must be at least 16, --chunks at least 1")),
+        false => Ok(()),
     }
 }
 

@@ -179,7 +179,8 @@ impl<'f> Reader<'f> {
         self.findings.error(
             span,
             "the policy has no model: nothing would be gated",
-            "add one: `[models.NAME]` with `path = \"…\"` or `hf = \"org/name\"`",
+            "add one: `[models.NAME]` with `path = \"…\"` or `hf = \"org/name\"`; `kvgate init --model MODEL` \
+             measures one and proposes its limits",
         );
     }
 

@@ -1,0 +1,327 @@
+//! `kvgate init`: what a model's repository starts with, in the current folder.
+
+use super::{measurable, name, say, schemes, source, Stop, NOT_MEASURED, USAGE};
+use crate::files::staged;
+use crate::init::policy::{is_skeleton, Draft, SCHEMES};
+use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
+use crate::measure::{measure, Request, ENGINE};
+use crate::policy::Source;
+use crate::progress::Bar;
+use crate::repo;
+use crate::report::{terminal, Report};
+use crate::results::{Measurement, Outcome, Results, FORMAT};
+use crate::verdict;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The policy, by the name that all commands look for.
+const POLICY: &str = "thresholds.toml";
+
+#[derive(clap::Args)]
+pub(super) struct Arguments {
+    /// Measure this and propose its limits: a GGUF file, a folder with config.json and safetensors, or
+    /// hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
+    #[arg(long, value_name = "MODEL")]
+    model: Option<PathBuf>,
+    /// The model's name in cases and reports [default: its file's or repository's]
+    #[arg(long, value_name = "NAME", requires = "model")]
+    name: Option<String>,
+    /// A tokenizer.json instead of the model's own tokenizer
+    #[arg(long, value_name = "FILE", requires = "model")]
+    tokenizer: Option<PathBuf>,
+    /// Text to measure on; several files are dealt round-robin [default: three short ones, which are
+    /// written into corpora/]
+    #[arg(long, value_delimiter = ',', value_name = "FILE")]
+    corpus: Vec<PathBuf>,
+    /// Schemes to measure and propose limits for
+    #[arg(long, value_delimiter = ',', value_name = "SCHEME", default_values_t = SCHEMES.map(String::from))]
+    schemes: Vec<String>,
+    /// Tokens in a chunk; the second half of them is scored
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    context: usize,
+    /// Chunks to measure
+    #[arg(long, default_value_t = 12, value_name = "N")]
+    chunks: usize,
+    /// Who must agree to changes of limits, goldens and workflows, for CODEOWNERS
+    #[arg(long, value_name = "@TEAM")]
+    owner: Option<String>,
+    /// The repository of kvgate that workflows and manifest take it from
+    #[arg(long, value_name = "OWNER/NAME")]
+    kvgate: Option<String>,
+    /// Write the workflow for a machine of your own, too
+    #[arg(long)]
+    gpu: bool,
+    /// Replace files that are there already
+    #[arg(long)]
+    force: bool,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
+    let starter = starter(arguments)?;
+    let corpus = named(&arguments.corpus)?;
+    let texts: &[(&'static str, &str)] = if corpus.is_empty() { &TEXTS } else { &[] };
+    let own = texts.iter().map(|(path, _)| (*path).to_owned());
+    let own = own.filter(|path| path.ends_with(".txt"));
+    let corpus: Vec<String> = corpus.into_iter().chain(own).collect();
+    let draft = Draft { corpus: &corpus, context: arguments.context, chunks: arguments.chunks };
+
+    let policy = match &arguments.model {
+        None => Some(draft.skeleton()),
+        // minutes of measuring for a file that is not written would be in vain
+        Some(_) if is_kept() && !arguments.force => None,
+        Some(model) => Some(proposed(arguments, model, &draft)?),
+    };
+    let is_new = policy.is_some();
+    let texts = texts.iter().map(|(path, text)| plain(path, *text));
+    let policy = plain(POLICY, policy.unwrap_or_default());
+    // the policy last: where it is, all is
+    let files: Vec<File> = starter.files().into_iter().chain(texts).chain([policy]).collect();
+    let replace = |file: &File| match file.path {
+        // never by one without a model
+        POLICY => arguments.model.is_some() && is_new,
+        _ => arguments.force,
+    };
+    write(&files, &replace)?;
+    next(arguments, &starter, is_new)?;
+    Ok(0)
+}
+
+fn plain(path: &'static str, text: impl Into<String>) -> File {
+    File { path, text: text.into(), lines: String::new() }
+}
+
+fn starter(arguments: &Arguments) -> Result<Starter, Stop> {
+    let standard = Starter::default();
+    let starter = Starter {
+        kvgate: arguments.kvgate.clone().unwrap_or(standard.kvgate),
+        owner: arguments.owner.clone().unwrap_or(standard.owner),
+        gpu: arguments.gpu,
+    };
+    let is_word = |word: &str| {
+        !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    let is_repository =
+        starter.kvgate.split_once('/').is_some_and(|(owner, name)| is_word(owner) && is_word(name));
+    if !is_repository {
+        return Err(Stop::new(USAGE, format!("--kvgate: `{}` is not OWNER/NAME", starter.kvgate)));
+    }
+    let is_owner = starter.owner.strip_prefix('@').is_some_and(|o| o.split('/').all(is_word));
+    if !is_owner {
+        return Err(Stop::new(
+            USAGE,
+            format!("--owner: `{}` is neither @USER nor @ORG/TEAM", starter.owner),
+        ));
+    }
+    Ok(starter)
+}
+
+/// Files as a policy names them.
+fn named(files: &[PathBuf]) -> Result<Vec<String>, Stop> {
+    let named = |file: &PathBuf| {
+        if !file.is_file() {
+            return Err(Stop::new(USAGE, format!("--corpus: there is no file {}", file.display())));
+        }
+        match within(file).to_str() {
+            Some(name) => Ok(name.to_owned()),
+            None => Err(Stop::new(USAGE, format!("{} is no UTF-8: rename it", file.display()))),
+        }
+    };
+    files.iter().map(named).collect()
+}
+
+/// A path in the current folder without the way there.
+fn within(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().ok();
+    let inner = here.and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned));
+    let path = inner.unwrap_or_else(|| path.to_owned());
+    path.strip_prefix(".").map(Path::to_owned).unwrap_or(path)
+}
+
+/// Whether the policy that is there is somebody's work, and not one without a model that `init` wrote.
+fn is_kept() -> bool {
+    match std::fs::read_to_string(POLICY) {
+        Ok(text) => !is_skeleton(&text),
+        Err(_) => is_there(Path::new(POLICY)),
+    }
+}
+
+fn is_there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+/// Measures the model, shows what was found, and makes a policy of it.
+fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String, Stop> {
+    measurable(arguments.context, arguments.chunks)?;
+    let source = Source { tokenizer: arguments.tokenizer.clone(), ..source(&within(model))? };
+    let name = arguments.name.clone().unwrap_or_else(|| case_name(&name(&source)));
+    if name.is_empty() || name != case_name(&name) {
+        return Err(Stop::new(
+            USAGE,
+            format!("`{name}` cannot name a model: letters, digits, dots, `_` and `-` do; `--name NAME`"),
+        ));
+    }
+    // texts that are not there yet are measured elsewhere: nothing is written before all is measured
+    let folder = tempfile::tempdir().map_err(unwritten)?;
+    let corpus = match arguments.corpus.is_empty() {
+        false => arguments.corpus.clone(),
+        true => lent(folder.path(), arguments.force).map_err(unwritten)?,
+    };
+    let request = Request {
+        model: &name,
+        source: &source,
+        corpus: &corpus,
+        context: arguments.context,
+        chunks: arguments.chunks,
+        baseline: super::scheme("f16")?,
+        schemes: schemes(&arguments.schemes)?,
+        calibration: None,
+        generate: None,
+        residency: None,
+        mimic: None,
+    };
+    let measurement = {
+        let bar = Bar::new(&name);
+        let measured = measure(&request, &|what, done, all| bar.tell(what, done, all));
+        measured.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?.measurement
+    };
+    trusted(&measurement)?;
+    let text = draft.of_model(&source, &measurement);
+    show(measurement)?;
+    Ok(text)
+}
+
+/// A name that cases and goldens can bear.
+fn case_name(name: &str) -> String {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    name.chars().map(allowed).collect()
+}
+
+fn unwritten(error: io::Error) -> Stop {
+    Stop::new(NOT_MEASURED, format!("cannot write: {error}"))
+}
+
+/// The texts that `init` brings, or what is there under their names and stays.
+fn lent(folder: &Path, force: bool) -> io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for (name, text) in TEXTS.iter().filter(|(name, _)| name.ends_with(".txt")) {
+        let own = Path::new(name);
+        if is_there(own) && !force {
+            paths.push(own.to_owned());
+            continue;
+        }
+        let path = folder.join(own.file_name().unwrap_or_default());
+        std::fs::write(&path, text)?;
+        paths.push(path);
+    }
+    Ok(paths)
+}
+
+/// Limits are proposed from nothing that a gate would not trust.
+fn trusted(measurement: &Measurement) -> Result<(), Stop> {
+    if let Some((scheme, reason)) = verdict::distrust(measurement).into_iter().next() {
+        return Err(Stop::new(NOT_MEASURED, format!("{scheme}: {reason}; nothing was written")));
+    }
+    let is_measured = |outcome: &Outcome| matches!(outcome, Outcome::Measured { .. });
+    if !measurement.schemes.iter().any(|scheme| is_measured(&scheme.outcome)) {
+        return Err(Stop::new(NOT_MEASURED, "no scheme could be measured; nothing was written"));
+    }
+    Ok(())
+}
+
+fn show(measurement: Measurement) -> Result<(), Stop> {
+    let report = Report::from(Results {
+        format: FORMAT,
+        engine: ENGINE.into(),
+        head: repo::head(Path::new(".")),
+        policy: None,
+        measurements: vec![measurement],
+        cases: Vec::new(),
+        not_needed: Vec::new(),
+    });
+    say(terminal::render(&report).trim_end())
+}
+
+/// Writes what is not there. All files are written before the first takes its place.
+fn write(files: &[File], replace: &dyn Fn(&File) -> bool) -> Result<(), Stop> {
+    let failed = |path: &str, error: io::Error| {
+        Stop::new(NOT_MEASURED, format!("cannot write {path}: {error}"))
+    };
+    let mut ready = Vec::new();
+    let mut left = Vec::new();
+    for file in files {
+        match there(file.path).filter(|_| !replace(file)) {
+            Some(path) => left.push((path, file)),
+            None => {
+                let staged = staged(Path::new(file.path), &file.text);
+                ready.push((file, staged.map_err(|error| failed(file.path, error))?));
+            }
+        }
+    }
+    for (file, staged) in ready {
+        let placed = match replace(file) {
+            true => staged.persist(file.path),
+            // somebody may have written it meanwhile
+            false => staged.persist_noclobber(file.path),
+        };
+        placed.map_err(|error| failed(file.path, error.error))?;
+        say(format!("written  {}", file.path))?;
+    }
+    for (path, file) in left {
+        left_alone(path, file)?;
+    }
+    Ok(())
+}
+
+/// The file of that purpose that is there already.
+fn there(path: &'static str) -> Option<&'static str> {
+    let places: &[&'static str] = match path {
+        ".github/CODEOWNERS" => &CODEOWNERS_PLACES,
+        _ => std::slice::from_ref(&path),
+    };
+    places.iter().find(|place| is_there(Path::new(place))).copied()
+}
+
+/// Says that a file stays, and what it lacks.
+fn left_alone(path: &str, file: &File) -> Result<(), Stop> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    if text == file.text {
+        return say(format!("as it is {path}"));
+    }
+    let lacking: Vec<_> =
+        file.lines.lines().filter(|line| !text.lines().any(|own| own.trim() == *line)).collect();
+    match lacking.is_empty() {
+        true => say(format!("left     {path}")),
+        false => {
+            say(format!("left     {path}, which lacks:"))?;
+            lacking.iter().try_for_each(|line| say(format!("         {line}").trim_end()))
+        }
+    }
+}
+
+/// What is to be done by people.
+fn next(arguments: &Arguments, starter: &Starter, is_new: bool) -> Result<(), Stop> {
+    let model = arguments.model.iter().map(|model| within(model));
+    for path in arguments.corpus.iter().map(|file| within(file)).chain(model) {
+        if path.is_absolute() {
+            let path = path.display();
+            say(format!("note     {path} is not in this folder: every machine needs it there"))?;
+        }
+    }
+    for placeholder in starter.placeholders() {
+        say(format!("fill in  {placeholder}"))?;
+    }
+    if arguments.corpus.is_empty() {
+        say("note     the texts in corpora/ are a start: a release is judged on text of its own use")?;
+    }
+    match (&arguments.model, is_new) {
+        (None, _) => say("next     kvgate init --model MODEL, which measures it and proposes limits"),
+        (Some(_), false) => say(format!(
+            "note     {POLICY} is there, so nothing was measured: --force measures and replaces all of these \
+             files; `kvgate measure` only measures"
+        )),
+        (Some(_), true) => say(format!(
+            "next     look at every line of {POLICY}, then `kvgate run`, which is red for want of goldens, then\n         \
+             kvgate accept kvgate-results/results.json"
+        )),
+    }
+}

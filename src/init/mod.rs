@@ -1,0 +1,156 @@
+//! What a model's repository starts with: the files that `kvgate init` writes, as texts.
+
+pub(crate) mod policy;
+
+/// Stands for the account whose kvgate is used, and for who must agree to what the gate lets pass.
+const OWNER: &str = "OWNER";
+
+/// What the files of a repository depend on.
+pub(crate) struct Starter {
+    /// `OWNER/NAME` of the kvgate that workflows and manifest name.
+    pub kvgate: String,
+    /// Whom CODEOWNERS names.
+    pub owner: String,
+    /// Whether there is a machine for `kvgate-gpu.yml`.
+    pub gpu: bool,
+}
+
+impl Default for Starter {
+    fn default() -> Self {
+        Starter { kvgate: format!("{OWNER}/kvgate"), owner: format!("@{OWNER}"), gpu: false }
+    }
+}
+
+/// A file of the repository.
+pub(crate) struct File {
+    /// From the repository's root.
+    pub path: &'static str,
+    /// All of it.
+    pub text: String,
+    /// What belongs into a file of that name that is there already; empty for one that is left as it is.
+    pub lines: String,
+}
+
+impl File {
+    fn new(path: &'static str, text: impl Into<String>) -> Self {
+        File { path, text: text.into(), lines: String::new() }
+    }
+
+    /// A file that a repository has often: then its lines are told.
+    fn shared(path: &'static str, head: &str, lines: String) -> Self {
+        File { path, text: format!("{head}{lines}"), lines }
+    }
+}
+
+impl Starter {
+    /// Names that people have to put in.
+    pub fn placeholders(&self) -> Vec<&'static str> {
+        let kvgate = self.kvgate.starts_with(&format!("{OWNER}/"));
+        let owner = self.owner == format!("@{OWNER}");
+        let placeholders = [
+            (kvgate, "OWNER/kvgate: the account whose kvgate is used (`--kvgate OWNER/NAME`)"),
+            (owner, "@OWNER in CODEOWNERS: who agrees to limits and goldens (`--owner @TEAM`)"),
+        ];
+        placeholders.into_iter().filter(|(is_left, _)| *is_left).map(|(_, told)| told).collect()
+    }
+
+    /// All but the policy and its texts.
+    pub fn files(&self) -> Vec<File> {
+        let gpu = self.gpu.then(|| {
+            let template = include_str!("../../.github/templates/kvgate-gpu.yml");
+            File::new(".github/workflows/kvgate-gpu.yml", self.filled(template))
+        });
+        let files = [
+            File::shared("Cargo.toml", PACKAGE, self.filled(MANIFEST)),
+            File::new("tests/gate.rs", TARGET),
+            File::new(".config/nextest.toml", include_str!("../../.config/nextest.toml")),
+            File::shared(".gitignore", "", IGNORED.into()),
+            File::shared(".github/CODEOWNERS", CODEOWNERS, self.owned()),
+            File::new(
+                ".github/workflows/kvgate.yml",
+                self.filled(include_str!("../../.github/templates/kvgate.yml")),
+            ),
+            File::new(
+                ".github/workflows/kvgate-post.yml",
+                self.filled(include_str!("../../.github/templates/kvgate-post.yml")),
+            ),
+        ];
+        files.into_iter().chain(gpu).collect()
+    }
+
+    fn filled(&self, template: &str) -> String {
+        template
+            .replace("OWNER/kvgate", &self.kvgate)
+            .replace("@VERSION@", env!("CARGO_PKG_VERSION"))
+    }
+
+    fn owned(&self) -> String {
+        let owned = ["/thresholds.toml", "/goldens/", "/.github/"];
+        owned.iter().map(|path| format!("{path} {}\n", self.owner)).collect()
+    }
+}
+
+/// Where GitHub looks for CODEOWNERS, the first that is there.
+pub(crate) const CODEOWNERS_PLACES: [&str; 3] =
+    [".github/CODEOWNERS", "CODEOWNERS", "docs/CODEOWNERS"];
+
+const TARGET: &str = "\
+//! The gate of this repository: the cases of `thresholds.toml` as tests.
+
+fn main() -> std::process::ExitCode {
+    kvgate::main()
+}
+";
+
+const PACKAGE: &str = "\
+[package]
+name = \"model-gate\"
+version = \"0.0.0\"
+edition = \"2021\"
+publish = false
+
+";
+
+const MANIFEST: &str = "\
+[dev-dependencies]
+kvgate = { git = \"https://github.com/OWNER/kvgate\", tag = \"v@VERSION@\", default-features = false }
+
+[[test]]
+name = \"gate\"
+harness = false
+
+# without these the engine is many times slower
+[profile.test.package.\"*\"]
+opt-level = 3
+debug-assertions = false
+overflow-checks = false
+";
+
+const IGNORED: &str = "\
+/target
+/kvgate-results
+*.snap.new
+*.pending-snap
+";
+
+const CODEOWNERS: &str = "\
+# What the gate lets pass is changed only with the consent of these; branch protection must
+# \"Require review from Code Owners\".
+";
+
+/// The texts that are measured on where none are given, with what must be said about them.
+pub(crate) const TEXTS: [(&str, &str); 4] = [
+    ("corpora/prose.txt", include_str!("../../corpora/prose.txt")),
+    ("corpora/dialogue.txt", include_str!("../../corpora/dialogue.txt")),
+    ("corpora/code.txt", include_str!("../../corpora/code.txt")),
+    ("corpora/README.md", TEXTS_README),
+];
+
+const TEXTS_README: &str = "\
+# Texts
+
+`prose.txt`, `dialogue.txt` and `code.txt` come with kvgate: they were written for it and are given away
+under CC0 1.0 (no rights reserved). They are a start. A release is judged on text like what its users
+write: put such text here, name it in `thresholds.toml`, and accept new goldens. Any edit of a text makes
+every golden that was measured on it stale.
+";

@@ -1,0 +1,112 @@
+use super::*;
+use crate::policy::{Expectation, Policy};
+use crate::report::fixture;
+use crate::results::{Sides, Storage};
+use crate::verdict::{self, JudgedLimit, Verdict};
+use std::path::Path;
+use std::time::Duration;
+
+fn found(mean_kld: f64, p99_kld: f64, top1_agreement: f64) -> Statistics {
+    Statistics { mean_kld, p99_kld, top1_agreement, baseline_ppl: 18.0, ..Statistics::default() }
+}
+
+#[test]
+fn far_from_the_starting_point_it_stands_near_it_there_is_another() {
+    assert_eq!(propose(&found(0.0375, 0.37, 0.91), &ANY), Proposal::Start);
+    assert_eq!(propose(&found(0.0625, 0.37, 0.91), &ANY), Proposal::Fail);
+    assert_eq!(propose(&found(0.01, 0.63, 0.91), &ANY), Proposal::Fail, "the tail alone");
+    assert_eq!(propose(&found(0.01, 0.1, 0.83), &ANY), Proposal::Fail, "flips alone");
+    let Proposal::Own(own) = propose(&found(0.055, 0.4, 0.86), &ANY) else { panic!("near") };
+    let bound = |statistic| own.iter().find(|(s, _)| *s == statistic).unwrap().1;
+    assert!((bound(Statistic::MeanKld) - 0.083).abs() < 1e-9, "{own:?}");
+    assert!((bound(Statistic::Top1Agreement) - 0.79).abs() < 1e-9, "{own:?}");
+    assert!((bound(Statistic::P99Kld) - 0.6).abs() < 1e-9, "{own:?}");
+    // 0.02 is near to nothing but two errors of 0.02
+    let unsure = Statistics { mean_kld_se: 0.02, ..found(0.02, 0.1, 0.95) };
+    let Proposal::Own(own) = propose(&unsure, &ANY) else { panic!("near by its error") };
+    assert!(own[0].1 >= 0.06, "{own:?}");
+}
+
+#[test]
+fn two_digits_and_never_down() {
+    for (value, want) in
+        [(0.03, 0.03), (0.0301, 0.031), (15.45, 16.0), (154.2, 155.0), (1e-5, 1e-5)]
+    {
+        assert!((rounded_up(value) / want - 1.0).abs() < 1e-12, "{value}: {}", rounded_up(value));
+    }
+}
+
+/// A measurement with a scheme of each kind, in eight bits and in four.
+fn measurement(found: &[(&str, f64, Statistics)]) -> Measurement {
+    let mut measurement = fixture::results().measurements.remove(0);
+    measurement.subject.weights_sha256 = "a5".repeat(32);
+    let one = measurement.schemes[0].clone();
+    let scheme = |(label, bits, statistics): &(&str, f64, Statistics)| {
+        let bits_per_element = Sides { k: *bits, v: *bits };
+        let storage = one.storage.map(|storage| Storage { bits_per_element, ..storage });
+        let outcome = Outcome::Measured { statistics: statistics.clone(), parts: Vec::new() };
+        SchemeResult { scheme: (*label).into(), storage, outcome, ..one.clone() }
+    };
+    measurement.schemes = found.iter().map(scheme).collect();
+    measurement
+}
+
+fn draft(corpus: &[String]) -> Draft<'_> {
+    Draft { corpus, context: 512, chunks: 12 }
+}
+
+/// Whatever is found, the policy has no finding, judges what it was made of as it says, and no value is
+/// nearer to its limit than the margin.
+#[test]
+fn a_policy_of_any_numbers_holds_for_them() {
+    let corpus = ["corpora/a \"b\".txt".to_string()];
+    let numbers = [0.0001, 0.004, 0.013, 0.016, 0.021, 0.026, 0.036, 0.045, 0.055, 0.07, 0.4];
+    for mean in numbers {
+        for flips in [0.25, 0.45, 0.6, 0.75] {
+            let agreement = 1.0 - flips * f64::sqrt(mean);
+            let statistics = found(mean, 8.0 * mean, agreement);
+            let found =
+                [("q8_0", 8.5, statistics.clone()), ("q4_0:norot", 4.5, statistics.clone())];
+            let text =
+                draft(&corpus).of_model(&Source::at("m/o.gguf".into()), &measurement(&found));
+            let (policy, warnings) = Policy::parse(&text, Path::new("thresholds.toml"))
+                .unwrap_or_else(|e| panic!("{e}\n{text}"));
+            assert!(warnings.is_empty(), "{}\n{text}", warnings[0]);
+            let model = &policy.models[0];
+            for cell in &model.cells {
+                let outcome =
+                    Outcome::Measured { statistics: statistics.clone(), parts: Vec::new() };
+                let judged = verdict::judge(model, cell, &outcome, None, None);
+                let as_said = [Verdict::Pass, Verdict::FailsAsRequired].contains(&judged.verdict);
+                assert!(as_said, "{} {mean} {flips}: {}\n{text}", cell.label, judged.message);
+                let apart = |limit: &JudgedLimit| (limit.ratio() - 1.0).abs() >= MARGIN - 1e-9;
+                let is_apart = match cell.expect {
+                    Expectation::Fail => judged.broken().any(apart),
+                    _ => judged.limits.iter().all(apart),
+                };
+                assert!(is_apart, "{} {mean} {flips}: {:?}\n{text}", cell.label, judged.limits);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_policy_without_a_model_says_so_and_how_to_get_one() {
+    let text = draft(&["corpora/prose.txt".into()]).skeleton();
+    let error = Policy::parse(&text, Path::new("thresholds.toml")).unwrap_err().to_string();
+    assert!(error.contains("has no model") && error.contains("kvgate init --model"), "{error}");
+    assert_eq!(error.matches("error").count(), 1, "{error}");
+}
+
+#[test]
+fn days_are_those_of_the_calendar() {
+    for (seconds, want) in [
+        (0, "1970-01-01"),
+        (951_782_400, "2000-02-29"),
+        (1_772_323_199, "2026-02-28"),
+        (1_772_323_200, "2026-03-01"),
+        (4_102_444_800, "2100-01-01"),
+    ] {
+        assert_eq!(day(UNIX_EPOCH + Duration::from_secs(seconds)), want);
+    }
+}
