@@ -88,11 +88,9 @@ fn propose(found: &Statistics, start: &Start) -> Proposal {
         return Proposal::Start;
     }
     let [(.., kld), (_, _, has_thin_tail, tail), (.., flips)] = judged;
-    let root = rounded_up(kld).sqrt();
-    let flips = flips.max(FLIPS.0 * root);
-    let kld = kld.max((flips / FLIPS.1).powi(2));
-    let mut own = vec![(Statistic::MeanKld, rounded_up(kld))];
-    own.push((Statistic::Top1Agreement, 1.0 - rounded_up(flips)));
+    let flips = rounded_up(flips.max(FLIPS.0 * rounded_up(kld).sqrt()));
+    let kld = rounded_up(kld.max((flips / FLIPS.1).powi(2)));
+    let mut own = vec![(Statistic::MeanKld, kld), (Statistic::Top1Agreement, 1.0 - flips)];
     if !has_thin_tail {
         own.push((Statistic::P99Kld, rounded_up(tail)));
     }

@@ -7,7 +7,17 @@ use std::path::Path;
 use std::time::Duration;
 
 fn found(mean_kld: f64, p99_kld: f64, top1_agreement: f64) -> Statistics {
-    Statistics { mean_kld, p99_kld, top1_agreement, baseline_ppl: 18.0, ..Statistics::default() }
+    Statistics {
+        tokens_scored: 3000,
+        mean_kld,
+        p99_kld,
+        max_kld: p99_kld,
+        top1_agreement,
+        ppl: 18.0,
+        ppl_ratio: 1.0,
+        baseline_ppl: 18.0,
+        ..Statistics::default()
+    }
 }
 
 #[test]
@@ -109,4 +119,19 @@ fn days_are_those_of_the_calendar() {
     ] {
         assert_eq!(day(UNIX_EPOCH + Duration::from_secs(seconds)), want);
     }
+}
+
+#[test]
+fn a_checkpoint_of_the_hub_is_named_with_its_commit() {
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let pinned = format!("hf:org/name@{commit}/a.gguf").parse().unwrap();
+    let corpus = ["corpora/prose.txt".to_string()];
+    let found = measurement(&[("q8_0", 8.5, found(0.001, 0.01, 0.98))]);
+    let text = draft(&corpus).of_model(&Source::of_hub(pinned), &found);
+    let (policy, warnings) = Policy::parse(&text, Path::new("thresholds.toml")).unwrap();
+    assert!(warnings.is_empty(), "{text}");
+    let pinned = policy.models[0].source.hub.as_ref().unwrap();
+    assert_eq!((&*pinned.repository, &*pinned.revision), ("org/name", commit));
+    assert_eq!(pinned.file.as_deref(), Some("a.gguf"));
+    assert!(policy.models[0].source.sha256.is_some());
 }
