@@ -592,9 +592,11 @@ fn forms_that_libgit2_does_not_read_say_what_to_do() {
 #[test]
 fn a_partial_clone_says_how_to_complete_it() {
     let server = Server::new("");
+    server.git.put("corpora/c.txt", &(1..40).map(|n| format!("line {n}\n")).collect::<String>());
+    server.git.commit("longer");
     server.git.edit("thresholds.toml", "0.05", "0.5");
     server.git.run("mv corpora/c.txt corpora/d.txt");
-    server.git.edit("corpora/d.txt", "measure", "be measured");
+    server.git.edit("corpora/d.txt", "line 17\n", "another line\n");
     server.git.commit("loosened");
     server.git.run("config uploadpack.allowFilter true");
     let clone = server.clone_with("--filter=blob:none ", "partial");
