@@ -529,7 +529,7 @@ fn rotation(line: &str) -> Option<(usize, bool, usize)> {
 }
 
 impl Log {
-    /// As [`Conditions::engine`] has it: `llama.cpp b11434`.
+    /// As [`Conditions::engine`](crate::results::Conditions::engine) has it: `llama.cpp b11434`.
     pub fn engine_name(&self) -> String {
         format!("{} {}", self.engine.name(), self.build)
     }
