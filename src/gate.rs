@@ -1,6 +1,7 @@
 //! The gate: a policy's cases, measured model by model and judged case by case.
 
 use crate::engines::Engine;
+use crate::files::folder_of;
 use crate::golden::{self, Golden};
 use crate::judge;
 use crate::measure::generate::Generate;
@@ -49,10 +50,7 @@ impl Gate {
     /// A policy that cannot be read or says what no policy can mean.
     pub fn open(path: &Path) -> Result<(Self, Vec<Diagnostic>), PolicyError> {
         let (policy, warnings) = Policy::load(path)?;
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let folder = folder_of(path);
         let root = std::path::absolute(folder)
             .map_err(|source| PolicyError::Unreadable { path: path.into(), source })?;
         let results =

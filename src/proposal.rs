@@ -7,6 +7,7 @@
 
 use crate::changed::{touched, Touched};
 use crate::engines::Engine;
+use crate::files::folder_of;
 use crate::hash;
 use crate::judge::{self, Judge};
 use crate::policy::{self, goldens_removed, text_sizes, weakened, Cell, ModelPolicy, Policy};
@@ -88,10 +89,7 @@ impl<'r> Proposal<'r> {
         target: &str,
         head: Option<&str>,
     ) -> Result<Self, ProposalError> {
-        let folder = match config.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let folder = folder_of(config);
         let outside = || ProposalError::Outside {
             config: config.into(),
             repository: repository.workdir().into(),

@@ -1,6 +1,7 @@
 //! `kvgate post` on real repositories, against a GitHub that checks every request by GitHub's own description:
 //! what the terminal, the comment, the status and the exit code say of a change.
 
+#[allow(dead_code)] // tests/github.rs uses the rest
 #[path = "support/github.rs"]
 mod server;
 mod support;
