@@ -109,7 +109,7 @@ pub(super) enum Failure {
     /// No answer, or half of one: whether it was done is not known.
     Lost(String),
     /// An answer that is no success.
-    Answer(Answer),
+    Answer(Box<Answer>),
 }
 
 impl Failure {
@@ -288,7 +288,7 @@ impl Client {
         }
         match answer? {
             answer if answer.is_success() => Ok(answer),
-            answer => Err(Failure::Answer(answer)),
+            answer => Err(Failure::Answer(Box::new(answer))),
         }
     }
 

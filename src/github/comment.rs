@@ -2,6 +2,7 @@
 //! never overwritten by an older run.
 
 use super::client::{Failure, Request};
+use super::error::prefix;
 use super::event::is_sha;
 use super::{pull, Client, Error, Run};
 use serde::Deserialize;
@@ -100,7 +101,7 @@ impl Comment<'_> {
         let lines = self.sticky.lines();
         let room = longest.saturating_sub(lines.len() + "\n\n".len());
         let body = (self.body)(room);
-        let body = body[..body.floor_char_boundary(room)].trim_end();
+        let body = prefix(&body, room).trim_end();
         format!("{body}\n\n{lines}")
     }
 }

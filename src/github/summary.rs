@@ -1,5 +1,6 @@
 //! The step's summary, on the page of the run.
 
+use super::error::prefix;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
@@ -19,8 +20,7 @@ pub fn append(path: &Path, markdown: &str) -> io::Result<()> {
         return file.write_all(markdown.as_bytes());
     }
     let Some(room) = room.checked_sub(CUT.len()) else { return Ok(()) };
-    let end = markdown.floor_char_boundary(room);
-    file.write_all(format!("{}{CUT}", &markdown[..end]).as_bytes())
+    file.write_all(format!("{}{CUT}", prefix(markdown, room)).as_bytes())
 }
 
 #[cfg(test)]
