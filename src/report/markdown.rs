@@ -6,7 +6,6 @@
 use super::row::{excess, models, numbers, red_cases, rows, Row};
 use super::text::{self, count};
 use super::{Finding, Report};
-use crate::engines::Engine;
 use crate::results::CaseResult;
 use crate::verdict::Verdict;
 
@@ -75,7 +74,7 @@ fn mark(report: &Report) -> &'static str {
 /// Where the numbers are from.
 fn provenance(report: &Report) -> String {
     let results = &report.results;
-    let mut facts = vec![format!("measured by {}", measured_by(report))];
+    let mut facts: Vec<_> = report.measured_by(&code).into_iter().collect();
     facts.extend(results.head.as_ref().map(|head| format!("commit {}", code(&short(head)))));
     let base = report.links.base.as_ref();
     facts.extend(base.map(|base| format!("changes are against {}", code(&short(base)))));
@@ -91,18 +90,6 @@ fn provenance(report: &Report) -> String {
         ));
     }
     format!("{}\n\n", facts.join(" · "))
-}
-
-/// Every report says what measured: the scheme in kvgate's engine is not a serving kernel.
-fn measured_by(report: &Report) -> String {
-    let results = &report.results;
-    match results.measurements.iter().find(|m| Engine::of(&m.conditions.engine) != Engine::Kvgate) {
-        Some(other) => code(&other.conditions.engine),
-        None => format!(
-            "{} (the scheme in its own engine, not a serving kernel)",
-            code(&results.engine)
-        ),
-    }
 }
 
 /// A commit as people write it.
@@ -283,7 +270,7 @@ mod tests {
             "\
 ### ❌ kvgate: 3 of 7 cases red (worst: `gemma-3-270m q4_0`: mean_kld 1.22 × its limit)
 
-measured by `kvgate 0.1.0` (the scheme in its own engine, not a serving kernel) · commit `abc123` · `gemma-3-270m`: baseline PPL 21.100, 512 × 16, `Some CPU`
+measured by `kvgate 0.1.0`: the scheme in its own engine, not a serving kernel · commit `abc123` · `gemma-3-270m`: baseline PPL 21.100, 512 × 16, `Some CPU`
 
 | model | scheme | bits K/V | mean KLD | limit | Δ golden | p99 | top-1 | limits | golden |
 |---|---|--:|--:|--:|--:|--:|--:|---|---|

@@ -16,6 +16,7 @@ mod row;
 pub(crate) mod table;
 pub(crate) mod text;
 
+use crate::engines::Engine;
 use crate::measure::stats::Direction;
 use crate::results::{CaseResult, Results};
 use crate::verdict::{self, Verdict};
@@ -78,6 +79,20 @@ impl Report {
     #[must_use]
     pub fn red_cases(&self) -> Vec<&CaseResult> {
         red_cases(&self.results)
+    }
+
+    /// What measured, with `named` setting its name. Every report says it: a scheme in kvgate's engine is not a
+    /// serving kernel.
+    fn measured_by(&self, named: &dyn Fn(&str) -> String) -> Option<String> {
+        let engines = self.results.measurements.iter().map(|m| m.conditions.engine.as_str());
+        let other = engines.clone().find(|engine| Engine::of(engine) != Engine::Kvgate);
+        Some(match other.or(engines.clone().next())? {
+            engine if other.is_some() => format!("measured by {}", named(engine)),
+            _ => format!(
+                "measured by {}: the scheme in its own engine, not a serving kernel",
+                named(&self.results.engine)
+            ),
+        })
     }
 
     /// Findings that must not be green.

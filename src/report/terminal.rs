@@ -24,7 +24,8 @@ pub fn render_tables(report: &Report) -> String {
 
 fn render_with(report: &Report, messages: &str) -> String {
     let findings: String = report.findings.iter().map(finding).collect();
-    tables(&report.results) + messages + &findings + &sentence(report)
+    let by = report.measured_by(&text::name).map(|by| format!("\n{DIM}{by}{DIM:#}\n"));
+    tables(&report.results) + messages + &findings + &by.unwrap_or_default() + &sentence(report)
 }
 
 /// Something beside the cases.
@@ -213,6 +214,8 @@ tiny
 ! gemma-3-270m::q8_0/q4_0::kld: error
   │ layer 3: K is NaN
 
+measured by kvgate 0.1.0: the scheme in its own engine, not a serving kernel
+
 kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
 "
         );
@@ -226,7 +229,7 @@ kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
         let text = plain(&report);
         assert!(!text.contains("limits"), "{text}");
         assert!(text.contains("  prod = q8_0  8.5 / 8.5"), "{text}");
-        assert!(text.ends_with("\nkvgate: 3 schemes measured, nothing judged\n"), "{text}");
+        assert!(text.ends_with("\n\nkvgate: 3 schemes measured, nothing judged\n"), "{text}");
     }
 
     /// GitHub's runner obeys lines that begin with `::`, a terminal escape sequences.
