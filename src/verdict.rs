@@ -426,7 +426,7 @@ impl fmt::Display for Measure<'_> {
         }
         write!(f, " --schemes {} --context {context} --chunks {chunks}", quoted(self.schemes))?;
         match self.baseline {
-            "f16" => Ok(()),
+            "f16" | "f16/f16" => Ok(()),
             baseline => write!(f, " --baseline {}", quoted(baseline)),
         }
     }

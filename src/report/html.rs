@@ -176,7 +176,7 @@ struct Line {
     standing: Standing,
     model: String,
     label: String,
-    effective: Option<String>,
+    effective: String,
     numbers: Vec<String>,
     /// Of limits and golden, each with its class; none where nothing was judged.
     verdicts: Vec<(&'static str, String)>,
@@ -294,8 +294,10 @@ fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
     let judged = rows.iter().any(|row| row.cases.iter().any(Option::is_some));
     let mut head: Vec<String> = names.iter().map(|name| name.to_string()).collect();
     if judged {
-        head.extend(["PPL ratio", "worst × limit", "limits", "golden"].map(String::from));
+        head.splice(0..0, ["limits", "golden"].map(String::from));
+        head.extend(["PPL ratio", "worst × limit"].map(String::from));
     }
+    head.push("what ran".into());
     let line = |(row, mut numbers): (&Row, Vec<String>)| {
         if judged {
             let ratio = row.statistics().map_or("–".into(), |s| format!("{:.4}", s.ppl_ratio));
@@ -309,7 +311,7 @@ fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
             standing: Standing::of(row),
             model: text::name(row.model),
             label: text::name(row.label),
-            effective: row.renamed().map(text::name),
+            effective: row.renamed().map(text::name).unwrap_or_default(),
             numbers,
             verdicts: row.cases.into_iter().filter(|_| judged).map(verdict).collect(),
         }

@@ -1,6 +1,6 @@
 //! The figures of a model: what schemes cost and do, and how their divergence is spread.
 
-use super::plot::{self, Axis, Ink, Names, Pixel, Shape};
+use super::plot::{self, Axis, Ink, Names, Pixel, Plot, Shape};
 use super::{number, Figure, HtmlError, Standing, Table};
 use crate::measure::shape::{self, Run};
 use crate::measure::stats::{Statistic, Statistics};
@@ -12,6 +12,8 @@ use crate::results::shown_bits;
 pub(super) const SCHEMES: usize = 24;
 /// Letters of a scheme's name in a plot.
 const LETTERS: usize = 16;
+/// Limits that a plot has lines across for.
+const LINES: usize = 3;
 /// Runs of positions in a plot at most; kvgate writes fewer.
 const RUNS: usize = 64;
 
@@ -59,7 +61,7 @@ impl<'a> Point<'a> {
         let limits = row.cases[0].map_or(&[][..], |case| &case.limits);
         let limit = limits.iter().find(|limit| limit.statistic == Statistic::MeanKld);
         Some(Self {
-            label: text::clipped(&text::name(row.label), LETTERS),
+            label: text::name(row.label),
             bits: (bits.k + bits.v) / 2.0,
             statistics: row.statistics()?,
             limit: limit.map(|limit| limit.bound).filter(|bound| *bound > 0.0),
@@ -86,22 +88,15 @@ pub(super) fn frontier(rows: &[Row]) -> Result<Option<Figure>, HtmlError> {
     let drawing = plot::draw(names, axes, 14, |plot| {
         let steps = steps(&points);
         plot.line(steps.into_iter().map(|(x, y)| plot.at(x, y)).collect(), Ink::Faint, 2)?;
-        for (from, to, bound) in limits(&points) {
-            let ends = match (from, to) {
-                (Some(from), Some(to)) => [plot.at(from, bound), plot.at(to, bound)],
-                _ => {
-                    let (left, right) = plot.width();
-                    let height = plot.at(0.0, bound).1;
-                    [(left, height), (right, height)]
-                }
-            };
-            plot.line(ends.into(), Ink::Limit, 2)?;
-        }
+        draw_limits(plot, &points)?;
         let at: Vec<Pixel> = points.iter().map(|p| plot.at(p.bits, kld(p))).collect();
         for (point, at) in points.iter().zip(&at) {
             plot.shape(*at, point.standing.shape(), point.standing.ink())?;
         }
-        points.iter().zip(at).try_for_each(|(p, at)| plot.label(&p.label, at, Ink::Text))
+        points
+            .iter()
+            .zip(at)
+            .try_for_each(|(p, at)| plot.label(&text::clipped(&p.label, LETTERS), at, Ink::Text))
     })?;
     let numbers = points.iter().map(|p| {
         let bits = shown_bits(p.bits).to_string();
@@ -148,16 +143,21 @@ fn steps(points: &[Point]) -> Vec<(f64, f64)> {
     corners
 }
 
-/// One line where all have one limit, else a short one at each scheme.
-fn limits(points: &[Point]) -> Vec<(Option<f64>, Option<f64>, f64)> {
-    let all: Vec<_> = points.iter().map(|p| p.limit).collect();
-    match all.first() {
-        Some(Some(one)) if all.iter().all(|limit| *limit == Some(*one)) => vec![(None, None, *one)],
-        _ => {
-            let short = |p: &Point| Some((Some(p.bits - 0.4), Some(p.bits + 0.4), p.limit?));
-            points.iter().filter_map(short).collect()
-        }
+/// A line across for each limit, or, where they are many, a short one at each scheme.
+fn draw_limits(plot: &mut Plot, points: &[Point]) -> Result<(), plot::Error> {
+    let mut bounds: Vec<f64> = points.iter().filter_map(|p| p.limit).collect();
+    bounds.sort_by(f64::total_cmp);
+    bounds.dedup();
+    if bounds.len() <= LINES {
+        return bounds.into_iter().try_for_each(|bound| {
+            plot.across(bound, &format!("limit {}", number(bound)), Ink::Limit)
+        });
     }
+    let limited = points.iter().filter_map(|p| Some((p.bits, p.limit?)));
+    limited.into_iter().try_for_each(|(bits, limit)| {
+        let (x, y) = plot.at(bits, limit);
+        plot.line(vec![(x - 12, y), (x + 12, y)], Ink::Limit, 2)
+    })
 }
 
 /// The share of positions whose KLD is at least so much.
@@ -218,10 +218,9 @@ fn panel(tail: &Tail, all: &[Tail], axes: [Axis; 2]) -> Result<Figure, HtmlError
             plot.line(line, Ink::Faint, 1)?;
         }
         plot.line(tail.corners.iter().map(|(x, y)| plot.at(*x, *y)).collect(), ink, 3)?;
-        let shapes = [Shape::Disc, Shape::Triangle, Shape::Cross];
         let names = ["p50", "p99", "max"];
-        for ((x, y), shape) in tail.marks.into_iter().zip(shapes) {
-            plot.shape(plot.at(x, y), shape, ink)?;
+        for (x, y) in tail.marks {
+            plot.shape(plot.at(x, y), Shape::Disc, ink)?;
         }
         tail.marks
             .into_iter()
@@ -231,7 +230,7 @@ fn panel(tail: &Tail, all: &[Tail], axes: [Axis; 2]) -> Result<Figure, HtmlError
     let [median, p99, max] = tail.marks.map(|(kld, _)| number(kld));
     Ok(Figure {
         title: format!("{} {}", tail.standing.symbol(), tail.label),
-        caption: format!("● p50 {median} · ▲ p99 {p99} · × max {max}"),
+        caption: format!("p50 {median} · p99 {p99} · max {max}"),
         drawing,
         numbers: Table::default(),
     })

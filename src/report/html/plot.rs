@@ -157,7 +157,9 @@ pub(super) struct Names {
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+/// What the backend answers when it cannot draw.
+pub(super) type Error = DrawingAreaErrorKind<std::io::Error>;
+type Drawn = Result<(), Error>;
 /// Pixels from the left and from the top.
 pub(super) type Pixel = (i32, i32);
 
@@ -202,12 +204,7 @@ fn finished(svg: &str) -> String {
 }
 
 impl<'a> Plot<'a> {
-    fn begin(
-        area: Area<'a>,
-        names: Names,
-        axes: [Axis; 2],
-        right: u32,
-    ) -> Result<Self, DrawingAreaErrorKind<std::io::Error>> {
+    fn begin(area: Area<'a>, names: Names, axes: [Axis; 2], right: u32) -> Result<Self, Error> {
         let letters = || Ink::Text.letters();
         let mut chart = ChartBuilder::on(&area)
             .margin_top(24)
@@ -245,6 +242,17 @@ impl<'a> Plot<'a> {
 
     pub fn line(&self, points: Vec<Pixel>, ink: Ink, width: u32) -> Drawn {
         self.area.draw(&PathElement::new(points, ink.stroke(width)))
+    }
+
+    /// A line across at a value, named above its right end. Labels keep clear of the name.
+    pub fn across(&mut self, value: f64, name: &str, ink: Ink) -> Drawn {
+        let height = self.axes[1].map(&value, self.y);
+        let (left, right) = self.x;
+        self.line(vec![(left, height), (right, height)], ink, 2)?;
+        let from = right - name.chars().count() as i32 * LETTER;
+        let middle = height - LINE / 2 - 1;
+        self.taken.push([from, middle - LINE / 2, right, height]);
+        self.text(name, (from, middle), ink)
     }
 
     /// A point. Labels keep clear of it.
