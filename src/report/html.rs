@@ -499,7 +499,8 @@ fn number(value: f64) -> String {
 /// A share of one, in percent.
 fn share(value: f64) -> String {
     match value * 100.0 {
-        percent if percent != 0.0 && percent.abs() < 0.1 => format!("{percent:.1e} %"),
+        percent if percent != 0.0 && percent.abs() < 0.001 => format!("{percent:.1e} %"),
+        percent if percent != 0.0 && percent.abs() < 0.1 => format!("{percent:.3} %"),
         percent => format!("{percent:.1} %"),
     }
 }

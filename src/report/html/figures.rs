@@ -100,7 +100,7 @@ pub(super) fn frontier(rows: &[Row]) -> Result<Option<Figure>, HtmlError> {
     })?;
     let numbers = points.iter().map(|p| {
         let bits = shown_bits(p.bits).to_string();
-        let limit = p.limit.map_or("–".into(), number);
+        let limit = p.limit.map_or("–".into(), shown_limit);
         vec![p.label.clone(), bits, number(kld(p)), limit, p.standing.legend().into()]
     });
     Ok(Some(Figure {
@@ -150,7 +150,7 @@ fn draw_limits(plot: &mut Plot, points: &[Point]) -> Result<(), plot::Error> {
     bounds.dedup();
     if bounds.len() <= LINES {
         return bounds.into_iter().try_for_each(|bound| {
-            plot.across(bound, &format!("limit {}", number(bound)), Ink::Limit)
+            plot.across(bound, &format!("limit {}", shown_limit(bound)), Ink::Limit)
         });
     }
     let limited = points.iter().filter_map(|p| Some((p.bits, p.limit?)));
@@ -158,6 +158,11 @@ fn draw_limits(plot: &mut Plot, points: &[Point]) -> Result<(), plot::Error> {
         let (x, y) = plot.at(bits, limit);
         plot.line(vec![(x - 12, y), (x + 12, y)], Ink::Limit, 2)
     })
+}
+
+/// A limit as people wrote it, where that is short.
+fn shown_limit(bound: f64) -> String {
+    Some(bound.to_string()).filter(|text| text.len() <= 7).unwrap_or_else(|| number(bound))
 }
 
 /// The share of positions whose KLD is at least so much.
@@ -272,7 +277,7 @@ pub(super) fn positions(rows: &[Row]) -> Result<Option<Figure>, HtmlError> {
         {
             plot.line(path, standing.ink(), 2)?;
             plot.line(vec![*end, (edge + 8, height)], Ink::Faint, 1)?;
-            let label = format!("{} {}", standing.sign(), text::clipped(label, LETTERS - 1));
+            let label = format!("{} {}", standing.sign(), text::clipped(label, LETTERS - 3));
             plot.text(&label, (edge + 10, height), Ink::Text)?;
         }
         Ok(())
