@@ -3,7 +3,7 @@
 //! Names and messages may be a stranger's. They stand in code spans and fenced blocks only, where nothing
 //! is markup, a link, a mention or a reference.
 
-use super::row::{excess, models, numbers, red_cases, rows, Row};
+use super::row::{any_held, excess, numbers, ranked, red_cases, Row};
 use super::text::{self, count};
 use super::{Finding, Report};
 use crate::results::CaseResult;
@@ -61,10 +61,9 @@ fn at(report: &Report, detail: Detail) -> String {
 
 /// Skipped, reported or not judged at all is never a pass.
 fn mark(report: &Report) -> &'static str {
-    let held = |case: &CaseResult| matches!(case.verdict, Verdict::Pass | Verdict::FailsAsRequired);
     if report.exit_code() != 0 {
         "❌ "
-    } else if report.results.cases.iter().any(held) {
+    } else if any_held(&report.results) {
         "✅ "
     } else {
         ""
@@ -115,19 +114,11 @@ fn findings(findings: &[Finding]) -> String {
 }
 
 fn tables(report: &Report, detail: Detail) -> String {
-    let results = &report.results;
-    let red = red_cases(results);
-    let all = models(results).into_iter().flat_map(|model| rows(results, model));
-    let (mut failing, passing): (Vec<_>, Vec<_>) = all.partition(Row::is_red);
-    let place = |row: &Row| {
-        let is_its = |case: &&CaseResult| row.cases.iter().flatten().any(|c| c.case == case.case);
-        red.iter().position(is_its)
-    };
-    failing.sort_by_key(place);
+    let (failing, passing) = ranked(&report.results);
     let mut out = String::new();
     if !failing.is_empty() {
         out += &table(&failing);
-        out += &messages(&red, MESSAGES[detail as usize]);
+        out += &messages(&red_cases(&report.results), MESSAGES[detail as usize]);
     }
     if !passing.is_empty() && detail < Detail::RedOnly {
         let title = format!("{} not red", count(passing.len(), "scheme"));

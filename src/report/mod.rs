@@ -3,6 +3,8 @@
 //! A run is measured and judged once; every renderer reads the same [`Report`]. One that fails
 //! silences none of the others and changes no verdict.
 
+#[cfg(feature = "reports")]
+pub mod html;
 pub mod json;
 #[cfg(feature = "reports")]
 pub mod junit;
@@ -179,7 +181,7 @@ fn worst_change(case: &CaseResult) -> Option<String> {
 pub struct Outputs {
     /// Whether tables are printed to standard output.
     pub terminal: bool,
-    /// Folder that gets `results.json`.
+    /// Folder that gets `results.json`, and `report.html` where the feature is on.
     pub folder: Option<PathBuf>,
     /// File that the markdown summary is appended to: `$GITHUB_STEP_SUMMARY`.
     pub step_summary: Option<PathBuf>,
@@ -194,6 +196,10 @@ pub enum ReportError {
     /// `results.json` was not written: nothing can be accepted or reported from this run.
     #[error(transparent)]
     Json(#[from] json::JsonError),
+    /// A warning: `kvgate report` makes it from `results.json`.
+    #[cfg(feature = "reports")]
+    #[error("no report.html: {0}")]
+    Html(#[from] html::HtmlError),
     /// A warning: the verdict is in the exit code.
     #[error("the summary could not be appended to {path}: {source}")]
     StepSummary {
@@ -207,7 +213,12 @@ pub enum ReportError {
 impl ReportError {
     /// Whether the run is as good without that report.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::StepSummary { .. })
+        match self {
+            Self::Terminal(_) | Self::Json(_) => false,
+            #[cfg(feature = "reports")]
+            Self::Html(_) => true,
+            Self::StepSummary { .. } => true,
+        }
     }
 }
 
@@ -216,6 +227,8 @@ pub fn emit(report: &Report, outputs: &Outputs) -> Vec<ReportError> {
     let mut errors = Vec::new();
     if let Some(folder) = &outputs.folder {
         errors.extend(json::write(folder, &report.results).err().map(ReportError::Json));
+        #[cfg(feature = "reports")]
+        errors.extend(html::write(folder, report).err().map(ReportError::Html));
     }
     if let Some(path) = &outputs.step_summary {
         let failed = append(path, &markdown::render(report, markdown::STEP_SUMMARY)).err();
@@ -348,8 +361,10 @@ mod tests {
                 terminal: false,
             },
         );
-        let [error] = &errors[..] else { panic!("{errors:?}") };
+        // the page has no folder either, and is only missed
+        let Some((error, others)) = errors.split_first() else { panic!("{errors:?}") };
         assert!(!error.is_warning());
+        assert!(others.iter().all(ReportError::is_warning), "{others:?}");
         assert!(error.to_string().contains("results.json: "), "{error}");
         assert!(std::fs::read_to_string(&summary).unwrap().starts_with("before\n### ❌ kvgate: 3"));
 

@@ -1,6 +1,6 @@
 //! The report for a terminal.
 
-use super::row::{excess, measurement, models, numbers, red_cases, rows, Row};
+use super::row::{measurement, models, numbers, red_cases, rows, verdict_words, Row};
 use super::table::{self, Align, Cell};
 use super::{text, Finding, Report};
 use crate::results::{CaseResult, Measurement, Results};
@@ -125,16 +125,7 @@ fn scheme_table(rows: &[Row], judged: bool) -> String {
 }
 
 fn verdict(case: Option<&CaseResult>) -> Cell {
-    match case.map(|case| case.verdict) {
-        None => Cell::new(""),
-        // its symbol says it in words already
-        Some(verdict @ Verdict::FailsAsRequired) => Cell::styled(verdict.symbol(), colour(verdict)),
-        Some(verdict) => {
-            let ratio = case.and_then(excess).map(|ratio| format!(" {ratio}")).unwrap_or_default();
-            let text = format!("{} {}{ratio}", verdict.symbol(), verdict.label());
-            Cell::styled(text, colour(verdict))
-        }
-    }
+    case.map_or(Cell::new(""), |case| Cell::styled(verdict_words(case), colour(case.verdict)))
 }
 
 fn message(case: &CaseResult) -> String {
@@ -160,7 +151,7 @@ fn colour(verdict: Verdict) -> Style {
 }
 
 /// The type of activations, and of weights where they are kept in another.
-fn arithmetic(measurement: &Measurement) -> String {
+pub(super) fn arithmetic(measurement: &Measurement) -> String {
     let (dtype, weights) = (&measurement.run.dtype, &measurement.conditions.weights);
     match dtype == weights {
         true => dtype.clone(),
@@ -169,7 +160,7 @@ fn arithmetic(measurement: &Measurement) -> String {
 }
 
 /// Bytes for people, in binary units.
-fn memory(bytes: u64) -> String {
+pub(super) fn memory(bytes: u64) -> String {
     let mib = bytes as f64 / (1 << 20) as f64;
     if mib < 1024.0 {
         format!("{mib:.0} MiB")

@@ -8,8 +8,12 @@ const MESSAGE: usize = 4_000;
 
 /// The text without characters that a terminal obeys or that turn the reading direction. Line breaks stay.
 pub(crate) fn printable(text: &str) -> String {
-    let is_shown = |c: &char| *c == '\n' || !(c.is_control() || is_invisible(*c));
-    text.replace('\t', "    ").chars().filter(is_shown).collect()
+    text.replace('\t', "    ").chars().filter(|c| is_shown(*c)).collect()
+}
+
+/// Whether a terminal or a page shows a character as itself.
+pub(crate) fn is_shown(c: char) -> bool {
+    c == '\n' || !(c.is_control() || is_invisible(c))
 }
 
 /// Marks of direction and width that make a text read as another.
