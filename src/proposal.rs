@@ -212,10 +212,11 @@ impl<'r> Proposal<'r> {
         Ok(list.iter().map(|weakened| finding(weakened, is_allowed)).collect())
     }
 
-    /// Results name the commit that they were measured at, and that must be the one that is proposed.
+    /// Results name the commit that they were measured at, and that must be the one that is proposed. A
+    /// test target that was built without git knows none.
     fn of_another_commit(&self, results: &Results) -> Option<Finding> {
         let head = self.head.as_ref()?;
-        let theirs = results.head.as_deref().unwrap_or("none");
+        let theirs = results.head.as_ref()?;
         (theirs != head).then(|| Finding {
             name: "results::other_commit".into(),
             place: None,

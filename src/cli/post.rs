@@ -174,11 +174,12 @@ fn publish(
     found: &Result<Found, Error>,
     report: &Report,
 ) -> Result<(), Stop> {
-    let sentence = report.sentence();
-    let state = match report.exit_code() {
-        0 => State::Success,
-        1 => State::Failure,
-        _ => State::Error,
+    let (state, sentence) = match (report.exit_code(), found) {
+        // its target and labels are not known, and so is what holds
+        (0, Err(_)) => (State::Error, "kvgate: the pull request could not be read".into()),
+        (0, Ok(_)) => (State::Success, report.sentence()),
+        (1, _) => (State::Failure, report.sentence()),
+        _ => (State::Error, report.sentence()),
     };
     let url = Some(github.run_url());
     let status =

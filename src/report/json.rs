@@ -125,16 +125,20 @@ pub fn read_untrusted(path: &Path) -> Result<Results, JsonError> {
     let name = path.display().to_string();
     let malformed = |source| JsonError::Malformed { path: name.clone(), source };
     let mut value = serde_json::to_value(results).map_err(malformed)?;
-    defuse(&mut value);
+    defuse("", &mut value);
     serde_json::from_value(value).map_err(malformed)
 }
 
-/// Bounds every text of a value.
-fn defuse(value: &mut Value) {
+/// Texts of several lines.
+const LINES: [&str; 3] = ["message", "error", "text"];
+
+/// Bounds every text of a value; of those that are names, no line begins within.
+fn defuse(key: &str, value: &mut Value) {
     match value {
-        Value::String(text) => *text = text::message(text),
-        Value::Array(values) => values.iter_mut().for_each(defuse),
-        Value::Object(fields) => fields.values_mut().for_each(defuse),
+        Value::String(text) if LINES.contains(&key) => *text = text::message(text),
+        Value::String(text) => *text = text::message(text).replace('\n', " "),
+        Value::Array(values) => values.iter_mut().for_each(|value| defuse(key, value)),
+        Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| defuse(key, value)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
@@ -236,12 +240,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut results = fixture::results();
         results.cases[2].message = format!("\u{1b}[2J\u{202e}{}", "x".repeat(10_000_000));
-        results.measurements[0].run.notes = vec!["a\u{7}b".into()];
+        results.measurements[0].run.notes = vec!["a\u{7}b\n::c".into()];
         let path = write(folder.path(), &results).unwrap();
         let read = read_untrusted(&path).unwrap();
         assert!(read.cases[2].message.starts_with("[2Jxxx"));
         assert_eq!(read.cases[2].message.chars().count(), 3_999);
-        assert_eq!(read.measurements[0].run.notes, ["ab"]);
+        assert_eq!(read.measurements[0].run.notes, ["ab ::c"]);
         let huge = std::fs::File::create(&path).unwrap();
         huge.set_len(LARGEST + 1).unwrap();
         let error = read_untrusted(&path).unwrap_err().to_string();

@@ -100,7 +100,7 @@ fn findings(findings: &[Finding]) -> String {
     let row = |finding: &Finding| {
         let place = finding.place.as_ref().map(|place| format!(" {}", code(place)));
         let mark = if finding.is_red { "❌" } else { "•" };
-        let message = code_of(&finding.message, 400);
+        let message = code_of(&finding.message);
         format!("- {mark} **{}**{}: {message}\n", finding.name, place.unwrap_or_default())
     };
     let mut out: String = findings.iter().take(FINDINGS).map(row).collect();
@@ -142,7 +142,7 @@ fn table(rows: &[Row]) -> String {
     }
     out += "\n";
     let remarks = rows.iter().flat_map(Row::remarks);
-    let remarks: String = remarks.map(|remark| format!("- {}\n", code_of(&remark, 400))).collect();
+    let remarks: String = remarks.map(|remark| format!("- {}\n", code_of(&remark))).collect();
     match remarks.is_empty() {
         true => out,
         false => out + &remarks + "\n",
@@ -236,14 +236,16 @@ fn fenced_as(language: &str, text: &str) -> String {
 
 /// A name in a code span. What would end the span or a table's cell becomes a sign that looks like it.
 fn code(name: &str) -> String {
-    code_of(name, 120)
+    span(&text::name(name))
 }
 
-/// The same for longer texts, on one line.
-fn code_of(name: &str, characters: usize) -> String {
-    let line = text::clipped(name, characters).replace('\n', " ");
-    let line = text::printable(&line).replace('`', "ˋ").replace('|', "¦");
-    match line.trim() {
+/// The same for longer texts.
+fn code_of(remark: &str) -> String {
+    span(&text::remark(remark))
+}
+
+fn span(line: &str) -> String {
+    match line.replace('`', "ˋ").replace('|', "¦").trim() {
         "" => "`–`".into(),
         line => format!("`{line}`"),
     }
@@ -323,7 +325,7 @@ layer 3: K is NaN
     #[test]
     fn names_and_messages_stay_text() {
         assert_eq!(code("a|b`<c>@d -->\n"), "`a¦bˋ<c>@d -->`");
-        assert_eq!(code(""), "`–`");
+        assert_eq!((code(""), code_of("")), ("`(empty)`".into(), "`–`".into()));
         assert_eq!(fenced("x ``` y"), "````text\nx ``` y\n````\n");
     }
 

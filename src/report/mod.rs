@@ -131,8 +131,11 @@ impl Report {
             let first = format!("{}{}", finding.name, place.unwrap_or_default());
             return format!("kvgate: {} ({first})", count(weakened, "finding"));
         }
+        let none = results.cases.iter().all(|case| case.verdict == Verdict::Ignored);
         match results.cases.len() {
-            0 if results.measurements.is_empty() => "kvgate: nothing needed measuring".into(),
+            _ if results.measurements.is_empty() && none => {
+                "kvgate: nothing needed measuring".into()
+            }
             0 => {
                 let schemes: usize = results.measurements.iter().map(|m| m.schemes.len()).sum();
                 format!("kvgate: {} measured, nothing judged", count(schemes, "scheme"))

@@ -185,8 +185,9 @@ fn dash() -> String {
 /// A value against an older one, as a share of it.
 pub(super) fn relative(old: f64, new: f64) -> String {
     match (new / old - 1.0) * 100.0 {
-        _ if old == new => "=".into(),
-        _ if old == 0.0 => "from 0".into(),
+        _ if old == 0.0 && new != 0.0 => "from 0".into(),
+        // goldens have four digits
+        percent if old == new || percent.abs() < 0.05 => "=".into(),
         percent if percent.abs() < 10.0 => format!("{percent:+.1} %"),
         percent => format!("{percent:+.0} %"),
     }

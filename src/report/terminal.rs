@@ -70,12 +70,12 @@ fn facts(measurement: &Measurement) -> String {
     let corpus: Vec<_> = conditions.corpus.iter().map(|f| f.category.as_str()).collect();
     let mut out = format!(
         "  baseline {} PPL {:.3} · {} × {} of {} · {}, {} · {:.1} s · {}\n",
-        conditions.baseline,
+        text::name(&conditions.baseline),
         run.baseline_ppl,
         conditions.context,
         conditions.chunks,
-        corpus.join(", "),
-        run.device,
+        text::name(&corpus.join(", ")),
+        text::name(&run.device),
         arithmetic(measurement),
         run.seconds,
         memory(run.peak_bytes),
@@ -86,8 +86,8 @@ fn facts(measurement: &Measurement) -> String {
             let style = colour(if c.ok { Verdict::Pass } else { Verdict::Error });
             format!(
                 "{} {} KLD {} {style}{mark} {}{style:#}",
-                c.name,
-                c.effective,
+                text::name(&c.name),
+                text::name(&c.effective),
                 c.reading(),
                 c.must
             )
@@ -95,7 +95,7 @@ fn facts(measurement: &Measurement) -> String {
         out += &format!("  controls: {}\n", controls.collect::<Vec<_>>().join(" · "));
     }
     for note in &run.notes {
-        out += &format!("  {DIM}note: {note}{DIM:#}\n");
+        out += &format!("  {DIM}note: {}{DIM:#}\n", text::remark(note));
     }
     out
 }
@@ -112,7 +112,7 @@ fn scheme_table(rows: &[Row], judged: bool) -> String {
     }
     let mut table = vec![head];
     for (row, numbers) in rows.iter().zip(numbers) {
-        let mut cells = vec![Cell::new(row.name())];
+        let mut cells = vec![Cell::new(text::name(&row.name()))];
         cells.extend(numbers.into_iter().map(Cell::new));
         if judged {
             cells.extend(row.cases.map(verdict));
@@ -120,7 +120,8 @@ fn scheme_table(rows: &[Row], judged: bool) -> String {
         table.push(cells);
     }
     let remarks = rows.iter().flat_map(Row::remarks);
-    let remarks: String = remarks.map(|remark| format!("  {DIM}{remark}{DIM:#}\n")).collect();
+    let remarks: String =
+        remarks.map(|remark| format!("  {DIM}{}{DIM:#}\n", text::remark(&remark))).collect();
     table::render(&align, &table) + &remarks
 }
 

@@ -3,6 +3,8 @@
 
 /// Longest name that is shown whole.
 const NAME: usize = 120;
+/// Longest remark that is shown whole.
+const REMARK: usize = 400;
 /// Longest message that is shown whole.
 const MESSAGE: usize = 4_000;
 
@@ -31,12 +33,20 @@ pub(crate) fn clipped(text: &str, characters: usize) -> String {
 
 /// A name on one line, of bounded length.
 pub(crate) fn name(text: &str) -> String {
-    // most of a text of megabytes need not be looked at
-    let line = printable(&clipped(text, NAME)).replace('\n', " ");
-    match line.trim() {
-        "" => "(empty)".into(),
-        line => line.into(),
+    match line(text, NAME) {
+        line if line.is_empty() => "(empty)".into(),
+        line => line,
     }
+}
+
+/// A remark on one line, of bounded length.
+pub(crate) fn remark(text: &str) -> String {
+    line(text, REMARK)
+}
+
+fn line(text: &str, characters: usize) -> String {
+    // most of a text of megabytes need not be looked at
+    printable(&clipped(text, characters)).replace('\n', " ").trim().into()
 }
 
 /// A message of bounded length.
