@@ -376,12 +376,11 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
     }
     let files = m.conditions.corpus.iter().take(MESSAGES);
     let corpus: Vec<String> = files.map(|file| format!("{}.txt", file.category)).collect();
-    // a name of the policy says nothing without it
-    let scheme = |s: &SchemeResult| match s.scheme.parse::<Scheme>() {
-        Ok(_) => s.scheme.clone(),
-        Err(_) => s.effective.clone(),
+    // a name of the policy says nothing without it, nor does what it stands for in all layers
+    let scheme = |s: &SchemeResult| {
+        [&s.scheme, &s.effective].into_iter().find(|name| name.parse::<Scheme>().is_ok()).cloned()
     };
-    let schemes: Vec<String> = m.schemes.iter().take(SCHEMES).map(scheme).collect();
+    let schemes: Vec<String> = m.schemes.iter().filter_map(scheme).take(SCHEMES).collect();
     let again = Measure {
         source: "MODEL",
         corpus: &corpus,
@@ -391,10 +390,14 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
         chunks: m.conditions.chunks,
         baseline: &m.conditions.baseline,
     };
-    let commands = [run_command(&format!("{}::", m.model)), again.to_string()];
-    let how = "In the policy's folder, at the commit below; or without a policy, where MODEL and the corpus \
-               are the files whose hashes are below:";
-    (how.into(), commands.map(|command| text::message(&command)).into())
+    let mut how = "In the policy's folder, at the commit below.".to_owned();
+    let mut commands = vec![run_command(&format!("{}::", m.model))];
+    if !schemes.is_empty() {
+        how += " Or the schemes that need no policy, without it; MODEL and the corpus are the files whose \
+                hashes are below.";
+        commands.push(again.to_string());
+    }
+    (how, commands.iter().map(|command| text::message(command)).collect())
 }
 
 /// Of the whole run.

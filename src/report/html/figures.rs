@@ -88,10 +88,14 @@ pub(super) fn frontier(rows: &[Row]) -> Result<Option<Figure>, HtmlError> {
     let drawing = plot::draw(names, axes, 14, |plot| {
         let steps = steps(&points);
         plot.line(steps.into_iter().map(|(x, y)| plot.at(x, y)).collect(), Ink::Faint, 2)?;
-        draw_limits(plot, &points)?;
+        let common = common_limits(&points);
+        draw_limits(plot, &points, &common)?;
         let at: Vec<Pixel> = points.iter().map(|p| plot.at(p.bits, kld(p))).collect();
         for (point, at) in points.iter().zip(&at) {
             plot.shape(*at, point.standing.shape(), point.standing.ink())?;
+        }
+        for bound in common {
+            plot.name_across(bound, &format!("limit {}", shown_limit(bound)), Ink::Limit)?;
         }
         points
             .iter()
@@ -143,18 +147,22 @@ fn steps(points: &[Point]) -> Vec<(f64, f64)> {
     corners
 }
 
-/// A line across for each limit, or, where they are many, a short one at each scheme.
-fn draw_limits(plot: &mut Plot, points: &[Point]) -> Result<(), plot::Error> {
+/// Limits that have a line across, unless they are many.
+fn common_limits(points: &[Point]) -> Vec<f64> {
     let mut bounds: Vec<f64> = points.iter().filter_map(|p| p.limit).collect();
     bounds.sort_by(f64::total_cmp);
     bounds.dedup();
-    if bounds.len() <= LINES {
-        return bounds.into_iter().try_for_each(|bound| {
-            plot.across(bound, &format!("limit {}", shown_limit(bound)), Ink::Limit)
-        });
+    bounds.truncate(if bounds.len() <= LINES { LINES } else { 0 });
+    bounds
+}
+
+/// A line across for each limit, or, where they are many, a short one at each scheme.
+fn draw_limits(plot: &Plot, points: &[Point], common: &[f64]) -> Result<(), plot::Error> {
+    if !common.is_empty() {
+        return common.iter().try_for_each(|bound| plot.across(*bound, Ink::Limit));
     }
-    let limited = points.iter().filter_map(|p| Some((p.bits, p.limit?)));
-    limited.into_iter().try_for_each(|(bits, limit)| {
+    let mut limited = points.iter().filter_map(|p| Some((p.bits, p.limit?)));
+    limited.try_for_each(|(bits, limit)| {
         let (x, y) = plot.at(bits, limit);
         plot.line(vec![(x - 12, y), (x + 12, y)], Ink::Limit, 2)
     })

@@ -247,15 +247,23 @@ impl<'a> Plot<'a> {
         self.area.draw(&PathElement::new(points, ink.stroke(width)))
     }
 
-    /// A line across at a value, named above its right end. Labels keep clear of the name.
-    pub fn across(&mut self, value: f64, name: &str, ink: Ink) -> Drawn {
+    /// A line across at a value.
+    pub fn across(&self, value: f64, ink: Ink) -> Drawn {
         let height = self.axes[1].map(&value, self.y);
-        let (left, right) = self.x;
-        self.line(vec![(left, height), (right, height)], ink, 2)?;
-        let from = right - name.chars().count() as i32 * LETTER;
-        let middle = height - LINE / 2 - 1;
-        self.taken.push([from, middle - LINE / 2, right, height]);
-        self.text(name, (from, middle), ink)
+        self.line(vec![(self.x.0, height), (self.x.1, height)], ink, 2)
+    }
+
+    /// The name of such a line, at one of its ends.
+    pub fn name_across(&mut self, value: f64, name: &str, ink: Ink) -> Drawn {
+        let height = self.axes[1].map(&value, self.y);
+        let width = wide(name);
+        let [above, below] = [height - LINE / 2 - 1, height + LINE / 2 + 2];
+        let ends = [self.x.1 - width, self.x.0 + 4];
+        let places = [above, below].into_iter().flat_map(|y| ends.map(|left| (left, y)));
+        let place = places.into_iter().find(|place| self.is_free(*place, width));
+        let place = place.unwrap_or((ends[0], above));
+        self.take(place, width);
+        self.text(name, place, ink)
     }
 
     /// A point. Labels keep clear of it.
@@ -283,30 +291,45 @@ impl<'a> Plot<'a> {
 
     /// A point's name beside it, where nothing else stands; a line leads to it when that is not near.
     pub fn label(&mut self, text: &str, (x, y): Pixel, ink: Ink) -> Drawn {
-        let width = text.chars().count() as i32 * LETTER;
-        let right = SIZE.0 as i32 - 2 - width;
+        let width = wide(text);
         let near = [(9, 0), (-9 - width, 0), (-width / 2, -14), (-width / 2, 14)];
         let far = (1..8).flat_map(|n| {
             let step = n * 12;
             [(12, -step), (12, step), (-12 - width, -step), (-12 - width, step)]
         });
         let places = near.into_iter().chain(far).map(|(dx, dy)| (x + dx, y + dy));
-        let half = LINE / 2;
-        let free = |(left, middle): &Pixel| {
-            let [l, t, r, b] = [*left, middle - half, left + width, middle + half];
-            let inside = l > self.x.0 && l <= right && t >= self.y.1 - half && b < self.y.0;
-            let clear = |t2: &[i32; 4]| l >= t2[2] || t2[0] >= r || t >= t2[3] || t2[1] >= b;
-            inside && self.taken.iter().all(clear)
-        };
+        let mut free = places.filter(|place| self.is_free(*place, width));
         // the numbers under the plot have what found no place
-        let Some((left, middle)) = places.into_iter().find(free) else { return Ok(()) };
-        self.taken.push([left, middle - half, left + width, middle + half]);
+        let Some((left, middle)) = free.next() else { return Ok(()) };
+        self.take((left, middle), width);
         if (middle - y).abs() > 14 {
             let end = if left > x { left - 1 } else { left + width + 1 };
             self.line(vec![(x, y), (end, middle)], Ink::Faint, 1)?;
         }
         self.text(text, (left, middle), ink)
     }
+
+    /// Whether text of that width, from its left end's middle on, is inside and meets nothing.
+    fn is_free(&self, place: Pixel, width: i32) -> bool {
+        let [l, t, r, b] = around(place, width);
+        let inside = l > self.x.0 && r <= SIZE.0 as i32 - 2 && t >= self.y.1 - LINE && b < self.y.0;
+        inside
+            && self.taken.iter().all(|one| l >= one[2] || one[0] >= r || t >= one[3] || one[1] >= b)
+    }
+
+    fn take(&mut self, place: Pixel, width: i32) {
+        self.taken.push(around(place, width));
+    }
+}
+
+/// Width of a text.
+fn wide(text: &str) -> i32 {
+    text.chars().count() as i32 * LETTER
+}
+
+/// Left, top, right and bottom of a text.
+fn around((left, middle): Pixel, width: i32) -> [i32; 4] {
+    [left, middle - LINE / 2, left + width, middle + LINE / 2]
 }
 
 /// Heights of labels beside heights of what they name: as near as they can be without overlap.
@@ -382,5 +405,27 @@ mod tests {
         assert!(svg.contains("&lt;b&gt;&amp;&quot;"), "{svg}");
         assert!(!svg.contains("svg"), "{svg}");
         assert_eq!(svg.matches("class=\"s-bad\"").count(), 3, "{svg}");
+    }
+
+    #[test]
+    fn names_of_lines_meet_no_point() {
+        let axes = [Axis::linear([1.0].into_iter()), Axis::log([0.01, 1.0].into_iter())];
+        let at = |svg: &str| -> i32 {
+            let text = svg.split("<text").find(|text| text.contains("limit 0.1")).unwrap();
+            let x = text.split("x=\"").nth(1).and_then(|x| x.split('"').next());
+            x.unwrap().parse().unwrap()
+        };
+        let named = |is_taken: bool| {
+            let svg = draw(Names { x: "", y: "" }, axes, 10, |plot| {
+                let (right, height) = (plot.width().1, plot.at(1.0, 0.1).1);
+                if is_taken {
+                    plot.shape((right - 20, height - 4), Shape::Disc, Ink::Good)?;
+                    plot.shape((right - 20, height + 4), Shape::Disc, Ink::Good)?;
+                }
+                plot.name_across(0.1, "limit 0.1", Ink::Limit)
+            });
+            at(&svg.unwrap())
+        };
+        assert!(named(false) > 300 && named(true) < 100);
     }
 }

@@ -390,8 +390,18 @@ fn numbers_are_short() {
 }
 
 #[test]
-fn look() {
-    let Ok(path) = std::env::var("LOOK") else { return };
-    let results = crate::report::json::read(Path::new(&path)).unwrap();
-    std::fs::write(std::env::var("PAGE").unwrap(), render(&results.into()).unwrap()).unwrap();
+fn a_name_of_the_policy_is_no_scheme_without_it() {
+    let mut report = report();
+    let schemes = &mut report.results.measurements[0].schemes;
+    schemes[0].scheme = "prod".into();
+    (schemes[1].scheme, schemes[1].effective) =
+        ("careful".into(), "q8_0 in 0-3 + q4_0 in 4".into());
+    let commands = |report: &Report| -> Vec<String> {
+        let (_, elements) = page(report);
+        of(&elements, "pre", "command").iter().map(|e| e.text.clone()).collect()
+    };
+    assert!(commands(&report)[1].contains("--schemes q8_0,q8_0/q4_0 --context"));
+    report.results.measurements[0].schemes.drain(2..);
+    report.results.measurements[0].schemes.remove(0);
+    assert_eq!(commands(&report), ["kvgate run 'gemma-3-270m::'"]);
 }
