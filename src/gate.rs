@@ -191,10 +191,11 @@ impl Gate {
 /// A folder that cannot be made or written to, in words.
 pub fn prepare_results(folder: &Path) -> Result<(), String> {
     let probe = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
-    let removed = match std::fs::remove_file(folder.join(report::json::FILE)) {
+    let remove = |file: &&str| match std::fs::remove_file(folder.join(file)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
+    let removed = [report::json::FILE, report::PAGE].iter().try_for_each(|file| remove(&file));
     probe.and(removed).map_err(|error| {
         let folder = folder.display();
         format!("cannot write results into {folder}: {error}; name another folder with --results or KVGATE_RESULTS")

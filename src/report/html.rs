@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use words::{OfScheme, Parting, Token};
 
 /// The file's name.
-pub const FILE: &str = "report.html";
+pub const FILE: &str = super::PAGE;
 
 /// Rows of the table at most.
 const ROWS: usize = 300;

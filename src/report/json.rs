@@ -123,6 +123,12 @@ pub fn read(path: &Path) -> Result<Results, JsonError> {
 pub fn read_untrusted(path: &Path) -> Result<Results, JsonError> {
     let results = read(path)?;
     let name = path.display().to_string();
+    let schemes: usize = results.measurements.iter().map(|measured| measured.schemes.len()).sum();
+    let entries = schemes.max(results.cases.len()).max(results.measurements.len());
+    if entries > MOST_ENTRIES {
+        let source = io::Error::other(format!("{entries} entries are more than any run writes"));
+        return Err(JsonError::Read { path: name, source });
+    }
     let malformed = |source| JsonError::Malformed { path: name.clone(), source };
     let mut value = serde_json::to_value(results).map_err(malformed)?;
     defuse("", &mut value);
@@ -142,6 +148,9 @@ fn defuse(key: &str, value: &mut Value) {
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
+
+/// Schemes or cases of a stranger's file: rows are looked up by their names.
+const MOST_ENTRIES: usize = 5_000;
 
 /// Bytes of a file that is read at all: a thousand schemes are a tenth of it.
 const LARGEST: u64 = 64 << 20;
@@ -246,6 +255,10 @@ mod tests {
         assert!(read.cases[2].message.starts_with("[2Jxxx"));
         assert_eq!(read.cases[2].message.chars().count(), 3_999);
         assert_eq!(read.measurements[0].run.notes, ["ab ::c"]);
+        results.cases = vec![results.cases[0].clone(); MOST_ENTRIES + 1];
+        write(folder.path(), &results).unwrap();
+        let error = read_untrusted(&path).unwrap_err().to_string();
+        assert!(error.contains("5001 entries are more than any run writes"), "{error}");
         let huge = std::fs::File::create(&path).unwrap();
         huge.set_len(LARGEST + 1).unwrap();
         let error = read_untrusted(&path).unwrap_err().to_string();

@@ -179,6 +179,9 @@ fn worst_change(case: &CaseResult) -> Option<String> {
     Some(format!("{} {moved} against the golden", text::name(&change.name)))
 }
 
+/// Name of the page that a run leaves, with the feature `reports`.
+pub(crate) const PAGE: &str = "report.html";
+
 /// Where a report goes.
 #[derive(Debug, Clone, Default)]
 pub struct Outputs {
