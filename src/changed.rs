@@ -1,5 +1,6 @@
 //! Which models a change touches: what `kvgate run --changed` runs.
 
+use crate::files::folder_of;
 use crate::gate::{Case, RESULTS};
 use crate::golden;
 use crate::policy::weakened::case_of_golden;
@@ -113,10 +114,7 @@ pub fn since(
     against: Option<&str>,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Changed, RepoError> {
-    let folder = match policy.path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(&policy.path);
     let repository = Repository::discover(folder)?;
     let target = match (against, no_pull_request(environment)) {
         (Some(revision), _) => revision.to_owned(),

@@ -1,6 +1,7 @@
 //! The gate: a policy's cases, measured model by model and judged case by case.
 
 use crate::engines::Engine;
+use crate::files::folder_of;
 use crate::golden::{self, Golden};
 use crate::judge;
 use crate::measure::generate::Generate;
@@ -49,10 +50,7 @@ impl Gate {
     /// A policy that cannot be read or says what no policy can mean.
     pub fn open(path: &Path) -> Result<(Self, Vec<Diagnostic>), PolicyError> {
         let (policy, warnings) = Policy::load(path)?;
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let folder = folder_of(path);
         let root = std::path::absolute(folder)
             .map_err(|source| PolicyError::Unreadable { path: path.into(), source })?;
         let results =
@@ -193,10 +191,11 @@ impl Gate {
 /// A folder that cannot be made or written to, in words.
 pub fn prepare_results(folder: &Path) -> Result<(), String> {
     let probe = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
-    let removed = match std::fs::remove_file(folder.join(report::json::FILE)) {
+    let remove = |file: &&str| match std::fs::remove_file(folder.join(file)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
+    let removed = [report::json::FILE, report::PAGE].iter().try_for_each(|file| remove(&file));
     probe.and(removed).map_err(|error| {
         let folder = folder.display();
         format!("cannot write results into {folder}: {error}; name another folder with --results or KVGATE_RESULTS")

@@ -7,6 +7,7 @@
 
 use crate::changed::{touched, Touched};
 use crate::engines::Engine;
+use crate::files::folder_of;
 use crate::hash;
 use crate::judge::{self, Judge};
 use crate::policy::{self, goldens_removed, text_sizes, weakened, Cell, ModelPolicy, Policy};
@@ -88,10 +89,7 @@ impl<'r> Proposal<'r> {
         target: &str,
         head: Option<&str>,
     ) -> Result<Self, ProposalError> {
-        let folder = match config.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let folder = folder_of(config);
         let outside = || ProposalError::Outside {
             config: config.into(),
             repository: repository.workdir().into(),
@@ -214,10 +212,11 @@ impl<'r> Proposal<'r> {
         Ok(list.iter().map(|weakened| finding(weakened, is_allowed)).collect())
     }
 
-    /// Results name the commit that they were measured at, and that must be the one that is proposed.
+    /// Results name the commit that they were measured at, and that must be the one that is proposed. A
+    /// test target that was built without git knows none.
     fn of_another_commit(&self, results: &Results) -> Option<Finding> {
         let head = self.head.as_ref()?;
-        let theirs = results.head.as_deref().unwrap_or("none");
+        let theirs = results.head.as_ref()?;
         (theirs != head).then(|| Finding {
             name: "results::other_commit".into(),
             place: None,

@@ -9,6 +9,7 @@ use crate::results::{Measurement, Outcome, SchemeResult, Sides, Storage};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 
 /// What a case came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -377,25 +378,59 @@ fn significant(value: f64, digits: u8) -> String {
 
 /// What to run to see more of a cell.
 fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
-    let corpus: String = model
-        .corpus
-        .iter()
-        .map(|file| format!(" --corpus {}", quoted(&file.to_string_lossy())))
-        .collect();
-    let calibration = model.calibration.as_ref().filter(|_| cell.scheme.is_calibrated());
-    let calibration = calibration
-        .map(|file| format!(" --calibration {}", quoted(&file.to_string_lossy())))
-        .unwrap_or_default();
-    format!(
-        "again:        kvgate run '{}::{}::'\nwithout gate: kvgate measure {}{corpus}{calibration} --schemes {} \
-         --context {} --chunks {}",
-        model.name,
-        cell.label,
-        quoted(&model.source.to_string()),
-        cell.scheme,
-        model.context,
-        model.chunks,
-    )
+    let word = |path: &PathBuf| path.to_string_lossy().into_owned();
+    let measure = Measure {
+        source: &model.source.to_string(),
+        corpus: &model.corpus.iter().map(word).collect::<Vec<_>>(),
+        calibration: model.calibration.as_ref().filter(|_| cell.scheme.is_calibrated()).map(word),
+        schemes: &cell.scheme.to_string(),
+        context: model.context,
+        chunks: model.chunks,
+        baseline: &model.baseline.to_string(),
+    };
+    let run = run_command(&format!("{}::{}::", model.name, cell.label));
+    format!("again:        {run}\nwithout gate: {measure}")
+}
+
+/// The command that runs the cases whose names contain a word.
+pub(crate) fn run_command(filter: &str) -> String {
+    format!("kvgate run '{}'", filter.replace('\'', r"'\''"))
+}
+
+/// The command that measures schemes of a model without a policy.
+pub(crate) struct Measure<'a> {
+    /// The model, as the command line takes it.
+    pub source: &'a str,
+    /// Files of text.
+    pub corpus: &'a [String],
+    /// What calibrated schemes need.
+    pub calibration: Option<String>,
+    /// With commas between.
+    pub schemes: &'a str,
+    /// Tokens in a chunk.
+    pub context: usize,
+    /// Chunks.
+    pub chunks: usize,
+    /// What schemes are compared with.
+    pub baseline: &'a str,
+}
+
+impl fmt::Display for Measure<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { context, chunks, .. } = self;
+        write!(f, "kvgate measure {}", quoted(self.source))?;
+        for file in self.corpus {
+            write!(f, " --corpus {}", quoted(file))?;
+        }
+        if let Some(file) = &self.calibration {
+            write!(f, " --calibration {}", quoted(file))?;
+        }
+        write!(f, " --schemes {} --context {context} --chunks {chunks}", quoted(self.schemes))?;
+        match self.baseline {
+            "f16" | "f16/f16" => Ok(()),
+            baseline => write!(f, " --baseline {}", quoted(baseline)),
+        }
+    }
 }
 
 /// A word that a shell takes as it is.

@@ -5,9 +5,8 @@ mod support;
 use kvgate::changed::{since, Touched};
 use kvgate::policy::{goldens_removed, text_sizes, weakened, Policy};
 use kvgate::repo::{Change, Files, Folder, RepoError, Repository};
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use support::git::Git;
 use support::program::{accepted, kvgate, kvgate_with};
 
 const POLICY: &str = r#"[defaults]
@@ -27,71 +26,8 @@ path = "models/n.gguf"
 at.long = { context = 1024 }
 "#;
 
-/// A folder that git works in.
-struct Git {
-    folder: PathBuf,
-    /// Commits are a minute apart, so that one of them is the youngest.
-    minutes: Cell<u64>,
-}
-
-impl Git {
-    fn at(folder: PathBuf) -> Git {
-        std::fs::create_dir_all(&folder).unwrap();
-        Git { folder, minutes: Cell::new(0) }
-    }
-
-    /// What git prints.
-    #[track_caller]
-    fn run(&self, arguments: &str) -> String {
-        self.minutes.set(self.minutes.get() + 1);
-        let date = format!("{} +0000", 1_700_000_000 + 60 * self.minutes.get());
-        let mut git = Command::new("git");
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("GIT_") {
-                git.env_remove(name);
-            }
-        }
-        for (name, value) in [
-            ("GIT_CONFIG_GLOBAL", "/dev/null"),
-            ("GIT_CONFIG_NOSYSTEM", "1"),
-            ("GIT_AUTHOR_NAME", "A"),
-            ("GIT_AUTHOR_EMAIL", "a@example.org"),
-            ("GIT_COMMITTER_NAME", "C"),
-            ("GIT_COMMITTER_EMAIL", "c@example.org"),
-            ("GIT_AUTHOR_DATE", &date),
-            ("GIT_COMMITTER_DATE", &date),
-        ] {
-            git.env(name, value);
-        }
-        let settings = ["-c", "init.defaultBranch=main", "-c", "protocol.file.allow=always"];
-        let ran = git.args(settings).args(arguments.split(' ')).current_dir(&self.folder).output();
-        let ran = ran.expect("git is there");
-        assert!(ran.status.success(), "git {arguments}: {}", String::from_utf8_lossy(&ran.stderr));
-        String::from_utf8(ran.stdout).unwrap().trim().to_owned()
-    }
-
-    fn put(&self, path: &str, text: &str) {
-        let path = self.folder.join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
-    }
-
-    fn edit(&self, path: &str, old: &str, new: &str) {
-        let text = std::fs::read_to_string(self.folder.join(path)).unwrap();
-        assert!(text.contains(old), "{path} holds no `{old}`");
-        self.put(path, &text.replace(old, new));
-    }
-
-    /// Commits all there is; its hash.
-    fn commit(&self, message: &str) -> String {
-        self.run("add --all");
-        self.run(&format!("commit --quiet --allow-empty --message {message}"));
-        self.run("rev-parse HEAD")
-    }
-
-    fn open(&self) -> Repository {
-        Repository::discover(&self.folder).unwrap()
-    }
+fn open(git: &Git) -> Repository {
+    Repository::discover(&git.folder).unwrap()
 }
 
 /// A model repository on a server, with the policy in a folder of it or at its root.
@@ -308,7 +244,7 @@ fn a_rename_is_one_change_of_both_paths() {
     clone.run("mv models/n.gguf models/moved.png");
     let renamed =
         Change { path: "models/moved.png".into(), old_path: Some("models/n.gguf".into()) };
-    let repository = clone.open();
+    let repository = open(&clone);
     assert_eq!(repository.changed_in_workdir(&base), Ok(vec![renamed.clone()]));
     assert_eq!(touched(&clone.folder), models(&["n", "n@long"]), "by its old path");
     let head = clone.commit("rename");
@@ -332,7 +268,7 @@ fn a_dirty_tree_shows_all_that_is_not_committed() {
     std::fs::remove_file(clone.folder.join("models/n.gguf")).unwrap();
     let paths =
         [".gitignore", "README.md", "committed", "models/n.gguf", "new/untracked", "staged"];
-    let repository = clone.open();
+    let repository = open(&clone);
     assert_eq!(repository.changed_in_workdir(&base), Ok(paths.map(change).to_vec()));
     let committed = vec![change(".gitignore"), change("committed")];
     assert_eq!(repository.changed_paths(&base, &head), Ok(committed));
@@ -349,7 +285,7 @@ fn a_rebase_moves_the_base() {
     server.git.edit("thresholds.toml", "0.05", "0.5");
     let second = server.git.commit("loosened");
     clone.run("fetch --quiet");
-    let base = || clone.open().merge_base("HEAD", "origin/main").unwrap();
+    let base = || open(&clone).merge_base("HEAD", "origin/main").unwrap();
     assert_eq!(base(), first);
     assert_eq!(findings(&clone.folder), [""; 0]);
     assert_eq!(touched(&clone.folder), models(&["n", "n@long"]));
@@ -372,7 +308,7 @@ fn a_detached_merge_shows_the_pull_requests_changes_alone() {
     clone.run("checkout --quiet --detach origin/main");
     let merge = "merge --quiet --no-ff --message merged topic";
     clone.run(merge);
-    let repository = clone.open();
+    let repository = open(&clone);
     assert_eq!(repository.head().unwrap(), clone.run("rev-parse HEAD"));
     assert_eq!(repository.merge_base("HEAD", "origin/main").unwrap(), main);
     assert_eq!(touched(&clone.folder), models(&["n", "n@long"]));
@@ -398,10 +334,10 @@ fn a_criss_cross_has_gits_merge_base() {
         git.run(&format!("checkout --quiet {older}"));
         git.run(&format!("merge --quiet --message m {second}"));
         assert_eq!(git.run("merge-base --all main topic").lines().count(), 2);
-        let found = git.open().merge_base("main", "topic").unwrap();
+        let found = open(&git).merge_base("main", "topic").unwrap();
         assert_eq!(found, second);
         assert_eq!(found, git.run("merge-base main topic"));
-        assert_eq!(git.open().merge_base("topic", "main").unwrap(), second);
+        assert_eq!(open(&git).merge_base("topic", "main").unwrap(), second);
     }
 }
 
@@ -419,7 +355,7 @@ fn a_shallow_clone_says_how_to_deepen_it() {
     server.git.commit("empty");
 
     let both = server.clone_with("--depth 1 --no-single-branch --branch topic ", "both");
-    let repository = both.open();
+    let repository = open(&both);
     assert!(repository.is_shallow());
     let error = repository.merge_base("HEAD", "origin/main").unwrap_err();
     assert_eq!(
@@ -430,7 +366,7 @@ fn a_shallow_clone_says_how_to_deepen_it() {
     );
 
     let single = server.clone_with("--depth 1 --branch topic ", "single");
-    let repository = single.open();
+    let repository = open(&single);
     let pull_request = |name: &str| (name == "GITHUB_BASE_REF").then(|| "main".to_owned());
     assert_eq!(
         repository.default_target(&pull_request).unwrap_err().to_string(),
@@ -449,8 +385,8 @@ fn a_shallow_clone_says_how_to_deepen_it() {
 
     // the mend mends
     both.run("fetch --quiet --unshallow");
-    assert!(!both.open().is_shallow());
-    assert_eq!(both.open().merge_base("HEAD", "origin/main").unwrap(), first);
+    assert!(!open(&both).is_shallow());
+    assert_eq!(open(&both).merge_base("HEAD", "origin/main").unwrap(), first);
     assert_eq!(touched(&both.folder), models(&["n", "n@long"]));
 }
 
@@ -465,7 +401,7 @@ fn a_submodule_is_a_repository_of_its_own() {
     let inner = Git::at(outer.folder.join("gate"));
     inner.minutes.set(500);
 
-    let repository = inner.open();
+    let repository = open(&inner);
     assert_eq!(repository.workdir(), inner.folder.canonicalize().unwrap());
     assert_eq!(repository.head().unwrap(), server.git.run("rev-parse HEAD"));
     assert_eq!(repository.relative(&inner.folder), Some(PathBuf::new()));
@@ -476,7 +412,7 @@ fn a_submodule_is_a_repository_of_its_own() {
     assert_eq!(findings(&inner.folder), [expected]);
 
     // the outer one knows but the commit
-    let repository = outer.open();
+    let repository = open(&outer);
     assert_eq!(repository.changed_in_workdir(&outer_head), Ok(vec![change("gate")]));
     let path = Path::new("gate/thresholds.toml");
     let hidden = RepoError::InSubmodule { path: path.into(), submodule: "gate".into() };
@@ -490,10 +426,10 @@ fn a_linked_worktree_has_a_head_of_its_own() {
     clone.commit("empty");
     let linked = Git::at(server.root.path().join("linked"));
     clone.run(&format!("worktree add --quiet -b other {} origin/main", linked.folder.display()));
-    assert_eq!(linked.open().head().unwrap(), server.git.run("rev-parse HEAD"));
-    assert_ne!(linked.open().head(), clone.open().head());
+    assert_eq!(open(&linked).head().unwrap(), server.git.run("rev-parse HEAD"));
+    assert_ne!(open(&linked).head(), open(&clone).head());
     let gate = linked.folder.join("gate");
-    assert_eq!(linked.open().relative(&gate.join("none/yet")), Some("gate/none/yet".into()));
+    assert_eq!(open(&linked).relative(&gate.join("none/yet")), Some("gate/none/yet".into()));
     linked.put("gate/models/n.gguf", "other weights\n");
     assert_eq!(touched(&gate), models(&["n", "n@long"]));
     assert_eq!(touched(&clone.folder.join("gate")), Touched::None);
@@ -507,13 +443,13 @@ fn what_a_sparse_checkout_leaves_out_is_not_deleted() {
     let clone = server.clone();
     clone.run("sparse-checkout set --no-sparse-index gate");
     assert!(!clone.folder.join("other").exists());
-    assert_eq!(clone.open().changed_in_workdir("HEAD"), Ok(Vec::new()));
+    assert_eq!(open(&clone).changed_in_workdir("HEAD"), Ok(Vec::new()));
     assert_eq!(
-        clone.open().tree("HEAD").unwrap().read(Path::new("other/file")),
+        open(&clone).tree("HEAD").unwrap().read(Path::new("other/file")),
         Ok(Some(b"1".to_vec()))
     );
     std::fs::remove_file(clone.folder.join("gate/README.md")).unwrap();
-    assert_eq!(clone.open().changed_in_workdir("HEAD"), Ok(vec![change("gate/README.md")]));
+    assert_eq!(open(&clone).changed_in_workdir("HEAD"), Ok(vec![change("gate/README.md")]));
 }
 
 #[cfg(unix)]
@@ -535,7 +471,7 @@ fn a_tree_is_read_within_its_bounds() {
     git.put("models/large.gguf", lfs);
     std::fs::File::create(git.folder.join("large")).unwrap().set_len((16 << 20) + 1).unwrap();
     git.commit("links");
-    let repository = git.open();
+    let repository = open(&git);
     let tree = repository.tree("main").unwrap().seen_from(Path::new("models"));
     let read = |path: &str| tree.read(Path::new(path));
     let text = || Ok(Some(b"a text to measure on\n".to_vec()));
@@ -579,19 +515,19 @@ fn what_is_no_repository_says_so() {
 
     let git = Git::at(root.path().join("unborn"));
     git.run("init --quiet");
-    assert_eq!(git.open().head(), Err(RepoError::Unborn));
-    assert_eq!(git.open().merge_base("HEAD", "main"), Err(RepoError::Unborn));
+    assert_eq!(open(&git).head(), Err(RepoError::Unborn));
+    assert_eq!(open(&git).merge_base("HEAD", "main"), Err(RepoError::Unborn));
     git.put("a", "1");
     git.commit("a");
     git.run("checkout --quiet --orphan other");
     git.commit("b");
     assert_eq!(
-        git.open().merge_base("HEAD", "main").unwrap_err().to_string(),
+        open(&git).merge_base("HEAD", "main").unwrap_err().to_string(),
         "HEAD and main have no common history\n  = help: compare with a branch that this one was made \
          from: `--against REVISION`"
     );
     assert_eq!(
-        git.open().resolve("0123abcd").unwrap_err().to_string(),
+        open(&git).resolve("0123abcd").unwrap_err().to_string(),
         "`0123abcd` is no revision of this clone\n  = help: `git fetch origin 0123abcd`"
     );
 }
@@ -647,30 +583,32 @@ fn forms_that_libgit2_does_not_read_say_what_to_do() {
     server.git.commit("other");
     let sparse = server.clone();
     sparse.run("sparse-checkout set --sparse-index gate");
-    let error = sparse.open().changed_in_workdir("HEAD").unwrap_err().to_string();
+    let error = open(&sparse).changed_in_workdir("HEAD").unwrap_err().to_string();
     assert!(error.ends_with("= help: `git sparse-checkout reapply --no-sparse-index`"), "{error}");
     // what needs no index works
-    sparse.open().merge_base("HEAD", "origin/main").unwrap();
+    open(&sparse).merge_base("HEAD", "origin/main").unwrap();
 }
 
 #[test]
 fn a_partial_clone_says_how_to_complete_it() {
     let server = Server::new("");
+    server.git.put("corpora/c.txt", &(1..40).map(|n| format!("line {n}\n")).collect::<String>());
+    server.git.commit("longer");
     server.git.edit("thresholds.toml", "0.05", "0.5");
     server.git.run("mv corpora/c.txt corpora/d.txt");
-    server.git.edit("corpora/d.txt", "measure", "be measured");
+    server.git.edit("corpora/d.txt", "line 17\n", "another line\n");
     server.git.commit("loosened");
     server.git.run("config uploadpack.allowFilter true");
     let clone = server.clone_with("--filter=blob:none ", "partial");
     let path = Path::new("thresholds.toml");
-    let read = |revision: &str| clone.open().tree(revision).unwrap().read(path);
+    let read = |revision: &str| open(&clone).tree(revision).unwrap().read(path);
     assert!(read("HEAD").is_ok(), "what is checked out is there");
     assert_eq!(
         read("HEAD~1").unwrap_err().to_string(),
         "this clone is partial: thresholds.toml is not in it\n  = help: get the rest: `git fetch \
          --refetch --no-filter`, in a workflow no `filter` of actions/checkout"
     );
-    let between = || clone.open().changed_paths("HEAD~1", "HEAD").unwrap();
+    let between = || open(&clone).changed_paths("HEAD~1", "HEAD").unwrap();
     let paths = ["corpora/c.txt", "corpora/d.txt", "thresholds.toml"];
     assert_eq!(between(), paths.map(change), "no rename without the content");
     clone.run("fetch --quiet --refetch --no-filter");

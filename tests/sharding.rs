@@ -108,3 +108,48 @@ fn a_job_is_green_where_its_models_are() {
     let repository = accepted();
     kvgate_with(&repository, &["run", "--model", "tiny"], &[("CI", "true")]).exits(0);
 }
+
+/// One job merges what the others measured; a job that is lost does not look like one that passed.
+#[test]
+fn shards_are_merged_and_what_is_missing_is_an_error() {
+    let repository = models();
+    repository.edit("thresholds.toml", "gone.gguf", "tiny.gguf");
+    let shard = |models: &str, folder: &str| {
+        kvgate(&repository, &["run", "--model", models, "--results", folder])
+    };
+    shard("tiny", "a").exits(1);
+    shard("other,gone,asleep", "b").exits(1);
+    for folder in ["a", "b"] {
+        kvgate(&repository, &["accept", &format!("{folder}/results.json")]).exits(0);
+    }
+    shard("tiny", "a").exits(0);
+    shard("other,gone,asleep", "b").exits(0);
+    let report = |arguments: &[&str]| {
+        kvgate(&repository, &[&["report"], arguments, &["--output", "out"]].concat())
+    };
+    let both = ["a/results.json", "b/results.json"];
+    report(&[&both[..], &["--format", "json"]].concat()).exits(0);
+    repository.put("merged.json", &repository.text("out"));
+    kvgate(&repository, &["report", "merged.json"]).exits(0).says("as the policy wants (");
+    for (format, holds) in [
+        ("terminal", "kvgate: "),
+        ("markdown", "### ✅ kvgate: "),
+        ("html", "<!DOCTYPE html>"),
+        ("junit", "<testsuites name=\"kvgate\""),
+    ] {
+        report(&[&both[..], &["--format", format]].concat()).exits(0);
+        let text = repository.text("out");
+        assert!(text.contains(holds), "{format}: {text}");
+    }
+    kvgate(&repository, &["report", "b/results.json"])
+        .exits(4)
+        .says("! tiny::q8_0::kld: error")
+        .says("missing: none of these results holds it")
+        .never_says("asleep::q8_0::kld: error");
+    kvgate(&repository, &["report", "a/results.json", "a/results.json"])
+        .exits(2)
+        .says("a/results.json holds `tiny::q8_0`, which another");
+    repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 0.06");
+    report(&both).exits(2).says("`kvgate judge` judges them by this one");
+    kvgate(&repository, &[&["judge"], &both[..]].concat()).exits(0);
+}

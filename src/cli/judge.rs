@@ -3,6 +3,7 @@
 use super::{say, Config, Stop, NOT_MEASURED, USAGE};
 use crate::engines::llama_perplexity::{self, Log};
 use crate::engines::Engine;
+use crate::files::folder_of;
 use crate::gate::Gate;
 use crate::judge::Judge;
 use crate::merge::merge;
@@ -25,9 +26,31 @@ pub(super) struct Arguments {
     #[cfg(feature = "git")]
     #[arg(long, value_name = "REVISION")]
     against: Option<String>,
+    /// What measured the results; logs say it themselves
+    #[arg(long, default_value = "kvgate", value_name = "ENGINE")]
+    engine: Measured,
     /// Write the results with their verdicts there; `kvgate accept` takes them
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// An engine, as people name it.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub(super) enum Measured {
+    /// kvgate's own engine
+    Kvgate,
+    /// llama.cpp, by the logs of llama-perplexity
+    #[value(name = "llama.cpp")]
+    LlamaCpp,
+}
+
+impl From<Measured> for Engine {
+    fn from(measured: Measured) -> Self {
+        match measured {
+            Measured::Kvgate => Engine::Kvgate,
+            Measured::LlamaCpp => Engine::LlamaCpp,
+        }
+    }
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
@@ -51,7 +74,7 @@ fn read(arguments: &Arguments, gate: &Gate) -> Result<(Results, Engine), Stop> {
     }
     if logs.is_empty() {
         let merged = read_results(&results).map_err(usage)?;
-        return Ok((merged, Engine::Kvgate));
+        return Ok((merged, arguments.engine.into()));
     }
     let results = read_logs(&logs, gate, arguments.model.as_deref()).map_err(usage)?;
     Ok((results, Engine::LlamaCpp))
@@ -142,7 +165,7 @@ fn against(config: &Path, target: &str, results: Results, by: Engine) -> Result<
     use crate::proposal::Proposal;
     use crate::repo::Repository;
     let usage = |error: String| Stop::new(USAGE, error);
-    let repository = Repository::discover(config.parent().unwrap_or(Path::new(".")));
+    let repository = Repository::discover(folder_of(config));
     let repository = repository.map_err(|error| usage(error.to_string()))?;
     let judged = Proposal::open(&repository, config, target, None)
         .and_then(|proposal| proposal.judge(results, by, false));

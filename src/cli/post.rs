@@ -1,8 +1,9 @@
 //! `kvgate post`: the verdict where people merge. It has privileges, and so builds and runs nothing of the
 //! change: results are a stranger's text, and are judged anew by the policy that holds.
 
+use super::judge::Measured;
 use super::{say, Stop, USAGE};
-use crate::engines::Engine;
+use crate::files::folder_of;
 use crate::github::annotations::{self, Annotation};
 use crate::github::{
     CheckRun, Comment, Environment, Error, Found, GitHub, Mode, Published, Pull, Reason, State,
@@ -14,7 +15,7 @@ use crate::proposal::Proposal;
 use crate::repo::Repository;
 use crate::report::{self, json, markdown, Finding, Links, Outputs, Report};
 use crate::results::{CaseResult, Results, FORMAT};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -57,15 +58,6 @@ enum When {
     Never,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Measured {
-    /// kvgate's own engine
-    Kvgate,
-    /// llama.cpp, by the logs that `kvgate judge` read
-    #[value(name = "llama.cpp")]
-    LlamaCpp,
-}
-
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let usage = |error: Error| Stop::new(USAGE, error.to_string());
     let environment = Environment::of_process().map_err(usage)?;
@@ -94,8 +86,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 
 /// The results, judged by the policy that holds.
 fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result<Report, String> {
-    let folder = arguments.config.parent().unwrap_or(Path::new("."));
-    let repository = Repository::discover(folder).map_err(|error| error.to_string())?;
+    let repository =
+        Repository::discover(folder_of(&arguments.config)).map_err(|error| error.to_string())?;
     let head = github.event().head.clone();
     let target = match pull {
         Some(pull) => target(&repository, pull),
@@ -112,12 +104,8 @@ fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result
     let mut proposal = proposal.map_err(|error| error.to_string())?;
     proposal.whole = target == head;
     let is_allowed = pull.is_some_and(|pull| pull.has_label(&arguments.label));
-    let by = match arguments.engine {
-        Measured::Kvgate => Engine::Kvgate,
-        Measured::LlamaCpp => Engine::LlamaCpp,
-    };
     let results = results(&arguments.files)?;
-    proposal.judge(results, by, is_allowed).map_err(|error| error.to_string())
+    proposal.judge(results, arguments.engine.into(), is_allowed).map_err(|error| error.to_string())
 }
 
 /// The branch that a pull request is for: as GitHub last saw it, or as this clone has it.
@@ -186,11 +174,12 @@ fn publish(
     found: &Result<Found, Error>,
     report: &Report,
 ) -> Result<(), Stop> {
-    let sentence = report.sentence();
-    let state = match report.exit_code() {
-        0 => State::Success,
-        1 => State::Failure,
-        _ => State::Error,
+    let (state, sentence) = match (report.exit_code(), found) {
+        // its target and labels are not known, and so is what holds
+        (0, Err(_)) => (State::Error, "kvgate: the pull request could not be read".into()),
+        (0, Ok(_)) => (State::Success, report.sentence()),
+        (1, _) => (State::Failure, report.sentence()),
+        _ => (State::Error, report.sentence()),
     };
     let url = Some(github.run_url());
     let status =

@@ -29,6 +29,9 @@ enum Format {
     Terminal,
     /// For pull requests and step summaries
     Markdown,
+    /// One page with plots, for a browser
+    #[cfg(feature = "reports")]
+    Html,
     /// JUnit's XML, for what shows test results
     #[cfg(feature = "reports")]
     Junit,
@@ -65,6 +68,8 @@ fn rendered(report: &Report, format: Format) -> Result<String, String> {
     Ok(match format {
         Format::Terminal => terminal::render(report),
         Format::Markdown => markdown::render(report, markdown::STEP_SUMMARY),
+        #[cfg(feature = "reports")]
+        Format::Html => report::html::render(report).map_err(|error| error.to_string())?,
         #[cfg(feature = "reports")]
         Format::Junit => {
             report::junit::render(&report.results).map_err(|error| error.to_string())?

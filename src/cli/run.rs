@@ -171,11 +171,7 @@ fn ignored(case: &Case) -> CaseResult {
 }
 
 /// Measures a model and keeps its positions; whether they could be kept.
-fn measure(
-    gate: &Gate,
-    model: usize,
-    chosen: &[Case],
-) -> (Result<Measurement, String>, bool) {
+fn measure(gate: &Gate, model: usize, chosen: &[Case]) -> (Result<Measurement, String>, bool) {
     let name = &gate.policy.models[model].name;
     let bar = Bar::new(name);
     let cells = gate.cells(model, chosen);

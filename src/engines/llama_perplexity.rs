@@ -10,13 +10,16 @@
 //! are those that the cache says it has (`-lv 4` of newer builds; older ones say so by default), the
 //! build is the program's own word. What the baseline file was made of is in no log.
 
+mod error;
+mod judged;
+
+pub use error::LogError;
+pub use judged::measurement;
+
 use super::Engine;
 use crate::kv::codec;
 use crate::measure::stats::Statistics;
-use crate::policy::{Cell, ModelPolicy};
-use crate::results::{
-    Conditions, Measurement, Outcome, RunInfo, SchemeResult, Sides, Storage, Subject,
-};
+use crate::results::Sides;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
@@ -31,7 +34,7 @@ const QUOTED: usize = 200;
 /// What stands for the baseline's scheme, which no log names.
 pub const BASELINE: &str = "llama-perplexity's --kl-divergence-base";
 
-/// Tokens in each direction that llama-perplexity wants before it prints statistics.
+/// Scored tokens that llama-perplexity wants before it prints statistics.
 const LEAST_TOKENS: u64 = 100;
 
 /// A log of one run.
@@ -70,9 +73,9 @@ pub struct Log {
 /// Which llama.cpp it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
-    /// Commits before it. A shallow clone counts 1, a folder without git 0: then only the commit tells.
+    /// Commits before it. A shallow clone counts 1: then only the commit tells.
     pub number: u64,
-    /// The commit's abbreviated hash, or `unknown`.
+    /// The commit's abbreviated hash.
     pub commit: String,
 }
 
@@ -96,149 +99,6 @@ pub struct Cache {
     pub head_dim: [Option<usize>; 2],
     kinds: [String; 2],
     rotated: [bool; 2],
-}
-
-/// Why a log, or some of them, cannot be judged.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The file cannot be read.
-    #[error("{path}: {source}")]
-    Read {
-        /// The file.
-        path: String,
-        /// The reason.
-        source: std::io::Error,
-    },
-    /// No log is that long.
-    #[error("{path}: more than {} MiB; a log of llama-perplexity is shorter: run it with -lv 4, not -v", MAX_BYTES >> 20)]
-    TooLong {
-        /// The file.
-        path: String,
-    },
-    /// The run did not come to its statistics.
-    #[error("{path}: the log ends before its statistics, with `{last}`{}", hint(.tokens))]
-    EndsEarly {
-        /// The file.
-        path: String,
-        /// Its last line that says something.
-        last: String,
-        /// Tokens that the run was to score, if it said.
-        tokens: Option<u64>,
-    },
-    /// More than one run, or the run that made the baseline.
-    #[error("{path}:{line}: a second run begins here; write one log a run, and that of the baseline apart")]
-    TwoRuns {
-        /// The file.
-        path: String,
-        /// The line, counted from 1.
-        line: usize,
-    },
-    /// Something that a verdict needs is not said.
-    #[error("{path}: no line says {what}; {mend}")]
-    Missing {
-        /// The file.
-        path: String,
-        /// What it is.
-        what: String,
-        /// How to have it said.
-        mend: &'static str,
-    },
-    /// A statistic that is no number.
-    #[error("{path}:{line}: {statistic} is `{value}`, which is no number: the measurement cannot be trusted")]
-    NotANumber {
-        /// The file.
-        path: String,
-        /// The line, counted from 1.
-        line: usize,
-        /// Its name in policies and goldens.
-        statistic: &'static str,
-        /// As it was printed.
-        value: String,
-    },
-    /// llama.cpp went on after an error.
-    #[error("{path}:{line}: llama-perplexity reported `{message}` and went on: its numbers mean nothing")]
-    Reported {
-        /// The file.
-        path: String,
-        /// The line, counted from 1.
-        line: usize,
-        /// What it said.
-        message: String,
-    },
-    /// Caches of several types.
-    #[error("{path}: the caches of one context are stored in different ways, {one} and {other}: no scheme says so")]
-    MixedCaches {
-        /// The file.
-        path: String,
-        /// One way.
-        one: String,
-        /// Another.
-        other: String,
-    },
-    /// There is nothing to judge.
-    #[error("no log to judge")]
-    Nothing,
-    /// Measured otherwise than the policy says.
-    #[error("{path}: {what} is {found}, and the policy's `{model}` has {wanted}{mend}")]
-    OtherConditions {
-        /// The file.
-        path: String,
-        /// What differs.
-        what: &'static str,
-        /// The log's.
-        found: String,
-        /// The model in the policy.
-        model: String,
-        /// The policy's.
-        wanted: String,
-        /// What to do.
-        mend: String,
-    },
-    /// Logs that cannot stand in one table.
-    #[error("{path}: {what} is {found}, and {wanted} in {other}: logs of one model must be of one build and one baseline file")]
-    OtherRun {
-        /// The file.
-        path: String,
-        /// What differs.
-        what: &'static str,
-        /// This log's.
-        found: String,
-        /// The other's.
-        wanted: String,
-        /// The other file.
-        other: String,
-    },
-    /// A scheme that the policy has not.
-    #[error("{path}: its cache is `{scheme}`, and no scheme of `{model}` in the policy is stored so; it has {}", .cells.join(", "))]
-    NoCell {
-        /// The file.
-        path: String,
-        /// What ran.
-        scheme: String,
-        /// The model in the policy.
-        model: String,
-        /// The policy's schemes.
-        cells: Vec<String>,
-    },
-    /// Two logs of one scheme.
-    #[error("{path}: another log of `{scheme}`, as is {other}; judge one of them")]
-    Twice {
-        /// The file.
-        path: String,
-        /// The scheme's label.
-        scheme: String,
-        /// The other file.
-        other: String,
-    },
-}
-
-fn hint(tokens: &Option<u64>) -> String {
-    match tokens {
-        Some(tokens) if *tokens < LEAST_TOKENS => format!(
-            "; it scores {tokens} tokens, and llama-perplexity prints no statistics of fewer than {LEAST_TOKENS}"
-        ),
-        _ => "; see why llama-perplexity stopped, and run it again".into(),
-    }
 }
 
 impl fmt::Display for Build {
@@ -452,7 +312,7 @@ impl Lines<'_> {
             let plain = !commit.is_empty() && commit.len() <= 40;
             let plain = plain && commit.bytes().all(|b| b.is_ascii_alphanumeric());
             Some(Build { number: number.trim().parse().ok()?, commit: commit.into() })
-                .filter(|_| plain)
+                .filter(|build| plain && (build.number > 1 || commit != "unknown"))
         };
         let found = self.find(|line| {
             if let Some(rest) = line.strip_prefix("version: ") {
@@ -475,7 +335,8 @@ impl Lines<'_> {
         found.ok_or_else(|| {
             self.missing(
                 "which build of llama.cpp ran (`build: …` or `version: …`)",
-                "newer builds say so when asked: put the output of `llama-perplexity --version` before the run's",
+                "newer builds say so when asked: put the output of `llama-perplexity --version` before the run's; \
+                 one that was built without git is told by -DLLAMA_BUILD_NUMBER=N",
             )
         })
     }
@@ -668,7 +529,7 @@ fn rotation(line: &str) -> Option<(usize, bool, usize)> {
 }
 
 impl Log {
-    /// As [`Conditions::engine`] has it: `llama.cpp b11434`.
+    /// As [`Conditions::engine`](crate::results::Conditions::engine) has it: `llama.cpp b11434`.
     pub fn engine_name(&self) -> String {
         format!("{} {}", self.engine.name(), self.build)
     }
@@ -702,120 +563,6 @@ impl Log {
         }
         ways.join(" + ")
     }
-
-    /// Whether a cell of the policy asks for what ran.
-    fn is_of(&self, cell: &Cell) -> bool {
-        let pair = &cell.scheme.default;
-        let side = |side: &crate::kv::scheme::Side, stored: &Stored, i: usize| {
-            let plain = !side.center
-                && side.scale.is_none()
-                && side.tail.unwrap_or(0) == 0
-                && side.sink.unwrap_or(0) == 0;
-            // heads that are no multiple of 64 are rotated by neither
-            let rotates = side.may_rotate
-                && self.caches.iter().any(|c| c.head_dim[i].is_none_or(|d| d % 64 == 0 && d > 0));
-            plain && side.codec.name() == stored.kind && rotates == stored.rotated
-        };
-        cell.scheme.layers.is_empty() && side(&pair.k, &self.k, 0) && side(&pair.v, &self.v, 1)
-    }
-
-    /// What the caches cost, in the cache's own figures.
-    fn storage(&self) -> Option<Storage> {
-        let bits = |stored: &Stored| {
-            // blocks of 32 divide any head that llama.cpp stores
-            codec::find(&stored.kind).map(|codec| codec.bits_per_element(codec.block(64)))
-        };
-        let (k, v) = (bits(&self.k)?, bits(&self.v)?);
-        let bytes = |cache: &Cache| (cache.mib.k + cache.mib.v) * f64::from(1 << 20);
-        let held: f64 = self.caches.iter().map(bytes).sum();
-        let halves: f64 = self.caches.iter().map(|c| 16.0 * (c.mib.k / k + c.mib.v / v)).sum();
-        let share = |stored: &Stored| if stored.kind == "f16" { 0.0 } else { 1.0 };
-        let per_token = |cache: &Cache| bytes(cache) / cache.cells.max(1) as f64;
-        (halves > 0.0).then(|| Storage {
-            bits_per_element: Sides { k, v },
-            bits_at_context: Sides { k, v },
-            bytes_per_token: self.caches.iter().map(per_token).sum(),
-            ratio_to_f16: held / f64::from(1 << 20) / halves,
-            charged_share: Sides { k: share(&self.k), v: share(&self.v) },
-            clamped_scales: None,
-        })
-    }
-
-    fn result(&self, label: &str) -> SchemeResult {
-        SchemeResult {
-            scheme: label.into(),
-            effective: self.effective(),
-            needs: Vec::new(),
-            storage: self.storage(),
-            replay: None,
-            shape: None,
-            outcome: Outcome::Measured { statistics: self.statistics.clone(), parts: Vec::new() },
-        }
-    }
-
-    fn conditions(&self) -> Conditions {
-        Conditions {
-            corpus: Vec::new(),
-            context: self.context,
-            chunks: self.chunks,
-            baseline: BASELINE.into(),
-            engine: self.engine_name(),
-            device: self.device.clone(),
-            weights: self.weights.clone(),
-            prompts: None,
-            needs: Vec::new(),
-        }
-    }
-
-    /// An error if it was measured otherwise than the policy says.
-    fn accord(&self, model: &ModelPolicy) -> Result<(), LogError> {
-        let differs = |what, found: String, wanted: String, mend: &str| LogError::OtherConditions {
-            path: self.path.clone(),
-            what,
-            found,
-            model: model.name.clone(),
-            wanted,
-            mend: mend.into(),
-        };
-        let again = "; make the baseline file anew with `-c` and `--chunks`";
-        let numbers = [
-            ("the context", self.context, model.context),
-            ("the number of chunks", self.chunks, model.chunks),
-        ];
-        for (what, found, wanted) in numbers {
-            if found != wanted {
-                return Err(differs(what, found.to_string(), wanted.to_string(), again));
-            }
-        }
-        let file = model.source.path.file_name().unwrap_or_default().to_string_lossy();
-        // a checkpoint in safetensors was converted to a file of any name
-        if file.ends_with(".gguf") && file != self.model_file {
-            let found = format!("`{}`", quoted(&self.model_file));
-            return Err(differs("the checkpoint", found, format!("`{file}`"), ""));
-        }
-        Ok(())
-    }
-
-    /// An error if it cannot stand in one table with another.
-    fn beside(&self, other: &Log) -> Result<(), LogError> {
-        let base = |log: &Log| log.statistics.baseline_ppl.to_string();
-        let facts: [(&'static str, String, String); 4] = [
-            ("the engine", self.engine_name(), other.engine_name()),
-            ("the device", self.device.clone(), other.device.clone()),
-            ("the checkpoint", self.model_file.clone(), other.model_file.clone()),
-            ("the baseline's perplexity", base(self), base(other)),
-        ];
-        match facts.into_iter().find(|(_, one, two)| one != two) {
-            None => Ok(()),
-            Some((what, found, wanted)) => Err(LogError::OtherRun {
-                path: self.path.clone(),
-                what,
-                found,
-                wanted,
-                other: other.path.clone(),
-            }),
-        }
-    }
 }
 
 /// The largest power of two from 64 on that divides a head.
@@ -823,67 +570,6 @@ fn power_of_two(head_dim: usize) -> usize {
     match head_dim / 64 {
         0 => 64,
         blocks => 64 << blocks.trailing_zeros(),
-    }
-}
-
-/// The measurement of a model of the policy that some logs are, one a scheme, in the policy's order.
-///
-/// Schemes of the policy without a log have no result in it. It carries no control lanes:
-/// [`distrust_by`](crate::verdict::distrust_by) knows what to ask of it.
-///
-/// # Errors
-/// Logs of another checkpoint, context, number of chunks or scheme than the policy's; logs that are not of
-/// one build and one baseline file; two of one scheme.
-pub fn measurement(logs: &[Log], model: &ModelPolicy) -> Result<Measurement, LogError> {
-    let first = logs.first().ok_or(LogError::Nothing)?;
-    let mut of_cell: BTreeMap<usize, &Log> = BTreeMap::new();
-    for log in logs {
-        log.accord(model)?;
-        log.beside(first)?;
-        let index = model.cells.iter().position(|cell| log.is_of(cell)).ok_or_else(|| {
-            LogError::NoCell {
-                path: log.path.clone(),
-                scheme: log.scheme(),
-                model: model.name.clone(),
-                cells: model.cells.iter().map(|cell| format!("`{}`", cell.label)).collect(),
-            }
-        })?;
-        if let Some(other) = of_cell.insert(index, log) {
-            return Err(LogError::Twice {
-                path: log.path.clone(),
-                scheme: model.cells[index].label.clone(),
-                other: other.path.clone(),
-            });
-        }
-    }
-    let schemes = of_cell.iter().map(|(&i, log)| log.result(&model.cells[i].label));
-    Ok(Measurement {
-        model: model.name.clone(),
-        subject: Subject {
-            weights_sha256: format!("not in the log, file {}", first.model_file),
-            tokenizer_sha256: None,
-            architecture: first.architecture.clone(),
-        },
-        conditions: first.conditions(),
-        run: run(logs, first),
-        controls: Vec::new(),
-        schemes: schemes.collect(),
-        generated: None,
-    })
-}
-
-fn run(logs: &[Log], first: &Log) -> RunInfo {
-    let file = &first.model_file;
-    RunInfo {
-        baseline_ppl: first.statistics.baseline_ppl,
-        device: first.device.clone(),
-        dtype: "llama.cpp's own".into(),
-        seconds: logs.iter().filter_map(|log| log.seconds).sum(),
-        peak_bytes: 0,
-        notes: vec![
-            format!("measured by {}, build {}, commit {}, not by kvgate's engine", first.engine.name(), first.build.number, first.build.commit),
-            format!("{file}: its hash, the corpus and the baseline's cache are not in the logs; they are those of the run with --kl-divergence-base"),
-        ],
     }
 }
 

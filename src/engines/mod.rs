@@ -15,6 +15,9 @@ pub enum Engine {
 }
 
 impl Engine {
+    /// All of them.
+    pub const ALL: [Engine; 2] = [Engine::Kvgate, Engine::LlamaCpp];
+
     /// The engine that [`Conditions::engine`](crate::results::Conditions::engine) names: its first word.
     pub fn of(conditions: &str) -> Self {
         match conditions.split_whitespace().next() {

@@ -45,6 +45,8 @@ const SECONDARY: Duration = Duration::from_secs(60);
 const BETWEEN_WRITES: Duration = Duration::from_secs(1);
 /// Bytes of an answer: a hundred comments of 65,536 characters, escaped.
 const LARGEST: u64 = 64 << 20;
+/// More bytes than an answer that only says no.
+const SHORT: usize = 4096;
 /// Pages of a list: ten thousand comments.
 const PAGES: usize = 100;
 
@@ -80,6 +82,11 @@ impl Request {
         self
     }
 
+    /// An answer that is another than the description promises.
+    pub(super) fn unusable(&self, why: String) -> Error {
+        Error::Answer { request: self.name(), why }
+    }
+
     /// What an error calls it. Writes have no query.
     fn name(&self) -> String {
         format!("{} {}", self.method, self.url.path())
@@ -102,7 +109,7 @@ pub(super) enum Failure {
     /// No answer, or half of one: whether it was done is not known.
     Lost(String),
     /// An answer that is no success.
-    Answer(Answer),
+    Answer(Box<Answer>),
 }
 
 impl Failure {
@@ -201,7 +208,7 @@ impl Client {
                 Some(said) => format!("GitHub says {}", self.words(said)),
                 None => "it does not name the token's account".into(),
             };
-            Error::Answer { request: request.name(), why }
+            request.unusable(why)
         })
     }
 
@@ -238,7 +245,7 @@ impl Client {
             }
         }
         let why = format!("the list has more than {PAGES} pages");
-        Err(Error::Answer { request: request.name(), why })
+        Err(request.unusable(why))
     }
 
     pub(super) fn parse<T: DeserializeOwned>(
@@ -246,10 +253,8 @@ impl Client {
         request: &Request,
         answer: &Answer,
     ) -> Result<T, Error> {
-        serde_json::from_slice(&answer.body).map_err(|why| {
-            let why = self.words(&why.to_string());
-            Error::Answer { request: request.name(), why }
-        })
+        serde_json::from_slice(&answer.body)
+            .map_err(|why| request.unusable(self.words(&why.to_string())))
     }
 
     /// The next page, which is at the same server or not asked for.
@@ -259,7 +264,7 @@ impl Client {
             Ok(url) if url.origin() == self.api.origin() && has_no_account(&url) => Ok(Some(url)),
             _ => {
                 let why = format!("its next page is at another server: {}", self.words(next));
-                Err(Error::Answer { request: request.name(), why })
+                Err(request.unusable(why))
             }
         }
     }
@@ -283,7 +288,7 @@ impl Client {
         }
         match answer? {
             answer if answer.is_success() => Ok(answer),
-            answer => Err(Failure::Answer(answer)),
+            answer => Err(Failure::Answer(Box::new(answer))),
         }
     }
 
@@ -414,7 +419,7 @@ impl Answer {
     fn is_limited_query(&self) -> bool {
         let is_limit = |body: Value| body.pointer("/errors/0/type") == Some(&json!("RATE_LIMITED"));
         self.status == 200
-            && self.body.starts_with(b"{\"errors\"")
+            && self.body.len() < SHORT
             && serde_json::from_slice(&self.body).is_ok_and(is_limit)
     }
 

@@ -2,6 +2,7 @@
 //! never overwritten by an older run.
 
 use super::client::{Failure, Request};
+use super::error::prefix;
 use super::event::is_sha;
 use super::{pull, Client, Error, Run};
 use serde::Deserialize;
@@ -57,21 +58,17 @@ impl Sticky {
     /// Of a comment's last two lines, which must be as they are written and of this id.
     fn parse(body: &str, id: &str) -> Option<Self> {
         let mut lines = body.trim_end().lines().rev();
-        let (data, marker) = (lines.next()?, lines.next()?);
-        let data = data.strip_prefix("<!-- kvgate-data: run=")?.strip_suffix(" -->")?;
+        let (last, marker) = (lines.next()?, lines.next()?);
+        let data = last.strip_prefix("<!-- kvgate-data: run=")?.strip_suffix(" -->")?;
         let (run, data) = data.split_once(" attempt=")?;
         let (attempt, data) = data.split_once(" head=")?;
         let (head, hash) = data.split_once(" hash=")?;
         let run = Run { id: run.parse().ok()?, attempt: attempt.parse().ok()? };
         let found = Sticky { id: id.into(), run, head: head.into(), hash: hash.into() };
         found.check().ok()?;
-        let is_so = found.lines().lines().eq([marker, lines_end(body)]);
+        let is_so = found.lines().lines().eq([marker, last]);
         is_so.then_some(found)
     }
-}
-
-fn lines_end(body: &str) -> &str {
-    body.trim_end().lines().next_back().unwrap_or_default()
 }
 
 /// When a comment is written.
@@ -104,7 +101,7 @@ impl Comment<'_> {
         let lines = self.sticky.lines();
         let room = longest.saturating_sub(lines.len() + "\n\n".len());
         let body = (self.body)(room);
-        let body = body[..body.floor_char_boundary(room)].trim_end();
+        let body = prefix(&body, room).trim_end();
         format!("{body}\n\n{lines}")
     }
 }

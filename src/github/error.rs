@@ -91,12 +91,18 @@ fn when(at: SystemTime, wait: Duration) -> String {
 /// Bytes of GitHub's words that an error repeats.
 const WORDS: usize = 400;
 
+/// The whole characters among the first bytes of a text.
+pub(super) fn prefix(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
 /// Someone else's text as part of one line of a log: cut, and without a control character, which could
 /// start a workflow command.
 pub(super) fn one_line(text: &str) -> String {
-    let end = text.floor_char_boundary(WORDS);
-    let mut line: String = text[..end].chars().flat_map(visible).collect();
-    if end < text.len() {
+    let start = prefix(text, WORDS);
+    let mut line: String = start.chars().flat_map(visible).collect();
+    if start.len() < text.len() {
         line.push('…');
     }
     line

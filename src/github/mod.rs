@@ -13,6 +13,7 @@ mod error;
 mod event;
 pub mod pull;
 pub mod status;
+pub mod summary;
 
 pub use annotations::Annotation;
 pub use client::{Client, Clock, SystemClock};

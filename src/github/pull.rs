@@ -51,7 +51,7 @@ pub enum Found {
 pub fn get(client: &Client, number: u64) -> Result<Pull, Error> {
     let request = client.get(&["pulls", &number.to_string()], PERMISSION);
     let raw: Raw = client.parse(&request, &client.send(&request)?)?;
-    raw.checked().map_err(|why| Error::Answer { request: format!("GET pull #{number}"), why })
+    raw.checked().map_err(|why| request.unusable(why))
 }
 
 /// The open pull request of a branch whose head is a commit: for `workflow_run`, which does not name
@@ -67,7 +67,7 @@ pub fn find(client: &Client, source: &Source, head: &str) -> Result<Found, Error
     // GitHub leaves out a filter that it cannot read
     let list = list.into_iter().filter(|raw| raw.is_of(source));
     let list: Result<Vec<Pull>, String> = list.map(Raw::checked).collect();
-    let list = list.map_err(|why| Error::Answer { request: "GET pulls".into(), why })?;
+    let list = list.map_err(|why| request.unusable(why))?;
     let (mut here, mut moved): (Vec<_>, Vec<_>) = list.into_iter().partition(|p| p.head == head);
     match (here.len(), moved.len()) {
         (1, _) => Ok(Found::Pull(here.remove(0))),

@@ -1,6 +1,7 @@
 //! What stands beside a commit: a status, which every token may set, or a check run, which only an
 //! app's may.
 
+use super::error::prefix;
 use super::event::is_sha;
 use super::{Client, Error};
 use serde_json::json;
@@ -140,7 +141,7 @@ fn bytes(text: &str, most: usize) -> String {
     if text.len() <= most {
         return text.into();
     }
-    format!("{}…", &text[..text.floor_char_boundary(most - '…'.len_utf8())])
+    format!("{}…", prefix(text, most - '…'.len_utf8()))
 }
 
 #[cfg(test)]

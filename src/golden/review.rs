@@ -92,6 +92,7 @@ pub fn check(
 ) -> GoldenVerdict {
     let case = format!("{}::{}", measurement.model, scheme.scheme);
     let by = engine(measurement);
+    note_others(root, by, stem);
     let (comparison, new) = match comparison(root, stem, measurement, scheme) {
         Ok(compared) => compared,
         Err(error) => {
@@ -250,14 +251,25 @@ pub(super) fn pending(root: &Path, by: Engine, stem: &str) -> PathBuf {
 /// Tells `cargo insta test --unreferenced` that a golden whose case did not run is in use, and so is its
 /// model's text.
 pub fn note_not_run(root: &Path, model: &str, stem: &str) {
+    note_others(root, Engine::Kvgate, stem);
     note_not_run_by(root, Engine::Kvgate, model, stem);
 }
 
 fn note_not_run_by(root: &Path, by: Engine, model: &str, stem: &str) {
-    let Some(list) = env::var_os("INSTA_SNAPSHOT_REFERENCES_FILE") else { return };
     let root = absolute(root);
     let text = Some(text::text_path(&root, model)).filter(|text| text.exists());
-    let files = std::iter::once(path_by(&root, by, stem)).chain(text);
+    note(std::iter::once(path_by(&root, by, stem)).chain(text));
+}
+
+/// The same of what other engines measured of a case: their goldens are in use, whoever runs now.
+fn note_others(root: &Path, by: Engine, stem: &str) {
+    let others = Engine::ALL.into_iter().filter(|engine| *engine != by);
+    let files = others.map(|engine| path_by(&absolute(root), engine, stem));
+    note(files.filter(|file| file.exists()));
+}
+
+fn note(files: impl Iterator<Item = PathBuf>) {
+    let Some(list) = env::var_os("INSTA_SNAPSHOT_REFERENCES_FILE") else { return };
     let lines: String = files.map(|file| format!("{}\n", file.display())).collect();
     let noted = std::fs::OpenOptions::new()
         .create(true)
@@ -521,5 +533,11 @@ to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-resu
         checked(root.path(), &vars);
         let both = format!("{}{line}{}\n", line.repeat(2), text.display());
         assert_eq!(std::fs::read_to_string(&list).unwrap(), both);
+        // and what another engine measured of it is in use, too
+        let other = path_by(root.path(), Engine::LlamaCpp, STEM);
+        write_atomically(&other, |w| w.write_all(b"x")).unwrap();
+        checked(root.path(), &vars);
+        let noted = std::fs::read_to_string(&list).unwrap();
+        assert!(noted.ends_with(&format!("{}\n{line}{}\n", other.display(), text.display())));
     }
 }

@@ -123,21 +123,34 @@ pub fn read(path: &Path) -> Result<Results, JsonError> {
 pub fn read_untrusted(path: &Path) -> Result<Results, JsonError> {
     let results = read(path)?;
     let name = path.display().to_string();
+    let schemes: usize = results.measurements.iter().map(|measured| measured.schemes.len()).sum();
+    let entries = schemes.max(results.cases.len()).max(results.measurements.len());
+    if entries > MOST_ENTRIES {
+        let source = io::Error::other(format!("{entries} entries are more than any run writes"));
+        return Err(JsonError::Read { path: name, source });
+    }
     let malformed = |source| JsonError::Malformed { path: name.clone(), source };
     let mut value = serde_json::to_value(results).map_err(malformed)?;
-    defuse(&mut value);
+    defuse("", &mut value);
     serde_json::from_value(value).map_err(malformed)
 }
 
-/// Bounds every text of a value.
-fn defuse(value: &mut Value) {
+/// Texts of several lines.
+const LINES: [&str; 3] = ["message", "error", "text"];
+
+/// Bounds every text of a value; of those that are names, no line begins within.
+fn defuse(key: &str, value: &mut Value) {
     match value {
-        Value::String(text) => *text = text::message(text),
-        Value::Array(values) => values.iter_mut().for_each(defuse),
-        Value::Object(fields) => fields.values_mut().for_each(defuse),
+        Value::String(text) if LINES.contains(&key) => *text = text::message(text),
+        Value::String(text) => *text = text::message(text).replace('\n', " "),
+        Value::Array(values) => values.iter_mut().for_each(|value| defuse(key, value)),
+        Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| defuse(key, value)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
+
+/// Schemes or cases of a stranger's file: rows are looked up by their names.
+const MOST_ENTRIES: usize = 5_000;
 
 /// Bytes of a file that is read at all: a thousand schemes are a tenth of it.
 const LARGEST: u64 = 64 << 20;
@@ -236,12 +249,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut results = fixture::results();
         results.cases[2].message = format!("\u{1b}[2J\u{202e}{}", "x".repeat(10_000_000));
-        results.measurements[0].run.notes = vec!["a\u{7}b".into()];
+        results.measurements[0].run.notes = vec!["a\u{7}b\n::c".into()];
         let path = write(folder.path(), &results).unwrap();
         let read = read_untrusted(&path).unwrap();
         assert!(read.cases[2].message.starts_with("[2Jxxx"));
         assert_eq!(read.cases[2].message.chars().count(), 3_999);
-        assert_eq!(read.measurements[0].run.notes, ["ab"]);
+        assert_eq!(read.measurements[0].run.notes, ["ab ::c"]);
+        results.cases = vec![results.cases[0].clone(); MOST_ENTRIES + 1];
+        write(folder.path(), &results).unwrap();
+        let error = read_untrusted(&path).unwrap_err().to_string();
+        assert!(error.contains("5001 entries are more than any run writes"), "{error}");
         let huge = std::fs::File::create(&path).unwrap();
         huge.set_len(LARGEST + 1).unwrap();
         let error = read_untrusted(&path).unwrap_err().to_string();

@@ -3,10 +3,9 @@
 //! Names and messages may be a stranger's. They stand in code spans and fenced blocks only, where nothing
 //! is markup, a link, a mention or a reference.
 
-use super::row::{excess, models, numbers, red_cases, rows, Row};
+use super::row::{any_held, excess, numbers, ranked, red_cases, Row};
 use super::text::{self, count};
 use super::{Finding, Report};
-use crate::engines::Engine;
 use crate::results::CaseResult;
 use crate::verdict::Verdict;
 
@@ -62,10 +61,9 @@ fn at(report: &Report, detail: Detail) -> String {
 
 /// Skipped, reported or not judged at all is never a pass.
 fn mark(report: &Report) -> &'static str {
-    let held = |case: &CaseResult| matches!(case.verdict, Verdict::Pass | Verdict::FailsAsRequired);
     if report.exit_code() != 0 {
         "❌ "
-    } else if report.results.cases.iter().any(held) {
+    } else if any_held(&report.results) {
         "✅ "
     } else {
         ""
@@ -75,7 +73,7 @@ fn mark(report: &Report) -> &'static str {
 /// Where the numbers are from.
 fn provenance(report: &Report) -> String {
     let results = &report.results;
-    let mut facts = vec![format!("measured by {}", measured_by(report))];
+    let mut facts: Vec<_> = report.measured_by(&code).into_iter().collect();
     facts.extend(results.head.as_ref().map(|head| format!("commit {}", code(&short(head)))));
     let base = report.links.base.as_ref();
     facts.extend(base.map(|base| format!("changes are against {}", code(&short(base)))));
@@ -93,18 +91,6 @@ fn provenance(report: &Report) -> String {
     format!("{}\n\n", facts.join(" · "))
 }
 
-/// Every report says what measured: the scheme in kvgate's engine is not a serving kernel.
-fn measured_by(report: &Report) -> String {
-    let results = &report.results;
-    match results.measurements.iter().find(|m| Engine::of(&m.conditions.engine) != Engine::Kvgate) {
-        Some(other) => code(&other.conditions.engine),
-        None => format!(
-            "{} (the scheme in its own engine, not a serving kernel)",
-            code(&results.engine)
-        ),
-    }
-}
-
 /// A commit as people write it.
 fn short(sha: &str) -> String {
     sha.chars().take(12).collect()
@@ -114,7 +100,7 @@ fn findings(findings: &[Finding]) -> String {
     let row = |finding: &Finding| {
         let place = finding.place.as_ref().map(|place| format!(" {}", code(place)));
         let mark = if finding.is_red { "❌" } else { "•" };
-        let message = code_of(&finding.message, 400);
+        let message = code_of(&finding.message);
         format!("- {mark} **{}**{}: {message}\n", finding.name, place.unwrap_or_default())
     };
     let mut out: String = findings.iter().take(FINDINGS).map(row).collect();
@@ -128,19 +114,11 @@ fn findings(findings: &[Finding]) -> String {
 }
 
 fn tables(report: &Report, detail: Detail) -> String {
-    let results = &report.results;
-    let red = red_cases(results);
-    let all = models(results).into_iter().flat_map(|model| rows(results, model));
-    let (mut failing, passing): (Vec<_>, Vec<_>) = all.partition(Row::is_red);
-    let place = |row: &Row| {
-        let is_its = |case: &&CaseResult| row.cases.iter().flatten().any(|c| c.case == case.case);
-        red.iter().position(is_its)
-    };
-    failing.sort_by_key(place);
+    let (failing, passing) = ranked(&report.results);
     let mut out = String::new();
     if !failing.is_empty() {
         out += &table(&failing);
-        out += &messages(&red, MESSAGES[detail as usize]);
+        out += &messages(&red_cases(&report.results), MESSAGES[detail as usize]);
     }
     if !passing.is_empty() && detail < Detail::RedOnly {
         let title = format!("{} not red", count(passing.len(), "scheme"));
@@ -164,7 +142,7 @@ fn table(rows: &[Row]) -> String {
     }
     out += "\n";
     let remarks = rows.iter().flat_map(Row::remarks);
-    let remarks: String = remarks.map(|remark| format!("- {}\n", code_of(&remark, 400))).collect();
+    let remarks: String = remarks.map(|remark| format!("- {}\n", code_of(&remark))).collect();
     match remarks.is_empty() {
         true => out,
         false => out + &remarks + "\n",
@@ -258,14 +236,16 @@ fn fenced_as(language: &str, text: &str) -> String {
 
 /// A name in a code span. What would end the span or a table's cell becomes a sign that looks like it.
 fn code(name: &str) -> String {
-    code_of(name, 120)
+    span(&text::name(name))
 }
 
-/// The same for longer texts, on one line.
-fn code_of(name: &str, characters: usize) -> String {
-    let line = text::clipped(name, characters).replace('\n', " ");
-    let line = text::printable(&line).replace('`', "ˋ").replace('|', "¦");
-    match line.trim() {
+/// The same for longer texts.
+fn code_of(remark: &str) -> String {
+    span(&text::remark(remark))
+}
+
+fn span(line: &str) -> String {
+    match line.replace('`', "ˋ").replace('|', "¦").trim() {
         "" => "`–`".into(),
         line => format!("`{line}`"),
     }
@@ -283,7 +263,7 @@ mod tests {
             "\
 ### ❌ kvgate: 3 of 7 cases red (worst: `gemma-3-270m q4_0`: mean_kld 1.22 × its limit)
 
-measured by `kvgate 0.1.0` (the scheme in its own engine, not a serving kernel) · commit `abc123` · `gemma-3-270m`: baseline PPL 21.100, 512 × 16, `Some CPU`
+measured by `kvgate 0.1.0`: the scheme in its own engine, not a serving kernel · commit `abc123` · `gemma-3-270m`: baseline PPL 21.100, 512 × 16, `Some CPU`
 
 | model | scheme | bits K/V | mean KLD | limit | Δ golden | p99 | top-1 | limits | golden |
 |---|---|--:|--:|--:|--:|--:|--:|---|---|
@@ -345,7 +325,7 @@ layer 3: K is NaN
     #[test]
     fn names_and_messages_stay_text() {
         assert_eq!(code("a|b`<c>@d -->\n"), "`a¦bˋ<c>@d -->`");
-        assert_eq!(code(""), "`–`");
+        assert_eq!((code(""), code_of("")), ("`(empty)`".into(), "`–`".into()));
         assert_eq!(fenced("x ``` y"), "````text\nx ``` y\n````\n");
     }
 

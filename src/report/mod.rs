@@ -3,6 +3,8 @@
 //! A run is measured and judged once; every renderer reads the same [`Report`]. One that fails
 //! silences none of the others and changes no verdict.
 
+#[cfg(feature = "reports")]
+pub mod html;
 pub mod json;
 #[cfg(feature = "reports")]
 pub mod junit;
@@ -16,6 +18,7 @@ mod row;
 pub(crate) mod table;
 pub(crate) mod text;
 
+use crate::engines::Engine;
 use crate::measure::stats::Direction;
 use crate::results::{CaseResult, Results};
 use crate::verdict::{self, Verdict};
@@ -80,6 +83,20 @@ impl Report {
         red_cases(&self.results)
     }
 
+    /// What measured, with `named` setting its name. Every report says it: a scheme in kvgate's engine is not a
+    /// serving kernel.
+    fn measured_by(&self, named: &dyn Fn(&str) -> String) -> Option<String> {
+        let engines = self.results.measurements.iter().map(|m| m.conditions.engine.as_str());
+        let other = engines.clone().find(|engine| Engine::of(engine) != Engine::Kvgate);
+        Some(match other.or(engines.clone().next())? {
+            engine if other.is_some() => format!("measured by {}", named(engine)),
+            _ => format!(
+                "measured by {}: the scheme in its own engine, not a serving kernel",
+                named(&self.results.engine)
+            ),
+        })
+    }
+
     /// Findings that must not be green.
     fn red_findings(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| finding.is_red)
@@ -114,8 +131,11 @@ impl Report {
             let first = format!("{}{}", finding.name, place.unwrap_or_default());
             return format!("kvgate: {} ({first})", count(weakened, "finding"));
         }
+        let none = results.cases.iter().all(|case| case.verdict == Verdict::Ignored);
         match results.cases.len() {
-            0 if results.measurements.is_empty() => "kvgate: nothing needed measuring".into(),
+            _ if results.measurements.is_empty() && none => {
+                "kvgate: nothing needed measuring".into()
+            }
             0 => {
                 let schemes: usize = results.measurements.iter().map(|m| m.schemes.len()).sum();
                 format!("kvgate: {} measured, nothing judged", count(schemes, "scheme"))
@@ -159,12 +179,15 @@ fn worst_change(case: &CaseResult) -> Option<String> {
     Some(format!("{} {moved} against the golden", text::name(&change.name)))
 }
 
+/// Name of the page that a run leaves, with the feature `reports`.
+pub(crate) const PAGE: &str = "report.html";
+
 /// Where a report goes.
 #[derive(Debug, Clone, Default)]
 pub struct Outputs {
     /// Whether tables are printed to standard output.
     pub terminal: bool,
-    /// Folder that gets `results.json`.
+    /// Folder that gets `results.json`, and `report.html` where the feature is on.
     pub folder: Option<PathBuf>,
     /// File that the markdown summary is appended to: `$GITHUB_STEP_SUMMARY`.
     pub step_summary: Option<PathBuf>,
@@ -179,6 +202,10 @@ pub enum ReportError {
     /// `results.json` was not written: nothing can be accepted or reported from this run.
     #[error(transparent)]
     Json(#[from] json::JsonError),
+    /// A warning: `kvgate report` makes it from `results.json`.
+    #[cfg(feature = "reports")]
+    #[error("no report.html: {0}")]
+    Html(#[from] html::HtmlError),
     /// A warning: the verdict is in the exit code.
     #[error("the summary could not be appended to {path}: {source}")]
     StepSummary {
@@ -192,7 +219,12 @@ pub enum ReportError {
 impl ReportError {
     /// Whether the run is as good without that report.
     pub fn is_warning(&self) -> bool {
-        matches!(self, Self::StepSummary { .. })
+        match self {
+            Self::Terminal(_) | Self::Json(_) => false,
+            #[cfg(feature = "reports")]
+            Self::Html(_) => true,
+            Self::StepSummary { .. } => true,
+        }
     }
 }
 
@@ -201,6 +233,8 @@ pub fn emit(report: &Report, outputs: &Outputs) -> Vec<ReportError> {
     let mut errors = Vec::new();
     if let Some(folder) = &outputs.folder {
         errors.extend(json::write(folder, &report.results).err().map(ReportError::Json));
+        #[cfg(feature = "reports")]
+        errors.extend(html::write(folder, report).err().map(ReportError::Html));
     }
     if let Some(path) = &outputs.step_summary {
         let failed = append(path, &markdown::render(report, markdown::STEP_SUMMARY)).err();
@@ -333,8 +367,10 @@ mod tests {
                 terminal: false,
             },
         );
-        let [error] = &errors[..] else { panic!("{errors:?}") };
+        // the page has no folder either, and is only missed
+        let Some((error, others)) = errors.split_first() else { panic!("{errors:?}") };
         assert!(!error.is_warning());
+        assert!(others.iter().all(ReportError::is_warning), "{others:?}");
         assert!(error.to_string().contains("results.json: "), "{error}");
         assert!(std::fs::read_to_string(&summary).unwrap().starts_with("before\n### ❌ kvgate: 3"));
 

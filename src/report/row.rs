@@ -108,7 +108,7 @@ impl<'a> Row<'a> {
     }
 
     /// What really ran, where it is spelled otherwise.
-    fn renamed(&self) -> Option<&'a str> {
+    pub fn renamed(&self) -> Option<&'a str> {
         self.scheme.map(|s| s.effective.as_str()).filter(|effective| *effective != self.label)
     }
 
@@ -185,8 +185,9 @@ fn dash() -> String {
 /// A value against an older one, as a share of it.
 pub(super) fn relative(old: f64, new: f64) -> String {
     match (new / old - 1.0) * 100.0 {
-        _ if old == new => "=".into(),
-        _ if old == 0.0 => "from 0".into(),
+        _ if old == 0.0 && new != 0.0 => "from 0".into(),
+        // goldens have four digits
+        percent if old == new || percent.abs() < 0.05 => "=".into(),
         percent if percent.abs() < 10.0 => format!("{percent:+.1} %"),
         percent => format!("{percent:+.0} %"),
     }
@@ -286,6 +287,36 @@ pub(super) fn red_cases(results: &Results) -> Vec<&CaseResult> {
         rank(a.verdict).cmp(&rank(b.verdict)).then(by_harm)
     });
     red
+}
+
+/// All rows: those that are not as the policy wants, the worst first, and the others.
+pub(super) fn ranked(results: &Results) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
+    let red = red_cases(results);
+    let all = models(results).into_iter().flat_map(|model| rows(results, model));
+    let (mut failing, passing): (Vec<_>, Vec<_>) = all.partition(Row::is_red);
+    let place = |row: &Row| {
+        let is_its = |case: &&CaseResult| row.cases.iter().flatten().any(|c| c.case == case.case);
+        red.iter().position(is_its)
+    };
+    failing.sort_by_key(place);
+    (failing, passing)
+}
+
+/// Whether anything was judged and held: skipped, reported or not judged at all is never a pass.
+pub(super) fn any_held(results: &Results) -> bool {
+    let held = |case: &CaseResult| matches!(case.verdict, Verdict::Pass | Verdict::FailsAsRequired);
+    results.cases.iter().any(held)
+}
+
+/// A verdict in a cell: `✗ regressed mean_kld 1.22 ×`.
+pub(super) fn verdict_words(case: &CaseResult) -> String {
+    let verdict = case.verdict;
+    match excess(case) {
+        // its symbol says it in words already
+        _ if verdict == Verdict::FailsAsRequired => verdict.symbol().into(),
+        Some(excess) => format!("{} {} {excess}", verdict.symbol(), verdict.label()),
+        None => format!("{} {}", verdict.symbol(), verdict.label()),
+    }
 }
 
 fn rank(verdict: Verdict) -> u8 {

@@ -1,6 +1,6 @@
 //! The report for a terminal.
 
-use super::row::{excess, measurement, models, numbers, red_cases, rows, Row};
+use super::row::{measurement, models, numbers, red_cases, rows, verdict_words, Row};
 use super::table::{self, Align, Cell};
 use super::{text, Finding, Report};
 use crate::results::{CaseResult, Measurement, Results};
@@ -24,7 +24,8 @@ pub fn render_tables(report: &Report) -> String {
 
 fn render_with(report: &Report, messages: &str) -> String {
     let findings: String = report.findings.iter().map(finding).collect();
-    tables(&report.results) + messages + &findings + &sentence(report)
+    let by = report.measured_by(&text::name).map(|by| format!("\n{DIM}{by}{DIM:#}\n"));
+    tables(&report.results) + messages + &findings + &by.unwrap_or_default() + &sentence(report)
 }
 
 /// Something beside the cases.
@@ -69,12 +70,12 @@ fn facts(measurement: &Measurement) -> String {
     let corpus: Vec<_> = conditions.corpus.iter().map(|f| f.category.as_str()).collect();
     let mut out = format!(
         "  baseline {} PPL {:.3} · {} × {} of {} · {}, {} · {:.1} s · {}\n",
-        conditions.baseline,
+        text::name(&conditions.baseline),
         run.baseline_ppl,
         conditions.context,
         conditions.chunks,
-        corpus.join(", "),
-        run.device,
+        text::name(&corpus.join(", ")),
+        text::name(&run.device),
         arithmetic(measurement),
         run.seconds,
         memory(run.peak_bytes),
@@ -85,8 +86,8 @@ fn facts(measurement: &Measurement) -> String {
             let style = colour(if c.ok { Verdict::Pass } else { Verdict::Error });
             format!(
                 "{} {} KLD {} {style}{mark} {}{style:#}",
-                c.name,
-                c.effective,
+                text::name(&c.name),
+                text::name(&c.effective),
                 c.reading(),
                 c.must
             )
@@ -94,7 +95,7 @@ fn facts(measurement: &Measurement) -> String {
         out += &format!("  controls: {}\n", controls.collect::<Vec<_>>().join(" · "));
     }
     for note in &run.notes {
-        out += &format!("  {DIM}note: {note}{DIM:#}\n");
+        out += &format!("  {DIM}note: {}{DIM:#}\n", text::remark(note));
     }
     out
 }
@@ -111,7 +112,7 @@ fn scheme_table(rows: &[Row], judged: bool) -> String {
     }
     let mut table = vec![head];
     for (row, numbers) in rows.iter().zip(numbers) {
-        let mut cells = vec![Cell::new(row.name())];
+        let mut cells = vec![Cell::new(text::name(&row.name()))];
         cells.extend(numbers.into_iter().map(Cell::new));
         if judged {
             cells.extend(row.cases.map(verdict));
@@ -119,21 +120,13 @@ fn scheme_table(rows: &[Row], judged: bool) -> String {
         table.push(cells);
     }
     let remarks = rows.iter().flat_map(Row::remarks);
-    let remarks: String = remarks.map(|remark| format!("  {DIM}{remark}{DIM:#}\n")).collect();
+    let remarks: String =
+        remarks.map(|remark| format!("  {DIM}{}{DIM:#}\n", text::remark(&remark))).collect();
     table::render(&align, &table) + &remarks
 }
 
 fn verdict(case: Option<&CaseResult>) -> Cell {
-    match case.map(|case| case.verdict) {
-        None => Cell::new(""),
-        // its symbol says it in words already
-        Some(verdict @ Verdict::FailsAsRequired) => Cell::styled(verdict.symbol(), colour(verdict)),
-        Some(verdict) => {
-            let ratio = case.and_then(excess).map(|ratio| format!(" {ratio}")).unwrap_or_default();
-            let text = format!("{} {}{ratio}", verdict.symbol(), verdict.label());
-            Cell::styled(text, colour(verdict))
-        }
-    }
+    case.map_or(Cell::new(""), |case| Cell::styled(verdict_words(case), colour(case.verdict)))
 }
 
 fn message(case: &CaseResult) -> String {
@@ -159,7 +152,7 @@ fn colour(verdict: Verdict) -> Style {
 }
 
 /// The type of activations, and of weights where they are kept in another.
-fn arithmetic(measurement: &Measurement) -> String {
+pub(super) fn arithmetic(measurement: &Measurement) -> String {
     let (dtype, weights) = (&measurement.run.dtype, &measurement.conditions.weights);
     match dtype == weights {
         true => dtype.clone(),
@@ -168,7 +161,7 @@ fn arithmetic(measurement: &Measurement) -> String {
 }
 
 /// Bytes for people, in binary units.
-fn memory(bytes: u64) -> String {
+pub(super) fn memory(bytes: u64) -> String {
     let mib = bytes as f64 / (1 << 20) as f64;
     if mib < 1024.0 {
         format!("{mib:.0} MiB")
@@ -213,6 +206,8 @@ tiny
 ! gemma-3-270m::q8_0/q4_0::kld: error
   │ layer 3: K is NaN
 
+measured by kvgate 0.1.0: the scheme in its own engine, not a serving kernel
+
 kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
 "
         );
@@ -226,7 +221,7 @@ kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
         let text = plain(&report);
         assert!(!text.contains("limits"), "{text}");
         assert!(text.contains("  prod = q8_0  8.5 / 8.5"), "{text}");
-        assert!(text.ends_with("\nkvgate: 3 schemes measured, nothing judged\n"), "{text}");
+        assert!(text.ends_with("\n\nkvgate: 3 schemes measured, nothing judged\n"), "{text}");
     }
 
     /// GitHub's runner obeys lines that begin with `::`, a terminal escape sequences.

@@ -3,13 +3,19 @@
 
 /// Longest name that is shown whole.
 const NAME: usize = 120;
+/// Longest remark that is shown whole.
+const REMARK: usize = 400;
 /// Longest message that is shown whole.
 const MESSAGE: usize = 4_000;
 
 /// The text without characters that a terminal obeys or that turn the reading direction. Line breaks stay.
 pub(crate) fn printable(text: &str) -> String {
-    let is_shown = |c: &char| *c == '\n' || !(c.is_control() || is_invisible(*c));
-    text.replace('\t', "    ").chars().filter(is_shown).collect()
+    text.replace('\t', "    ").chars().filter(|c| is_shown(*c)).collect()
+}
+
+/// Whether a terminal or a page shows a character as itself.
+pub(crate) fn is_shown(c: char) -> bool {
+    c == '\n' || !(c.is_control() || is_invisible(c))
 }
 
 /// Marks of direction and width that make a text read as another.
@@ -27,12 +33,20 @@ pub(crate) fn clipped(text: &str, characters: usize) -> String {
 
 /// A name on one line, of bounded length.
 pub(crate) fn name(text: &str) -> String {
-    // most of a text of megabytes need not be looked at
-    let line = printable(&clipped(text, NAME)).replace('\n', " ");
-    match line.trim() {
-        "" => "(empty)".into(),
-        line => line.into(),
+    match line(text, NAME) {
+        line if line.is_empty() => "(empty)".into(),
+        line => line,
     }
+}
+
+/// A remark on one line, of bounded length.
+pub(crate) fn remark(text: &str) -> String {
+    line(text, REMARK)
+}
+
+fn line(text: &str, characters: usize) -> String {
+    // most of a text of megabytes need not be looked at
+    printable(&clipped(text, characters)).replace('\n', " ").trim().into()
 }
 
 /// A message of bounded length.

@@ -308,7 +308,7 @@ impl Connection<'_> {
             }
             ("GET", ["repos", _, _, "pulls"]) => (200, Vec::new(), listed(request, state)),
             ("GET", ["repos", _, _, "pulls", number]) => {
-                let is_it = |pull: &&Value| pull["number"].to_string() == **number;
+                let is_it = |pull: &&Value| pull["number"].as_u64() == number.parse().ok();
                 found(200, state.pulls.iter().find(is_it).cloned())
             }
             ("GET", ["repos", _, _, "issues", _, "comments"]) => self.page(request, state),
@@ -324,7 +324,7 @@ impl Connection<'_> {
                 if text("body").chars().count() > state.longest {
                     return too_long(state.longest);
                 }
-                let is_it = |comment: &&mut Value| comment["id"].to_string() == **id;
+                let is_it = |comment: &&mut Value| comment["id"].as_u64() == id.parse().ok();
                 let comment = state.comments.iter_mut().find(is_it);
                 found(
                     200,

@@ -3,6 +3,7 @@
 
 pub mod forward;
 pub mod generation;
+pub mod git;
 pub mod hub;
 pub mod program;
 pub mod tiny;

@@ -1,6 +1,6 @@
 use super::*;
 use crate::policy::Policy;
-use crate::verdict::{self, Verdict};
+
 use std::path::PathBuf;
 
 /// A genuine log: see the fixtures' README.
@@ -79,14 +79,19 @@ fn builds_say_who_they_are_in_several_ways() {
         assert_eq!((found.number, found.commit.as_str()), (11434, "0c1e5709"), "{line}");
         assert_eq!(found.to_string(), "b11434");
     }
-    for line in ["", "version: many (0c1e)", "build: 1 (a b) with x", "version: 3 (../../x)"] {
+    for line in [
+        "",
+        "version: many (0c1e)",
+        "build: 1 (a b) with x",
+        "version: 3 (../../x)",
+        "version: 0 (unknown)",
+    ] {
         let error = build(line).unwrap_err().to_string();
         assert!(error.contains("which build of llama.cpp ran"), "{error}");
         assert!(error.contains("--version"), "{error}");
     }
     // clones without a history count nothing
     assert_eq!(build("version: 1 (0c1e570)").unwrap().to_string(), "0c1e570");
-    assert_eq!(build("version: 0 (unknown)").unwrap().to_string(), "unknown");
 }
 
 #[test]
@@ -300,4 +305,84 @@ fn only_a_gguf_file_has_a_name_to_compare() {
     let mut policy = policy("q8_0 = {}\n");
     policy.models[0].source.path = PathBuf::from("models/smollm2");
     assert!(measurement(&[log("q8_0")], &policy.models[0]).is_ok());
+}
+
+#[test]
+fn a_genuine_log_is_what_it_says() {
+    let log = log("q4_0");
+    assert_eq!(log.engine_name(), "llama.cpp 0c1e570");
+    assert_eq!(log.build, Build { number: 1, commit: "0c1e570".into() });
+    assert_eq!(log.model_file, "SmolLM2-135M-Instruct.Q4_1.gguf");
+    assert_eq!((log.architecture.as_str(), log.weights.as_str()), ("llama", "Q4_1"));
+    assert_eq!(log.device, "cpu");
+    assert_eq!((log.context, log.chunks), (512, 4));
+    assert_eq!(log.seconds, Some(44.88808));
+    assert_eq!(log.scheme(), "q4_0");
+    assert_eq!(log.effective(), "q4_0·H64/q4_0·H64");
+    assert_eq!(
+        log.statistics,
+        Statistics {
+            tokens_scored: 1020,
+            mean_kld: 0.062620,
+            mean_kld_se: 0.003415,
+            median_kld: 0.032202,
+            p90_kld: 0.116018,
+            p95_kld: 0.180748,
+            p99_kld: 0.650032,
+            p999_kld: 0.881032,
+            max_kld: 1.203433,
+            top1_agreement: 86.176 / 100.0,
+            top1_agreement_se: 1.081 / 100.0,
+            rms_dp: 6.781 / 100.0,
+            rms_dp_se: 0.505 / 100.0,
+            ppl: 34.141915,
+            ppl_se: 3.269391,
+            ppl_ratio: 1.032334,
+            ppl_ratio_se: 0.012939,
+            baseline_ppl: 33.072544,
+        }
+    );
+    // 1020 positions: the printed error is that of a share of so many
+    let share = log.statistics.top1_agreement;
+    let error = (share * (1.0 - share) / 1019.0).sqrt();
+    assert!((error - log.statistics.top1_agreement_se).abs() < 1e-5, "{error}");
+}
+
+#[test]
+fn a_genuine_log_says_how_k_and_v_are_stored() {
+    for (name, scheme, effective) in [
+        ("f16", "f16", "f16/f16"),
+        ("q8_0", "q8_0", "q8_0·H64/q8_0·H64"),
+        ("q8_0-q4_0", "q8_0/q4_0", "q8_0·H64/q4_0·H64"),
+        ("q4_0-norot", "q4_0:norot", "q4_0/q4_0"),
+    ] {
+        let log = log(name);
+        assert_eq!((log.scheme(), log.effective()), (scheme.into(), effective.into()));
+    }
+}
+
+#[test]
+fn costs_are_the_cache_s_own() {
+    let storage = log("q8_0-q4_0").storage().unwrap();
+    assert_eq!(storage.bits_per_element, Sides { k: 8.5, v: 4.5 });
+    // 30 layers of 3 heads of 64, and the log has two decimals
+    let bytes = 30.0 * 3.0 * 64.0 * (8.5 + 4.5) / 8.0;
+    assert!((storage.bytes_per_token / bytes - 1.0).abs() < 2e-3, "{storage:?}");
+    assert!((storage.ratio_to_f16 - 13.0 / 32.0).abs() < 2e-3, "{storage:?}");
+    let halves = log("f16").storage().unwrap();
+    assert_eq!(halves.charged_share, Sides { k: 0.0, v: 0.0 });
+    assert!((halves.ratio_to_f16 - 1.0).abs() < 1e-9, "{halves:?}");
+}
+
+#[test]
+fn the_device_is_the_first_that_layers_were_given_to() {
+    let text = fixture("q8_0");
+    let using = "0.00.100.000 I llama_prepare_model_devices: using device CUDA0 (NVIDIA H100) (0000:1) - 80000 MiB free\n";
+    let device = |text: String| parse(text.as_bytes(), "x").unwrap().device;
+    assert_eq!(
+        device(format!("{using}load_tensors: offloaded 31/31 layers to GPU\n{text}")),
+        "cuda"
+    );
+    assert_eq!(device(format!("{using}load_tensors: offloaded 0/31 layers to GPU\n{text}")), "cpu");
+    assert_eq!(device(format!("{using}{text}")), "cpu");
 }

@@ -1,0 +1,44 @@
+//! The step's summary, on the page of the run.
+
+use super::error::prefix;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Bytes of a step's summary: over that GitHub shows none of it.
+const MOST: u64 = 1024 << 10;
+const CUT: &str = "\n\n… cut: a step's summary has 1 MiB at most\n";
+
+/// Appends to the file that `GITHUB_STEP_SUMMARY` names, as far as GitHub shows it.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn append(path: &Path, markdown: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    let room = MOST.saturating_sub(file.metadata()?.len()) as usize;
+    if markdown.len() <= room {
+        return file.write_all(markdown.as_bytes());
+    }
+    let Some(room) = room.checked_sub(CUT.len()) else { return Ok(()) };
+    file.write_all(format!("{}{CUT}", prefix(markdown, room)).as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_follow_each_other_up_to_the_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("summary");
+        append(&path, "one\n").unwrap();
+        append(&path, "two\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+        append(&path, &"é".repeat(1 << 20)).unwrap();
+        let whole = std::fs::read_to_string(&path).unwrap();
+        assert!(whole.starts_with("one\ntwo\né") && whole.ends_with(CUT));
+        assert!((MOST - 1..=MOST).contains(&(whole.len() as u64)), "{}", whole.len());
+        append(&path, "more").unwrap();
+        assert!(std::fs::metadata(&path).unwrap().len() <= MOST);
+    }
+}

@@ -1,0 +1,192 @@
+//! What schemes say: the worst tokens in their context, and texts that part from the baseline's.
+
+use super::{number, share, Standing};
+use crate::measure::replay::{Divergence, Generated};
+use crate::measure::shape::WorstToken;
+use crate::report::row::Row;
+use crate::report::text;
+use similar::{ChangeTag, TextDiff};
+
+/// Tokens, or texts, of a scheme.
+const EACH: usize = 8;
+/// Letters of a context, the last ones.
+const CONTEXT: usize = 200;
+/// Letters of a token.
+const TOKEN: usize = 40;
+/// Letters of a text.
+const TEXT: usize = 1_500;
+
+/// Something about each of some schemes.
+pub(super) struct OfScheme<T> {
+    pub label: String,
+    pub standing: Standing,
+    pub remark: String,
+    pub items: Vec<T>,
+}
+
+/// A place where a scheme parts from the baseline the most.
+pub(super) struct Token {
+    pub kld: String,
+    pub place: String,
+    pub context: String,
+    pub target: String,
+    /// What the baseline and the scheme hold most likely.
+    pub top: [String; 2],
+    /// What they give the corpus's token.
+    pub p: [String; 2],
+}
+
+impl From<&WorstToken> for Token {
+    fn from(worst: &WorstToken) -> Self {
+        let category = text::name(&worst.category);
+        Self {
+            kld: number(worst.kld),
+            place: format!("{category}, chunk {}, position {}", worst.chunk, worst.position),
+            context: visible(&ending(&worst.context, CONTEXT)),
+            target: token(&worst.target),
+            top: [token(&worst.baseline), token(&worst.scheme)],
+            p: worst.p.map(share),
+        }
+    }
+}
+
+/// The worst tokens of each scheme that has some.
+pub(super) fn worst(rows: &[Row], most: usize) -> Vec<OfScheme<Token>> {
+    let of = |row: &Row| {
+        let worst = &row.scheme?.shape.as_ref()?.worst;
+        let first = worst.first()?;
+        Some(OfScheme {
+            label: text::name(row.label),
+            standing: Standing::of(row),
+            remark: format!("up to {} nats", number(first.kld)),
+            items: worst.iter().take(EACH).map(Token::from).collect(),
+        })
+    };
+    rows.iter().filter_map(of).take(most).collect()
+}
+
+/// Two texts behind a common beginning, in pieces.
+pub(super) struct Parting {
+    pub prompt: String,
+    pub at: usize,
+    pub margin: String,
+    /// The end of what both wrote; empty where it is not known.
+    pub common: String,
+    pub baseline: Vec<Piece>,
+    pub scheme: Vec<Piece>,
+}
+
+/// Some words of a text.
+pub(super) struct Piece {
+    pub words: String,
+    /// Whether the other text lacks them.
+    pub own: bool,
+}
+
+/// The texts of each scheme that parts from the baseline's.
+pub(super) fn partings(
+    rows: &[Row],
+    generated: Option<&Generated>,
+    most: usize,
+) -> Vec<OfScheme<Parting>> {
+    let of = |row: &Row| {
+        let replay = row.scheme?.replay.as_ref()?;
+        let texts = &replay.texts;
+        (!texts.is_empty()).then(|| OfScheme {
+            label: text::name(row.label),
+            standing: Standing::of(row),
+            remark: format!("{} of {} texts part", texts.len(), replay.prompts.len()),
+            items: texts.iter().take(EACH).map(|text| parting(text, generated)).collect(),
+        })
+    };
+    rows.iter().filter_map(of).take(most).collect()
+}
+
+fn parting(text: &Divergence, generated: Option<&Generated>) -> Parting {
+    let [old, new] = [&text.baseline, &text.scheme].map(|text| bounded(text));
+    let continuations = generated.map_or(&[][..], |generated| &generated.continuations);
+    let whole = continuations.iter().find(|continuation| continuation.prompt == text.prompt);
+    let common = whole.and_then(|whole| whole.text.strip_suffix(text.baseline.as_str()));
+    let diff = TextDiff::from_words(&old, &new);
+    let side = |other: ChangeTag, own: ChangeTag| {
+        let changes = diff.iter_all_changes().filter(move |change| change.tag() != other);
+        pieces(changes.map(|change| (change.value(), change.tag() == own)))
+    };
+    Parting {
+        prompt: text::name(&text.prompt),
+        at: text.at,
+        margin: share(text.margin),
+        common: common.map(|common| bounded(&ending(common, CONTEXT))).unwrap_or_default(),
+        baseline: side(ChangeTag::Insert, ChangeTag::Delete),
+        scheme: side(ChangeTag::Delete, ChangeTag::Insert),
+    }
+}
+
+/// Neighbours of one kind are one piece.
+fn pieces<'a>(words: impl Iterator<Item = (&'a str, bool)>) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for (words, own) in words {
+        match pieces.last_mut() {
+            Some(last) if last.own == own => last.words += words,
+            _ => pieces.push(Piece { words: words.into(), own }),
+        }
+    }
+    pieces
+}
+
+fn bounded(text: &str) -> String {
+    text::printable(&text::clipped(text, TEXT))
+}
+
+/// The last so many characters.
+fn ending(text: &str, characters: usize) -> String {
+    match text.char_indices().rev().nth(characters) {
+        None => text.into(),
+        Some((at, c)) => format!("…{}", &text[at + c.len_utf8()..]),
+    }
+}
+
+fn token(text: &str) -> String {
+    match visible(&text::clipped(text, TOKEN)) {
+        text if text.is_empty() => "(nothing to see)".into(),
+        text => text,
+    }
+}
+
+/// On one line, with line breaks that can be seen.
+fn visible(text: &str) -> String {
+    text::printable(text).replace('\n', "↵")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture;
+
+    #[test]
+    fn texts_part_word_by_word() {
+        let mut text = fixture::replay().texts.remove(0);
+        let mut generated = fixture::generated();
+        (text.baseline, text.scheme) = (" sea is calm".into(), " moon is bright\u{202e}".into());
+        generated.continuations[0].text = format!("{}. The sea is calm", "x".repeat(300));
+        let parting = parting(&text, Some(&generated));
+        let shown = |pieces: &[Piece]| -> Vec<String> {
+            pieces.iter().map(|p| format!("{}{}", if p.own { "*" } else { "" }, p.words)).collect()
+        };
+        assert_eq!(shown(&parting.baseline), [" ", "*sea", " is ", "*calm"]);
+        assert_eq!(shown(&parting.scheme), [" ", "*moon", " is ", "*bright"]);
+        assert!(parting.common.starts_with("…xx") && parting.common.ends_with("x. The"));
+        assert_eq!(parting.common.chars().count(), CONTEXT + 1);
+        generated.continuations[0].text = "another text".into();
+        assert_eq!(super::parting(&text, Some(&generated)).common, "");
+    }
+
+    #[test]
+    fn tokens_are_short_and_can_be_seen() {
+        assert_eq!(token("\n a\t"), "↵ a    ");
+        assert_eq!(token("\u{200b}"), "(nothing to see)");
+        assert_eq!(token(&"é".repeat(1_000_000)).chars().count(), TOKEN + 1);
+        assert_eq!(ending("añb", 2), "…ñb");
+        assert_eq!(ending("añb", 3), "añb");
+    }
+}
