@@ -54,7 +54,7 @@ fn a_limit_that_is_edited_is_red_with_value_limit_and_place() {
         .says(format!("thresholds.toml:{at}"))
         .says("the limit has moved");
     let row = ran.stdout.lines().find(|row| row.contains("✗ mean_kld")).unwrap();
-    let shown: f64 = row.split_whitespace().nth(2).unwrap().parse().unwrap();
+    let shown: f64 = row.split_whitespace().nth(3).unwrap().parse().unwrap();
     let golden = mean(&repository);
     assert!((shown / golden - 1.0).abs() < 1e-3, "{row} does not show {golden}");
 }

@@ -332,7 +332,7 @@ fn hostile_results_are_one_comment_with_text() {
         scheme["effective"] = json!(hostile);
         scheme["needs"] = json!([hostile]);
     });
-    check(schemes, 1, &["golden changed"]);
+    check(schemes, 1, &["❌ stale", "q8_0 = @everyone --> ¦ ˋxˋ <img"]);
 }
 
 #[test]
