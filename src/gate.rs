@@ -195,7 +195,7 @@ pub fn prepare_results(folder: &Path) -> Result<(), String> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    let removed = [report::json::FILE, report::PAGE].iter().try_for_each(|file| remove(&file));
+    let removed = [report::json::FILE, report::PAGE].iter().try_for_each(remove);
     probe.and(removed).map_err(|error| {
         let folder = folder.display();
         format!("cannot write results into {folder}: {error}; name another folder with --results or KVGATE_RESULTS")

@@ -334,10 +334,10 @@ fn a_criss_cross_has_gits_merge_base() {
         git.run(&format!("checkout --quiet {older}"));
         git.run(&format!("merge --quiet --message m {second}"));
         assert_eq!(git.run("merge-base --all main topic").lines().count(), 2);
-        let found = open(&git).merge_base("main", "topic").unwrap();
+        let found = open(git).merge_base("main", "topic").unwrap();
         assert_eq!(found, second);
         assert_eq!(found, git.run("merge-base main topic"));
-        assert_eq!(open(&git).merge_base("topic", "main").unwrap(), second);
+        assert_eq!(open(git).merge_base("topic", "main").unwrap(), second);
     }
 }
 
@@ -471,7 +471,7 @@ fn a_tree_is_read_within_its_bounds() {
     git.put("models/large.gguf", lfs);
     std::fs::File::create(git.folder.join("large")).unwrap().set_len((16 << 20) + 1).unwrap();
     git.commit("links");
-    let repository = open(&git);
+    let repository = open(git);
     let tree = repository.tree("main").unwrap().seen_from(Path::new("models"));
     let read = |path: &str| tree.read(Path::new(path));
     let text = || Ok(Some(b"a text to measure on\n".to_vec()));

@@ -3,7 +3,6 @@
 use super::{say, Config, Stop, NOT_MEASURED, USAGE};
 use crate::engines::llama_perplexity::{self, Log};
 use crate::engines::Engine;
-use crate::files::folder_of;
 use crate::gate::Gate;
 use crate::judge::Judge;
 use crate::merge::merge;
@@ -132,17 +131,26 @@ fn model_of<'p>(
     }
 }
 
-/// Judged by the policy and the goldens that are here.
+#[cfg(feature = "git")]
 fn report(
     arguments: &Arguments,
     gate: &Gate,
     results: Results,
     by: Engine,
 ) -> Result<Report, Stop> {
-    #[cfg(feature = "git")]
-    if let Some(target) = &arguments.against {
-        return against(&arguments.config.config, target, results, by);
+    match &arguments.against {
+        Some(target) => against(&arguments.config.config, target, results, by),
+        None => Ok(here(gate, results, by)),
     }
+}
+
+#[cfg(not(feature = "git"))]
+fn report(_: &Arguments, gate: &Gate, results: Results, by: Engine) -> Result<Report, Stop> {
+    Ok(here(gate, results, by))
+}
+
+/// Judged by the policy and the goldens that are here.
+fn here(gate: &Gate, results: Results, by: Engine) -> Report {
     let read = |path: &Path| match std::fs::read_to_string(gate.root.join(path)) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -157,11 +165,13 @@ fn report(
     };
     let cases = judge.cases(&results);
     let policy = gate.results(Vec::new(), Vec::new()).policy;
-    Ok(Results { cases, policy, ..results }.into())
+    Results { cases, policy, ..results }.into()
 }
 
+/// Judged as the working tree's pull request to `target` would be.
 #[cfg(feature = "git")]
 fn against(config: &Path, target: &str, results: Results, by: Engine) -> Result<Report, Stop> {
+    use crate::files::folder_of;
     use crate::proposal::Proposal;
     use crate::repo::Repository;
     let usage = |error: String| Stop::new(USAGE, error);

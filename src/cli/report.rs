@@ -4,7 +4,9 @@ use super::judge::read_results;
 use super::{say, Config, Stop, NOT_MEASURED, USAGE};
 use crate::files::write_atomically;
 use crate::merge::complete;
-use crate::report::{self, json, markdown, terminal, Report};
+#[cfg(feature = "reports")]
+use crate::report::{html, junit};
+use crate::report::{json, markdown, terminal, Report};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -69,11 +71,9 @@ fn rendered(report: &Report, format: Format) -> Result<String, String> {
         Format::Terminal => terminal::render(report),
         Format::Markdown => markdown::render(report, markdown::STEP_SUMMARY),
         #[cfg(feature = "reports")]
-        Format::Html => report::html::render(report).map_err(|error| error.to_string())?,
+        Format::Html => html::render(report).map_err(|error| error.to_string())?,
         #[cfg(feature = "reports")]
-        Format::Junit => {
-            report::junit::render(&report.results).map_err(|error| error.to_string())?
-        }
+        Format::Junit => junit::render(&report.results).map_err(|error| error.to_string())?,
         Format::Json => json::text(&report.results).map_err(|error| error.to_string())?,
     })
 }

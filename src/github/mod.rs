@@ -58,8 +58,9 @@ impl GitHub {
         &self.run_url
     }
 
-    /// The pull request that the event is about, as it is now. A `workflow_run` that a push started is
-    /// about none.
+    /// The pull request that the event is about, as it is now. A `workflow_run` is about the one whose head
+    /// it measured, whoever started it: a run that somebody starts on a branch must not speak for its pull
+    /// request by another policy.
     ///
     /// # Errors
     /// [`Error::Ambiguous`], GitHub's refusal, or no way to it.
@@ -73,7 +74,7 @@ impl GitHub {
             });
         }
         match source {
-            Some(source) if trigger == "pull_request" => pull::find(&self.client, source, head),
+            Some(source) if trigger != "merge_group" => pull::find(&self.client, source, head),
             _ => Ok(Found::None),
         }
     }
