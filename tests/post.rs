@@ -291,10 +291,12 @@ fn hostile_results_are_one_comment_with_text() {
         let comment = place.comment();
         assert!(comment.len() <= 60_000);
         holds(&comment, parts);
+        let mut is_code = false;
         for line in comment.lines().filter(|line| !line.starts_with("<!--")) {
+            is_code ^= line.starts_with("```");
             let outside: String = line.split('`').step_by(2).collect();
             for bad in ["@everyone", "-->", "<img", "evil.example", "::error"] {
-                assert!(!outside.contains(bad), "{bad} in {line}");
+                assert!(is_code || !outside.contains(bad), "{bad} in {line}");
             }
         }
         let state = place.github.state();
