@@ -326,6 +326,14 @@ fn hostile_results_are_one_comment_with_text() {
         results["measurements"][0]["controls"] = json!([]);
     });
     check(engine, 4, &["it calls itself measured by"]);
+    let text = attack(&|results| {
+        results["measurements"][0]["conditions"]["corpus"][0]["sha256"] = json!("0".repeat(64));
+    });
+    check(text, 4, &["it was measured on another text than the corpus that is proposed"]);
+    let shorter = attack(&|results| {
+        results["measurements"][0]["conditions"]["chunks"] = json!(2);
+    });
+    check(shorter, 4, &["it was measured at 64 × 2, and the policy asks for 64 × 4"]);
     let nan = measured.to_string().replacen("\"mean_kld\":", "\"mean_kld\":NaN,\"x\":", 1);
     place.repository.put(RESULTS, &nan);
     check(place.post(&head), 1, &["not judged"]);
