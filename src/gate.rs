@@ -3,7 +3,7 @@
 use crate::engines::Engine;
 use crate::files::folder_of;
 use crate::golden::{self, Golden};
-use crate::judge;
+use crate::judge::{self, Evidence};
 use crate::measure::generate::Generate;
 use crate::measure::{measure, Measured, Progress, Request, ENGINE};
 use crate::policy::{CaseKind, Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
@@ -130,6 +130,7 @@ impl Gate {
         let model = &self.policy.models[case.model];
         let cell = &model.cells[case.cell];
         let measured = measured.as_ref().map_err(Clone::clone);
+        let measured = measured.map(|measured| Evidence::new(measured, Engine::Kvgate));
         match case.kind {
             CaseKind::Kld => {
                 let golden = self.golden_values(model, cell);
@@ -140,14 +141,15 @@ impl Gate {
     }
 
     /// The golden's case, offered to insta for review.
-    fn judge_golden(&self, case: &Case, measured: &Result<&Measurement, String>) -> CaseResult {
+    fn judge_golden(&self, case: &Case, measured: &Result<Evidence, String>) -> CaseResult {
         let model = &self.policy.models[case.model];
         let cell = &model.cells[case.cell];
         let stem = golden::stem(&model.name, &cell.label);
-        let error = match (measured, judge::found(measured, cell, Engine::Kvgate)) {
-            (Ok(measurement), Ok((scheme, None))) => {
+        let error = match (measured, judge::found(measured, model, cell, Engine::Kvgate)) {
+            (Ok(measured), Ok((scheme, None))) => {
                 let results = self.results_of(&case.name).join(report::json::FILE);
-                let found = golden::check(&self.root, &stem, measurement, scheme, &results);
+                let found =
+                    golden::check(&self.root, &stem, measured.measurement(), scheme, &results);
                 let judged = CaseResult::new(&case.name, found.verdict, found.message);
                 return CaseResult { changes: found.changes, ..judged };
             }

@@ -5,15 +5,68 @@
 
 use crate::engines::Engine;
 use crate::golden::{self, Golden, GoldenError};
-use crate::measure::corpus::scored;
-use crate::measure::stats::{Part, Statistics};
 use crate::policy::{CaseKind, Cell, ModelPolicy, Policy};
 use crate::results::{CaseResult, Change, Measurement, Outcome, Results, SchemeResult};
+use crate::trust;
 use crate::verdict::{self, GoldenValues, Verdict};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Reads a file of the policy's folder, as it is on disk or as it was at a commit; none where there is none.
 pub type ReadFile<'a> = &'a dyn Fn(&Path) -> Result<Option<String>, String>;
+
+/// A measurement, and what is not to be trusted in it, by the label of the scheme.
+pub struct Evidence<'m> {
+    measurement: &'m Measurement,
+    distrust: BTreeMap<String, String>,
+}
+
+impl<'m> Evidence<'m> {
+    /// Of a measurement that `by` is said to have made.
+    pub fn new(measurement: &'m Measurement, by: Engine) -> Self {
+        Evidence { measurement, distrust: trust::distrust_by(measurement, by) }
+    }
+
+    /// The measurement itself.
+    pub fn measurement(&self) -> &'m Measurement {
+        self.measurement
+    }
+
+    /// The result of a cell, and why it cannot be trusted, if it cannot.
+    ///
+    /// # Errors
+    /// No result, or two.
+    pub fn found(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        by: Engine,
+    ) -> Result<(&'m SchemeResult, Option<String>), String> {
+        let mut own = self.measurement.schemes.iter().filter(|scheme| scheme.scheme == cell.label);
+        let scheme = own.next().ok_or("the run has no result for this scheme")?;
+        if own.next().is_some() {
+            return Err("the run has two results for this scheme".into());
+        }
+        let distrust = self.distrust.get(&cell.label).cloned();
+        let distrust = distrust
+            .or_else(|| trust::contradiction(self.measurement, scheme, by))
+            .or_else(|| trust::unlike_cell(model, cell, scheme, by));
+        Ok((scheme, distrust))
+    }
+}
+
+/// A scheme's result and why it cannot be trusted, if it cannot.
+///
+/// # Errors
+/// What keeps its model from having results, and as of [`Evidence::found`].
+pub fn found<'m>(
+    measured: &Result<Evidence<'m>, String>,
+    model: &ModelPolicy,
+    cell: &Cell,
+    by: Engine,
+) -> Result<(&'m SchemeResult, Option<String>), String> {
+    measured.as_ref().map_err(Clone::clone)?.found(model, cell, by)
+}
 
 /// What results are judged by.
 pub struct Judge<'a> {
@@ -21,7 +74,7 @@ pub struct Judge<'a> {
     pub policy: &'a Policy,
     /// Accepted goldens.
     pub goldens: ReadFile<'a>,
-    /// The engine that is asked for, which results do not choose: see [`verdict::distrust_by`].
+    /// The engine that is asked for, which results do not choose: see [`trust::distrust_by`].
     pub by: Engine,
     /// Whether a model must be there; of the others what is there is judged.
     pub is_needed: &'a dyn Fn(&ModelPolicy) -> bool,
@@ -35,6 +88,7 @@ impl Judge<'_> {
     pub fn cases(&self, results: &Results) -> Vec<CaseResult> {
         let models = self.policy.models.iter().flat_map(|model| {
             let measured = self.measurement_of(model, results);
+            let measured = measured.map(|measurement| Evidence::new(measurement, self.by));
             let cells =
                 model.cells.iter().flat_map(|cell| self.cell(model, cell, results, &measured));
             cells.collect::<Vec<_>>()
@@ -48,7 +102,7 @@ impl Judge<'_> {
         model: &ModelPolicy,
         cell: &Cell,
         results: &Results,
-        measured: &Result<&Measurement, String>,
+        measured: &Result<Evidence, String>,
     ) -> Vec<CaseResult> {
         if !is_there(results, model, cell) {
             if cell.ignored {
@@ -81,14 +135,8 @@ impl Judge<'_> {
                 "these results hold its model twice: which one counts cannot be told".into()
             );
         }
-        let conditions = &found.conditions;
-        if (conditions.context, conditions.chunks) != (model.context, model.chunks) {
-            return Err(format!(
-                "it was measured at {} × {}, and the policy asks for {} × {}",
-                conditions.context, conditions.chunks, model.context, model.chunks
-            ));
-        }
-        match (self.fault)(model, found) {
+        let unlike = trust::unlike_policy(model, found, self.by);
+        match unlike.or_else(|| (self.fault)(model, found)) {
             Some(fault) => Err(fault),
             None => Ok(found),
         }
@@ -99,11 +147,11 @@ impl Judge<'_> {
         &self,
         model: &ModelPolicy,
         cell: &Cell,
-        measured: &Result<&Measurement, String>,
+        measured: &Result<Evidence, String>,
         golden: Result<Option<Golden>, String>,
     ) -> CaseResult {
         let name = model.case(cell, CaseKind::Golden);
-        match self.compared(cell, measured, golden) {
+        match self.compared(model, cell, measured, golden) {
             Err(error) => CaseResult::new(name, Verdict::Error, error),
             Ok(judged) => {
                 let case = CaseResult::new(name, judged.verdict, judged.message.trim_end());
@@ -114,16 +162,17 @@ impl Judge<'_> {
 
     fn compared(
         &self,
+        model: &ModelPolicy,
         cell: &Cell,
-        measured: &Result<&Measurement, String>,
+        measured: &Result<Evidence, String>,
         golden: Result<Option<Golden>, String>,
     ) -> Result<golden::GoldenVerdict, String> {
         let nothing = |error: String| format!("nothing to compare with the golden: {error}");
-        let scheme = match found(measured, cell, self.by).map_err(nothing)? {
+        let scheme = match found(measured, model, cell, self.by).map_err(nothing)? {
             (scheme, None) => scheme,
             (_, Some(distrust)) => return Err(nothing(distrust)),
         };
-        let measurement = *measured.as_ref().map_err(Clone::clone)?;
+        let measurement = measured.as_ref().map_err(Clone::clone)?.measurement;
         let new = Golden::of(measurement, scheme).map_err(|error| error.to_string())?;
         let text = text_is_accepted(measurement, self.goldens)?;
         Ok(golden::judge(&golden::compare(golden?.as_ref(), &new), text))
@@ -157,11 +206,11 @@ pub fn changes(
 pub fn limits_case(
     model: &ModelPolicy,
     cell: &Cell,
-    measured: &Result<&Measurement, String>,
+    measured: &Result<Evidence, String>,
     by: Engine,
     golden: Option<&GoldenValues>,
 ) -> CaseResult {
-    let (outcome, distrust) = match found(measured, cell, by) {
+    let (outcome, distrust) = match found(measured, model, cell, by) {
         Ok((scheme, distrust)) => (scheme.outcome.clone(), distrust),
         Err(error) => (Outcome::Failed { error }, None),
     };
@@ -191,73 +240,4 @@ fn text_is_accepted(measurement: &Measurement, goldens: ReadFile) -> Result<bool
     let accepted = golden::parse_text(&text, &path.display().to_string());
     let accepted = accepted.map_err(|error| error.to_string())?;
     Ok(generated.is_of(&accepted) && generated.sha256() == accepted.sha256())
-}
-
-/// A scheme's result and why it cannot be trusted, if it cannot.
-pub fn found<'m>(
-    measured: &Result<&'m Measurement, String>,
-    cell: &Cell,
-    by: Engine,
-) -> Result<(&'m SchemeResult, Option<String>), String> {
-    let measurement = *measured.as_ref().map_err(Clone::clone)?;
-    let mut own = measurement.schemes.iter().filter(|scheme| scheme.scheme == cell.label);
-    let scheme = own.next().ok_or("the run has no result for this scheme")?;
-    if own.next().is_some() {
-        return Err("the run has two results for this scheme".into());
-    }
-    let distrust = verdict::distrust_by(measurement, by).remove(&cell.label);
-    Ok((scheme, distrust.or_else(|| contradiction(measurement, scheme, by))))
-}
-
-/// How far sums may be from the statistics that are made of them.
-const ROUNDING: f64 = 1e-6;
-
-/// What a result says that cannot be so: statistics that do not follow from their parts, or from each other.
-fn contradiction(measurement: &Measurement, scheme: &SchemeResult, by: Engine) -> Option<String> {
-    let Outcome::Measured { statistics, parts } = &scheme.outcome else { return None };
-    disordered(statistics).or_else(|| {
-        // another engine's log has no parts
-        let checked = by == Engine::Kvgate || !parts.is_empty();
-        checked.then(|| unlike_parts(measurement, statistics, parts)).flatten()
-    })
-}
-
-fn disordered(s: &Statistics) -> Option<String> {
-    let quantiles = [s.median_kld, s.p90_kld, s.p95_kld, s.p99_kld, s.p999_kld, s.max_kld];
-    let shares = [s.top1_agreement, s.rms_dp];
-    if quantiles.windows(2).any(|pair| pair[0] > pair[1]) {
-        Some("its quantiles contradict each other: a higher one is smaller".into())
-    } else if s.mean_kld > s.max_kld {
-        Some(format!("its mean KLD {} is over its largest {}", s.mean_kld, s.max_kld))
-    } else if shares.iter().any(|share| !(0.0..=1.0).contains(share)) {
-        Some("it has a share that is not within 0 and 1".into())
-    } else {
-        None
-    }
-}
-
-fn unlike_parts(measurement: &Measurement, s: &Statistics, parts: &[Part]) -> Option<String> {
-    let conditions = &measurement.conditions;
-    let tokens: u64 = parts.iter().map(|part| part.tokens).sum();
-    let each = scored(conditions.context).len() as u64;
-    if parts.len() != conditions.chunks || parts.iter().any(|part| part.tokens != each) {
-        return Some(format!(
-            "its parts are not {} chunks of {each} scored tokens",
-            conditions.chunks
-        ));
-    }
-    let mean = |of: fn(&Part) -> f64| parts.iter().map(of).sum::<f64>() / tokens as f64;
-    let made = [
-        ("tokens_scored", s.tokens_scored as f64, tokens as f64),
-        ("mean_kld", s.mean_kld, mean(|part| part.kld)),
-        ("top1_agreement", s.top1_agreement, mean(|part| part.same_top as f64)),
-        ("rms_dp", s.rms_dp, mean(|part| part.dp2).sqrt()),
-        ("ppl", s.ppl, mean(|part| part.nll).exp()),
-        ("baseline_ppl", s.baseline_ppl, mean(|part| part.nll_base).exp()),
-        ("ppl_ratio", s.ppl_ratio, mean(|part| part.nll - part.nll_base).exp()),
-    ];
-    // a sum that is no number is not near anything
-    let near = |a: f64, b: f64| (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) + f64::EPSILON;
-    let (name, value, parts) = made.into_iter().find(|(_, value, parts)| !near(*value, *parts))?;
-    Some(format!("its {name} is {value}, and its parts make {parts}"))
 }

@@ -43,6 +43,7 @@ mod store;
 #[allow(dead_code)] // integration tests use the rest
 #[path = "../tests/support/tiny.rs"]
 mod tiny;
+pub mod trust;
 pub mod verdict;
 
 pub use harness::{main, Gate};

@@ -6,6 +6,7 @@ use kvgate::engines::{llama_perplexity, Engine};
 use kvgate::measure::stats::Statistic;
 use kvgate::policy::{ModelPolicy, Policy};
 use kvgate::results::Measurement;
+use kvgate::trust;
 use kvgate::verdict::{self, Verdict};
 use std::path::Path;
 use support::program::kvgate;
@@ -57,7 +58,7 @@ fn genuine_logs_are_judged_by_the_policy() {
     assert_eq!(measurement.conditions.engine, "llama.cpp 0c1e570");
     assert!(measurement.controls.is_empty() && measurement.conditions.corpus.is_empty());
     assert!(measurement.run.notes.iter().any(|note| note.contains("the corpus")));
-    let distrust = verdict::distrust_by(&measurement, Engine::LlamaCpp);
+    let distrust = trust::distrust_by(&measurement, Engine::LlamaCpp);
     assert!(distrust.is_empty(), "{distrust:?}");
     let verdicts = model.cells.iter().zip(&measurement.schemes).map(|(cell, scheme)| {
         let judged = verdict::judge(model, cell, &scheme.outcome, None, None);
@@ -81,7 +82,7 @@ fn genuine_logs_are_judged_by_the_policy() {
 fn logs_are_trusted_only_where_llama_cpp_was_asked_for() {
     let policy = policy();
     let measurement = measurement(&ALL, &policy.models[0]);
-    let distrust = verdict::distrust(&measurement);
+    let distrust = trust::distrust(&measurement);
     assert_eq!(distrust.len(), ALL.len());
     assert!(distrust["q8_0"].contains("measured by `llama.cpp 0c1e570`"), "{distrust:?}");
 }

@@ -10,7 +10,7 @@ use crate::progress::Bar;
 use crate::repo;
 use crate::report::{terminal, Report};
 use crate::results::{Measurement, Outcome, Results, FORMAT};
-use crate::verdict;
+use crate::trust;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -218,7 +218,7 @@ fn lent(folder: &Path, force: bool) -> io::Result<Vec<PathBuf>> {
 
 /// Limits are proposed from nothing that a gate would not trust.
 fn trusted(measurement: &Measurement) -> Result<(), Stop> {
-    if let Some((scheme, reason)) = verdict::distrust(measurement).into_iter().next() {
+    if let Some((scheme, reason)) = trust::distrust(measurement).into_iter().next() {
         return Err(Stop::new(NOT_MEASURED, format!("{scheme}: {reason}; nothing was written")));
     }
     let is_measured = |outcome: &Outcome| matches!(outcome, Outcome::Measured { .. });

@@ -10,7 +10,7 @@ use crate::progress::Bar;
 use crate::repo;
 use crate::report::{json, terminal, Report};
 use crate::results::{Outcome, Results, FORMAT};
-use crate::verdict;
+use crate::trust;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -113,7 +113,7 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
     let measurement = measured.map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?.measurement;
     // a mimicked engine has no exact zero and may read below it: its numbers are not judged
     let distrust = match request.mimic {
-        None => verdict::distrust(&measurement),
+        None => trust::distrust(&measurement),
         Some(_) => Default::default(),
     };
     let failed: Vec<String> = measurement

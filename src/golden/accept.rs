@@ -6,7 +6,8 @@ use crate::engines::Engine;
 use crate::files::write_atomically;
 use crate::policy::{ModelPolicy, Policy};
 use crate::results::{CorpusFile, Measurement, Results, SchemeResult};
-use crate::verdict::{self, Verdict};
+use crate::trust;
+use crate::verdict::Verdict;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -196,6 +197,9 @@ fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<S
     if then.chunks != policy.chunks {
         return Some(format!("measured on {} chunks, not {}", then.chunks, policy.chunks));
     }
+    if let Some(unlike) = trust::unlike_policy(policy, measurement, engine(measurement)) {
+        return Some(unlike);
+    }
     if engine(measurement) == Engine::LlamaCpp {
         return None; // its logs name no corpus
     }
@@ -221,15 +225,20 @@ fn acceptable(
     scheme: &SchemeResult,
 ) -> Result<Golden, String> {
     let case = case(measurement, scheme);
-    let mut models = policy.models.iter().filter(|m| m.name == measurement.model);
-    if !models.any(|m| m.cells.iter().any(|cell| cell.label == scheme.scheme)) {
-        return Err(format!("{case}: the policy has no such scheme"));
-    }
+    let models = policy.models.iter().filter(|m| m.name == measurement.model);
+    let mut cells = models.flat_map(|model| model.cells.iter().map(move |cell| (model, cell)));
+    let own = cells.find(|(_, cell)| cell.label == scheme.scheme);
+    let (model, cell) = own.ok_or_else(|| format!("{case}: the policy has no such scheme"))?;
     let untrusted = |why: &str| format!("{case}: the measurement cannot be trusted: {why}");
     // by its own word: what it says decides the folder that a person finds the golden in
-    let distrust = verdict::distrust_by(measurement, engine(measurement));
+    let distrust = trust::distrust_by(measurement, engine(measurement));
     if let Some(reason) = distrust.get(&scheme.scheme) {
         return Err(untrusted(reason));
+    }
+    let by = engine(measurement);
+    let unlike = trust::unlike_cell(model, cell, scheme, by);
+    if let Some(reason) = unlike {
+        return Err(untrusted(&reason));
     }
     let judged = results.cases.iter().find(|c| c.case == format!("{case}::kld"));
     if let Some(error) = judged.filter(|c| c.verdict == Verdict::Error) {

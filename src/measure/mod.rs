@@ -464,7 +464,7 @@ fn measured(positions: &[Position], chunks: &[Chunk]) -> Outcome {
 }
 
 /// A deliberately bad lane that reads less than this is not bad: the ruler does not see harm.
-const BAD_LANE_KLD: f64 = 0.1;
+pub(crate) const BAD_LANE_KLD: f64 = 0.1;
 
 /// What the two control lanes read, each on the first tile of chunks. An engine that stores its baseline in 16
 /// bits has no exact zero.

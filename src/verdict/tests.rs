@@ -1,6 +1,9 @@
 use super::*;
+use crate::engines::Engine;
 use crate::policy::Policy;
 use crate::results::{Conditions, Control, RunInfo, Subject};
+use crate::results::{Measurement, SchemeResult};
+use crate::trust::{distrust, distrust_by};
 use std::path::Path;
 
 /// A model with one cell: `q4_0` under these limits, expecting this.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 /// The measurement of a model of the policy that some logs are, one a scheme, in the policy's order.
 ///
 /// Schemes of the policy without a log have no result in it. It carries no control lanes:
-/// [`distrust_by`](crate::verdict::distrust_by) knows what to ask of it.
+/// [`distrust_by`](crate::trust::distrust_by) knows what to ask of it.
 ///
 /// # Errors
 /// Logs of another checkpoint, context, number of chunks or scheme than the policy's; logs that are not of

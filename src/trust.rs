@@ -1,0 +1,445 @@
+//! Whether a measurement can be trusted, and is of what the policy asks for: pure functions.
+//!
+//! A measurement may come from a file that anybody wrote. It is believed where its numbers follow from each
+//! other, where its control lanes read as they must, where its schemes were at work, and where it was made the
+//! way the policy says. What it says of its own soundness counts for nothing.
+
+use crate::engines::Engine;
+use crate::measure::corpus::scored;
+use crate::measure::stats::{Part, Statistics};
+use crate::measure::BAD_LANE_KLD;
+use crate::policy::{Cell, ModelPolicy};
+use crate::results::{Control, Measurement, Outcome, SchemeResult, Sides, Storage};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Mean KLD cannot be negative. Rounding may make that of a nearly exact lane so, by less than
+/// this where its spread does not say how much.
+const LEAST_MEAN_KLD: f64 = -1e-6;
+
+/// The same of llama-perplexity, whose baseline file holds log-probabilities in 16 bits: a mean of -1e-6 was
+/// seen where nothing is quantized.
+const LEAST_MEAN_KLD_OF_FILE: f64 = -1e-5;
+
+/// The control lanes that every run carries: the baseline against itself, and a deliberately bad cache.
+pub const CONTROLS: [&str; 2] = ["identity", "bad lane"];
+
+/// Why nothing of a measurement can be trusted: a control that is missing or does not read as it must.
+fn broken_ruler(measurement: &Measurement) -> Option<String> {
+    for name in CONTROLS {
+        if !measurement.controls.iter().any(|control| control.name == name) {
+            return Some(format!("the run carried no control lane `{name}`"));
+        }
+    }
+    let mimics = mimics(measurement);
+    let is_broken = |control: &&Control| !(control.ok && (mimics || reads_well(control)));
+    let control = measurement.controls.iter().find(is_broken)?;
+    Some(format!(
+        "the control `{}` ({}) must read a mean KLD of {}, and read {}",
+        control.name,
+        control.effective,
+        control.must,
+        control.reading()
+    ))
+}
+
+/// Whether kvgate took on another engine's habits, whose baseline has no exact zero.
+fn mimics(measurement: &Measurement) -> bool {
+    measurement.conditions.engine.contains("mimicking")
+}
+
+/// Whether a control lane's numbers are what they must be, whatever the file says of them.
+fn reads_well(control: &Control) -> bool {
+    match &control.name[..] {
+        "identity" => control.mean_kld == Some(0.0) && control.top1_agreement == Some(1.0),
+        _ => control.mean_kld.is_some_and(|kld| kld >= BAD_LANE_KLD),
+    }
+}
+
+/// The baseline's own text is a ruler, too: where it is decided, it must write it again.
+fn broken_text(measurement: &Measurement) -> Option<String> {
+    let flips = measurement.generated.as_ref()?.own_flips;
+    (flips > 0).then(|| {
+        format!(
+            "the baseline would not write its own text again: {flips} flips where it is decided; \
+             remove the golden {}.text.snap, and measure anew",
+            measurement.model
+        )
+    })
+}
+
+/// Why schemes of a measurement cannot be trusted, by label: they did not engage, the identity is
+/// broken, or the ruler is. A control that does not read as it must takes all of them.
+pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
+    distrust_by(measurement, Engine::Kvgate)
+}
+
+/// The same of a measurement that `asked` has made. Other engines than kvgate's carry no control lanes, nor is
+/// their baseline a lane of its own.
+///
+/// `asked` is what the person or the workflow says, never what the file does: a `results.json` that calls
+/// itself another engine's, and so would need no controls, is not trusted where kvgate's are judged.
+pub fn distrust_by(measurement: &Measurement, asked: Engine) -> BTreeMap<String, String> {
+    let ruler = match asked {
+        _ if Engine::of(&measurement.conditions.engine) != asked => Some(format!(
+            "it calls itself measured by `{}`, and what {} measured is judged here",
+            measurement.conditions.engine,
+            asked.name()
+        )),
+        Engine::Kvgate => broken_ruler(measurement).or_else(|| broken_text(measurement)),
+        Engine::LlamaCpp => None,
+    };
+    if let Some(reason) = ruler {
+        let labels = measurement.schemes.iter().map(|result| result.scheme.clone());
+        return labels.map(|label| (label, reason.clone())).collect();
+    }
+    let baseline = &measurement.conditions.baseline;
+    let lanes: Vec<(&SchemeResult, &Statistics)> = measurement
+        .schemes
+        .iter()
+        .filter_map(|result| match &result.outcome {
+            Outcome::Measured { statistics, .. } => Some((result, statistics)),
+            Outcome::Failed { .. } => None,
+        })
+        .collect();
+    let (faulty, sound): (Vec<_>, Vec<_>) = lanes
+        .into_iter()
+        .map(|lane| {
+            let reason = implausible(baseline, &lane.0.effective, lane.1, asked);
+            (lane, reason.or_else(|| idle(baseline, lane.0)))
+        })
+        .partition(|(_, reason)| reason.is_some());
+    let mut reasons: BTreeMap<_, _> = faulty
+        .into_iter()
+        .filter_map(|((result, _), reason)| Some((result.scheme.clone(), reason?)))
+        .collect();
+    for ((result, statistics), _) in &sound {
+        let twin = sound.iter().find(|((other, of_other), _)| {
+            other.effective != result.effective && of_other == statistics
+        });
+        if let Some(((other, _), _)) = twin {
+            reasons.insert(result.scheme.clone(), twins(&result.effective, &other.effective));
+        }
+    }
+    reasons
+}
+
+/// What is wrong with a lane on its own.
+fn implausible(
+    baseline: &str,
+    effective: &str,
+    statistics: &Statistics,
+    engine: Engine,
+) -> Option<String> {
+    let Statistics { mean_kld, mean_kld_se, max_kld, .. } = *statistics;
+    let is_identical = mean_kld == 0.0 && max_kld == 0.0;
+    let floor = match engine {
+        Engine::Kvgate if mean_kld_se > 0.0 => -3.0 * mean_kld_se,
+        Engine::Kvgate => LEAST_MEAN_KLD,
+        Engine::LlamaCpp => LEAST_MEAN_KLD_OF_FILE.min(-3.0 * mean_kld_se),
+    };
+    if effective == baseline && !is_identical {
+        Some(format!(
+            "`{effective}` is the baseline, and must read a KLD of exactly 0; it read {mean_kld}, at most \
+             {max_kld}"
+        ))
+    } else if effective != baseline && is_identical {
+        Some(format!(
+            "`{effective}` reads a KLD of exactly 0 against `{baseline}`: the scheme did not engage"
+        ))
+    } else if mean_kld < floor {
+        Some(format!(
+            "the mean KLD of `{effective}` is {mean_kld} ± {mean_kld_se}, below 0 beyond its noise"
+        ))
+    } else {
+        None
+    }
+}
+
+/// A scheme of which nothing was at work, in the scored positions or where the baseline's text charges it.
+fn idle(baseline: &str, result: &SchemeResult) -> Option<String> {
+    let effective = &result.effective;
+    if effective == baseline {
+        return None;
+    }
+    let charged = |share: &Sides| share.k > 0.0 || share.v > 0.0;
+    // halves throughout hide nothing
+    let hidden = |storage: &Storage| {
+        !charged(&storage.charged_share) && storage.bits_at_context != storage.bits_per_element
+    };
+    if result.storage.as_ref().is_some_and(hidden) {
+        return Some(format!(
+            "no scored query reads a quantized key of `{effective}`: its tail hides all of it"
+        ));
+    }
+    let replay = result.replay.as_ref()?;
+    (charged(&replay.charged_share) && replay.mean_kld == 0.0).then(|| {
+        format!("`{effective}` reads a KLD of exactly 0 on the baseline's text: it did not engage")
+    })
+}
+
+/// Two effective schemes with one result.
+fn twins(one: &str, other: &str) -> String {
+    format!("`{one}` and `{other}` have the same statistics to the last bit: one did not engage")
+}
+
+/// How far sums may be from the statistics that are made of them.
+const ROUNDING: f64 = 1e-6;
+
+/// What a result says that cannot be so: statistics that do not follow from their parts, or from each other.
+pub(crate) fn contradiction(
+    measurement: &Measurement,
+    scheme: &SchemeResult,
+    by: Engine,
+) -> Option<String> {
+    let Outcome::Measured { statistics, parts } = &scheme.outcome else { return None };
+    disordered(statistics).or_else(|| {
+        // another engine's log has no parts
+        let checked = by == Engine::Kvgate || !parts.is_empty();
+        checked.then(|| unlike_parts(measurement, statistics, parts)).flatten()
+    })
+}
+
+fn disordered(s: &Statistics) -> Option<String> {
+    let quantiles = [s.median_kld, s.p90_kld, s.p95_kld, s.p99_kld, s.p999_kld, s.max_kld];
+    let shares = [s.top1_agreement, s.rms_dp];
+    if quantiles.windows(2).any(|pair| pair[0] > pair[1]) {
+        Some("its quantiles contradict each other: a higher one is smaller".into())
+    } else if s.mean_kld > s.max_kld {
+        Some(format!("its mean KLD {} is over its largest {}", s.mean_kld, s.max_kld))
+    } else if shares.iter().any(|share| !(0.0..=1.0).contains(share)) {
+        Some("it has a share that is not within 0 and 1".into())
+    } else {
+        None
+    }
+}
+
+fn unlike_parts(measurement: &Measurement, s: &Statistics, parts: &[Part]) -> Option<String> {
+    let conditions = &measurement.conditions;
+    let each = scored(conditions.context).len() as u64;
+    if parts.len() != conditions.chunks || parts.iter().any(|part| part.tokens != each) {
+        return Some(format!(
+            "its parts are not {} chunks of {each} scored tokens",
+            conditions.chunks
+        ));
+    }
+    let tokens = each * parts.len() as u64;
+    let mean = |of: fn(&Part) -> f64| parts.iter().map(of).sum::<f64>() / tokens as f64;
+    let made = [
+        ("tokens_scored", s.tokens_scored as f64, tokens as f64),
+        ("mean_kld", s.mean_kld, mean(|part| part.kld)),
+        ("top1_agreement", s.top1_agreement, mean(|part| part.same_top as f64)),
+        ("rms_dp", s.rms_dp, mean(|part| part.dp2).sqrt()),
+        ("ppl", s.ppl, mean(|part| part.nll).exp()),
+        ("baseline_ppl", s.baseline_ppl, mean(|part| part.nll_base).exp()),
+        ("ppl_ratio", s.ppl_ratio, mean(|part| part.nll - part.nll_base).exp()),
+    ];
+    // a sum that is no number is not near anything
+    let near = |a: f64, b: f64| (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) + f64::EPSILON;
+    let unlike = made.into_iter().find(|(_, value, parts)| !near(*value, *parts));
+    if let Some((name, value, parts)) = unlike {
+        return Some(format!("its {name} is {value}, and its parts make {parts}"));
+    }
+    // from sums of squares, which cancel: only the order of magnitude is certain
+    let square = mean(|part| part.kld2) - mean(|part| part.kld).powi(2);
+    let error = (square.max(0.0) / (tokens as f64 - 1.0).max(1.0)).sqrt();
+    (!(s.mean_kld_se <= 1.01 * error + CANCELLED)).then(|| {
+        format!(
+            "the standard error of its mean KLD is {}, and its parts make {error}",
+            s.mean_kld_se
+        )
+    })
+}
+
+/// Of a standard error, in nats, what the difference of sums of squares may hide.
+const CANCELLED: f64 = 1e-7;
+
+/// How a measurement differs from what the policy asks for, whatever it was measured on.
+pub(crate) fn unlike_policy(
+    model: &ModelPolicy,
+    measurement: &Measurement,
+    by: Engine,
+) -> Option<String> {
+    let conditions = &measurement.conditions;
+    if (conditions.context, conditions.chunks) != (model.context, model.chunks) {
+        return Some(format!(
+            "it was measured at {} × {}, and the policy asks for {} × {}",
+            conditions.context, conditions.chunks, model.context, model.chunks
+        ));
+    }
+    if by != Engine::Kvgate {
+        return None; // what its logs do not say cannot be compared
+    }
+    let found = &measurement.subject.weights_sha256;
+    let pinned = model.source.sha256.as_ref().filter(|pinned| *pinned != found);
+    let baseline = model.baseline.default.k.codec.name();
+    if mimics(measurement) {
+        Some(format!("it was measured with another engine's habits: {}", conditions.engine))
+    } else if codecs(&conditions.baseline) != BTreeSet::from([baseline]) {
+        let theirs = &conditions.baseline;
+        Some(format!(
+            "it was compared with the baseline {theirs}, and the policy asks for {baseline}"
+        ))
+    } else if let Some(pinned) = pinned {
+        Some(format!("it is of weights with SHA-256 {found}, and the policy asks for {pinned}"))
+    } else if model.generate.is_some() && measurement.generated.is_none() {
+        Some("it was measured without the prompts that the policy asks for".into())
+    } else {
+        None
+    }
+}
+
+/// How a scheme's result differs from what its cell asks for.
+pub(crate) fn unlike_cell(
+    model: &ModelPolicy,
+    cell: &Cell,
+    scheme: &SchemeResult,
+    by: Engine,
+) -> Option<String> {
+    if by != Engine::Kvgate || matches!(scheme.outcome, Outcome::Failed { .. }) {
+        return None;
+    }
+    let pairs = cell.scheme.layers.iter().map(|(_, pair)| pair).chain([&cell.scheme.default]);
+    let named: BTreeSet<&str> =
+        pairs.flat_map(|pair| [pair.k.codec.name(), pair.v.codec.name()]).collect();
+    if let Some(other) = codecs(&scheme.effective).difference(&named).next() {
+        return Some(format!(
+            "`{}` ran, and `{other}` is no codec of `{}`, which the policy asks for",
+            scheme.effective, cell.scheme
+        ));
+    }
+    (model.generate.is_some() && scheme.replay.is_none())
+        .then(|| "it has no replay of the text that the policy asks for".into())
+}
+
+/// The codecs that an effective scheme names: `q8_0·H64/q4_0·H64:tail=32 in 0-2 + f16/f16` has three.
+fn codecs(effective: &str) -> BTreeSet<&str> {
+    let pair = |way: &'_ str| way.split(' ').next().unwrap_or_default().len();
+    let ways = effective.split(" + ").map(|way| &way[..pair(way)]);
+    let sides = ways.flat_map(|way| way.split('/'));
+    sides.map(|side| side.split(['·', ':', '@']).next().unwrap_or_default()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::{self, Golden};
+    use crate::policy::Policy;
+    use crate::report::fixture;
+    use std::path::Path;
+
+    #[test]
+    fn codecs_of_what_ran() {
+        let of = |effective: &str| codecs(effective).into_iter().collect::<Vec<_>>().join(" ");
+        assert_eq!(of("f16/f16"), "f16");
+        assert_eq!(of("q8_0·H64/q4_0·H64:tail=32:sink=4 in 0-2 + f16/f16 in 3"), "f16 q4_0 q8_0");
+        assert_eq!(of("turbo3:unbiased/turbo3"), "turbo3");
+        assert_eq!(of(""), "");
+    }
+
+    /// What really ran under every scheme of this repository's own gate is what its cell names.
+    #[test]
+    fn the_repository_s_own_goldens_ran_what_they_are_called() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let (policy, _) = Policy::load(&root.join("thresholds.toml")).unwrap();
+        let mut seen = 0;
+        for model in &policy.models {
+            for cell in &model.cells {
+                let path = golden::path(root, &golden::stem(&model.name, &cell.label));
+                let Some(golden) = Golden::read(&path).unwrap() else { continue };
+                let mut ran = fixture::results().measurements[0].schemes[0].clone();
+                ran.effective = golden.effective;
+                let unpromptly = ModelPolicy { generate: None, ..model.clone() };
+                let found = unlike_cell(&unpromptly, cell, &ran, Engine::Kvgate);
+                assert_eq!(found, None, "{}::{}", model.name, cell.label);
+                seen += 1;
+            }
+        }
+        assert!(seen >= 28, "{seen} goldens");
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_told() {
+        let policy = fixture::policy();
+        let mut model = policy.models[0].clone();
+        let measurement = &fixture::results().measurements[0];
+        let cell = model.cells[0].clone();
+        let says = |model: &ModelPolicy, edit: &dyn Fn(&mut Measurement)| {
+            let mut measurement = measurement.clone();
+            edit(&mut measurement);
+            let of_cell = unlike_cell(model, &cell, &measurement.schemes[0], Engine::Kvgate);
+            unlike_policy(model, &measurement, Engine::Kvgate).or(of_cell).unwrap_or_default()
+        };
+        assert_eq!(says(&model, &|_| ()), "");
+        let starts = |said: String, start: &str| assert!(said.starts_with(start), "{said}");
+        starts(says(&model, &|m| m.conditions.context = 4096), "it was measured at 4096 × 16, and");
+        starts(
+            says(&model, &|m| m.conditions.baseline = "q4_0/q4_0".into()),
+            "it was compared with the baseline q4_0/q4_0, and the policy asks for f16",
+        );
+        let mimics = |m: &mut Measurement| m.conditions.engine += ", mimicking llama.cpp";
+        starts(says(&model, &mimics), "it was measured with another engine's habits");
+        starts(
+            says(&model, &|m| m.schemes[0].effective = "bf16/bf16".into()),
+            "`bf16/bf16` ran, and `bf16` is no codec of `q8_0`",
+        );
+        model.source.sha256 = Some("00".into());
+        starts(says(&model, &|_| ()), "it is of weights with SHA-256 a5fd3b62, and the policy");
+        model.source.sha256 = None;
+        let file = "prompts.toml".into();
+        model.generate = Some(crate::policy::Prompts { file, tokens: 8 });
+        starts(says(&model, &|_| ()), "it was measured without the prompts");
+        let texts = |m: &mut Measurement| m.generated = Some(fixture::generated());
+        starts(says(&model, &texts), "it has no replay of the text");
+    }
+
+    /// A control is what it reads, not what is said of it.
+    #[test]
+    fn controls_are_judged_by_their_numbers() {
+        let of = |edit: &dyn Fn(&mut [Control])| {
+            let mut measurement = fixture::results().measurements[0].clone();
+            edit(&mut measurement.controls);
+            distrust(&measurement).contains_key("q8_0")
+        };
+        assert!(!of(&|_| ()));
+        assert!(of(&|controls| controls[0].mean_kld = Some(7.5)));
+        assert!(of(&|controls| controls[0].top1_agreement = Some(0.5)));
+        assert!(of(&|controls| controls[1].mean_kld = Some(0.0)));
+        assert!(of(&|controls| controls[1].mean_kld = None));
+    }
+
+    #[test]
+    fn statistics_follow_from_their_parts() {
+        let positions: Vec<_> = (0..62)
+            .map(|i| crate::measure::stats::Position {
+                kld: i as f32 * 1e-3,
+                logp_base: -2.0,
+                logp: -2.0 - i as f32 * 1e-2,
+                ..Default::default()
+            })
+            .collect();
+        let mut measurement = fixture::results().measurements[0].clone();
+        (measurement.conditions.context, measurement.conditions.chunks) = (64, 2);
+        let (a, b) = positions.split_at(31);
+        let parts = vec![Part::of("x", 0, a), Part::of("x", 1, b)];
+        let says = |edit: &dyn Fn(&mut Statistics, &mut Vec<Part>)| {
+            let (mut statistics, mut parts) = (Statistics::of(&positions), parts.clone());
+            edit(&mut statistics, &mut parts);
+            let mut scheme = measurement.schemes[0].clone();
+            scheme.outcome = Outcome::Measured { statistics, parts };
+            contradiction(&measurement, &scheme, Engine::Kvgate).unwrap_or_default()
+        };
+        assert_eq!(says(&|_, _| ()), "");
+        let holds = |said: String, part: &str| assert!(said.contains(part), "{said}");
+        holds(says(&|s, _| s.mean_kld *= 1.001), "its mean_kld is 0.03");
+        holds(says(&|s, _| s.mean_kld_se *= 2.0), "the standard error of its mean KLD is");
+        holds(says(&|s, _| s.mean_kld_se = 1e300), "the standard error of its mean KLD is");
+        holds(says(&|s, _| s.top1_agreement = 0.5), "its top1_agreement is 0.5");
+        holds(says(&|s, _| s.ppl *= 1.1), "its ppl is");
+        holds(says(&|s, _| s.baseline_ppl *= 0.9), "its baseline_ppl is");
+        holds(says(&|s, _| s.p90_kld = 1.0), "its quantiles contradict each other");
+        holds(says(&|s, _| s.rms_dp = -0.1), "it has a share that is not within 0 and 1");
+        holds(says(&|_, p| drop(p.pop())), "its parts are not 2 chunks of 31 scored tokens");
+        holds(says(&|_, p| p[0].tokens = u64::MAX), "its parts are not 2 chunks");
+        holds(says(&|_, p| p[0].kld = f64::NAN), "its mean_kld is");
+    }
+}
