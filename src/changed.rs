@@ -3,6 +3,7 @@
 use crate::files::folder_of;
 use crate::gate::{Case, RESULTS};
 use crate::golden;
+use crate::measure::prompts::documents;
 use crate::policy::weakened::case_of_golden;
 use crate::policy::{ModelPolicy, Policy};
 use crate::repo::{Change, RepoError, Repository};
@@ -128,10 +129,27 @@ pub fn since(
     let changes = repository.changed_in_workdir(&base)?;
     let root = repository.relative(folder);
     let touched = match root {
+        Some(_) if let_through(policy, &repository, &changes) => {
+            Touched::All("what a text of the policy leads to changed".into())
+        }
         Some(root) => touched(policy, &root, &changes),
         None => Touched::All(format!("{} is outside of the repository", policy.path.display())),
     };
     Ok(Changed { touched, since: format!("{target} ({})", &base[..7]), files: changes.len() })
+}
+
+/// Whether a change is of what a text of the policy leads to: what it is a link to, or a document of its
+/// prompts.
+fn let_through(policy: &Policy, repository: &Repository, changes: &[Change]) -> bool {
+    let prompts = policy.models.iter().filter_map(|model| Some(&model.generate.as_ref()?.file));
+    let documents = prompts.clone().flat_map(|file| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        documents(&text).into_iter().map(|document| folder_of(file).join(document))
+    });
+    let texts = policy.models.iter().flat_map(|model| &model.corpus).chain(prompts).cloned();
+    let real = |text: PathBuf| repository.relative(&text.canonicalize().ok()?);
+    let mut real = texts.chain(documents).filter_map(real);
+    real.any(|text| changes.iter().any(|change| change.path == text))
 }
 
 /// The cases of the models that a change touches.
@@ -198,14 +216,14 @@ impl<'p> Watch<'p> {
         if is_machinery(path) {
             return Effect::All;
         }
-        if is_prose(path) || self.is_left_by_run(path) {
-            return Effect::None;
-        }
         let beneath = self.models(|model| path.starts_with(self.own(&model.source.path)));
-        match beneath.is_empty() {
+        if !beneath.is_empty() && !is_words(path) {
+            return Effect::Models(beneath);
+        }
+        match is_prose(path) || self.is_left_by_run(path) {
+            true => Effect::None,
             // what is not known may be anything
-            true => Effect::All,
-            false => Effect::Models(beneath),
+            false => Effect::All,
         }
     }
 
@@ -265,14 +283,17 @@ fn is_machinery(path: &Path) -> bool {
 }
 
 fn is_prose(path: &Path) -> bool {
+    is_words(path) || path.starts_with("docs")
+}
+
+/// What only people and hosts read, wherever it lies.
+fn is_words(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     let named = |known: &str| {
         name.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '-']))
     };
-    PROSE.iter().any(|prose| extension == *prose)
-        || PROSE_FILES.iter().any(|known| named(known))
-        || path.starts_with("docs")
+    PROSE.iter().any(|prose| extension == *prose) || PROSE_FILES.iter().any(|known| named(known))
 }
 
 /// A path without `.` and `..`, as far as they can be taken out.

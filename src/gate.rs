@@ -5,11 +5,11 @@ use crate::files::folder_of;
 use crate::golden::{self, Golden};
 use crate::judge::{self, Evidence};
 use crate::measure::generate::Generate;
-use crate::measure::{measure, Measured, Progress, Request, ENGINE};
+use crate::measure::{measure, Measured, Progress, Request};
 use crate::policy::{CaseKind, Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
 use crate::repo;
 use crate::report;
-use crate::results::{CaseResult, Measurement, PolicyFile, Results, FORMAT};
+use crate::results::{CaseResult, Measurement, PolicyFile, Results};
 use crate::verdict::{GoldenValues, Verdict};
 use std::path::{Path, PathBuf};
 
@@ -174,15 +174,8 @@ impl Gate {
             path: self.policy.path.display().to_string(),
             sha256: self.policy.sha256.clone(),
         };
-        Results {
-            format: FORMAT,
-            engine: ENGINE.into(),
-            head: repo::head(&self.root),
-            policy: Some(policy),
-            measurements,
-            cases,
-            not_needed: Vec::new(),
-        }
+        let head = repo::head(&self.root);
+        Results { head, policy: Some(policy), ..Results::new(measurements, cases) }
     }
 }
 

@@ -25,7 +25,7 @@ mod text;
 pub use accept::{accept, AcceptError, Accepted};
 pub use compare::{compare, conditions_differ, tolerance, Comparison, Difference, Row, Tolerance};
 pub use replay::GoldenReplay;
-pub use review::{check, judge, note_not_run, prepare_insta, GoldenVerdict};
+pub use review::{check, note_not_run, prepare_insta, verdict_of, GoldenVerdict};
 pub(crate) use text::{parse as parse_text, text_stem};
 pub use text::{read_text, text_path};
 

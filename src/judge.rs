@@ -175,7 +175,7 @@ impl Judge<'_> {
         let measurement = measured.as_ref().map_err(Clone::clone)?.measurement;
         let new = Golden::of(measurement, scheme).map_err(|error| error.to_string())?;
         let text = text_is_accepted(measurement, self.goldens)?;
-        Ok(golden::judge(&golden::compare(golden?.as_ref(), &new), text))
+        Ok(golden::verdict_of(&golden::compare(golden?.as_ref(), &new), text))
     }
 }
 
@@ -199,7 +199,7 @@ pub fn changes(
         let golden = golden_of(model, cell, by, goldens).ok()??;
         Some(golden::compare(Some(&golden), &Golden::of(measurement, scheme).ok()?))
     });
-    compared.map_or(Vec::new(), |comparison| golden::judge(&comparison, true).changes)
+    compared.map_or(Vec::new(), |comparison| golden::verdict_of(&comparison, true).changes)
 }
 
 /// The `kld` case of a cell: its limits.

@@ -47,11 +47,18 @@ pub fn merge(files: Vec<(String, Results)>) -> Result<Results, MergeError> {
         for measurement in results.measurements {
             add_measurement(&mut merged.measurements, measurement).map_err(twice)?;
         }
+        merged.findings.extend(results.findings);
         for case in results.cases {
             add_case(&mut merged.cases, case).map_err(twice)?;
         }
-        merged.not_needed.retain(|model| results.not_needed.contains(model));
+        merged.not_needed.extend(results.not_needed);
     }
+    // each shard speaks of its own models only
+    let is_measured = |model: &String| merged.measurements.iter().any(|m| m.model == *model);
+    let mut not_needed: Vec<_> = std::mem::take(&mut merged.not_needed);
+    not_needed.retain(|model| !is_measured(model));
+    not_needed.dedup();
+    merged.not_needed = not_needed;
     Ok(merged)
 }
 
@@ -89,6 +96,7 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     }
     // controls are the ruler's: one that did not read as it must counts for all that it measured
     let alike = (&known.subject, &known.conditions) == (&new.subject, &new.conditions)
+        && known.generated == new.generated
         && known.controls.iter().chain(&new.controls).all(|control| control.ok);
     if !alike {
         return Err(new.model);
@@ -209,12 +217,12 @@ mod tests {
         assert_eq!(changed.cases, before.cases);
     }
 
-    /// A model is not needed only where no shard needs it.
+    /// Each shard leaves out of its own models what is not needed; what another measured was needed.
     #[test]
-    fn not_needed_is_what_all_say() {
+    fn not_needed_is_what_none_measured() {
         let mut shards = shards();
-        shards[0].1.not_needed = vec!["a".into(), "b".into()];
-        shards[1].1.not_needed = vec!["b".into()];
-        assert_eq!(merge(shards.into()).unwrap().not_needed, ["b"]);
+        shards[0].1.not_needed = vec!["a".into()];
+        shards[1].1.not_needed = vec!["b".into(), "gemma-3-270m".into()];
+        assert_eq!(merge(shards.into()).unwrap().not_needed, ["a", "b"]);
     }
 }

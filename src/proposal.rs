@@ -8,12 +8,12 @@
 use crate::changed::{touched, Touched};
 use crate::engines::Engine;
 use crate::files::folder_of;
-use crate::hash;
 use crate::judge::{self, Judge};
+use crate::measure::prompts::documents;
 use crate::policy::{self, goldens_removed, text_sizes, weakened, Cell, ModelPolicy, Policy};
 use crate::repo::{Files, Folder, RepoError, Repository};
-use crate::report::{Finding, Links, Report};
-use crate::results::{CaseResult, Measurement, PolicyFile, Results};
+use crate::report::{Links, Report};
+use crate::results::{CaseResult, Finding, Measurement, PolicyFile, Results};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -70,6 +70,9 @@ pub struct Proposal<'r> {
     pub whole: bool,
 }
 
+/// Cells of a policy that are judged at all: it may be a stranger's.
+const MOST_CELLS: usize = 2_000;
+
 /// The policies of both sides.
 struct Policies {
     old: Option<Policy>,
@@ -125,9 +128,11 @@ impl<'r> Proposal<'r> {
         by: Engine,
         is_allowed: bool,
     ) -> Result<Report, ProposalError> {
-        let Policies { old, new, mut findings } = self.policies()?;
+        let Policies { old, new, mut findings } = self.policies(is_allowed)?;
+        let mut replaced = Vec::new();
         if let (Some(old), Some(new)) = (&old, &new) {
             findings.extend(self.weakened(old, new, is_allowed)?);
+            replaced = self.texts_replaced(old, is_allowed);
         }
         findings.extend(self.of_another_commit(&results));
         let known = |name: &str| {
@@ -143,10 +148,11 @@ impl<'r> Proposal<'r> {
             (None, None) => return Err(self.no_policy()),
         };
         let last = judged_by.last().expect("one at least");
-        let touched = match self.whole {
+        let touched = match self.whole || !replaced.is_empty() {
             true => Touched::All("all is asked for".into()),
             false => touched(last, &self.folder, &self.changes),
         };
+        findings.extend(replaced);
         results.not_needed = left_out(last, &results, &touched);
         results.policy = Some(PolicyFile {
             path: self.config.display().to_string(),
@@ -157,8 +163,9 @@ impl<'r> Proposal<'r> {
             let cases = self.cases(policy, &results, by, &touched);
             add(&mut results.cases, cases);
         }
+        results.findings = findings;
         let links = Links { base: Some(self.base.clone()), ..Links::default() };
-        Ok(Report { results, findings, links })
+        Ok(Report { results, links })
     }
 
     fn no_policy(&self) -> ProposalError {
@@ -166,11 +173,18 @@ impl<'r> Proposal<'r> {
     }
 
     /// The policies of both sides. One that is proposed and damaged is a finding: it may be a stranger's.
-    fn policies(&self) -> Result<Policies, ProposalError> {
+    fn policies(&self, is_allowed: bool) -> Result<Policies, ProposalError> {
         let name = Path::new(self.config.file_name().unwrap_or_default());
         let parse = |bytes: Vec<u8>| {
             let parsed = Policy::parse(&String::from_utf8_lossy(&bytes), &self.config);
-            parsed.map(|(policy, _)| policy).map_err(|error| error.to_string())
+            let (policy, _) = parsed.map_err(|error| error.to_string())?;
+            let cells: usize = policy.models.iter().map(|model| model.cells.len()).sum();
+            match cells > MOST_CELLS {
+                true => Err(format!(
+                    "{cells} schemes of models, more than the {MOST_CELLS} that are judged"
+                )),
+                false => Ok(policy),
+            }
         };
         let read = |files: &dyn Files| files.read(name).map(|bytes| bytes.map(parse));
         let damaged = |problem: String| ProposalError::Policy {
@@ -188,7 +202,8 @@ impl<'r> Proposal<'r> {
             }
             None if old.is_some() => {
                 let message = "the policy is gone: nothing would be gated any more".into();
-                findings.push(self.finding("policy::weakened", message));
+                let finding = self.finding("policy::weakened", message);
+                findings.push(Finding { is_red: !is_allowed, ..finding });
                 None
             }
             None => None,
@@ -212,11 +227,10 @@ impl<'r> Proposal<'r> {
         Ok(list.iter().map(|weakened| finding(weakened, is_allowed)).collect())
     }
 
-    /// Results name the commit that they were measured at, and that must be the one that is proposed. A
-    /// test target that was built without git knows none.
+    /// Results name the commit that they were measured at, and that must be the one that is proposed.
     fn of_another_commit(&self, results: &Results) -> Option<Finding> {
         let head = self.head.as_ref()?;
-        let theirs = results.head.as_ref()?;
+        let theirs = results.head.as_deref().unwrap_or("none");
         (theirs != head).then(|| Finding {
             name: "results::other_commit".into(),
             place: None,
@@ -259,6 +273,38 @@ impl<'r> Proposal<'r> {
         cases
     }
 
+    /// A file that a policy names, as both sides read it: from the policy's folder.
+    fn within<'p>(&self, path: &'p Path) -> &'p Path {
+        path.strip_prefix(self.config.parent().unwrap_or(Path::new(""))).unwrap_or(path)
+    }
+
+    /// Texts that schemes were measured on and that are others now. What an easier text hides cannot be seen
+    /// in its size, so people say that it is meant; one that is shorter or gone is found with the policy.
+    fn texts_replaced(&self, old: &Policy, is_allowed: bool) -> Vec<Finding> {
+        let texts = old.models.iter().flat_map(|model| {
+            model.corpus.iter().chain(model.generate.as_ref().map(|prompts| &prompts.file))
+        });
+        let texts: BTreeSet<PathBuf> = texts.map(|path| self.within(path).into()).collect();
+        let documents = texts.iter().flat_map(|path| {
+            let text = self.old.read(path).ok().flatten().unwrap_or_default();
+            let documents = documents(&String::from_utf8_lossy(&text));
+            documents.into_iter().map(|document| folder_of(path).join(document))
+        });
+        let texts: BTreeSet<PathBuf> = documents.chain(texts.iter().cloned()).collect();
+        let is_replaced = |path: &PathBuf| {
+            let [old, new] = [&self.old, &self.new].map(|files| files.sha256(path));
+            // not there is another finding, and not readable is no text that was measured on
+            !matches!((&old, &new), (Ok(None), _) | (_, Ok(None))) && old != new
+        };
+        let finding = |path: PathBuf| Finding {
+            name: "policy::weakened".into(),
+            place: Some(path.display().to_string()),
+            message: "another text to measure on: what it hides cannot be seen in a number".into(),
+            is_red: !is_allowed,
+        };
+        texts.into_iter().filter(is_replaced).map(finding).collect()
+    }
+
     /// Measured on another text than what is proposed. A text that is not in the repository is not known
     /// here, and goldens hold its hash.
     fn of_another_text(
@@ -270,15 +316,23 @@ impl<'r> Proposal<'r> {
         if by != Engine::Kvgate {
             return None; // their logs do not name it
         }
-        let folder = self.config.parent().unwrap_or(Path::new(""));
-        let hash = |path: &PathBuf| {
-            let path = path.strip_prefix(folder).unwrap_or(path);
-            Some(hash::of_bytes(&self.new.read(path).ok()??))
-        };
-        let texts: Option<Vec<String>> = model.corpus.iter().map(hash).collect();
-        let measured = measurement.conditions.corpus.iter().map(|file| &file.sha256);
-        (!texts?.iter().eq(measured))
-            .then(|| "it was measured on another text than the corpus that is proposed".into())
+        let measured = &measurement.conditions.corpus;
+        if measured.len() != model.corpus.len() {
+            let (theirs, ours) = (measured.len(), model.corpus.len());
+            return Some(format!("it was measured on {theirs} texts, and the policy names {ours}"));
+        }
+        let mut corpus = model.corpus.iter().zip(measured.iter().map(|file| &file.sha256));
+        corpus.find_map(|(path, measured)| {
+            let path = self.within(path);
+            match self.new.sha256(path) {
+                Ok(None) => None,
+                Ok(Some(proposed)) if proposed == *measured => None,
+                Ok(Some(_)) => {
+                    Some(format!("it was measured on another {} than is proposed", path.display()))
+                }
+                Err(error) => Some(format!("what it was measured on cannot be compared: {error}")),
+            }
+        })
     }
 }
 
@@ -333,6 +387,9 @@ fn add(all: &mut Vec<CaseResult>, cases: Vec<CaseResult>) {
         match all.iter_mut().find(|known| known.case == case.case) {
             None => all.push(case),
             Some(known) if !known.verdict.is_red() && case.verdict.is_red() => *known = case,
+            Some(known) if case.verdict.is_red() && known.message != case.message => {
+                known.message += &format!("\nby the policy that is proposed:\n{}", case.message);
+            }
             Some(_) => {}
         }
     }

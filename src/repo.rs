@@ -17,10 +17,10 @@ pub use tree::Tree;
 use std::path::Path;
 
 /// The commit that a run is about: the pull request's head where GitHub Actions tells it (its checkout
-/// is a merge commit that nobody has), the repository's head otherwise.
+/// is a merge commit that nobody has), the repository's head otherwise. Without git it is the one that Actions says.
 #[must_use]
 pub fn head(folder: &Path) -> Option<String> {
-    event_head().or_else(|| repository_head(folder))
+    event_head().or_else(|| repository_head(folder)).or_else(|| std::env::var("GITHUB_SHA").ok())
 }
 
 fn event_head() -> Option<String> {

@@ -7,6 +7,7 @@
 use crate::measure::replay::{Generated, Replay};
 use crate::measure::shape::Shape;
 use crate::measure::stats::{Part, Statistics};
+use crate::measure::ENGINE;
 use crate::verdict::{JudgedLimit, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,39 @@ pub struct Results {
     /// Models of the policy that the run left out because nothing that they depend on has changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_needed: Vec<String>,
+    /// What was found beside the cases. Whoever judges anew finds anew.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
+}
+
+impl Results {
+    /// Of kvgate's own engine, of no commit and no policy.
+    pub fn new(measurements: Vec<Measurement>, cases: Vec<CaseResult>) -> Self {
+        Results {
+            format: FORMAT,
+            engine: ENGINE.into(),
+            head: None,
+            policy: None,
+            measurements,
+            cases,
+            not_needed: Vec::new(),
+            findings: Vec::new(),
+        }
+    }
+}
+
+/// Something about a change that no case says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// `policy::weakened`
+    pub name: String,
+    /// File and line, where there is one: `thresholds.toml:12`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<String>,
+    /// What was found, and the mend.
+    pub message: String,
+    /// Whether the gate must not be green with it.
+    pub is_red: bool,
 }
 
 /// The policy of a run.

@@ -209,8 +209,32 @@ fn disordered(s: &Statistics) -> Option<String> {
     } else if shares.iter().any(|share| !(0.0..=1.0).contains(share)) {
         Some("it has a share that is not within 0 and 1".into())
     } else {
-        None
+        let (least, most) = mean_by_quantiles(s);
+        let is_so = (least..=most).contains(&s.mean_kld);
+        (!is_so).then(|| {
+            format!("its mean KLD is {}, and its quantiles leave {least} to {most}", s.mean_kld)
+        })
     }
+}
+
+/// The least and the largest mean that quantiles of a divergence leave, which is negative by rounding only. A
+/// quantile lies between two positions, so one or two may be on its other side.
+fn mean_by_quantiles(s: &Statistics) -> (f64, f64) {
+    let each = 1.0 / s.tokens_scored.max(1) as f64;
+    let brackets = [
+        (0.5, s.median_kld),
+        (0.4, s.p90_kld),
+        (0.05, s.p95_kld),
+        (0.04, s.p99_kld),
+        (0.009, s.p999_kld),
+        (0.001, s.max_kld),
+    ];
+    let most: f64 = brackets.iter().map(|(share, quantile)| share * quantile).sum();
+    let above = [(0.5, s.median_kld), (0.1, s.p90_kld), (0.01, s.p99_kld), (0.001, s.p999_kld)];
+    let least = above.map(|(share, quantile): (f64, f64)| (share - 2.0 * each).max(0.0) * quantile);
+    let least = least.into_iter().fold(f64::NEG_INFINITY, f64::max);
+    let slack = 1e-5 + 1e-6 * most.abs();
+    (least - slack, most + 6.0 * each * s.max_kld.abs() + slack)
 }
 
 fn unlike_parts(measurement: &Measurement, s: &Statistics, parts: &[Part]) -> Option<String> {
@@ -437,6 +461,14 @@ mod tests {
         holds(says(&|s, _| s.ppl *= 1.1), "its ppl is");
         holds(says(&|s, _| s.baseline_ppl *= 0.9), "its baseline_ppl is");
         holds(says(&|s, _| s.p90_kld = 1.0), "its quantiles contradict each other");
+        let none = |s: &mut Statistics| {
+            (s.median_kld, s.p90_kld, s.p95_kld, s.p99_kld) = (0.0, 0.0, 0.0, 0.0);
+        };
+        holds(says(&|s, _| none(s)), "its mean KLD is 0.030");
+        holds(
+            says(&|s, _| (s.median_kld, s.p90_kld, s.p95_kld) = (0.061, 0.061, 0.061)),
+            "its quantiles",
+        );
         holds(says(&|s, _| s.rms_dp = -0.1), "it has a share that is not within 0 and 1");
         holds(says(&|_, p| drop(p.pop())), "its parts are not 2 chunks of 31 scored tokens");
         holds(says(&|_, p| p[0].tokens = u64::MAX), "its parts are not 2 chunks");

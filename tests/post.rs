@@ -54,7 +54,7 @@ impl Place {
     fn event(&self, head: &str) -> Value {
         json!({
             "number": 7,
-            "repository": { "full_name": REPOSITORY },
+            "repository": { "full_name": REPOSITORY, "default_branch": "main" },
             "pull_request": {
                 "number": 7,
                 "head": { "sha": head, "ref": "topic", "repo": { "full_name": REPOSITORY } },
@@ -321,6 +321,18 @@ fn hostile_results_are_one_comment_with_text() {
         results["measurements"][0]["schemes"][0]["tokens_scored"] = json!(-5);
     });
     check(negative, 1, &["not judged", "results.json"]);
+    let control = attack(&|results| {
+        results["measurements"][0]["controls"][0]["mean_kld"] = json!(7.5);
+    });
+    check(control, 4, &["the control `identity`"]);
+    let other_scheme = attack(&|results| {
+        results["measurements"][0]["schemes"][0]["effective"] = json!("f16/f16");
+    });
+    check(other_scheme, 4, &["`f16/f16` ran, and `f16` is no codec of `q8_0`"]);
+    let baseline = attack(&|results| {
+        results["measurements"][0]["conditions"]["baseline"] = json!("q4_0/q4_0");
+    });
+    check(baseline, 4, &["it was compared with the baseline q4_0/q4_0"]);
     let engine = attack(&|results| {
         results["measurements"][0]["conditions"]["engine"] = json!("llama.cpp b1");
         results["measurements"][0]["controls"] = json!([]);
@@ -329,7 +341,7 @@ fn hostile_results_are_one_comment_with_text() {
     let text = attack(&|results| {
         results["measurements"][0]["conditions"]["corpus"][0]["sha256"] = json!("0".repeat(64));
     });
-    check(text, 4, &["it was measured on another text than the corpus that is proposed"]);
+    check(text, 4, &["it was measured on another corpus.txt than is proposed"]);
     let shorter = attack(&|results| {
         results["measurements"][0]["conditions"]["chunks"] = json!(2);
     });
@@ -342,7 +354,7 @@ fn hostile_results_are_one_comment_with_text() {
         scheme["effective"] = json!(hostile);
         scheme["needs"] = json!([hostile]);
     });
-    check(schemes, 1, &["❌ stale", "q8_0 = @everyone --> ¦ ˋxˋ <img"]);
+    check(schemes, 4, &["❌ error", "q8_0 = @everyone --> ¦ ˋxˋ <img"]);
 }
 
 #[test]
@@ -378,7 +390,7 @@ fn a_fork_s_run_is_posted_by_the_run_that_follows_it() {
     place.github.state().pull(7, ("stranger", "topic"), &head, &[]);
     kvgate(&place.repository, &["run"]).exits(0);
     let event = json!({
-        "repository": { "full_name": REPOSITORY },
+        "repository": { "full_name": REPOSITORY, "default_branch": "main" },
         "workflow_run": {
             "id": 49, "run_attempt": 1, "event": "pull_request", "head_sha": head,
             "head_branch": "topic", "pull_requests": [],
@@ -397,6 +409,59 @@ fn a_fork_s_run_is_posted_by_the_run_that_follows_it() {
     holds(&place.comment(), &["run=49 attempt=1"]);
 }
 
+/// What another branch allows says nothing of the default one: its status has another name.
+#[test]
+fn the_same_commit_proposed_to_a_lax_branch_does_not_speak_for_it() {
+    let place = Place::new();
+    place.repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 0.06");
+    let (head, ran) = place.propose(&[]);
+    ran.exits(0);
+    place.git.run(&format!("update-ref refs/remotes/origin/lax {head}"));
+    place.github.state().pulls[0]["base"]["ref"] = json!("lax");
+    place.post(&head).exits(0);
+    let state = place.github.state();
+    assert_eq!(state.statuses.last().unwrap()["context"], "kvgate (lax)");
+}
+
+/// A run that somebody starts on a branch is judged as what it would propose, not by its own policy.
+#[test]
+fn a_branch_does_not_judge_itself() {
+    let place = Place::new();
+    place.repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 0.06");
+    let head = place.git.commit("change");
+    kvgate(&place.repository, &["run"]).exits(0);
+    let event = |branch: &str| {
+        json!({
+            "repository": { "full_name": REPOSITORY, "default_branch": "main" },
+            "workflow_run": {
+                "id": 49, "run_attempt": 1, "event": "workflow_dispatch", "head_sha": head,
+                "head_branch": branch, "pull_requests": [],
+                "head_repository": { "full_name": REPOSITORY, "owner": { "login": "org" } },
+            },
+        })
+    };
+    place.post_with("workflow_run", &event("topic"), &[]).exits(1).says("policy::weakened");
+    assert_eq!(place.status().0, "failure");
+    place.post_with("workflow_run", &event("main"), &[]).exits(0).never_says("weakened");
+}
+
+/// Another text of the same length may hide what the old one showed.
+#[test]
+fn another_text_of_the_same_length_is_a_finding() {
+    let place = Place::new();
+    let text = place.repository.text("corpus.txt");
+    let easy: String = text.split(' ').map(|word| "a".repeat(word.len()) + " ").collect();
+    place.repository.put("corpus.txt", &easy[..text.len()]);
+    kvgate(&place.repository, &["run"]).exits(1);
+    accept(&place.repository);
+    let (head, _) = place.propose(&[]);
+    place
+        .post(&head)
+        .exits(1)
+        .says("✗ policy::weakened corpus.txt")
+        .says("another text to measure");
+}
+
 /// A queue proposes what people have approved already.
 #[test]
 fn a_merge_queue_is_judged_by_its_own_policy() {
@@ -405,7 +470,7 @@ fn a_merge_queue_is_judged_by_its_own_policy() {
     let head = place.git.commit("change");
     kvgate(&place.repository, &["run"]).exits(0);
     let event = json!({
-        "repository": { "full_name": REPOSITORY },
+        "repository": { "full_name": REPOSITORY, "default_branch": "main" },
         "merge_group": {
             "head_sha": head, "base_sha": head, "base_ref": "refs/heads/main",
             "head_ref": "refs/heads/gh-readonly-queue/main/pr-7",

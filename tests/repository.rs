@@ -486,7 +486,11 @@ fn a_tree_is_read_within_its_bounds() {
     for outside in ["out", "absolute", "loop"] {
         assert_eq!(read(outside), Err(RepoError::Outside(outside.into())));
     }
-    let pointer = RepoError::LfsPointer { path: "large.gguf".into(), bytes: 987_654_321 };
+    let pointer = RepoError::LfsPointer {
+        path: "large.gguf".into(),
+        sha256: "4d7a".into(),
+        bytes: 987_654_321,
+    };
     assert_eq!(read("large.gguf"), Err(pointer));
     assert_eq!(tree.size(Path::new("large.gguf")), Ok(Some(987_654_321)));
     assert_eq!(tree.size(Path::new("n.gguf")), Ok(Some(8)));

@@ -4,12 +4,12 @@ use super::{measurable, name, say, schemes, source, Stop, NOT_MEASURED, USAGE};
 use crate::files::staged;
 use crate::init::policy::{is_skeleton, Draft, SCHEMES};
 use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
-use crate::measure::{measure, Request, ENGINE};
+use crate::measure::{measure, Request};
 use crate::policy::Source;
 use crate::progress::Bar;
 use crate::repo;
 use crate::report::{terminal, Report};
-use crate::results::{Measurement, Outcome, Results, FORMAT};
+use crate::results::{Measurement, Outcome, Results};
 use crate::trust;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -65,6 +65,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let corpus: Vec<String> = corpus.into_iter().chain(own).collect();
     let draft = Draft { corpus: &corpus, context: arguments.context, chunks: arguments.chunks };
 
+    // minutes of measuring for a folder that takes no file would be in vain
+    tempfile::tempfile_in(".").map_err(|error| {
+        Stop::new(NOT_MEASURED, format!("cannot write into this folder: {error}"))
+    })?;
     let policy = match &arguments.model {
         None => Some(draft.skeleton()),
         // minutes of measuring for a file that is not written would be in vain
@@ -230,13 +234,8 @@ fn trusted(measurement: &Measurement) -> Result<(), Stop> {
 
 fn show(measurement: Measurement) -> Result<(), Stop> {
     let report = Report::from(Results {
-        format: FORMAT,
-        engine: ENGINE.into(),
         head: repo::head(Path::new(".")),
-        policy: None,
-        measurements: vec![measurement],
-        cases: Vec::new(),
-        not_needed: Vec::new(),
+        ..Results::new(vec![measurement], Vec::new())
     });
     say(terminal::render(&report).trim_end())
 }
@@ -299,6 +298,27 @@ fn left_alone(path: &str, file: &File) -> Result<(), Stop> {
 }
 
 /// What is to be done by people.
+/// What to mend where GitHub would not find what was written.
+#[cfg(feature = "git")]
+fn away_from_root() -> Option<String> {
+    let here = Path::new(".");
+    match repo::Repository::discover(here).map(|repository| repository.relative(here)) {
+        Err(_) => Some("this is no git repository yet: `git init`".into()),
+        Ok(within) => within.filter(|within| within.iter().next().is_some()).map(|within| {
+            let within = within.display();
+            format!(
+                "GitHub reads .github/ at the repository's root only: move it there, put {within}/ before the \
+                 places in CODEOWNERS, and `working-directory: {within}` into the workflows"
+            )
+        }),
+    }
+}
+
+#[cfg(not(feature = "git"))]
+fn away_from_root() -> Option<String> {
+    None
+}
+
 fn next(arguments: &Arguments, starter: &Starter, is_new: bool) -> Result<(), Stop> {
     let model = arguments.model.iter().map(|model| within(model));
     for path in arguments.corpus.iter().map(|file| within(file)).chain(model) {
@@ -306,6 +326,9 @@ fn next(arguments: &Arguments, starter: &Starter, is_new: bool) -> Result<(), St
             let path = path.display();
             say(format!("note     {path} is not in this folder: every machine needs it there"))?;
         }
+    }
+    if let Some(note) = away_from_root() {
+        say(format!("note     {note}"))?;
     }
     for placeholder in starter.placeholders() {
         say(format!("fill in  {placeholder}"))?;

@@ -3,13 +3,13 @@
 use super::{measurable, name, say, scheme, schemes, source, Stop, NOT_MEASURED};
 use crate::measure::generate::Generate;
 use crate::measure::mimic::Mimic;
-use crate::measure::{measure, Request, ENGINE};
+use crate::measure::{measure, Request};
 use crate::model::decoder::Residency;
 use crate::policy::Source;
 use crate::progress::Bar;
 use crate::repo;
 use crate::report::{json, terminal, Report};
-use crate::results::{Outcome, Results, FORMAT};
+use crate::results::{Outcome, Results};
 use crate::trust;
 use std::path::{Path, PathBuf};
 
@@ -125,13 +125,8 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         })
         .collect();
     let report = Report::from(Results {
-        format: FORMAT,
-        engine: ENGINE.into(),
         head: repo::head(Path::new(".")),
-        policy: None,
-        measurements: vec![measurement],
-        cases: Vec::new(),
-        not_needed: Vec::new(),
+        ..Results::new(vec![measurement], Vec::new())
     });
     say(terminal::render(&report).trim_end())?;
     for error in &failed {

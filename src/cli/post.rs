@@ -13,8 +13,8 @@ use crate::hash;
 use crate::merge::merge;
 use crate::proposal::Proposal;
 use crate::repo::Repository;
-use crate::report::{self, json, markdown, Finding, Links, Outputs, Report};
-use crate::results::{CaseResult, Results, FORMAT};
+use crate::report::{self, json, markdown, Outputs, Report};
+use crate::results::{CaseResult, Finding, Results};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -66,12 +66,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let pull = match &found {
         Ok(Found::Pull(pull) | Found::Moved(pull)) => Some(pull),
         Ok(Found::None) => None,
-        Err(error) => {
-            warn("the pull request could not be read", error)?;
-            None
-        }
+        Err(_) => None,
     };
     let mut report = judged(arguments, &github, pull).unwrap_or_else(not_judged);
+    if let Err(error) = &found {
+        // its target and labels are not known, and so is what holds
+        let message = format!("the pull request could not be read: {error}");
+        report.results.findings.push(red("not judged", message));
+    }
     report.links.run = Some(github.run_url().into());
     report.links.accept = Some(accept(arguments, &github));
     let outputs =
@@ -89,16 +91,20 @@ fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result
     let repository =
         Repository::discover(folder_of(&arguments.config)).map_err(|error| error.to_string())?;
     let head = github.event().head.clone();
+    let event = github.event();
     let target = match pull {
         Some(pull) => target(&repository, pull),
-        // a push, a queue or a schedule proposes nothing: what is there holds
-        None if github.event().is_of_pull_request() => match &github.event().base_ref {
-            Some(branch) => format!("origin/{branch}"),
-            None => repository
-                .default_target(&|name| std::env::var(name).ok())
-                .map_err(|error| error.to_string())?,
-        },
-        None => head.clone(),
+        None => {
+            let default = branch(&repository, event.default_branch.as_deref())?;
+            // what is on the default branch, or in a queue, proposes nothing: it holds
+            let is_there = || repository.merge_base(&head, &default).is_ok_and(|base| base == head);
+            let is_settled = event.is_settled() && (event.trigger == "merge_group" || is_there());
+            if is_settled {
+                head.clone()
+            } else {
+                default
+            }
+        }
     };
     let proposal = Proposal::open(&repository, &arguments.config, &target, Some(&head));
     let mut proposal = proposal.map_err(|error| error.to_string())?;
@@ -116,6 +122,16 @@ fn target(repository: &Repository, pull: &Pull) -> String {
     }
 }
 
+/// The default branch, as this clone has it.
+fn branch(repository: &Repository, name: Option<&str>) -> Result<String, String> {
+    match name {
+        Some(name) => Ok(format!("origin/{name}")),
+        None => repository
+            .default_target(&|name| std::env::var(name).ok())
+            .map_err(|error| error.to_string()),
+    }
+}
+
 fn results(files: &[PathBuf]) -> Result<Results, String> {
     let read = |path: &PathBuf| {
         json::read_untrusted(path).map(|results| (path.display().to_string(), results))
@@ -126,24 +142,24 @@ fn results(files: &[PathBuf]) -> Result<Results, String> {
 
 /// What could not be judged is red, and says why, where the verdict would have stood.
 fn not_judged(message: String) -> Report {
-    let results = Results {
-        format: FORMAT,
-        engine: crate::measure::ENGINE.into(),
-        head: None,
-        policy: None,
-        measurements: Vec::new(),
-        cases: Vec::new(),
-        not_needed: Vec::new(),
-    };
-    let finding = Finding { name: "not judged".into(), place: None, message, is_red: true };
-    Report { results, findings: vec![finding], links: Links::default() }
+    let finding = red("not judged", message);
+    Results { findings: vec![finding], ..Results::new(Vec::new(), Vec::new()) }.into()
+}
+
+fn red(name: &str, message: String) -> Finding {
+    Finding { name: name.into(), place: None, message, is_red: true }
 }
 
 /// The very line to paste.
 fn accept(arguments: &Arguments, github: &GitHub) -> String {
     let (run, artifact) = (github.event().run.id, &arguments.artifact);
+    let folder = format!("kvgate-results/{run}");
+    let config = match arguments.config.to_str() {
+        None | Some("thresholds.toml") => String::new(),
+        Some(config) => format!(" --config {config}"),
+    };
     format!(
-        "gh run download {run} -n {artifact} -D kvgate-results && kvgate accept kvgate-results/results.json"
+        "gh run download {run} -n {artifact} -D {folder} && kvgate accept {folder}/results.json{config}"
     )
 }
 
@@ -157,7 +173,7 @@ fn annotated(report: &Report) -> Vec<Annotation> {
         let message = message.lines().next().unwrap_or_default().into();
         Annotation { file, line, title: title.into(), message }
     };
-    let findings = report.findings.iter().filter(|finding| finding.is_red);
+    let findings = report.results.findings.iter().filter(|finding| finding.is_red);
     let findings = findings.map(|f| of_place(f.place.as_deref(), &f.name, &f.message));
     let case = |case: &CaseResult| {
         let broken = case.limits.iter().find(|limit| !limit.holds);
@@ -174,23 +190,22 @@ fn publish(
     found: &Result<Found, Error>,
     report: &Report,
 ) -> Result<(), Stop> {
-    let (state, sentence) = match (report.exit_code(), found) {
-        // its target and labels are not known, and so is what holds
-        (0, Err(_)) => (State::Error, "kvgate: the pull request could not be read".into()),
-        (0, Ok(_)) => (State::Success, report.sentence()),
-        (1, _) => (State::Failure, report.sentence()),
-        _ => (State::Error, report.sentence()),
+    let sentence = report.sentence();
+    let state = match report.exit_code() {
+        0 => State::Success,
+        1 => State::Failure,
+        _ => State::Error,
     };
+    let context = context(arguments, github, found);
     let url = Some(github.run_url());
-    let status =
-        Status { context: &arguments.context, state, description: &sentence, target_url: url };
+    let status = Status { context: &context, state, description: &sentence, target_url: url };
     if let Err(error) = github.status(&status) {
         warn("the commit status could not be set", &error)?;
     }
     if arguments.check_run {
         let summary = markdown::render(report, CHECK_SUMMARY);
         let run = CheckRun {
-            name: &arguments.context,
+            name: &context,
             state,
             title: &sentence,
             summary: &summary,
@@ -201,12 +216,29 @@ fn publish(
         }
     }
     match found {
+        Ok(Found::Pull(pull)) if !pull.is_open => {
+            say(format!("comment: none, #{} is closed", pull.number))
+        }
         Ok(Found::Pull(pull)) => comment(arguments, github, pull.number, report),
         Ok(Found::Moved(pull)) => {
             say(format!("comment: left alone, #{} has a newer commit", pull.number))
         }
         Ok(Found::None) => say("comment: none, no open pull request has this commit"),
-        Err(_) => Ok(()), // told already
+        Err(_) => Ok(()), // a finding says it
+    }
+}
+
+/// The status's name. A commit may be proposed to several branches, and what one of them allows says nothing
+/// of the others: that of the default branch has the name alone.
+fn context(arguments: &Arguments, github: &GitHub, found: &Result<Found, Error>) -> String {
+    let is_other = |branch: &String| {
+        github.event().default_branch.as_ref().is_some_and(|default| default != branch)
+    };
+    match found {
+        Ok(Found::Pull(pull) | Found::Moved(pull)) if is_other(&pull.base_ref) => {
+            format!("{} ({})", arguments.context, pull.base_ref)
+        }
+        _ => arguments.context.clone(),
     }
 }
 

@@ -240,16 +240,26 @@ pub struct Event {
     pub run: Run,
     /// Whether the commit is another repository's, or one's that is gone.
     pub is_fork: bool,
+    /// The repository's default branch, if the event says it.
+    pub default_branch: Option<String>,
 }
 
 /// Bytes of an event that are read; GitHub's have 25 MB at most.
 const LARGEST: u64 = 32 << 20;
 
 impl Event {
-    /// Whether it proposes something: a push, a merge queue or a schedule does not.
+    /// Whether what it is about holds already: the default branch, or the queue of what is merged into one. A
+    /// run that somebody starts on another branch proposes what is there.
     #[must_use]
-    pub fn is_of_pull_request(&self) -> bool {
-        self.pull.is_some() || self.trigger == "pull_request"
+    pub fn is_settled(&self) -> bool {
+        let is_default = |branch: &String| Some(branch) == self.default_branch.as_ref();
+        match (self.kind, &self.source) {
+            _ if self.pull.is_some() || self.trigger == "pull_request" => false,
+            _ if self.trigger == "merge_group" => true,
+            (EventKind::WorkflowRun, Some(source)) => !self.is_fork && is_default(&source.branch),
+            (EventKind::WorkflowRun, None) => false,
+            _ => self.base_ref.as_ref().is_none_or(is_default),
+        }
     }
 
     /// Of the file that `GITHUB_EVENT_PATH` names.
@@ -281,6 +291,7 @@ impl Event {
             trigger: name.into(),
             run: environment.run.ok_or_else(|| lacks("GITHUB_RUN_ID"))?,
             is_fork: false,
+            default_branch: Payload(payload).find("repository.default_branch").map(Into::into),
         };
         let payload = Payload(payload);
         match event.kind {
@@ -290,7 +301,8 @@ impl Event {
             EventKind::MergeGroup => event.merge_group(payload),
             EventKind::Schedule | EventKind::WorkflowDispatch => {
                 let head = environment.sha.clone().ok_or_else(|| lacks("GITHUB_SHA"))?;
-                Ok(Event { head, ..event })
+                let base_ref = payload.find("ref").map(branch);
+                Ok(Event { head, base_ref, ..event })
             }
         }
     }

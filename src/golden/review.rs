@@ -29,7 +29,7 @@ pub struct GoldenVerdict {
 
 /// What a comparison comes to, without the mend. `text_accepted` is whether the baseline's text that
 /// was measured on is a golden, too.
-pub fn judge(comparison: &Comparison, text_accepted: bool) -> GoldenVerdict {
+pub fn verdict_of(comparison: &Comparison, text_accepted: bool) -> GoldenVerdict {
     let (verdict, message, rows): (_, String, &[Row]) = match comparison {
         Comparison::Matches(rows) if !text_accepted => {
             let what = "the baseline's text, which it was measured on, is not accepted yet\n";
@@ -114,7 +114,7 @@ pub fn check(
         note_not_run_by(root, by, &measurement.model, stem);
     }
     let unread_text = offer_text(root, measurement);
-    let mut judged = judge(&comparison, !unread_text);
+    let mut judged = verdict_of(&comparison, !unread_text);
     if judged.verdict != Verdict::Pass {
         judged.message += &mend(&case, results, reviewable && pending(root, by, stem).exists());
     }

@@ -109,6 +109,9 @@ version = \"0.0.0\"
 edition = \"2021\"
 publish = false
 
+# a package of its own, whatever workspace lies above
+[workspace]
+
 ";
 
 const MANIFEST: &str = "\

@@ -159,6 +159,13 @@ fn json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::E
     serde_json::from_str(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
+/// The documents that a file of prompts names, relative to its folder; none of a text that is no such file.
+pub fn documents(text: &str) -> BTreeSet<PathBuf> {
+    let file: Option<File> = toml::from_str(text).ok();
+    let prompts = file.into_iter().flat_map(|file| file.prompts);
+    prompts.filter_map(|prompt| Some(prompt.document?.file)).collect()
+}
+
 impl PromptSet {
     /// Reads a file of prompts and the documents that it names, relative to its folder.
     ///

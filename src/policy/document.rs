@@ -471,6 +471,9 @@ impl<'f> Reader<'f> {
     /// A path, resolved against the policy's folder.
     fn file(&mut self, key: &Key, value: &Value) -> Spanned<PathBuf> {
         let path = self.string(key, value);
+        // `./a` is `a`: names are compared
+        let path = Path::new(&path);
+        let path = path.strip_prefix(".").unwrap_or(path);
         Spanned::new(value.span(), self.folder.join(path))
     }
 

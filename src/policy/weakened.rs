@@ -83,8 +83,8 @@ impl fmt::Display for Weakened {
 /// What `head` lets through that `base` does not, in the order of the base's cases.
 ///
 /// `texts` gives the size of a corpus or prompts file as the policies name it, or none where it is not
-/// known. A model's weights are what is judged, not what judges: another path, hash or revision is no
-/// finding. For a scheme that must fail, only limits on the model itself are compared: whichever other
+/// known. A model's weights are what is judged, not what judges: another hash or revision is no finding. But
+/// from another place another model may be judged than the one that is released. For a scheme that must fail, only limits on the model itself are compared: whichever other
 /// limit it breaks, it is shown as failing.
 pub fn weakened(
     base: &Policy,
@@ -230,6 +230,19 @@ impl Findings<'_> {
         let other = new.baseline != old.baseline;
         let (was, is) = (old.baseline.to_string(), new.baseline.to_string());
         compare("baseline", "baseline changed", other, was, is);
+        let (was, is) = (place_of(old), place_of(new));
+        compare("path", "the model is read from another place", was != is, was, is);
+        let diluted = old.corpus.iter().all(|file| new.corpus.contains(file))
+            && new.chunks * old.corpus.len() < old.chunks * new.corpus.len();
+        let share = |model: &ModelPolicy| format!("{} / {}", model.chunks, model.corpus.len());
+        let (was, is) = (share(old), share(new));
+        compare(
+            "corpus",
+            "fewer chunks for each text",
+            diluted && new.chunks >= old.chunks,
+            was,
+            is,
+        );
         let removed = new.calibration.is_none();
         if let Some(file) = &old.calibration {
             let (was, is) = (file.display().to_string(), "none".into());
@@ -316,6 +329,17 @@ impl Findings<'_> {
             let bound = bound.map_or("none".into(), |bound| bound.to_string());
             self.add(lines, &format!("{name} limit {word}"), case, old, bound);
         }
+    }
+}
+
+/// Where a model is read from, whatever its version.
+fn place_of(model: &ModelPolicy) -> String {
+    match &model.source.hub {
+        Some(pinned) => match &pinned.file {
+            Some(file) => format!("{}/{file}", pinned.repository),
+            None => pinned.repository.clone(),
+        },
+        None => model.source.path.display().to_string(),
     }
 }
 
@@ -602,7 +626,30 @@ prompts = false
 
     #[test]
     fn the_weights_are_the_subject() {
-        let sha256 = format!("path = \"o.gguf\"\nsha256 = \"{}\"", "a".repeat(64));
+        let sha256 = format!("path = \"m.gguf\"\nsha256 = \"{}\"", "a".repeat(64));
         assert_eq!(between(BASE, &BASE.replace("path = \"m.gguf\"", &sha256)), [""; 0]);
+    }
+
+    /// A copy elsewhere may be judged while another is released.
+    #[test]
+    fn another_place_of_the_weights_is_found() {
+        let found = between(BASE, &BASE.replace("path = \"m.gguf\"", "path = \"copy/m.gguf\""));
+        let [finding] = &found[..] else { panic!("{found:?}") };
+        let moved = "the model is read from another place: m.gguf → copy/m.gguf";
+        assert!(finding.contains(moved), "{finding}");
+        let dotted = BASE.replace("path = \"m.gguf\"", "path = \"./m.gguf\"");
+        assert_eq!(between(BASE, &dotted), [""; 0]);
+    }
+
+    /// More texts on as many chunks leave fewer to each that was there.
+    #[test]
+    fn a_text_is_diluted_by_others() {
+        let base =
+            BASE.replace("corpus = [", "corpus = [\"x.txt\", ").replace("chunks = ", "chunks = 1");
+        assert!(base != BASE, "{BASE}");
+        let more = base.replace("\"x.txt\"", "\"x.txt\", \"y.txt\"");
+        let found = between(&base, &more);
+        assert!(found.iter().any(|f| f.contains("fewer chunks for each text")), "{found:?}");
+        assert!(between(&more, &base).iter().all(|f| !f.contains("fewer chunks for each text")));
     }
 }

@@ -75,7 +75,9 @@ pub enum RepoError {
     LfsPointer {
         /// The file.
         path: PathBuf,
-        /// What the pointer says.
+        /// What the pointer says of the content.
+        sha256: String,
+        /// And of its size.
         bytes: u64,
     },
     /// A file in a submodule, of which a tree holds but the commit.

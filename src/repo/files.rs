@@ -1,12 +1,13 @@
 //! Files of a policy's folder: on disk, or as a commit has them.
 
 use super::RepoError;
+use crate::hash;
 use std::fs::{self, Metadata};
 use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
-/// The most that is read of a file: policies, goldens and prompts are far smaller.
-pub(super) const MOST_BYTES: u64 = 16 << 20;
+/// The most that is read of a file: texts to measure on are the largest.
+pub(super) const MOST_BYTES: u64 = 64 << 20;
 /// The most files that a folder is looked through for.
 pub(super) const MOST_FILES: usize = 100_000;
 /// A pointer of Git LFS is smaller than this.
@@ -27,6 +28,19 @@ pub trait Files {
     /// # Errors
     /// A file that is there and cannot be looked at.
     fn size(&self, path: &Path) -> Result<Option<u64>, RepoError>;
+
+    /// A file's SHA-256 in hex; none if there is no such file. A pointer of Git LFS says that of what it stands
+    /// for.
+    ///
+    /// # Errors
+    /// A file that is there and cannot be given whole.
+    fn sha256(&self, path: &Path) -> Result<Option<String>, RepoError> {
+        match self.read(path) {
+            Ok(content) => Ok(content.map(|content| hash::of_bytes(&content))),
+            Err(RepoError::LfsPointer { sha256, .. }) => Ok(Some(sha256)),
+            Err(error) => Err(error),
+        }
+    }
 
     /// The files in a folder and in those beneath it, sorted, each as `read` takes it; none if there is no
     /// such folder. Links are not followed.
@@ -162,20 +176,26 @@ pub(super) fn bounded(path: &Path, bytes: u64) -> Result<(), RepoError> {
 
 /// A content that is not a mere pointer.
 pub(super) fn whole(path: &Path, content: Vec<u8>) -> Result<Vec<u8>, RepoError> {
-    match lfs_bytes(&content) {
-        Some(bytes) => Err(RepoError::LfsPointer { path: path.into(), bytes }),
+    match lfs_pointer(&content) {
+        Some((sha256, bytes)) => Err(RepoError::LfsPointer { path: path.into(), sha256, bytes }),
         None => Ok(content),
     }
 }
 
 /// The size that a pointer of Git LFS tells, if a content is one.
 pub(super) fn lfs_bytes(content: &[u8]) -> Option<u64> {
+    lfs_pointer(content).map(|(_, bytes)| bytes)
+}
+
+/// The SHA-256 and the size of what a pointer of Git LFS stands for, if a content is one.
+fn lfs_pointer(content: &[u8]) -> Option<(String, u64)> {
     if content.len() as u64 >= MOST_LFS_POINTER {
         return None;
     }
     let text = std::str::from_utf8(content).ok()?;
     let rest = text.strip_prefix("version https://git-lfs.github.com/spec/v1\n")?;
-    rest.lines().find_map(|line| line.strip_prefix("size "))?.parse().ok()
+    let value = |key: &str| rest.lines().find_map(|line| line.strip_prefix(key));
+    Some((value("oid sha256:")?.into(), value("size ")?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -241,7 +261,11 @@ mod tests {
     fn pointers_of_git_lfs_are_no_content() {
         let (_root, folder) = folder();
         let path = Path::new("../weights.bin");
-        let pointer = RepoError::LfsPointer { path: path.into(), bytes: 12345 };
+        let pointer =
+            RepoError::LfsPointer { path: path.into(), sha256: "4d7a".into(), bytes: 12345 };
+        assert_eq!(folder.sha256(path), Ok(Some("4d7a".into())));
+        let text = folder.sha256(Path::new("../corpora/c.txt"));
+        assert_eq!(text, Ok(Some(crate::hash::of_bytes(b"corpus"))));
         assert_eq!(folder.read(path), Err(pointer));
         assert_eq!(folder.size(path), Ok(Some(12345)));
         assert_eq!(folder.size(Path::new("../corpora/c.txt")), Ok(Some(6)));

@@ -5,7 +5,7 @@ use crate::kv::Scheme;
 use crate::measure::replay::{Continuation, Divergence, Generated, PromptReplay, Replay};
 use crate::measure::stats::{Part, Statistic, Statistics};
 use crate::policy::{Cell, Expectation, ModelPolicy, Policy, Source};
-use crate::report::{Finding, Report};
+use crate::report::Report;
 use crate::results::*;
 use crate::verdict::{JudgedLimit, Verdict};
 
@@ -44,6 +44,7 @@ pub(crate) fn results() -> Results {
         measurements: vec![measurement()],
         cases: cases(),
         not_needed: Vec::new(),
+        findings: Vec::new(),
     }
 }
 

@@ -225,7 +225,7 @@ impl Page {
         let (rows, red) = (failing.len() + passing.len(), red_cases(results));
         let shown: Vec<Row> = failing.into_iter().chain(passing).take(ROWS).collect();
         let (head, lines) = lines(&shown);
-        let found = report.findings.iter().take(MESSAGES).map(|finding| Found {
+        let found = report.results.findings.iter().take(MESSAGES).map(|finding| Found {
             is_red: finding.is_red,
             name: text::name(&finding.name),
             place: finding.place.as_deref().map(text::name),
@@ -245,7 +245,7 @@ impl Page {
             lines,
             messages: messages.map(|case| Message::of(case)).collect(),
             left_out: [
-                left_out(report.findings.len(), MESSAGES, "finding"),
+                left_out(report.results.findings.len(), MESSAGES, "finding"),
                 left_out(rows, ROWS, "scheme"),
                 left_out(red.len(), MESSAGES, "red case"),
                 left_out(measurements.len(), MODELS, "model"),

@@ -1,7 +1,7 @@
 //! JUnit's XML, which CI servers show as tests: a suite a model, a test a case.
 
 use super::row::models;
-use crate::results::{CaseResult, Measurement, Results};
+use crate::results::{CaseResult, Finding, Measurement, Results};
 use crate::verdict::Verdict;
 use quick_junit::{
     NonSuccessKind, Property, Report, SerializeError, TestCase, TestCaseStatus, TestSuite,
@@ -15,7 +15,29 @@ use std::time::Duration;
 pub fn render(results: &Results) -> Result<String, SerializeError> {
     let mut report = Report::new("kvgate");
     report.add_test_suites(models(results).into_iter().map(|model| suite(results, model)));
+    if !results.findings.is_empty() {
+        let mut suite = TestSuite::new("findings");
+        suite.add_test_cases(results.findings.iter().map(finding));
+        report.add_test_suite(suite);
+    }
     report.to_string()
+}
+
+/// What was found beside the cases, as a test of its own.
+fn finding(finding: &Finding) -> TestCase {
+    let status = match finding.is_red {
+        false => TestCaseStatus::success(),
+        true => {
+            let mut failure = TestCaseStatus::non_success(NonSuccessKind::Failure);
+            failure.set_message(text(&finding.message));
+            failure
+        }
+    };
+    let place = finding.place.as_ref().map(|place| format!(" {place}"));
+    let name = format!("{}{}", finding.name, place.unwrap_or_default());
+    let mut test = TestCase::new(text(&name), status);
+    test.set_classname("findings");
+    test
 }
 
 fn suite(results: &Results, model: &str) -> TestSuite {

@@ -5,8 +5,8 @@
 
 use super::row::{any_held, excess, numbers, ranked, red_cases, Row};
 use super::text::{self, count};
-use super::{Finding, Report};
-use crate::results::CaseResult;
+use super::Report;
+use crate::results::{CaseResult, Finding};
 use crate::verdict::Verdict;
 
 /// Bytes of a step summary at most: GitHub drops the whole upload of a step over 1 MiB.
@@ -44,7 +44,7 @@ fn at(report: &Report, detail: Detail) -> String {
     let mut out = format!("### {}{sentence}\n\n", mark(report));
     if detail < Detail::Sentence {
         out += &provenance(report);
-        out += &findings(&report.findings);
+        out += &findings(&report.results.findings);
         out += &tables(report, detail);
         out += &warnings(report);
     }
@@ -100,8 +100,11 @@ fn findings(findings: &[Finding]) -> String {
     let row = |finding: &Finding| {
         let place = finding.place.as_ref().map(|place| format!(" {}", code(place)));
         let mark = if finding.is_red { "❌" } else { "•" };
-        let message = code_of(&finding.message);
-        format!("- {mark} **{}**{}: {message}\n", finding.name, place.unwrap_or_default())
+        let title = format!("- {mark} **{}**{}", finding.name, place.unwrap_or_default());
+        match finding.message.contains('\n') {
+            true => format!("{title}\n\n{}\n", fenced(&finding.message)),
+            false => format!("{title}: {}\n", code_of(&finding.message)),
+        }
     };
     let mut out: String = findings.iter().take(FINDINGS).map(row).collect();
     if findings.len() > FINDINGS {

@@ -20,35 +20,20 @@ pub(crate) mod text;
 
 use crate::engines::Engine;
 use crate::measure::stats::Direction;
-use crate::results::{CaseResult, Results};
+use crate::results::{CaseResult, Finding, Results};
 use crate::verdict::{self, Verdict};
 use row::red_cases;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use text::count;
 
-/// What people read: results with their verdicts, and what was found beside them.
+/// What people read: results with their verdicts, and where to go from there.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Measurements and cases.
+    /// Measurements, cases and findings.
     pub results: Results,
-    /// What was found beside the cases.
-    pub findings: Vec<Finding>,
     /// Where to go from here.
     pub links: Links,
-}
-
-/// Something about a change that no case says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// `policy::weakened`
-    pub name: String,
-    /// File and line, where there is one: `thresholds.toml:12`.
-    pub place: Option<String>,
-    /// What was found, and the mend.
-    pub message: String,
-    /// Whether the gate must not be green with it.
-    pub is_red: bool,
 }
 
 /// Where a reader goes from a report.
@@ -64,7 +49,7 @@ pub struct Links {
 
 impl From<Results> for Report {
     fn from(results: Results) -> Self {
-        Report { results, findings: Vec::new(), links: Links::default() }
+        Report { results, links: Links::default() }
     }
 }
 
@@ -72,7 +57,7 @@ impl Report {
     /// The exit code: 0 all as the policy wants, 1 something is not, 4 something could not be measured.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        let findings = self.findings.iter().filter(|finding| finding.is_red);
+        let findings = self.results.findings.iter().filter(|finding| finding.is_red);
         let findings = findings.map(|_| Verdict::Regressed);
         verdict::exit_code(self.results.cases.iter().map(|case| case.verdict).chain(findings))
     }
@@ -99,7 +84,7 @@ impl Report {
 
     /// Findings that must not be green.
     fn red_findings(&self) -> impl Iterator<Item = &Finding> {
-        self.findings.iter().filter(|finding| finding.is_red)
+        self.results.findings.iter().filter(|finding| finding.is_red)
     }
 
     /// The run in one sentence: `kvgate: 2 of 18 cases red (gemma-3-270m q4_0: mean_kld 2.40 × its limit)`.
@@ -288,14 +273,14 @@ mod tests {
             report.sentence(),
             "kvgate: 1 of 3 cases red (gemma-3-270m q4_0: mean_kld 1.22 × its limit)"
         );
-        report.findings = vec![fixture::weakened()];
+        report.results.findings = vec![fixture::weakened()];
         assert_eq!(
             report.sentence(),
             "kvgate: 1 of 3 cases red and 1 finding (gemma-3-270m q4_0: mean_kld 1.22 × its limit)"
         );
         report.results.cases[2].verdict = Verdict::FailsAsRequired;
         assert_eq!(report.sentence(), "kvgate: 1 finding (policy::weakened at thresholds.toml:9)");
-        report.findings.clear();
+        report.results.findings.clear();
         assert_eq!(
             report.sentence(),
             "kvgate: 3 cases as the policy wants (2 pass, 1 fails as required)"
@@ -342,13 +327,13 @@ mod tests {
         assert_eq!(report.exit_code(), 0);
         let mut finding = fixture::weakened();
         finding.is_red = false;
-        report.findings = vec![finding];
+        report.results.findings = vec![finding];
         assert_eq!(report.exit_code(), 0);
-        report.findings = vec![fixture::weakened()];
+        report.results.findings = vec![fixture::weakened()];
         assert_eq!(report.exit_code(), 1);
         report.results.cases[0].verdict = Verdict::Error;
         assert_eq!(report.exit_code(), 1);
-        report.findings.clear();
+        report.results.findings.clear();
         assert_eq!(report.exit_code(), 4);
     }
 

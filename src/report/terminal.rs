@@ -2,8 +2,8 @@
 
 use super::row::{measurement, models, numbers, red_cases, rows, verdict_words, Row};
 use super::table::{self, Align, Cell};
-use super::{text, Finding, Report};
-use crate::results::{CaseResult, Measurement, Results};
+use super::{text, Report};
+use crate::results::{CaseResult, Finding, Measurement, Results};
 use crate::verdict::Verdict;
 use anstyle::{AnsiColor, Style};
 
@@ -23,7 +23,7 @@ pub fn render_tables(report: &Report) -> String {
 }
 
 fn render_with(report: &Report, messages: &str) -> String {
-    let findings: String = report.findings.iter().map(finding).collect();
+    let findings: String = report.results.findings.iter().map(finding).collect();
     let by = report.measured_by(&text::name).map(|by| format!("\n{DIM}{by}{DIM:#}\n"));
     tables(&report.results) + messages + &findings + &by.unwrap_or_default() + &sentence(report)
 }
@@ -229,8 +229,8 @@ kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
     fn messages_command_nobody() {
         let mut report = fixture::report();
         report.results.cases[2].message = "one\n  ::error::two\n\u{1b}]0;three".into();
-        report.findings = vec![fixture::weakened()];
-        report.findings[0].message = "::stop-commands::x".into();
+        report.results.findings = vec![fixture::weakened()];
+        report.results.findings[0].message = "::stop-commands::x".into();
         let text = plain(&report);
         assert!(text.contains("  │ one\n  │   ::error::two\n  │ ]0;three\n"), "{text}");
         assert!(

@@ -9,8 +9,10 @@ const REMARK: usize = 400;
 const MESSAGE: usize = 4_000;
 
 /// The text without characters that a terminal obeys or that turn the reading direction. Line breaks stay.
+/// GitHub's runner obeys `##[command]` wherever it stands.
 pub(crate) fn printable(text: &str) -> String {
-    text.replace('\t', "    ").chars().filter(|c| is_shown(*c)).collect()
+    let shown: String = text.replace('\t', "    ").chars().filter(|c| is_shown(*c)).collect();
+    shown.replace("##[", "## [")
 }
 
 /// Whether a terminal or a page shows a character as itself.
@@ -67,6 +69,7 @@ mod tests {
     fn names_are_one_short_line() {
         assert_eq!(name("a\nb\u{1b}[31m\u{202e}c\td"), "a b[31mc    d");
         assert_eq!(name(" \u{200b}"), "(empty)");
+        assert_eq!(name("boom #\u{200b}#[add-mask]x"), "boom ## [add-mask]x");
         let long = name(&"é".repeat(10_000_000));
         assert_eq!(long.chars().count(), 121);
         assert!(long.ends_with('…'));

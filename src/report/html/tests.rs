@@ -92,7 +92,7 @@ fn report() -> Report {
         scheme.shape = Some(shape());
         scheme.replay = Some(fixture::replay());
     }
-    report.findings = vec![fixture::weakened()];
+    report.results.findings = vec![fixture::weakened()];
     report.links.run = Some("https://example.org/run/1".into());
     report.links.accept = Some("gh run download 1 && kvgate accept".into());
     report
@@ -225,8 +225,8 @@ fn hostile(hostile: &str) -> Report {
     let mut report = report();
     report.links.run = Some(format!("javascript:{hostile}"));
     report.links.accept = Some(hostile.to_owned());
-    report.findings[0].message = hostile.to_owned();
-    report.findings[0].place = Some(hostile.to_owned());
+    report.results.findings[0].message = hostile.to_owned();
+    report.results.findings[0].place = Some(hostile.to_owned());
     let results = &mut report.results;
     results.engine = hostile.to_owned();
     results.not_needed = vec![hostile.to_owned()];
@@ -304,7 +304,7 @@ fn zeros_have_a_place_on_logarithmic_axes() {
 #[test]
 fn nothing_judged_and_nothing_measured() {
     let mut report = report();
-    report.findings.clear();
+    report.results.findings.clear();
     report.results.cases.clear();
     let (page, elements) = super::tests::page(&report);
     assert_eq!(of(&elements, "header", "neutral").len(), 1);
@@ -321,7 +321,7 @@ fn nothing_judged_and_nothing_measured() {
 #[test]
 fn green_is_green() {
     let mut report = report();
-    report.findings.clear();
+    report.results.findings.clear();
     report.results.cases.retain(|case| !case.verdict.is_red());
     let (_, elements) = page(&report);
     assert!(of(&elements, "header", "good")[0].text.contains("✓ kvgate: 4 cases"));
