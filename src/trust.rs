@@ -266,7 +266,8 @@ fn unlike_parts(measurement: &Measurement, s: &Statistics, parts: &[Part]) -> Op
     // from sums of squares, which cancel: only the order of magnitude is certain
     let square = mean(|part| part.kld2) - mean(|part| part.kld).powi(2);
     let error = (square.max(0.0) / (tokens as f64 - 1.0).max(1.0)).sqrt();
-    (!(s.mean_kld_se <= 1.01 * error + CANCELLED)).then(|| {
+    let is_so = (0.0..=1.01 * error + CANCELLED).contains(&s.mean_kld_se);
+    (!is_so).then(|| {
         format!(
             "the standard error of its mean KLD is {}, and its parts make {error}",
             s.mean_kld_se
