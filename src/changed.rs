@@ -129,10 +129,13 @@ pub fn since(
     let changes = repository.changed_in_workdir(&base)?;
     let root = repository.relative(folder);
     let touched = match root {
-        Some(_) if let_through(policy, &repository, &changes) => {
-            Touched::All("what a text of the policy leads to changed".into())
-        }
-        Some(root) => touched(policy, &root, &changes),
+        Some(root) => match touched(policy, &root, &changes) {
+            Touched::All(reason) => Touched::All(reason),
+            _ if let_through(policy, &repository, &changes) => {
+                Touched::All("what a text of the policy leads to changed".into())
+            }
+            touched => touched,
+        },
         None => Touched::All(format!("{} is outside of the repository", policy.path.display())),
     };
     Ok(Changed { touched, since: format!("{target} ({})", &base[..7]), files: changes.len() })

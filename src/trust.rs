@@ -192,11 +192,10 @@ pub(crate) fn contradiction(
     by: Engine,
 ) -> Option<String> {
     let Outcome::Measured { statistics, parts } = &scheme.outcome else { return None };
-    disordered(statistics).or_else(|| {
-        // another engine's log has no parts
-        let checked = by == Engine::Kvgate || !parts.is_empty();
-        checked.then(|| unlike_parts(measurement, statistics, parts)).flatten()
-    })
+    // another engine's log has no parts
+    let has_parts = by == Engine::Kvgate || !parts.is_empty();
+    let unlike = has_parts.then(|| unlike_parts(measurement, statistics, parts)).flatten();
+    unlike.or_else(|| disordered(statistics))
 }
 
 fn disordered(s: &Statistics) -> Option<String> {
@@ -291,8 +290,8 @@ pub(crate) fn unlike_policy(
             conditions.context, conditions.chunks, model.context, model.chunks
         ));
     }
-    if by != Engine::Kvgate {
-        return None; // what its logs do not say cannot be compared
+    if by != Engine::Kvgate || Engine::of(&conditions.engine) != by {
+        return None; // what logs do not say cannot be compared, and nobody's word for it is distrusted
     }
     let found = &measurement.subject.weights_sha256;
     let pinned = model.source.sha256.as_ref().filter(|pinned| *pinned != found);

@@ -326,9 +326,9 @@ fn hostile_results_are_one_comment_with_text() {
     });
     check(control, 4, &["the control `identity`"]);
     let other_scheme = attack(&|results| {
-        results["measurements"][0]["schemes"][0]["effective"] = json!("f16/f16");
+        results["measurements"][0]["schemes"][0]["effective"] = json!("bf16/bf16");
     });
-    check(other_scheme, 4, &["`f16/f16` ran, and `f16` is no codec of `q8_0`"]);
+    check(other_scheme, 4, &["`bf16/bf16` ran, and `bf16` is no codec of `q8_0`"]);
     let baseline = attack(&|results| {
         results["measurements"][0]["conditions"]["baseline"] = json!("q4_0/q4_0");
     });
@@ -442,6 +442,9 @@ fn a_branch_does_not_judge_itself() {
     };
     place.post_with("workflow_run", &event("topic"), &[]).exits(1).says("policy::weakened");
     assert_eq!(place.status().0, "failure");
+    // a name is not enough
+    place.post_with("workflow_run", &event("main"), &[]).exits(1).says("policy::weakened");
+    place.git.run(&format!("update-ref refs/remotes/origin/main {head}"));
     place.post_with("workflow_run", &event("main"), &[]).exits(0).never_says("weakened");
 }
 

@@ -469,7 +469,7 @@ fn a_tree_is_read_within_its_bounds() {
     }
     let lfs = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 987654321\n";
     git.put("models/large.gguf", lfs);
-    std::fs::File::create(git.folder.join("large")).unwrap().set_len((16 << 20) + 1).unwrap();
+    std::fs::File::create(git.folder.join("large")).unwrap().set_len((64 << 20) + 1).unwrap();
     git.commit("links");
     let repository = open(git);
     let tree = repository.tree("main").unwrap().seen_from(Path::new("models"));
@@ -494,7 +494,7 @@ fn a_tree_is_read_within_its_bounds() {
     assert_eq!(read("large.gguf"), Err(pointer));
     assert_eq!(tree.size(Path::new("large.gguf")), Ok(Some(987_654_321)));
     assert_eq!(tree.size(Path::new("n.gguf")), Ok(Some(8)));
-    let (bytes, most) = ((16 << 20) + 1, 16 << 20);
+    let (bytes, most) = ((64 << 20) + 1, 64 << 20);
     let large = RepoError::TooLarge { path: "../large".into(), bytes, most };
     assert_eq!(read("../large"), Err(large));
     assert_eq!(tree.list(Path::new("m")), Ok(vec!["m/config.json".into()]), "as `read` takes them");
