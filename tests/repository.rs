@@ -642,3 +642,34 @@ fn a_repository_of_another_user_says_how_to_trust_it() {
         ),
     }
 }
+
+/// Words are harmless only where nothing of the policy is made of them.
+#[test]
+#[cfg(unix)]
+fn words_that_the_policy_leads_to_touch_it() {
+    let server = Server::new("");
+    let git = &server.git;
+    std::fs::remove_file(git.folder.join("corpora/c.txt")).unwrap();
+    git.put("notes.md", "a text\n");
+    std::os::unix::fs::symlink("../notes.md", git.folder.join("corpora/c.txt")).unwrap();
+    let prompt = "version = 1\n[[prompts]]\nid = \"a\"\ncategory = \"b\"\ntext = \"{document}\"\n\
+                  document = { file = \"docs/hay.md\", from = \"It\", tokens = 9 }\n";
+    git.put("prompts.toml", prompt);
+    git.put("docs/hay.md", "It is hay.\n");
+    git.put("docs/model/config.json", "{}\n");
+    git.edit("thresholds.toml", "path = \"models/m\"", "path = \"docs/model\"");
+    git.commit("links");
+    let clone = server.clone();
+    let all = Touched::All("what a text of the policy leads to changed".into());
+    for (path, expected) in [
+        ("notes.md", all.clone()),
+        ("docs/hay.md", all),
+        ("docs/model/config.json", Touched::Models(vec!["m".into()])),
+        ("docs/other.md", Touched::None),
+    ] {
+        clone.put(path, "edited\n");
+        assert_eq!(touched(&clone.folder), expected, "{path}");
+        clone.run("reset --quiet --hard");
+        clone.run("clean --quiet -fd");
+    }
+}
