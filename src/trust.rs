@@ -469,7 +469,7 @@ mod tests {
             says(&|s, _| (s.median_kld, s.p90_kld, s.p95_kld) = (0.061, 0.061, 0.061)),
             "its quantiles",
         );
-        holds(says(&|s, _| s.rms_dp = -0.1), "it has a share that is not within 0 and 1");
+        holds(says(&|s, _| s.rms_dp = -0.1), "its rms_dp is -0.1");
         holds(says(&|_, p| drop(p.pop())), "its parts are not 2 chunks of 31 scored tokens");
         holds(says(&|_, p| p[0].tokens = u64::MAX), "its parts are not 2 chunks");
         holds(says(&|_, p| p[0].kld = f64::NAN), "its mean_kld is");
