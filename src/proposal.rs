@@ -57,8 +57,10 @@ pub struct Proposal<'r> {
     config: PathBuf,
     /// Commit of what holds.
     base: String,
-    /// Commit that is proposed; none for a working tree.
+    /// Commit that is proposed, or that the working tree is at.
     head: Option<String>,
+    /// Whether it is the commit itself.
+    is_commit: bool,
     /// What holds.
     old: Box<dyn Files + 'r>,
     /// What is proposed.
@@ -77,6 +79,8 @@ const MOST_CELLS: usize = 2_000;
 struct Policies {
     old: Option<Policy>,
     new: Option<Policy>,
+    /// Whether it is the new one that is not there.
+    is_gone: bool,
     findings: Vec<Finding>,
 }
 
@@ -108,14 +112,10 @@ impl<'r> Proposal<'r> {
                 (Box::new(files), repository.changed_in_workdir(&base)?)
             }
         };
-        let (config, head) = (config.to_owned(), head.map(Into::into));
-        Ok(Proposal { config, base, head, old, new, changes, folder: within, whole: false })
-    }
-
-    /// The commit that holds.
-    #[must_use]
-    pub fn base(&self) -> &str {
-        &self.base
+        let is_commit = head.is_some();
+        let head = head.map(Into::into).or_else(|| repository.head().ok());
+        let (config, folder) = (config.to_owned(), within);
+        Ok(Proposal { config, base, head, is_commit, old, new, changes, folder, whole: false })
     }
 
     /// Judges results. `is_allowed` says that people let the change loosen the policy.
@@ -128,7 +128,7 @@ impl<'r> Proposal<'r> {
         by: Engine,
         is_allowed: bool,
     ) -> Result<Report, ProposalError> {
-        let Policies { old, new, mut findings } = self.policies(is_allowed)?;
+        let Policies { old, new, is_gone, mut findings } = self.policies(is_allowed)?;
         let mut replaced = Vec::new();
         if let (Some(old), Some(new)) = (&old, &new) {
             findings.extend(self.weakened(old, new, is_allowed)?);
@@ -144,28 +144,39 @@ impl<'r> Proposal<'r> {
         let judged_by = match (old, new) {
             (Some(old), Some(new)) if !is_allowed => vec![measured_as(old, &new), new],
             (_, Some(new)) => vec![new],
+            (Some(_), None) if is_allowed && is_gone => Vec::new(),
             (Some(old), None) => vec![old],
             (None, None) => return Err(self.no_policy()),
         };
-        let last = judged_by.last().expect("one at least");
+        (results.policy, results.cases, results.findings) = (None, Vec::new(), findings);
+        self.judge_by(&judged_by, &mut results, by, replaced);
+        let links = Links { base: Some(self.base.clone()), ..Links::default() };
+        Ok(Report { results, links })
+    }
+
+    /// Judges by all of some policies; what must be there is known by the last.
+    fn judge_by(
+        &self,
+        policies: &[Policy],
+        results: &mut Results,
+        by: Engine,
+        replaced: Vec<Finding>,
+    ) {
+        let Some(last) = policies.last() else { return };
         let touched = match self.whole || !replaced.is_empty() {
             true => Touched::All("all is asked for".into()),
             false => touched(last, &self.folder, &self.changes),
         };
-        findings.extend(replaced);
-        results.not_needed = left_out(last, &results, &touched);
+        results.findings.extend(replaced);
+        results.not_needed = left_out(last, results, &touched);
         results.policy = Some(PolicyFile {
             path: self.config.display().to_string(),
             sha256: last.sha256.clone(),
         });
-        results.cases = Vec::new();
-        for policy in &judged_by {
-            let cases = self.cases(policy, &results, by, &touched);
+        for policy in policies {
+            let cases = self.cases(policy, results, by, &touched);
             add(&mut results.cases, cases);
         }
-        results.findings = findings;
-        let links = Links { base: Some(self.base.clone()), ..Links::default() };
-        Ok(Report { results, links })
     }
 
     fn no_policy(&self) -> ProposalError {
@@ -194,7 +205,9 @@ impl<'r> Proposal<'r> {
         };
         let old = read(&*self.old)?.transpose().map_err(damaged)?;
         let mut findings = Vec::new();
-        let new = match read(&*self.new)? {
+        let read_new = read(&*self.new)?;
+        let is_gone = read_new.is_none();
+        let new = match read_new {
             Some(Ok(policy)) => Some(policy),
             Some(Err(problem)) => {
                 findings.push(self.finding("policy::invalid", problem));
@@ -208,7 +221,7 @@ impl<'r> Proposal<'r> {
             }
             None => None,
         };
-        Ok(Policies { old, new, findings })
+        Ok(Policies { old, new, is_gone, findings })
     }
 
     fn finding(&self, name: &str, message: String) -> Finding {
@@ -235,7 +248,8 @@ impl<'r> Proposal<'r> {
             name: "results::other_commit".into(),
             place: None,
             message: format!("these results are of commit {theirs}, and {head} is proposed"),
-            is_red: true,
+            // goldens of a working tree are accepted in a commit after the one that was measured
+            is_red: self.is_commit,
         })
     }
 

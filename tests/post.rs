@@ -409,6 +409,26 @@ fn a_fork_s_run_is_posted_by_the_run_that_follows_it() {
     holds(&place.comment(), &["run=49 attempt=1"]);
 }
 
+/// A gate that is taken away is red until people say that they mean it.
+#[test]
+fn a_policy_that_is_gone_is_a_finding() {
+    let place = Place::new();
+    std::fs::remove_file(place.repository.path("thresholds.toml")).unwrap();
+    let head = place.git.commit("gone");
+    place.github.state().pull(7, ("org", "topic"), &head, &[]);
+    let text = r#"{"format":1,"engine":"kvgate 0.1.0","head":"HEAD","policy":null,"measurements":[],"cases":[]}"#;
+    place.repository.put(RESULTS, &text.replace("HEAD", &head));
+    place
+        .post(&head)
+        .exits(1)
+        .says("✗ policy::weakened thresholds.toml")
+        .says("the policy is gone");
+    place.github.state().pulls.clear();
+    place.github.state().pull(7, ("org", "topic"), &head, &["kvgate:policy"]);
+    place.post(&head).exits(0).says("• policy::weakened thresholds.toml");
+    assert_eq!(place.status().0, "success");
+}
+
 /// What another branch allows says nothing of the default one: its status has another name.
 #[test]
 fn the_same_commit_proposed_to_a_lax_branch_does_not_speak_for_it() {
