@@ -6,8 +6,8 @@ use super::{say, Stop, USAGE};
 use crate::files::folder_of;
 use crate::github::annotations::{self, Annotation};
 use crate::github::{
-    CheckRun, Comment, Environment, Error, Found, GitHub, Mode, Published, Pull, Reason, State,
-    Status, SystemClock,
+    CheckRun, Comment, Environment, Error, Event, Found, GitHub, Mode, Published, Pull, Reason,
+    State, Status, SystemClock,
 };
 use crate::hash;
 use crate::merge::merge;
@@ -65,8 +65,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let found = github.pull();
     let pull = match &found {
         Ok(Found::Pull(pull) | Found::Moved(pull)) => Some(pull),
-        Ok(Found::None) => None,
-        Err(_) => None,
+        Ok(Found::None) | Err(_) => None,
     };
     let mut report = judged(arguments, &github, pull).unwrap_or_else(not_judged);
     if let Err(error) = &found {
@@ -90,25 +89,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result<Report, String> {
     let repository =
         Repository::discover(folder_of(&arguments.config)).map_err(|error| error.to_string())?;
-    let head = github.event().head.clone();
-    let event = github.event();
+    let head = &github.event().head;
     let target = match pull {
         Some(pull) => target(&repository, pull),
-        None => {
-            let default = branch(&repository, event.default_branch.as_deref())?;
-            // what is on the default branch, or in a queue, proposes nothing: it holds
-            let is_there = || repository.merge_base(&head, &default).is_ok_and(|base| base == head);
-            let is_settled = event.is_settled() && (event.trigger == "merge_group" || is_there());
-            if is_settled {
-                head.clone()
-            } else {
-                default
-            }
-        }
+        None => unproposed(&repository, github.event())?,
     };
-    let proposal = Proposal::open(&repository, &arguments.config, &target, Some(&head));
+    let proposal = Proposal::open(&repository, &arguments.config, &target, Some(head));
     let mut proposal = proposal.map_err(|error| error.to_string())?;
-    proposal.whole = target == head;
+    proposal.whole = target == *head;
     let is_allowed = pull.is_some_and(|pull| pull.has_label(&arguments.label));
     let results = results(&arguments.files)?;
     proposal.judge(results, arguments.engine.into(), is_allowed).map_err(|error| error.to_string())
@@ -120,6 +108,16 @@ fn target(repository: &Repository, pull: &Pull) -> String {
         Ok(base) => base,
         Err(_) => format!("origin/{}", pull.base_ref),
     }
+}
+
+/// What a commit of no pull request is judged by: itself, where it is on the default branch or in a queue and
+/// so holds already; else as what it would propose to the default branch.
+fn unproposed(repository: &Repository, event: &Event) -> Result<String, String> {
+    let default = branch(repository, event.default_branch.as_deref())?;
+    let is_there =
+        || repository.merge_base(&event.head, &default).is_ok_and(|base| base == event.head);
+    let holds = event.is_settled() && (event.trigger == "merge_group" || is_there());
+    Ok(if holds { event.head.clone() } else { default })
 }
 
 /// The default branch, as this clone has it.
