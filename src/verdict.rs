@@ -166,7 +166,7 @@ impl JudgedLimit {
 
 /// Judges a cell by its limits.
 ///
-/// `distrust` is why its measurement cannot be trusted (see [`distrust`]), `golden` its accepted
+/// `distrust` is why its measurement cannot be trusted (see [`crate::trust`]), `golden` its accepted
 /// values, which only the message looks at.
 pub fn judge(
     model: &ModelPolicy,
