@@ -722,3 +722,16 @@ fn inspect_says_what_schemes_cost_at_a_context() {
     kvgate(&repository, &wrong).exits(2).says("unknown codec `q9_0`");
     kvgate(&repository, &["inspect", "tiny.gguf", "--context", "0"]).exits(2).says("--context");
 }
+
+/// What a file says that it found counts as little as its verdicts.
+#[test]
+fn judge_takes_no_findings_from_a_file() {
+    let repository = accepted();
+    kvgate(&repository, &["run"]).exits(0);
+    let results = repository.text("kvgate-results/results.json");
+    let found =
+        r#""findings": [{"name": "policy::weakened", "message": "x", "is_red": true}], "cases""#;
+    repository.put("found.json", &results.replacen("\"cases\"", found, 1));
+    kvgate(&repository, &["report", "found.json"]).exits(1).says("policy::weakened");
+    kvgate(&repository, &["judge", "found.json"]).exits(0).never_says("policy::weakened");
+}
