@@ -231,6 +231,7 @@ fn condition_lines(conditions: &Conditions) -> Vec<(&'static str, String)> {
         ("device", conditions.device.clone()),
         ("weights", conditions.weights.clone()),
     ]);
+    lines.extend(conditions.reading.iter().map(|line| ("reading", line.clone())));
     lines.extend(conditions.prompts.clone().map(|prompts| ("prompts", prompts)));
     lines.extend(conditions.needs.iter().map(|needed| ("needs", needed.clone())));
     lines
@@ -373,9 +374,13 @@ impl<'a> Lines<'a> {
             engine: self.field("engine")?,
             device: self.field("device")?,
             weights: self.field("weights")?,
+            reading: Vec::new(),
             prompts: None,
             needs: Vec::new(),
         };
+        while self.is_next("reading") {
+            conditions.reading.push(self.field("reading")?);
+        }
         if self.is_next("prompts") {
             conditions.prompts = Some(self.field("prompts")?);
         }
@@ -442,6 +447,7 @@ conditions
         let mut golden = golden();
         golden.subject.tokenizer_sha256 = Some("77cc".into());
         golden.conditions.corpus[0].category = "long prose".into();
+        golden.conditions.reading = vec!["untrained".into(), "ignored key llama.foo".into()];
         golden.values[0] = 1.234e-7;
         assert_eq!(Golden::parse(&golden.snapshot(), "g.snap").unwrap(), golden);
         // a checkout with CRLF and insta's richer header are the same golden

@@ -126,6 +126,10 @@ pub struct Conditions {
     pub device: String,
     /// How weights were stored: `f32` or `bf16`.
     pub weights: String,
+    /// How the checkpoint was read, where that is not what kvgate 0.1.0 did or where the policy asked for
+    /// something special: `bos 2`, `bos none`, `untrained`, `ignored key llama.foo`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reading: Vec<String>,
     /// Prompts, template and length of the text that the baseline writes, where there are prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompts: Option<String>,

@@ -8,7 +8,7 @@ use crate::engines::Engine;
 use crate::measure::corpus::scored;
 use crate::measure::stats::{Part, Statistics};
 use crate::measure::BAD_LANE_KLD;
-use crate::policy::{Cell, ModelPolicy};
+use crate::policy::{Cell, ModelPolicy, Source, BOS};
 use crate::results::{Control, Measurement, Outcome, SchemeResult, Sides, Storage};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -308,9 +308,32 @@ pub(crate) fn unlike_policy(
     } else if model.generate.is_some() && measurement.generated.is_none() {
         Some("it was measured without the prompts that the policy asks for".into())
     } else {
-        None
+        read_otherwise(&model.source, &conditions.reading)
     }
 }
+
+/// How the checkpoint was read otherwise than the policy asks for.
+fn read_otherwise(source: &Source, reading: &[String]) -> Option<String> {
+    let (bos, asked): (Vec<_>, Vec<_>) = reading.iter().partition(|line| line.starts_with(BOS));
+    let wanted = source.reading();
+    if asked != wanted.iter().collect::<Vec<_>>() {
+        let words = |lines: &[&String]| match lines {
+            [] => "as it is".to_owned(),
+            lines => lines.iter().map(|line| format!("`{line}`")).collect::<Vec<_>>().join(", "),
+        };
+        return Some(format!(
+            "its checkpoint was read {}, and the policy asks for it to be read {}",
+            words(&asked),
+            words(&wanted.iter().collect::<Vec<_>>())
+        ));
+    }
+    let asked = source.bos?;
+    let contrary = bos.into_iter().find(|line| line.ends_with(NO_BOS) == asked)?;
+    Some(format!("it was measured with `{contrary}`, and the policy says otherwise (`bos`)"))
+}
+
+/// How a line about BOS ends where none stands before the chunks.
+const NO_BOS: &str = " none";
 
 /// How a scheme's result differs from what its cell asks for.
 pub(crate) fn unlike_cell(
@@ -406,6 +429,31 @@ mod tests {
             says(&model, &|m| m.schemes[0].effective = "bf16/bf16".into()),
             "`bf16/bf16` ran, and `bf16` is no codec of `q8_0`",
         );
+        let untrained = |m: &mut Measurement| m.conditions.reading = vec!["untrained".into()];
+        starts(
+            says(&model, &untrained),
+            "its checkpoint was read `untrained`, and the policy asks for it to be read as it is",
+        );
+        model.source.untrained = true;
+        assert_eq!(says(&model, &untrained), "");
+        starts(
+            says(&model, &|_| ()),
+            "its checkpoint was read as it is, and the policy asks for it",
+        );
+        model.source.untrained = false;
+        let without_bos = |m: &mut Measurement| m.conditions.reading = vec!["bos none".into()];
+        assert_eq!(
+            says(&model, &without_bos),
+            "",
+            "the checkpoint decides where the policy does not"
+        );
+        model.source.bos = Some(true);
+        starts(says(&model, &without_bos), "it was measured with `bos none`, and the policy says");
+        let with_bos = |m: &mut Measurement| m.conditions.reading = vec!["bos 2".into()];
+        assert_eq!(says(&model, &with_bos), "");
+        model.source.bos = Some(false);
+        starts(says(&model, &with_bos), "it was measured with `bos 2`, and the policy says");
+        model.source.bos = None;
         model.source.sha256 = Some("00".into());
         starts(says(&model, &|_| ()), "it is of weights with SHA-256 a5fd3b62, and the policy");
         model.source.sha256 = None;

@@ -1,8 +1,7 @@
 //! `kvgate calibrate`: what calibrated schemes need to know about a model.
 
-use super::{name, say, source, Stop, NOT_MEASURED};
+use super::{name, say, Reading, Stop, NOT_MEASURED};
 use crate::measure::calibrate::calibrate;
-use crate::policy::Source;
 use crate::progress::Bar;
 use std::path::PathBuf;
 
@@ -20,16 +19,15 @@ pub(super) struct Arguments {
     /// Chunks to read
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunks: u32,
-    /// A tokenizer.json instead of the model's own tokenizer
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    reading: Reading,
     /// The file to write [default: the model's name with `.calibration`]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let source = Source { tokenizer: arguments.tokenizer.clone(), ..source(&arguments.model)? };
+    let source = arguments.reading.source(&arguments.model)?;
     let name = name(&source);
     let (context, chunks) = (arguments.context as usize, arguments.chunks as usize);
     let calibration = {

@@ -1,11 +1,10 @@
 //! `kvgate init`: what a model's repository starts with, in the current folder.
 
-use super::{measurable, name, say, schemes, source, Stop, NOT_MEASURED, USAGE};
+use super::{measurable, name, say, schemes, Reading, Stop, NOT_MEASURED, USAGE};
 use crate::files::staged;
 use crate::init::policy::{is_skeleton, Draft, SCHEMES};
 use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
 use crate::measure::{measure, Request};
-use crate::policy::Source;
 use crate::progress::Bar;
 use crate::repo;
 use crate::report::{terminal, Report};
@@ -26,9 +25,8 @@ pub(super) struct Arguments {
     /// The model's name in cases and reports [default: its file's or repository's]
     #[arg(long, value_name = "NAME", requires = "model")]
     name: Option<String>,
-    /// A tokenizer.json instead of the model's own tokenizer
-    #[arg(long, value_name = "FILE", requires = "model")]
-    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    reading: Reading,
     /// Text to measure on; several files are dealt round-robin [default: three short ones, which are
     /// written into corpora/]
     #[arg(long, value_delimiter = ',', value_name = "FILE")]
@@ -156,7 +154,7 @@ fn is_there(path: &Path) -> bool {
 /// Measures the model, shows what was found, and makes a policy of it.
 fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String, Stop> {
     measurable(arguments.context, arguments.chunks)?;
-    let source = Source { tokenizer: arguments.tokenizer.clone(), ..source(&within(model))? };
+    let source = arguments.reading.source(&within(model))?;
     let name = arguments.name.clone().unwrap_or_else(|| case_name(&name(&source)));
     if name.is_empty() || name != case_name(&name) {
         return Err(Stop::new(

@@ -1,6 +1,6 @@
 //! `kvgate inspect`: architecture, KV geometry, bytes per token by scheme.
 
-use super::{bytes, name, say, source, Stop, NOT_MEASURED, USAGE};
+use super::{bytes, name, say, Reading, Stop, NOT_MEASURED, USAGE};
 use crate::hub;
 use crate::kv::calibration::Calibration;
 use crate::kv::codec;
@@ -23,10 +23,12 @@ pub(super) struct Arguments {
     /// Schemes to show instead of the catalogue's codecs
     #[arg(long, value_delimiter = ',', value_name = "SCHEME")]
     schemes: Vec<String>,
+    #[command(flatten)]
+    reading: Reading,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let source = source(&arguments.model)?;
+    let source = arguments.reading.source(&arguments.model)?;
     {
         let bar = Bar::new(&name(&source));
         hub::fetch(&source, &|what, done, all| bar.tell(what, done, all))
@@ -55,6 +57,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         bos(&checkpoint)
     ))?;
     say(format!("context       {} tokens trained", spec.trained_context))?;
+    for note in &checkpoint.notes {
+        say(format!("note          {note}"))?;
+    }
     layers(spec)?;
     costs(spec, arguments)?;
     Ok(0)

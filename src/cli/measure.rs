@@ -1,11 +1,10 @@
 //! `kvgate measure`: schemes of one model, without a policy.
 
-use super::{measurable, name, say, scheme, schemes, source, Stop, NOT_MEASURED};
+use super::{measurable, name, say, scheme, schemes, Reading, Stop, NOT_MEASURED};
 use crate::measure::generate::Generate;
 use crate::measure::mimic::Mimic;
 use crate::measure::{measure, Request};
 use crate::model::decoder::Residency;
-use crate::policy::Source;
 use crate::progress::Bar;
 use crate::repo;
 use crate::report::{json, terminal, Report};
@@ -33,9 +32,8 @@ pub(super) struct Arguments {
     /// What schemes are compared with
     #[arg(long, default_value = "f16", value_name = "SCHEME")]
     baseline: String,
-    /// A tokenizer.json instead of the model's own tokenizer
-    #[arg(long, value_name = "FILE")]
-    tokenizer: Option<PathBuf>,
+    #[command(flatten)]
+    reading: Reading,
     /// What `kvgate calibrate` wrote for the model, for schemes that need it
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
@@ -80,7 +78,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let (Device::Auto | Device::Cpu) = arguments.device;
     let schemes = schemes(&arguments.schemes)?;
     measurable(arguments.context, arguments.chunks)?;
-    let source = Source { tokenizer: arguments.tokenizer.clone(), ..source(&arguments.model)? };
+    let source = arguments.reading.source(&arguments.model)?;
     let name = name(&source);
     let request = Request {
         model: &name,

@@ -153,6 +153,36 @@ fn warn(warnings: &[Diagnostic]) {
     }
 }
 
+/// How a checkpoint is read, by commands that take a MODEL; a policy says the same by keys of these names.
+#[derive(clap::Args)]
+struct Reading {
+    /// A tokenizer.json instead of the model's own tokenizer
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Whether BOS stands before every chunk [default: as the checkpoint says]
+    #[arg(long, value_name = "BOOL")]
+    bos: Option<bool>,
+    /// A configuration key that kvgate does not read and that it would otherwise refuse; may be repeated
+    #[arg(long = "ignore-key", value_name = "KEY")]
+    ignore_keys: Vec<String>,
+    /// The weights are untrained: the baseline's perplexity is not held against a bound
+    #[arg(long)]
+    untrained: bool,
+}
+
+impl Reading {
+    /// The checkpoint that a MODEL argument names, to be read this way.
+    fn source(&self, model: &Path) -> Result<Source, Stop> {
+        Ok(Source {
+            tokenizer: self.tokenizer.clone(),
+            bos: self.bos,
+            ignore_keys: self.ignore_keys.clone(),
+            untrained: self.untrained,
+            ..source(model)?
+        })
+    }
+}
+
 /// The checkpoint that a MODEL argument names: one on disk, or one of the hub.
 fn source(model: &Path) -> Result<Source, Stop> {
     match model.to_str().filter(|text| text.starts_with(hub::PREFIX)) {

@@ -164,6 +164,16 @@ impl Draft<'_> {
         if let Some(tokenizer) = &source.tokenizer {
             let _ = writeln!(text, "tokenizer = {}", quoted(&tokenizer.to_string_lossy()));
         }
+        if let Some(bos) = source.bos {
+            let _ = writeln!(text, "bos = {bos}");
+        }
+        if !source.ignore_keys.is_empty() {
+            let keys: Vec<_> = source.ignore_keys.iter().map(|key| quoted(key)).collect();
+            let _ = writeln!(text, "ignore_keys = [{}]", keys.join(", "));
+        }
+        if source.untrained {
+            text += "untrained = true\n";
+        }
         let limit = rounded_up(HEADROOM * ppl);
         let _ = writeln!(
             text,

@@ -213,6 +213,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         },
         device: "cpu".into(),
         weights: "f32".into(),
+        reading: checkpoint.reading.clone(),
         prompts: generated.as_ref().map(Generated::conditions),
         needs: Vec::new(),
     };
@@ -230,7 +231,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         dtype: "f32".into(),
         seconds: began.elapsed().as_secs_f64(),
         peak_bytes: peak_bytes(),
-        notes: notes(&decoder, request, longest),
+        notes: [checkpoint.notes.clone(), notes(&decoder, request, longest)].concat(),
     };
     let model = request.model.to_string();
     let measurement = Measurement { model, subject, conditions, run, controls, schemes, generated };

@@ -51,6 +51,12 @@ pub struct Checkpoint {
     pub template: Option<ChatTemplate>,
     /// Tokens after which nothing is generated, in rising order.
     pub ends: Vec<u32>,
+    /// What people should know about how the checkpoint was read, one whole sentence each.
+    pub notes: Vec<String>,
+    /// The part of this that values depend on: what [`Conditions::reading`] will say.
+    ///
+    /// [`Conditions::reading`]: crate::results::Conditions::reading
+    pub reading: Vec<String>,
 }
 
 /// All files that the checkpoint at `path` consists of, whether they are there or not.
@@ -77,13 +83,15 @@ impl Checkpoint {
             let message = "it is a part of a checkpoint: name its folder".into();
             return Err(ModelError::Malformed { path: path.clone(), message });
         }
-        match path.is_dir() {
-            true => Self::open_folder(path, source.tokenizer.as_deref()),
-            false => Self::open_gguf(path, source.tokenizer.as_deref()),
+        if path.is_dir() {
+            Self::open_folder(source)
+        } else {
+            Self::open_gguf(source)
         }
     }
 
-    fn open_gguf(path: &Path, tokenizer: Option<&Path>) -> Result<Self, ModelError> {
+    fn open_gguf(source: &Source) -> Result<Self, ModelError> {
+        let (path, tokenizer) = (&source.path, source.tokenizer.as_deref());
         let file = Gguf::open(path)?;
         let spec = family::spec(&file)?;
         decoder::check(&spec, &file)?;
@@ -99,12 +107,15 @@ impl Checkpoint {
             tokenizer_file: tokenizer.map(Into::into),
             template: ChatTemplate::from_gguf(&file)?,
             ends: chat::ends_of_gguf(&file)?,
+            notes: Vec::new(),
+            reading: source.reading(),
             tensors: Arc::new(file),
             spec,
         })
     }
 
-    fn open_folder(path: &Path, tokenizer: Option<&Path>) -> Result<Self, ModelError> {
+    fn open_folder(source: &Source) -> Result<Self, ModelError> {
+        let (path, tokenizer) = (&source.path, source.tokenizer.as_deref());
         let folder = HfCheckpoint::open(path)?;
         let spec = family::spec(&folder)?;
         decoder::check(&spec, &folder)?;
@@ -118,6 +129,8 @@ impl Checkpoint {
             tokenizer_file: Some(tokenizer),
             template: ChatTemplate::from_folder(path)?,
             ends: chat::ends_of_folder(path)?,
+            notes: Vec::new(),
+            reading: source.reading(),
             tensors: Arc::new(folder),
             spec,
         })

@@ -31,6 +31,9 @@ const MODEL: &[&str] = &[
     "sha256",
     "fetch",
     "tokenizer",
+    "bos",
+    "ignore_keys",
+    "untrained",
     "calibration",
     "corpus",
     "context",
@@ -78,6 +81,9 @@ pub(super) struct Section {
     pub calibration: Option<Spanned<PathBuf>>,
     pub sha256: Option<String>,
     pub fetch: Option<Spanned<String>>,
+    pub bos: Option<bool>,
+    pub ignore_keys: Vec<String>,
+    pub untrained: bool,
     pub corpus: Option<Vec<Spanned<PathBuf>>>,
     pub context: Option<usize>,
     pub chunks: Option<usize>,
@@ -265,6 +271,9 @@ impl<'f> Reader<'f> {
                 }
                 "file" => section.file = Some(self.hub_word(key, value, hub::file_fault)),
                 "tokenizer" => section.tokenizer = Some(self.file(key, value)),
+                "bos" => section.bos = Some(self.boolean(key, value)),
+                "ignore_keys" => section.ignore_keys = self.key_names(key, value),
+                "untrained" => section.untrained = self.boolean(key, value),
                 "calibration" => section.calibration = Some(self.file(key, value)),
                 "sha256" => section.sha256 = Some(self.sha256(key, value)),
                 "fetch" => {
@@ -523,6 +532,28 @@ impl<'f> Reader<'f> {
         }
     }
 
+    /// Names of configuration keys, which goldens and reports quote in one line each.
+    fn key_names(&mut self, key: &Key, value: &Value) -> Vec<String> {
+        let DeValue::Array(items) = value.get_ref() else {
+            self.wrong_type(key, value, "a list of strings");
+            return Vec::new();
+        };
+        let mut names: Vec<String> = Vec::new();
+        for item in items {
+            let name = self.string(key, item);
+            let fault = if names.contains(&name) {
+                "a key that stands twice"
+            } else if name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+                "white space in the name of a key"
+            } else {
+                names.push(name);
+                continue;
+            };
+            self.findings.error(item.span(), fault, example(key));
+        }
+        names
+    }
+
     fn boolean(&mut self, key: &Key, value: &Value) -> bool {
         value.get_ref().as_bool().unwrap_or_else(|| {
             self.wrong_type(key, value, "`true` or `false`");
@@ -696,6 +727,9 @@ fn example(key: &Key) -> String {
         "revision" => "revision = \"…\"",
         "file" => "file = \"model-Q4_K_M.gguf\"",
         "tokenizer" => "tokenizer = \"models/tokenizer.json\"",
+        "bos" => "bos = true",
+        "ignore_keys" => "ignore_keys = [\"llama.vendor.remark\"]",
+        "untrained" => "untrained = true",
         "calibration" => "calibration = \"models/model.calibration\"",
         "sha256" => "sha256 = \"…\"",
         "fetch" => "fetch = \"scripts/fetch-models NAME\"",

@@ -103,12 +103,35 @@ pub struct Source {
     pub tokenizer: Option<PathBuf>,
     /// The command that gets the file, shown when it is missing.
     pub fetch: Option<String>,
+    /// Whether BOS stands before every chunk, where the policy says so; otherwise the checkpoint does.
+    pub bos: Option<bool>,
+    /// Configuration keys that nothing reads and that are let pass, by their full names.
+    pub ignore_keys: Vec<String>,
+    /// Whether the weights are known to be untrained, so that no bound on the baseline's perplexity can hold.
+    pub untrained: bool,
 }
 
 impl Source {
     /// A checkpoint on disk that is used as it is.
     pub fn at(path: PathBuf) -> Self {
-        Source { path, hub: None, sha256: None, tokenizer: None, fetch: None }
+        Source {
+            path,
+            hub: None,
+            sha256: None,
+            tokenizer: None,
+            fetch: None,
+            bos: None,
+            ignore_keys: Vec::new(),
+            untrained: false,
+        }
+    }
+
+    /// What a measurement's [`Conditions::reading`](crate::results::Conditions::reading) says because the
+    /// policy asked for it, in the order in which it is written there.
+    pub fn reading(&self) -> Vec<String> {
+        let untrained = self.untrained.then(|| UNTRAINED.to_owned());
+        let ignored = self.ignore_keys.iter().map(|key| format!("{IGNORED_KEY}{key}"));
+        untrained.into_iter().chain(ignored).collect()
     }
 
     /// A checkpoint of the hub, in its place in the cache.
@@ -116,6 +139,14 @@ impl Source {
         Source { hub: Some(pinned.clone()), ..Source::at(pinned.place()) }
     }
 }
+
+/// The line of [`Source::reading`] for weights that are known to be untrained.
+pub(crate) const UNTRAINED: &str = "untrained";
+/// What a line of [`Source::reading`] for a configuration key that is let pass begins with; the key follows.
+pub(crate) const IGNORED_KEY: &str = "ignored key ";
+/// What a line about BOS begins with in [`Conditions::reading`](crate::results::Conditions::reading):
+/// `bos 2` or `bos none`.
+pub(crate) const BOS: &str = "bos ";
 
 /// As the program's MODEL argument names it.
 impl fmt::Display for Source {

@@ -101,6 +101,9 @@ impl Resolver<'_> {
                 sha256: model.sha256.clone(),
                 tokenizer: model.tokenizer.as_ref().map(|file| file.get_ref().clone()),
                 fetch: model.fetch.as_ref().map(|command| command.get_ref().clone()),
+                bos: model.bos,
+                ignore_keys: model.ignore_keys.clone(),
+                untrained: model.untrained,
                 ..source.into_inner()
             },
             calibration: model.calibration.as_ref().map(|file| file.get_ref().clone()),

@@ -243,6 +243,17 @@ impl Findings<'_> {
             was,
             is,
         );
+        let lifted = new.source.untrained && !old.source.untrained;
+        let what = "the bound on the baseline's perplexity lifted";
+        compare("untrained", what, lifted, "false".into(), "true".into());
+        let other = new.source.bos != old.source.bos;
+        let (was, is) = (bos_of(old), bos_of(new));
+        compare("bos", "BOS decided in another way", other, was, is);
+        for key in &new.source.ignore_keys {
+            let added = !old.source.ignore_keys.contains(key);
+            let what = format!("unread configuration key `{key}` let pass");
+            compare("ignore_keys", &what, added, "an error".into(), "ignored".into());
+        }
         let removed = new.calibration.is_none();
         if let Some(file) = &old.calibration {
             let (was, is) = (file.display().to_string(), "none".into());
@@ -341,6 +352,11 @@ fn place_of(model: &ModelPolicy) -> String {
         },
         None => model.source.path.display().to_string(),
     }
+}
+
+/// What a policy says about BOS.
+fn bos_of(model: &ModelPolicy) -> String {
+    model.source.bos.map_or("as the checkpoint says".into(), |bos| bos.to_string())
 }
 
 #[cfg(test)]
@@ -638,6 +654,26 @@ prompts = false
         assert!(finding.contains(moved), "{finding}");
         let dotted = BASE.replace("path = \"m.gguf\"", "path = \"./m.gguf\"");
         assert_eq!(between(BASE, &dotted), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_let_pass_or_read_otherwise_is_found() {
+        let path = "path = \"m.gguf\"";
+        let with = |line: &str| format!("{path}\n{line}");
+        let weaker = |line: &str, what: &str| {
+            let head = BASE.replace(path, &with(line));
+            let [finding] = &between(BASE, &head)[..] else { panic!("{line}: not one finding") };
+            assert!(finding.contains(what), "{finding}");
+            head
+        };
+        let head = weaker("untrained = true", "the baseline's perplexity lifted: false → true");
+        assert_eq!(between(&head, BASE), [""; 0]);
+        let head = weaker("ignore_keys = [\"llama.x\"]", "`llama.x` let pass: an error → ignored");
+        assert_eq!(between(&head, BASE), [""; 0]);
+        // neither way of reading BOS is the stricter one
+        let head =
+            weaker("bos = false", "BOS decided in another way: as the checkpoint says → false");
+        assert_eq!(between(&head, BASE).len(), 1);
     }
 
     /// More texts on as many chunks leave fewer to each that was there.

@@ -84,6 +84,7 @@ fn measurement() -> Measurement {
             engine: "kvgate 0.1.0".into(),
             device: "cpu".into(),
             weights: "f32".into(),
+            reading: Vec::new(),
             prompts: None,
             needs: Vec::new(),
         },

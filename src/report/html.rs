@@ -424,6 +424,7 @@ fn conditions(m: &Measurement) -> Vec<(&'static str, String)> {
     let tokens = format!("{} chunks of {} tokens", conditions.chunks, conditions.context);
     let baseline = format!("{}, perplexity {:.3}", conditions.baseline, run.baseline_ppl);
     facts.extend([("text", tokens), ("baseline", baseline)]);
+    facts.extend(conditions.reading.iter().map(|line| ("reading", line.clone())));
     facts.extend(conditions.prompts.clone().map(|prompts| ("prompts", prompts)));
     facts.extend(conditions.needs.iter().take(MESSAGES).map(|need| ("needs", need.clone())));
     facts.extend([

@@ -342,6 +342,7 @@ fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
             engine: String::new(),
             device: "cpu".into(),
             weights: "f32".into(),
+            reading: Vec::new(),
             prompts: None,
             needs: Vec::new(),
         },

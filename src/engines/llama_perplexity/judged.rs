@@ -130,6 +130,7 @@ impl Log {
             engine: self.engine_name(),
             device: self.device.clone(),
             weights: self.weights.clone(),
+            reading: Vec::new(),
             prompts: None,
             needs: Vec::new(),
         }
