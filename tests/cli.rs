@@ -158,9 +158,9 @@ fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
         (Damage::Missing("blk.0.attn_v.weight"), &["tensor `blk.0.attn_v.weight` is missing"]),
         (Damage::Shape("blk.0.attn_q.weight"), &["blk.0.attn_q.weight", "[255, 64]", "[256, 64]"]),
         (Damage::Architecture("mamba"), &["unknown architecture `mamba`", "llama"]),
-        (Damage::Metadata("general.alignment", Value::U32(0)), &["general.alignment is 0"]),
-        (Damage::Metadata("general.alignment", Value::U8(0)), &["general.alignment is 0"]),
-        (Damage::Metadata("general.alignment", Value::I32(0)), &["general.alignment is 0"]),
+        (Damage::Metadata("general.alignment", Value::U32(0)), &["general.alignment", "is 0"]),
+        (Damage::Metadata("general.alignment", Value::U8(0)), &["general.alignment", "a U32"]),
+        (Damage::Metadata("general.alignment", Value::I32(32)), &["general.alignment", "a U32"]),
         (Damage::Metadata("llama.feed_forward_length", Value::U32(0)), &["absurd"]),
         (Damage::Metadata("llama.attention.head_count", Value::U64(1 << 32)), &["absurd"]),
         (
@@ -182,7 +182,12 @@ fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
         cannot_be_measured(&repository, words);
     }
     repository.put("tiny.gguf", "no checkpoint at all");
-    cannot_be_measured(&repository, &["tiny.gguf is not a sound checkpoint"]);
+    cannot_be_measured(&repository, &["tiny.gguf is not a sound checkpoint", "begins with `no c`"]);
+    repository
+        .put("tiny.gguf", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n");
+    cannot_be_measured(&repository, &["tiny.gguf", "Git LFS pointer", "`git lfs pull`"]);
+    repository.put("tiny.gguf", "");
+    cannot_be_measured(&repository, &["tiny.gguf", "empty"]);
 }
 
 #[test]

@@ -57,6 +57,18 @@ pub enum ModelError {
         /// What it asks for.
         what: String,
     },
+    /// A tensor is stored in a type that nothing here reads.
+    #[error("{}: tensor `{tensor}` is {found}, which this version of kvgate does not read (it reads: {known}); publish the model in one of them or convert it", path.display())]
+    WeightType {
+        /// The file.
+        path: PathBuf,
+        /// The first such tensor.
+        tensor: String,
+        /// The type by its format's name.
+        found: String,
+        /// The types that are read.
+        known: Box<str>,
+    },
     /// A tensor that the architecture needs is not in the file.
     #[error("{}: tensor `{tensor}` is missing", path.display())]
     MissingTensor {

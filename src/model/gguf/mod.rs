@@ -1,7 +1,11 @@
 //! GGUF files: metadata and tensors, with errors that name file, key and tensor.
 //!
-//! Parsing and block dequantization are candle's; this adds what a gate needs: a truncated file is
-//! told before anything is read, and rows of a quantized table are read without the rest of it.
+//! The header is read here, since a gate must refuse what a lenient reader passes over. Block dequantization is
+//! candle's. Rows of a quantized table are read without the rest of it.
+
+mod header;
+mod reader;
+mod types;
 
 use super::config::{Config, Fact, Format};
 use super::family::{self, Names};
@@ -9,18 +13,23 @@ use super::tensors::{gathered, Joined, Origin, Tensors};
 use super::ModelError;
 use crate::files;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
-use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
+use candle_core::quantized::gguf_file::Value;
+use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor};
+use header::{Header, TensorInfo};
 use memmap2::Mmap;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::io::Cursor;
 use std::path::{Path, PathBuf};
+
+/// The key with the version of ggml's block formats, which has been 2 since before GGUF.
+const QUANTIZATION_VERSION: &str = "general.quantization_version";
 
 /// An open GGUF file whose header has been read.
 pub(crate) struct Gguf {
     path: PathBuf,
     bytes: Mmap,
-    content: Content,
+    header: Header,
     architecture: String,
     names: Names,
 }
@@ -30,46 +39,71 @@ impl Gguf {
         let bytes =
             files::map(path).map_err(|error| ModelError::Io { path: path.into(), error })?;
         let malformed = |message| ModelError::Malformed { path: path.into(), message };
-        if has_zero_alignment(&bytes) {
-            return Err(malformed("general.alignment is 0".into()));
-        }
-        let content =
-            Content::read(&mut Cursor::new(&bytes[..])).map_err(|e| malformed(brief(&e)))?;
-        let architecture = match content.metadata.get("general.architecture") {
+        let header = Header::read(&bytes).map_err(malformed)?;
+        let architecture = match header.metadata.get("general.architecture") {
             Some(Value::String(name)) => name.clone(),
             _ => return Err(malformed("it has no general.architecture".into())),
         };
         let names = family::gguf_names(path, &architecture)?;
-        let gguf = Gguf { path: path.into(), bytes, content, architecture, names };
-        gguf.check_extents()?;
+        let gguf = Gguf { path: path.into(), bytes, header, architecture, names };
+        gguf.check_texts()?;
+        gguf.check_whole()?;
+        gguf.check_types()?;
         Ok(gguf)
     }
 
-    /// Every tensor must lie inside the file, so that a truncated download is told before inference.
-    fn check_extents(&self) -> Result<(), ModelError> {
-        for (name, info) in &self.content.tensor_infos {
-            let elements = info
-                .shape
-                .dims()
-                .iter()
-                .try_fold(1u64, |n, &d| n.checked_mul(d as u64))
-                .ok_or_else(|| self.malformed(format!("tensor `{name}` has an absurd shape")))?;
-            let blocks = elements / info.ggml_dtype.block_size() as u64;
-            let end = blocks
-                .checked_mul(info.ggml_dtype.type_size() as u64)
-                .and_then(|size| size.checked_add(info.offset))
-                .and_then(|end| end.checked_add(self.content.tensor_data_offset));
-            match end {
-                Some(end) if end <= self.bytes.len() as u64 => {}
-                _ => {
-                    return Err(self.malformed(format!(
-                        "tensor `{name}` ends beyond the file's {} bytes (truncated?)",
-                        self.bytes.len()
-                    )))
-                }
+    /// Texts that the model is read by must be UTF-8: two that are not could become one text. The others,
+    /// such as the path of a file on somebody's disk, may be anything.
+    fn check_texts(&self) -> Result<(), ModelError> {
+        let own = format!("{}.", self.architecture);
+        let is_read = |key: &str| {
+            key == "general.architecture" || key.starts_with("tokenizer.") || key.starts_with(&own)
+        };
+        match self.header.not_utf8.iter().find(|(key, _)| is_read(key)) {
+            None => Ok(()),
+            Some((key, at)) => {
+                Err(self.bad_key(key, format!("holds a text, at byte {at}, that is no UTF-8")))
             }
         }
-        Ok(())
+    }
+
+    /// The file must be a model, all of one, in the blocks that are known.
+    fn check_whole(&self) -> Result<(), ModelError> {
+        let unsupported = |what| Err(ModelError::Unsupported { path: self.path.clone(), what });
+        if let Some(Value::String(kind)) = self.value("general.type") {
+            if kind != "model" {
+                return unsupported(format!("a GGUF of type `{kind}`, which is no model,"));
+            }
+        }
+        match self.any_number("split.count")? {
+            Some(count) if count > 1 => {
+                return unsupported(format!(
+                    "a GGUF that is one of {count} parts (`llama-gguf-split --merge` joins them)"
+                ))
+            }
+            _ => {}
+        }
+        // the version of all blocks' layouts: the same type's bytes would mean something else
+        match self.any_number(QUANTIZATION_VERSION)? {
+            None | Some(2) => Ok(()),
+            Some(version) => unsupported(format!("{QUANTIZATION_VERSION} {version} (known: 2)")),
+        }
+    }
+
+    /// Every tensor must be of a type that can be read.
+    fn check_types(&self) -> Result<(), ModelError> {
+        let tensors = self.header.tensors.iter();
+        let unread = tensors.filter(|(_, info)| info.of.reader.is_none());
+        // the first in the file, so that the same file always gives the same words
+        let Some((tensor, info)) = unread.min_by_key(|(_, info)| info.bytes.start) else {
+            return Ok(());
+        };
+        Err(ModelError::WeightType {
+            path: self.path.clone(),
+            tensor: tensor.clone(),
+            found: info.of.name.into(),
+            known: types::known().into(),
+        })
     }
 
     pub fn bytes(&self) -> u64 {
@@ -79,8 +113,8 @@ impl Gguf {
     /// Storage types of the tensors with their counts.
     pub fn dtypes(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
-        for info in self.content.tensor_infos.values() {
-            *counts.entry(format!("{:?}", info.ggml_dtype)).or_insert(0) += 1;
+        for info in self.header.tensors.values() {
+            *counts.entry(info.of.name.to_owned()).or_insert(0) += 1;
         }
         counts
     }
@@ -96,24 +130,35 @@ impl Gguf {
 
     /// A metadata value by its full key.
     pub fn value(&self, key: &str) -> Option<&Value> {
-        self.content.metadata.get(key)
+        self.header.metadata.get(key)
     }
 
     /// An unsigned integer by its full key.
     pub fn any_number(&self, key: &str) -> Result<Option<usize>, ModelError> {
         match self.value(key).map(fact) {
             None => Ok(None),
-            Some(Fact::Integer(n)) if (0..=1 << 32).contains(&n) => Ok(Some(n as usize)),
+            Some(Fact::Integer(n)) if (0..1 << 32).contains(&n) => Ok(Some(n as usize)),
             Some(_) => Err(self.bad_key(key, "must be an unsigned integer")),
         }
     }
 
-    fn info(&self, own: &str) -> Result<&TensorInfo, ModelError> {
-        self.content.tensor_infos.get(own).ok_or_else(|| ModelError::MissingTensor {
+    /// A tensor with its bytes and the type that reads them.
+    fn info(&self, own: &str) -> Result<(&TensorInfo, &[u8], GgmlDType), ModelError> {
+        let info = self.header.tensors.get(own).ok_or_else(|| ModelError::MissingTensor {
             path: self.path.clone(),
             tensor: own.into(),
-        })
+        })?;
+        let dtype = info.of.reader.expect("types are checked when the file is opened");
+        Ok((info, &self.bytes[info.bytes.clone()], dtype))
     }
+}
+
+/// Bytes at an address that every block type may have. Those of a file with an alignment below that may not.
+fn aligned(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if bytes.as_ptr().addr().is_multiple_of(align_of::<u64>()) {
+        return Cow::Borrowed(bytes);
+    }
+    Cow::Owned(bytes.to_vec())
 }
 
 /// What candle says, without the backtrace that it appends where RUST_BACKTRACE is set.
@@ -175,52 +220,31 @@ impl Tensors for Gguf {
     }
 
     fn shape(&self, own: &str) -> Option<Vec<usize>> {
-        self.content.tensor_infos.get(own).map(|info| info.shape.dims().to_vec())
+        self.header.tensors.get(own).map(|info| info.shape.clone())
     }
 
     fn names(&self) -> Vec<String> {
-        self.content.tensor_infos.keys().cloned().collect()
+        self.header.tensors.keys().cloned().collect()
     }
 
     fn read(&self, own: &str) -> Result<Tensor, ModelError> {
-        let offset = self.content.tensor_data_offset;
-        self.info(own)?
-            .read(&mut Cursor::new(&self.bytes[..]), offset, &Device::Cpu)
+        let (info, bytes, dtype) = self.info(own)?;
+        qtensor_from_ggml(dtype, &aligned(bytes), info.shape.clone(), &Device::Cpu)
             .and_then(|quantized| quantized.dequantize(&Device::Cpu))
             .map_err(|e| self.malformed(format!("tensor `{own}`: {}", brief(&e))))
     }
 
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {
-        let info = self.info(own)?;
-        let dtype = info.ggml_dtype;
-        let width = info.shape.dims2()?.1;
-        if !width.is_multiple_of(dtype.block_size()) {
-            return Err(self.malformed(format!("tensor `{own}`: a row is no whole blocks")));
-        }
+        let (info, table, dtype) = self.info(own)?;
+        let &[_, width] = &info.shape[..] else {
+            return Err(self.malformed(format!("tensor `{own}` is no table")));
+        };
         let row_bytes = width / dtype.block_size() * dtype.type_size();
-        let start = (self.content.tensor_data_offset + info.offset) as usize;
-        let table = &self.bytes[start..][..info.shape.dims()[0] * row_bytes];
         let bytes = gathered(table, row_bytes, ids)?;
         let quantized = qtensor_from_ggml(dtype, &bytes, vec![ids.len(), width], &Device::Cpu)?;
         Ok(quantized.dequantize(&Device::Cpu)?)
     }
 }
 
-/// candle 0.11 divides by `general.alignment` unchecked. The key is looked for in the raw header, with
-/// the code of any integer type behind it and a zero of that type's width behind that.
-fn has_zero_alignment(bytes: &[u8]) -> bool {
-    const HEADER: usize = 64 << 20;
-    const KEY: &[u8] = b"general.alignment";
-    /// Type codes of U8, I8, U16, I16, U32, I32, U64 and I64, and their widths in bytes.
-    const INTEGERS: [(u8, usize); 8] =
-        [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (10, 8), (11, 8)];
-    let head = &bytes[..bytes.len().min(HEADER)];
-    let is_zero = |value: &[u8], (code, width): &(u8, usize)| {
-        value.starts_with(&[*code, 0, 0, 0])
-            && value.get(4..4 + width).is_some_and(|v| v.iter().all(|b| *b == 0))
-    };
-    // a text may spell the key as well: every place counts
-    let places = head.windows(KEY.len()).enumerate().filter(|(_, window)| *window == KEY);
-    let mut values = places.map(|(at, _)| &head[at + KEY.len()..]);
-    values.any(|value| INTEGERS.iter().any(|integer| is_zero(value, integer)))
-}
+#[cfg(test)]
+mod tests;
