@@ -4,7 +4,7 @@
 use super::config::{Config, Fact, Format};
 use super::family::{self, Names};
 use super::tensors::{gathered, Joined, Origin, Tensors};
-use super::ModelError;
+use super::{safetensors_header, ModelError};
 use crate::files;
 use crate::hub::{shards, CONFIG, INDEX, TOKENIZER, WEIGHTS};
 use candle_core::{DType, Device, Tensor};
@@ -76,6 +76,7 @@ impl HfCheckpoint {
     /// Maps a file and books its tensors.
     fn add(&mut self, path: PathBuf) -> Result<(), ModelError> {
         let bytes = files::map(&path).map_err(|error| io(&path, error))?;
+        safetensors_header::check(&bytes).map_err(|message| malformed(&path, message))?;
         // deserializing reads the header only; it checks that every tensor lies inside the file
         let sound = |e: safetensors::SafeTensorError| malformed(&path, e.to_string());
         let parsed = SafeTensors::deserialize(&bytes).map_err(sound)?;

@@ -17,6 +17,7 @@ mod gguf;
 mod hf;
 pub(crate) mod layer;
 pub(crate) mod ops;
+mod safetensors_header;
 pub mod spec;
 mod tensors;
 pub mod tokenizer;
