@@ -12,6 +12,7 @@ mod elementwise;
 pub mod error;
 mod experts;
 mod family;
+mod foreign;
 mod gguf;
 mod hf;
 pub(crate) mod layer;
