@@ -130,7 +130,7 @@ impl Checkpoint {
             tokenizer_file: Some(tokenizer),
             template: ChatTemplate::from_folder(path)?,
             ends: chat::ends_of_folder(path)?,
-            notes: Vec::new(),
+            notes: folder.notes().to_vec(),
             reading: source.reading(),
             tensors: Arc::new(folder),
             spec,

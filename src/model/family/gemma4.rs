@@ -5,8 +5,8 @@
 use super::gemma::{causal, reaches, POST_NORMS};
 use super::rope::{rope, Wanted, DIVISORS, USUAL};
 use super::{
-    activation, bounded, common, expert_count, layer_count, names, plain_attention, Family, Names,
-    Reach,
+    activation, bounded, common, expert_count, layer_count, names, plain_attention, Family, Mlx,
+    Names, Reach,
 };
 use super::{EXPERTS, EXPERTS_USED, EXPERT_MLP, GEMMA_ACTIVATION, HEADS, KV_HEADS, MLP, WINDOW};
 use crate::model::config::{Config, Format, Key};
@@ -20,7 +20,7 @@ pub(super) const FAMILY: Family = Family {
     gguf: &["gemma4"],
     hf: &["gemma4_text", "gemma4", "gemma4_unified_text"],
     gguf_names: names::GGUF,
-    hf_names: Names { own: HF_OWN, ..names::HF },
+    hf_names: Names { own: HF_OWN, mlx: Mlx { own: MLX_OWN, ..names::MLX }, ..names::HF },
     hf_defaults: r#"{
     "rope_parameters": {
         "full_attention": {
@@ -51,6 +51,13 @@ const HF_OWN: &[(&str, &str)] = &[
     ("pre_ffw_norm_2", "pre_feedforward_layernorm_2"),
     ("post_ffw_norm_1", "post_feedforward_layernorm_1"),
     ("post_ffw_norm_2", "post_feedforward_layernorm_2"),
+];
+
+/// Experts as MLX's converter names them.
+const MLX_OWN: &[(&str, &str)] = &[
+    ("ffn_gate_exps.weight", "experts.switch_glu.gate_proj.weight"),
+    ("ffn_up_exps.weight", "experts.switch_glu.up_proj.weight"),
+    ("ffn_down_exps.weight", "experts.switch_glu.down_proj.weight"),
 ];
 
 const SLIDING: Key = Key { gguf: "attention.sliding_window_pattern", hf: "" };

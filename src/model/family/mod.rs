@@ -13,6 +13,7 @@ mod qwen3_5;
 mod qwen3_moe;
 mod rope;
 
+use names::Mlx;
 pub(super) use names::Names;
 
 use super::config::{Config, Format, Key};

@@ -3,7 +3,8 @@
 
 use super::rope::{rope, Wanted, USUAL};
 use super::{
-    activation, attention, common, expert_count, layers, llama_layer, mlp, names, Family, Names,
+    activation, attention, common, expert_count, layers, llama_layer, mlp, names, Family, Mlx,
+    Names,
 };
 use super::{ACTIVATION, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
 use crate::model::config::{Config, Format, Key};
@@ -43,6 +44,8 @@ pub(super) const FAMILY: Family = Family {
             "output_norm.weight",
         ],
         logarithmic: &["ssm_a"],
+        unit: &[("ssm_conv1d.weight", 1)],
+        mlx: Mlx { plain_norms: true, unit: &[("ssm_conv1d.weight", 2)], ..names::MLX },
         ..names::HF
     },
     hf_defaults: r#"{"rope_theta": 10000000.0}"#,
