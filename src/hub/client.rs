@@ -3,8 +3,7 @@
 //! checking what arrived, and errors that say what to do.
 
 use super::{
-    cache, home, shards, variable, HubError, Pinned, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG,
-    INDEX, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
+    cache, home, shards, variable, HubError, Pinned, CONFIG, INDEX, OPTIONAL, TOKENIZER, WEIGHTS,
 };
 use crate::measure::Progress;
 use crate::nearest::nearest;
@@ -34,6 +33,16 @@ pub(super) fn fetch(
     let client = Client::new(pinned, progress)?;
     let Some(file) = &pinned.file else { return client.safetensors(own_tokenizer) };
     client.get(file)
+}
+
+/// Fetches what a commit may have, and notes what it does not have.
+pub(super) fn fetch_optional(pinned: &Pinned) -> Result<(), HubError> {
+    let progress: Progress = &|_, _, _| {};
+    let _lock = one_at_a_time(pinned, progress)?;
+    if pinned.unasked().is_empty() {
+        return Ok(());
+    }
+    Client::new(pinned, progress)?.optional()
 }
 
 /// Waits until no other process of ours fetches this commit: one of two that fetch the same file would
@@ -124,10 +133,7 @@ impl<'a> Client<'a> {
         if own_tokenizer {
             self.get(TOKENIZER)?;
         }
-        let optional = [TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG];
-        for file in optional.into_iter().filter(|file| self.listed.contains_key(*file)) {
-            self.get(file)?;
-        }
+        self.optional()?;
         if self.listed.contains_key(WEIGHTS) || !self.listed.contains_key(INDEX) {
             return self.get(WEIGHTS);
         }
@@ -138,6 +144,21 @@ impl<'a> Client<'a> {
             why: "it does not name the files of the weights".into(),
         })?;
         shards.iter().try_for_each(|file| self.get(file))
+    }
+
+    /// What a commit may have; of what this one does not have a note.
+    fn optional(&self) -> Result<(), HubError> {
+        for file in OPTIONAL {
+            if self.listed.contains_key(file) {
+                self.get(file)?;
+                continue;
+            }
+            let note = self.pinned.absent(file);
+            let written = fs::create_dir_all(note.parent().unwrap_or(&note))
+                .and_then(|()| File::create(&note));
+            written.map_err(|error| HubError::Cache { path: note, error })?;
+        }
+        Ok(())
     }
 
     /// Fetches a file, unless it is there.

@@ -70,7 +70,6 @@ impl Asked {
             let why = "it gives the model nothing to read".into();
             return Err(MeasureError::Generating { prompt: prompt.id.clone(), why });
         }
-        super::spelled(prompts.prompts.iter().flat_map(|prompt| &prompt.tokens), checkpoint)?;
         let mut generated = Generated {
             weights_sha256: weights_sha256.into(),
             prompts_sha256: prompts.sha256.clone(),

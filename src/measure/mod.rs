@@ -168,7 +168,6 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let files: Vec<_> = texts.iter().map(|text| text.file.clone()).collect();
     let calibration = calibration(request, &subject, &files)?;
     let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, request.context, request.chunks)?;
-    spelled(chunks.iter().flat_map(|chunk| &chunk.tokens), &checkpoint)?;
     // before minutes of work, not after
     let asked = request.generate.as_ref().map(|asked| {
         let sha256 = &subject.weights_sha256;
@@ -236,23 +235,6 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let model = request.model.to_string();
     let measurement = Measurement { model, subject, conditions, run, controls, schemes, generated };
     Ok(Measured { measurement, positions })
-}
-
-/// A tokenizer of another model gives tokens that this one has no embedding for.
-fn spelled<'t>(
-    mut tokens: impl Iterator<Item = &'t u32>,
-    checkpoint: &Checkpoint,
-) -> Result<(), ModelError> {
-    let vocab = checkpoint.spec.vocab;
-    match tokens.find(|&&token| token as usize >= vocab) {
-        None => Ok(()),
-        Some(token) => Err(ModelError::Tokenizer {
-            path: checkpoint.tokenizer_file().unwrap_or(checkpoint.path()).into(),
-            message: format!(
-                "it gives token {token}, the model has {vocab}: it is another model's"
-            ),
-        }),
-    }
 }
 
 fn subject_of(source: &Source, checkpoint: &Checkpoint) -> Result<Subject, MeasureError> {

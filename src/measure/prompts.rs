@@ -45,7 +45,8 @@ pub struct Prompts {
     pub prompts: Vec<Prompt>,
     /// SHA-256 of the file; with documents, of the lines `hash  name` of it and them.
     pub sha256: String,
-    /// SHA-256 of the chat template; `none` where messages were joined by blank lines.
+    /// SHA-256 of the chat template; `none` where messages were joined by blank lines, and `unknown` where
+    /// they were because a hub's cache does not tell whether there is one.
     pub template_sha256: String,
     /// Whether templates were asked to let the model think.
     pub thinking: bool,
@@ -213,7 +214,11 @@ impl PromptSet {
         Ok(Prompts {
             prompts: prompts.collect::<Result<_, _>>()?,
             sha256: self.sha256.clone(),
-            template_sha256: checkpoint.template.as_ref().map_or("none".into(), |t| t.sha256()),
+            template_sha256: match &checkpoint.template {
+                Some(template) => template.sha256(),
+                None if checkpoint.is_template_known => "none".into(),
+                None => "unknown".into(),
+            },
             thinking: THINKING,
         })
     }
