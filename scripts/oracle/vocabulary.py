@@ -5,16 +5,18 @@
 after which ids it generates nothing, and the ids of texts with marks in them, as plain text and as what a chat
 template wrote. `folder`: its tokenizer.json with another template and another tokenizer_config.json, as
 llama.cpp's converter (`gguf.SpecialVocab`) reads them: whether BOS is added, null where neither has a word, and
-its id. (transformers 5.24 passes over `add_bos_token` where there is a tokenizer.json; earlier ones obey it.)
+its id. `sentencepiece/`: a small model with the pieces that its own library reads from it. (transformers 5.24 passes over `add_bos_token` where there is a tokenizer.json; earlier ones obey it.)
 """
 
 import argparse
+import io
 import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import gguf
+import sentencepiece
 
 from llama_cpp import SOURCE, Model
 
@@ -139,6 +141,29 @@ def of_folder(case, folder):
     return {**case, "adds": read.add_special_token.get("bos"), "id": read.special_token_ids.get("bos")}
 
 
+def sentence_pieces(folder):
+    """A model with the kinds of pieces that there are, and what its library reads from it."""
+    text = (ROOT / "corpora/prose.txt").read_text().splitlines()
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        user_defined_symbols=["<table>"],
+        control_symbols=["<turn>"],
+        minloglevel=2,
+        num_threads=1,
+    )
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    read = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = [[read.id_to_piece(id), read.is_control(id)] for id in range(read.get_piece_size())]
+    (folder / "pieces.json").write_text(json.dumps(pieces, ensure_ascii=False) + "\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "tests/fixtures/vocabulary.json")
@@ -152,6 +177,7 @@ def main():
         "folder": [of_folder(case, folder) for case in FOLDER],
     }
     shutil.rmtree(folder)
+    sentence_pieces(args.out.parent / "sentencepiece")
     lines = [f' "{key}": {json.dumps(value)}' for key, value in cases.items() if key not in ("gguf", "folder")]
     gguf_lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(case, ensure_ascii=False)}" for name, case in cases["gguf"].items())
     folder_lines = ",\n".join(f"  {json.dumps(case)}" for case in cases["folder"])

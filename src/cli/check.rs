@@ -57,6 +57,8 @@ struct Checked {
     corpus: Vec<CorpusFile>,
     /// Effective scheme of the baseline.
     baseline: String,
+    /// How the checkpoint is read.
+    reading: Vec<String>,
     /// The condition of that name.
     prompts: Option<String>,
     /// What is wrong with the golden of the baseline's text.
@@ -136,11 +138,13 @@ fn one_by_one(gate: &Gate, model: &ModelPolicy) -> Result<Checked, String> {
         });
     }
     let mut lines = estimates(model, &checkpoint);
+    lines.extend(checkpoint.notes.iter().map(|note| format!("note     {note}")));
     lines.extend(asked.as_ref().map(|asked| format!("prompts  {}", asked.prompts.prompts.len())));
     Ok(Checked {
         lines,
         corpus: files,
         baseline: baseline.to_string(),
+        reading: checkpoint.reading,
         prompts: asked.map(|asked| asked.generated.conditions()),
         text,
         needs,
@@ -178,6 +182,7 @@ fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
                     chunks: model.chunks,
                     baseline: checked.baseline.clone(),
                     engine: NUMERICS.into(),
+                    reading: checked.reading.clone(),
                     prompts: checked.prompts.clone(),
                     needs: needs.clone(),
                     ..old.clone()

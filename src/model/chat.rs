@@ -44,6 +44,9 @@ const CLOCK: [(char, &str); 14] = [
     ('%', "%"),
 ];
 
+/// Steps that a template may take: real ones take some thousands, and one that loops for ever is an error.
+const FUEL: u64 = 20_000_000;
+
 /// Special tokens by the names that templates know them by, and by GGUF's.
 const SPECIALS: [(&str, &str); 6] = [
     ("bos_token", "tokenizer.ggml.bos_token_id"),
@@ -215,6 +218,7 @@ fn environment<'source>() -> Environment<'source> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("Jinja's own delimiters are distinct"));
+    environment.set_fuel(Some(FUEL));
     // by default a name that ends like a JSON file's has its values escaped
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(pycompat::unknown_method_callback);
@@ -420,6 +424,13 @@ mod tests {
     fn generation_tags_write_nothing() {
         let text = "a\n  {%- generation -%}\n b\n{% endgeneration %}\n{{ 'generation' }}";
         assert_eq!(rendered(text).unwrap(), "ab\ngeneration");
+    }
+
+    #[test]
+    fn a_template_without_an_end_is_an_error() {
+        let text = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}";
+        let error = rendered(text).unwrap_err();
+        assert!(error.contains("cannot be rendered"), "{error}");
     }
 
     #[test]

@@ -130,10 +130,6 @@ impl Pieces {
         self.by_id.get(&id)
     }
 
-    pub fn len(&self) -> usize {
-        self.by_id.len()
-    }
-
     /// Why token `id` is not the same one in both.
     pub fn difference(&self, other: &Pieces, id: u32) -> Option<String> {
         let (here, there) = (self.get(id), other.get(id));
@@ -245,4 +241,44 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fixture(name: &str) -> Vec<u8> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sentencepiece");
+        std::fs::read(folder.join(name)).unwrap()
+    }
+
+    #[test]
+    fn pieces_of_sentencepiece_are_those_that_its_library_reads() {
+        let wanted: Vec<(String, bool)> = serde_json::from_slice(&fixture("pieces.json")).unwrap();
+        let model = fixture("tokenizer.model");
+        let pieces = sentence_pieces(&model).unwrap();
+        let read: Vec<_> = pieces.iter().map(|p| (p.text.clone(), p.is_special)).collect();
+        assert_eq!(read, wanted);
+        // cut anywhere it is no panic
+        for end in (0..model.len()).step_by(7) {
+            let _ = sentence_pieces(&model[..end]);
+        }
+    }
+
+    #[test]
+    fn spellings_of_the_same_bytes_are_the_same() {
+        use Spelling::{ByteLevel, SentencePiece};
+        let bytes = |text, spelling, is_added| Piece::new(text, spelling, is_added, false).bytes;
+        assert_eq!(bytes("Ġthe", ByteLevel, false), b" the");
+        assert_eq!(bytes("▁the", SentencePiece, false), b" the");
+        assert_eq!(bytes("Ċ", ByteLevel, false), b"\n");
+        assert_eq!(bytes("<0x0A>", SentencePiece, false), b"\n");
+        assert_eq!(bytes("<0x0A>", SentencePiece, true), b"<0x0A>");
+        assert_eq!(bytes("Ã¼", ByteLevel, false), "ü".as_bytes());
+        assert_eq!(bytes("ü", ByteLevel, true), "ü".as_bytes());
+        // every byte has a character of its own
+        let alphabet: std::collections::BTreeSet<_> =
+            (0..0x200u32).filter_map(char::from_u32).filter_map(byte_of).collect();
+        assert_eq!(alphabet.len(), 256);
+    }
 }
