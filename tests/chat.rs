@@ -70,11 +70,7 @@ fn prompts_have_the_tokens_of_transformers_text_and_llama_cpps_tokenizer() {
             let got = json!({ "count": prompt.tokens.len(), "sha256": sha256 });
             assert_eq!(got, wanted[&prompt.id], "{file}: {}", prompt.id);
         }
-        // llama.cpp also stops at the marks of infilling, and at HTML's end of a strike
-        let mut ends = ids(&oracle[file]["ends"]);
-        let others = ["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<reponame>", "</s>"];
-        ends.retain(|id| !others.contains(&&*checkpoint.tokenizer.decode(&[*id]).unwrap()));
-        assert_eq!(checkpoint.ends, ends, "{file}");
+        assert_eq!(checkpoint.ends, ids(&oracle[file]["ends"]), "{file}");
     }
 }
 
@@ -86,9 +82,9 @@ fn real_models_name_their_template_and_what_ends_an_answer() {
         Sha256::digest(template).iter().map(|b| format!("{b:02x}")).collect::<String>()
     };
     for (file, template, ends) in [
-        (SMOLLM2, sha256("smollm2.jinja"), vec![0, 2]),
-        (GEMMA, "none".into(), vec![1, 106]),
-        (QWEN, sha256("qwen2.5-coder.jinja"), vec![151643, 151645]),
+        (SMOLLM2, sha256("smollm2.jinja"), vec![0, 2, 4]),
+        (GEMMA, "none".into(), vec![1, 106, 212]),
+        (QWEN, sha256("qwen2.5-coder.jinja"), vec![128247, 151643, 151645, 151662, 151663, 151664]),
     ] {
         let checkpoint = open(file);
         assert_eq!(default_set().tokens(&checkpoint).unwrap().template_sha256, template, "{file}");
@@ -206,6 +202,28 @@ fn a_folders_template_is_its_own_file_or_the_default_of_its_tokenizer_configurat
     assert_eq!(prompt(), "three <b>");
     write("generation_config.json", json!({ "eos_token_id": [5, 3] }).to_string());
     assert_eq!(Checkpoint::open(&Source::at(folder.path().into())).unwrap().ends, [3, 5]);
+}
+
+#[test]
+fn the_ends_of_a_turn_that_a_template_writes_end_an_answer() {
+    let folder = copy_of("qwen3.6-moe-mini");
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let ends = || {
+        let checkpoint = Checkpoint::open(&Source::at(folder.path().into())).unwrap();
+        (checkpoint.ends, checkpoint.notes.join("\n"))
+    };
+    write("generation_config.json", r#"{ "eos_token_id": 5 }"#);
+    assert_eq!(ends().0, [5]);
+    write("chat_template.jinja", "{{ messages[0].content }}<|endoftext|>");
+    assert_eq!(ends().0, [0, 5]);
+    write("chat_template.jinja", "{{ messages[0].content }}{{ eos_token }}");
+    assert_eq!(ends().0, [0, 5]);
+    // marks that the vocabulary does not have are said
+    write("chat_template.jinja", "<|im_start|>{{ messages[0].content }}<|im_end|>");
+    let (ends, said) = ends();
+    assert_eq!(ends, [5]);
+    let words = "does not have as a mark: `<|im_start|>`, which is no token; `<|im_end|>`, which is no token";
+    assert!(said.contains(words), "{said}");
 }
 
 #[test]

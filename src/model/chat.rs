@@ -96,7 +96,7 @@ impl ChatTemplate {
         let Some(template) = text(file, KEY) else { return Ok(None) };
         let mut specials = BTreeMap::new();
         for (name, key) in SPECIALS {
-            let id = vocabulary.named(file, key)?;
+            let id = file.any_number(key)?.and_then(|id| u32::try_from(id).ok());
             let text = id.and_then(|id| vocabulary.token(id));
             specials.extend(text.map(|text| (name.into(), text.into())));
         }

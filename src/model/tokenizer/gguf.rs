@@ -6,7 +6,7 @@
 //! wrong numbers.
 
 use super::guard::guarded;
-use super::markers::{self, Infill, INFILL};
+use super::markers::{self, INFILL};
 use super::vocabulary::{cut, Piece, Pieces, Spelling};
 use super::{Tokenizer, SPACE};
 use crate::model::config::Config;
@@ -145,10 +145,12 @@ impl Vocabulary {
             ids.iter().filter(|(text, _)| markers::ends_answers(text)).map(|(_, id)| *id).collect();
         self.ends.extend(&marks);
         for infill in &INFILL {
-            if let Some(id) = self.infill(file, infill, &ids)? {
-                marks.insert(id);
-                self.ends.extend(infill.ends.then_some(id));
-            }
+            // a key that names no token counts for nothing, as in llama.cpp
+            let named = file.any_number(infill.key)?.filter(|id| *id < self.tokens.len());
+            let spelled = || infill.spelled(|text| ids.get(text).copied());
+            let found = named.map_or_else(spelled, |id| Some(id as u32));
+            marks.extend(found.filter(|_| named.is_none()));
+            self.ends.extend(found.filter(|_| infill.ends));
         }
         for key in ENDS {
             self.ends.extend(self.named(file, key)?);
@@ -156,11 +158,14 @@ impl Vocabulary {
         // harmony's format ends a message where the answer goes on; Gemma 4 writes HTML
         let has = |text: &str| ids.get(text).copied();
         let is_harmony = has("<|call|>").is_some() && has("<|return|>").is_some();
-        for (text, stays) in [("<|end|>", is_harmony), ("</s>", has("<|tool_response>").is_some())]
+        let is_gemma4 = has("<|tool_response>").is_some();
+        for (text, is_text, kind) in
+            [("<|end|>", is_harmony, USER_DEFINED), ("</s>", is_gemma4, NORMAL)]
         {
-            if let Some(id) = has(text).filter(|_| stays) {
+            if let Some(id) = has(text).filter(|_| is_text) {
                 self.ends.remove(&id);
                 marks.remove(&id);
+                self.types[id as usize] = kind;
             }
         }
         self.retype(&marks);
@@ -182,17 +187,6 @@ impl Vocabulary {
             let tokens = retyped.join(", ");
             format!("the file types these marks as text, they are read as control tokens, as llama.cpp does: {tokens}")
         });
-    }
-
-    /// The token of a mark of infilling: the one that the file names, or one of a known spelling.
-    fn infill(
-        &self,
-        file: &Gguf,
-        infill: &Infill,
-        ids: &HashMap<String, u32>,
-    ) -> Result<Option<u32>, ModelError> {
-        let named = self.named(file, infill.key)?;
-        Ok(named.or_else(|| infill.spelled(|text| ids.get(text).copied())))
     }
 
     /// Whether the file has none.
