@@ -62,11 +62,11 @@ impl TokenizerFile {
         let read = guarded(read).map_err(unusable)?;
         let (inner, template_bos, remark) = read.map_err(|e| unusable(e.to_string()))?;
         raw.check_ids(&inner).map_err(unusable)?;
-        let spelling =
-            match [&raw.pre_tokenizer, &raw.decoder].iter().any(|part| is_byte_level(part)) {
-                true => Spelling::ByteLevel,
-                false => Spelling::SentencePiece,
-            };
+        let spelling = if is_byte_level(&raw.pre_tokenizer) || is_byte_level(&raw.decoder) {
+            Spelling::ByteLevel
+        } else {
+            Spelling::SentencePiece
+        };
         let mut tokenizer = Tokenizer::new(inner, "tokenizer.json".into());
         tokenizer.is_from_outside = true;
         Ok(TokenizerFile { tokenizer, spelling, template_bos, remark })

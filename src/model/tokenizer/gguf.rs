@@ -196,13 +196,11 @@ impl Vocabulary {
 
     /// llama.cpp, too, wants a token for each row of the table of embeddings.
     pub fn check_size(&self, file: &Gguf, rows: usize) -> Result<(), ModelError> {
-        match self.tokens.len() {
-            count if count == rows => Ok(()),
-            count => {
-                let message = format!("has {count} tokens, and token_embd.weight {rows} rows");
-                Err(file.bad_key(TOKENS, message))
-            }
+        let count = self.tokens.len();
+        if count == rows {
+            return Ok(());
         }
+        Err(file.bad_key(TOKENS, format!("has {count} tokens, and token_embd.weight {rows} rows")))
     }
 
     /// The token that a key names.
