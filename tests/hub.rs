@@ -426,7 +426,7 @@ fn a_chat_template_that_nobody_knows_of_is_said_and_a_condition() {
         "--corpus",
         "corpus.txt",
         "--schemes",
-        "q8_0",
+        "bf16",
         "--context",
         "64",
         "--prompts",
