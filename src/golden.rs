@@ -205,6 +205,11 @@ impl Golden {
         Statistic::ALL.into_iter().zip(self.values).collect()
     }
 
+    /// SHA-256 of the baseline's text that it was made on, where there are prompts.
+    pub(crate) fn text_sha256(&self) -> Option<&str> {
+        self.replay.as_ref().map(|replay| replay.text.as_str())
+    }
+
     /// The whole file, as insta would write it.
     fn snapshot(&self) -> String {
         format!("{HEADER}{self}")

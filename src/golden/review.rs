@@ -182,7 +182,7 @@ fn changed(effective: Option<&Difference>, subject: &[Difference], rows: &[Row])
 /// The change in the tolerance's own terms: a difference where that is absolute, else a share.
 fn change(row: &Row) -> String {
     match row.tolerance {
-        Tolerance::Absolute(_) if row.name == "tokens_scored" => {
+        Tolerance::Absolute(_) if ["tokens_scored", "first_flips"].contains(&row.name) => {
             format!("{:+}", row.new - row.old)
         }
         Tolerance::Absolute(_) => format!("{:+.4}", row.new - row.old),
