@@ -386,6 +386,7 @@ fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
         context: model.context,
         chunks: model.chunks,
         baseline: &model.baseline.to_string(),
+        is_untrained: model.source.untrained,
     };
     let run = run_command(&format!("{}::{}::", model.name, cell.label));
     format!("again:        {run}\nwithout gate: {measure}")
@@ -412,6 +413,8 @@ pub(crate) struct Measure<'a> {
     pub chunks: usize,
     /// What schemes are compared with.
     pub baseline: &'a str,
+    /// Whether the weights are said to be untrained.
+    pub is_untrained: bool,
 }
 
 impl fmt::Display for Measure<'_> {
@@ -425,6 +428,9 @@ impl fmt::Display for Measure<'_> {
             write!(f, " --calibration {}", quoted(file))?;
         }
         write!(f, " --schemes {} --context {context} --chunks {chunks}", quoted(self.schemes))?;
+        if self.is_untrained {
+            f.write_str(" --untrained")?;
+        }
         match self.baseline {
             "f16" | "f16/f16" => Ok(()),
             baseline => write!(f, " --baseline {}", quoted(baseline)),

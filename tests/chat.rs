@@ -120,9 +120,10 @@ fn models_without_a_template_read_plain_text() {
         let checkpoint = embedded(model);
         assert!(checkpoint.template.is_none());
         assert_eq!(checkpoint.ends, ends, "{model}");
-        let Prompts { prompts, template_sha256, thinking, sha256 } =
+        let Prompts { prompts, template_sha256, thinking, sha256, remarks } =
             default_set().tokens(&checkpoint).unwrap();
         assert_eq!((template_sha256.as_str(), thinking, sha256.len()), ("none", false, 64));
+        assert!(remarks.is_empty(), "{remarks:?}");
         assert!(prompts.len() >= 16);
         for prompt in &prompts {
             assert!(prompt.tokens.len() <= 700, "{model}: {} {}", prompt.id, prompt.tokens.len());
@@ -287,4 +288,32 @@ fn a_file_of_prompts_is_refused_with_line_and_reason() {
             assert!(error.contains(part), "{part}: {error}");
         }
     }
+}
+
+/// What git or an editor made of a file of prompts or of a document is read as tokens, or it is not; then it is said.
+#[test]
+fn prompts_that_would_be_read_with_more_than_their_text_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    tiny::write(&folder.path().join("m.gguf"), 1, &[]);
+    let checkpoint = Checkpoint::open(&Source::at(folder.path().join("m.gguf"))).unwrap();
+    let read = |text: &str| {
+        put("prompts.toml", text);
+        PromptSet::read(&folder.path().join("prompts.toml")).unwrap().tokens(&checkpoint).unwrap()
+    };
+    put("doc.txt", "One sentence. And another.\n");
+    let text = "version = 1\n\n[[prompts]]\nid = \"p\"\ncategory = \"prose\"\ntext = \"\"\"\none\ntwo {document}\"\"\"\n\
+                document = { file = \"doc.txt\", from = \"One\", tokens = 99 }\n";
+    let sound = read(text);
+    assert!(sound.remarks.is_empty(), "{:?}", sound.remarks);
+    for other in [text.replace('\n', "\r\n"), format!("\u{feff}{text}")] {
+        let other = read(&other);
+        let is_told = !other.remarks.is_empty();
+        assert!(other.prompts == sound.prompts || is_told, "{:?}", other.prompts);
+    }
+    let escaped = read(&text.replace("one\ntwo", "one\\r\\ntwo"));
+    assert!(escaped.remarks[0].contains("prompt `p` of "), "{:?}", escaped.remarks);
+    put("doc.txt", "One sentence.\r\nAnd another.\r\n");
+    let remarks = read(text).remarks;
+    assert!(remarks.len() == 1 && remarks[0].contains("doc.txt has 2 lines"), "{remarks:?}");
 }

@@ -107,7 +107,7 @@ fn a_run_fetches_once_and_then_asks_nobody() {
 #[test]
 fn a_model_argument_may_name_the_hub() {
     let place = Place::new();
-    let more = ["--corpus", "corpus.txt", "--schemes", "q8_0", "--context", "64"];
+    let more = ["--untrained", "--corpus", "corpus.txt", "--schemes", "q8_0", "--context", "64"];
     place.kvgate(&[&["measure", &argument()][..], &more].concat()).exits(0).says("tiny  baseline");
     place.kvgate(&["inspect", "hf:org/tiny@main"]).exits(2).says("what moves cannot gate");
 }

@@ -180,6 +180,7 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
         generate: None,
         residency: None,
         mimic: None,
+        is_gated: true,
     };
     let measurement = {
         let bar = Bar::new(&name);

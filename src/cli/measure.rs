@@ -99,6 +99,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
             Place::Streamed => Residency::Streamed,
         }),
         mimic: arguments.mimic,
+        is_gated: false,
     };
     report(&request, arguments.json.as_deref())
 }

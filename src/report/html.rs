@@ -12,6 +12,7 @@ use super::{text, Report};
 use crate::engines::Engine;
 use crate::files::write_atomically;
 use crate::kv::Scheme;
+use crate::policy::UNTRAINED;
 use crate::results::{CaseResult, Control, Measurement, SchemeResult};
 use crate::verdict::{run_command, JudgedLimit, Measure, Verdict};
 use askama::Template;
@@ -389,6 +390,7 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
         context: m.conditions.context,
         chunks: m.conditions.chunks,
         baseline: &m.conditions.baseline,
+        is_untrained: m.conditions.reading.iter().any(|line| line == UNTRAINED),
     };
     let mut how = "In the policy's folder, at the commit below.".to_owned();
     let mut commands = vec![run_command(&format!("{}::", m.model))];
