@@ -6,7 +6,7 @@
 
 use crate::engines::Engine;
 use crate::measure::corpus::scored;
-use crate::measure::stats::{Part, Statistics};
+use crate::measure::stats::{Part, Statistic, Statistics};
 use crate::measure::BAD_LANE_KLD;
 use crate::policy::{Cell, ModelPolicy, Source, BOS};
 use crate::results::{Control, Measurement, Outcome, SchemeResult, Sides, Storage};
@@ -195,11 +195,27 @@ pub(crate) fn contradiction(
     // another engine's log has no parts
     let has_parts = by == Engine::Kvgate || !parts.is_empty();
     let unlike = has_parts.then(|| unlike_parts(measurement, statistics, parts)).flatten();
-    unlike.or_else(|| disordered(statistics))
+    leaves_out(statistics, by).or(unlike).or_else(|| disordered(statistics))
+}
+
+/// The 90th and the 95th percentile, or for what is unknown the next one, which is no smaller.
+fn upper_quantiles(s: &Statistics) -> [f64; 2] {
+    let known = |statistic, value, next| if s.knows(statistic) { value } else { next };
+    let p95 = known(Statistic::P95Kld, s.p95_kld, s.p99_kld);
+    [known(Statistic::P90Kld, s.p90_kld, p95), p95]
+}
+
+/// Builds of llama.cpp that leave out two percentiles are all that may leave out something.
+fn leaves_out(s: &Statistics, by: Engine) -> Option<String> {
+    let may =
+        |s: &&Statistic| by != Engine::Kvgate && matches!(s, Statistic::P90Kld | Statistic::P95Kld);
+    let missing = s.unknown.iter().find(|statistic| !may(statistic))?;
+    Some(format!("it leaves out {}, which {} measures", missing.name(), by.name()))
 }
 
 fn disordered(s: &Statistics) -> Option<String> {
-    let quantiles = [s.median_kld, s.p90_kld, s.p95_kld, s.p99_kld, s.p999_kld, s.max_kld];
+    let [p90, p95] = upper_quantiles(s);
+    let quantiles = [s.median_kld, p90, p95, s.p99_kld, s.p999_kld, s.max_kld];
     let shares = [s.top1_agreement, s.rms_dp];
     if quantiles.windows(2).any(|pair| pair[0] > pair[1]) {
         Some("its quantiles contradict each other: a higher one is smaller".into())
@@ -220,16 +236,18 @@ fn disordered(s: &Statistics) -> Option<String> {
 /// quantile lies between two positions, so one or two may be on its other side.
 fn mean_by_quantiles(s: &Statistics) -> (f64, f64) {
     let each = 1.0 / s.tokens_scored.max(1) as f64;
+    let [p90, p95] = upper_quantiles(s);
     let brackets = [
         (0.5, s.median_kld),
-        (0.4, s.p90_kld),
-        (0.05, s.p95_kld),
+        (0.4, p90),
+        (0.05, p95),
         (0.04, s.p99_kld),
         (0.009, s.p999_kld),
         (0.001, s.max_kld),
     ];
     let most: f64 = brackets.iter().map(|(share, quantile)| share * quantile).sum();
-    let above = [(0.5, s.median_kld), (0.1, s.p90_kld), (0.01, s.p99_kld), (0.001, s.p999_kld)];
+    let p90 = if s.knows(Statistic::P90Kld) { p90 } else { s.median_kld };
+    let above = [(0.5, s.median_kld), (0.1, p90), (0.01, s.p99_kld), (0.001, s.p999_kld)];
     let least = above.map(|(share, quantile): (f64, f64)| (share - 2.0 * each).max(0.0) * quantile);
     let least = least.into_iter().fold(f64::NEG_INFINITY, f64::max);
     let slack = 1e-5 + 1e-6 * most.abs();
@@ -508,6 +526,10 @@ mod tests {
         holds(says(&|s, _| s.top1_agreement = 0.5), "its top1_agreement is 0.5");
         holds(says(&|s, _| s.ppl *= 1.1), "its ppl is");
         holds(says(&|s, _| s.baseline_ppl *= 0.9), "its baseline_ppl is");
+        holds(
+            says(&|s, _| s.unknown = vec![Statistic::P90Kld]),
+            "it leaves out p90_kld, which kvgate measures",
+        );
         holds(says(&|s, _| s.p90_kld = 1.0), "its quantiles contradict each other");
         let none = |s: &mut Statistics| {
             (s.median_kld, s.p90_kld, s.p95_kld, s.p99_kld) = (0.0, 0.0, 0.0, 0.0);

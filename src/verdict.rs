@@ -237,6 +237,14 @@ fn trusted<'o>(
         let name = limit.statistic.name();
         return Err(format!("the limit {name} = {} ({}) is no bound", limit.bound, limit.origin));
     }
+    if let Some(limit) = cell.limits.iter().find(|limit| !statistics.knows(limit.statistic)) {
+        let name = limit.statistic.name();
+        return Err(format!(
+            "the limit {name} = {} ({}) cannot be judged: what measured does not say {name}; measure with a newer \
+             build, or set `{name} = false` for this scheme",
+            limit.bound, limit.origin
+        ));
+    }
     if cell.limits.is_empty() && cell.expect != Expectation::Report {
         return Err("no limit applies: there is nothing to judge by".into());
     }
@@ -276,7 +284,7 @@ impl fmt::Display for Message<'_> {
             0 => writeln!(f)?,
             limits => writeln!(f, ", {broken} of {limits} limits broken")?,
         }
-        for statistic in Statistic::ALL {
+        for statistic in Statistic::ALL.into_iter().filter(|s| self.statistics.knows(*s)) {
             self.row(f, statistic)?;
         }
         writeln!(f, "  {} tokens scored", self.statistics.tokens_scored)?;

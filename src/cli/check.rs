@@ -1,6 +1,6 @@
 //! `kvgate check`: everything that can be known without inference.
 
-use super::{bytes, say, Config, Stop, NOT_MEASURED};
+use super::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
 use crate::gate::Gate;
 use crate::golden::{self, Golden};
 use crate::hash;
@@ -14,6 +14,7 @@ use crate::model::Checkpoint;
 use crate::plan::estimated_seconds;
 use crate::policy::{Cell, ModelPolicy, Prompts};
 use crate::results::{Conditions, CorpusFile};
+use crate::text;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -43,7 +44,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
             Err(findings) => {
                 code = if code == 1 { 1 } else { NOT_MEASURED };
                 for finding in &findings {
-                    say(finding)?;
+                    say_coloured(finding)?;
                 }
             }
         }
@@ -70,7 +71,7 @@ fn check(gate: &Gate, model: &ModelPolicy) -> Result<Checked, Vec<String>> {
     if !missing.is_empty() {
         return Err(missing.iter().map(|finding| finding.styled()).collect());
     }
-    one_by_one(gate, model).map_err(|finding| vec![format!("  error: {finding}")])
+    one_by_one(gate, model).map_err(|finding| vec![text::error(&format!("  error: {finding}"))])
 }
 
 fn one_by_one(gate: &Gate, model: &ModelPolicy) -> Result<Checked, String> {

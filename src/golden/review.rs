@@ -7,6 +7,7 @@ use super::{
 };
 use crate::engines::Engine;
 use crate::files::write_atomically;
+use crate::out;
 use crate::report::table::{render, Align, Cell};
 use crate::results::{Change, Measurement, SchemeResult};
 use crate::verdict::Verdict;
@@ -277,7 +278,7 @@ fn note(files: impl Iterator<Item = PathBuf>) {
         .open(&list)
         .and_then(|mut file| file.write_all(lines.as_bytes()));
     if let Err(error) = noted {
-        eprintln!("warning: {}: {error}", Path::new(&list).display());
+        out::tell(format!("warning: {}: {error}", Path::new(&list).display()));
     }
 }
 

@@ -442,6 +442,17 @@ error: unknown key `cöntext`
     assert!(finding.styled().contains("\u{1b}["));
 }
 
+/// A policy of a pull request is a stranger's text, and a finding shows lines of it.
+#[test]
+fn a_finding_shows_nothing_that_a_terminal_obeys() {
+    for c in crate::text::HOSTILE.into_iter().filter(|c| !c.is_control() || *c > '\u{7f}') {
+        let finding = &errors(&edited("context = 512", &format!("\"a{c}b\" = 512")))[0];
+        let (plain, styled) = (finding.to_string(), finding.styled());
+        assert!(!plain.contains(c) && !styled.contains(c), "{c:?}: {plain}");
+        assert!(plain.contains("unknown key `a\\u{"), "{plain}");
+    }
+}
+
 #[test]
 fn limits_far_from_the_law_of_flips_are_warned_about() {
     let with = |marked: &str| {

@@ -228,6 +228,7 @@ fn bad() -> Statistics {
         ppl_ratio: 1.0442,
         ppl_ratio_se: 0.004,
         baseline_ppl: 21.1,
+        unknown: Vec::new(),
     }
 }
 

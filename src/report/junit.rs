@@ -2,6 +2,7 @@
 
 use super::row::models;
 use crate::results::{CaseResult, Finding, Measurement, Results};
+use crate::text;
 use crate::verdict::Verdict;
 use quick_junit::{
     NonSuccessKind, Property, Report, SerializeError, TestCase, TestCaseStatus, TestSuite,
@@ -124,10 +125,9 @@ fn duration(seconds: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Text without the two characters that XML 1.0 forbids and quick-junit leaves; it takes control characters
-/// and escape sequences away itself.
+/// Text of bounded length, escaped, and without the two characters that XML 1.0 forbids and quick-junit leaves.
 fn text(text: &str) -> String {
-    text.replace(['\u{fffe}', '\u{ffff}'], "")
+    text::error(text).replace(['\u{fffe}', '\u{ffff}'], "")
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 //! is markup, a link, a mention or a reference.
 
 use super::row::{any_held, excess, numbers, ranked, red_cases, Row};
-use super::text::{self, count};
 use super::Report;
 use crate::results::{CaseResult, Finding};
+use crate::text::{self, count};
 use crate::verdict::Verdict;
 
 /// Bytes of a step summary at most: GitHub drops the whole upload of a step over 1 MiB.
@@ -100,7 +100,8 @@ fn findings(findings: &[Finding]) -> String {
     let row = |finding: &Finding| {
         let place = finding.place.as_ref().map(|place| format!(" {}", code(place)));
         let mark = if finding.is_red { "❌" } else { "•" };
-        let title = format!("- {mark} **{}**{}", finding.name, place.unwrap_or_default());
+        let name = text::name(&finding.name);
+        let title = format!("- {mark} **{name}**{}", place.unwrap_or_default());
         match finding.message.contains('\n') {
             true => format!("{title}\n\n{}\n", fenced(&finding.message)),
             false => format!("{title}: {}\n", code_of(&finding.message)),

@@ -35,6 +35,7 @@ fn statistics() -> Statistics {
         ppl_ratio: 1.05,
         ppl_ratio_se: 0.01,
         baseline_ppl: 20.0,
+        unknown: Vec::new(),
     }
 }
 
