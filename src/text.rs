@@ -5,7 +5,6 @@
 //! an error may quote what it likes.
 
 use std::borrow::Cow;
-use std::fmt::Write;
 
 /// Longest name that is shown whole.
 const NAME: usize = 120;
@@ -74,9 +73,8 @@ pub(crate) fn json(text: &str) -> Cow<'_, str> {
         match is_harmless(c) {
             true => out.push(c),
             false => {
-                // a String takes all that is written to it
-                let units = c.encode_utf16(&mut [0; 2]).to_vec();
-                units.iter().for_each(|unit| drop(write!(out, "\\u{unit:04x}")));
+                let mut units = [0; 2];
+                out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
             }
         }
     }

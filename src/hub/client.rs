@@ -203,7 +203,10 @@ impl<'a> Client<'a> {
                     told.update(bytes);
                 }
                 Ok(Event::Finish) => told.finish(),
-                Err(_) => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(io::Error::other("the transfer ended without a word").into());
+                }
             }
             if watch.is_over() {
                 let why = format!("fewer than {LEAST} bytes came in {} s", self.patience.as_secs());

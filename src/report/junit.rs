@@ -261,7 +261,7 @@ mod tests {
         else {
             panic!()
         };
-        let kept = "]]></failure><testcase name=\"x\"/>&é";
+        let kept = r#"]]></failure><testcase name="x"/>&\u{0}\u{8}\u{b}\u{1b}[31mé"#;
         assert_eq!(description.as_ref().unwrap().as_str(), kept);
     }
 }

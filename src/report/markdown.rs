@@ -213,7 +213,7 @@ fn links(report: &Report) -> String {
     if let Some(accept) = accept {
         let how = format!(
             "To accept what was measured, after looking at it:\n\n{}",
-            fenced_as("sh", accept)
+            fenced_as("sh", &text::message(accept))
         );
         out += &folded("how to accept", &how);
     }
