@@ -642,6 +642,8 @@ mod tests {
     /// An answer that never ends.
     fn trickling(mut connection: std::net::TcpStream) {
         use std::io::Write;
+        let mut request = [0; 4096];
+        let _ = connection.read(&mut request);
         let _ = connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n[");
         while connection.write_all(b" ").is_ok() {
             std::thread::sleep(Duration::from_millis(20));
