@@ -159,6 +159,23 @@ impl Config for Gguf {
     fn full_name(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture)
     }
+
+    fn entries(&self) -> Vec<(String, Fact)> {
+        let own = self.full_name("");
+        // vocabularies are long, and nobody asks here what they say
+        let said = |key: &str, value| if key.starts_with(&own) { fact(value) } else { Fact::Other };
+        let metadata = self.content.metadata.iter();
+        let mut entries: Vec<_> =
+            metadata.map(|(key, value)| (key.clone(), said(key, value))).collect();
+        entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+        entries
+    }
+
+    fn places(&self, key: &str) -> Vec<(String, Option<Fact>)> {
+        let name = self.full_name(key);
+        let found = self.value(&name).map(fact);
+        found.map(|fact| (name, Some(fact))).into_iter().collect()
+    }
 }
 
 impl Tensors for Gguf {

@@ -3,6 +3,7 @@
 
 use super::config::{Config, Fact, Format};
 use super::family::{self, Names};
+use super::once;
 use super::tensors::{gathered, Joined, Origin, Tensors};
 use super::ModelError;
 use crate::files;
@@ -14,6 +15,13 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+/// The member of a multimodal model's configuration that describes its text model.
+const TEXT: &str = "text_config";
+const TEXT_PREFIX: &str = "text_config.";
+
+/// Whether the head is the embedding.
+const TIED: &str = "tie_word_embeddings";
 
 /// An open checkpoint folder whose headers have been read.
 pub(crate) struct HfCheckpoint {
@@ -44,7 +52,7 @@ impl HfCheckpoint {
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let whole = json(&folder.join(CONFIG))?;
         // a multimodal model nests the configuration of its text model
-        let text = whole.get("text_config").unwrap_or(&whole).clone();
+        let text = whole.get(TEXT).unwrap_or(&whole).clone();
         let architecture = match (text.get("model_type"), whole.get("model_type")) {
             (Some(Value::String(name)), _) | (None, Some(Value::String(name))) => name.clone(),
             _ => {
@@ -151,11 +159,27 @@ impl HfCheckpoint {
         nested.cloned().unwrap_or_else(|| head.into())
     }
 
-    /// Who speaks of a key: the text model, all of the file, or the family's defaults. Who has the first
-    /// member of a path has all of it: objects are not merged.
+    /// Who may speak of a key, and what stands before it in full names. transformers makes the text
+    /// model by its own object alone, but for the tied head, which the whole model decides.
+    fn speakers(&self, key: &str) -> Vec<(&Value, &'static str)> {
+        match (self.nested(), key) {
+            (false, _) => vec![(&self.whole, "")],
+            (true, TIED) => vec![(&self.whole, ""), (&self.text, TEXT_PREFIX)],
+            (true, _) => vec![(&self.text, TEXT_PREFIX), (&self.whole, "")],
+        }
+    }
+
+    /// Who speaks of a key: the file or the family's defaults. Who has the first member of a path has
+    /// all of it: objects are not merged.
     fn place(&self, key: &str) -> Option<&Value> {
         let first = key.split('.').next()?;
-        [&self.text, &self.whole, &self.defaults].into_iter().find(|v| v.get(first).is_some())
+        let (speaker, _) = *self.speakers(key).first()?;
+        [speaker, &self.defaults].into_iter().find(|v| v.get(first).is_some())
+    }
+
+    /// Whether the text model has an object of its own.
+    fn nested(&self) -> bool {
+        self.whole.get(TEXT).is_some()
     }
 
     /// Per-expert tensors where the fused one is not there.
@@ -188,7 +212,7 @@ fn weights(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
 
 fn json(path: &Path) -> Result<Value, ModelError> {
     let bytes = std::fs::read(path).map_err(|error| io(path, error))?;
-    parse(path, &bytes)
+    once::parse(&bytes).map_err(|error| malformed(path, error.to_string()))
 }
 
 fn parse(path: &Path, json: &[u8]) -> Result<Value, ModelError> {
@@ -227,6 +251,20 @@ fn walk<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
     path.split('.').try_fold(value, |value, member| value.get(member))
 }
 
+/// The members that are no objects, by their paths; nulls are left out.
+fn flatten(path: &str, value: &Value, into: &mut Vec<(String, Fact)>) {
+    match value {
+        Value::Null => {}
+        Value::Object(members) => {
+            let dot = if path.is_empty() { "" } else { "." };
+            for (name, member) in members {
+                flatten(&format!("{path}{dot}{name}"), member, into);
+            }
+        }
+        _ => into.push((path.into(), fact(value))),
+    }
+}
+
 fn fact(value: &Value) -> Fact {
     match value {
         Value::Bool(flag) => Fact::Bool(*flag),
@@ -260,7 +298,27 @@ impl Config for HfCheckpoint {
     }
 
     fn full_name(&self, key: &str) -> String {
-        key.into()
+        let prefix = if self.nested() && key != TIED { TEXT_PREFIX } else { "" };
+        format!("{prefix}{key}")
+    }
+
+    fn entries(&self) -> Vec<(String, Fact)> {
+        let mut entries = Vec::new();
+        flatten("", &self.whole, &mut entries);
+        entries
+    }
+
+    fn places(&self, key: &str) -> Vec<(String, Option<Fact>)> {
+        let said = |(speaker, prefix): (&Value, &str)| {
+            let found = walk(speaker, key)?;
+            Some((format!("{prefix}{key}"), (!found.is_null()).then(|| fact(found))))
+        };
+        let places: Vec<_> = self.speakers(key).into_iter().map(said).collect();
+        // what stands beside the text model's object only is not about the text model
+        match &places[..] {
+            [None, Some(_)] => Vec::new(),
+            _ => places.into_iter().flatten().collect(),
+        }
     }
 }
 

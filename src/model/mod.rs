@@ -15,6 +15,7 @@ mod family;
 mod gguf;
 mod hf;
 pub(crate) mod layer;
+mod once;
 pub(crate) mod ops;
 pub mod spec;
 mod tensors;
@@ -93,7 +94,7 @@ impl Checkpoint {
     fn open_gguf(source: &Source) -> Result<Self, ModelError> {
         let (path, tokenizer) = (&source.path, source.tokenizer.as_deref());
         let file = Gguf::open(path)?;
-        let spec = family::spec(&file)?;
+        let (spec, notes) = family::read(&file, &source.ignore_keys)?;
         decoder::check(&spec, &file)?;
         Ok(Checkpoint {
             path: path.into(),
@@ -107,7 +108,7 @@ impl Checkpoint {
             tokenizer_file: tokenizer.map(Into::into),
             template: ChatTemplate::from_gguf(&file)?,
             ends: chat::ends_of_gguf(&file)?,
-            notes: Vec::new(),
+            notes,
             reading: source.reading(),
             tensors: Arc::new(file),
             spec,
@@ -117,7 +118,7 @@ impl Checkpoint {
     fn open_folder(source: &Source) -> Result<Self, ModelError> {
         let (path, tokenizer) = (&source.path, source.tokenizer.as_deref());
         let folder = HfCheckpoint::open(path)?;
-        let spec = family::spec(&folder)?;
+        let (spec, notes) = family::read(&folder, &source.ignore_keys)?;
         decoder::check(&spec, &folder)?;
         let tokenizer = tokenizer.map_or_else(|| path.join(TOKENIZER), Into::into);
         Ok(Checkpoint {
@@ -129,7 +130,7 @@ impl Checkpoint {
             tokenizer_file: Some(tokenizer),
             template: ChatTemplate::from_folder(path)?,
             ends: chat::ends_of_folder(path)?,
-            notes: Vec::new(),
+            notes,
             reading: source.reading(),
             tensors: Arc::new(folder),
             spec,

@@ -5,6 +5,7 @@ pub mod forward;
 pub mod generation;
 pub mod git;
 pub mod hub;
+pub mod metadata;
 pub mod program;
 pub mod tiny;
 
