@@ -263,6 +263,15 @@ fn keys_that_nothing_reads_are_refused_noted_or_passed_over() {
     for (name, edit, words) in refused {
         is_refused(name, edit, words);
     }
+    // a null says that there is no cap, and the class has one of 30
+    is_refused(
+        "gemma2",
+        |c| {
+            remove(c, "final_logit_softcapping");
+            c["final_logit_softcaping"] = Value::Null;
+        },
+        &["`final_logit_softcaping`", "resembles `final_logit_softcapping`"],
+    );
     let vendors = edited("llama", |c| {
         c["vendor_build"] = json!(7);
         c["vendor"] = json!({"a": {"b": "c"}, "empty": {}});

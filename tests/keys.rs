@@ -208,6 +208,8 @@ fn outcome(as_is: &str, opened: Result<Checkpoint, String>) -> String {
                 ("has no general.architecture", "no architecture"),
                 ("names no model_type", "no model_type"),
                 ("which this version does not compute", "not neutral"),
+                ("which is read; if it may", "stands in an object that is read"),
+                ("tokenizer", "no tokenizer"),
                 ("has shape", "another shape"),
             ];
             let kind = known.into_iter().find(|(words, _)| error.contains(words));

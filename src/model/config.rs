@@ -62,9 +62,9 @@ pub(crate) trait Config {
     /// The key as messages name it.
     fn full_name(&self, key: &str) -> String;
 
-    /// All keys of the file by their full names, with what they say. Members of objects stand for
-    /// their objects, and a null says nothing.
-    fn entries(&self) -> Vec<(String, Fact)>;
+    /// All keys of the file by their full names, with what they say; none for a null. Members of
+    /// objects stand for their objects.
+    fn entries(&self) -> Vec<(String, Option<Fact>)>;
 
     /// Every place where the file answers to a key, by its full name; none for a null. The first one
     /// is what counts.

@@ -160,13 +160,13 @@ impl Config for Gguf {
         format!("{}.{key}", self.architecture)
     }
 
-    fn entries(&self) -> Vec<(String, Fact)> {
+    fn entries(&self) -> Vec<(String, Option<Fact>)> {
         let own = self.full_name("");
         // vocabularies are long, and nobody asks here what they say
         let said = |key: &str, value| if key.starts_with(&own) { fact(value) } else { Fact::Other };
         let metadata = self.content.metadata.iter();
         let mut entries: Vec<_> =
-            metadata.map(|(key, value)| (key.clone(), said(key, value))).collect();
+            metadata.map(|(key, value)| (key.clone(), Some(said(key, value)))).collect();
         entries.sort_by(|(one, _), (other, _)| one.cmp(other));
         entries
     }

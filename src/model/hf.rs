@@ -251,17 +251,17 @@ fn walk<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
     path.split('.').try_fold(value, |value, member| value.get(member))
 }
 
-/// The members that are no objects, by their paths; nulls are left out.
-fn flatten(path: &str, value: &Value, into: &mut Vec<(String, Fact)>) {
+/// The members that are no objects, by their paths.
+fn flatten(path: &str, value: &Value, into: &mut Vec<(String, Option<Fact>)>) {
     match value {
-        Value::Null => {}
+        Value::Null => into.push((path.into(), None)),
         Value::Object(members) => {
             let dot = if path.is_empty() { "" } else { "." };
             for (name, member) in members {
                 flatten(&format!("{path}{dot}{name}"), member, into);
             }
         }
-        _ => into.push((path.into(), fact(value))),
+        _ => into.push((path.into(), Some(fact(value)))),
     }
 }
 
@@ -302,7 +302,7 @@ impl Config for HfCheckpoint {
         format!("{prefix}{key}")
     }
 
-    fn entries(&self) -> Vec<(String, Fact)> {
+    fn entries(&self) -> Vec<(String, Option<Fact>)> {
         let mut entries = Vec::new();
         flatten("", &self.whole, &mut entries);
         entries

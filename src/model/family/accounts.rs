@@ -39,6 +39,9 @@ const TELLING: [&str; 15] = [
     "expert",
 ];
 
+/// More keys than this that nothing reads are no vendor's.
+const MOST: usize = 1000;
+
 impl<'a> Accounts<'a> {
     pub fn new(file: &'a dyn Tensors) -> Self {
         Accounts { file, asked: Mutex::default() }
@@ -47,14 +50,15 @@ impl<'a> Accounts<'a> {
     /// Names the key that a missing one may have been written as.
     pub fn explained(&self, error: ModelError) -> ModelError {
         let ModelError::Metadata { path, key, message } = error else { return error };
+        if message != "is missing" {
+            return ModelError::Metadata { path, key, message };
+        }
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         let read = |name: &String| asked.iter().any(|own| self.file.full_name(own) == *name);
         let entries = self.file.entries().into_iter().map(|(name, _)| name);
         let meant = entries.filter(|name| !read(name)).find(|name| alike(name, &key, 2));
-        let message = match (message.as_str(), meant) {
-            ("is missing", Some(name)) => format!("is missing, and `{name}` resembles it"),
-            _ => message,
-        };
+        let message =
+            meant.map_or(message, |name| format!("is missing, and `{name}` resembles it"));
         ModelError::Metadata { path, key, message }
     }
 
@@ -72,24 +76,38 @@ impl<'a> Accounts<'a> {
         let left = entries.iter().filter(|(name, _)| !read.contains(name));
         let (mut strange, mut refused) = (Vec::new(), Vec::new());
         for (name, fact) in left.filter(|(name, _)| !ignored.contains(name)) {
-            match known.verdict(name, fact) {
+            match known.verdict(name, fact.as_ref()) {
                 Verdict::Idle => {}
                 Verdict::Strange => strange.push(name.as_str()),
                 Verdict::Refused(why) => refused.push((name.as_str(), why)),
             }
+            if strange.len() + refused.len() > MOST {
+                let message = format!("is one of more than {MOST} that nothing reads");
+                return Err(bad(self.file, name, message));
+            }
         }
         if let Some((name, why)) = refused.first() {
-            let names: Vec<_> = refused.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-            let mend = format!("ignore_keys = [{}]", names.join(", "));
+            let names = refused.iter().map(|(name, _)| format!("\"{name}\""));
+            let mend = format!("ignore_keys = [{}]", listed(names.collect()));
             let message =
                 format!("{why}; if it may be passed over, the policy says so with `{mend}`");
             return Err(bad(self.file, name, message));
         }
         if !strange.is_empty() {
-            notes.push(format!("keys that nothing reads: {}", strange.join(", ")));
+            notes.push(format!("keys that nothing reads: {}", listed(strange)));
         }
         Ok(notes)
     }
+}
+
+/// The first of some names, and how many more there are.
+fn listed<S: AsRef<str>>(names: Vec<S>) -> String {
+    const FIRST: usize = 20;
+    let mut first: Vec<_> = names.iter().take(FIRST).map(|name| name.as_ref().to_owned()).collect();
+    if names.len() > FIRST {
+        first.push(format!("and {} more", names.len() - FIRST));
+    }
+    first.join(", ")
 }
 
 /// An error about a key by its full name.
@@ -126,7 +144,7 @@ fn agreeing(file: &dyn Tensors, asked: &BTreeSet<String>) -> Result<BTreeSet<Str
 fn may_be_ignored(
     file: &dyn Tensors,
     name: &str,
-    entries: &[(String, Fact)],
+    entries: &[(String, Option<Fact>)],
     read: &BTreeSet<String>,
 ) -> Result<(), ModelError> {
     if read.contains(name) {
@@ -169,7 +187,8 @@ impl<'a> Known<'a> {
         Known { format, prefix, family, active: active.collect() }
     }
 
-    fn verdict(&self, name: &str, fact: &Fact) -> Verdict {
+    /// What becomes of a key; one that is null says nothing, unless it is a slip of the pen.
+    fn verdict(&self, name: &str, fact: Option<&Fact>) -> Verdict {
         let own = name.strip_prefix(&self.prefix).unwrap_or(name);
         let row = |exact: bool| {
             let mut rows = idle::rows(self.format, self.family);
@@ -184,10 +203,11 @@ impl<'a> Known<'a> {
             let meant = self.full(meant);
             return Verdict::Refused(format!("is read by nothing, and resembles `{meant}`"));
         }
-        if let Some(row) = row(false) {
-            return passed(row, fact);
+        match (row(false), fact) {
+            (Some(row), fact) => passed(row, fact),
+            (None, None) => Verdict::Idle,
+            (None, Some(_)) => self.by_name(own),
         }
-        self.by_name(own)
     }
 
     /// Judges a key of which nothing is known by its name; of an object that nothing reads, by the
@@ -235,7 +255,9 @@ impl<'a> Known<'a> {
     }
 
     fn nearest(&self, own: &str) -> Option<String> {
-        let distance = |known: &&String| strsim::damerau_levenshtein(own, known);
+        // names can be long
+        let start: String = own.chars().take(100).collect();
+        let distance = |known: &&String| strsim::damerau_levenshtein(&start, known);
         self.active.iter().min_by_key(distance).map(|known| self.full(known))
     }
 
@@ -248,10 +270,10 @@ impl<'a> Known<'a> {
 }
 
 /// Whether an idle key may say what it says.
-fn passed(row: &Idle, fact: &Fact) -> Verdict {
-    match row.standing.admits(fact) {
-        true => Verdict::Idle,
-        false => Verdict::Refused(format!(
+fn passed(row: &Idle, fact: Option<&Fact>) -> Verdict {
+    match fact.filter(|fact| !row.standing.admits(fact)) {
+        None => Verdict::Idle,
+        Some(fact) => Verdict::Refused(format!(
             "is {}, which this version does not compute ({})",
             shown(fact),
             row.why
@@ -272,10 +294,17 @@ fn telling(word: &str) -> bool {
 /// many or too few, or by as many edits as `most` says where the names are long.
 fn alike(name: &str, known: &str, most: usize) -> bool {
     const LONG: usize = 8;
+    const LONGEST: usize = 256;
+    if name.len() > LONGEST {
+        return false;
+    }
     let letters = |name: &str| -> String {
         name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
     };
     let (name, known) = (letters(name), letters(known));
+    if name.len().abs_diff(known.len()) > most.max(1) {
+        return false;
+    }
     let distance = strsim::damerau_levenshtein(&name, &known);
     let letter = distance == 1 && name.len() != known.len();
     distance == 0 || letter || (known.len() >= LONG && distance <= most)
@@ -315,7 +344,7 @@ impl Config for Accounts<'_> {
         self.file.full_name(key)
     }
 
-    fn entries(&self) -> Vec<(String, Fact)> {
+    fn entries(&self) -> Vec<(String, Option<Fact>)> {
         self.file.entries()
     }
 

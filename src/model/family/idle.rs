@@ -241,6 +241,7 @@ const ALL: &[Idle] = &[
     hf("partial_rotary_factor", ON, "transformers' class turns whole heads"),
     hf("rope_parameters.partial_rotary_factor", ON, "transformers' class turns whole heads"),
     hf("rope_scaling.partial_rotary_factor", ON, "transformers' class turns whole heads"),
+    hf("use_sliding_window", OFF, "the class has no window"),
     hf("use_mrope", OFF, "positions of a text are plain"),
     hf("rope_interleaved", OFF, "pairs of neighbours in safetensors are not computed"),
     hf("num_experts", OFF, MIXTURE),
