@@ -287,7 +287,7 @@ fn telling(word: &str) -> bool {
     let word = word.to_ascii_lowercase();
     let stems = [Some(word.as_str()), word.strip_suffix('s'), word.strip_suffix("es")];
     let ends = |part: &&str| stems.iter().flatten().any(|stem| stem.ends_with(part));
-    TELLING.iter().any(|part| ends(&part)) || ["scal", "norm"].iter().any(|s| word.starts_with(s))
+    TELLING.iter().any(ends) || ["scal", "norm"].iter().any(|s| word.starts_with(s))
 }
 
 /// Whether two names differ as a slip of the pen does: in separators and capitals only, by a letter too
