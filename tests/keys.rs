@@ -188,8 +188,36 @@ fn difference(one: &str, other: &str) -> String {
     first.unwrap_or_else(|| "more or fewer lines".into())
 }
 
-/// What an edit comes to, in few words.
-fn outcome(as_is: &str, opened: Result<Checkpoint, String>) -> String {
+/// Where the reference has its default of a key whose name ends so: of GGUF in llama.cpp, of config.json in
+/// transformers. A change that has none is silent, and no such change may be.
+const SOURCES: [(&str, &str); 14] = [
+    (".rope.freq_base", "llama_model_base::load_hparams, rope_freq_base_train"),
+    (".rope.dimension_count", "llama_model_base::load_hparams, n_rot_full"),
+    (".rope.scaling.original_context_length", "llama_model_base::load_hparams, n_ctx_orig_yarn"),
+    ("gemma2.attention.sliding_window", "llama_model_gemma2, n_swa"),
+    (".attn_logit_softcapping", "llama_hparams, f_attn_logit_softcapping"),
+    (".final_logit_softcapping", "llama_hparams, f_final_logit_softcapping, or the class"),
+    ("_parameters.rope_theta", "RotaryEmbeddingConfigMixin.default_theta"),
+    ("partial_rotary_factor", "_compute_proportional_rope_parameters, Qwen3_5TextConfig"),
+    ("original_max_position_embeddings", "RotaryEmbeddingConfigMixin.standardize_rope_params"),
+    ("sliding_window", "the class"),
+    ("logit_softcapping", "the class"),
+    ("query_pre_attn_scalar", "the class"),
+    ("max_position_embeddings", "the class"),
+    ("norm_topk_prob", "the class"),
+];
+
+/// The source of a key's default. The names of text models mean the classes that the whole ones make.
+fn source(key: &str) -> &'static str {
+    if key == "text_config.model_type" {
+        return "sub_configs_defaults";
+    }
+    let found = SOURCES.iter().find(|(end, _)| key.ends_with(end));
+    found.map(|(_, source)| *source).unwrap_or_else(|| panic!("{key} changes in silence"))
+}
+
+/// What an edit of a key comes to, in few words.
+fn outcome(as_is: &str, key: &str, edit: Edit, opened: Result<Checkpoint, String>) -> String {
     match opened {
         Ok(checkpoint) => {
             let now = rendered(&checkpoint);
@@ -197,7 +225,8 @@ fn outcome(as_is: &str, opened: Result<Checkpoint, String>) -> String {
             if now == as_is {
                 format!("same{noted}")
             } else {
-                format!("default{noted}: {}", difference(as_is, &now))
+                assert!(edit == Edit::Remove, "a misspelt {key} changes in silence");
+                format!("default{noted} by {}: {}", source(key), difference(as_is, &now))
             }
         }
         Err(error) => {
@@ -257,7 +286,8 @@ fn outcomes(fixture: &Fixture, as_is: &str, edit: Edit) -> BTreeMap<String, Vec<
     let mut outcomes = BTreeMap::<String, Vec<String>>::new();
     for key in fixture.keys() {
         let path = fixture.write(folder.path(), &key, edit);
-        outcomes.entry(outcome(as_is, open(&path))).or_default().push(key);
+        let outcome = outcome(as_is, &key, edit, open(&path));
+        outcomes.entry(outcome).or_default().push(key);
     }
     outcomes
 }
