@@ -121,6 +121,7 @@ impl Gate {
             }),
             residency: None,
             mimic: None,
+            is_gated: true,
         };
         measure(&request, progress).map_err(|error| error.to_string())
     }

@@ -50,7 +50,7 @@ pub struct Golden {
     pub effective: String,
     /// Scored positions.
     pub tokens_scored: u64,
-    /// The statistics, in the order of [`Statistic::ALL`].
+    /// The statistics, in the order of [`Statistic::ALL`]; NaN where the engine does not say one.
     pub values: [f64; Statistic::ALL.len()],
     /// What the scheme makes of the baseline's text.
     pub replay: Option<GoldenReplay>,
@@ -144,6 +144,8 @@ impl Golden {
             let statistic = Statistic::ALL[i].name();
             return Err(GoldenError::NotFinite { statistic, value: values[i] });
         }
+        let known = |s| if statistics.knows(s) { statistics.get(s) } else { f64::NAN };
+        let values = Statistic::ALL.map(known);
         let replay = scheme.replay.as_ref().map(GoldenReplay::of);
         if replay.as_ref().is_some_and(|replay| !replay.is_finite()) {
             return Err(GoldenError::NotFinite { statistic: "generated_kld", value: f64::NAN });
@@ -178,10 +180,7 @@ impl Golden {
         let tokens_scored = lines.number("tokens_scored")?;
         let mut values = [0f64; Statistic::ALL.len()];
         for (value, statistic) in values.iter_mut().zip(Statistic::ALL) {
-            *value = lines.number(statistic.name())?;
-            if !value.is_finite() {
-                return Err(lines.error(format!("`{}` must be a number", statistic.name())));
-            }
+            *value = lines.statistic(statistic)?;
         }
         let golden = Self {
             effective,
@@ -202,7 +201,13 @@ impl Golden {
 
     /// The accepted values by statistic, rounded as they are in the file.
     pub fn statistics(&self) -> BTreeMap<Statistic, f64> {
-        Statistic::ALL.into_iter().zip(self.values).collect()
+        let known = |(_, value): &(Statistic, f64)| !value.is_nan();
+        Statistic::ALL.into_iter().zip(self.values).filter(known).collect()
+    }
+
+    /// SHA-256 of the baseline's text that it was made on, where there are prompts.
+    pub(crate) fn text_sha256(&self) -> Option<&str> {
+        self.replay.as_ref().map(|replay| replay.text.as_str())
     }
 
     /// The whole file, as insta would write it.
@@ -237,9 +242,13 @@ fn condition_lines(conditions: &Conditions) -> Vec<(&'static str, String)> {
     lines
 }
 
+/// What stands for the value of a statistic that the engine does not say.
+const UNKNOWN: &str = "unknown";
+
 /// A value as goldens hold it: four significant digits; four decimals where values are near 1.
 fn rounded(statistic: Statistic, value: f64) -> String {
     match statistic {
+        _ if value.is_nan() => UNKNOWN.into(),
         Statistic::Top1Agreement | Statistic::PplRatio => format!("{value:.4}"),
         _ => significant(value),
     }
@@ -340,6 +349,23 @@ impl<'a> Lines<'a> {
     fn number<T: std::str::FromStr>(&mut self, name: &str) -> Result<T, GoldenError> {
         let value = self.field(name)?;
         value.parse().map_err(|_| self.error(format!("`{name}` must be a number, not `{value}`")))
+    }
+
+    /// A statistic's value; NaN for what builds of llama.cpp do not say.
+    fn statistic(&mut self, statistic: Statistic) -> Result<f64, GoldenError> {
+        let name = statistic.name();
+        if self.is_next(name) && matches!(statistic, Statistic::P90Kld | Statistic::P95Kld) {
+            let mut ahead = self.lines.clone();
+            let line = ahead.find(|(_, line)| !line.trim().is_empty());
+            if line.is_some_and(|(_, line)| line.trim_end().ends_with(UNKNOWN)) {
+                self.field(name)?;
+                return Ok(f64::NAN);
+            }
+        }
+        match self.number(name)? {
+            value if f64::is_finite(value) => Ok(value),
+            _ => Err(self.error(format!("`{name}` must be a number"))),
+        }
     }
 
     /// Whether the next line is named so; it stays the next line.

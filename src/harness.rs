@@ -4,12 +4,15 @@ use crate::gate::{self, Case};
 use crate::golden;
 use crate::kv::codec::{self, Codec, RegisterError};
 use crate::measure::stats::Position;
+use crate::out;
 use crate::progress;
 use crate::report::{self, sidecar, Outputs, Report};
 use crate::results::{CaseResult, Measurement};
 use crate::store::Store;
+use crate::text;
 use crate::verdict::Verdict;
-use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
+use libtest_mimic::{Arguments, Completion, Conclusion, Failed, FormatSetting, Trial};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -34,7 +37,7 @@ pub fn main() -> ExitCode {
     match run(&config, arguments, &filters) {
         Ok(code) => code,
         Err(message) => {
-            anstream::eprintln!("{message}");
+            out::tell(message);
             ExitCode::from(FAILED)
         }
     }
@@ -86,7 +89,7 @@ impl Gate {
             return run();
         }
         for fault in &self.faults {
-            anstream::eprintln!("error: {fault}");
+            out::tell(format!("error: {fault}"));
         }
         ExitCode::from(FAILED)
     }
@@ -100,7 +103,8 @@ fn arguments() -> (Arguments, Vec<String>) {
     let mut options = Vec::new();
     let mut filters = Vec::new();
     let mut valued = true; // the program's own name
-    for argument in std::env::args().filter(|argument| argument != "--no-capture") {
+    let given = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
+    for argument in given.filter(|argument| argument != "--no-capture") {
         let option = valued || argument.starts_with('-');
         valued = !valued && VALUED.contains(&argument.as_str());
         if option { &mut options } else { &mut filters }.push(argument);
@@ -114,7 +118,8 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     let cases = select(gate.cases(), &arguments, filters);
     if arguments.list {
         let listed = cases.into_iter().map(|case| trial(case, |_| Ok(Completion::Completed)));
-        return Ok(libtest_mimic::run(&arguments, listed.collect()).exit_code());
+        let conclusion = conclusion(|| libtest_mimic::run(&arguments, listed.collect()));
+        return Ok(conclusion.map_or(ExitCode::from(FAILED), |conclusion| conclusion.exit_code()));
     }
     if arguments.test_threads == Some(0) {
         return Err(
@@ -125,7 +130,7 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
         return Err("error: the gate has no benchmarks: drop --bench".into());
     }
     for warning in &warnings {
-        anstream::eprintln!("{}", warning.styled());
+        out::tell_coloured(warning.styled());
     }
     let chosen: Vec<Case> =
         cases.iter().filter(|case| will_run(case, &arguments)).cloned().collect();
@@ -133,7 +138,7 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
         return Err(nothing_selected(&gate, filters));
     }
     if cfg!(debug_assertions) {
-        eprintln!("{SLOW_BUILD}");
+        out::tell(SLOW_BUILD);
     }
     gate::prepare_results(&gate.results_of(&chosen[0].name))
         .map_err(|message| format!("error: {message}"))?;
@@ -146,9 +151,21 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
             trial(case, move |case| session.run(case))
         })
         .collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
+    let conclusion = conclusion(|| libtest_mimic::run(&arguments, trials));
     let whole = session.all_judged() & session.report(&arguments);
-    Ok(if whole { conclusion.exit_code() } else { ExitCode::from(FAILED) })
+    Ok(match conclusion {
+        Some(conclusion) if whole => conclusion.exit_code(),
+        _ => ExitCode::from(FAILED),
+    })
+}
+
+/// What the harness came to; none where standard output takes nothing any more, which it answers with a panic.
+fn conclusion(run: impl FnOnce() -> Conclusion) -> Option<Conclusion> {
+    let ended = catch_unwind(AssertUnwindSafe(run));
+    if ended.is_err() {
+        out::tell("error: standard output was closed or is full: what was judged cannot be told");
+    }
+    ended.ok()
 }
 
 const SLOW_BUILD: &str =
@@ -247,7 +264,7 @@ impl Session {
         let (verdict, message) = (result.verdict, result.message.clone());
         lock(&self.judged).push(result);
         match verdict {
-            _ if verdict.is_red() => Err(message.into()),
+            _ if verdict.is_red() => Err(text::error(&message).into()),
             Verdict::Reported | Verdict::Ignored => Ok(Completion::ignored_with(verdict.label())),
             _ => Ok(Completion::Completed),
         }
@@ -300,7 +317,7 @@ impl Session {
     fn all_judged(&self) -> bool {
         let (judged, chosen) = (lock(&self.judged).len(), self.chosen.len());
         if judged != chosen {
-            eprintln!("error: {judged} of {chosen} selected cases were judged");
+            out::tell(format!("error: {judged} of {chosen} selected cases were judged"));
         }
         judged == chosen
     }
@@ -324,14 +341,14 @@ impl Session {
         };
         let errors = report::emit(&report, &outputs);
         if self.store.is_none() && !matches!(arguments.format, Some(FormatSetting::Json)) {
-            anstream::eprint!("{}", report::terminal::render_tables(&report));
+            out::tell_coloured(report::terminal::render_tables(&report).trim_end());
         }
         for error in &errors {
-            eprintln!("{}: {error}", if error.is_warning() { "warning" } else { "error" });
+            out::tell(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
         }
         let troubles = lock(&self.troubles);
         for trouble in troubles.iter() {
-            eprintln!("error: {trouble}");
+            out::tell(format!("error: {trouble}"));
         }
         troubles.is_empty() && errors.iter().all(report::ReportError::is_warning)
     }

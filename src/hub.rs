@@ -2,6 +2,10 @@
 //!
 //! What a commit holds never changes, so whatever of it is in the cache is used without a word to the
 //! network, whoever put it there. The rest is fetched by `client`, which the feature `hub` switches on.
+//!
+//! Files that a commit need not have, such as a chat template, may be missing because another program did not
+//! fetch them. The hub is asked for them once; that a commit has none is noted in the cache, as the hub's own
+//! programs do it.
 
 #[cfg(feature = "hub")]
 mod client;
@@ -27,6 +31,16 @@ pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// What a commit may have, and prompts and their ends depend on.
+const OPTIONAL: [&str; 3] = [TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG];
+
+/// What the hub's programs keep empty files in for what a commit is known not to have.
+const ABSENT: &str = ".no_exist";
+
+/// How long files that a commit may have are waited for.
+#[cfg(feature = "hub")]
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// A checkpoint of the hub, pinned to a commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +157,8 @@ pub fn fetch(source: &Source, progress: Progress) -> Result<(), HubError> {
     let missing = pinned.missing(own_tokenizer);
     if !missing.is_empty() {
         pinned.get(own_tokenizer, missing, progress)?;
+    } else if !pinned.unasked().is_empty() {
+        pinned.ask(progress);
     }
     progress("hashing", 0, 0);
     verify(source)
@@ -195,6 +211,34 @@ impl Pinned {
         };
         let needed = needed.into_iter().chain(self.weights());
         needed.filter(|file| !self.cached(file).exists()).collect()
+    }
+
+    /// What the commit may have and the cache does not: files of which nobody knows whether they exist.
+    pub(crate) fn unasked(&self) -> Vec<&'static str> {
+        if self.file.is_some() {
+            return Vec::new();
+        }
+        let is_open = |file: &&str| !self.cached(file).exists() && !self.absent(file).exists();
+        OPTIONAL.into_iter().filter(is_open).collect()
+    }
+
+    /// The place of the note that the commit does not have a file.
+    fn absent(&self, file: &str) -> PathBuf {
+        self.home().join(ABSENT).join(&self.revision).join(file)
+    }
+
+    /// Asks the hub for what the commit may have. What the cache has is enough to go on, so that no answer is
+    /// no error, and it is not waited for long: who needs what is missing says so.
+    fn ask(&self, progress: Progress) {
+        #[cfg(feature = "hub")]
+        if !is_on("HF_HUB_OFFLINE") {
+            progress("asking the hub", 0, 0);
+            let (pinned, (tell, told)) = (self.clone(), std::sync::mpsc::channel());
+            std::thread::spawn(move || tell.send(client::fetch_optional(&pinned).is_ok()));
+            let _ = told.recv_timeout(PATIENCE);
+        }
+        #[cfg(not(feature = "hub"))]
+        let _ = progress;
     }
 
     /// The command that fetches it into the same cache.

@@ -29,6 +29,7 @@ pub mod measure;
 pub mod merge;
 pub mod model;
 mod nearest;
+mod out;
 pub mod plan;
 pub mod policy;
 mod progress;
@@ -39,6 +40,7 @@ pub mod report;
 pub mod results;
 mod simd;
 mod store;
+mod text;
 #[cfg(test)]
 #[allow(dead_code)] // integration tests use the rest
 #[path = "../tests/support/tiny.rs"]

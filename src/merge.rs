@@ -103,6 +103,9 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     }
     known.schemes.extend(new.schemes);
     known.run.seconds += new.run.seconds;
+    let notes = new.run.notes.into_iter().filter(|note| !known.run.notes.contains(note));
+    let notes: Vec<_> = notes.collect();
+    known.run.notes.extend(notes);
     known.run.peak_bytes = known.run.peak_bytes.max(new.run.peak_bytes);
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Progress of long work, on standard error.
 
+use crate::out;
+use crate::text;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,7 +20,7 @@ impl Bar {
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
-        bar.set_prefix(model.to_string());
+        bar.set_prefix(text::name(model));
         Bar { bar, model: model.into(), told: AtomicU64::new(0) }
     }
 
@@ -31,11 +33,11 @@ impl Bar {
             }
             if done == 0 || self.told.fetch_max(tenth, Ordering::Relaxed) < tenth {
                 let percent = if all > 0 { format!(" {} %", 10 * tenth) } else { String::new() };
-                eprintln!("kvgate: {}: {what}{}", self.model, percent);
+                out::tell(format!("kvgate: {}: {what}{}", self.model, percent));
             }
             return;
         }
-        self.bar.set_message(what.to_string());
+        self.bar.set_message(text::name(what));
         self.bar.set_length(all);
         self.bar.set_position(done);
     }

@@ -4,6 +4,11 @@
 //! measures all of its schemes under a lock; the others wait for it and read what it found. A key
 //! holds everything that values depend on, and never a limit: another executable, model, text or
 //! condition is another entry.
+//!
+//! An entry begins with a digest of its key and its content. One that was edited, cut short, or put in another's
+//! place is measured again. That protects from accidents and from an edit by hand; it does not from somebody who
+//! makes the digest anew, as anybody can who may write into the folder and run the executable: what is stored
+//! there is trusted as much as the machine is. CI starts with an empty store.
 
 use crate::files::write_atomically;
 use crate::golden;
@@ -43,19 +48,34 @@ impl Store {
         let lock = File::create(self.folder.join(format!("{key}.lock"))).map_err(fail)?;
         lock.lock().map_err(fail)?;
         let entry = self.folder.join(format!("{key}.json"));
-        // an entry that cannot be read is measured again
-        if let Some(stored) = read(&entry) {
+        // an entry that cannot be read, or is not as it was written, is measured again
+        if let Some(stored) = read(&entry, &key) {
             return Ok(stored);
         }
         let measurement = measure()?;
         let json = serde_json::to_vec(&measurement).map_err(|e| fail(e.into()))?;
-        write_atomically(&entry, |file| file.write_all(&json)).map_err(fail)?;
+        let digest = digest(&key, &json);
+        let lines = [digest.as_bytes(), b"\n", &json];
+        write_atomically(&entry, |file| lines.iter().try_for_each(|line| file.write_all(line)))
+            .map_err(fail)?;
         Ok(measurement)
     }
 }
 
-fn read(entry: &Path) -> Option<Measurement> {
-    serde_json::from_slice(&std::fs::read(entry).ok()?).ok()
+/// What an entry holds, if it is as it was written under this key.
+fn read(entry: &Path, key: &str) -> Option<Measurement> {
+    let bytes = std::fs::read(entry).ok()?;
+    let (written, json) = bytes.split_at_checked(DIGITS)?;
+    let json = json.strip_prefix(b"\n")?;
+    (written == digest(key, json).as_bytes()).then(|| serde_json::from_slice(json).ok())?
+}
+
+/// Hexadecimal digits of a digest.
+const DIGITS: usize = 64;
+
+/// Of a key, which has the executable's hash in it, and the content under it.
+fn digest(key: &str, json: &[u8]) -> String {
+    hash::of_bytes(&[b"kvgate store 1\n", key.as_bytes(), b"\n", json].concat())
 }
 
 /// The hash of all that values depend on.
@@ -84,4 +104,59 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> 
     parts.push(format!("{} {} {}", model.context, model.chunks, model.baseline));
     parts.extend(cells.iter().map(|cell| format!("{}={}", cell.label, cell.scheme)));
     Ok(hash::of_bytes(parts.join("\n").as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture;
+
+    /// A store of one measurement, and how often it was measured.
+    fn measured(folder: &Path) -> (Measurement, usize) {
+        let store = Store::new(folder.into(), folder.into());
+        let policy = fixture::policy();
+        let mut times = 0;
+        let found = store.get_or_measure(&policy.models[0], &[], || {
+            times += 1;
+            Ok(fixture::results().measurements.remove(0))
+        });
+        (found.unwrap(), times)
+    }
+
+    fn entry(folder: &Path) -> PathBuf {
+        let files = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+        let mut entries = files.filter(|path| path.extension().is_some_and(|e| e == "json"));
+        entries.next().unwrap()
+    }
+
+    #[test]
+    fn an_entry_that_was_edited_is_measured_again() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(measured(folder.path()).1, 1);
+        assert_eq!(measured(folder.path()).1, 0, "the second process reads");
+        let path = entry(folder.path());
+        let sound = std::fs::read_to_string(&path).unwrap();
+        let better = sound.replace("\"mean_kld\":0.0612", "\"mean_kld\":0.0012");
+        assert_ne!(better, sound);
+        let (digest, json) = sound.split_once('\n').unwrap();
+        for edited in [&better[..], json, &sound[..sound.len() - 1], digest, "", "{}"] {
+            std::fs::write(&path, edited).unwrap();
+            let (found, times) = measured(folder.path());
+            assert_eq!(times, 1, "{edited}");
+            let said = serde_json::to_string(&found).unwrap();
+            assert!(said.contains("\"mean_kld\":0.0612"), "{said}");
+        }
+        assert_eq!(measured(folder.path()).1, 0, "and is sound again");
+    }
+
+    /// Results of another model, or of the executable before a change.
+    #[test]
+    fn an_entry_is_of_its_own_key() {
+        let folder = tempfile::tempdir().unwrap();
+        measured(folder.path());
+        let path = entry(folder.path());
+        let key = path.file_stem().unwrap().to_str().unwrap();
+        assert!(read(&path, key).is_some());
+        assert!(read(&path, &key.replace(|c: char| c.is_ascii_digit(), "0")).is_none());
+    }
 }

@@ -6,7 +6,7 @@
 
 use crate::engines::Engine;
 use crate::measure::corpus::scored;
-use crate::measure::stats::{Part, Statistics};
+use crate::measure::stats::{Part, Statistic, Statistics};
 use crate::measure::BAD_LANE_KLD;
 use crate::policy::{Cell, ModelPolicy, Source, BOS};
 use crate::results::{Control, Measurement, Outcome, SchemeResult, Sides, Storage};
@@ -57,14 +57,18 @@ fn reads_well(control: &Control) -> bool {
 
 /// The baseline's own text is a ruler, too: where it is decided, it must write it again.
 fn broken_text(measurement: &Measurement) -> Option<String> {
-    let flips = measurement.generated.as_ref()?.own_flips;
-    (flips > 0).then(|| {
+    let generated = measurement.generated.as_ref()?;
+    let (flips, ties) = (generated.own_flips, generated.wrong_ties);
+    let what = if flips > 0 {
         format!(
-            "the baseline would not write its own text again: {flips} flips where it is decided; \
-             remove the golden {}.text.snap, and measure anew",
-            measurement.model
+            "the baseline would not write its own text again: {flips} flips where it is decided"
         )
-    })
+    } else if ties > 0 {
+        format!("the near ties of its text are not the baseline's: {ties} positions are listed and decided, or undecided and not listed")
+    } else {
+        return None;
+    };
+    Some(format!("{what}; remove the golden {}.text.snap, and measure anew", measurement.model))
 }
 
 /// Why schemes of a measurement cannot be trusted, by label: they did not engage, the identity is
@@ -162,10 +166,9 @@ fn idle(baseline: &str, result: &SchemeResult) -> Option<String> {
         return None;
     }
     let charged = |share: &Sides| share.k > 0.0 || share.v > 0.0;
-    // halves throughout hide nothing
-    let hidden = |storage: &Storage| {
-        !charged(&storage.charged_share) && storage.bits_at_context != storage.bits_per_element
-    };
+    // halves throughout hide nothing: there is no tail beside them
+    let is_exact = codecs(effective) == BTreeSet::from(["f16"]);
+    let hidden = |storage: &Storage| !charged(&storage.charged_share) && !is_exact;
     if result.storage.as_ref().is_some_and(hidden) {
         return Some(format!(
             "no scored query reads a quantized key of `{effective}`: its tail hides all of it"
@@ -195,15 +198,33 @@ pub(crate) fn contradiction(
     // another engine's log has no parts
     let has_parts = by == Engine::Kvgate || !parts.is_empty();
     let unlike = has_parts.then(|| unlike_parts(measurement, statistics, parts)).flatten();
-    unlike.or_else(|| disordered(statistics))
+    leaves_out(statistics, by).or(unlike).or_else(|| disordered(statistics))
+}
+
+/// The 90th and the 95th percentile, or for what is unknown the next one, which is no smaller.
+fn upper_quantiles(s: &Statistics) -> [f64; 2] {
+    let known = |statistic, value, next| if s.knows(statistic) { value } else { next };
+    let p95 = known(Statistic::P95Kld, s.p95_kld, s.p99_kld);
+    [known(Statistic::P90Kld, s.p90_kld, p95), p95]
+}
+
+/// Builds of llama.cpp that leave out two percentiles are all that may leave out something.
+fn leaves_out(s: &Statistics, by: Engine) -> Option<String> {
+    let may =
+        |s: &&Statistic| by != Engine::Kvgate && matches!(s, Statistic::P90Kld | Statistic::P95Kld);
+    let missing = s.unknown.iter().find(|statistic| !may(statistic))?;
+    Some(format!("it leaves out {}, which {} measures", missing.name(), by.name()))
 }
 
 fn disordered(s: &Statistics) -> Option<String> {
-    let quantiles = [s.median_kld, s.p90_kld, s.p95_kld, s.p99_kld, s.p999_kld, s.max_kld];
+    let [p90, p95] = upper_quantiles(s);
+    let quantiles = [s.median_kld, p90, p95, s.p99_kld, s.p999_kld, s.max_kld];
     let shares = [s.top1_agreement, s.rms_dp];
-    if quantiles.windows(2).any(|pair| pair[0] > pair[1]) {
+    // both sides are computed, and the same number by two ways may differ in its last bit
+    let is_over = |a: f64, b: f64| a > b + ROUNDING * a.abs().max(b.abs());
+    if quantiles.windows(2).any(|pair| is_over(pair[0], pair[1])) {
         Some("its quantiles contradict each other: a higher one is smaller".into())
-    } else if s.mean_kld > s.max_kld {
+    } else if is_over(s.mean_kld, s.max_kld) {
         Some(format!("its mean KLD {} is over its largest {}", s.mean_kld, s.max_kld))
     } else if shares.iter().any(|share| !(0.0..=1.0).contains(share)) {
         Some("it has a share that is not within 0 and 1".into())
@@ -220,16 +241,18 @@ fn disordered(s: &Statistics) -> Option<String> {
 /// quantile lies between two positions, so one or two may be on its other side.
 fn mean_by_quantiles(s: &Statistics) -> (f64, f64) {
     let each = 1.0 / s.tokens_scored.max(1) as f64;
+    let [p90, p95] = upper_quantiles(s);
     let brackets = [
         (0.5, s.median_kld),
-        (0.4, s.p90_kld),
-        (0.05, s.p95_kld),
+        (0.4, p90),
+        (0.05, p95),
         (0.04, s.p99_kld),
         (0.009, s.p999_kld),
         (0.001, s.max_kld),
     ];
     let most: f64 = brackets.iter().map(|(share, quantile)| share * quantile).sum();
-    let above = [(0.5, s.median_kld), (0.1, s.p90_kld), (0.01, s.p99_kld), (0.001, s.p999_kld)];
+    let p90 = if s.knows(Statistic::P90Kld) { p90 } else { s.median_kld };
+    let above = [(0.5, s.median_kld), (0.1, p90), (0.01, s.p99_kld), (0.001, s.p999_kld)];
     let least = above.map(|(share, quantile): (f64, f64)| (share - 2.0 * each).max(0.0) * quantile);
     let least = least.into_iter().fold(f64::NEG_INFINITY, f64::max);
     let slack = 1e-5 + 1e-6 * most.abs();
@@ -348,9 +371,17 @@ pub(crate) fn unlike_cell(
     let pairs = cell.scheme.layers.iter().map(|(_, pair)| pair).chain([&cell.scheme.default]);
     let named: BTreeSet<&str> =
         pairs.flat_map(|pair| [pair.k.codec.name(), pair.v.codec.name()]).collect();
-    if let Some(other) = codecs(&scheme.effective).difference(&named).next() {
+    let ran = codecs(&scheme.effective);
+    if let Some(other) = ran.difference(&named).next() {
         return Some(format!(
             "`{}` ran, and `{other}` is no codec of `{}`, which the policy asks for",
+            scheme.effective, cell.scheme
+        ));
+    }
+    // a scheme whose every part is not at work in some layer is refused before it is measured
+    if let Some(idle) = named.difference(&ran).next() {
+        return Some(format!(
+            "`{}` ran, and nothing of it is the `{idle}` of `{}`, which the policy asks for",
             scheme.effective, cell.scheme
         ));
     }
@@ -508,6 +539,10 @@ mod tests {
         holds(says(&|s, _| s.top1_agreement = 0.5), "its top1_agreement is 0.5");
         holds(says(&|s, _| s.ppl *= 1.1), "its ppl is");
         holds(says(&|s, _| s.baseline_ppl *= 0.9), "its baseline_ppl is");
+        holds(
+            says(&|s, _| s.unknown = vec![Statistic::P90Kld]),
+            "it leaves out p90_kld, which kvgate measures",
+        );
         holds(says(&|s, _| s.p90_kld = 1.0), "its quantiles contradict each other");
         let none = |s: &mut Statistics| {
             (s.median_kld, s.p90_kld, s.p95_kld, s.p99_kld) = (0.0, 0.0, 0.0, 0.0);

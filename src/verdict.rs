@@ -237,6 +237,14 @@ fn trusted<'o>(
         let name = limit.statistic.name();
         return Err(format!("the limit {name} = {} ({}) is no bound", limit.bound, limit.origin));
     }
+    if let Some(limit) = cell.limits.iter().find(|limit| !statistics.knows(limit.statistic)) {
+        let name = limit.statistic.name();
+        return Err(format!(
+            "the limit {name} = {} ({}) cannot be judged: what measured does not say {name}; measure with a newer \
+             build, or set `{name} = false` for this scheme",
+            limit.bound, limit.origin
+        ));
+    }
     if cell.limits.is_empty() && cell.expect != Expectation::Report {
         return Err("no limit applies: there is nothing to judge by".into());
     }
@@ -276,7 +284,7 @@ impl fmt::Display for Message<'_> {
             0 => writeln!(f)?,
             limits => writeln!(f, ", {broken} of {limits} limits broken")?,
         }
-        for statistic in Statistic::ALL {
+        for statistic in Statistic::ALL.into_iter().filter(|s| self.statistics.knows(*s)) {
             self.row(f, statistic)?;
         }
         writeln!(f, "  {} tokens scored", self.statistics.tokens_scored)?;
@@ -386,6 +394,7 @@ fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
         context: model.context,
         chunks: model.chunks,
         baseline: &model.baseline.to_string(),
+        is_untrained: model.source.untrained,
     };
     let run = run_command(&format!("{}::{}::", model.name, cell.label));
     format!("again:        {run}\nwithout gate: {measure}")
@@ -412,6 +421,8 @@ pub(crate) struct Measure<'a> {
     pub chunks: usize,
     /// What schemes are compared with.
     pub baseline: &'a str,
+    /// Whether the weights are said to be untrained.
+    pub is_untrained: bool,
 }
 
 impl fmt::Display for Measure<'_> {
@@ -425,6 +436,9 @@ impl fmt::Display for Measure<'_> {
             write!(f, " --calibration {}", quoted(file))?;
         }
         write!(f, " --schemes {} --context {context} --chunks {chunks}", quoted(self.schemes))?;
+        if self.is_untrained {
+            f.write_str(" --untrained")?;
+        }
         match self.baseline {
             "f16" | "f16/f16" => Ok(()),
             baseline => write!(f, " --baseline {}", quoted(baseline)),

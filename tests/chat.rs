@@ -70,11 +70,7 @@ fn prompts_have_the_tokens_of_transformers_text_and_llama_cpps_tokenizer() {
             let got = json!({ "count": prompt.tokens.len(), "sha256": sha256 });
             assert_eq!(got, wanted[&prompt.id], "{file}: {}", prompt.id);
         }
-        // llama.cpp also stops at the marks of infilling, and at HTML's end of a strike
-        let mut ends = ids(&oracle[file]["ends"]);
-        let others = ["<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<reponame>", "</s>"];
-        ends.retain(|id| !others.contains(&&*checkpoint.tokenizer.decode(&[*id]).unwrap()));
-        assert_eq!(checkpoint.ends, ends, "{file}");
+        assert_eq!(checkpoint.ends, ids(&oracle[file]["ends"]), "{file}");
     }
 }
 
@@ -86,9 +82,9 @@ fn real_models_name_their_template_and_what_ends_an_answer() {
         Sha256::digest(template).iter().map(|b| format!("{b:02x}")).collect::<String>()
     };
     for (file, template, ends) in [
-        (SMOLLM2, sha256("smollm2.jinja"), vec![0, 2]),
-        (GEMMA, "none".into(), vec![1, 106]),
-        (QWEN, sha256("qwen2.5-coder.jinja"), vec![151643, 151645]),
+        (SMOLLM2, sha256("smollm2.jinja"), vec![0, 2, 4]),
+        (GEMMA, "none".into(), vec![1, 106, 212]),
+        (QWEN, sha256("qwen2.5-coder.jinja"), vec![128247, 151643, 151645, 151662, 151663, 151664]),
     ] {
         let checkpoint = open(file);
         assert_eq!(default_set().tokens(&checkpoint).unwrap().template_sha256, template, "{file}");
@@ -120,9 +116,10 @@ fn models_without_a_template_read_plain_text() {
         let checkpoint = embedded(model);
         assert!(checkpoint.template.is_none());
         assert_eq!(checkpoint.ends, ends, "{model}");
-        let Prompts { prompts, template_sha256, thinking, sha256 } =
+        let Prompts { prompts, template_sha256, thinking, sha256, remarks } =
             default_set().tokens(&checkpoint).unwrap();
         assert_eq!((template_sha256.as_str(), thinking, sha256.len()), ("none", false, 64));
+        assert!(remarks.is_empty(), "{remarks:?}");
         assert!(prompts.len() >= 16);
         for prompt in &prompts {
             assert!(prompt.tokens.len() <= 700, "{model}: {} {}", prompt.id, prompt.tokens.len());
@@ -209,6 +206,28 @@ fn a_folders_template_is_its_own_file_or_the_default_of_its_tokenizer_configurat
 }
 
 #[test]
+fn the_ends_of_a_turn_that_a_template_writes_end_an_answer() {
+    let folder = copy_of("qwen3.6-moe-mini");
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let ends = || {
+        let checkpoint = Checkpoint::open(&Source::at(folder.path().into())).unwrap();
+        (checkpoint.ends, checkpoint.notes.join("\n"))
+    };
+    write("generation_config.json", r#"{ "eos_token_id": 5 }"#);
+    assert_eq!(ends().0, [5]);
+    write("chat_template.jinja", "{{ messages[0].content }}<|endoftext|>");
+    assert_eq!(ends().0, [0, 5]);
+    write("chat_template.jinja", "{{ messages[0].content }}{{ eos_token }}");
+    assert_eq!(ends().0, [0, 5]);
+    // marks that the vocabulary does not have are said
+    write("chat_template.jinja", "<|im_start|>{{ messages[0].content }}<|im_end|>");
+    let (ends, said) = ends();
+    assert_eq!(ends, [5]);
+    let words = "does not have as a mark: `<|im_start|>`, which is no token; `<|im_end|>`, which is no token";
+    assert!(said.contains(words), "{said}");
+}
+
+#[test]
 fn a_template_that_refuses_a_prompt_is_named_with_its_line() {
     let folder = copy_of("qwen3.6-moe-mini");
     let template = "{{ bos_token }}\n{{ raise_exception('One at a time.') if messages[1] }}";
@@ -287,4 +306,32 @@ fn a_file_of_prompts_is_refused_with_line_and_reason() {
             assert!(error.contains(part), "{part}: {error}");
         }
     }
+}
+
+/// What git or an editor made of a file of prompts or of a document is read as tokens, or it is not; then it is said.
+#[test]
+fn prompts_that_would_be_read_with_more_than_their_text_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    tiny::write(&folder.path().join("m.gguf"), 1, &[]);
+    let checkpoint = Checkpoint::open(&Source::at(folder.path().join("m.gguf"))).unwrap();
+    let read = |text: &str| {
+        put("prompts.toml", text);
+        PromptSet::read(&folder.path().join("prompts.toml")).unwrap().tokens(&checkpoint).unwrap()
+    };
+    put("doc.txt", "One sentence. And another.\n");
+    let text = "version = 1\n\n[[prompts]]\nid = \"p\"\ncategory = \"prose\"\ntext = \"\"\"\none\ntwo {document}\"\"\"\n\
+                document = { file = \"doc.txt\", from = \"One\", tokens = 99 }\n";
+    let sound = read(text);
+    assert!(sound.remarks.is_empty(), "{:?}", sound.remarks);
+    for other in [text.replace('\n', "\r\n"), format!("\u{feff}{text}")] {
+        let other = read(&other);
+        let is_told = !other.remarks.is_empty();
+        assert!(other.prompts == sound.prompts || is_told, "{:?}", other.prompts);
+    }
+    let escaped = read(&text.replace("one\ntwo", "one\\r\\ntwo"));
+    assert!(escaped.remarks[0].contains("prompt `p` of "), "{:?}", escaped.remarks);
+    put("doc.txt", "One sentence.\r\nAnd another.\r\n");
+    let remarks = read(text).remarks;
+    assert!(remarks.len() == 1 && remarks[0].contains("doc.txt has 2 lines"), "{remarks:?}");
 }

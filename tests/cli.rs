@@ -132,8 +132,17 @@ fn a_missing_model_names_the_command_that_gets_it() {
 
 /// Exit code 4, in `run` and in `measure`, with the same words; nothing is green.
 fn cannot_be_measured(repository: &Repository, words: &[&str]) {
-    let measure =
-        ["measure", "tiny.gguf", "--corpus", "corpus.txt", "--schemes", "q8_0", "--context", "64"];
+    let measure = [
+        "measure",
+        "tiny.gguf",
+        "--untrained",
+        "--corpus",
+        "corpus.txt",
+        "--schemes",
+        "q8_0",
+        "--context",
+        "64",
+    ];
     for arguments in [&["run"][..], &measure] {
         let ran =
             kvgate(repository, arguments).exits(4).never_says("✓ pass").never_says("panicked");
@@ -158,9 +167,9 @@ fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
         (Damage::Missing("blk.0.attn_v.weight"), &["tensor `blk.0.attn_v.weight` is missing"]),
         (Damage::Shape("blk.0.attn_q.weight"), &["blk.0.attn_q.weight", "[255, 64]", "[256, 64]"]),
         (Damage::Architecture("mamba"), &["unknown architecture `mamba`", "llama"]),
-        (Damage::Metadata("general.alignment", Value::U32(0)), &["general.alignment is 0"]),
-        (Damage::Metadata("general.alignment", Value::U8(0)), &["general.alignment is 0"]),
-        (Damage::Metadata("general.alignment", Value::I32(0)), &["general.alignment is 0"]),
+        (Damage::Metadata("general.alignment", Value::U32(0)), &["general.alignment", "is 0"]),
+        (Damage::Metadata("general.alignment", Value::U8(0)), &["general.alignment", "a U32"]),
+        (Damage::Metadata("general.alignment", Value::I32(32)), &["general.alignment", "a U32"]),
         (Damage::Metadata("llama.feed_forward_length", Value::U32(0)), &["absurd"]),
         (Damage::Metadata("llama.attention.head_count", Value::U64(1 << 32)), &["absurd"]),
         (
@@ -182,7 +191,12 @@ fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
         cannot_be_measured(&repository, words);
     }
     repository.put("tiny.gguf", "no checkpoint at all");
-    cannot_be_measured(&repository, &["tiny.gguf is not a sound checkpoint"]);
+    cannot_be_measured(&repository, &["tiny.gguf is not a sound checkpoint", "begins with `no c`"]);
+    repository
+        .put("tiny.gguf", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n");
+    cannot_be_measured(&repository, &["tiny.gguf", "Git LFS pointer", "`git lfs pull`"]);
+    repository.put("tiny.gguf", "");
+    cannot_be_measured(&repository, &["tiny.gguf", "empty"]);
 }
 
 #[test]
@@ -265,7 +279,8 @@ fn a_step_summary_is_appended_and_its_loss_is_no_verdict() {
 }
 
 fn measure(repository: &Repository, more: &[&str]) -> Ran {
-    let arguments = ["measure", "tiny.gguf", "--corpus", "corpus.txt", "--context", "64"];
+    let arguments =
+        ["measure", "tiny.gguf", "--untrained", "--corpus", "corpus.txt", "--context", "64"];
     kvgate(repository, &[&arguments[..], more].concat())
 }
 
@@ -528,18 +543,34 @@ fn a_tail_that_hides_the_codec_is_refused() {
 
 /// A release would read the name and trust the codec.
 #[test]
-fn a_scheme_none_of_whose_codecs_is_at_work_is_an_error() {
+fn a_scheme_that_is_not_what_its_name_says_is_an_error() {
     let repository = Repository::new();
     for scheme in ["q4_0@0-99=f16", "q4_0@first99=f32", "q4_0:tail=8@global=f16"] {
         measure(&repository, &["--schemes", &format!("q8_0,{scheme}")])
             .exits(4)
-            .says("no layer has the codecs that it names");
+            .says("no layer of the model is left to `q4_0");
     }
-    measure(&repository, &["--schemes", "f16,q4_0@0=f16"]).exits(0);
+    measure(&repository, &["--schemes", "f16,q4_0@0=f16"]).exits(0).never_says("is about");
+    // what is there of a range is measured, and what is not is said
+    measure(&repository, &["--schemes", "q8_0@1-9=f16"])
+        .exits(0)
+        .says("`@1-9` of q8_0@1-9=f16 is about 1");
     repository.edit("thresholds.toml", "q4_1 = {", "\"q4_1@global=f32\" = {");
     let case = ["run", "q4_1@global=f32::kld"];
-    kvgate(&repository, &case).exits(4).says("no layer has the codecs that it names");
-    kvgate(&repository, &["check"]).exits(4).says("no layer has the codecs that it names");
+    kvgate(&repository, &case).exits(4).says("no layer of the model is left to `q4_1`");
+    kvgate(&repository, &["check"]).exits(4).says("no layer of the model is left to `q4_1`");
+    repository.edit("thresholds.toml", "q4_1@global=f32", "q4_1@0-7=f32@0=q4_1@1=q8_0");
+    kvgate(&repository, &["check"]).exits(4).says("`@0-7=f32` changes nothing");
+    repository.edit("thresholds.toml", "q4_1@0-7=f32@0=q4_1@1=q8_0", "q4_1@1-7=f32");
+    kvgate(&repository, &["check"]).says("`@1-7` of q4_1@1-7=f32 is about 1");
+}
+
+/// Halves of three layers beside an f32 baseline: nothing is hidden behind a tail that is not there.
+#[test]
+fn halves_are_measured_against_a_baseline_in_f32() {
+    let repository = Repository::new();
+    let ran = ["--baseline", "f32", "--schemes", "f16,bf16,q8_0"];
+    measure(&repository, &ran).exits(0).never_says("its tail hides all of it");
 }
 
 const TEXT_GOLDEN: &str = "goldens/tiny.text.snap";
@@ -598,7 +629,7 @@ fn other_prompts_make_goldens_stale() {
     repository.edit("thresholds.toml", "generate = 11", "generate = 12");
     kvgate(&repository, &["run", "q8_0::golden"]).exits(0);
     // a golden without a replay is no golden of a gate that has one
-    repository.edit("thresholds.toml", "prompts = \"prompts.toml\"\n", "");
+    repository.edit("thresholds.toml", "prompts = \"prompts.toml\"\ngenerate = 12\n", "");
     kvgate(&repository, &["run", "q8_0::golden"]).exits(1).says("stale").says("prompts: ");
 }
 
@@ -646,8 +677,18 @@ fn an_accepted_text_that_is_damaged_is_an_error() {
     faulty(text.replace(&ids, &with("262")), "has token 262 for `river`, of a vocabulary of 262");
     faulty(text.replace(&ids, &with("65")), "has ids for `river` that do not spell its text");
     let first = format!("ids             {}", words[1]);
-    faulty(text.replace(&ids, &first), "does not end where its text for `river` would");
-    faulty(text.replace(&ids, "ids             -"), "has 0 tokens for `river`, not 1 to 12");
+    let short = text.replace(&ids, &first);
+    let ties = lines_of(&repository, "river", "near_ties");
+    faulty(
+        short.replace(&ties, "near_ties       -"),
+        "does not end where its text for `river` would",
+    );
+    faulty(text.replace(&ids, "ids             -"), "`river` has 0 ids, not 1 to 12");
+    faulty(
+        text.replacen(&ties, "near_ties       12", 1),
+        "`near_ties` go beyond the 12 ids of `river`",
+    );
+    faulty(text.replace("thinking        off", "thinking        no"), "`thinking` is on or off");
     let last = text.rfind("\nprompt ").unwrap();
     faulty(text[..last].to_string(), "does not continue the prompts one by one");
     faulty(text[..text.len() / 2].to_string(), "take the file from version control again");
@@ -671,6 +712,117 @@ fn an_accepted_text_that_the_baseline_would_not_write_is_an_error() {
         .exits(4)
         .says("the baseline would not write its own text again")
         .says("tiny.text.snap");
+}
+
+/// At a near tie no flip is counted: a list of all positions would hide every one.
+#[test]
+fn near_ties_that_are_none_are_not_believed() {
+    let repository = replayed();
+    let text = repository.text(TEXT_GOLDEN);
+    let all: Vec<String> = (0..12).map(|i| i.to_string()).collect();
+    let edited = text.lines().map(|line| match line.starts_with("near_ties") {
+        true => format!("near_ties       {}\n", all.join(" ")),
+        false => format!("{line}\n"),
+    });
+    repository.put(TEXT_GOLDEN, &edited.collect::<String>());
+    kvgate(&repository, &["run", "q8_0"])
+        .exits(4)
+        .says("the near ties of its text are not the baseline's")
+        .says("remove the golden tiny.text.snap");
+}
+
+/// Both files are sound, and one was accepted without the other.
+#[test]
+fn check_holds_cases_and_their_text_together() {
+    let repository = replayed();
+    kvgate(&repository, &["check"]).exits(0);
+    let case = repository.text(Q8_GOLDEN);
+    let own = case.lines().find(|line| line.starts_with("text  ")).unwrap();
+    repository.edit(Q8_GOLDEN, own, &format!("text            {}", "a".repeat(64)));
+    kvgate(&repository, &["check"]).exits(1).says("q8_0 was made on another text of the baseline");
+    repository.put(Q8_GOLDEN, &case);
+    let weights = repository.text(TEXT_GOLDEN);
+    let weights = weights.lines().find(|line| line.starts_with("weights")).unwrap();
+    repository.edit(TEXT_GOLDEN, weights, &format!("weights         {}", "a".repeat(64)));
+    kvgate(&repository, &["check"]).exits(1).says("tiny.text.snap is of another weights");
+    // of a model that is ignored files are read as well
+    repository.edit("thresholds.toml", "untrained = true", "untrained = true\nignored = true");
+    kvgate(&repository, &["check"]).exits(0).says("ignored");
+    repository.edit(TEXT_GOLDEN, "thinking        off", "thinking        maybe");
+    kvgate(&repository, &["check"]).exits(1).says("`thinking` is on or off, not `maybe`");
+}
+
+/// Random weights know less than nothing.
+#[test]
+fn a_baseline_that_no_sound_model_has_is_an_error() {
+    let repository = Repository::new();
+    kvgate(&repository, &["run"]).exits(1).says("note: the weights are untrained, as was said");
+    let results = repository.text("kvgate-results/results.json");
+    assert!(results.contains("\"reading\""), "it is a condition");
+    repository.edit("thresholds.toml", "untrained = true\n", "");
+    let words = "a model that knows nothing has that of its vocabulary, 262";
+    kvgate(&repository, &["run"])
+        .exits(4)
+        .says("tiny: the baseline's perplexity is")
+        .says(words)
+        .says("the tokenizer may be another model's")
+        .says("`untrained = true`")
+        .never_says("✓ pass");
+    let arguments = ["measure", "tiny.gguf", "--corpus", "corpus.txt", "--context", "64"];
+    let arguments = [&arguments[..], &["--schemes", "q8_0"]].concat();
+    kvgate(&repository, &arguments).exits(4).says(words);
+    kvgate(&repository, &[&arguments[..], &["--untrained"]].concat()).exits(0).says(words);
+}
+
+/// What an editor or git's conversion leaves in a text is measured, and said.
+#[test]
+fn a_corpus_that_is_not_what_it_seems_is_told() {
+    let repository = Repository::new();
+    let text = repository.text("corpus.txt");
+    kvgate(&repository, &["run"]).never_says("byte order mark").never_says("CR LF");
+    repository.put("corpus.txt", &format!("\u{feff}{}", text.replace('\n', "\r\n")));
+    for command in ["run", "check"] {
+        kvgate(&repository, &[command])
+            .says("corpus.txt begins with a byte order mark")
+            .says("lines that end in CR LF");
+    }
+    for (format, out) in [("markdown", "out.md"), ("junit", "out.xml"), ("html", "out.html")] {
+        let results = "kvgate-results/results.json";
+        kvgate(&repository, &["report", results, "--format", format, "--output", out]);
+        let report = repository.text(out);
+        assert!(report.contains("begins with a byte order mark"), "{report}");
+    }
+    let calibrate = ["calibrate", "tiny.gguf", "--corpus", "corpus.txt", "--context", "64"];
+    kvgate(&repository, &[&calibrate[..], &["--chunks", "4"]].concat())
+        .exits(0)
+        .says("note: corpus corpus.txt begins with a byte order mark");
+    let wide: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    std::fs::write(repository.path("corpus.txt"), wide).unwrap();
+    for command in ["run", "check"] {
+        kvgate(&repository, &[command]).exits(4).says("is UTF-16 or UTF-32").says("iconv");
+    }
+    repository.put("corpus.txt", &"a".repeat(1000));
+    kvgate(&repository, &["check"]).says("3 of the 4 chunks repeat another one");
+}
+
+/// Before weights are read, and before minutes of measuring.
+#[test]
+fn prompts_are_read_before_anything_is_measured() {
+    let repository = Repository::with_prompts();
+    let before = "tiny: measuring";
+    repository.edit("prompts.toml", "The river keeps", "");
+    kvgate(&repository, &["run"]).exits(4).says("not empty").never_says(before);
+    repository.edit("prompts.toml", "text = \"\"", "text = \"The river keeps\"");
+    repository.edit("thresholds.toml", "generate = 12", "generate = 2046");
+    for command in ["run", "check"] {
+        kvgate(&repository, &[command])
+            .exits(4)
+            .says("cannot continue the prompt `river`")
+            .says("2046 after them are more than the 2048 that the model was trained for")
+            .never_says(before);
+    }
+    repository.edit("thresholds.toml", "prompts = \"prompts.toml\"\n", "");
+    kvgate(&repository, &["check"]).exits(2).says("`generate` without `prompts`");
 }
 
 #[test]
@@ -721,6 +873,11 @@ fn inspect_says_what_schemes_cost_at_a_context() {
     let wrong = ["inspect", "tiny.gguf", "--schemes", "q9_0"];
     kvgate(&repository, &wrong).exits(2).says("unknown codec `q9_0`");
     kvgate(&repository, &["inspect", "tiny.gguf", "--context", "0"]).exits(2).says("--context");
+    repository.write_model(&[Damage::Metadata("llama.context_length", Value::U32(0))]);
+    kvgate(&repository, &["inspect", "tiny.gguf"])
+        .exits(2)
+        .says("trained for 0 tokens")
+        .never_says("NaN");
 }
 
 /// What a file says that it found counts as little as its verdicts.

@@ -71,7 +71,7 @@ fn rope_of_older_files() {
     }
 }
 
-/// θ may stand beside the object, and `rope_scaling` wins over `rope_parameters`.
+/// θ may stand beside the object, and both layouts may stand side by side where they agree.
 #[test]
 fn rope_in_both_layouts_at_once() {
     for name in ["llama3-rope", "llama-yarn", "llama-linear"] {
@@ -79,9 +79,240 @@ fn rope_in_both_layouts_at_once() {
             config["rope_theta"] = remove(&mut config["rope_parameters"], "rope_theta");
         });
         means_the_same(name, |config| {
+            config["rope_theta"] = config["rope_parameters"]["rope_theta"].clone();
             config["rope_scaling"] = config["rope_parameters"].clone();
-            config["rope_parameters"]["rope_type"] = json!("default");
+            let kind = remove(&mut config["rope_scaling"], "rope_type");
+            config["rope_scaling"]["type"] = kind;
+            remove(&mut config["rope_scaling"], "rope_theta");
         });
+    }
+}
+
+/// Of two descriptions of one fact one is believed, and which of them depends on the reader.
+#[test]
+fn two_descriptions_of_one_fact_must_agree() {
+    type Edit = fn(&mut Value);
+    let cases: [(&str, Edit, &[&str]); 13] = [
+        (
+            "llama-yarn",
+            |c| {
+                c["rope_scaling"] = c["rope_parameters"].clone();
+                c["rope_parameters"]["rope_type"] = json!("default");
+            },
+            &["rope_scaling.rope_type", "disagrees with `rope_parameters`"],
+        ),
+        (
+            "llama-yarn",
+            |c| {
+                c["rope_scaling"] = c["rope_parameters"].clone();
+                c["rope_scaling"]["factor"] = json!(2);
+            },
+            &["rope_scaling.factor", "disagrees"],
+        ),
+        // transformers would take 10,000, for θ stands in the object that it passes over
+        (
+            "llama-yarn",
+            |c| {
+                c["rope_parameters"]["rope_theta"] = json!(5e5);
+                c["rope_scaling"] = c["rope_parameters"].clone();
+                remove(&mut c["rope_scaling"], "rope_theta");
+            },
+            &["rope_scaling.rope_theta", "disagrees"],
+        ),
+        (
+            "gemma3",
+            |c| c["rope_scaling"] = json!({"rope_type": "linear", "factor": 4.0}),
+            &["rope_scaling.factor", "disagrees with `rope_parameters.full_attention`"],
+        ),
+        (
+            "llama",
+            |c| c["rope_theta"] = json!(5e5),
+            &["rope_parameters.rope_theta", "says 10000", "`rope_theta` says 500000"],
+        ),
+        (
+            "llama-yarn",
+            |c| c["rope_parameters"]["type"] = json!("linear"),
+            &["rope_type", "says `yarn`", "`linear`"],
+        ),
+        (
+            "llama-yarn",
+            |c| c["original_max_position_embeddings"] = json!(128),
+            &["rope_parameters.original_max_position_embeddings", "says 64", "says 128"],
+        ),
+        (
+            "gemma4-e2b",
+            |c| c["hidden_size"] = json!(64),
+            &["text_config.hidden_size", "says 32, and `hidden_size` says 64"],
+        ),
+        (
+            "gemma4-e2b",
+            |c| c["tie_word_embeddings"] = json!(false),
+            &["tie_word_embeddings", "says false, and `text_config.tie_word_embeddings` says true"],
+        ),
+        (
+            "qwen3-moe",
+            |c| c["num_experts"] = json!(7),
+            &["num_local_experts", "says 6, and `num_experts` says 7"],
+        ),
+        (
+            "gemma3",
+            |c| c["sliding_window_pattern"] = json!(5),
+            &["sliding_window_pattern", "contradicts `layer_types`"],
+        ),
+        (
+            "qwen3_5",
+            |c| c["full_attention_interval"] = json!(2),
+            &["full_attention_interval", "contradicts the list of layers"],
+        ),
+        (
+            "gemma4-e4b",
+            |c| c["global_head_dim"] = json!(32),
+            &["global_head_dim", "contradicts `per_layer_config` (layer 3)"],
+        ),
+    ];
+    for (name, edit, words) in cases {
+        is_refused(name, edit, words);
+    }
+    for (name, edit) in [
+        ("llama", (|c| c["rope_theta"] = json!(10000)) as Edit),
+        ("gemma4-e2b", |c| c["hidden_size"] = json!(32)),
+        ("qwen3-moe", |c| c["num_experts"] = json!(6)),
+        ("gemma3", |c| c["sliding_window_pattern"] = json!(6)),
+        ("qwen3_5", |c| c["full_attention_interval"] = json!(4)),
+        ("llama-yarn", |c| c["original_max_position_embeddings"] = json!(64)),
+    ] {
+        means_the_same(name, edit);
+    }
+}
+
+#[test]
+fn a_key_that_stands_twice_is_told_with_its_line() {
+    let folder = edited("llama", |_| {});
+    let path = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replacen('{', "{\"rms_norm_eps\": 1e-6,\n", 1)).unwrap();
+    let error = open(folder.path()).err().unwrap();
+    assert!(
+        error.contains("key `rms_norm_eps` stands twice: remove one (line 2, column"),
+        "{error}"
+    );
+}
+
+/// What transformers does not look at for a class is not obeyed here.
+#[test]
+fn what_the_class_passes_over_is_not_obeyed() {
+    type Edit = fn(&mut Value);
+    let cases: [(&str, Edit); 9] = [
+        ("qwen2", |c| c["sliding_window"] = json!(8)),
+        ("qwen2", |c| c["attention_bias"] = json!(false)),
+        // it slides from layer 28 on
+        ("qwen3", |c| {
+            c["use_sliding_window"] = json!(true);
+            c["sliding_window"] = json!(8);
+        }),
+        ("qwen3-moe", |c| {
+            c["max_window_layers"] = json!(0);
+            c["sliding_window"] = json!(8);
+        }),
+        ("qwen3_5-moe", |c| c["text_config"]["attn_output_gate"] = json!(true)),
+        ("gemma2", |c| c["hidden_act"] = json!("gelu")),
+        ("gemma2", |c| c["sliding_window_size"] = json!(24)),
+        ("gemma4-e2b", |c| c["text_config"]["num_global_key_value_heads"] = json!(2)),
+        ("llama", |c| c["rope_parameters"]["partial_rotary_factor"] = json!(1.0)),
+    ];
+    for (name, edit) in cases {
+        means_the_same(name, edit);
+    }
+}
+
+fn opened(folder: &Path, ignore_keys: &[&str]) -> Result<Checkpoint, String> {
+    let ignore_keys = ignore_keys.iter().map(|key| key.to_string()).collect();
+    let source = Source { ignore_keys, ..Source::at(folder.into()) };
+    Checkpoint::open(&source).map_err(|error| error.to_string())
+}
+
+#[test]
+fn keys_that_nothing_reads_are_refused_noted_or_passed_over() {
+    type Edit = fn(&mut Value);
+    let refused: [(&str, Edit, &[&str]); 12] = [
+        (
+            "llama",
+            |c| c["ropeTheta"] = json!(5e5),
+            &[
+                "`ropeTheta` is read by nothing, and resembles `rope_theta`",
+                "ignore_keys = [\"ropeTheta\"]",
+            ],
+        ),
+        ("llama", |c| c["rope_freq_base"] = json!(5e5), &["speaks of `rope`", "nearest known key"]),
+        ("llama", |c| c["rope_parameters"]["theta"] = json!(5e5), &["`rope_parameters.theta`"]),
+        ("llama", |c| c["rope_parameters"]["factor"] = json!(4), &["`rope_parameters.factor`"]),
+        ("llama", |c| c["partial_rotary_factor"] = json!(0.5), &["is 0.5", "turns whole heads"]),
+        ("qwen3", |c| c["logits_scaling"] = json!(8), &["logits_scaling", "is 8"]),
+        ("qwen3", |c| c["final_logit_softcapping"] = json!(30), &["softcapping"]),
+        ("gemma3", |c| c["attention_bias"] = json!(true), &["attention_bias", "is true"]),
+        ("gemma4-31b", |c| c["rope_theta"] = json!(1e6), &["rope_theta", "read by nothing"]),
+        (
+            "gemma4-e2b",
+            |c| c["rms_norm_eps"] = json!(1e-3),
+            &["text_config.rms_norm_eps", "says 0.001"],
+        ),
+        (
+            "gemma4-31b",
+            |c| c["per_layer_config"]["3"]["intermediate_size"] = json!(9),
+            &["per_layer_config.3.intermediate_size"],
+        ),
+        ("llama-yarn", |c| c["rope_parameters"]["attn_factor"] = json!(0.9), &["attn_factor"]),
+    ];
+    for (name, edit, words) in refused {
+        is_refused(name, edit, words);
+    }
+    // a null says that there is no cap, and the class has one of 30
+    is_refused(
+        "gemma2",
+        |c| {
+            remove(c, "final_logit_softcapping");
+            c["final_logit_softcaping"] = Value::Null;
+        },
+        &["`final_logit_softcaping`", "resembles `final_logit_softcapping`"],
+    );
+    let vendors = edited("llama", |c| {
+        c["vendor_build"] = json!(7);
+        c["vendor"] = json!({"a": {"b": "c"}, "empty": {}});
+        c["use_cache"] = json!(true);
+    });
+    let checkpoint = open(vendors.path()).unwrap();
+    let notes = support::notes_on_keys(&checkpoint);
+    assert_eq!(notes, ["keys that nothing reads: vendor_build, vendor.a.b"]);
+}
+
+#[test]
+fn the_policy_lets_keys_pass_that_are_there_and_unread() {
+    let folder = edited("llama", |c| c["rope_freq_base"] = json!(5e5));
+    let checkpoint = opened(folder.path(), &["rope_freq_base"]).unwrap();
+    assert_eq!(
+        support::notes_on_keys(&checkpoint),
+        ["the policy's `ignore_keys` lets the key `rope_freq_base` pass unread"]
+    );
+    assert_eq!(checkpoint.reading, ["ignored key rope_freq_base"]);
+    let error = |keys: &[&str]| opened(folder.path(), keys).err().unwrap();
+    let absent = error(&["rope_freq_base", "rope_base"]);
+    assert!(absent.contains("`rope_base` is named by the policy's `ignore_keys`"), "{absent}");
+    let read = error(&["rope_freq_base", "rms_norm_eps"]);
+    assert!(read.contains("`rms_norm_eps` is read"), "{read}");
+}
+
+#[test]
+fn a_share_of_the_head_is_transformers_share() {
+    // 0.3 of 32 is 9.6, of which transformers turns the first ten by powers of 9
+    let folder = edited("qwen3_5", |c| c["rope_parameters"]["partial_rotary_factor"] = json!(0.3));
+    let spec = open(folder.path()).unwrap().spec;
+    let rope = &spec.layers[3].attention().unwrap().rope;
+    assert_eq!(rope.frequencies.len(), 5);
+    let second = rope.base.powf(-2.0 / 9.0) as f32;
+    assert_eq!(rope.frequencies[1], second);
+    for share in [0.0, 0.01, -0.5, 1.5] {
+        let edit = |c: &mut Value| c["rope_parameters"]["partial_rotary_factor"] = json!(share);
+        is_refused("qwen3_5", edit, &[]);
     }
 }
 

@@ -5,7 +5,9 @@ mod support;
 
 use candle_core::{safetensors, Device};
 use kvgate::kv::packed::PackedCache;
-use kvgate::measure::{measure, Request};
+use kvgate::measure::sanity::Unigram;
+use kvgate::measure::stats::Position;
+use kvgate::measure::{corpus, measure, Request};
 use kvgate::model::decoder::{Decoder, Residency};
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
@@ -60,6 +62,7 @@ fn identity_is_exact_for_any_number_of_chunks() {
                 generate: None,
                 residency: None,
                 mimic: None,
+                is_gated: true,
             };
             let measured = measure(&request, &|_, _, _| {}).unwrap_or_else(|e| panic!("{e}"));
             for control in &measured.measurement.controls {
@@ -96,9 +99,67 @@ fn a_router_without_numbers_names_its_layer() {
         generate: None,
         residency: None,
         mimic: None,
+        is_gated: true,
     };
     let error = measure(&request, &|_, _, _| {}).err().unwrap().to_string();
     assert!(error.contains("layer 2: "), "{error}");
+}
+
+/// What a baseline is held against, by a script of its own (`scripts/oracle/unigram.py`).
+#[test]
+fn a_unigram_model_has_the_perplexity_that_an_independent_script_gives_it() {
+    for (model, expected) in [(MODELS[0], 481.135345), (MODELS[1], 480.579852)] {
+        let checkpoint = Checkpoint::open(&Source::at(root().join("models").join(model))).unwrap();
+        let text = corpus::read(&support::corpus("persuasion.txt")).unwrap();
+        assert!(text.remarks().is_empty());
+        let corpus = corpus::tokenized(&[text], &checkpoint.tokenizer, 512, 12).unwrap();
+        assert_eq!(corpus::repeated(&corpus.chunks), None);
+        let targets = corpus.chunks.iter().flat_map(|chunk| {
+            let scored = chunk.scored.clone();
+            chunk.tokens[scored.start + 1..scored.end + 1].iter()
+        });
+        let positions: Vec<Position> =
+            targets.map(|&target| Position { target, ..Position::default() }).collect();
+        let unigram = Unigram::of(&corpus.tokens, checkpoint.spec.vocab).unwrap();
+        let ppl = unigram.ppl(&positions);
+        assert!((ppl / expected - 1.0).abs() < 1e-8, "{model}: {ppl}");
+    }
+}
+
+/// A sound model on a text of words that chance has drawn: it knows less of it than how often each token occurs.
+#[test]
+fn a_baseline_worse_than_a_unigram_model_is_judged_by_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("words.txt");
+    let run = |bytes: usize, untrained: bool, is_gated: bool| {
+        std::fs::write(&text, support::tiny::corpus(3, bytes)).unwrap();
+        let request = Request {
+            model: MODELS[1],
+            source: &Source { untrained, ..Source::at(root().join("models").join(MODELS[1])) },
+            corpus: std::slice::from_ref(&text),
+            context: 64,
+            chunks: 1,
+            baseline: "f16".parse().unwrap(),
+            schemes: vec![("q8_0".into(), "q8_0".parse().unwrap())],
+            calibration: None,
+            generate: None,
+            residency: None,
+            mimic: None,
+            is_gated,
+        };
+        let measured = measure(&request, &|_, _, _| {});
+        measured.map(|m| m.measurement.run.notes.join("\n")).map_err(|error| error.to_string())
+    };
+    let words = "knows only how often each token occurs in this corpus has";
+    let error = run(120_000, false, true).unwrap_err();
+    assert!(error.contains(words) && error.contains("damaged"), "{error}");
+    let note = run(120_000, false, false).unwrap();
+    assert!(note.contains(words) && note.contains("a gate would not judge by it"), "{note}");
+    let said = run(120_000, true, true).unwrap();
+    assert!(said.contains(words) && said.contains("the weights are untrained"), "{said}");
+    // too few tokens to fit a model on
+    let silent = run(10_000, false, true).unwrap();
+    assert!(!silent.contains("perplexity"), "{silent}");
 }
 
 /// The replay's claim, on models small enough to decode every text with every cache.

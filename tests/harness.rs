@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         nextest_judges_stored_values_anew,
         nextest_measures_anew_what_depends_on_another_text,
         a_run_that_was_killed_is_run_again,
+        a_reader_that_has_gone_turns_nothing_green,
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
@@ -64,6 +65,15 @@ fn outcomes(ran: &Ran) -> Vec<String> {
     let lines = ran.stdout.lines().filter_map(|line| line.strip_prefix("test "));
     let lines = lines.filter(|line| line.contains(" ... "));
     lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+}
+
+/// libtest-mimic answers a stream that takes nothing with a panic; what it had to say is not lost as a green.
+fn a_reader_that_has_gone_turns_nothing_green() {
+    let repository = accepted();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let ran = gate_command(&repository, &[], &[]).stdout(writer).output().unwrap();
+    Ran::of(ran).exits(101).says("error: standard output was closed or is full");
 }
 
 fn lists_are_pure_and_need_no_model() {

@@ -107,7 +107,7 @@ fn a_run_fetches_once_and_then_asks_nobody() {
 #[test]
 fn a_model_argument_may_name_the_hub() {
     let place = Place::new();
-    let more = ["--corpus", "corpus.txt", "--schemes", "q8_0", "--context", "64"];
+    let more = ["--untrained", "--corpus", "corpus.txt", "--schemes", "q8_0", "--context", "64"];
     place.kvgate(&[&["measure", &argument()][..], &more].concat()).exits(0).says("tiny  baseline");
     place.kvgate(&["inspect", "hf:org/tiny@main"]).exits(2).says("what moves cannot gate");
 }
@@ -381,4 +381,81 @@ fn a_checkpoint_in_safetensors_is_its_configuration_tokenizer_and_shards() {
         std::fs::write(place.snapshot(name), bytes).unwrap();
     }
     assert_eq!(place.hub.requests(), [""; 0]);
+}
+
+/// A small checkpoint in safetensors on the hub, with a chat template, and a cache that another program filled
+/// with what it needed itself.
+fn half_cached(place: &Place) -> String {
+    let folder = support::root().join("tests/fixtures/checkpoints/llama");
+    for name in ["config.json", "tokenizer.json", "model.safetensors", "tokenizer_config.json"] {
+        let bytes = std::fs::read(folder.join(name)).unwrap();
+        place.hub.small(name, &bytes);
+        if name != "tokenizer_config.json" {
+            std::fs::create_dir_all(place.snapshot("")).unwrap();
+            std::fs::write(place.snapshot(name), bytes).unwrap();
+        }
+    }
+    place.hub.small("chat_template.jinja", b"{{ messages[0].content }}!");
+    format!("hf:{REPOSITORY}@{COMMIT}")
+}
+
+const UNKNOWN: &str = "warning: chat template unknown";
+
+#[test]
+fn a_cache_without_the_chat_template_is_completed_once() {
+    let place = Place::new();
+    let model = half_cached(&place);
+    place.kvgate(&["inspect", &model]).exits(0).never_says(UNKNOWN);
+    assert!(place.snapshot("chat_template.jinja").exists());
+    assert!(place.snapshot("tokenizer_config.json").exists());
+    // noted as the hub's own programs do it: the commit has no such file
+    assert!(place.cached(&format!(".no_exist/{COMMIT}/generation_config.json")).exists());
+    assert!(!place.hub.requests().is_empty());
+    place.kvgate(&["inspect", &model]).exits(0).never_says(UNKNOWN);
+    assert_eq!(place.hub.requests(), [""; 0], "nobody is asked twice");
+}
+
+#[test]
+fn a_chat_template_that_nobody_knows_of_is_said_and_a_condition() {
+    let place = Place::new();
+    let model = half_cached(&place);
+    place.repository.put("prompts.toml", "version = 1\n[[prompts]]\nid = \"a\"\ncategory = \"c\"\nmessages = [{ role = \"user\", content = \"The river\" }]\n");
+    let measure = [
+        "measure",
+        &model,
+        "--corpus",
+        "corpus.txt",
+        "--schemes",
+        "bf16",
+        "--context",
+        "64",
+        "--prompts",
+        "prompts.toml",
+        "--generate",
+        "2",
+        "--untrained",
+        "--json",
+        "out.json",
+    ];
+    let template = || {
+        let json: serde_json::Value =
+            serde_json::from_str(&place.repository.text("out.json")).unwrap();
+        let prompts = json["measurements"][0]["conditions"]["prompts"].as_str().unwrap().to_owned();
+        prompts.split(' ').nth(2).unwrap().to_owned()
+    };
+    let offline = [("HF_HUB_OFFLINE", "1")];
+    place.kvgate_with(&measure, &offline).exits(0).says(UNKNOWN);
+    assert_eq!(template(), "unknown");
+    assert_eq!(place.hub.requests(), [""; 0]);
+    // a hub that does not answer as one is no error: what is there is enough
+    place.hub.refuse(503, "down");
+    place.kvgate(&["inspect", &model]).exits(0).says(UNKNOWN);
+    // a commit that has none
+    for name in ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"] {
+        let note = place.cached(&format!(".no_exist/{COMMIT}/{name}"));
+        std::fs::create_dir_all(note.parent().unwrap()).unwrap();
+        std::fs::write(note, "").unwrap();
+    }
+    place.kvgate_with(&measure, &offline).exits(0).never_says(UNKNOWN);
+    assert_eq!(template(), "none");
 }

@@ -89,7 +89,16 @@ fn without_a_model_the_policy_says_how_to_get_one() {
     kvgate(&repository, &["init"]).exits(0).never_says("written ");
     assert!(files(&repository.path("")) == before, "a second time changes nothing");
     // what it wrote itself is no policy of anybody's
-    let arguments = ["init", "--model", "tiny.gguf", "--corpus", "corpus.txt", "--context", "64"];
+    let arguments = [
+        "init",
+        "--model",
+        "tiny.gguf",
+        "--untrained",
+        "--corpus",
+        "corpus.txt",
+        "--context",
+        "64",
+    ];
     kvgate(&repository, &[&arguments[..], &["--chunks", "4"]].concat())
         .exits(0)
         .says("written  thresholds.toml")

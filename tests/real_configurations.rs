@@ -93,6 +93,7 @@ fn every_tensor_has_its_place_and_parameters_are_the_published_ones() {
         let checkpoint = open(model, &manifest(model)).unwrap_or_else(|e| panic!("{e}"));
         let published = totals[model]["text_parameters"].as_u64().unwrap();
         assert_eq!(checkpoint.spec.parameters(), published, "{model}");
+        assert_eq!(support::notes_on_keys(&checkpoint), [""; 0], "{model}");
     }
 }
 

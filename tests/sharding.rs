@@ -11,9 +11,9 @@ fn models() -> Repository {
     let repository = Repository::new();
     let policy = repository.text("thresholds.toml");
     let more = "\
-[models.other]\npath = \"tiny.gguf\"\nchunks = 2\n\n[models.other.schemes]\nq8_0 = {}\n
+[models.other]\npath = \"tiny.gguf\"\nuntrained = true\nchunks = 2\n\n[models.other.schemes]\nq8_0 = {}\n
 [models.asleep]\npath = \"tiny.gguf\"\n\n[models.asleep.schemes]\nq8_0 = { ignored = true }\n
-[models.gone]\npath = \"gone.gguf\"\n\n[models.gone.schemes]\nq8_0 = {}\n";
+[models.gone]\npath = \"gone.gguf\"\nuntrained = true\n\n[models.gone.schemes]\nq8_0 = {}\n";
     repository.put("thresholds.toml", &format!("{policy}\n{more}"));
     repository
 }

@@ -40,11 +40,11 @@ logits_ith = declare("llama_get_logits_ith", C.POINTER(C.c_float), C.c_void_p, C
 n_tokens = declare("llama_vocab_n_tokens", C.c_int32, C.c_void_p)
 
 
-def write_f32(source, target):
+def write_f32(source, target, without=None):
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
     for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key not in ("general.architecture", "general.file_type"):
+        if not key.startswith("GGUF.") and key not in ("general.architecture", "general.file_type", without):
             inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(key, field.contents(), field.types[0], sub_type=inner)
     for tensor in reader.tensors:

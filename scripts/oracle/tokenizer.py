@@ -62,6 +62,7 @@ AWKWARD = [
     "<start_of_turn>user<end_of_turn>",
     "<bos><eos><pad><unk>",
     "<table><tr><td>x</td></tr></table>",
+    "<s>struck</s><reponame>a<|fim_pad|>b<|file_sep|>",
     "<unused0>[multimodal]<h1></h1>",
     "▁low▁line <0x0A>",
     "!!! ??? ... --- ___ ***",

@@ -2,6 +2,7 @@
 
 use super::{say, Config, Stop, USAGE};
 use crate::golden::{self, Accepted};
+use crate::out;
 use crate::repo;
 use crate::report::json;
 use crate::results::{CaseResult, Results};
@@ -31,11 +32,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         say(format!("accepted {} in {}", golden.case, golden.path.display()))?;
     }
     for case in still_red(&results, &accepted) {
-        eprintln!(
+        out::tell(format!(
             "note: {} is {} all the same: a golden records, a limit judges",
             case.case,
             case.verdict.label()
-        );
+        ));
     }
     Ok(0)
 }

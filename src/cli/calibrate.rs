@@ -2,6 +2,7 @@
 
 use super::{name, say, Reading, Stop, NOT_MEASURED};
 use crate::measure::calibrate::calibrate;
+use crate::measure::corpus;
 use crate::progress::Bar;
 use std::path::PathBuf;
 
@@ -29,6 +30,10 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let source = arguments.reading.source(&arguments.model)?;
     let name = name(&source);
+    for path in &arguments.corpus {
+        let text = corpus::read(path).map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?;
+        text.remarks().iter().for_each(|remark| eprintln!("note: {remark}"));
+    }
     let (context, chunks) = (arguments.context as usize, arguments.chunks as usize);
     let calibration = {
         let bar = Bar::new(&name);

@@ -1,6 +1,6 @@
 //! `kvgate init`: what a model's repository starts with, in the current folder.
 
-use super::{measurable, name, say, schemes, Reading, Stop, NOT_MEASURED, USAGE};
+use super::{measurable, name, say, say_coloured, schemes, Reading, Stop, NOT_MEASURED, USAGE};
 use crate::files::staged;
 use crate::init::policy::{is_skeleton, Draft, SCHEMES};
 use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
@@ -180,6 +180,7 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
         generate: None,
         residency: None,
         mimic: None,
+        is_gated: true,
     };
     let measurement = {
         let bar = Bar::new(&name);
@@ -235,7 +236,7 @@ fn show(measurement: Measurement) -> Result<(), Stop> {
         head: repo::head(Path::new(".")),
         ..Results::new(vec![measurement], Vec::new())
     });
-    say(terminal::render(&report).trim_end())
+    say_coloured(terminal::render(&report).trim_end())
 }
 
 /// Writes what is not there. All files are written before the first takes its place.

@@ -113,6 +113,11 @@ fn attention_words(a: &Attention) -> String {
 /// What the cache of one sequence costs; a window caps what its layers keep.
 fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
     let context = arguments.context.map_or(spec.trained_context, |n| n as usize);
+    if context == 0 {
+        let message =
+            "the file says that the model was trained for 0 tokens: name others with --context";
+        return Err(Stop::new(USAGE, message));
+    }
     let layout = spec.kv_layout();
     let calibration = Calibration::any(&layout);
     let effective = |scheme: &Scheme| Effective::new(scheme, &layout, Some(&calibration));
@@ -134,7 +139,7 @@ fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
                     format!("{k} / {v}"),
                     bytes(effective.bytes_per_token()),
                     bytes(all),
-                    format!("{:.1} %", 100.0 * all / f16),
+                    format!("{:.1} %", 100.0 * all / f16.max(1.0)),
                 ];
                 say(row(&name, cells.each_ref().map(String::as_str)))?;
             }

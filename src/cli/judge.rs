@@ -1,6 +1,6 @@
 //! `kvgate judge`: results judged again, or another engine's, by the policy and its goldens.
 
-use super::{say, Config, Stop, NOT_MEASURED, USAGE};
+use super::{say_coloured, Config, Stop, NOT_MEASURED, USAGE};
 use crate::engines::llama_perplexity::{self, Log};
 use crate::engines::Engine;
 use crate::gate::Gate;
@@ -56,7 +56,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let gate = arguments.config.gate()?;
     let (results, by) = read(arguments, &gate)?;
     let report = report(arguments, &gate, results, by)?;
-    say(terminal::render(&report).trim_end())?;
+    say_coloured(terminal::render(&report).trim_end())?;
     if let Some(path) = &arguments.json {
         json::write_to(path, &report.results)
             .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;

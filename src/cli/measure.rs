@@ -1,10 +1,11 @@
 //! `kvgate measure`: schemes of one model, without a policy.
 
-use super::{measurable, name, say, scheme, schemes, Reading, Stop, NOT_MEASURED};
+use super::{measurable, name, say_coloured, scheme, schemes, Reading, Stop, NOT_MEASURED};
 use crate::measure::generate::Generate;
 use crate::measure::mimic::Mimic;
 use crate::measure::{measure, Request};
 use crate::model::decoder::Residency;
+use crate::out;
 use crate::progress::Bar;
 use crate::repo;
 use crate::report::{json, terminal, Report};
@@ -99,6 +100,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
             Place::Streamed => Residency::Streamed,
         }),
         mimic: arguments.mimic,
+        is_gated: false,
     };
     report(&request, arguments.json.as_deref())
 }
@@ -126,12 +128,12 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         head: repo::head(Path::new(".")),
         ..Results::new(vec![measurement], Vec::new())
     });
-    say(terminal::render(&report).trim_end())?;
+    say_coloured(terminal::render(&report).trim_end())?;
     for error in &failed {
-        eprintln!("error: {error}");
+        out::tell(format!("error: {error}"));
     }
     for (scheme, reason) in &distrust {
-        eprintln!("error: {scheme}: {reason}");
+        out::tell(format!("error: {scheme}: {reason}"));
     }
     if let Some(path) = json {
         json::write_to(path, &report.results)

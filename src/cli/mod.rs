@@ -17,11 +17,12 @@ mod schemes;
 use crate::gate::Gate;
 use crate::hub::{self, Pinned};
 use crate::kv::Scheme;
+use crate::out;
 use crate::policy::{Diagnostic, Source};
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -103,14 +104,23 @@ impl Stop {
     }
 }
 
-/// Prints a line; a reader that has gone needs no more of them, a full disk is an error.
-fn say(line: impl fmt::Display) -> Result<(), Stop> {
-    match writeln!(anstream::stdout(), "{line}") {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Stop::new(NOT_MEASURED, format!("cannot write to standard output: {error}")))
-        }
-        _ => Ok(()),
-    }
+/// Prints lines for people.
+fn say(lines: impl fmt::Display) -> Result<(), Stop> {
+    out::say(lines).map_err(not_printed)
+}
+
+/// Prints a report that has colours.
+fn say_coloured(report: impl fmt::Display) -> Result<(), Stop> {
+    out::say_coloured(report).map_err(not_printed)
+}
+
+/// Prints a document for other programs.
+fn say_whole(document: impl fmt::Display) -> Result<(), Stop> {
+    out::say_whole(document).map_err(not_printed)
+}
+
+fn not_printed(error: io::Error) -> Stop {
+    Stop::new(NOT_MEASURED, format!("cannot write to standard output: {error}"))
 }
 
 /// Runs the program.
@@ -133,7 +143,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(stop) => {
-            anstream::eprintln!("{}", prefixed(&stop.message));
+            out::tell(prefixed(&stop.message));
             ExitCode::from(stop.code)
         }
     }
@@ -149,7 +159,7 @@ fn prefixed(message: &str) -> String {
 
 fn warn(warnings: &[Diagnostic]) {
     for warning in warnings {
-        anstream::eprintln!("{}", warning.styled());
+        out::tell_coloured(warning.styled());
     }
 }
 

@@ -1,10 +1,11 @@
 //! `kvgate plan`: the matrix of jobs that a gate is split over.
 
 use super::run::matches;
-use super::{say, Config, Stop, NOTHING_SELECTED, USAGE};
+use super::{say_whole, Config, Stop, NOTHING_SELECTED, USAGE};
 use crate::gate::Case;
 use crate::harness::nothing_selected;
 use crate::model::Checkpoint;
+use crate::out;
 use crate::plan::{self, Source};
 use crate::policy::ModelPolicy;
 use crate::report::json;
@@ -54,12 +55,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         return Err(usage(message));
     }
     for cost in costs.iter().filter(|cost| cost.source == Source::Guessed) {
-        eprintln!(
+        out::tell(format!(
             "warning: {}: neither measured (--costs) nor here to be estimated: its cost is guessed from its tokens",
             cost.model
-        );
+        ));
     }
-    say(plan::matrix(&plan::pack(&costs, arguments.shards.into())))?;
+    say_whole(plan::matrix(&plan::pack(&costs, arguments.shards.into())))?;
     Ok(0)
 }
 

@@ -2,7 +2,7 @@
 //! change: results are a stranger's text, and are judged anew by the policy that holds.
 
 use super::judge::Measured;
-use super::{say, Stop, USAGE};
+use super::{say, say_whole, Stop, USAGE};
 use crate::files::folder_of;
 use crate::github::annotations::{self, Annotation};
 use crate::github::{
@@ -78,9 +78,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let outputs =
         Outputs { terminal: true, folder: None, step_summary: environment.step_summary.clone() };
     for error in report::emit(&report, &outputs) {
-        say(annotations::warning("kvgate", &error.to_string()).trim_end())?;
+        say_whole(annotations::warning("kvgate", &error.to_string()).trim_end())?;
     }
-    say(annotations::errors(&annotated(&report)).trim_end())?;
+    say_whole(annotations::errors(&annotated(&report)).trim_end())?;
     publish(arguments, &github, &found, &report)?;
     Ok(report.exit_code())
 }
@@ -278,5 +278,5 @@ fn what_became(done: Published) -> &'static str {
 }
 
 fn warn(what: &str, error: &Error) -> Result<(), Stop> {
-    say(annotations::warning(&format!("kvgate: {what}"), &error.to_string()).trim_end())
+    say_whole(annotations::warning(&format!("kvgate: {what}"), &error.to_string()).trim_end())
 }

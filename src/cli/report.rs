@@ -1,7 +1,7 @@
 //! `kvgate report`: results of one run, or of its shards, for people and for other tools.
 
 use super::judge::read_results;
-use super::{say, Config, Stop, NOT_MEASURED, USAGE};
+use super::{say_coloured, say_whole, Config, Stop, NOT_MEASURED, USAGE};
 use crate::files::write_atomically;
 use crate::merge::complete;
 #[cfg(feature = "reports")]
@@ -59,7 +59,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let text = rendered(&report, arguments.format)
         .map_err(|error| Stop::new(NOT_MEASURED, format!("the report cannot be made: {error}")))?;
     match &arguments.output {
-        None => say(text.trim_end())?,
+        None if matches!(arguments.format, Format::Terminal) => say_coloured(text.trim_end())?,
+        None => say_whole(text.trim_end())?,
         Some(path) => write_atomically(path, |file| file.write_all(text.as_bytes()))
             .map_err(|error| Stop::new(NOT_MEASURED, format!("{}: {error}", path.display())))?,
     }

@@ -8,6 +8,7 @@ use crate::changed;
 use crate::gate::{self, Case, Gate};
 use crate::golden;
 use crate::harness::nothing_selected;
+use crate::out;
 use crate::plan;
 use crate::progress::Bar;
 use crate::report::{self, sidecar, Outputs, Report};
@@ -69,7 +70,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     };
     for error in report::emit(&report, &outputs) {
         written &= error.is_warning();
-        eprintln!("{}: {error}", if error.is_warning() { "warning" } else { "error" });
+        out::tell(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
     }
     Ok(match report.exit_code() {
         0 if !written => NOT_MEASURED,
@@ -123,8 +124,8 @@ fn narrow(gate: &Gate, arguments: &Arguments, selected: Selected) -> Result<Sele
     let not_needed = names.filter(|name| !changed.touched.contains(name)).cloned().collect();
     let (cases, chosen) = (touched(selected.cases), touched(selected.chosen));
     match chosen.is_empty() {
-        true => eprintln!("not needed: {}", changed.not_needed()),
-        false => eprintln!("{changed}"),
+        true => out::tell(format!("not needed: {}", changed.not_needed())),
+        false => out::tell(&changed),
     }
     Ok(Selected { cases, chosen, not_needed })
 }
@@ -183,7 +184,7 @@ fn measure(gate: &Gate, model: usize, chosen: &[Case]) -> (Result<Measurement, S
         measured.positions.iter().map(|(l, p)| (l.as_str(), p.as_slice())).collect();
     let kept = sidecar::write(&gate.results, name, &lanes);
     if let Err(error) = &kept {
-        eprintln!("error: {error}");
+        out::tell(format!("error: {error}"));
     }
     (Ok(measured.measurement), kept.is_ok())
 }

@@ -18,8 +18,9 @@ pub use judged::measurement;
 
 use super::Engine;
 use crate::kv::codec;
-use crate::measure::stats::Statistics;
+use crate::measure::stats::{Statistic, Statistics};
 use crate::results::Sides;
+use crate::text;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
@@ -139,10 +140,28 @@ pub fn read(path: &Path) -> Result<Log, LogError> {
 /// # Errors
 /// As [`read()`].
 pub fn parse(bytes: &[u8], path: &str) -> Result<Log, LogError> {
-    let text = String::from_utf8_lossy(bytes);
-    let text = anstream::adapter::strip_str(&text).to_string();
+    let text = anstream::adapter::strip_str(&decoded(bytes)).to_string();
     let lines = Lines { path, lines: text.lines().map(|line| bare(line.trim())).collect() };
     lines.log()
+}
+
+/// A log's text. PowerShell's `>` writes UTF-16, with a mark of its byte order or, where something was appended,
+/// without one.
+fn decoded(bytes: &[u8]) -> String {
+    let utf16 = |unit: fn([u8; 2]) -> u16| -> String {
+        let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
+        String::from_utf16_lossy(&units)
+    };
+    let zeros = |from: usize| bytes.iter().take(200).skip(from).step_by(2).filter(|b| **b == 0);
+    let text = match bytes {
+        [0xff, 0xfe, ..] => utf16(u16::from_le_bytes),
+        [0xfe, 0xff, ..] => utf16(u16::from_be_bytes),
+        _ if zeros(1).count() > 50 => utf16(u16::from_le_bytes),
+        _ if zeros(0).count() > 50 => utf16(u16::from_be_bytes),
+        _ => String::from_utf8_lossy(bytes).into_owned(),
+    };
+    // files that were put together have one in their midst
+    text.replace('\u{feff}', "")
 }
 
 /// A line without what llama.cpp's logger puts before it: `0.00.123.456 I `, or `I ` alone.
@@ -175,13 +194,12 @@ fn leading<N: std::str::FromStr>(text: &str) -> Option<N> {
 
 /// A piece of a log that a message may hold.
 fn quoted(line: &str) -> String {
-    let clean: String = line.chars().filter(|c| !c.is_control()).take(QUOTED).collect();
-    if clean.len() < line.len() {
-        format!("{clean}…")
-    } else {
-        clean
-    }
+    // whoever shows it escapes it
+    text::clipped(line, QUOTED)
 }
+
+/// The title of builds until the spring of 2024.
+const OLD_KLD_TITLE: &str = "===== KL-divergence statistics";
 
 /// Titles after which statistics stand.
 const KLD_TITLE: &str = "====== KL divergence statistics ======";
@@ -211,6 +229,7 @@ struct Lines<'a> {
 
 impl Lines<'_> {
     fn log(&self) -> Result<Log, LogError> {
+        self.foreign()?;
         self.reported()?;
         self.one_run()?;
         let (context, chunks) = self.chunks()?;
@@ -246,12 +265,28 @@ impl Lines<'_> {
     }
 
     fn missing(&self, what: &str, mend: &'static str) -> LogError {
+        // Windows PowerShell formats what comes from standard error, and breaks its lines
+        let is_broken = self.lines.iter().any(|line| line.contains("NativeCommandError"));
+        let mend = if is_broken { NO_POWERSHELL } else { mend };
         LogError::Missing { path: self.path.into(), what: what.into(), mend }
     }
 
     fn ends_early(&self, tokens: Option<u64>) -> LogError {
         let last = self.lines.iter().rfind(|line| !line.is_empty()).copied().unwrap_or_default();
         LogError::EndsEarly { path: self.path.into(), last: quoted(last), tokens }
+    }
+
+    /// What another program printed, or a build that said too little.
+    fn foreign(&self) -> Result<(), LogError> {
+        let line = |is: &dyn Fn(&str) -> bool| self.lines.iter().position(|line| is(line));
+        let path = || self.path.to_owned();
+        if let Some(i) = line(&|line| line.contains(": mla_attn") && line.contains('=')) {
+            return Err(LogError::Fork { path: path(), line: i + 1 });
+        }
+        match line(&|line| line == OLD_KLD_TITLE) {
+            Some(i) => Err(LogError::TooOld { path: path(), line: i + 1 }),
+            None => Ok(()),
+        }
     }
 
     /// What llama-perplexity complains about without stopping.
@@ -298,12 +333,48 @@ impl Lines<'_> {
             Some(_) => {
                 Err(self.missing("a context and chunks that can be", "is it the whole log?"))
             }
-            None if self.lines.contains(&KLD_TITLE) => Err(self.missing(
-                "how many chunks of what context were measured (`kl_divergence: computing over …`)",
-                "keep standard error, too: `> FILE 2>&1`, with a llama.cpp that prints it",
-            )),
+            None if self.lines.contains(&KLD_TITLE) => self.counted(),
             None => Err(self.ends_early(None)),
         }
+    }
+
+    /// The same of a build from before 2026, which says neither: chunks are the rows of its table, the context is
+    /// that of the cache, and what the baseline file has is checked by the error that is printed of a share.
+    fn counted(&self) -> Result<(usize, usize), LogError> {
+        let unsaid = || {
+            self.missing(
+                "how many chunks of what context were measured (`kl_divergence: computing over …`, or the rows of \
+                 the chunks and `n_ctx = …`)",
+                "keep standard error, too: `> FILE 2>&1`",
+            )
+        };
+        let rows = self.lines.iter().filter_map(|line| chunk_row(line));
+        let chunks = rows.enumerate().try_fold(0, |_, (i, row)| (row == i + 1).then_some(row));
+        let chunks = chunks.filter(|chunks| *chunks > 0).ok_or_else(unsaid)?;
+        let context = self.context_of_cache().filter(|n| *n <= 1 << 30).ok_or_else(unsaid)?;
+        let share = self.lines.iter().enumerate().find_map(|(i, line)| {
+            let (name, value) = line.split_once(':')?;
+            (plain(name) == "Same top p").then(|| self.numbers(i, "top1_agreement", value))
+        });
+        let [share, error] = share.ok_or_else(unsaid)??.map(|percent| percent / 100.0);
+        let tokens = scored(context, chunks) as f64;
+        let expected = (share * (1.0 - share) / (tokens - 1.0).max(1.0)).sqrt();
+        // printed with three decimals of a per cent
+        if error > 0.0 && (expected - error).abs() <= 1.1e-5 {
+            return Ok((context, chunks));
+        }
+        Err(self.missing(
+            &format!(
+                "what context the baseline file has, and the error of `Same top p` is not that of {chunks} chunks \
+                 of {context} tokens, which the cache has room for"
+            ),
+            "give the run the `-c` of the baseline file, or a build that says so (`kl_divergence: computing over …`)",
+        ))
+    }
+
+    /// Tokens that the context has room for.
+    fn context_of_cache(&self) -> Option<usize> {
+        self.find(|line| leading(line.split_once(": n_ctx")?.1.trim_start().strip_prefix('=')?))
     }
 
     fn build(&self) -> Result<Build, LogError> {
@@ -326,6 +397,11 @@ impl Lines<'_> {
                         of(number, commit)
                     }
                 };
+            }
+            if let Some((_, rest)) = line.split_once(": build = ") {
+                // `main: build = 3651 (8f1d81a0)`, in 2024
+                let (number, commit) = rest.split_once(" (")?;
+                return of(number, commit.strip_suffix(')')?);
             }
             let rest =
                 line.strip_prefix("build: ").or_else(|| Some(line.split_once(": build ")?.1));
@@ -354,8 +430,13 @@ impl Lines<'_> {
     /// A value of `print_info`.
     fn info(&self, key: &str) -> Result<String, LogError> {
         let value = self.find(|line| {
-            let (name, value) = line.strip_prefix("print_info:")?.split_once('=')?;
-            (name.trim() == key).then(|| quoted(value.trim()))
+            // until 2025 by another name
+            let line =
+                line.strip_prefix("print_info:").or(line.strip_prefix("llm_load_print_meta:"))?;
+            let (name, value) = line.split_once('=')?;
+            let name = name.trim();
+            let is_it = name == key || (name == "model ftype" && key == "file type");
+            is_it.then(|| quoted(value.trim()))
         });
         let what = format!("the model's {key} (`print_info: {key} = …`)");
         value.filter(|value| !value.is_empty()).ok_or_else(|| self.missing(&what, VERBOSE))
@@ -374,14 +455,15 @@ impl Lines<'_> {
     /// What the caches say that they are, each once.
     fn caches(&self) -> Result<Vec<Cache>, LogError> {
         let mut caches: Vec<Cache> = Vec::new();
-        for line in self.lines.iter().filter(|line| line.contains("kv_cache")) {
-            if let Some(cache) = cache(line) {
+        for line in self.lines.iter().filter(|line| line.contains("kv_cache") || is_old(line)) {
+            let cells = || self.find(kv_size).or_else(|| self.context_of_cache());
+            if let Some(cache) = cache(line, &cells) {
                 caches.push(cache);
             } else if let (Some((side, rotated, head_dim)), Some(cache)) =
                 (rotation(line), caches.last_mut())
             {
                 cache.rotated[side] = rotated;
-                cache.head_dim[side] = Some(head_dim);
+                cache.head_dim[side] = head_dim;
             }
         }
         // memory is fitted with caches that are thrown away
@@ -433,6 +515,11 @@ impl Lines<'_> {
                 self.missing(&what, "copy the whole log, or run llama-perplexity again")
             })
         };
+        // builds until the autumn of 2025 print the 99th percentile twice instead
+        let percentiles = [("p90_kld", Statistic::P90Kld), ("p95_kld", Statistic::P95Kld)];
+        let is_old = percentiles.iter().all(|(name, _)| !found.contains_key(name));
+        let unknown = if is_old { percentiles.map(|(_, s)| s).into() } else { Vec::new() };
+        let percentile = |name| if is_old { Ok(0.0) } else { both(name).map(|[value, _]| value) };
         let value = |statistic: &str| both(statistic).map(|[value, _]| value);
         let error = |statistic: &str| both(statistic).map(|[_, error]| error);
         Ok(Statistics {
@@ -440,8 +527,8 @@ impl Lines<'_> {
             mean_kld: value("mean_kld")?,
             mean_kld_se: error("mean_kld")?,
             median_kld: value("median_kld")?,
-            p90_kld: value("p90_kld")?,
-            p95_kld: value("p95_kld")?,
+            p90_kld: percentile("p90_kld")?,
+            p95_kld: percentile("p95_kld")?,
             p99_kld: value("p99_kld")?,
             p999_kld: value("p999_kld")?,
             max_kld: value("max_kld")?,
@@ -454,6 +541,7 @@ impl Lines<'_> {
             ppl_ratio: value("ppl_ratio")?,
             ppl_ratio_se: error("ppl_ratio")?,
             baseline_ppl: value("baseline_ppl")?,
+            unknown,
         })
     }
 
@@ -470,25 +558,52 @@ impl Lines<'_> {
                 value: quoted(text.trim()),
             })
         };
-        let mut words = text.split_whitespace();
+        let mut words = text.split_whitespace().filter(|word| *word != "%");
         let value = number(words.next().map(|word| word.trim_end_matches('%')))?;
-        // the sign between them may have come through another encoding
+        // the sign between them may have come through another encoding, or not at all
         match words.next() {
-            None | Some("%") => Ok([value, 0.0]),
+            None => Ok([value, 0.0]),
+            Some(word) if word.parse::<f64>().is_ok() => Ok([value, number(Some(word))?]),
             Some(_) => Ok([value, number(words.next())?]),
         }
     }
 }
+
+/// What to do where PowerShell has formatted standard error.
+const NO_POWERSHELL: &str = "Windows PowerShell has broken the lines of standard error: let \
+    `cmd /c \"llama-perplexity … > FILE 2>&1\"` write the log";
 
 /// What makes llama.cpp say what its loader and its cache do.
 const VERBOSE: &str =
     "run llama-perplexity with `-lv 4`, and keep standard error, too: `> FILE 2>&1`";
 
 /// A statistic's name as it is printed: single blanks, and no Δ, which may have come through another
-/// encoding.
+/// encoding, or as `?` or `_` from a console that has none.
 fn plain(name: &str) -> String {
     let name: String = name.chars().filter(char::is_ascii).collect();
-    name.split_whitespace().collect::<Vec<_>>().join(" ")
+    match name.split_whitespace().collect::<Vec<_>>()[..] {
+        ["RMS", word] if word.ends_with('p') && word.len() <= 4 => "RMS p".into(),
+        ref words => words.join(" "),
+    }
+}
+
+/// The number of a chunk, if a line is its row: `1  15.4685 ±  0.2900  0.16302 ±  0.00940 …`.
+fn chunk_row(line: &str) -> Option<usize> {
+    let mut words = line.split_whitespace();
+    let chunk = words.next()?.parse().ok()?;
+    let numbers = words.filter(|word| word.parse::<f64>().is_ok()).count();
+    // five statistics, each with its error
+    (numbers == 10).then_some(chunk)
+}
+
+/// Whether a line says of a cache what builds until 2025 said.
+fn is_old(line: &str) -> bool {
+    line.contains("KV self size")
+}
+
+/// `kv_size = 512, offload = 1, type_k = 'f16', …`
+fn kv_size(line: &str) -> Option<usize> {
+    leading(line.split_once("kv_size = ")?.1)
 }
 
 /// Positions that llama-perplexity scores: of each chunk the second half, but for its last token.
@@ -496,9 +611,13 @@ fn scored(context: usize, chunks: usize) -> u64 {
     chunks as u64 * (context as u64).saturating_sub(1 + context as u64 / 2)
 }
 
-/// `size = 3.19 MiB ( 512 cells, 30 layers, 1/1 seqs), K (q8_0): 2.09 MiB, V (q4_0): 1.10 MiB`
-fn cache(line: &str) -> Option<Cache> {
-    let cells = leading(between(line, "MiB (", "cells")?)?;
+/// `size = 3.19 MiB ( 512 cells, 30 layers, 1/1 seqs), K (q8_0): 2.09 MiB, V (q4_0): 1.10 MiB`, or until 2025
+/// `KV self size  = 3.19 MiB, K (q8_0): …`, where another line has the cells.
+fn cache(line: &str, old_cells: &dyn Fn() -> Option<usize>) -> Option<Cache> {
+    let cells = match is_old(line) {
+        true => old_cells()?,
+        false => leading(between(line, "MiB (", "cells")?)?,
+    };
     let side = |name: &str| {
         let rest = line.split_once(&format!(", {name} ("))?.1;
         let (kind, size) = rest.split_once("): ")?;
@@ -516,15 +635,16 @@ fn cache(line: &str) -> Option<Cache> {
     })
 }
 
-/// `attn_rot_k = 1, n_embd_head_k_all = 64`: the side, whether it is rotated, elements of a head.
-fn rotation(line: &str) -> Option<(usize, bool, usize)> {
+/// `attn_rot_k = 1, n_embd_head_k_all = 64`: the side, whether it is rotated, elements of a head, which the
+/// first builds that rotate do not say.
+fn rotation(line: &str) -> Option<(usize, bool, Option<usize>)> {
     let (side, rest) = match (line.split_once("attn_rot_k ="), line.split_once("attn_rot_v =")) {
         (Some((_, rest)), _) => (0, rest),
         (_, Some((_, rest))) => (1, rest),
         _ => return None,
     };
     // -1 where layers differ
-    let head_dim = leading(rest.split_once("_all =")?.1).unwrap_or(0);
+    let head_dim = rest.split_once("_all =").map(|(_, rest)| leading(rest).unwrap_or(0));
     Some((side, leading::<u8>(rest)? == 1, head_dim))
 }
 
@@ -550,7 +670,10 @@ impl Log {
             let side = |i: usize| {
                 let size = match (cache.rotated[i], i) {
                     (false, _) => return cache.kinds[i].clone(),
-                    (true, 0) => power_of_two(cache.head_dim[0].unwrap_or(0)),
+                    (true, 0) => match cache.head_dim[0] {
+                        Some(head_dim) => power_of_two(head_dim),
+                        None => return format!("{}·H", cache.kinds[i]),
+                    },
                     // llama.cpp rotates V by 64 whatever its heads are
                     (true, _) => 64,
                 };

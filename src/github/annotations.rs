@@ -1,11 +1,14 @@
 //! Lines that the runner of GitHub Actions shows at a file's lines.
 
+use crate::text;
 use std::fmt::Write;
 
 /// What GitHub shows of one step.
 const MOST: usize = 10;
 /// Characters of a message: the report has the rest.
 const MESSAGE: usize = 2000;
+/// Characters of a file's name, or of a title.
+const PROPERTY: usize = 400;
 
 /// Something to be shown at a line of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,19 +44,19 @@ fn command(name: &str, annotation: &Annotation) -> String {
     }
     properties.push(format!("title={}", property(&annotation.title)));
     let mut line = format!("::{name} {}::", properties.join(","));
-    let message: String = annotation.message.chars().take(MESSAGE).collect();
     // a String takes all that is written to it
-    let _ = writeln!(line, "{}", data(&message));
+    let _ = writeln!(line, "{}", data(&annotation.message));
     line
 }
 
-/// As the runner's own toolkit escapes.
+/// As the runner's own toolkit escapes, and what a terminal obeys or nobody sees before that.
 fn data(text: &str) -> String {
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    let shown = text::plain(text::first(text, MESSAGE)).into_owned();
+    shown.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
 fn property(text: &str) -> String {
-    data(text).replace(':', "%3A").replace(',', "%2C")
+    data(text::first(text, PROPERTY)).replace(':', "%3A").replace(',', "%2C")
 }
 
 #[cfg(test)]
@@ -79,15 +82,26 @@ mod tests {
     fn a_text_cannot_start_another_command() {
         let text = errors(&[Annotation {
             file: Some("a,line=1::x\n::stop-commands::t".into()),
-            ..annotation("100%,x=y::\r\n::set-env name=A::b", "50%\r\n::add-mask::a")
+            ..annotation("100%,x=y::\n::set-env name=A::b\u{9b}", "50%\n::add-mask::a\u{1b}[2J")
         }]);
         assert_eq!(text.lines().count(), 1);
         assert_eq!(
             text,
             "::error file=a%2Cline=1%3A%3Ax%0A%3A%3Astop-commands%3A%3At,line=7,\
-             title=100%25%2Cx=y%3A%3A%0D%0A%3A%3Aset-env name=A%3A%3Ab::\
-             50%25%0D%0A::add-mask::a\n"
+             title=100%25%2Cx=y%3A%3A%0A%3A%3Aset-env name=A%3A%3Ab\\u{9b}::\
+             50%25%0A::add-mask::a\\u{1b}[2J\n"
         );
+    }
+
+    #[test]
+    fn nothing_leaves_that_a_terminal_obeys_or_nobody_sees() {
+        for c in text::HOSTILE {
+            let hostile = format!("a{c}b");
+            let file = Some(hostile.clone());
+            let all = [Annotation { file, ..annotation(&hostile, &hostile) }];
+            let shown = errors(&all) + &warning(&hostile, &hostile);
+            assert!(!shown.contains(c), "{c:?}: {shown}");
+        }
     }
 
     #[test]

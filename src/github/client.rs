@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{json, Value};
 use std::cell::Cell;
 use std::io::Read;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Time, so that a test need not wait.
 pub trait Clock {
@@ -33,12 +33,31 @@ impl Clock for SystemClock {
     }
 }
 
-const CONNECT: Duration = Duration::from_secs(10);
-const WHOLE_REQUEST: Duration = Duration::from_secs(60);
 /// Requests for one thing, the first included.
 const TRIES: u32 = 5;
-/// What a client waits between tries, all together.
-const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long a client waits for what.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// For a connection.
+    connect: Duration,
+    /// For one answer, from the connection to its last byte: a server that sends a byte a second holds it no longer.
+    answer: Duration,
+    /// For requests that were lost and the tries after them, all together.
+    lost: Duration,
+    /// For one more answer, when that is used up: what is said last, the commit status, is tried all the same.
+    last: Duration,
+    /// Between tries and for lost requests, all together.
+    whole: Duration,
+}
+
+const PATIENCE: Patience = Patience {
+    connect: Duration::from_secs(10),
+    answer: Duration::from_secs(30),
+    lost: Duration::from_secs(90),
+    last: Duration::from_secs(10),
+    whole: Duration::from_secs(300),
+};
 /// The wait that GitHub asks for where it does not say how long, doubled each time.
 const SECONDARY: Duration = Duration::from_secs(60);
 /// GitHub's rule for writes.
@@ -59,7 +78,11 @@ pub struct Client {
     token: Token,
     clock: Box<dyn Clock>,
     last_write: Cell<Option<SystemTime>>,
+    patience: Patience,
+    /// What of it is used up.
     waited: Cell<Duration>,
+    /// What of it was spent on requests without an answer.
+    lost: Cell<Duration>,
 }
 
 impl std::fmt::Debug for Client {
@@ -159,7 +182,9 @@ impl Client {
             token,
             clock,
             last_write: Cell::new(None),
+            patience: PATIENCE,
             waited: Cell::new(Duration::ZERO),
+            lost: Cell::new(Duration::ZERO),
         })
     }
 
@@ -275,20 +300,40 @@ impl Client {
             self.pace();
         }
         let builder = self.http.request(request.method.clone(), request.url.clone());
+        // of a request, not of the client: that one would begin anew with each read
+        let builder = builder.timeout(self.time_for_an_answer());
         let builder = match &request.body {
             Some(body) => builder.json(body),
             None => builder,
         };
+        let begun = Instant::now();
         let answer = builder
             .send()
             .map_err(|error| Failure::Lost(self.words(&causes(&error.without_url()))));
         let answer = answer.and_then(|response| self.whole(response));
+        if matches!(answer, Err(Failure::Lost(_))) {
+            self.spend(begun.elapsed(), true);
+        }
         if request.is_write() {
             self.last_write.set(Some(self.clock.now()));
         }
         match answer? {
             answer if answer.is_success() => Ok(answer),
             answer => Err(Failure::Answer(Box::new(answer))),
+        }
+    }
+
+    /// How long the next answer may take.
+    fn time_for_an_answer(&self) -> Duration {
+        let rest = self.patience.lost.saturating_sub(self.lost.get());
+        self.patience.answer.min(rest.max(self.patience.last))
+    }
+
+    /// Counts time as spent, on requests without an answer or between tries.
+    fn spend(&self, time: Duration, is_lost: bool) {
+        self.waited.set(self.waited.get().saturating_add(time));
+        if is_lost {
+            self.lost.set(self.lost.get().saturating_add(time));
         }
     }
 
@@ -330,9 +375,12 @@ impl Client {
                 None => return Err(failure.error(self, request)),
             },
         };
-        let waited = self.waited.get().saturating_add(pause);
-        if tries < TRIES && waited <= PATIENCE {
-            self.waited.set(waited);
+        let is_lost = matches!(failure, Failure::Lost(_));
+        let fits = |spent: &Cell<Duration>, most| spent.get().saturating_add(pause) <= most;
+        let has_patience = fits(&self.waited, self.patience.whole)
+            && (!is_lost || fits(&self.lost, self.patience.lost));
+        if tries < TRIES && has_patience {
+            self.spend(pause, is_lost);
             self.clock.sleep(pause);
             return Ok(());
         }
@@ -388,8 +436,8 @@ fn http(token: &Token) -> Result<reqwest::blocking::Client, Error> {
         .user_agent(concat!("kvgate/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
         .redirect(redirect::Policy::none())
-        .connect_timeout(CONNECT)
-        .timeout(WHOLE_REQUEST)
+        .connect_timeout(PATIENCE.connect)
+        .timeout(PATIENCE.answer)
         .build();
     client.map_err(|why| Error::Invalid(format!("no HTTP client: {}", one_line(&causes(&why)))))
 }
@@ -544,6 +592,81 @@ mod tests {
         assert_eq!(pause(answer(429, &[("retry-after", &max)], ""), 1), Some(u64::MAX));
         let reset = [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", &max[..])];
         assert!(pause(answer(403, &reset, ""), 1) > Some(1 << 60));
+    }
+
+    /// A clock whose sleeps take no time.
+    struct Impatient;
+
+    impl Clock for Impatient {
+        fn now(&self) -> SystemTime {
+            SystemTime::now()
+        }
+
+        fn sleep(&self, _: Duration) {}
+    }
+
+    /// A client of a server that does with each connection as it is told.
+    fn client_of(serve: fn(std::net::TcpStream)) -> Client {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for connection in listener.incoming().flatten() {
+                std::thread::spawn(move || serve(connection));
+            }
+        });
+        let variable = |name: &str| match name {
+            "GITHUB_API_URL" => Some(format!("http://{address}")),
+            "GITHUB_TOKEN" => Some("secret".into()),
+            "GITHUB_REPOSITORY" => Some("owner/name".into()),
+            _ => None,
+        };
+        let environment = Environment::read(&variable).unwrap();
+        let repository = environment.repository.clone().unwrap();
+        let mut client = Client::new(&environment, &repository, Box::new(Impatient)).unwrap();
+        client.patience = Patience {
+            connect: Duration::from_secs(1),
+            answer: Duration::from_millis(200),
+            lost: Duration::from_millis(2500),
+            last: Duration::from_millis(100),
+            whole: Duration::from_secs(60),
+        };
+        client
+    }
+
+    /// Connections are taken, and nothing is said.
+    fn silent(connection: std::net::TcpStream) {
+        std::thread::sleep(Duration::from_secs(60));
+        drop(connection);
+    }
+
+    /// An answer that never ends.
+    fn trickling(mut connection: std::net::TcpStream) {
+        use std::io::Write;
+        let mut request = [0; 4096];
+        let Ok(1..) = connection.read(&mut request) else { return };
+        let _ = connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n[");
+        while connection.write_all(b" ").is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn a_server_that_never_answers_holds_nobody() {
+        for serve in [silent, trickling] {
+            let client = client_of(serve);
+            let begun = Instant::now();
+            let first = client.send(&client.get(&["pulls"], "pull-requests: write")).map(drop);
+            assert!(matches!(first, Err(Error::Unreachable { .. })), "{:?}", first.err());
+            // two answers and a second between them; two seconds more would be more than it may spend
+            assert!(client.lost.get() > Duration::from_millis(1350), "{:?} {first:?}", client.lost);
+            // a second thing has one short try
+            client.lost.set(client.patience.lost);
+            assert_eq!(client.time_for_an_answer(), Duration::from_millis(100));
+            let second = client.send(&client.get(&["issues"], "pull-requests: write"));
+            assert!(matches!(second, Err(Error::Unreachable { .. })), "{:?}", second.err());
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+            assert!(client.waited.get() >= Duration::from_millis(1200), "{:?}", client.waited);
+        }
     }
 
     #[test]

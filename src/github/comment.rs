@@ -5,6 +5,7 @@ use super::client::{Failure, Request};
 use super::error::prefix;
 use super::event::is_sha;
 use super::{pull, Client, Error, Run};
+use crate::text;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -101,6 +102,7 @@ impl Comment<'_> {
         let lines = self.sticky.lines();
         let room = longest.saturating_sub(lines.len() + "\n\n".len());
         let body = (self.body)(room);
+        let body = text::plain(&body);
         let body = prefix(&body, room).trim_end();
         format!("{body}\n\n{lines}")
     }

@@ -1,5 +1,6 @@
 //! What can go wrong at GitHub, with the mend.
 
+use crate::text;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Why something was not done at GitHub. No text of it has the token.
@@ -101,19 +102,11 @@ pub(super) fn prefix(text: &str, bytes: usize) -> &str {
 /// start a workflow command.
 pub(super) fn one_line(text: &str) -> String {
     let start = prefix(text, WORDS);
-    let mut line: String = start.chars().flat_map(visible).collect();
+    let mut line = text::plain(start).replace('\n', "\\n").replace('\t', "\\t");
     if start.len() < text.len() {
         line.push('…');
     }
     line
-}
-
-fn visible(c: char) -> impl Iterator<Item = char> {
-    let (escaped, plain) = match c.is_control() {
-        true => (Some(c.escape_default()), None),
-        false => (None, Some(c)),
-    };
-    escaped.into_iter().flatten().chain(plain)
 }
 
 /// What to do about a refusal.
@@ -150,6 +143,9 @@ mod tests {
     #[test]
     fn words_of_others_stay_on_their_line_and_are_cut() {
         assert_eq!(one_line("a\r\n::error::b\u{1b}[m"), r"a\r\n::error::b\u{1b}[m");
+        for c in text::HOSTILE {
+            assert!(!one_line(&format!("a{c}b")).contains(c), "{c:?}");
+        }
         let long = one_line(&"é".repeat(5000));
         assert!(long.len() <= WORDS + '…'.len_utf8() && long.ends_with('…'), "{}", long.len());
     }

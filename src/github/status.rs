@@ -4,6 +4,7 @@
 use super::error::prefix;
 use super::event::is_sha;
 use super::{Client, Error};
+use crate::text;
 use serde_json::json;
 
 /// Bytes of a context: protection rules name it whole.
@@ -61,7 +62,7 @@ pub fn set(client: &Client, sha: &str, status: &Status) -> Result<(), Error> {
     let mut body = json!({
         "state": status.state.status(),
         "context": status.context,
-        "description": characters(status.description, DESCRIPTION),
+        "description": characters(&text::line(status.description, DESCRIPTION), DESCRIPTION),
     });
     if let Some(url) = status.target_url {
         body["target_url"] = url.into();
@@ -96,7 +97,10 @@ pub fn check_run(client: &Client, sha: &str, run: &CheckRun) -> Result<(), Error
     let mut body = json!({
         "name": run.name,
         "head_sha": sha,
-        "output": { "title": bytes(run.title, TITLE), "summary": bytes(run.summary, SUMMARY) },
+        "output": {
+            "title": bytes(&text::line(run.title, TITLE), TITLE),
+            "summary": bytes(&text::plain(run.summary), SUMMARY),
+        },
     });
     let conclusion = match run.state {
         State::Success => Some("success"),
@@ -119,9 +123,11 @@ pub fn check_run(client: &Client, sha: &str, run: &CheckRun) -> Result<(), Error
 
 fn check(sha: &str, context: &str) -> Result<(), Error> {
     if !is_sha(sha) {
-        return Err(Error::Invalid(format!("`{sha}` is no commit")));
+        return Err(Error::Invalid(format!("`{}` is no commit", text::name(sha))));
     }
-    match (1..=CONTEXT).contains(&context.len()) && !context.chars().any(char::is_control) {
+    match (1..=CONTEXT).contains(&context.len())
+        && context.chars().all(|c| c != '\n' && text::is_shown(c))
+    {
         true => Ok(()),
         false => Err(Error::Invalid(format!(
             "a status's context has 1 to {CONTEXT} bytes on one line, this has {}",

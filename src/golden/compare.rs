@@ -199,6 +199,9 @@ fn rows(old: &Golden, new: &Golden) -> Vec<Row> {
         tolerance: Tolerance::Absolute(0.0),
     }];
     for (statistic, (&old, &new)) in Statistic::ALL.iter().zip(old.values.iter().zip(&new.values)) {
+        if old.is_nan() && new.is_nan() {
+            continue; // neither measurement says it
+        }
         let text = [old, new].map(|value| rounded(*statistic, value));
         let tolerance = tolerance(*statistic);
         rows.push(Row { name: statistic.name(), old, new, text, tolerance });

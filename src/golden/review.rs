@@ -7,6 +7,7 @@ use super::{
 };
 use crate::engines::Engine;
 use crate::files::write_atomically;
+use crate::out;
 use crate::report::table::{render, Align, Cell};
 use crate::results::{Change, Measurement, SchemeResult};
 use crate::verdict::Verdict;
@@ -182,7 +183,7 @@ fn changed(effective: Option<&Difference>, subject: &[Difference], rows: &[Row])
 /// The change in the tolerance's own terms: a difference where that is absolute, else a share.
 fn change(row: &Row) -> String {
     match row.tolerance {
-        Tolerance::Absolute(_) if row.name == "tokens_scored" => {
+        Tolerance::Absolute(_) if ["tokens_scored", "first_flips"].contains(&row.name) => {
             format!("{:+}", row.new - row.old)
         }
         Tolerance::Absolute(_) => format!("{:+.4}", row.new - row.old),
@@ -277,7 +278,7 @@ fn note(files: impl Iterator<Item = PathBuf>) {
         .open(&list)
         .and_then(|mut file| file.write_all(lines.as_bytes()));
     if let Err(error) = noted {
-        eprintln!("warning: {}: {error}", Path::new(&list).display());
+        out::tell(format!("warning: {}: {error}", Path::new(&list).display()));
     }
 }
 

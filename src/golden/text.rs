@@ -16,6 +16,7 @@
 //! ```
 
 use super::{GoldenError, Lines, HEADER};
+use crate::hash;
 use crate::measure::replay::{Continuation, Generated};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -98,31 +99,72 @@ pub(crate) fn parse(text: &str, path: &str) -> Result<Generated, GoldenError> {
     let mut lines = Lines { lines: text.lines().enumerate(), path, at: 0 };
     lines.header()?;
     let mut generated = Generated {
-        weights_sha256: lines.field("weights")?,
-        prompts_sha256: lines.field("prompts")?,
-        template_sha256: lines.field("template")?,
-        thinking: lines.field("thinking")? == "on",
+        weights_sha256: lines.sha256("weights")?,
+        prompts_sha256: lines.sha256("prompts")?,
+        template_sha256: match lines.field("template")? {
+            none if none == "none" => none,
+            hash => lines.is_sha256("template", hash)?,
+        },
+        thinking: match &lines.field("thinking")?[..] {
+            "on" => true,
+            "off" => false,
+            other => return Err(lines.error(format!("`thinking` is on or off, not `{other}`"))),
+        },
         tokens: lines.number("tokens")?,
         baseline: lines.field("baseline")?,
         continuations: Vec::new(),
         accepted: true,
         own_flips: 0,
+        wrong_ties: 0,
     };
     while lines.is_next("prompt") {
-        generated.continuations.push(Continuation {
-            prompt: lines.field("prompt")?,
-            text: lines.text("text")?,
-            tokens: lines.numbers("ids")?,
-            near_ties: lines.numbers("near_ties")?,
-        });
+        let continuation = lines.continuation(generated.tokens)?;
+        if generated.continuations.iter().any(|other| other.prompt == continuation.prompt) {
+            return Err(lines.error(format!("`{}` is continued twice", continuation.prompt)));
+        }
+        generated.continuations.push(continuation);
     }
     match lines.next() {
-        None => Ok(generated),
         Some(line) => Err(lines.error(format!("unexpected line `{line}`"))),
+        None if generated.continuations.is_empty() => {
+            Err(lines.error("the file ends where `prompt` must stand"))
+        }
+        None => Ok(generated),
     }
 }
 
 impl Lines<'_> {
+    /// What the baseline writes after a prompt, in so many tokens at most.
+    fn continuation(&mut self, most: usize) -> Result<Continuation, GoldenError> {
+        let (prompt, text) = (self.field("prompt")?, self.text("text")?);
+        let tokens: Vec<u32> = self.numbers("ids")?;
+        if tokens.is_empty() || tokens.len() > most {
+            let count = tokens.len();
+            return Err(self.error(format!("`{prompt}` has {count} ids, not 1 to {most}")));
+        }
+        let near_ties: Vec<usize> = self.numbers("near_ties")?;
+        if near_ties.last().is_some_and(|last| *last >= tokens.len()) {
+            let count = tokens.len();
+            return Err(self.error(format!("`near_ties` go beyond the {count} ids of `{prompt}`")));
+        }
+        if near_ties.windows(2).any(|pair| pair[0] >= pair[1]) {
+            return Err(self.error(format!("`near_ties` of `{prompt}` are not in their order")));
+        }
+        Ok(Continuation { prompt, tokens, near_ties, text })
+    }
+
+    fn sha256(&mut self, name: &str) -> Result<String, GoldenError> {
+        let hash = self.field(name)?;
+        self.is_sha256(name, hash)
+    }
+
+    fn is_sha256(&self, name: &str, hash: String) -> Result<String, GoldenError> {
+        match hash::is_sha256(&hash) {
+            true => Ok(hash),
+            false => Err(self.error(format!("`{name}` must be a SHA-256, not `{hash}`"))),
+        }
+    }
+
     fn numbers<N: FromStr>(&mut self, name: &str) -> Result<Vec<N>, GoldenError> {
         let value = self.field(name)?;
         if value == "-" {
@@ -156,5 +198,28 @@ mod tests {
         let error = parse(&broken, "m.text.snap").unwrap_err().to_string();
         assert!(error.contains("`ids` must be numbers, not `x`"), "{error}");
         assert!(parse(&text[..text.len() - 20], "m.text.snap").is_err());
+    }
+
+    #[test]
+    fn what_no_baseline_can_have_written_is_named_with_its_line() {
+        let text = snapshot(&fixture::generated());
+        for (old, new, why) in [
+            ("weights         a5", "weights         A5", ":4: `weights` must be a SHA-256"),
+            ("prompts         77", "prompts         7", ":5: `prompts` must be a SHA-256"),
+            ("template        none", "template        nine", ":6: `template` must be a SHA-256"),
+            ("thinking        off", "thinking        of", ":7: `thinking` is on or off, not `of`"),
+            ("tokens          64", "tokens          2", ":13: `tides` has 3 ids, not 1 to 2"),
+            ("ids             5 6 7", "ids             -", ":13: `tides` has 0 ids"),
+            ("near_ties       1", "near_ties       3", ":14: `near_ties` go beyond the 3 ids"),
+            ("near_ties       1", "near_ties       1 1", ":14: `near_ties` of `tides` are not in"),
+            ("prompt          list", "prompt          tides", "`tides` is continued twice"),
+        ] {
+            assert!(text.contains(old), "{old}: {text}");
+            let error = parse(&text.replacen(old, new, 1), "m.text.snap").unwrap_err().to_string();
+            assert!(error.contains(why), "{new}: {error}");
+        }
+        let head = text.split("\nprompt ").next().unwrap();
+        let error = parse(head, "m.text.snap").unwrap_err().to_string();
+        assert!(error.contains("ends where `prompt` must stand"), "{error}");
     }
 }

@@ -3,12 +3,12 @@
 //! checking what arrived, and errors that say what to do.
 
 use super::{
-    cache, home, shards, variable, HubError, Pinned, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG,
-    INDEX, TOKENIZER, TOKENIZER_CONFIG, WEIGHTS,
+    cache, home, shards, variable, HubError, Pinned, CONFIG, INDEX, OPTIONAL, TOKENIZER, WEIGHTS,
 };
 use crate::measure::Progress;
 use crate::nearest::nearest;
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
+use hf_hub::api::Progress as _;
 use hf_hub::{Cache, Repo, RepoType};
 use indicatif::HumanBytes;
 use serde::Deserialize;
@@ -16,8 +16,15 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 const ENDPOINT: &str = "https://huggingface.co";
+
+/// Longest wait for a list, or for [`LEAST`] bytes of a file.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes that a connection brings in that time, or it is given up: one that brings a byte a second is no use.
+const LEAST: usize = 16 << 10;
 
 /// Fetches all of a checkpoint that is not in the cache yet.
 pub(super) fn fetch(
@@ -34,6 +41,16 @@ pub(super) fn fetch(
     let client = Client::new(pinned, progress)?;
     let Some(file) = &pinned.file else { return client.safetensors(own_tokenizer) };
     client.get(file)
+}
+
+/// Fetches what a commit may have, and notes what it does not have.
+pub(super) fn fetch_optional(pinned: &Pinned) -> Result<(), HubError> {
+    let progress: Progress = &|_, _, _| {};
+    let _lock = one_at_a_time(pinned, progress)?;
+    if pinned.unasked().is_empty() {
+        return Ok(());
+    }
+    Client::new(pinned, progress)?.optional()
 }
 
 /// Waits until no other process of ours fetches this commit: one of two that fetch the same file would
@@ -83,7 +100,10 @@ struct Client<'a> {
     progress: Progress<'a>,
     endpoint: String,
     has_token: bool,
-    api: ApiRepo,
+    api: Api,
+    repo: Repo,
+    /// How long the list may take, and [`LEAST`] bytes of a file.
+    patience: Duration,
     listed: BTreeMap<String, Entry>,
 }
 
@@ -104,15 +124,17 @@ impl<'a> Client<'a> {
             why: error.to_string(),
         })?;
         let (repository, revision) = (pinned.repository.clone(), pinned.revision.clone());
-        let api = api.repo(Repo::with_revision(repository, RepoType::Model, revision));
-        let listed = BTreeMap::new();
-        let mut client = Client { pinned, progress, endpoint, has_token, api, listed };
+        let repo = Repo::with_revision(repository, RepoType::Model, revision);
+        let (patience, listed) = (PATIENCE, BTreeMap::new());
+        let mut client =
+            Client { pinned, progress, endpoint, has_token, api, repo, patience, listed };
         client.listed = client.list()?;
         Ok(client)
     }
 
     fn list(&self) -> Result<BTreeMap<String, Entry>, HubError> {
-        let list = self.api.info_request().query("blobs", "true").call();
+        let request = self.api.repo(self.repo.clone()).info_request();
+        let list = request.query("blobs", "true").timeout(self.patience).call();
         let list = list.map_err(|error| self.request_error(error, "such revision"))?;
         let list: Listing = list.into_json().map_err(|error| self.answer(error.to_string()))?;
         Ok(list.siblings.into_iter().map(|entry| (entry.name.clone(), entry)).collect())
@@ -124,10 +146,7 @@ impl<'a> Client<'a> {
         if own_tokenizer {
             self.get(TOKENIZER)?;
         }
-        let optional = [TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG];
-        for file in optional.into_iter().filter(|file| self.listed.contains_key(*file)) {
-            self.get(file)?;
-        }
+        self.optional()?;
         if self.listed.contains_key(WEIGHTS) || !self.listed.contains_key(INDEX) {
             return self.get(WEIGHTS);
         }
@@ -138,6 +157,21 @@ impl<'a> Client<'a> {
             why: "it does not name the files of the weights".into(),
         })?;
         shards.iter().try_for_each(|file| self.get(file))
+    }
+
+    /// What a commit may have; of what this one does not have a note.
+    fn optional(&self) -> Result<(), HubError> {
+        for file in OPTIONAL {
+            if self.listed.contains_key(file) {
+                self.get(file)?;
+                continue;
+            }
+            let note = self.pinned.absent(file);
+            let written = fs::create_dir_all(note.parent().unwrap_or(&note))
+                .and_then(|()| File::create(&note));
+            written.map_err(|error| HubError::Cache { path: note, error })?;
+        }
+        Ok(())
     }
 
     /// Fetches a file, unless it is there.
@@ -157,12 +191,47 @@ impl<'a> Client<'a> {
         loop {
             let before = arrived().unwrap_or(0);
             let told = Told::new(self.progress, file);
-            match self.api.download_with_progress(file, told) {
+            match self.download(file, told) {
                 Ok(got) if got == path => return self.check(entry, path),
                 Ok(_) => return Err(self.answer(format!("its `{file}` is of another commit"))),
                 // a connection that broke is taken up again as long as each one brings something
-                Err(ApiError::IoError(_)) if arrived() > Some(before) => {}
+                Err(ApiError::IoError(error))
+                    if error.kind() != io::ErrorKind::TimedOut && arrived() > Some(before) => {}
                 Err(error) => return Err(self.error(error, file)),
+            }
+        }
+    }
+
+    /// One transfer. `hf-hub` waits for a silent server without an end, so it waits in a thread of its own, which
+    /// is left behind when too little has come for too long: it holds the file's lock and an open connection until
+    /// the process ends.
+    fn download(&self, file: &str, mut told: Told) -> Result<PathBuf, ApiError> {
+        let (sender, events) = mpsc::channel();
+        let (api, name) = (self.api.repo(self.repo.clone()), file.to_owned());
+        let finished = sender.clone();
+        std::thread::spawn(move || {
+            let got = api.download_with_progress(&name, Sent(sender));
+            // nobody listens any more where it has come too late
+            let _ = finished.send(Event::End(got));
+        });
+        let mut watch = Watch::new(self.patience);
+        loop {
+            match events.recv_timeout(watch.rest()) {
+                Ok(Event::End(got)) => return got,
+                Ok(Event::Size(size)) => told.init(size, file),
+                Ok(Event::Bytes(bytes)) => {
+                    watch.came(bytes);
+                    told.update(bytes);
+                }
+                Ok(Event::Finish) => told.finish(),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(io::Error::other("the transfer ended without a word").into());
+                }
+            }
+            if watch.is_over() {
+                let why = format!("fewer than {LEAST} bytes came in {} s", self.patience.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why).into());
             }
         }
     }
@@ -302,6 +371,59 @@ fn token() -> Option<String> {
     Some(token.trim().to_owned()).filter(|token| !token.is_empty())
 }
 
+/// What happens in a transfer.
+enum Event {
+    Size(usize),
+    Bytes(usize),
+    Finish,
+    End(Result<PathBuf, ApiError>),
+}
+
+/// The end of a transfer's thread that sends.
+struct Sent(mpsc::Sender<Event>);
+
+impl hf_hub::api::Progress for Sent {
+    fn init(&mut self, size: usize, _: &str) {
+        let _ = self.0.send(Event::Size(size));
+    }
+
+    fn update(&mut self, bytes: usize) {
+        let _ = self.0.send(Event::Bytes(bytes));
+    }
+
+    fn finish(&mut self) {
+        let _ = self.0.send(Event::Finish);
+    }
+}
+
+/// Whether enough comes.
+struct Watch {
+    patience: Duration,
+    since: Instant,
+    bytes: usize,
+}
+
+impl Watch {
+    fn new(patience: Duration) -> Self {
+        Watch { patience, since: Instant::now(), bytes: 0 }
+    }
+
+    fn came(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= LEAST {
+            *self = Watch::new(self.patience);
+        }
+    }
+
+    fn rest(&self) -> Duration {
+        self.patience.saturating_sub(self.since.elapsed())
+    }
+
+    fn is_over(&self) -> bool {
+        self.rest().is_zero()
+    }
+}
+
 /// Tells of a transfer, every so many bytes.
 struct Told<'a> {
     progress: Progress<'a>,
@@ -345,5 +467,72 @@ impl hf_hub::api::Progress for Told<'_> {
 
     fn finish(&mut self) {
         self.tell();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    const COMMIT: &str = "0123456789012345678901234567890123456789";
+
+    /// Answers what the client asks for first, and then sends a byte now and then, or nothing at all.
+    fn serve(mut connection: TcpStream, is_silent: bool) {
+        let (mut request, mut chunk) = (Vec::new(), [0; 4096]);
+        while !request.ends_with(b"\r\n\r\n") {
+            match connection.read(&mut chunk) {
+                Ok(read) if read > 0 => request.extend_from_slice(&chunk[..read]),
+                _ => return,
+            }
+        }
+        if is_silent {
+            return std::thread::sleep(Duration::from_secs(60));
+        }
+        let head = format!(
+            "HTTP/1.1 206 Partial Content\r\nx-repo-commit: {COMMIT}\r\netag: \"abc\"\r\n\
+             content-range: bytes 0-0/100000\r\nconnection: close\r\n"
+        );
+        if request.windows(9).any(|window| window == b"bytes=0-0") {
+            let _ = connection.write_all(format!("{head}content-length: 1\r\n\r\nx").as_bytes());
+            return;
+        }
+        let _ = connection.write_all(format!("{head}content-length: 100000\r\n\r\n").as_bytes());
+        while connection.write_all(b"x").is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn a_hub_that_says_nothing_or_next_to_nothing_is_given_up() {
+        for is_silent in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let endpoint = format!("http://{}", listener.local_addr().unwrap());
+            std::thread::spawn(move || {
+                for connection in listener.incoming().flatten() {
+                    std::thread::spawn(move || serve(connection, is_silent));
+                }
+            });
+            let folder = tempfile::tempdir().unwrap();
+            let api = ApiBuilder::from_cache(Cache::new(folder.path().into()));
+            let pinned: Pinned = format!("hf:org/name@{COMMIT}").parse().unwrap();
+            let client = Client {
+                pinned: &pinned,
+                progress: &|_, _, _| {},
+                endpoint: endpoint.clone(),
+                has_token: false,
+                api: api.with_endpoint(endpoint).with_token(None).build().unwrap(),
+                repo: Repo::with_revision("org/name".into(), RepoType::Model, COMMIT.into()),
+                patience: Duration::from_millis(500),
+                listed: BTreeMap::new(),
+            };
+            let begun = Instant::now();
+            let got = client.download("config.json", Told::new(client.progress, "config.json"));
+            let Err(ApiError::IoError(error)) = got else { panic!("{got:?}") };
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+            assert!(matches!(client.list(), Err(HubError::Unreachable { .. })) || !is_silent);
+        }
     }
 }

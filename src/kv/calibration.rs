@@ -8,15 +8,19 @@
 use super::cache::LayerKv;
 use super::scheme::Scale;
 use crate::files::write_atomically;
+use crate::hash;
 use crate::results::CorpusFile;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Version of the file, and of what its numbers mean.
 const FORMAT: &str = "kvgate calibration 1: K after RoPE, not rotated";
+
+/// What the file holds of each side of a layer.
+const WHATS: [&str; 3] = ["mean", "min", "max"];
 
 /// Ranges and means of each layer, and what they were taken from.
 #[derive(Debug, Clone, PartialEq)]
@@ -169,42 +173,25 @@ impl Calibration {
             return Err(format!("its format is `{}`, not `{FORMAT}`", value("format")?));
         }
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
-        let indices: Result<Vec<usize>, _> = tensors
-            .names()
-            .iter()
-            .map(|name| {
-                let index = name.split('.').next().unwrap_or_default();
-                index.parse().map_err(|_| format!("`{name}` is no layer's"))
-            })
-            .collect();
-        let side = |index: usize, side: &str| -> Result<Ranges, String> {
-            let of = |what: &str| floats(&tensors, &format!("{index}.{side}.{what}"));
-            let (mean, min, max) = (of("mean")?, of("min")?, of("max")?);
-            if mean.len() != min.len() || min.len() != max.len() {
-                return Err(format!("layer {index} has {side} of several shapes"));
-            }
-            let ordered = |i: usize| min[i] <= mean[i] && mean[i] <= max[i];
-            match (0..mean.len()).find(|&i| !ordered(i)) {
-                None => Ok(Ranges { mean, min, max }),
-                Some(i) => Err(format!(
-                    "channel {i} of layer {index}'s {side} has a mean outside of its range"
-                )),
-            }
-        };
-        let layers = indices?.into_iter().map(|i| Ok((i, [side(i, "k")?, side(i, "v")?])));
+        let layers = indices(&tensors)?.into_iter();
+        let layers = layers.map(|i| Ok((i, [side(&tensors, i, "k")?, side(&tensors, i, "v")?])));
         let corpus: Vec<CorpusFile> =
             serde_json::from_str(value("corpus")?).map_err(|e| e.to_string())?;
         // what it was made from must be told, or it cannot be kept from what is measured
-        let hashed = |f: &CorpusFile| {
-            f.sha256.len() == 64 && f.sha256.bytes().all(|b| b.is_ascii_hexdigit())
-        };
-        if corpus.is_empty() || !corpus.iter().all(hashed) {
-            return Err("it does not name its texts by their SHA-256".into());
+        if corpus.is_empty() || !corpus.iter().all(|file| hash::is_sha256(&file.sha256)) {
+            return Err(
+                "it does not name its texts by their SHA-256 in 64 lower-case hexadecimal digits"
+                    .into(),
+            );
+        }
+        let tokens = value("tokens")?.parse().map_err(|_| "`tokens` is no number")?;
+        if tokens == 0 {
+            return Err("it was made from 0 tokens".into());
         }
         Ok(Calibration {
             weights_sha256: value("weights_sha256")?.clone(),
             corpus,
-            tokens: value("tokens")?.parse().map_err(|_| "`tokens` is no number")?,
+            tokens,
             layers: layers.collect::<Result<_, String>>()?,
         })
     }
@@ -223,8 +210,8 @@ impl Calibration {
         let mut data = Vec::new();
         for (layer, [k, v]) in &self.layers {
             for (side, ranges) in [("k", k), ("v", v)] {
-                let whats = [("mean", &ranges.mean), ("min", &ranges.min), ("max", &ranges.max)];
-                for (what, x) in whats {
+                let numbers = [&ranges.mean, &ranges.min, &ranges.max];
+                for (what, x) in WHATS.into_iter().zip(numbers) {
                     let bytes: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
                     data.push((format!("{layer}.{side}.{what}"), bytes));
                 }
@@ -243,6 +230,51 @@ impl Calibration {
         ]);
         safetensors::serialize(views, Some(metadata)).expect("names are distinct")
     }
+}
+
+/// The layers whose tensors a file has, all of them and nothing else.
+fn indices(tensors: &SafeTensors) -> Result<BTreeSet<usize>, String> {
+    let mut layers = BTreeSet::new();
+    for name in tensors.names() {
+        let index = name.split('.').next().and_then(|index| index.parse::<usize>().ok());
+        let is_one = |index: usize| {
+            let sides = ["k", "v"].iter();
+            let mut names =
+                sides.flat_map(|side| WHATS.map(|what| format!("{index}.{side}.{what}")));
+            names.any(|own| own == *name)
+        };
+        match index.filter(|&index| is_one(index)) {
+            Some(index) => layers.insert(index),
+            None => return Err(format!("`{name}` is no mean and no range of a layer's K or V")),
+        };
+    }
+    Ok(layers)
+}
+
+/// One side of a layer, whose numbers some text can have given.
+fn side(tensors: &SafeTensors, index: usize, side: &str) -> Result<Ranges, String> {
+    let [mean, min, max] = WHATS.map(|what| floats(tensors, &format!("{index}.{side}.{what}")));
+    let (mean, min, max) = (mean?, min?, max?);
+    if mean.len() != min.len() || min.len() != max.len() {
+        return Err(format!("layer {index} has {side} of several shapes"));
+    }
+    let channels = 0..mean.len();
+    if let Some(i) = channels.clone().find(|&i| min[i] > max[i]) {
+        return Err(format!(
+            "channel {i} of layer {index}'s {side} has a minimum over its maximum"
+        ));
+    }
+    if let Some(i) = channels.clone().find(|&i| !(min[i]..=max[i]).contains(&mean[i])) {
+        return Err(format!(
+            "channel {i} of layer {index}'s {side} has a mean outside of its range"
+        ));
+    }
+    if channels.clone().all(|i| min[i] == 0.0 && max[i] == 0.0) {
+        return Err(format!(
+            "layer {index}'s {side} is zero in every channel, which no text gives"
+        ));
+    }
+    Ok(Ranges { mean, min, max })
 }
 
 fn floats(tensors: &SafeTensors, name: &str) -> Result<Arc<[f32]>, String> {
@@ -312,9 +344,45 @@ mod tests {
             edit(&mut c.layers.get_mut(&3).unwrap()[1]);
         };
         let swapped = error(&|c| sides(c, &|r| std::mem::swap(&mut r.min, &mut r.max)));
-        assert!(swapped.contains("layer 3's v has a mean outside of its range"), "{swapped}");
+        assert!(swapped.contains("layer 3's v has a minimum over its maximum"), "{swapped}");
         let moved = error(&|c| sides(c, &|r| r.mean = [9.0, 0.0, 1.0, 2.0].into()));
-        assert!(moved.contains("channel 0"), "{moved}");
+        assert!(moved.contains("channel 0 of layer 3's v has a mean outside"), "{moved}");
+        let nothing: Arc<[f32]> = [0.0; 4].into();
+        let zero = Ranges { mean: nothing.clone(), min: nothing.clone(), max: nothing };
+        let zero = error(&|c| sides(c, &|r| *r = zero.clone()));
+        assert!(zero.contains("zero in every channel"), "{zero}");
+        for no_number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let wrong = error(&|c| sides(c, &|r| r.max = [no_number, 1.0, 4.0, 3.0].into()));
+            assert!(wrong.contains("`3.v.max` is not finite"), "{wrong}");
+        }
+        let fewer = error(&|c| sides(c, &|r| r.max = [2.0, 1.0].into()));
+        assert!(fewer.contains("v of several shapes"), "{fewer}");
+        assert!(error(&|c| c.tokens = 0).contains("from 0 tokens"));
+    }
+
+    /// A digest in capitals is the same text, and must not be taken for another.
+    #[test]
+    fn a_text_in_another_spelling_of_its_hash_is_the_same_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("calibration.safetensors");
+        let mut edited = calibration();
+        edited.corpus[0].sha256 = "BB".repeat(32);
+        edited.write(&path).unwrap();
+        let measured = CorpusFile { category: "prose".into(), sha256: "bb".repeat(32) };
+        let error = Calibration::read(&path, "aa", &[measured]).unwrap_err().to_string();
+        assert!(error.contains("64 lower-case hexadecimal digits"), "{error}");
+    }
+
+    /// Tensors that no layer reads, and names that only look like a layer's.
+    #[test]
+    fn what_is_no_layers_is_refused() {
+        let bytes = [0u8; 4];
+        for name in ["3.q.mean", "3.k", "+3.k.mean", "3.k.mean.more", "x"] {
+            let view = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
+            let tensors = safetensors::serialize([(name, view)], None).unwrap();
+            let error = indices(&SafeTensors::deserialize(&tensors).unwrap()).unwrap_err();
+            assert!(error.contains(&format!("`{name}` is no mean")), "{error}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::calibration::{Calibration, Ranges};
 use super::codec::{self, Codec};
 use super::exact::{Exact, Tail};
 use super::rotate;
-use super::scheme::{is_lossy, Pair, Scale, Scheme, Side};
+use super::scheme::{Layers, Pair, Scale, Scheme, Side};
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -78,6 +78,14 @@ pub enum UnfitError {
         /// Those that there are.
         owners: String,
     },
+    /// A part of the scheme that no layer of the model carries out.
+    #[error("{part}: the scheme would not be what its name says; write `{mend}` for this model")]
+    Idle {
+        /// Which part, and why nothing comes of it.
+        part: String,
+        /// The same scheme without it.
+        mend: String,
+    },
     /// No calibration at hand.
     #[error("`:{option}` needs a calibration: make one by `kvgate calibrate MODEL --corpus FILE -o FILE`, and name it: `calibration = \"FILE\"` in the policy, or --calibration FILE")]
     NotCalibrated {
@@ -99,27 +107,17 @@ impl Effective {
     /// What `scheme` is for a model whose layers keep what `layout` says.
     ///
     /// # Errors
-    /// A codec whose blocks do not divide a head, layers that the model has not, a calibration that is
-    /// missing or another model's.
+    /// A codec whose blocks do not divide a head, layers that the model has not, a part of the scheme that no
+    /// layer carries out, a calibration that is missing or another model's.
     pub fn new(
         scheme: &Scheme,
         layout: &[Option<LayerKv>],
         calibration: Option<&Calibration>,
     ) -> Result<Self, UnfitError> {
-        let mut pairs = vec![scheme.default; layout.len()];
-        for (layers, pair) in &scheme.layers {
-            let chosen = layers.of(layout);
-            if chosen.is_empty() {
-                let owners = (0..layout.len()).filter(|&i| layout[i].is_some());
-                let owners = spans(&owners.collect::<Vec<_>>());
-                return Err(UnfitError::NoLayers { layers: layers.to_string(), owners });
-            }
-            for index in chosen {
-                pairs[index] = *pair;
-            }
-        }
-        let layers = layout.iter().zip(&pairs).enumerate().map(|(index, (kv, pair))| {
+        let parts = parts_of(scheme, layout)?;
+        let layers = layout.iter().zip(&parts).enumerate().map(|(index, (kv, part))| {
             let Some(kv) = kv else { return Ok(None) };
+            let pair = part.map_or(&scheme.default, |clause| &scheme.layers[clause].1);
             StoredLayer::new(index, *kv, pair, calibration).map(Some)
         });
         Ok(Effective {
@@ -169,9 +167,21 @@ impl Effective {
     /// Storage cost of what the codecs encode, of K and of V: the mean over all elements of a token.
     pub fn bits_per_element(&self) -> [f64; 2] {
         let elements: usize = self.owners().map(|layer| layer.kv.width()).sum();
-        self.sides(|kv, side| {
-            kv.width() as f64 * side.codec.bits_per_element(kv.head_dim) / elements as f64
-        })
+        let (bytes, tokens) = self.encoded_bytes();
+        bytes.map(|bytes| (8 * bytes) as f64 / (elements * tokens).max(1) as f64)
+    }
+
+    /// Bytes of so many encoded tokens, of K and of V: the fewest tokens that are whole groups of every codec.
+    ///
+    /// Counted in integers. A sum of shares that were divided one by one makes 15.999999999999998 bits of
+    /// halves, and nothing can be compared with that.
+    fn encoded_bytes(&self) -> ([usize; 2], usize) {
+        let groups = self.owners().flat_map(|layer| [layer.k.codec, layer.v.codec]);
+        let tokens = groups.fold(1, |tokens, codec| least_common_multiple(tokens, codec.group()));
+        let bytes = self.sides(|kv, side| {
+            tokens / side.codec.group() * kv.heads * side.codec.encoded_bytes(kv.head_dim)
+        });
+        (bytes, tokens)
     }
 
     /// Storage cost at a context of so many tokens, exact tails and sinks included: bits over the elements
@@ -179,15 +189,13 @@ impl Effective {
     pub fn bits_at(&self, tokens: usize) -> [f64; 2] {
         let kept = |kv: &LayerKv| kv.width() * kv.kept(tokens);
         let elements: usize = self.owners().map(|layer| kept(&layer.kv)).sum();
-        self.bytes_of(tokens).map(|bytes| 8.0 * bytes as f64 / elements as f64)
+        self.bytes_of(tokens).map(|bytes| (8 * bytes) as f64 / elements.max(1) as f64)
     }
 
     /// Bytes that a token adds to the cache once it is encoded, windows aside.
     pub fn bytes_per_token(&self) -> f64 {
-        let bits = |kv: &LayerKv, side: &Stored| {
-            kv.width() as f64 * side.codec.bits_per_element(kv.head_dim)
-        };
-        self.sides(bits).iter().sum::<f64>() / 8.0
+        let (bytes, tokens) = self.encoded_bytes();
+        bytes.iter().sum::<usize>() as f64 / tokens as f64
     }
 
     /// Bytes of the cache of one sequence of so many tokens; recurrent states are not counted.
@@ -224,12 +232,6 @@ impl Effective {
             self.owners().map(|layer| of(&layer.kv, &layer.k)).sum(),
             self.owners().map(|layer| of(&layer.kv, &layer.v)).sum(),
         ]
-    }
-
-    /// Whether anything is stored otherwise than exactly.
-    pub(crate) fn is_lossy(&self) -> bool {
-        let mut sides = self.owners().flat_map(|layer| [layer.k.codec, layer.v.codec]);
-        sides.any(is_lossy)
     }
 
     /// Names and versions of the codecs that did not come with this crate.
@@ -282,6 +284,70 @@ impl StoredLayer {
         let queries = format.map(|codec| Stored::plain(codec, self.k.rotation));
         StoredLayer { queries, ..self }
     }
+}
+
+fn least_common_multiple(a: usize, b: usize) -> usize {
+    let (mut divisor, mut rest) = (a, b);
+    while rest > 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    a / divisor * b
+}
+
+/// For each layer the clause of the scheme that is about it; none where the default is.
+///
+/// Every part of a scheme must be what some layer does. A default that its clauses leave no layer, or a clause
+/// that later ones take all layers from, would be measured as something else under its name. A policy's
+/// schemes may serve models of different depth, so this is an error of the one model where it is so.
+fn parts_of(scheme: &Scheme, layout: &[Option<LayerKv>]) -> Result<Vec<Option<usize>>, UnfitError> {
+    let owners: Vec<usize> = (0..layout.len()).filter(|&i| layout[i].is_some()).collect();
+    let mut parts = vec![None; layout.len()];
+    for (clause, (layers, _)) in scheme.layers.iter().enumerate() {
+        let chosen = layers.of(layout);
+        if chosen.is_empty() {
+            let owners = spans(&owners);
+            return Err(UnfitError::NoLayers { layers: layers.to_string(), owners });
+        }
+        chosen.into_iter().for_each(|index| parts[index] = Some(clause));
+    }
+    let is_idle = |part: Option<usize>| !owners.iter().any(|&owner| parts[owner] == part);
+    let idle = (0..scheme.layers.len()).find(|&clause| is_idle(Some(clause)));
+    if let Some(clause) = idle {
+        let (layers, pair) = &scheme.layers[clause];
+        let part =
+            format!("`@{layers}={pair}` changes nothing, since later clauses name all its layers");
+        return Err(UnfitError::Idle { part, mend: without(scheme, clause).to_string() });
+    }
+    if !owners.is_empty() && is_idle(None) {
+        let part = format!("no layer of the model is left to `{}`", scheme.default);
+        // the clause of the most layers becomes the default
+        let layers_of = |clause: &usize| parts.iter().filter(|p| **p == Some(*clause)).count();
+        let most = (0..scheme.layers.len()).max_by_key(layers_of).unwrap_or_default();
+        let default = scheme.layers[most].1;
+        let mend = Scheme { default, ..without(scheme, most) };
+        return Err(UnfitError::Idle { part, mend: mend.to_string() });
+    }
+    Ok(parts)
+}
+
+/// A scheme without one of its clauses.
+fn without(scheme: &Scheme, clause: usize) -> Scheme {
+    let others = scheme.layers.iter().enumerate().filter(|(i, _)| *i != clause);
+    Scheme { layers: others.map(|(_, clause)| clause.clone()).collect(), ..scheme.clone() }
+}
+
+/// What a scheme's name says of layers that the model has not or that own no cache, where other layers of the
+/// same range are there. That changes no number, and reports name the layers that were meant.
+pub(crate) fn beyond(scheme: &Scheme, layout: &[Option<LayerKv>]) -> Vec<String> {
+    let remark = |layers: &Layers| {
+        let Layers::Index(range) = layers else { return None };
+        let there = layers.of(layout);
+        let named = range.end().saturating_sub(*range.start()).saturating_add(1);
+        (!there.is_empty() && there.len() < named).then(|| {
+            format!("`@{layers}` of {scheme} is about {} only: of its layers the model has no others that own a cache", spans(&there))
+        })
+    };
+    scheme.layers.iter().filter_map(|(layers, _)| remark(layers)).collect()
 }
 
 /// What a cache holds of one side of one layer of a sequence.

@@ -410,11 +410,6 @@ impl Scheme {
         self.pairs().flat_map(Pair::sides)
     }
 
-    /// Whether it asks for anything that is not exact.
-    pub(crate) fn is_lossy(&self) -> bool {
-        self.sides().any(|side| is_lossy(side.codec))
-    }
-
     /// Whether it needs what `kvgate calibrate` writes.
     pub fn is_calibrated(&self) -> bool {
         self.sides().any(|side| side.center || side.scale.is_some())

@@ -34,7 +34,6 @@ pub fn calibrate(
     let subject = subject_of(source, &checkpoint)?;
     let texts = corpus.iter().map(|path| corpus::read(path)).collect::<Result<Vec<_>, _>>()?;
     let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, context, chunks)?;
-    super::spelled(chunks.iter().flat_map(|chunk| &chunk.tokens), &checkpoint)?;
     let decoder = checkpoint.load(fitting(checkpoint.spec.parameters()))?;
     let mut observer = Observer::new(&decoder);
     observe(&decoder, &chunks, &mut observer, progress)?;

@@ -2,6 +2,7 @@
 
 use crate::model::tokenizer::Tokenizer;
 use crate::results::CorpusFile;
+use std::collections::hash_map::{Entry, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,14 @@ pub enum CorpusError {
         /// Offset of the first wrong byte.
         at: usize,
     },
+    /// A file is UTF-16 or UTF-32.
+    #[error("corpus {} is UTF-16 or UTF-32 ({why}), of which a model would read noise; convert it: `iconv -f UTF-16 -t UTF-8`", path.display())]
+    Wide {
+        /// The file.
+        path: PathBuf,
+        /// What tells.
+        why: &'static str,
+    },
     /// The tokenizer cannot spell it.
     #[error("corpus {}: {message}", path.display())]
     Tokens {
@@ -75,6 +84,21 @@ pub struct Text {
     text: String,
 }
 
+impl Text {
+    /// What is in the text that its author may not have meant to be read as tokens.
+    pub fn remarks(&self) -> Vec<String> {
+        remarks(&format!("corpus {}", self.path.display()), &self.text)
+    }
+}
+
+/// A corpus as a model reads it.
+pub struct Corpus {
+    /// What is measured.
+    pub chunks: Vec<Chunk>,
+    /// All tokens of each text, those of its tail included.
+    pub tokens: Vec<Vec<u32>>,
+}
+
 /// Reads a file of a corpus.
 ///
 /// # Errors
@@ -83,6 +107,9 @@ pub fn read(path: &Path) -> Result<Text, CorpusError> {
     let bytes =
         std::fs::read(path).map_err(|error| CorpusError::Io { path: path.into(), error })?;
     let sha256 = crate::hash::of_bytes(&bytes);
+    if let Some(why) = is_wide(&bytes) {
+        return Err(CorpusError::Wide { path: path.into(), why });
+    }
     let mut text = String::from_utf8(bytes).map_err(|e| CorpusError::Encoding {
         path: path.into(),
         at: e.utf8_error().valid_up_to(),
@@ -92,6 +119,87 @@ pub fn read(path: &Path) -> Result<Text, CorpusError> {
     }
     let category = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Ok(Text { path: path.into(), file: CorpusFile { category, sha256 }, text })
+}
+
+/// What tells that a file is UTF-16 or UTF-32. Its ASCII has so many zero bytes that it would pass for UTF-8.
+fn is_wide(bytes: &[u8]) -> Option<&'static str> {
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Some("it begins with its byte order mark");
+    }
+    let zeros = bytes.iter().filter(|byte| **byte == 0).count();
+    (zeros > 0 && zeros >= bytes.len() / 4).then_some("a quarter of its bytes and more are zero")
+}
+
+/// What is in a text that its author may not have meant to be read as tokens: none of it is dropped, since
+/// llama.cpp drops none.
+pub(super) fn remarks(what: &str, text: &str) -> Vec<String> {
+    let count = |of: fn(char) -> bool| text.chars().filter(|c| of(*c)).count();
+    let pairs = text.matches("\r\n").count();
+    // the last line feed has been dropped, and not the CR before it
+    let pairs = pairs + usize::from(pairs > 0 && text.ends_with('\r'));
+    let alone = text.matches('\r').count() - pairs;
+    let controls = |c: char| c.is_control() && !['\t', '\n', '\r', '\x0c'].contains(&c);
+    let inner = count(|c| c == '\u{feff}') - usize::from(text.starts_with('\u{feff}'));
+    let mut remarks = Vec::new();
+    let mut remark = |is_so: bool, found: String| {
+        if is_so {
+            remarks.push(format!("{what} {found}"));
+        }
+    };
+    remark(
+        text.starts_with('\u{feff}'),
+        "begins with a byte order mark, which the model reads as tokens: save it as UTF-8 without one".into(),
+    );
+    remark(
+        inner > 0,
+        format!("has {inner} byte order marks within, which the model reads as tokens: files with one were joined"),
+    );
+    remark(
+        pairs > 0,
+        format!("has {pairs} lines that end in CR LF, and the model reads every CR as a token or a part of one: \
+                 convert it with dos2unix, and keep git from converting back by `*.txt text eol=lf` in .gitattributes"),
+    );
+    remark(
+        alone > 0,
+        format!("has {alone} CR that no LF follows, which the model reads as tokens: convert them to line feeds"),
+    );
+    remark(
+        text.contains(controls),
+        format!(
+            "has {} control characters, which the model reads as tokens: remove them",
+            text.matches(controls).count()
+        ),
+    );
+    remark(
+        text.contains('\u{fffd}'),
+        format!(
+            "has {} U+FFFD, which stand where a conversion lost characters: convert it anew",
+            count(|c| c == '\u{fffd}')
+        ),
+    );
+    remarks
+}
+
+/// Chunks that say what another one has said: statistics count each of them as if it were new.
+pub fn repeated(chunks: &[Chunk]) -> Option<String> {
+    let mut seen: HashMap<&[u32], &Chunk> = HashMap::new();
+    let mut twins = Vec::new();
+    for chunk in chunks {
+        match seen.entry(&chunk.tokens) {
+            Entry::Occupied(first) => twins.push((*first.get(), chunk)),
+            Entry::Vacant(place) => drop(place.insert(chunk)),
+        }
+    }
+    let (first, again) = twins.first()?;
+    let name = |chunk: &Chunk| format!("chunk {} of {}", chunk.index, chunk.category);
+    Some(format!(
+        "{} of the {} chunks repeat another one ({} is {}): they say nothing new, and standard errors are too \
+         small for them; take more text",
+        twins.len(),
+        chunks.len(),
+        name(again),
+        name(first)
+    ))
 }
 
 /// Cuts each text into chunks of `context` tokens, drops its tail, and deals the chunks round-robin
@@ -105,7 +213,21 @@ pub fn chunks(
     context: usize,
     wanted: usize,
 ) -> Result<Vec<Chunk>, CorpusError> {
+    tokenized(texts, tokenizer, context, wanted).map(|corpus| corpus.chunks)
+}
+
+/// The same beside all tokens of the texts.
+///
+/// # Errors
+/// As [`chunks`].
+pub fn tokenized(
+    texts: &[Text],
+    tokenizer: &Tokenizer,
+    context: usize,
+    wanted: usize,
+) -> Result<Corpus, CorpusError> {
     let mut files = Vec::new();
+    let mut all = Vec::new();
     let mut lengths = Vec::new();
     for text in texts {
         let tokens = tokenizer
@@ -113,6 +235,7 @@ pub fn chunks(
             .map_err(|message| CorpusError::Tokens { path: text.path.clone(), message })?;
         lengths.push(format!("{}: {} tokens", text.path.display(), tokens.len()));
         files.push(cut(&text.file.category, &tokens, context, tokenizer.bos));
+        all.push(tokens);
     }
     let found = files.iter().map(Vec::len).sum();
     if found < wanted {
@@ -121,7 +244,7 @@ pub fn chunks(
     }
     let longest = files.iter().map(Vec::len).max().unwrap_or(0);
     let dealt = (0..longest).flat_map(|i| files.iter().filter_map(move |file| file.get(i)));
-    Ok(dealt.take(wanted).cloned().collect())
+    Ok(Corpus { chunks: dealt.take(wanted).cloned().collect(), tokens: all })
 }
 
 fn cut(category: &str, tokens: &[u32], context: usize, bos: Option<u32>) -> Vec<Chunk> {
@@ -149,5 +272,57 @@ mod tests {
         assert_eq!(cut.len(), 2);
         assert_eq!((cut[1].tokens[0], cut[1].tokens[1], cut[1].index), (99, 17, 1));
         assert_eq!(cut[0].scored, 8..15);
+    }
+
+    /// A file of these bytes, read.
+    fn file(bytes: &[u8]) -> Result<Text, CorpusError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        read(file.path())
+    }
+
+    #[test]
+    fn what_would_be_measured_as_tokens_is_told() {
+        let said = |text: &str| file(text.as_bytes()).unwrap().remarks().join("\n");
+        assert_eq!(said("Plain text,\n\twith a tab and a form feed\u{c}.\n"), "");
+        for (text, words) in [
+            ("\u{feff}one\ntwo\n", "begins with a byte order mark"),
+            ("one\n\u{feff}two\n", "has 1 byte order marks within"),
+            ("one\r\ntwo\r\nthree", "has 2 lines that end in CR LF"),
+            ("one\rtwo\r\nthree", "has 1 CR that no LF follows"),
+            ("one\r\ntwo\r\n", "has 2 lines that end in CR LF"),
+            ("one\0two and some more", "has 1 control characters"),
+            ("na\u{fffd}ve", "has 1 U+FFFD"),
+        ] {
+            assert!(said(text).contains(words), "{text:?}: {}", said(text));
+            assert!(said(text).starts_with("corpus /"), "{}", said(text));
+        }
+        assert_eq!(said("\u{feff}one\r\ntwo").lines().count(), 2);
+    }
+
+    /// ASCII in UTF-16 is valid UTF-8 with a zero behind every letter.
+    #[test]
+    fn text_of_two_bytes_a_letter_is_refused_by_its_name() {
+        let text = "It was a quiet morning.";
+        let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).collect();
+        let marked = [&[0xff, 0xfe][..], &little].concat();
+        for bytes in [&little, &big, &marked, &[&[0xfe, 0xff][..], &big].concat()] {
+            let error = file(bytes).err().unwrap().to_string();
+            assert!(error.contains("is UTF-16 or UTF-32") && error.contains("iconv"), "{error}");
+        }
+        let error = file(b"na\xefve").err().unwrap().to_string();
+        assert!(error.contains("is not UTF-8 (byte 2)"), "{error}");
+    }
+
+    #[test]
+    fn chunks_that_repeat_are_told() {
+        let of = |tokens: &[u32]| cut("prose", tokens, 4, None);
+        assert_eq!(repeated(&of(&[1, 2, 3, 4, 5, 6, 7, 8])), None);
+        let said = repeated(&of(&[1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 1, 2, 3, 4])).unwrap();
+        assert!(
+            said.starts_with("2 of the 4 chunks repeat another one (chunk 2 of prose is chunk 0"),
+            "{said}"
+        );
     }
 }

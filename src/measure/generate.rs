@@ -27,6 +27,10 @@ pub const HARD_MARGIN: f32 = 0.05;
 /// A position where it leads by less cannot be compared between machines: sums in another order decide it.
 pub const NEAR_TIE: f32 = 0.01;
 
+/// A position where it leads by less was a near tie on every machine: what rounding does to a margin is smaller
+/// than the rest of [`NEAR_TIE`] by far.
+const SURE_TIE: f32 = 0.002;
+
 /// Diverging prompts of a scheme whose texts are shown, those with the largest margin first.
 const SHOWN: usize = 2;
 
@@ -57,7 +61,7 @@ impl Asked {
     /// Reads the prompts, and looks at the accepted text.
     ///
     /// # Errors
-    /// Prompts that cannot be read or give the model nothing, a text that the baseline cannot have written.
+    /// Prompts that cannot be read, and as of [`Asked::of`].
     pub fn read(
         asked: &Generate,
         model: &str,
@@ -65,12 +69,38 @@ impl Asked {
         baseline: &Effective,
         checkpoint: &Checkpoint,
     ) -> Result<Self, MeasureError> {
-        let prompts = PromptSet::read(asked.prompts)?.tokens(checkpoint)?;
+        let set = PromptSet::read(asked.prompts)?;
+        Self::of(&set, asked, model, weights_sha256, baseline, checkpoint)
+    }
+
+    /// What a model makes of the prompts that were read.
+    ///
+    /// # Errors
+    /// Prompts that give the model nothing or more than it was trained for, a text that the baseline cannot have
+    /// written.
+    pub fn of(
+        set: &PromptSet,
+        asked: &Generate,
+        model: &str,
+        weights_sha256: &str,
+        baseline: &Effective,
+        checkpoint: &Checkpoint,
+    ) -> Result<Self, MeasureError> {
+        let prompts = set.tokens(checkpoint)?;
         if let Some(prompt) = prompts.prompts.iter().find(|prompt| prompt.tokens.is_empty()) {
             let why = "it gives the model nothing to read".into();
             return Err(MeasureError::Generating { prompt: prompt.id.clone(), why });
         }
-        super::spelled(prompts.prompts.iter().flat_map(|prompt| &prompt.tokens), checkpoint)?;
+        let (most, trained) = (asked.tokens, checkpoint.spec.trained_context);
+        let too_long = |prompt: &&Prompt| prompt.tokens.len().saturating_add(most) > trained;
+        if let Some(prompt) = prompts.prompts.iter().find(too_long) {
+            let why = format!(
+                "it has {} tokens, and {most} after them are more than the {trained} that the model was trained \
+                 for; shorten it, or lower `generate`",
+                prompt.tokens.len()
+            );
+            return Err(MeasureError::Generating { prompt: prompt.id.clone(), why });
+        }
         let mut generated = Generated {
             weights_sha256: weights_sha256.into(),
             prompts_sha256: prompts.sha256.clone(),
@@ -81,6 +111,7 @@ impl Asked {
             continuations: Vec::new(),
             accepted: false,
             own_flips: 0,
+            wrong_ties: 0,
         };
         if let Some(kept) = asked.kept.filter(|kept| generated.is_of(kept)) {
             if let Some(why) = fault(kept, &prompts, checkpoint) {
@@ -90,12 +121,6 @@ impl Asked {
             generated.accepted = true;
         }
         Ok(Asked { prompts, generated })
-    }
-
-    /// Tokens of the longest prompt with its text.
-    pub fn longest(&self) -> usize {
-        let longest = self.prompts.prompts.iter().map(|prompt| prompt.tokens.len()).max();
-        longest.unwrap_or(0) + self.generated.tokens
     }
 }
 
@@ -216,12 +241,20 @@ impl<'a> Replayer<'a> {
     /// Notes where the baseline is undecided, and where it would not write its own text again.
     fn mark(&mut self, own: &[Vec<Position>]) {
         self.generated.own_flips = own.iter().flatten().filter(|p| is_hard_flip(p)).count() as u64;
+        let accepted = self.generated.accepted;
+        let mut wrong = 0;
         for (continuation, positions) in self.generated.continuations.iter_mut().zip(own) {
-            if !self.generated.accepted {
-                let near = positions.iter().enumerate().filter(|(_, p)| p.margin < NEAR_TIE);
+            let margins = positions.iter().map(|p| p.margin).enumerate();
+            if accepted {
+                let ties = &continuation.near_ties;
+                wrong +=
+                    margins.filter(|(i, margin)| is_wrong_tie(ties.contains(i), *margin)).count();
+            } else {
+                let near = margins.filter(|(_, margin)| *margin < NEAR_TIE);
                 continuation.near_ties = near.map(|(i, _)| i).collect();
             }
         }
+        self.generated.wrong_ties = wrong as u64;
     }
 
     fn summary(&self, lane: &[Vec<Position>], scheme: &Effective) -> Replay {
@@ -393,6 +426,18 @@ fn fault(kept: &Generated, prompts: &Prompts, checkpoint: &Checkpoint) -> Option
         (!is_spelled).then(|| format!("has ids for `{prompt}` that do not spell its text"))
     };
     kept.continuations.iter().find_map(wrong)
+}
+
+/// Whether an accepted text cannot be right about a position being a near tie.
+///
+/// At a near tie no flip is counted, so a list of too many hides harm, and must not be believed. Another machine
+/// adds in another order, which moves a margin by far less than lies between the three bounds.
+fn is_wrong_tie(is_listed: bool, margin: f32) -> bool {
+    if is_listed {
+        margin >= HARD_MARGIN
+    } else {
+        margin < SURE_TIE
+    }
 }
 
 /// Whether the lane would have written another token.

@@ -8,6 +8,7 @@ pub mod generate;
 pub mod mimic;
 pub mod prompts;
 pub mod replay;
+pub mod sanity;
 pub mod shape;
 pub mod stats;
 
@@ -15,7 +16,7 @@ use crate::hash;
 use crate::hub::{self, HubError};
 use crate::kv::cache::{CacheError, LayerKv};
 use crate::kv::calibration::{Calibration, CalibrationError};
-use crate::kv::effective::{Effective, UnfitError};
+use crate::kv::effective::{beyond, Effective, UnfitError};
 use crate::kv::Scheme;
 use crate::model::decoder::{Decoder, Residency};
 use crate::model::{Checkpoint, ModelError};
@@ -27,8 +28,9 @@ use corpus::{Chunk, CorpusError};
 use engine::{Lane, LaneError, LaneResult};
 use generate::{Asked, Generate, Replayer};
 use mimic::Mimic;
-use prompts::PromptError;
+use prompts::{PromptError, PromptSet};
 use replay::Generated;
+use sanity::{Doubt, Unigram};
 use shape::Shape;
 use stats::{Part, Position, Statistics};
 use std::path::{Path, PathBuf};
@@ -65,6 +67,9 @@ pub struct Request<'a> {
     pub residency: Option<Residency>,
     /// Another engine's habits to take on, for comparisons with its numbers.
     pub mimic: Option<Mimic>,
+    /// Whether verdicts will rest on it: then a baseline that knows less than how often each token occurs is an
+    /// error, and not only a remark.
+    pub is_gated: bool,
 }
 
 /// A measurement and the positions that it was made from, by the label of their scheme.
@@ -127,6 +132,14 @@ pub enum MeasureError {
         /// Where it failed.
         why: String,
     },
+    /// The baseline has numbers that no sound model has.
+    #[error("{model}: {doubt}: {SUSPICION}; for weights that are known to be untrained say `untrained = true` in the policy, or --untrained")]
+    Implausible {
+        /// The model as cases name it.
+        model: String,
+        /// What gives it away.
+        doubt: Doubt,
+    },
     /// The file is not the one that the policy names.
     #[error("{} has SHA-256 {found}, the policy says {expected}; fetch the right file, or accept it as the new subject by editing `sha256`", path.display())]
     Hash {
@@ -156,6 +169,8 @@ pub type Progress<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
 /// What concerns the whole model; a scheme that fails has its error in its own result.
 pub fn measure(request: &Request, progress: Progress) -> Result<Measured, MeasureError> {
     let began = Instant::now();
+    // what is wrong with a file of prompts is told before weights are fetched or read
+    let set = request.generate.as_ref().map(|asked| PromptSet::read(asked.prompts)).transpose()?;
     hub::fetch(request.source, progress)?;
     progress("reading", 0, 0);
     let checkpoint = Checkpoint::open(request.source)?;
@@ -167,15 +182,17 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         request.corpus.iter().map(|path| corpus::read(path)).collect::<Result<Vec<_>, _>>()?;
     let files: Vec<_> = texts.iter().map(|text| text.file.clone()).collect();
     let calibration = calibration(request, &subject, &files)?;
-    let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, request.context, request.chunks)?;
-    spelled(chunks.iter().flat_map(|chunk| &chunk.tokens), &checkpoint)?;
+    let tokenizer = &checkpoint.tokenizer;
+    let corpus::Corpus { chunks, tokens } =
+        corpus::tokenized(&texts, tokenizer, request.context, request.chunks)?;
     // before minutes of work, not after
-    let asked = request.generate.as_ref().map(|asked| {
+    let asked = request.generate.as_ref().zip(set.as_ref()).map(|(asked, set)| {
         let sha256 = &subject.weights_sha256;
-        Asked::read(asked, request.model, sha256, &baseline, &checkpoint)
+        Asked::of(set, asked, request.model, sha256, &baseline, &checkpoint)
     });
     let asked = asked.transpose()?;
-    let longest = asked.as_ref().map_or(0, Asked::longest);
+    let schemes = request.schemes.iter().map(|(_, scheme)| scheme);
+    let mut remarks = remarks(&texts, &chunks, asked.as_ref(), schemes, &layout);
     let residency = request.residency.unwrap_or_else(|| fitting(checkpoint.spec.parameters()));
     let decoder = checkpoint.load(residency)?;
 
@@ -193,6 +210,11 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     }
     let decode = |ids: &[u32]| checkpoint.tokenizer.decode(ids).unwrap_or_default();
     let (mut schemes, positions) = lanes.results(schemes, &chunks, &decode);
+    let own = baseline_positions(&positions, &results);
+    let baseline_ppl = Statistics::of(own).baseline_ppl;
+    let unigram = Unigram::of(&tokens, checkpoint.spec.vocab);
+    let doubt = Doubt::of(baseline_ppl, checkpoint.spec.vocab, unigram.as_ref(), own);
+    remarks.extend(bounded(request, doubt)?);
     let generated = match asked {
         None => None,
         Some(asked) => {
@@ -202,8 +224,46 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         }
     };
 
-    let conditions = Conditions {
-        corpus: files,
+    let conditions = conditions(request, &checkpoint, &baseline, files, generated.as_ref());
+    let effective = [baseline.to_string(), Effective::bad(&layout).to_string()];
+    let controls = controls(effective, request.mimic, results);
+    let run = RunInfo {
+        baseline_ppl,
+        device: format!("{} CPU threads", rayon::current_num_threads()),
+        dtype: "f32".into(),
+        seconds: began.elapsed().as_secs_f64(),
+        peak_bytes: peak_bytes(),
+        notes: [checkpoint.notes.clone(), remarks, notes(&decoder, request)].concat(),
+    };
+    let model = request.model.to_string();
+    let measurement = Measurement { model, subject, conditions, run, controls, schemes, generated };
+    Ok(Measured { measurement, positions })
+}
+
+/// What people should know before they believe numbers: what is odd about texts, and about names of schemes.
+pub(crate) fn remarks<'s>(
+    texts: &[corpus::Text],
+    chunks: &[Chunk],
+    asked: Option<&Asked>,
+    schemes: impl Iterator<Item = &'s Scheme>,
+    layout: &[Option<LayerKv>],
+) -> Vec<String> {
+    let mut remarks: Vec<String> = texts.iter().flat_map(corpus::Text::remarks).collect();
+    remarks.extend(corpus::repeated(chunks));
+    remarks.extend(asked.iter().flat_map(|asked| asked.prompts.remarks.clone()));
+    remarks.extend(schemes.flat_map(|scheme| beyond(scheme, layout)));
+    remarks
+}
+
+fn conditions(
+    request: &Request,
+    checkpoint: &Checkpoint,
+    baseline: &Effective,
+    corpus: Vec<CorpusFile>,
+    generated: Option<&Generated>,
+) -> Conditions {
+    Conditions {
+        corpus,
         context: request.context,
         chunks: request.chunks,
         baseline: baseline.to_string(),
@@ -214,46 +274,46 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         device: "cpu".into(),
         weights: "f32".into(),
         reading: checkpoint.reading.clone(),
-        prompts: generated.as_ref().map(Generated::conditions),
+        prompts: generated.map(Generated::conditions),
         needs: Vec::new(),
-    };
-    let baseline_ppl = positions
-        .iter()
-        .map(|(_, positions)| positions.as_slice())
-        .chain(results[0].as_deref().ok())
-        .next()
-        .map_or(f64::NAN, |positions| Statistics::of(positions).baseline_ppl);
-    let effective = [baseline.to_string(), Effective::bad(&layout).to_string()];
-    let controls = controls(effective, request.mimic, results);
-    let run = RunInfo {
-        baseline_ppl,
-        device: format!("{} CPU threads", rayon::current_num_threads()),
-        dtype: "f32".into(),
-        seconds: began.elapsed().as_secs_f64(),
-        peak_bytes: peak_bytes(),
-        notes: [checkpoint.notes.clone(), notes(&decoder, request, longest)].concat(),
-    };
-    let model = request.model.to_string();
-    let measurement = Measurement { model, subject, conditions, run, controls, schemes, generated };
-    Ok(Measured { measurement, positions })
-}
-
-/// A tokenizer of another model gives tokens that this one has no embedding for.
-fn spelled<'t>(
-    mut tokens: impl Iterator<Item = &'t u32>,
-    checkpoint: &Checkpoint,
-) -> Result<(), ModelError> {
-    let vocab = checkpoint.spec.vocab;
-    match tokens.find(|&&token| token as usize >= vocab) {
-        None => Ok(()),
-        Some(token) => Err(ModelError::Tokenizer {
-            path: checkpoint.tokenizer_file().unwrap_or(checkpoint.path()).into(),
-            message: format!(
-                "it gives token {token}, the model has {vocab}: it is another model's"
-            ),
-        }),
     }
 }
+
+/// Positions that have the baseline's log-probabilities: those of any scheme, or where none has numbers those of
+/// the identity control, which is on the first chunks only.
+fn baseline_positions<'p>(
+    schemes: &'p [(String, Vec<Position>)],
+    controls: &'p [LaneResult],
+) -> &'p [Position] {
+    let schemes = schemes.iter().map(|(_, positions)| positions.as_slice());
+    let control = controls.first().and_then(|identity| identity.as_deref().ok());
+    schemes.chain(control).next().unwrap_or_default()
+}
+
+/// What is said of a baseline's perplexity where it is over a bound, and of weights that are held against none.
+///
+/// # Errors
+/// A perplexity over a bound that nobody calls that of untrained weights: where verdicts rest on it, and anywhere if
+/// the model knows less than nothing.
+fn bounded(request: &Request, doubt: Option<Doubt>) -> Result<Option<String>, MeasureError> {
+    let untrained = "the weights are untrained, as was said";
+    Ok(match doubt {
+        Some(doubt) if request.source.untrained => Some(format!("{untrained}: {doubt}")),
+        None if request.source.untrained => Some(format!(
+            "{untrained}, and the baseline's perplexity would not give it away: no bound is held against it"
+        )),
+        None => None,
+        Some(doubt) if request.is_gated || matches!(doubt, Doubt::Vocabulary { .. }) => {
+            return Err(MeasureError::Implausible { model: request.model.into(), doubt })
+        }
+        Some(doubt) => Some(format!("{doubt}: {SUSPICION}; a gate would not judge by it")),
+    })
+}
+
+/// Why a baseline may have a perplexity that no sound model has.
+const SUSPICION: &str =
+    "the tokenizer may be another model's, the weights may be in another program's \
+                         convention, or they are damaged";
 
 fn subject_of(source: &Source, checkpoint: &Checkpoint) -> Result<Subject, MeasureError> {
     let io = |(path, error)| MeasureError::Io { path, error };
@@ -310,8 +370,7 @@ impl<'a> Lanes<'a> {
         let effective = |scheme: &Scheme| match scheme.least_context() {
             least if least > context => Err(too_short(least, context)),
             _ => Effective::new(scheme, layout, calibration.map(|(calibration, _)| calibration))
-                .map_err(|error| error.to_string())
-                .and_then(|effective| at_work(scheme, effective)),
+                .map_err(|error| error.to_string()),
         };
         let schemes: Vec<_> = request
             .schemes
@@ -433,16 +492,6 @@ pub(crate) fn needs(
     calibration.into_iter().chain(codecs.into_iter().map(|c| format!("codec {c}"))).collect()
 }
 
-/// A scheme whose codecs are those of no layer would pass for what its name says.
-pub(crate) fn at_work(scheme: &Scheme, effective: Effective) -> Result<Effective, String> {
-    match scheme.is_lossy() && !effective.is_lossy() {
-        false => Ok(effective),
-        true => {
-            Err(format!("on this model it is {effective}: no layer has the codecs that it names"))
-        }
-    }
-}
-
 /// A tail that covers most of what is measured would pass for a good codec.
 fn too_short(least: usize, context: usize) -> String {
     format!(
@@ -525,12 +574,8 @@ fn proc_value(file: &str, name: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-/// `longest`: tokens of the longest prompt with its text.
-fn notes(decoder: &Decoder, request: &Request, longest: usize) -> Vec<String> {
-    let trained = decoder.spec.trained_context;
-    let what = [("context", request.context), ("a prompt with its text of", longest)];
-    let beyond = what.into_iter().filter(|(_, tokens)| *tokens > trained);
-    beyond
-        .map(|(what, tokens)| format!("{what} {tokens} is beyond the model's trained {trained}"))
-        .collect()
+fn notes(decoder: &Decoder, request: &Request) -> Vec<String> {
+    let (context, trained) = (request.context, decoder.spec.trained_context);
+    let beyond = format!("context {context} is beyond the model's trained {trained}");
+    (context > trained).then_some(beyond).into_iter().collect()
 }

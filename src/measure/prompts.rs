@@ -1,5 +1,6 @@
 //! A file of prompts → the tokens that a model reads before it answers.
 
+use super::corpus;
 use crate::hash;
 use crate::model::chat::{Message, THINKING};
 use crate::model::tokenizer::Tokenizer;
@@ -45,10 +46,13 @@ pub struct Prompts {
     pub prompts: Vec<Prompt>,
     /// SHA-256 of the file; with documents, of the lines `hash  name` of it and them.
     pub sha256: String,
-    /// SHA-256 of the chat template; `none` where messages were joined by blank lines.
+    /// SHA-256 of the chat template; `none` where messages were joined by blank lines, and `unknown` where
+    /// they were because a hub's cache does not tell whether there is one.
     pub template_sha256: String,
     /// Whether templates were asked to let the model think.
     pub thinking: bool,
+    /// What is in the texts that their author may not have meant to be read as tokens.
+    pub remarks: Vec<String>,
 }
 
 /// Why there are no prompts.
@@ -213,9 +217,33 @@ impl PromptSet {
         Ok(Prompts {
             prompts: prompts.collect::<Result<_, _>>()?,
             sha256: self.sha256.clone(),
-            template_sha256: checkpoint.template.as_ref().map_or("none".into(), |t| t.sha256()),
+            template_sha256: match &checkpoint.template {
+                Some(template) => template.sha256(),
+                None if checkpoint.is_template_known => "none".into(),
+                None => "unknown".into(),
+            },
             thinking: THINKING,
+            remarks: self.remarks(),
         })
+    }
+
+    /// What is in the texts that their author may not have meant to be read as tokens.
+    fn remarks(&self) -> Vec<String> {
+        let path = self.path.display();
+        let of_entry = |entry: &Entry| {
+            let own = format!("prompt `{}` of {path}", entry.id);
+            let mut remarks = corpus::remarks(&own, &entry.body.plain());
+            remarks.extend(entry.document.iter().flat_map(|document| {
+                let file = format!("document {}", document.file.display());
+                corpus::remarks(&file, &document.text)
+            }));
+            remarks
+        };
+        let mut all: Vec<String> = self.entries.iter().flat_map(of_entry).collect();
+        // several prompts may have parts of one document
+        let mut seen = BTreeSet::new();
+        all.retain(|remark| seen.insert(remark.clone()));
+        all
     }
 
     fn tokens_of(&self, entry: &Entry, checkpoint: &Checkpoint) -> Result<Vec<u32>, PromptError> {

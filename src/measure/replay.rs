@@ -24,6 +24,14 @@ pub struct Generated {
     pub accepted: bool,
     /// Hard flips of the baseline itself on its own text, of which there must be none.
     pub own_flips: u64,
+    /// Near ties of an accepted text that are none, and positions that are and are not listed: there must be
+    /// none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub wrong_ties: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What the baseline writes after a prompt.
@@ -42,12 +50,20 @@ pub struct Continuation {
 impl Generated {
     /// Whether `kept` is what this model writes after these prompts.
     pub fn is_of(&self, kept: &Generated) -> bool {
-        let same = |of: fn(&Generated) -> &str| of(self) == of(kept);
-        same(|g| &g.weights_sha256)
-            && same(|g| &g.prompts_sha256)
-            && same(|g| &g.template_sha256)
-            && same(|g| &g.baseline)
-            && (self.thinking, self.tokens) == (kept.thinking, kept.tokens)
+        self.unlike(kept).is_none()
+    }
+
+    /// In what `kept` is of another model, of other prompts or of another length.
+    pub fn unlike(&self, kept: &Generated) -> Option<&'static str> {
+        let differs = [
+            ("weights", self.weights_sha256 != kept.weights_sha256),
+            ("prompts", self.prompts_sha256 != kept.prompts_sha256),
+            ("chat template", self.template_sha256 != kept.template_sha256),
+            ("baseline", self.baseline != kept.baseline),
+            ("thinking", self.thinking != kept.thinking),
+            ("length", self.tokens != kept.tokens),
+        ];
+        differs.into_iter().find(|(_, differs)| *differs).map(|(what, _)| what)
     }
 
     /// SHA-256 of the tokens of all continuations.

@@ -99,6 +99,9 @@ pub struct Statistics {
     pub ppl_ratio_se: f64,
     /// Perplexity of the baseline on the same positions.
     pub baseline_ppl: f64,
+    /// What another engine does not say: their fields hold 0 and mean nothing, and a limit on one is an error.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown: Vec<Statistic>,
 }
 
 /// A statistic that a policy may bound.
@@ -209,6 +212,11 @@ impl Statistic {
 }
 
 impl Statistics {
+    /// Whether a statistic was measured.
+    pub fn knows(&self, statistic: Statistic) -> bool {
+        !self.unknown.contains(&statistic)
+    }
+
     /// The value of a statistic.
     pub fn get(&self, statistic: Statistic) -> f64 {
         match statistic {
@@ -277,6 +285,7 @@ impl Statistics {
             ppl_ratio,
             ppl_ratio_se: ppl_ratio * log_ratio_se,
             baseline_ppl: mean_base.exp(),
+            unknown: Vec::new(),
         }
     }
 }

@@ -5,13 +5,12 @@
 
 use super::config::Config;
 use super::gguf::Gguf;
-use super::tokenizer::{text, Vocabulary};
+use super::tokenizer::{markers, text, Tokenizer, Vocabulary};
 use super::{hf, ModelError};
 use crate::hash;
 use crate::hub::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG};
-use candle_core::quantized::gguf_file;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde};
+use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{context, AutoEscape, Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat;
 use serde::{Deserialize, Serialize};
@@ -45,6 +44,9 @@ const CLOCK: [(char, &str); 14] = [
     ('%', "%"),
 ];
 
+/// Steps that a template may take: real ones take some thousands, and one that loops for ever is an error.
+const FUEL: u64 = 20_000_000;
+
 /// Special tokens by the names that templates know them by, and by GGUF's.
 const SPECIALS: [(&str, &str); 6] = [
     ("bos_token", "tokenizer.ggml.bos_token_id"),
@@ -53,25 +55,6 @@ const SPECIALS: [(&str, &str); 6] = [
     ("sep_token", "tokenizer.ggml.seperator_token_id"),
     ("pad_token", "tokenizer.ggml.padding_token_id"),
     ("mask_token", "tokenizer.ggml.mask_token_id"),
-];
-
-/// Keys of the tokens that end a text, a turn and a message.
-const ENDS: [&str; 3] =
-    ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
-
-/// Most GGUF files name the end of a text only: as in llama.cpp, the ends of a turn are known by their
-/// spelling. Other than there it is only that of control tokens: `</s>` is HTML, too.
-const END_TEXTS: [&str; 10] = [
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "<end_of_turn>",
-    "<turn|>",
-    "<|tool_response>",
 ];
 
 /// One turn of a conversation.
@@ -105,13 +88,17 @@ impl ChatTemplate {
         ChatTemplate { checkpoint: checkpoint.into(), place: place.into(), text, specials }
     }
 
-    pub(crate) fn from_gguf(file: &Gguf) -> Result<Option<Self>, ModelError> {
+    pub(super) fn from_gguf(
+        file: &Gguf,
+        vocabulary: &Vocabulary,
+    ) -> Result<Option<Self>, ModelError> {
         const KEY: &str = "tokenizer.chat_template";
         let Some(template) = text(file, KEY) else { return Ok(None) };
         let mut specials = BTreeMap::new();
         for (name, key) in SPECIALS {
-            let id = file.any_number(key)?;
-            specials.extend(id.and_then(|id| token(file, id)).map(|text| (name.into(), text)));
+            let id = file.any_number(key)?.and_then(|id| u32::try_from(id).ok());
+            let text = id.and_then(|id| vocabulary.token(id));
+            specials.extend(text.map(|text| (name.into(), text.into())));
         }
         Ok(Some(Self::new(file.path(), KEY, template.into(), specials)))
     }
@@ -157,6 +144,31 @@ impl ChatTemplate {
         environment().render_named_str(&self.place, &text, context).map_err(|e| self.error(&e))
     }
 
+    /// The ends of a turn that the template writes: by their own spelling, or as `eos_token`.
+    fn ends(&self, tokenizer: &Tokenizer) -> BTreeSet<u32> {
+        let marks =
+            markers::written_by(&self.text).into_iter().filter(|m| markers::ends_answers(m));
+        let eos = self.specials.get("eos_token").filter(|_| self.text.contains("eos_token"));
+        marks.chain(eos.map(String::as_str)).filter_map(|mark| tokenizer.mark(mark)).collect()
+    }
+
+    /// What the template writes as marks and the tokenizer does not read as such.
+    pub(super) fn unread_marks(&self, tokenizer: &Tokenizer) -> Option<String> {
+        let unread = markers::written_by(&self.text).into_iter().filter_map(|mark| {
+            let what = match (tokenizer.mark(mark), tokenizer.token(mark)) {
+                (Some(_), _) => return None,
+                (None, Some(id)) => format!("which is token {id} in any text"),
+                (None, None) => "which is no token".into(),
+            };
+            Some(format!("`{mark}`, {what}"))
+        });
+        let unread: Vec<_> = unread.collect();
+        (!unread.is_empty()).then(|| {
+            let unread = unread.join("; ");
+            format!("warning: the chat template writes what the vocabulary does not have as a mark: {unread}")
+        })
+    }
+
     fn error(&self, error: &Error) -> ModelError {
         let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
         ModelError::Template {
@@ -176,39 +188,25 @@ fn named_default(value: &Json) -> Option<String> {
     value.as_str().map(Into::into).or_else(|| value.as_array().and_then(default))
 }
 
-/// The text of a token of a GGUF file.
-fn token(file: &Gguf, id: usize) -> Option<String> {
-    match file.value("tokenizer.ggml.tokens") {
-        Some(gguf_file::Value::Array(tokens)) => tokens.get(id)?.to_string().ok().cloned(),
-        _ => None,
-    }
-}
-
-/// Tokens after which nothing is generated, in rising order.
-pub(crate) fn ends_of_gguf(file: &Gguf) -> Result<Vec<u32>, ModelError> {
-    let mut ends = BTreeSet::new();
-    for key in ENDS {
-        ends.extend(file.any_number(key)?.map(|id| id as u32));
-    }
-    let vocabulary = Vocabulary::read(file)?;
-    let spelled = vocabulary.control().filter(|(_, text)| END_TEXTS.contains(text));
-    ends.extend(spelled.map(|(id, _)| id));
-    Ok(ends.into_iter().collect())
-}
-
-/// The same of a folder: what its generation configuration says, or else its configuration.
-pub(crate) fn ends_of_folder(folder: &Path) -> Result<Vec<u32>, ModelError> {
+/// Tokens after which nothing is generated, in rising order: what a folder's generation configuration says, or
+/// else its configuration, and the ends of a turn that its chat template writes.
+pub(super) fn ends_of_folder(
+    folder: &Path,
+    template: Option<&ChatTemplate>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<u32>, ModelError> {
     let generation = hf::optional_json(&folder.join(GENERATION_CONFIG))?;
     let config = hf::optional_json(&folder.join(CONFIG))?;
     let places = [&generation, &config, &config["text_config"]];
     let found = places.into_iter().map(|place| &place["eos_token_id"]).find(|v| !v.is_null());
     let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let ends = match found {
+    let written = template.map(|template| template.ends(tokenizer)).unwrap_or_default();
+    let ends: Option<BTreeSet<u32>> = match found {
         None => Some(BTreeSet::new()),
         Some(Json::Array(list)) => list.iter().map(id).collect(),
         Some(one) => id(one).map(|id| BTreeSet::from([id])),
     };
-    ends.map(|ends| ends.into_iter().collect()).ok_or_else(|| ModelError::Metadata {
+    ends.map(|ends| ends.union(&written).copied().collect()).ok_or_else(|| ModelError::Metadata {
         path: folder.into(),
         key: "eos_token_id".into(),
         message: "must be a token or a list of tokens".into(),
@@ -220,10 +218,12 @@ fn environment<'source>() -> Environment<'source> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("Jinja's own delimiters are distinct"));
+    environment.set_fuel(Some(FUEL));
     // by default a name that ends like a JSON file's has its values escaped
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(pycompat::unknown_method_callback);
     environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
     environment.add_filter("tojson", to_json);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
@@ -272,6 +272,12 @@ fn without_generation_tags(template: &str) -> String {
 /// As Jinja has it: minijinja also iterates over none, as over nothing.
 fn is_iterable(value: &Value) -> bool {
     !value.is_none() && value.try_iter().is_ok()
+}
+
+/// As Jinja has it: what has a length and can be indexed, so texts and mappings, too.
+fn is_sequence(value: &Value) -> bool {
+    let kinds = [ValueKind::Undefined, ValueKind::String, ValueKind::Seq, ValueKind::Map];
+    kinds.contains(&value.kind()) || (value.kind() == ValueKind::Iterable && value.len().is_some())
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False)`, and the options that templates give it; Jinja's
@@ -418,6 +424,13 @@ mod tests {
     fn generation_tags_write_nothing() {
         let text = "a\n  {%- generation -%}\n b\n{% endgeneration %}\n{{ 'generation' }}";
         assert_eq!(rendered(text).unwrap(), "ab\ngeneration");
+    }
+
+    #[test]
+    fn a_template_without_an_end_is_an_error() {
+        let text = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}";
+        let error = rendered(text).unwrap_err();
+        assert!(error.contains("cannot be rendered"), "{error}");
     }
 
     #[test]

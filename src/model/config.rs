@@ -34,6 +34,18 @@ pub(crate) enum Fact {
     Other,
 }
 
+impl Fact {
+    /// Whether two facts mean the same; 8 and 8.0 do.
+    pub fn same(&self, other: &Fact) -> bool {
+        match (self, other) {
+            (Fact::Integer(n), Fact::Float(x)) | (Fact::Float(x), Fact::Integer(n)) => {
+                *n as f64 == *x
+            }
+            _ => self == other,
+        }
+    }
+}
+
 /// Where facts are looked up.
 pub(crate) trait Config {
     /// The checkpoint as messages name it.
@@ -49,6 +61,14 @@ pub(crate) trait Config {
 
     /// The key as messages name it.
     fn full_name(&self, key: &str) -> String;
+
+    /// All keys of the file by their full names, with what they say; none for a null. Members of
+    /// objects stand for their objects.
+    fn entries(&self) -> Vec<(String, Option<Fact>)>;
+
+    /// Every place where the file answers to a key, by its full name; none for a null. The first one
+    /// is what counts.
+    fn places(&self, key: &str) -> Vec<(String, Option<Fact>)>;
 }
 
 /// Integers above this are no size of anything.
@@ -72,6 +92,19 @@ impl<'a> dyn Config + 'a {
 
     pub fn has(&self, key: Key) -> bool {
         self.fact(key).is_some()
+    }
+
+    /// What the file itself says, without counting as a reader of the key.
+    pub fn fact_unasked(&self, key: Key) -> Option<Fact> {
+        match self.name(key) {
+            "" => None,
+            name => self.places(name).into_iter().next().and_then(|(_, fact)| fact),
+        }
+    }
+
+    /// Whether the file says it, and not a default.
+    pub fn in_file(&self, key: Key) -> bool {
+        self.fact_unasked(key).is_some()
     }
 
     /// An error about a key.
@@ -180,6 +213,14 @@ impl<'a> dyn Config + 'a {
             Some(Fact::Float(v)) if v.is_finite() => Ok(Some(v)),
             Some(Fact::Integer(n)) => Ok(Some(n as f64)),
             Some(_) => Err(self.bad(key, "must be a finite number")),
+        }
+    }
+
+    /// A number that must be there and above zero.
+    pub fn positive(&self, key: Key) -> Result<f64, ModelError> {
+        match self.float(key)? {
+            value if value > 0.0 => Ok(value),
+            _ => Err(self.bad(key, "must be positive")),
         }
     }
 

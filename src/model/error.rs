@@ -29,6 +29,26 @@ pub enum ModelError {
         /// What is wrong.
         message: String,
     },
+    /// A text that must be JSON is not, or is no object.
+    #[error("{}: {message} (line {line}, column {column})", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The column in bytes, from 1.
+        column: usize,
+        /// What is wrong, and what helps.
+        message: String,
+    },
+    /// The checkpoint is sound, and not one that could be measured as what it is.
+    #[error("{}: {message}", path.display())]
+    Refused {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why, and what helps.
+        message: String,
+    },
     /// A configuration key is missing or of another type.
     #[error("{}: key `{key}` {message}", path.display())]
     Metadata {
@@ -56,6 +76,18 @@ pub enum ModelError {
         path: PathBuf,
         /// What it asks for.
         what: String,
+    },
+    /// A tensor is stored in a type that nothing here reads.
+    #[error("{}: tensor `{tensor}` is {found}, which this version of kvgate does not read (it reads: {known}); publish the model in one of them or convert it", path.display())]
+    WeightType {
+        /// The file.
+        path: PathBuf,
+        /// The first such tensor.
+        tensor: String,
+        /// The type by its format's name.
+        found: String,
+        /// The types that are read.
+        known: Box<str>,
     },
     /// A tensor that the architecture needs is not in the file.
     #[error("{}: tensor `{tensor}` is missing", path.display())]

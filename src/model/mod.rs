@@ -12,17 +12,18 @@ mod elementwise;
 pub mod error;
 mod experts;
 mod family;
+mod foreign;
 mod gguf;
 mod hf;
 pub(crate) mod layer;
 pub(crate) mod ops;
+mod safetensors_header;
 pub mod spec;
 mod tensors;
 pub mod tokenizer;
 
 pub use error::ModelError;
 
-use crate::hub::TOKENIZER;
 use crate::policy::Source;
 use chat::ChatTemplate;
 use decoder::{Decoder, Residency};
@@ -32,7 +33,7 @@ use spec::Spec;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tensors::Tensors;
-use tokenizer::Tokenizer;
+use tokenizer::{Tokenizer, Vocabulary};
 
 /// A checkpoint that is open: its configuration and tokenizer are read and its tensors are known to be
 /// there, in the shapes that they must have. Weights are not read yet.
@@ -49,6 +50,8 @@ pub struct Checkpoint {
     pub tokenizer: Tokenizer,
     /// How a conversation becomes text; base models have none.
     pub template: Option<ChatTemplate>,
+    /// Whether what stands in `template` is all that can be known: a hub's cache may lack it.
+    pub is_template_known: bool,
     /// Tokens after which nothing is generated, in rising order.
     pub ends: Vec<u32>,
     /// What people should know about how the checkpoint was read, one whole sentence each.
@@ -91,49 +94,68 @@ impl Checkpoint {
     }
 
     fn open_gguf(source: &Source) -> Result<Self, ModelError> {
-        let (path, tokenizer) = (&source.path, source.tokenizer.as_deref());
-        let file = Gguf::open(path)?;
-        let spec = family::spec(&file)?;
+        let file = Gguf::open(&source.path)?;
+        let (spec, notes) = family::read(&file, &source.ignore_keys)?;
         decoder::check(&spec, &file)?;
-        Ok(Checkpoint {
-            path: path.into(),
-            files: vec![path.into()],
+        let vocabulary = Vocabulary::read(&file, source.tokenizer.is_some())?;
+        let opened = tokenizer::of_gguf(&file, &vocabulary, &spec, source)?;
+        let mut checkpoint = Checkpoint {
+            path: source.path.clone(),
+            files: vec![source.path.clone()],
             bytes: file.bytes(),
             dtypes: file.dtypes().into_iter().collect(),
-            tokenizer: match tokenizer {
-                Some(path) => Tokenizer::from_file(path)?,
-                None => Tokenizer::from_gguf(&file)?,
-            },
-            tokenizer_file: tokenizer.map(Into::into),
-            template: ChatTemplate::from_gguf(&file)?,
-            ends: chat::ends_of_gguf(&file)?,
-            notes: Vec::new(),
-            reading: source.reading(),
+            tokenizer: opened.tokenizer,
+            tokenizer_file: opened.file,
+            template: ChatTemplate::from_gguf(&file, &vocabulary)?,
+            is_template_known: true,
+            ends: vocabulary.ends.iter().copied().collect(),
+            notes: [notes, opened.notes].concat(),
+            reading: [source.reading(), opened.reading].concat(),
             tensors: Arc::new(file),
             spec,
-        })
+        };
+        checkpoint.remark_on_template();
+        Ok(checkpoint)
     }
 
     fn open_folder(source: &Source) -> Result<Self, ModelError> {
-        let (path, tokenizer) = (&source.path, source.tokenizer.as_deref());
+        let path = &source.path;
         let folder = HfCheckpoint::open(path)?;
-        let spec = family::spec(&folder)?;
+        let (spec, notes) = family::read(&folder, &source.ignore_keys)?;
         decoder::check(&spec, &folder)?;
-        let tokenizer = tokenizer.map_or_else(|| path.join(TOKENIZER), Into::into);
-        Ok(Checkpoint {
-            path: path.into(),
+        let opened = tokenizer::of_folder(path, &spec, source)?;
+        let template = ChatTemplate::from_folder(path)?;
+        let is_unasked = source.hub.as_ref().is_some_and(|pinned| !pinned.unasked().is_empty());
+        let mut checkpoint = Checkpoint {
+            path: path.clone(),
             files: folder.files(),
             bytes: folder.bytes(),
             dtypes: folder.dtypes().into_iter().collect(),
-            tokenizer: Tokenizer::from_file(&tokenizer)?,
-            tokenizer_file: Some(tokenizer),
-            template: ChatTemplate::from_folder(path)?,
-            ends: chat::ends_of_folder(path)?,
-            notes: Vec::new(),
-            reading: source.reading(),
+            ends: chat::ends_of_folder(path, template.as_ref(), &opened.tokenizer)?,
+            tokenizer: opened.tokenizer,
+            tokenizer_file: opened.file,
+            is_template_known: template.is_some() || !is_unasked,
+            template,
+            notes: [folder.notes().to_vec(), notes, opened.notes].concat(),
+            reading: [source.reading(), opened.reading].concat(),
             tensors: Arc::new(folder),
             spec,
-        })
+        };
+        checkpoint.remark_on_template();
+        Ok(checkpoint)
+    }
+
+    /// Says what would make prompts others than the model was trained to read.
+    fn remark_on_template(&mut self) {
+        if !self.is_template_known {
+            self.notes.push(
+                "warning: chat template unknown: the hub's cache lacks files of this commit that may hold one, \
+                 and nobody could ask the hub; prompts are read as plain text"
+                    .into(),
+            );
+        }
+        let unread = self.template.as_ref().map(|template| template.unread_marks(&self.tokenizer));
+        self.notes.extend(unread.flatten());
     }
 
     /// Size of the weights in bytes, and the storage types of their tensors with their counts.

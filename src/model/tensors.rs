@@ -4,7 +4,7 @@
 //! it ([`Origin`]). The same walk over a decoder's parts declares what it needs, checks a file against
 //! that without reading it, and reads.
 
-use super::config::Config;
+use super::config::{Config, Format};
 use super::ops::first_non_finite;
 use super::ModelError;
 use candle_core::{DType, Device, Tensor};
@@ -68,6 +68,11 @@ impl Origin {
 pub(crate) trait Tensors: Config + Send + Sync {
     /// How the files hold a tensor; names of parts that are not there are those that are missed.
     fn origin(&self, name: &str) -> Origin;
+
+    /// The shape in which files hold each part of a tensor, from the one that the decoder gives the part.
+    fn stored_shape(&self, _name: &str, part: Vec<usize>) -> Vec<usize> {
+        part
+    }
 
     /// The shape of a tensor by its own name, outermost dimension first.
     fn shape(&self, own: &str) -> Option<Vec<usize>>;
@@ -173,7 +178,7 @@ impl<'a> Reader<'a> {
             Purpose::Read(tensors) => (tensors, true),
         };
         let origin = tensors.origin(name);
-        let expected = origin.part_shape(shape);
+        let expected = tensors.stored_shape(name, origin.part_shape(shape));
         if origin.joined == Joined::ByEntry && !origin.parts.len().is_multiple_of(shape[0].max(1)) {
             return Err(ModelError::Shape {
                 path: tensors.path().into(),
@@ -213,17 +218,26 @@ fn check_shape(tensors: &dyn Tensors, own: &str, expected: &[usize]) -> Result<(
         path: tensors.path().into(),
         tensor: own.into(),
     })?;
-    // formats differ in whether they keep dimensions of 1
-    let long = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
-    match long(&found) == long(expected) {
-        true => Ok(()),
-        false => Err(ModelError::Shape {
-            path: tensors.path().into(),
-            tensor: own.into(),
-            expected: expected.into(),
-            found,
-        }),
+    let same = match tensors.format() {
+        Format::Hf => found == expected,
+        // all of ggml's tensors have four dimensions, and its writer leaves out outermost ones of 1
+        Format::Gguf => significant(&found) == significant(expected),
+    };
+    if same {
+        return Ok(());
     }
+    Err(ModelError::Shape {
+        path: tensors.path().into(),
+        tensor: own.into(),
+        expected: expected.into(),
+        found,
+    })
+}
+
+/// A shape without outermost dimensions of 1.
+fn significant(shape: &[usize]) -> &[usize] {
+    let ones = shape.iter().take_while(|&&n| n == 1).count();
+    &shape[ones..]
 }
 
 fn read(tensors: &dyn Tensors, origin: &Origin, shape: &[usize]) -> Result<Tensor, ModelError> {

@@ -1,7 +1,9 @@
 //! Findings in a policy, shown as rustc shows its own: place, underlined text, and the mend.
 
+use crate::text;
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet};
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -99,18 +101,39 @@ impl Diagnostic {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
-        let related = self.related.as_ref().map(|(span, label)| -> Annotation<'_> {
+        let [message, help] = [&self.message, &self.help].map(|words| text::printable(words));
+        let source = same_places(&self.text.text);
+        let path = text::printable(&self.text.path.to_string_lossy());
+        let label = self.related.as_ref().map(|(_, label)| text::printable(label));
+        let related = self.related.as_ref().zip(label.as_ref());
+        let related = related.map(|((span, _), label)| -> Annotation<'_> {
             AnnotationKind::Context.span(span.clone()).label(label.as_str())
         });
-        let snippet = Snippet::source(self.text.text.as_str())
-            .path(self.text.path.to_string_lossy())
+        let snippet = Snippet::source(source.as_ref())
+            .path(path)
             .annotation(AnnotationKind::Primary.span(self.span.clone()))
             .annotations(related);
-        let report = Group::with_title(level.primary_title(self.message.as_str()))
+        let report = Group::with_title(level.primary_title(message.as_str()))
             .element(snippet)
-            .element(Level::HELP.message(self.help.as_str()));
+            .element(Level::HELP.message(help.as_str()));
         renderer.clone().decor_style(DecorStyle::Ascii).render(&[report])
     }
+}
+
+/// A text without what must not be shown, in which every other byte is where it was.
+fn same_places(source: &str) -> Cow<'_, str> {
+    let is_kept = |c: char| matches!(c, '\t' | '\r') || text::is_shown(c);
+    if source.chars().all(is_kept) {
+        return Cow::Borrowed(source);
+    }
+    let mut out = String::with_capacity(source.len());
+    for c in source.chars() {
+        match is_kept(c) {
+            true => out.push(c),
+            false => out += ["?", "??", "\u{fffd}", "\u{fffd}?"][c.len_utf8() - 1],
+        }
+    }
+    Cow::Owned(out)
 }
 
 impl fmt::Display for Diagnostic {

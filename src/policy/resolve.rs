@@ -30,6 +30,7 @@ pub(super) fn resolve(document: &Document, findings: &mut Findings) -> Vec<Model
             models.extend(resolver.model(&[&document.defaults, model, at]));
         }
     }
+    resolver.idle_generates(document);
     models
 }
 
@@ -363,6 +364,34 @@ impl Resolver<'_> {
                 self.findings.error(a.span.clone(), message, help);
             }
         }
+    }
+
+    /// Lengths of texts that nobody writes: neither the section that has one nor those that inherit it have prompts.
+    fn idle_generates(&mut self, document: &Document) {
+        let has = |sections: &[&Section]| {
+            last(sections, |s| s.prompts.as_ref()).and_then(Option::as_ref).is_some()
+        };
+        let mut any = false;
+        for model in &document.models {
+            let own = [&document.defaults, model];
+            let of_at = |at| has(&[&document.defaults, model, at]);
+            let inherited = has(&own) || model.at.iter().any(of_at);
+            any |= inherited;
+            self.idle_generate(model, inherited);
+            model.at.iter().for_each(|at| self.idle_generate(at, of_at(at)));
+        }
+        // what all models drop is a matter of theirs
+        let own = matches!(document.defaults.prompts, Some(Some(_)));
+        self.idle_generate(&document.defaults, own || any || document.models.is_empty());
+    }
+
+    fn idle_generate(&mut self, section: &Section, has_prompts: bool) {
+        let Some(span) = section.keys.get("generate").filter(|_| !has_prompts) else { return };
+        self.findings.error(
+            span.clone(),
+            "`generate` without `prompts`: nothing would be generated",
+            "name a file of prompts: `prompts = \"prompts.toml\"`, or remove the line",
+        );
     }
 
     /// Limits on mean KLD and on flips are one limit said twice. Far apart, one never binds.

@@ -442,6 +442,17 @@ error: unknown key `cöntext`
     assert!(finding.styled().contains("\u{1b}["));
 }
 
+/// A policy of a pull request is a stranger's text, and a finding shows lines of it.
+#[test]
+fn a_finding_shows_nothing_that_a_terminal_obeys() {
+    for c in crate::text::HOSTILE.into_iter().filter(|c| !c.is_control() || *c > '\u{7f}') {
+        let finding = &errors(&edited("context = 512", &format!("\"a{c}b\" = 512")))[0];
+        let (plain, styled) = (finding.to_string(), finding.styled());
+        assert!(!plain.contains(c) && !styled.contains(c), "{c:?}: {plain}");
+        assert!(plain.contains("unknown key `a\\u{"), "{plain}");
+    }
+}
+
 #[test]
 fn limits_far_from_the_law_of_flips_are_warned_about() {
     let with = |marked: &str| {
@@ -754,7 +765,7 @@ fn prompts_are_inherited_and_may_be_dropped() {
     assert_eq!(of(&(text + at)), [Some(("gate/p.toml".into(), 32)), None, other]);
     assert_faults(&[
         ("chunks = 4", "chunks = 4\nprompts = «true»", &["takes a string", "prompts/default.toml"]),
-        ("chunks = 4", "chunks = 4\ngenerate = «0»", &["at least 1"]),
+        ("chunks = 4", "chunks = 4\nprompts = \"p.toml\"\ngenerate = «0»", &["at least 1"]),
     ]);
 }
 
@@ -777,4 +788,25 @@ fn prompts_and_calibrations_that_are_not_there_are_named() {
         ("\"p.toml\"", "correct the path, or put the text there"),
     ];
     assert_eq!(shown, expected.map(|(file, help)| (file.to_string(), help.to_string())));
+}
+
+/// A reader would believe that texts are compared.
+#[test]
+fn generate_without_prompts_is_found_where_it_stands() {
+    let words = &["`generate` without `prompts`", "name a file of prompts"];
+    assert_faults(&[
+        ("chunks = 4", "chunks = 4\n«generate» = 32", words),
+        ("path = \"m.gguf\"", "path = \"m.gguf\"\n«generate» = 32", words),
+        ("path = \"m.gguf\"", "path = \"m.gguf\"\nprompts = false\n«generate» = 32", words),
+        ("path = \"m.gguf\"", "path = \"m.gguf\"\nat.x = { «generate» = 32 }", words),
+    ]);
+    let with =
+        |model: &str| policy(&edited("path = \"m.gguf\"", &format!("path = \"m.gguf\"\n{model}")));
+    with("prompts = \"p.toml\"\ngenerate = 32");
+    with("generate = 32\nat.x = { prompts = \"p.toml\" }");
+    // defaults are completed by models, and a model may drop what it inherits
+    let defaults = edited("chunks = 4", "chunks = 4\ngenerate = 32");
+    policy(&(defaults.clone() + "prompts = \"p.toml\"\n"));
+    let inherited = defaults.replace("generate", "prompts = \"p.toml\"\ngenerate");
+    policy(&(inherited + "prompts = false\n[models.n]\npath = \"n.gguf\"\n"));
 }

@@ -586,7 +586,7 @@ prompts = false
             &["thresholds.toml:18: prompts dropped: p.toml → none (m, m@long)"],
         );
         assert_weaker(
-            &[("prompts = \"p.toml\"\n", "")],
+            &[("prompts = \"p.toml\"\ngenerate = 48\n", "")],
             &["thresholds.toml:5 at the base: prompts dropped: p.toml → none (m, m@long)"],
         );
     }

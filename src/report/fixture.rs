@@ -118,8 +118,8 @@ pub(crate) fn generated() -> Generated {
         text: format!("The \"{prompt}\"\nof | two"),
     };
     Generated {
-        weights_sha256: "a5fd3b62".into(),
-        prompts_sha256: "77ee".into(),
+        weights_sha256: "a5".repeat(32),
+        prompts_sha256: "77".repeat(32),
         template_sha256: "none".into(),
         thinking: false,
         tokens: 64,
@@ -130,6 +130,7 @@ pub(crate) fn generated() -> Generated {
         ],
         accepted: false,
         own_flips: 0,
+        wrong_ties: 0,
     }
 }
 
@@ -228,6 +229,7 @@ fn bad() -> Statistics {
         ppl_ratio: 1.0442,
         ppl_ratio_se: 0.004,
         baseline_ppl: 21.1,
+        unknown: Vec::new(),
     }
 }
 

@@ -8,11 +8,13 @@ mod words;
 
 use super::row::{any_held, numbers, ranked, red_cases, rows, verdict_words, Row};
 use super::terminal::{arithmetic, memory};
-use super::{text, Report};
+use super::Report;
 use crate::engines::Engine;
 use crate::files::write_atomically;
 use crate::kv::Scheme;
+use crate::policy::UNTRAINED;
 use crate::results::{CaseResult, Control, Measurement, SchemeResult};
+use crate::text;
 use crate::verdict::{run_command, JudgedLimit, Measure, Verdict};
 use askama::Template;
 use figures::SCHEMES;
@@ -389,6 +391,7 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
         context: m.conditions.context,
         chunks: m.conditions.chunks,
         baseline: &m.conditions.baseline,
+        is_untrained: m.conditions.reading.iter().any(|line| line == UNTRAINED),
     };
     let mut how = "In the policy's folder, at the commit below.".to_owned();
     let mut commands = vec![run_command(&format!("{}::", m.model))];
@@ -446,13 +449,13 @@ impl Json {
         let mut value = serde_json::to_value(&report.results)?;
         let whole = serde_json::to_string_pretty(&value)?;
         if whole.len() <= JSON {
-            return Ok(Self { text: escaped(&whole), remark: None });
+            return Ok(Self { text: text::json(&whole).into_owned(), remark: None });
         }
         without_parts(&mut value);
         let short = serde_json::to_string_pretty(&value)?;
         Ok(match short.len() <= JSON {
             true => Self {
-                text: escaped(&short),
+                text: text::json(&short).into_owned(),
                 remark: Some("Without the sums of each chunk (parts), which results.json has."),
             },
             false => Self {
@@ -474,18 +477,6 @@ fn without_parts(results: &mut Value) {
         }
     }
     results["measurements"] = measurements.into();
-}
-
-/// JSON with escapes for what cannot be seen, or makes a text read as another.
-fn escaped(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    for c in json.chars() {
-        match text::is_shown(c) {
-            true => out.push(c),
-            false => out += &format!("\\u{:04x}", c as u32),
-        }
-    }
-    out
 }
 
 /// A number in three digits.

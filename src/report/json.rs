@@ -1,8 +1,8 @@
 //! `results.json`: written and read with every number in place.
 
-use super::text;
 use crate::files::write_atomically;
 use crate::results::{Results, FORMAT};
+use crate::text;
 use serde_json::Value;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -77,9 +77,15 @@ pub fn write(folder: &Path, results: &Results) -> Result<PathBuf, JsonError> {
 /// # Errors
 /// A number that is none.
 pub fn text(results: &Results) -> Result<String, JsonError> {
-    let value = checked(results, FILE)?;
-    let text = serde_json::to_string_pretty(&value);
-    text.map_err(|source| JsonError::Malformed { path: FILE.into(), source })
+    text_of(results, FILE)
+}
+
+/// The text, for a file of some name.
+fn text_of(results: &Results, name: &str) -> Result<String, JsonError> {
+    let value = checked(results, name)?;
+    let text = serde_json::to_string_pretty(&value)
+        .map_err(|source| JsonError::Malformed { path: name.into(), source })?;
+    Ok(text::json(&text).into_owned())
 }
 
 /// Results as JSON, every number in place.
@@ -93,9 +99,9 @@ fn checked(results: &Results, name: &str) -> Result<Value, JsonError> {
 /// Writes the same to a file of any name.
 pub fn write_to(path: &Path, results: &Results) -> Result<(), JsonError> {
     let name = path.display().to_string();
-    let value = checked(results, &name)?;
+    let text = text_of(results, &name)?;
     write_atomically(path, |w| {
-        serde_json::to_writer_pretty(&mut *w, &value)?;
+        w.write_all(text.as_bytes())?;
         w.write_all(b"\n")
     })
     .map_err(|source| JsonError::Write { path: name, source })
@@ -252,9 +258,9 @@ mod tests {
         results.measurements[0].run.notes = vec!["a\u{7}b\n::c".into()];
         let path = write(folder.path(), &results).unwrap();
         let read = read_untrusted(&path).unwrap();
-        assert!(read.cases[2].message.starts_with("[2Jxxx"));
-        assert_eq!(read.cases[2].message.chars().count(), 3_999);
-        assert_eq!(read.measurements[0].run.notes, ["ab ::c"]);
+        assert!(read.cases[2].message.starts_with(r"\u{1b}[2J\u{202e}xxx"));
+        assert!(read.cases[2].message.chars().count() < 4_020);
+        assert_eq!(read.measurements[0].run.notes, [r"a\u{7}b ::c"]);
         results.cases = vec![results.cases[0].clone(); MOST_ENTRIES + 1];
         write(folder.path(), &results).unwrap();
         let error = read_untrusted(&path).unwrap_err().to_string();

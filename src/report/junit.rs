@@ -1,12 +1,17 @@
 //! JUnit's XML, which CI servers show as tests: a suite a model, a test a case.
 
 use super::row::models;
+use super::text::remark;
 use crate::results::{CaseResult, Finding, Measurement, Results};
+use crate::text;
 use crate::verdict::Verdict;
 use quick_junit::{
     NonSuccessKind, Property, Report, SerializeError, TestCase, TestCaseStatus, TestSuite,
 };
 use std::time::Duration;
+
+/// Remarks on a measurement that are shown.
+const NOTES: usize = 30;
 
 /// The whole file.
 ///
@@ -77,7 +82,9 @@ fn properties(results: &Results, measured: Option<&Measurement>) -> Vec<Property
     let named =
         [("engine", Some(engine.clone())), ("commit", results.head.clone()), ("device", device)];
     let named = named.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    named.map(|(name, value)| Property::new(name, text(&value))).collect()
+    let notes = measured.iter().flat_map(|m| m.run.notes.iter().take(NOTES));
+    let notes = notes.map(|note| ("note", remark(note)));
+    named.chain(notes).map(|(name, value)| Property::new(name, text(&value))).collect()
 }
 
 fn test(model: &str, name: &str, case: &CaseResult) -> TestCase {
@@ -124,10 +131,9 @@ fn duration(seconds: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Text without the two characters that XML 1.0 forbids and quick-junit leaves; it takes control characters
-/// and escape sequences away itself.
+/// Text of bounded length, escaped, and without the two characters that XML 1.0 forbids and quick-junit leaves.
 fn text(text: &str) -> String {
-    text.replace(['\u{fffe}', '\u{ffff}'], "")
+    text::error(text).replace(['\u{fffe}', '\u{ffff}'], "")
 }
 
 #[cfg(test)]
@@ -169,6 +175,7 @@ mod tests {
         assert_eq!(property("engine").as_deref(), Some("kvgate 0.1.0"));
         assert_eq!(property("commit").as_deref(), Some("abc123"));
         assert_eq!(property("device").as_deref(), Some("cpu, Some CPU"));
+        assert_eq!(property("note").as_deref(), Some("code: 37 tokens of the tail dropped"));
     }
 
     #[test]
@@ -261,7 +268,7 @@ mod tests {
         else {
             panic!()
         };
-        let kept = "]]></failure><testcase name=\"x\"/>&é";
+        let kept = r#"]]></failure><testcase name="x"/>&\u{0}\u{8}\u{b}\u{1b}[31mé"#;
         assert_eq!(description.as_ref().unwrap().as_str(), kept);
     }
 }

@@ -4,9 +4,9 @@
 //! is markup, a link, a mention or a reference.
 
 use super::row::{any_held, excess, numbers, ranked, red_cases, Row};
-use super::text::{self, count};
 use super::Report;
 use crate::results::{CaseResult, Finding};
+use crate::text::{self, count};
 use crate::verdict::Verdict;
 
 /// Bytes of a step summary at most: GitHub drops the whole upload of a step over 1 MiB.
@@ -29,6 +29,8 @@ enum Detail {
 const MESSAGES: [usize; 4] = [20, 3, 0, 0];
 /// Findings that are shown.
 const FINDINGS: usize = 50;
+/// Remarks on measurements that are shown.
+const NOTES: usize = 30;
 
 /// The whole report: the verdict with the worst case first, failing rows, their messages, and passing rows
 /// folded away. What does not fit into so many bytes is left out by sections, and says so.
@@ -44,6 +46,7 @@ fn at(report: &Report, detail: Detail) -> String {
     let mut out = format!("### {}{sentence}\n\n", mark(report));
     if detail < Detail::Sentence {
         out += &provenance(report);
+        out += &notes(report);
         out += &findings(&report.results.findings);
         out += &tables(report, detail);
         out += &warnings(report);
@@ -91,6 +94,25 @@ fn provenance(report: &Report) -> String {
     format!("{}\n\n", facts.join(" · "))
 }
 
+/// Remarks on what was measured.
+fn notes(report: &Report) -> String {
+    let all = report.results.measurements.iter();
+    let all = all.flat_map(|m| m.run.notes.iter().map(|note| (&m.model, note)));
+    let line = |(model, note): (&String, &String)| {
+        format!("- note on {}: {}\n", code(model), code_of(note))
+    };
+    let mut lines: Vec<String> = all.map(line).collect();
+    let more = lines.len().saturating_sub(NOTES);
+    lines.truncate(NOTES);
+    if more > 0 {
+        lines.push(format!("- … and {more} more\n"));
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    lines.concat() + "\n"
+}
+
 /// A commit as people write it.
 fn short(sha: &str) -> String {
     sha.chars().take(12).collect()
@@ -100,7 +122,8 @@ fn findings(findings: &[Finding]) -> String {
     let row = |finding: &Finding| {
         let place = finding.place.as_ref().map(|place| format!(" {}", code(place)));
         let mark = if finding.is_red { "❌" } else { "•" };
-        let title = format!("- {mark} **{}**{}", finding.name, place.unwrap_or_default());
+        let name = text::name(&finding.name);
+        let title = format!("- {mark} **{name}**{}", place.unwrap_or_default());
         match finding.message.contains('\n') {
             true => format!("{title}\n\n{}\n", fenced(&finding.message)),
             false => format!("{title}: {}\n", code_of(&finding.message)),
@@ -212,7 +235,7 @@ fn links(report: &Report) -> String {
     if let Some(accept) = accept {
         let how = format!(
             "To accept what was measured, after looking at it:\n\n{}",
-            fenced_as("sh", accept)
+            fenced_as("sh", &text::message(accept))
         );
         out += &folded("how to accept", &how);
     }
@@ -267,6 +290,8 @@ mod tests {
 ### ❌ kvgate: 3 of 7 cases red (worst: `gemma-3-270m q4_0`: mean_kld 1.22 × its limit)
 
 measured by `kvgate 0.1.0`: the scheme in its own engine, not a serving kernel · commit `abc123` · `gemma-3-270m`: baseline PPL 21.100, 512 × 16, `Some CPU`
+
+- note on `gemma-3-270m`: `code: 37 tokens of the tail dropped`
 
 | model | scheme | bits K/V | mean KLD | limit | Δ golden | p99 | top-1 | limits | golden |
 |---|---|--:|--:|--:|--:|--:|--:|---|---|

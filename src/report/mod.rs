@@ -16,11 +16,12 @@ pub mod terminal;
 pub(crate) mod fixture;
 mod row;
 pub(crate) mod table;
-pub(crate) mod text;
 
 use crate::engines::Engine;
 use crate::measure::stats::Direction;
+use crate::out;
 use crate::results::{CaseResult, Finding, Results};
+use crate::text;
 use crate::verdict::{self, Verdict};
 use row::red_cases;
 use std::io::{self, Write};
@@ -113,7 +114,7 @@ impl Report {
         }
         if let Some(finding) = self.red_findings().next() {
             let place = finding.place.as_ref().map(|place| format!(" at {}", named(place)));
-            let first = format!("{}{}", finding.name, place.unwrap_or_default());
+            let first = format!("{}{}", text::name(&finding.name), place.unwrap_or_default());
             return format!("kvgate: {} ({first})", count(weakened, "finding"));
         }
         let none = results.cases.iter().all(|case| case.verdict == Verdict::Ignored);
@@ -231,7 +232,7 @@ pub fn emit(report: &Report, outputs: &Outputs) -> Vec<ReportError> {
         );
     }
     if outputs.terminal {
-        let printed = anstream::stdout().write_all(terminal::render(report).as_bytes());
+        let printed = out::say_coloured(terminal::render(report).trim_end());
         errors.extend(printed.err().map(ReportError::Terminal));
     }
     errors
@@ -239,7 +240,7 @@ pub fn emit(report: &Report, outputs: &Outputs) -> Vec<ReportError> {
 
 fn append(path: &Path, text: &str) -> io::Result<()> {
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-    file.write_all(text.as_bytes())
+    file.write_all(text::plain(text).as_bytes())
 }
 
 /// How many cases came to what: `12 pass, 3 fails as required`.
@@ -335,6 +336,64 @@ mod tests {
         assert_eq!(report.exit_code(), 1);
         report.results.findings.clear();
         assert_eq!(report.exit_code(), 4);
+    }
+
+    /// A stranger's report: whatever is a text in it has a character that must not get out as it is.
+    fn hostile(c: char) -> Report {
+        fn spoil(key: &str, value: &mut serde_json::Value, c: char) {
+            use serde_json::Value;
+            // words of a fixed set are no texts
+            const WORDS: [&str; 4] = ["verdict", "statistic", "expect", "status"];
+            match value {
+                Value::String(text) if !WORDS.contains(&key) => {
+                    *text = format!("{c}[35m{c}{text}{c}")
+                }
+                Value::Array(values) => values.iter_mut().for_each(|value| spoil(key, value, c)),
+                Value::Object(fields) => fields.iter_mut().for_each(|(key, v)| spoil(key, v, c)),
+                _ => {}
+            }
+        }
+        let mut results = fixture::results();
+        results.findings = vec![fixture::weakened()];
+        results.not_needed = vec!["other".into()];
+        let mut value = serde_json::to_value(&results).unwrap();
+        spoil("", &mut value, c);
+        let results = serde_json::from_value(value).unwrap();
+        let accept = Some(format!("kvgate accept {c}"));
+        Report { results, links: Links { accept, base: Some(format!("{c}")), run: None } }
+    }
+
+    /// Every way out of the process, and every character that must not take it.
+    #[test]
+    fn nothing_leaves_that_a_terminal_obeys_or_nobody_sees() {
+        for c in text::HOSTILE {
+            let report = hostile(c);
+            let exits = [
+                ("terminal", anstream::adapter::strip_str(&terminal::render(&report)).to_string()),
+                ("terminal, coloured", without_colours(&terminal::render(&report))),
+                ("tables", without_colours(&terminal::render_tables(&report))),
+                ("Markdown", markdown::render(&report, markdown::STEP_SUMMARY)),
+                ("sentence", report.sentence()),
+                ("JSON", json::text(&report.results).unwrap()),
+                #[cfg(feature = "reports")]
+                ("HTML", html::render(&report).unwrap()),
+                #[cfg(feature = "reports")]
+                ("JUnit", junit::render(&report.results).unwrap()),
+                ("error", text::error(&report.results.cases[0].message)),
+            ];
+            for (exit, shown) in exits {
+                assert!(!shown.contains(c), "{c:?} leaves by {exit}: {shown}");
+            }
+        }
+    }
+
+    /// A text without our own colours, which must be all that is coloured.
+    fn without_colours(text: &str) -> String {
+        let mut text = text.to_owned();
+        for colour in ["0", "1", "2", "31", "32", "33", "36", "1m\u{1b}[31"] {
+            text = text.replace(&format!("\u{1b}[{colour}m"), "");
+        }
+        text
     }
 
     #[test]

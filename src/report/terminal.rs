@@ -2,8 +2,9 @@
 
 use super::row::{measurement, models, numbers, red_cases, rows, verdict_words, Row};
 use super::table::{self, Align, Cell};
-use super::{text, Report};
+use super::Report;
 use crate::results::{CaseResult, Finding, Measurement, Results};
+use crate::text;
 use crate::verdict::Verdict;
 use anstyle::{AnsiColor, Style};
 
@@ -33,7 +34,8 @@ fn finding(finding: &Finding) -> String {
     let verdict = if finding.is_red { Verdict::Regressed } else { Verdict::Reported };
     let style = colour(verdict);
     let place = finding.place.as_ref().map(|place| format!(" {}", text::name(place)));
-    let title = format!("{} {}{}", verdict.symbol(), finding.name, place.unwrap_or_default());
+    let name = text::name(&finding.name);
+    let title = format!("{} {name}{}", verdict.symbol(), place.unwrap_or_default());
     format!("\n{style}{title}{style:#}\n{}", quoted(&finding.message))
 }
 
@@ -54,7 +56,8 @@ fn tables(results: &Results) -> String {
 
 /// A model of which nothing was asked for is a line, not a table of dashes.
 fn ignored(model: &str, rows: &[Row]) -> String {
-    let labels: Vec<_> = rows.iter().map(|row| row.label).collect();
+    let labels: Vec<_> = rows.iter().map(|row| text::name(row.label)).collect();
+    let model = text::name(model);
     let style = colour(Verdict::Ignored);
     format!("\n{BOLD}{model}{BOLD:#}  {style}– ignored{style:#}: {}\n", labels.join(", "))
 }
@@ -76,7 +79,7 @@ fn facts(measurement: &Measurement) -> String {
         conditions.chunks,
         text::name(&corpus.join(", ")),
         text::name(&run.device),
-        arithmetic(measurement),
+        text::name(&arithmetic(measurement)),
         run.seconds,
         memory(run.peak_bytes),
     );
@@ -89,7 +92,7 @@ fn facts(measurement: &Measurement) -> String {
                 text::name(&c.name),
                 text::name(&c.effective),
                 c.reading(),
-                c.must
+                text::name(&c.must)
             )
         });
         out += &format!("  controls: {}\n", controls.collect::<Vec<_>>().join(" · "));
@@ -232,7 +235,7 @@ kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
         report.results.findings = vec![fixture::weakened()];
         report.results.findings[0].message = "::stop-commands::x".into();
         let text = plain(&report);
-        assert!(text.contains("  │ one\n  │   ::error::two\n  │ ]0;three\n"), "{text}");
+        assert!(text.contains("  │ one\n  │   ::error::two\n  │ \\u{1b}]0;three\n"), "{text}");
         assert!(
             text.contains("✗ policy::weakened thresholds.toml:9\n  │ ::stop-commands"),
             "{text}"

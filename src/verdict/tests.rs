@@ -35,6 +35,7 @@ fn statistics() -> Statistics {
         ppl_ratio: 1.05,
         ppl_ratio_se: 0.01,
         baseline_ppl: 20.0,
+        unknown: Vec::new(),
     }
 }
 
@@ -411,6 +412,27 @@ fn a_scheme_that_did_not_engage() {
     assert_distrust(&measurement(&[("a", "q8_0", mean_only), ("b", "q4_0", max_only)]), &[]);
 }
 
+/// Sums of shares make 15.999999999999998 bits of halves; a file may hold such a number.
+#[test]
+fn halves_hide_nothing_whatever_their_bits_add_up_to() {
+    let storage = |bits: f64| crate::results::Storage {
+        bits_per_element: [bits; 2].into(),
+        bits_at_context: [16.0; 2].into(),
+        bytes_per_token: 1.0,
+        ratio_to_f16: 1.0,
+        charged_share: [0.0; 2].into(),
+        clamped_scales: None,
+    };
+    let of = |effective: &str, bits| {
+        let mut measurement = measurement(&[("x", effective, with_mean(1e-6, 1e-7))]);
+        measurement.conditions.baseline = "f32/f32".into();
+        measurement.schemes[0].storage = Some(storage(bits));
+        measurement
+    };
+    assert_distrust(&of("f16/f16", 15.999999999999998), &[]);
+    assert_distrust(&of("q4_0/q4_0:tail=99", 16.0), &[("x", "its tail hides all of it")]);
+}
+
 #[test]
 fn a_broken_identity() {
     let tiny = Statistics { mean_kld: 1e-12, ..identical() };
@@ -474,6 +496,10 @@ fn a_text_that_the_baseline_would_not_write_takes_all() {
     assert_distrust(&measurement, &[]);
     measurement.generated.as_mut().unwrap().own_flips = 1;
     let words = "would not write its own text again: 1 flip";
+    assert_distrust(&measurement, &[("f16", words), ("q8_0", "remove the golden m.text.snap")]);
+    let text = measurement.generated.as_mut().unwrap();
+    (text.own_flips, text.wrong_ties) = (0, 2);
+    let words = "near ties of its text are not the baseline's: 2 positions";
     assert_distrust(&measurement, &[("f16", words), ("q8_0", "remove the golden m.text.snap")]);
 }
 

@@ -37,6 +37,7 @@ pub fn replay_and_decode(
         generate: Some(Generate { prompts: &prompts, tokens, kept: None }),
         residency: None,
         mimic: None,
+        is_gated: true,
     };
     let measurement = measure(&request, &|_, _, _| {}).unwrap().measurement;
     let generated = measurement.generated.unwrap();

@@ -5,6 +5,7 @@ pub mod forward;
 pub mod generation;
 pub mod git;
 pub mod hub;
+pub mod metadata;
 pub mod program;
 pub mod tiny;
 
@@ -21,6 +22,13 @@ pub const MODELS: [&str; 3] = [SMOLLM2, GEMMA, QWEN];
 
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What a checkpoint remarks on keys of its configuration; its tokenizer has remarks of its own.
+pub fn notes_on_keys(checkpoint: &Checkpoint) -> Vec<String> {
+    let on_keys =
+        |note: &&String| note.contains("keys that nothing reads") || note.contains("`ignore_keys`");
+    checkpoint.notes.iter().filter(on_keys).cloned().collect()
 }
 
 pub fn source(file: &str) -> Source {

@@ -233,6 +233,7 @@ mean_kld = 0.05
 path = "tiny.gguf"
 fetch = "scripts/fetch tiny"
 limits = { baseline_ppl = 20000.0 }
+untrained = true
 
 [models.tiny.schemes]
 q8_0 = {}

@@ -29,6 +29,28 @@ pub enum LogError {
         /// Tokens that the run was to score, if it said.
         tokens: Option<u64>,
     },
+    /// Another program's caches.
+    #[error(
+        "{path}:{line}: a log of ik_llama.cpp, whose caches are its own: what it calls q4_0 is rotated and scaled \
+         otherwise than llama.cpp's, and it does not say how; kvgate reads logs of llama.cpp itself"
+    )]
+    Fork {
+        /// The file.
+        path: String,
+        /// The line that tells, counted from 1.
+        line: usize,
+    },
+    /// A build that said too little.
+    #[error(
+        "{path}:{line}: a build of llama.cpp from before May 2024, which prints neither the perplexity's ratio nor \
+         the change in probabilities; measure with a newer one"
+    )]
+    TooOld {
+        /// The file.
+        path: String,
+        /// The line that tells, counted from 1.
+        line: usize,
+    },
     /// More than one run, or the run that made the baseline.
     #[error("{path}:{line}: a second run begins here; write one log a run, and that of the baseline apart")]
     TwoRuns {

@@ -64,6 +64,147 @@ fn colours_carriage_returns_and_broken_bytes_are_read_over() {
     assert_eq!(parse(bytes.as_bytes(), "q8_0").unwrap(), log("q8_0"));
 }
 
+fn bytes(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-perplexity");
+    std::fs::read(folder.join(name).with_extension("log")).unwrap()
+}
+
+#[test]
+fn what_a_console_made_of_a_log_is_read_as_the_log() {
+    for name in
+        ["console-underscores", "console-questions", "powershell-cp437", "powershell-cp1252"]
+    {
+        assert_eq!(parse(&bytes(name), "q4_0").unwrap(), log("q4_0"), "{name}");
+    }
+    let text = fixture("q4_0");
+    let utf16 = |unit: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(unit).collect::<Vec<_>>();
+    let (little, big) = (utf16(u16::to_le_bytes), utf16(u16::to_be_bytes));
+    for (what, bytes) in [
+        ("UTF-8 with its mark", [b"\xef\xbb\xbf", text.as_bytes()].concat()),
+        ("UTF-16, big end first", [b"\xfe\xff", &big[..]].concat()),
+        ("UTF-16 without a mark", little),
+        ("the same, big end first", big),
+        ("carriage returns", text.replace('\n', "\r\n").into_bytes()),
+        ("no sign at all", text.replace(['Δ', '±'], "").into_bytes()),
+    ] {
+        assert_eq!(parse(&bytes, "q4_0").unwrap(), log("q4_0"), "{what}");
+    }
+}
+
+/// Builds of 2024 and 2025 say less, and rotate nothing.
+#[test]
+fn older_builds_are_read() {
+    let newer = log("q4_0-norot").statistics;
+    for (name, build) in
+        [("form-2024", "b3620"), ("form-2025-01", "b4550"), ("form-2025-08", "b6100")]
+    {
+        let old = log(name);
+        assert_eq!((old.build.to_string(), old.scheme()), (build.into(), "q4_0:norot".into()));
+        assert_eq!((old.context, old.chunks, old.caches[0].cells), (512, 4, 512), "{name}");
+        assert_eq!((old.architecture.as_str(), old.weights.as_str()), ("llama", "Q4_1"));
+        assert_eq!(old.statistics.unknown, [Statistic::P90Kld, Statistic::P95Kld], "{name}");
+        let filled = Statistics {
+            p90_kld: newer.p90_kld,
+            p95_kld: newer.p95_kld,
+            unknown: Vec::new(),
+            ..old.statistics
+        };
+        assert_eq!(filled, newer, "{name}");
+    }
+    // the first builds that rotate do not say how large heads are
+    let first = log("form-2026-04");
+    assert_eq!(first.scheme(), "q4_0");
+    assert_eq!(first.statistics, log("q4_0").statistics);
+    assert_eq!(first.effective(), "q4_0·H/q4_0·H64");
+}
+
+/// What the baseline file has is in no line of older builds: a context that is not its own does not fit the
+/// printed error of a share.
+#[test]
+fn an_older_build_s_context_is_checked() {
+    let text = fixture("q4_0");
+    let unsaid = without(&text, "computing over");
+    assert_eq!(parse(unsaid.as_bytes(), "q4_0").unwrap(), log("q4_0"));
+    let text = fixture("form-2025-01");
+    for (old, new) in [
+        ("n_ctx         = 512", "n_ctx         = 768"),
+        ("n_ctx         = 512", "n_ctx         = 500"),
+        ("86.176 ± 1.081", "100.000 ± 0.000"),
+        ("\n   4   ", "\n   5   "),
+    ] {
+        let text = match text.contains(old) {
+            true => replaced(&text, old, new),
+            false => text
+                .lines()
+                .map(|l| match l.starts_with("Same top p:") {
+                    true => "Same top p: 100.000 ± 0.000 %\n".to_owned(),
+                    false => format!("{l}\n"),
+                })
+                .collect(),
+        };
+        let error = error(&text);
+        assert!(error.starts_with("x.log: no line says"), "{error}");
+        assert!(error.contains("-c") || error.contains("how many chunks"), "{error}");
+    }
+    assert!(error(&without(&text, "n_ctx         =")).contains("how many chunks"));
+}
+
+#[test]
+fn what_is_another_program_s_log_is_said() {
+    let message = error(&fixture("form-ik"));
+    assert!(message.starts_with("x.log:8: a log of ik_llama.cpp, whose caches"), "{message}");
+    let old = format!("{OLD_KLD_TITLE}\nAverage:   0.010623 ±   0.000065\n");
+    assert!(error(&old).contains("from before May 2024"), "{}", error(&old));
+    // one percentile that is missing is a log that was cut
+    let cut = without(&fixture("q4_0"), "95.0%   KLD");
+    assert!(error(&cut).contains("the statistic p95_kld"), "{}", error(&cut));
+    let broken = without(&fixture("q4_0"), "llama_kv_cache: size");
+    let broken = format!("    + FullyQualifiedErrorId : NativeCommandError\n{broken}");
+    assert!(error(&broken).contains("cmd /c"), "{}", error(&broken));
+}
+
+#[test]
+fn a_limit_on_what_a_log_lacks_is_an_error_of_that_limit_alone() {
+    use crate::verdict::{judge, Verdict};
+    let log = log("form-2025-08");
+    let judged = |limits: &str| {
+        let scheme = format!("\"q4_0:norot\" = {{ limits = {{ mean_kld = 0.9, {limits} }} }}\n");
+        let policy = policy(&scheme);
+        let model = &policy.models[0];
+        let measured = measurement(std::slice::from_ref(&log), model).unwrap();
+        assert!(crate::trust::distrust_by(&measured, Engine::LlamaCpp).is_empty());
+        judge(model, &model.cells[0], &measured.schemes[0].outcome, None, None)
+    };
+    assert_eq!(judged("p99_kld = 9.0").verdict, Verdict::Pass);
+    let refused = judged("p95_kld = 9.0");
+    assert_eq!(refused.verdict, Verdict::Error);
+    assert!(refused.message.contains("the limit p95_kld = 9 ("), "{}", refused.message);
+    assert!(refused.message.contains("cannot be judged"), "{}", refused.message);
+}
+
+#[test]
+fn a_golden_of_an_older_build_says_what_is_unknown() {
+    use crate::golden::Golden;
+    let policy = policy("\"q4_0:norot\" = {}\n");
+    let measured = measurement(&[log("form-2025-08")], &policy.models[0]).unwrap();
+    let golden = Golden::of(&measured, &measured.schemes[0]).unwrap();
+    let text = format!("---\n---\n{golden}");
+    assert!(text.contains("p90_kld         unknown\np95_kld         unknown\n"), "{text}");
+    let read = Golden::parse(&text, "g.snap").unwrap();
+    assert_eq!(read.to_string(), golden.to_string());
+    assert!(!read.statistics().contains_key(&Statistic::P90Kld));
+    let forged = text.replace("p90_kld         unknown", "p90_kld         NaN");
+    assert!(Golden::parse(&forged, "g.snap").is_err());
+    let mean = text.lines().find(|line| line.starts_with("mean_kld")).unwrap();
+    let forged = text.replace(mean, "mean_kld        unknown");
+    assert!(Golden::parse(&forged, "g.snap").is_err());
+    // it is written and read back without a null
+    let value = serde_json::to_value(&measured).unwrap();
+    let read: crate::results::Measurement = serde_json::from_value(value.clone()).unwrap();
+    assert_eq!(serde_json::to_value(read).unwrap(), value);
+    assert!(!value.to_string().contains("null,\"p9"), "{value}");
+}
+
 #[test]
 fn builds_say_who_they_are_in_several_ways() {
     let base = without(&fixture("q8_0"), "version: ");
@@ -101,7 +242,6 @@ fn what_is_not_said_is_an_error_with_its_mend() {
         ("llama_kv_cache: size", "how K and V are stored", "-lv 4"),
         ("loaded meta data", "which checkpoint was loaded", "-lv 4"),
         ("print_info: arch ", "the model's arch", "-lv 4"),
-        ("computing over", "how many chunks of what context", "2>&1"),
         ("Mean    KLD", "the statistic mean_kld", "whole log"),
         ("99.9%   KLD", "the statistic p999_kld", "whole log"),
         ("RMS Δp", "the statistic rms_dp", "whole log"),
@@ -340,6 +480,7 @@ fn a_genuine_log_is_what_it_says() {
             ppl_ratio: 1.032334,
             ppl_ratio_se: 0.012939,
             baseline_ppl: 33.072544,
+            unknown: Vec::new(),
         }
     );
     // 1020 positions: the printed error is that of a share of so many

@@ -178,7 +178,7 @@ pub trait Codec: Send + Sync {
 
     /// Storage cost, scales included.
     fn bits_per_element(&self, head_dim: usize) -> f64 {
-        8.0 * self.encoded_bytes(head_dim) as f64 / (head_dim * self.group()) as f64
+        (8 * self.encoded_bytes(head_dim)) as f64 / (head_dim * self.group()) as f64
     }
 }
 

@@ -2,9 +2,12 @@
 //! RoPE of its own for each kind.
 
 use super::gemma::{causal, gemma_layer, reaches, scale_27b, HF_NAMES};
-use super::rope::{rope, Wanted, USUAL};
-use super::{activation, attention, common, layer_count, mlp, names, scale, Family, Reach};
-use super::{GEMMA_ACTIVATION, WINDOW};
+use super::idle::{hf, Any};
+use super::rope::{rope, Layout, Wanted, USUAL};
+use super::{
+    activation, attention, common, layer_count, mlp, names, scale, softcap, Family, Reach,
+};
+use super::{ATTENTION_SOFTCAP, FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
 use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -15,17 +18,26 @@ pub(super) const FAMILY: Family = Family {
     hf: &["gemma3_text", "gemma3"],
     gguf_names: names::GGUF,
     hf_names: HF_NAMES,
+    // Gemma3TextConfig, and `default_theta` of it
     hf_defaults: r#"{
-    "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "tie_word_embeddings": true, "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
     "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256,
     "sliding_window": 4096, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0
 }"#,
+    idle: &[
+        hf("hidden_act", Any, "Gemma3MLP takes hidden_activation"),
+        hf("_sliding_window_pattern", Any, "Gemma3TextConfig makes it and does not read it"),
+    ],
     spec,
 };
 
 /// Every sixth layer is full where the file says nothing.
 const PATTERN: Key = Key { gguf: "attention.sliding_window_pattern", hf: "sliding_window_pattern" };
 const USUAL_PATTERN: usize = 6;
+const SLIDING_DIMS: [Key; 2] = [
+    Key { gguf: "attention.key_length_swa", hf: "" },
+    Key { gguf: "attention.value_length_swa", hf: "" },
+];
 
 /// Layers of the 27B model, the only one whose scores are not scaled by 1/√d; GGUF does not record it.
 const LAYERS_27B: usize = 62;
@@ -36,16 +48,19 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     activation(config, GEMMA_ACTIVATION, "gelu_pytorch_tanh")?;
     causal(config)?;
     let count = layer_count(file)?;
-    let full = attention(config, spec.hidden, |dim| rope(file, &USUAL, dim))?;
+    let kind = |reach| Wanted { reach, layout: Layout::ByKindOrOlder, ..USUAL };
+    let full = attention(config, spec.hidden, |dim| rope(file, &kind(Reach::Full), dim))?;
     let scale = match (file.format(), count) {
         (Format::Gguf, LAYERS_27B) => scale_27b(spec.hidden, full.heads),
         _ => scale(config, &full)?,
     };
-    let full = Attention { scale, qk_norm: true, ..full };
-    let local = Wanted { reach: Reach::Sliding, ..USUAL };
+    // GGUF has no caps of Gemma 3's scores, and transformers' class still has them
+    let capped = Key { gguf: "", ..ATTENTION_SOFTCAP };
+    let full = Attention { scale, qk_norm: true, softcap: softcap(config, capped, 0.0)?, ..full };
+    one_head(config, full.head_dim)?;
     let sliding = Attention {
         window: Some(config.number(WINDOW)?),
-        rope: rope(file, &local, full.head_dim)?,
+        rope: rope(file, &kind(Reach::Sliding), full.head_dim)?,
         ..full.clone()
     };
     let mlp = mlp(config)?;
@@ -59,7 +74,19 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         )
     };
     let layers = kinds(config, count)?.into_iter().map(layer).collect();
-    Ok(Spec { embed_scale: (spec.hidden as f32).sqrt(), layers, ..spec })
+    let embed_scale = (spec.hidden as f32).sqrt();
+    let final_softcap = softcap(config, FINAL_SOFTCAP, 0.0)?;
+    Ok(Spec { embed_scale, final_softcap, layers, ..spec })
+}
+
+/// Refuses heads of another size in sliding layers, which GGUF could say and no Gemma 3 has.
+fn one_head(config: &dyn Config, dim: usize) -> Result<(), ModelError> {
+    for key in SLIDING_DIMS {
+        if config.optional_number(key)?.is_some_and(|sliding| sliding != dim) {
+            return Err(config.bad(key, format!("is not the {dim} of full attention")));
+        }
+    }
+    Ok(())
 }
 
 fn kinds(config: &dyn Config, count: usize) -> Result<Vec<Reach>, ModelError> {
@@ -69,6 +96,12 @@ fn kinds(config: &dyn Config, count: usize) -> Result<Vec<Reach>, ModelError> {
         let flags = config.flags(PATTERN, count)?.unwrap_or_default();
         return Ok(flags.into_iter().map(kind).collect());
     }
-    let pattern = config.optional_number(PATTERN)?.unwrap_or(USUAL_PATTERN).max(1);
-    reaches(config, count, |i| kind(!(i + 1).is_multiple_of(pattern)))
+    let named = config.optional_number(PATTERN)?;
+    let pattern = named.unwrap_or(USUAL_PATTERN).max(1);
+    let by_pattern = |i: usize| kind(!(i + 1).is_multiple_of(pattern));
+    let reaches = reaches(config, count, by_pattern)?;
+    match named.is_some() && (0..count).map(by_pattern).ne(reaches.iter().copied()) {
+        true => Err(config.bad(PATTERN, "contradicts `layer_types`")),
+        false => Ok(reaches),
+    }
 }

@@ -3,12 +3,16 @@
 //! the caches of lower ones; the large ones have experts, or take V from K.
 
 use super::gemma::{causal, reaches, POST_NORMS};
-use super::rope::{rope, Wanted, DIVISORS, USUAL};
+use super::idle::{hf, Any};
+use super::rope::{rope, Layout, Wanted, DIVISORS, USUAL};
 use super::{
-    activation, bounded, common, expert_count, layer_count, names, plain_attention, Family, Names,
+    activation, bounded, common, layer_count, names, plain_attention, softcap, Family, Mlx, Names,
     Reach,
 };
-use super::{EXPERTS, EXPERTS_USED, EXPERT_MLP, GEMMA_ACTIVATION, HEADS, KV_HEADS, MLP, WINDOW};
+use super::{
+    EXPERTS, EXPERTS_USED, EXPERT_MLP, FINAL_SOFTCAP, GEMMA_ACTIVATION, HEADS, KV_HEADS, MLP,
+    WINDOW,
+};
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{
     Activation, Attention, Experts, FeedForward, Kv, Layer, Mixer, Mlp, PerLayerInputs, Spec,
@@ -20,8 +24,11 @@ pub(super) const FAMILY: Family = Family {
     gguf: &["gemma4"],
     hf: &["gemma4_text", "gemma4", "gemma4_unified_text"],
     gguf_names: names::GGUF,
-    hf_names: Names { own: HF_OWN, ..names::HF },
+    hf_names: Names { own: HF_OWN, mlx: Mlx { own: MLX_OWN, ..names::MLX }, ..names::HF },
+    // Gemma4TextConfig
     hf_defaults: r#"{
+    "tie_word_embeddings": true, "num_key_value_heads": 4, "head_dim": 256, "global_head_dim": 512,
+    "sliding_window": 512, "vocab_size_per_layer_input": 262144, "hidden_size_per_layer_input": 256,
     "rope_parameters": {
         "full_attention": {
             "rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0
@@ -29,6 +36,7 @@ pub(super) const FAMILY: Family = Family {
         "sliding_attention": { "rope_type": "default", "rope_theta": 10000.0 }
     }
 }"#,
+    idle: &[hf("hidden_act", Any, "Gemma4TextMLP takes hidden_activation")],
     spec,
 };
 
@@ -53,6 +61,13 @@ const HF_OWN: &[(&str, &str)] = &[
     ("post_ffw_norm_2", "post_feedforward_layernorm_2"),
 ];
 
+/// Experts as MLX's converter names them.
+const MLX_OWN: &[(&str, &str)] = &[
+    ("ffn_gate_exps.weight", "experts.switch_glu.gate_proj.weight"),
+    ("ffn_up_exps.weight", "experts.switch_glu.up_proj.weight"),
+    ("ffn_down_exps.weight", "experts.switch_glu.down_proj.weight"),
+];
+
 const SLIDING: Key = Key { gguf: "attention.sliding_window_pattern", hf: "" };
 const SLIDING_DIM: Key = Key { gguf: "attention.key_length_swa", hf: "head_dim" };
 const FULL_DIM: Key = Key { gguf: "attention.key_length", hf: "global_head_dim" };
@@ -66,10 +81,12 @@ const INPUTS_VOCAB: Key = Key { gguf: "", hf: "vocab_size_per_layer_input" };
 const HAS_EXPERTS: Key = Key { gguf: "", hf: "enable_moe_block" };
 const EXPERTS_USED_HF: Key = Key { gguf: EXPERTS_USED.gguf, hf: "top_k_experts" };
 
-const ROPE: Key = Key { gguf: "", hf: "rope_parameters.full_attention" };
-
-/// Head size of full layers where config.json says nothing.
-const USUAL_FULL_DIM: usize = 512;
+const LAYER_CONFIG: Key = Key { gguf: "", hf: "per_layer_config" };
+/// Sizes of V's heads, which are K's.
+const VALUE_DIMS: [(Key, Key); 2] = [
+    (Key { gguf: "attention.value_length", hf: "" }, FULL_DIM),
+    (Key { gguf: "attention.value_length_swa", hf: "" }, SLIDING_DIM),
+];
 
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
@@ -78,10 +95,15 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     causal(config)?;
     let count = layer_count(file)?;
     let reaches = layer_reaches(config, count)?;
-    let first_shared = count.saturating_sub(config.optional_number(SHARED)?.unwrap_or(0));
-    let kv_heads = kv_heads(config, &reaches)?;
+    // transformers' class shares none by default; every converter to GGUF writes the number
+    let shared = match file.format() {
+        Format::Hf => config.optional_number(SHARED)?.unwrap_or(0),
+        Format::Gguf => config.number(SHARED)?,
+    };
+    let first_shared = count.saturating_sub(shared);
+    let heads = kv_heads(config, &reaches)?;
     let widths = mlp_widths(config, count, first_shared)?;
-    let kinds = Kinds::of(file)?;
+    let kinds = Kinds::of(file, &heads, &reaches)?;
     let experts = experts(config)?;
     let mut layers = Vec::new();
     for (i, &reach) in reaches.iter().enumerate() {
@@ -96,7 +118,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         };
         let mlp = Mlp { width: widths[i], bias: false };
         layers.push(Layer {
-            mixer: Mixer::Attention(Attention { kv_heads: kv_heads[i], kv, ..kind.clone() }),
+            mixer: Mixer::Attention(Attention { kv_heads: heads[i].count, kv, ..kind.clone() }),
             feed_forward: match &experts {
                 Some(experts) => FeedForward::Both(mlp, experts.clone()),
                 None => FeedForward::Dense(mlp),
@@ -108,7 +130,9 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     }
     let per_layer_inputs = per_layer_inputs(file, spec.vocab)?;
     let embed_scale = (spec.hidden as f32).sqrt();
-    Ok(Spec { embed_scale, per_layer_inputs, layers, ..spec })
+    // llama.cpp takes the cap of `llama_hparams`, transformers' class none
+    let final_softcap = softcap(config, FINAL_SOFTCAP, 30.0)?;
+    Ok(Spec { embed_scale, final_softcap, per_layer_inputs, layers, ..spec })
 }
 
 /// The owner of the cache that a shared layer reads: the last owning layer of the same kind.
@@ -117,33 +141,92 @@ fn owner(config: &dyn Config, owning: &[Reach], reach: Reach) -> Result<usize, M
     last.ok_or_else(|| config.bad(SHARED, "leaves no layer whose cache the shared ones could read"))
 }
 
+/// The reach of each layer: GGUF flags them all; transformers' class takes every sixth for full where the
+/// file does not say, and the last one whatever it says.
 fn layer_reaches(config: &dyn Config, count: usize) -> Result<Vec<Reach>, ModelError> {
-    if let Some(flags) = config.flags(SLIDING, count)? {
-        let reach = |sliding: bool| if sliding { Reach::Sliding } else { Reach::Full };
-        return Ok(flags.into_iter().map(reach).collect());
+    let kind = |sliding: bool| if sliding { Reach::Sliding } else { Reach::Full };
+    if config.format() == Format::Gguf {
+        let flags = config.flags(SLIDING, count)?;
+        let flags = flags.ok_or_else(|| config.bad(SLIDING, "is missing"))?;
+        return Ok(flags.into_iter().map(kind).collect());
     }
-    let pattern = |i: usize| match (i + 1).is_multiple_of(6) || i + 1 == count {
-        true => Reach::Full,
-        false => Reach::Sliding,
-    };
-    reaches(config, count, pattern)
+    let mut reaches = reaches(config, count, |i| kind(!(i + 1).is_multiple_of(6)))?;
+    if let Some(last) = reaches.last_mut() {
+        *last = Reach::Full;
+    }
+    Ok(reaches)
 }
 
-/// KV heads of each layer. transformers lets full layers differ only where V is K.
-fn kv_heads(config: &dyn Config, reaches: &[Reach]) -> Result<Vec<usize>, ModelError> {
-    let usual = config.numbers(KV_HEADS, reaches.len())?;
-    let mut heads = usual.ok_or_else(|| config.bad(KV_HEADS, "is missing"))?;
-    for (i, reach) in reaches.iter().enumerate() {
-        let own = format!("per_layer_config.{i}.num_key_value_heads");
-        let full = match *reach == Reach::Full && config.flag(KEY_IS_VALUE)? {
-            true => config.optional_number(FULL_KV_HEADS)?,
-            false => None,
-        };
-        if let Some(own) = config.optional_number(Key { gguf: "", hf: &own })?.or(full) {
-            heads[i] = own;
+/// A layer's heads of K and V.
+#[derive(Clone, Copy, PartialEq)]
+struct KvHeads {
+    count: usize,
+    dim: usize,
+}
+
+fn kv_heads(config: &dyn Config, reaches: &[Reach]) -> Result<Vec<KvHeads>, ModelError> {
+    let counts = config.numbers(KV_HEADS, reaches.len())?;
+    let counts = counts.ok_or_else(|| config.bad(KV_HEADS, "is missing"))?;
+    let sliding = config.number(SLIDING_DIM)?;
+    let full = config.number(FULL_DIM)?;
+    if config.format() == Format::Gguf {
+        value_heads(config)?;
+        let dim = |reach: &Reach| if *reach == Reach::Full { full } else { sliding };
+        let heads = counts.into_iter().zip(reaches.iter().map(dim));
+        return Ok(heads.map(|(count, dim)| KvHeads { count, dim }).collect());
+    }
+    // the class looks at the number of full layers' KV heads only where V is K
+    let own_count = config
+        .optional_number(FULL_KV_HEADS)?
+        .filter(|_| config.flag(KEY_IS_VALUE).is_ok_and(|v| v));
+    let usual = counts.into_iter().zip(reaches).map(|(count, reach)| match reach {
+        Reach::Full => KvHeads { count: own_count.unwrap_or(count), dim: full },
+        Reach::Sliding => KvHeads { count, dim: sliding },
+    });
+    let usual: Vec<_> = usual.collect();
+    if !config.has(LAYER_CONFIG) {
+        return Ok(usual);
+    }
+    let layers = reaches.iter().zip(&usual).enumerate();
+    layers.map(|(i, (_, usual))| configured(config, i, *usual, sliding)).collect()
+}
+
+/// The heads of a layer where `per_layer_config` describes what layers have of their own. The class then
+/// passes over the keys for full layers, and they must not contradict it.
+fn configured(
+    config: &dyn Config,
+    layer: usize,
+    usual: KvHeads,
+    dim: usize,
+) -> Result<KvHeads, ModelError> {
+    let own = |name: &str| {
+        let hf = format!("per_layer_config.{layer}.{name}");
+        config.optional_number(Key { gguf: "", hf: &hf })
+    };
+    let count = match own("num_key_value_heads")? {
+        Some(count) => count,
+        None => config.number(KV_HEADS)?,
+    };
+    let heads = KvHeads { count, dim: own("head_dim")?.unwrap_or(dim) };
+    let contradicted =
+        [(FULL_DIM, heads.dim != usual.dim), (FULL_KV_HEADS, heads.count != usual.count)];
+    match contradicted.into_iter().find(|(key, other)| *other && config.in_file(*key)) {
+        None => Ok(heads),
+        Some((key, _)) => {
+            Err(config.bad(key, format!("contradicts `per_layer_config` (layer {layer})")))
         }
     }
-    Ok(heads)
+}
+
+/// Refuses heads of V that are not as large as K's.
+fn value_heads(config: &dyn Config) -> Result<(), ModelError> {
+    for (value, key) in VALUE_DIMS {
+        let dim = config.number(key)?;
+        if config.optional_number(value)?.is_some_and(|value| value != dim) {
+            return Err(config.bad(value, format!("is not the {dim} of K's heads")));
+        }
+    }
+    Ok(())
 }
 
 /// Width of each layer's MLP. config.json doubles those of layers that share a cache by a flag.
@@ -168,19 +251,17 @@ struct Kinds {
 }
 
 impl Kinds {
-    fn of(file: &dyn Tensors) -> Result<Self, ModelError> {
+    fn of(file: &dyn Tensors, owned: &[KvHeads], reaches: &[Reach]) -> Result<Self, ModelError> {
         let config: &dyn Config = file;
         let heads = config.number(HEADS)?;
-        let (sliding_dim, full_dim) = (config.number(SLIDING_DIM)?, full_dim(config)?);
+        let sliding_dim = dim_of(config, owned, reaches, Reach::Sliding)?;
+        let full_dim = dim_of(config, owned, reaches, Reach::Full)?;
         bounded(config, &[("number of heads", heads), ("head size", sliding_dim.max(full_dim))])?;
-        if file.format() == Format::Hf && !config.has(ROPE) {
-            return Err(config.bad(ROPE, "is missing"));
-        }
         if file.format() == Format::Gguf && !file.has(DIVISORS) {
             let (path, tensor) = (file.path().into(), DIVISORS.into());
             return Err(ModelError::MissingTensor { path, tensor });
         }
-        let local = Wanted { reach: Reach::Sliding, ..USUAL };
+        let kinds = |reach| Wanted { reach, layout: Layout::ByKind, ..USUAL };
         // KV heads are each layer's own
         let kind = |head_dim, rope| Attention {
             scale: 1.0,
@@ -188,10 +269,10 @@ impl Kinds {
             v_norm: true,
             ..plain_attention(heads, heads, head_dim, rope)
         };
-        let full = kind(full_dim, rope(file, &USUAL, full_dim)?);
+        let full = kind(full_dim, rope(file, &kinds(Reach::Full), full_dim)?);
         let sliding = Attention {
             window: Some(config.number(WINDOW)?),
-            ..kind(sliding_dim, rope(file, &local, sliding_dim)?)
+            ..kind(sliding_dim, rope(file, &kinds(Reach::Sliding), sliding_dim)?)
         };
         Ok(Kinds { full, sliding, key_is_value: config.flag(KEY_IS_VALUE)? })
     }
@@ -204,16 +285,23 @@ impl Kinds {
     }
 }
 
-/// Head size of full layers; transformers 5 writes it for each layer that differs.
-fn full_dim(config: &dyn Config) -> Result<usize, ModelError> {
-    if let Some(dim) = config.optional_number(FULL_DIM)? {
-        return Ok(dim);
+/// The head size of the layers of a kind, which they share.
+fn dim_of(
+    config: &dyn Config,
+    owned: &[KvHeads],
+    reaches: &[Reach],
+    kind: Reach,
+) -> Result<usize, ModelError> {
+    let dims = owned.iter().zip(reaches).filter(|(_, reach)| **reach == kind);
+    let mut dims = dims.map(|(heads, _)| heads.dim);
+    let Some(first) = dims.next() else {
+        // no layer is of this kind: the size is not used
+        return config.number(SLIDING_DIM);
+    };
+    match dims.all(|dim| dim == first) {
+        true => Ok(first),
+        false => Err(config.unsupported("heads of several sizes in layers of one kind")),
     }
-    let layers = config.number(super::LAYERS)?;
-    let own = |i: usize| format!("per_layer_config.{i}.head_dim");
-    let dims = (0..layers).map(|i| config.optional_number(Key { gguf: "", hf: &own(i) }));
-    let first = dims.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().next();
-    Ok(first.unwrap_or(USUAL_FULL_DIM))
 }
 
 fn experts(config: &dyn Config) -> Result<Option<Experts>, ModelError> {
@@ -223,7 +311,7 @@ fn experts(config: &dyn Config) -> Result<Option<Experts>, ModelError> {
     };
     let experts = || {
         Ok(Experts {
-            count: expert_count(config)?,
+            count: config.number(EXPERTS)?,
             used: config.number(EXPERTS_USED_HF)?,
             width: config.number(EXPERT_MLP)?,
             normalised: true,
@@ -239,7 +327,7 @@ fn per_layer_inputs(
     vocab: usize,
 ) -> Result<Option<PerLayerInputs>, ModelError> {
     let config: &dyn Config = file;
-    let width = config.optional_number(INPUTS)?.unwrap_or(0);
+    let width = config.number(INPUTS)?;
     let vocab = config.optional_number(INPUTS_VOCAB)?.unwrap_or(vocab);
     Ok((width > 0).then_some(PerLayerInputs { width, vocab }))
 }

@@ -3,7 +3,7 @@
 use super::rope::{rope, Wanted, USUAL};
 use super::{activation, attention, common, layer_count, llama_layer, mlp, names, Family};
 use super::{ACTIVATION, ATTENTION_BIAS, EXPERTS, MLP_BIAS};
-use crate::model::config::{Config, Format, Key};
+use crate::model::config::{Config, Format};
 use crate::model::spec::{Attention, FeedForward, Mixer, Mlp, Pairs, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
@@ -13,11 +13,11 @@ pub(super) const FAMILY: Family = Family {
     hf: &["llama"],
     gguf_names: names::GGUF,
     hf_names: names::HF,
-    hf_defaults: r#"{}"#,
+    // LlamaConfig; its `head_dim` and `num_key_value_heads` follow from the other sizes
+    hf_defaults: r#"{"tie_word_embeddings": false, "attention_bias": false, "mlp_bias": false}"#,
+    idle: &[],
     spec,
 };
-
-const LOGIT_SCALE: Key = Key { gguf: "logit_scale", hf: "" };
 
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
@@ -25,9 +25,6 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     activation(config, ACTIVATION, "silu")?;
     if config.optional_number(EXPERTS)?.unwrap_or(0) > 0 {
         return Err(config.unsupported("a mixture of experts under `llama`"));
-    }
-    if config.optional_float(LOGIT_SCALE)?.is_some_and(|scale| scale != 1.0) {
-        return Err(config.bad(LOGIT_SCALE, "other than 1 is not supported"));
     }
     // the GGUF converter permuted Q and K to adjacent pairs
     let pairs = if file.format() == Format::Gguf { Pairs::Adjacent } else { Pairs::Halves };

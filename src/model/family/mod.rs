@@ -1,10 +1,12 @@
 //! Families: one file each, which maps a checkpoint's configuration to the decoder's specification.
 //! Adding a family is a file and a line in [`FAMILIES`].
 
+mod accounts;
 mod gemma;
 mod gemma2;
 mod gemma3;
 mod gemma4;
+mod idle;
 mod llama;
 mod names;
 mod qwen2;
@@ -13,6 +15,7 @@ mod qwen3_5;
 mod qwen3_moe;
 mod rope;
 
+use names::Mlx;
 pub(super) use names::Names;
 
 use super::config::{Config, Format, Key};
@@ -21,6 +24,8 @@ use super::spec::{
 };
 use super::tensors::Tensors;
 use super::ModelError;
+use accounts::Accounts;
+use idle::Idle;
 use std::path::Path;
 
 /// How a family reads a checkpoint.
@@ -32,9 +37,11 @@ struct Family {
     /// Names of its tensors in each format, where they differ from the usual ones.
     gguf_names: Names,
     hf_names: Names,
-    /// Members of config.json that saved files leave out where they equal these, transformers' class
-    /// defaults, as JSON.
+    /// What transformers' class takes where config.json does not have a key, as JSON. Keys that are
+    /// neither here nor optional in `spec` are needed.
     hf_defaults: &'static str,
+    /// Keys of this family that nobody reads, beside those of all families.
+    idle: &'static [Idle],
     spec: fn(&dyn Tensors) -> Result<Spec, ModelError>,
 }
 
@@ -75,16 +82,22 @@ pub(super) fn hf(path: &Path, model_type: &str) -> Result<(Names, &'static str),
     Ok((family.hf_names, family.hf_defaults))
 }
 
-/// The specification of a checkpoint.
-pub(super) fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+/// The specification of a checkpoint, and what people should know about its keys. All of them are
+/// accounted for, but those that the policy lets pass.
+pub(super) fn read(
+    file: &dyn Tensors,
+    ignore_keys: &[String],
+) -> Result<(Spec, Vec<String>), ModelError> {
     let names: fn(&Family) -> _ = match file.format() {
         Format::Gguf => |family| family.gguf,
         Format::Hf => |family| family.hf,
     };
     let family = find(file.path(), file.architecture(), names)?;
-    let spec = (family.spec)(file)?;
+    let accounts = Accounts::new(file);
+    let spec = (family.spec)(&accounts).map_err(|error| accounts.explained(error))?;
     check(file, &spec)?;
-    Ok(spec)
+    let notes = accounts.close(family, ignore_keys)?;
+    Ok((spec, notes))
 }
 
 /// What every family must satisfy, so that a hostile header is an error and not a panic.
@@ -181,6 +194,7 @@ const HIDDEN: Key<'static> = Key { gguf: "embedding_length", hf: "hidden_size" }
 const VOCAB: Key<'static> = Key { gguf: "", hf: "vocab_size" };
 const CONTEXT: Key<'static> = Key { gguf: "context_length", hf: "max_position_embeddings" };
 const NORM_EPS: Key<'static> = Key { gguf: "attention.layer_norm_rms_epsilon", hf: "rms_norm_eps" };
+/// transformers' class decides where the key is absent; GGUF leaves the head out where it is tied.
 const TIED: Key<'static> = Key { gguf: "", hf: "tie_word_embeddings" };
 const HEADS: Key<'static> = Key { gguf: "attention.head_count", hf: "num_attention_heads" };
 const KV_HEADS: Key<'static> = Key { gguf: "attention.head_count_kv", hf: "num_key_value_heads" };
@@ -203,17 +217,6 @@ const FINAL_SOFTCAP: Key<'static> =
 const ACTIVATION: Key<'static> = Key { gguf: "", hf: "hidden_act" };
 const GEMMA_ACTIVATION: Key<'static> = Key { gguf: "", hf: "hidden_activation" };
 
-/// transformers 5 saves the number of experts under a name of its own for some families.
-const LOCAL_EXPERTS: Key<'static> = Key { gguf: "", hf: "num_local_experts" };
-
-/// The number of experts.
-fn expert_count(config: &dyn Config) -> Result<usize, ModelError> {
-    match config.optional_number(LOCAL_EXPERTS)? {
-        Some(count) => Ok(count),
-        None => config.number(EXPERTS),
-    }
-}
-
 /// What a layer's attention reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reach {
@@ -231,6 +234,7 @@ fn common(file: &dyn Tensors) -> Result<Spec, ModelError> {
             _ => 0,
         },
     };
+    let gguf = file.format() == Format::Gguf;
     Ok(Spec {
         architecture: file.architecture().into(),
         hidden: config.number(HIDDEN)?,
@@ -238,9 +242,9 @@ fn common(file: &dyn Tensors) -> Result<Spec, ModelError> {
         trained_context: config.number(CONTEXT)?,
         embed_scale: 1.0,
         // a head in the file is the head, whatever the configuration says
-        tied_head: config.optional_flag(TIED)?.unwrap_or(true) && !file.has("output.weight"),
+        tied_head: !file.has("output.weight") && config.optional_flag(TIED)?.unwrap_or(gguf),
         norm_eps: config.float(NORM_EPS)? as f32,
-        final_softcap: softcap(config, FINAL_SOFTCAP)?,
+        final_softcap: None,
         per_layer_inputs: None,
         layers: Vec::new(),
         elsewhere: Vec::new(),
@@ -268,9 +272,11 @@ fn layer_count(file: &dyn Tensors) -> Result<usize, ModelError> {
     layers(file, config.number(LAYERS)?)
 }
 
-/// A cap; zero and absence are none.
-fn softcap(config: &dyn Config, key: Key) -> Result<Option<f32>, ModelError> {
-    Ok(config.optional_float(key)?.filter(|&cap| cap != 0.0).map(|cap| cap as f32))
+/// A cap; zero is none. `gguf` is what llama.cpp takes where a GGUF file does not have the key.
+fn softcap(config: &dyn Config, key: Key, gguf: f64) -> Result<Option<f32>, ModelError> {
+    let absent = if config.format() == Format::Gguf { gguf } else { 0.0 };
+    let cap = config.optional_float(key)?.unwrap_or(absent);
+    Ok((cap != 0.0).then_some(cap as f32))
 }
 
 /// Full attention, scaled by 1/√d, without norms, from numbers that every family spells alike.

@@ -6,7 +6,7 @@ use crate::model::tensors::Change;
 #[derive(Clone, Copy)]
 pub(in crate::model) struct Names {
     /// The decoder's name and the file's; a name without a suffix stands for `.weight` and `.bias`.
-    /// They are looked up before the usual ones.
+    /// They are looked up before the usual ones, and those of a convention before both.
     pub own: &'static [(&'static str, &'static str)],
     /// The format's usual ones; none where files use the decoder's names.
     pub usual: &'static [(&'static str, &'static str)],
@@ -16,8 +16,25 @@ pub(in crate::model) struct Names {
     pub zero_centred: &'static [&'static str],
     /// Names of decays that are stored as logarithms end so.
     pub logarithmic: &'static [&'static str],
+    /// Names of tensors that files store with a dimension of 1 more than the decoder has end so, and its place.
+    pub unit: &'static [(&'static str, usize)],
+    /// What MLX's converter makes of it.
+    pub mlx: Mlx,
+    /// The names in force that the convention of the files brings; none is transformers'.
+    pub converted: &'static [(&'static str, &'static str)],
     /// Beginnings of names that are not the text model's.
     pub elsewhere: &'static [&'static str],
+}
+
+/// What MLX's converter stores otherwise than transformers: mlx-lm 0.32, `sanitize` of its models.
+#[derive(Clone, Copy)]
+pub(in crate::model) struct Mlx {
+    /// Names that differ. Experts are stacked by projection, so they have a tensor for each.
+    pub own: &'static [(&'static str, &'static str)],
+    /// Whether norms that transformers stores around zero are stored as 1 + w. Its Gemma 2 and 3 keep them.
+    pub plain_norms: bool,
+    /// As `unit` of the names.
+    pub unit: &'static [(&'static str, usize)],
 }
 
 /// GGUF files: the decoder's names are theirs.
@@ -27,6 +44,9 @@ pub(super) const GGUF: Names = Names {
     layer: "blk.",
     zero_centred: &[],
     logarithmic: &[],
+    unit: &[],
+    mlx: Mlx { own: &[], plain_norms: false, unit: &[] },
+    converted: &[],
     elsewhere: &[],
 };
 
@@ -55,7 +75,21 @@ pub(super) const HF: Names = Names {
     layer: "layers.",
     zero_centred: &[],
     logarithmic: &[],
+    unit: &[],
+    mlx: MLX,
+    converted: &[],
     elsewhere: ELSEWHERE,
+};
+
+/// What MLX's converter makes of experts in most families.
+pub(super) const MLX: Mlx = Mlx {
+    own: &[
+        ("ffn_gate_exps.weight", "mlp.switch_mlp.gate_proj.weight"),
+        ("ffn_up_exps.weight", "mlp.switch_mlp.up_proj.weight"),
+        ("ffn_down_exps.weight", "mlp.switch_mlp.down_proj.weight"),
+    ],
+    plain_norms: false,
+    unit: &[],
 };
 
 /// Towers and projectors of multimodal checkpoints, and what predicts further tokens: the next token of a
@@ -83,7 +117,7 @@ impl Names {
             Some(rest) => rest.split_once('.').map(|(index, part)| (Some(index), part))?,
             None => (None, name),
         };
-        let tables = || self.own.iter().chain(self.usual);
+        let tables = || self.converted.iter().chain(self.own).chain(self.usual);
         let whole = tables().find(|(known, _)| *known == part).map(|(_, own)| own.to_string());
         let by_stem = || {
             let (stem, suffix) = part.rsplit_once('.')?;
@@ -95,6 +129,20 @@ impl Names {
             Some(index) => format!("{}{index}.{own}", self.layer),
             None => own,
         })
+    }
+
+    /// The names of the same family in files that MLX's converter wrote.
+    pub fn converted_by_mlx(self) -> Self {
+        let zero_centred = if self.mlx.plain_norms { &[] } else { self.zero_centred };
+        Names { converted: self.mlx.own, zero_centred, unit: self.mlx.unit, ..self }
+    }
+
+    /// The shape in which files store a tensor of the given shape.
+    pub fn stored(&self, name: &str, mut shape: Vec<usize>) -> Vec<usize> {
+        if let Some((_, place)) = self.unit.iter().find(|(end, _)| name.ends_with(end)) {
+            shape.insert(*place, 1);
+        }
+        shape
     }
 
     /// What is done to a tensor once it is read.

@@ -1,8 +1,9 @@
 //! `qwen2`: Qwen2 and Qwen2.5, which are Llama with biases on Q, K and V.
 
+use super::idle::{hf, Any};
 use super::rope::{rope, USUAL};
 use super::{activation, attention, common, layer_count, llama_layer, mlp, names, Family};
-use super::{ACTIVATION, LAYERS, LAYER_TYPES};
+use super::{ACTIVATION, LAYERS, LAYER_TYPES, WINDOW};
 use crate::model::config::{Config, Key};
 use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -13,17 +14,33 @@ pub(super) const FAMILY: Family = Family {
     hf: &["qwen2"],
     gguf_names: names::GGUF,
     hf_names: names::HF,
-    hf_defaults: r#"{}"#,
+    // Qwen2Config
+    hf_defaults: r#"{
+    "tie_word_embeddings": false, "num_key_value_heads": 32, "use_sliding_window": false,
+    "sliding_window": 4096, "max_window_layers": 28
+}"#,
+    idle: &[hf("attention_bias", Any, "Qwen2Attention has biases on Q, K and V, whatever it says")],
     spec,
 };
 
-const USE_WINDOW: Key = Key { gguf: "", hf: "use_sliding_window" };
+pub(super) const USE_WINDOW: Key<'static> = Key { gguf: "", hf: "use_sliding_window" };
 
-/// No released model of the Qwen 2 and 3 families has windows, so there is nothing to check them by.
+const WINDOW_FROM: Key = Key { gguf: "", hf: "max_window_layers" };
+
+/// No released model of the Qwen 2 and 3 families has windows, so there is nothing to check them by. Only
+/// with `use_sliding_window` does transformers look at the window: layers slide by their types, or else
+/// from `max_window_layers` on.
 pub(super) fn without_windows(config: &dyn Config) -> Result<(), ModelError> {
     let layers = config.number(LAYERS)?;
-    let types = config.words(LAYER_TYPES, layers)?.unwrap_or_default();
-    match config.flag(USE_WINDOW)? || types.iter().any(|word| word != "full_attention") {
+    let types = config.words(LAYER_TYPES, layers)?;
+    let window = config.optional_number(Key { gguf: "", ..WINDOW })?;
+    let from = config.optional_number(WINDOW_FROM)?.unwrap_or(0);
+    let used = config.flag(USE_WINDOW)? && window.is_some();
+    let slides = match types {
+        Some(types) => types.iter().any(|word| word != "full_attention"),
+        None => used && from < layers,
+    };
+    match slides {
         true => Err(config.unsupported("a sliding window (use_sliding_window, layer_types)")),
         false => Ok(()),
     }

@@ -14,14 +14,18 @@ pub(super) const FAMILY: Family = Family {
     hf: &["qwen3"],
     gguf_names: names::GGUF,
     hf_names: names::HF,
-    hf_defaults: r#"{}"#,
+    // Qwen3Config
+    hf_defaults: r#"{
+    "tie_word_embeddings": false, "num_key_value_heads": 32, "head_dim": 128,
+    "use_sliding_window": false, "sliding_window": 4096, "max_window_layers": 28
+}"#,
+    idle: &[],
     spec,
 };
 
 /// The attention of Qwen3, dense or not.
 pub(super) fn qk_normed(file: &dyn Tensors, hidden: usize) -> Result<Attention, ModelError> {
     let config: &dyn Config = file;
-    without_windows(config)?;
     if config.flag(ATTENTION_BIAS)? {
         return Err(config.unsupported("biases in attention (attention_bias)"));
     }
@@ -33,6 +37,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
     let spec = common(file)?;
     activation(config, ACTIVATION, "silu")?;
+    without_windows(config)?;
     let layer = llama_layer(
         Mixer::Attention(qk_normed(file, spec.hidden)?),
         FeedForward::Dense(mlp(config)?),

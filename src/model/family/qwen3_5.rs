@@ -1,11 +1,10 @@
 //! `qwen3_5` and `qwen3_5_moe`: Qwen3.5 and Qwen3.6. Three layers of gated delta rule to one of gated
 //! attention, which turns the first quarter of its heads; MLPs, or experts and a shared one.
 
+use super::idle::{gguf, hf, Any, DENSE, ON};
 use super::rope::{rope, Wanted, USUAL};
-use super::{
-    activation, attention, common, expert_count, layers, llama_layer, mlp, names, Family, Names,
-};
-use super::{ACTIVATION, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
+use super::{activation, attention, common, layers, llama_layer, mlp, names, Family, Mlx, Names};
+use super::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{Attention, DeltaNet, Experts, FeedForward, HeadOrder, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -43,11 +42,28 @@ pub(super) const FAMILY: Family = Family {
             "output_norm.weight",
         ],
         logarithmic: &["ssm_a"],
+        unit: &[("ssm_conv1d.weight", 1)],
+        mlx: Mlx { plain_norms: true, unit: &[("ssm_conv1d.weight", 2)], ..names::MLX },
         ..names::HF
     },
-    hf_defaults: r#"{"rope_theta": 10000000.0}"#,
+    // Qwen3_5TextConfig and Qwen3_5MoeTextConfig, which differ in their heads of K and V
+    hf_defaults: r#"{"tie_word_embeddings": false, "head_dim": 256, "attention_bias": false}"#,
+    idle: &[
+        hf("intermediate_size", Any, DENSE),
+        gguf("feed_forward_length", Any, DENSE),
+        hf("attn_output_gate", ON, "Qwen3_5Attention has the gate, whatever it says"),
+        hf("mtp_num_hidden_layers", Any, FURTHER_ONLY),
+        hf("mtp_use_dedicated_embeddings", Any, FURTHER_ONLY),
+        hf("rope_parameters.mrope_section", Any, PLAIN),
+        hf("rope_parameters.mrope_interleaved", Any, PLAIN),
+        hf("rope_scaling.mrope_section", Any, PLAIN),
+        hf("rope_scaling.mrope_interleaved", Any, PLAIN),
+    ],
     spec,
 };
+
+const FURTHER_ONLY: &str = "it is about layers that predict further tokens";
+const PLAIN: &str = "for a text, all parts of multimodal RoPE turn by one position";
 
 const INTERVAL: Key = Key { gguf: "full_attention_interval", hf: "full_attention_interval" };
 const RECURRENT: Key = Key { gguf: "attention.recurrent_layers", hf: "" };
@@ -59,6 +75,7 @@ const KEY_HEADS: Key = Key { gguf: "ssm.group_count", hf: "linear_num_key_heads"
 const VALUE_HEADS: Key = Key { gguf: "ssm.time_step_rank", hf: "linear_num_value_heads" };
 const VALUE_DIM: Key = Key { gguf: "", hf: "linear_value_head_dim" };
 const VALUE_WIDTH: Key = Key { gguf: "ssm.inner_size", hf: "" };
+const SECTIONS: Key = Key { gguf: "rope.dimension_sections", hf: "" };
 const SHARED_MLP: Key =
     Key { gguf: "expert_shared_feed_forward_length", hf: "shared_expert_intermediate_size" };
 
@@ -80,14 +97,18 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         }
     }
     let full = full_layers(config, count, further)?;
-    let wanted = Wanted { share: 0.25, ..USUAL };
+    // the class sets `partial_rotary_factor` where the file does not
+    let wanted = Wanted { share: Some(0.25), ..USUAL };
+    sections(config)?;
     let attention = Attention {
         gated: true,
         qk_norm: true,
         ..attention(config, spec.hidden, |dim| rope(file, &wanted, dim))?
     };
     let delta_net = delta_net(config)?;
-    let feed_forward = match config.has(EXPERTS_USED) {
+    // the class, or the architecture's name in GGUF, decides
+    let mixture = ["qwen35moe", "qwen3_5_moe", "qwen3_5_moe_text"].contains(&config.architecture());
+    let feed_forward = match mixture {
         true => FeedForward::Experts(experts(config)?),
         false => FeedForward::Dense(mlp(config)?),
     };
@@ -104,22 +125,53 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     Ok(Spec { layers: full.into_iter().map(layer).collect(), elsewhere, ..spec })
 }
 
-/// Which layers are full attention: by name, by flag, or every so many.
+/// Refuses sections of multimodal RoPE that leave a pair to none of time, height and width: llama.cpp
+/// turns it by a fourth position, which is 0 in a text.
+fn sections(config: &dyn Config) -> Result<(), ModelError> {
+    let counts = config.list(SECTIONS)?;
+    let all: usize = counts.iter().sum();
+    let turns = |pair: usize| counts.get(pair % 3).is_some_and(|count| pair < 3 * count);
+    match all > 1 << 16 || (0..all).any(|pair| !turns(pair)) {
+        true => Err(config.bad(SECTIONS, "leaves pairs of a text where they are")),
+        false => Ok(()),
+    }
+}
+
+/// Which layers are full attention: by name, by flag, or every so many. An interval beside the others
+/// must not contradict them.
 fn full_layers(config: &dyn Config, count: usize, further: usize) -> Result<Vec<bool>, ModelError> {
+    let interval = config.optional_number(INTERVAL)?;
+    let every = |interval: usize| -> Vec<bool> {
+        (1..=count).map(|n| n.is_multiple_of(interval.max(1))).collect()
+    };
+    let Some(named) = named_layers(config, count, further)? else {
+        // 4 is transformers' and llama.cpp's
+        return Ok(every(interval.unwrap_or(4)));
+    };
+    match interval.is_some_and(|interval| every(interval) != named) {
+        true => Err(config.bad(INTERVAL, "contradicts the list of layers")),
+        false => Ok(named),
+    }
+}
+
+fn named_layers(
+    config: &dyn Config,
+    count: usize,
+    further: usize,
+) -> Result<Option<Vec<bool>>, ModelError> {
     if let Some(types) = config.words(LAYER_TYPES, count)? {
         let full = |word: &String| match word.as_str() {
             "full_attention" => Ok(true),
             "linear_attention" => Ok(false),
             other => Err(config.bad(LAYER_TYPES, format!("names a `{other}` layer"))),
         };
-        return types.iter().map(full).collect();
+        return types.iter().map(full).collect::<Result<_, _>>().map(Some);
     }
     if let Some(mut recurrent) = config.flags(RECURRENT, count + further)? {
         recurrent.truncate(count);
-        return Ok(recurrent.iter().map(|recurrent| !recurrent).collect());
+        return Ok(Some(recurrent.iter().map(|recurrent| !recurrent).collect()));
     }
-    let interval = config.optional_number(INTERVAL)?.unwrap_or(4).max(1);
-    Ok((1..=count).map(|n| n.is_multiple_of(interval)).collect())
+    Ok(None)
 }
 
 fn delta_net(config: &dyn Config) -> Result<DeltaNet, ModelError> {
@@ -143,7 +195,7 @@ fn delta_net(config: &dyn Config) -> Result<DeltaNet, ModelError> {
 
 fn experts(config: &dyn Config) -> Result<Experts, ModelError> {
     Ok(Experts {
-        count: expert_count(config)?,
+        count: config.number(EXPERTS)?,
         used: config.number(EXPERTS_USED)?,
         width: config.number(EXPERT_MLP)?,
         normalised: true,

@@ -1,8 +1,10 @@
 //! `qwen3_moe`: Qwen3 whose MLPs are experts, in all layers or in some.
 
+use super::idle::{gguf, hf, Any, DENSE, ON};
+use super::qwen2::USE_WINDOW;
 use super::qwen3::qk_normed;
-use super::{activation, common, expert_count, layer_count, llama_layer, mlp, names, Family};
-use super::{ACTIVATION, EXPERTS_USED, EXPERT_MLP};
+use super::{activation, common, layer_count, llama_layer, mlp, names, Family};
+use super::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, WINDOW};
 use crate::model::config::{Config, Key};
 use crate::model::spec::{Experts, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -13,7 +15,19 @@ pub(super) const FAMILY: Family = Family {
     hf: &["qwen3_moe"],
     gguf_names: names::GGUF,
     hf_names: names::HF,
-    hf_defaults: r#"{"norm_topk_prob": false}"#,
+    // Qwen3MoeConfig; it has no `head_dim` of its own
+    hf_defaults: r#"{
+    "tie_word_embeddings": false, "num_key_value_heads": 4, "norm_topk_prob": false,
+    "decoder_sparse_step": 1, "mlp_only_layers": [], "use_sliding_window": false
+}"#,
+    idle: &[
+        hf("intermediate_size", Any, DENSE),
+        gguf("feed_forward_length", Any, DENSE),
+        hf("max_window_layers", Any, "Qwen3MoeModel has a window in all layers or in none"),
+        hf("sliding_window", Any, "Qwen3MoeConfig drops it without use_sliding_window"),
+        hf("use_qk_norm", ON, "Qwen3MoeAttention has norms of Q and K, whatever it says"),
+        hf("layer_types", Any, "Qwen3MoeModel has a window in all layers or in none"),
+    ],
     spec,
 };
 
@@ -22,10 +36,28 @@ const STEP: Key = Key { gguf: "", hf: "decoder_sparse_step" };
 /// GGUF does not record it; all released models normalise.
 const NORMALISED: Key = Key { gguf: "", hf: "norm_topk_prob" };
 
+/// transformers 5 saves the number of experts under this name.
+const LOCAL_EXPERTS: Key = Key { gguf: "", hf: "num_local_experts" };
+
+/// The number of experts, which the class knows by two names.
+fn expert_count(config: &dyn Config) -> Result<usize, ModelError> {
+    match (config.optional_number(LOCAL_EXPERTS)?, config.optional_number(EXPERTS)?) {
+        (Some(local), Some(count)) if local != count => {
+            let message = format!("says {local}, and `{}` says {count}", EXPERTS.hf);
+            Err(config.bad(LOCAL_EXPERTS, message))
+        }
+        (Some(count), _) => Ok(count),
+        (None, _) => config.number(EXPERTS),
+    }
+}
+
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
     let spec = common(file)?;
     activation(config, ACTIVATION, "silu")?;
+    if config.flag(USE_WINDOW)? && config.has(Key { gguf: "", ..WINDOW }) {
+        return Err(config.unsupported("a sliding window (use_sliding_window)"));
+    }
     let attention = qk_normed(file, spec.hidden)?;
     let experts = Experts {
         count: expert_count(config)?,

@@ -11,25 +11,65 @@ use crate::model::ModelError;
 use candle_core::DType;
 use std::f64::consts::PI;
 
-/// θ where a configuration names none.
+/// θ where a configuration names none: that of transformers' `RotaryEmbeddingConfigMixin.default_theta` and
+/// of llama.cpp's `rope_freq_base_train`.
 const DEFAULT_BASE: f64 = 10_000.0;
 
 /// Divisors of frequencies that GGUF files keep as a tensor (Llama 3, Gemma 4).
 pub(in crate::model) const DIVISORS: &str = "rope_freqs.weight";
 
-/// How the first GGUF files spelled linear scaling.
+const KIND: Key = Key { gguf: "rope.scaling.type", hf: "" };
+const FACTOR: Key = Key { gguf: "rope.scaling.factor", hf: "" };
+/// How the first GGUF files spelled the factor of linear scaling.
 const LINEAR_SCALE: Key = Key { gguf: "rope.scale_linear", hf: "" };
+const ORIGINAL: Key =
+    Key { gguf: "rope.scaling.original_context_length", hf: "original_max_position_embeddings" };
+const YARN_MAGNITUDE: Key = Key { gguf: "rope.scaling.yarn_attn_factor", hf: "" };
+const DIMS: Key = Key { gguf: "rope.dimension_count", hf: "" };
+const SLIDING_DIMS: Key = Key { gguf: "rope.dimension_count_swa", hf: "" };
+/// transformers 4's objects, beside which its own base stands.
+const OLDER: &str = "rope_scaling";
+const NEWER: &str = "rope_parameters";
+
+/// What may stand in an object of config.json that describes RoPE, but for its kind and θ.
+const MEMBERS: [&str; 11] = [
+    "factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "partial_rotary_factor",
+];
 
 /// What a family knows of its RoPE beside the configuration.
 pub(super) struct Wanted {
     pub reach: Reach,
     pub pairs: Pairs,
-    /// Share of a head that turns where the configuration names none.
-    pub share: f64,
+    pub layout: Layout,
+    /// Share of a head that turns where config.json names none. Without one transformers' class turns
+    /// whole heads, whatever the file says.
+    pub share: Option<f64>,
+}
+
+/// Where config.json describes RoPE.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// Once for all layers: in `rope_scaling`, as transformers 4 wrote it, or else in `rope_parameters`.
+    Once,
+    /// For each kind of layer in `rope_parameters`, where transformers 4's keys count, too (Gemma 3).
+    ByKindOrOlder,
+    /// For each kind of layer in `rope_parameters`, complete and nowhere else (Gemma 4).
+    ByKind,
 }
 
 /// Pairs of halves over the whole head in every layer: the usual case.
-pub(super) const USUAL: Wanted = Wanted { reach: Reach::Full, pairs: Pairs::Halves, share: 1.0 };
+pub(super) const USUAL: Wanted =
+    Wanted { reach: Reach::Full, pairs: Pairs::Halves, layout: Layout::Once, share: None };
 
 /// RoPE over heads of `head_dim` elements.
 pub(super) fn rope(
@@ -37,32 +77,36 @@ pub(super) fn rope(
     wanted: &Wanted,
     head_dim: usize,
 ) -> Result<Rope, ModelError> {
-    let parameters = Parameters::of(file, wanted.reach)?;
+    let parameters = Parameters::of(file, wanted)?;
     let base = parameters.base()?;
-    let rotated = parameters.rotated(head_dim, wanted.share)?;
-    let plain = |dims: usize| -> Vec<f64> {
-        (0..rotated / 2).map(|i| base.powf(-2.0 * i as f64 / dims as f64)).collect()
+    let dims = parameters.rotated(wanted, head_dim)?;
+    // an odd part of a head turns with one element more, as torch's arange(0, dims, 2) has it
+    let plain = |dims: usize, pairs: usize| -> Vec<f64> {
+        (0..pairs).map(|i| base.powf(-2.0 * i as f64 / dims as f64)).collect()
     };
+    let whole = || plain(dims, dims.div_ceil(2));
     let mut magnitude = 1.0;
-    let mut frequencies = match parameters.kind()?.as_str() {
-        "default" | "none" => plain(rotated),
-        "linear" => {
-            let factor = parameters.factor()?;
-            plain(rotated).iter().map(|f| f / factor).collect()
+    let mut frequencies = match parameters.kind()? {
+        Kind::Plain => whole(),
+        Kind::Linear(factor) => whole().iter().map(|f| f / factor).collect(),
+        Kind::Llama3 => parameters.llama3(whole())?,
+        Kind::Yarn if !dims.is_multiple_of(2) => {
+            return Err(parameters
+                .config
+                .unsupported(format!("YaRN over {dims} elements of a head")))
         }
-        "llama3" => parameters.llama3(plain(rotated))?,
-        "yarn" => {
+        Kind::Yarn => {
             magnitude = parameters.attention_factor()?;
-            parameters.yarn(base, plain(rotated))?
+            parameters.yarn(base, whole())?
         }
         // the whole head's frequencies, of which only the first ones turn (Gemma 4)
-        "proportional" => {
-            let factor = parameters.float("", "factor")?.unwrap_or(1.0);
-            let mut all: Vec<_> = plain(head_dim).iter().map(|f| f / factor).collect();
+        Kind::Proportional => {
+            let factor = parameters.float("factor")?.unwrap_or(1.0);
+            let pairs = (head_dim as f64 * parameters.share(1.0)? / 2.0) as usize;
+            let mut all: Vec<_> = plain(head_dim, pairs).iter().map(|f| f / factor).collect();
             all.resize(head_dim / 2, 0.0);
             all
         }
-        other => return Err(parameters.config.unsupported(format!("RoPE scaling `{other}`"))),
     };
     if wanted.reach == Reach::Full && file.has(DIVISORS) {
         divide(file, &mut frequencies)?;
@@ -94,127 +138,310 @@ fn divide(file: &dyn Tensors, frequencies: &mut [f64]) -> Result<(), ModelError>
     Ok(())
 }
 
-/// RoPE's corner of a configuration. transformers 5 writes `rope_parameters`, by kind of layer where
-/// kinds differ; older files have `rope_theta` and `rope_scaling`, which wins where both are.
+/// How frequencies are scaled.
+enum Kind {
+    Plain,
+    Linear(f64),
+    Llama3,
+    Yarn,
+    Proportional,
+}
+
+/// RoPE's corner of a configuration.
 struct Parameters<'c> {
     config: &'c dyn Config,
-    /// The object of config.json; empty where there is none for this reach.
-    object: &'static str,
-    /// Where θ may stand, in this order.
-    bases: [Key<'static>; 3],
-    /// Whether GGUF's `rope.scaling` applies, which it does to full attention only.
-    scaled: bool,
+    reach: Reach,
+    layout: Layout,
+    /// The objects of config.json that describe it; where two do, they do not contradict each other.
+    objects: Vec<&'static str>,
+    /// The object that transformers writes today.
+    newest: &'static str,
 }
 
 impl<'c> Parameters<'c> {
-    fn of(config: &'c dyn Config, reach: Reach) -> Result<Self, ModelError> {
-        let object = |hf| match config.fact(Key { gguf: "", hf }) {
+    fn of(config: &'c dyn Config, wanted: &Wanted) -> Result<Self, ModelError> {
+        let own = match wanted.reach {
+            Reach::Full => "rope_parameters.full_attention",
+            Reach::Sliding => "rope_parameters.sliding_attention",
+        };
+        let (newest, objects) = match (wanted.layout, wanted.reach) {
+            (Layout::Once, _) => (NEWER, vec![OLDER, NEWER]),
+            (Layout::ByKindOrOlder, Reach::Full) => (own, vec![OLDER, own]),
+            (Layout::ByKindOrOlder, Reach::Sliding) | (Layout::ByKind, _) => (own, vec![own]),
+        };
+        let (reach, layout) = (wanted.reach, wanted.layout);
+        let mut parameters = Parameters { config, reach, layout, objects: Vec::new(), newest };
+        parameters.is_object(NEWER)?;
+        for object in objects {
+            if parameters.is_object(object)? && !parameters.is_empty(object) {
+                parameters.objects.push(object);
+            }
+        }
+        if let [older, newer] = parameters.objects[..] {
+            parameters.agree(older, newer)?;
+        }
+        Ok(parameters)
+    }
+
+    fn is_object(&self, hf: &str) -> Result<bool, ModelError> {
+        let key = Key { gguf: "", hf };
+        match self.config.fact(key) {
             None => Ok(false),
             Some(Fact::Other) => Ok(true),
-            Some(_) => Err(config.bad(Key { gguf: "", hf }, "must be an object")),
-        };
-        let (own, own_base, top_base) = match reach {
-            Reach::Full => (
-                "rope_parameters.full_attention",
-                "rope_parameters.full_attention.rope_theta",
-                "rope_theta",
-            ),
-            Reach::Sliding => (
-                "rope_parameters.sliding_attention",
-                "rope_parameters.sliding_attention.rope_theta",
-                "rope_local_base_freq",
-            ),
-        };
-        let scaled = reach == Reach::Full;
-        let any = object("rope_parameters")?;
-        let object = match (object(own)?, scaled) {
-            (_, true) if object("rope_scaling")? => "rope_scaling",
-            (true, _) => own,
-            (false, true) if any => "rope_parameters",
-            _ => "",
-        };
-        let shared_base = if scaled { "rope_parameters.rope_theta" } else { "" };
-        let gguf = if scaled { "rope.freq_base" } else { "rope.freq_base_swa" };
-        let bases = [
-            Key { gguf, hf: own_base },
-            Key { gguf: "", hf: shared_base },
-            Key { gguf: "", hf: top_base },
-        ];
-        Ok(Parameters { config, object, bases, scaled })
+            Some(_) => Err(self.config.bad(key, "must be an object")),
+        }
     }
 
-    /// A key of this corner, by its name in each format.
-    fn at<T>(&self, gguf: &str, hf: &str, get: impl FnOnce(Key) -> T) -> T {
-        let hf = match (self.object, hf) {
-            ("", _) | (_, "") => String::new(),
-            (object, hf) => format!("{object}.{hf}"),
-        };
-        get(Key { gguf: if self.scaled { gguf } else { "" }, hf: &hf })
+    /// An object without members is none to transformers.
+    fn is_empty(&self, object: &str) -> bool {
+        let members = MEMBERS.into_iter().chain(["rope_type", "type", "rope_theta"]);
+        let mut members = members.map(|member| format!("{object}.{member}"));
+        let in_file = |hf: &str| self.config.in_file(Key { gguf: "", hf });
+        in_file(object) && !members.any(|member| in_file(&member))
     }
 
-    fn float(&self, gguf: &str, hf: &str) -> Result<Option<f64>, ModelError> {
-        self.at(gguf, hf, |key| self.config.optional_float(key))
+    /// Refuses two descriptions that disagree: of transformers 4 and 5 side by side, one is believed, and
+    /// which of them depends on the reader.
+    fn agree(&self, older: &str, newer: &str) -> Result<(), ModelError> {
+        let said = |object: &str, member: &str| {
+            let hf = format!("{object}.{member}");
+            self.config.fact_unasked(Key { gguf: "", hf: &hf })
+        };
+        let kind = |object| said(object, "rope_type").or_else(|| said(object, "type"));
+        let beside = self.config.fact_unasked(Key { gguf: "", hf: "rope_theta" });
+        let base = |object| said(object, "rope_theta").or_else(|| beside.clone());
+        let pairs = MEMBERS.map(|member| (member, said(older, member), said(newer, member)));
+        let pairs = pairs.into_iter().chain([
+            ("rope_type", kind(older), kind(newer)),
+            ("rope_theta", base(older), base(newer)),
+        ]);
+        for (member, one, other) in pairs {
+            let same = match (&one, &other) {
+                (Some(one), Some(other)) => one.same(other),
+                (None, None) => true,
+                // Gemma 3's class lays one over the other
+                _ => self.layout == Layout::ByKindOrOlder,
+            };
+            if !same {
+                let hf = format!("{older}.{member}");
+                let message = format!("disagrees with `{}`", self.config.full_name(newer));
+                return Err(self.config.bad(Key { gguf: "", hf: &hf }, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// A member of the objects, by the first that has it; all that have it count as read.
+    fn at<T>(&self, member: &str, get: impl Fn(Key) -> T) -> T {
+        let names = self.objects.iter().map(|object| format!("{object}.{member}"));
+        let names: Vec<_> = names.collect();
+        let mut has = names.iter().filter(|hf| self.config.has(Key { gguf: "", hf }));
+        let first = has.next().cloned();
+        let first = first.unwrap_or_else(|| format!("{}.{member}", self.newest));
+        has.for_each(drop);
+        get(Key { gguf: "", hf: &first })
+    }
+
+    fn float(&self, member: &str) -> Result<Option<f64>, ModelError> {
+        self.at(member, |key| self.config.optional_float(key))
     }
 
     /// A number that scaling cannot do without.
-    fn positive(&self, gguf: &str, hf: &str) -> Result<f64, ModelError> {
-        self.at(gguf, hf, |key| match self.config.float(key)? {
-            value if value > 0.0 => Ok(value),
-            _ => Err(self.config.bad(key, "must be positive")),
-        })
+    fn positive(&self, member: &str) -> Result<f64, ModelError> {
+        self.at(member, |key| self.config.positive(key))
     }
 
     fn base(&self) -> Result<f64, ModelError> {
-        for key in self.bases {
-            match self.config.optional_float(key)? {
-                None => {}
-                Some(base) if base > 1.0 => return Ok(base),
-                Some(_) => return Err(self.config.bad(key, "must be above 1")),
+        let gguf = match self.reach {
+            Reach::Full => "rope.freq_base",
+            Reach::Sliding => "rope.freq_base_swa",
+        };
+        let beside = match (self.layout, self.reach) {
+            (Layout::ByKind, _) => "",
+            (_, Reach::Full) => "rope_theta",
+            (_, Reach::Sliding) => "rope_local_base_freq",
+        };
+        let own = self.at("rope_theta", |key| key.hf.to_owned());
+        let (own, beside) = (Key { gguf, hf: &own }, Key { gguf: "", hf: beside });
+        let base = match (self.config.optional_float(own)?, self.config.optional_float(beside)?) {
+            (Some(one), Some(other)) if one != other && self.config.in_file(beside) => {
+                let message = format!("says {one}, and `{}` says {other}", beside.hf);
+                return Err(self.config.bad(own, message));
+            }
+            (None, None) if self.layout == Layout::ByKind && self.config.format() == Format::Hf => {
+                return Err(self.config.bad(own, "is missing"));
+            }
+            (own, beside) => own.or(beside).unwrap_or(DEFAULT_BASE),
+        };
+        match base > 1.0 {
+            true => Ok(base),
+            false => Err(self.config.bad(own, "must be above 1")),
+        }
+    }
+
+    fn kind(&self) -> Result<Kind, ModelError> {
+        let kind = match self.config.format() {
+            Format::Gguf => return self.gguf_kind(),
+            Format::Hf => self.hf_kind()?,
+        };
+        Ok(match kind.as_str() {
+            "default" => Kind::Plain,
+            "linear" => Kind::Linear(self.positive("factor")?),
+            "llama3" => Kind::Llama3,
+            "yarn" => Kind::Yarn,
+            "proportional" => Kind::Proportional,
+            other => return Err(self.unknown(other)),
+        })
+    }
+
+    fn unknown(&self, kind: &str) -> ModelError {
+        self.config.unsupported(format!("RoPE scaling `{kind}`"))
+    }
+
+    fn hf_kind(&self) -> Result<String, ModelError> {
+        let text = |member| self.at(member, |key| self.config.optional_text(key));
+        match (text("rope_type")?, text("type")?) {
+            (Some(one), Some(other)) if one != other => self.at("rope_type", |key| {
+                Err(self.config.bad(key, format!("says `{one}`, and `type` says `{other}`")))
+            }),
+            (None, None) if self.layout == Layout::ByKind => {
+                self.at("rope_type", |key| Err(self.config.bad(key, "is missing")))
+            }
+            (one, other) => Ok(one.or(other).unwrap_or_else(|| "default".into())),
+        }
+    }
+
+    /// The scaling of a GGUF file, which llama.cpp applies to full attention only. Without a type a factor
+    /// is one of linear scaling.
+    fn gguf_kind(&self) -> Result<Kind, ModelError> {
+        if self.reach == Reach::Sliding {
+            return Ok(Kind::Plain);
+        }
+        let named = self.config.optional_text(KIND)?;
+        if named.as_deref().is_some_and(|kind| kind != "yarn") {
+            // llama.cpp's own writer keeps it beside every kind
+            self.config.fact(ORIGINAL);
+        }
+        match named.as_deref() {
+            Some("none") => {
+                self.config.fact(FACTOR);
+                Ok(Kind::Plain)
+            }
+            Some("yarn") => Ok(Kind::Yarn),
+            None if !self.config.has(FACTOR) && !self.config.has(LINEAR_SCALE) => Ok(Kind::Plain),
+            None | Some("linear") => Ok(Kind::Linear(self.gguf_factor()?)),
+            Some(other) => Err(self.unknown(other)),
+        }
+    }
+
+    /// The factor of linear scaling under its name or its first one; llama.cpp takes 0 for 1.
+    fn gguf_factor(&self) -> Result<f64, ModelError> {
+        let (factor, older) =
+            (self.config.optional_float(FACTOR)?, self.config.optional_float(LINEAR_SCALE)?);
+        match (factor, older) {
+            (Some(factor), Some(older)) if factor != older => {
+                let name = self.config.full_name(LINEAR_SCALE.gguf);
+                Err(self.config.bad(FACTOR, format!("says {factor}, and `{name}` says {older}")))
+            }
+            (None, None) => Err(self.config.bad(FACTOR, "is missing")),
+            (factor, older) => match factor.or(older) {
+                Some(factor) if factor < 0.0 => Err(self.config.bad(FACTOR, "must be positive")),
+                Some(factor) if factor > 0.0 => Ok(factor),
+                _ => Ok(1.0),
+            },
+        }
+    }
+
+    /// The factor that YaRN and Llama 3's scaling slow down by.
+    fn factor(&self) -> Result<f64, ModelError> {
+        match self.config.format() {
+            Format::Gguf => self.config.positive(FACTOR),
+            Format::Hf => self.positive("factor"),
+        }
+    }
+
+    /// The context before it was stretched: transformers puts what stands beside the object over what
+    /// stands in it, and takes the context where neither does; so does llama.cpp.
+    fn original(&self) -> Result<f64, ModelError> {
+        let beside = match (self.config.format(), self.layout) {
+            (Format::Hf, Layout::ByKind | Layout::ByKindOrOlder) => None,
+            _ => self.config.optional_float(ORIGINAL)?,
+        };
+        let inside = self.float(ORIGINAL.hf)?;
+        let key = self.at(ORIGINAL.hf, |key| key.hf.to_owned());
+        let key = Key { gguf: ORIGINAL.gguf, hf: &key };
+        match (inside, beside) {
+            (Some(one), Some(other)) if one != other => {
+                let message = format!("says {one}, and `{}` says {other}", ORIGINAL.hf);
+                Err(self.config.bad(key, message))
+            }
+            (inside, beside) => match inside.or(beside) {
+                None => self.config.float(super::CONTEXT),
+                Some(original) if original > 0.0 => Ok(original),
+                Some(_) => Err(self.config.bad(key, "must be positive")),
+            },
+        }
+    }
+
+    /// Elements of a head that turn, of the first ones.
+    fn rotated(&self, wanted: &Wanted, head_dim: usize) -> Result<usize, ModelError> {
+        match (self.config.format(), wanted.share) {
+            (Format::Gguf, _) => self.counted(wanted, head_dim),
+            (Format::Hf, None) => Ok(head_dim),
+            (Format::Hf, Some(share)) => {
+                let dims = (head_dim as f64 * self.share(share)?) as usize;
+                match dims {
+                    0 => Err(self.config.unsupported("RoPE that turns nothing")),
+                    dims => Ok(dims),
+                }
             }
         }
-        Ok(DEFAULT_BASE)
     }
 
-    fn kind(&self) -> Result<String, ModelError> {
-        let text = |gguf, hf| self.at(gguf, hf, |key| self.config.optional_text(key));
-        if let Some(kind) = text("rope.scaling.type", "rope_type")?.or(text("", "type")?) {
-            return Ok(kind);
-        }
-        if self.config.has(LINEAR_SCALE) {
-            return Err(self.config.bad(LINEAR_SCALE, "is not supported: convert the file again"));
-        }
-        // early GGUF files name a linear factor and no type
-        let factor = self.at("rope.scaling.factor", "", |key| self.config.has(key));
-        Ok(if factor { "linear" } else { "default" }.into())
-    }
-
-    fn factor(&self) -> Result<f64, ModelError> {
-        self.positive("rope.scaling.factor", "factor")
-    }
-
-    /// Elements of a head that turn.
-    fn rotated(&self, head_dim: usize, share: f64) -> Result<usize, ModelError> {
-        let count = if self.scaled { "rope.dimension_count" } else { "rope.dimension_count_swa" };
-        if let Some(count) = self.config.optional_number(Key { gguf: count, hf: "" })? {
-            return Ok(count.min(head_dim));
-        }
-        let old = Key { gguf: "", hf: "partial_rotary_factor" };
-        let share = match self.float("", "partial_rotary_factor")? {
-            Some(share) => share,
-            None => self.config.optional_float(old)?.unwrap_or(share),
+    /// GGUF counts the elements that turn: all where it does not say (llama.cpp's `n_rot`), and as many
+    /// in sliding layers as in full ones.
+    fn counted(&self, wanted: &Wanted, head_dim: usize) -> Result<usize, ModelError> {
+        let own = match self.reach {
+            Reach::Sliding if self.config.has(SLIDING_DIMS) => SLIDING_DIMS,
+            _ => DIMS,
         };
-        match (0.0..=1.0).contains(&share) {
-            true => Ok((head_dim as f64 * share) as usize / 2 * 2),
-            false => Err(self.config.bad(old, "must lie between 0 and 1")),
+        let Some(count) = self.config.optional_number(own)? else { return Ok(head_dim) };
+        // llama.cpp refuses less of a head for the one architecture that turns neighbours
+        let whole = wanted.pairs == Pairs::Adjacent && count != head_dim;
+        match whole || count == 0 || count > head_dim || !count.is_multiple_of(2) {
+            false => Ok(count),
+            true => {
+                let message = format!("says that {count} elements of a head of {head_dim} turn");
+                Err(self.config.bad(own, message))
+            }
+        }
+    }
+
+    /// The share of a head that turns: in the object, or beside it where the class looks there.
+    fn share(&self, usual: f64) -> Result<f64, ModelError> {
+        let beside = match self.layout {
+            Layout::Once => Key { gguf: "", hf: "partial_rotary_factor" },
+            Layout::ByKind | Layout::ByKindOrOlder => Key { gguf: "", hf: "" },
+        };
+        let inside = self.float("partial_rotary_factor")?;
+        let beside = (beside, self.config.optional_float(beside)?);
+        match (inside, beside) {
+            (Some(one), (key, Some(other))) if one != other => {
+                Err(self.config.bad(key, format!("says {other}, and the one of RoPE says {one}")))
+            }
+            (inside, (key, other)) => match inside.or(other).unwrap_or(usual) {
+                share if (0.0..=1.0).contains(&share) => Ok(share),
+                _ => Err(self.config.bad(key, "must lie between 0 and 1")),
+            },
         }
     }
 
     /// Llama 3.1: long waves are slowed by the factor, short ones are not, between them a ramp.
     fn llama3(&self, plain: Vec<f64>) -> Result<Vec<f64>, ModelError> {
         let factor = self.factor()?;
-        let low = self.positive("", "low_freq_factor")?;
-        let high = self.positive("", "high_freq_factor")?;
-        let original = self.positive("", "original_max_position_embeddings")?;
+        let low = self.positive("low_freq_factor")?;
+        let high = self.positive("high_freq_factor")?;
+        let original = self.original()?;
         let scaled = |f: &f64| {
             let wavelength = 2.0 * PI / f;
             if wavelength < original / high {
@@ -233,19 +460,21 @@ impl<'c> Parameters<'c> {
     /// turn seldom are slowed by the factor, between them a ramp.
     fn yarn(&self, base: f64, plain: Vec<f64>) -> Result<Vec<f64>, ModelError> {
         let factor = self.factor()?;
-        let original =
-            self.float("rope.scaling.original_context_length", "original_max_position_embeddings")?;
-        let original = match original {
-            Some(original) if original > 0.0 => original,
-            _ => self.config.float(super::CONTEXT)?,
+        let original = self.original()?;
+        // transformers takes 0 for absence; llama.cpp has these numbers for all architectures here
+        let turns = |member, usual: f64| -> Result<f64, ModelError> {
+            Ok(self.float(member)?.filter(|turns| *turns != 0.0).unwrap_or(usual))
         };
-        let fast = self.float("rope.scaling.yarn_beta_fast", "beta_fast")?.unwrap_or(32.0);
-        let slow = self.float("rope.scaling.yarn_beta_slow", "beta_slow")?.unwrap_or(1.0);
+        let (fast, slow) = (turns("beta_fast", 32.0)?, turns("beta_slow", 1.0)?);
         let dims = 2.0 * plain.len() as f64;
         // the pair that turns so often within the original context
         let pair = |turns: f64| dims * (original / (turns * 2.0 * PI)).ln() / (2.0 * base.ln());
         let (mut low, mut high) = (pair(fast), pair(slow));
-        let truncate = self.at("", "truncate", |key| self.config.optional_flag(key))?;
+        // transformers looks for it where RoPE is described once
+        let truncate = match self.layout {
+            Layout::Once => self.at("truncate", |key| self.config.optional_flag(key))?,
+            Layout::ByKind | Layout::ByKindOrOlder => None,
+        };
         if truncate.unwrap_or(true) {
             (low, high) = (low.floor(), high.ceil());
         }
@@ -265,15 +494,30 @@ impl<'c> Parameters<'c> {
     fn attention_factor(&self) -> Result<f64, ModelError> {
         let factor = self.factor()?;
         let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-        let given = self.float("rope.scaling.attn_factor", "attention_factor")?;
         if self.config.format() == Format::Gguf {
-            return Ok(mscale(1.0) * given.unwrap_or(1.0));
+            return self.gguf_magnitude(mscale(1.0));
         }
-        let (one, all) = (self.float("", "mscale")?, self.float("", "mscale_all_dim")?);
+        let given = self.float("attention_factor")?;
+        let (one, all) = (self.float("mscale")?, self.float("mscale_all_dim")?);
         Ok(match (given, one, all) {
             (Some(given), _, _) => given,
             (None, Some(one), Some(all)) if one != 0.0 && all != 0.0 => mscale(one) / mscale(all),
             _ => mscale(1.0),
         })
+    }
+
+    /// The converter keeps transformers' attention factor under a key that llama.cpp passes over: only the
+    /// usual factor means the same to both.
+    fn gguf_magnitude(&self, usual: f64) -> Result<f64, ModelError> {
+        let converted = self.config.optional_float(YARN_MAGNITUDE)?;
+        if converted.is_some_and(|converted| (converted / usual - 1.0).abs() > 1e-5) {
+            let message = format!(
+                "is not {usual:.4}: transformers obeys it and llama.cpp does not, and this version \
+                 computes only what both do"
+            );
+            return Err(self.config.bad(YARN_MAGNITUDE, message));
+        }
+        let beside = Key { gguf: "rope.scaling.attn_factor", hf: "" };
+        Ok(usual * self.config.optional_float(beside)?.unwrap_or(1.0))
     }
 }

@@ -5,8 +5,8 @@ use super::{number, Figure, HtmlError, Standing, Table};
 use crate::measure::shape::{self, Run};
 use crate::measure::stats::{Statistic, Statistics};
 use crate::report::row::Row;
-use crate::report::text;
 use crate::results::shown_bits;
+use crate::text;
 
 /// Schemes in a figure, or with figures of their own, at most.
 pub(super) const SCHEMES: usize = 24;

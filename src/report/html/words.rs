@@ -4,7 +4,7 @@ use super::{number, share, Standing};
 use crate::measure::replay::{Divergence, Generated};
 use crate::measure::shape::WorstToken;
 use crate::report::row::Row;
-use crate::report::text;
+use crate::text;
 use similar::{ChangeTag, TextDiff};
 
 /// Tokens, or texts, of a scheme.
@@ -174,7 +174,7 @@ mod tests {
             pieces.iter().map(|p| format!("{}{}", if p.own { "*" } else { "" }, p.words)).collect()
         };
         assert_eq!(shown(&parting.baseline), [" ", "*sea", " is ", "*calm"]);
-        assert_eq!(shown(&parting.scheme), [" ", "*moon", " is ", "*bright"]);
+        assert_eq!(shown(&parting.scheme), [" ", "*moon", " is ", r"*bright\u{202e}"]);
         assert!(parting.common.starts_with("…xx") && parting.common.ends_with("x. The"));
         assert_eq!(parting.common.chars().count(), CONTEXT + 1);
         generated.continuations[0].text = "another text".into();
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn tokens_are_short_and_can_be_seen() {
         assert_eq!(token("\n a\t"), "↵ a    ");
-        assert_eq!(token("\u{200b}"), "(nothing to see)");
+        assert_eq!((token(""), token("\u{200b}")), ("(nothing to see)".into(), r"\u{200b}".into()));
         assert_eq!(token(&"é".repeat(1_000_000)).chars().count(), TOKEN + 1);
         assert_eq!(ending("añb", 2), "…ñb");
         assert_eq!(ending("añb", 3), "añb");

@@ -1,0 +1,376 @@
+//! The books of a checkpoint's keys: who asked for which, and what becomes of those that nobody reads.
+//!
+//! A tensor that no layer reads is an error. A key is not so simple, because files carry vendors' keys
+//! and new releases bring new ones: a key that could have changed the numbers is an error, a known idle
+//! one is passed over, and all others are listed once.
+
+use super::idle::{self, Idle, Standing};
+use super::Family;
+use crate::model::config::{Config, Fact, Format};
+use crate::model::tensors::{Origin, Tensors};
+use crate::model::ModelError;
+use candle_core::Tensor;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// A checkpoint that notes which keys are looked up in it.
+pub(super) struct Accounts<'a> {
+    file: &'a dyn Tensors,
+    asked: Mutex<BTreeSet<String>>,
+}
+
+/// Parts of names that speak of something which changes the numbers.
+const TELLING: [&str; 15] = [
+    "rope",
+    "rotary",
+    "theta",
+    "yarn",
+    "scale",
+    "scaling",
+    "multiplier",
+    "cap",
+    "capping",
+    "clamp",
+    "norm",
+    "window",
+    "bias",
+    "head",
+    "expert",
+];
+
+/// More keys than this that nothing reads are no vendor's.
+const MOST: usize = 1000;
+
+impl<'a> Accounts<'a> {
+    pub fn new(file: &'a dyn Tensors) -> Self {
+        Accounts { file, asked: Mutex::default() }
+    }
+
+    /// Names the key that a missing one may have been written as.
+    pub fn explained(&self, error: ModelError) -> ModelError {
+        let ModelError::Metadata { path, key, message } = error else { return error };
+        if message != "is missing" {
+            return ModelError::Metadata { path, key, message };
+        }
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let read = |name: &String| asked.iter().any(|own| self.file.full_name(own) == *name);
+        let entries = self.file.entries().into_iter().map(|(name, _)| name);
+        let meant = entries.filter(|name| !read(name)).find(|name| alike(name, &key, 2));
+        let message =
+            meant.map_or(message, |name| format!("is missing, and `{name}` resembles it"));
+        ModelError::Metadata { path, key, message }
+    }
+
+    /// Closes the books once the family has read what it needs, and tells what people should know.
+    pub fn close(self, family: &Family, ignored: &[String]) -> Result<Vec<String>, ModelError> {
+        let asked = self.asked.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let read = agreeing(self.file, &asked)?;
+        let entries = self.file.entries();
+        let mut notes = Vec::new();
+        for name in ignored {
+            may_be_ignored(self.file, name, &entries, &read)?;
+            notes.push(format!("the policy's `ignore_keys` lets the key `{name}` pass unread"));
+        }
+        let known = Known::of(self.file, family, &asked);
+        let left = entries.iter().filter(|(name, _)| !read.contains(name));
+        let (mut strange, mut refused) = (Vec::new(), Vec::new());
+        for (name, fact) in left.filter(|(name, _)| !ignored.contains(name)) {
+            match known.verdict(name, fact.as_ref()) {
+                Verdict::Idle => {}
+                Verdict::Strange => strange.push(name.as_str()),
+                Verdict::Refused(why) => refused.push((name.as_str(), why)),
+            }
+            if strange.len() + refused.len() > MOST {
+                let message = format!("is one of more than {MOST} that nothing reads");
+                return Err(bad(self.file, name, message));
+            }
+        }
+        if let Some((name, why)) = refused.first() {
+            let names = refused.iter().map(|(name, _)| format!("\"{name}\""));
+            let mend = format!("ignore_keys = [{}]", listed(names.collect()));
+            let message =
+                format!("{why}; if it may be passed over, the policy says so with `{mend}`");
+            return Err(bad(self.file, name, message));
+        }
+        if !strange.is_empty() {
+            notes.push(format!("keys that nothing reads: {}", listed(strange)));
+        }
+        Ok(notes)
+    }
+}
+
+/// The first of some names, and how many more there are.
+fn listed<S: AsRef<str>>(names: Vec<S>) -> String {
+    const FIRST: usize = 20;
+    let mut first: Vec<_> = names.iter().take(FIRST).map(|name| name.as_ref().to_owned()).collect();
+    if names.len() > FIRST {
+        first.push(format!("and {} more", names.len() - FIRST));
+    }
+    first.join(", ")
+}
+
+/// An error about a key by its full name.
+fn bad(file: &dyn Tensors, name: &str, message: String) -> ModelError {
+    let path = match file.format() {
+        Format::Gguf => file.path().into(),
+        Format::Hf => file.path().join("config.json"),
+    };
+    ModelError::Metadata { path, key: name.into(), message }
+}
+
+/// The full names of what was read. Where a file answers twice to one key, both must say the same.
+fn agreeing(file: &dyn Tensors, asked: &BTreeSet<String>) -> Result<BTreeSet<String>, ModelError> {
+    let mut read = BTreeSet::new();
+    for key in asked {
+        let places = file.places(key);
+        if let [(name, fact), (other, another)] = &places[..] {
+            let same = match (fact, another) {
+                (Some(fact), Some(another)) => fact.same(another),
+                (fact, another) => fact == another,
+            };
+            if !same {
+                let say = |fact: &Option<Fact>| fact.as_ref().map_or("null".into(), shown);
+                let message = format!("says {}, and `{other}` says {}", say(fact), say(another));
+                return Err(bad(file, name, message));
+            }
+        }
+        read.extend(places.into_iter().map(|(name, _)| name));
+    }
+    Ok(read)
+}
+
+/// A name in `ignore_keys` must be one of the file that nothing reads, or the policy would pretend.
+fn may_be_ignored(
+    file: &dyn Tensors,
+    name: &str,
+    entries: &[(String, Option<Fact>)],
+    read: &BTreeSet<String>,
+) -> Result<(), ModelError> {
+    if read.contains(name) {
+        return Err(bad(
+            file,
+            name,
+            "is read: the policy's `ignore_keys` cannot pass it over".into(),
+        ));
+    }
+    if entries.iter().any(|(known, _)| known == name) {
+        return Ok(());
+    }
+    let message = "is named by the policy's `ignore_keys`, but the file does not have it".into();
+    Err(bad(file, name, message))
+}
+
+/// What becomes of a key that nobody read.
+enum Verdict {
+    Idle,
+    Strange,
+    Refused(String),
+}
+
+/// What is known of a checkpoint's keys.
+struct Known<'a> {
+    format: Format,
+    /// What stands before the keys of the text model in full names.
+    prefix: String,
+    family: &'a Family,
+    /// Keys that change the numbers, without the prefix.
+    active: BTreeSet<String>,
+}
+
+impl<'a> Known<'a> {
+    fn of(file: &dyn Tensors, family: &'a Family, asked: &BTreeSet<String>) -> Self {
+        let format = file.format();
+        let limited = idle::rows(format, family).filter(|row| row.standing.limits());
+        let active = limited.map(|row| row.name(format).to_owned()).chain(asked.iter().cloned());
+        let prefix = file.full_name("");
+        Known { format, prefix, family, active: active.collect() }
+    }
+
+    /// What becomes of a key; one that is null says nothing, unless it is a slip of the pen.
+    fn verdict(&self, name: &str, fact: Option<&Fact>) -> Verdict {
+        let own = name.strip_prefix(&self.prefix).unwrap_or(name);
+        let row = |exact: bool| {
+            let mut rows = idle::rows(self.format, self.family);
+            rows.find(|row| row.stands_for(self.format, own, exact))
+        };
+        // objects of config.json are other things than the text model, whatever their members are called
+        let object = row(false).filter(|_| self.format == Format::Hf);
+        if let Some(row) = row(true).or(object) {
+            return passed(row, fact);
+        }
+        if let Some(meant) = self.resembled(name, own) {
+            let meant = self.full(meant);
+            return Verdict::Refused(format!("is read by nothing, and resembles `{meant}`"));
+        }
+        match (row(false), fact) {
+            (Some(row), fact) => passed(row, fact),
+            (None, None) => Verdict::Idle,
+            (None, Some(_)) => self.by_name(own),
+        }
+    }
+
+    /// Judges a key of which nothing is known by its name; of an object that nothing reads, by the
+    /// object's.
+    fn by_name(&self, own: &str) -> Verdict {
+        let speaking = match (self.format, own.split_once('.')) {
+            (Format::Hf, Some((object, _))) => {
+                let inside = format!("{object}.");
+                if self.active.iter().any(|known| known.starts_with(&inside)) {
+                    let why =
+                        format!("is read by nothing, and stands in `{object}`, which is read");
+                    return Verdict::Refused(why);
+                }
+                object
+            }
+            _ => own,
+        };
+        match speaking.split(|c: char| !c.is_alphanumeric()).find(|word| telling(word)) {
+            None => Verdict::Strange,
+            Some(word) => {
+                let near = self.nearest(own);
+                let near =
+                    near.map_or(String::new(), |near| format!(" (nearest known key: `{near}`)"));
+                Verdict::Refused(format!(
+                    "is read by nothing, and its name speaks of `{word}`, which could change the \
+                     numbers{near}"
+                ))
+            }
+        }
+    }
+
+    /// The active key that a name is a slip of the pen of.
+    fn resembled(&self, name: &str, own: &str) -> Option<&str> {
+        // an architecture's key under another prefix
+        let behind = own.split_once('.').filter(|_| self.format == Format::Gguf && name == own);
+        let behind = behind.map(|(_, behind)| behind);
+        let near = |known: &&String| {
+            alike(own, known, 2) || behind.is_some_and(|behind| alike(behind, known, 2))
+        };
+        let elsewhere = idle::rows(self.format, self.family)
+            .filter(|row| row.standing == Standing::Elsewhere)
+            .map(|row| row.name(self.format));
+        let active = self.active.iter().find(near).map(String::as_str);
+        active.or_else(|| elsewhere.into_iter().find(|known| alike(own, known, 0)))
+    }
+
+    fn nearest(&self, own: &str) -> Option<String> {
+        // names can be long
+        let start: String = own.chars().take(100).collect();
+        let distance = |known: &&String| strsim::damerau_levenshtein(&start, known);
+        self.active.iter().min_by_key(distance).map(|known| self.full(known))
+    }
+
+    fn full(&self, own: &str) -> String {
+        match idle::has_prefix_of_its_own(self.format, own) {
+            true => own.into(),
+            false => format!("{}{own}", self.prefix),
+        }
+    }
+}
+
+/// Whether an idle key may say what it says.
+fn passed(row: &Idle, fact: Option<&Fact>) -> Verdict {
+    match fact.filter(|fact| !row.standing.admits(fact)) {
+        None => Verdict::Idle,
+        Some(fact) => Verdict::Refused(format!(
+            "is {}, which this version does not compute ({})",
+            shown(fact),
+            row.why
+        )),
+    }
+}
+
+/// Whether a part of a name speaks of what changes the numbers: `head` and `heads`, `softcap` and
+/// `softcapping`, but not `header`.
+fn telling(word: &str) -> bool {
+    let word = word.to_ascii_lowercase();
+    let stems = [Some(word.as_str()), word.strip_suffix('s'), word.strip_suffix("es")];
+    let ends = |part: &&str| stems.iter().flatten().any(|stem| stem.ends_with(part));
+    TELLING.iter().any(ends) || ["scal", "norm"].iter().any(|s| word.starts_with(s))
+}
+
+/// Whether two names differ as a slip of the pen does: in separators and capitals only, by a letter too
+/// many or too few, or by as many edits as `most` says where the names are long.
+fn alike(name: &str, known: &str, most: usize) -> bool {
+    const LONG: usize = 8;
+    const LONGEST: usize = 256;
+    if name.len() > LONGEST {
+        return false;
+    }
+    let letters = |name: &str| -> String {
+        name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    };
+    let (name, known) = (letters(name), letters(known));
+    if name.len().abs_diff(known.len()) > most.max(1) {
+        return false;
+    }
+    let distance = strsim::damerau_levenshtein(&name, &known);
+    let letter = distance == 1 && name.len() != known.len();
+    distance == 0 || letter || (known.len() >= LONG && distance <= most)
+}
+
+/// A value as messages show it.
+pub(super) fn shown(fact: &Fact) -> String {
+    match fact {
+        Fact::Bool(flag) => flag.to_string(),
+        Fact::Integer(n) => n.to_string(),
+        Fact::Float(x) => x.to_string(),
+        Fact::Text(text) => format!("`{}`", text.chars().take(40).collect::<String>()),
+        Fact::List(list) => format!("a list of {}", list.len()),
+        Fact::Other => "an object".into(),
+    }
+}
+
+impl Config for Accounts<'_> {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn format(&self) -> Format {
+        self.file.format()
+    }
+
+    fn architecture(&self) -> &str {
+        self.file.architecture()
+    }
+
+    fn lookup(&self, key: &str) -> Option<Fact> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(key.into());
+        self.file.lookup(key)
+    }
+
+    fn full_name(&self, key: &str) -> String {
+        self.file.full_name(key)
+    }
+
+    fn entries(&self) -> Vec<(String, Option<Fact>)> {
+        self.file.entries()
+    }
+
+    fn places(&self, key: &str) -> Vec<(String, Option<Fact>)> {
+        self.file.places(key)
+    }
+}
+
+impl Tensors for Accounts<'_> {
+    fn origin(&self, name: &str) -> Origin {
+        self.file.origin(name)
+    }
+
+    fn shape(&self, own: &str) -> Option<Vec<usize>> {
+        self.file.shape(own)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.file.names()
+    }
+
+    fn read(&self, own: &str) -> Result<Tensor, ModelError> {
+        self.file.read(own)
+    }
+
+    fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {
+        self.file.rows(own, ids)
+    }
+}

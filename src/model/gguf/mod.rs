@@ -1,0 +1,267 @@
+//! GGUF files: metadata and tensors, with errors that name file, key and tensor.
+//!
+//! The header is read here, since a gate must refuse what a lenient reader passes over. Block dequantization is
+//! candle's. Rows of a quantized table are read without the rest of it.
+
+mod header;
+mod reader;
+mod types;
+
+use super::config::{Config, Fact, Format};
+use super::family::{self, Names};
+use super::tensors::{gathered, Joined, Origin, Tensors};
+use super::ModelError;
+use crate::files;
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
+use candle_core::quantized::gguf_file::Value;
+use candle_core::quantized::GgmlDType;
+use candle_core::{Device, Tensor};
+use header::{Header, TensorInfo};
+use memmap2::Mmap;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The key with the version of ggml's block formats, which has been 2 since before GGUF.
+const QUANTIZATION_VERSION: &str = "general.quantization_version";
+
+/// An open GGUF file whose header has been read.
+pub(crate) struct Gguf {
+    path: PathBuf,
+    bytes: Mmap,
+    header: Header,
+    architecture: String,
+    names: Names,
+}
+
+impl Gguf {
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let bytes =
+            files::map(path).map_err(|error| ModelError::Io { path: path.into(), error })?;
+        let malformed = |message| ModelError::Malformed { path: path.into(), message };
+        let header = Header::read(&bytes).map_err(malformed)?;
+        let architecture = match header.metadata.get("general.architecture") {
+            Some(Value::String(name)) => name.clone(),
+            _ => return Err(malformed("it has no general.architecture".into())),
+        };
+        let names = family::gguf_names(path, &architecture)?;
+        let gguf = Gguf { path: path.into(), bytes, header, architecture, names };
+        gguf.check_texts()?;
+        gguf.check_whole()?;
+        gguf.check_types()?;
+        Ok(gguf)
+    }
+
+    /// Texts that the model is read by must be UTF-8: two that are not could become one text. The others,
+    /// such as the path of a file on somebody's disk, may be anything.
+    fn check_texts(&self) -> Result<(), ModelError> {
+        let own = format!("{}.", self.architecture);
+        let is_read = |key: &str| {
+            key == "general.architecture" || key.starts_with("tokenizer.") || key.starts_with(&own)
+        };
+        match self.header.not_utf8.iter().find(|(key, _)| is_read(key)) {
+            None => Ok(()),
+            Some((key, at)) => {
+                Err(self.bad_key(key, format!("holds a text, at byte {at}, that is no UTF-8")))
+            }
+        }
+    }
+
+    /// The file must be a model, all of one, in the blocks that are known.
+    fn check_whole(&self) -> Result<(), ModelError> {
+        let unsupported = |what| Err(ModelError::Unsupported { path: self.path.clone(), what });
+        if let Some(Value::String(kind)) = self.value("general.type") {
+            if kind != "model" {
+                return unsupported(format!("a GGUF of type `{kind}`, which is no model,"));
+            }
+        }
+        match self.any_number("split.count")? {
+            Some(count) if count > 1 => {
+                return unsupported(format!(
+                    "a GGUF that is one of {count} parts (`llama-gguf-split --merge` joins them)"
+                ))
+            }
+            _ => {}
+        }
+        // the version of all blocks' layouts: the same type's bytes would mean something else
+        match self.any_number(QUANTIZATION_VERSION)? {
+            None | Some(2) => Ok(()),
+            Some(version) => unsupported(format!("{QUANTIZATION_VERSION} {version} (known: 2)")),
+        }
+    }
+
+    /// Every tensor must be of a type that can be read.
+    fn check_types(&self) -> Result<(), ModelError> {
+        let tensors = self.header.tensors.iter();
+        let unread = tensors.filter(|(_, info)| info.of.reader.is_none());
+        // the first in the file, so that the same file always gives the same words
+        let Some((tensor, info)) = unread.min_by_key(|(_, info)| info.bytes.start) else {
+            return Ok(());
+        };
+        Err(ModelError::WeightType {
+            path: self.path.clone(),
+            tensor: tensor.clone(),
+            found: info.of.name.into(),
+            known: types::known().into(),
+        })
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Storage types of the tensors with their counts.
+    pub fn dtypes(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for info in self.header.tensors.values() {
+            *counts.entry(info.of.name.to_owned()).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    fn malformed(&self, message: String) -> ModelError {
+        ModelError::Malformed { path: self.path.clone(), message }
+    }
+
+    /// An error about a metadata key by its full name.
+    pub fn bad_key(&self, key: &str, message: impl Into<String>) -> ModelError {
+        ModelError::Metadata { path: self.path.clone(), key: key.into(), message: message.into() }
+    }
+
+    /// A metadata value by its full key.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.header.metadata.get(key)
+    }
+
+    /// An unsigned integer by its full key.
+    pub fn any_number(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        match self.value(key).map(fact) {
+            None => Ok(None),
+            Some(Fact::Integer(n)) if (0..1 << 32).contains(&n) => Ok(Some(n as usize)),
+            Some(_) => Err(self.bad_key(key, "must be an unsigned integer")),
+        }
+    }
+
+    /// A tensor with its bytes and the type that reads them.
+    fn info(&self, own: &str) -> Result<(&TensorInfo, &[u8], GgmlDType), ModelError> {
+        let info = self.header.tensors.get(own).ok_or_else(|| ModelError::MissingTensor {
+            path: self.path.clone(),
+            tensor: own.into(),
+        })?;
+        let dtype = info.of.reader.expect("types are checked when the file is opened");
+        Ok((info, &self.bytes[info.bytes.clone()], dtype))
+    }
+}
+
+/// Bytes at an address that every block type may have. Those of a file with an alignment below that may not.
+fn aligned(bytes: &[u8]) -> Cow<'_, [u8]> {
+    if bytes.as_ptr().addr().is_multiple_of(align_of::<u64>()) {
+        return Cow::Borrowed(bytes);
+    }
+    Cow::Owned(bytes.to_vec())
+}
+
+/// What candle says, without the backtrace that it appends where RUST_BACKTRACE is set.
+fn brief(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().into()
+}
+
+fn fact(value: &Value) -> Fact {
+    match value {
+        Value::Bool(v) => Fact::Bool(*v),
+        Value::U8(v) => Fact::Integer((*v).into()),
+        Value::I8(v) => Fact::Integer((*v).into()),
+        Value::U16(v) => Fact::Integer((*v).into()),
+        Value::I16(v) => Fact::Integer((*v).into()),
+        Value::U32(v) => Fact::Integer((*v).into()),
+        Value::I32(v) => Fact::Integer((*v).into()),
+        Value::U64(v) => Fact::Integer((*v).into()),
+        Value::I64(v) => Fact::Integer((*v).into()),
+        Value::F32(v) => Fact::Float((*v).into()),
+        Value::F64(v) => Fact::Float(*v),
+        Value::String(v) => Fact::Text(v.clone()),
+        Value::Array(list) => Fact::List(list.iter().map(fact).collect()),
+    }
+}
+
+impl Config for Gguf {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn format(&self) -> Format {
+        Format::Gguf
+    }
+
+    fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    fn lookup(&self, key: &str) -> Option<Fact> {
+        self.value(&self.full_name(key)).map(fact)
+    }
+
+    fn full_name(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    fn entries(&self) -> Vec<(String, Option<Fact>)> {
+        let own = self.full_name("");
+        // vocabularies are long, and nobody asks here what they say
+        let said = |key: &str, value| if key.starts_with(&own) { fact(value) } else { Fact::Other };
+        let metadata = self.header.metadata.iter();
+        let mut entries: Vec<_> =
+            metadata.map(|(key, value)| (key.clone(), Some(said(key, value)))).collect();
+        entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+        entries
+    }
+
+    fn places(&self, key: &str) -> Vec<(String, Option<Fact>)> {
+        let name = self.full_name(key);
+        let found = self.value(&name).map(fact);
+        found.map(|fact| (name, Some(fact))).into_iter().collect()
+    }
+}
+
+impl Tensors for Gguf {
+    fn origin(&self, name: &str) -> Origin {
+        let own = self.names.own(name).unwrap_or_else(|| name.into());
+        match own.strip_suffix("ffn_gate_up_exps.weight") {
+            Some(block) if self.shape(&own).is_none() => Origin {
+                parts: ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.weight")).into(),
+                joined: Joined::Along(1),
+                ..Origin::one("")
+            },
+            _ => Origin::one(own),
+        }
+    }
+
+    fn shape(&self, own: &str) -> Option<Vec<usize>> {
+        self.header.tensors.get(own).map(|info| info.shape.clone())
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.header.tensors.keys().cloned().collect()
+    }
+
+    fn read(&self, own: &str) -> Result<Tensor, ModelError> {
+        let (info, bytes, dtype) = self.info(own)?;
+        qtensor_from_ggml(dtype, &aligned(bytes), info.shape.clone(), &Device::Cpu)
+            .and_then(|quantized| quantized.dequantize(&Device::Cpu))
+            .map_err(|e| self.malformed(format!("tensor `{own}`: {}", brief(&e))))
+    }
+
+    fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {
+        let (info, table, dtype) = self.info(own)?;
+        let &[_, width] = &info.shape[..] else {
+            return Err(self.malformed(format!("tensor `{own}` is no table")));
+        };
+        let row_bytes = width / dtype.block_size() * dtype.type_size();
+        let bytes = gathered(table, row_bytes, ids)?;
+        let quantized = qtensor_from_ggml(dtype, &bytes, vec![ids.len(), width], &Device::Cpu)?;
+        Ok(quantized.dequantize(&Device::Cpu)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

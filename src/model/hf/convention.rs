@@ -1,0 +1,117 @@
+//! In whose convention safetensors are written: which program's names and layouts they have.
+
+use super::EMBEDDING;
+use crate::model::ModelError;
+use std::path::Path;
+
+/// Who wrote the tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Convention {
+    /// transformers, as `format: pt` says, or a file without metadata.
+    Transformers,
+    /// MLX's converters, mlx-lm and mlx-vlm: `format: mlx`.
+    Mlx,
+}
+
+impl Convention {
+    /// By the metadata of a file.
+    pub fn of(path: &Path, format: Option<&str>) -> Result<Self, ModelError> {
+        let mend = "save the model again with transformers' `save_pretrained`";
+        let refused = |message| ModelError::Refused { path: path.into(), message };
+        match format {
+            None | Some("pt") => Ok(Convention::Transformers),
+            Some("mlx") => Ok(Convention::Mlx),
+            Some(format @ ("tf" | "flax" | "jax")) => Err(refused(format!(
+                "its metadata says `format: {format}`: weights of TensorFlow or Flax are laid out otherwise than \
+                 PyTorch's; {mend}"
+            ))),
+            Some(format) => Err(refused(format!(
+                "its metadata says `format: {format}`, a convention that this version of kvgate does not know (known: \
+                 pt, mlx); {mend}"
+            ))),
+        }
+    }
+
+    /// As in "… convention".
+    pub fn possessive(self) -> &'static str {
+        match self {
+            Convention::Transformers => "transformers'",
+            Convention::Mlx => "MLX's",
+        }
+    }
+
+    /// Refuses tensors as MLX's converter writes them in a file that does not say `format: mlx`: whether its
+    /// norms are stored around zero cannot be told.
+    pub fn check<'n>(
+        self,
+        folder: &Path,
+        tensors: impl Iterator<Item = (&'n String, &'n [usize])>,
+    ) -> Result<(), ModelError> {
+        let is_mlx = |name: &str, shape: &[usize]| {
+            name.contains(".switch_mlp.")
+                || name.contains(".switch_glu.")
+                || name.ends_with("linear_attn.conv1d.weight")
+                    && matches!(shape, [_, kernel, 1] if *kernel != 1)
+        };
+        let mut tensors = tensors;
+        match tensors.find(|(name, shape)| self != Convention::Mlx && is_mlx(name, shape)) {
+            None => Ok(()),
+            Some((name, shape)) => Err(ModelError::Refused {
+                path: folder.into(),
+                message: format!(
+                    "tensor `{name}` {shape:?} is named or laid out as MLX's converter does, and the files' metadata \
+                     does not say `format: mlx`: whether norms are stored as 1 + w cannot be told; convert the \
+                     original again"
+                ),
+            }),
+        }
+    }
+}
+
+/// What stands before the text model's names. The sources are transformers 5.24 (`conversion_mapping.py` and the
+/// classes' `base_model_prefix`), released files, and mlx-lm 0.32 (`sanitize` of its models).
+const PREFIXES: [&str; 5] = [
+    // the classes for causal language models
+    "model.",
+    // classes with towers, as transformers writes them since 4.52
+    "model.language_model.",
+    // the same before that, such as Gemma 3; and MLX
+    "language_model.model.",
+    // the model without its head: of a text class, and of a class with towers
+    "",
+    "language_model.",
+];
+
+/// Where the head is: beside the model, or in the text model of older files with towers and of MLX.
+const HEADS: [&str; 2] = ["lm_head.weight", "language_model.lm_head.weight"];
+
+/// The prefix of the text model's tensors, and the name of its head.
+pub(super) fn prefix_and_head<'n>(
+    folder: &Path,
+    names: impl Iterator<Item = &'n String> + Clone,
+) -> Result<(&'static str, &'static str), ModelError> {
+    let has = |wanted: &str| names.clone().any(|name| name == wanted);
+    let refused = |message| ModelError::Refused { path: folder.into(), message };
+    let only = |places: Vec<(&'static str, String)>| {
+        match &places[..] {
+        [(_, one), (_, two), ..] => Err(refused(format!(
+            "it has both `{one}` and `{two}`: two text models in one checkpoint, and nothing says which is meant"
+        ))),
+        places => Ok(places.first().map(|(place, _)| *place)),
+    }
+    };
+    let embeddings = PREFIXES.iter().map(|prefix| (*prefix, format!("{prefix}{EMBEDDING}")));
+    let prefix = only(embeddings.filter(|(_, name)| has(name)).collect())?;
+    let heads = HEADS.iter().map(|head| (*head, (*head).to_owned()));
+    let head = only(heads.filter(|(_, name)| has(name)).collect())?.unwrap_or(HEADS[0]);
+    match (prefix, names.clone().find(|name| name.ends_with(EMBEDDING))) {
+        (Some(prefix), _) => Ok((prefix, head)),
+        // it will be missed by its name
+        (None, None) => Ok((PREFIXES[0], head)),
+        (None, Some(other)) => Err(refused(format!(
+            "its embedding is called `{other}`, with a beginning that neither transformers nor MLX writes (known: {}); \
+             save the model again with transformers' `save_pretrained`",
+            PREFIXES.map(|prefix| format!("`{prefix}{EMBEDDING}`")).join(", ")
+        ))),
+    }
+}

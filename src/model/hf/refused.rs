@@ -1,0 +1,237 @@
+//! What a folder says of itself that its tensors do not: quantization that is part of the model, adapters, code
+//! of its own, and classes that are no language models. To read the tensors and pass over it would be to measure
+//! another model.
+
+use super::{json, optional};
+use crate::hub::CONFIG;
+use crate::model::ModelError;
+use serde_json::Value;
+use std::path::Path;
+
+/// Members of config.json that describe how weights, activations or caches are quantized. `quantization` is
+/// MLX's, `compression_config` was that of compressed-tensors, which also has `transform_config` for rotations.
+const QUANTIZATION: [&str; 6] = [
+    "quantization_config",
+    "quantization",
+    "compression_config",
+    "quantize_config",
+    "quant_config",
+    "transform_config",
+];
+
+/// Files that say the same beside config.json: those of AutoGPTQ, AutoAWQ and ModelOpt.
+const QUANTIZATION_FILES: [&str; 3] =
+    ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+
+/// How names of tensors end that quantizers add, and who they are.
+const QUANTIZERS: &[(&str, &str)] = &[
+    (".qweight", "GPTQ or AWQ"),
+    (".qzeros", "GPTQ or AWQ"),
+    (".g_idx", "GPTQ"),
+    (".weight_packed", "compressed-tensors"),
+    (".weight_shape", "compressed-tensors"),
+    (".weight_zero_point", "compressed-tensors"),
+    (".weight_scale_2", "ModelOpt"),
+    (".weight_scale_inv", "FP8 in blocks"),
+    (".weight_scale", "FP8, compressed-tensors or ModelOpt"),
+    (".input_scale", "FP8, compressed-tensors or ModelOpt"),
+    (".k_scale", "a KV cache with scales of its own"),
+    (".v_scale", "a KV cache with scales of its own"),
+    (".SCB", "bitsandbytes"),
+    (".absmax", "bitsandbytes"),
+    (".quant_map", "bitsandbytes"),
+    (".codebooks", "AQLM"),
+    ("_blocks", "MXFP4"),
+    (".biases", "MLX's quantization"),
+    (".scales", "MLX's quantization, GPTQ or AWQ"),
+];
+
+const INSTEAD: &str = "measure the checkpoint that it was made from, or a GGUF";
+
+/// Refuses what config.json and the files beside it say.
+pub(super) fn check(folder: &Path, whole: &Value, text: &Value) -> Result<(), ModelError> {
+    let config = folder.join(CONFIG);
+    for key in QUANTIZATION {
+        let mut places = [text, whole].into_iter().filter_map(|place| place.get(key));
+        if let Some(method) = places.find_map(method) {
+            return Err(quantized(&config, &format!("`{key}`"), &method));
+        }
+    }
+    for name in QUANTIZATION_FILES {
+        let path = folder.join(name);
+        let Some(bytes) = optional(&path)? else { continue };
+        if let Some(method) = method(&json::object(&path, &bytes)?) {
+            return Err(quantized(&path, "it", &method));
+        }
+    }
+    no_adapter(folder)?;
+    known_wrapper(&config, whole)?;
+    no_own_code(&config, whole)?;
+    language_model(&config, whole)
+}
+
+fn refused(path: &Path, message: String) -> ModelError {
+    ModelError::Refused { path: path.into(), message }
+}
+
+fn quantized(path: &Path, place: &str, method: &str) -> ModelError {
+    refused(
+        path,
+        format!(
+            "{place} says that the model is quantized by {method}, which this version of kvgate does not carry out; \
+             {INSTEAD}"
+        ),
+    )
+}
+
+/// The name of a method as its description gives it; none where the description says that nothing is
+/// quantized.
+fn method(described: &Value) -> Option<String> {
+    let described = described.as_object().filter(|members| !members.is_empty())?;
+    // ModelOpt nests what the others have at the top
+    if let Some(nested @ Value::Object(members)) = described.get("quantization") {
+        let algorithms = ["quant_algo", "kv_cache_quant_algo"];
+        let says_none = algorithms.iter().all(|key| members.get(*key).is_none_or(Value::is_null));
+        return if says_none { None } else { method(nested) };
+    }
+    let texts = ["quant_method", "quant_algo", "kv_cache_quant_algo", "format", "mode"];
+    let mut words: Vec<_> = texts
+        .iter()
+        .filter_map(|key| Some(format!("`{}`", described.get(*key)?.as_str()?)))
+        .collect();
+    let is_on = |key: &str| described.get(key).and_then(Value::as_bool).unwrap_or(false);
+    if words.is_empty() && (is_on("load_in_4bit") || is_on("load_in_8bit")) {
+        words.push("`bitsandbytes`".into());
+    }
+    if words.is_empty() && described.contains_key("w_bit") {
+        words.push("`awq`".into());
+    }
+    if words.is_empty() && described.contains_key("group_size") {
+        // what AutoGPTQ's own file and MLX's member have in common; the latter has nothing else
+        let own = if described.contains_key("desc_act") { "`gptq`" } else { "MLX's affine groups" };
+        words.push(own.into());
+    }
+    if words.is_empty() {
+        words.push("a method that is not named".into());
+    }
+    let bits = ["bits", "w_bit"].iter().find_map(|key| described.get(*key)?.as_u64());
+    let bits = bits.map(|bits| format!(" in {bits} bits")).unwrap_or_default();
+    Some(format!("{}{bits}", words.join(", ")))
+}
+
+/// Refuses tensors that a quantizer added, where the configuration does not say so.
+pub(super) fn check_names<'n>(
+    folder: &Path,
+    names: impl Iterator<Item = &'n String> + Clone,
+) -> Result<(), ModelError> {
+    let state = |name: &&String| name.contains(".quant_state.");
+    let known = QUANTIZERS.iter().find_map(|(end, who)| {
+        let name = names.clone().find(|name| name.ends_with(end))?;
+        Some((name, *who))
+    });
+    match known.or_else(|| Some((names.clone().find(state)?, "bitsandbytes"))) {
+        None => Ok(()),
+        Some((name, who)) => Err(refused(
+            folder,
+            format!("tensor `{name}` is there for quantized weights or caches ({who}), which this version of kvgate does not read; {INSTEAD}"),
+        )),
+    }
+}
+
+/// transformers applies an adapter that lies beside a model to it, if the package `peft` is there.
+fn no_adapter(folder: &Path) -> Result<(), ModelError> {
+    let path = folder.join("adapter_config.json");
+    if !path.exists() {
+        return Ok(());
+    }
+    let message = "an adapter (LoRA) lies beside the model, which transformers applies to it and kvgate does not: \
+                   merge it into the weights (peft's `merge_and_unload`), or take this file away";
+    Err(refused(&path, message.into()))
+}
+
+/// Refuses members of safetensors' metadata that describe quantization, as torchao's and Comfy's do.
+pub(super) fn check_metadata<'m>(
+    path: &Path,
+    mut members: impl Iterator<Item = &'m String>,
+) -> Result<(), ModelError> {
+    match members.find(|member| member.to_ascii_lowercase().contains("quant")) {
+        None => Ok(()),
+        Some(member) => Err(refused(
+            path,
+            format!("its metadata describes quantized weights (`{member}`), which this version of kvgate does not read; {INSTEAD}"),
+        )),
+    }
+}
+
+/// Models with towers whose text model, for text alone, is the plain one, by transformers 5.24. In others it is not:
+/// PaliGemma's attends to all of a prompt in both directions.
+const WRAPPERS: [&str; 10] = [
+    "gemma3",
+    "gemma4",
+    "gemma4_unified",
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_onevision",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "vipllava",
+];
+
+fn known_wrapper(config: &Path, whole: &Value) -> Result<(), ModelError> {
+    let nested = whole.get("text_config").is_some_and(Value::is_object);
+    match whole.get("model_type").and_then(Value::as_str) {
+        Some(kind) if nested && !WRAPPERS.contains(&kind) => Err(refused(
+            config,
+            format!(
+                "its text model is a part of a `{kind}`, of which kvgate does not know what it does with text (known: {})",
+                WRAPPERS.join(", ")
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Classes that a folder brings along are not those that the families here are written after. Configurations and
+/// tokenizers of its own are read as what they are.
+fn no_own_code(config: &Path, whole: &Value) -> Result<(), ModelError> {
+    if let Some(Value::String(file)) = whole.get("model_file") {
+        let what = format!(
+            "`model_file` names MLX code of the model's own ({file}), which kvgate does not run"
+        );
+        return Err(refused(config, what));
+    }
+    let Some(Value::Object(own)) = whole.get("auto_map") else { return Ok(()) };
+    let harmless = |class: &str| {
+        ["AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor"].contains(&class)
+    };
+    match own.iter().find(|(class, _)| !harmless(class)) {
+        None => Ok(()),
+        Some((class, code)) => Err(refused(
+            config,
+            format!(
+                "`auto_map` names code of the model's own for {class} ({code}), which kvgate does not run: if \
+                 transformers' class for its `model_type` computes the same, remove `auto_map` from a copy of it"
+            ),
+        )),
+    }
+}
+
+/// A classifier, a reranker or an embedding model has the tensors of a language model, and another head.
+fn language_model(config: &Path, whole: &Value) -> Result<(), ModelError> {
+    let Some(Value::Array(classes)) = whole.get("architectures") else { return Ok(()) };
+    let writes = |class: &&Value| {
+        let ends = ["ForCausalLM", "ForConditionalGeneration", "LMHeadModel"];
+        class.as_str().is_some_and(|class| ends.iter().any(|end| class.ends_with(end)))
+    };
+    match classes.iter().find(|class| !writes(class)) {
+        None => Ok(()),
+        Some(class) => Err(refused(
+            config,
+            format!(
+                "`architectures` names {class}, which is no language model: kvgate measures what predicts the next \
+                 token (…ForCausalLM, …ForConditionalGeneration)"
+            ),
+        )),
+    }
+}

@@ -1,0 +1,238 @@
+//! A Hugging Face `tokenizer.json`: what is looked at before the library reads it, because the library takes
+//! it for granted, and what the file says beside its pieces.
+
+use super::guard::guarded;
+use super::markers::{self, INFILL};
+use super::vocabulary::{cut, Spelling};
+use super::Tokenizer;
+use crate::model::ModelError;
+use serde::Deserialize;
+use serde_json::Value;
+use std::path::Path;
+use tokenizers::AddedToken;
+
+/// How many times longer replacements may make a text, all of them together.
+const GROWTH: f64 = 1024.0;
+
+/// The parts of the file that are looked at; the vocabulary is the library's.
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
+    #[serde(default)]
+    decoder: Value,
+    model: RawModel,
+}
+
+#[derive(Deserialize)]
+struct RawModel {
+    dropout: Option<f64>,
+}
+
+/// A `tokenizer.json`, and what it says beside its pieces.
+pub(in crate::model) struct TokenizerFile {
+    pub tokenizer: Tokenizer,
+    pub(super) spelling: Spelling,
+    /// The token that the file's own template puts before a text.
+    pub template_bos: Option<u32>,
+    /// What is read otherwise than the file says, for people.
+    pub remark: Option<String>,
+}
+
+impl TokenizerFile {
+    pub fn read(path: &Path) -> Result<Self, ModelError> {
+        let unusable = |message: String| ModelError::Tokenizer {
+            path: path.into(),
+            message: format!("cannot use this tokenizer: {message}"),
+        };
+        let bytes = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
+        let raw: Raw = serde_json::from_slice(&bytes).map_err(|e| unusable(e.to_string()))?;
+        raw.check().map_err(unusable)?;
+        let read = || -> Result<_, tokenizers::Error> {
+            let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
+            inner.with_truncation(None)?.with_padding(None);
+            let template_bos = template_bos(&inner)?;
+            let remark = retype(&mut inner)?;
+            Ok((inner, template_bos, remark))
+        };
+        let read = guarded(read).map_err(unusable)?;
+        let (inner, template_bos, remark) = read.map_err(|e| unusable(e.to_string()))?;
+        raw.check_ids(&inner).map_err(unusable)?;
+        let spelling = if is_byte_level(&raw.pre_tokenizer) || is_byte_level(&raw.decoder) {
+            Spelling::ByteLevel
+        } else {
+            Spelling::SentencePiece
+        };
+        let mut tokenizer = Tokenizer::new(inner, "tokenizer.json".into());
+        tokenizer.is_from_outside = true;
+        Ok(TokenizerFile { tokenizer, spelling, template_bos, remark })
+    }
+}
+
+/// The token that stands before a text only where special tokens are asked for.
+fn template_bos(inner: &tokenizers::Tokenizer) -> Result<Option<u32>, tokenizers::Error> {
+    let first = |special| -> Result<Option<u32>, tokenizers::Error> {
+        Ok(inner.encode_fast("a", special)?.get_ids().first().copied())
+    };
+    let (with, without) = (first(true)?, first(false)?);
+    Ok(if with == without { None } else { with })
+}
+
+/// Makes special tokens of the marks that the file has as text.
+fn retype(inner: &mut tokenizers::Tokenizer) -> Result<Option<String>, tokenizers::Error> {
+    let added = inner.get_added_tokens_decoder();
+    let is_mark = |text: &str| {
+        let infill =
+            INFILL.iter().any(|mark| mark.spelled(|known| (known == text).then_some(())).is_some());
+        // `</s>` is HTML, too, and where it ends a text files say so
+        (markers::ends_answers(text) || infill) && text != "</s>"
+    };
+    let mut retyped: Vec<(u32, String)> = Vec::new();
+    for (text, id) in inner.get_vocab(true) {
+        let own = added.get(&id);
+        let is_read_as_one = own.is_some_and(|token| token.special);
+        if !is_read_as_one && (is_mark(&text) || (own.is_none() && markers::begins_turns(&text))) {
+            retyped.push((id, text));
+        }
+    }
+    if retyped.is_empty() {
+        return Ok(None);
+    }
+    retyped.sort_unstable();
+    let tokens =
+        retyped.iter().map(|(_, text)| AddedToken::from(text.as_str(), true).normalized(false));
+    inner.add_special_tokens(tokens.collect::<Vec<_>>())?;
+    let tokens: Vec<_> = retyped.iter().map(|(id, text)| format!("{id} `{text}`")).collect();
+    let tokens = tokens.join(", ");
+    Ok(Some(format!("tokenizer.json has these marks as text, they are read as special tokens, as llama.cpp does: {tokens}")))
+}
+
+/// The merges of a file, as a GGUF file writes them; none of a tokenizer without merges.
+pub(super) fn merges(path: &Path) -> Option<Vec<String>> {
+    #[derive(Deserialize)]
+    struct File {
+        model: Model,
+    }
+    #[derive(Deserialize)]
+    struct Model {
+        merges: Vec<Merge>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Merge {
+        Pair([String; 2]),
+        Text(String),
+    }
+    let file: File = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    // a space within a piece is written as llama.cpp's converter writes it
+    let part = |part: &str| part.replace(' ', "\u{120}");
+    let text = |merge| match merge {
+        Merge::Text(text) => text,
+        Merge::Pair([left, right]) => format!("{} {}", part(&left), part(&right)),
+    };
+    Some(file.model.merges.into_iter().map(text).collect())
+}
+
+impl Raw {
+    /// What the library would panic at, draw by lot, or blow up.
+    fn check(&self) -> Result<(), String> {
+        if let Some(dropout) = self.model.dropout.filter(|dropout| *dropout != 0.0) {
+            return Err(format!("its `dropout` of {dropout} draws tokens by lot; set it to null"));
+        }
+        for template in self.templates() {
+            check_template(template)?;
+        }
+        let growth = growth(&self.normalizer) * growth(&self.pre_tokenizer) * growth(&self.decoder);
+        if growth > GROWTH {
+            return Err("its replacements make a text more than a thousand times longer".into());
+        }
+        Ok(())
+    }
+
+    /// Whether the tokens of its templates are those of its vocabulary.
+    fn check_ids(&self, inner: &tokenizers::Tokenizer) -> Result<(), String> {
+        for template in self.templates() {
+            let declared = template["special_tokens"].as_object().into_iter().flatten();
+            for (_, special) in declared {
+                let texts = special["tokens"].as_array().into_iter().flatten();
+                let ids = special["ids"].as_array().into_iter().flatten();
+                for (text, id) in texts.filter_map(Value::as_str).zip(ids.filter_map(Value::as_u64))
+                {
+                    let known = inner.token_to_id(text);
+                    if known.map(u64::from) != Some(id) {
+                        let known =
+                            known.map_or("does not have it".into(), |id| format!("has it as {id}"));
+                        let text = cut(text);
+                        return Err(format!(
+                            "its template writes `{text}` as token {id}, its vocabulary {known}"
+                        ));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn templates(&self) -> Vec<&Value> {
+        let mut found = Vec::new();
+        let mut open = vec![&self.post_processor];
+        while let Some(processor) = open.pop() {
+            open.extend(processor["processors"].as_array().into_iter().flatten());
+            if processor["type"] == "TemplateProcessing" {
+                found.push(processor);
+            }
+        }
+        found
+    }
+}
+
+/// Whether a template names only what it declares.
+fn check_template(template: &Value) -> Result<(), String> {
+    for (name, sequences) in [("single", &["A"][..]), ("pair", &["A", "B"])] {
+        for piece in template[name].as_array().into_iter().flatten() {
+            let id = |kind: &str| piece[kind]["id"].as_str();
+            if let Some(id) = id("SpecialToken") {
+                if template["special_tokens"].get(id).is_none() {
+                    let id = cut(id);
+                    return Err(format!("its template `{name}` names `{id}`, which it does not declare among its `special_tokens`"));
+                }
+            }
+            if let Some(id) = id("Sequence").filter(|id| !sequences.contains(id)) {
+                let id = cut(id);
+                return Err(format!(
+                    "its template `{name}` has a sequence `{id}`, which there is none of"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How many times longer the replacements of a part of the file can make a text.
+fn growth(part: &Value) -> f64 {
+    let within = match part {
+        Value::Array(list) => list.iter().map(growth).product(),
+        Value::Object(members) => members.values().map(growth).product(),
+        _ => 1.0,
+    };
+    if part["type"] != "Replace" {
+        return within;
+    }
+    let pattern = part["pattern"]["String"].as_str().map_or(1, |text| text.len().max(1));
+    let content = part["content"].as_str().map_or(0, str::len);
+    within * (content as f64 / pattern as f64).max(1.0)
+}
+
+fn is_byte_level(part: &Value) -> bool {
+    match part {
+        Value::Array(list) => list.iter().any(is_byte_level),
+        Value::Object(members) => {
+            part["type"] == "ByteLevel" || members.values().any(is_byte_level)
+        }
+        _ => false,
+    }
+}

@@ -1,0 +1,367 @@
+//! The tables of a GGUF file: a vocabulary with types, and what rebuilds its tokenizer.
+//!
+//! A GGUF file holds a vocabulary and a kind: `gpt2` (byte-level BPE with merges and a named
+//! pre-tokenizer) or `llama` (SentencePiece pieces with scores). Both become a BPE of the
+//! `tokenizers` crate. An unknown pre-tokenizer is an error: a wrong one gives plausible tokens and
+//! wrong numbers.
+
+use super::guard::guarded;
+use super::markers::{self, INFILL};
+use super::vocabulary::{cut, Piece, Pieces, Spelling};
+use super::{Tokenizer, SPACE};
+use crate::model::config::Config;
+use crate::model::gguf::Gguf;
+use crate::model::ModelError;
+use candle_core::quantized::gguf_file::Value;
+use std::collections::{BTreeSet, HashMap};
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence as DecoderSequence;
+use tokenizers::models::bpe::{Merges, BPE};
+use tokenizers::normalizers::replace::{Replace, ReplacePattern};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
+
+/// The kind of tokenizer.
+pub(super) const MODEL: &str = "tokenizer.ggml.model";
+/// The pre-tokenizer of a byte-level one.
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
+/// The pieces.
+const TOKENS: &str = "tokenizer.ggml.tokens";
+/// Their types.
+const TYPES: &str = "tokenizer.ggml.token_type";
+const MERGES: &str = "tokenizer.ggml.merges";
+const SCORES: &str = "tokenizer.ggml.scores";
+
+/// Types of `tokenizer.ggml.token_type`: pieces that merging makes; what stands for text that the vocabulary
+/// cannot spell; tokens that text spells only where special tokens are asked for; tokens that it always
+/// spells; single bytes.
+const NORMAL: u64 = 1;
+const UNKNOWN: u64 = 2;
+const CONTROL: u64 = 3;
+const USER_DEFINED: u64 = 4;
+const BYTE: u64 = 6;
+
+/// Keys of the tokens that end a text, a turn and a message.
+const ENDS: [&str; 3] =
+    ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+const GPT2_SPLIT: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Pre-tokenizers by their names in `tokenizer.ggml.pre`: patterns that split one after the other.
+const PRE_TOKENIZERS: &[(&str, &[&str])] =
+    &[("gpt-2", &[GPT2_SPLIT]), ("smollm", &[r"\p{N}", GPT2_SPLIT]), ("qwen2", &[QWEN2_SPLIT])];
+
+impl Tokenizer {
+    /// The tokenizer that a GGUF file holds, without a BOS yet.
+    pub(in crate::model) fn from_gguf(
+        file: &Gguf,
+        vocabulary: &Vocabulary,
+    ) -> Result<Self, ModelError> {
+        let model = text(file, MODEL).unwrap_or_default();
+        let pre = text(file, PRE).unwrap_or_default();
+        let build = || {
+            let mut inner = match model {
+                "gpt2" => byte_level(file, vocabulary, pre)?,
+                "llama" => sentence_piece(file, vocabulary)?,
+                other => return Err(unusable(file, format!("its tokenizer `{other}` is unknown"))),
+            };
+            inner
+                .add_tokens(vocabulary.added(&[USER_DEFINED]))
+                .and_then(|_| inner.add_special_tokens(vocabulary.added(&[CONTROL, UNKNOWN])))
+                .map_err(|e| unusable(file, e.to_string()))?;
+            Ok(inner)
+        };
+        let inner = guarded(build).map_err(|why| unusable(file, why))??;
+        let kind = if model == "gpt2" { format!("BPE, {pre}") } else { "SentencePiece".into() };
+        let mut tokenizer = Tokenizer::new(inner, format!("{kind}, from the GGUF"));
+        tokenizer.marks = vocabulary.begins.clone();
+        Ok(tokenizer)
+    }
+}
+
+/// The vocabulary of a GGUF file.
+pub(in crate::model) struct Vocabulary {
+    tokens: Vec<String>,
+    /// As they are read: known marks are control tokens.
+    types: Vec<u64>,
+    spelling: Spelling,
+    /// Tokens after which nothing is generated.
+    pub ends: BTreeSet<u32>,
+    /// Marks of a turn's beginning that the file types as ordinary text.
+    begins: Vec<String>,
+    /// What is read otherwise than the file says, for people.
+    pub remark: Option<String>,
+}
+
+impl Vocabulary {
+    /// A file for which another tokenizer is named may have none.
+    pub fn read(file: &Gguf, is_optional: bool) -> Result<Self, ModelError> {
+        let is_there = !is_optional || file.value(TOKENS).is_some();
+        let tokens = if is_there { strings(file, TOKENS)? } else { Vec::new() };
+        let types = match file.value(TYPES) {
+            Some(Value::Array(types)) => types
+                .iter()
+                .map(|t| match t {
+                    Value::I32(v) => *v as u64,
+                    Value::U32(v) => u64::from(*v),
+                    _ => 0,
+                })
+                .collect(),
+            _ => vec![NORMAL; tokens.len()],
+        };
+        if types.len() != tokens.len() {
+            return Err(file.bad_key(
+                TYPES,
+                format!("has {} entries for {} tokens", types.len(), tokens.len()),
+            ));
+        }
+        let mut ids = HashMap::new();
+        for (id, token) in tokens.iter().enumerate().filter(|(_, token)| !token.is_empty()) {
+            if let Some(first) = ids.insert(token, id) {
+                let message = format!("has `{}` twice, as {first} and {id}", cut(token));
+                return Err(file.bad_key(TOKENS, message));
+            }
+        }
+        let spelling = match text(file, MODEL) {
+            Some("gpt2") => Spelling::ByteLevel,
+            _ => Spelling::SentencePiece,
+        };
+        let (ends, begins, remark) = (BTreeSet::new(), Vec::new(), None);
+        let mut vocabulary = Vocabulary { tokens, types, spelling, ends, begins, remark };
+        vocabulary.mark(file)?;
+        Ok(vocabulary)
+    }
+
+    /// Finds the tokens that mark something, and types them as what they are.
+    fn mark(&mut self, file: &Gguf) -> Result<(), ModelError> {
+        let ids = self.ids();
+        let mut marks: BTreeSet<u32> =
+            ids.iter().filter(|(text, _)| markers::ends_answers(text)).map(|(_, id)| *id).collect();
+        self.ends.extend(&marks);
+        for infill in &INFILL {
+            // a key that names no token counts for nothing, as in llama.cpp
+            let named = file.any_number(infill.key)?.filter(|id| *id < self.tokens.len());
+            let spelled = || infill.spelled(|text| ids.get(text).copied());
+            let found = named.map_or_else(spelled, |id| Some(id as u32));
+            marks.extend(found.filter(|_| named.is_none()));
+            self.ends.extend(found.filter(|_| infill.ends));
+        }
+        for key in ENDS {
+            self.ends.extend(self.named(file, key)?);
+        }
+        // harmony's format ends a message where the answer goes on; Gemma 4 writes HTML
+        let has = |text: &str| ids.get(text).copied();
+        let is_harmony = has("<|call|>").is_some() && has("<|return|>").is_some();
+        let is_gemma4 = has("<|tool_response>").is_some();
+        for (text, is_text, kind) in
+            [("<|end|>", is_harmony, USER_DEFINED), ("</s>", is_gemma4, NORMAL)]
+        {
+            if let Some(id) = has(text).filter(|_| is_text) {
+                self.ends.remove(&id);
+                marks.remove(&id);
+                self.types[id as usize] = kind;
+            }
+        }
+        self.retype(&marks);
+        Ok(())
+    }
+
+    fn retype(&mut self, marks: &BTreeSet<u32>) {
+        let mut retyped = Vec::new();
+        for (id, (token, kind)) in (0..).zip(self.tokens.iter().zip(&mut self.types)) {
+            if marks.contains(&id) && *kind != CONTROL {
+                *kind = CONTROL;
+                retyped.push(format!("{id} `{token}`"));
+            } else if *kind == NORMAL && markers::begins_turns(token) {
+                self.begins.push(token.clone());
+                retyped.push(format!("{id} `{token}`"));
+            }
+        }
+        self.remark = (!retyped.is_empty()).then(|| {
+            let tokens = retyped.join(", ");
+            format!("the file types these marks as text, they are read as control tokens, as llama.cpp does: {tokens}")
+        });
+    }
+
+    /// Whether the file has none.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// llama.cpp, too, wants a token for each row of the table of embeddings.
+    pub fn check_size(&self, file: &Gguf, rows: usize) -> Result<(), ModelError> {
+        let count = self.tokens.len();
+        if count == rows {
+            return Ok(());
+        }
+        Err(file.bad_key(TOKENS, format!("has {count} tokens, and token_embd.weight {rows} rows")))
+    }
+
+    /// The token that a key names.
+    pub fn named(&self, file: &Gguf, key: &str) -> Result<Option<u32>, ModelError> {
+        match file.any_number(key)? {
+            Some(id) if id >= self.tokens.len() && !self.tokens.is_empty() => {
+                let count = self.tokens.len();
+                Err(file.bad_key(key, format!("names token {id} of a vocabulary of {count}")))
+            }
+            id => Ok(id.map(|id| id as u32)),
+        }
+    }
+
+    /// Tokens of some types.
+    fn added<'a>(&'a self, kinds: &'a [u64]) -> impl Iterator<Item = AddedToken> + 'a {
+        let tokens = self.tokens.iter().zip(&self.types);
+        let tokens = tokens.filter(|(token, kind)| kinds.contains(kind) && !token.is_empty());
+        tokens.map(|(token, &kind)| {
+            AddedToken::from(token.as_str(), kind != USER_DEFINED).normalized(false)
+        })
+    }
+
+    /// Its pieces, to be compared with another file's.
+    pub(super) fn pieces(&self, file: &Gguf) -> Pieces {
+        let piece = |(id, (token, &kind)): (u32, (&String, &u64))| {
+            let is_added = !matches!(kind, NORMAL | BYTE);
+            (id, Piece::new(token, self.spelling, is_added, kind == CONTROL))
+        };
+        Pieces::new(file.path(), (0..).zip(self.tokens.iter().zip(&self.types)).map(piece))
+    }
+
+    /// The text of a token.
+    pub fn token(&self, id: u32) -> Option<&str> {
+        self.tokens.get(id as usize).map(String::as_str)
+    }
+
+    fn ids(&self) -> HashMap<String, u32> {
+        self.tokens.iter().zip(0..).map(|(token, id)| (token.clone(), id)).collect()
+    }
+}
+
+/// The merges of a byte-level tokenizer, as they are written.
+pub(super) fn merges(file: &Gguf) -> Result<Option<Vec<String>>, ModelError> {
+    file.value(MERGES).map(|_| strings(file, MERGES)).transpose()
+}
+
+fn byte_level(
+    file: &Gguf,
+    vocabulary: &Vocabulary,
+    pre: &str,
+) -> Result<tokenizers::Tokenizer, ModelError> {
+    let Some((_, patterns)) = PRE_TOKENIZERS.iter().find(|(name, _)| *name == pre) else {
+        let known: Vec<_> = PRE_TOKENIZERS.iter().map(|(name, _)| *name).collect();
+        return Err(unusable(
+            file,
+            format!("its pre-tokenizer `{pre}` is unknown (known: {})", known.join(", ")),
+        ));
+    };
+    let merges = strings(file, MERGES)?
+        .into_iter()
+        .map(|merge| match merge.split_once(' ') {
+            Some((left, right)) => Ok((left.to_string(), right.to_string())),
+            None => Err(file.bad_key(MERGES, format!("`{merge}` is no pair"))),
+        })
+        .collect::<Result<Merges, _>>()?;
+    let bpe = BPE::builder()
+        .vocab_and_merges(
+            vocabulary.ids().into_iter().collect::<tokenizers::models::bpe::Vocab>(),
+            merges,
+        )
+        .build()
+        .map_err(|e| unusable(file, e.to_string()))?;
+    let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
+    for pattern in *patterns {
+        let pattern = SplitPattern::Regex((*pattern).into());
+        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
+        steps.push(split.map_err(|e| unusable(file, e.to_string()))?.into());
+    }
+    steps.push(ByteLevel::new(false, true, false).into());
+    let mut tokenizer = tokenizers::Tokenizer::new(bpe);
+    tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
+    tokenizer.with_decoder(Some(ByteLevel::default()));
+    Ok(tokenizer)
+}
+
+/// SentencePiece's BPE merges the adjacent pair whose joined piece scores highest. The same order is
+/// had from merges ranked by the score of what they make.
+fn sentence_piece(
+    file: &Gguf,
+    vocabulary: &Vocabulary,
+) -> Result<tokenizers::Tokenizer, ModelError> {
+    if matches!(file.value("tokenizer.ggml.add_space_prefix"), None | Some(Value::Bool(true))) {
+        return Err(unusable(file, "a SentencePiece tokenizer with a space prefix is unsupported"));
+    }
+    let scores = match file.value(SCORES) {
+        Some(Value::Array(scores)) if scores.len() == vocabulary.tokens.len() => scores,
+        _ => return Err(file.bad_key(SCORES, "must have one entry a token")),
+    };
+    let ids = vocabulary.ids();
+    let mut merges: Vec<(f32, (String, String))> = Vec::new();
+    for ((token, &kind), score) in vocabulary.tokens.iter().zip(&vocabulary.types).zip(scores) {
+        let score = match score {
+            Value::F32(v) if v.is_finite() => *v,
+            _ => return Err(file.bad_key(SCORES, "must be finite floats")),
+        };
+        // only normal pieces are made by merging; byte and control tokens are not
+        if kind != NORMAL {
+            continue;
+        }
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if ids.contains_key(left) && ids.contains_key(right) {
+                merges.push((score, (left.into(), right.into())));
+            }
+        }
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let unknown = file.any_number("tokenizer.ggml.unknown_token_id")?;
+    let unknown = unknown.and_then(|id| vocabulary.tokens.get(id));
+    let mut bpe = BPE::builder()
+        .vocab_and_merges(
+            ids.into_iter().collect::<tokenizers::models::bpe::Vocab>(),
+            merges.into_iter().map(|(_, pair)| pair).collect(),
+        )
+        .fuse_unk(true)
+        .byte_fallback(true);
+    if let Some(unknown) = unknown {
+        bpe = bpe.unk_token(unknown.clone());
+    }
+    let mut tokenizer =
+        tokenizers::Tokenizer::new(bpe.build().map_err(|e| unusable(file, e.to_string()))?);
+    let spaces = Replace::new(ReplacePattern::String(" ".into()), SPACE)
+        .map_err(|e| unusable(file, e.to_string()))?;
+    tokenizer.with_normalizer(Some(spaces)).map_err(|e| unusable(file, e.to_string()))?;
+    let spaces = Replace::new(ReplacePattern::String(SPACE.into()), " ")
+        .map_err(|e| unusable(file, e.to_string()))?;
+    tokenizer.with_decoder(Some(DecoderSequence::new(vec![
+        spaces.into(),
+        ByteFallback::new().into(),
+        Fuse::new().into(),
+    ])));
+    Ok(tokenizer)
+}
+
+pub(in crate::model) fn text<'a>(file: &'a Gguf, key: &str) -> Option<&'a str> {
+    match file.value(key) {
+        Some(Value::String(s)) => Some(s),
+        _ => None,
+    }
+}
+
+fn strings(file: &Gguf, key: &str) -> Result<Vec<String>, ModelError> {
+    let wrong = || file.bad_key(key, "must be an array of strings");
+    match file.value(key) {
+        Some(Value::Array(values)) => {
+            values.iter().map(|v| v.to_string().cloned().map_err(|_| wrong())).collect()
+        }
+        _ => Err(wrong()),
+    }
+}
+
+fn unusable(file: &Gguf, message: impl Into<String>) -> ModelError {
+    ModelError::Tokenizer { path: file.path().into(), message: message.into() }
+}

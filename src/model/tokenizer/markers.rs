@@ -1,0 +1,173 @@
+//! Tokens that mark something, known by their spelling: what ends an answer, what begins a turn, and the
+//! marks of infilling.
+//!
+//! Files exist that type such a token as ordinary text or as text that is always one token. llama.cpp types
+//! what ends an answer, and the marks of infilling, as control tokens whatever the file says
+//! (`llama_vocab::impl::load`); so does kvgate, by the same lists, since token ids are to be llama.cpp's.
+
+/// What ends an answer.
+const ENDS: [&str; 23] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+    "<|ifm|im_end|>",
+];
+
+/// A mark of infilling: the key that names its token, the spellings that it is known by where none does, and
+/// whether it ends an answer.
+pub(super) struct Infill {
+    pub key: &'static str,
+    spellings: &'static [&'static str],
+    pub ends: bool,
+}
+
+/// The marks of infilling.
+pub(super) const INFILL: [Infill; 6] = [
+    Infill {
+        key: "tokenizer.ggml.fim_pre_token_id",
+        spellings: &[
+            "<|fim_prefix|>",
+            "<fim-prefix>",
+            "<fim_prefix>",
+            "<｜fim▁begin｜>",
+            "<PRE>",
+            "▁<PRE>",
+            "<|code_prefix|>",
+            "<|prefix|>",
+            "<|plamo:fim_prefix|>",
+        ],
+        ends: false,
+    },
+    Infill {
+        key: "tokenizer.ggml.fim_suf_token_id",
+        spellings: &[
+            "<|fim_suffix|>",
+            "<fim-suffix>",
+            "<fim_suffix>",
+            "<｜fim▁hole｜>",
+            "<SUF>",
+            "▁<SUF>",
+            "<|code_suffix|>",
+            "<|suffix|>",
+            "<|plamo:fim_suffix|>",
+        ],
+        ends: false,
+    },
+    Infill {
+        key: "tokenizer.ggml.fim_mid_token_id",
+        spellings: &[
+            "<|fim_middle|>",
+            "<fim-middle>",
+            "<fim_middle>",
+            "<｜fim▁end｜>",
+            "<MID>",
+            "▁<MID>",
+            "<|code_middle|>",
+            "<|middle|>",
+            "<|plamo:fim_middle|>",
+        ],
+        ends: false,
+    },
+    Infill {
+        key: "tokenizer.ggml.fim_pad_token_id",
+        spellings: &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
+        ends: true,
+    },
+    Infill {
+        key: "tokenizer.ggml.fim_rep_token_id",
+        spellings: &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
+        ends: true,
+    },
+    Infill {
+        key: "tokenizer.ggml.fim_sep_token_id",
+        spellings: &["<|file_sep|>", "<|plamo:file_separator|>"],
+        ends: true,
+    },
+];
+
+/// What begins a turn, or stands within its head. llama.cpp leaves their types alone, so that in plain text
+/// they are what the file says; what a chat template writes is always read as the marks that it means.
+const BEGINS: [&str; 10] = [
+    "<|im_start|>",
+    "<|im_sep|>",
+    "<start_of_turn>",
+    "<|turn>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|begin_of_text|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+];
+
+/// Whether a token of this spelling ends an answer.
+pub(crate) fn ends_answers(text: &str) -> bool {
+    ENDS.contains(&text)
+}
+
+/// Whether a token of this spelling begins a turn.
+pub(super) fn begins_turns(text: &str) -> bool {
+    BEGINS.contains(&text)
+}
+
+impl Infill {
+    /// Its spelling among some tokens: of several that are there, the one that is listed first.
+    pub fn spelled<T>(&self, token: impl Fn(&str) -> Option<T>) -> Option<T> {
+        self.spellings.iter().find_map(|text| token(text))
+    }
+}
+
+/// The marks that a template writes, in its order, each once: what stands in `<|` and `|>`, and all that are
+/// known.
+pub(crate) fn written_by(template: &str) -> Vec<&str> {
+    let mut found: Vec<(usize, &str)> = Vec::new();
+    for known in ENDS.iter().chain(&BEGINS) {
+        found.extend(template.find(known).map(|at| (at, *known)));
+    }
+    for (at, _) in template.match_indices("<|") {
+        let inner = &template[at + 2..];
+        let length = inner.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(0);
+        if length > 0 && inner[length..].starts_with("|>") {
+            found.push((at, &template[at..at + length + 4]));
+        }
+    }
+    found.sort_unstable();
+    let mut marks: Vec<&str> = Vec::new();
+    for (_, mark) in found {
+        if !marks.contains(&mark) {
+            marks.push(mark);
+        }
+    }
+    marks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_marks_of_a_template_are_found_in_its_order() {
+        let template =
+            "{% if a <|b %}<|tool_7|>x<end_of_turn>{{ '<|im_start|>' }}<|im_start|><|no no|>";
+        assert_eq!(written_by(template), ["<|tool_7|>", "<end_of_turn>", "<|im_start|>"]);
+    }
+}

@@ -1,0 +1,196 @@
+//! The checkpoint's own vocabulary beside a tokenizer that a policy names: they must be one.
+//!
+//! A tokenizer of another model gives plausible ids and wrong numbers, and it hides harm, since a model that
+//! reads noise is hurt little by a worse cache. Compared are the pieces of all special tokens and of every
+//! token that a text gives, and the ids of the text where the checkpoint's own tokenizer can be rebuilt, or
+//! else the merges.
+
+use super::file::{self, TokenizerFile};
+use super::gguf::{self, Vocabulary};
+use super::vocabulary::{cut, Pieces};
+use super::Tokenizer;
+use crate::hub::{CONFIG, TOKENIZER, TOKENIZER_CONFIG};
+use crate::model::config::Config;
+use crate::model::gguf::Gguf;
+use crate::model::{hf, ModelError};
+use serde_json::Value as Json;
+use std::path::Path;
+
+/// Two vocabularies that must be one.
+pub(super) struct Own {
+    /// The checkpoint's.
+    own: Option<Pieces>,
+    /// That of the tokenizer in use.
+    named: Pieces,
+    /// The checkpoint's own tokenizer, where it can be rebuilt.
+    tokenizer: Option<Box<Tokenizer>>,
+    /// What could not be compared, for people.
+    pub remark: Option<String>,
+}
+
+impl Own {
+    /// A GGUF file's.
+    ///
+    /// # Errors
+    /// Merges that are others, where nothing else can tell.
+    pub fn of_gguf(
+        file: &Gguf,
+        vocabulary: &Vocabulary,
+        path: &Path,
+        named: &TokenizerFile,
+    ) -> Result<Self, ModelError> {
+        let pieces = Pieces::of(&named.tokenizer.inner, path, named.spelling);
+        if vocabulary.is_empty() {
+            return Ok(Self::without_own(pieces, "the GGUF has no vocabulary"));
+        }
+        let own = Some(vocabulary.pieces(file));
+        let (tokenizer, remark) = match Tokenizer::from_gguf(file, vocabulary) {
+            Ok(tokenizer) => (Some(Box::new(tokenizer)), None),
+            Err(_) => {
+                if let Some(difference) = merges_differ(file, path)? {
+                    return Err(super::unusable(path, difference));
+                }
+                let own = "this kvgate cannot rebuild the GGUF's own tokenizer";
+                (
+                    None,
+                    Some(format!("{own}: compared are pieces and merges, not how text is split")),
+                )
+            }
+        };
+        Ok(Own { own, named: pieces, tokenizer, remark })
+    }
+
+    /// A folder's: its `tokenizer.json`, or what it has of older files.
+    pub fn of_folder(
+        folder: &Path,
+        path: &Path,
+        named: &TokenizerFile,
+    ) -> Result<Self, ModelError> {
+        let pieces = Pieces::of(&named.tokenizer.inner, path, named.spelling);
+        let file = folder.join(TOKENIZER);
+        if let Some(own) = file.exists().then(|| TokenizerFile::read(&file)).and_then(Result::ok) {
+            let spelled = Pieces::of(&own.tokenizer.inner, &file, own.spelling);
+            let tokenizer = Some(Box::new(own.tokenizer));
+            return Ok(Own { own: Some(spelled), named: pieces, tokenizer, remark: None });
+        }
+        match Pieces::beside(folder)? {
+            None => Ok(Self::without_own(pieces, "the folder has no vocabulary of its own")),
+            Some(own) => {
+                let remark = format!(
+                    "compared with {} are pieces, not how text is split",
+                    own.file.display()
+                );
+                Ok(Own { own: Some(own), named: pieces, tokenizer: None, remark: Some(remark) })
+            }
+        }
+    }
+
+    fn without_own(named: Pieces, why: &str) -> Self {
+        let remark = format!(
+            "{why}: nothing tells whether the tokenizer that the policy names is the model's"
+        );
+        Own { own: None, named, tokenizer: None, remark: Some(remark) }
+    }
+
+    /// The first special token that is not the same one in both.
+    pub fn check_specials(&self) -> Result<(), String> {
+        let difference = self.own.as_ref().and_then(|own| own.special_difference(&self.named));
+        difference.map_or(Ok(()), Err)
+    }
+
+    /// The first of a text's tokens that is not the same one in both, and the first place where the
+    /// checkpoint's own tokenizer reads the text otherwise.
+    pub fn check(
+        &self,
+        ids: &[u32],
+        read: impl Fn(&Tokenizer) -> Result<Vec<u32>, String>,
+    ) -> Result<(), String> {
+        let Some(own) = &self.own else { return Ok(()) };
+        if let Some(difference) = ids.iter().find_map(|&id| own.difference(&self.named, id)) {
+            return Err(difference);
+        }
+        let Some(tokenizer) = &self.tokenizer else { return Ok(()) };
+        let wanted = read(tokenizer)?;
+        if wanted == ids {
+            return Ok(());
+        }
+        let at = ids.iter().zip(&wanted).take_while(|(a, b)| a == b).count();
+        let shown = |ids: &[u32]| {
+            let text = |id: &u32| own.get(*id).map_or("?".into(), |piece| cut(&piece.text));
+            ids.iter()
+                .take(4)
+                .map(text)
+                .map(|text| format!("`{text}`"))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let (own, named) = (own.file.display(), self.named.file.display());
+        Err(format!(
+            "{named} reads it otherwise than the checkpoint's own tokenizer in {own}: behind {at} equal tokens \
+             {} instead of {}; leave `tokenizer` out, kvgate can read the checkpoint's own",
+            shown(&ids[at..]),
+            shown(&wanted[at..])
+        ))
+    }
+}
+
+/// Where the merges of a GGUF file and of a `tokenizer.json` part.
+fn merges_differ(file: &Gguf, path: &Path) -> Result<Option<String>, ModelError> {
+    let (Some(own), Some(named)) = (gguf::merges(file)?, file::merges(path)) else {
+        return Ok(None);
+    };
+    if own == named {
+        return Ok(None);
+    }
+    let at = own.iter().zip(&named).take_while(|(a, b)| a == b).count();
+    let shown =
+        |merges: &[String]| merges.get(at).map_or("none".into(), |m| format!("`{}`", cut(m)));
+    Ok(Some(format!(
+        "merge {at} is {} in {} and {} here: it is another model's",
+        shown(&own),
+        file.path().display(),
+        shown(&named)
+    )))
+}
+
+/// Whether the special tokens that a folder's `config.json` names by their ids can be the tokenizer's: an id
+/// that is ordinary text, where `tokenizer_config.json` names a token for the same purpose, is another
+/// vocabulary's.
+pub(super) fn check_config(
+    folder: &Path,
+    path: &Path,
+    file: &TokenizerFile,
+) -> Result<(), ModelError> {
+    let config = hf::optional_json(&folder.join(CONFIG))?;
+    let beside = path.parent().map(|folder| folder.join(TOKENIZER_CONFIG));
+    let beside = beside.map_or(Ok(Json::Null), |file| hf::optional_json(&file))?;
+    let own = hf::optional_json(&folder.join(TOKENIZER_CONFIG))?;
+    let added = file.tokenizer.inner.get_added_tokens_decoder();
+    for (key, name) in [("bos_token_id", "bos_token"), ("eos_token_id", "eos_token")] {
+        let found = [&config["text_config"][key], &config[key]].into_iter().find(|v| !v.is_null());
+        let ids: Vec<u64> = match found {
+            Some(Json::Array(list)) => list.iter().filter_map(Json::as_u64).collect(),
+            Some(one) => one.as_u64().into_iter().collect(),
+            None => continue,
+        };
+        let named = [&beside, &own].into_iter().map(|config| &config[name]).find(|v| !v.is_null());
+        let named = named.and_then(|token| token.get("content").unwrap_or(token).as_str());
+        let Some(named) = named else { continue };
+        let token = file.tokenizer.token(named);
+        let is_special = |id: &u64| u32::try_from(*id).is_ok_and(|id| added.contains_key(&id));
+        let is_named = |id: &u64| token.is_some_and(|token| u64::from(token) == *id);
+        if ids.is_empty() || ids.iter().any(|id| is_special(id) || is_named(id)) {
+            continue;
+        }
+        let piece = u32::try_from(ids[0]).ok().and_then(|id| file.tokenizer.inner.id_to_token(id));
+        let piece = piece.map_or("nothing".into(), |piece| format!("`{}`", cut(&piece)));
+        let message = format!(
+            "`{key}` of config.json is {}, which is {piece} here, and `{name}` of {TOKENIZER_CONFIG} is `{}`: it is \
+             another model's",
+            ids[0],
+            cut(named)
+        );
+        return Err(super::unusable(path, message));
+    }
+    Ok(())
+}
