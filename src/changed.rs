@@ -17,8 +17,10 @@ const MACHINERY: &[&str] = &[".github", ".config", ".cargo", "src", "tests"];
 const MACHINERY_FILES: &[&str] =
     &["Cargo.toml", "Cargo.lock", "build.rs", "rust-toolchain", "rust-toolchain.toml"];
 /// Extensions of what only people read.
-const PROSE: &[&str] =
-    &["md", "markdown", "rst", "adoc", "png", "jpg", "jpeg", "gif", "svg", "webp", "pdf"];
+const PROSE: &[&str] = &[
+    "md", "markdown", "rst", "adoc", "png", "jpg", "jpeg", "gif", "svg", "webp", "pdf", "html",
+    "css",
+];
 /// Names of what only people and hosts read, up to an extension.
 const PROSE_FILES: &[&str] = &[
     "README",
@@ -223,7 +225,7 @@ impl<'p> Watch<'p> {
         if !beneath.is_empty() && !is_words(path) {
             return Effect::Models(beneath);
         }
-        match is_prose(path) || self.is_left_by_run(path) {
+        match is_words(path) || self.is_left_by_run(path) {
             true => Effect::None,
             // what is not known may be anything
             false => Effect::All,
@@ -285,11 +287,8 @@ fn is_machinery(path: &Path) -> bool {
         || folders.into_iter().any(|folder| MACHINERY.iter().any(|m| folder.as_os_str() == *m))
 }
 
-fn is_prose(path: &Path) -> bool {
-    is_words(path) || path.starts_with("docs")
-}
-
-/// What only people and hosts read, wherever it lies.
+/// What only people and hosts read, wherever it lies. A folder of documents is none: a model or a tokenizer may lie
+/// there, or a link may lead there.
 fn is_words(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();

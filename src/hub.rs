@@ -32,6 +32,12 @@ pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// What lies beside a checkpoint that is not what its tensors say alone: a description of how it was quantized (of
+/// AutoGPTQ, AutoAWQ and ModelOpt), and an adapter.
+pub(crate) const QUANTIZATION_FILES: [&str; 3] =
+    ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+pub(crate) const ADAPTER: &str = "adapter_config.json";
+
 /// What a commit may have, and prompts and their ends depend on.
 const OPTIONAL: [&str; 3] = [TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG];
 
@@ -388,6 +394,11 @@ fn is_hex(text: &str, digits: usize) -> bool {
 
 /// The files that an index names; none if it cannot be read or names files elsewhere.
 pub(crate) fn shards(index: &Path) -> Option<BTreeSet<String>> {
+    // that of a model with a hundred thousand tensors has a tenth of it
+    const LONGEST: u64 = 128 << 20;
+    if std::fs::metadata(index).ok()?.len() > LONGEST {
+        return None;
+    }
     let index: Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
     let files = index.get("weight_map")?.as_object()?.values();
     let files: Option<BTreeSet<String>> =

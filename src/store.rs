@@ -13,6 +13,7 @@
 use crate::files::write_atomically;
 use crate::golden;
 use crate::hash;
+use crate::hub::{self, Pinned, TOKENIZER_CONFIG};
 use crate::measure::prompts::PromptSet;
 use crate::policy::{Cell, ModelPolicy};
 use crate::results::Measurement;
@@ -43,6 +44,8 @@ impl Store {
         let fail = |error: io::Error| {
             format!("cannot share results through {}: {error}", self.folder.display())
         };
+        // the key is of what the cache has then; what cannot be fetched is an error of the measurement
+        let _ = hub::fetch(&model.source, &|_, _, _| {});
         let key = key(&self.root, model, cells).map_err(fail)?;
         std::fs::create_dir_all(&self.folder).map_err(fail)?;
         let lock = File::create(self.folder.join(format!("{key}.lock"))).map_err(fail)?;
@@ -86,10 +89,13 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> 
     // a commit of the hub says what the weights are, before they are fetched as well
     if model.source.hub.is_none() {
         parts.extend(crate::model::files(&model.source.path).iter().map(|path| optional(path)));
-        // what a model is asked, and where its texts end
-        let of_chat = ["chat_template.jinja", "tokenizer_config.json", "generation_config.json"];
-        parts.extend(of_chat.iter().map(|file| optional(&model.source.path.join(file))));
     }
+    // what tells how a text is read: of a commit, too, whose cache may lack some of it
+    parts.extend(companions(&model.source.path));
+    let unasked = model.source.hub.iter().flat_map(Pinned::unasked);
+    parts.extend(unasked.map(|file| format!("unasked {file}")));
+    let beside = model.source.tokenizer.iter().map(|file| file.with_file_name(TOKENIZER_CONFIG));
+    parts.extend(beside.map(|file| optional(&file)));
     parts.push(format!("{:?}", model.source));
     parts.extend(model.source.tokenizer.iter().map(|path| optional(path)));
     parts.extend(model.calibration.iter().map(|path| optional(path)));
@@ -104,6 +110,21 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> 
     parts.push(format!("{} {} {}", model.context, model.chunks, model.baseline));
     parts.extend(cells.iter().map(|cell| format!("{}={}", cell.label, cell.scheme)));
     Ok(hash::of_bytes(parts.join("\n").as_bytes()))
+}
+
+/// Names and hashes of a folder's small files, any of which may say how a checkpoint is read: `config.json`, chat
+/// templates, vocabularies, descriptions of quantization. None where there is no such folder.
+fn companions(folder: &Path) -> Vec<String> {
+    const KINDS: [&str; 4] = ["jinja", "json", "model", "txt"];
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_small = |path: &PathBuf| {
+        let kind = path.extension().and_then(|kind| kind.to_str()).unwrap_or_default();
+        KINDS.contains(&kind) && path.is_file()
+    };
+    let mut paths: Vec<_> = entries.map(|entry| entry.path()).filter(is_small).collect();
+    paths.sort();
+    let named = |path: &PathBuf| Some(format!("{} {}", path.display(), hash::of_file(path).ok()?));
+    paths.iter().filter_map(named).collect()
 }
 
 #[cfg(test)]

@@ -337,7 +337,11 @@ pub(crate) fn unlike_policy(
 
 /// How the checkpoint was read otherwise than the policy asks for.
 fn read_otherwise(source: &Source, reading: &[String]) -> Option<String> {
-    let (bos, asked): (Vec<_>, Vec<_>) = reading.iter().partition(|line| line.starts_with(BOS));
+    let is_bos = |line: &&String| {
+        let word = line.strip_prefix(BOS);
+        word.is_some_and(|word| word == "none" || word.parse::<u32>().is_ok())
+    };
+    let (bos, asked): (Vec<_>, Vec<_>) = reading.iter().partition(is_bos);
     let wanted = source.reading();
     if asked != wanted.iter().collect::<Vec<_>>() {
         let words = |lines: &[&String]| match lines {
@@ -350,9 +354,16 @@ fn read_otherwise(source: &Source, reading: &[String]) -> Option<String> {
             words(&wanted.iter().collect::<Vec<_>>())
         ));
     }
-    let asked = source.bos?;
-    let contrary = bos.into_iter().find(|line| line.ends_with(NO_BOS) == asked)?;
-    Some(format!("it was measured with `{contrary}`, and the policy says otherwise (`bos`)"))
+    let wanted = source.bos?;
+    match bos[..] {
+        [line] if line.ends_with(NO_BOS) != wanted => None,
+        [line] => {
+            Some(format!("it was measured with `{line}`, and the policy says otherwise (`bos`)"))
+        }
+        _ => Some(
+            "it does not say which BOS it was measured with, and the policy does (`bos`)".into(),
+        ),
+    }
 }
 
 /// How a line about BOS ends where none stands before the chunks.
@@ -480,11 +491,14 @@ mod tests {
         );
         model.source.bos = Some(true);
         starts(says(&model, &without_bos), "it was measured with `bos none`, and the policy says");
+        starts(says(&model, &|_| ()), "it does not say which BOS it was measured with");
         let with_bos = |m: &mut Measurement| m.conditions.reading = vec!["bos 2".into()];
         assert_eq!(says(&model, &with_bos), "");
         model.source.bos = Some(false);
         starts(says(&model, &with_bos), "it was measured with `bos 2`, and the policy says");
         model.source.bos = None;
+        let odd = |m: &mut Measurement| m.conditions.reading = vec!["bos two".into()];
+        starts(says(&model, &odd), "its checkpoint was read `bos two`, and the policy");
         model.source.sha256 = Some("00".into());
         starts(says(&model, &|_| ()), "it is of weights with SHA-256 a5fd3b62, and the policy");
         model.source.sha256 = None;

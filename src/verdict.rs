@@ -394,7 +394,7 @@ fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
         context: model.context,
         chunks: model.chunks,
         baseline: &model.baseline.to_string(),
-        is_untrained: model.source.untrained,
+        options: &model.source.options(),
     };
     let run = run_command(&format!("{}::{}::", model.name, cell.label));
     format!("again:        {run}\nwithout gate: {measure}")
@@ -421,8 +421,8 @@ pub(crate) struct Measure<'a> {
     pub chunks: usize,
     /// What schemes are compared with.
     pub baseline: &'a str,
-    /// Whether the weights are said to be untrained.
-    pub is_untrained: bool,
+    /// How the checkpoint is read, word by word.
+    pub options: &'a [String],
 }
 
 impl fmt::Display for Measure<'_> {
@@ -436,8 +436,8 @@ impl fmt::Display for Measure<'_> {
             write!(f, " --calibration {}", quoted(file))?;
         }
         write!(f, " --schemes {} --context {context} --chunks {chunks}", quoted(self.schemes))?;
-        if self.is_untrained {
-            f.write_str(" --untrained")?;
+        for word in self.options {
+            write!(f, " {}", quoted(word))?;
         }
         match self.baseline {
             "f16" | "f16/f16" => Ok(()),

@@ -299,6 +299,9 @@ fn the_policy_lets_keys_pass_that_are_there_and_unread() {
     assert!(absent.contains("`rope_base` is named by the policy's `ignore_keys`"), "{absent}");
     let read = error(&["rope_freq_base", "rms_norm_eps"]);
     assert!(read.contains("`rms_norm_eps` is read"), "{read}");
+    let quantized = edited("llama", |c| c["quantization_config"] = Value::Null);
+    let elsewhere = opened(quantized.path(), &["quantization_config"]).err().unwrap();
+    assert!(elsewhere.contains("`quantization_config` is read"), "{elsewhere}");
 }
 
 #[test]

@@ -458,7 +458,8 @@ fn sentence_piece(parts: &Parts) -> Parts {
             ("model", Value::String("llama".into())),
             ("tokens", list(&|(text, _)| Value::String(text.clone()))),
             ("token_type", list(&|(_, kind)| Value::I32(*kind))),
-            ("scores", list(&|(text, _)| Value::F32(text.len() as f32))),
+            // each its own, or their order is not told; longer pieces first
+            ("scores", Value::Array(scores(&tokens))),
             ("add_space_prefix", Value::Bool(false)),
             ("unknown_token_id", Value::U32(0)),
             ("bos_token_id", Value::U32(1)),
@@ -467,6 +468,14 @@ fn sentence_piece(parts: &Parts) -> Parts {
         .map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)),
     );
     parts
+}
+
+/// A score for each token by its length, and of two of one length the earlier one's is higher.
+fn scores(tokens: &[(String, i32)]) -> Vec<Value> {
+    let score = |(i, (text, _)): (usize, &(String, i32))| {
+        Value::F32(text.len() as f32 - i as f32 / tokens.len() as f32)
+    };
+    tokens.iter().enumerate().map(score).collect()
 }
 
 impl Seed {

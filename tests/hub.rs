@@ -399,7 +399,7 @@ fn half_cached(place: &Place) -> String {
     format!("hf:{REPOSITORY}@{COMMIT}")
 }
 
-const UNKNOWN: &str = "warning: chat template unknown";
+const UNKNOWN: &str = "warning: chat template, BOS and ends of answers are decided without";
 
 #[test]
 fn a_cache_without_the_chat_template_is_completed_once() {

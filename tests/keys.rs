@@ -176,9 +176,11 @@ fn open(path: &Path) -> Result<Checkpoint, String> {
     opened.map_err(|error| error.to_string().replace(path.to_str().unwrap(), ""))
 }
 
-/// The specification as text, in which differences can be seen.
+/// The specification and how a text is read as text, in which differences can be seen.
 fn rendered(checkpoint: &Checkpoint) -> String {
-    format!("{:#?}", checkpoint.spec)
+    let Checkpoint { spec, tokenizer, ends, .. } = checkpoint;
+    let ids = tokenizer.encode("The river ran, 1815.\n");
+    format!("{spec:#?}\nbos: {:?}\nends: {ends:?}\nids: {ids:?}", tokenizer.bos)
 }
 
 /// The first lines in which two specifications differ.
@@ -190,7 +192,8 @@ fn difference(one: &str, other: &str) -> String {
 
 /// Where the reference has its default of a key whose name ends so: of GGUF in llama.cpp, of config.json in
 /// transformers. A change that has none is silent, and no such change may be.
-const SOURCES: [(&str, &str); 14] = [
+const SOURCES: [(&str, &str); 15] = [
+    ("eos_token_id", "GenerationConfig: nothing ends an answer then"),
     (".rope.freq_base", "llama_model_base::load_hparams, rope_freq_base_train"),
     (".rope.dimension_count", "llama_model_base::load_hparams, n_rot_full"),
     (".rope.scaling.original_context_length", "llama_model_base::load_hparams, n_ctx_orig_yarn"),
@@ -223,11 +226,13 @@ fn outcome(as_is: &str, key: &str, edit: Edit, opened: Result<Checkpoint, String
             let now = rendered(&checkpoint);
             let noted = if support::notes_on_keys(&checkpoint).is_empty() { "" } else { ", noted" };
             if now == as_is {
-                format!("same{noted}")
-            } else {
-                assert!(edit == Edit::Remove, "a misspelt {key} changes in silence");
-                format!("default{noted} by {}: {}", source(key), difference(as_is, &now))
+                return format!("same{noted}");
             }
+            assert!(edit == Edit::Remove, "a misspelt {key} changes in silence");
+            let (source, difference) = (source(key), difference(as_is, &now));
+            let is_spec = |rendered: &str| rendered.starts_with(&format!("{:#?}", checkpoint.spec));
+            let kind = if is_spec(as_is) { "tokens" } else { "default" };
+            format!("{kind}{noted} by {source}: {difference}")
         }
         Err(error) => {
             let known = [
@@ -260,7 +265,7 @@ fn no_key_is_missed_or_misspelt_in_silence() {
         for (edit, words) in EDITS {
             writeln!(list, "# {name} {words}").unwrap();
             for (outcome, keys) in outcomes(&fixture, &as_is, edit) {
-                let kinds = ["same", "default", "refused"];
+                let kinds = ["same", "default", "tokens", "refused"];
                 let kind = kinds.into_iter().find(|kind| outcome.starts_with(kind)).unwrap();
                 *counts.entry(kind).or_default() += keys.len();
                 writeln!(list, "{outcome}\n    {}", keys.join(" ")).unwrap();

@@ -366,6 +366,9 @@ fn quantized_models_are_refused_by_the_name_of_their_method() {
         (json!({"quant_method": "spinquant", "online_rotation": true}), &["`spinquant`"]),
         (json!({"quant_method": "a-new-one"}), &["`a-new-one`"]),
         (json!({"bits": 2}), &["a method that is not named", "2 bits"]),
+        (json!({"quantization": {}, "quant_method": "gptq"}), &["`gptq`"]),
+        (json!("fp8"), &["not described by an object"]),
+        (json!([4]), &["not described by an object"]),
     ] {
         let folder = configured("llama", |c| c["quantization_config"] = described.clone());
         let place = ["config.json", "`quantization_config`", "was made from"];

@@ -148,7 +148,9 @@ fn marks_that_are_typed_as_text_are_said() {
     };
     let checkpoint = notes(json!([["<|im_end|>", 1], ["<|im_start|>", 1]]));
     let said = checkpoint.notes.join("\n");
-    assert!(said.contains("292 `<|im_end|>`, 293 `<|im_start|>`"), "{said}");
+    assert!(said.contains("as control tokens, as llama.cpp does: 292 `<|im_end|>`"), "{said}");
+    assert!(said.contains("as marks in what a chat template wrote, and as text"), "{said}");
+    assert!(said.contains("elsewhere: 293 `<|im_start|>`"), "{said}");
     // llama.cpp would split the beginning of a turn; a template means the mark
     let rendered = checkpoint.tokenizer.encode_rendered("<|im_start|>a<|im_end|>").unwrap();
     assert_eq!((rendered[0], rendered[rendered.len() - 1], rendered.len()), (293, 292, 3));
@@ -212,7 +214,11 @@ fn gemma_4_has_a_bos_unless_the_policy_says_otherwise() {
         assert!(checkpoint.notes.join("\n").contains("by llama.cpp's rule for Gemma 4"));
         source.bos = Some(false);
         let checkpoint = open(&source).unwrap();
-        assert_eq!((checkpoint.tokenizer.bos, checkpoint.reading.len()), (None, 0));
+        // the policy's word is a condition, also where the outcome is that of 0.1.0
+        assert_eq!(
+            (checkpoint.tokenizer.bos, &checkpoint.reading[..]),
+            (None, &["bos none".into()][..])
+        );
         let said = checkpoint.notes.join("\n");
         assert!(
             said.contains("no BOS, by `bos` in the policy") && said.contains("warning: a Gemma"),
@@ -377,7 +383,31 @@ fn older_files_of_a_folder_tell_as_well() {
     // nothing to compare with: that is said
     std::fs::remove_file(folder.path().join("tokenizer.model")).unwrap();
     let checkpoint = open(&with_tokenizer(folder.path().into(), &named)).unwrap();
-    assert!(checkpoint.notes.join("\n").contains("no vocabulary of its own"));
+    assert!(checkpoint
+        .notes
+        .join("\n")
+        .contains("no tokenizer.json of its own, and no other vocabulary"));
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n";
+    std::fs::write(folder.path().join("tokenizer.json"), pointer).unwrap();
+    let checkpoint = open(&with_tokenizer(folder.path().into(), &named)).unwrap();
+    let notes = checkpoint.notes.join("\n");
+    assert!(notes.contains("own tokenizer.json cannot be used"), "{notes}");
+}
+
+#[test]
+fn types_and_flags_of_another_kind_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let with = |key: &str, value: Gguf| {
+        rewritten(&base().join("model.gguf"), &path, |metadata| {
+            metadata.insert(key.into(), value);
+        });
+        refused(&Source::at(path.clone()))
+    };
+    let error = with(TYPES, Gguf::String("normal".into()));
+    assert!(error.contains(TYPES) && error.contains("I32 or U32"), "{error}");
+    let error = with(TYPES, Gguf::Array(vec![Gguf::F32(1.0); 300]));
+    assert!(error.contains(TYPES) && error.contains("I32 or U32"), "{error}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! `kvgate calibrate`: what calibrated schemes need to know about a model.
 
 use super::{name, say, Reading, Stop, NOT_MEASURED};
-use crate::measure::calibrate::calibrate;
-use crate::measure::corpus;
+use crate::measure::calibrate::{calibrate, Calibrated};
+use crate::out;
 use crate::progress::Bar;
 use std::path::PathBuf;
 
@@ -30,17 +30,15 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let source = arguments.reading.source(&arguments.model)?;
     let name = name(&source);
-    for path in &arguments.corpus {
-        let text = corpus::read(path).map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?;
-        text.remarks().iter().for_each(|remark| eprintln!("note: {remark}"));
-    }
     let (context, chunks) = (arguments.context as usize, arguments.chunks as usize);
-    let calibration = {
+    let calibrated = {
         let bar = Bar::new(&name);
         let tell = |what: &str, done, all| bar.tell(what, done, all);
         calibrate(&source, &arguments.corpus, context, chunks, &tell)
     };
-    let calibration = calibration.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
+    let Calibrated { calibration, notes } =
+        calibrated.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
+    notes.iter().for_each(|note| out::tell(format!("note: {note}")));
     let output = arguments.output.clone().unwrap_or_else(|| format!("{name}.calibration").into());
     calibration.write(&output).map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     say(format!(

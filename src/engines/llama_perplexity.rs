@@ -264,6 +264,24 @@ impl Lines<'_> {
         self.lines.iter().find_map(|line| read(line))
     }
 
+    /// What all lines say of which something can be made. Memory is fitted with loads that are thrown away, so that
+    /// one run may say the same more than once.
+    ///
+    /// # Errors
+    /// The line that says something else: it is another run's.
+    fn agreed<T: PartialEq>(
+        &self,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, LogError> {
+        let said = self.lines.iter().enumerate();
+        let mut said = said.filter_map(|(i, line)| Some((i + 1, read(line)?)));
+        let Some((_, first)) = said.next() else { return Ok(None) };
+        match said.find(|(_, other)| *other != first) {
+            None => Ok(Some(first)),
+            Some((line, _)) => Err(LogError::TwoRuns { path: self.path.into(), line }),
+        }
+    }
+
     fn missing(&self, what: &str, mend: &'static str) -> LogError {
         // Windows PowerShell formats what comes from standard error, and breaks its lines
         let is_broken = self.lines.iter().any(|line| line.contains("NativeCommandError"));
@@ -418,18 +436,18 @@ impl Lines<'_> {
     }
 
     fn model_file(&self) -> Result<String, LogError> {
-        let path = self.find(|line| {
+        let path = self.agreed(|line| {
             let line = line.split_once("loaded meta data with")?.1;
             Some(line.split_once(" tensors from ")?.1.rsplit_once(" (version ")?.0)
                 .map(|path| path.rsplit(['/', '\\']).next().unwrap_or(path).to_owned())
-        });
+        })?;
         let plain = path.filter(|name| !name.is_empty() && name.len() <= 255);
         plain.ok_or_else(|| self.missing("which checkpoint was loaded", VERBOSE))
     }
 
     /// A value of `print_info`.
     fn info(&self, key: &str) -> Result<String, LogError> {
-        let value = self.find(|line| {
+        let value = self.agreed(|line| {
             // until 2025 by another name
             let line =
                 line.strip_prefix("print_info:").or(line.strip_prefix("llm_load_print_meta:"))?;
@@ -437,7 +455,7 @@ impl Lines<'_> {
             let name = name.trim();
             let is_it = name == key || (name == "model ftype" && key == "file type");
             is_it.then(|| quoted(value.trim()))
-        });
+        })?;
         let what = format!("the model's {key} (`print_info: {key} = …`)");
         value.filter(|value| !value.is_empty()).ok_or_else(|| self.missing(&what, VERBOSE))
     }

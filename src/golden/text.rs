@@ -17,6 +17,7 @@
 
 use super::{GoldenError, Lines, HEADER};
 use crate::hash;
+use crate::measure::prompts::{NO_TEMPLATE, UNKNOWN_TEMPLATE};
 use crate::measure::replay::{Continuation, Generated};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -102,7 +103,7 @@ pub(crate) fn parse(text: &str, path: &str) -> Result<Generated, GoldenError> {
         weights_sha256: lines.sha256("weights")?,
         prompts_sha256: lines.sha256("prompts")?,
         template_sha256: match lines.field("template")? {
-            none if none == "none" => none,
+            word if [NO_TEMPLATE, UNKNOWN_TEMPLATE].contains(&word.as_str()) => word,
             hash => lines.is_sha256("template", hash)?,
         },
         thinking: match &lines.field("thinking")?[..] {

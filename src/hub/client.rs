@@ -3,7 +3,8 @@
 //! checking what arrived, and errors that say what to do.
 
 use super::{
-    cache, home, shards, variable, HubError, Pinned, CONFIG, INDEX, OPTIONAL, TOKENIZER, WEIGHTS,
+    cache, home, shards, variable, HubError, Pinned, ADAPTER, CONFIG, INDEX, OPTIONAL,
+    QUANTIZATION_FILES, TOKENIZER, WEIGHTS,
 };
 use crate::measure::Progress;
 use crate::nearest::nearest;
@@ -147,6 +148,12 @@ impl<'a> Client<'a> {
             self.get(TOKENIZER)?;
         }
         self.optional()?;
+        // those that the checkpoint is refused for: the same here as where another program fetched all of it
+        for file in QUANTIZATION_FILES.into_iter().chain([ADAPTER]) {
+            if self.listed.contains_key(file) {
+                self.get(file)?;
+            }
+        }
         if self.listed.contains_key(WEIGHTS) || !self.listed.contains_key(INDEX) {
             return self.get(WEIGHTS);
         }

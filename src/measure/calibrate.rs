@@ -16,6 +16,14 @@ use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+/// What was found, and what people should know about the checkpoint and the texts that it was found from.
+pub struct Calibrated {
+    /// What is written into the file.
+    pub calibration: Calibration,
+    /// One whole sentence each.
+    pub notes: Vec<String>,
+}
+
 /// Runs a model with an f16 cache over a text, each chunk from its beginning, and gives what its layers
 /// hand to the cache.
 ///
@@ -27,7 +35,7 @@ pub fn calibrate(
     context: usize,
     chunks: usize,
     progress: Progress,
-) -> Result<Calibration, MeasureError> {
+) -> Result<Calibrated, MeasureError> {
     hub::fetch(source, progress)?;
     progress("reading", 0, 0);
     let checkpoint = Checkpoint::open(source)?;
@@ -37,12 +45,16 @@ pub fn calibrate(
     let decoder = checkpoint.load(fitting(checkpoint.spec.parameters()))?;
     let mut observer = Observer::new(&decoder);
     observe(&decoder, &chunks, &mut observer, progress)?;
-    Ok(Calibration {
+    let remarks = texts.iter().flat_map(corpus::Text::remarks);
+    let notes = checkpoint.notes.iter().cloned().chain(remarks).collect();
+    let sides = observer.sides.into_iter();
+    let calibration = Calibration {
         weights_sha256: subject.weights_sha256,
         corpus: texts.into_iter().map(|text| text.file).collect(),
         tokens: context * chunks.len(),
-        layers: observer.sides.into_iter().map(|(i, sides)| (i, sides.map(Sums::ranges))).collect(),
-    })
+        layers: sides.map(|(i, sides)| (i, sides.map(Sums::ranges))).collect(),
+    };
+    Ok(Calibrated { calibration, notes })
 }
 
 /// Layer by layer, so that weights are read once.

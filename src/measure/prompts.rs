@@ -39,6 +39,11 @@ pub struct Prompt {
     pub tokens: Vec<u32>,
 }
 
+/// What stands for the hash of a chat template where there is none.
+pub(crate) const NO_TEMPLATE: &str = "none";
+/// The same where files are missing that may hold one, or what it writes special tokens by.
+pub(crate) const UNKNOWN_TEMPLATE: &str = "unknown";
+
 /// Prompts as one model reads them, and what made them so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompts {
@@ -218,9 +223,9 @@ impl PromptSet {
             prompts: prompts.collect::<Result<_, _>>()?,
             sha256: self.sha256.clone(),
             template_sha256: match &checkpoint.template {
+                _ if !checkpoint.is_template_known => UNKNOWN_TEMPLATE.into(),
                 Some(template) => template.sha256(),
-                None if checkpoint.is_template_known => "none".into(),
-                None => "unknown".into(),
+                None => NO_TEMPLATE.into(),
             },
             thinking: THINKING,
             remarks: self.remarks(),

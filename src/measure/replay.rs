@@ -1,5 +1,6 @@
 //! What replaying a baseline's text under a scheme gave.
 
+use super::prompts::UNKNOWN_TEMPLATE;
 use crate::results::Sides;
 use serde::{Deserialize, Serialize};
 
@@ -58,12 +59,20 @@ impl Generated {
         let differs = [
             ("weights", self.weights_sha256 != kept.weights_sha256),
             ("prompts", self.prompts_sha256 != kept.prompts_sha256),
-            ("chat template", self.template_sha256 != kept.template_sha256),
+            // what nobody knows may have been another thing then
+            (
+                "chat template",
+                self.template_sha256 != kept.template_sha256 || self.is_template_unknown(),
+            ),
             ("baseline", self.baseline != kept.baseline),
             ("thinking", self.thinking != kept.thinking),
             ("length", self.tokens != kept.tokens),
         ];
         differs.into_iter().find(|(_, differs)| *differs).map(|(what, _)| what)
+    }
+
+    fn is_template_unknown(&self) -> bool {
+        self.template_sha256 == UNKNOWN_TEMPLATE
     }
 
     /// SHA-256 of the tokens of all continuations.

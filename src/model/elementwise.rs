@@ -467,7 +467,7 @@ mod tests {
             for (with_bias, with_norm, frequencies, magnitude) in
                 [(false, false, whole, 1.0), (true, true, vec![1.0, 0.3, 0.0], 1.25)]
             {
-                let rope = Rope { base: 10.0, frequencies, magnitude, pairs };
+                let rope = Rope { base: 10.0, frequencies: frequencies.into(), magnitude, pairs };
                 let op = Heads {
                     start,
                     heads,

@@ -176,14 +176,14 @@ impl HfCheckpoint {
     /// What is to be said where the configuration ties a head that the files hold, with other numbers: programs
     /// differ in which they take.
     fn untied(&self) -> Option<String> {
-        let tied = self.lookup("tie_word_embeddings") == Some(Fact::Bool(true));
+        let tied = self.lookup(TIED) == Some(Fact::Bool(true));
         let embedding = self.tensors.get(&self.full(EMBEDDING)).filter(|_| tied)?;
         let head = self.tensors.get(self.head)?;
         let bytes = |at: &Located| &self.shards[at.shard].1[at.bytes.clone()];
         let same = head.dtype == embedding.dtype && bytes(head) == bytes(embedding);
         (!same).then(|| {
             format!(
-                "config.json says tie_word_embeddings, and `{}` differs from the embedding: it is read as the head, as \
+                "{TIED} holds by config.json or its class's default, and `{}` differs from the embedding: it is read as the head, as \
                  transformers does",
                 self.head
             )
@@ -325,6 +325,11 @@ fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
         return Err(malformed(path, what));
     }
     std::fs::read(path).map_err(|error| io(path, error))
+}
+
+/// The object that a file holds; no key of it stands twice.
+pub(super) fn strict_object(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
+    json::object(path, bytes)
 }
 
 /// A file that a checkpoint may lack.

@@ -24,6 +24,7 @@ pub mod tokenizer;
 
 pub use error::ModelError;
 
+use crate::hub::{Pinned, GENERATION_CONFIG};
 use crate::policy::Source;
 use chat::ChatTemplate;
 use decoder::{Decoder, Residency};
@@ -125,7 +126,7 @@ impl Checkpoint {
         decoder::check(&spec, &folder)?;
         let opened = tokenizer::of_folder(path, &spec, source)?;
         let template = ChatTemplate::from_folder(path)?;
-        let is_unasked = source.hub.as_ref().is_some_and(|pinned| !pinned.unasked().is_empty());
+        let unasked = source.hub.as_ref().map(Pinned::unasked).unwrap_or_default();
         let mut checkpoint = Checkpoint {
             path: path.clone(),
             files: folder.files(),
@@ -134,26 +135,26 @@ impl Checkpoint {
             ends: chat::ends_of_folder(path, template.as_ref(), &opened.tokenizer)?,
             tokenizer: opened.tokenizer,
             tokenizer_file: opened.file,
-            is_template_known: template.is_some() || !is_unasked,
+            is_template_known: !unasked.iter().any(|file| *file != GENERATION_CONFIG),
             template,
             notes: [folder.notes().to_vec(), notes, opened.notes].concat(),
             reading: [source.reading(), opened.reading].concat(),
             tensors: Arc::new(folder),
             spec,
         };
+        if !unasked.is_empty() {
+            checkpoint.notes.push(format!(
+                "warning: chat template, BOS and ends of answers are decided without {}: the hub's cache does not \
+                 tell whether this commit has it, and nobody could ask the hub",
+                unasked.join(", ")
+            ));
+        }
         checkpoint.remark_on_template();
         Ok(checkpoint)
     }
 
     /// Says what would make prompts others than the model was trained to read.
     fn remark_on_template(&mut self) {
-        if !self.is_template_known {
-            self.notes.push(
-                "warning: chat template unknown: the hub's cache lacks files of this commit that may hold one, \
-                 and nobody could ask the hub; prompts are read as plain text"
-                    .into(),
-            );
-        }
         let unread = self.template.as_ref().map(|template| template.unread_marks(&self.tokenizer));
         self.notes.extend(unread.flatten());
     }

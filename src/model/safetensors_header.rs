@@ -6,7 +6,7 @@
 use super::foreign;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Bytes of the header's length, which the file begins with.
 const LENGTH: usize = 8;
@@ -108,6 +108,34 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
+/// The members of `__metadata__`, which are looked at for one that stands twice: `format` decides how norms are read.
+struct Metadata;
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Metadata)
+    }
+}
+
+impl<'de> Visitor<'de> for Metadata {
+    type Value = Metadata;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "an object of texts as `{METADATA}`")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Metadata, M::Error> {
+        let mut names = HashSet::new();
+        while let Some((name, _)) = map.next_entry::<String, String>()? {
+            if let Some(name) = names.replace(name) {
+                let message = format!("`{name}` of `{METADATA}` stands twice");
+                return Err(serde::de::Error::custom(message));
+            }
+        }
+        Ok(Metadata)
+    }
+}
+
 struct Header;
 
 impl<'de> Visitor<'de> for Header {
@@ -123,7 +151,7 @@ impl<'de> Visitor<'de> for Header {
         let mut has_metadata = false;
         while let Some(name) = map.next_key::<String>()? {
             if name == METADATA {
-                map.next_value::<HashMap<String, String>>()?;
+                map.next_value::<Metadata>()?;
                 if std::mem::replace(&mut has_metadata, true) {
                     return Err(serde::de::Error::custom(format!("`{METADATA}` stands twice")));
                 }
@@ -195,6 +223,10 @@ mod tests {
                 &["`a` stands twice", "(0, 8)", "(8, 16)"],
             ),
             (of(&[metadata.clone(), metadata, a.clone()], 8), &["`__metadata__` stands twice"]),
+            (
+                of(&[r#""__metadata__":{"format":"pt","format":"mlx"}"#.into(), a.clone()], 8),
+                &["`format` of `__metadata__` stands twice"],
+            ),
             (
                 of(&[a.clone(), tensor("b", "[2]", 4, 12)], 12),
                 &["`b`", "4..12", "overlap", "`a` (0..8)"],

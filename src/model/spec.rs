@@ -1,6 +1,7 @@
 //! What a decoder is made of: the facts that a family file reads from a checkpoint's configuration.
 
 use crate::kv::cache::LayerKv;
+use std::sync::Arc;
 
 /// A decoder-only language model.
 #[derive(Debug, Clone)]
@@ -179,7 +180,7 @@ pub struct Rope {
     pub pairs: Pairs,
     /// Radians per position of each pair, from the head's first; 0 leaves a pair as it is. Elements
     /// behind the last pair are not turned either.
-    pub frequencies: Vec<f32>,
+    pub frequencies: Arc<[f32]>,
     /// cos and sin are multiplied by this (YaRN's attention factor).
     pub magnitude: f32,
 }

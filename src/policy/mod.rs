@@ -126,6 +126,18 @@ impl Source {
         }
     }
 
+    /// The options of `kvgate measure` that read a checkpoint in the same way, each word by itself.
+    pub fn options(&self) -> Vec<String> {
+        let option = |name: &str, value: String| vec![name.to_owned(), value];
+        let tokenizer = self.tokenizer.iter().map(|file| file.display().to_string());
+        let mut words: Vec<String> =
+            tokenizer.flat_map(|file| option("--tokenizer", file)).collect();
+        words.extend(self.bos.iter().flat_map(|bos| option("--bos", bos.to_string())));
+        words.extend(self.ignore_keys.iter().flat_map(|key| option("--ignore-key", key.clone())));
+        words.extend(self.untrained.then(|| "--untrained".to_owned()));
+        words
+    }
+
     /// What a measurement's [`Conditions::reading`](crate::results::Conditions::reading) says because the
     /// policy asked for it, in the order in which it is written there.
     pub fn reading(&self) -> Vec<String> {

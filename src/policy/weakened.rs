@@ -243,6 +243,12 @@ impl Findings<'_> {
             was,
             is,
         );
+        let named = |model: &ModelPolicy| {
+            let file = model.source.tokenizer.as_ref();
+            file.map_or("the checkpoint's own".into(), |file| file.display().to_string())
+        };
+        let (was, is) = (named(old), named(new));
+        compare("tokenizer", "another tokenizer", was != is, was, is);
         let lifted = new.source.untrained && !old.source.untrained;
         let what = "the bound on the baseline's perplexity lifted";
         compare("untrained", what, lifted, "false".into(), "true".into());
@@ -279,6 +285,11 @@ impl Findings<'_> {
         for file in old.corpus.iter().filter(|file| !new.corpus.contains(file)) {
             let lines = pair.lines("", &["corpus"]);
             self.add(lines, "corpus file removed", &old.name, file.display(), "none");
+        }
+        // a mean is over all texts: an easy one hides what a hard one shows
+        for file in new.corpus.iter().filter(|file| !old.corpus.contains(file)) {
+            let lines = pair.lines("", &["corpus"]);
+            self.add(lines, "corpus file added", &old.name, "none", file.display());
         }
         let prompts = |model: &ModelPolicy| model.generate.as_ref().map(|p| p.file.clone());
         let kept = old.corpus.iter().filter(|file| new.corpus.contains(file));
@@ -685,6 +696,7 @@ prompts = false
         let more = base.replace("\"x.txt\"", "\"x.txt\", \"y.txt\"");
         let found = between(&base, &more);
         assert!(found.iter().any(|f| f.contains("fewer chunks for each text")), "{found:?}");
+        assert!(found.iter().any(|f| f.contains("corpus file added: none → y.txt")), "{found:?}");
         assert!(between(&more, &base).iter().all(|f| !f.contains("fewer chunks for each text")));
     }
 }

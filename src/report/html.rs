@@ -12,7 +12,7 @@ use super::Report;
 use crate::engines::Engine;
 use crate::files::write_atomically;
 use crate::kv::Scheme;
-use crate::policy::UNTRAINED;
+use crate::policy::{BOS, IGNORED_KEY, UNTRAINED};
 use crate::results::{CaseResult, Control, Measurement, SchemeResult};
 use crate::text;
 use crate::verdict::{run_command, JudgedLimit, Measure, Verdict};
@@ -391,7 +391,7 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
         context: m.conditions.context,
         chunks: m.conditions.chunks,
         baseline: &m.conditions.baseline,
-        is_untrained: m.conditions.reading.iter().any(|line| line == UNTRAINED),
+        options: &options(&m.conditions.reading),
     };
     let mut how = "In the policy's folder, at the commit below.".to_owned();
     let mut commands = vec![run_command(&format!("{}::", m.model))];
@@ -401,6 +401,22 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
         commands.push(again.to_string());
     }
     (how, commands.iter().map(|command| text::message(command)).collect())
+}
+
+/// The options of `kvgate measure` that a measurement's `reading` tells of.
+fn options(reading: &[String]) -> Vec<String> {
+    let words = reading.iter().flat_map(|line| {
+        if let Some(key) = line.strip_prefix(IGNORED_KEY) {
+            vec!["--ignore-key".into(), key.to_owned()]
+        } else if let Some(token) = line.strip_prefix(BOS) {
+            vec!["--bos".into(), (token != "none").to_string()]
+        } else if line == UNTRAINED {
+            vec!["--untrained".into()]
+        } else {
+            Vec::new()
+        }
+    });
+    words.collect()
 }
 
 /// Of the whole run.

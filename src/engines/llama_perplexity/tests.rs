@@ -312,6 +312,15 @@ fn two_runs_are_not_one_log() {
     assert!(message.contains("that of the baseline apart"), "{message}");
     let again = format!("{text}\n{KLD_TITLE}\nMean    KLD: 0.000001 ± 0.000001\n");
     assert!(error(&again).contains("a second run"));
+    // one that failed before it measured, and then that of another model
+    let cut = text.find("kl_divergence: computing over").unwrap();
+    for (own, other) in
+        [("SmolLM2-135M-Instruct", "Other-7B"), ("arch                  = llama", "arch = qwen3")]
+    {
+        assert!(text.contains(own), "{own}");
+        let appended = format!("{}\n{}", &text[..cut], text.replace(own, other));
+        assert!(error(&appended).contains("a second run"), "{other}");
+    }
 }
 
 #[test]

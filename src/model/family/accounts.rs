@@ -68,11 +68,12 @@ impl<'a> Accounts<'a> {
         let read = agreeing(self.file, &asked)?;
         let entries = self.file.entries();
         let mut notes = Vec::new();
+        let known = Known::of(self.file, family, &asked);
         for name in ignored {
-            may_be_ignored(self.file, name, &entries, &read)?;
+            let is_read = read.contains(name) || known.is_read_elsewhere(name);
+            may_be_ignored(self.file, name, &entries, is_read)?;
             notes.push(format!("the policy's `ignore_keys` lets the key `{name}` pass unread"));
         }
-        let known = Known::of(self.file, family, &asked);
         let left = entries.iter().filter(|(name, _)| !read.contains(name));
         let (mut strange, mut refused) = (Vec::new(), Vec::new());
         for (name, fact) in left.filter(|(name, _)| !ignored.contains(name)) {
@@ -145,9 +146,9 @@ fn may_be_ignored(
     file: &dyn Tensors,
     name: &str,
     entries: &[(String, Option<Fact>)],
-    read: &BTreeSet<String>,
+    is_read: bool,
 ) -> Result<(), ModelError> {
-    if read.contains(name) {
+    if is_read {
         return Err(bad(
             file,
             name,
@@ -187,13 +188,23 @@ impl<'a> Known<'a> {
         Known { format, prefix, family, active: active.collect() }
     }
 
+    /// The row about a key without the prefix, by its whole name or by how it begins.
+    fn row(&self, own: &str, exact: bool) -> Option<&'a Idle> {
+        let mut rows = idle::rows(self.format, self.family);
+        rows.find(|row| row.stands_for(self.format, own, exact))
+    }
+
+    /// Whether another part of the program than the family reads a key.
+    fn is_read_elsewhere(&self, name: &str) -> bool {
+        let own = name.strip_prefix(&self.prefix).unwrap_or(name);
+        let row = self.row(own, true).or_else(|| self.row(own, false));
+        row.is_some_and(|row| row.standing == Standing::Elsewhere)
+    }
+
     /// What becomes of a key; one that is null says nothing, unless it is a slip of the pen.
     fn verdict(&self, name: &str, fact: Option<&Fact>) -> Verdict {
         let own = name.strip_prefix(&self.prefix).unwrap_or(name);
-        let row = |exact: bool| {
-            let mut rows = idle::rows(self.format, self.family);
-            rows.find(|row| row.stands_for(self.format, own, exact))
-        };
+        let row = |exact: bool| self.row(own, exact);
         // objects of config.json are other things than the text model, whatever their members are called
         let object = row(false).filter(|_| self.format == Format::Hf);
         if let Some(row) = row(true).or(object) {

@@ -90,9 +90,17 @@ fn check_version(reader: &mut Reader, bytes: &[u8]) -> Result<(), String> {
     }
 }
 
+/// Keys of the largest header that is read. Released files have less than a hundred.
+const MOST_KEYS: u64 = 1 << 14;
+
 type Metadata = (HashMap<String, Value>, Vec<(String, usize)>);
 
 fn metadata(reader: &mut Reader, count: u64) -> Result<Metadata, String> {
+    if count > MOST_KEYS {
+        return Err(format!(
+            "its header counts {count} keys, and {MOST_KEYS} is the most that is read"
+        ));
+    }
     let mut places: HashMap<&str, usize> = HashMap::new();
     let (mut values, mut not_utf8) = (HashMap::new(), Vec::new());
     for number in 1..=count {

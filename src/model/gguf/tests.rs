@@ -178,7 +178,7 @@ fn tensors_at_odd_addresses_are_read() {
 }
 
 #[test]
-fn a_vocabulary_of_a_quarter_million_is_read_in_the_time_of_a_blink() {
+fn a_vocabulary_of_a_quarter_million_is_read() {
     let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
     let mut file = b"GGUF\x03\0\0\0".to_vec();
     file.extend([0u64.to_le_bytes(), 1u64.to_le_bytes()].concat());
@@ -186,14 +186,6 @@ fn a_vocabulary_of_a_quarter_million_is_read_in_the_time_of_a_blink() {
     file.extend([9u32.to_le_bytes(), 8u32.to_le_bytes()].concat());
     file.extend(250_000u64.to_le_bytes());
     (0..250_000).for_each(|token| file.extend(text(&format!("token{token}"))));
-    let started = std::time::Instant::now();
     let header = Header::read(&file).unwrap();
-    let own = started.elapsed();
     assert_eq!(header.metadata["tokenizer.ggml.tokens"].to_vec().unwrap().len(), 250_000);
-    let started = std::time::Instant::now();
-    let content =
-        candle_core::quantized::gguf_file::Content::read(&mut std::io::Cursor::new(&file));
-    assert_eq!(content.unwrap().metadata.len(), 1);
-    // measured: a third of candle's time
-    assert!(own < 2 * started.elapsed(), "{own:?}, candle {:?}", started.elapsed());
 }

@@ -3,7 +3,7 @@
 //! another model.
 
 use super::{json, optional};
-use crate::hub::CONFIG;
+use crate::hub::{ADAPTER, CONFIG, QUANTIZATION_FILES};
 use crate::model::ModelError;
 use serde_json::Value;
 use std::path::Path;
@@ -18,10 +18,6 @@ const QUANTIZATION: [&str; 6] = [
     "quant_config",
     "transform_config",
 ];
-
-/// Files that say the same beside config.json: those of AutoGPTQ, AutoAWQ and ModelOpt.
-const QUANTIZATION_FILES: [&str; 3] =
-    ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
 
 /// How names of tensors end that quantizers add, and who they are.
 const QUANTIZERS: &[(&str, &str)] = &[
@@ -87,12 +83,22 @@ fn quantized(path: &Path, place: &str, method: &str) -> ModelError {
 /// The name of a method as its description gives it; none where the description says that nothing is
 /// quantized.
 fn method(described: &Value) -> Option<String> {
-    let described = described.as_object().filter(|members| !members.is_empty())?;
-    // ModelOpt nests what the others have at the top
+    let described = match described {
+        Value::Null => return None,
+        Value::Object(members) if members.is_empty() => return None,
+        Value::Object(members) => members,
+        _ => return Some("a method that is not described by an object".into()),
+    };
+    // ModelOpt nests what the others have at the top, beside words on who wrote it
     if let Some(nested @ Value::Object(members)) = described.get("quantization") {
         let algorithms = ["quant_algo", "kv_cache_quant_algo"];
         let says_none = algorithms.iter().all(|key| members.get(*key).is_none_or(Value::is_null));
-        return if says_none { None } else { method(nested) };
+        if !says_none {
+            return method(nested);
+        }
+        if described.keys().all(|key| ["quantization", "producer"].contains(&key.as_str())) {
+            return None;
+        }
     }
     let texts = ["quant_method", "quant_algo", "kv_cache_quant_algo", "format", "mode"];
     let mut words: Vec<_> = texts
@@ -140,7 +146,7 @@ pub(super) fn check_names<'n>(
 
 /// transformers applies an adapter that lies beside a model to it, if the package `peft` is there.
 fn no_adapter(folder: &Path) -> Result<(), ModelError> {
-    let path = folder.join("adapter_config.json");
+    let path = folder.join(ADAPTER);
     if !path.exists() {
         return Ok(());
     }

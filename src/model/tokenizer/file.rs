@@ -5,7 +5,7 @@ use super::guard::guarded;
 use super::markers::{self, INFILL};
 use super::vocabulary::{cut, Spelling};
 use super::Tokenizer;
-use crate::model::ModelError;
+use crate::model::{hf, ModelError};
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
@@ -50,7 +50,8 @@ impl TokenizerFile {
             message: format!("cannot use this tokenizer: {message}"),
         };
         let bytes = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
-        let raw: Raw = serde_json::from_slice(&bytes).map_err(|e| unusable(e.to_string()))?;
+        let strict = hf::strict_object(path, &bytes)?;
+        let raw: Raw = serde_json::from_value(strict).map_err(|e| unusable(e.to_string()))?;
         raw.check().map_err(unusable)?;
         let read = || -> Result<_, tokenizers::Error> {
             let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;

@@ -34,6 +34,9 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 /// Their types.
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
+/// Bytes of the longest piece that is read. Released vocabularies have some hundred, and work goes with their square.
+const LONGEST_PIECE: usize = 2048;
+const SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 const SCORES: &str = "tokenizer.ggml.scores";
 
 /// Types of `tokenizer.ggml.token_type`: pieces that merging makes; what stands for text that the vocabulary
@@ -96,7 +99,7 @@ pub(in crate::model) struct Vocabulary {
     /// Marks of a turn's beginning that the file types as ordinary text.
     begins: Vec<String>,
     /// What is read otherwise than the file says, for people.
-    pub remark: Option<String>,
+    pub remarks: Vec<String>,
 }
 
 impl Vocabulary {
@@ -104,16 +107,18 @@ impl Vocabulary {
     pub fn read(file: &Gguf, is_optional: bool) -> Result<Self, ModelError> {
         let is_there = !is_optional || file.value(TOKENS).is_some();
         let tokens = if is_there { strings(file, TOKENS)? } else { Vec::new() };
+        if let Some((id, token)) = tokens.iter().enumerate().find(|(_, t)| t.len() > LONGEST_PIECE)
+        {
+            let message = format!(
+                "has a piece of {} bytes ({id}), and no vocabulary has one of more than {LONGEST_PIECE}",
+                token.len()
+            );
+            return Err(file.bad_key(TOKENS, message));
+        }
         let types = match file.value(TYPES) {
-            Some(Value::Array(types)) => types
-                .iter()
-                .map(|t| match t {
-                    Value::I32(v) => *v as u64,
-                    Value::U32(v) => u64::from(*v),
-                    _ => 0,
-                })
-                .collect(),
-            _ => vec![NORMAL; tokens.len()],
+            Some(types) => token_types(types)
+                .ok_or_else(|| file.bad_key(TYPES, "must be a list of I32 or U32, one a token"))?,
+            None => vec![NORMAL; tokens.len()],
         };
         if types.len() != tokens.len() {
             return Err(file.bad_key(
@@ -132,8 +137,8 @@ impl Vocabulary {
             Some("gpt2") => Spelling::ByteLevel,
             _ => Spelling::SentencePiece,
         };
-        let (ends, begins, remark) = (BTreeSet::new(), Vec::new(), None);
-        let mut vocabulary = Vocabulary { tokens, types, spelling, ends, begins, remark };
+        let (ends, begins, remarks) = (BTreeSet::new(), Vec::new(), Vec::new());
+        let mut vocabulary = Vocabulary { tokens, types, spelling, ends, begins, remarks };
         vocabulary.mark(file)?;
         Ok(vocabulary)
     }
@@ -173,20 +178,26 @@ impl Vocabulary {
     }
 
     fn retype(&mut self, marks: &BTreeSet<u32>) {
-        let mut retyped = Vec::new();
+        let (mut retyped, mut begins) = (Vec::new(), Vec::new());
         for (id, (token, kind)) in (0..).zip(self.tokens.iter().zip(&mut self.types)) {
             if marks.contains(&id) && *kind != CONTROL {
                 *kind = CONTROL;
                 retyped.push(format!("{id} `{token}`"));
             } else if *kind == NORMAL && markers::begins_turns(token) {
                 self.begins.push(token.clone());
-                retyped.push(format!("{id} `{token}`"));
+                begins.push(format!("{id} `{token}`"));
             }
         }
-        self.remark = (!retyped.is_empty()).then(|| {
-            let tokens = retyped.join(", ");
-            format!("the file types these marks as text, they are read as control tokens, as llama.cpp does: {tokens}")
-        });
+        let remarks = [
+            ("they are read as control tokens, as llama.cpp does", retyped),
+            ("they are read as marks in what a chat template wrote, and as text elsewhere", begins),
+        ];
+        let remarks = remarks.into_iter().filter(|(_, tokens)| !tokens.is_empty());
+        self.remarks = remarks
+            .map(|(how, tokens)| {
+                format!("the file types these marks as text, {how}: {}", tokens.join(", "))
+            })
+            .collect();
     }
 
     /// Whether the file has none.
@@ -247,6 +258,17 @@ pub(super) fn merges(file: &Gguf) -> Result<Option<Vec<String>>, ModelError> {
     file.value(MERGES).map(|_| strings(file, MERGES)).transpose()
 }
 
+/// The types of tokens as numbers, if that is what a value is.
+fn token_types(value: &Value) -> Option<Vec<u64>> {
+    let Value::Array(types) = value else { return None };
+    let number = |value: &Value| match value {
+        Value::I32(v) => u64::try_from(*v).ok(),
+        Value::U32(v) => Some(u64::from(*v)),
+        _ => None,
+    };
+    types.iter().map(number).collect()
+}
+
 fn byte_level(
     file: &Gguf,
     vocabulary: &Vocabulary,
@@ -292,29 +314,44 @@ fn sentence_piece(
     file: &Gguf,
     vocabulary: &Vocabulary,
 ) -> Result<tokenizers::Tokenizer, ModelError> {
-    if matches!(file.value("tokenizer.ggml.add_space_prefix"), None | Some(Value::Bool(true))) {
-        return Err(unusable(file, "a SentencePiece tokenizer with a space prefix is unsupported"));
+    match file.value(SPACE_PREFIX) {
+        Some(Value::Bool(false)) => {}
+        None | Some(Value::Bool(true)) => {
+            let what = "a SentencePiece tokenizer with a space prefix is unsupported";
+            return Err(unusable(file, what));
+        }
+        Some(_) => return Err(file.bad_key(SPACE_PREFIX, "must be true or false")),
     }
     let scores = match file.value(SCORES) {
         Some(Value::Array(scores)) if scores.len() == vocabulary.tokens.len() => scores,
         _ => return Err(file.bad_key(SCORES, "must have one entry a token")),
     };
     let ids = vocabulary.ids();
+    let mut scored: HashMap<u32, &str> = HashMap::new();
     let mut merges: Vec<(f32, (String, String))> = Vec::new();
     for ((token, &kind), score) in vocabulary.tokens.iter().zip(&vocabulary.types).zip(scores) {
         let score = match score {
             Value::F32(v) if v.is_finite() => *v,
             _ => return Err(file.bad_key(SCORES, "must be finite floats")),
         };
-        // only normal pieces are made by merging; byte and control tokens are not
-        if kind != NORMAL {
+        // llama.cpp asks for no type where it merges; those that users define are cut out of a text before
+        if kind == USER_DEFINED {
             continue;
         }
+        let before = merges.len();
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
             if ids.contains_key(left) && ids.contains_key(right) {
                 merges.push((score, (left.into(), right.into())));
             }
+        }
+        // of two merges with one score the one further left comes first, which ranks cannot say
+        let is_made = merges.len() > before;
+        let tied = is_made.then(|| scored.insert(score.to_bits(), token)).flatten();
+        if let Some(other) = tied {
+            let (other, token) = (cut(other), cut(token));
+            let what = format!("its pieces `{other}` and `{token}` have one score, {score}, so that their order is not told");
+            return Err(unusable(file, what));
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0));

@@ -230,9 +230,10 @@ pub(super) fn of_gguf(
             (template, template)
         }
     };
-    opened.notes.extend(vocabulary.remark.clone());
+    opened.notes.extend(vocabulary.remarks.iter().cloned());
     let bos = bos::decide(source.bos, &says, template, rule);
-    opened.put_bos(bos.map_err(|why| unusable(file.path(), why))?, before, spec)?;
+    let bos = bos.map_err(|why| unusable(file.path(), why))?;
+    opened.put_bos(bos, source.bos.is_some(), before, spec)?;
     Ok(opened)
 }
 
@@ -253,7 +254,8 @@ pub(super) fn of_folder(folder: &Path, spec: &Spec, source: &Source) -> Result<O
     own.map_or(Ok(()), |own| opened.compare(own))?;
     let rule = Rule::of_architecture(&spec.architecture);
     let bos = bos::decide(source.bos, &says, template, rule);
-    opened.put_bos(bos.map_err(|why| unusable(folder, why))?, template, spec)?;
+    let bos = bos.map_err(|why| unusable(folder, why))?;
+    opened.put_bos(bos, source.bos.is_some(), template, spec)?;
     Ok(opened)
 }
 
@@ -292,8 +294,15 @@ impl Opened {
         Ok(())
     }
 
-    /// Sets BOS and says so; `before` is what kvgate 0.1.0 did.
-    fn put_bos(&mut self, bos: Bos, before: Option<u32>, spec: &Spec) -> Result<(), ModelError> {
+    /// Sets BOS and says so, as a condition where the policy decided or where it is not what kvgate 0.1.0 did, which
+    /// is `before`.
+    fn put_bos(
+        &mut self,
+        bos: Bos,
+        is_asked: bool,
+        before: Option<u32>,
+        spec: &Spec,
+    ) -> Result<(), ModelError> {
         let Bos { token, by } = bos;
         self.tokenizer.rows = Some(spec.vocab);
         self.notes.push(match token {
@@ -315,7 +324,7 @@ impl Opened {
                     .into(),
             );
         }
-        if token != before {
+        if is_asked || token != before {
             let word = token.map_or("none".into(), |id| id.to_string());
             self.reading.push(format!("bos {word}"));
         }

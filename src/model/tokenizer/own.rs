@@ -46,15 +46,17 @@ impl Own {
         let own = Some(vocabulary.pieces(file));
         let (tokenizer, remark) = match Tokenizer::from_gguf(file, vocabulary) {
             Ok(tokenizer) => (Some(Box::new(tokenizer)), None),
-            Err(_) => {
-                if let Some(difference) = merges_differ(file, path)? {
-                    return Err(super::unusable(path, difference));
-                }
-                let own = "this kvgate cannot rebuild the GGUF's own tokenizer";
-                (
-                    None,
-                    Some(format!("{own}: compared are pieces and merges, not how text is split")),
-                )
+            Err(error) => {
+                let compared = match Merges::of(file, path)? {
+                    Merges::Equal => "pieces and merges",
+                    Merges::None => "pieces alone, since the GGUF has no merges",
+                    Merges::Differ(how) => return Err(super::unusable(path, how)),
+                };
+                let remark = format!(
+                    "the GGUF's own tokenizer cannot be rebuilt ({}): compared are {compared}, not how text is split",
+                    cause(error)
+                );
+                (None, Some(remark))
             }
         };
         Ok(Own { own, named: pieces, tokenizer, remark })
@@ -68,16 +70,23 @@ impl Own {
     ) -> Result<Self, ModelError> {
         let pieces = Pieces::of(&named.tokenizer.inner, path, named.spelling);
         let file = folder.join(TOKENIZER);
-        if let Some(own) = file.exists().then(|| TokenizerFile::read(&file)).and_then(Result::ok) {
-            let spelled = Pieces::of(&own.tokenizer.inner, &file, own.spelling);
-            let tokenizer = Some(Box::new(own.tokenizer));
-            return Ok(Own { own: Some(spelled), named: pieces, tokenizer, remark: None });
-        }
+        let why = match file.exists().then(|| TokenizerFile::read(&file)) {
+            Some(Ok(own)) => {
+                let spelled = Pieces::of(&own.tokenizer.inner, &file, own.spelling);
+                let tokenizer = Some(Box::new(own.tokenizer));
+                return Ok(Own { own: Some(spelled), named: pieces, tokenizer, remark: None });
+            }
+            // another tokenizer is what people name where the folder's own cannot be used
+            Some(Err(error)) => {
+                format!("the folder's own {TOKENIZER} cannot be used ({})", cause(error))
+            }
+            None => format!("the folder has no {TOKENIZER} of its own"),
+        };
         match Pieces::beside(folder)? {
-            None => Ok(Self::without_own(pieces, "the folder has no vocabulary of its own")),
+            None => Ok(Self::without_own(pieces, &format!("{why}, and no other vocabulary"))),
             Some(own) => {
                 let remark = format!(
-                    "compared with {} are pieces, not how text is split",
+                    "{why}: compared with {} are pieces, not how text is split",
                     own.file.display()
                 );
                 Ok(Own { own: Some(own), named: pieces, tokenizer: None, remark: Some(remark) })
@@ -134,23 +143,40 @@ impl Own {
     }
 }
 
-/// Where the merges of a GGUF file and of a `tokenizer.json` part.
-fn merges_differ(file: &Gguf, path: &Path) -> Result<Option<String>, ModelError> {
-    let (Some(own), Some(named)) = (gguf::merges(file)?, file::merges(path)) else {
-        return Ok(None);
-    };
-    if own == named {
-        return Ok(None);
+/// What a tokenizer cannot be rebuilt for, without the file, which is named beside it, and the advice to name another.
+fn cause(error: ModelError) -> String {
+    match error {
+        ModelError::Tokenizer { message, .. } | ModelError::Metadata { message, .. } => message,
+        error => error.to_string(),
     }
-    let at = own.iter().zip(&named).take_while(|(a, b)| a == b).count();
-    let shown =
-        |merges: &[String]| merges.get(at).map_or("none".into(), |m| format!("`{}`", cut(m)));
-    Ok(Some(format!(
-        "merge {at} is {} in {} and {} here: it is another model's",
-        shown(&own),
-        file.path().display(),
-        shown(&named)
-    )))
+}
+
+/// How the merges of a GGUF file compare with those of a `tokenizer.json`.
+enum Merges {
+    Equal,
+    /// The GGUF has none: its pieces are ranked by scores.
+    None,
+    /// In words.
+    Differ(String),
+}
+
+impl Merges {
+    fn of(file: &Gguf, path: &Path) -> Result<Self, ModelError> {
+        let Some(own) = gguf::merges(file)? else { return Ok(Merges::None) };
+        let named = file::merges(path).unwrap_or_default();
+        if own == named {
+            return Ok(Merges::Equal);
+        }
+        let at = own.iter().zip(&named).take_while(|(a, b)| a == b).count();
+        let shown =
+            |merges: &[String]| merges.get(at).map_or("none".into(), |m| format!("`{}`", cut(m)));
+        Ok(Merges::Differ(format!(
+            "merge {at} is {} in {} and {} here: it is another model's",
+            shown(&own),
+            file.path().display(),
+            shown(&named)
+        )))
+    }
 }
 
 /// Whether the special tokens that a folder's `config.json` names by their ids can be the tokenizer's: an id

@@ -27,6 +27,8 @@ pub(super) struct Piece {
     pub text: String,
     /// What it stands for.
     bytes: Vec<u8>,
+    /// Whether it was added to the vocabulary, and stands for its own text.
+    is_added: bool,
     /// Whether it marks something and is no text.
     pub is_special: bool,
 }
@@ -41,7 +43,7 @@ impl Piece {
                 _ => text.replace(SPACE, " ").into_bytes(),
             },
         };
-        Piece { text: text.into(), bytes, is_special }
+        Piece { text: text.into(), bytes, is_added, is_special }
     }
 
     /// Whether a name says that a model has not been trained on the token: such tokens are renamed, and
@@ -89,11 +91,13 @@ fn lone_byte(text: &str) -> Option<u8> {
 pub(super) struct Pieces {
     pub file: PathBuf,
     by_id: HashMap<u32, Piece>,
+    /// Whether added tokens may stand in another file: an id that is not here says nothing then.
+    is_part: bool,
 }
 
 impl Pieces {
     pub fn new(file: &Path, pieces: impl IntoIterator<Item = (u32, Piece)>) -> Self {
-        Pieces { file: file.into(), by_id: pieces.into_iter().collect() }
+        Pieces { file: file.into(), by_id: pieces.into_iter().collect(), is_part: false }
     }
 
     /// All that a tokenizer of the library can give.
@@ -112,10 +116,15 @@ impl Pieces {
         let file = folder.join("vocab.json");
         if let Value::Object(vocab) = hf::optional_json(&file)? {
             let piece = |(text, id): (&String, &Value)| {
-                let id = u32::try_from(id.as_u64()?).ok()?;
-                Some((id, Piece::new(text, Spelling::ByteLevel, false, false)))
+                let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+                let id = id.ok_or_else(|| ModelError::Malformed {
+                    path: file.clone(),
+                    message: format!("the id of `{}` is no unsigned integer of 32 bits", cut(text)),
+                })?;
+                Ok((id, Piece::new(text, Spelling::ByteLevel, false, false)))
             };
-            return Ok(Some(Self::new(&file, vocab.iter().filter_map(piece))));
+            let pieces = vocab.iter().map(piece).collect::<Result<Vec<_>, ModelError>>()?;
+            return Ok(Some(Pieces { is_part: true, ..Self::new(&file, pieces) }));
         }
         let file = folder.join("tokenizer.model");
         let Some(bytes) = hf::optional(&file)? else { return Ok(None) };
@@ -123,7 +132,7 @@ impl Pieces {
             path: file.clone(),
             message: "it is no model of SentencePiece".into(),
         })?;
-        Ok(Some(Self::new(&file, (0..).zip(pieces))))
+        Ok(Some(Pieces { is_part: true, ..Self::new(&file, (0..).zip(pieces)) }))
     }
 
     pub fn get(&self, id: u32) -> Option<&Piece> {
@@ -133,6 +142,9 @@ impl Pieces {
     /// Why token `id` is not the same one in both.
     pub fn difference(&self, other: &Pieces, id: u32) -> Option<String> {
         let (here, there) = (self.get(id), other.get(id));
+        if here.is_none() && self.is_part && there.is_some_and(|piece| piece.is_added) {
+            return None;
+        }
         if here.map(|piece| &piece.bytes) == there.map(|piece| &piece.bytes) {
             return None;
         }
@@ -148,8 +160,8 @@ impl Pieces {
         ))
     }
 
-    /// The first special token, by its id, that is not the same one in both. Spare ones may differ, and
-    /// one vocabulary may end before the other does.
+    /// The first special token, by its id, that is not the same one in both. What is spare here may be another
+    /// token there, and one vocabulary may end before the other does.
     pub fn special_difference(&self, other: &Pieces) -> Option<String> {
         let specials = |pieces: &Pieces| -> Vec<u32> {
             let special = pieces.by_id.iter().filter(|(_, piece)| piece.is_special);
@@ -158,10 +170,8 @@ impl Pieces {
         let mut ids = [specials(self), specials(other)].concat();
         ids.sort_unstable();
         ids.dedup();
-        let is_spare = |pieces: &Pieces, id| pieces.get(id).is_some_and(Piece::is_spare);
         // a file for more than text has tokens that this checkpoint has no embedding for
-        let counts =
-            |id: &u32| self.get(*id).is_some() && !is_spare(self, *id) && !is_spare(other, *id);
+        let counts = |id: &u32| self.get(*id).is_some_and(|piece| !piece.is_spare());
         ids.into_iter().filter(counts).find_map(|id| self.difference(other, id))
     }
 }
