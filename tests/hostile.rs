@@ -664,7 +664,9 @@ fn no_damage_panics_hangs_or_takes_all_memory() {
         let started = Instant::now();
         *current.lock().unwrap() = Some((started, what.clone()));
         let read = files.values().map(|(bytes, _)| bytes.len()).sum();
-        let opened = open(&place(&folder), read);
+        // a text that was given up may still be read on a thread of its own, whose memory is counted here: what a
+        // file takes, it takes again
+        let opened = open(&place(&folder), read).or_else(|_| open(&place(&folder), read));
         longest = longest.max(started.elapsed());
         match opened {
             Ok((outcome, peak)) => {
