@@ -1,8 +1,9 @@
 //! Shards → one run: results of jobs that measured parts of one policy at one commit.
 
 use crate::policy::{CaseKind, Policy};
-use crate::results::{CaseResult, Measurement, Results};
+use crate::results::{CaseResult, Control, Measurement, Results};
 use crate::verdict::Verdict;
+use std::collections::BTreeSet;
 
 /// Why results cannot be one run.
 #[derive(Debug, thiserror::Error)]
@@ -94,13 +95,16 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     if let Some(twice) = twice {
         return Err(format!("{}::{}", new.model, twice.scheme));
     }
-    // controls are the ruler's: one that did not read as it must counts for all that it measured
     let alike = (&known.subject, &known.conditions) == (&new.subject, &new.conditions)
         && known.generated == new.generated
-        && known.controls.iter().chain(&new.controls).all(|control| control.ok);
+        && names(&known.controls) == names(&new.controls);
     if !alike {
         return Err(new.model);
     }
+    // each shard has a ruler of its own: one that reads otherwise is kept, and counts for all schemes
+    let others = new.controls.into_iter().filter(|control| !known.controls.contains(control));
+    let others: Vec<_> = others.collect();
+    known.controls.extend(others);
     known.schemes.extend(new.schemes);
     known.run.seconds += new.run.seconds;
     let notes = new.run.notes.into_iter().filter(|note| !known.run.notes.contains(note));
@@ -108,6 +112,11 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     known.run.notes.extend(notes);
     known.run.peak_bytes = known.run.peak_bytes.max(new.run.peak_bytes);
     Ok(())
+}
+
+/// Which controls a shard carried.
+fn names(controls: &[Control]) -> BTreeSet<&str> {
+    controls.iter().map(|control| control.name.as_str()).collect()
 }
 
 /// A case that one shard only lists as ignored may be another's.
@@ -150,6 +159,7 @@ const MISSING: &str =
 mod tests {
     use super::*;
     use crate::report::fixture;
+    use crate::trust::distrust;
 
     fn shards() -> [(String, Results); 2] {
         let (mut a, mut b) = (fixture::results(), fixture::results());
@@ -191,9 +201,26 @@ mod tests {
         );
         let conditions = |r: &mut Results| r.measurements[0].conditions.chunks = 2;
         assert!(error(&conditions).starts_with("b.json holds `gemma-3-270m`, which"));
-        let control = |r: &mut Results| r.measurements[0].controls[0].ok = false;
-        assert!(error(&control).starts_with("b.json holds `gemma-3-270m`, which"));
+        let controls = |r: &mut Results| r.measurements[0].controls.clear();
+        assert!(error(&controls).starts_with("b.json holds `gemma-3-270m`, which"));
         assert!(merge(Vec::new()).is_err());
+    }
+
+    /// Whatever a shard says of its ruler, and whichever shard it is.
+    #[test]
+    fn the_ruler_of_every_shard_counts() {
+        let broken = |shard: usize, edit: fn(&mut Control)| {
+            let mut shards = shards();
+            edit(&mut shards[shard].1.measurements[0].controls[0]);
+            let merged = merge(shards.into()).unwrap();
+            distrust(&merged.measurements[0]).len()
+        };
+        let all = shards().iter().map(|(_, r)| r.measurements[0].schemes.len()).sum::<usize>();
+        for shard in [0, 1] {
+            assert_eq!(broken(shard, |control| control.mean_kld = Some(5.0)), all);
+            assert_eq!(broken(shard, |control| control.ok = false), all);
+        }
+        assert!(broken(0, |_| ()) < all);
     }
 
     #[test]

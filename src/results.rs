@@ -167,7 +167,7 @@ pub struct RunInfo {
 }
 
 /// A control lane: what it was for, and whether it read as it must.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Control {
     /// `identity` or `bad lane`.
     pub name: String,

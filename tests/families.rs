@@ -4,13 +4,16 @@
 
 mod support;
 
-use candle_core::Tensor;
+use candle_core::quantized::gguf_file::{self, Content};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
 use kvgate::kv::effective::Effective;
 use kvgate::kv::packed::PackedCache;
 use kvgate::model::decoder::{Decoder, Residency};
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
 use serde_json::Value;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use support::forward::{
     difference, effective, in_parts_by_layer, logits, logits_in_parts, portions, relative, run_part,
@@ -152,4 +155,34 @@ fn a_mean_of_k_is_refused_where_scores_are_capped() {
         capped
     });
     assert_eq!(refused.map(|folder| name(&folder).to_owned()).collect::<Vec<_>>(), ["gemma2"]);
+}
+
+/// llama.cpp takes each bias by itself: a Llama with biases of Q, K and V alone is one whose other bias is zero.
+#[test]
+fn biases_of_attention_need_none_of_its_output() {
+    let from = root().join("tests/fixtures/checkpoints/llama-linear/model.gguf");
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, zero: bool| {
+        let mut file = File::open(&from).unwrap();
+        let content = Content::read(&mut file).unwrap();
+        let is_output = |name: &str| name.ends_with("attn_output.bias");
+        let read = |name: &String| {
+            let tensor =
+                content.tensor(&mut File::open(&from).unwrap(), name, &Device::Cpu).unwrap();
+            let zeros = || {
+                let zeros = tensor.dequantize(&Device::Cpu).unwrap().zeros_like().unwrap();
+                QTensor::quantize(&zeros, GgmlDType::F32).unwrap()
+            };
+            (name.clone(), if is_output(name) { zeros() } else { tensor })
+        };
+        let names = content.tensor_infos.keys().filter(|name| zero || !is_output(name));
+        let tensors: Vec<_> = names.map(read).collect();
+        let tensors: Vec<_> =
+            tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let metadata: Vec<_> = content.metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
+        let path = folder.path().join(name);
+        gguf_file::write(&mut File::create(&path).unwrap(), &metadata, &tensors).unwrap();
+        logits(&load(path), &[5, 7, 11, 13]).flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    assert_eq!(run("without.gguf", false), run("zero.gguf", true));
 }

@@ -591,3 +591,29 @@ fn a_run_and_a_check_refuse_another_models_tokenizer() {
             .says("it is another model's");
     }
 }
+
+/// llama.cpp keeps the first place of a merge that stands twice, so that the same merges again change nothing.
+#[test]
+fn merges_that_stand_twice_have_their_first_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    rewritten(&base().join("model.gguf"), &path, |metadata| {
+        let merges = list(metadata, MERGES);
+        merges.extend(merges[..3].to_vec());
+    });
+    let ids = |path: PathBuf| open(&Source::at(path)).unwrap().tokenizer.encode(TEXT).unwrap();
+    assert_eq!(ids(path), ids(base().join("model.gguf")));
+}
+
+/// Older writers say so that there is none.
+#[test]
+fn a_token_of_minus_one_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    for none in [Gguf::I32(-1), Gguf::U32(u32::MAX)] {
+        rewritten(&base().join("model.gguf"), &path, |metadata| {
+            metadata.insert("tokenizer.ggml.bos_token_id".into(), none);
+        });
+        assert_eq!(open(&Source::at(path.clone())).unwrap().tokenizer.bos, None);
+    }
+}

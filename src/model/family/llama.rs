@@ -32,6 +32,10 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         Format::Gguf => file.has("blk.0.attn_q.bias"),
         Format::Hf => config.flag(ATTENTION_BIAS)?,
     };
+    let output_bias = match file.format() {
+        Format::Gguf => file.has("blk.0.attn_output.bias"),
+        Format::Hf => bias,
+    };
     let mlp_bias = match file.format() {
         Format::Gguf => file.has("blk.0.ffn_gate.bias"),
         Format::Hf => config.flag(MLP_BIAS)?,
@@ -40,7 +44,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let layer = llama_layer(
         Mixer::Attention(Attention {
             qkv_bias: bias,
-            output_bias: bias,
+            output_bias,
             ..attention(config, spec.hidden, |dim| rope(file, &wanted, dim))?
         }),
         FeedForward::Dense(Mlp { bias: mlp_bias, ..mlp(config)? }),

@@ -328,7 +328,10 @@ fn mlp(config: &dyn Config) -> Result<Mlp, ModelError> {
 
 /// Refuses an activation that is not the family's.
 fn activation(config: &dyn Config, key: Key, expected: &str) -> Result<(), ModelError> {
-    match config.optional_text(key)? {
+    // transformers' other name of the same function
+    let named =
+        config.optional_text(key)?.map(|name| if name == "swish" { "silu".into() } else { name });
+    match named {
         Some(other) if other != expected => {
             Err(config.unsupported(format!("the activation `{other}`")))
         }

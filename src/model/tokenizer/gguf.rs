@@ -13,7 +13,7 @@ use crate::model::config::Config;
 use crate::model::gguf::Gguf;
 use crate::model::ModelError;
 use candle_core::quantized::gguf_file::Value;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as DecoderSequence;
@@ -216,6 +216,10 @@ impl Vocabulary {
 
     /// The token that a key names.
     pub fn named(&self, file: &Gguf, key: &str) -> Result<Option<u32>, ModelError> {
+        // how older writers said that there is none
+        if matches!(file.value(key), Some(Value::I32(-1) | Value::U32(u32::MAX))) {
+            return Ok(None);
+        }
         match file.any_number(key)? {
             Some(id) if id >= self.tokens.len() && !self.tokens.is_empty() => {
                 let count = self.tokens.len();
@@ -281,8 +285,11 @@ fn byte_level(
             format!("its pre-tokenizer `{pre}` is unknown (known: {})", known.join(", ")),
         ));
     };
+    // of a merge that stands twice llama.cpp takes the first place, the library would take the last
+    let mut seen = HashSet::new();
     let merges = strings(file, MERGES)?
         .into_iter()
+        .filter(|merge| seen.insert(merge.clone()))
         .map(|merge| match merge.split_once(' ') {
             Some((left, right)) => Ok((left.to_string(), right.to_string())),
             None => Err(file.bad_key(MERGES, format!("`{merge}` is no pair"))),
