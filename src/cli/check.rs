@@ -97,6 +97,7 @@ fn one_by_one(gate: &Gate, model: &ModelPolicy) -> Result<Checked, String> {
     let texts = texts.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
     let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, model.context, model.chunks)
         .map_err(|error| error.to_string())?;
+    corpus::mostly_new(&chunks).map_err(|error| error.to_string())?;
     let layout = checkpoint.spec.kv_layout();
     let files: Vec<_> = texts.iter().map(|text| text.file.clone()).collect();
     let calibration = calibration(model, &found, &files)?;

@@ -72,6 +72,14 @@ pub enum CorpusError {
         /// Tokens of each file.
         lengths: String,
     },
+    /// Too little of it is new.
+    #[error("{repeated} of the corpus' {all} chunks repeat another one: a model knows them by heart, so that a cache that harms looks harmless on them; take other text")]
+    Repeats {
+        /// Chunks that are the same as an earlier one.
+        repeated: usize,
+        /// Chunks in all.
+        all: usize,
+    },
 }
 
 /// One file, read.
@@ -180,8 +188,8 @@ pub(super) fn remarks(what: &str, text: &str) -> Vec<String> {
     remarks
 }
 
-/// Chunks that say what another one has said: statistics count each of them as if it were new.
-pub fn repeated(chunks: &[Chunk]) -> Option<String> {
+/// Each chunk that says what another one has said, behind the first that did.
+fn twins(chunks: &[Chunk]) -> Vec<(&Chunk, &Chunk)> {
     let mut seen: HashMap<&[u32], &Chunk> = HashMap::new();
     let mut twins = Vec::new();
     for chunk in chunks {
@@ -190,6 +198,24 @@ pub fn repeated(chunks: &[Chunk]) -> Option<String> {
             Entry::Vacant(place) => drop(place.insert(chunk)),
         }
     }
+    twins
+}
+
+/// Refuses to judge by a text most of which repeats itself: a model knows it by heart, and nothing hurts it there.
+///
+/// # Errors
+/// More chunks that repeat another one than chunks that are new.
+pub fn mostly_new(chunks: &[Chunk]) -> Result<(), CorpusError> {
+    let (repeated, all) = (twins(chunks).len(), chunks.len());
+    if 2 * repeated > all {
+        return Err(CorpusError::Repeats { repeated, all });
+    }
+    Ok(())
+}
+
+/// Chunks that say what another one has said: statistics count each of them as if it were new.
+pub fn repeated(chunks: &[Chunk]) -> Option<String> {
+    let twins = twins(chunks);
     let (first, again) = twins.first()?;
     let name = |chunk: &Chunk| format!("chunk {} of {}", chunk.index, chunk.category);
     Some(format!(
@@ -272,6 +298,20 @@ mod tests {
         assert_eq!(cut.len(), 2);
         assert_eq!((cut[1].tokens[0], cut[1].tokens[1], cut[1].index), (99, 17, 1));
         assert_eq!(cut[0].scored, 8..15);
+    }
+
+    #[test]
+    fn a_gate_does_not_judge_by_what_repeats_itself() {
+        let chunks = |starts: &[u32]| {
+            let tokens = |start: &u32| (*start..start + 16).collect::<Vec<u32>>();
+            let all: Vec<u32> = starts.iter().flat_map(tokens).collect();
+            cut("prose", &all, 16, None)
+        };
+        assert!(mostly_new(&chunks(&[1, 1, 2, 3])).is_ok());
+        assert!(mostly_new(&chunks(&[1, 1, 2, 2])).is_ok());
+        assert!(mostly_new(&chunks(&[1, 1, 1, 2])).is_ok(), "half of them are new");
+        let error = mostly_new(&chunks(&[1, 1, 1, 1, 2])).unwrap_err().to_string();
+        assert!(error.starts_with("3 of the corpus' 5 chunks repeat another one"), "{error}");
     }
 
     /// A file of these bytes, read.

@@ -185,6 +185,9 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let tokenizer = &checkpoint.tokenizer;
     let corpus::Corpus { chunks, tokens } =
         corpus::tokenized(&texts, tokenizer, request.context, request.chunks)?;
+    if request.is_gated {
+        corpus::mostly_new(&chunks)?;
+    }
     // before minutes of work, not after
     let asked = request.generate.as_ref().zip(set.as_ref()).map(|(asked, set)| {
         let sha256 = &subject.weights_sha256;
