@@ -783,3 +783,33 @@ fn what_a_template_puts_before_a_text_beside_bos_is_told() {
         assert!(words.map_or(!said.contains("left out"), |words| said.contains(words)), "{said}");
     }
 }
+
+/// Ollama's converter writes the lists that generation_config.json has.
+#[test]
+fn ends_that_a_file_lists_end_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let with = |ids: Vec<Gguf>| {
+        rewritten(&base().join("model.gguf"), &path, |metadata| {
+            metadata.insert("tokenizer.ggml.eos_token_ids".into(), Gguf::Array(ids));
+            let kinds = ["bos", "cls", "mask", "unknown", "seperator", "padding"];
+            for kind in kinds {
+                let list = Gguf::Array(vec![Gguf::I32(0)]);
+                metadata.insert(format!("tokenizer.ggml.{kind}_token_ids"), list);
+                metadata.insert(format!("tokenizer.ggml.add_{kind}_token"), Gguf::Bool(false));
+            }
+        });
+        Source::at(path.clone())
+    };
+    let before = open(&Source::at(base().join("model.gguf"))).unwrap().ends;
+    assert!(!before.contains(&290) && !before.contains(&17));
+    let checkpoint = open(&with(vec![Gguf::I32(290), Gguf::I32(17)])).unwrap();
+    let mut wanted = [before, vec![290, 17]].concat();
+    wanted.sort_unstable();
+    assert_eq!(checkpoint.ends, wanted);
+    assert_eq!(support::notes_on_keys(&checkpoint), [""; 0]);
+    let error = refused(&with(vec![Gguf::I32(300)]));
+    assert!(error.contains("eos_token_ids` names token 300 of a vocabulary of 300"), "{error}");
+    let error = refused(&with(vec![Gguf::I32(-1)]));
+    assert!(error.contains("must be a list of I32 or U32"), "{error}");
+}

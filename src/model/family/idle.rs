@@ -104,6 +104,7 @@ const OFF_OR_ONE: Standing = Numbers(&[0.0, 1.0]);
 
 const KIND: &str = "it says what the checkpoint is";
 const TOKENS: &str = "it is about special tokens, which come from the tokenizer";
+const OLLAMA: &str = "Ollama's converter writes it, and what is read stands under other keys";
 const TRAINING: &str = "it is about training";
 const GENERATION: &str = "it is about how text is chosen";
 const RUNNING: &str = "it is about how transformers runs or keeps the model";
@@ -272,11 +273,24 @@ const ALL: &[Idle] = &[
     gguf("tokenizer.ggml.merges", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.bos_token_id", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.eos_token_id", Elsewhere, TOKENS),
+    gguf("tokenizer.ggml.eos_token_ids", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.eot_token_id", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.eom_token_id", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.add_bos_token", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.add_eos_token", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.add_sep_token", Any, TOKENS),
+    gguf("tokenizer.ggml.add_cls_token", Any, OLLAMA),
+    gguf("tokenizer.ggml.add_mask_token", Any, OLLAMA),
+    gguf("tokenizer.ggml.add_padding_token", Any, OLLAMA),
+    gguf("tokenizer.ggml.add_seperator_token", Any, OLLAMA),
+    gguf("tokenizer.ggml.add_unknown_token", Any, OLLAMA),
+    gguf("tokenizer.ggml.cls_token_id", Any, OLLAMA),
+    gguf("tokenizer.ggml.bos_token_ids", Any, OLLAMA),
+    gguf("tokenizer.ggml.cls_token_ids", Any, OLLAMA),
+    gguf("tokenizer.ggml.mask_token_ids", Any, OLLAMA),
+    gguf("tokenizer.ggml.padding_token_ids", Any, OLLAMA),
+    gguf("tokenizer.ggml.seperator_token_ids", Any, OLLAMA),
+    gguf("tokenizer.ggml.unknown_token_ids", Any, OLLAMA),
     gguf("tokenizer.ggml.add_space_prefix", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.seperator_token_id", Any, TOKENS),
     gguf("tokenizer.chat_template", Elsewhere, TOKENS),
