@@ -319,6 +319,37 @@ fn a_share_of_the_head_is_transformers_share() {
     }
 }
 
+/// Configurations as transformers' classes with vision towers save them.
+#[test]
+fn wrappers_of_llava_are_read() {
+    let llava = json!({
+        "image_token_index": 32000, "image_seq_length": 576, "projector_hidden_act": "gelu",
+        "vision_feature_select_strategy": "default", "vision_feature_layer": [-2, -5],
+        "multimodal_projector_bias": true, "ignore_index": -100
+    });
+    let pinpoints = json!({
+        "image_grid_pinpoints": [[336, 672]], "use_image_newline_parameter": true,
+        "vision_aspect_ratio": "anyres_max_9", "video_token_index": 151647
+    });
+    for (kind, own) in [
+        ("llava", json!({})),
+        ("llava_next", pinpoints.clone()),
+        ("llava_onevision", pinpoints),
+        ("vipllava", json!({ "projector_layernorm_eps": 1e-5 })),
+        ("internvl", json!({ "downsample_ratio": 0.5 })),
+    ] {
+        means_the_same("llama", |config| {
+            let mut whole = llava.clone();
+            whole.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+            whole["model_type"] = json!(kind);
+            whole["tie_word_embeddings"] = config["tie_word_embeddings"].clone();
+            whole["vision_config"] = json!({ "model_type": "clip_vision_model" });
+            whole["text_config"] = config.take();
+            *config = whole;
+        });
+    }
+}
+
 /// transformers leaves out what equals its classes' defaults.
 #[test]
 fn gemma_4_has_a_rope_of_its_own_where_the_file_says_nothing() {
