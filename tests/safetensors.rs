@@ -410,8 +410,19 @@ fn quantized_models_are_refused_by_the_name_of_their_method() {
 fn a_description_that_quantizes_nothing_is_none() {
     let whole = some_logits(&checkpoint("llama"));
     for described in [Value::Null, json!({})] {
-        let folder = configured("llama", |c| c["quantization_config"] = described.clone());
-        assert!(some_logits(folder.path()) == whole, "{described}");
+        for key in [
+            "quantization_config",
+            "quantization",
+            "compression_config",
+            "quantize_config",
+            "quant_config",
+            "transform_config",
+        ] {
+            let folder = configured("llama", |c| c[key] = described.clone());
+            assert!(some_logits(folder.path()) == whole, "{key} {described}");
+            let nested = configured("gemma4-e2b", |c| c["text_config"][key] = described.clone());
+            open(nested.path()).unwrap_or_else(|error| panic!("{key} {described}: {error}"));
+        }
     }
     let folder = copied(&checkpoint("llama"));
     let described = r#"{"quantization": {"quant_algo": null, "kv_cache_quant_algo": null}}"#;
