@@ -350,6 +350,41 @@ fn wrappers_of_llava_are_read() {
     }
 }
 
+/// transformers' Gemma3Attention has no cap, and its class with a vision tower none of logits.
+#[test]
+fn caps_of_gemma_3_are_those_that_transformers_applies() {
+    let wrap = |config: &mut Value| {
+        let text = config.take();
+        *config = json!({ "model_type": "gemma3", "text_config": text });
+    };
+    means_the_same("gemma3", wrap);
+    let said = "is 5, which this version does not compute";
+    is_refused("gemma3", |c| c["attn_logit_softcapping"] = json!(5), &["attn_logit", said]);
+    let capped = |c: &mut Value| c["final_logit_softcapping"] = json!(5);
+    is_refused(
+        "gemma3",
+        |config| {
+            capped(config);
+            wrap(config);
+        },
+        &["text_config.final_logit_softcapping", said],
+    );
+    let alone = edited("gemma3", capped);
+    assert_eq!(open(alone.path()).unwrap().spec.final_softcap, Some(5.0));
+}
+
+/// transformers divides by a cap.
+#[test]
+fn a_cap_of_zero_is_no_absent_cap() {
+    for name in ["gemma2", "gemma3", "gemma4-31b"] {
+        let edit = |c: &mut Value| c["final_logit_softcapping"] = json!(0.0);
+        is_refused(name, edit, &["final_logit_softcapping", "is 0", "null means none"]);
+    }
+    is_refused("gemma2", |c| c["attn_logit_softcapping"] = json!(0), &["null means none"]);
+    let none = edited("gemma2", |c| c["final_logit_softcapping"] = Value::Null);
+    assert_eq!(open(none.path()).unwrap().spec.final_softcap, None);
+}
+
 /// transformers leaves out what equals its classes' defaults.
 #[test]
 fn gemma_4_has_a_rope_of_its_own_where_the_file_says_nothing() {
