@@ -521,6 +521,31 @@ fn a_head_in_the_file_is_the_head() {
 }
 
 #[test]
+fn a_tied_head_stands_for_an_embedding_that_is_left_out() {
+    let alone = |name: &str, prefix: &str| {
+        let embedding = "model.embed_tokens.weight";
+        edited(name, |file| {
+            let table = file.tensors.remove(embedding).unwrap();
+            file.tensors.insert("lm_head.weight".into(), table);
+            file.renamed(|name| name.replacen("model.", prefix, 1));
+        })
+    };
+    for prefix in ["model.", "model.language_model.", ""] {
+        let folder = alone("llama", prefix);
+        let notes = open(folder.path()).unwrap().notes;
+        assert!(notes[0].contains("`lm_head.weight` is read as the embedding"), "{notes:?}");
+        assert!(some_logits(folder.path()) == some_logits(&checkpoint("llama")), "{prefix}");
+    }
+    let untied = alone("llama", "model.");
+    let config = untied.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let says = |tied: bool| format!("\"tie_word_embeddings\": {tied}");
+    assert!(text.contains(&says(true)));
+    std::fs::write(&config, text.replace(&says(true), &says(false))).unwrap();
+    is_refused(&untied, &["`model.embed_tokens.weight` is missing"]);
+}
+
+#[test]
 fn what_is_no_file_of_a_checkpoint_is_told_with_the_mend() {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 987654321\n";
     for (file, content, words) in [
