@@ -291,10 +291,18 @@ fn the_policy_lets_keys_pass_that_are_there_and_unread() {
     let checkpoint = opened(folder.path(), &["rope_freq_base"]).unwrap();
     assert_eq!(
         support::notes_on_keys(&checkpoint),
-        ["the policy's `ignore_keys` lets the key `rope_freq_base` pass unread"]
+        ["keys that the policy's `ignore_keys` lets pass unread: rope_freq_base"]
     );
     assert_eq!(checkpoint.reading, ["ignored key rope_freq_base"]);
     let error = |keys: &[&str]| opened(folder.path(), keys).err().unwrap();
+    // one note, however many keys there are
+    let two = edited("llama", |c| {
+        c["rope_freq_base"] = json!(5e5);
+        c["vendor_norm"] = json!(1);
+    });
+    let checkpoint = opened(two.path(), &["rope_freq_base", "vendor_norm"]).unwrap();
+    let said = "keys that the policy's `ignore_keys` lets pass unread: rope_freq_base, vendor_norm";
+    assert_eq!(support::notes_on_keys(&checkpoint), [said]);
     let absent = error(&["rope_freq_base", "rope_base"]);
     assert!(absent.contains("`rope_base` is named by the policy's `ignore_keys`"), "{absent}");
     let read = error(&["rope_freq_base", "rms_norm_eps"]);

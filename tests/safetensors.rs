@@ -178,8 +178,8 @@ fn files_of_mlx_have_the_logits_of_the_original() {
         let made_by = if rounded { "mlx" } else { "checkpoints" };
         let folder = mlx(name);
         let notes = open(folder.path()).unwrap().notes;
-        let plus_one = notes[0].contains("1 + w");
-        assert!(notes[0].contains("MLX") && plus_one == name.starts_with("qwen3_5"), "{notes:?}");
+        let note = notes.iter().find(|note| note.contains("MLX")).unwrap();
+        assert_eq!(note.contains("1 + w"), name.starts_with("qwen3_5"), "{notes:?}");
         let distance = distance(folder.path(), &fixture(&format!("{made_by}/{name}/logits.json")));
         assert!(distance <= 1e-4, "{name}: {distance:.1e}");
         if !name.starts_with("qwen3_5") {
@@ -518,6 +518,15 @@ fn a_head_in_the_file_is_the_head() {
     assert!(!notes.iter().any(|note| note.contains("lm_head")), "{notes:?}");
     assert!(some_logits(same.path()) == some_logits(&checkpoint("llama")));
     assert!(some_logits(tied.path()) == some_logits(&checkpoint("qwen3")));
+}
+
+/// LLaVA-NeXT and OneVision end each row of an image with it.
+#[test]
+fn the_end_of_an_images_row_is_no_part_of_the_text_model() {
+    for name in ["image_newline", "model.image_newline"] {
+        let folder = edited("llama", |file| file.add(name, "F16", &[48], 2));
+        assert!(some_logits(folder.path()) == some_logits(&checkpoint("llama")), "{name}");
+    }
 }
 
 #[test]

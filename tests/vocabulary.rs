@@ -759,6 +759,18 @@ fn a_prefix_space_that_the_files_contradict_is_told() {
 }
 
 #[test]
+fn warnings_stand_before_other_notes() {
+    let mut config = read_json(&base().join("config.json"));
+    config["vendor_build"] = json!(7);
+    let files =
+        [("config.json", config), ("tokenizer_config.json", json!({ "add_prefix_space": true }))];
+    let folder = folder_with(&files);
+    let notes = open(&Source::at(folder.path().into())).unwrap().notes;
+    assert!(notes[0].starts_with("warning: `add_prefix_space`"), "{notes:?}");
+    assert!(notes[1].contains("vendor_build"), "{notes:?}");
+}
+
+#[test]
 fn what_a_template_puts_before_a_text_beside_bos_is_told() {
     let mut tokenizer = base_json();
     let special = |name: &str| json!({ "SpecialToken": { "id": name, "type_id": 0 } });

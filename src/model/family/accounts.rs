@@ -72,7 +72,10 @@ impl<'a> Accounts<'a> {
         for name in ignored {
             let is_read = read.contains(name) || known.is_read_elsewhere(name);
             may_be_ignored(self.file, name, &entries, is_read)?;
-            notes.push(format!("the policy's `ignore_keys` lets the key `{name}` pass unread"));
+        }
+        if !ignored.is_empty() {
+            let names = ignored.join(", ");
+            notes.push(format!("keys that the policy's `ignore_keys` lets pass unread: {names}"));
         }
         let left = entries.iter().filter(|(name, _)| !read.contains(name));
         let (mut strange, mut refused) = (Vec::new(), Vec::new());
