@@ -291,10 +291,18 @@ fn the_policy_lets_keys_pass_that_are_there_and_unread() {
     let checkpoint = opened(folder.path(), &["rope_freq_base"]).unwrap();
     assert_eq!(
         support::notes_on_keys(&checkpoint),
-        ["the policy's `ignore_keys` lets the key `rope_freq_base` pass unread"]
+        ["keys that the policy's `ignore_keys` lets pass unread: rope_freq_base"]
     );
     assert_eq!(checkpoint.reading, ["ignored key rope_freq_base"]);
     let error = |keys: &[&str]| opened(folder.path(), keys).err().unwrap();
+    // one note, however many keys there are
+    let two = edited("llama", |c| {
+        c["rope_freq_base"] = json!(5e5);
+        c["vendor_norm"] = json!(1);
+    });
+    let checkpoint = opened(two.path(), &["rope_freq_base", "vendor_norm"]).unwrap();
+    let said = "keys that the policy's `ignore_keys` lets pass unread: rope_freq_base, vendor_norm";
+    assert_eq!(support::notes_on_keys(&checkpoint), [said]);
     let absent = error(&["rope_freq_base", "rope_base"]);
     assert!(absent.contains("`rope_base` is named by the policy's `ignore_keys`"), "{absent}");
     let read = error(&["rope_freq_base", "rms_norm_eps"]);
@@ -317,6 +325,72 @@ fn a_share_of_the_head_is_transformers_share() {
         let edit = |c: &mut Value| c["rope_parameters"]["partial_rotary_factor"] = json!(share);
         is_refused("qwen3_5", edit, &[]);
     }
+}
+
+/// Configurations as transformers' classes with vision towers save them.
+#[test]
+fn wrappers_of_llava_are_read() {
+    let llava = json!({
+        "image_token_index": 32000, "image_seq_length": 576, "projector_hidden_act": "gelu",
+        "vision_feature_select_strategy": "default", "vision_feature_layer": [-2, -5],
+        "multimodal_projector_bias": true, "ignore_index": -100
+    });
+    let pinpoints = json!({
+        "image_grid_pinpoints": [[336, 672]], "use_image_newline_parameter": true,
+        "vision_aspect_ratio": "anyres_max_9", "video_token_index": 151647
+    });
+    for (kind, own) in [
+        ("llava", json!({})),
+        ("llava_next", pinpoints.clone()),
+        ("llava_onevision", pinpoints),
+        ("vipllava", json!({ "projector_layernorm_eps": 1e-5 })),
+        ("internvl", json!({ "downsample_ratio": 0.5 })),
+    ] {
+        means_the_same("llama", |config| {
+            let mut whole = llava.clone();
+            whole.as_object_mut().unwrap().extend(own.as_object().unwrap().clone());
+            whole["model_type"] = json!(kind);
+            whole["tie_word_embeddings"] = config["tie_word_embeddings"].clone();
+            whole["vision_config"] = json!({ "model_type": "clip_vision_model" });
+            whole["text_config"] = config.take();
+            *config = whole;
+        });
+    }
+}
+
+/// transformers' Gemma3Attention has no cap, and its class with a vision tower none of logits.
+#[test]
+fn caps_of_gemma_3_are_those_that_transformers_applies() {
+    let wrap = |config: &mut Value| {
+        let text = config.take();
+        *config = json!({ "model_type": "gemma3", "text_config": text });
+    };
+    means_the_same("gemma3", wrap);
+    let said = "is 5, which this version does not compute";
+    is_refused("gemma3", |c| c["attn_logit_softcapping"] = json!(5), &["attn_logit", said]);
+    let capped = |c: &mut Value| c["final_logit_softcapping"] = json!(5);
+    is_refused(
+        "gemma3",
+        |config| {
+            capped(config);
+            wrap(config);
+        },
+        &["text_config.final_logit_softcapping", said],
+    );
+    let alone = edited("gemma3", capped);
+    assert_eq!(open(alone.path()).unwrap().spec.final_softcap, Some(5.0));
+}
+
+/// transformers divides by a cap.
+#[test]
+fn a_cap_of_zero_is_no_absent_cap() {
+    for name in ["gemma2", "gemma3", "gemma4-31b"] {
+        let edit = |c: &mut Value| c["final_logit_softcapping"] = json!(0.0);
+        is_refused(name, edit, &["final_logit_softcapping", "is 0", "null means none"]);
+    }
+    is_refused("gemma2", |c| c["attn_logit_softcapping"] = json!(0), &["null means none"]);
+    let none = edited("gemma2", |c| c["final_logit_softcapping"] = Value::Null);
+    assert_eq!(open(none.path()).unwrap().spec.final_softcap, None);
 }
 
 /// transformers leaves out what equals its classes' defaults.

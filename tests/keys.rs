@@ -9,7 +9,7 @@ mod support;
 use kvgate::model::decoder::Residency;
 use kvgate::model::Checkpoint;
 use kvgate::policy::Source;
-use serde_json::Value;
+use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -406,6 +406,178 @@ fn neutral_keys_and_vendors_keys_change_nothing() {
     let (_folder, path) = with("llama", Entry::text("vendor.build", "7"));
     let strange = support::notes_on_keys(&open(&path).unwrap());
     assert_eq!(strange, ["keys that nothing reads: vendor.build"]);
+}
+
+/// `ignore_keys` would pretend that they are passed over.
+#[test]
+fn keys_that_other_parts_of_the_program_read_cannot_be_ignored() {
+    let tokens = [
+        "bos",
+        "eos",
+        "eot",
+        "eom",
+        "unknown",
+        "seperator",
+        "padding",
+        "mask",
+        "fim_pre",
+        "fim_suf",
+        "fim_mid",
+        "fim_pad",
+        "fim_rep",
+        "fim_sep",
+    ];
+    let tokens = tokens.map(|name| Entry::number(&format!("tokenizer.ggml.{name}_token_id"), 1));
+    let others = [
+        Entry::number("split.count", 1),
+        Entry::text("general.type", "model"),
+        Entry::number("general.quantization_version", 2),
+        Entry::number("general.alignment", 32),
+        Entry::text("tokenizer.chat_template", "x"),
+    ];
+    for entry in others.into_iter().chain(tokens) {
+        let key = entry.key.clone();
+        let (_folder, path) = with("llama", entry);
+        let ignore_keys = vec![key.clone()];
+        let error = Checkpoint::open(&Source { ignore_keys, ..Source::at(path) }).err();
+        let error = error.unwrap_or_else(|| panic!("{key}")).to_string();
+        assert!(error.contains("is read: the policy's `ignore_keys` cannot"), "{key}: {error}");
+    }
+    for (key, value) in [
+        ("architectures", json!(["LlamaForCausalLM"])),
+        ("auto_map.AutoConfig", json!("configuration.Own")),
+        ("model_file", Value::Null),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let from = root().join("tests/fixtures/checkpoints/llama");
+        for file in ["model.safetensors", "tokenizer.json"] {
+            std::fs::copy(from.join(file), folder.path().join(file)).unwrap();
+        }
+        let config = std::fs::read(from.join("config.json")).unwrap();
+        let mut config: Value = serde_json::from_slice(&config).unwrap();
+        match key.split_once('.') {
+            Some((object, member)) => config[object][member] = value,
+            None => config[key] = value,
+        }
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let ignore_keys = vec![key.to_owned()];
+        let source = Source { ignore_keys, ..Source::at(folder.path().into()) };
+        let error = Checkpoint::open(&source).err().unwrap_or_else(|| panic!("{key}")).to_string();
+        assert!(error.contains("is read: the policy's `ignore_keys` cannot"), "{key}: {error}");
+    }
+}
+
+#[test]
+fn slips_of_two_letters_are_refused_where_others_read_the_key_too() {
+    for (slip, meant) in [
+        ("tokenizer.ggml.add_bos_tokne", "add_bos_token"),
+        ("tokenizer.ggml.bos_token_if", "bos_token_id"),
+        ("tokenizer.ggml.fim_pad_token", "fim_pad_token_id"),
+        ("tokenizer.ggml.add_space_perfixx", "add_space_prefix"),
+        ("tokenizer.chat_tenplate", "tokenizer.chat_template"),
+        ("general.quantisation_versions", "general.quantization_version"),
+        ("general.alinement", "general.alignment"),
+        ("split.counts", "split.count"),
+    ] {
+        let (_folder, path) = with("llama", Entry::number(slip, 0));
+        let error = open(&path).err().unwrap_or_else(|| panic!("{slip}"));
+        assert!(error.contains("is read by nothing, and resembles"), "{slip}: {error}");
+        assert!(error.contains(meant), "{slip}: {error}");
+    }
+}
+
+/// The keys that gguf-py (`constants.py`, 0.17) knows outside of architectures and that kvgate does not read, and those of
+/// other programs that resemble one that it reads.
+#[test]
+fn keys_that_writers_know_are_no_slips_of_the_pen() {
+    let general = [
+        "file_type",
+        "sampling.sequence",
+        "sampling.top_k",
+        "sampling.top_p",
+        "sampling.min_p",
+        "sampling.xtc_probability",
+        "sampling.xtc_threshold",
+        "sampling.temp",
+        "sampling.penalty_last_n",
+        "sampling.penalty_repeat",
+        "sampling.mirostat",
+        "sampling.mirostat_tau",
+        "sampling.mirostat_eta",
+        "name",
+        "author",
+        "version",
+        "organization",
+        "finetune",
+        "basename",
+        "description",
+        "quantized_by",
+        "size_label",
+        "license",
+        "license.name",
+        "license.link",
+        "url",
+        "doi",
+        "uuid",
+        "repo_url",
+        "source.url",
+        "source.doi",
+        "source.uuid",
+        "source.repo_url",
+        "base_model.count",
+        "base_model.0.name",
+        "base_model.0.author",
+        "base_model.0.version",
+        "base_model.0.organization",
+        "base_model.0.description",
+        "base_model.0.url",
+        "base_model.0.doi",
+        "base_model.0.uuid",
+        "base_model.0.repo_url",
+        "dataset.count",
+        "dataset.0.name",
+        "dataset.0.author",
+        "dataset.0.version",
+        "dataset.0.organization",
+        "dataset.0.description",
+        "dataset.0.url",
+        "dataset.0.doi",
+        "dataset.0.uuid",
+        "dataset.0.repo_url",
+        "tags",
+        "languages",
+    ];
+    let tokenizer = [
+        "token_type_count",
+        "add_sep_token",
+        "remove_extra_whitespaces",
+        "precompiled_charsmap",
+        "prefix_token_id",
+        "suffix_token_id",
+        "middle_token_id",
+        "cls_token_id",
+        "separator_token_id",
+        "add_cls_token",
+        "add_mask_token",
+        "add_padding_token",
+        "add_unknown_token",
+        "add_seperator_token",
+    ];
+    let whole = [
+        "split.no",
+        "split.tensors.count",
+        "tokenizer.huggingface.json",
+        "tokenizer.rwkv.world",
+        "tokenizer.chat_template.tool_use",
+        "tokenizer.chat_templates",
+    ];
+    let general = general.iter().map(|name| format!("general.{name}"));
+    let tokenizer = tokenizer.iter().map(|name| format!("tokenizer.ggml.{name}"));
+    for key in general.chain(tokenizer).chain(whole.map(String::from)) {
+        let (_folder, path) = with("llama", Entry::text(&key, "x"));
+        let checkpoint = open(&path).unwrap_or_else(|error| panic!("{key}: {error}"));
+        assert_eq!(support::notes_on_keys(&checkpoint), [""; 0], "{key}");
+    }
 }
 
 /// Linear scaling under its first name, and without scaling as llama.cpp's writer spells it.

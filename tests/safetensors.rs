@@ -178,8 +178,8 @@ fn files_of_mlx_have_the_logits_of_the_original() {
         let made_by = if rounded { "mlx" } else { "checkpoints" };
         let folder = mlx(name);
         let notes = open(folder.path()).unwrap().notes;
-        let plus_one = notes[0].contains("1 + w");
-        assert!(notes[0].contains("MLX") && plus_one == name.starts_with("qwen3_5"), "{notes:?}");
+        let note = notes.iter().find(|note| note.contains("MLX")).unwrap();
+        assert_eq!(note.contains("1 + w"), name.starts_with("qwen3_5"), "{notes:?}");
         let distance = distance(folder.path(), &fixture(&format!("{made_by}/{name}/logits.json")));
         assert!(distance <= 1e-4, "{name}: {distance:.1e}");
         if !name.starts_with("qwen3_5") {
@@ -410,8 +410,19 @@ fn quantized_models_are_refused_by_the_name_of_their_method() {
 fn a_description_that_quantizes_nothing_is_none() {
     let whole = some_logits(&checkpoint("llama"));
     for described in [Value::Null, json!({})] {
-        let folder = configured("llama", |c| c["quantization_config"] = described.clone());
-        assert!(some_logits(folder.path()) == whole, "{described}");
+        for key in [
+            "quantization_config",
+            "quantization",
+            "compression_config",
+            "quantize_config",
+            "quant_config",
+            "transform_config",
+        ] {
+            let folder = configured("llama", |c| c[key] = described.clone());
+            assert!(some_logits(folder.path()) == whole, "{key} {described}");
+            let nested = configured("gemma4-e2b", |c| c["text_config"][key] = described.clone());
+            open(nested.path()).unwrap_or_else(|error| panic!("{key} {described}: {error}"));
+        }
     }
     let folder = copied(&checkpoint("llama"));
     let described = r#"{"quantization": {"quant_algo": null, "kv_cache_quant_algo": null}}"#;
@@ -507,6 +518,40 @@ fn a_head_in_the_file_is_the_head() {
     assert!(!notes.iter().any(|note| note.contains("lm_head")), "{notes:?}");
     assert!(some_logits(same.path()) == some_logits(&checkpoint("llama")));
     assert!(some_logits(tied.path()) == some_logits(&checkpoint("qwen3")));
+}
+
+/// LLaVA-NeXT and OneVision end each row of an image with it.
+#[test]
+fn the_end_of_an_images_row_is_no_part_of_the_text_model() {
+    for name in ["image_newline", "model.image_newline"] {
+        let folder = edited("llama", |file| file.add(name, "F16", &[48], 2));
+        assert!(some_logits(folder.path()) == some_logits(&checkpoint("llama")), "{name}");
+    }
+}
+
+#[test]
+fn a_tied_head_stands_for_an_embedding_that_is_left_out() {
+    let alone = |name: &str, prefix: &str| {
+        let embedding = "model.embed_tokens.weight";
+        edited(name, |file| {
+            let table = file.tensors.remove(embedding).unwrap();
+            file.tensors.insert("lm_head.weight".into(), table);
+            file.renamed(|name| name.replacen("model.", prefix, 1));
+        })
+    };
+    for prefix in ["model.", "model.language_model.", ""] {
+        let folder = alone("llama", prefix);
+        let notes = open(folder.path()).unwrap().notes;
+        assert!(notes[0].contains("`lm_head.weight` is read as the embedding"), "{notes:?}");
+        assert!(some_logits(folder.path()) == some_logits(&checkpoint("llama")), "{prefix}");
+    }
+    let untied = alone("llama", "model.");
+    let config = untied.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let says = |tied: bool| format!("\"tie_word_embeddings\": {tied}");
+    assert!(text.contains(&says(true)));
+    std::fs::write(&config, text.replace(&says(true), &says(false))).unwrap();
+    is_refused(&untied, &["`model.embed_tokens.weight` is missing"]);
 }
 
 #[test]

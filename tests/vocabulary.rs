@@ -617,3 +617,211 @@ fn a_token_of_minus_one_is_none() {
         assert_eq!(open(&Source::at(path.clone())).unwrap().tokenizer.bos, None);
     }
 }
+
+/// The base's folder, whose last token is the added token `dog` of tokenizer.json, or no token, and files beside it.
+fn folder_with_dog(own: Option<Value>, config: Value, older: Option<Value>) -> tempfile::TempDir {
+    let mut tokenizer = base_json();
+    let last = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+    let (piece, _) = last.iter().find(|(_, id)| **id == 299).unwrap();
+    let piece = piece.clone();
+    last.remove(&piece);
+    let merges = tokenizer["model"]["merges"].as_array_mut().unwrap();
+    merges.pop();
+    tokenizer["added_tokens"].as_array_mut().unwrap().extend(own);
+    let mut files = vec![("tokenizer.json", tokenizer), ("tokenizer_config.json", config)];
+    files.extend(older.map(|older| ("added_tokens.json", older)));
+    folder_with(&files)
+}
+
+fn dog(edit: impl FnOnce(&mut Value)) -> Value {
+    let mut token = json!({ "content": "dog", "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": false });
+    edit(&mut token);
+    token
+}
+
+fn own_dog(edit: impl FnOnce(&mut Value)) -> Option<Value> {
+    let mut token = dog(edit);
+    token["id"] = json!(299);
+    Some(token)
+}
+
+/// transformers reads these folders otherwise than by tokenizer.json alone.
+#[test]
+fn a_token_that_the_files_know_as_two_is_refused_where_a_text_has_it() {
+    let special = |token: &mut Value| token["special"] = json!(true);
+    let decoder = |token: Value| json!({ "added_tokens_decoder": { "299": token } });
+    let as_is = |_: &mut Value| {};
+    let missing =
+        "is no added token in tokenizer.json and token 299 (no flags) in `added_tokens_decoder`";
+    let cases = [
+        (None, decoder(dog(as_is)), None, missing),
+        (
+            None,
+            json!({}),
+            Some(json!({ "dog": 299 })),
+            "and token 299 (no flags) in added_tokens.json",
+        ),
+        (
+            own_dog(as_is),
+            decoder(dog(special)),
+            None,
+            "(no flags) in tokenizer.json and token 299 (special)",
+        ),
+        (
+            own_dog(special),
+            decoder(dog(as_is)),
+            None,
+            "(special) in tokenizer.json and token 299 (no flags)",
+        ),
+        (own_dog(as_is), decoder(dog(|t| t["lstrip"] = json!(true))), None, "token 299 (lstrip)"),
+        (own_dog(as_is), decoder(dog(|t| t["rstrip"] = json!(true))), None, "token 299 (rstrip)"),
+        (own_dog(as_is), decoder(dog(|t| t["single_word"] = json!(true))), None, "(single_word)"),
+        (
+            own_dog(as_is),
+            json!({ "added_tokens_decoder": { "298": dog(as_is) } }),
+            None,
+            "token 298",
+        ),
+    ];
+    for (own, config, older, words) in cases {
+        let folder = folder_with_dog(own, config, older);
+        let checkpoint = open(&Source::at(folder.path().into())).unwrap();
+        let said = checkpoint.notes.join("\n");
+        assert!(
+            said.contains(words) && said.contains("save the tokenizer again"),
+            "{words}: {said}"
+        );
+        let error = checkpoint.tokenizer.encode("a dog ran").unwrap_err();
+        assert!(error.contains(words) && error.contains("save the tokenizer again"), "{error}");
+        checkpoint.tokenizer.encode("a cat ran").unwrap();
+    }
+}
+
+#[test]
+fn a_token_that_no_text_can_show_is_no_error() {
+    let special = |token: &mut Value| token["special"] = json!(true);
+    // special tokens are text in a text, whatever their flags are, and marks in what a template wrote
+    for own in [
+        None,
+        own_dog(|t| {
+            special(t);
+            t["rstrip"] = json!(true);
+        }),
+    ] {
+        let config = json!({ "added_tokens_decoder": { "299": dog(special) } });
+        let folder = folder_with_dog(own, config, None);
+        let tokenizer = open(&Source::at(folder.path().into())).unwrap().tokenizer;
+        tokenizer.encode("a dog ran").unwrap();
+        assert!(tokenizer.encode_rendered("a dog ran").unwrap_err().contains("`dog`"));
+    }
+    let same = json!({ "added_tokens_decoder": { "299": dog(|_| {}) } });
+    let older = Some(json!({ "dog": 299, "cat": 298 }));
+    for (own, config, older) in [
+        (own_dog(|_| {}), same.clone(), None),
+        // without a normalizer there is nothing to normalize
+        (own_dog(|t| t["normalized"] = json!(true)), same.clone(), None),
+        // the newer file is asked first, and tokenizer.json's ids before the older one
+        (own_dog(|_| {}), same, older),
+        (own_dog(special), json!({}), Some(json!({ "dog": 299 }))),
+    ] {
+        let folder = folder_with_dog(own, config, older);
+        let checkpoint = open(&Source::at(folder.path().into())).unwrap();
+        let said = checkpoint.notes.join("\n");
+        assert!(!said.contains("a text with one of these tokens"), "{said}");
+        checkpoint.tokenizer.encode_rendered("a dog ran with a cat").unwrap();
+    }
+    for (config, older, words) in [
+        (json!({ "added_tokens_decoder": [] }), None, "added_tokens_decoder"),
+        (json!({ "added_tokens_decoder": { "x": dog(|_| {}) } }), None, "added_tokens_decoder.x"),
+        (json!({}), Some(json!({ "dog": "299" })), "must be the id of a token"),
+    ] {
+        let folder = folder_with_dog(None, config, older);
+        let error = refused(&Source::at(folder.path().into()));
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_prefix_space_that_the_files_contradict_is_told() {
+    for (config, own, is_told) in [(true, false, true), (false, true, true), (true, true, false)] {
+        let mut tokenizer = base_json();
+        tokenizer["pre_tokenizer"]["add_prefix_space"] = json!(own);
+        let sequence = json!({ "type": "Sequence", "pretokenizers": [
+            { "type": "Digits", "individual_digits": true }, tokenizer["pre_tokenizer"] ] });
+        tokenizer["pre_tokenizer"] = sequence;
+        let config = json!({ "add_prefix_space": config });
+        let folder =
+            folder_with(&[("tokenizer.json", tokenizer), ("tokenizer_config.json", config)]);
+        let said = open(&Source::at(folder.path().into())).unwrap().notes.join("\n");
+        let words = format!("the pre-tokenizer of tokenizer.json has it as {own}");
+        assert_eq!(said.contains(&words), is_told, "{said}");
+    }
+}
+
+#[test]
+fn warnings_stand_before_other_notes() {
+    let mut config = read_json(&base().join("config.json"));
+    config["vendor_build"] = json!(7);
+    let files =
+        [("config.json", config), ("tokenizer_config.json", json!({ "add_prefix_space": true }))];
+    let folder = folder_with(&files);
+    let notes = open(&Source::at(folder.path().into())).unwrap().notes;
+    assert!(notes[0].starts_with("warning: `add_prefix_space`"), "{notes:?}");
+    assert!(notes[1].contains("vendor_build"), "{notes:?}");
+}
+
+#[test]
+fn what_a_template_puts_before_a_text_beside_bos_is_told() {
+    let mut tokenizer = base_json();
+    let special = |name: &str| json!({ "SpecialToken": { "id": name, "type_id": 0 } });
+    let declared = |name: &str, id: u32| json!({ "id": name, "ids": [id], "tokens": [name] });
+    let template = |before: &[&str]| {
+        let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+        let single: Vec<_> =
+            before.iter().map(|name| special(name)).chain([text, special("<pad>")]).collect();
+        json!({ "type": "TemplateProcessing", "single": single, "pair": [],
+            "special_tokens": { "<bos>": declared("<bos>", 2), "<eos>": declared("<eos>", 1), "<pad>": declared("<pad>", 0) } })
+    };
+    for (before, words) in [
+        (&["<bos>", "<eos>", "<bos>"][..], Some("puts 3 tokens before a text, and only one can be BOS; left out are: 1 `<eos>`, 2 `<bos>`")),
+        (&["<bos>", "<eos>"], Some("left out are: 1 `<eos>`")),
+        (&["<bos>"], None),
+    ] {
+        tokenizer["post_processor"] = template(before);
+        let folder = folder_with(&[("tokenizer.json", tokenizer.clone())]);
+        let checkpoint = open(&Source::at(folder.path().into())).unwrap();
+        assert_eq!(checkpoint.tokenizer.bos, Some(2));
+        let said = checkpoint.notes.join("\n");
+        assert!(words.map_or(!said.contains("left out"), |words| said.contains(words)), "{said}");
+    }
+}
+
+/// Ollama's converter writes the lists that generation_config.json has.
+#[test]
+fn ends_that_a_file_lists_end_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    let with = |ids: Vec<Gguf>| {
+        rewritten(&base().join("model.gguf"), &path, |metadata| {
+            metadata.insert("tokenizer.ggml.eos_token_ids".into(), Gguf::Array(ids));
+            let kinds = ["bos", "cls", "mask", "unknown", "seperator", "padding"];
+            for kind in kinds {
+                let list = Gguf::Array(vec![Gguf::I32(0)]);
+                metadata.insert(format!("tokenizer.ggml.{kind}_token_ids"), list);
+                metadata.insert(format!("tokenizer.ggml.add_{kind}_token"), Gguf::Bool(false));
+            }
+        });
+        Source::at(path.clone())
+    };
+    let before = open(&Source::at(base().join("model.gguf"))).unwrap().ends;
+    assert!(!before.contains(&290) && !before.contains(&17));
+    let checkpoint = open(&with(vec![Gguf::I32(290), Gguf::I32(17)])).unwrap();
+    let mut wanted = [before, vec![290, 17]].concat();
+    wanted.sort_unstable();
+    assert_eq!(checkpoint.ends, wanted);
+    assert_eq!(support::notes_on_keys(&checkpoint), [""; 0]);
+    let error = refused(&with(vec![Gguf::I32(300)]));
+    assert!(error.contains("eos_token_ids` names token 300 of a vocabulary of 300"), "{error}");
+    let error = refused(&with(vec![Gguf::I32(-1)]));
+    assert!(error.contains("must be a list of I32 or U32"), "{error}");
+}

@@ -19,7 +19,7 @@ use crate::kv::calibration::{Calibration, CalibrationError};
 use crate::kv::effective::{beyond, Effective, UnfitError};
 use crate::kv::Scheme;
 use crate::model::decoder::{Decoder, Residency};
-use crate::model::{Checkpoint, ModelError};
+use crate::model::{warnings_first, Checkpoint, ModelError};
 use crate::policy::Source;
 use crate::results::{
     Conditions, Control, CorpusFile, Measurement, Outcome, RunInfo, SchemeResult, Storage, Subject,
@@ -230,13 +230,15 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let conditions = conditions(request, &checkpoint, &baseline, files, generated.as_ref());
     let effective = [baseline.to_string(), Effective::bad(&layout).to_string()];
     let controls = controls(effective, request.mimic, results);
+    let mut notes = [checkpoint.notes.clone(), remarks, notes(&decoder, request)].concat();
+    warnings_first(&mut notes);
     let run = RunInfo {
         baseline_ppl,
         device: format!("{} CPU threads", rayon::current_num_threads()),
         dtype: "f32".into(),
         seconds: began.elapsed().as_secs_f64(),
         peak_bytes: peak_bytes(),
-        notes: [checkpoint.notes.clone(), remarks, notes(&decoder, request)].concat(),
+        notes,
     };
     let model = request.model.to_string();
     let measurement = Measurement { model, subject, conditions, run, controls, schemes, generated };

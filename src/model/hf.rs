@@ -27,6 +27,8 @@ const LONGEST_TEXT: u64 = 128 << 20;
 
 /// The name of the embedding behind the prefix.
 const EMBEDDING: &str = "embed_tokens.weight";
+/// A tensor that every text model has, behind the same prefix.
+const FIRST_NORM: &str = "layers.0.input_layernorm.weight";
 /// The member of a multimodal model's configuration that describes its text model.
 const TEXT: &str = "text_config";
 const TEXT_PREFIX: &str = "text_config.";
@@ -98,6 +100,7 @@ impl HfCheckpoint {
         (checkpoint.prefix, checkpoint.head) = convention::prefix_and_head(folder, names)?;
         checkpoint.notes.extend(weights.leftover(folder));
         checkpoint.notes.extend(checkpoint.untied());
+        checkpoint.embed_by_head();
         Ok(checkpoint)
     }
 
@@ -188,6 +191,21 @@ impl HfCheckpoint {
                 self.head
             )
         })
+    }
+
+    /// Takes the head for the embedding where it is tied and the files keep one tensor under the head's name, as
+    /// safetensors' `save_model` may.
+    fn embed_by_head(&mut self) {
+        let embedding = self.full(EMBEDDING);
+        if self.lookup(TIED) != Some(Fact::Bool(true)) || self.tensors.contains_key(&embedding) {
+            return;
+        }
+        let Some(head) = self.tensors.remove(self.head) else { return };
+        self.tensors.insert(embedding, head);
+        self.notes.push(format!(
+            "the files have no `{EMBEDDING}`, and {TIED} holds: `{}` is read as the embedding, too, as transformers does",
+            self.head
+        ));
     }
 
     /// What is worth telling about the way that it was read, a sentence each.

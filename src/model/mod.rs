@@ -71,6 +71,11 @@ pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
     }
 }
 
+/// Brings warnings before other notes: who shows a number of them shows the first.
+pub(crate) fn warnings_first(notes: &mut [String]) {
+    notes.sort_by_key(|note| !note.starts_with("warning"));
+}
+
 impl Checkpoint {
     /// Opens a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
     ///
@@ -116,6 +121,7 @@ impl Checkpoint {
             spec,
         };
         checkpoint.remark_on_template();
+        warnings_first(&mut checkpoint.notes);
         Ok(checkpoint)
     }
 
@@ -150,6 +156,7 @@ impl Checkpoint {
             ));
         }
         checkpoint.remark_on_template();
+        warnings_first(&mut checkpoint.notes);
         Ok(checkpoint)
     }
 

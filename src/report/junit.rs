@@ -82,9 +82,11 @@ fn properties(results: &Results, measured: Option<&Measurement>) -> Vec<Property
     let named =
         [("engine", Some(engine.clone())), ("commit", results.head.clone()), ("device", device)];
     let named = named.into_iter().filter_map(|(name, value)| Some((name, value?)));
-    let notes = measured.iter().flat_map(|m| m.run.notes.iter().take(NOTES));
-    let notes = notes.map(|note| ("note", remark(note)));
-    named.chain(notes).map(|(name, value)| Property::new(name, text(&value))).collect()
+    let all = measured.map_or(&[][..], |m| &m.run.notes);
+    let more = all.len().saturating_sub(NOTES);
+    let more = (more > 0).then(|| ("note", format!("… and {more} more")));
+    let notes = all.iter().take(NOTES).map(|note| ("note", remark(note)));
+    named.chain(notes).chain(more).map(|(name, value)| Property::new(name, text(&value))).collect()
 }
 
 fn test(model: &str, name: &str, case: &CaseResult) -> TestCase {
@@ -248,6 +250,16 @@ mod tests {
             results.measurements[0].run.seconds = seconds;
             assert_eq!(parsed(&results).test_suites[0].time, None, "{seconds}");
         }
+    }
+
+    #[test]
+    fn notes_that_are_not_shown_are_counted() {
+        let mut results = fixture::results();
+        results.measurements[0].run.notes = vec!["a note".into(); NOTES + 2];
+        let report = parsed(&results);
+        let notes = report.test_suites[0].properties.iter().filter(|p| p.name.as_str() == "note");
+        let notes: Vec<_> = notes.map(|p| p.value.as_str()).collect();
+        assert_eq!((notes.len(), notes[NOTES]), (NOTES + 1, "… and 2 more"));
     }
 
     #[test]

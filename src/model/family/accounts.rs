@@ -72,7 +72,10 @@ impl<'a> Accounts<'a> {
         for name in ignored {
             let is_read = read.contains(name) || known.is_read_elsewhere(name);
             may_be_ignored(self.file, name, &entries, is_read)?;
-            notes.push(format!("the policy's `ignore_keys` lets the key `{name}` pass unread"));
+        }
+        if !ignored.is_empty() {
+            let names = ignored.join(", ");
+            notes.push(format!("keys that the policy's `ignore_keys` lets pass unread: {names}"));
         }
         let left = entries.iter().filter(|(name, _)| !read.contains(name));
         let (mut strange, mut refused) = (Vec::new(), Vec::new());
@@ -262,7 +265,9 @@ impl<'a> Known<'a> {
             .filter(|row| row.standing == Standing::Elsewhere)
             .map(|row| row.name(self.format));
         let active = self.active.iter().find(near).map(String::as_str);
-        active.or_else(|| elsewhere.into_iter().find(|known| alike(own, known, 0)))
+        // names that others begin like are told apart by their ends
+        let most = |known: &str| if last_part_is_long(known) { 2 } else { 0 };
+        active.or_else(|| elsewhere.into_iter().find(|known| alike(own, known, most(known))))
     }
 
     fn nearest(&self, own: &str) -> Option<String> {
@@ -301,10 +306,17 @@ fn telling(word: &str) -> bool {
     TELLING.iter().any(ends) || ["scal", "norm"].iter().any(|s| word.starts_with(s))
 }
 
+/// Names shorter than this are too like each other to be slips of the pen by more than a letter.
+const LONG: usize = 8;
+
+fn last_part_is_long(name: &str) -> bool {
+    let last = name.trim_end_matches(".*").rsplit('.').next().unwrap_or(name);
+    last.chars().filter(|c| c.is_alphanumeric()).count() >= LONG
+}
+
 /// Whether two names differ as a slip of the pen does: in separators and capitals only, by a letter too
 /// many or too few, or by as many edits as `most` says where the names are long.
 fn alike(name: &str, known: &str, most: usize) -> bool {
-    const LONG: usize = 8;
     const LONGEST: usize = 256;
     if name.len() > LONGEST {
         return false;

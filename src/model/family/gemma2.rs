@@ -43,7 +43,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         (Format::Gguf, LAYERS_27B) => scale_27b(spec.hidden, full.heads),
         _ => scale(config, &full)?,
     };
-    let full = Attention { scale, softcap: softcap(config, ATTENTION_SOFTCAP, 50.0)?, ..full };
+    let full = Attention { scale, softcap: cap(config, ATTENTION_SOFTCAP, 50.0)?, ..full };
     let window = Some(window(config)?);
     one_base(config, &full)?;
     let mlp = mlp(config)?;
@@ -60,8 +60,20 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let layers = reaches(config, count, even)?.into_iter().map(layer).collect();
     let embed_scale = (spec.hidden as f32).sqrt();
     // the caps are those of llama.cpp's `llama_hparams`, for files from before the keys existed
-    let final_softcap = softcap(config, FINAL_SOFTCAP, 30.0)?;
+    let final_softcap = cap(config, FINAL_SOFTCAP, 30.0)?;
     Ok(Spec { embed_scale, final_softcap, layers, ..spec })
+}
+
+/// A cap. Of Gemma 2 llama.cpp divides by a zero, which means none in other architectures.
+fn cap(config: &dyn Config, key: Key, gguf: f64) -> Result<Option<f32>, ModelError> {
+    match softcap(config, key, gguf)? {
+        None if config.format() == Format::Gguf => {
+            let message =
+                "is 0, by which llama.cpp divides: it must be positive, as in Google's files";
+            Err(config.bad(key, message))
+        }
+        cap => Ok(cap),
+    }
 }
 
 /// The window; llama.cpp takes 4096 where a file does not say, as the class of transformers does.

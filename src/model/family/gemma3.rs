@@ -2,12 +2,12 @@
 //! RoPE of its own for each kind.
 
 use super::gemma::{causal, gemma_layer, reaches, scale_27b, HF_NAMES};
-use super::idle::{hf, Any};
+use super::idle::{hf, Any, Numbers};
 use super::rope::{rope, Layout, Wanted, USUAL};
 use super::{
     activation, attention, common, layer_count, mlp, names, scale, softcap, Family, Reach,
 };
-use super::{ATTENTION_SOFTCAP, FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
+use super::{FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
 use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -26,10 +26,17 @@ pub(super) const FAMILY: Family = Family {
 }"#,
     idle: &[
         hf("hidden_act", Any, "Gemma3MLP takes hidden_activation"),
+        hf("attn_logit_softcapping", Numbers(&[]), UNCAPPED_SCORES),
+        hf("final_logit_softcapping", Numbers(&[]), UNCAPPED_LOGITS),
         hf("_sliding_window_pattern", Any, "Gemma3TextConfig makes it and does not read it"),
     ],
     spec,
 };
+
+const UNCAPPED_SCORES: &str =
+    "transformers' Gemma3Attention passes it over, and other programs may obey it";
+const UNCAPPED_LOGITS: &str =
+    "transformers' class with a vision tower passes it over, and that of the text model alone obeys it";
 
 /// Every sixth layer is full where the file says nothing.
 const PATTERN: Key = Key { gguf: "attention.sliding_window_pattern", hf: "sliding_window_pattern" };
@@ -54,9 +61,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         (Format::Gguf, LAYERS_27B) => scale_27b(spec.hidden, full.heads),
         _ => scale(config, &full)?,
     };
-    // GGUF has no caps of Gemma 3's scores, and transformers' class still has them
-    let capped = Key { gguf: "", ..ATTENTION_SOFTCAP };
-    let full = Attention { scale, qk_norm: true, softcap: softcap(config, capped, 0.0)?, ..full };
+    let full = Attention { scale, qk_norm: true, ..full };
     one_head(config, full.head_dim)?;
     let sliding = Attention {
         window: Some(config.number(WINDOW)?),
@@ -75,8 +80,15 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     };
     let layers = kinds(config, count)?.into_iter().map(layer).collect();
     let embed_scale = (spec.hidden as f32).sqrt();
-    let final_softcap = softcap(config, FINAL_SOFTCAP, 0.0)?;
+    // Gemma3ForConditionalGeneration caps nothing
+    let final_softcap =
+        if is_beside_a_tower(config) { None } else { softcap(config, FINAL_SOFTCAP, 0.0)? };
     Ok(Spec { embed_scale, final_softcap, layers, ..spec })
+}
+
+/// Whether config.json describes the text model as a part of one with a vision tower.
+fn is_beside_a_tower(config: &dyn Config) -> bool {
+    config.format() == Format::Hf && config.full_name(FINAL_SOFTCAP.hf) != FINAL_SOFTCAP.hf
 }
 
 /// Refuses heads of another size in sliding layers, which GGUF could say and no Gemma 3 has.

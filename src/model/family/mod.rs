@@ -272,10 +272,13 @@ fn layer_count(file: &dyn Tensors) -> Result<usize, ModelError> {
     layers(file, config.number(LAYERS)?)
 }
 
-/// A cap; zero is none. `gguf` is what llama.cpp takes where a GGUF file does not have the key.
+/// A cap. `gguf` is what llama.cpp takes where a GGUF file does not have the key; its zero is none.
 fn softcap(config: &dyn Config, key: Key, gguf: f64) -> Result<Option<f32>, ModelError> {
     let absent = if config.format() == Format::Gguf { gguf } else { 0.0 };
     let cap = config.optional_float(key)?.unwrap_or(absent);
+    if cap == 0.0 && config.format() == Format::Hf && config.has(key) {
+        return Err(config.bad(key, "is 0, by which transformers divides: null means none"));
+    }
     Ok((cap != 0.0).then_some(cap as f32))
 }
 

@@ -106,6 +106,8 @@ const ELSEWHERE: &[&str] = &[
     "model.embed_audio.",
     "embed_audio.",
     "model.multi_modal_projector.",
+    "image_newline",
+    "model.image_newline",
     "mtp.",
     "multi_modal_projector.",
 ];

@@ -1,6 +1,6 @@
 //! In whose convention safetensors are written: which program's names and layouts they have.
 
-use super::EMBEDDING;
+use super::{EMBEDDING, FIRST_NORM};
 use crate::model::ModelError;
 use std::path::Path;
 
@@ -106,8 +106,11 @@ pub(super) fn prefix_and_head<'n>(
     let head = only(heads.filter(|(_, name)| has(name)).collect())?.unwrap_or(HEADS[0]);
     match (prefix, names.clone().find(|name| name.ends_with(EMBEDDING))) {
         (Some(prefix), _) => Ok((prefix, head)),
-        // it will be missed by its name
-        (None, None) => Ok((PREFIXES[0], head)),
+        // the head may stand for it, or else it will be missed by its name
+        (None, None) => {
+            let is_there = |prefix: &&str| has(&format!("{prefix}{FIRST_NORM}"));
+            Ok((PREFIXES.into_iter().find(is_there).unwrap_or(PREFIXES[0]), head))
+        }
         (None, Some(other)) => Err(refused(format!(
             "its embedding is called `{other}`, with a beginning that neither transformers nor MLX writes (known: {}); \
              save the model again with transformers' `save_pretrained`",

@@ -1,6 +1,7 @@
 //! A Hugging Face `tokenizer.json`: what is looked at before the library reads it, because the library takes
 //! it for granted, and what the file says beside its pieces.
 
+use super::beside::{self, Beside};
 use super::guard::guarded;
 use super::markers::{self, INFILL};
 use super::vocabulary::{cut, Spelling};
@@ -39,8 +40,8 @@ pub(in crate::model) struct TokenizerFile {
     pub(super) spelling: Spelling,
     /// The token that the file's own template puts before a text.
     pub template_bos: Option<u32>,
-    /// What is read otherwise than the file says, for people.
-    pub remark: Option<String>,
+    /// What is read otherwise than the file or those beside it say, for people.
+    pub remarks: Vec<String>,
 }
 
 impl TokenizerFile {
@@ -56,31 +57,60 @@ impl TokenizerFile {
         let read = || -> Result<_, tokenizers::Error> {
             let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
             inner.with_truncation(None)?.with_padding(None);
-            let template_bos = template_bos(&inner)?;
+            let before = before_a_text(&inner)?;
+            let written: Vec<_> = inner.get_added_tokens_decoder().into_iter().collect();
             let remark = retype(&mut inner)?;
-            Ok((inner, template_bos, remark))
+            Ok((inner, before, written, remark))
         };
         let read = guarded(read).map_err(unusable)?;
-        let (inner, template_bos, remark) = read.map_err(|e| unusable(e.to_string()))?;
+        let (inner, before, written, remark) = read.map_err(|e| unusable(e.to_string()))?;
         raw.check_ids(&inner).map_err(unusable)?;
         let spelling = if is_byte_level(&raw.pre_tokenizer) || is_byte_level(&raw.decoder) {
             Spelling::ByteLevel
         } else {
             Spelling::SentencePiece
         };
+        let beside = Beside::of(path)?;
+        let contested = beside.contested(&written, &inner)?;
+        let remarks = [
+            beside::told(&contested),
+            beside.prefix_space(&raw.pre_tokenizer),
+            left_out(&inner, &before),
+            remark,
+        ];
         let mut tokenizer = Tokenizer::new(inner, "tokenizer.json".into());
         tokenizer.is_from_outside = true;
-        Ok(TokenizerFile { tokenizer, spelling, template_bos, remark })
+        tokenizer.contested = contested;
+        let template_bos = before.first().copied();
+        let remarks = remarks.into_iter().flatten().collect();
+        Ok(TokenizerFile { tokenizer, spelling, template_bos, remarks })
     }
 }
 
-/// The token that stands before a text only where special tokens are asked for.
-fn template_bos(inner: &tokenizers::Tokenizer) -> Result<Option<u32>, tokenizers::Error> {
-    let first = |special| -> Result<Option<u32>, tokenizers::Error> {
-        Ok(inner.encode_fast("a", special)?.get_ids().first().copied())
+/// The tokens that stand before a text only where special tokens are asked for.
+fn before_a_text(inner: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::Error> {
+    let ids = |special| -> Result<Vec<u32>, tokenizers::Error> {
+        Ok(inner.encode_fast("a", special)?.get_ids().to_vec())
     };
-    let (with, without) = (first(true)?, first(false)?);
-    Ok(if with == without { None } else { with })
+    let (mut with, without) = (ids(true)?, ids(false)?);
+    if with.first() == without.first() {
+        return Ok(Vec::new());
+    }
+    let is_text = |at: &usize| with[*at..].starts_with(&without);
+    with.truncate((1..with.len()).find(is_text).unwrap_or(1));
+    Ok(with)
+}
+
+/// What a template puts before a text beside the one token that can be BOS.
+fn left_out(inner: &tokenizers::Tokenizer, before: &[u32]) -> Option<String> {
+    let (_, left) = before.split_first().filter(|(_, left)| !left.is_empty())?;
+    let piece = |id: &u32| inner.id_to_token(*id).unwrap_or_default();
+    let left: Vec<_> = left.iter().map(|id| format!("{id} `{}`", cut(&piece(id)))).collect();
+    Some(format!(
+        "warning: the template of tokenizer.json puts {} tokens before a text, and only one can be BOS; left out are: {}",
+        before.len(),
+        left.join(", ")
+    ))
 }
 
 /// Makes special tokens of the marks that the file has as text.

@@ -52,6 +52,9 @@ const BYTE: u64 = 6;
 const ENDS: [&str; 3] =
     ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
+/// Several tokens that end a text, as Ollama's converter writes them.
+const LISTED_ENDS: &str = "tokenizer.ggml.eos_token_ids";
+
 const GPT2_SPLIT: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -116,7 +119,7 @@ impl Vocabulary {
             return Err(file.bad_key(TOKENS, message));
         }
         let types = match file.value(TYPES) {
-            Some(types) => token_types(types)
+            Some(types) => unsigned(types)
                 .ok_or_else(|| file.bad_key(TYPES, "must be a list of I32 or U32, one a token"))?,
             None => vec![NORMAL; tokens.len()],
         };
@@ -160,6 +163,7 @@ impl Vocabulary {
         for key in ENDS {
             self.ends.extend(self.named(file, key)?);
         }
+        self.ends.extend(self.listed_ends(file)?);
         // harmony's format ends a message where the answer goes on; Gemma 4 writes HTML
         let has = |text: &str| ids.get(text).copied();
         let is_harmony = has("<|call|>").is_some() && has("<|return|>").is_some();
@@ -229,6 +233,22 @@ impl Vocabulary {
         }
     }
 
+    /// The tokens of [`LISTED_ENDS`].
+    fn listed_ends(&self, file: &Gguf) -> Result<Vec<u32>, ModelError> {
+        let Some(value) = file.value(LISTED_ENDS) else { return Ok(Vec::new()) };
+        let count = self.tokens.len() as u64;
+        let ids = unsigned(value).ok_or_else(|| {
+            file.bad_key(LISTED_ENDS, "must be a list of I32 or U32, none below 0")
+        })?;
+        match ids.iter().find(|id| **id >= count && count > 0) {
+            Some(id) => {
+                let message = format!("names token {id} of a vocabulary of {count}");
+                Err(file.bad_key(LISTED_ENDS, message))
+            }
+            None => Ok(ids.into_iter().filter_map(|id| u32::try_from(id).ok()).collect()),
+        }
+    }
+
     /// Tokens of some types.
     fn added<'a>(&'a self, kinds: &'a [u64]) -> impl Iterator<Item = AddedToken> + 'a {
         let tokens = self.tokens.iter().zip(&self.types);
@@ -262,15 +282,15 @@ pub(super) fn merges(file: &Gguf) -> Result<Option<Vec<String>>, ModelError> {
     file.value(MERGES).map(|_| strings(file, MERGES)).transpose()
 }
 
-/// The types of tokens as numbers, if that is what a value is.
-fn token_types(value: &Value) -> Option<Vec<u64>> {
-    let Value::Array(types) = value else { return None };
+/// The entries of a list as numbers, if that is what a value is.
+fn unsigned(value: &Value) -> Option<Vec<u64>> {
+    let Value::Array(entries) = value else { return None };
     let number = |value: &Value| match value {
         Value::I32(v) => u64::try_from(*v).ok(),
         Value::U32(v) => Some(u64::from(*v)),
         _ => None,
     };
-    types.iter().map(number).collect()
+    entries.iter().map(number).collect()
 }
 
 fn byte_level(

@@ -4,6 +4,7 @@
 //! a tokenizer beside a checkpoint that has a vocabulary, every token must be the same one in both
 //! (`own.rs`). So nobody who reads a text can forget it.
 
+mod beside;
 mod bos;
 mod file;
 mod gguf;
@@ -20,6 +21,7 @@ use super::spec::Spec;
 use super::ModelError;
 use crate::hub::TOKENIZER;
 use crate::policy::Source;
+use beside::Contested;
 use bos::{Bos, Rule, Says};
 use file::TokenizerFile;
 use guard::guarded;
@@ -55,6 +57,8 @@ pub struct Tokenizer {
     rows: Option<usize>,
     /// The checkpoint's own vocabulary, where this is another one's.
     own: Option<Own>,
+    /// Tokens that the files beside a `tokenizer.json` know as others.
+    contested: Vec<Contested>,
 }
 
 impl Tokenizer {
@@ -69,6 +73,7 @@ impl Tokenizer {
             is_from_outside: false,
             rows: None,
             own: None,
+            contested: Vec::new(),
         }
     }
 
@@ -88,6 +93,7 @@ impl Tokenizer {
     /// # Errors
     /// Text that the vocabulary cannot spell, or that shows that the vocabulary is another model's.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        beside::check(&self.contested, &self.inner, text, false)?;
         let ids = self.checked(text, Tokenizer::plain)?;
         Ok(self.bos.into_iter().chain(ids).collect())
     }
@@ -98,6 +104,7 @@ impl Tokenizer {
     /// # Errors
     /// Text that the vocabulary cannot spell, or that shows that the vocabulary is another model's.
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, String> {
+        beside::check(&self.contested, &self.inner, text, true)?;
         self.checked(text, Tokenizer::rendered)
     }
 
@@ -275,7 +282,7 @@ fn bos_of_0_1_0(file: &Gguf, says: &Says) -> Option<u32> {
 impl Opened {
     fn of_file(file: TokenizerFile, path: &Path, spec: &Spec) -> Self {
         let (count, rows) = (file.tokenizer.inner.get_vocab_size(true), spec.vocab);
-        let mut notes: Vec<_> = file.remark.into_iter().collect();
+        let mut notes = file.remarks;
         // tables are padded by some hundred rows at most
         if count < rows - rows / 10 {
             notes.push(format!(
