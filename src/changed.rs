@@ -37,6 +37,9 @@ const PROSE_FILES: &[&str] = &[
     ".gitignore",
     ".editorconfig",
 ];
+/// Extensions of what checkpoints are made of, whatever the name before them is: an index may name a shard
+/// `README.safetensors`.
+const READ: &[&str] = &["safetensors", "gguf", "json", "bin", "jinja", "model"];
 /// Ends of the names of goldens that wait to be accepted.
 const PENDING: &[&str] = &[".snap.new", ".pending-snap"];
 
@@ -295,7 +298,9 @@ fn is_words(path: &Path) -> bool {
     let named = |known: &str| {
         name.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '-']))
     };
-    PROSE.iter().any(|prose| extension == *prose) || PROSE_FILES.iter().any(|known| named(known))
+    let is_read = READ.iter().any(|read| extension == *read);
+    let is_prose = PROSE.iter().any(|prose| extension == *prose);
+    !is_read && (is_prose || PROSE_FILES.iter().any(|known| named(known)))
 }
 
 /// A path without `.` and `..`, as far as they can be taken out.

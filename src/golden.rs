@@ -179,8 +179,12 @@ impl Golden {
         let effective = lines.field("effective")?;
         let tokens_scored = lines.number("tokens_scored")?;
         let mut values = [0f64; Statistic::ALL.len()];
-        for (value, statistic) in values.iter_mut().zip(Statistic::ALL) {
-            *value = lines.statistic(statistic)?;
+        for (i, statistic) in Statistic::ALL.into_iter().enumerate() {
+            values[i] = lines.statistic(statistic)?;
+            if let Some(above) = above(&values[..i], values[i], statistic) {
+                let (name, above) = (statistic.name(), above.name());
+                return Err(lines.error(format!("`{name}` is below `{above}`, which cannot be")));
+            }
         }
         let golden = Self {
             effective,
@@ -214,6 +218,19 @@ impl Golden {
     fn snapshot(&self) -> String {
         format!("{HEADER}{self}")
     }
+}
+
+/// The divergence before this one that is larger and cannot be: a lower quantile, or the mean where this is the
+/// largest. Both have four digits, and may have been computed by two ways.
+fn above(before: &[f64], value: f64, statistic: Statistic) -> Option<Statistic> {
+    // in the order of their lines; what an engine does not say is larger than nothing
+    let divergences = &Statistic::ALL[..7];
+    let is_over = |a: f64| a > value + 1.1e-3 * a.abs().max(value.abs());
+    let may =
+        |earlier: &Statistic| statistic == Statistic::MaxKld || *earlier != Statistic::MeanKld;
+    let is_divergence = divergences.contains(&statistic);
+    let mut earlier = divergences.iter().zip(before).filter(|(earlier, _)| may(earlier));
+    earlier.find(|(_, a)| is_divergence && is_over(**a)).map(|(earlier, _)| *earlier)
 }
 
 /// Subject as lines of name and value.
@@ -519,6 +536,28 @@ conditions
         starts(text.split("p99_").next().unwrap(), "g.snap:11: the file ends where `p99_kld` must");
         starts(text.split("  device").next().unwrap(), "g.snap:31: the file ends where `device` m");
         starts(&format!("{text}more\n"), "g.snap:33: unexpected line `more`");
+    }
+
+    /// Edited by hand, or accepted from a file that was.
+    #[test]
+    fn divergences_that_are_out_of_order_are_named_with_their_line() {
+        let text = golden().snapshot();
+        let parse = |from: &str, to: &str| {
+            assert!(text.contains(from), "{from}: {text}");
+            Golden::parse(&text.replace(from, to), "g.snap").map_err(|error| error.to_string())
+        };
+        let starts = |parsed: Result<Golden, String>, start: &str| {
+            let error = parsed.unwrap_err();
+            assert!(error.starts_with(start), "{error}");
+        };
+        let p99 = parse("0.7000", "0.0000001");
+        starts(p99, "g.snap:11: `p99_kld` is below `median_kld`, which cannot be; take the file");
+        starts(parse("0.1500", "0.01000"), "g.snap:9: `p90_kld` is below `median_kld`");
+        starts(parse("2.250", "1.400"), "g.snap:13: `max_kld` is below `p999_kld`");
+        starts(parse("0.06120", "2.300"), "g.snap:13: `max_kld` is below `mean_kld`");
+        // a mean may be over every quantile but the last, and the fourth digit may be one off
+        assert!(parse("0.06120", "2.251").is_ok());
+        assert!(parse("0.2500", "0.1499").is_ok());
     }
 
     #[test]

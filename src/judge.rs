@@ -129,8 +129,11 @@ impl Judge<'_> {
         results: &'r Results,
     ) -> Result<&'r Measurement, String> {
         let mut own = results.measurements.iter().filter(|m| m.model == model.name);
-        let found =
-            own.next().ok_or("it is not in these results: the job that measures it is missing")?;
+        let missing = match results.not_needed.contains(&model.name) {
+            true => NOT_NEEDED,
+            false => "it is not in these results: the job that measures it is missing",
+        };
+        let found = own.next().ok_or(missing)?;
         if own.next().is_some() {
             return Err(
                 "these results hold its model twice: which one counts cannot be told".into()
@@ -179,6 +182,11 @@ impl Judge<'_> {
         Ok(golden::verdict_of(&golden::compare(golden?.as_ref(), &new), text))
     }
 }
+
+/// Of a model that must be there and that results leave out by their own word.
+const NOT_NEEDED: &str =
+    "it is not in these results, which say that it was not needed, and that is no more than their word: measure \
+     it, or judge with `--against REVISION`, which knows from the commits what was not needed";
 
 /// Whether results say anything about a cell.
 fn is_there(results: &Results, model: &ModelPolicy, cell: &Cell) -> bool {

@@ -209,6 +209,11 @@ fn each_file_touches_what_depends_on_it() {
         ("models/n.gguf", models(&["n", "n@long"])),
         ("models/m/config.json", models(&["m"])),
         ("models/m/chat_template.jinja", models(&["m"])),
+        // an index may name a shard so
+        ("models/m/README.safetensors", models(&["m"])),
+        ("models/m/LICENSE-1.safetensors", models(&["m"])),
+        ("models/m/NOTICE.json", models(&["m"])),
+        ("models/m/LICENSE.txt", Touched::None),
         ("goldens/n@long__q8_0.snap", models(&["n@long"])),
         ("goldens/m.text.snap", models(&["m"])),
         ("goldens/llama.cpp/m__q8_0.snap", models(&["m"])),

@@ -109,6 +109,38 @@ fn a_job_is_green_where_its_models_are() {
     kvgate_with(&repository, &["run", "--model", "tiny"], &[("CI", "true")]).exits(0);
 }
 
+/// A file that says that its red model was not needed is believed by nobody who judges.
+#[test]
+fn what_was_not_needed_is_no_word_of_the_file() {
+    let repository = models();
+    repository.edit("thresholds.toml", "gone.gguf", "tiny.gguf");
+    kvgate(&repository, &["run", "--results", "a"]).exits(1);
+    kvgate(&repository, &["accept", "a/results.json"]).exits(0);
+    kvgate(&repository, &["judge", "a/results.json"]).exits(0);
+    let mut results: Value = serde_json::from_str(&repository.text("a/results.json")).unwrap();
+    let measurements = results["measurements"].as_array_mut().unwrap();
+    measurements.retain(|measurement| measurement["model"] != "other");
+    results["cases"] = Value::Array(Vec::new());
+    results["not_needed"] = serde_json::json!(["other"]);
+    repository.put("left-out.json", &results.to_string());
+    kvgate(&repository, &["judge", "left-out.json"])
+        .exits(4)
+        .says("! other::q8_0::kld: error")
+        .says("which say that it was not needed, and that is no more than their word")
+        .says("`--against REVISION`")
+        .never_says("tiny::q8_0::kld: error");
+    results["measurements"] = Value::Array(Vec::new());
+    results["not_needed"] = serde_json::json!(["tiny", "other", "gone"]);
+    repository.put("nothing.json", &results.to_string());
+    kvgate(&repository, &["judge", "nothing.json"]).exits(4).never_says("nothing needed");
+    // one shard without the others is not the run
+    results.as_object_mut().unwrap().remove("not_needed");
+    repository.put("nothing.json", &results.to_string());
+    kvgate(&repository, &["judge", "nothing.json"])
+        .exits(4)
+        .says("the job that measures it is missing");
+}
+
 /// One job merges what the others measured; a job that is lost does not look like one that passed.
 #[test]
 fn shards_are_merged_and_what_is_missing_is_an_error() {

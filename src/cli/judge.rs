@@ -54,8 +54,8 @@ impl From<Measured> for Engine {
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let gate = arguments.config.gate()?;
-    let (results, by) = read(arguments, &gate)?;
-    let report = report(arguments, &gate, results, by)?;
+    let given = read(arguments, &gate)?;
+    let report = report(arguments, &gate, given)?;
     say_coloured(terminal::render(&report).trim_end())?;
     if let Some(path) = &arguments.json {
         json::write_to(path, &report.results)
@@ -64,7 +64,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(report.exit_code())
 }
 
-fn read(arguments: &Arguments, gate: &Gate) -> Result<(Results, Engine), Stop> {
+/// What is judged.
+struct Given {
+    results: Results,
+    /// Who measured it, by what the command says.
+    by: Engine,
+    /// Models that logs were not given of, which nobody asks for. What a results file says that was not needed
+    /// is its own word, and counts as little as its verdicts.
+    left_out: Vec<String>,
+}
+
+fn read(arguments: &Arguments, gate: &Gate) -> Result<Given, Stop> {
     let usage = |error: String| Stop::new(USAGE, error);
     let is_json = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "json");
     let (results, logs): (Vec<_>, Vec<_>) = arguments.files.iter().partition(is_json);
@@ -72,11 +82,12 @@ fn read(arguments: &Arguments, gate: &Gate) -> Result<(Results, Engine), Stop> {
         return Err(usage("results.json and logs are judged apart: give files of one kind".into()));
     }
     if logs.is_empty() {
-        let merged = read_results(&results).map_err(usage)?;
-        return Ok((merged, arguments.engine.into()));
+        let results = read_results(&results).map_err(usage)?;
+        return Ok(Given { results, by: arguments.engine.into(), left_out: Vec::new() });
     }
     let results = read_logs(&logs, gate, arguments.model.as_deref()).map_err(usage)?;
-    Ok((results, Engine::LlamaCpp))
+    let left_out = results.not_needed.clone();
+    Ok(Given { results, by: Engine::LlamaCpp, left_out })
 }
 
 /// The results of all files as one run.
@@ -132,25 +143,21 @@ fn model_of<'p>(
 }
 
 #[cfg(feature = "git")]
-fn report(
-    arguments: &Arguments,
-    gate: &Gate,
-    results: Results,
-    by: Engine,
-) -> Result<Report, Stop> {
+fn report(arguments: &Arguments, gate: &Gate, given: Given) -> Result<Report, Stop> {
     match &arguments.against {
-        Some(target) => against(&arguments.config.config, target, results, by),
-        None => Ok(here(gate, results, by)),
+        Some(target) => against(&arguments.config.config, target, given.results, given.by),
+        None => Ok(here(gate, given)),
     }
 }
 
 #[cfg(not(feature = "git"))]
-fn report(_: &Arguments, gate: &Gate, results: Results, by: Engine) -> Result<Report, Stop> {
-    Ok(here(gate, results, by))
+fn report(_: &Arguments, gate: &Gate, given: Given) -> Result<Report, Stop> {
+    Ok(here(gate, given))
 }
 
 /// Judged by the policy and the goldens that are here.
-fn here(gate: &Gate, results: Results, by: Engine) -> Report {
+fn here(gate: &Gate, given: Given) -> Report {
+    let Given { results, by, left_out } = given;
     let read = |path: &Path| match std::fs::read_to_string(gate.root.join(path)) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -160,13 +167,13 @@ fn here(gate: &Gate, results: Results, by: Engine) -> Report {
         policy: &gate.policy,
         goldens: &read,
         by,
-        is_needed: &|model| !results.not_needed.contains(&model.name),
+        is_needed: &|model| !left_out.contains(&model.name),
         fault: &|_, _| None,
     };
     let cases = judge.cases(&results);
     let policy = gate.results(Vec::new(), Vec::new()).policy;
     // what the files found counts as little as their verdicts
-    Results { cases, policy, findings: Vec::new(), ..results }.into()
+    Results { cases, policy, findings: Vec::new(), not_needed: left_out, ..results }.into()
 }
 
 /// Judged as the working tree's pull request to `target` would be.

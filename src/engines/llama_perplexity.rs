@@ -231,6 +231,7 @@ impl Lines<'_> {
     fn log(&self) -> Result<Log, LogError> {
         self.foreign()?;
         self.reported()?;
+        self.altered()?;
         self.one_run()?;
         let (context, chunks) = self.chunks()?;
         let tokens = scored(context, chunks);
@@ -316,6 +317,25 @@ impl Lines<'_> {
         match self.lines.iter().position(|line| fatal(line)) {
             None => Ok(()),
             Some(i) => Err(LogError::Reported {
+                path: self.path.into(),
+                line: i + 1,
+                message: quoted(self.lines[i]),
+            }),
+        }
+    }
+
+    /// What was measured instead of the checkpoint as it is.
+    fn altered(&self) -> Result<(), LogError> {
+        let alters = |line: &str| {
+            // values of the checkpoint's own metadata may say anything
+            let is_metadata = line.contains(": - kv ");
+            let lower = line.to_ascii_lowercase();
+            let words = ["lora adapter from", "using metadata override", "control vector"];
+            !is_metadata && words.iter().any(|words| lower.contains(words))
+        };
+        match self.lines.iter().position(|line| alters(line)) {
+            None => Ok(()),
+            Some(i) => Err(LogError::Altered {
                 path: self.path.into(),
                 line: i + 1,
                 message: quoted(self.lines[i]),

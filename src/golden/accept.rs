@@ -4,6 +4,7 @@ use super::review::pending;
 use super::{engine, path_by, stem, text, Golden};
 use crate::engines::Engine;
 use crate::files::write_atomically;
+use crate::judge::Evidence;
 use crate::policy::{ModelPolicy, Policy};
 use crate::results::{CorpusFile, Measurement, Results, SchemeResult};
 use crate::trust;
@@ -87,7 +88,7 @@ pub fn accept(
 ) -> Result<Vec<Accepted>, AcceptError> {
     same_run(results, policy, head)?;
     let cells = selected(results, only)?;
-    let mut refusals = refusals_of_conditions(&cells, policy);
+    let mut refusals = refusals_of_conditions(results, &cells, policy);
     let mut goldens = Vec::new();
     for (measurement, scheme) in &cells {
         match acceptable(results, policy, measurement, scheme) {
@@ -174,12 +175,18 @@ fn nearest(typed: &str, names: &[String]) -> Vec<String> {
 }
 
 /// Measurements among the cells whose conditions are not those of the policy and its files today.
-fn refusals_of_conditions(cells: &[Cell], policy: &Policy) -> Vec<String> {
+fn refusals_of_conditions(results: &Results, cells: &[Cell], policy: &Policy) -> Vec<String> {
+    let is_twice = |measurement: &Measurement| {
+        results.measurements.iter().filter(|other| other.model == measurement.model).count() > 1
+    };
     let mut refusals = Vec::new();
     let mut seen = BTreeSet::new();
     for (measurement, _) in cells {
         if seen.insert(&measurement.model) {
             let reason = match policy.models.iter().find(|m| m.name == measurement.model) {
+                Some(_) if is_twice(measurement) => {
+                    Some("these results hold it twice: which one counts cannot be told".into())
+                }
                 Some(model) => other_conditions(measurement, model),
                 None => Some("the policy has no such model".into()),
             };
@@ -231,13 +238,9 @@ fn acceptable(
     let (model, cell) = own.ok_or_else(|| format!("{case}: the policy has no such scheme"))?;
     let untrusted = |why: &str| format!("{case}: the measurement cannot be trusted: {why}");
     // by its own word: what it says decides the folder that a person finds the golden in
-    let distrust = trust::distrust_by(measurement, engine(measurement));
-    if let Some(reason) = distrust.get(&scheme.scheme) {
-        return Err(untrusted(reason));
-    }
     let by = engine(measurement);
-    let unlike = trust::unlike_cell(model, cell, scheme, by);
-    if let Some(reason) = unlike {
+    let found = Evidence::new(measurement, by).found(model, cell, by);
+    if let (_, Some(reason)) = found.map_err(|error| format!("{case}: {error}"))? {
         return Err(untrusted(&reason));
     }
     let judged = results.cases.iter().find(|c| c.case == format!("{case}::kld"));
@@ -261,12 +264,15 @@ fn write(root: &Path, by: Engine, case: String, golden: &Golden) -> Result<Accep
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::stats::Statistics;
     use crate::report::fixture;
+    use crate::results::Outcome;
 
     /// The fixture's results made acceptable: the failed scheme is gone, corpus files are real.
     fn ready(root: &Path) -> (Results, Policy) {
         let mut results = fixture::results();
         results.measurements[0].schemes.truncate(2);
+        results.measurements[0].schemes.iter_mut().for_each(fixture::make_sound);
         let mut policy = fixture::policy();
         for (i, text) in ["some prose", "some code"].iter().enumerate() {
             let file = root.join(["prose.txt", "code.txt"][i]);
@@ -348,6 +354,36 @@ mod tests {
         results.measurements[0].controls[0].ok = false;
         let error = error(&results, &policy, &[], folder.path());
         assert!(error.contains("cannot be trusted") && error.contains("control"), "{error}");
+    }
+
+    /// What `judge` refuses must not become a golden, which would pass ever after.
+    #[test]
+    fn refuses_what_contradicts_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (results, policy) = ready(root);
+        let says = |edit: &dyn Fn(&mut Results), why: &str| {
+            let mut results = results.clone();
+            edit(&mut results);
+            let error = error(&results, &policy, &[], root);
+            assert!(error.contains(why), "{error}");
+            assert!(!root.join("goldens").exists());
+        };
+        let forge = |r: &mut Results, edit: &dyn Fn(&mut Statistics)| {
+            let outcome = &mut r.measurements[0].schemes[1].outcome;
+            let Outcome::Measured { statistics, .. } = outcome else { panic!("it is measured") };
+            edit(statistics);
+        };
+        says(&|r| forge(r, &|s| s.mean_kld *= 0.8), "and its parts make 0.06");
+        says(&|r| forge(r, &|s| s.p99_kld = 1e-7), "its quantiles contradict each other");
+        says(&|r| forge(r, &|s| s.ppl_ratio = 0.5), "its ppl_ratio is 0.5");
+        let twice = |r: &mut Results| r.measurements.push(r.measurements[0].clone());
+        says(&twice, "gemma-3-270m: these results hold it twice");
+        let schemes = |r: &mut Results| {
+            let scheme = r.measurements[0].schemes[0].clone();
+            r.measurements[0].schemes.push(scheme);
+        };
+        says(&schemes, "the run has two results for this scheme");
     }
 
     #[test]

@@ -91,6 +91,19 @@ pub enum LogError {
         /// What it said.
         message: String,
     },
+    /// Not the checkpoint as it is was measured.
+    #[error(
+        "{path}:{line}: `{message}`: what was measured is not the checkpoint alone; run llama-perplexity without \
+         `--lora`, `--override-kv` and `--control-vector`"
+    )]
+    Altered {
+        /// The file.
+        path: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// What it says.
+        message: String,
+    },
     /// Caches of several types.
     #[error("{path}: the caches of one context are stored in different ways, {one} and {other}: no scheme says so")]
     MixedCaches {

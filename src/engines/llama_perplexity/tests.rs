@@ -335,6 +335,25 @@ fn errors_that_llama_cpp_goes_on_after() {
     }
 }
 
+/// A run with an adapter, or with other metadata, is of another model than the file.
+#[test]
+fn what_is_not_the_checkpoint_alone_is_refused() {
+    let text = fixture("q8_0");
+    for line in [
+        "0.01.000.000 I llama_adapter_lora_init_impl: loading lora adapter from 'x.gguf' ...",
+        "llama_lora_adapter_init_internal: loading lora adapter from 'x.gguf' ...",
+        "0.00.150.000 I validate_override: Using metadata override (float) 'llama.rope.freq_base' = 1.000000",
+        "0.01.000.000 E llama_adapter_cvec::apply: control vector n_embd does not match model",
+    ] {
+        let error = error(&format!("{line}\n{text}"));
+        assert!(error.starts_with("x.log:1: `"), "{error}");
+        assert!(error.contains("is not the checkpoint alone"), "{error}");
+    }
+    // what a checkpoint says of itself
+    let said = "I llama_model_loader: - kv   2: general.description str = control vector and lora adapter from x";
+    assert!(parse(format!("{said}\n{text}").as_bytes(), "x.log").is_ok());
+}
+
 #[test]
 fn a_log_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
