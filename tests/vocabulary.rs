@@ -825,3 +825,57 @@ fn ends_that_a_file_lists_end_answers() {
     let error = refused(&with(vec![Gguf::I32(-1)]));
     assert!(error.contains("must be a list of I32 or U32"), "{error}");
 }
+
+/// A vocabulary as SentencePiece's, with these pieces, their types and scores before 256 bytes' and what is spare.
+fn sentence_piece(path: &Path, pieces: &[(&str, i32, f32)]) {
+    rewritten(&base().join("model.gguf"), path, |metadata| {
+        let size = list(metadata, TOKENS).len();
+        let special = ["<unk>", "<s>", "</s>"].map(|text| (text.to_owned(), 3, 0.0));
+        let pieces = pieces.iter().map(|(text, kind, score)| ((*text).to_owned(), *kind, *score));
+        let bytes = (0..256).map(|byte| (format!("<0x{byte:02X}>"), 6, 0.0));
+        let spare = (0..).map(|n| (format!("[PAD{n}]"), 5, 0.0));
+        let tokens = special.into_iter().chain(pieces).chain(bytes).chain(spare).take(size);
+        let tokens: Vec<(String, i32, f32)> = tokens.collect();
+        let texts = tokens.iter().map(|token| Gguf::String(token.0.clone()));
+        metadata.insert(TOKENS.into(), Gguf::Array(texts.collect()));
+        let types = tokens.iter().map(|token| Gguf::I32(token.1));
+        metadata.insert(TYPES.into(), Gguf::Array(types.collect()));
+        let scores = tokens.iter().map(|token| Gguf::F32(token.2));
+        metadata.insert("tokenizer.ggml.scores".into(), Gguf::Array(scores.collect()));
+        metadata.insert("tokenizer.ggml.model".into(), Gguf::String("llama".into()));
+        metadata.insert("tokenizer.ggml.add_space_prefix".into(), Gguf::Bool(false));
+        metadata.insert("tokenizer.ggml.add_bos_token".into(), Gguf::Bool(false));
+        metadata.insert("tokenizer.ggml.bos_token_id".into(), Gguf::U32(1));
+        metadata.insert("tokenizer.ggml.eos_token_id".into(), Gguf::U32(2));
+        metadata.insert("tokenizer.ggml.unknown_token_id".into(), Gguf::U32(0));
+    });
+}
+
+const LETTERS: [(&str, i32, f32); 3] = [("t", 1, -10.0), ("h", 1, -11.0), ("e", 1, -12.0)];
+
+/// llama.cpp merges the pair further left where two have one score, which no ranks of merges can say.
+#[test]
+fn pieces_with_one_score_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let pieces = |scores: [f32; 2]| [("th", 1, scores[0]), ("he", 1, scores[1])];
+    sentence_piece(&path, &[&LETTERS[..], &pieces([-1.0, -2.0])].concat());
+    assert_eq!(open(&Source::at(path.clone())).unwrap().tokenizer.encode("the").unwrap(), [6, 5]);
+    sentence_piece(&path, &[&LETTERS[..], &pieces([-2.0, -1.0])].concat());
+    assert_eq!(open(&Source::at(path.clone())).unwrap().tokenizer.encode("the").unwrap(), [3, 7]);
+    sentence_piece(&path, &[&LETTERS[..], &pieces([-1.0, -1.0])].concat());
+    let error = refused(&Source::at(path));
+    assert!(error.contains("`th` and `he` have one score"), "{error}");
+}
+
+/// llama.cpp asks for a piece's score where it merges, and never for its type.
+#[test]
+fn pieces_of_any_type_are_made_by_merging() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    for kind in [1, 2, 3, 5, 6] {
+        sentence_piece(&path, &[&LETTERS[..], &[("th", kind, -1.0), ("the", 1, -2.0)]].concat());
+        let checkpoint = open(&Source::at(path.clone())).unwrap_or_else(|e| panic!("{kind}: {e}"));
+        assert_eq!(checkpoint.tokenizer.encode("the").unwrap(), [7], "type {kind}");
+    }
+}
