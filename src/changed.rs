@@ -7,6 +7,7 @@ use crate::measure::prompts::documents;
 use crate::policy::weakened::case_of_golden;
 use crate::policy::{ModelPolicy, Policy};
 use crate::repo::{Change, RepoError, Repository};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -65,6 +66,24 @@ impl Touched {
     }
 }
 
+/// Of each model the first file that no commit holds, so that a change of it is none that can be seen.
+pub type Untracked = Vec<(String, PathBuf)>;
+
+impl Touched {
+    /// The same with models of which nobody knows whether they changed.
+    #[must_use]
+    pub fn with(self, policy: &Policy, untracked: &Untracked) -> Touched {
+        if matches!(self, Touched::All(_)) || untracked.is_empty() {
+            return self;
+        }
+        let is_untracked = |name: &str| untracked.iter().any(|(model, _)| model == name);
+        let names = policy.models.iter().map(|model| &model.name);
+        Touched::Models(
+            names.filter(|name| self.contains(name) || is_untracked(name)).cloned().collect(),
+        )
+    }
+}
+
 /// A change, what it is a change of, and whom it concerns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {
@@ -74,6 +93,8 @@ pub struct Changed {
     pub since: String,
     /// How many files differ.
     pub files: usize,
+    /// Models that are touched because nobody knows whether they changed.
+    pub untracked: Untracked,
 }
 
 impl Changed {
@@ -101,7 +122,12 @@ impl fmt::Display for Changed {
         match &self.touched {
             Touched::All(reason) => write!(f, "every model is touched: {reason}"),
             Touched::Models(names) => {
-                write!(f, "touched since {}: {}", self.since, names.join(", "))
+                write!(f, "touched since {}: {}", self.since, names.join(", "))?;
+                let files: BTreeSet<_> = self.untracked.iter().map(|(_, file)| file).collect();
+                files.into_iter().try_for_each(|file| {
+                    let file = file.display();
+                    write!(f, "; {file} is not tracked, so that nobody knows whether it changed")
+                })
             }
             Touched::None => f.write_str(&self.not_needed()),
         }
@@ -126,7 +152,8 @@ pub fn since(
         (Some(revision), _) => revision.to_owned(),
         (None, Some(event)) => {
             let touched = Touched::All(format!("a run of `{event}` is of no pull request"));
-            return Ok(Changed { touched, since: String::new(), files: 0 });
+            let (since, untracked) = (String::new(), Vec::new());
+            return Ok(Changed { touched, since, files: 0, untracked });
         }
         (None, None) => repository.default_target(environment)?,
     };
@@ -143,7 +170,90 @@ pub fn since(
         },
         None => Touched::All(format!("{} is outside of the repository", policy.path.display())),
     };
-    Ok(Changed { touched, since: format!("{target} ({})", &base[..7]), files: changes.len() })
+    let untracked = untracked(policy, &repository)?;
+    let touched = touched.with(policy, &untracked);
+    let since = format!("{target} ({})", &base[..7]);
+    Ok(Changed { touched, since, files: changes.len(), untracked })
+}
+
+/// What git does not track of the models as they are on disk: files that it ignores, or that lie outside of the
+/// repository. Weights that the policy pins are known all the same.
+///
+/// # Errors
+/// A repository without a commit.
+pub fn untracked(policy: &Policy, repository: &Repository) -> Result<Untracked, RepoError> {
+    first_untracked(policy, &|file| on_disk(repository, file, MOST_DEPTH))
+}
+
+/// The same of a commit, whose working tree is not there. What a link of it leads to, and a folder of weights that
+/// it holds in part, are not looked at. `folder` is the policy's, from the repository's root.
+///
+/// # Errors
+/// A revision that is not in this clone.
+pub fn untracked_at(
+    policy: &Policy,
+    repository: &Repository,
+    revision: &str,
+    folder: &Path,
+) -> Result<Untracked, RepoError> {
+    let watch = Watch { policy, folder };
+    first_untracked(policy, &|file| {
+        let is_tracked = repository.tracks(revision, &watch.own(file))?;
+        Ok((!is_tracked).then(|| file.to_owned()))
+    })
+}
+
+/// Folders that are gone down beneath a checkpoint's.
+const MOST_DEPTH: usize = 8;
+
+fn first_untracked(
+    policy: &Policy,
+    look: &dyn Fn(&Path) -> Result<Option<PathBuf>, RepoError>,
+) -> Result<Untracked, RepoError> {
+    let mut found = Vec::new();
+    for model in &policy.models {
+        let source = &model.source;
+        let is_pinned = source.sha256.is_some() || source.hub.is_some();
+        let weights = (!is_pinned).then_some(&source.path);
+        let prompts = model.generate.as_ref().map(|prompts| &prompts.file);
+        let single = [weights, source.tokenizer.as_ref(), model.calibration.as_ref(), prompts];
+        for file in single.into_iter().flatten().chain(&model.corpus) {
+            if let Some(file) = look(file)? {
+                found.push((model.name.clone(), file));
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The file, or the first one of a folder, that is not tracked where it really lies.
+fn on_disk(
+    repository: &Repository,
+    file: &Path,
+    depth: usize,
+) -> Result<Option<PathBuf>, RepoError> {
+    let Some(place) = repository.relative(file) else { return Ok(Some(file.to_owned())) };
+    if !repository.tracks("HEAD", &place)? {
+        return Ok(Some(place));
+    }
+    if depth == 0 || !file.is_dir() || repository.is_submodule("HEAD", &place)? {
+        return Ok(None);
+    }
+    let entries = std::fs::read_dir(file).into_iter().flatten().flatten();
+    let mut entries: Vec<_> = entries.map(|entry| entry.path()).collect();
+    entries.sort();
+    for entry in entries {
+        // what people read, and what tools keep beside a download
+        let is_hidden = entry.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
+        if is_hidden || is_words(&entry) {
+            continue;
+        }
+        if let Some(found) = on_disk(repository, &entry, depth - 1)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether a change is of what a text of the policy leads to: what it is a link to, or a document of its

@@ -5,7 +5,7 @@
 //! must not be judged by what it loosened. Goldens are those of the change: people review them. What gates
 //! less than before is a finding of its own.
 
-use crate::changed::{touched, Touched};
+use crate::changed::{touched, untracked, untracked_at, Touched, Untracked};
 use crate::engines::Engine;
 use crate::files::folder_of;
 use crate::judge::{self, Judge};
@@ -53,6 +53,7 @@ pub enum ProposalError {
 
 /// What is proposed, beside what holds.
 pub struct Proposal<'r> {
+    repository: &'r Repository,
     /// The policy as it is named to people.
     config: PathBuf,
     /// Commit of what holds.
@@ -115,7 +116,18 @@ impl<'r> Proposal<'r> {
         let is_commit = head.is_some();
         let head = head.map(Into::into).or_else(|| repository.head().ok());
         let (config, folder) = (config.to_owned(), within);
-        Ok(Proposal { config, base, head, is_commit, old, new, changes, folder, whole: false })
+        Ok(Proposal {
+            repository,
+            config,
+            base,
+            head,
+            is_commit,
+            old,
+            new,
+            changes,
+            folder,
+            whole: false,
+        })
     }
 
     /// Judges results. `is_allowed` says that people let the change loosen the policy.
@@ -149,7 +161,7 @@ impl<'r> Proposal<'r> {
             (None, None) => return Err(self.no_policy()),
         };
         (results.policy, results.cases, results.findings) = (None, Vec::new(), findings);
-        self.judge_by(&judged_by, &mut results, by, replaced);
+        self.judge_by(&judged_by, &mut results, by, replaced)?;
         let links = Links { base: Some(self.base.clone()), ..Links::default() };
         Ok(Report { results, links })
     }
@@ -161,11 +173,14 @@ impl<'r> Proposal<'r> {
         results: &mut Results,
         by: Engine,
         replaced: Vec<Finding>,
-    ) {
-        let Some(last) = policies.last() else { return };
+    ) -> Result<(), RepoError> {
+        let Some(last) = policies.last() else { return Ok(()) };
         let touched = match self.whole || !replaced.is_empty() {
             true => Touched::All("all is asked for".into()),
-            false => touched(last, &self.folder, &self.changes),
+            false => {
+                let untracked = self.untracked(last)?;
+                touched(last, &self.folder, &self.changes).with(last, &untracked)
+            }
         };
         results.findings.extend(replaced);
         results.not_needed = left_out(last, results, &touched);
@@ -176,6 +191,17 @@ impl<'r> Proposal<'r> {
         for policy in policies {
             let cases = self.cases(policy, results, by, &touched);
             add(&mut results.cases, cases);
+        }
+        Ok(())
+    }
+
+    /// Models of which the commits do not say whether they changed.
+    fn untracked(&self, policy: &Policy) -> Result<Untracked, RepoError> {
+        match &self.head {
+            Some(head) if self.is_commit => {
+                untracked_at(policy, self.repository, head, &self.folder)
+            }
+            _ => untracked(policy, self.repository),
         }
     }
 

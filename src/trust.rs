@@ -5,7 +5,9 @@
 //! way the policy says. What it says of its own soundness counts for nothing.
 
 use crate::engines::Engine;
+use crate::golden::GoldenReplay;
 use crate::measure::corpus::scored;
+use crate::measure::replay::Replay;
 use crate::measure::stats::{Part, Statistic, Statistics};
 use crate::measure::BAD_LANE_KLD;
 use crate::policy::{Cell, ModelPolicy, Source, BOS};
@@ -195,10 +197,75 @@ pub(crate) fn contradiction(
     by: Engine,
 ) -> Option<String> {
     let Outcome::Measured { statistics, parts } = &scheme.outcome else { return None };
+    if let Some(no_number) = not_finite(statistics, parts) {
+        return Some(no_number);
+    }
     // another engine's log has no parts
     let has_parts = by == Engine::Kvgate || !parts.is_empty();
     let unlike = has_parts.then(|| unlike_parts(measurement, statistics, parts)).flatten();
-    leaves_out(statistics, by).or(unlike).or_else(|| disordered(statistics))
+    let own = leaves_out(statistics, by).or(unlike).or_else(|| disordered(statistics));
+    own.or_else(|| scheme.storage.as_ref().and_then(impossible_storage))
+        .or_else(|| scheme.replay.as_ref().and_then(impossible_replay))
+}
+
+/// A statistic or a sum of parts that is no number: what is made of it agrees with anything.
+fn not_finite(s: &Statistics, parts: &[Part]) -> Option<String> {
+    let values = Statistic::ALL.into_iter().flat_map(|statistic| {
+        let name = statistic.name();
+        let error = s.standard_error(statistic).map(|error| (format!("{name}_se"), error));
+        [Some((name.to_owned(), s.get(statistic))), error].into_iter().flatten()
+    });
+    let total = |of: fn(&Part) -> f64| parts.iter().map(of).sum::<f64>();
+    let sums = [
+        ("kld", total(|part| part.kld)),
+        ("kld2", total(|part| part.kld2)),
+        ("nll", total(|part| part.nll)),
+        ("nll_base", total(|part| part.nll_base)),
+        ("nll2", total(|part| part.nll2)),
+        ("nll_base2", total(|part| part.nll_base2)),
+        ("nll_cross", total(|part| part.nll_cross)),
+        ("dp2", total(|part| part.dp2)),
+        ("dp4", total(|part| part.dp4)),
+    ];
+    let sums = sums.map(|(name, sum)| (format!("sum of {name} over its parts"), sum));
+    let mut all = values.chain(sums);
+    let (name, value) = all.find(|(_, value)| !value.is_finite())?;
+    Some(format!("its {name} is {value}, which is no number"))
+}
+
+/// Shares that are none, and sizes below 0.
+fn impossible_storage(storage: &Storage) -> Option<String> {
+    let sides = |sides: &Sides| [sides.k, sides.v];
+    let sizes = [storage.bytes_per_token, storage.ratio_to_f16];
+    let bits = [sides(&storage.bits_per_element), sides(&storage.bits_at_context)].concat();
+    let is_size = |size: &f64| size.is_finite() && *size >= 0.0;
+    let shares = sides(&storage.charged_share).into_iter().chain(storage.clamped_scales);
+    if let Some(share) = shares.into_iter().find(|share| !is_share(*share)) {
+        return Some(format!(
+            "of its cache it has a share of {share}, which is not within 0 and 1"
+        ));
+    }
+    let wrong = bits.iter().chain(&sizes).find(|size| !is_size(size))?;
+    Some(format!("its cache has a size of {wrong}, which is none"))
+}
+
+/// Counts on the baseline's text that do not add up, and what is no share or divergence.
+fn impossible_replay(replay: &Replay) -> Option<String> {
+    let Sides { k, v } = replay.charged_share;
+    let kld = replay.mean_kld;
+    let what = if ![k, v].into_iter().all(is_share) {
+        format!("a share of {k} or {v} is charged, which is not within 0 and 1")
+    } else if !(kld >= LEAST_MEAN_KLD && kld.is_finite()) {
+        format!("its mean KLD is {kld}")
+    } else {
+        GoldenReplay::contradiction_of(replay)?
+    };
+    Some(format!("on the baseline's text, {what}"))
+}
+
+/// Within 0 and 1. Shares are counted, and their quotient may differ in its last bit.
+fn is_share(share: f64) -> bool {
+    (0.0..=1.0 + 1e-9).contains(&share)
 }
 
 /// The 90th and the 95th percentile, or for what is unknown the next one, which is no smaller.
@@ -280,21 +347,44 @@ fn unlike_parts(measurement: &Measurement, s: &Statistics, parts: &[Part]) -> Op
         ("ppl_ratio", s.ppl_ratio, mean(|part| part.nll - part.nll_base).exp()),
     ];
     // a sum that is no number is not near anything
-    let near = |a: f64, b: f64| (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) + f64::EPSILON;
+    let near = |a: f64, b: f64| {
+        b.is_finite() && (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) + f64::EPSILON
+    };
     let unlike = made.into_iter().find(|(_, value, parts)| !near(*value, *parts));
     if let Some((name, value, parts)) = unlike {
         return Some(format!("its {name} is {value}, and its parts make {parts}"));
     }
+    // no square is larger than the largest divergence makes it, but for what rounding does
+    let squares = (s.max_kld.max(0.0) + 1e-4) * (s.mean_kld.max(0.0) + 1e-4);
+    if mean(|part| part.kld2) > squares {
+        return Some("its parts have larger squares of KLD than its largest KLD makes".into());
+    }
+    wrong_error(s, tokens as f64, &mean)
+}
+
+/// A standard error that the parts do not make.
+fn wrong_error(
+    s: &Statistics,
+    tokens: f64,
+    mean: &dyn Fn(fn(&Part) -> f64) -> f64,
+) -> Option<String> {
+    let of = |squares: f64, mean: f64| {
+        ((squares - mean.powi(2)).max(0.0) / (tokens - 1.0).max(1.0)).sqrt()
+    };
+    let top1 = s.top1_agreement;
+    let kld = of(mean(|part| part.kld2), mean(|part| part.kld));
+    let errors = [
+        ("mean KLD", s.mean_kld_se, kld, 1.0),
+        ("top-1 agreement", s.top1_agreement_se, of(top1, top1), 1.0),
+        ("perplexity", s.ppl_se, s.ppl * of(mean(|part| part.nll2), mean(|part| part.nll)), s.ppl),
+    ];
     // from sums of squares, which cancel: only the order of magnitude is certain
-    let square = mean(|part| part.kld2) - mean(|part| part.kld).powi(2);
-    let error = (square.max(0.0) / (tokens as f64 - 1.0).max(1.0)).sqrt();
-    let is_so = (0.0..=1.01 * error + CANCELLED).contains(&s.mean_kld_se);
-    (!is_so).then(|| {
-        format!(
-            "the standard error of its mean KLD is {}, and its parts make {error}",
-            s.mean_kld_se
-        )
-    })
+    let is_so = |found: f64, made: f64, scale: f64| {
+        (0.0..=1.01 * made + CANCELLED * scale.max(1.0)).contains(&found)
+    };
+    let (name, found, made, _) =
+        errors.into_iter().find(|(_, found, made, scale)| !is_so(*found, *made, *scale))?;
+    Some(format!("the standard error of its {name} is {found}, and its parts make {made}"))
 }
 
 /// Of a standard error, in nats, what the difference of sums of squares may hide.
@@ -569,6 +659,72 @@ mod tests {
         holds(says(&|s, _| s.rms_dp = -0.1), "its rms_dp is -0.1");
         holds(says(&|_, p| drop(p.pop())), "its parts are not 2 chunks of 31 scored tokens");
         holds(says(&|_, p| p[0].tokens = u64::MAX), "its parts are not 2 chunks");
-        holds(says(&|_, p| p[0].kld = f64::NAN), "its mean_kld is");
+        holds(says(&|_, p| p[0].kld = f64::NAN), "its sum of kld over its parts is NaN");
+        // sums that overflow agree with everything
+        holds(
+            says(&|s, p| {
+                p.iter_mut().for_each(|part| part.nll = 1e15);
+                (s.ppl, s.ppl_ratio) = (1.0, 1.0);
+            }),
+            "its ppl is 1, and its parts make inf",
+        );
+        let largest = |p: &mut Vec<Part>, of: fn(&mut Part) -> &mut f64| {
+            p.iter_mut().for_each(|part| *of(part) = 1e308);
+        };
+        let no_number = |said: String, sum: &str| {
+            holds(said, &format!("its sum of {sum} over its parts is inf, which is no number"));
+        };
+        no_number(says(&|_, p| largest(p, |part| &mut part.kld)), "kld");
+        no_number(says(&|_, p| largest(p, |part| &mut part.kld2)), "kld2");
+        no_number(says(&|_, p| largest(p, |part| &mut part.nll_base)), "nll_base");
+        no_number(says(&|_, p| largest(p, |part| &mut part.dp4)), "dp4");
+        holds(says(&|_, p| p[0].kld2 = 1e300), "larger squares of KLD");
+        holds(says(&|s, _| s.ppl_ratio_se = f64::INFINITY), "its ppl_ratio_se is inf");
+        holds(says(&|s, _| s.top1_agreement_se = 1e15), "the standard error of its top-1");
+        holds(says(&|s, _| s.ppl_se = 1e15), "the standard error of its perplexity");
+    }
+
+    #[test]
+    fn what_no_cache_and_no_replay_can_give_is_told() {
+        let mut measurement = fixture::results().measurements[0].clone();
+        let mut sound = measurement.schemes.remove(0);
+        fixture::make_sound(&mut sound);
+        sound.replay = Some(fixture::replay());
+        let says = |edit: &dyn Fn(&mut Storage, &mut Replay)| {
+            let mut scheme = sound.clone();
+            let (storage, replay) = (scheme.storage.as_mut(), scheme.replay.as_mut());
+            edit(storage.unwrap(), replay.unwrap());
+            contradiction(&measurement, &scheme, Engine::Kvgate).unwrap_or_default()
+        };
+        assert_eq!(says(&|_, _| ()), "");
+        let holds = |said: String, part: &str| assert!(said.contains(part), "{said}");
+        holds(says(&|s, _| s.charged_share.k = 4294967296.0), "a share of 4294967296");
+        holds(says(&|s, _| s.charged_share.v = -0.5), "a share of -0.5");
+        holds(says(&|s, _| s.clamped_scales = Some(2.0)), "a share of 2");
+        holds(says(&|s, _| s.bits_per_element.k = -4.5), "a size of -4.5");
+        holds(says(&|_, r| r.charged_share.k = 1.5), "a share of 1.5 or 1 is charged");
+        holds(says(&|_, r| r.mean_kld = f64::INFINITY), "on the baseline's text, its mean KLD is");
+        let first = |edit: &'static dyn Fn(&mut crate::measure::replay::PromptReplay)| {
+            says(&move |_, r| edit(&mut r.prompts[0]))
+        };
+        let wrong = "on the baseline's text, of the prompt `tides` ";
+        let says_of = |said: String, what: &str| {
+            assert_eq!(said, format!("{wrong}{what}"));
+        };
+        let behind = "the first flip stands behind the end of the text";
+        says_of(first(&|p| p.first_flip = Some(usize::MAX)), behind);
+        says_of(first(&|p| p.first_flip = Some(3)), behind);
+        let none = "there is a first flip, and no flip";
+        says_of(first(&|p| (p.flips, p.hard_flips) = (0, 0)), none);
+        says_of(first(&|p| p.first_flip = None), "there are flips, and no first one");
+        says_of(first(&|p| p.hard_flips = 2), "more flips are hard than there are");
+        let more = "there are more flips than positions from the first one on";
+        says_of(first(&|p| p.flips = 2), more);
+        says_of(first(&|p| p.undecided = 4), "more positions are undecided than there are");
+        let counted = "there are more flips than positions where they are counted";
+        says_of(first(&|p| p.undecided = 3), counted);
+        // what goldens are held to
+        holds(says(&|_, r| r.texts[0].at = 0), "which is not its first flip");
+        holds(says(&|_, r| r.prompts[1].prompt = "tides".into()), "a prompt has two first flips");
     }
 }

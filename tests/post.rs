@@ -247,6 +247,35 @@ fn what_is_needed_is_known_from_the_commits() {
     holds(&place.comment(), &["the job that measures it is missing"]);
 }
 
+/// Weights that no commit holds may have changed with any commit.
+#[test]
+fn weights_that_are_not_tracked_are_needed() {
+    let place = Place::new();
+    place.git.put(".gitignore", "tiny.gguf\ncache\nkvgate-results\n");
+    place.git.run("rm --quiet --cached tiny.gguf");
+    place.git.run("checkout --quiet main");
+    place.git.commit("ignored");
+    place.git.run("update-ref refs/remotes/origin/main main");
+    place.git.run("checkout --quiet -b words");
+    place.repository.put("README.md", "a model\n");
+    let head = place.git.commit("prose");
+    place.github.state().pull(7, ("org", "words"), &head, &[]);
+    kvgate(&place.repository, &["run", "--changed", "--against", "main"])
+        .exits(0)
+        .says("tiny.gguf is not tracked, so that nobody knows whether it changed")
+        .never_says("not needed");
+    kvgate(&place.repository, &["judge", "kvgate-results/results.json", "--against", "main"])
+        .exits(0)
+        .says("as the policy wants");
+    place.rewrite(|results| {
+        results["measurements"] = json!([]);
+        results["not_needed"] = json!(["tiny"]);
+    });
+    kvgate(&place.repository, &["judge", "kvgate-results/results.json", "--against", "main"])
+        .exits(4);
+    place.post(&head).exits(4).says("tiny::q8_0::kld: error");
+}
+
 /// Verdicts of the file count for nothing, and numbers that contradict each other are told.
 #[test]
 fn a_file_that_lies_is_found_out() {

@@ -241,6 +241,63 @@ fn each_file_touches_what_depends_on_it() {
     }
 }
 
+/// An edit of what git ignores is in no commit and no list of changes.
+#[test]
+fn what_is_not_tracked_may_have_changed() {
+    let server = Server::new("");
+    let git = &server.git;
+    git.put(".gitignore", "*.safetensors\n/corpora\n/models/n.gguf\n/models/m/.cache\n");
+    git.commit("ignore");
+    let clone = server.clone();
+    let changed = || since(&load(&clone.folder), None, &nothing).unwrap();
+    clone.put("models/m/README.md", "words\n");
+    clone.put("models/m/.cache/lock", "of a download\n");
+    assert_eq!(changed().touched, Touched::None, "ignored, and tracked all the same");
+    clone.put("models/m/model.safetensors", "weights\n");
+    let words =
+        "models/m/model.safetensors is not tracked, so that nobody knows whether it changed";
+    assert_eq!(changed().touched, models(&["m"]));
+    assert!(changed().to_string().ends_with(&format!(": m; {words}")), "{}", changed());
+    std::fs::remove_file(clone.folder.join("models/m/model.safetensors")).unwrap();
+
+    clone.run("rm --quiet --cached models/n.gguf");
+    git.run("rm --quiet --cached models/n.gguf");
+    git.commit("weights");
+    clone.run("fetch --quiet");
+    clone.run("reset --quiet origin/main");
+    assert_eq!(changed().touched, models(&["n", "n@long"]));
+    assert_eq!(changed().untracked[0], ("n".to_owned(), PathBuf::from("models/n.gguf")));
+    // what is pinned is known
+    let pinned = format!("models/n.gguf\"\nsha256 = \"{}\"", "a".repeat(64));
+    git.edit("thresholds.toml", "models/n.gguf\"", &pinned);
+    git.commit("pinned");
+    clone.run("fetch --quiet");
+    clone.run("reset --quiet origin/main");
+    clone.run("checkout --quiet thresholds.toml");
+    assert_eq!(changed().touched, Touched::None);
+    // a text, of all models
+    git.run("rm --quiet --cached corpora/c.txt");
+    git.commit("texts");
+    clone.run("fetch --quiet");
+    clone.run("reset --quiet origin/main");
+    assert_eq!(changed().touched, models(&["m", "n", "n@long"]));
+    assert_eq!(changed().untracked[0].1, PathBuf::from("corpora/c.txt"));
+}
+
+/// Weights that lie elsewhere are in no commit, through a link or not.
+#[test]
+#[cfg(unix)]
+fn what_lies_outside_may_have_changed() {
+    let server = Server::new("");
+    let git = &server.git;
+    std::fs::write(server.root.path().join("other.gguf"), "weights\n").unwrap();
+    std::fs::remove_file(git.folder.join("models/n.gguf")).unwrap();
+    std::os::unix::fs::symlink("../../other.gguf", git.folder.join("models/n.gguf")).unwrap();
+    git.commit("link");
+    let clone = server.clone();
+    assert_eq!(touched(&clone.folder), models(&["n", "n@long"]));
+}
+
 #[test]
 fn a_rename_is_one_change_of_both_paths() {
     let server = Server::new("");

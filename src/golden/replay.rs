@@ -87,6 +87,12 @@ impl GoldenReplay {
         }
     }
 
+    /// What no replay can have given, of one that has not been rounded yet: what its golden would be refused for.
+    pub(crate) fn contradiction_of(replay: &Replay) -> Option<String> {
+        let of_prompts = replay.contradiction();
+        of_prompts.or_else(|| GoldenReplay::of(replay).contradiction())
+    }
+
     pub(super) fn is_finite(&self) -> bool {
         self.values.iter().all(|value| value.is_finite())
     }

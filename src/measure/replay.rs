@@ -144,9 +144,40 @@ pub struct Divergence {
     pub scheme: String,
 }
 
+impl PromptReplay {
+    fn contradiction(&self) -> Option<&'static str> {
+        let (flips, undecided) = (self.flips, self.undecided);
+        let first = self.first_flip.map(|at| at as u64);
+        let behind = first.map_or(0, |at| self.positions.saturating_sub(at));
+        let wrong = [
+            (undecided > self.positions, "more positions are undecided than there are"),
+            (self.hard_flips > flips, "more flips are hard than there are"),
+            (
+                first.is_some_and(|at| at >= self.positions),
+                "the first flip stands behind the end of the text",
+            ),
+            (flips > 0 && first.is_none(), "there are flips, and no first one"),
+            (flips > behind, "there are more flips than positions from the first one on"),
+            (
+                flips > self.positions.saturating_sub(undecided),
+                "there are more flips than positions where they are counted",
+            ),
+            (first.is_some() && flips == 0 && undecided == 0, "there is a first flip, and no flip"),
+        ];
+        wrong.into_iter().find(|(is_so, _)| *is_so).map(|(_, what)| what)
+    }
+}
+
 impl Replay {
+    /// Results may be a stranger's, and their counts any.
     fn sum(&self, of: impl Fn(&PromptReplay) -> u64) -> u64 {
-        self.prompts.iter().map(of).sum()
+        self.prompts.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    /// What no replay of one prompt can have given: counts that do not add up.
+    pub(crate) fn contradiction(&self) -> Option<String> {
+        let wrong = self.prompts.iter().find_map(|p| Some((p, p.contradiction()?)));
+        wrong.map(|(p, what)| format!("of the prompt `{}` {what}", p.prompt))
     }
 
     /// Generated positions.
@@ -166,7 +197,7 @@ impl Replay {
 
     /// Positions whose flips are counted.
     pub fn decided(&self) -> u64 {
-        self.sum(|p| p.positions - p.undecided)
+        self.sum(|p| p.positions.saturating_sub(p.undecided))
     }
 
     /// Flips per 1,000 decided positions.
@@ -182,7 +213,8 @@ impl Replay {
     /// Prompts whose text parts, per 1,000 positions up to there.
     pub fn hazard_per_1k(&self) -> f64 {
         let parted = self.prompts.iter().filter(|p| p.first_flip.is_some()).count();
-        let exposure = self.sum(|p| p.first_flip.map_or(p.positions, |at| at as u64 + 1));
+        let exposure =
+            self.sum(|p| p.first_flip.map_or(p.positions, |at| (at as u64).saturating_add(1)));
         1e3 * parted as f64 / exposure as f64
     }
 

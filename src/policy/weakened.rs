@@ -291,6 +291,7 @@ impl Findings<'_> {
             let lines = pair.lines("", &["corpus"]);
             self.add(lines, "corpus file added", &old.name, "none", file.display());
         }
+        self.order(pair);
         let prompts = |model: &ModelPolicy| model.generate.as_ref().map(|p| p.file.clone());
         let kept = old.corpus.iter().filter(|file| new.corpus.contains(file));
         let kept = kept.map(|file| ("corpus", file.clone()));
@@ -306,6 +307,40 @@ impl Findings<'_> {
                 let lines = pair.lines("", &[key]);
                 self.add(lines, &what, &old.name, format!("{was} bytes"), is);
             }
+        }
+    }
+
+    /// Chunks are dealt in the order of the texts: what is left of them goes to the first ones.
+    fn order(&mut self, pair: Pair) {
+        let Pair { old, new } = pair;
+        let sorted = |model: &ModelPolicy| {
+            let mut texts = model.corpus.clone();
+            texts.sort();
+            texts
+        };
+        // other texts and fewer chunks are findings of their own
+        let is_other_order = old.corpus != new.corpus && sorted(old) == sorted(new);
+        if !is_other_order || new.chunks < old.chunks {
+            return;
+        }
+        let lines = pair.lines("", &["corpus"]);
+        let mut is_found = false;
+        for file in &old.corpus {
+            let (was, is) = (dealt(old, file), dealt(new, file));
+            if is < was {
+                let what = format!("texts in another order: fewer chunks of {}", file.display());
+                self.add(lines, &what, &old.name, was, is);
+                is_found = true;
+            }
+        }
+        // a text may be too short for its share, and then others get what is left
+        let is_even = |model: &ModelPolicy| model.chunks % model.corpus.len().max(1) == 0;
+        if !is_found && !is_even(new) {
+            let order = |model: &ModelPolicy| {
+                let names = model.corpus.iter().map(|file| file.display().to_string());
+                names.collect::<Vec<_>>().join(", ")
+            };
+            self.add(lines, "texts in another order", &old.name, order(old), order(new));
         }
     }
 
@@ -352,6 +387,14 @@ impl Findings<'_> {
             self.add(lines, &format!("{name} limit {word}"), case, old, bound);
         }
     }
+}
+
+/// Chunks of a text where all texts are long enough: they are dealt round-robin.
+fn dealt(model: &ModelPolicy, file: &Path) -> usize {
+    let texts = model.corpus.len().max(1);
+    let (each, left) = (model.chunks / texts, model.chunks % texts);
+    let places = model.corpus.iter().enumerate().filter(|(_, text)| *text == file);
+    places.map(|(place, _)| each + usize::from(place < left)).sum()
 }
 
 /// Where a model is read from, whatever its version.
@@ -685,6 +728,36 @@ prompts = false
         let head =
             weaker("bos = false", "BOS decided in another way: as the checkpoint says → false");
         assert_eq!(between(&head, BASE).len(), 1);
+    }
+
+    /// What is left of the chunks goes to the first texts: with one chunk, the first is all that is measured.
+    #[test]
+    fn texts_in_another_order_are_found_where_it_matters() {
+        let [two, three] = [r#"["c.txt", "d.txt"]"#, r#"["c.txt", "d.txt", "e.txt"]"#];
+        let found = |base: &str, head: &str, chunks: [usize; 2]| {
+            let with = |corpus: &str, chunks: usize| {
+                let policy = BASE.replace(two, corpus);
+                policy.replace("chunks = 4", &format!("chunks = {chunks}"))
+            };
+            between(&with(base, chunks[0]), &with(head, chunks[1]))
+        };
+        let turned = r#"["d.txt", "c.txt"]"#;
+        assert_eq!(found(two, turned, [4, 4]), [""; 0], "each has two either way");
+        let fewer = |was: usize, is: usize| {
+            format!(
+                "thresholds.toml:2: texts in another order: fewer chunks of c.txt: {was} → {is} \
+                 (m, m@long, n)"
+            )
+        };
+        assert_eq!(found(two, turned, [3, 3]), [fewer(2, 1)]);
+        assert_eq!(found(two, turned, [1, 1]), [fewer(1, 0)]);
+        assert_eq!(found(two, turned, [3, 4]), [""; 0], "more of both");
+        // where c.txt is too short, the second gets what is left
+        let turned = r#"["c.txt", "e.txt", "d.txt"]"#;
+        let order = "thresholds.toml:2: texts in another order: c.txt, d.txt, e.txt → \
+                     c.txt, e.txt, d.txt (m, m@long, n)";
+        assert_eq!(found(three, turned, [4, 4]), [order]);
+        assert_eq!(found(three, turned, [6, 6]), [""; 0]);
     }
 
     /// More texts on as many chunks leave fewer to each that was there.

@@ -191,6 +191,30 @@ impl Repository {
         })
     }
 
+    /// Whether a commit holds a file or folder, or a submodule that it is in: a change of it is a change of commits.
+    /// The path starts from the repository's root.
+    ///
+    /// # Errors
+    /// A revision that is not in this clone.
+    pub fn tracks(&self, revision: &str, path: &Path) -> Result<bool, RepoError> {
+        let tree = self.tree_of(revision)?;
+        let kind = |path: &Path| tree.get_path(path).ok().and_then(|entry| entry.kind());
+        let mut above = path.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty());
+        let is_root = path.as_os_str().is_empty();
+        Ok(is_root
+            || kind(path).is_some()
+            || above.any(|path| kind(path) == Some(ObjectType::Commit)))
+    }
+
+    /// Whether it holds a submodule at a path.
+    ///
+    /// # Errors
+    /// A revision that is not in this clone.
+    pub fn is_submodule(&self, revision: &str, path: &Path) -> Result<bool, RepoError> {
+        let entry = self.tree_of(revision)?.get_path(path).ok();
+        Ok(entry.and_then(|entry| entry.kind()) == Some(ObjectType::Commit))
+    }
+
     fn tree_of(&self, revision: &str) -> Result<git2::Tree<'_>, RepoError> {
         self.commit(revision)?.tree().map_err(|error| failed("read a commit's files", &error))
     }
