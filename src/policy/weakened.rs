@@ -334,7 +334,7 @@ impl Findings<'_> {
             }
         }
         // a text may be too short for its share, and then others get what is left
-        let is_even = |model: &ModelPolicy| model.chunks % model.corpus.len().max(1) == 0;
+        let is_even = |model: &ModelPolicy| model.chunks.is_multiple_of(model.corpus.len().max(1));
         if !is_found && !is_even(new) {
             let order = |model: &ModelPolicy| {
                 let names = model.corpus.iter().map(|file| file.display().to_string());
