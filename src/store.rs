@@ -150,6 +150,28 @@ mod tests {
         entries.next().unwrap()
     }
 
+    /// Whatever says how a checkpoint is read, or that it must not be, makes another key.
+    #[test]
+    fn files_beside_the_weights_and_a_named_tokenizer_are_in_the_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        for name in ["model", "tokenizer"] {
+            std::fs::create_dir(place(name)).unwrap();
+        }
+        let mut model = fixture::policy().models.remove(0);
+        model.source.path = place("model");
+        model.source.tokenizer = Some(place("tokenizer/tokenizer.json"));
+        let mut keys = vec![key(folder.path(), &model, &[]).unwrap()];
+        for name in
+            ["model/adapter_config.json", "model/vocab.json", "tokenizer/tokenizer_config.json"]
+        {
+            std::fs::write(place(name), "{}").unwrap();
+            let now = key(folder.path(), &model, &[]).unwrap();
+            assert!(!keys.contains(&now), "{name}");
+            keys.push(now);
+        }
+    }
+
     #[test]
     fn an_entry_that_was_edited_is_measured_again() {
         let folder = tempfile::tempdir().unwrap();

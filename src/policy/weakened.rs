@@ -724,7 +724,10 @@ prompts = false
         assert_eq!(between(&head, BASE), [""; 0]);
         let head = weaker("ignore_keys = [\"llama.x\"]", "`llama.x` let pass: an error → ignored");
         assert_eq!(between(&head, BASE), [""; 0]);
-        // neither way of reading BOS is the stricter one
+        // nobody knows which tokenizer is the easier one, nor which way of reading BOS
+        let head =
+            weaker("tokenizer = \"t.json\"", "another tokenizer: the checkpoint's own → t.json");
+        assert_eq!(between(&head, BASE).len(), 1);
         let head =
             weaker("bos = false", "BOS decided in another way: as the checkpoint says → false");
         assert_eq!(between(&head, BASE).len(), 1);
