@@ -8,44 +8,90 @@
 //! The layout is the pipeline: [`policy`] → [`model`] and [`kv`] → [`measure`] → [`verdict`] and
 //! [`golden`] → [`report`], tied together by [`gate`].
 #![deny(unsafe_code)]
-#![deny(missing_docs)]
 
-#[cfg(feature = "git")]
-pub mod changed;
-pub mod cli;
-pub mod engines;
+mod cli;
+mod entry;
 mod files;
-pub mod gate;
+mod gate;
 #[cfg(feature = "github")]
-pub mod github;
-pub mod golden;
-mod harness;
-pub mod hash;
-pub mod hub;
+mod github;
+mod golden;
+mod hash;
 mod init;
-pub mod judge;
-pub mod kv;
-pub mod measure;
-pub mod merge;
-pub mod model;
-mod nearest;
-mod out;
-pub mod plan;
-pub mod policy;
+mod judge;
+mod kv;
+mod logs;
+mod measure;
+mod model;
+mod policy;
 mod progress;
 #[cfg(feature = "git")]
-pub mod proposal;
-pub mod repo;
-pub mod report;
+mod proposal;
+mod repo;
+mod report;
 pub mod results;
 mod simd;
-mod store;
-mod text;
+mod source;
 #[cfg(test)]
-#[allow(dead_code)] // integration tests use the rest
-#[path = "../tests/support/tiny.rs"]
-mod tiny;
-pub mod trust;
-pub mod verdict;
+mod testing;
+mod text;
 
-pub use harness::{main, Gate};
+pub use entry::{main, Gate};
+pub use kv::codec::{Codec, RegisterError};
+pub use kv::exact::{Exact, Tail};
+
+/// What this repository's own tests and benchmarks reach for. It is no part of the crate's interface: anything in
+/// it may change in any release.
+#[doc(hidden)]
+pub mod internals {
+    pub mod cli {
+        pub use crate::cli::*;
+    }
+    pub mod gate {
+        pub use crate::gate::*;
+    }
+    #[cfg(feature = "github")]
+    pub mod github {
+        pub use crate::github::*;
+    }
+    pub mod golden {
+        pub use crate::golden::*;
+    }
+    pub mod hash {
+        pub use crate::hash::*;
+    }
+    pub mod judge {
+        pub use crate::judge::*;
+    }
+    pub mod kv {
+        pub use crate::kv::*;
+    }
+    pub mod logs {
+        pub use crate::logs::*;
+    }
+    pub mod measure {
+        pub use crate::measure::*;
+    }
+    pub mod model {
+        pub use crate::model::*;
+    }
+    pub mod policy {
+        pub use crate::policy::*;
+    }
+    #[cfg(feature = "git")]
+    pub mod proposal {
+        pub use crate::proposal::*;
+    }
+    pub mod repo {
+        pub use crate::repo::*;
+    }
+    pub mod report {
+        pub use crate::report::*;
+    }
+    pub mod results {
+        pub use crate::results::*;
+    }
+    pub mod source {
+        pub use crate::source::*;
+    }
+}

@@ -1,9 +1,12 @@
 //! Progress of long work, on standard error.
 
-use crate::out;
 use crate::text;
+use crate::text::out;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How far a run is: what it does now, work done, work in all.
+pub type Progress<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
 
 /// A bar for one model; lines at every tenth of the work where there is no terminal.
 pub(crate) struct Bar {

@@ -3,5 +3,5 @@
 fn main() -> std::process::ExitCode {
     let named = |(i, argument): &(usize, std::ffi::OsString)| *i == 1 && argument == "kvgate";
     let arguments = std::env::args_os().enumerate().filter(|a| !named(a)).map(|(_, a)| a);
-    kvgate::cli::main(arguments)
+    kvgate::internals::cli::main(arguments)
 }

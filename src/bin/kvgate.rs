@@ -1,5 +1,5 @@
 //! The program `kvgate`.
 
 fn main() -> std::process::ExitCode {
-    kvgate::cli::main(std::env::args_os())
+    kvgate::internals::cli::main(std::env::args_os())
 }

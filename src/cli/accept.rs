@@ -1,11 +1,13 @@
 //! `kvgate accept`: goldens from a run's results.
 
 use super::{say, Config, Stop, USAGE};
-use crate::golden::{self, Accepted};
-use crate::out;
+use crate::judge::accept;
+use crate::judge::accept::Accepted;
 use crate::repo;
-use crate::report::json;
+use crate::results::case::CaseKind;
+use crate::results::json;
 use crate::results::{CaseResult, Results};
+use crate::text::out;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -26,7 +28,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let results = json::read(&arguments.results).map_err(|error| usage(error.to_string()))?;
     let head = repo::head(&gate.root);
     let accepted =
-        golden::accept(&results, &gate.policy, head.as_deref(), &arguments.cases, &gate.root)
+        accept::accept(&results, &gate.policy, head.as_deref(), &arguments.cases, &gate.root)
             .map_err(|error| usage(error.to_string()))?;
     for golden in &accepted {
         say(format!("accepted {} in {}", golden.case, golden.path.display()))?;
@@ -46,7 +48,9 @@ fn still_red<'a>(
     results: &'a Results,
     accepted: &'a [Accepted],
 ) -> impl Iterator<Item = &'a CaseResult> {
-    let of = |case: &CaseResult, golden: &Accepted| case.case == format!("{}::kld", golden.case);
+    let of = |case: &CaseResult, golden: &Accepted| {
+        golden.cell.as_ref().is_some_and(|cell| case.case == cell.case(CaseKind::Kld).to_string())
+    };
     let red = results.cases.iter().filter(|case| case.verdict.is_red());
     red.filter(move |case| accepted.iter().any(|golden| of(case, golden)))
 }

@@ -2,8 +2,8 @@
 
 use super::{name, say, Reading, Stop, NOT_MEASURED};
 use crate::measure::calibrate::{calibrate, Calibrated};
-use crate::out;
 use crate::progress::Bar;
+use crate::text::out;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]

@@ -1,19 +1,19 @@
 //! `kvgate check`: everything that can be known without inference.
 
 use super::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
+use crate::gate::plan::estimated_seconds;
 use crate::gate::Gate;
 use crate::golden::{self, Golden};
 use crate::hash;
-use crate::hub;
 use crate::kv::calibration::Calibration;
 use crate::kv::effective::Effective;
 use crate::measure::generate::{Asked, Generate};
-use crate::measure::replay::Generated;
 use crate::measure::{corpus, needs, remarks, MeasureError, NUMERICS};
 use crate::model::Checkpoint;
-use crate::plan::estimated_seconds;
 use crate::policy::{Cell, ModelPolicy};
+use crate::results::replay::Generated;
 use crate::results::{Conditions, CorpusFile};
+use crate::source;
 use crate::text;
 
 #[derive(clap::Args)]
@@ -83,7 +83,7 @@ fn check(gate: &Gate, model: &ModelPolicy) -> Result<Checked, Vec<String>> {
 }
 
 fn one_by_one(gate: &Gate, model: &ModelPolicy) -> Result<Checked, String> {
-    hub::verify(&model.source).map_err(|error| error.to_string())?;
+    source::verify(&model.source).map_err(|error| error.to_string())?;
     let checkpoint = Checkpoint::open(&model.source).map_err(|error| error.to_string())?;
     let found = hash::of_files(checkpoint.files())
         .map_err(|(path, error)| format!("cannot read {}: {error}", path.display()))?;
@@ -200,7 +200,7 @@ fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
 
 /// Goldens that no run could read, of cases that are ignored as well.
 fn damaged(gate: &Gate, model: &ModelPolicy) -> Vec<String> {
-    let path = |cell: &Cell| golden::path(&gate.root, &golden::stem(&model.name, &cell.label));
+    let path = |cell: &Cell| golden::path(&gate.root, &model.cell_name(cell).file_stem());
     let cases = model.cells.iter().filter_map(|cell| Golden::read(&path(cell)).err());
     let text = model.generate.as_ref().map(|_| golden::read_text(&gate.root, &model.name));
     let text = text.and_then(Result::err);
@@ -213,7 +213,7 @@ fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
     let mut missing = Vec::new();
     let cells = model.cells.iter().zip(&checked.needs);
     for (cell, needs) in cells {
-        let path = golden::path(&gate.root, &golden::stem(&model.name, &cell.label));
+        let path = golden::path(&gate.root, &model.cell_name(cell).file_stem());
         match Golden::read(&path) {
             Err(error) => findings.push(error.to_string()),
             Ok(_) if cell.ignored => {}

@@ -4,12 +4,12 @@ use super::{measurable, name, say, say_coloured, schemes, Reading, Stop, NOT_MEA
 use crate::files::staged;
 use crate::init::policy::{is_skeleton, Draft, SCHEMES};
 use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
+use crate::judge::trust;
 use crate::measure::{measure, Request};
 use crate::progress::Bar;
 use crate::repo;
 use crate::report::{terminal, Report};
 use crate::results::{Measurement, Outcome, Results};
-use crate::trust;
 use std::io;
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,6 @@
 //! `kvgate inspect`: architecture, KV geometry, bytes per token by scheme.
 
 use super::{bytes, name, say, Reading, Stop, NOT_MEASURED, USAGE};
-use crate::hub;
 use crate::kv::calibration::Calibration;
 use crate::kv::codec;
 use crate::kv::effective::Effective;
@@ -10,6 +9,7 @@ use crate::model::spec::{Attention, Kv, Mixer, Spec};
 use crate::model::Checkpoint;
 use crate::progress::Bar;
 use crate::results::shown_bits;
+use crate::source;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let source = arguments.reading.source(&arguments.model)?;
     {
         let bar = Bar::new(&name(&source));
-        hub::fetch(&source, &|what, done, all| bar.tell(what, done, all))
+        source::fetch(&source, &|what, done, all| bar.tell(what, done, all))
             .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     }
     let checkpoint =

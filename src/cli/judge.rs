@@ -1,13 +1,14 @@
 //! `kvgate judge`: results judged again, or another engine's, by the policy and its goldens.
 
 use super::{say_coloured, Config, Stop, NOT_MEASURED, USAGE};
-use crate::engines::llama_perplexity::{self, Log};
-use crate::engines::Engine;
 use crate::gate::Gate;
+use crate::judge::merge::merge;
 use crate::judge::Judge;
-use crate::merge::merge;
+use crate::logs::llama_perplexity::{self, Log};
 use crate::policy::{ModelPolicy, Policy};
-use crate::report::{json, terminal, Report};
+use crate::report::{terminal, Report};
+use crate::results::json;
+use crate::results::measured_by::MeasuredBy;
 use crate::results::Results;
 use std::path::{Path, PathBuf};
 
@@ -43,11 +44,11 @@ pub(super) enum Measured {
     LlamaCpp,
 }
 
-impl From<Measured> for Engine {
+impl From<Measured> for MeasuredBy {
     fn from(measured: Measured) -> Self {
         match measured {
-            Measured::Kvgate => Engine::Kvgate,
-            Measured::LlamaCpp => Engine::LlamaCpp,
+            Measured::Kvgate => MeasuredBy::Kvgate,
+            Measured::LlamaCpp => MeasuredBy::LlamaCpp,
         }
     }
 }
@@ -68,7 +69,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 struct Given {
     results: Results,
     /// Who measured it, by what the command says.
-    by: Engine,
+    by: MeasuredBy,
     /// Models that logs were not given of, which nobody asks for. What a results file says that was not needed
     /// is its own word, and counts as little as its verdicts.
     left_out: Vec<String>,
@@ -87,7 +88,7 @@ fn read(arguments: &Arguments, gate: &Gate) -> Result<Given, Stop> {
     }
     let results = read_logs(&logs, gate, arguments.model.as_deref()).map_err(usage)?;
     let left_out = results.not_needed.clone();
-    Ok(Given { results, by: Engine::LlamaCpp, left_out })
+    Ok(Given { results, by: MeasuredBy::LlamaCpp, left_out })
 }
 
 /// The results of all files as one run.
@@ -178,7 +179,7 @@ fn here(gate: &Gate, given: Given) -> Report {
 
 /// Judged as the working tree's pull request to `target` would be.
 #[cfg(feature = "git")]
-fn against(config: &Path, target: &str, results: Results, by: Engine) -> Result<Report, Stop> {
+fn against(config: &Path, target: &str, results: Results, by: MeasuredBy) -> Result<Report, Stop> {
     use crate::files::folder_of;
     use crate::proposal::Proposal;
     use crate::repo::Repository;

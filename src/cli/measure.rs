@@ -1,16 +1,17 @@
 //! `kvgate measure`: schemes of one model, without a policy.
 
 use super::{measurable, name, say_coloured, scheme, schemes, Reading, Stop, NOT_MEASURED};
+use crate::judge::trust;
 use crate::measure::generate::Generate;
 use crate::measure::mimic::Mimic;
 use crate::measure::{measure, Request};
 use crate::model::decoder::Residency;
-use crate::out;
 use crate::progress::Bar;
 use crate::repo;
-use crate::report::{json, terminal, Report};
+use crate::report::{terminal, Report};
+use crate::results::json;
 use crate::results::{Outcome, Results};
-use crate::trust;
+use crate::text::out;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]

@@ -15,10 +15,12 @@ mod run;
 mod schemes;
 
 use crate::gate::Gate;
-use crate::hub::{self, Pinned};
 use crate::kv::Scheme;
-use crate::out;
-use crate::policy::{Diagnostic, Source};
+use crate::policy::Diagnostic;
+use crate::source::pinned;
+use crate::source::pinned::Pinned;
+use crate::source::Source;
+use crate::text::out;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::fmt;
@@ -195,7 +197,7 @@ impl Reading {
 
 /// The checkpoint that a MODEL argument names: one on disk, or one of the hub.
 fn source(model: &Path) -> Result<Source, Stop> {
-    match model.to_str().filter(|text| text.starts_with(hub::PREFIX)) {
+    match model.to_str().filter(|text| text.starts_with(pinned::PREFIX)) {
         Some(text) => {
             text.parse().map(Source::of_hub).map_err(|message: String| Stop::new(USAGE, message))
         }

@@ -1,14 +1,12 @@
 //! `kvgate plan`: the matrix of jobs that a gate is split over.
 
-use super::run::matches;
 use super::{say_whole, Config, Stop, NOTHING_SELECTED, USAGE};
-use crate::gate::Case;
-use crate::harness::nothing_selected;
+use crate::gate::plan::{self, Source};
+use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::model::Checkpoint;
-use crate::out;
-use crate::plan::{self, Source};
 use crate::policy::ModelPolicy;
-use crate::report::json;
+use crate::results::json;
+use crate::text::out;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -35,13 +33,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let results: Result<Vec<_>, _> = arguments.costs.iter().map(|path| json::read(path)).collect();
     let results = results.map_err(|error| usage(error.to_string()))?;
     let mut cases = gate.cases();
-    for filter in &arguments.filters {
-        if !cases.iter().any(|case| matches(false, case, filter)) {
-            let message = nothing_selected(&gate, std::slice::from_ref(filter));
-            return Err(Stop::new(NOTHING_SELECTED, message));
-        }
+    let ignored = Ignored::included(arguments.include_ignored);
+    let selection = Selection::containing(&arguments.filters, ignored);
+    if let Some(filter) = selection.idle_filter(&gate) {
+        let message = nothing_selected(&gate, std::slice::from_ref(filter));
+        return Err(Stop::new(NOTHING_SELECTED, message));
     }
-    cases.retain(|case| is_planned(arguments, case));
+    cases.retain(|case| selection.names(case) && selection.runs(case));
     let lanes = plan::lanes(&gate, &cases);
     if lanes.is_empty() {
         return Err(Stop::new(NOTHING_SELECTED, nothing_selected(&gate, &arguments.filters)));
@@ -62,12 +60,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     }
     say_whole(plan::matrix(&plan::pack(&costs, arguments.shards.into())))?;
     Ok(0)
-}
-
-fn is_planned(arguments: &Arguments, case: &Case) -> bool {
-    let filters = &arguments.filters;
-    (arguments.include_ignored || !case.ignored)
-        && (filters.is_empty() || filters.iter().any(|filter| matches(false, case, filter)))
 }
 
 /// From the checkpoint's configuration, where it is here.

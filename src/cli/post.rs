@@ -10,10 +10,11 @@ use crate::github::{
     State, Status, SystemClock,
 };
 use crate::hash;
-use crate::merge::merge;
+use crate::judge::merge::merge;
 use crate::proposal::Proposal;
 use crate::repo::Repository;
-use crate::report::{self, json, markdown, Outputs, Report};
+use crate::report::{self, markdown, Outputs, Report};
+use crate::results::json;
 use crate::results::{CaseResult, Finding, Results};
 use std::path::PathBuf;
 

@@ -3,10 +3,11 @@
 use super::judge::read_results;
 use super::{say_coloured, say_whole, Config, Stop, NOT_MEASURED, USAGE};
 use crate::files::write_atomically;
-use crate::merge::complete;
+use crate::judge::merge::complete;
 #[cfg(feature = "reports")]
 use crate::report::{html, junit};
-use crate::report::{json, markdown, terminal, Report};
+use crate::report::{markdown, terminal, Report};
+use crate::results::json;
 use std::io::Write;
 use std::path::PathBuf;
 

@@ -3,17 +3,18 @@
 #[cfg(feature = "git")]
 use super::USAGE;
 use super::{say, Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
-#[cfg(feature = "git")]
-use crate::changed;
+use crate::gate::plan;
+use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::gate::{self, Case, Gate};
 use crate::golden;
-use crate::harness::nothing_selected;
-use crate::out;
-use crate::plan;
 use crate::progress::Bar;
-use crate::report::{self, sidecar, Outputs, Report};
+#[cfg(feature = "git")]
+use crate::proposal::changed;
+use crate::report::{self, Outputs, Report};
+use crate::results::sidecar;
+use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Measurement, Results};
-use crate::verdict::Verdict;
+use crate::text::out;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -88,24 +89,23 @@ struct Selected {
     not_needed: Vec<String>,
 }
 
-/// What the arguments name.
+/// The cases that the arguments name.
 fn select(gate: &Gate, arguments: &Arguments) -> Result<Selected, Stop> {
     let nothing = |message| Stop::new(NOTHING_SELECTED, message);
     let models = plan::named(&gate.policy, &arguments.models).map_err(nothing)?;
-    let filters = &arguments.filters;
-    let is_idle = |f: &&String| !gate.cases().iter().any(|c| matches(arguments.exact, c, f));
-    if let Some(filter) = filters.iter().find(is_idle) {
+    let ignored = Ignored::included(arguments.include_ignored);
+    let selection =
+        Selection { exact: arguments.exact, ..Selection::containing(&arguments.filters, ignored) };
+    if let Some(filter) = selection.idle_filter(gate) {
         return Err(nothing(nothing_selected(gate, std::slice::from_ref(filter))));
     }
     let mut cases = gate.cases();
-    cases.retain(|c| filters.is_empty() || filters.iter().any(|f| matches(arguments.exact, c, f)));
-    cases.retain(|case| models.contains(&case.model));
-    let runs = |case: &&Case| arguments.include_ignored || !case.ignored;
-    let chosen: Vec<Case> = cases.iter().filter(runs).cloned().collect();
-    match chosen.is_empty() {
-        true => Err(nothing(nothing_selected(gate, filters))),
-        false => Ok(Selected { cases, chosen, not_needed: Vec::new() }),
+    cases.retain(|case| selection.names(case) && models.contains(&case.model));
+    let chosen: Vec<Case> = cases.iter().filter(|case| selection.runs(case)).cloned().collect();
+    if chosen.is_empty() {
+        return Err(nothing(nothing_selected(gate, &arguments.filters)));
     }
+    Ok(Selected { cases, chosen, not_needed: Vec::new() })
 }
 
 /// What of it a change touches, where that is asked for.
@@ -158,13 +158,6 @@ fn judge(gate: &Gate, selected: Selected) -> (Report, bool) {
     }
     let results = gate.results(measurements, judged);
     (Results { not_needed, ..results }.into(), written)
-}
-
-pub(super) fn matches(exact: bool, case: &Case, filter: &str) -> bool {
-    match exact {
-        true => case.name == filter,
-        false => case.name.contains(filter),
-    }
 }
 
 fn ignored(case: &Case) -> CaseResult {

@@ -1,7 +1,7 @@
 //! Golden × measurement → what changed: a pure function.
 
 use super::{condition_lines, rounded, subject_lines, Golden};
-use crate::measure::stats::Statistic;
+use crate::results::statistics::Statistic;
 use crate::results::Conditions;
 use std::fmt;
 
@@ -236,7 +236,7 @@ fn differences(old: &[(&'static str, String)], new: &[(&'static str, String)]) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::fixture;
+    use crate::testing::fixture;
 
     fn golden() -> Golden {
         let results = fixture::results();

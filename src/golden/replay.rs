@@ -18,7 +18,7 @@
 
 use super::text::quoted;
 use super::{significant, GoldenError, Lines, Row, Tolerance};
-use crate::measure::replay::Replay;
+use crate::results::replay::Replay;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -307,9 +307,9 @@ impl fmt::Display for GoldenReplay {
 mod tests {
     use super::super::{compare, Comparison, Golden};
     use super::*;
-    use crate::measure::replay::{PromptReplay, Replay};
-    use crate::report::fixture;
+    use crate::results::replay::{PromptReplay, Replay};
     use crate::results::SchemeResult;
+    use crate::testing::fixture;
 
     fn golden(replay: Replay) -> Golden {
         let mut measurement = fixture::results().measurements.remove(0);

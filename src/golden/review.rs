@@ -5,12 +5,13 @@ use super::{
     compare, engine, folder, path_by, text, Comparison, Difference, Golden, GoldenError, Row,
     Tolerance, HEADER,
 };
-use crate::engines::Engine;
 use crate::files::write_atomically;
-use crate::out;
-use crate::report::table::{render, Align, Cell};
+use crate::results::case::CellName;
+use crate::results::measured_by::MeasuredBy;
+use crate::results::verdict::Verdict;
 use crate::results::{Change, Measurement, SchemeResult};
-use crate::verdict::Verdict;
+use crate::text::out;
+use crate::text::table::{render, Align, Cell};
 use std::cell::Cell as Flag;
 use std::env;
 use std::io::Write;
@@ -91,7 +92,7 @@ pub fn check(
     scheme: &SchemeResult,
     results: &Path,
 ) -> GoldenVerdict {
-    let case = format!("{}::{}", measurement.model, scheme.scheme);
+    let case = CellName::new(&measurement.model, &scheme.scheme).to_string();
     let by = engine(measurement);
     note_others(root, by, stem);
     let (comparison, new) = match comparison(root, stem, measurement, scheme) {
@@ -149,8 +150,8 @@ fn stale(differences: &[Difference]) -> String {
         text += &format!("  {difference}\n");
     }
     let engine = |difference: &&Difference| difference.what == "engine";
-    let by = differences.iter().find(engine).map(|difference| Engine::of(&difference.new));
-    if by == Some(Engine::LlamaCpp) {
+    let by = differences.iter().find(engine).map(|difference| MeasuredBy::of(&difference.new));
+    if by == Some(MeasuredBy::LlamaCpp) {
         text += "llama.cpp's numerics change from build to build\n";
     }
     text
@@ -214,12 +215,12 @@ fn offer_text(root: &Path, measurement: &Measurement) -> bool {
     let Some(generated) = &measurement.generated else { return false };
     let content = text::Shown(generated).to_string();
     let stem = text::text_stem(&measurement.model);
-    offer(root, Engine::Kvgate, &stem, generated.accepted, &content);
+    offer(root, MeasuredBy::Kvgate, &stem, generated.accepted, &content);
     !generated.accepted
 }
 
 /// Lets insta note the golden as referenced and write, or clear away, its pending snapshot.
-fn offer(root: &Path, by: Engine, stem: &str, matches: bool, new: &str) {
+fn offer(root: &Path, by: MeasuredBy, stem: &str, matches: bool, new: &str) {
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path(folder(&absolute(root), by));
     settings.set_prepend_module_to_snapshot(false);
@@ -241,7 +242,7 @@ fn offer(root: &Path, by: Engine, stem: &str, matches: bool, new: &str) {
 }
 
 /// Where insta leaves a snapshot to review.
-pub(super) fn pending(root: &Path, by: Engine, stem: &str) -> PathBuf {
+pub(crate) fn pending(root: &Path, by: MeasuredBy, stem: &str) -> PathBuf {
     let root = match env::var_os("INSTA_PENDING_DIR") {
         Some(folder) if !folder.is_empty() => PathBuf::from(folder),
         _ => root.into(),
@@ -252,19 +253,19 @@ pub(super) fn pending(root: &Path, by: Engine, stem: &str) -> PathBuf {
 /// Tells `cargo insta test --unreferenced` that a golden whose case did not run is in use, and so is its
 /// model's text.
 pub fn note_not_run(root: &Path, model: &str, stem: &str) {
-    note_others(root, Engine::Kvgate, stem);
-    note_not_run_by(root, Engine::Kvgate, model, stem);
+    note_others(root, MeasuredBy::Kvgate, stem);
+    note_not_run_by(root, MeasuredBy::Kvgate, model, stem);
 }
 
-fn note_not_run_by(root: &Path, by: Engine, model: &str, stem: &str) {
+fn note_not_run_by(root: &Path, by: MeasuredBy, model: &str, stem: &str) {
     let root = absolute(root);
     let text = Some(text::text_path(&root, model)).filter(|text| text.exists());
     note(std::iter::once(path_by(&root, by, stem)).chain(text));
 }
 
 /// The same of what other engines measured of a case: their goldens are in use, whoever runs now.
-fn note_others(root: &Path, by: Engine, stem: &str) {
-    let others = Engine::ALL.into_iter().filter(|engine| *engine != by);
+fn note_others(root: &Path, by: MeasuredBy, stem: &str) {
+    let others = MeasuredBy::ALL.into_iter().filter(|engine| *engine != by);
     let files = others.map(|engine| path_by(&absolute(root), engine, stem));
     note(files.filter(|file| file.exists()));
 }
@@ -290,10 +291,10 @@ fn absolute(root: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stem as stem_of;
     use super::*;
-    use crate::report::fixture;
+    use crate::results::case::stem as stem_of;
     use crate::results::Outcome;
+    use crate::testing::fixture;
     use std::process::Command;
 
     const STEM: &str = "gemma-3-270m__q4_0";
@@ -535,7 +536,7 @@ to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-resu
         let both = format!("{}{line}{}\n", line.repeat(2), text.display());
         assert_eq!(std::fs::read_to_string(&list).unwrap(), both);
         // and what another engine measured of it is in use, too
-        let other = path_by(root.path(), Engine::LlamaCpp, STEM);
+        let other = path_by(root.path(), MeasuredBy::LlamaCpp, STEM);
         write_atomically(&other, |w| w.write_all(b"x")).unwrap();
         checked(root.path(), &vars);
         let noted = std::fs::read_to_string(&list).unwrap();

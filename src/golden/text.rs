@@ -17,8 +17,7 @@
 
 use super::{GoldenError, Lines, HEADER};
 use crate::hash;
-use crate::measure::prompts::{NO_TEMPLATE, UNKNOWN_TEMPLATE};
-use crate::measure::replay::{Continuation, Generated};
+use crate::results::replay::{Continuation, Generated, NO_TEMPLATE, UNKNOWN_TEMPLATE};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -47,7 +46,7 @@ pub fn read_text(root: &Path, model: &str) -> Result<Option<Generated>, GoldenEr
 }
 
 /// The whole file.
-pub(super) fn snapshot(generated: &Generated) -> String {
+pub(crate) fn snapshot(generated: &Generated) -> String {
     format!("{HEADER}{}", Shown(generated))
 }
 
@@ -188,7 +187,7 @@ impl Lines<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::fixture;
+    use crate::testing::fixture;
 
     #[test]
     fn reads_back_what_it_writes() {

@@ -15,7 +15,7 @@
 use super::cache::LayerKv;
 use super::codec::{self, Codec};
 use super::exact::Exact;
-use crate::nearest::did_you_mean;
+use crate::text::suggest::did_you_mean;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;

@@ -1,17 +1,18 @@
 //! `kvgate calibrate`: ranges and means of a model's K and V over a text.
 
 use super::corpus::{self, Chunk};
-use super::{fitting, subject_of, MeasureError, Progress};
-use crate::hub;
 use crate::kv::cache::{CacheError, KvCache, LayerKv, View};
 use crate::kv::calibration::{Calibration, Ranges};
 use crate::kv::effective::Effective;
 use crate::kv::lanes::LaneCache;
 use crate::kv::recurrent::Recurrent;
+use crate::measure::{fitting, subject_of, MeasureError};
 use crate::model::decoder::{At, Decoder};
 use crate::model::ops::read;
 use crate::model::Checkpoint;
-use crate::policy::Source;
+use crate::progress::Progress;
+use crate::source;
+use crate::source::Source;
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -36,7 +37,7 @@ pub fn calibrate(
     chunks: usize,
     progress: Progress,
 ) -> Result<Calibrated, MeasureError> {
-    hub::fetch(source, progress)?;
+    source::fetch(source, progress)?;
     progress("reading", 0, 0);
     let checkpoint = Checkpoint::open(source)?;
     let subject = subject_of(source, &checkpoint)?;

@@ -7,7 +7,7 @@
 //! Chan's variance is: a shift of μ to the common mean adds only such terms again. The same numbers
 //! give the lane's log-probabilities: log Σ e^x_lane = log Σ e^x_base + μ + KLD.
 
-use super::stats::Position;
+use crate::results::statistics::Position;
 use crate::simd::{exp, exp_excess, vectorized};
 
 /// Beyond this exponent a tile is summed in f64, whose exponent does not overflow.

@@ -7,7 +7,6 @@
 use super::corpus::Chunk;
 use super::divergence::{self, Divergence};
 use super::mimic::{self, Mimic};
-use super::stats::Position;
 use crate::kv::cache::CacheError;
 use crate::kv::effective::Effective;
 use crate::kv::lanes::LaneCache;
@@ -15,6 +14,7 @@ use crate::model::decoder::{At, Decoder, Embedded, ReadyLayer};
 use crate::model::ops::{all_finite, read};
 use crate::model::spec::Spec;
 use crate::model::ModelError;
+use crate::results::statistics::Position;
 use candle_core::{Result as TensorResult, Tensor};
 use rayon::prelude::*;
 use tracing::trace_span;
@@ -502,8 +502,8 @@ mod tests {
     use crate::measure::corpus::scored;
     use crate::model::decoder::Residency;
     use crate::model::Checkpoint;
-    use crate::policy::Source;
-    use crate::tiny;
+    use crate::source::Source;
+    use crate::testing::tiny;
 
     fn decoder() -> Decoder {
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -5,8 +5,8 @@
 //! -16, and never renormalizes (`tools/perplexity/perplexity.cpp`, b11434). Its CPU attention also
 //! rounds Q to 8 bits whenever K is quantized. None of this is used unless it is asked for.
 
-use super::stats::Position;
 use crate::kv::effective::Effective;
+use crate::results::statistics::Position;
 
 /// Whose habits a measurement takes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

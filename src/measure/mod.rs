@@ -7,37 +7,33 @@ pub mod engine;
 pub mod generate;
 pub mod mimic;
 pub mod prompts;
-pub mod replay;
 pub mod sanity;
 pub mod shape;
-pub mod stats;
 
 use crate::hash;
-use crate::hub::{self, HubError};
 use crate::kv::cache::{CacheError, LayerKv};
 use crate::kv::calibration::{Calibration, CalibrationError};
 use crate::kv::effective::{beyond, Effective, UnfitError};
 use crate::kv::Scheme;
 use crate::model::decoder::{Decoder, Residency};
 use crate::model::{warnings_first, Checkpoint, ModelError};
-use crate::policy::Source;
+use crate::progress::Progress;
+use crate::results::replay::Generated;
+use crate::results::statistics::{Part, Position, Statistics};
 use crate::results::{
     Conditions, Control, CorpusFile, Measurement, Outcome, RunInfo, SchemeResult, Storage, Subject,
 };
+use crate::source;
+use crate::source::pinned::HubError;
+use crate::source::Source;
 use corpus::{Chunk, CorpusError};
 use engine::{Lane, LaneError, LaneResult};
 use generate::{Asked, Generate, Replayer};
 use mimic::Mimic;
 use prompts::{PromptError, PromptSet};
-use replay::Generated;
 use sanity::{Doubt, Unigram};
-use shape::Shape;
-use stats::{Part, Position, Statistics};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-/// What measured, as reports name it.
-pub const ENGINE: &str = concat!("kvgate ", env!("CARGO_PKG_VERSION"));
 
 /// What measured, as conditions name it. The number goes up when values may change by more than
 /// rounding, and with it every golden becomes stale; a release that changes none leaves it.
@@ -160,9 +156,6 @@ pub enum MeasureError {
     },
 }
 
-/// How far a run is: what it does now, work done, work in all.
-pub type Progress<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
-
 /// Measures all schemes of a request in one pass.
 ///
 /// # Errors
@@ -171,7 +164,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let began = Instant::now();
     // what is wrong with a file of prompts is told before weights are fetched or read
     let set = request.generate.as_ref().map(|asked| PromptSet::read(asked.prompts)).transpose()?;
-    hub::fetch(request.source, progress)?;
+    source::fetch(request.source, progress)?;
     progress("reading", 0, 0);
     let checkpoint = Checkpoint::open(request.source)?;
     let subject = subject_of(request.source, &checkpoint)?;
@@ -428,7 +421,7 @@ impl<'a> Lanes<'a> {
                         Err(error) => failed(error.brief()),
                         Ok(lane) => {
                             let outcome = measured(&lane, chunks);
-                            shape = Some(Shape::of(&lane, chunks, decode));
+                            shape = Some(shape::shape(&lane, chunks, decode));
                             positions.push(((*label).to_string(), lane));
                             outcome
                         }

@@ -5,6 +5,7 @@ use crate::hash;
 use crate::model::chat::{Message, THINKING};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Checkpoint, ModelError};
+use crate::results::replay::{NO_TEMPLATE, UNKNOWN_TEMPLATE};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
@@ -38,11 +39,6 @@ pub struct Prompt {
     /// What the model reads, BOS included where it wants one.
     pub tokens: Vec<u32>,
 }
-
-/// What stands for the hash of a chat template where there is none.
-pub(crate) const NO_TEMPLATE: &str = "none";
-/// The same where files are missing that may hold one, or what it writes special tokens by.
-pub(crate) const UNKNOWN_TEMPLATE: &str = "unknown";
 
 /// Prompts as one model reads them, and what made them so.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! itself. Its perplexity gives it away: a model that knows nothing and says so has the size of its vocabulary,
 //! and one that knows only how often each token occurs has the perplexity of a unigram model.
 
-use super::stats::Position;
+use crate::results::statistics::Position;
 use std::fmt;
 
 /// Tokens that a corpus must have for a unigram model to be fitted on it. The model has seen the text that it is

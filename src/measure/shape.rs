@@ -1,15 +1,14 @@
 //! How a scheme's divergence is spread over positions: what people look at, and no verdict.
 
 use super::corpus::Chunk;
-use super::stats::Position;
-use serde::{Deserialize, Serialize};
+use crate::results::shape::Run;
+use crate::results::shape::Shape;
+use crate::results::shape::WorstToken;
+use crate::results::shape::BINS;
+use crate::results::shape::LOWEST;
+use crate::results::shape::PER_DECADE;
+use crate::results::statistics::Position;
 
-/// Bins of the histogram: one below [`LOWEST`], a quarter of a decade each, one above.
-pub const BINS: usize = 34;
-/// Decimal logarithm of the KLD, in nats, where the second bin begins.
-pub const LOWEST: f64 = -7.0;
-/// Bins in a factor of ten.
-pub const PER_DECADE: f64 = 4.0;
 /// Runs that the scored positions of a chunk are cut into.
 const RUNS: usize = 16;
 /// Positions that are kept with their words.
@@ -17,65 +16,20 @@ const WORST: usize = 8;
 /// Tokens of text before a position.
 const CONTEXT: usize = 24;
 
-/// The spread of one scheme's KLD.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Shape {
-    /// Positions by KLD, in [`BINS`] bins.
-    pub histogram: Vec<u64>,
-    /// Mean KLD, in nats, in runs of positions as they stand in their chunk.
-    pub by_position: Vec<Run>,
-    /// The largest KLDs with their words, the worst first.
-    pub worst: Vec<WorstToken>,
-}
-
-/// Some neighbouring positions of every chunk.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Run {
-    /// The first of them, counted from the chunk's start.
-    pub from: usize,
-    /// Mean KLD in nats.
-    pub mean_kld: f64,
-}
-
-/// A position where a scheme parts from the baseline, in words.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct WorstToken {
-    /// Category of the corpus.
-    pub category: String,
-    /// Number of the chunk within its category.
-    pub chunk: usize,
-    /// Position within the chunk.
-    pub position: usize,
-    /// KLD in nats.
-    pub kld: f64,
-    /// The text that both have read, its end.
-    pub context: String,
-    /// What follows in the corpus.
-    pub target: String,
-    /// What the baseline holds most likely.
-    pub baseline: String,
-    /// What the scheme holds most likely.
-    pub scheme: String,
-    /// Probability of `target`: the baseline's, the scheme's.
-    pub p: [f64; 2],
-}
-
-impl Shape {
-    /// The spread of a lane's positions, which are those of `chunks` in order. `decode` gives tokens as text.
-    pub(super) fn of(
-        positions: &[Position],
-        chunks: &[Chunk],
-        decode: &dyn Fn(&[u32]) -> String,
-    ) -> Self {
-        let mut histogram = vec![0; BINS];
-        for position in positions {
-            histogram[bin(position.kld)] += 1;
-        }
-        Shape {
-            histogram,
-            by_position: by_position(positions, chunks),
-            worst: worst(positions, chunks, decode),
-        }
+/// The spread of a lane's positions, which are those of `chunks` in order. `decode` gives tokens as text.
+pub(super) fn shape(
+    positions: &[Position],
+    chunks: &[Chunk],
+    decode: &dyn Fn(&[u32]) -> String,
+) -> Shape {
+    let mut histogram = vec![0; BINS];
+    for position in positions {
+        histogram[bin(position.kld)] += 1;
+    }
+    Shape {
+        histogram,
+        by_position: by_position(positions, chunks),
+        worst: worst(positions, chunks, decode),
     }
 }
 
@@ -167,7 +121,7 @@ mod tests {
         // the last scored position of the second chunk
         positions[61] = Position { kld: 3.1, target: 7, top_base: 7, top: 9, ..positions[61] };
         positions[0].kld = 1.0;
-        let shape = Shape::of(&positions, &chunks, &decode);
+        let shape = shape(&positions, &chunks, &decode);
         assert_eq!(shape.histogram.iter().sum::<u64>(), 62);
         assert_eq!(shape.by_position.len(), 16);
         assert_eq!(shape.by_position[0], Run { from: 32, mean_kld: 0.5 });
@@ -184,7 +138,7 @@ mod tests {
 
     #[test]
     fn nothing_scored_has_no_shape() {
-        let shape = Shape::of(&[], &[], &decode);
+        let shape = shape(&[], &[], &decode);
         assert!(shape.by_position.is_empty() && shape.worst.is_empty());
     }
 }

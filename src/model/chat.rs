@@ -8,7 +8,7 @@ use super::gguf::Gguf;
 use super::tokenizer::{markers, text, Tokenizer, Vocabulary};
 use super::{hf, ModelError};
 use crate::hash;
-use crate::hub::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG};
+use crate::source::pinned::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{context, AutoEscape, Environment, Error, ErrorKind, Value};

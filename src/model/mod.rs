@@ -24,8 +24,8 @@ pub mod tokenizer;
 
 pub use error::ModelError;
 
-use crate::hub::{Pinned, GENERATION_CONFIG};
-use crate::policy::Source;
+use crate::source::pinned::{Pinned, GENERATION_CONFIG};
+use crate::source::Source;
 use chat::ChatTemplate;
 use decoder::{Decoder, Residency};
 use gguf::Gguf;

@@ -6,10 +6,10 @@
 
 use super::diagnostic::Findings;
 use super::Expectation;
-use crate::hub;
 use crate::kv::{codec, Scheme};
-use crate::measure::stats::{Direction, Statistic};
-use crate::nearest::nearest;
+use crate::results::statistics::{Direction, Statistic};
+use crate::source::pinned;
+use crate::text::suggest::nearest;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -265,11 +265,11 @@ impl<'f> Reader<'f> {
             match key.get_ref().as_ref() {
                 word if !known.contains(&word) => self.unknown_key(key, known),
                 "path" => section.path = Some(self.file(key, value)),
-                "hf" => section.hf = Some(self.hub_word(key, value, hub::repository_fault)),
+                "hf" => section.hf = Some(self.hub_word(key, value, pinned::repository_fault)),
                 "revision" => {
-                    section.revision = Some(self.hub_word(key, value, hub::revision_fault));
+                    section.revision = Some(self.hub_word(key, value, pinned::revision_fault));
                 }
-                "file" => section.file = Some(self.hub_word(key, value, hub::file_fault)),
+                "file" => section.file = Some(self.hub_word(key, value, pinned::file_fault)),
                 "tokenizer" => section.tokenizer = Some(self.file(key, value)),
                 "bos" => section.bos = Some(self.boolean(key, value)),
                 "ignore_keys" => section.ignore_keys = self.key_names(key, value),
@@ -491,7 +491,7 @@ impl<'f> Reader<'f> {
         &mut self,
         key: &Key,
         value: &Value,
-        fault: fn(&str) -> Option<hub::Fault>,
+        fault: fn(&str) -> Option<pinned::Fault>,
     ) -> Spanned<String> {
         let word = self.string(key, value);
         // an empty one has its finding

@@ -5,18 +5,18 @@ mod document;
 mod resolve;
 #[cfg(test)]
 mod tests;
-pub(crate) mod weakened;
 
 pub use diagnostic::{Diagnostic, Severity};
-pub use weakened::{goldens_removed, text_sizes, weakened, Place, Side, Weakened};
 
 use crate::hash;
-use crate::hub::Pinned;
 use crate::kv::Scheme;
-use crate::measure::stats::Statistic;
+use crate::results::case::CaseKind;
+use crate::results::case::CaseName;
+use crate::results::case::CellName;
+use crate::results::statistics::Statistic;
+use crate::source::Source;
 use diagnostic::{Findings, Text};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -68,13 +68,13 @@ pub struct Places {
 }
 
 /// The key in [`Places`] of what a name of `[schemes]` means.
-const MEANING: &str = "[schemes]";
+pub(crate) const MEANING: &str = "[schemes]";
 /// The key of what keeps a cell from running.
-const IGNORED: &str = "ignored";
+pub(crate) const IGNORED: &str = "ignored";
 
 impl Places {
     /// The line of a key, from 1: of a scheme, or of the model itself for an empty `scheme`.
-    fn line(&self, scheme: &str, key: &str) -> Option<usize> {
+    pub(crate) fn line(&self, scheme: &str, key: &str) -> Option<usize> {
         let span = self.keys.get(&(scheme.to_owned(), key.to_owned()))?;
         Some(self.text.line(span))
     }
@@ -87,87 +87,6 @@ pub struct Prompts {
     pub file: PathBuf,
     /// Tokens of each continuation, at most.
     pub tokens: usize,
-}
-
-/// A checkpoint, and its place on disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
-    /// The weights: a file, or the folder of a checkpoint in safetensors. Resolved against the
-    /// policy's folder; for one of the hub, the place in its cache where it is or will be.
-    pub path: PathBuf,
-    /// Where on the hub it comes from, for one of the hub.
-    pub hub: Option<Pinned>,
-    /// SHA-256 that the file must have.
-    pub sha256: Option<String>,
-    /// A `tokenizer.json`, where the weights file's own tokenizer is not to be used.
-    pub tokenizer: Option<PathBuf>,
-    /// The command that gets the file, shown when it is missing.
-    pub fetch: Option<String>,
-    /// Whether BOS stands before every chunk, where the policy says so; otherwise the checkpoint does.
-    pub bos: Option<bool>,
-    /// Configuration keys that nothing reads and that are let pass, by their full names.
-    pub ignore_keys: Vec<String>,
-    /// Whether the weights are known to be untrained, so that no bound on the baseline's perplexity can hold.
-    pub untrained: bool,
-}
-
-impl Source {
-    /// A checkpoint on disk that is used as it is.
-    pub fn at(path: PathBuf) -> Self {
-        Source {
-            path,
-            hub: None,
-            sha256: None,
-            tokenizer: None,
-            fetch: None,
-            bos: None,
-            ignore_keys: Vec::new(),
-            untrained: false,
-        }
-    }
-
-    /// The options of `kvgate measure` that read a checkpoint in the same way, each word by itself.
-    pub fn options(&self) -> Vec<String> {
-        let option = |name: &str, value: String| vec![name.to_owned(), value];
-        let tokenizer = self.tokenizer.iter().map(|file| file.display().to_string());
-        let mut words: Vec<String> =
-            tokenizer.flat_map(|file| option("--tokenizer", file)).collect();
-        words.extend(self.bos.iter().flat_map(|bos| option("--bos", bos.to_string())));
-        words.extend(self.ignore_keys.iter().flat_map(|key| option("--ignore-key", key.clone())));
-        words.extend(self.untrained.then(|| "--untrained".to_owned()));
-        words
-    }
-
-    /// What a measurement's [`Conditions::reading`](crate::results::Conditions::reading) says because the
-    /// policy asked for it, in the order in which it is written there.
-    pub fn reading(&self) -> Vec<String> {
-        let untrained = self.untrained.then(|| UNTRAINED.to_owned());
-        let ignored = self.ignore_keys.iter().map(|key| format!("{IGNORED_KEY}{key}"));
-        untrained.into_iter().chain(ignored).collect()
-    }
-
-    /// A checkpoint of the hub, in its place in the cache.
-    pub fn of_hub(pinned: Pinned) -> Self {
-        Source { hub: Some(pinned.clone()), ..Source::at(pinned.place()) }
-    }
-}
-
-/// The line of [`Source::reading`] for weights that are known to be untrained.
-pub(crate) const UNTRAINED: &str = "untrained";
-/// What a line of [`Source::reading`] for a configuration key that is let pass begins with; the key follows.
-pub(crate) const IGNORED_KEY: &str = "ignored key ";
-/// What a line about BOS begins with in [`Conditions::reading`](crate::results::Conditions::reading):
-/// `bos 2` or `bos none`.
-pub(crate) const BOS: &str = "bos ";
-
-/// As the program's MODEL argument names it.
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.hub {
-            Some(pinned) => pinned.fmt(f),
-            None => self.path.display().fmt(f),
-        }
-    }
 }
 
 /// One scheme of one model: the unit of judging.
@@ -220,28 +139,6 @@ pub struct Limit {
     pub origin: String,
 }
 
-/// The two cases of a cell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum CaseKind {
-    /// Judges the limits: harm.
-    Kld,
-    /// Compares with the accepted snapshot: change.
-    Golden,
-}
-
-impl CaseKind {
-    /// Both, in the order of lists and reports.
-    pub const ALL: [CaseKind; 2] = [CaseKind::Kld, CaseKind::Golden];
-
-    /// The last word of a case's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            CaseKind::Kld => "kld",
-            CaseKind::Golden => "golden",
-        }
-    }
-}
-
 /// Why there is no policy.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
@@ -285,9 +182,14 @@ impl Policy {
 }
 
 impl ModelPolicy {
-    /// A case's name: `gemma-3-270m::q4_0::kld`.
-    pub fn case(&self, cell: &Cell, kind: CaseKind) -> String {
-        format!("{}::{}::{}", self.name, cell.label, kind.name())
+    /// The name of one of its cells.
+    pub fn cell_name(&self, cell: &Cell) -> CellName {
+        CellName::new(&self.name, &cell.label)
+    }
+
+    /// The name of one of the two cases of a cell.
+    pub fn case(&self, cell: &Cell, kind: CaseKind) -> CaseName {
+        self.cell_name(cell).case(kind)
     }
 
     /// One finding for each of its files that is not there, with the command that gets it.

@@ -2,11 +2,13 @@
 
 use super::diagnostic::{Diagnostic, Findings, Severity};
 use super::document::{Document, Keys, Limits, SchemeBody, SchemeEntry, Section};
-use super::{Cell, Expectation, Limit, ModelPolicy, Places, Prompts, Source, IGNORED, MEANING};
-use crate::hub::Pinned;
 use crate::kv::scheme::{Scheme, Side};
-use crate::measure::stats::Statistic;
-use crate::nearest::nearest;
+use crate::policy::{Cell, Expectation, Limit, ModelPolicy, Places, Prompts, IGNORED, MEANING};
+use crate::results::case::CellName;
+use crate::results::statistics::Statistic;
+use crate::source::pinned::Pinned;
+use crate::source::Source;
+use crate::text::suggest::nearest;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use toml::Spanned;
@@ -441,7 +443,7 @@ impl Resolver<'_> {
     /// for two models is enough.
     fn shared_goldens(&mut self, name: &str, model_span: Range<usize>, asked: &[Asked]) {
         for a in asked {
-            let stem = crate::golden::stem(name, a.label);
+            let stem = CellName::new(name, a.label).file_stem();
             let owner = GoldenOwner {
                 model: name.to_owned(),
                 model_span: model_span.clone(),

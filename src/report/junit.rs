@@ -2,9 +2,10 @@
 
 use super::row::models;
 use super::text::remark;
+use crate::results::case;
+use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding, Measurement, Results};
 use crate::text;
-use crate::verdict::Verdict;
 use quick_junit::{
     NonSuccessKind, Property, Report, SerializeError, TestCase, TestCaseStatus, TestSuite,
 };
@@ -48,7 +49,7 @@ fn finding(finding: &Finding) -> TestCase {
 fn suite(results: &Results, model: &str) -> TestSuite {
     let measured = results.measurements.iter().find(|m| m.model == model);
     // a name of no model stays a case, or something red could be lost
-    let named = results.cases.iter().map(|case| match case.case.split_once("::") {
+    let named = results.cases.iter().map(|case| match case::model_and_rest(&case.case) {
         Some((model, name)) => (model, name, case),
         None => (case.case.as_str(), case.case.as_str(), case),
     });
@@ -140,8 +141,8 @@ fn text(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
     use super::*;
+    use crate::testing::fixture;
 
     fn parsed(results: &Results) -> Report {
         let xml = render(results).unwrap();

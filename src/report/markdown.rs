@@ -5,9 +5,9 @@
 
 use super::row::{any_held, excess, numbers, ranked, red_cases, Row};
 use super::Report;
+use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding};
 use crate::text::{self, count};
-use crate::verdict::Verdict;
 
 /// Bytes of a step summary at most: GitHub drops the whole upload of a step over 1 MiB.
 pub const STEP_SUMMARY: usize = 900_000;
@@ -279,8 +279,8 @@ fn span(line: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
     use super::*;
+    use crate::testing::fixture;
 
     #[test]
     fn whole_report() {

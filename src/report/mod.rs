@@ -5,24 +5,21 @@
 
 #[cfg(feature = "reports")]
 pub mod html;
-pub mod json;
 #[cfg(feature = "reports")]
 pub mod junit;
 pub mod markdown;
-pub mod sidecar;
 pub mod terminal;
 
-#[cfg(test)]
-pub(crate) mod fixture;
 mod row;
-pub(crate) mod table;
 
-use crate::engines::Engine;
-use crate::measure::stats::Direction;
-use crate::out;
+use crate::results::json;
+use crate::results::measured_by::MeasuredBy;
+use crate::results::statistics::Direction;
+use crate::results::verdict;
+use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding, Results};
 use crate::text;
-use crate::verdict::{self, Verdict};
+use crate::text::out;
 use row::red_cases;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -73,7 +70,7 @@ impl Report {
     /// serving kernel.
     fn measured_by(&self, named: &dyn Fn(&str) -> String) -> Option<String> {
         let engines = self.results.measurements.iter().map(|m| m.conditions.engine.as_str());
-        let other = engines.clone().find(|engine| Engine::of(engine) != Engine::Kvgate);
+        let other = engines.clone().find(|engine| MeasuredBy::of(engine) != MeasuredBy::Kvgate);
         Some(match other.or(engines.clone().next())? {
             engine if other.is_some() => format!("measured by {}", named(engine)),
             _ => format!(
@@ -260,7 +257,7 @@ fn tally(results: &Results) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Verdict;
+    use crate::results::verdict::Verdict;
 
     #[test]
     fn one_sentence() {
@@ -301,7 +298,7 @@ mod tests {
         };
         let top1 = |case: &mut CaseResult| {
             let limit = &mut case.limits[0];
-            limit.statistic = crate::measure::stats::Statistic::Top1Agreement;
+            limit.statistic = crate::results::statistics::Statistic::Top1Agreement;
             (limit.value, limit.bound) = (0.70, 0.85);
         };
         let misses = "top1_agreement 2.00 × the misses that its limit allows";

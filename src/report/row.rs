@@ -1,11 +1,13 @@
 //! One line of a report: a scheme with its numbers and its cases.
 
-use crate::measure::replay::Replay;
-use crate::measure::stats::{Statistic, Statistics};
+use crate::results::case::CaseKind;
+use crate::results::case::CellName;
+use crate::results::replay::Replay;
+use crate::results::statistics::{Statistic, Statistics};
+use crate::results::verdict::{JudgedLimit, Verdict};
 use crate::results::{
     shown_bits, CaseResult, Measurement, Outcome, Results, SchemeResult, Storage,
 };
-use crate::verdict::{JudgedLimit, Verdict};
 
 /// A scheme of a model. Its numbers, or its cases, may be missing: a model that could not be loaded
 /// has cases only, and `kvgate measure` has numbers only.
@@ -137,8 +139,9 @@ impl<'a> Row<'a> {
             .filter(|m| m.model == model)
             .flat_map(|m| &m.schemes)
             .find(|s| s.scheme == label);
-        let cases = ["kld", "golden"].map(|kind| {
-            let name = format!("{model}::{label}::{kind}");
+        let cell = CellName::new(model, label);
+        let cases = CaseKind::ALL.map(|kind| {
+            let name = cell.case(kind).to_string();
             results.cases.iter().find(|case| case.case == name)
         });
         Self { model, label, scheme, cases }
@@ -344,8 +347,8 @@ fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::fixture;
     use crate::results::Sides;
+    use crate::testing::fixture;
 
     #[test]
     fn remarks_say_what_was_at_work() {

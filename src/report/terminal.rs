@@ -1,11 +1,11 @@
 //! The report for a terminal.
 
 use super::row::{measurement, models, numbers, red_cases, rows, verdict_words, Row};
-use super::table::{self, Align, Cell};
 use super::Report;
+use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding, Measurement, Results};
 use crate::text;
-use crate::verdict::Verdict;
+use crate::text::table::{self, Align, Cell};
 use anstyle::{AnsiColor, Style};
 
 const BOLD: Style = Style::new().bold();
@@ -175,8 +175,8 @@ pub(super) fn memory(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture;
     use super::*;
+    use crate::testing::fixture;
 
     fn plain(report: &Report) -> String {
         anstream::adapter::strip_str(&render(report)).to_string()

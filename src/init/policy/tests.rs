@@ -1,8 +1,9 @@
 use super::*;
+use crate::judge::limits;
 use crate::policy::{Expectation, Policy};
-use crate::report::fixture;
+use crate::results::verdict::{JudgedLimit, Verdict};
 use crate::results::{Sides, Storage};
-use crate::verdict::{self, JudgedLimit, Verdict};
+use crate::testing::fixture;
 use std::path::Path;
 use std::time::Duration;
 
@@ -86,7 +87,7 @@ fn a_policy_of_any_numbers_holds_for_them() {
             for cell in &model.cells {
                 let outcome =
                     Outcome::Measured { statistics: statistics.clone(), parts: Vec::new() };
-                let judged = verdict::judge(model, cell, &outcome, None, None);
+                let judged = limits::judge(model, cell, &outcome, None, None);
                 let as_said = [Verdict::Pass, Verdict::FailsAsRequired].contains(&judged.verdict);
                 assert!(as_said, "{} {mean} {flips}: {}\n{text}", cell.label, judged.message);
                 let apart = |limit: &JudgedLimit| (limit.ratio() - 1.0).abs() >= MARGIN - 1e-9;

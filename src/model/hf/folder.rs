@@ -1,8 +1,8 @@
 //! Which files a folder's checkpoint consists of.
 
 use super::{io, json, malformed, read};
-use crate::hub::{CONFIG, INDEX, WEIGHTS};
 use crate::model::ModelError;
+use crate::source::pinned::{CONFIG, INDEX, WEIGHTS};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -100,7 +100,7 @@ impl Weights {
 
 /// The map of an index, from tensors to files below its folder.
 fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
-    if crate::hub::shards(index).is_none() {
+    if crate::source::pinned::shards(index).is_none() {
         json::object(index, &read(index)?)?;
         let what = "it has no weight_map, or one of other things than files below its folder";
         return Err(malformed(index, what.into()));

@@ -3,8 +3,8 @@
 //! another model.
 
 use super::{json, optional};
-use crate::hub::{ADAPTER, CONFIG, QUANTIZATION_FILES};
 use crate::model::ModelError;
+use crate::source::pinned::{ADAPTER, CONFIG, QUANTIZATION_FILES};
 use serde_json::Value;
 use std::path::Path;
 

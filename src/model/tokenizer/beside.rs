@@ -7,8 +7,8 @@
 
 use super::guard::guarded;
 use super::vocabulary::cut;
-use crate::hub::{TOKENIZER, TOKENIZER_CONFIG};
 use crate::model::{hf, ModelError};
+use crate::source::pinned::{TOKENIZER, TOKENIZER_CONFIG};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

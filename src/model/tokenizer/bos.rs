@@ -16,10 +16,10 @@
 //! token is never added (`add_eos_token` is not obeyed), since a chunk is a part of a text.
 
 use super::gguf::{text, Vocabulary, MODEL, PRE};
-use crate::hub::{CONFIG, TOKENIZER_CONFIG};
 use crate::model::config::Config;
 use crate::model::gguf::Gguf;
 use crate::model::{hf, ModelError};
+use crate::source::pinned::{CONFIG, TOKENIZER_CONFIG};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
 use std::path::Path;

@@ -9,10 +9,10 @@ use super::file::{self, TokenizerFile};
 use super::gguf::{self, Vocabulary};
 use super::vocabulary::{cut, Pieces};
 use super::Tokenizer;
-use crate::hub::{CONFIG, TOKENIZER, TOKENIZER_CONFIG};
 use crate::model::config::Config;
 use crate::model::gguf::Gguf;
 use crate::model::{hf, ModelError};
+use crate::source::pinned::{CONFIG, TOKENIZER, TOKENIZER_CONFIG};
 use serde_json::Value as Json;
 use std::path::Path;
 

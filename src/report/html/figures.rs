@@ -2,10 +2,11 @@
 
 use super::plot::{self, Axis, Ink, Names, Pixel, Plot, Shape};
 use super::{number, Figure, HtmlError, Standing, Table};
-use crate::measure::shape::{self, Run};
-use crate::measure::stats::{Statistic, Statistics};
 use crate::report::row::Row;
+use crate::results::shape;
+use crate::results::shape::Run;
 use crate::results::shown_bits;
+use crate::results::statistics::{Statistic, Statistics};
 use crate::text;
 
 /// Schemes in a figure, or with figures of their own, at most.

@@ -1,7 +1,8 @@
 use super::*;
-use crate::measure::shape::{Run, Shape, WorstToken, BINS};
-use crate::report::{emit, fixture, Outputs};
+use crate::report::{emit, Outputs};
+use crate::results::shape::{Run, Shape, WorstToken, BINS};
 use crate::results::Outcome;
+use crate::testing::fixture;
 use quick_xml::events::Event;
 
 /// An element of a page, with the text in it.

@@ -1,9 +1,9 @@
 //! What schemes say: the worst tokens in their context, and texts that part from the baseline's.
 
 use super::{number, share, Standing};
-use crate::measure::replay::{Divergence, Generated};
-use crate::measure::shape::WorstToken;
 use crate::report::row::Row;
+use crate::results::replay::{Divergence, Generated};
+use crate::results::shape::WorstToken;
 use crate::text;
 use similar::{ChangeTag, TextDiff};
 
@@ -161,7 +161,7 @@ fn visible(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::fixture;
+    use crate::testing::fixture;
 
     #[test]
     fn texts_part_word_by_word() {

@@ -1,0 +1,568 @@
+//! Goldens: the accepted statistics of a case, as insta snapshots.
+//!
+//! ```text
+//! effective       q4_0·H256/q4_0·H64
+//!
+//! tokens_scored   4096
+//! mean_kld        0.01234
+//! …
+//! subject
+//!   weights       a5fd3b62…
+//! conditions
+//!   context       512
+//!   …
+//! ```
+//!
+//! Provenance is part of the content, so that a review shows it in the diff. Limits, timing and
+//! paths are not in it: a golden detects change, a limit judges harm.
+
+mod compare;
+mod replay;
+pub mod review;
+pub(crate) mod text;
+
+pub use compare::{compare, conditions_differ, tolerance, Comparison, Difference, Row, Tolerance};
+pub use replay::GoldenReplay;
+pub use review::{check, note_not_run, prepare_insta, verdict_of, GoldenVerdict};
+pub(crate) use text::{parse as parse_text, text_stem};
+pub use text::{read_text, text_path};
+
+use crate::results::measured_by::MeasuredBy;
+use crate::results::statistics::Statistic;
+use crate::results::{Conditions, CorpusFile, Measurement, Outcome, SchemeResult, Subject};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The folder of goldens, under the policy's.
+pub const FOLDER: &str = "goldens";
+
+/// The header of a `.snap` file. insta would name its assertion's source file here: a path of one
+/// machine, so goldens name the tool instead.
+const HEADER: &str = "---\nsource: kvgate\n---\n";
+
+/// What a golden holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Golden {
+    /// The scheme that really ran.
+    pub effective: String,
+    /// Scored positions.
+    pub tokens_scored: u64,
+    /// The statistics, in the order of [`Statistic::ALL`]; NaN where the engine does not say one.
+    pub values: [f64; Statistic::ALL.len()],
+    /// What the scheme makes of the baseline's text.
+    pub replay: Option<GoldenReplay>,
+    /// What was measured.
+    pub subject: Subject,
+    /// How it was measured.
+    pub conditions: Conditions,
+}
+
+/// Why a golden could not be read or made.
+#[derive(Debug, thiserror::Error)]
+pub enum GoldenError {
+    /// The content is not what kvgate writes.
+    #[error(
+        "{path}:{line}: {problem}; take the file from version control again, or accept it anew"
+    )]
+    Parse {
+        /// The file.
+        path: String,
+        /// Its line, counted from 1.
+        line: usize,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// The file is there and cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: String,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// There are no numbers to compare or to accept.
+    #[error("not measured: {0}")]
+    NotMeasured(String),
+    /// A number that no golden may hold.
+    #[error("{statistic} is {value}: the measurement cannot be trusted")]
+    NotFinite {
+        /// Which statistic.
+        statistic: &'static str,
+        /// Its value.
+        value: f64,
+    },
+}
+
+/// The golden's file under the policy's folder, of what kvgate's engine measured.
+pub fn path(root: &Path, stem: &str) -> PathBuf {
+    path_by(root, MeasuredBy::Kvgate, stem)
+}
+
+/// The same of what another engine measured: `goldens/llama.cpp/…`. Numbers of different engines are never
+/// compared.
+pub fn path_by(root: &Path, engine: MeasuredBy, stem: &str) -> PathBuf {
+    folder(root, engine).join(format!("{stem}.snap"))
+}
+
+/// Where an engine's goldens lie.
+fn folder(root: &Path, engine: MeasuredBy) -> PathBuf {
+    let goldens = root.join(FOLDER);
+    match engine.folder() {
+        None => goldens,
+        Some(folder) => goldens.join(folder),
+    }
+}
+
+/// Who made what a golden is compared with, or made of.
+pub(crate) fn engine(measurement: &Measurement) -> MeasuredBy {
+    MeasuredBy::of(&measurement.conditions.engine)
+}
+
+impl Golden {
+    /// The golden that a measurement would be accepted as, its values not rounded yet.
+    pub fn of(measurement: &Measurement, scheme: &SchemeResult) -> Result<Self, GoldenError> {
+        let statistics = match &scheme.outcome {
+            Outcome::Measured { statistics, .. } => statistics,
+            Outcome::Failed { error } => return Err(GoldenError::NotMeasured(error.clone())),
+        };
+        let values = Statistic::ALL.map(|s| statistics.get(s));
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            let statistic = Statistic::ALL[i].name();
+            return Err(GoldenError::NotFinite { statistic, value: values[i] });
+        }
+        let known = |s| if statistics.knows(s) { statistics.get(s) } else { f64::NAN };
+        let values = Statistic::ALL.map(known);
+        let replay = scheme.replay.as_ref().map(GoldenReplay::of);
+        if replay.as_ref().is_some_and(|replay| !replay.is_finite()) {
+            return Err(GoldenError::NotFinite { statistic: "generated_kld", value: f64::NAN });
+        }
+        Ok(Self {
+            effective: scheme.effective.clone(),
+            tokens_scored: statistics.tokens_scored,
+            values,
+            replay,
+            subject: measurement.subject.clone(),
+            conditions: Conditions {
+                needs: scheme.needs.clone(),
+                ..measurement.conditions.clone()
+            },
+        })
+    }
+
+    /// The accepted golden, or none yet.
+    pub fn read(path: &Path) -> Result<Option<Self>, GoldenError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, &path.display().to_string()).map(Some),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(GoldenError::Read { path: path.display().to_string(), source }),
+        }
+    }
+
+    /// Reads the text of a snapshot file; `path` is for messages.
+    pub fn parse(text: &str, path: &str) -> Result<Self, GoldenError> {
+        let mut lines = Lines { lines: text.lines().enumerate(), path, at: 0 };
+        lines.header()?;
+        let effective = lines.field("effective")?;
+        let tokens_scored = lines.number("tokens_scored")?;
+        let mut values = [0f64; Statistic::ALL.len()];
+        for (i, statistic) in Statistic::ALL.into_iter().enumerate() {
+            values[i] = lines.statistic(statistic)?;
+            if let Some(above) = above(&values[..i], values[i], statistic) {
+                let (name, above) = (statistic.name(), above.name());
+                return Err(lines.error(format!("`{name}` is below `{above}`, which cannot be")));
+            }
+        }
+        let golden = Self {
+            effective,
+            tokens_scored,
+            values,
+            replay: GoldenReplay::parse(&mut lines)?,
+            subject: lines.subject()?,
+            conditions: lines.conditions()?,
+        };
+        if golden.replay.is_some() != golden.conditions.prompts.is_some() {
+            return Err(lines.error("it has prompts without what was made of them, or the reverse"));
+        }
+        match lines.next() {
+            None => Ok(golden),
+            Some(line) => Err(lines.error(format!("unexpected line `{line}`"))),
+        }
+    }
+
+    /// The accepted values by statistic, rounded as they are in the file.
+    pub fn statistics(&self) -> BTreeMap<Statistic, f64> {
+        let known = |(_, value): &(Statistic, f64)| !value.is_nan();
+        Statistic::ALL.into_iter().zip(self.values).filter(known).collect()
+    }
+
+    /// SHA-256 of the baseline's text that it was made on, where there are prompts.
+    pub(crate) fn text_sha256(&self) -> Option<&str> {
+        self.replay.as_ref().map(|replay| replay.text.as_str())
+    }
+
+    /// The whole file, as insta would write it.
+    pub(crate) fn snapshot(&self) -> String {
+        format!("{HEADER}{self}")
+    }
+}
+
+/// The divergence before this one that is larger and cannot be: a lower quantile, or the mean where this is the
+/// largest. Both have four digits, and may have been computed by two ways.
+fn above(before: &[f64], value: f64, statistic: Statistic) -> Option<Statistic> {
+    // in the order of their lines; what an engine does not say is larger than nothing
+    let divergences = &Statistic::ALL[..7];
+    let is_over = |a: f64| a > value + 1.1e-3 * a.abs().max(value.abs());
+    let may =
+        |earlier: &Statistic| statistic == Statistic::MaxKld || *earlier != Statistic::MeanKld;
+    let is_divergence = divergences.contains(&statistic);
+    let mut earlier = divergences.iter().zip(before).filter(|(earlier, _)| may(earlier));
+    earlier.find(|(_, a)| is_divergence && is_over(**a)).map(|(earlier, _)| *earlier)
+}
+
+/// Subject as lines of name and value.
+fn subject_lines(subject: &Subject) -> Vec<(&'static str, String)> {
+    let mut lines = vec![("weights", subject.weights_sha256.clone())];
+    lines.extend(subject.tokenizer_sha256.clone().map(|sha256| ("tokenizer", sha256)));
+    lines.push(("architecture", subject.architecture.clone()));
+    lines
+}
+
+/// Conditions as lines of name and value.
+fn condition_lines(conditions: &Conditions) -> Vec<(&'static str, String)> {
+    let file = |f: &CorpusFile| ("corpus", format!("{} {}", f.category, f.sha256));
+    let mut lines: Vec<_> = conditions.corpus.iter().map(file).collect();
+    lines.extend([
+        ("context", conditions.context.to_string()),
+        ("chunks", conditions.chunks.to_string()),
+        ("baseline", conditions.baseline.clone()),
+        ("engine", conditions.engine.clone()),
+        ("device", conditions.device.clone()),
+        ("weights", conditions.weights.clone()),
+    ]);
+    lines.extend(conditions.reading.iter().map(|line| ("reading", line.clone())));
+    lines.extend(conditions.prompts.clone().map(|prompts| ("prompts", prompts)));
+    lines.extend(conditions.needs.iter().map(|needed| ("needs", needed.clone())));
+    lines
+}
+
+/// What stands for the value of a statistic that the engine does not say.
+const UNKNOWN: &str = "unknown";
+
+/// A value as goldens hold it: four significant digits; four decimals where values are near 1.
+fn rounded(statistic: Statistic, value: f64) -> String {
+    match statistic {
+        _ if value.is_nan() => UNKNOWN.into(),
+        Statistic::Top1Agreement | Statistic::PplRatio => format!("{value:.4}"),
+        _ => significant(value),
+    }
+}
+
+/// Four significant digits, without an exponent as long as the number stays readable.
+pub(crate) fn significant(value: f64) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
+    }
+    let exponential = format!("{value:.3e}");
+    let exponent: i32 = exponential.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
+    match exponent {
+        -4..=3 => format!("{value:.*}", (3 - exponent) as usize),
+        4..=8 => format!("{value:.0}"),
+        _ => exponential,
+    }
+}
+
+impl fmt::Display for Golden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:<16}{}\n", "effective", self.effective)?;
+        writeln!(f, "{:<16}{}", "tokens_scored", self.tokens_scored)?;
+        for (statistic, value) in Statistic::ALL.into_iter().zip(self.values) {
+            writeln!(f, "{:<16}{}", statistic.name(), rounded(statistic, value))?;
+        }
+        if let Some(replay) = &self.replay {
+            write!(f, "\n{replay}")?;
+        }
+        let blocks = [
+            ("subject", subject_lines(&self.subject)),
+            ("conditions", condition_lines(&self.conditions)),
+        ];
+        for (title, lines) in blocks {
+            writeln!(f, "\n{title}")?;
+            for (name, value) in lines {
+                writeln!(f, "  {name:<14}{value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The lines of a golden that say something, read in their fixed order.
+struct Lines<'a> {
+    lines: std::iter::Enumerate<std::str::Lines<'a>>,
+    path: &'a str,
+    at: usize,
+}
+
+impl<'a> Lines<'a> {
+    fn error(&self, problem: impl Into<String>) -> GoldenError {
+        GoldenError::Parse { path: self.path.into(), line: self.at, problem: problem.into() }
+    }
+
+    fn next(&mut self) -> Option<&'a str> {
+        let (i, line) = self.lines.find(|(_, line)| !line.trim().is_empty())?;
+        self.at = i + 1;
+        Some(line.trim())
+    }
+
+    fn expect(&mut self, what: &str) -> Result<&'a str, GoldenError> {
+        let Some(line) = self.next() else {
+            self.at += 1;
+            return Err(self.error(format!("the file ends where `{what}` must stand")));
+        };
+        if ["<<<<<<<", "=======", ">>>>>>>", "|||||||"].iter().any(|m| line.starts_with(m)) {
+            return Err(self.error("a merge left its markers here"));
+        }
+        Ok(line)
+    }
+
+    /// Skips insta's header, whatever fields it has.
+    fn header(&mut self) -> Result<(), GoldenError> {
+        if self.expect("---")? != "---" {
+            return Err(self.error("a snapshot starts with `---`"));
+        }
+        while self.expect("---")? != "---" {}
+        Ok(())
+    }
+
+    fn title(&mut self, title: &str) -> Result<(), GoldenError> {
+        match self.expect(title)? {
+            line if line == title => Ok(()),
+            line => Err(self.error(format!("expected `{title}`, found `{line}`"))),
+        }
+    }
+
+    /// The value of the next line, which must be named so.
+    fn field(&mut self, name: &str) -> Result<String, GoldenError> {
+        let line = self.expect(name)?;
+        match line.split_once(char::is_whitespace) {
+            Some((found, value)) if found == name => Ok(value.trim().into()),
+            _ => Err(self.error(format!("expected `{name}` and a value, found `{line}`"))),
+        }
+    }
+
+    fn number<T: std::str::FromStr>(&mut self, name: &str) -> Result<T, GoldenError> {
+        let value = self.field(name)?;
+        value.parse().map_err(|_| self.error(format!("`{name}` must be a number, not `{value}`")))
+    }
+
+    /// A statistic's value; NaN for what builds of llama.cpp do not say.
+    fn statistic(&mut self, statistic: Statistic) -> Result<f64, GoldenError> {
+        let name = statistic.name();
+        if self.is_next(name) && matches!(statistic, Statistic::P90Kld | Statistic::P95Kld) {
+            let mut ahead = self.lines.clone();
+            let line = ahead.find(|(_, line)| !line.trim().is_empty());
+            if line.is_some_and(|(_, line)| line.trim_end().ends_with(UNKNOWN)) {
+                self.field(name)?;
+                return Ok(f64::NAN);
+            }
+        }
+        match self.number(name)? {
+            value if f64::is_finite(value) => Ok(value),
+            _ => Err(self.error(format!("`{name}` must be a number"))),
+        }
+    }
+
+    /// Whether the next line is named so; it stays the next line.
+    fn is_next(&self, name: &str) -> bool {
+        let mut ahead = self.lines.clone().map(|(_, line)| line.trim()).filter(|l| !l.is_empty());
+        ahead.next().is_some_and(|line| line.split_whitespace().next() == Some(name))
+    }
+
+    fn subject(&mut self) -> Result<Subject, GoldenError> {
+        self.title("subject")?;
+        let weights_sha256 = self.field("weights")?;
+        let tokenizer_sha256 =
+            self.is_next("tokenizer").then(|| self.field("tokenizer")).transpose()?;
+        Ok(Subject { weights_sha256, tokenizer_sha256, architecture: self.field("architecture")? })
+    }
+
+    fn conditions(&mut self) -> Result<Conditions, GoldenError> {
+        self.title("conditions")?;
+        let mut corpus = Vec::new();
+        while self.is_next("corpus") {
+            let value = self.field("corpus")?;
+            let Some((category, sha256)) = value.rsplit_once(' ') else {
+                return Err(self.error("`corpus` must have a name and a SHA-256"));
+            };
+            corpus.push(CorpusFile { category: category.into(), sha256: sha256.into() });
+        }
+        let mut conditions = Conditions {
+            corpus,
+            context: self.number("context")?,
+            chunks: self.number("chunks")?,
+            baseline: self.field("baseline")?,
+            engine: self.field("engine")?,
+            device: self.field("device")?,
+            weights: self.field("weights")?,
+            reading: Vec::new(),
+            prompts: None,
+            needs: Vec::new(),
+        };
+        while self.is_next("reading") {
+            conditions.reading.push(self.field("reading")?);
+        }
+        if self.is_next("prompts") {
+            conditions.prompts = Some(self.field("prompts")?);
+        }
+        while self.is_next("needs") {
+            conditions.needs.push(self.field("needs")?);
+        }
+        Ok(conditions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::fixture;
+
+    fn golden() -> Golden {
+        let results = fixture::results();
+        Golden::of(&results.measurements[0], &results.measurements[0].schemes[1]).unwrap()
+    }
+
+    #[test]
+    fn text_is_for_people() {
+        assert_eq!(
+            golden().snapshot(),
+            "\
+---
+source: kvgate
+---
+effective       q4_0
+
+tokens_scored   4096
+mean_kld        0.06120
+median_kld      0.02000
+p90_kld         0.1500
+p95_kld         0.2500
+p99_kld         0.7000
+p999_kld        1.500
+max_kld         2.250
+top1_agreement  0.8612
+rms_dp          0.08100
+ppl             22.03
+ppl_ratio       1.0442
+baseline_ppl    21.10
+
+subject
+  weights       a5fd3b62
+  architecture  gemma3
+
+conditions
+  corpus        prose 11aa
+  corpus        code 22bb
+  context       512
+  chunks        16
+  baseline      f16
+  engine        kvgate 0.1.0
+  device        cpu
+  weights       f32
+"
+        );
+    }
+
+    #[test]
+    fn reads_back_what_it_writes() {
+        let mut golden = golden();
+        golden.subject.tokenizer_sha256 = Some("77cc".into());
+        golden.conditions.corpus[0].category = "long prose".into();
+        golden.conditions.reading = vec!["untrained".into(), "ignored key llama.foo".into()];
+        golden.values[0] = 1.234e-7;
+        assert_eq!(Golden::parse(&golden.snapshot(), "g.snap").unwrap(), golden);
+        // a checkout with CRLF and insta's richer header are the same golden
+        let other = golden.snapshot().replace("kvgate\n-", "a.rs\nassertion_line: 3\n-");
+        let other = other.replace('\n', "\r\n");
+        assert_eq!(Golden::parse(&other, "g.snap").unwrap(), golden);
+    }
+
+    #[test]
+    fn four_significant_digits() {
+        for (value, text) in [
+            (0.0, "0"),
+            (1.2344e-7, "1.234e-7"),
+            (0.000123456, "0.0001235"),
+            (0.99999, "1.000"),
+            (9.99996, "10.00"),
+            (1234.56, "1235"),
+            (1234567.0, "1234567"),
+            (-0.01234, "-0.01234"),
+        ] {
+            assert_eq!(significant(value), text);
+        }
+    }
+
+    #[test]
+    fn damage_is_named_with_its_line() {
+        let text = golden().snapshot();
+        let error = |text: &str| Golden::parse(text, "g.snap").unwrap_err().to_string();
+        let starts = |text: &str, start: &str| {
+            let error = error(text);
+            assert!(error.starts_with(start), "{error}");
+        };
+        starts("", "g.snap:1: the file ends where `---` must stand");
+        starts("hello", "g.snap:1: a snapshot starts with `---`");
+        starts(&text.replace("mean_kld  ", "<<<<<<< HEAD\n"), "g.snap:7: a merge left its markers");
+        starts(&text.replace("0.06120", "lots"), "g.snap:7: `mean_kld` must be a number, not `lot");
+        starts(&text.replace("0.06120", "NaN"), "g.snap:7: `mean_kld` must be a number");
+        starts(
+            &text.replace("p90_kld", "p91_kld"),
+            "g.snap:9: expected `p90_kld` and a value, fou",
+        );
+        starts(&text.replace("0.06120", ""), "g.snap:7: expected `mean_kld` and a value");
+        starts(text.split("p99_").next().unwrap(), "g.snap:11: the file ends where `p99_kld` must");
+        starts(text.split("  device").next().unwrap(), "g.snap:31: the file ends where `device` m");
+        starts(&format!("{text}more\n"), "g.snap:33: unexpected line `more`");
+    }
+
+    /// Edited by hand, or accepted from a file that was.
+    #[test]
+    fn divergences_that_are_out_of_order_are_named_with_their_line() {
+        let text = golden().snapshot();
+        let parse = |from: &str, to: &str| {
+            assert!(text.contains(from), "{from}: {text}");
+            Golden::parse(&text.replace(from, to), "g.snap").map_err(|error| error.to_string())
+        };
+        let starts = |parsed: Result<Golden, String>, start: &str| {
+            let error = parsed.unwrap_err();
+            assert!(error.starts_with(start), "{error}");
+        };
+        let p99 = parse("0.7000", "0.0000001");
+        starts(p99, "g.snap:11: `p99_kld` is below `median_kld`, which cannot be; take the file");
+        starts(parse("0.1500", "0.01000"), "g.snap:9: `p90_kld` is below `median_kld`");
+        starts(parse("2.250", "1.400"), "g.snap:13: `max_kld` is below `p999_kld`");
+        starts(parse("0.06120", "2.300"), "g.snap:13: `max_kld` is below `mean_kld`");
+        // a mean may be over every quantile but the last, and the fourth digit may be one off
+        assert!(parse("0.06120", "2.251").is_ok());
+        assert!(parse("0.2500", "0.1499").is_ok());
+    }
+
+    #[test]
+    fn a_failed_or_nan_measurement_is_no_golden() {
+        let mut results = fixture::results();
+        let measurement = &mut results.measurements[0];
+        let failed = measurement.schemes[2].clone();
+        assert!(matches!(Golden::of(measurement, &failed), Err(GoldenError::NotMeasured(_))));
+        let mut nan = measurement.schemes[0].clone();
+        let Outcome::Measured { statistics, .. } = &mut nan.outcome else { unreachable!() };
+        statistics.ppl = f64::NAN;
+        let error = Golden::of(measurement, &nan).unwrap_err().to_string();
+        assert_eq!(error, "ppl is NaN: the measurement cannot be trusted");
+    }
+
+    #[test]
+    fn the_case_and_the_file_are_the_same_words() {
+        assert_eq!(stem("gemma-3-270m@long", "q8_0/q4_0"), "gemma-3-270m@long__q8_0+q4_0");
+        assert_eq!(stem("m", "q4_0:norot"), "m__q4_0,norot");
+    }
+}

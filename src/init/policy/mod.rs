@@ -1,0 +1,305 @@
+//! Measurements → a policy that proposes limits with margins and expectations.
+//!
+//! No case comes to lie near its limit. A scheme that is well within a starting point gets it, one that is
+//! far beyond is proposed as one that must fail, and one that is near has a limit of its own.
+
+use crate::results::statistics::{Direction, Statistic, Statistics};
+use crate::results::ENGINE;
+use crate::results::{Measurement, Outcome, SchemeResult};
+use crate::source::Source;
+use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// How near a limit is too near, as a share of it: rounding on another machine moves means by 2 to 5 %
+/// (docs/metrics.md).
+const MARGIN: f64 = 0.25;
+/// Standard errors that lie between a value and its limit at least.
+const ERRORS: f64 = 2.0;
+/// What a limit is that is made for a value.
+const HEADROOM: f64 = 1.5;
+/// Flips over the root of mean KLD, between which limits on both are one limit said twice.
+const FLIPS: (f64, f64) = (0.25, 0.75);
+
+/// Limits to start from: on mean KLD, and on top-1 agreement, which goes with it.
+#[derive(Clone, Copy, PartialEq)]
+struct Start {
+    mean_kld: f64,
+    p99_kld: f64,
+    top1_agreement: f64,
+}
+
+/// Of every scheme.
+const ANY: Start = Start { mean_kld: 0.05, p99_kld: 0.5, top1_agreement: 0.87 };
+/// Of a scheme that keeps K in eight bits.
+const KEYS_IN_EIGHT: Start = Start { mean_kld: 0.03, p99_kld: 0.5, top1_agreement: 0.90 };
+/// Of a scheme of eight bits.
+const EIGHT: Start = Start { mean_kld: 0.02, p99_kld: 0.5, top1_agreement: 0.915 };
+
+impl Start {
+    /// That of a scheme, by the bits that it keeps.
+    fn of(result: &SchemeResult) -> Self {
+        match result.storage.map(|storage| storage.bits_per_element) {
+            Some(bits) if bits.k >= 8.0 && bits.v >= 8.0 => EIGHT,
+            Some(bits) if bits.k >= 8.0 => KEYS_IN_EIGHT,
+            _ => ANY,
+        }
+    }
+
+    fn bounds(&self) -> [(Statistic, f64); 3] {
+        [
+            (Statistic::MeanKld, self.mean_kld),
+            (Statistic::P99Kld, self.p99_kld),
+            (Statistic::Top1Agreement, self.top1_agreement),
+        ]
+    }
+}
+
+/// What a policy says of a scheme.
+#[derive(Debug, PartialEq)]
+enum Proposal {
+    /// Its starting point.
+    Start,
+    /// Limits of its own.
+    Own(Vec<(Statistic, f64)>),
+    /// That it breaks its starting point.
+    Fail,
+}
+
+/// How much harm a value is: less is better whatever the statistic.
+fn harm(statistic: Statistic, value: f64) -> f64 {
+    match statistic.direction() {
+        Direction::AtMost => value,
+        Direction::AtLeast => 1.0 - value,
+    }
+}
+
+fn propose(found: &Statistics, start: &Start) -> Proposal {
+    let judged = start.bounds().map(|(statistic, bound)| {
+        let (value, bound) = (harm(statistic, found.get(statistic)), harm(statistic, bound));
+        let error = ERRORS * found.standard_error(statistic).unwrap_or(0.0);
+        let margin = error.max(MARGIN * bound);
+        let own = (HEADROOM * value).max(value + HEADROOM * error).max(bound);
+        (statistic, value >= bound + margin, value <= bound - margin, own)
+    });
+    if judged.iter().any(|(_, is_over, ..)| *is_over) {
+        return Proposal::Fail;
+    }
+    if judged.iter().all(|(_, _, is_within, _)| *is_within) {
+        return Proposal::Start;
+    }
+    let [(.., kld), (_, _, has_thin_tail, tail), (.., flips)] = judged;
+    let flips = rounded_up(flips.max(FLIPS.0 * rounded_up(kld).sqrt()));
+    let kld = rounded_up(kld.max((flips / FLIPS.1).powi(2)));
+    let mut own = vec![(Statistic::MeanKld, kld), (Statistic::Top1Agreement, 1.0 - flips)];
+    if !has_thin_tail {
+        own.push((Statistic::P99Kld, rounded_up(tail)));
+    }
+    Proposal::Own(own)
+}
+
+/// To two digits, never down.
+fn rounded_up(value: f64) -> f64 {
+    let digits = (1 - value.log10().floor() as i32).max(0);
+    let scale = 10f64.powi(digits);
+    // 0.03 is 2.9999…, and not less than itself
+    (value * scale - 1e-9).ceil() / scale
+}
+
+const NO_MODEL: &str = "No model has been measured yet.";
+
+/// Whether a policy is a skeleton that nobody has made a policy of.
+pub(crate) fn is_skeleton(text: &str) -> bool {
+    text.lines().nth(1) == Some(&format!("# {NO_MODEL}"))
+        && !text.lines().any(|line| line.starts_with("[models"))
+}
+
+/// The policy of a repository: what measurements propose, or what is the same without a model.
+pub(crate) struct Draft<'a> {
+    /// Texts, as the policy names them.
+    pub corpus: &'a [String],
+    /// Tokens in a chunk.
+    pub context: usize,
+    /// Chunks to measure.
+    pub chunks: usize,
+}
+
+impl Draft<'_> {
+    /// Without a model: it gates nothing, and `kvgate check` says what to do.
+    pub fn skeleton(&self) -> String {
+        let mut text = self.head(NO_MODEL);
+        text += "\n\
+            # `kvgate init --model MODEL` measures one and writes this file with what it found. By hand:\n\
+            #\n\
+            # [models.my-model]\n\
+            # path = \"models/my-model.gguf\"\n\
+            # limits = { baseline_ppl = 40.0 } # a ruined model must not pass for agreeing with itself\n\
+            #\n\
+            # [models.my-model.schemes]\n\
+            # q8_0 = {}\n";
+        text
+    }
+
+    /// With a model, and what was found of it.
+    pub fn of_model(&self, source: &Source, found: &Measurement) -> String {
+        let day = day(SystemTime::now());
+        let ppl = found.run.baseline_ppl;
+        let mut text = self.head(&format!(
+            "Proposed by {ENGINE} on {day}, by what is said beside each scheme: look at every line."
+        ));
+        let measured: Vec<_> = found.schemes.iter().filter_map(numbers).collect();
+        let own = measured.iter().filter(|(result, _)| Start::of(result) != ANY);
+        let own: Vec<_> = own.map(|(result, _)| *result).collect();
+        if !own.is_empty() {
+            text += "\n[defaults.schemes]\n";
+        }
+        for result in own {
+            let Start { mean_kld, top1_agreement, .. } = Start::of(result);
+            let limits =
+                [(Statistic::MeanKld, mean_kld), (Statistic::Top1Agreement, top1_agreement)];
+            let _ = writeln!(text, "{} = {{ {} }}", key(&result.scheme), limits_of(&limits));
+        }
+        let name = key(&found.model);
+        let _ = write!(text, "\n[models.{name}]\n{}", place(source));
+        let _ = writeln!(text, "sha256 = {}", quoted(&found.subject.weights_sha256));
+        if let Some(tokenizer) = &source.tokenizer {
+            let _ = writeln!(text, "tokenizer = {}", quoted(&tokenizer.to_string_lossy()));
+        }
+        if let Some(bos) = source.bos {
+            let _ = writeln!(text, "bos = {bos}");
+        }
+        if !source.ignore_keys.is_empty() {
+            let keys: Vec<_> = source.ignore_keys.iter().map(|key| quoted(key)).collect();
+            let _ = writeln!(text, "ignore_keys = [{}]", keys.join(", "));
+        }
+        if source.untrained {
+            text += "untrained = true\n";
+        }
+        let limit = rounded_up(HEADROOM * ppl);
+        let _ = writeln!(
+            text,
+            "# its own perplexity was {ppl:.2}: a ruined model must not pass for agreeing with itself\n\
+             limits = {{ baseline_ppl = {limit:?} }}\n\n[models.{name}.schemes]"
+        );
+        for result in &found.schemes {
+            text += &scheme(result);
+        }
+        text
+    }
+
+    fn head(&self, said: &str) -> String {
+        let corpus: Vec<_> = self.corpus.iter().map(|file| quoted(file)).collect();
+        let Start { mean_kld, p99_kld, top1_agreement } = ANY;
+        format!(
+            "# What a quantized KV cache may do to these models. `kvgate check` checks this file.\n\
+             # {said}\n\n\
+             [defaults]\n\
+             corpus = [{}]\n\
+             context = {} # a release is judged at the context that it is served at\n\
+             chunks = {}\n\n\
+             # starting points, not promises: flips go with the root of mean KLD\n\
+             [defaults.limits]\n\
+             mean_kld = {mean_kld} # nats per token, at most\n\
+             p99_kld = {p99_kld}\n\
+             top1_agreement = {top1_agreement} # at least\n",
+            corpus.join(", "),
+            self.context,
+            self.chunks,
+        )
+    }
+}
+
+/// A scheme's numbers, if it has any.
+fn numbers(result: &SchemeResult) -> Option<(&SchemeResult, &Statistics)> {
+    match &result.outcome {
+        Outcome::Measured { statistics, .. } => Some((result, statistics)),
+        Outcome::Failed { .. } => None,
+    }
+}
+
+fn place(source: &Source) -> String {
+    let Some(pinned) = &source.hub else {
+        return format!("path = {}\n", quoted(&source.path.to_string_lossy()));
+    };
+    let file = pinned.file.iter().map(|file| format!("file = {}\n", quoted(file)));
+    let (repository, revision) = (quoted(&pinned.repository), quoted(&pinned.revision));
+    format!("hf = {repository}\nrevision = {revision}\n") + &file.collect::<String>()
+}
+
+/// A scheme's lines, with what they are proposed by.
+fn scheme(result: &SchemeResult) -> String {
+    let label = key(&result.scheme);
+    let found = match &result.outcome {
+        Outcome::Measured { statistics, .. } => statistics,
+        Outcome::Failed { error } => {
+            let why = error.lines().next().unwrap_or_default();
+            return format!("# {label} cannot be measured: {why}\n");
+        }
+    };
+    let said = format!(
+        "mean KLD {}, p99 {}, top-1 {:.2} %",
+        short(found.mean_kld),
+        short(found.p99_kld),
+        100.0 * found.top1_agreement
+    );
+    match propose(found, &Start::of(result)) {
+        Proposal::Start => format!("{label} = {{}} # {said}\n"),
+        Proposal::Own(limits) => format!(
+            "# near its starting point: limits of its own, about {HEADROOM} times what was found\n\
+             {label} = {{ {} }} # {said}\n",
+            limits_of(&limits)
+        ),
+        Proposal::Fail => {
+            let reason = format!("{said} at init: look before it is recommended");
+            format!("{label} = {{ expect = \"fail\", reason = {} }}\n", quoted(&reason))
+        }
+    }
+}
+
+fn limits_of(limits: &[(Statistic, f64)]) -> String {
+    let limit = |(statistic, bound): &(Statistic, f64)| {
+        // 1 - 0.15 is no 0.85 to the last bit
+        format!("{} = {:?}", statistic.name(), (bound * 1e9).round() / 1e9)
+    };
+    let limits: Vec<_> = limits.iter().map(limit).collect();
+    format!("limits = {{ {} }}", limits.join(", "))
+}
+
+/// Two digits and a half, for people.
+fn short(value: f64) -> String {
+    let digits = (2 - value.abs().max(1e-9).log10().floor() as i32).clamp(0, 7);
+    format!("{value:.*}", digits as usize)
+}
+
+/// A key, quoted where it must be.
+fn key(name: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+    match name.chars().all(is_bare) && !name.is_empty() {
+        true => name.into(),
+        false => quoted(name),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.into()).to_string()
+}
+
+/// Schemes that are measured unless others are asked for: what llama.cpp keeps a cache in, the dear first.
+pub(crate) const SCHEMES: [&str; 7] =
+    ["q8_0", "q8_0/q4_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"];
+
+/// The day in UTC: 2026-11-28.
+fn day(now: SystemTime) -> String {
+    let days = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 86_400;
+    // civil from days, in eras of 400 years that begin in March
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let date = of_year - (153 * month + 2) / 5 + 1;
+    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    format!("{:04}-{month:02}-{date:02}", era * 400 + year + next)
+}
+
+#[cfg(test)]
+mod tests;

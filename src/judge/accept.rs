@@ -1,0 +1,487 @@
+//! `kvgate accept`: goldens from the results of a run, without the model and without a GPU.
+
+use crate::files::write_atomically;
+use crate::golden::review::pending;
+use crate::golden::{engine, path_by, text, Golden};
+use crate::judge::trust;
+use crate::judge::Evidence;
+use crate::policy::{ModelPolicy, Policy};
+use crate::results::case::CaseKind;
+use crate::results::case::CellName;
+use crate::results::measured_by::MeasuredBy;
+use crate::results::verdict::Verdict;
+use crate::results::{CorpusFile, Measurement, Results, SchemeResult};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// A golden that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// `model::scheme`, or whose text it is.
+    pub case: String,
+    /// The cell whose golden it is; none for a text.
+    pub cell: Option<CellName>,
+    /// Its file.
+    pub path: PathBuf,
+}
+
+/// Why nothing, or not everything, was accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// `kvgate measure` knows no cases.
+    #[error("these results were measured without a policy: accept the results of `kvgate run`")]
+    NoPolicy,
+    /// Judged by other limits, or measured under other settings.
+    #[error("these results are of another policy: {theirs}, and {ours} has changed since; run the gate again")]
+    OtherPolicy {
+        /// The results' policy.
+        theirs: String,
+        /// The policy now.
+        ours: String,
+    },
+    /// Measured on another commit.
+    #[error("these results are of commit {theirs}, and the repository is at commit {ours}; run again, or check out that commit")]
+    OtherHead {
+        /// The results' commit.
+        theirs: String,
+        /// The repository's.
+        ours: String,
+    },
+    /// A filter that names no case of the results.
+    #[error("no case `{case}` in these results{}", did_you_mean(.near))]
+    UnknownCase {
+        /// As it was written.
+        case: String,
+        /// What it may have meant.
+        near: Vec<String>,
+    },
+    /// There is nothing in the results.
+    #[error("these results hold no case to accept")]
+    Nothing,
+    /// Cases that must not be accepted, one a line with its reason. No golden was written.
+    #[error("nothing was accepted:\n  {}", .0.join("\n  "))]
+    Refused(Vec<String>),
+    /// A golden could not be written; those before it were.
+    #[error("{path}: {source}; is the folder writable, and the disk not full?")]
+    Write {
+        /// Its file.
+        path: String,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+fn did_you_mean(names: &[String]) -> String {
+    if names.is_empty() {
+        return String::new();
+    }
+    format!("; did you mean {}?", names.join(" or "))
+}
+
+/// Writes goldens for the cases that `only` names (`model::scheme` or `model::scheme::golden`), or
+/// for all. `root` is the policy's folder, `head` the repository's commit. All or nothing: one case
+/// that must not be accepted refuses them all.
+pub fn accept(
+    results: &Results,
+    policy: &Policy,
+    head: Option<&str>,
+    only: &[String],
+    root: &Path,
+) -> Result<Vec<Accepted>, AcceptError> {
+    same_run(results, policy, head)?;
+    let cells = selected(results, only)?;
+    let mut refusals = refusals_of_conditions(results, &cells, policy);
+    let mut goldens = Vec::new();
+    for (measurement, scheme) in &cells {
+        match acceptable(results, policy, measurement, scheme) {
+            Ok(golden) => {
+                goldens.push((engine(measurement), cell_name(measurement, scheme), golden))
+            }
+            Err(reason) => refusals.push(reason),
+        }
+    }
+    if !refusals.is_empty() {
+        return Err(AcceptError::Refused(refusals));
+    }
+    let accepted = goldens.into_iter().map(|(by, cell, golden)| write(root, by, &cell, &golden));
+    let mut accepted = accepted.collect::<Result<Vec<_>, _>>()?;
+    // last: goldens name their text, so that what is left of a failure is red
+    let mut texts = BTreeSet::new();
+    for (measurement, _) in &cells {
+        if texts.insert(&measurement.model) {
+            accepted.extend(write_text(root, measurement)?);
+        }
+    }
+    Ok(accepted)
+}
+
+/// The baseline's text, which the cases of a model were measured on.
+fn write_text(root: &Path, measurement: &Measurement) -> Result<Option<Accepted>, AcceptError> {
+    let Some(generated) = &measurement.generated else { return Ok(None) };
+    let path = text::text_path(root, &measurement.model);
+    write_atomically(&path, |w| w.write_all(text::snapshot(generated).as_bytes()))
+        .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
+    let stem = text::text_stem(&measurement.model);
+    let _ = std::fs::remove_file(pending(root, MeasuredBy::Kvgate, &stem));
+    Ok(Some(Accepted { case: format!("the text of {}", measurement.model), cell: None, path }))
+}
+
+fn cell_name(measurement: &Measurement, scheme: &SchemeResult) -> CellName {
+    CellName::new(&measurement.model, &scheme.scheme)
+}
+
+fn same_run(results: &Results, policy: &Policy, head: Option<&str>) -> Result<(), AcceptError> {
+    let theirs = results.policy.as_ref().ok_or(AcceptError::NoPolicy)?;
+    if theirs.sha256 != policy.sha256 {
+        return Err(AcceptError::OtherPolicy {
+            theirs: theirs.path.clone(),
+            ours: policy.path.display().to_string(),
+        });
+    }
+    // a test target built without git knows no commit; the policy and the corpus are compared anyway
+    match (results.head.as_deref(), head) {
+        (Some(theirs), Some(ours)) if theirs != ours => {
+            Err(AcceptError::OtherHead { theirs: theirs.into(), ours: ours.into() })
+        }
+        _ => Ok(()),
+    }
+}
+
+type Cell<'a> = (&'a Measurement, &'a SchemeResult);
+
+fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Cell<'a>>, AcceptError> {
+    let all: Vec<Cell> =
+        results.measurements.iter().flat_map(|m| m.schemes.iter().map(move |s| (m, s))).collect();
+    if all.is_empty() {
+        return Err(AcceptError::Nothing);
+    }
+    let names: Vec<String> = all.iter().map(|(m, s)| cell_name(m, s).to_string()).collect();
+    let mut wanted = BTreeSet::new();
+    for filter in only {
+        let name = filter.strip_suffix("::golden").unwrap_or(filter);
+        let Some(i) = names.iter().position(|n| n == name) else {
+            let near = nearest(name, &names);
+            return Err(AcceptError::UnknownCase { case: filter.clone(), near });
+        };
+        wanted.insert(i);
+    }
+    let is_wanted = |i: &usize| only.is_empty() || wanted.contains(i);
+    Ok(all.into_iter().enumerate().filter(|(i, _)| is_wanted(i)).map(|(_, cell)| cell).collect())
+}
+
+/// Up to three names that the typed one may have meant.
+fn nearest(typed: &str, names: &[String]) -> Vec<String> {
+    let mut scored: Vec<_> =
+        names.iter().map(|name| (strsim::normalized_levenshtein(typed, name), name)).collect();
+    scored.retain(|(score, _)| *score > 0.5);
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+    scored.into_iter().take(3).map(|(_, name)| format!("`{name}`")).collect()
+}
+
+/// Measurements among the cells whose conditions are not those of the policy and its files today.
+fn refusals_of_conditions(results: &Results, cells: &[Cell], policy: &Policy) -> Vec<String> {
+    let is_twice = |measurement: &Measurement| {
+        results.measurements.iter().filter(|other| other.model == measurement.model).count() > 1
+    };
+    let mut refusals = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (measurement, _) in cells {
+        if seen.insert(&measurement.model) {
+            let reason = match policy.models.iter().find(|m| m.name == measurement.model) {
+                Some(_) if is_twice(measurement) => {
+                    Some("these results hold it twice: which one counts cannot be told".into())
+                }
+                Some(model) => other_conditions(measurement, model),
+                None => Some("the policy has no such model".into()),
+            };
+            refusals.extend(reason.map(|reason| format!("{}: {reason}", measurement.model)));
+        }
+    }
+    refusals
+}
+
+fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<String> {
+    let then = &measurement.conditions;
+    if then.context != policy.context {
+        return Some(format!("measured at context {}, not {}", then.context, policy.context));
+    }
+    if then.chunks != policy.chunks {
+        return Some(format!("measured on {} chunks, not {}", then.chunks, policy.chunks));
+    }
+    if let Some(unlike) = trust::unlike_policy(policy, measurement, engine(measurement)) {
+        return Some(unlike);
+    }
+    if engine(measurement) == MeasuredBy::LlamaCpp {
+        return None; // its logs name no corpus
+    }
+    match policy.corpus.iter().map(|path| corpus_file(path)).collect::<Result<Vec<_>, _>>() {
+        Err(error) => Some(error),
+        Ok(now) if now != then.corpus => Some("the corpus has changed since; run again".into()),
+        Ok(_) => None,
+    }
+}
+
+fn corpus_file(path: &Path) -> Result<CorpusFile, String> {
+    let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let category = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(CorpusFile { category, sha256 })
+}
+
+/// The golden of a case, or why it must not become one.
+fn acceptable(
+    results: &Results,
+    policy: &Policy,
+    measurement: &Measurement,
+    scheme: &SchemeResult,
+) -> Result<Golden, String> {
+    let case = cell_name(measurement, scheme);
+    let models = policy.models.iter().filter(|m| m.name == measurement.model);
+    let mut cells = models.flat_map(|model| model.cells.iter().map(move |cell| (model, cell)));
+    let own = cells.find(|(_, cell)| cell.label == scheme.scheme);
+    let (model, cell) = own.ok_or_else(|| format!("{case}: the policy has no such scheme"))?;
+    let untrusted = |why: &str| format!("{case}: the measurement cannot be trusted: {why}");
+    // by its own word: what it says decides the folder that a person finds the golden in
+    let by = engine(measurement);
+    let found = Evidence::new(measurement, by).found(model, cell, by);
+    if let (_, Some(reason)) = found.map_err(|error| format!("{case}: {error}"))? {
+        return Err(untrusted(&reason));
+    }
+    let kld = case.case(CaseKind::Kld).to_string();
+    let judged = results.cases.iter().find(|c| c.case == kld);
+    if let Some(error) = judged.filter(|c| c.verdict == Verdict::Error) {
+        return Err(untrusted(&error.message));
+    }
+    Golden::of(measurement, scheme).map_err(|error| format!("{case}: {error}"))
+}
+
+fn write(
+    root: &Path,
+    by: MeasuredBy,
+    cell: &CellName,
+    golden: &Golden,
+) -> Result<Accepted, AcceptError> {
+    let stem = cell.file_stem();
+    let path = path_by(root, by, &stem);
+    write_atomically(&path, |w| w.write_all(golden.snapshot().as_bytes()))
+        .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
+    // it would offer for review what has been decided; usually there is none
+    let _ = std::fs::remove_file(pending(root, by, &stem));
+    Ok(Accepted { case: cell.to_string(), cell: Some(cell.clone()), path })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::statistics::Statistics;
+    use crate::results::Outcome;
+    use crate::testing::fixture;
+
+    /// The fixture's results made acceptable: the failed scheme is gone, corpus files are real.
+    fn ready(root: &Path) -> (Results, Policy) {
+        let mut results = fixture::results();
+        results.measurements[0].schemes.truncate(2);
+        results.measurements[0].schemes.iter_mut().for_each(fixture::make_sound);
+        let mut policy = fixture::policy();
+        for (i, text) in ["some prose", "some code"].iter().enumerate() {
+            let file = root.join(["prose.txt", "code.txt"][i]);
+            std::fs::write(&file, text).unwrap();
+            results.measurements[0].conditions.corpus[i] = corpus_file(&file).unwrap();
+            policy.models[0].corpus[i] = file;
+        }
+        (results, policy)
+    }
+
+    fn accepted(results: &Results, policy: &Policy, only: &[&str], root: &Path) -> Vec<String> {
+        let only: Vec<String> = only.iter().map(|s| s.to_string()).collect();
+        let accepted = accept(results, policy, results.head.as_deref(), &only, root).unwrap();
+        accepted.into_iter().map(|a| a.case).collect()
+    }
+
+    fn error(results: &Results, policy: &Policy, only: &[&str], root: &Path) -> String {
+        let only: Vec<String> = only.iter().map(|s| s.to_string()).collect();
+        accept(results, policy, Some("abc123"), &only, root).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn writes_what_the_check_and_insta_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (results, policy) = ready(root);
+        let pending = root.join("goldens/gemma-3-270m__q4_0.snap.new");
+        std::fs::create_dir_all(root.join("goldens")).unwrap();
+        std::fs::write(&pending, "pending").unwrap();
+        let all = ["gemma-3-270m::q8_0", "gemma-3-270m::q4_0"];
+        assert_eq!(accepted(&results, &policy, &[], root), all);
+        assert!(!pending.exists());
+
+        let measurement = &results.measurements[0];
+        for scheme in &measurement.schemes {
+            let golden = Golden::of(measurement, scheme).unwrap();
+            let stem = cell_name(measurement, scheme).file_stem();
+            let read = Golden::read(&crate::path(root, &stem)).unwrap().unwrap();
+            assert!(crate::compare(Some(&read), &golden).matches());
+            // insta's own comparison, of the whole text
+            let mut settings = insta::Settings::clone_current();
+            settings.set_snapshot_path(root.join("goldens"));
+            settings.set_prepend_module_to_snapshot(false);
+            settings.bind(|| insta::assert_snapshot!(stem, golden.to_string()));
+        }
+    }
+
+    #[test]
+    fn filters_name_cases() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (results, policy) = ready(root);
+        for filter in ["gemma-3-270m::q4_0", "gemma-3-270m::q4_0::golden"] {
+            assert_eq!(accepted(&results, &policy, &[filter], root), ["gemma-3-270m::q4_0"]);
+        }
+        assert_eq!(
+            error(&results, &policy, &["gemma-3-270m::q4_1"], root),
+            "no case `gemma-3-270m::q4_1` in these results; did you mean `gemma-3-270m::q4_0` or \
+             `gemma-3-270m::q8_0`?"
+        );
+        assert_eq!(error(&results, &policy, &["x"], root), "no case `x` in these results");
+    }
+
+    /// A model repository's test target is built without git, the program with it.
+    #[test]
+    fn results_of_no_commit_are_of_this_policy_all_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut results, policy) = ready(folder.path());
+        results.head = None;
+        let accepted = accept(&results, &policy, Some("abc123"), &[], folder.path()).unwrap();
+        assert_eq!(accepted.len(), 2);
+    }
+
+    #[test]
+    fn refuses_what_is_not_trusted_though_no_case_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut results, policy) = ready(folder.path());
+        results.cases.clear();
+        results.measurements[0].controls[0].ok = false;
+        let error = error(&results, &policy, &[], folder.path());
+        assert!(error.contains("cannot be trusted") && error.contains("control"), "{error}");
+    }
+
+    /// What `judge` refuses must not become a golden, which would pass ever after.
+    #[test]
+    fn refuses_what_contradicts_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (results, policy) = ready(root);
+        let says = |edit: &dyn Fn(&mut Results), why: &str| {
+            let mut results = results.clone();
+            edit(&mut results);
+            let error = error(&results, &policy, &[], root);
+            assert!(error.contains(why), "{error}");
+            assert!(!root.join("goldens").exists());
+        };
+        let forge = |r: &mut Results, edit: &dyn Fn(&mut Statistics)| {
+            let outcome = &mut r.measurements[0].schemes[1].outcome;
+            let Outcome::Measured { statistics, .. } = outcome else { panic!("it is measured") };
+            edit(statistics);
+        };
+        says(&|r| forge(r, &|s| s.mean_kld *= 0.8), "and its parts make 0.06");
+        says(&|r| forge(r, &|s| s.p99_kld = 1e-7), "its quantiles contradict each other");
+        says(&|r| forge(r, &|s| s.ppl_ratio = 0.5), "its ppl_ratio is 0.5");
+        let twice = |r: &mut Results| r.measurements.push(r.measurements[0].clone());
+        says(&twice, "gemma-3-270m: these results hold it twice");
+        let schemes = |r: &mut Results| {
+            let scheme = r.measurements[0].schemes[0].clone();
+            r.measurements[0].schemes.push(scheme);
+        };
+        says(&schemes, "the run has two results for this scheme");
+    }
+
+    #[test]
+    fn what_another_engine_measured_is_accepted_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (mut results, policy) = ready(root);
+        let conditions = &mut results.measurements[0].conditions;
+        conditions.engine = "llama.cpp b11434".into();
+        conditions.corpus.clear();
+        results.measurements[0].controls.clear();
+        let all = ["gemma-3-270m::q8_0", "gemma-3-270m::q4_0"];
+        assert_eq!(accepted(&results, &policy, &[], root), all);
+        assert!(root.join("goldens/llama.cpp/gemma-3-270m__q4_0.snap").exists());
+        assert!(!root.join("goldens/gemma-3-270m__q4_0.snap").exists());
+        results.measurements[0].conditions.context = 4096;
+        let error = error(&results, &policy, &[], root);
+        assert!(error.contains("measured at context 4096, not 512"), "{error}");
+    }
+
+    #[test]
+    fn refuses_another_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (results, policy) = ready(root);
+        let starts = |edit: &dyn Fn(&mut Results, &mut Policy), start: &str| {
+            let (mut results, mut policy) = (results.clone(), policy.clone());
+            edit(&mut results, &mut policy);
+            let error = error(&results, &policy, &[], root);
+            assert!(error.starts_with(start), "{error}");
+            assert!(!root.join("goldens").exists());
+        };
+        starts(&|r, _| r.policy = None, "these results were measured without a policy");
+        starts(&|_, p| p.sha256 = "other".into(), "these results are of another policy");
+        starts(
+            &|r, _| r.head = Some("f00".into()),
+            "these results are of commit f00, and the repos",
+        );
+        starts(&|r, _| r.measurements.clear(), "these results hold no case");
+        starts(
+            &|_, p| p.models[0].context = 4096,
+            "nothing was accepted:\n  gemma-3-270m: measured at context 512, not 4096",
+        );
+        starts(
+            &|_, p| p.models[0].chunks = 8,
+            "nothing was accepted:\n  gemma-3-270m: measured on 16 chunks, not 8",
+        );
+        starts(
+            &|r, _| r.measurements[0].conditions.corpus[0].sha256 = "0".into(),
+            "nothing was accepted:\n  gemma-3-270m: the corpus has changed since",
+        );
+        starts(
+            &|_, p| p.models[0].corpus[0] = root.join("gone.txt"),
+            "nothing was accepted:\n  gem",
+        );
+        starts(
+            &|_, p| p.models[0].cells.clear(),
+            "nothing was accepted:\n  gemma-3-270m::q8_0: the policy has no such scheme",
+        );
+    }
+
+    #[test]
+    fn refuses_what_was_not_measured_or_is_not_trusted() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (mut results, policy) = ready(root);
+        let failed = fixture::results().measurements[0].schemes[2].clone();
+        results.measurements[0].schemes.push(failed);
+        assert_eq!(
+            error(&results, &policy, &[], root),
+            "nothing was accepted:\n  gemma-3-270m::q8_0/q4_0: the measurement cannot be trusted: \
+             layer 3: K is NaN"
+        );
+        results.cases.clear();
+        let error = error(&results, &policy, &[], root);
+        assert!(error.ends_with("q8_0/q4_0: not measured: layer 3: K is NaN"), "{error}");
+        assert!(!root.join("goldens").exists(), "all or nothing");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn an_unwritable_folder_is_one_clear_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let (results, policy) = ready(folder.path());
+        std::fs::write(folder.path().join("goldens"), "a file, not a folder").unwrap();
+        let error = error(&results, &policy, &[], folder.path());
+        assert!(error.contains("q8_0.snap: "), "{error}");
+        assert!(error.ends_with("is the folder writable, and the disk not full?"), "{error}");
+    }
+}

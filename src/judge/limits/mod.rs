@@ -1,0 +1,287 @@
+//! Limits × expectation → verdict: pure functions of statistics and policy.
+//!
+//! What cannot be trusted is an error whatever the policy expects: a gate that fails open is none.
+
+use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
+use crate::results::case::CaseKind;
+use crate::results::statistics::{Direction, Statistic, Statistics};
+use crate::results::verdict::GoldenValues;
+use crate::results::verdict::JudgedLimit;
+use crate::results::verdict::Verdict;
+use crate::results::Outcome;
+use crate::text::command::run_command;
+use crate::text::command::Measure;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::PathBuf;
+
+/// What judging a cell's limits gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judgement {
+    /// What the `kld` case came to.
+    pub verdict: Verdict,
+    /// The limits that were judged. Empty where nothing is.
+    pub limits: Vec<JudgedLimit>,
+    /// What people read; empty for a plain pass.
+    pub message: String,
+}
+
+impl Judgement {
+    /// The limits that do not hold.
+    pub fn broken(&self) -> impl Iterator<Item = &JudgedLimit> {
+        self.limits.iter().filter(|limit| !limit.holds)
+    }
+}
+
+/// What a limit makes of a measurement.
+fn judged(limit: &Limit, statistics: &Statistics) -> JudgedLimit {
+    let Limit { statistic, bound, ref origin } = *limit;
+    let value = statistics.get(statistic);
+    JudgedLimit {
+        statistic,
+        value,
+        bound,
+        origin: origin.clone(),
+        holds: holds(statistic, value, bound),
+        borderline: is_borderline(statistics, limit),
+    }
+}
+
+/// Judges a cell by its limits.
+///
+/// `distrust` is why its measurement cannot be trusted (see [`crate::judge::trust`]), `golden` its accepted
+/// values, which only the message looks at.
+pub fn judge(
+    model: &ModelPolicy,
+    cell: &Cell,
+    outcome: &Outcome,
+    distrust: Option<&str>,
+    golden: Option<&GoldenValues>,
+) -> Judgement {
+    let statistics = match trusted(cell, outcome, distrust) {
+        Ok(statistics) => statistics,
+        Err(reason) => {
+            let message = format!(
+                "{}: {reason}\n{}",
+                model.case(cell, CaseKind::Kld),
+                next_commands(model, cell)
+            );
+            return Judgement { verdict: Verdict::Error, limits: Vec::new(), message };
+        }
+    };
+    let applied: &[Limit] = match cell.expect {
+        Expectation::Report => &[],
+        Expectation::Pass | Expectation::Fail => &cell.limits,
+    };
+    let limits: Vec<_> = applied.iter().map(|limit| judged(limit, statistics)).collect();
+    let broken: Vec<_> = limits.iter().filter(|limit| !limit.holds).collect();
+    let borderline = limits.iter().any(|limit| limit.borderline);
+    // a limit on the baseline is about the model: a ruined one fails no scheme as required
+    let ruined = broken.iter().any(|limit| limit.statistic == Statistic::BaselinePpl);
+    let verdict = match (cell.expect, broken.is_empty()) {
+        (Expectation::Pass, true) => Verdict::Pass,
+        (Expectation::Pass, false) => Verdict::Regressed,
+        (Expectation::Fail, true) => Verdict::UnexpectedPass,
+        (Expectation::Fail, false) if ruined => Verdict::Regressed,
+        (Expectation::Fail, false) => Verdict::FailsAsRequired,
+        (Expectation::Report, _) => Verdict::Reported,
+    };
+    let message = match (verdict, borderline) {
+        (Verdict::Pass, false) => String::new(),
+        _ => Message { model, cell, statistics, limits: &limits, verdict, golden }.to_string(),
+    };
+    Judgement { verdict, limits, message }
+}
+
+/// The numbers, or why there are none to judge.
+fn trusted<'o>(
+    cell: &Cell,
+    outcome: &'o Outcome,
+    distrust: Option<&str>,
+) -> Result<&'o Statistics, String> {
+    let statistics = match outcome {
+        Outcome::Failed { error } => return Err(format!("could not be measured: {error}")),
+        Outcome::Measured { statistics, .. } => statistics,
+    };
+    if let Some(reason) = distrust {
+        return Err(format!("the measurement cannot be trusted: {reason}"));
+    }
+    if statistics.tokens_scored == 0 {
+        return Err("no token was scored".into());
+    }
+    for statistic in Statistic::ALL {
+        let (value, error) = (statistics.get(statistic), statistics.standard_error(statistic));
+        if !value.is_finite() || !error.unwrap_or(0.0).is_finite() {
+            let error = error.map(|error| format!(" ± {error}")).unwrap_or_default();
+            return Err(format!("{} is {value}{error}, which is no number", statistic.name()));
+        }
+    }
+    if let Some(limit) = cell.limits.iter().find(|limit| !limit.bound.is_finite()) {
+        let name = limit.statistic.name();
+        return Err(format!("the limit {name} = {} ({}) is no bound", limit.bound, limit.origin));
+    }
+    if let Some(limit) = cell.limits.iter().find(|limit| !statistics.knows(limit.statistic)) {
+        let name = limit.statistic.name();
+        return Err(format!(
+            "the limit {name} = {} ({}) cannot be judged: what measured does not say {name}; measure with a newer \
+             build, or set `{name} = false` for this scheme",
+            limit.bound, limit.origin
+        ));
+    }
+    if cell.limits.is_empty() && cell.expect != Expectation::Report {
+        return Err("no limit applies: there is nothing to judge by".into());
+    }
+    Ok(statistics)
+}
+
+fn holds(statistic: Statistic, value: f64, bound: f64) -> bool {
+    match statistic.direction() {
+        Direction::AtMost => value <= bound,
+        Direction::AtLeast => value >= bound,
+    }
+}
+
+fn is_borderline(statistics: &Statistics, limit: &Limit) -> bool {
+    let distance = (statistics.get(limit.statistic) - limit.bound).abs();
+    // without a spread (an exact zero against a bound of zero) there is nothing to be unsure of
+    let error = statistics.standard_error(limit.statistic).filter(|error| *error > 0.0);
+    error.is_some_and(|error| distance <= 2.0 * error)
+}
+
+/// What people read under a case.
+struct Message<'a> {
+    model: &'a ModelPolicy,
+    cell: &'a Cell,
+    statistics: &'a Statistics,
+    limits: &'a [JudgedLimit],
+    verdict: Verdict,
+    golden: Option<&'a GoldenValues>,
+}
+
+impl fmt::Display for Message<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let case = self.model.case(self.cell, CaseKind::Kld);
+        let broken = self.limits.iter().filter(|limit| !limit.holds).count();
+        write!(f, "{case}: {}", self.verdict.label())?;
+        match self.limits.len() {
+            0 => writeln!(f)?,
+            limits => writeln!(f, ", {broken} of {limits} limits broken")?,
+        }
+        for statistic in Statistic::ALL.into_iter().filter(|s| self.statistics.knows(*s)) {
+            self.row(f, statistic)?;
+        }
+        writeln!(f, "  {} tokens scored", self.statistics.tokens_scored)?;
+        if let Some(reason) = &self.cell.reason {
+            writeln!(f, "the policy's reason: {reason}")?;
+        }
+        if self.verdict == Verdict::UnexpectedPass {
+            let mend = "if the scheme was mended, drop the `expect`; if not, tighten a limit";
+            writeln!(f, "the policy expects a broken limit: {mend}")?;
+        }
+        if self.verdict.is_red() && self.golden.is_none() {
+            writeln!(f, "no accepted golden: whether a value has moved cannot be told")?;
+        }
+        f.write_str(&next_commands(self.model, self.cell))
+    }
+}
+
+impl Message<'_> {
+    /// A statistic, and what its limit makes of it.
+    fn row(&self, f: &mut fmt::Formatter<'_>, statistic: Statistic) -> fmt::Result {
+        let value = self.statistics.get(statistic);
+        let error = self.statistics.standard_error(statistic);
+        let error = error.map(|error| format!(" ± {}", significant(error, 2))).unwrap_or_default();
+        let limit = self.limits.iter().find(|limit| limit.statistic == statistic);
+        let mark = match limit.map(|limit| limit.holds) {
+            Some(true) => "✓",
+            Some(false) => "✗",
+            None => " ",
+        };
+        let shown = format!("{}{error} {}", number(value), statistic.unit());
+        let name = statistic.name();
+        let Some(limit) = limit else {
+            return writeln!(f, "{mark} {name:<15} {}", shown.trim_end());
+        };
+        let side = match statistic.direction() {
+            Direction::AtMost => "at most",
+            Direction::AtLeast => "at least",
+        };
+        let JudgedLimit { bound, origin, .. } = limit;
+        write!(f, "{mark} {name:<15} {shown:<27} limit: {side} {bound} ({origin})")?;
+        if !limit.holds {
+            write!(f, ", {}", excess(limit))?;
+        }
+        let borderline = if limit.borderline { ", borderline" } else { "" };
+        writeln!(f, "{borderline}")?;
+        match self.moved(limit) {
+            Some(moved) => writeln!(f, "    {moved}"),
+            None => Ok(()),
+        }
+    }
+
+    /// What has moved since the golden was accepted, the value or its limit.
+    fn moved(&self, limit: &JudgedLimit) -> Option<String> {
+        let now = limit.value;
+        let then = *self.golden?.get(&limit.statistic)?;
+        let held = |value| holds(limit.statistic, value, limit.bound);
+        let golden = number(then);
+        match (self.verdict, held(then), held(now)) {
+            (Verdict::Regressed, false, false) => Some(format!(
+                "the golden's {golden} breaks it, too: the limit has moved, or was never met"
+            )),
+            (Verdict::UnexpectedPass, true, true) => Some(format!(
+                "the golden's {golden} holds, too: the limit has moved, or was never broken"
+            )),
+            (Verdict::Regressed, true, false) | (Verdict::UnexpectedPass, false, true) => {
+                Some(format!("the value has moved: {golden} in the golden, {} now", number(now)))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// By how much a limit is broken.
+pub(crate) fn excess(limit: &JudgedLimit) -> String {
+    let allowed = match limit.statistic.direction() {
+        Direction::AtMost => "what it allows",
+        Direction::AtLeast => "the misses it allows",
+    };
+    match limit.ratio().is_finite() {
+        true => format!("{:.2} times {allowed}", limit.ratio()),
+        false => "it allows none".into(),
+    }
+}
+
+/// A value in five significant digits.
+fn number(value: f64) -> String {
+    significant(value, 5)
+}
+
+/// So many significant digits, in eight decimals at most.
+fn significant(value: f64, digits: u8) -> String {
+    if value == 0.0 {
+        return "0".into();
+    }
+    let decimals = f64::from(digits) - 1.0 - value.abs().log10().floor();
+    format!("{value:.*}", decimals.clamp(0.0, 8.0) as usize)
+}
+
+/// What to run to see more of a cell.
+fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
+    let word = |path: &PathBuf| path.to_string_lossy().into_owned();
+    let measure = Measure {
+        source: &model.source.to_string(),
+        corpus: &model.corpus.iter().map(word).collect::<Vec<_>>(),
+        calibration: model.calibration.as_ref().filter(|_| cell.scheme.is_calibrated()).map(word),
+        schemes: &cell.scheme.to_string(),
+        context: model.context,
+        chunks: model.chunks,
+        baseline: &model.baseline.to_string(),
+        options: &model.source.options(),
+    };
+    let run = run_command(&format!("{}::", model.cell_name(cell)));
+    format!("again:        {run}\nwithout gate: {measure}")
+}
+
+#[cfg(test)]
+mod tests;

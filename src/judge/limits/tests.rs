@@ -1,0 +1,556 @@
+use crate::judge::limits::*;
+use crate::judge::trust::{distrust, distrust_by};
+use crate::policy::Policy;
+use crate::results::measured_by::MeasuredBy;
+use crate::results::{Conditions, Control, RunInfo, Subject};
+use crate::results::{Measurement, SchemeResult};
+use std::path::Path;
+
+/// A model with one cell: `q4_0` under these limits, expecting this.
+fn model(limits: &str, expect: &str) -> ModelPolicy {
+    let text = format!(
+        "[models.m]\npath = \"a model.gguf\"\ncorpus = [\"a.txt\", \"b.txt\"]\ncontext = 512\nchunks = 4\n\
+         limits = {{ {limits} }}\nschemes.q4_0 = {{ expect = \"{expect}\", reason = \"outliers in K\" }}\n"
+    );
+    Policy::parse(&text, Path::new("thresholds.toml")).unwrap().0.models.remove(0)
+}
+
+fn statistics() -> Statistics {
+    Statistics {
+        tokens_scored: 1024,
+        mean_kld: 0.04,
+        mean_kld_se: 0.001,
+        median_kld: 0.01,
+        p90_kld: 0.1,
+        p95_kld: 0.2,
+        p99_kld: 0.3,
+        p999_kld: 0.4,
+        max_kld: 0.5,
+        top1_agreement: 0.9,
+        top1_agreement_se: 0.01,
+        rms_dp: 0.05,
+        rms_dp_se: 0.001,
+        ppl: 21.0,
+        ppl_se: 0.5,
+        ppl_ratio: 1.05,
+        ppl_ratio_se: 0.01,
+        baseline_ppl: 20.0,
+        unknown: Vec::new(),
+    }
+}
+
+fn measured(statistics: Statistics) -> Outcome {
+    Outcome::Measured { statistics, parts: Vec::new() }
+}
+
+fn judged(limits: &str, expect: &str, golden: Option<&GoldenValues>) -> Judgement {
+    let model = model(limits, expect);
+    judge(&model, &model.cells[0], &measured(statistics()), None, golden)
+}
+
+#[test]
+fn limits_and_expectation_decide() {
+    use Verdict::*;
+    let cases = [
+        ("mean_kld = 0.05", "pass", Pass),
+        ("mean_kld = 0.04", "pass", Pass), // the bound itself is good
+        ("mean_kld = 0.03", "pass", Regressed),
+        ("mean_kld = 0.05", "fail", UnexpectedPass),
+        ("mean_kld = 0.03", "fail", FailsAsRequired),
+        ("mean_kld = 0.03", "report", Reported),
+        ("top1_agreement = 0.9", "pass", Pass),
+        ("top1_agreement = 0.95", "pass", Regressed),
+        ("top1_agreement = 0.85", "fail", UnexpectedPass),
+        ("mean_kld = 0.05, baseline_ppl = 19.0", "pass", Regressed), // one is enough
+        // a ruined model fails nothing as required
+        ("mean_kld = 0.05, baseline_ppl = 19.0", "fail", Regressed),
+        ("mean_kld = 0.03, baseline_ppl = 19.0", "fail", Regressed),
+    ];
+    for (limits, expect, verdict) in cases {
+        assert_eq!(judged(limits, expect, None).verdict, verdict, "{limits} {expect}");
+    }
+}
+
+#[test]
+fn every_statistic_is_judged() {
+    for statistic in Statistic::ALL {
+        let value = statistics().get(statistic);
+        let (good, bad) = match statistic.direction() {
+            Direction::AtMost => (value * 1.001, value * 0.999),
+            Direction::AtLeast => (value * 0.999, value * 1.001),
+        };
+        for (bound, verdict) in [(good, Verdict::Pass), (bad, Verdict::Regressed)] {
+            // beside one that holds: the baseline's own limit is none on the scheme
+            let other =
+                if statistic == Statistic::RmsDp { "max_kld = 1.0" } else { "rms_dp = 0.9" };
+            let limits = format!("{} = {bound}, {other}", statistic.name());
+            assert_eq!(judged(&limits, "pass", None).verdict, verdict, "{limits}");
+        }
+    }
+}
+
+#[test]
+fn breaches_say_by_how_much() {
+    let judgement = judged("mean_kld = 0.02, top1_agreement = 0.95, max_kld = 0.0", "pass", None);
+    let shown: Vec<_> = judgement
+        .broken()
+        .map(|b| {
+            (b.statistic, b.value, b.bound, b.origin.as_str(), (b.ratio() * 1e9).round() / 1e9)
+        })
+        .collect();
+    let origin = "thresholds.toml:6";
+    let expected = [
+        (Statistic::MeanKld, 0.04, 0.02, origin, 2.0),
+        (Statistic::MaxKld, 0.5, 0.0, origin, f64::INFINITY),
+        (Statistic::Top1Agreement, 0.9, 0.95, origin, 2.0),
+    ];
+    assert_eq!(shown, expected);
+    assert!(judged("mean_kld = 0.02", "report", None).limits.is_empty());
+}
+
+/// What must be an error under every expectation.
+#[track_caller]
+fn assert_error(
+    edit: impl Fn(&mut ModelPolicy),
+    outcome: &Outcome,
+    distrust: Option<&str>,
+    words: &str,
+) {
+    for expect in ["pass", "fail", "report"] {
+        // one limit that the statistics break, so that `fail` would be met
+        let mut model = model("mean_kld = 0.02", expect);
+        edit(&mut model);
+        let judgement = judge(&model, &model.cells[0], outcome, distrust, None);
+        assert_eq!(judgement.verdict, Verdict::Error, "{expect}");
+        assert!(judgement.message.contains(words), "{}", judgement.message);
+        assert!(judgement.message.contains("kvgate run 'm::q4_0::'"), "{}", judgement.message);
+        assert!(judgement.limits.is_empty());
+    }
+}
+
+#[test]
+fn what_cannot_be_trusted_is_an_error_whatever_is_expected() {
+    let as_is = |_: &mut ModelPolicy| {};
+    let failed = Outcome::Failed { error: "layer 3: NaN".into() };
+    assert_error(as_is, &failed, None, "layer 3: NaN");
+    assert_error(as_is, &measured(statistics()), Some("did not engage"), "did not engage");
+    let none = Statistics { tokens_scored: 0, ..statistics() };
+    assert_error(as_is, &measured(none), None, "no token was scored");
+    let nan_bound = |model: &mut ModelPolicy| model.cells[0].limits[0].bound = f64::NAN;
+    assert_error(
+        nan_bound,
+        &measured(statistics()),
+        None,
+        "mean_kld = NaN (thresholds.toml:6) is no bound",
+    );
+}
+
+#[test]
+fn no_limit_is_an_error_but_for_reports() {
+    for (expect, verdict) in
+        [("pass", Verdict::Error), ("fail", Verdict::Error), ("report", Verdict::Reported)]
+    {
+        let mut model = model("mean_kld = 0.02", expect);
+        model.cells[0].limits.clear();
+        let judgement = judge(&model, &model.cells[0], &measured(statistics()), None, None);
+        assert_eq!(judgement.verdict, verdict, "{}", judgement.message);
+    }
+}
+
+#[test]
+fn every_number_must_be_one() {
+    let fields: [fn(&mut Statistics) -> &mut f64; 17] = [
+        |s| &mut s.mean_kld,
+        |s| &mut s.mean_kld_se,
+        |s| &mut s.median_kld,
+        |s| &mut s.p90_kld,
+        |s| &mut s.p95_kld,
+        |s| &mut s.p99_kld,
+        |s| &mut s.p999_kld,
+        |s| &mut s.max_kld,
+        |s| &mut s.top1_agreement,
+        |s| &mut s.top1_agreement_se,
+        |s| &mut s.rms_dp,
+        |s| &mut s.rms_dp_se,
+        |s| &mut s.ppl,
+        |s| &mut s.ppl_se,
+        |s| &mut s.ppl_ratio,
+        |s| &mut s.ppl_ratio_se,
+        |s| &mut s.baseline_ppl,
+    ];
+    for field in fields {
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let mut statistics = statistics();
+            *field(&mut statistics) = bad;
+            assert_error(|_| {}, &measured(statistics), None, "is no number");
+        }
+    }
+}
+
+#[test]
+fn borderline_is_within_two_standard_errors() {
+    let cases = [
+        ("mean_kld = 0.0419", "pass", true),
+        ("mean_kld = 0.0421", "pass", false),
+        ("mean_kld = 0.0381", "pass", true),
+        ("mean_kld = 0.0379", "pass", false),
+        ("mean_kld = 0.0381", "fail", true),
+        ("mean_kld = 0.0381", "report", false),
+        ("top1_agreement = 0.881", "pass", true),
+        ("top1_agreement = 0.879", "pass", false),
+        ("p99_kld = 0.3", "pass", false), // keeps no standard error
+    ];
+    for (limits, expect, borderline) in cases {
+        let judgement = judged(limits, expect, None);
+        let found = judgement.limits.iter().any(|limit| limit.borderline);
+        assert_eq!(found, borderline, "{limits} {expect}");
+        assert_eq!(judgement.message.contains(", borderline"), borderline, "{}", judgement.message);
+    }
+    let exact = Statistics { mean_kld: 0.0, mean_kld_se: 0.0, ..statistics() };
+    let model = model("mean_kld = 0.0", "pass");
+    let judgement = judge(&model, &model.cells[0], &measured(exact), None, None);
+    assert_eq!(judgement.verdict, Verdict::Pass);
+    assert!(!judgement.limits[0].borderline);
+}
+
+#[test]
+fn a_plain_pass_has_nothing_to_say() {
+    assert_eq!(judged("mean_kld = 0.06", "pass", None).message, "");
+}
+
+#[test]
+fn a_failure_says_all() {
+    let golden = GoldenValues::from([(Statistic::MeanKld, 0.0123)]);
+    let expected = "\
+m::q4_0::kld: regressed, 3 of 4 limits broken
+✗ mean_kld        0.040000 ± 0.0010 nats      limit: at most 0.02 (thresholds.toml:6), 2.00 times what it allows
+    the value has moved: 0.012300 in the golden, 0.040000 now
+  median_kld      0.010000 nats
+  p90_kld         0.10000 nats
+  p95_kld         0.20000 nats
+  p99_kld         0.30000 nats
+  p999_kld        0.40000 nats
+✗ max_kld         0.50000 nats                limit: at most 0 (thresholds.toml:6), it allows none
+✗ top1_agreement  0.90000 ± 0.010             limit: at least 0.95 (thresholds.toml:6), 2.00 times the misses it allows
+  rms_dp          0.050000 ± 0.0010
+  ppl             21.000 ± 0.50
+  ppl_ratio       1.0500 ± 0.010
+✓ baseline_ppl    20.000                      limit: at most 40 (thresholds.toml:6)
+  1024 tokens scored
+the policy's reason: outliers in K
+again:        kvgate run 'm::q4_0::'
+without gate: kvgate measure 'a model.gguf' --corpus a.txt --corpus b.txt --schemes q4_0 --context 512 --chunks 4";
+    let limits = "mean_kld = 0.02, top1_agreement = 0.95, max_kld = 0.0, baseline_ppl = 40";
+    assert_eq!(judged(limits, "pass", Some(&golden)).message, expected);
+}
+
+#[test]
+fn messages_tell_what_has_moved() {
+    let cases = [
+        ("pass", 0.02, Some(0.01), "the value has moved: 0.010000 in the golden, 0.040000 now"),
+        ("pass", 0.02, Some(0.03), "the golden's 0.030000 breaks it, too: the limit has moved"),
+        ("pass", 0.02, None, "no accepted golden"),
+        ("fail", 0.05, Some(0.06), "the value has moved: 0.060000 in the golden"),
+        ("fail", 0.05, Some(0.03), "the golden's 0.030000 holds, too: the limit has moved"),
+        ("fail", 0.05, None, "drop the `expect`"),
+        ("fail", 0.02, None, "m::q4_0::kld: fails as required, 1 of 1 limits broken"),
+        ("report", 0.02, None, "m::q4_0::kld: reported\n"),
+    ];
+    for (expect, bound, golden, words) in cases {
+        let golden = golden.map(|value| GoldenValues::from([(Statistic::MeanKld, value)]));
+        let message = judged(&format!("mean_kld = {bound}"), expect, golden.as_ref()).message;
+        assert!(message.contains(words), "{words}:\n{message}");
+    }
+    let green = judged("mean_kld = 0.02", "fail", None).message;
+    assert!(!green.contains("moved") && !green.contains("no accepted golden"), "{green}");
+}
+
+#[test]
+fn numbers_keep_five_digits() {
+    for (value, text) in [
+        (0.0, "0"),
+        (0.000_312_345, "0.00031235"),
+        (0.04, "0.040000"),
+        (-0.04, "-0.040000"),
+        (21.456_78, "21.457"),
+        (123_456.0, "123456"),
+        (1e-12, "0.00000000"),
+    ] {
+        assert_eq!(number(value), text);
+    }
+}
+
+#[test]
+fn words_are_fit_for_a_shell() {
+    assert_eq!(quoted("models/a-b_1.gguf"), "models/a-b_1.gguf");
+    assert_eq!(quoted("it's"), r"'it'\''s'");
+    assert_eq!(quoted("$HOME"), "'$HOME'");
+}
+
+#[test]
+fn every_verdict_has_its_mark_word_and_colour() {
+    use Verdict::*;
+    let red = [Regressed, UnexpectedPass, GoldenChanged, Stale, Inconclusive, Error];
+    let all = [vec![Pass, FailsAsRequired, Reported, Ignored], red.to_vec()].concat();
+    for verdict in all {
+        assert_eq!(verdict.is_red(), red.contains(&verdict), "{verdict:?}");
+        assert_eq!(verdict.symbol().contains('✓'), verdict == Pass, "{verdict:?}");
+        let word = serde_json::to_string(&verdict).unwrap().replace('_', " ");
+        assert_eq!(word, format!("\"{}\"", verdict.label()));
+    }
+    assert_eq!(FailsAsRequired.symbol(), "✗ (expected)");
+}
+
+#[test]
+fn exit_codes() {
+    use Verdict::*;
+    for (verdicts, code) in [
+        (vec![], 0),
+        (vec![Pass, FailsAsRequired, Reported, Ignored], 0),
+        (vec![Pass, Error, Pass], 4),
+        (vec![Error, Regressed], 1),
+        (vec![Regressed, Error], 1),
+        (vec![Error, Pass, Error], 4),
+    ] {
+        assert_eq!(exit_code(verdicts.clone()), code, "{verdicts:?}");
+    }
+    for one in [Regressed, UnexpectedPass, GoldenChanged, Stale, Inconclusive] {
+        assert_eq!(exit_code([one]), 1, "{one:?}");
+    }
+}
+
+fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
+    let control = |name: &str, mean_kld, top1| Control {
+        name: name.into(),
+        effective: "f16".into(),
+        mean_kld: Some(mean_kld),
+        top1_agreement: Some(top1),
+        must: "exactly 0".into(),
+        ok: true,
+    };
+    Measurement {
+        model: "m".into(),
+        subject: Subject {
+            weights_sha256: String::new(),
+            tokenizer_sha256: None,
+            architecture: "llama".into(),
+        },
+        conditions: Conditions {
+            corpus: Vec::new(),
+            context: 512,
+            chunks: 4,
+            baseline: "f16".into(),
+            engine: String::new(),
+            device: "cpu".into(),
+            weights: "f32".into(),
+            reading: Vec::new(),
+            prompts: None,
+            needs: Vec::new(),
+        },
+        run: RunInfo {
+            baseline_ppl: 20.0,
+            device: String::new(),
+            dtype: "f32".into(),
+            seconds: 1.0,
+            peak_bytes: 1,
+            notes: Vec::new(),
+        },
+        controls: vec![control("identity", 0.0, 1.0), control("bad lane", 0.25, 0.5)],
+        schemes: schemes
+            .iter()
+            .map(|(scheme, effective, statistics)| SchemeResult {
+                scheme: scheme.to_string(),
+                effective: effective.to_string(),
+                needs: Vec::new(),
+                storage: None,
+                replay: None,
+                shape: None,
+                outcome: measured(statistics.clone()),
+            })
+            .collect(),
+        generated: None,
+    }
+}
+
+fn with_mean(mean_kld: f64, mean_kld_se: f64) -> Statistics {
+    Statistics { mean_kld, mean_kld_se, ..statistics() }
+}
+
+fn identical() -> Statistics {
+    Statistics { mean_kld: 0.0, mean_kld_se: 0.0, max_kld: 0.0, ..statistics() }
+}
+
+/// The labels that are distrusted, each with a word of its reason.
+#[track_caller]
+fn assert_distrust(measurement: &Measurement, expected: &[(&str, &str)]) {
+    let reasons = distrust(measurement);
+    let labels: Vec<_> = reasons.keys().map(String::as_str).collect();
+    assert_eq!(labels, expected.iter().map(|(label, _)| *label).collect::<Vec<_>>(), "{reasons:?}");
+    for (label, words) in expected {
+        assert!(reasons[*label].contains(words), "{reasons:?}");
+    }
+}
+
+#[test]
+fn sound_lanes_are_trusted() {
+    let sound = measurement(&[
+        ("f16", "f16", identical()),
+        ("q8_0", "q8_0", with_mean(0.001, 0.0001)),
+        ("q4_0", "q4_0", with_mean(0.04, 0.001)),
+        ("q4_0:norot", "q4_0", with_mean(0.04, 0.001)), // the same scheme may read the same
+    ]);
+    assert_distrust(&sound, &[]);
+}
+
+#[test]
+fn a_scheme_that_did_not_engage() {
+    let lossless = measurement(&[("f16", "f16", identical()), ("prod", "q4_0", identical())]);
+    assert_distrust(&lossless, &[("prod", "`q4_0` reads a KLD of exactly 0")]);
+    // both must be zero: tiny divergences may cancel in neither
+    let mean_only = Statistics { mean_kld: 0.0, ..statistics() };
+    let max_only = Statistics { max_kld: 0.0, ..statistics() };
+    assert_distrust(&measurement(&[("a", "q8_0", mean_only), ("b", "q4_0", max_only)]), &[]);
+}
+
+/// Sums of shares make 15.999999999999998 bits of halves; a file may hold such a number.
+#[test]
+fn halves_hide_nothing_whatever_their_bits_add_up_to() {
+    let storage = |bits: f64| crate::results::Storage {
+        bits_per_element: [bits; 2].into(),
+        bits_at_context: [16.0; 2].into(),
+        bytes_per_token: 1.0,
+        ratio_to_f16: 1.0,
+        charged_share: [0.0; 2].into(),
+        clamped_scales: None,
+    };
+    let of = |effective: &str, bits| {
+        let mut measurement = measurement(&[("x", effective, with_mean(1e-6, 1e-7))]);
+        measurement.conditions.baseline = "f32/f32".into();
+        measurement.schemes[0].storage = Some(storage(bits));
+        measurement
+    };
+    assert_distrust(&of("f16/f16", 15.999999999999998), &[]);
+    assert_distrust(&of("q4_0/q4_0:tail=99", 16.0), &[("x", "its tail hides all of it")]);
+}
+
+#[test]
+fn a_broken_identity() {
+    let tiny = Statistics { mean_kld: 1e-12, ..identical() };
+    assert_distrust(&measurement(&[("f16", "f16", tiny)]), &[("f16", "exactly 0; it read")]);
+    let one_position = Statistics { max_kld: 1e-12, ..identical() };
+    assert_distrust(&measurement(&[("f16", "f16", one_position)]), &[("f16", "exactly 0")]);
+}
+
+#[test]
+fn two_schemes_with_one_result() {
+    let same = with_mean(0.04, 0.001);
+    let twins = measurement(&[
+        ("a", "q4_0", same.clone()),
+        ("b", "q4_1", same.clone()),
+        ("c", "q5_0", with_mean(0.02, 0.001)),
+        ("d", "q5_1", same.clone()),
+        ("e", "iq4_nl", Statistics { p999_kld: 0.41, ..same }),
+    ]);
+    let expected =
+        [("a", "`q4_0` and `q4_1`"), ("b", "`q4_1` and `q4_0`"), ("d", "`q5_1` and `q4_0`")];
+    assert_distrust(&twins, &expected);
+}
+
+#[test]
+fn a_mean_below_zero_beyond_its_noise() {
+    for (mean, error, distrusted) in
+        [(-0.0031, 0.001, true), (-0.0029, 0.001, false), (-2e-6, 0.0, true), (-5e-7, 0.0, false)]
+    {
+        let expected = [("q8_0", "below 0 beyond its noise")];
+        let expected = if distrusted { &expected[..] } else { &[] };
+        assert_distrust(&measurement(&[("q8_0", "q8_0", with_mean(mean, error))]), expected);
+    }
+}
+
+#[test]
+fn a_failed_control_takes_all() {
+    let lanes = [("f16", "f16", identical()), ("q8_0", "q8_0", with_mean(0.001, 0.0001))];
+    for control in 0..2 {
+        let mut measurement = measurement(&lanes);
+        measurement.controls[control].ok = false;
+        measurement.schemes[0].outcome = Outcome::Failed { error: "x".into() };
+        let words = format!("control `{}`", measurement.controls[control].name);
+        assert_distrust(
+            &measurement,
+            &[("f16", &words), ("q8_0", "must read a mean KLD of exactly 0")],
+        );
+    }
+    let mut measurement = measurement(&lanes);
+    measurement.controls.clear();
+    assert_distrust(
+        &measurement,
+        &[("f16", "no control lane `identity`"), ("q8_0", "no control lane")],
+    );
+}
+
+#[test]
+fn a_text_that_the_baseline_would_not_write_takes_all() {
+    let lanes = [("f16", "f16", identical()), ("q8_0", "q8_0", with_mean(0.001, 0.0001))];
+    let mut measurement = measurement(&lanes);
+    measurement.generated = Some(crate::testing::fixture::generated());
+    assert_distrust(&measurement, &[]);
+    measurement.generated.as_mut().unwrap().own_flips = 1;
+    let words = "would not write its own text again: 1 flip";
+    assert_distrust(&measurement, &[("f16", words), ("q8_0", "remove the golden m.text.snap")]);
+    let text = measurement.generated.as_mut().unwrap();
+    (text.own_flips, text.wrong_ties) = (0, 2);
+    let words = "near ties of its text are not the baseline's: 2 positions";
+    assert_distrust(&measurement, &[("f16", words), ("q8_0", "remove the golden m.text.snap")]);
+}
+
+#[test]
+fn lanes_without_numbers_need_no_distrust() {
+    let mut measurement = measurement(&[("a", "q4_0", statistics())]);
+    measurement.schemes[0].outcome = Outcome::Failed { error: "x".into() };
+    assert_distrust(&measurement, &[]);
+}
+
+/// Lanes as llama-perplexity's logs give them.
+fn of_llama_cpp(schemes: &[(&str, &str, Statistics)]) -> Measurement {
+    let mut measurement = measurement(schemes);
+    measurement.controls.clear();
+    measurement.conditions.engine = "llama.cpp b11434".into();
+    measurement.conditions.baseline = "a file".into();
+    measurement
+}
+
+#[test]
+fn another_engine_needs_no_controls_where_it_is_asked_for() {
+    let nearly = Statistics { mean_kld: -2e-6, mean_kld_se: 0.0, max_kld: 6e-5, ..statistics() };
+    let logs = of_llama_cpp(&[
+        ("f16", "f16/f16", nearly),
+        ("q8_0", "q8_0/q8_0", with_mean(0.001, 0.0001)),
+    ]);
+    assert!(distrust_by(&logs, MeasuredBy::LlamaCpp).is_empty());
+    // what a lane says by itself counts for every engine
+    let bad = of_llama_cpp(&[
+        ("f16", "f16/f16", identical()),
+        ("q8_0", "q8_0/q8_0", with_mean(-0.1, 0.001)),
+        ("q4_0", "q4_0/q4_0", with_mean(0.04, 0.001)),
+        ("q4_1", "q4_1/q4_1", with_mean(0.04, 0.001)),
+    ]);
+    let reasons = distrust_by(&bad, MeasuredBy::LlamaCpp);
+    assert_eq!(reasons.len(), 4, "{reasons:?}");
+    assert!(reasons["f16"].contains("did not engage"));
+    assert!(reasons["q8_0"].contains("below 0"));
+    assert!(reasons["q4_0"].contains("the same statistics"));
+}
+
+/// A `results.json` must not do without controls by calling itself another engine's.
+#[test]
+fn a_file_does_not_say_by_whom_it_may_be_measured() {
+    let mut claimed = measurement(&[("q8_0", "q8_0", with_mean(0.001, 0.0001))]);
+    claimed.controls.clear();
+    claimed.conditions.engine = "llama.cpp b11434".into();
+    assert_distrust(&claimed, &[("q8_0", "measured by `llama.cpp b11434`, and what kvgate meas")]);
+    claimed.conditions.engine = "vllm 0.9".into();
+    assert_distrust(&claimed, &[("q8_0", "no control lane `identity`")]);
+    // nor the reverse: controls are no licence for another engine's place
+    let own = measurement(&[("q8_0", "q8_0", with_mean(0.001, 0.0001))]);
+    assert!(distrust_by(&own, MeasuredBy::LlamaCpp)["q8_0"].contains("what llama.cpp measured"));
+}

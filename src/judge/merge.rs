@@ -1,0 +1,260 @@
+//! Shards → one run: results of jobs that measured parts of one policy at one commit.
+
+use crate::policy::Policy;
+use crate::results::case::CaseKind;
+use crate::results::case::CellName;
+use crate::results::verdict::Verdict;
+use crate::results::{CaseResult, Control, Measurement, Results};
+use std::collections::BTreeSet;
+
+/// Why results cannot be one run.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// No files.
+    #[error("no results to merge")]
+    Nothing,
+    /// They differ in what all shards of a run share.
+    #[error("{second} is of another {what} than {first}: {theirs}, not {ours}; merge results of one run")]
+    Unlike {
+        /// `commit`, `policy` or `engine`.
+        what: &'static str,
+        /// The first file.
+        first: String,
+        /// The other.
+        second: String,
+        /// The first's.
+        ours: String,
+        /// The other's.
+        theirs: String,
+    },
+    /// A scheme of a model was measured by two shards.
+    #[error("{second} holds `{what}`, which another of these files holds, too: which one counts cannot be told")]
+    Twice {
+        /// The model, scheme or case.
+        what: String,
+        /// The file.
+        second: String,
+    },
+}
+
+/// Merges results, each with the name of its file.
+///
+/// # Errors
+/// Files of different runs, or two that hold the same.
+pub fn merge(files: Vec<(String, Results)>) -> Result<Results, MergeError> {
+    let mut files = files.into_iter();
+    let (first, mut merged) = files.next().ok_or(MergeError::Nothing)?;
+    for (second, results) in files {
+        same_run(&first, &merged, &second, &results)?;
+        let twice = |what| MergeError::Twice { what, second: second.clone() };
+        for measurement in results.measurements {
+            add_measurement(&mut merged.measurements, measurement).map_err(twice)?;
+        }
+        merged.findings.extend(results.findings);
+        for case in results.cases {
+            add_case(&mut merged.cases, case).map_err(twice)?;
+        }
+        merged.not_needed.extend(results.not_needed);
+    }
+    // each shard speaks of its own models only
+    let is_measured = |model: &String| merged.measurements.iter().any(|m| m.model == *model);
+    let mut not_needed: Vec<_> = std::mem::take(&mut merged.not_needed);
+    not_needed.retain(|model| !is_measured(model));
+    not_needed.dedup();
+    merged.not_needed = not_needed;
+    Ok(merged)
+}
+
+fn same_run(first: &str, one: &Results, second: &str, other: &Results) -> Result<(), MergeError> {
+    let policy = |results: &Results| {
+        results.policy.as_ref().map_or("none".to_string(), |policy| policy.sha256.clone())
+    };
+    let head = |results: &Results| results.head.clone().unwrap_or("none".into());
+    let shared = [
+        ("commit", head(one), head(other)),
+        ("policy", policy(one), policy(other)),
+        ("engine", one.engine.clone(), other.engine.clone()),
+    ];
+    match shared.into_iter().find(|(_, ours, theirs)| ours != theirs) {
+        None => Ok(()),
+        Some((what, ours, theirs)) => Err(MergeError::Unlike {
+            what,
+            first: first.into(),
+            second: second.into(),
+            ours,
+            theirs,
+        }),
+    }
+}
+
+/// A model may be in two shards with other schemes in each.
+fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), String> {
+    let Some(known) = all.iter_mut().find(|measurement| measurement.model == new.model) else {
+        all.push(new);
+        return Ok(());
+    };
+    let twice = new.schemes.iter().find(|s| known.schemes.iter().any(|k| k.scheme == s.scheme));
+    if let Some(twice) = twice {
+        return Err(CellName::new(new.model, &twice.scheme).to_string());
+    }
+    let alike = (&known.subject, &known.conditions) == (&new.subject, &new.conditions)
+        && known.generated == new.generated
+        && names(&known.controls) == names(&new.controls);
+    if !alike {
+        return Err(new.model);
+    }
+    // each shard has a ruler of its own: one that reads otherwise is kept, and counts for all schemes
+    let others = new.controls.into_iter().filter(|control| !known.controls.contains(control));
+    let others: Vec<_> = others.collect();
+    known.controls.extend(others);
+    known.schemes.extend(new.schemes);
+    known.run.seconds += new.run.seconds;
+    let notes = new.run.notes.into_iter().filter(|note| !known.run.notes.contains(note));
+    let notes: Vec<_> = notes.collect();
+    known.run.notes.extend(notes);
+    known.run.peak_bytes = known.run.peak_bytes.max(new.run.peak_bytes);
+    Ok(())
+}
+
+/// Which controls a shard carried.
+fn names(controls: &[Control]) -> BTreeSet<&str> {
+    controls.iter().map(|control| control.name.as_str()).collect()
+}
+
+/// A case that one shard only lists as ignored may be another's.
+fn add_case(all: &mut Vec<CaseResult>, new: CaseResult) -> Result<(), String> {
+    match all.iter_mut().find(|case| case.case == new.case) {
+        None => all.push(new),
+        Some(known) if known.verdict == Verdict::Ignored => *known = new,
+        Some(_) if new.verdict == Verdict::Ignored => {}
+        Some(_) => return Err(new.case),
+    }
+    Ok(())
+}
+
+/// Adds an error for each case that a policy wants and results lack: a shard that is lost must not look like
+/// one that passed. Cases come to stand in the policy's order.
+pub fn complete(results: &mut Results, policy: &Policy) {
+    let mut cases = Vec::new();
+    for model in &policy.models {
+        for cell in &model.cells {
+            for kind in CaseKind::ALL {
+                let name = model.case(cell, kind).to_string();
+                let needed = !cell.ignored && !results.not_needed.contains(&model.name);
+                match results.cases.iter().position(|case| case.case == name) {
+                    Some(at) => cases.push(results.cases.remove(at)),
+                    None if needed => cases.push(CaseResult::new(name, Verdict::Error, MISSING)),
+                    None => {}
+                }
+            }
+        }
+    }
+    // what no policy names is kept, and red if it was
+    cases.append(&mut results.cases);
+    results.cases = cases;
+}
+
+const MISSING: &str =
+    "missing: none of these results holds it; the job that measures it failed, or its results were not given";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::trust::distrust;
+    use crate::testing::fixture;
+
+    fn shards() -> [(String, Results); 2] {
+        let (mut a, mut b) = (fixture::results(), fixture::results());
+        a.measurements[0].schemes.truncate(1);
+        b.measurements[0].schemes.remove(0);
+        a.cases.truncate(2);
+        b.cases.drain(..2);
+        [("a.json".into(), a), ("b.json".into(), b)]
+    }
+
+    #[test]
+    fn shards_of_a_run_are_the_run() {
+        let merged = merge(shards().into()).unwrap();
+        let whole = fixture::results();
+        assert_eq!(merged.cases, whole.cases);
+        let labels = |r: &Results| {
+            r.measurements[0].schemes.iter().map(|s| s.scheme.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(labels(&merged), labels(&whole));
+    }
+
+    #[test]
+    fn what_is_not_one_run_is_refused() {
+        let error = |edit: &dyn Fn(&mut Results)| {
+            let mut shards = shards();
+            edit(&mut shards[1].1);
+            merge(shards.into()).unwrap_err().to_string()
+        };
+        assert_eq!(
+            error(&|r| r.head = Some("def".into())),
+            "b.json is of another commit than a.json: def, not abc123; merge results of one run"
+        );
+        assert!(error(&|r| r.policy = None).contains("of another policy than a.json: none, not 9f"));
+        assert!(error(&|r| r.engine = "kvgate 9".into()).contains("another engine"));
+        let twice = "b.json holds `gemma-3-270m::q8_0`, which another";
+        assert!(error(&|r| r.measurements = fixture::results().measurements).starts_with(twice));
+        assert!(
+            error(&|r| r.cases = fixture::results().cases).contains("`gemma-3-270m::q8_0::kld`")
+        );
+        let conditions = |r: &mut Results| r.measurements[0].conditions.chunks = 2;
+        assert!(error(&conditions).starts_with("b.json holds `gemma-3-270m`, which"));
+        let controls = |r: &mut Results| r.measurements[0].controls.clear();
+        assert!(error(&controls).starts_with("b.json holds `gemma-3-270m`, which"));
+        assert!(merge(Vec::new()).is_err());
+    }
+
+    /// Whatever a shard says of its ruler, and whichever shard it is.
+    #[test]
+    fn the_ruler_of_every_shard_counts() {
+        let broken = |shard: usize, edit: fn(&mut Control)| {
+            let mut shards = shards();
+            edit(&mut shards[shard].1.measurements[0].controls[0]);
+            let merged = merge(shards.into()).unwrap();
+            distrust(&merged.measurements[0]).len()
+        };
+        let all = shards().iter().map(|(_, r)| r.measurements[0].schemes.len()).sum::<usize>();
+        for shard in [0, 1] {
+            assert_eq!(broken(shard, |control| control.mean_kld = Some(5.0)), all);
+            assert_eq!(broken(shard, |control| control.ok = false), all);
+        }
+        assert!(broken(0, |_| ()) < all);
+    }
+
+    #[test]
+    fn an_ignored_case_gives_way() {
+        let mut shards = shards();
+        let known = CaseResult::new("gemma-3-270m::q4_0::kld", Verdict::Ignored, "");
+        shards[0].1.cases.push(known);
+        let merged = merge(shards.into()).unwrap();
+        let case = merged.cases.iter().find(|case| case.case == "gemma-3-270m::q4_0::kld");
+        assert_eq!(case.unwrap().verdict, Verdict::Regressed);
+    }
+
+    #[test]
+    fn what_is_missing_is_an_error() {
+        let [(name, results), _] = shards();
+        let mut merged = merge(vec![(name, results)]).unwrap();
+        let before = merged.clone();
+        complete(&mut merged, &fixture::policy());
+        let missing = merged.cases.iter().filter(|case| case.message == MISSING);
+        assert_eq!(missing.clone().count(), 4);
+        assert!(missing.clone().all(|case| case.verdict == Verdict::Error));
+        let mut changed = Results { not_needed: vec!["gemma-3-270m".into()], ..before.clone() };
+        complete(&mut changed, &fixture::policy());
+        assert_eq!(changed.cases, before.cases);
+    }
+
+    /// Each shard leaves out of its own models what is not needed; what another measured was needed.
+    #[test]
+    fn not_needed_is_what_none_measured() {
+        let mut shards = shards();
+        shards[0].1.not_needed = vec!["a".into()];
+        shards[1].1.not_needed = vec!["b".into(), "gemma-3-270m".into()];
+        assert_eq!(merge(shards.into()).unwrap().not_needed, ["a", "b"]);
+    }
+}

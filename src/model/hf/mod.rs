@@ -1,0 +1,496 @@
+//! Checkpoints as transformers saves them: a folder with `config.json` and `model.safetensors`, or
+//! several such files and an index.
+
+mod convention;
+mod folder;
+mod json;
+mod refused;
+
+use super::config::{Config, Fact, Format};
+use super::family::{self, Names};
+use super::tensors::{gathered, Joined, Origin, Tensors};
+use super::{safetensors_header, ModelError};
+use crate::files;
+use crate::source::pinned::{CONFIG, INDEX, TOKENIZER};
+use candle_core::{DType, Device, Tensor};
+use convention::Convention;
+use folder::Weights;
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// More bytes than any text of a checkpoint has. The index of a model with a hundred thousand tensors has a tenth.
+const LONGEST_TEXT: u64 = 128 << 20;
+
+/// The name of the embedding behind the prefix.
+const EMBEDDING: &str = "embed_tokens.weight";
+/// A tensor that every text model has, behind the same prefix.
+const FIRST_NORM: &str = "layers.0.input_layernorm.weight";
+/// The member of a multimodal model's configuration that describes its text model.
+const TEXT: &str = "text_config";
+const TEXT_PREFIX: &str = "text_config.";
+
+/// Whether the head is the embedding.
+const TIED: &str = "tie_word_embeddings";
+
+/// An open checkpoint folder whose headers have been read.
+pub(crate) struct HfCheckpoint {
+    folder: PathBuf,
+    /// All of config.json.
+    whole: Value,
+    /// The member of it that describes the text model.
+    text: Value,
+    architecture: String,
+    names: Names,
+    /// What the configuration leaves out.
+    defaults: Value,
+    /// In whose convention the files are.
+    convention: Convention,
+    /// What stands before `embed_tokens` in the files' names.
+    prefix: &'static str,
+    /// The name of the head, whether it is there or not.
+    head: &'static str,
+    shards: Vec<(PathBuf, Mmap)>,
+    tensors: BTreeMap<String, Located>,
+    /// What is worth telling about the way that it was read.
+    notes: Vec<String>,
+}
+
+/// A tensor in a file.
+struct Located {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
+
+impl HfCheckpoint {
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        let (whole, text) = configuration(folder)?;
+        refused::check(folder, &whole, &text)?;
+        let architecture = match (text.get("model_type"), whole.get("model_type")) {
+            (Some(Value::String(name)), _) | (None, Some(Value::String(name))) => name.clone(),
+            _ => {
+                return Err(malformed(&folder.join(CONFIG), "it names no model_type".into()));
+            }
+        };
+        let (names, defaults) = family::hf(folder, &architecture)?;
+        let defaults = serde_json::from_str(defaults).expect("defaults in the source are JSON");
+        let mut checkpoint = HfCheckpoint {
+            folder: folder.into(),
+            whole,
+            text,
+            architecture,
+            names,
+            defaults,
+            convention: Convention::Transformers,
+            prefix: "",
+            head: "",
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            notes: Vec::new(),
+        };
+        let weights = Weights::of(folder)?;
+        checkpoint.add_all(&weights)?;
+        checkpoint.check_tensors(&weights)?;
+        let names = checkpoint.tensors.keys().filter(|name| !names.elsewhere(name));
+        (checkpoint.prefix, checkpoint.head) = convention::prefix_and_head(folder, names)?;
+        checkpoint.notes.extend(weights.leftover(folder));
+        checkpoint.notes.extend(checkpoint.untied());
+        checkpoint.embed_by_head();
+        Ok(checkpoint)
+    }
+
+    /// Maps the files and settles in whose convention they are.
+    fn add_all(&mut self, weights: &Weights) -> Result<(), ModelError> {
+        let mut known: Option<(Convention, &PathBuf)> = None;
+        for path in &weights.files {
+            let convention = self.add(path)?;
+            match known {
+                Some((other, first)) if other != convention => {
+                    let (this, other) = (convention.possessive(), other.possessive());
+                    let first = first.display();
+                    let message = format!(
+                        "it is in {this} convention by its metadata, and {first} in {other}: files of two checkpoints \
+                         were mixed"
+                    );
+                    return Err(ModelError::Refused { path: path.clone(), message });
+                }
+                _ => known = known.or(Some((convention, path))),
+            }
+        }
+        if let Some((Convention::Mlx, _)) = known {
+            let norms = if self.names.mlx.plain_norms { ", norms as 1 + w" } else { "" };
+            let note = format!("the weights are read in MLX's convention (`format: mlx`{norms})");
+            self.notes.push(note);
+            self.names = self.names.converted_by_mlx();
+            self.convention = Convention::Mlx;
+        }
+        Ok(())
+    }
+
+    /// Maps a file and books its tensors; says in whose convention it is.
+    fn add(&mut self, path: &Path) -> Result<Convention, ModelError> {
+        let bytes = files::map(path).map_err(|error| io(path, error))?;
+        safetensors_header::check(&bytes).map_err(|message| malformed(path, message))?;
+        // deserializing reads the header only; it checks that every tensor lies inside the file
+        let sound = |e: safetensors::SafeTensorError| malformed(path, e.to_string());
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(sound)?;
+        let format = metadata.metadata().as_ref().and_then(|members| members.get("format"));
+        let convention = Convention::of(path, format.map(String::as_str))?;
+        refused::check_metadata(
+            path,
+            metadata.metadata().iter().flat_map(|members| members.keys()),
+        )?;
+        let parsed = SafeTensors::deserialize(&bytes).map_err(sound)?;
+        for (name, info) in parsed.tensors() {
+            let start = info.data().as_ptr() as usize - bytes.as_ptr() as usize;
+            let located = Located {
+                shard: self.shards.len(),
+                dtype: info.dtype(),
+                shape: info.shape().to_vec(),
+                bytes: start..start + info.data().len(),
+            };
+            if self.tensors.insert(name.clone(), located).is_some() {
+                return Err(malformed(path, format!("tensor `{name}` is in another file, too")));
+            }
+        }
+        self.shards.push((path.into(), bytes));
+        Ok(convention)
+    }
+
+    /// Refuses tensors of the text model that are no plain weights, or not where the index has them.
+    fn check_tensors(&self, weights: &Weights) -> Result<(), ModelError> {
+        let is_read = |name: &String| !self.names.elsewhere(name);
+        let own = self.tensors.iter().filter(|(name, _)| is_read(name));
+        refused::check_names(&self.folder, own.clone().map(|(name, _)| name))?;
+        for (name, located) in own.clone() {
+            self.dtype(name, located)?;
+        }
+        let files = self.tensors.iter().map(|(name, at)| (name, &*self.shards[at.shard].0));
+        weights.check_index(&self.folder, files, is_read)?;
+        let shapes = own.map(|(name, located)| (name, &located.shape[..]));
+        self.convention.check(&self.folder, shapes)
+    }
+
+    /// What is to be said where the configuration ties a head that the files hold, with other numbers: programs
+    /// differ in which they take.
+    fn untied(&self) -> Option<String> {
+        let tied = self.lookup(TIED) == Some(Fact::Bool(true));
+        let embedding = self.tensors.get(&self.full(EMBEDDING)).filter(|_| tied)?;
+        let head = self.tensors.get(self.head)?;
+        let bytes = |at: &Located| &self.shards[at.shard].1[at.bytes.clone()];
+        let same = head.dtype == embedding.dtype && bytes(head) == bytes(embedding);
+        (!same).then(|| {
+            format!(
+                "{TIED} holds by config.json or its class's default, and `{}` differs from the embedding: it is read as the head, as \
+                 transformers does",
+                self.head
+            )
+        })
+    }
+
+    /// Takes the head for the embedding where it is tied and the files keep one tensor under the head's name, as
+    /// safetensors' `save_model` may.
+    fn embed_by_head(&mut self) {
+        let embedding = self.full(EMBEDDING);
+        if self.lookup(TIED) != Some(Fact::Bool(true)) || self.tensors.contains_key(&embedding) {
+            return;
+        }
+        let Some(head) = self.tensors.remove(self.head) else { return };
+        self.tensors.insert(embedding, head);
+        self.notes.push(format!(
+            "the files have no `{EMBEDDING}`, and {TIED} holds: `{}` is read as the embedding, too, as transformers does",
+            self.head
+        ));
+    }
+
+    /// What is worth telling about the way that it was read, a sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The configuration and the files that hold weights, in order.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let config = self.folder.join(CONFIG);
+        std::iter::once(config).chain(self.shards.iter().map(|(path, _)| path.clone())).collect()
+    }
+
+    /// All files that a folder's checkpoint consists of, whether they are there or not.
+    pub fn files_in(folder: &Path) -> Vec<PathBuf> {
+        let weights = Weights::named(folder).map_or_else(|_| vec![folder.join(INDEX)], |w| w.files);
+        [CONFIG, TOKENIZER].iter().map(|name| folder.join(name)).chain(weights).collect()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
+    /// Storage types of the tensors with their counts.
+    pub fn dtypes(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for located in self.tensors.values() {
+            *counts.entry(format!("{:?}", located.dtype)).or_insert(0) += 1;
+        }
+        counts
+    }
+
+    fn located(&self, own: &str) -> Result<(&Located, &[u8], DType), ModelError> {
+        let located = self.tensors.get(own).ok_or_else(|| ModelError::MissingTensor {
+            path: self.folder.clone(),
+            tensor: own.into(),
+        })?;
+        let dtype = self.dtype(own, located)?;
+        Ok((located, &self.shards[located.shard].1[located.bytes.clone()], dtype))
+    }
+
+    /// The type of a tensor. F64 is none of them: it would be rounded.
+    fn dtype(&self, own: &str, located: &Located) -> Result<DType, ModelError> {
+        match located.dtype {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::BF16 => Ok(DType::BF16),
+            other => Err(ModelError::WeightType {
+                path: self.shards[located.shard].0.clone(),
+                tensor: own.into(),
+                found: format!("{other:?}"),
+                known: "F32, F16, BF16".into(),
+            }),
+        }
+    }
+
+    /// Own names with the text model's prefix, but for the head, which stands beside the model.
+    fn full(&self, own: &str) -> String {
+        match own {
+            "lm_head.weight" => self.head.into(),
+            _ => format!("{}{own}", self.prefix),
+        }
+    }
+
+    /// Who may speak of a key, and what stands before it in full names. transformers makes the text
+    /// model by its own object alone, but for the tied head, which the whole model decides.
+    fn speakers(&self, key: &str) -> Vec<(&Value, &'static str)> {
+        match (self.nested(), key) {
+            (false, _) => vec![(&self.whole, "")],
+            (true, TIED) => vec![(&self.whole, ""), (&self.text, TEXT_PREFIX)],
+            (true, _) => vec![(&self.text, TEXT_PREFIX), (&self.whole, "")],
+        }
+    }
+
+    /// Who speaks of a key: the file or the family's defaults. Who has the first member of a path has
+    /// all of it: objects are not merged.
+    fn place(&self, key: &str) -> Option<&Value> {
+        let first = key.split('.').next()?;
+        let (speaker, _) = *self.speakers(key).first()?;
+        [speaker, &self.defaults].into_iter().find(|v| v.get(first).is_some())
+    }
+
+    /// Whether the text model has an object of its own.
+    fn nested(&self) -> bool {
+        self.whole.get(TEXT).is_some()
+    }
+
+    /// The file's name of a tensor of the decoder.
+    fn full_origin(&self, name: &str) -> String {
+        self.full(&self.names.own(name).unwrap_or_else(|| name.into()))
+    }
+
+    /// The tensors of experts' gates and of their other inputs, which MLX's converter parts.
+    fn projections(&self, name: &str) -> Option<Vec<String>> {
+        let block = name.strip_suffix("ffn_gate_up_exps.weight")?;
+        let parts = ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.weight"));
+        (self.convention == Convention::Mlx)
+            .then(|| parts.map(|part| self.full_origin(&part)).into())
+    }
+
+    /// Per-expert tensors where the fused one is not there.
+    fn experts(&self, own: &str) -> Option<Vec<String>> {
+        let (stem, parts): (_, &[&str]) = match own.strip_suffix("gate_up_proj") {
+            Some(stem) => (stem, &["gate_proj", "up_proj"]),
+            None => (own.strip_suffix("down_proj")?, &["down_proj"]),
+        };
+        let name = |e: usize, part: &str| format!("{stem}{e}.{part}.weight");
+        let count = (0..).take_while(|&e| self.tensors.contains_key(&name(e, parts[0]))).count();
+        let names = (0..count).flat_map(|e| parts.iter().map(move |part| name(e, part)));
+        (count > 0).then(|| names.collect())
+    }
+}
+
+/// All of config.json, and the member that describes the text model of a multimodal one.
+fn configuration(folder: &Path) -> Result<(Value, Value), ModelError> {
+    let path = folder.join(CONFIG);
+    let Some(bytes) = optional(&path)? else { return Err(folder::without_config(folder)) };
+    let whole = json::object(&path, &bytes)?;
+    let text = match whole.get(TEXT) {
+        None | Some(Value::Null) => whole.clone(),
+        Some(text @ Value::Object(_)) => text.clone(),
+        Some(_) => {
+            let (key, message) = (TEXT.into(), "must be an object".into());
+            return Err(ModelError::Metadata { path, key, message });
+        }
+    };
+    Ok((whole, text))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
+    let bytes = std::fs::metadata(path).map_err(|error| io(path, error))?.len();
+    if bytes > LONGEST_TEXT {
+        let what =
+            format!("it has {bytes} bytes, and no configuration has more than {LONGEST_TEXT}");
+        return Err(malformed(path, what));
+    }
+    std::fs::read(path).map_err(|error| io(path, error))
+}
+
+/// The object that a file holds; no key of it stands twice.
+pub(super) fn strict_object(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
+    json::object(path, bytes)
+}
+
+/// A file that a checkpoint may lack.
+pub(super) fn optional(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
+    match read(path) {
+        Err(ModelError::Missing { .. }) => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// The same with JSON in it; null where it is not there.
+pub(super) fn optional_json(path: &Path) -> Result<Value, ModelError> {
+    optional(path)?.map_or(Ok(Value::Null), |bytes| json::object(path, &bytes))
+}
+
+pub(super) fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String, ModelError> {
+    String::from_utf8(bytes).map_err(|error| malformed(path, error.to_string()))
+}
+
+fn io(path: &Path, error: std::io::Error) -> ModelError {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => ModelError::Missing { path: path.into(), fetch: None },
+        _ => ModelError::Io { path: path.into(), error },
+    }
+}
+
+fn malformed(path: &Path, message: String) -> ModelError {
+    ModelError::Malformed { path: path.into(), message }
+}
+
+fn walk<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
+    path.split('.').try_fold(value, |value, member| value.get(member))
+}
+
+/// The members that are no objects, by their paths.
+fn flatten(path: &str, value: &Value, into: &mut Vec<(String, Option<Fact>)>) {
+    match value {
+        Value::Null => into.push((path.into(), None)),
+        Value::Object(members) => {
+            let dot = if path.is_empty() { "" } else { "." };
+            for (name, member) in members {
+                flatten(&format!("{path}{dot}{name}"), member, into);
+            }
+        }
+        _ => into.push((path.into(), Some(fact(value)))),
+    }
+}
+
+fn fact(value: &Value) -> Fact {
+    match value {
+        Value::Bool(flag) => Fact::Bool(*flag),
+        Value::Number(n) => match n.as_i128() {
+            Some(n) => Fact::Integer(n),
+            None => Fact::Float(n.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::String(text) => Fact::Text(text.clone()),
+        Value::Array(list) => Fact::List(list.iter().map(fact).collect()),
+        Value::Null | Value::Object(_) => Fact::Other,
+    }
+}
+
+impl Config for HfCheckpoint {
+    fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    fn format(&self) -> Format {
+        Format::Hf
+    }
+
+    fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    fn lookup(&self, key: &str) -> Option<Fact> {
+        // a null says none, and nobody else is asked
+        let found = self.place(key).and_then(|place| walk(place, key))?;
+        (!found.is_null()).then(|| fact(found))
+    }
+
+    fn full_name(&self, key: &str) -> String {
+        let prefix = if self.nested() && key != TIED { TEXT_PREFIX } else { "" };
+        format!("{prefix}{key}")
+    }
+
+    fn entries(&self) -> Vec<(String, Option<Fact>)> {
+        let mut entries = Vec::new();
+        flatten("", &self.whole, &mut entries);
+        entries
+    }
+
+    fn places(&self, key: &str) -> Vec<(String, Option<Fact>)> {
+        let said = |(speaker, prefix): (&Value, &str)| {
+            let found = walk(speaker, key)?;
+            Some((format!("{prefix}{key}"), (!found.is_null()).then(|| fact(found))))
+        };
+        let places: Vec<_> = self.speakers(key).into_iter().map(said).collect();
+        // what stands beside the text model's object only is not about the text model
+        match &places[..] {
+            [None, Some(_)] => Vec::new(),
+            _ => places.into_iter().flatten().collect(),
+        }
+    }
+}
+
+impl Tensors for HfCheckpoint {
+    fn origin(&self, name: &str) -> Origin {
+        let full = self.full_origin(name);
+        let change = self.names.change(name);
+        if let Some(projections) = self.projections(name) {
+            return Origin { parts: projections, joined: Joined::Along(1), change };
+        }
+        match self.experts(&full) {
+            Some(parts) if !self.tensors.contains_key(&full) => {
+                Origin { parts, joined: Joined::ByEntry, change }
+            }
+            _ => Origin { change, ..Origin::one(full) },
+        }
+    }
+
+    fn stored_shape(&self, name: &str, part: Vec<usize>) -> Vec<usize> {
+        self.names.stored(name, part)
+    }
+
+    fn shape(&self, own: &str) -> Option<Vec<usize>> {
+        self.tensors.get(own).map(|located| located.shape.clone())
+    }
+
+    fn names(&self) -> Vec<String> {
+        let counts = |name: &&String| !self.names.elsewhere(name);
+        self.tensors.keys().filter(counts).cloned().collect()
+    }
+
+    fn read(&self, own: &str) -> Result<Tensor, ModelError> {
+        let (located, bytes, dtype) = self.located(own)?;
+        Ok(Tensor::from_raw_buffer(bytes, dtype, &located.shape, &Device::Cpu)?)
+    }
+
+    fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {
+        let (located, bytes, dtype) = self.located(own)?;
+        let width = located.shape.last().copied().unwrap_or(1);
+        let rows = gathered(bytes, width * dtype.size_in_bytes(), ids)?;
+        let rows = Tensor::from_raw_buffer(&rows, dtype, &[ids.len(), width], &Device::Cpu)?;
+        Ok(rows.to_dtype(DType::F32)?)
+    }
+}

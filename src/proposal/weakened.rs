@@ -1,0 +1,778 @@
+//! What a change of the policy lets through that was not let through before.
+//!
+//! Both policies are compared as they are resolved, case by case: an edit that no case sees is no
+//! finding, and one edit that reaches many cases is one.
+
+use crate::golden;
+use crate::policy::{Cell, Expectation, ModelPolicy, Policy, IGNORED, MEANING};
+use crate::repo::{Files, RepoError};
+use crate::results::statistics::{Direction, Statistic};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Cases of a finding that are named; the rest are counted.
+const NAMED_CASES: usize = 3;
+
+/// One of the two policies that are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// What holds: the policy at the merge base.
+    Base,
+    /// What is proposed.
+    Head,
+}
+
+/// A line of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file, as the policy was named; a golden's path starts from there, too.
+    pub file: PathBuf,
+    /// From 1; none for a whole file.
+    pub line: Option<usize>,
+    /// Whether it stands only at the base: the head has nothing in its place.
+    pub at_base: bool,
+}
+
+/// `thresholds.toml:12`, or `thresholds.toml:12 at the base`
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        f.write_str(if self.at_base { " at the base" } else { "" })
+    }
+}
+
+/// One edit that weakens the gate, and the cases that it reaches.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Weakened {
+    /// Where it is.
+    pub place: Place,
+    /// What became weaker: `mean_kld limit raised`.
+    pub what: String,
+    /// `model::scheme` for what concerns a scheme, `model` for what concerns a model, in the policy's
+    /// order. All of them: [`Weakened::reach`] names a few.
+    pub cases: Vec<String>,
+    /// What held.
+    pub old: String,
+    /// What is to hold.
+    pub new: String,
+}
+
+impl Weakened {
+    /// The first few cases by name, and how many there are besides: `m::q8_0, m::q4_0 and 38 more`.
+    pub fn reach(&self) -> String {
+        let named = &self.cases[..self.cases.len().min(NAMED_CASES)];
+        let named = named.join(", ");
+        match self.cases.len().saturating_sub(NAMED_CASES) {
+            0 => named,
+            more => format!("{named} and {more} more"),
+        }
+    }
+}
+
+/// `thresholds.toml:12: mean_kld limit raised: 0.05 → 0.5 (m::q8_0, m::q4_0 and 38 more)`
+impl fmt::Display for Weakened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Weakened { place, what, old, new, .. } = self;
+        write!(f, "{place}: {what}: {old} → {new} ({})", self.reach())
+    }
+}
+
+/// What `head` lets through that `base` does not, in the order of the base's cases.
+///
+/// `texts` gives the size of a corpus or prompts file as the policies name it, or none where it is not
+/// known. A model's weights are what is judged, not what judges: another hash or revision is no finding. But
+/// from another place another model may be judged than the one that is released. For a scheme that must fail, only limits on the model itself are compared: whichever other
+/// limit it breaks, it is shown as failing.
+pub fn weakened(
+    base: &Policy,
+    head: &Policy,
+    texts: &dyn Fn(Side, &Path) -> Option<u64>,
+) -> Vec<Weakened> {
+    let mut findings = Findings { head, list: Vec::new() };
+    for old in &base.models {
+        match head.models.iter().find(|new| new.name == old.name) {
+            Some(new) => {
+                let pair = Pair { old, new };
+                findings.measuring(pair);
+                findings.texts(pair, texts);
+                old.cells.iter().for_each(|cell| findings.cell(pair, cell));
+            }
+            None => {
+                let what = if old.name.contains('@') { "`at` section" } else { "model" };
+                let line = old.places.line("", "");
+                let schemes = format!("{} schemes", old.cells.len());
+                findings.add((None, line), &format!("{what} removed"), &old.name, schemes, "none");
+            }
+        }
+    }
+    findings.list
+}
+
+/// The sizes that [`weakened`] asks for, from the files of both sides as they are seen from the
+/// policy's folder. A file that cannot be read has none.
+pub fn text_sizes<'a>(
+    policy: &'a Policy,
+    base: &'a dyn Files,
+    head: &'a dyn Files,
+) -> impl Fn(Side, &Path) -> Option<u64> + 'a {
+    let folder = policy.path.parent().unwrap_or(Path::new(""));
+    move |side, path| {
+        let files = if side == Side::Base { base } else { head };
+        files.size(path.strip_prefix(folder).unwrap_or(path)).ok().flatten()
+    }
+}
+
+/// Goldens that `base` has and `head` lacks although their cases remain: deleted, a change is not seen
+/// but accepted anew. Files are those of both sides as seen from the policy's folder; goldens of other
+/// engines are looked at as well.
+///
+/// # Errors
+/// A folder of goldens that cannot be listed.
+pub fn goldens_removed(
+    head_policy: &Policy,
+    base: &dyn Files,
+    head: &dyn Files,
+) -> Result<Vec<Weakened>, RepoError> {
+    let goldens = Path::new(golden::FOLDER);
+    let left = head.list(goldens)?;
+    let folder = head_policy.path.parent().unwrap_or(Path::new(""));
+    let gone = base.list(goldens)?.into_iter().filter(|path| !left.contains(path));
+    Ok(gone
+        .filter_map(|path| {
+            let case = case_of_golden(head_policy, &path)?;
+            let place = Place { file: folder.join(&path), line: None, at_base: true };
+            let (what, old, new) = ("golden deleted".into(), "accepted".into(), "none".into());
+            Some(Weakened { place, what, cases: vec![case], old, new })
+        })
+        .collect())
+}
+
+/// The case that a golden is of, or the model where it is the golden of a model's text.
+pub(crate) fn case_of_golden(policy: &Policy, path: &Path) -> Option<String> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(".snap")?;
+    policy.models.iter().find_map(|model| {
+        if model.generate.is_some() && golden::text_stem(&model.name) == stem {
+            return Some(model.name.clone());
+        }
+        let is_its = |cell: &&Cell| model.cell_name(cell).file_stem() == stem;
+        model.cells.iter().find(is_its).map(|cell| case(model, cell))
+    })
+}
+
+fn case(model: &ModelPolicy, cell: &Cell) -> String {
+    model.cell_name(cell).to_string()
+}
+
+/// A model in both policies.
+#[derive(Clone, Copy)]
+struct Pair<'p> {
+    old: &'p ModelPolicy,
+    new: &'p ModelPolicy,
+}
+
+/// Lines in the head's and in the base's file.
+type Lines = (Option<usize>, Option<usize>);
+
+impl Pair<'_> {
+    /// The lines of the first of `keys` that the head has; at the base, that the base has.
+    fn lines(self, scheme: &str, keys: &[&str]) -> Lines {
+        let of = |model: &ModelPolicy| keys.iter().find_map(|key| model.places.line(scheme, key));
+        (of(self.new), of(self.old))
+    }
+}
+
+struct Findings<'p> {
+    head: &'p Policy,
+    list: Vec<Weakened>,
+}
+
+impl Findings<'_> {
+    /// An edit that is there already reaches one more case.
+    fn add(
+        &mut self,
+        (head, base): Lines,
+        what: &str,
+        case: &str,
+        old: impl ToString,
+        new: impl ToString,
+    ) {
+        let file = self.head.path.clone();
+        let place = Place { file, line: head.or(base), at_base: head.is_none() };
+        let (what, cases) = (what.to_owned(), vec![case.to_owned()]);
+        let found = Weakened { place, what, cases, old: old.to_string(), new: new.to_string() };
+        let same = |w: &&mut Weakened| {
+            (&w.place, &w.what, &w.old, &w.new)
+                == (&found.place, &found.what, &found.old, &found.new)
+        };
+        match self.list.iter_mut().find(same) {
+            Some(known) => known.cases.extend(found.cases),
+            None => self.list.push(found),
+        }
+    }
+
+    /// How a model is measured.
+    fn measuring(&mut self, pair: Pair) {
+        let Pair { old, new } = pair;
+        let name = &old.name;
+        let mut compare = |key: &str, what: &str, weaker: bool, old: String, new: String| {
+            if weaker {
+                self.add(pair.lines("", &[key]), what, name, old, new);
+            }
+        };
+        let shorter = new.context < old.context;
+        let (was, is) = (old.context.to_string(), new.context.to_string());
+        compare("context", "context shortened", shorter, was, is);
+        let fewer = new.chunks < old.chunks;
+        compare("chunks", "chunks reduced", fewer, old.chunks.to_string(), new.chunks.to_string());
+        let other = new.baseline != old.baseline;
+        let (was, is) = (old.baseline.to_string(), new.baseline.to_string());
+        compare("baseline", "baseline changed", other, was, is);
+        let (was, is) = (place_of(old), place_of(new));
+        compare("path", "the model is read from another place", was != is, was, is);
+        let diluted = old.corpus.iter().all(|file| new.corpus.contains(file))
+            && new.chunks * old.corpus.len() < old.chunks * new.corpus.len();
+        let share = |model: &ModelPolicy| format!("{} / {}", model.chunks, model.corpus.len());
+        let (was, is) = (share(old), share(new));
+        compare(
+            "corpus",
+            "fewer chunks for each text",
+            diluted && new.chunks >= old.chunks,
+            was,
+            is,
+        );
+        let named = |model: &ModelPolicy| {
+            let file = model.source.tokenizer.as_ref();
+            file.map_or("the checkpoint's own".into(), |file| file.display().to_string())
+        };
+        let (was, is) = (named(old), named(new));
+        compare("tokenizer", "another tokenizer", was != is, was, is);
+        let lifted = new.source.untrained && !old.source.untrained;
+        let what = "the bound on the baseline's perplexity lifted";
+        compare("untrained", what, lifted, "false".into(), "true".into());
+        let other = new.source.bos != old.source.bos;
+        let (was, is) = (bos_of(old), bos_of(new));
+        compare("bos", "BOS decided in another way", other, was, is);
+        for key in &new.source.ignore_keys {
+            let added = !old.source.ignore_keys.contains(key);
+            let what = format!("unread configuration key `{key}` let pass");
+            compare("ignore_keys", &what, added, "an error".into(), "ignored".into());
+        }
+        let removed = new.calibration.is_none();
+        if let Some(file) = &old.calibration {
+            let (was, is) = (file.display().to_string(), "none".into());
+            compare("calibration", "calibration removed", removed, was, is);
+        }
+        let Some(asked) = &old.generate else { return };
+        let file = asked.file.display().to_string();
+        match &new.generate {
+            None => compare("prompts", "prompts dropped", true, file, "none".into()),
+            Some(now) => {
+                let (other, is) = (now.file != asked.file, now.file.display().to_string());
+                compare("prompts", "prompts replaced", other, file, is);
+                let fewer = now.tokens < asked.tokens;
+                let (was, is) = (asked.tokens.to_string(), now.tokens.to_string());
+                compare("generate", "generated text shortened", fewer, was, is);
+            }
+        }
+    }
+
+    /// What a model is measured on.
+    fn texts(&mut self, pair: Pair, size: &dyn Fn(Side, &Path) -> Option<u64>) {
+        let Pair { old, new } = pair;
+        for file in old.corpus.iter().filter(|file| !new.corpus.contains(file)) {
+            let lines = pair.lines("", &["corpus"]);
+            self.add(lines, "corpus file removed", &old.name, file.display(), "none");
+        }
+        // a mean is over all texts: an easy one hides what a hard one shows
+        for file in new.corpus.iter().filter(|file| !old.corpus.contains(file)) {
+            let lines = pair.lines("", &["corpus"]);
+            self.add(lines, "corpus file added", &old.name, "none", file.display());
+        }
+        self.order(pair);
+        let prompts = |model: &ModelPolicy| model.generate.as_ref().map(|p| p.file.clone());
+        let kept = old.corpus.iter().filter(|file| new.corpus.contains(file));
+        let kept = kept.map(|file| ("corpus", file.clone()));
+        let kept = kept.chain(
+            prompts(old).filter(|_| prompts(old) == prompts(new)).map(|file| ("prompts", file)),
+        );
+        for (key, file) in kept {
+            let Some(was) = size(Side::Base, &file) else { continue };
+            let is = size(Side::Head, &file);
+            if is.is_none_or(|is| is < was) {
+                let what = format!("{key} file {} shortened", file.display());
+                let is = is.map_or("not there".into(), |is| format!("{is} bytes"));
+                let lines = pair.lines("", &[key]);
+                self.add(lines, &what, &old.name, format!("{was} bytes"), is);
+            }
+        }
+    }
+
+    /// Chunks are dealt in the order of the texts: what is left of them goes to the first ones.
+    fn order(&mut self, pair: Pair) {
+        let Pair { old, new } = pair;
+        let sorted = |model: &ModelPolicy| {
+            let mut texts = model.corpus.clone();
+            texts.sort();
+            texts
+        };
+        // other texts and fewer chunks are findings of their own
+        let is_other_order = old.corpus != new.corpus && sorted(old) == sorted(new);
+        if !is_other_order || new.chunks < old.chunks {
+            return;
+        }
+        let lines = pair.lines("", &["corpus"]);
+        let mut is_found = false;
+        for file in &old.corpus {
+            let (was, is) = (dealt(old, file), dealt(new, file));
+            if is < was {
+                let what = format!("texts in another order: fewer chunks of {}", file.display());
+                self.add(lines, &what, &old.name, was, is);
+                is_found = true;
+            }
+        }
+        // a text may be too short for its share, and then others get what is left
+        let is_even = |model: &ModelPolicy| model.chunks.is_multiple_of(model.corpus.len().max(1));
+        if !is_found && !is_even(new) {
+            let order = |model: &ModelPolicy| {
+                let names = model.corpus.iter().map(|file| file.display().to_string());
+                names.collect::<Vec<_>>().join(", ")
+            };
+            self.add(lines, "texts in another order", &old.name, order(old), order(new));
+        }
+    }
+
+    fn cell(&mut self, pair: Pair, old: &Cell) {
+        let (label, case) = (&old.label, &case(pair.old, old));
+        let Some(new) = pair.new.cells.iter().find(|new| new.label == *label) else {
+            self.add(pair.lines(label, &[""]), "scheme removed", case, label, "none");
+            return;
+        };
+        if new.scheme != old.scheme {
+            let lines = pair.lines(label, &[MEANING, ""]);
+            self.add(lines, "scheme redefined", case, &old.scheme, &new.scheme);
+        }
+        if new.expect != old.expect {
+            let lines = pair.lines(label, &["expect"]);
+            self.add(lines, "expectation changed", case, old.expect.name(), new.expect.name());
+        }
+        if new.ignored && !old.ignored {
+            self.add(pair.lines(label, &[IGNORED]), "ignored", case, false, true);
+        }
+        for limit in &old.limits {
+            let counts = match old.expect {
+                Expectation::Pass => true,
+                Expectation::Fail => limit.statistic == Statistic::BaselinePpl,
+                Expectation::Report => false,
+            };
+            if counts {
+                self.limit(pair, new, case, limit.statistic, limit.bound);
+            }
+        }
+    }
+
+    fn limit(&mut self, pair: Pair, new: &Cell, case: &str, statistic: Statistic, old: f64) {
+        let name = statistic.name();
+        let bound = new.limits.iter().find(|l| l.statistic == statistic).map(|l| l.bound);
+        let (weaker, word) = match (bound, statistic.direction()) {
+            (None, _) => (true, "removed"),
+            (Some(bound), Direction::AtMost) => (bound > old, "raised"),
+            (Some(bound), Direction::AtLeast) => (bound < old, "lowered"),
+        };
+        if weaker {
+            let lines = pair.lines(&new.label, &[name]);
+            let bound = bound.map_or("none".into(), |bound| bound.to_string());
+            self.add(lines, &format!("{name} limit {word}"), case, old, bound);
+        }
+    }
+}
+
+/// Chunks of a text where all texts are long enough: they are dealt round-robin.
+fn dealt(model: &ModelPolicy, file: &Path) -> usize {
+    let texts = model.corpus.len().max(1);
+    let (each, left) = (model.chunks / texts, model.chunks % texts);
+    let places = model.corpus.iter().enumerate().filter(|(_, text)| *text == file);
+    places.map(|(place, _)| each + usize::from(place < left)).sum()
+}
+
+/// Where a model is read from, whatever its version.
+fn place_of(model: &ModelPolicy) -> String {
+    match &model.source.hub {
+        Some(pinned) => match &pinned.file {
+            Some(file) => format!("{}/{file}", pinned.repository),
+            None => pinned.repository.clone(),
+        },
+        None => model.source.path.display().to_string(),
+    }
+}
+
+/// What a policy says about BOS.
+fn bos_of(model: &ModelPolicy) -> String {
+    model.source.bos.map_or("as the checkpoint says".into(), |bos| bos.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    const BASE: &str = r#"[defaults]
+corpus = ["c.txt", "d.txt"]
+context = 512
+chunks = 4
+prompts = "p.toml"
+generate = 48
+[defaults.limits]
+mean_kld = 0.05
+top1_agreement = 0.87
+rms_dp = 0.5
+[defaults.schemes]
+q8_0 = { limits = { mean_kld = 0.02 } }
+q5_0 = {}
+[schemes]
+prod = "q4_0:norot"
+[models.m]
+path = "m.gguf"
+calibration = "m.calibration"
+limits.baseline_ppl = 40.0
+at.long = { context = 1024 }
+[models.m.schemes]
+prod = {}
+q4_0 = { expect = "fail", reason = "outliers" }
+q5_1 = { expect = "report" }
+[models.n]
+path = "n.gguf"
+prompts = false
+"#;
+
+    fn policy(text: &str) -> Policy {
+        let parsed = Policy::parse(text, Path::new("thresholds.toml"));
+        parsed.unwrap_or_else(|error| panic!("{error}")).0
+    }
+
+    fn sizes(of: &[(&str, u64)]) -> BTreeMap<PathBuf, u64> {
+        of.iter().map(|(path, bytes)| (PathBuf::from(path), *bytes)).collect()
+    }
+
+    /// Findings of going from `base` to `head`, without texts.
+    fn between(base: &str, head: &str) -> Vec<String> {
+        let found = weakened(&policy(base), &policy(head), &|_, _| None);
+        found.iter().map(ToString::to_string).collect()
+    }
+
+    /// The edit weakens as said; undone, it tightens, which is no finding.
+    #[track_caller]
+    fn assert_weaker(edits: &[(&str, &str)], expected: &[&str]) {
+        let mut head = BASE.to_owned();
+        for (old, new) in edits {
+            assert_eq!(head.matches(old).count(), 1, "{old}");
+            head = head.replace(old, new);
+        }
+        assert_eq!(between(BASE, &head), expected);
+        assert_eq!(between(&head, BASE), [""; 0], "the way back");
+    }
+
+    #[test]
+    fn the_same_policy_is_not_weaker() {
+        assert_eq!(between(BASE, BASE), [""; 0]);
+        assert_eq!(between(BASE, &format!("# a note\n\n{BASE}")), [""; 0]);
+    }
+
+    #[test]
+    fn a_default_limit_that_reaches_many_cases_is_one_finding() {
+        assert_weaker(
+            &[("mean_kld = 0.05", "mean_kld = 0.5")],
+            &["thresholds.toml:8: mean_kld limit raised: 0.05 → 0.5 \
+               (m::q5_0, m::prod, m@long::q5_0 and 2 more)"],
+        );
+    }
+
+    #[test]
+    fn limits_have_a_direction() {
+        assert_weaker(
+            &[("agreement = 0.87", "agreement = 0.8"), ("rms_dp = 0.5", "rms_dp = false")],
+            &[
+                "thresholds.toml:9: top1_agreement limit lowered: 0.87 → 0.8 \
+                 (m::q8_0, m::q5_0, m::prod and 5 more)",
+                "thresholds.toml:10: rms_dp limit removed: 0.5 → none \
+                 (m::q8_0, m::q5_0, m::prod and 5 more)",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_limit_of_its_own_that_goes_is_found_where_the_inherited_one_stands() {
+        assert_weaker(
+            &[("q8_0 = { limits = { mean_kld = 0.02 } }", "q8_0 = {}")],
+            &["thresholds.toml:8: mean_kld limit raised: 0.02 → 0.05 \
+               (m::q8_0, m@long::q8_0, n::q8_0)"],
+        );
+        assert_weaker(
+            &[("limits.baseline_ppl = 40.0", "")],
+            &["thresholds.toml:19 at the base: baseline_ppl limit removed: 40 → none \
+               (m::q8_0, m::q5_0, m::prod and 5 more)"],
+        );
+    }
+
+    #[test]
+    fn a_limit_that_no_case_sees_is_no_finding() {
+        let base = BASE.replace("rms_dp = 0.5", "rms_dp = 0.5\np99_kld = 0.5")
+            + "limits.p99_kld = 0.4\n[models.n.schemes]\nq8_0 = false\n";
+        let base = base.replace("limits.baseline_ppl", "limits.p99_kld = 0.3\nlimits.baseline_ppl");
+        assert_eq!(between(&base, &base.replace("p99_kld = 0.5", "p99_kld = 5.0")), [""; 0]);
+    }
+
+    /// A scheme that must fail is shown as failing, whichever limit it breaks; its model must be sound.
+    #[test]
+    fn of_a_scheme_that_must_fail_the_limits_on_the_model_count() {
+        let own = |limits: &str| {
+            BASE.replace(
+                "reason = \"outliers\"",
+                &format!("reason = \"o\", limits = {{ {limits} }}"),
+            )
+        };
+        let (base, head) = (own("mean_kld = 0.05"), own("mean_kld = 0.5"));
+        assert_eq!(between(&base, &head), [""; 0]);
+        assert_eq!(between(&head, &base), [""; 0]);
+        assert_eq!(
+            between(&own("baseline_ppl = 30.0"), &own("baseline_ppl = 900.0")),
+            ["thresholds.toml:23: baseline_ppl limit raised: 30 → 900 (m::q4_0, m@long::q4_0)"]
+        );
+    }
+
+    #[test]
+    fn another_expectation_is_a_finding_both_ways() {
+        let fails = "q5_0 = { expect = \"fail\", reason = \"r\" }";
+        for (new, word) in [(fails, "fail"), ("q5_0 = { expect = \"report\" }", "report")] {
+            let head = BASE.replace("q5_0 = {}", new);
+            let reach = "(m::q5_0, m@long::q5_0, n::q5_0)";
+            assert_eq!(
+                between(BASE, &head),
+                [format!("thresholds.toml:13: expectation changed: pass → {word} {reach}")]
+            );
+            assert_eq!(
+                between(&head, BASE),
+                [format!(
+                    "thresholds.toml:13 at the base: expectation changed: {word} → pass {reach}"
+                )]
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_not_measured_any_more_is_found() {
+        assert_weaker(
+            &[("prod = {}\n", "")],
+            &["thresholds.toml:22 at the base: scheme removed: prod → none (m::prod, m@long::prod)"],
+        );
+        assert_weaker(
+            &[("prompts = false\n", "prompts = false\nschemes.q5_0 = false\n")],
+            &["thresholds.toml:28: scheme removed: q5_0 → none (n::q5_0)"],
+        );
+        assert_weaker(
+            &[("at.long = { context = 1024 }\n", "")],
+            &["thresholds.toml:20 at the base: `at` section removed: 5 schemes → none (m@long)"],
+        );
+        assert_weaker(
+            &[("[models.n]\npath = \"n.gguf\"\nprompts = false\n", "")],
+            &["thresholds.toml:25 at the base: model removed: 2 schemes → none (n)"],
+        );
+    }
+
+    #[test]
+    fn a_renamed_model_is_a_removed_one() {
+        let head = BASE.replace("[models.n]", "[models.o]");
+        let expected = "thresholds.toml:25 at the base: model removed: 2 schemes → none (n)";
+        assert_eq!(between(BASE, &head), [expected]);
+    }
+
+    #[test]
+    fn newly_ignored() {
+        assert_weaker(
+            &[("path = \"n.gguf\"", "path = \"n.gguf\"\nignored = true")],
+            &["thresholds.toml:27: ignored: false → true (n::q8_0, n::q5_0)"],
+        );
+        assert_weaker(
+            &[("prod = {}", "prod = { ignored = true }")],
+            &["thresholds.toml:22: ignored: false → true (m::prod, m@long::prod)"],
+        );
+        assert_weaker(
+            &[("q5_0 = {}", "q5_0 = { ignored = true }")],
+            &["thresholds.toml:13: ignored: false → true (m::q5_0, m@long::q5_0, n::q5_0)"],
+        );
+    }
+
+    #[test]
+    fn what_was_ignored_may_stay_so() {
+        let ignored = BASE.replace("path = \"n.gguf\"", "path = \"n.gguf\"\nignored = true");
+        assert_eq!(between(&ignored, &ignored), [""; 0]);
+    }
+
+    #[test]
+    fn less_is_measured() {
+        assert_weaker(
+            &[("context = 512", "context = 256")],
+            &["thresholds.toml:3: context shortened: 512 → 256 (m, n)"],
+        );
+        assert_weaker(
+            &[("context = 1024", "context = 600")],
+            &["thresholds.toml:20: context shortened: 1024 → 600 (m@long)"],
+        );
+        assert_weaker(
+            &[("chunks = 4", "chunks = 3")],
+            &["thresholds.toml:4: chunks reduced: 4 → 3 (m, m@long, n)"],
+        );
+        let fewer = BASE.replace("[\"c.txt\", \"d.txt\"]", "[\"d.txt\"]");
+        let removed = "thresholds.toml:2: corpus file removed: c.txt → none (m, m@long, n)";
+        assert_eq!(between(BASE, &fewer), [removed]);
+        assert_weaker(
+            &[("generate = 48", "generate = 8")],
+            &["thresholds.toml:6: generated text shortened: 48 → 8 (m, m@long)"],
+        );
+        assert_weaker(
+            &[("calibration = \"m.calibration\"\n", "")],
+            &["thresholds.toml:18 at the base: calibration removed: m.calibration → none (m, m@long)"],
+        );
+        assert_weaker(
+            &[("path = \"m.gguf\"", "path = \"m.gguf\"\nprompts = false")],
+            &["thresholds.toml:18: prompts dropped: p.toml → none (m, m@long)"],
+        );
+        assert_weaker(
+            &[("prompts = \"p.toml\"\ngenerate = 48\n", "")],
+            &["thresholds.toml:5 at the base: prompts dropped: p.toml → none (m, m@long)"],
+        );
+    }
+
+    #[test]
+    fn what_has_no_order_is_found_both_ways() {
+        for (old, new, line, what, values) in [
+            ("= 4\n", "= 4\nbaseline = \"bf16\"\n", 5, "baseline changed", ["f16", "bf16"]),
+            ("p.toml", "q.toml", 5, "prompts replaced", ["p.toml", "q.toml"]),
+            ("q4_0:norot", "q4_1", 15, "scheme redefined", ["q4_0:norot", "q4_1"]),
+        ] {
+            assert_eq!(BASE.matches(old).count(), 1, "{old}");
+            let head = BASE.replace(old, new);
+            for (from, to, [was, is]) in
+                [(BASE, head.as_str(), values), (head.as_str(), BASE, [values[1], values[0]])]
+            {
+                let found = weakened(&policy(from), &policy(to), &|_, _| None);
+                let [found] = &found[..] else { panic!("{what}: {found:?}") };
+                assert_eq!(found.place.line, Some(line));
+                assert_eq!((&*found.what, &*found.old, &*found.new), (what, was, is));
+            }
+        }
+    }
+
+    #[test]
+    fn shorter_texts() {
+        let policy = policy(BASE);
+        let found = |base: &[(&str, u64)], head: &[(&str, u64)]| {
+            let (base, head) = (sizes(base), sizes(head));
+            let texts = |side, path: &Path| match side {
+                Side::Base => base.get(path).copied(),
+                Side::Head => head.get(path).copied(),
+            };
+            let found = weakened(&policy, &policy, &texts);
+            found.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let base = [("c.txt", 100), ("d.txt", 50), ("p.toml", 9)];
+        assert_eq!(
+            found(&base, &[("c.txt", 99), ("d.txt", 51), ("p.toml", 9)]),
+            ["thresholds.toml:2: corpus file c.txt shortened: 100 bytes → 99 bytes (m, m@long, n)"]
+        );
+        assert_eq!(
+            found(&base, &[("c.txt", 100), ("p.toml", 8)]),
+            [
+                "thresholds.toml:2: corpus file d.txt shortened: 50 bytes → not there (m, m@long, n)",
+                "thresholds.toml:5: prompts file p.toml shortened: 9 bytes → 8 bytes (m, m@long)",
+            ]
+        );
+        assert_eq!(found(&base, &[("c.txt", 101), ("d.txt", 50), ("p.toml", 9)]), [""; 0]);
+        assert_eq!(found(&[], &base), [""; 0], "what the base's text was is not known");
+    }
+
+    #[test]
+    fn the_weights_are_the_subject() {
+        let sha256 = format!("path = \"m.gguf\"\nsha256 = \"{}\"", "a".repeat(64));
+        assert_eq!(between(BASE, &BASE.replace("path = \"m.gguf\"", &sha256)), [""; 0]);
+    }
+
+    /// A copy elsewhere may be judged while another is released.
+    #[test]
+    fn another_place_of_the_weights_is_found() {
+        let found = between(BASE, &BASE.replace("path = \"m.gguf\"", "path = \"copy/m.gguf\""));
+        let [finding] = &found[..] else { panic!("{found:?}") };
+        let moved = "the model is read from another place: m.gguf → copy/m.gguf";
+        assert!(finding.contains(moved), "{finding}");
+        let dotted = BASE.replace("path = \"m.gguf\"", "path = \"./m.gguf\"");
+        assert_eq!(between(BASE, &dotted), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_let_pass_or_read_otherwise_is_found() {
+        let path = "path = \"m.gguf\"";
+        let with = |line: &str| format!("{path}\n{line}");
+        let weaker = |line: &str, what: &str| {
+            let head = BASE.replace(path, &with(line));
+            let [finding] = &between(BASE, &head)[..] else { panic!("{line}: not one finding") };
+            assert!(finding.contains(what), "{finding}");
+            head
+        };
+        let head = weaker("untrained = true", "the baseline's perplexity lifted: false → true");
+        assert_eq!(between(&head, BASE), [""; 0]);
+        let head = weaker("ignore_keys = [\"llama.x\"]", "`llama.x` let pass: an error → ignored");
+        assert_eq!(between(&head, BASE), [""; 0]);
+        // nobody knows which tokenizer is the easier one, nor which way of reading BOS
+        let head =
+            weaker("tokenizer = \"t.json\"", "another tokenizer: the checkpoint's own → t.json");
+        assert_eq!(between(&head, BASE).len(), 1);
+        let head =
+            weaker("bos = false", "BOS decided in another way: as the checkpoint says → false");
+        assert_eq!(between(&head, BASE).len(), 1);
+    }
+
+    /// What is left of the chunks goes to the first texts: with one chunk, the first is all that is measured.
+    #[test]
+    fn texts_in_another_order_are_found_where_it_matters() {
+        let [two, three] = [r#"["c.txt", "d.txt"]"#, r#"["c.txt", "d.txt", "e.txt"]"#];
+        let found = |base: &str, head: &str, chunks: [usize; 2]| {
+            let with = |corpus: &str, chunks: usize| {
+                let policy = BASE.replace(two, corpus);
+                policy.replace("chunks = 4", &format!("chunks = {chunks}"))
+            };
+            between(&with(base, chunks[0]), &with(head, chunks[1]))
+        };
+        let turned = r#"["d.txt", "c.txt"]"#;
+        assert_eq!(found(two, turned, [4, 4]), [""; 0], "each has two either way");
+        let fewer = |was: usize, is: usize| {
+            format!(
+                "thresholds.toml:2: texts in another order: fewer chunks of c.txt: {was} → {is} \
+                 (m, m@long, n)"
+            )
+        };
+        assert_eq!(found(two, turned, [3, 3]), [fewer(2, 1)]);
+        assert_eq!(found(two, turned, [1, 1]), [fewer(1, 0)]);
+        assert_eq!(found(two, turned, [3, 4]), [""; 0], "more of both");
+        // where c.txt is too short, the second gets what is left
+        let turned = r#"["c.txt", "e.txt", "d.txt"]"#;
+        let order = "thresholds.toml:2: texts in another order: c.txt, d.txt, e.txt → \
+                     c.txt, e.txt, d.txt (m, m@long, n)";
+        assert_eq!(found(three, turned, [4, 4]), [order]);
+        assert_eq!(found(three, turned, [6, 6]), [""; 0]);
+    }
+
+    /// More texts on as many chunks leave fewer to each that was there.
+    #[test]
+    fn a_text_is_diluted_by_others() {
+        let base =
+            BASE.replace("corpus = [", "corpus = [\"x.txt\", ").replace("chunks = ", "chunks = 1");
+        assert!(base != BASE, "{BASE}");
+        let more = base.replace("\"x.txt\"", "\"x.txt\", \"y.txt\"");
+        let found = between(&base, &more);
+        assert!(found.iter().any(|f| f.contains("fewer chunks for each text")), "{found:?}");
+        assert!(found.iter().any(|f| f.contains("corpus file added: none → y.txt")), "{found:?}");
+        assert!(between(&more, &base).iter().all(|f| !f.contains("fewer chunks for each text")));
+    }
+}

@@ -1,0 +1,285 @@
+//! `results.json`: written and read with every number in place.
+
+use crate::files::write_atomically;
+use crate::results::{Results, FORMAT};
+use crate::text;
+use serde_json::Value;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// Why `results.json` could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum JsonError {
+    /// The folder is missing and cannot be made, is not writable, or the disk is full.
+    #[error("{path}: {source}; is the folder writable, and the disk not full? Another folder can be named")]
+    Write {
+        /// The file.
+        path: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file is missing or cannot be read.
+    #[error("{path}: {source}; `kvgate run` writes it")]
+    Read {
+        /// The file.
+        path: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file ends too early.
+    #[error("{path}: truncated at line {line}; run again, or copy the whole file")]
+    Truncated {
+        /// The file.
+        path: String,
+        /// Its last line.
+        line: usize,
+    },
+    /// Written by another version.
+    #[error("{path}: format {found}, and this kvgate reads format {FORMAT}; use the version that wrote it, or run again")]
+    Format {
+        /// The file.
+        path: String,
+        /// The format it names.
+        found: String,
+    },
+    /// JSON has no NaN: it becomes `null`, and a gate must not read over it.
+    #[error(
+        "{path}: {place} is not a number (NaN or infinite): the measurement cannot be trusted"
+    )]
+    NotANumber {
+        /// The file.
+        path: String,
+        /// `measurements[0].schemes[1].mean_kld`
+        place: String,
+    },
+    /// Not what kvgate writes.
+    #[error("{path}: {source}")]
+    Malformed {
+        /// The file.
+        path: String,
+        /// What is wrong, and where.
+        source: serde_json::Error,
+    },
+}
+
+/// The file's name.
+pub const FILE: &str = "results.json";
+
+/// Writes `results.json` into the folder, which is created when missing, and returns its path.
+pub fn write(folder: &Path, results: &Results) -> Result<PathBuf, JsonError> {
+    let path = folder.join(FILE);
+    write_to(&path, results)?;
+    Ok(path)
+}
+
+/// The file's text.
+///
+/// # Errors
+/// A number that is none.
+pub fn text(results: &Results) -> Result<String, JsonError> {
+    text_of(results, FILE)
+}
+
+/// The text, for a file of some name.
+fn text_of(results: &Results, name: &str) -> Result<String, JsonError> {
+    let value = checked(results, name)?;
+    let text = serde_json::to_string_pretty(&value)
+        .map_err(|source| JsonError::Malformed { path: name.into(), source })?;
+    Ok(text::json(&text).into_owned())
+}
+
+/// Results as JSON, every number in place.
+fn checked(results: &Results, name: &str) -> Result<Value, JsonError> {
+    let value = serde_json::to_value(results)
+        .map_err(|source| JsonError::Malformed { path: name.into(), source })?;
+    no_null(&value, name)?;
+    Ok(value)
+}
+
+/// Writes the same to a file of any name.
+pub fn write_to(path: &Path, results: &Results) -> Result<(), JsonError> {
+    let name = path.display().to_string();
+    let text = text_of(results, &name)?;
+    write_atomically(path, |w| {
+        w.write_all(text.as_bytes())?;
+        w.write_all(b"\n")
+    })
+    .map_err(|source| JsonError::Write { path: name, source })
+}
+
+/// Reads what [`write()`] wrote.
+pub fn read(path: &Path) -> Result<Results, JsonError> {
+    let name = path.display().to_string();
+    let read = || {
+        let length = std::fs::metadata(path)?.len();
+        match length > LARGEST {
+            true => Err(io::Error::other(format!("{length} bytes are more than any run writes"))),
+            false => std::fs::read_to_string(path),
+        }
+    };
+    let text = read().map_err(|source| JsonError::Read { path: name.clone(), source })?;
+    parse(&text, name)
+}
+
+/// Reads what a stranger may have written: as [`read`], and every text in it is bounded and without
+/// characters that a terminal obeys.
+///
+/// # Errors
+/// As of [`read`].
+pub fn read_untrusted(path: &Path) -> Result<Results, JsonError> {
+    let results = read(path)?;
+    let name = path.display().to_string();
+    let schemes: usize = results.measurements.iter().map(|measured| measured.schemes.len()).sum();
+    let entries = schemes.max(results.cases.len()).max(results.measurements.len());
+    if entries > MOST_ENTRIES {
+        let source = io::Error::other(format!("{entries} entries are more than any run writes"));
+        return Err(JsonError::Read { path: name, source });
+    }
+    let malformed = |source| JsonError::Malformed { path: name.clone(), source };
+    let mut value = serde_json::to_value(results).map_err(malformed)?;
+    defuse("", &mut value);
+    serde_json::from_value(value).map_err(malformed)
+}
+
+/// Texts of several lines.
+const LINES: [&str; 3] = ["message", "error", "text"];
+
+/// Bounds every text of a value; of those that are names, no line begins within.
+fn defuse(key: &str, value: &mut Value) {
+    match value {
+        Value::String(text) if LINES.contains(&key) => *text = text::message(text),
+        Value::String(text) => *text = text::message(text).replace('\n', " "),
+        Value::Array(values) => values.iter_mut().for_each(|value| defuse(key, value)),
+        Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| defuse(key, value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// Schemes or cases of a stranger's file: rows are looked up by their names.
+const MOST_ENTRIES: usize = 5_000;
+
+/// Bytes of a file that is read at all: a thousand schemes are a tenth of it.
+const LARGEST: u64 = 64 << 20;
+
+fn parse(text: &str, name: String) -> Result<Results, JsonError> {
+    let malformed = |source: serde_json::Error| match source.is_eof() {
+        true => JsonError::Truncated { path: name.clone(), line: source.line() },
+        false => JsonError::Malformed { path: name.clone(), source },
+    };
+    let value: Value = serde_json::from_str(text).map_err(malformed)?;
+    // before the rest: another format may have other fields
+    let found = &value["format"];
+    if *found != FORMAT {
+        return Err(JsonError::Format { path: name.clone(), found: found.to_string() });
+    }
+    no_null(&value, &name)?;
+    // from the text, not from the value: these errors name line and column
+    serde_json::from_str(text).map_err(malformed)
+}
+
+/// Only these may be null: there is no repository, or no policy.
+const OPTIONAL: [&str; 2] = ["head", "policy"];
+
+fn no_null(value: &Value, path: &str) -> Result<(), JsonError> {
+    let fields = value.as_object().into_iter().flatten();
+    let found = fields
+        .filter(|(key, _)| !OPTIONAL.contains(&key.as_str()))
+        .find_map(|(key, value)| null_in(value, key.clone()));
+    match found {
+        Some(place) => Err(JsonError::NotANumber { path: path.into(), place }),
+        None => Ok(()),
+    }
+}
+
+/// The place of the first null in a value.
+fn null_in(value: &Value, place: String) -> Option<String> {
+    match value {
+        Value::Null => Some(place),
+        Value::Array(values) => {
+            values.iter().enumerate().find_map(|(i, v)| null_in(v, format!("{place}[{i}]")))
+        }
+        Value::Object(fields) => {
+            fields.iter().find_map(|(key, v)| null_in(v, format!("{place}.{key}")))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::Outcome;
+    use crate::testing::fixture;
+
+    #[test]
+    fn reads_back_what_it_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let results = fixture::results();
+        let path = write(&folder.path().join("new/folder"), &results).unwrap();
+        let read = read(&path).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), serde_json::to_value(results).unwrap());
+    }
+
+    #[test]
+    fn every_damage_has_its_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(folder.path(), &fixture::results()).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let says = |text: &str, what: &str| {
+            std::fs::write(&path, text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        };
+        says(&text[..text.len() / 2], "truncated at line ");
+        says("", "truncated at line 1");
+        says(
+            &text.replace("\"format\": 1", "\"format\": 2"),
+            "format 2, and this kvgate reads for",
+        );
+        says("{}", "format null");
+        says("[]", "format null");
+        says(
+            &text.replace("\"mean_kld\": 0.0612", "\"mean_kld\": null"),
+            "measurements[0].schemes[1].mean_kld is not a number",
+        );
+        says(&text.replace("\"mean_kld\": 0.0612", "\"mean_kld\": NaN"), "expected value at line ");
+        says(&text.replace("\"engine\"", "\"motor\""), "motor");
+        assert!(read(&folder.path().join("no.json"))
+            .unwrap_err()
+            .to_string()
+            .contains("no.json: "));
+    }
+
+    #[test]
+    fn a_stranger_commands_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut results = fixture::results();
+        results.cases[2].message = format!("\u{1b}[2J\u{202e}{}", "x".repeat(10_000_000));
+        results.measurements[0].run.notes = vec!["a\u{7}b\n::c".into()];
+        let path = write(folder.path(), &results).unwrap();
+        let read = read_untrusted(&path).unwrap();
+        assert!(read.cases[2].message.starts_with(r"\u{1b}[2J\u{202e}xxx"));
+        assert!(read.cases[2].message.chars().count() < 4_020);
+        assert_eq!(read.measurements[0].run.notes, [r"a\u{7}b ::c"]);
+        results.cases = vec![results.cases[0].clone(); MOST_ENTRIES + 1];
+        write(folder.path(), &results).unwrap();
+        let error = read_untrusted(&path).unwrap_err().to_string();
+        assert!(error.contains("5001 entries are more than any run writes"), "{error}");
+        let huge = std::fs::File::create(&path).unwrap();
+        huge.set_len(LARGEST + 1).unwrap();
+        let error = read_untrusted(&path).unwrap_err().to_string();
+        assert!(error.contains("67108865 bytes are more than any run writes"), "{error}");
+    }
+
+    #[test]
+    fn a_nan_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut results = fixture::results();
+        let outcome = &mut results.measurements[0].schemes[0].outcome;
+        let Outcome::Measured { statistics, .. } = outcome else { panic!() };
+        statistics.p99_kld = f64::NAN;
+        let error = write(folder.path(), &results).unwrap_err().to_string();
+        assert!(error.contains("results.json: measurements[0].schemes[0].p99_kld is not a numb"));
+        assert!(!folder.path().join("results.json").exists());
+    }
+}

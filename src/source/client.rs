@@ -1,0 +1,545 @@
+//! What talks to the hub. The transfers, the cache's layout and resuming are those of `hf-hub`; here
+//! is what it leaves open: which files, one process at a time, going on after a broken connection,
+//! checking what arrived, and errors that say what to do.
+
+use crate::progress::Progress;
+use crate::source::pinned::{
+    cache, home, shards, variable, HubError, Pinned, ADAPTER, CONFIG, INDEX, OPTIONAL,
+    QUANTIZATION_FILES, TOKENIZER, WEIGHTS,
+};
+use crate::text::suggest::nearest;
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
+use hf_hub::api::Progress as _;
+use hf_hub::{Cache, Repo, RepoType};
+use indicatif::HumanBytes;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// Longest wait for a list, or for [`LEAST`] bytes of a file.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes that a connection brings in that time, or it is given up: one that brings a byte a second is no use.
+const LEAST: usize = 16 << 10;
+
+/// Fetches all of a checkpoint that is not in the cache yet.
+pub(super) fn fetch(
+    pinned: &Pinned,
+    own_tokenizer: bool,
+    progress: Progress,
+) -> Result<(), HubError> {
+    let _lock = one_at_a_time(pinned, progress)?;
+    // what another process fetched meanwhile
+    if pinned.missing(own_tokenizer).is_empty() {
+        return Ok(());
+    }
+    progress("asking the hub", 0, 0);
+    let client = Client::new(pinned, progress)?;
+    let Some(file) = &pinned.file else { return client.safetensors(own_tokenizer) };
+    client.get(file)
+}
+
+/// Fetches what a commit may have, and notes what it does not have.
+pub(super) fn fetch_optional(pinned: &Pinned) -> Result<(), HubError> {
+    let progress: Progress = &|_, _, _| {};
+    let _lock = one_at_a_time(pinned, progress)?;
+    if pinned.unasked().is_empty() {
+        return Ok(());
+    }
+    Client::new(pinned, progress)?.optional()
+}
+
+/// Waits until no other process of ours fetches this commit: one of two that fetch the same file would
+/// fetch it in vain.
+fn one_at_a_time(pinned: &Pinned, progress: Progress) -> Result<File, HubError> {
+    let folder = cache().join(".locks").join(pinned.folder_name());
+    let path = folder.join(format!("kvgate-{}.lock", pinned.revision));
+    let lock = || {
+        fs::create_dir_all(&folder)?;
+        let file = File::create(&path)?;
+        if file.try_lock().is_err() {
+            progress("waiting for another process that fetches it", 0, 0);
+            file.lock()?;
+        }
+        Ok(file)
+    };
+    lock().map_err(|error| HubError::Cache { path: path.clone(), error })
+}
+
+/// A commit's list of files, as the hub gives it.
+#[derive(Deserialize)]
+struct Listing {
+    siblings: Vec<Entry>,
+}
+
+/// A file in the list.
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(rename = "rfilename")]
+    name: String,
+    size: Option<u64>,
+    /// Git's hash, which names the blob in the cache if the file is not large.
+    #[serde(rename = "blobId")]
+    git: Option<String>,
+    lfs: Option<Large>,
+}
+
+/// What the list says of a large file.
+#[derive(Deserialize)]
+struct Large {
+    sha256: String,
+}
+
+/// One commit, and the way to it.
+struct Client<'a> {
+    pinned: &'a Pinned,
+    progress: Progress<'a>,
+    endpoint: String,
+    has_token: bool,
+    api: Api,
+    repo: Repo,
+    /// How long the list may take, and [`LEAST`] bytes of a file.
+    patience: Duration,
+    listed: BTreeMap<String, Entry>,
+}
+
+impl<'a> Client<'a> {
+    /// A client that has asked for the list of files.
+    fn new(pinned: &'a Pinned, progress: Progress<'a>) -> Result<Self, HubError> {
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        let token = token();
+        let has_token = token.is_some();
+        let api = ApiBuilder::from_cache(Cache::new(cache()))
+            .with_endpoint(endpoint.clone())
+            .with_token(token)
+            .with_user_agent("kvgate", env!("CARGO_PKG_VERSION"))
+            .build();
+        let api = api.map_err(|error| HubError::Unreachable {
+            pinned: Box::new(pinned.clone()),
+            why: error.to_string(),
+        })?;
+        let (repository, revision) = (pinned.repository.clone(), pinned.revision.clone());
+        let repo = Repo::with_revision(repository, RepoType::Model, revision);
+        let (patience, listed) = (PATIENCE, BTreeMap::new());
+        let mut client =
+            Client { pinned, progress, endpoint, has_token, api, repo, patience, listed };
+        client.listed = client.list()?;
+        Ok(client)
+    }
+
+    fn list(&self) -> Result<BTreeMap<String, Entry>, HubError> {
+        let request = self.api.repo(self.repo.clone()).info_request();
+        let list = request.query("blobs", "true").timeout(self.patience).call();
+        let list = list.map_err(|error| self.request_error(error, "such revision"))?;
+        let list: Listing = list.into_json().map_err(|error| self.answer(error.to_string()))?;
+        Ok(list.siblings.into_iter().map(|entry| (entry.name.clone(), entry)).collect())
+    }
+
+    /// What is small first: the weights are there last, so that the rest is, too, when they are.
+    fn safetensors(&self, own_tokenizer: bool) -> Result<(), HubError> {
+        self.get(CONFIG)?;
+        if own_tokenizer {
+            self.get(TOKENIZER)?;
+        }
+        self.optional()?;
+        // those that the checkpoint is refused for: the same here as where another program fetched all of it
+        for file in QUANTIZATION_FILES.into_iter().chain([ADAPTER]) {
+            if self.listed.contains_key(file) {
+                self.get(file)?;
+            }
+        }
+        if self.listed.contains_key(WEIGHTS) || !self.listed.contains_key(INDEX) {
+            return self.get(WEIGHTS);
+        }
+        self.get(INDEX)?;
+        let index = self.pinned.cached(INDEX);
+        let shards = shards(&index).ok_or_else(|| HubError::Damaged {
+            path: index.clone(),
+            why: "it does not name the files of the weights".into(),
+        })?;
+        shards.iter().try_for_each(|file| self.get(file))
+    }
+
+    /// What a commit may have; of what this one does not have a note.
+    fn optional(&self) -> Result<(), HubError> {
+        for file in OPTIONAL {
+            if self.listed.contains_key(file) {
+                self.get(file)?;
+                continue;
+            }
+            let note = self.pinned.absent(file);
+            let written = fs::create_dir_all(note.parent().unwrap_or(&note))
+                .and_then(|()| File::create(&note));
+            written.map_err(|error| HubError::Cache { path: note, error })?;
+        }
+        Ok(())
+    }
+
+    /// Fetches a file, unless it is there.
+    fn get(&self, file: &str) -> Result<(), HubError> {
+        let path = self.pinned.cached(file);
+        if path.exists() {
+            return Ok(());
+        }
+        let entry = self.listed.get(file).ok_or_else(|| self.no_file(file))?;
+        let blob = entry.blob(&self.pinned.home());
+        let prepared = prepare(entry, blob.as_deref(), &path);
+        if prepared.map_err(|error| HubError::Cache { path: path.clone(), error })? {
+            return Ok(());
+        }
+        let part = blob.as_ref().map(|blob| blob.with_extension("part"));
+        let arrived = || part.as_ref().and_then(|part| fs::metadata(part).ok()).map(|m| m.len());
+        loop {
+            let before = arrived().unwrap_or(0);
+            let told = Told::new(self.progress, file);
+            match self.download(file, told) {
+                Ok(got) if got == path => return self.check(entry, path),
+                Ok(_) => return Err(self.answer(format!("its `{file}` is of another commit"))),
+                // a connection that broke is taken up again as long as each one brings something
+                Err(ApiError::IoError(error))
+                    if error.kind() != io::ErrorKind::TimedOut && arrived() > Some(before) => {}
+                Err(error) => return Err(self.error(error, file)),
+            }
+        }
+    }
+
+    /// One transfer. `hf-hub` waits for a silent server without an end, so it waits in a thread of its own, which
+    /// is left behind when too little has come for too long: it holds the file's lock and an open connection until
+    /// the process ends.
+    fn download(&self, file: &str, mut told: Told) -> Result<PathBuf, ApiError> {
+        let (sender, events) = mpsc::channel();
+        let (api, name) = (self.api.repo(self.repo.clone()), file.to_owned());
+        let finished = sender.clone();
+        std::thread::spawn(move || {
+            let got = api.download_with_progress(&name, Sent(sender));
+            // nobody listens any more where it has come too late
+            let _ = finished.send(Event::End(got));
+        });
+        let mut watch = Watch::new(self.patience);
+        loop {
+            match events.recv_timeout(watch.rest()) {
+                Ok(Event::End(got)) => return got,
+                Ok(Event::Size(size)) => told.init(size, file),
+                Ok(Event::Bytes(bytes)) => {
+                    watch.came(bytes);
+                    told.update(bytes);
+                }
+                Ok(Event::Finish) => told.finish(),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return Err(io::Error::other("the transfer ended without a word").into());
+                }
+            }
+            if watch.is_over() {
+                let why = format!("fewer than {LEAST} bytes came in {} s", self.patience.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why).into());
+            }
+        }
+    }
+
+    /// A file that has the wrong length is taken away again.
+    fn check(&self, entry: &Entry, path: PathBuf) -> Result<(), HubError> {
+        let found = fs::metadata(&path)
+            .map_err(|error| HubError::Cache { path: path.clone(), error })?
+            .len();
+        match entry.size {
+            Some(size) if size != found => {
+                let blob = fs::canonicalize(&path);
+                let removed = blob.and_then(fs::remove_file).and_then(|()| fs::remove_file(&path));
+                removed.map_err(|error| HubError::Cache { path, error })?;
+                let why = format!("{found} bytes arrived, the hub lists {size}");
+                Err(self.answer(why))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn no_file(&self, file: &str) -> HubError {
+        let others = || self.listed.keys().map(String::as_str);
+        let weights: Vec<_> = others().filter(|name| name.ends_with(".gguf")).take(8).collect();
+        let has = match (nearest(file, others()), weights.as_slice()) {
+            (Some(meant), _) => format!("; did you mean `{meant}`?"),
+            (None, []) => String::new(),
+            (None, weights) => format!("; it has the GGUF files {}", weights.join(", ")),
+        };
+        HubError::NoFile { pinned: Box::new(self.pinned.clone()), file: file.into(), has }
+    }
+
+    fn error(&self, error: ApiError, file: &str) -> HubError {
+        let pinned = Box::new(self.pinned.clone());
+        match error {
+            ApiError::RequestError(error) => self.request_error(*error, &format!("`{file}`")),
+            ApiError::IoError(error) => {
+                HubError::Interrupted { pinned, file: file.into(), why: error.to_string() }
+            }
+            ApiError::LockAcquisition(_) => HubError::Interrupted {
+                pinned,
+                file: file.into(),
+                why: "another program fetches it".into(),
+            },
+            other => self.answer(format!("`{file}`: {other}")),
+        }
+    }
+
+    /// An error of the connection, or of the status; `what` is what was asked for.
+    fn request_error(&self, error: ureq::Error, what: &str) -> HubError {
+        let pinned = Box::new(self.pinned.clone());
+        let (status, response) = match error {
+            ureq::Error::Status(status, response) => (status, response),
+            ureq::Error::Transport(error) => {
+                return HubError::Unreachable { pinned, why: error.to_string() };
+            }
+        };
+        let code = response.header("x-error-code").unwrap_or(response.status_text());
+        let answer = format!("{status} {code}");
+        match status {
+            401 | 403 => HubError::Refused {
+                pinned,
+                answer,
+                page: format!("{}/{}", self.endpoint, self.pinned.repository),
+                token: match self.has_token {
+                    true => "use a token of that account: the one in use has no access",
+                    false => "set HF_TOKEN to a token of your account",
+                },
+            },
+            404 => HubError::NotFound { pinned, what: what.into(), answer },
+            _ => self.answer(answer),
+        }
+    }
+
+    fn answer(&self, why: String) -> HubError {
+        HubError::Answer {
+            pinned: Box::new(self.pinned.clone()),
+            endpoint: self.endpoint.clone(),
+            why,
+        }
+    }
+}
+
+impl Entry {
+    /// Its place among the blobs of a repository.
+    fn blob(&self, home: &Path) -> Option<PathBuf> {
+        let name = self.lfs.as_ref().map(|large| &large.sha256).or(self.git.as_ref())?;
+        let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        is_name.then(|| home.join("blobs").join(name))
+    }
+}
+
+/// Clears the way for a transfer; whether none is needed because another commit has the same file.
+fn prepare(entry: &Entry, blob: Option<&Path>, path: &Path) -> io::Result<bool> {
+    if path.is_symlink() {
+        // its blob is gone
+        fs::remove_file(path)?;
+    }
+    let (Some(blob), Some(size)) = (blob, entry.size) else { return Ok(false) };
+    if fs::metadata(blob).is_ok_and(|blob| blob.len() == size) {
+        return link(blob, path, &entry.name);
+    }
+    // the hub has no byte after the last one: a part that was whole when its process died is asked
+    // for its last byte again
+    let part = blob.with_extension("part");
+    match fs::metadata(&part) {
+        Ok(found) if found.len() > size => fs::remove_file(&part)?,
+        Ok(found) if found.len() == size && size > 0 => {
+            OpenOptions::new().write(true).open(&part)?.set_len(size - 1)?;
+        }
+        _ => {}
+    }
+    Ok(false)
+}
+
+/// Links a commit's file to its blob, by the relative way from `snapshots/COMMIT/FILE`; whether it
+/// is linked now.
+#[cfg(unix)]
+fn link(blob: &Path, path: &Path, file: &str) -> io::Result<bool> {
+    fs::create_dir_all(path.parent().unwrap_or(path))?;
+    let up = "../".repeat(2 + file.matches('/').count());
+    let blob = blob.file_name().unwrap_or_default();
+    std::os::unix::fs::symlink(Path::new(&up).join("blobs").join(blob), path)?;
+    Ok(true)
+}
+
+/// Elsewhere a link may take rights that a user does not have.
+#[cfg(not(unix))]
+fn link(_: &Path, _: &Path, _: &str) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// The token of the environment, or the one that `hf auth login` left.
+fn token() -> Option<String> {
+    let file = || variable("HF_TOKEN_PATH").map_or_else(|| home().join("token"), PathBuf::from);
+    let token = variable("HF_TOKEN").or_else(|| fs::read_to_string(file()).ok())?;
+    Some(token.trim().to_owned()).filter(|token| !token.is_empty())
+}
+
+/// What happens in a transfer.
+enum Event {
+    Size(usize),
+    Bytes(usize),
+    Finish,
+    End(Result<PathBuf, ApiError>),
+}
+
+/// The end of a transfer's thread that sends.
+struct Sent(mpsc::Sender<Event>);
+
+impl hf_hub::api::Progress for Sent {
+    fn init(&mut self, size: usize, _: &str) {
+        let _ = self.0.send(Event::Size(size));
+    }
+
+    fn update(&mut self, bytes: usize) {
+        let _ = self.0.send(Event::Bytes(bytes));
+    }
+
+    fn finish(&mut self) {
+        let _ = self.0.send(Event::Finish);
+    }
+}
+
+/// Whether enough comes.
+struct Watch {
+    patience: Duration,
+    since: Instant,
+    bytes: usize,
+}
+
+impl Watch {
+    fn new(patience: Duration) -> Self {
+        Watch { patience, since: Instant::now(), bytes: 0 }
+    }
+
+    fn came(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= LEAST {
+            *self = Watch::new(self.patience);
+        }
+    }
+
+    fn rest(&self) -> Duration {
+        self.patience.saturating_sub(self.since.elapsed())
+    }
+
+    fn is_over(&self) -> bool {
+        self.rest().is_zero()
+    }
+}
+
+/// Tells of a transfer, every so many bytes.
+struct Told<'a> {
+    progress: Progress<'a>,
+    file: &'a str,
+    what: String,
+    done: u64,
+    size: u64,
+    told: u64,
+}
+
+/// Bytes between two reports.
+const STRIDE: u64 = 1 << 20;
+
+impl<'a> Told<'a> {
+    fn new(progress: Progress<'a>, file: &'a str) -> Self {
+        Told { progress, file, what: String::new(), done: 0, size: 0, told: 0 }
+    }
+
+    fn tell(&mut self) {
+        self.told = self.done;
+        (self.progress)(&self.what, self.done, self.size);
+    }
+}
+
+impl hf_hub::api::Progress for Told<'_> {
+    fn init(&mut self, size: usize, _: &str) {
+        // it is called twice
+        if self.what.is_empty() {
+            self.size = size as u64;
+            self.what = format!("fetching {} ({})", self.file, HumanBytes(self.size));
+            self.tell();
+        }
+    }
+
+    fn update(&mut self, bytes: usize) {
+        self.done += bytes as u64;
+        if self.done >= self.told + STRIDE {
+            self.tell();
+        }
+    }
+
+    fn finish(&mut self) {
+        self.tell();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    const COMMIT: &str = "0123456789012345678901234567890123456789";
+
+    /// Answers what the client asks for first, and then sends a byte now and then, or nothing at all.
+    fn serve(mut connection: TcpStream, is_silent: bool) {
+        let (mut request, mut chunk) = (Vec::new(), [0; 4096]);
+        while !request.ends_with(b"\r\n\r\n") {
+            match connection.read(&mut chunk) {
+                Ok(read) if read > 0 => request.extend_from_slice(&chunk[..read]),
+                _ => return,
+            }
+        }
+        if is_silent {
+            return std::thread::sleep(Duration::from_secs(60));
+        }
+        let head = format!(
+            "HTTP/1.1 206 Partial Content\r\nx-repo-commit: {COMMIT}\r\netag: \"abc\"\r\n\
+             content-range: bytes 0-0/100000\r\nconnection: close\r\n"
+        );
+        if request.windows(9).any(|window| window == b"bytes=0-0") {
+            let _ = connection.write_all(format!("{head}content-length: 1\r\n\r\nx").as_bytes());
+            return;
+        }
+        let _ = connection.write_all(format!("{head}content-length: 100000\r\n\r\n").as_bytes());
+        while connection.write_all(b"x").is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn a_hub_that_says_nothing_or_next_to_nothing_is_given_up() {
+        for is_silent in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let endpoint = format!("http://{}", listener.local_addr().unwrap());
+            std::thread::spawn(move || {
+                for connection in listener.incoming().flatten() {
+                    std::thread::spawn(move || serve(connection, is_silent));
+                }
+            });
+            let folder = tempfile::tempdir().unwrap();
+            let api = ApiBuilder::from_cache(Cache::new(folder.path().into()));
+            let pinned: Pinned = format!("hf:org/name@{COMMIT}").parse().unwrap();
+            let client = Client {
+                pinned: &pinned,
+                progress: &|_, _, _| {},
+                endpoint: endpoint.clone(),
+                has_token: false,
+                api: api.with_endpoint(endpoint).with_token(None).build().unwrap(),
+                repo: Repo::with_revision("org/name".into(), RepoType::Model, COMMIT.into()),
+                patience: Duration::from_millis(500),
+                listed: BTreeMap::new(),
+            };
+            let begun = Instant::now();
+            let got = client.download("config.json", Told::new(client.progress, "config.json"));
+            let Err(ApiError::IoError(error)) = got else { panic!("{got:?}") };
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+            assert!(matches!(client.list(), Err(HubError::Unreachable { .. })) || !is_silent);
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! A checkpoint on the Hugging Face hub, pinned to a commit, and its place in the hub's cache.
+
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// What a MODEL argument that names a checkpoint of the hub begins with.
+pub const PREFIX: &str = "hf:";
+
+/// What a checkpoint in safetensors consists of: what it needs, what it may have, and its weights in
+/// one file or, by an index, in several.
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// What lies beside a checkpoint that is not what its tensors say alone: a description of how it was quantized (of
+/// AutoGPTQ, AutoAWQ and ModelOpt), and an adapter.
+pub(crate) const QUANTIZATION_FILES: [&str; 3] =
+    ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+pub(crate) const ADAPTER: &str = "adapter_config.json";
+
+/// What a commit may have, and prompts and their ends depend on.
+pub(super) const OPTIONAL: [&str; 3] = [TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG];
+
+/// What the hub's programs keep empty files in for what a commit is known not to have.
+pub(super) const ABSENT: &str = ".no_exist";
+
+/// A checkpoint of the hub, pinned to a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// `org/name`.
+    pub repository: String,
+    /// The commit, in 40 hexadecimal digits.
+    pub revision: String,
+    /// A GGUF file of the repository; without one it is the repository's checkpoint in safetensors.
+    pub file: Option<String>,
+}
+
+/// Why a checkpoint of the hub cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// Something is not in the cache, and this process must not or cannot fetch it.
+    #[error("{pinned}: {} not in the cache ({}), {why}; get it where there is a network: `{}`", missing.join(", "), cache().display(), pinned.command())]
+    NotFetched {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// Its files that are missing.
+        missing: Vec<String>,
+        /// Why they are not fetched.
+        why: &'static str,
+    },
+    /// No answer.
+    #[error("{pinned}: cannot reach the hub: {why}; without a network, fetch it elsewhere (`{}`), bring {} here and set HF_HUB_OFFLINE=1, or name a file with `path`", pinned.command(), pinned.home().display())]
+    Unreachable {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// What the system says.
+        why: String,
+    },
+    /// An answer that there is no access.
+    #[error("{pinned}: the hub refuses access ({answer}); if the model is gated, accept its licence on {page}, and {token}; a private or mistyped repository is refused alike")]
+    Refused {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// The status, and the hub's code for it.
+        answer: String,
+        /// The model's page.
+        page: String,
+        /// What to do about the token.
+        token: &'static str,
+    },
+    /// An answer that something does not exist.
+    #[error("{pinned}: the hub has no {what} ({answer}); repository `{}`, revision `{}`: check both", pinned.repository, pinned.revision)]
+    NotFound {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// What was asked for.
+        what: String,
+        /// The status, and the hub's code for it.
+        answer: String,
+    },
+    /// The commit does not have that file.
+    #[error("repository `{}` has no file `{file}` at revision `{}`{has}", pinned.repository, pinned.revision)]
+    NoFile {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// What was asked for.
+        file: String,
+        /// What it has instead, in words.
+        has: String,
+    },
+    /// A transfer that broke off and brought nothing when it was taken up again.
+    #[error(
+        "{pinned}: fetching `{file}` broke off: {why}; what arrived is kept, run again to go on"
+    )]
+    Interrupted {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// The file.
+        file: String,
+        /// What the system says.
+        why: String,
+    },
+    /// An answer that is not understood.
+    #[error("{pinned}: the hub at {endpoint} does not answer as a hub does: {why}; run again later, or fetch it with `{}`", pinned.command())]
+    Answer {
+        /// The checkpoint.
+        pinned: Box<Pinned>,
+        /// Who was asked.
+        endpoint: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A file in the cache that is not what the hub says it is.
+    #[error("{} is damaged: {why}; remove it and what it links to, and run again", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The cache cannot be read or written.
+    #[error("cannot use {}: {error}; HF_HOME names another folder for the hub's cache", path.display())]
+    Cache {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+}
+
+/// What is wrong, and the mend.
+pub(crate) type Fault = (String, String);
+
+/// Why a text is no `org/name`.
+pub(crate) fn repository_fault(text: &str) -> Option<Fault> {
+    let is_word = |word: &str| {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        !word.is_empty() && word.chars().all(allowed) && !word.contains("..")
+    };
+    match text.split('/').collect::<Vec<_>>().as_slice() {
+        [org, name] if is_word(org) && is_word(name) => None,
+        words => {
+            // the last two words of a page's address
+            let meant = match words {
+                [.., org, name] if is_word(org) && is_word(name) => format!("{org}/{name}"),
+                _ => "org/name".into(),
+            };
+            Some((format!("`{text}` is no repository of the hub"), format!("write `{meant}`")))
+        }
+    }
+}
+
+/// Why a text is no commit.
+pub(crate) fn revision_fault(text: &str) -> Option<Fault> {
+    let message = if text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        match text.len() {
+            40 => return None,
+            n => format!("`{text}` is no whole commit: {n} digits, not 40"),
+        }
+    } else {
+        format!("`{text}` is no commit: branches and tags move, and what moves cannot gate")
+    };
+    let help = "pin the commit by its 40 hexadecimal digits; the model's page lists commits under \
+                \"Files and versions\", `git ls-remote` prints those of branches and tags";
+    Some((message, help.into()))
+}
+
+/// Why a text is no GGUF file of a repository.
+pub(crate) fn file_fault(text: &str) -> Option<Fault> {
+    if is_inside(text) && text.ends_with(".gguf") {
+        return None;
+    }
+    let help = "give its path in the repository, as in `model-Q4_K_M.gguf`; a checkpoint in \
+                safetensors needs no `file`";
+    Some((format!("`{text}` is no GGUF file of a repository"), help.into()))
+}
+
+/// Whether a path stays in the folder that it is relative to. Indexes that were fetched are not trusted.
+fn is_inside(path: &str) -> bool {
+    let plain = |word: &str| !word.is_empty() && word != "." && word != "..";
+    path.split('/').all(plain) && !path.contains(['\\', ':'])
+}
+
+pub(super) fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The files that an index names; none if it cannot be read or names files elsewhere.
+pub(crate) fn shards(index: &Path) -> Option<BTreeSet<String>> {
+    // that of a model with a hundred thousand tensors has a tenth of it
+    const LONGEST: u64 = 128 << 20;
+    if std::fs::metadata(index).ok()?.len() > LONGEST {
+        return None;
+    }
+    let index: Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
+    let files = index.get("weight_map")?.as_object()?.values();
+    let files: Option<BTreeSet<String>> =
+        files.map(|file| file.as_str().map(String::from)).collect();
+    files.filter(|files| !files.is_empty() && files.iter().all(|file| is_inside(file)))
+}
+
+/// The folder that programs of the hub share.
+pub(super) fn cache() -> PathBuf {
+    variable("HF_HUB_CACHE").map_or_else(|| home().join("hub"), PathBuf::from)
+}
+
+/// The hub's folder of this user.
+pub(super) fn home() -> PathBuf {
+    let caches = || match variable("XDG_CACHE_HOME") {
+        Some(folder) => PathBuf::from(folder),
+        None => std::env::home_dir().unwrap_or_default().join(".cache"),
+    };
+    variable("HF_HOME").map_or_else(|| caches().join("huggingface"), PathBuf::from)
+}
+
+/// A variable of the environment; an empty one is none.
+pub(super) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+impl Pinned {
+    /// Its place in the cache, whether it is there or not: the GGUF file, or the commit's folder.
+    pub fn place(&self) -> PathBuf {
+        match &self.file {
+            Some(file) => self.cached(file),
+            None => self.snapshot(),
+        }
+    }
+
+    /// Its files that are not in the cache, as far as the cache tells.
+    pub fn missing(&self, own_tokenizer: bool) -> Vec<String> {
+        let needed = match &self.file {
+            Some(_) => Vec::new(),
+            None if own_tokenizer => vec![CONFIG.to_owned(), TOKENIZER.to_owned()],
+            None => vec![CONFIG.to_owned()],
+        };
+        let needed = needed.into_iter().chain(self.weights());
+        needed.filter(|file| !self.cached(file).exists()).collect()
+    }
+
+    /// What the commit may have and the cache does not: files of which nobody knows whether they exist.
+    pub(crate) fn unasked(&self) -> Vec<&'static str> {
+        if self.file.is_some() {
+            return Vec::new();
+        }
+        let is_open = |file: &&str| !self.cached(file).exists() && !self.absent(file).exists();
+        OPTIONAL.into_iter().filter(is_open).collect()
+    }
+
+    /// The place of the note that the commit does not have a file.
+    pub(super) fn absent(&self, file: &str) -> PathBuf {
+        self.home().join(ABSENT).join(&self.revision).join(file)
+    }
+
+    /// The command that fetches it into the same cache.
+    pub fn command(&self) -> String {
+        let file = self.file.as_ref().map(|file| format!(" {file}")).unwrap_or_default();
+        format!("hf download {}{file} --revision {}", self.repository, self.revision)
+    }
+
+    /// The files that hold its weights, as far as the cache tells.
+    pub(super) fn weights(&self) -> Vec<String> {
+        if let Some(file) = &self.file {
+            return vec![file.clone()];
+        }
+        match shards(&self.cached(INDEX)) {
+            Some(shards) if !self.cached(WEIGHTS).exists() => shards.into_iter().collect(),
+            _ => vec![WEIGHTS.to_owned()],
+        }
+    }
+
+    /// All that the cache has of the repository.
+    pub(super) fn home(&self) -> PathBuf {
+        cache().join(self.folder_name())
+    }
+
+    pub(super) fn folder_name(&self) -> String {
+        format!("models--{}", self.repository.replace('/', "--"))
+    }
+
+    pub(super) fn snapshot(&self) -> PathBuf {
+        self.home().join("snapshots").join(&self.revision)
+    }
+
+    pub(super) fn cached(&self, file: &str) -> PathBuf {
+        self.snapshot().join(file)
+    }
+}
+
+impl fmt::Display for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{}@{}", self.repository, self.revision)?;
+        self.file.iter().try_for_each(|file| write!(f, "/{file}"))
+    }
+}
+
+impl FromStr for Pinned {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let rest = text.strip_prefix(PREFIX).unwrap_or(text);
+        let (repository, rest) = rest.split_once('@').ok_or_else(|| {
+            format!("`{text}` has no commit: write {PREFIX}ORG/NAME@COMMIT or {PREFIX}ORG/NAME@COMMIT/FILE.gguf")
+        })?;
+        let (revision, file) = match rest.split_once('/') {
+            Some((revision, file)) => (revision, Some(file)),
+            None => (rest, None),
+        };
+        let fault = repository_fault(repository)
+            .or_else(|| revision_fault(revision))
+            .or_else(|| file.and_then(file_fault));
+        match fault {
+            Some((message, help)) => Err(format!("{message}; {help}")),
+            None => Ok(Pinned {
+                repository: repository.into(),
+                revision: revision.to_ascii_lowercase(),
+                file: file.map(String::from),
+            }),
+        }
+    }
+}

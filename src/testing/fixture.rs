@@ -1,0 +1,296 @@
+//! A small run for tests: a model with one scheme that passes, one that regressed and one that
+//! failed, and cases of a model that has no numbers.
+
+use crate::kv::Scheme;
+use crate::policy::{Cell, Expectation, ModelPolicy, Policy};
+use crate::report::Report;
+use crate::results::replay::{Continuation, Divergence, Generated, PromptReplay, Replay};
+use crate::results::statistics::{Part, Statistic, Statistics};
+use crate::results::verdict::{JudgedLimit, Verdict};
+use crate::results::*;
+use crate::source::Source;
+
+/// The policy that the run was made under; its corpus files do not exist.
+pub(crate) fn policy() -> Policy {
+    let cell = |label: &str| Cell {
+        label: label.into(),
+        scheme: label.parse().unwrap(),
+        expect: Expectation::Pass,
+        reason: None,
+        limits: Vec::new(),
+        ignored: false,
+    };
+    let source = Source::at("m.gguf".into());
+    let model = ModelPolicy {
+        places: Default::default(),
+        name: "gemma-3-270m".into(),
+        source,
+        calibration: None,
+        generate: None,
+        corpus: vec!["prose.txt".into(), "code.txt".into()],
+        context: 512,
+        chunks: 16,
+        baseline: "f16".parse::<Scheme>().unwrap(),
+        cells: ["q8_0", "q4_0", "q8_0/q4_0"].map(cell).into(),
+    };
+    Policy { path: "thresholds.toml".into(), sha256: "9f".into(), models: vec![model] }
+}
+
+pub(crate) fn results() -> Results {
+    Results {
+        format: FORMAT,
+        engine: "kvgate 0.1.0".into(),
+        head: Some("abc123".into()),
+        policy: Some(PolicyFile { path: "thresholds.toml".into(), sha256: "9f".into() }),
+        measurements: vec![measurement()],
+        cases: cases(),
+        not_needed: Vec::new(),
+        findings: Vec::new(),
+    }
+}
+
+/// The same as people read it.
+pub(crate) fn report() -> Report {
+    results().into()
+}
+
+/// A raised limit.
+pub(crate) fn weakened() -> Finding {
+    Finding {
+        name: "policy::weakened".into(),
+        place: Some("thresholds.toml:9".into()),
+        message: "mean_kld of gemma-3-270m::q4_0 was at most 0.02, and is at most 0.05".into(),
+        is_red: true,
+    }
+}
+
+fn measurement() -> Measurement {
+    Measurement {
+        model: "gemma-3-270m".into(),
+        subject: Subject {
+            weights_sha256: "a5fd3b62".into(),
+            tokenizer_sha256: None,
+            architecture: "gemma3".into(),
+        },
+        conditions: Conditions {
+            corpus: [("prose", "11aa"), ("code", "22bb")]
+                .map(|(category, sha256)| CorpusFile {
+                    category: category.into(),
+                    sha256: sha256.into(),
+                })
+                .into(),
+            context: 512,
+            chunks: 16,
+            baseline: "f16".into(),
+            engine: "kvgate 0.1.0".into(),
+            device: "cpu".into(),
+            weights: "f32".into(),
+            reading: Vec::new(),
+            prompts: None,
+            needs: Vec::new(),
+        },
+        run: RunInfo {
+            baseline_ppl: 21.1,
+            device: "Some CPU".into(),
+            dtype: "f32".into(),
+            seconds: 61.34,
+            peak_bytes: 1_600_000_000,
+            notes: vec!["code: 37 tokens of the tail dropped".into()],
+        },
+        controls: vec![
+            control("identity", "f16", 0.0, "exactly 0"),
+            control("bad lane", "q4_0:norot", 2.5, "at least 0.5"),
+        ],
+        schemes: vec![
+            scheme("q8_0", [8.5, 8.5], measured(good())),
+            scheme("q4_0", [4.5, 4.5], measured(bad())),
+            scheme("q8_0/q4_0", [8.5, 4.5], Outcome::Failed { error: "layer 3: K is NaN".into() }),
+        ],
+        generated: None,
+    }
+}
+
+/// A baseline's text of two prompts.
+pub(crate) fn generated() -> Generated {
+    let continuation = |prompt: &str, tokens: &[u32], near_ties: &[usize]| Continuation {
+        prompt: prompt.into(),
+        tokens: tokens.into(),
+        near_ties: near_ties.into(),
+        text: format!("The \"{prompt}\"\nof | two"),
+    };
+    Generated {
+        weights_sha256: "a5".repeat(32),
+        prompts_sha256: "77".repeat(32),
+        template_sha256: "none".into(),
+        thinking: false,
+        tokens: 64,
+        baseline: "f16".into(),
+        continuations: vec![
+            continuation("tides", &[5, 6, 7], &[1]),
+            continuation("list", &[9], &[]),
+        ],
+        accepted: false,
+        own_flips: 0,
+        wrong_ties: 0,
+    }
+}
+
+/// A scheme on that text: it parts once.
+pub(crate) fn replay() -> Replay {
+    let prompt = |prompt: &str, positions, flips, first_flip| PromptReplay {
+        prompt: prompt.into(),
+        category: "prose".into(),
+        positions,
+        undecided: 0,
+        flips,
+        hard_flips: flips,
+        first_flip,
+    };
+    Replay {
+        text_sha256: "c0ffee".into(),
+        mean_kld: 0.0123,
+        charged_share: Sides { k: 1.0, v: 1.0 },
+        prompts: vec![prompt("tides", 3, 1, Some(2)), prompt("list", 1, 0, None)],
+        texts: vec![Divergence {
+            prompt: "tides".into(),
+            at: 2,
+            margin: 0.4,
+            baseline: "sea".into(),
+            scheme: "moon \"and\" stars".into(),
+        }],
+    }
+}
+
+fn control(name: &str, effective: &str, mean_kld: f64, must: &str) -> Control {
+    Control {
+        name: name.into(),
+        effective: effective.into(),
+        mean_kld: Some(mean_kld),
+        top1_agreement: Some(1.0),
+        must: must.into(),
+        ok: true,
+    }
+}
+
+fn scheme(label: &str, [k, v]: [f64; 2], outcome: Outcome) -> SchemeResult {
+    SchemeResult {
+        scheme: label.into(),
+        effective: label.into(),
+        needs: Vec::new(),
+        replay: None,
+        shape: None,
+        storage: Some(Storage {
+            bits_per_element: Sides { k, v },
+            bits_at_context: Sides { k, v },
+            bytes_per_token: (k + v) * 16.0,
+            ratio_to_f16: (k + v) / 32.0,
+            charged_share: Sides { k: 1.0, v: 1.0 },
+            clamped_scales: None,
+        }),
+        outcome,
+    }
+}
+
+fn measured(statistics: Statistics) -> Outcome {
+    let part = Part { category: "prose".into(), tokens: 256, ..Part::default() };
+    Outcome::Measured { statistics, parts: vec![part] }
+}
+
+/// Makes statistics follow from parts, as they must where results are believed.
+pub(crate) fn make_sound(scheme: &mut SchemeResult) {
+    let Outcome::Measured { statistics: s, parts } = &mut scheme.outcome else { return };
+    let (chunks, each): (u32, u32) = (16, 255);
+    let same_top = (s.top1_agreement * f64::from(each)).round();
+    let tokens = f64::from(chunks * each);
+    s.tokens_scored = u64::from(chunks * each);
+    s.top1_agreement = same_top / f64::from(each);
+    s.baseline_ppl = s.ppl / s.ppl_ratio;
+    (s.top1_agreement_se, s.rms_dp_se, s.ppl_se, s.ppl_ratio_se) = (0.0, 0.0, 0.0, 0.0);
+    let of = |mean: f64| mean * f64::from(each);
+    let part = |chunk: usize| Part {
+        category: "prose".into(),
+        chunk,
+        tokens: u64::from(each),
+        kld: of(s.mean_kld),
+        kld2: of(s.mean_kld.powi(2) + s.mean_kld_se.powi(2) * (tokens - 1.0)),
+        nll: of(s.ppl.ln()),
+        nll_base: of(s.baseline_ppl.ln()),
+        dp2: of(s.rms_dp.powi(2)),
+        same_top: same_top as u64,
+        ..Part::default()
+    };
+    *parts = (0..chunks as usize).map(part).collect();
+}
+
+fn good() -> Statistics {
+    Statistics {
+        tokens_scored: 4096,
+        mean_kld: 0.00051,
+        mean_kld_se: 0.00002,
+        median_kld: 0.0002,
+        p90_kld: 0.0012,
+        p95_kld: 0.002,
+        p99_kld: 0.0058,
+        p999_kld: 0.012,
+        max_kld: 0.03,
+        top1_agreement: 0.9902,
+        ppl: 21.11,
+        ppl_ratio: 1.0003,
+        baseline_ppl: 21.1,
+        ..Statistics::default()
+    }
+}
+
+fn bad() -> Statistics {
+    Statistics {
+        tokens_scored: 4096,
+        mean_kld: 0.0612,
+        mean_kld_se: 0.0015,
+        median_kld: 0.02,
+        p90_kld: 0.15,
+        p95_kld: 0.25,
+        p99_kld: 0.7,
+        p999_kld: 1.5,
+        max_kld: 2.25,
+        top1_agreement: 0.8612,
+        top1_agreement_se: 0.0054,
+        rms_dp: 0.081,
+        rms_dp_se: 0.002,
+        ppl: 22.03,
+        ppl_se: 0.5,
+        ppl_ratio: 1.0442,
+        ppl_ratio_se: 0.004,
+        baseline_ppl: 21.1,
+        unknown: Vec::new(),
+    }
+}
+
+fn cases() -> Vec<CaseResult> {
+    let case = |case: &str, verdict, message: &str| CaseResult::new(case, verdict, message);
+    let regressed = "mean_kld 0.0612 is over its limit 0.05 (thresholds.toml:9)\n\
+                     run `kvgate run gemma-3-270m::q4_0`";
+    let changed = "golden changed: 1 statistic left its tolerance";
+    let mut cases = vec![
+        case("gemma-3-270m::q8_0::kld", Verdict::Pass, ""),
+        case("gemma-3-270m::q8_0::golden", Verdict::Pass, ""),
+        case("gemma-3-270m::q4_0::kld", Verdict::Regressed, regressed),
+        case("gemma-3-270m::q4_0::golden", Verdict::GoldenChanged, changed),
+        case("gemma-3-270m::q8_0/q4_0::kld", Verdict::Error, "layer 3: K is NaN"),
+        case("tiny::q4_0::kld", Verdict::FailsAsRequired, ""),
+        case("tiny::q4_0::golden", Verdict::Ignored, ""),
+    ];
+    let limit = |value, holds| JudgedLimit {
+        statistic: Statistic::MeanKld,
+        value,
+        bound: 0.05,
+        origin: "thresholds.toml:9".into(),
+        holds,
+        borderline: false,
+    };
+    let change = |golden, now, within| Change { name: "mean_kld".into(), golden, now, within };
+    cases[0].limits = vec![limit(0.00051, true)];
+    cases[1].changes = vec![change(0.0005, 0.00051, true)];
+    cases[2].limits = vec![limit(0.0612, false)];
+    cases[3].changes = vec![change(0.02, 0.0612, false)];
+    cases
+}
