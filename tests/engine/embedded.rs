@@ -1,5 +1,5 @@
 //! The models that ship with the repository: their logits against HF transformers in float32 (fixture:
-//! `scripts/oracle/embedded_logits.py`), and every codec in parts. The gate measures them in `gate.rs`.
+//! `scripts/oracle/embedded_logits.py`), and every codec in parts. The gate measures them in `tests/gate.rs`.
 
 use crate::support;
 use crate::support::forward::{effective, in_parts_by_layer, logits, logits_in_parts, portions};
