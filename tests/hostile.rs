@@ -8,6 +8,9 @@
 //! `KVGATE_HOSTILE_CASES` is the number of cases, 2,500 by default; the long run is
 //! `KVGATE_HOSTILE_CASES=200000 cargo test --test hostile`. `KVGATE_HOSTILE_SEED` begins elsewhere, and with one
 //! case it repeats the one that a message names. What fails is kept in `target/hostile`.
+//!
+//! These tests are an executable of their own, because they count memory in the allocator of the whole process and
+//! because a case that hangs ends it.
 
 use candle_core::quantized::gguf_file::{Content, Value};
 use kvgate::model::Checkpoint;

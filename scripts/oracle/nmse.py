@@ -1,6 +1,6 @@
 """Print what each codec loses on Gaussian data: the NMSE column of docs/schemes.md.
 
-The quantizers are gguf's and those of formats.py, which tests/codecs.rs shows to be kvgate's
+The quantizers are gguf's and those of formats.py, which tests/engine/codecs.rs shows to be kvgate's
 bit for bit; gguf cannot encode iq4_nl, so that one is written out here as ggml's cache encodes it.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The perplexity of an add-one unigram model of a corpus, for docs/metrics.md and tests/embedded.rs.
+"""The perplexity of an add-one unigram model of a corpus, for docs/metrics.md and tests/engine/embedded.rs.
 
 Fitted on all tokens of corpora/persuasion.txt under the tokenizer of each model in models/,
 scored on the tokens that the second half of each of the first 12 chunks of 512 predicts.

@@ -1,0 +1,38 @@
+//! The decoder's logits against HF transformers in float32 on the same dequantized weights (fixture:
+//! `scripts/oracle/logits.py`).
+
+use crate::support;
+use crate::support::forward::logits;
+use crate::support::{fixture, ids, open, GEMMA, MODELS, QWEN, SMOLLM2};
+use kvgate::model::decoder::Residency;
+
+/// Largest difference of a logit, relative to the position's largest logit. Both sides compute in f32,
+/// in another order of additions: what remains is rounding, amplified by the layers.
+const TOLERANCE: f64 = 1e-4;
+
+/// The counts that the models' authors publish.
+#[test]
+#[ignore = "real weights: scripts/fetch-models"]
+fn parameters_are_the_published_ones() {
+    assert_eq!(open(SMOLLM2).spec.parameters(), 134_515_008);
+    assert_eq!(open(GEMMA).spec.parameters(), 268_098_176);
+    // published 494,032,768 with a tied head; this file holds the head once more
+    let spec = open(QWEN).spec;
+    assert!(!spec.tied_head);
+    assert_eq!(spec.parameters() - (spec.vocab * spec.hidden) as u64, 494_032_768);
+}
+
+#[test]
+#[ignore = "real weights: scripts/fetch-models"]
+fn logits_are_those_of_transformers() {
+    let oracle = fixture("logits.json");
+    for file in MODELS {
+        let model = &oracle["models"][file];
+        let ids = ids(&model["ids"]);
+        let decoder = open(file).load(Residency::Resident).unwrap();
+        let logits = logits(&decoder, &ids);
+        let worst = support::worst_logit(&logits, model);
+        println!("{file}: largest relative error {worst:.1e}");
+        assert!(worst <= TOLERANCE, "{file}: {worst:.1e}");
+    }
+}

@@ -1,0 +1,186 @@
+//! Every family on small random checkpoints: logits against HF transformers in float32 through
+//! safetensors and through GGUF, whole and in parts, and every codec in parts (fixtures:
+//! `scripts/oracle/checkpoints.py`).
+
+use crate::support::forward::{
+    difference, effective, in_parts_by_layer, logits, logits_in_parts, portions, relative, run_part,
+};
+use crate::support::{ids, root};
+use candle_core::quantized::gguf_file::{self, Content};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use kvgate::kv::effective::Effective;
+use kvgate::kv::packed::PackedCache;
+use kvgate::model::decoder::{Decoder, Residency};
+use kvgate::model::Checkpoint;
+use kvgate::policy::Source;
+use serde_json::Value;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Largest difference of a logit, relative to the position's largest one.
+const TOLERANCE: f64 = 1e-4;
+
+/// The checkpoints' folders.
+fn folders() -> Vec<PathBuf> {
+    let folder = root().join("tests/fixtures/checkpoints");
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    folders.sort();
+    assert!(folders.len() >= 15, "{folders:?}");
+    folders
+}
+
+fn name(folder: &Path) -> &str {
+    folder.file_name().unwrap().to_str().unwrap()
+}
+
+fn load(path: PathBuf) -> Decoder {
+    let opened = Checkpoint::open(&Source::at(path)).and_then(|c| c.load(Residency::Resident));
+    opened.unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn oracle(folder: &Path) -> Value {
+    read_json(&folder.join("logits.json"))
+}
+
+/// Logits of the GGUF file, which are others where GGUF does not record a part of the configuration.
+fn gguf_oracle(folder: &Path) -> Value {
+    let own = folder.join("logits-gguf.json");
+    if own.exists() {
+        read_json(&own)
+    } else {
+        oracle(folder)
+    }
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Largest difference over positions, each relative to its largest logit.
+fn distance(logits: &Tensor, oracle: &Value) -> f64 {
+    let positions = oracle["positions"].as_array().unwrap().iter().map(|want| {
+        let row = want["position"].as_u64().unwrap() as usize;
+        let got: Vec<f32> = logits.get(row).unwrap().to_vec1().unwrap();
+        let want = want["logits"].as_array().unwrap();
+        assert_eq!(got.len(), want.len());
+        relative(&got, want.iter().map(|x| x.as_f64().unwrap()))
+    });
+    positions.fold(0.0, f64::max)
+}
+
+/// `cargo test --test engine families:: -- --nocapture` prints the table of docs/models.md.
+#[test]
+fn logits_are_those_of_transformers_in_both_formats() {
+    let mut failed = Vec::new();
+    for folder in folders() {
+        let (hf, gguf) = (oracle(&folder), gguf_oracle(&folder));
+        let ids = ids(&hf["ids"]);
+        let mut formats = vec![(folder.clone(), hf)];
+        // llama.cpp knows no Qwen3-MoE with dense layers
+        if name(&folder) != "qwen3-moe-mixed" {
+            formats.push((folder.join("model.gguf"), gguf));
+        }
+        let mut row = format!("| `{}` | {} |", name(&folder), ids.len());
+        for (path, oracle) in formats {
+            let decoder = load(path);
+            let whole = distance(&logits(&decoder, &ids), &oracle);
+            let cache = PackedCache::new(effective(&decoder.spec, "f32"));
+            let parts = logits_in_parts(&decoder, &ids, &portions(ids.len()), cache);
+            let parts = distance(&parts, &oracle);
+            row += &format!(" {whole:.1e} | {parts:.1e} |");
+            if whole.max(parts) > TOLERANCE {
+                failed.push(name(&folder).to_owned());
+            }
+        }
+        println!("{row}");
+    }
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+/// Recurrent states cannot be truncated: a clone of the cache is what to go back to.
+#[test]
+fn a_snapshot_brings_back_a_sequence() {
+    for folder in folders() {
+        let ids = ids(&oracle(&folder)["ids"]);
+        let decoder = load(folder.clone());
+        let (first, second) = ids.split_at(40);
+        let mut cache = PackedCache::new(effective(&decoder.spec, "f32"));
+        run_part(&decoder, first, 0, &mut cache);
+        let mut snapshot = cache.clone();
+        let other: Vec<u32> = second.iter().rev().copied().collect();
+        run_part(&decoder, &other, 40, &mut cache);
+        let resumed = run_part(&decoder, second, 40, &mut snapshot);
+        let whole = logits(&decoder, &ids).narrow(0, 40, second.len()).unwrap();
+        let distance = difference(&resumed, &whole);
+        assert!(distance <= TOLERANCE, "{}: {distance:.1e}", name(&folder));
+    }
+}
+
+/// Layer by layer on the same inputs: end to end, a difference of 1e-7 in K flips codes.
+#[test]
+fn every_codec_in_parts_is_the_codec_at_once() {
+    let mut with_blocks = 0;
+    for folder in folders() {
+        let ids = ids(&oracle(&folder)["ids"]);
+        let decoder = load(folder.clone());
+        // blocks of 32 do not fit the smallest heads
+        let mut heads = decoder.spec.kv_layout().into_iter().flatten();
+        let blocks = heads.all(|kv| kv.head_dim.is_multiple_of(32));
+        with_blocks += usize::from(blocks);
+        let schemes: &[&str] = match blocks {
+            true => &["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"],
+            false => &["f16", "bf16"],
+        };
+        for scheme in schemes {
+            let worst = in_parts_by_layer(&decoder, &ids, scheme);
+            assert!(worst <= 2e-5, "{} {scheme}: {worst:.1e}", name(&folder));
+        }
+    }
+    assert!(with_blocks >= 6, "only {with_blocks}");
+}
+
+/// A constant falls out of a softmax, not out of tanh: a mean of K may not be taken from capped scores.
+#[test]
+fn a_mean_of_k_is_refused_where_scores_are_capped() {
+    let refused = folders().into_iter().filter(|folder| {
+        let layout = load(folder.clone()).spec.kv_layout();
+        let centered = "int8_pth:center".parse().unwrap();
+        let error = Effective::new(&centered, &layout, None).err().unwrap().to_string();
+        let capped = error.contains("its scores are capped (tanh)");
+        assert!(capped || error.contains("needs a calibration"), "{}: {error}", name(folder));
+        capped
+    });
+    assert_eq!(refused.map(|folder| name(&folder).to_owned()).collect::<Vec<_>>(), ["gemma2"]);
+}
+
+/// llama.cpp takes each bias by itself: a Llama with biases of Q, K and V alone is one whose other bias is zero.
+#[test]
+fn biases_of_attention_need_none_of_its_output() {
+    let from = root().join("tests/fixtures/checkpoints/llama-linear/model.gguf");
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, zero: bool| {
+        let mut file = File::open(&from).unwrap();
+        let content = Content::read(&mut file).unwrap();
+        let is_output = |name: &str| name.ends_with("attn_output.bias");
+        let read = |name: &String| {
+            let tensor =
+                content.tensor(&mut File::open(&from).unwrap(), name, &Device::Cpu).unwrap();
+            let zeros = || {
+                let zeros = tensor.dequantize(&Device::Cpu).unwrap().zeros_like().unwrap();
+                QTensor::quantize(&zeros, GgmlDType::F32).unwrap()
+            };
+            (name.clone(), if is_output(name) { zeros() } else { tensor })
+        };
+        let names = content.tensor_infos.keys().filter(|name| zero || !is_output(name));
+        let tensors: Vec<_> = names.map(read).collect();
+        let tensors: Vec<_> =
+            tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let metadata: Vec<_> = content.metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
+        let path = folder.path().join(name);
+        gguf_file::write(&mut File::create(&path).unwrap(), &metadata, &tensors).unwrap();
+        logits(&load(path), &[5, 7, 11, 13]).flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    assert_eq!(run("without.gguf", false), run("zero.gguf", true));
+}

@@ -1,0 +1,17 @@
+//! Tests of numbers and of files: codecs, checkpoints, tokenizers, and what the engine measures with them.
+
+mod chat;
+mod codecs;
+mod configurations;
+mod decoder;
+mod embedded;
+mod families;
+mod keys;
+mod measuring;
+mod packed;
+mod real_configurations;
+mod safetensors;
+mod second_opinion;
+mod support;
+mod tokenizer;
+mod vocabulary;

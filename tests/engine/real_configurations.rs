@@ -1,0 +1,204 @@
+//! The released models that nobody downloads for a test: their configurations, and the names and
+//! shapes of all their tensors (fixtures: `scripts/oracle/manifests.py`), in files without content.
+
+use crate::support;
+use crate::support::{fixture, root};
+use kvgate::model::spec::{FeedForward, Kv, Layer, Mixer, Spec};
+use kvgate::model::Checkpoint;
+use kvgate::policy::Source;
+use serde_json::{json, Map, Value};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A tensor as a manifest lists it.
+struct Tensor {
+    name: String,
+    shape: Vec<usize>,
+    /// Some releases of the model leave it out.
+    optional: bool,
+}
+
+fn folder(model: &str) -> PathBuf {
+    root().join("tests/fixtures/real").join(model)
+}
+
+/// Lines `name d0,d1,…`; `{a..b}` stands for every number from a to b.
+fn manifest(model: &str) -> Vec<Tensor> {
+    let text = std::fs::read_to_string(folder(model).join("tensors.txt")).unwrap();
+    text.lines().flat_map(tensors).collect()
+}
+
+fn tensors(line: &str) -> Vec<Tensor> {
+    let (line, optional) = match line.strip_suffix(" optional") {
+        Some(line) => (line, true),
+        None => (line, false),
+    };
+    let (name, shape) = line.split_once(' ').unwrap_or((line, ""));
+    let dims = shape.split(',').filter(|dim| !dim.is_empty());
+    let shape: Vec<usize> = dims.map(|dim| dim.parse().unwrap()).collect();
+    names(name).into_iter().map(|name| Tensor { name, shape: shape.clone(), optional }).collect()
+}
+
+fn names(pattern: &str) -> Vec<String> {
+    let Some((before, rest)) = pattern.split_once('{') else { return vec![pattern.into()] };
+    let (range, after) = rest.split_once('}').unwrap();
+    let (first, last) = range.split_once("..").unwrap();
+    let numbers = first.parse::<usize>().unwrap()..=last.parse().unwrap();
+    numbers.flat_map(|n| names(&format!("{before}{n}{after}"))).collect()
+}
+
+/// A checkpoint with these tensors, whose data are holes in its file.
+fn write(folder: &Path, model: &str, tensors: &[Tensor]) {
+    let fixtures = root().join("tests/fixtures");
+    let copy = |from: PathBuf, name| std::fs::copy(from.join(name), folder.join(name)).unwrap();
+    copy(self::folder(model), "config.json");
+    copy(fixtures.join("checkpoints/llama"), "tokenizer.json");
+    let mut header = Map::new();
+    let mut end = 0;
+    for tensor in tensors {
+        let start = end;
+        end += 2 * tensor.shape.iter().product::<usize>();
+        let entry = json!({"dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end]});
+        header.insert(tensor.name.clone(), entry);
+    }
+    let header = Value::from(header).to_string();
+    let mut file = File::create(folder.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len((8 + header.len() + end) as u64).unwrap();
+}
+
+fn open(model: &str, tensors: &[Tensor]) -> Result<Checkpoint, String> {
+    let folder = tempfile::tempdir().unwrap();
+    write(folder.path(), model, tensors);
+    Checkpoint::open(&Source::at(folder.path().into())).map_err(|error| error.to_string())
+}
+
+const MODELS: [&str; 6] = [
+    "Qwen3.6-35B-A3B",
+    "Gemma4-E2B",
+    "Gemma4-E4B",
+    "Gemma4-26B-A4B",
+    "Gemma4-31B",
+    "Qwen3-30B-A3B",
+];
+
+/// Opening checks that every tensor is used once or deliberately not at all.
+#[test]
+fn every_tensor_has_its_place_and_parameters_are_the_published_ones() {
+    let totals = fixture("real/totals.json");
+    for model in MODELS {
+        let checkpoint = open(model, &manifest(model)).unwrap_or_else(|e| panic!("{e}"));
+        let published = totals[model]["text_parameters"].as_u64().unwrap();
+        assert_eq!(checkpoint.spec.parameters(), published, "{model}");
+        assert_eq!(support::notes_on_keys(&checkpoint), [""; 0], "{model}");
+    }
+}
+
+fn spec(model: &str) -> Spec {
+    open(model, &manifest(model)).unwrap_or_else(|e| panic!("{e}")).spec
+}
+
+/// Layers that own a cache: index, KV heads, head size, window.
+fn owners(spec: &Spec) -> Vec<(usize, usize, usize, Option<usize>)> {
+    let owner = |(i, layer): (usize, &Layer)| {
+        let a = layer.attention().filter(|a| a.owns_kv())?;
+        Some((i, a.kv_heads, a.head_dim, a.window))
+    };
+    spec.layers.iter().enumerate().filter_map(owner).collect()
+}
+
+#[test]
+fn qwen_3_6_is_three_recurrent_layers_to_one_of_gated_attention() {
+    let spec = spec("Qwen3.6-35B-A3B");
+    let full: Vec<_> = (0..10).map(|i| (4 * i + 3, 2, 256, None)).collect();
+    assert_eq!(owners(&spec), full);
+    let a = spec.layers[3].attention().unwrap();
+    assert!(a.gated && a.qk_norm && !a.v_norm && a.softcap.is_none());
+    assert_eq!((a.heads, a.scale, a.rope.frequencies.len(), a.rope.base), (16, 0.0625, 32, 1e7));
+    // 1e7^(-2/64)
+    assert!((a.rope.frequencies[1] - 0.604_296_4).abs() < 1e-6, "{}", a.rope.frequencies[1]);
+    let Mixer::DeltaNet(net) = &spec.layers[0].mixer else { panic!() };
+    assert_eq!((net.key_heads, net.value_heads, net.kernel), (16, 32, 4));
+    assert_eq!(net.state_bytes(), 98_304 + 2_097_152);
+    let FeedForward::Experts(experts) = &spec.layers[0].feed_forward else { panic!() };
+    assert_eq!((experts.count, experts.used, experts.shared), (256, 8, Some(512)));
+    assert_eq!(spec.layers_before_kv(), 3);
+}
+
+#[test]
+fn gemma_4_e2b_shares_two_caches_among_twenty_layers() {
+    let spec = spec("Gemma4-E2B");
+    assert_eq!((spec.layers.len(), spec.final_softcap), (35, Some(30.0)));
+    let own = |i: usize| match i % 5 {
+        4 => (i, 1, 512, None),
+        _ => (i, 1, 256, Some(512)),
+    };
+    assert_eq!(owners(&spec), (0..15).map(own).collect::<Vec<_>>());
+    for (i, layer) in spec.layers.iter().enumerate() {
+        let a = layer.attention().unwrap();
+        assert!(a.scale == 1.0 && a.qk_norm && a.v_norm && layer.scaled && layer.post_norms);
+        let turning = a.rope.frequencies.iter().filter(|f| **f != 0.0).count();
+        let (owner, turns) = if i % 5 == 4 { (14, 64) } else { (13, 128) };
+        assert_eq!(turning, turns, "layer {i}");
+        let shared = if i < 15 { Kv::Projected } else { Kv::Shared { owner } };
+        assert_eq!(a.kv, shared, "layer {i}");
+        let FeedForward::Dense(mlp) = &layer.feed_forward else { panic!() };
+        assert_eq!(mlp.width, if i < 15 { 6144 } else { 12288 }, "layer {i}");
+    }
+}
+
+#[test]
+fn gemma_4_31b_and_26b_take_v_from_k_in_full_layers() {
+    for (model, sliding, full) in [("Gemma4-31B", 16, 4), ("Gemma4-26B-A4B", 8, 2)] {
+        let spec = spec(model);
+        for (i, layer) in spec.layers.iter().enumerate() {
+            let a = layer.attention().unwrap();
+            let want = match (i + 1) % 6 {
+                0 => (full, 512, None, Kv::KeyIsValue),
+                _ => (sliding, 256, Some(1024), Kv::Projected),
+            };
+            assert_eq!((a.kv_heads, a.head_dim, a.window, a.kv), want, "{model}, layer {i}");
+        }
+    }
+}
+
+#[test]
+fn tensors_that_some_releases_leave_out_are_not_needed() {
+    for model in ["Gemma4-E2B", "Gemma4-E4B"] {
+        let mut tensors = manifest(model);
+        let all = tensors.len();
+        tensors.retain(|tensor| !tensor.optional);
+        assert!(tensors.len() < all);
+        open(model, &tensors).unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+#[test]
+fn a_tensor_too_few_or_too_many_or_of_another_shape_is_named() {
+    for model in MODELS {
+        let text = |name: &str| name.contains("layers.1.") && !name.contains("tower");
+        let tensors = manifest(model);
+        let at = tensors.iter().position(|t| text(&t.name) && !t.optional).unwrap();
+        let name = tensors[at].name.clone();
+
+        let mut fewer = manifest(model);
+        fewer.remove(at);
+        let error = open(model, &fewer).err().unwrap();
+        assert!(error.contains(&format!("tensor `{name}` is missing")), "{error}");
+
+        let mut bent = manifest(model);
+        bent[at].shape[0] += 1;
+        let (expected, found) = (&tensors[at].shape, &bent[at].shape);
+        let error = open(model, &bent).err().unwrap();
+        assert!(error.contains(&name) && error.contains(&format!("{found:?}")), "{error}");
+        assert!(error.contains(&format!("{:?}", expected)), "{error}");
+
+        let mut more = manifest(model);
+        let extra = name.replace("layers.1.", "layers.1.unheard_of.");
+        more.push(Tensor { name: extra.clone(), shape: vec![4], optional: false });
+        let error = open(model, &more).err().unwrap();
+        assert!(error.contains(&extra), "{error}");
+    }
+}

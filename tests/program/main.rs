@@ -1,0 +1,20 @@
+//! Tests of the program: its commands, what it says, and what it does with repositories, hubs and GitHub.
+
+mod cli;
+#[cfg(feature = "github")]
+mod github;
+#[cfg(all(unix, feature = "hub"))] // elsewhere the cache has no links
+mod hub;
+mod init;
+mod judging;
+#[cfg(target_os = "linux")]
+mod outlets;
+#[cfg(feature = "github")]
+mod post;
+#[cfg(feature = "git")]
+mod repository;
+#[cfg(feature = "reports")]
+mod sharding;
+mod support;
+#[cfg(unix)]
+mod workflows;
