@@ -7,14 +7,14 @@
 //! The same products are timed alone in the same run: same shapes, same tiles, random numbers.
 
 use candle_core::{Device, Tensor};
-use kvgate::kv::effective::Effective;
-use kvgate::kv::Scheme;
-use kvgate::measure::corpus::{self, Chunk};
-use kvgate::measure::engine::{self, Lane, HEAD_LOGITS, HEAD_ROWS, TILE_ROWS};
-use kvgate::model::decoder::{Decoder, Residency};
-use kvgate::model::spec::{FeedForward, Spec};
-use kvgate::model::Checkpoint;
-use kvgate::policy::Source;
+use kvgate::internals::kv::effective::Effective;
+use kvgate::internals::kv::Scheme;
+use kvgate::internals::measure::corpus::{self, Chunk};
+use kvgate::internals::measure::engine::{self, Lane, HEAD_LOGITS, HEAD_ROWS, TILE_ROWS};
+use kvgate::internals::model::decoder::{Decoder, Residency};
+use kvgate::internals::model::spec::{FeedForward, Spec};
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::source::Source;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;

@@ -11,7 +11,7 @@
 //! Here it is the command line, so that the codec can be looked at on any model:
 //! `cargo run --release --example own_codec -- measure MODEL --corpus FILE --schemes log8,q8_0`.
 
-use kvgate::kv::codec::Codec;
+use kvgate::Codec;
 
 /// A byte an element: a sign, and the logarithm of the magnitude in steps of an eighth of an octave.
 struct Logarithmic;

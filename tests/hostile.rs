@@ -13,8 +13,8 @@
 //! because a case that hangs ends it.
 
 use candle_core::quantized::gguf_file::{Content, Value};
-use kvgate::model::Checkpoint;
-use kvgate::policy::Source;
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::source::Source;
 use serde_json::Value as Json;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;

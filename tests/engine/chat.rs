@@ -4,10 +4,10 @@
 use crate::support::tiny::{self, Damage};
 use crate::support::{fixture, ids, open, root, GEMMA, MODELS, QWEN, SMOLLM2};
 use candle_core::quantized::gguf_file::Value as GgufValue;
-use kvgate::measure::prompts::{PromptSet, Prompts};
-use kvgate::model::chat::{ChatTemplate, Message};
-use kvgate::model::Checkpoint;
-use kvgate::policy::Source;
+use kvgate::internals::measure::prompts::{PromptSet, Prompts};
+use kvgate::internals::model::chat::{ChatTemplate, Message};
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::source::Source;
 use serde_json::{json, Value};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;

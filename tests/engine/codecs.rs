@@ -2,9 +2,9 @@
 //! make of degenerate blocks, and what they lose on Gaussian data.
 
 use crate::support;
-use kvgate::kv::codec::{self, Codec};
-use kvgate::kv::exact::{Exact, Tail};
-use kvgate::kv::scheme::Scheme;
+use kvgate::internals::kv::codec::{self, Codec};
+use kvgate::internals::kv::exact::{Exact, Tail};
+use kvgate::internals::kv::scheme::Scheme;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;

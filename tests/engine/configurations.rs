@@ -3,9 +3,9 @@
 use crate::support;
 use crate::support::forward::logits;
 use crate::support::root;
-use kvgate::model::decoder::Residency;
-use kvgate::model::Checkpoint;
-use kvgate::policy::Source;
+use kvgate::internals::model::decoder::Residency;
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::source::Source;
 use serde_json::{json, Value};
 use std::path::Path;
 

@@ -4,7 +4,7 @@
 use crate::support;
 use crate::support::forward::logits;
 use crate::support::{fixture, ids, open, GEMMA, MODELS, QWEN, SMOLLM2};
-use kvgate::model::decoder::Residency;
+use kvgate::internals::model::decoder::Residency;
 
 /// Largest difference of a logit, relative to the position's largest logit. Both sides compute in f32,
 /// in another order of additions: what remains is rounding, amplified by the layers.

@@ -6,13 +6,13 @@ use crate::support::forward::{effective, in_parts_by_layer, logits, logits_in_pa
 use crate::support::generation::replay_and_decode;
 use crate::support::{fixture, ids, root};
 use candle_core::{safetensors, Device};
-use kvgate::kv::packed::PackedCache;
-use kvgate::measure::sanity::Unigram;
-use kvgate::measure::stats::Position;
-use kvgate::measure::{corpus, measure, Request};
-use kvgate::model::decoder::{Decoder, Residency};
-use kvgate::model::Checkpoint;
-use kvgate::policy::Source;
+use kvgate::internals::kv::packed::PackedCache;
+use kvgate::internals::measure::sanity::Unigram;
+use kvgate::internals::measure::{corpus, measure, Request};
+use kvgate::internals::model::decoder::{Decoder, Residency};
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::results::statistics::Position;
+use kvgate::internals::source::Source;
 
 const MODELS: [&str; 2] = ["gemma4-e2b-mini", "qwen3.6-moe-mini"];
 
@@ -192,7 +192,7 @@ fn every_codec_in_parts_is_the_codec_at_once() {
     for model in MODELS {
         let ids = ids(&oracle["models"][model]["ids"]);
         let decoder = load(model);
-        for codec in kvgate::kv::codec::CODECS {
+        for codec in kvgate::internals::kv::codec::CODECS {
             let heads = decoder.spec.kv_layout().into_iter().flatten().map(|kv| kv.head_dim);
             if heads.clone().any(|head| !head.is_multiple_of(codec.block(head))) {
                 continue;

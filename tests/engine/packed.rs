@@ -5,10 +5,10 @@ use crate::support;
 use crate::support::forward::{effective, in_parts_by_layer, logits_in_parts, run_part};
 use crate::support::generation::replay_and_decode;
 use crate::support::{open, source, MODELS};
-use kvgate::kv::lanes::LaneCache;
-use kvgate::kv::packed::PackedCache;
-use kvgate::model::decoder::Residency;
-use kvgate::model::Checkpoint;
+use kvgate::internals::kv::lanes::LaneCache;
+use kvgate::internals::kv::packed::PackedCache;
+use kvgate::internals::model::decoder::Residency;
+use kvgate::internals::model::Checkpoint;
 
 fn tokens(checkpoint: &Checkpoint, count: usize) -> Vec<u32> {
     let text = std::fs::read_to_string(support::corpus("persuasion.txt")).unwrap();

@@ -3,9 +3,9 @@
 
 use crate::support;
 use crate::support::{fixture, root};
-use kvgate::model::spec::{FeedForward, Kv, Layer, Mixer, Spec};
-use kvgate::model::Checkpoint;
-use kvgate::policy::Source;
+use kvgate::internals::model::spec::{FeedForward, Kv, Layer, Mixer, Spec};
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::source::Source;
 use serde_json::{json, Map, Value};
 use std::fs::File;
 use std::io::Write;

@@ -4,9 +4,9 @@
 
 use crate::support::forward::{logits, relative};
 use crate::support::{fixture, ids, root};
-use kvgate::model::decoder::{Decoder, Residency};
-use kvgate::model::Checkpoint;
-use kvgate::policy::Source;
+use kvgate::internals::model::decoder::{Decoder, Residency};
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::source::Source;
 use serde_json::{json, Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

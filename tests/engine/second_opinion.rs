@@ -6,9 +6,9 @@ use crate::support::{ids, root};
 use candle_core::{safetensors, DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, qwen3};
-use kvgate::model::decoder::Residency;
-use kvgate::model::Checkpoint;
-use kvgate::policy::Source;
+use kvgate::internals::model::decoder::Residency;
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::source::Source;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

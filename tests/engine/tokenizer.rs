@@ -56,7 +56,7 @@ fn a_tokenizer_file_gives_plain_text_and_its_bos() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     std::fs::write(&path, TOKENIZER_JSON).unwrap();
-    let tokenizer = kvgate::model::tokenizer::Tokenizer::from_file(&path).unwrap();
+    let tokenizer = kvgate::internals::model::tokenizer::Tokenizer::from_file(&path).unwrap();
     assert_eq!(tokenizer.bos, Some(1));
     assert_eq!(tokenizer.encode("a b a b").unwrap(), [1, 2, 3, 2, 3]);
     // read as text, not as the special token

@@ -3,7 +3,7 @@
 use crate::support::program::command;
 use crate::support::tiny::Repository;
 use crate::trials;
-use kvgate::kv::codec::Codec;
+use kvgate::internals::kv::codec::Codec;
 use libtest_mimic::Trial;
 
 /// Set where this executable is the example.
@@ -87,7 +87,7 @@ impl Codec for Named {
 fn names_that_mean_something_else_and_versions_left_out_are_refused() {
     let error = |name, version| {
         let codec: &'static dyn Codec = Box::leak(Box::new(Named(name, version)));
-        kvgate::kv::codec::register(codec).unwrap_err().to_string()
+        kvgate::internals::kv::codec::register(codec).unwrap_err().to_string()
     };
     assert!(error("q8_0", "1").contains("another codec has this name"));
     assert!(error("Q8_0", "1").contains("another codec has this name"));

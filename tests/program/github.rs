@@ -2,7 +2,7 @@
 //! every answer by GitHub's own description. Each case asserts the outcome and the requests.
 
 use crate::support::github::{self, marker, GitHub, Mishap, Time, BASE, BOT, TOKEN};
-use kvgate::github::{
+use kvgate::internals::github::{
     comment, pull, status, CheckRun, Client, Comment, Environment, Error, Event, EventKind, Found,
     Mode, Published, Reason, Run, Source, State, Status, Sticky,
 };
@@ -688,7 +688,7 @@ fn one_job_from_its_event_to_its_comment() {
     let more = [("GITHUB_EVENT_NAME", "workflow_run"), ("GITHUB_EVENT_PATH", path)];
     let environment = github.environment(&more);
     let time = Time::new();
-    let job = kvgate::github::GitHub::new(&environment, Box::new(time.clone())).unwrap();
+    let job = kvgate::internals::github::GitHub::new(&environment, Box::new(time.clone())).unwrap();
     assert!(job.run_url().ends_with("/org/model/actions/runs/49/attempts/3"), "{}", job.run_url());
     let Found::Pull(pull) = job.pull().unwrap() else { panic!("not found") };
     let url = Some(job.run_url());

@@ -4,7 +4,7 @@ use crate::support;
 use crate::support::hub::{Hub, Mishap, COMMIT, REPOSITORY};
 use crate::support::program::{command, kvgate_with, Ran};
 use crate::support::tiny::Repository;
-use kvgate::hash;
+use kvgate::internals::hash;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};

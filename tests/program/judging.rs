@@ -2,12 +2,14 @@
 
 use crate::support::program::kvgate;
 use crate::support::tiny::Repository;
-use kvgate::engines::{llama_perplexity, Engine};
-use kvgate::measure::stats::Statistic;
-use kvgate::policy::{ModelPolicy, Policy};
-use kvgate::results::Measurement;
-use kvgate::trust;
-use kvgate::verdict::{self, Verdict};
+use kvgate::internals::judge::limits;
+use kvgate::internals::judge::trust;
+use kvgate::internals::logs::llama_perplexity;
+use kvgate::internals::policy::{ModelPolicy, Policy};
+use kvgate::internals::results::measured_by::Engine;
+use kvgate::internals::results::statistics::Statistic;
+use kvgate::internals::results::verdict::Verdict;
+use kvgate::internals::results::Measurement;
 use std::path::Path;
 
 const POLICY: &str = r#"[defaults]
@@ -59,7 +61,7 @@ fn genuine_logs_are_judged_by_the_policy() {
     let distrust = trust::distrust_by(&measurement, Engine::LlamaCpp);
     assert!(distrust.is_empty(), "{distrust:?}");
     let verdicts = model.cells.iter().zip(&measurement.schemes).map(|(cell, scheme)| {
-        let judged = verdict::judge(model, cell, &scheme.outcome, None, None);
+        let judged = limits::judge(model, cell, &scheme.outcome, None, None);
         (judged.verdict, judged.broken().map(|limit| limit.statistic).collect::<Vec<_>>())
     });
     let both = vec![Statistic::MeanKld, Statistic::Top1Agreement];

@@ -3,9 +3,10 @@
 use crate::support::environment;
 use crate::support::git::Git;
 use crate::support::program::{accepted, kvgate, kvgate_with};
-use kvgate::changed::{since, Touched};
-use kvgate::policy::{goldens_removed, text_sizes, weakened, Policy};
-use kvgate::repo::{Change, Files, Folder, RepoError, Repository};
+use kvgate::internals::policy::Policy;
+use kvgate::internals::proposal::changed::{since, Touched};
+use kvgate::internals::proposal::weakened::{self, goldens_removed, text_sizes};
+use kvgate::internals::repo::{Change, Files, Folder, RepoError, Repository};
 use std::path::{Path, PathBuf};
 
 const POLICY: &str = r#"[defaults]

@@ -1,14 +1,14 @@
 //! The decoder run whole or in parts, as a serving engine would.
 
 use candle_core::Tensor;
-use kvgate::kv::cache::{CacheError, KvCache, View};
-use kvgate::kv::effective::Effective;
-use kvgate::kv::lanes::LaneCache;
-use kvgate::kv::packed::PackedCache;
-use kvgate::kv::recurrent::Recurrent;
-use kvgate::kv::Scheme;
-use kvgate::model::decoder::{At, Decoder};
-use kvgate::model::spec::Spec;
+use kvgate::internals::kv::cache::{CacheError, KvCache, View};
+use kvgate::internals::kv::effective::Effective;
+use kvgate::internals::kv::lanes::LaneCache;
+use kvgate::internals::kv::packed::PackedCache;
+use kvgate::internals::kv::recurrent::Recurrent;
+use kvgate::internals::kv::Scheme;
+use kvgate::internals::model::decoder::{At, Decoder};
+use kvgate::internals::model::spec::Spec;
 use std::collections::BTreeMap;
 
 /// A scheme as a model's cache carries it out.

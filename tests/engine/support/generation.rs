@@ -1,14 +1,14 @@
 //! Replays against decoding itself.
 
 use super::forward::{effective, run_part};
-use kvgate::kv::effective::Effective;
-use kvgate::kv::lanes::LaneCache;
-use kvgate::measure::generate::{greedy, Generate, Writing};
-use kvgate::measure::prompts::PromptSet;
-use kvgate::measure::{measure, Request};
-use kvgate::model::decoder::Residency;
-use kvgate::model::Checkpoint;
-use kvgate::policy::Source;
+use kvgate::internals::kv::effective::Effective;
+use kvgate::internals::kv::lanes::LaneCache;
+use kvgate::internals::measure::generate::{greedy, Generate, Writing};
+use kvgate::internals::measure::prompts::PromptSet;
+use kvgate::internals::measure::{measure, Request};
+use kvgate::internals::model::decoder::Residency;
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::source::Source;
 
 /// Has a model continue prompts with the cache of each scheme, token by token, and holds where its text
 /// parts from the baseline's to the first flip of the replay. Rounding is chaotic, and more so where it is

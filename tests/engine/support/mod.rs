@@ -11,8 +11,8 @@ pub mod program;
 pub mod tiny;
 
 use candle_core::Tensor;
-use kvgate::model::Checkpoint;
-use kvgate::policy::Source;
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::source::Source;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

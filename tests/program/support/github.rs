@@ -3,7 +3,7 @@
 //! the description does not know fails the test.
 
 use super::environment;
-use kvgate::github::{Clock, Environment, Run};
+use kvgate::internals::github::{Clock, Environment, Run};
 use serde_json::{json, Value};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
