@@ -1,5 +1,5 @@
 //! This repository's own gate: the cases of `thresholds.toml` as tests.
 
 fn main() -> std::process::ExitCode {
-    kvgate::internals::main()
+    kvgate::main()
 }

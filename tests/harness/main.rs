@@ -27,7 +27,7 @@ macro_rules! trials {
 fn main() -> ExitCode {
     let is_set = |part| std::env::var_os(part).is_some();
     if is_set(target::AS_GATE) {
-        return kvgate::internals::main();
+        return kvgate::main();
     }
     if is_set(own_codec::AS_EXAMPLE) {
         return example::main();
