@@ -1,6 +1,6 @@
-//! A codec of one's own in the gate.
+//! An example of a codec that kvgate does not have, registered with the gate.
 //!
-//! In a model repository the same line stands in the test target, with `main` instead of `program`:
+//! In a model's repository the test target registers it in the same way, but calls `main` instead of `program`:
 //!
 //! ```no_run
 //! fn main() -> std::process::ExitCode {
@@ -8,17 +8,19 @@
 //! }
 //! ```
 //!
-//! Here it is the command line, so that the codec can be looked at on any model:
+//! This example calls `program`, which is kvgate's command line, so that you can try the codec on any model:
 //! `cargo run --release --example own_codec -- measure MODEL --corpus FILE --schemes log8,q8_0`.
 
 use kvgate::Codec;
 
-/// A byte an element: a sign, and the logarithm of the magnitude in steps of an eighth of an octave.
+/// Stores each element in one byte: its sign, and the logarithm of its magnitude in steps of an eighth of an octave.
 struct Logarithmic;
 
-/// The code of 1.
+/// The code that stands for a magnitude of 1.
 const ONE: f32 = 80.0;
+/// Steps in an octave.
 const STEPS: f32 = 8.0;
+/// The bit of a negative sign.
 const SIGN: u8 = 0x80;
 
 impl Codec for Logarithmic {

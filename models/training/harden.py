@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Moves scale from Q to K without changing what the model computes: a hard K for a quantizer.
+"""Moves scale from Q to K without changing what the model computes, so that K becomes hard for a quantizer.
 
 In every layer that owns a KV cache, `k_norm` is multiplied by a power of two at a few RoPE pairs
-(i, i + d/2), and `q_norm` divided by it there in every layer that reads that cache, the shared ones
-too. Both members of a pair get the same factor, so that the scaling commutes with the rotation, and
-q.k is what it was, product by product. The pairs are those where K is largest.
+(i, i + d/2). In every layer that reads that cache, also in those that share it, `q_norm` is divided by
+the same power there. Both members of a pair get the same factor, so the scaling commutes with the rotation,
+and every single product in q.k stays what it was. The pairs are those where K is largest.
 """
 
 import argparse
@@ -44,8 +44,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--scale", type=int, default=8, help="a power of two, so that bf16 weights stay exact")
-    parser.add_argument("--pairs", type=int, default=1, help="RoPE pairs per layer")
+    parser.add_argument("--scale", type=int, default=8, help="the factor; it must be a power of two, so that bf16 weights stay exact")
+    parser.add_argument("--pairs", type=int, default=1, help="the number of RoPE pairs in each layer")
     args = parser.parse_args()
     if args.scale < 1 or args.scale & (args.scale - 1):
         parser.error("--scale must be a power of two")

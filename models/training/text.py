@@ -1,4 +1,4 @@
-"""Text to tokens: split, tokenizer, id streams."""
+"""Turns text into tokens: splits it, trains the tokenizers, and writes streams of ids."""
 
 import json
 from pathlib import Path

@@ -168,7 +168,7 @@ def main():
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--log-every", type=int, default=100)
-    parser.add_argument("--limit", type=float, help="seconds after which training stops and saves")
+    parser.add_argument("--limit", type=float, help="the number of seconds after which training stops and saves")
     args = parser.parse_args()
     if args.what == "prepare":
         from text import prepare

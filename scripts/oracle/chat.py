@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Chat templates as transformers renders them -> tests/fixtures/chat/
 
-Two templates are taken from the real models' GGUF files, the others (`*.jinja`) are written
-by hand with what the templates of Llama 3, Gemma and Qwen use. Each renders the conversations of
-CASES: `rendered.json` has the text, or null where the template raises. `tokens.json` has the ids
-of `prompts/default.toml` for the real models: transformers' text, llama.cpp's tokenizer.
+Two templates are taken from the GGUF files of real models. The others (`*.jinja`) were written
+by hand, with the features that the templates of Llama 3, Gemma and Qwen use. Each template renders the
+conversations of CASES. `rendered.json` has the text, or null if the template raises an exception.
+`tokens.json` has the ids of `prompts/default.toml` for the real models: transformers renders the text,
+and llama.cpp's tokenizer makes the ids.
 """
 
 import argparse

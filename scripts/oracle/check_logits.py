@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Hold tests/fixtures/logits.json against llama.cpp's own logits.
+"""Compare tests/fixtures/logits.json with llama.cpp's own logits.
 
-The weights are written as an F32 GGUF first, since llama.cpp rounds activations to int8
-on quantized ones; the cache is F32 and flash attention is off, for it would round to f16.
+The weights are first written as an F32 GGUF, because llama.cpp rounds activations to int8
+if weights are quantized. The cache is F32, and flash attention is off, because it would round to f16.
 """
 
 import argparse

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Small random checkpoints of every family, by HF transformers' own classes
+"""Small random checkpoints of every family, made by HF transformers' own classes
 -> tests/fixtures/checkpoints/<name>/{config,tokenizer,tokenizer_config,logits}.json, *.safetensors
 
-All weights are drawn anew (seeded), for transformers' own initialisation leaves mechanisms
-dead: norms of one, biases of zero, scores and router logits near zero. They are rounded to
-bfloat16 as they are stored; the logits are computed on the rounded weights in float32,
-eager attention, one pass over the whole sequence. A token whose choice of experts is near a
-tie (probabilities 2e-3 apart or less) is replaced by another.
+All weights are drawn anew from a seed, because transformers' own initialisation gives some mechanisms no
+effect: norms are one, biases are zero, and scores and router logits are near zero. The weights are rounded to
+bfloat16, as they are stored. The logits are computed on the rounded weights in float32, with
+eager attention, in one pass over the whole sequence. If the choice of experts for a token is nearly a
+tie (probabilities 2e-3 apart or less), the token is replaced by another.
 
---check loads what is stored and prints, for each: how far transformers is from the fixture
-in float32 and in float64 (all of it, softmax and norms too), and how far every single
-tensor and setting moves the logits, so that none of them is dead.
+--check loads what is stored. For each checkpoint it prints how far transformers is from the fixture
+in float32 and in float64 (everything in float64, also softmax and norms), and how much every single
+tensor and setting changes the logits, so that none of them is without effect.
 """
 
 import argparse
@@ -538,8 +538,8 @@ def check(name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="check what is stored instead of making it")
-    parser.add_argument("names", nargs="*", help="only these checkpoints")
+    parser.add_argument("--check", action="store_true", help="check what is stored instead of making it anew")
+    parser.add_argument("names", nargs="*", help="make or check only these checkpoints")
     args = parser.parse_args()
     torch.set_num_threads(1)
     hf.logging.set_verbosity_error()

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Encoded and decoded blocks by independent implementations -> tests/fixtures/codecs.json
 
-gguf's numpy quantizers where gguf has the format, formats.py where it has not.
+The implementations are gguf's numpy quantizers if gguf has the format, and formats.py if not.
 
-Floats are written as the hex of their bits (f32: 8 digits, most significant first),
-encoded blocks as the hex of their bytes. gguf cannot encode iq4_nl: for it the file has
-the decode direction, and the encoded test vectors of the scheme's written description. What
+Floats are written as the hex of their bits (f32: 8 digits, most significant first), and
+encoded blocks as the hex of their bytes. gguf cannot encode iq4_nl. For that format the file has
+the decoding direction, and the encoded test vectors of the format's written description. What
 formats.py makes of one vector is compared with the blocks that the description gives.
 
-There is no block of negative zeros: numpy's arg-max takes the first of them as the extreme element,
-the C reference, whose comparison is strict, none. A block of f32 subnormals alone goes through f16 and bf16 only: 1/d overflows in the block
-formats, and what a cast of infinity to an integer gives is undefined in the reference.
+Two kinds of block are left out. One is a block of negative zeros: numpy's arg-max takes the first of them as
+the extreme element, and the C reference, whose comparison is strict, takes none. The other is a block of only f32
+subnormals, which goes through f16 and bf16 only: in the block formats 1/d overflows, and casting
+infinity to an integer is undefined in the reference.
 """
 
 import argparse

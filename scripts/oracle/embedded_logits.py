@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Logits of the embedded models by HF transformers in float32 -> tests/fixtures/embedded-logits.json
 
-transformers loads models/NAME by its own from_pretrained, the bf16 weights widened to float32, and
-runs the first 300 ids of corpora/persuasion.txt, BOS first where the model's tokenizer puts one, in
-one pass with eager attention. Stored for some positions: log-sum-exp, arg-max, the top 8 and 64
-evenly spaced logits. `ppl` is over all predictions of the sequence.
+transformers loads models/NAME by its own from_pretrained, with the bf16 weights widened to float32. It
+runs the first 300 ids of corpora/persuasion.txt (with BOS first if the model's tokenizer puts one) in
+one pass with eager attention. For some positions the log-sum-exp, the arg-max, the top 8 and 64
+evenly spaced logits are stored. `ppl` is over all predictions of the sequence.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""The codecs that no package has, written out in numpy from their description.
+"""The codecs that no package has, written out in numpy from their descriptions.
 
-`FORMATS[name]` is a pair (encode, decode): f32 of whole blocks, or of one head where the block is the
-head -> bytes, a row a block, and back. The 8-bit floats and the random signs are torch's.
-Written for reading, not for speed, and without a look at src/: codes are bit strings here, sums are
+`FORMATS[name]` is a pair (encode, decode). encode turns f32 into bytes, one block a row; decode turns them
+back. A block is a whole head if the format says so. The 8-bit floats and the random signs are torch's.
+The code was written to be read and not to be fast, and without looking at src/. Codes are bit strings, sums are
 float64, and the only arithmetic in float32 is what the formats prescribe.
 """
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """GGUF of each checkpoint by llama.cpp's own converter -> tests/fixtures/checkpoints/<name>/model.gguf
 
-The converter is run as it is, but for the vocabulary: it refuses tokenizers that it does not
-know, and wants SentencePiece's for Gemma. Here each gets the shared byte-level BPE as "gpt2".
+The converter runs unchanged except for the vocabulary. It refuses tokenizers that it does not
+know, and wants SentencePiece's for Gemma; this script gives each model the shared byte-level BPE as "gpt2".
 
---check holds the files against the stored logits: llama.cpp, weights written as F32 first
-(it would round activations to bfloat16 beside bfloat16 weights), F32 cache, no flash
-attention. For Gemma also with llama.cpp's GELU, which rounds to f16, put into transformers.
+--check compares the files with the stored logits. llama.cpp computes with weights that were first written as F32
+(beside bfloat16 weights it would round activations to bfloat16), an F32 cache, and no flash
+attention. Gemma is also compared with transformers in which llama.cpp's GELU, which rounds to f16, is put in.
 """
 
 import argparse
@@ -88,9 +88,9 @@ def check(names):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="check what is stored instead of making it")
-    parser.add_argument("--llama-cpp", type=Path, help="llama.cpp's source, for its converter")
-    parser.add_argument("names", nargs="*", help="only these checkpoints")
+    parser.add_argument("--check", action="store_true", help="check what is stored instead of making it anew")
+    parser.add_argument("--llama-cpp", type=Path, help="the folder of llama.cpp's source, which has the converter")
+    parser.add_argument("names", nargs="*", help="make or check only these checkpoints")
     args = parser.parse_args()
     names = args.names or sorted(p.name for p in OUT.iterdir() if p.name not in SKIPPED)
     if args.check:

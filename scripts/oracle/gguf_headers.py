@@ -2,9 +2,9 @@
 
 usage: gguf_headers.py [--check]
 
-Writes tests/fixtures/hostile/gguf/*.gguf and tests/fixtures/hostile/gguf.json: `types` is the table of llama.cpp's
-types, `files` says of each file whether llama.cpp's reader and that of the Python package `gguf` accept it. With
---check nothing is written, and the files must be those that are there.
+The script writes tests/fixtures/hostile/gguf/*.gguf and tests/fixtures/hostile/gguf.json. In the latter `types` is the
+table of llama.cpp's types, and `files` says of each file whether llama.cpp's reader and that of the Python package
+`gguf` accept it. With --check nothing is written, and the files must equal those that are there.
 """
 
 import ctypes as C

@@ -4,8 +4,8 @@
     npm install @octokit/openapi@23.0.2
     scripts/oracle/github_openapi.py node_modules/@octokit/openapi
 
-The operations below with every component that they name, and GitHub's own example of each
-answer. Descriptions are left out, and OpenAPI 3.0's `nullable` is written as JSON Schema says it;
+The fixture has the operations that are listed below, every component that they name, and GitHub's own example of
+each answer. Descriptions are left out, and `nullable` of OpenAPI 3.0 is written in JSON Schema's way;
 nothing else is changed. Each example is checked against its schema.
 """
 

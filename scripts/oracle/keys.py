@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Logits where a key is not there and the reference takes a default -> tests/fixtures/keys.json
+"""Logits of checkpoints that lack a key for which the reference takes a default -> tests/fixtures/keys.json
 
-The cases are the lines of tests/fixtures/keys.txt that say `default`: the same key is taken out of
-config.json for transformers, and out of the GGUF's metadata for llama.cpp (weights written as F32 first).
+The cases are the lines of tests/fixtures/keys.txt that say `default`. For each, the key is removed from
+config.json for transformers, and from the GGUF's metadata for llama.cpp (with weights written as F32 first).
 """
 
 import json

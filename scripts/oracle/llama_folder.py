@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A Llama's GGUF -> the same weights as a folder in safetensors, by HF transformers: FOLDER.
+"""Writes the weights of a Llama's GGUF as a folder FOLDER in safetensors, by HF transformers.
 
-The converter to GGUF permutes the rows of Q and K, and transformers takes that back when it
-reads a GGUF file. So the folder holds the same function with K in another order, which
-block codecs see. docs/metrics.md has the numbers that were measured with it.
+The converter to GGUF permutes the rows of Q and K, and transformers undoes that when it
+reads a GGUF file. So the folder holds the same function with K in another order, and block
+codecs see the difference. docs/metrics.md has the numbers that were measured with it.
 
     venv/bin/pip install accelerate
     venv/bin/python scripts/oracle/llama_folder.py models/real/SmolLM2-135M-Instruct.Q4_1.gguf smollm2

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Logs of llama-perplexity in the forms of other builds and consoles, made from the genuine ones.
+"""Logs of llama-perplexity in the forms of other builds and consoles, made from genuine logs.
 
-The numbers are those of the genuine logs of this folder; the lines around them are written as the sources of
-the builds print them (see tests/fixtures/llama-perplexity/README.md). Needs nothing but Python.
+The numbers are those of the genuine logs in the fixtures' folder. The lines around them are written as the sources of
+the builds print them (see tests/fixtures/llama-perplexity/README.md). The script needs only Python.
 """
 
 from pathlib import Path

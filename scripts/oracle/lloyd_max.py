@@ -1,7 +1,7 @@
 """The Lloyd-Max quantizers of N(0, 1): the tables of src/kv/codec/turbo.rs, and what tables lose.
 
-A table is optimal if each value is the mean of the cell of numbers that are nearest to it; the
-iteration puts each value there until nothing moves. Integrals are closed forms in erf, in float64.
+A table is optimal if each value is the mean of the cell of numbers that are nearest to it. The
+iteration sets each value to that mean until nothing changes. Integrals are closed forms in erf, in float64.
 """
 
 import math

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Logits by HF transformers in float32 on dequantized weights -> tests/fixtures/logits.json
 
-Config and state dict are built here from the GGUF's metadata and tensors (dequantized by
-gguf's numpy code), not by transformers' own GGUF loader, so that nothing is guessed:
+The script builds configuration and state dict from the GGUF's metadata and tensors (dequantized by
+gguf's numpy code), and does not use transformers' own GGUF loader, so that nothing is guessed. The
 q and k rows of llama are put back in half-split order, the 1 that gemma's converter adds
-to norm weights is taken off again, and a head of its own is used where the file has one.
+to norm weights is subtracted, and the file's own head is used if it has one.
 
-The ids are the first ones of corpora/persuasion.txt by llama.cpp's tokenizer. Stored for
-some positions: log-sum-exp, arg-max, the top 8 and 64 evenly spaced logits. `ppl` is over
+The ids are the first ones of corpora/persuasion.txt by llama.cpp's tokenizer. For some positions the
+log-sum-exp, the arg-max, the top 8 and 64 evenly spaced logits are stored. `ppl` is over
 all predictions of the sequence.
 """
 

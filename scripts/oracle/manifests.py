@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Names and shapes of the real checkpoints -> tests/fixtures/real/<name>/{config.json, tensors.txt}
 
-transformers' classes with the real configurations on torch's meta device, so nothing is
-downloaded and no weight exists. A line of tensors.txt is `name d0,d1,...` (nothing after
-the blank for a scalar); `{a..b}` in a name stands for every number from a to b, and is used
-for experts and for the vision and audio towers only. ` optional` at the end marks tensors
-that some of the published files have and others have not. totals.json has the number of
-parameters and of tensors of the text model, the optional ones left out.
+transformers' classes are built with the real configurations on torch's meta device, so nothing is
+downloaded and no weight exists. A line of tensors.txt is `name d0,d1,...` (for a scalar nothing follows
+the blank). `{a..b}` in a name stands for every number from a to b; it is used only for experts and for
+the vision and audio towers. ` optional` at the end marks tensors that some of the published files
+have and others do not. totals.json has the number of parameters and of tensors of the text model,
+without the optional ones.
 """
 
 import argparse

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """The small checkpoints as MLX's converter writes them -> tests/fixtures/mlx/<name>/{config,logits}.json, *.safetensors
 
-mlx-lm itself loads each folder of tests/fixtures/checkpoints and saves it: other names, experts in stacks by
-projection, Qwen3.5's norms as 1 + w and its convolution as (C, K, 1), no head where it is tied, no `mtp.*`.
+mlx-lm itself loads each folder of tests/fixtures/checkpoints and saves it. What it saves has other names, experts in
+stacks by projection, Qwen3.5's norms as 1 + w and its convolution as (C, K, 1), no head if the head is tied, and
+no `mtp.*`.
 
-`qwen3_5` is converted to float32, so that 1 + w loses nothing and transformers' logits of the original hold.
-`qwen3_5-moe` is in bfloat16, as such files are: 1 + w was rounded, so it has logits of its own, which are mlx-lm's in
-float32 on the weights as it stored them. The others hold the very weights that the original has.
+`qwen3_5` is converted to float32, so that 1 + w loses nothing and transformers' logits of the original remain valid.
+`qwen3_5-moe` is in bfloat16, as such files are. There 1 + w was rounded, so it has logits of its own, which mlx-lm
+computed in float32 on the weights as it stored them. The others hold exactly the weights of the original.
 
-What is printed: how far mlx-lm is, by the largest logit, from what transformers makes of the original. It is large
-for Gemma 2 and 3, of which mlx-lm leaves out windows and the scaling of RoPE.
+The script prints how far mlx-lm is from what transformers makes of the original, relative to the largest logit. The
+distance is large for Gemma 2 and 3, because mlx-lm leaves out windows and the scaling of RoPE for them.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def make(name):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="only these checkpoints")
+    parser.add_argument("names", nargs="*", help="make only these checkpoints")
     args = parser.parse_args()
     mx.set_default_device(mx.cpu)
     for name in args.names or NAMES:

@@ -1,7 +1,7 @@
 """Print what each codec loses on Gaussian data: the NMSE column of docs/schemes.md.
 
-The quantizers are gguf's and those of formats.py, which tests/engine/codecs.rs shows to be kvgate's
-bit for bit; gguf cannot encode iq4_nl, so that one is written out here as ggml's cache encodes it.
+The quantizers are gguf's and those of formats.py; tests/engine/codecs.rs shows that kvgate's are the same
+bit for bit. gguf cannot encode iq4_nl, so this script encodes it as ggml's cache does.
 """
 
 import numpy as np

@@ -1,13 +1,14 @@
 """Train the codebooks of turbo3_tcq and turbo2_tcq -> src/kv/codec/tcq3.f32 and tcq2.f32 (little-endian f32)
 
-The generalised Lloyd algorithm on random directions in 128 dimensions: find the best path of each through the
-trellis, move every entry to the mean of the coordinates that fell to it, repeat. Paths are found with entries
-displaced at random, by less and less and for the last third not at all: without that the iteration ends in a
-poor local optimum (2 bits, after 40 steps: 0.0795 instead of 0.0765). Prints the mean squared error on directions
-that training never saw; no code loses less than 4^-(bits + 6/128), counting the six bits that begin a stream.
+The script runs the generalised Lloyd algorithm on random directions in 128 dimensions: it finds the best path of each
+direction through the trellis, sets every entry to the mean of the coordinates that were assigned to it, and repeats.
+While paths are searched, entries are displaced at random, by less and less, and not at all in the last third.
+Without this the iteration ends in a poor local optimum (2 bits, after 40 steps: 0.0795 instead of 0.0765). The script
+prints the mean squared error on directions that training never saw. The lower bound is 4^-(bits + 6/128), which counts
+the six bits that begin a stream.
 
-Five minutes on one core. The result is the same from run to run; another numpy or processor may round
-otherwise, and then end elsewhere.
+It takes five minutes on one core. The result is the same from run to run. Another numpy or processor may round
+differently, and then end with other codebooks.
 """
 
 from pathlib import Path

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Token ids by llama.cpp's own tokenizer -> tests/fixtures/tokens.json
 
-For each model: every text of corpora/ (count, SHA-256 of the ids as little-endian u32,
+For each model the fixture has every text of corpora/ (count, SHA-256 of the ids as little-endian u32,
 first and last 32 ids) and a list of awkward strings (all ids). Special tokens are added
-as the model asks for (BOS), but not recognised in the text. Of a file exactly one
-trailing line end is removed, as llama-perplexity does; nothing else is changed.
+as the model asks for (BOS), but are not recognised in the text. Exactly one
+trailing line end of a file is removed, as in llama-perplexity; nothing else is changed.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The perplexity of an add-one unigram model of a corpus, for docs/metrics.md and tests/engine/embedded.rs.
 
-Fitted on all tokens of corpora/persuasion.txt under the tokenizer of each model in models/,
+The model is fitted on all tokens of corpora/persuasion.txt, with the tokenizer of each model in models/. It is
 scored on the tokens that the second half of each of the first 12 chunks of 512 predicts.
 """
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """BOS, ends of an answer and kinds of tokens -> tests/fixtures/vocabulary.json
 
-`gguf`: the small `llama` checkpoint with other metadata, as llama.cpp reads it: which id it puts before a text,
-after which ids it generates nothing, and the ids of texts with marks in them, as plain text and as what a chat
-template wrote. `folder`: its tokenizer.json with another template and another tokenizer_config.json, as
-llama.cpp's converter (`gguf.SpecialVocab`) reads them: whether BOS is added, null where neither has a word, and
-its id. `sentencepiece/`: a small model with the pieces that its own library reads from it. (transformers 5.24 passes over `add_bos_token` where there is a tokenizer.json; earlier ones obey it.)
+`gguf` has the small `llama` checkpoint with other metadata, as llama.cpp reads it: which id llama.cpp puts before a
+text, after which ids it generates nothing, and the ids of texts with marks in them, as plain text and as what a chat
+template wrote. `folder` has its tokenizer.json with another template and another tokenizer_config.json, as
+llama.cpp's converter (`gguf.SpecialVocab`) reads them: whether BOS is added (null if neither file says so), and
+its id. `sentencepiece/` has a small model, with the pieces that SentencePiece's own library reads from it.
+(transformers 5.24 ignores `add_bos_token` if there is a tokenizer.json; earlier versions obey it.)
 """
 
 import argparse
