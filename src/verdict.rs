@@ -2,6 +2,7 @@
 //!
 //! What cannot be trusted is an error whatever the policy expects: a gate that fails open is none.
 
+use crate::kv::Scheme;
 use crate::measure::stats::{Direction, Statistic, Statistics};
 use crate::policy::{CaseKind, Cell, Expectation, Limit, ModelPolicy};
 use crate::results::Outcome;
@@ -439,10 +440,10 @@ impl fmt::Display for Measure<'_> {
         for word in self.options {
             write!(f, " {}", quoted(word))?;
         }
-        match self.baseline {
-            "f16" | "f16/f16" => Ok(()),
-            baseline => write!(f, " --baseline {}", quoted(baseline)),
+        if self.baseline.parse().is_ok_and(|baseline: Scheme| baseline == Scheme::f16()) {
+            return Ok(());
         }
+        write!(f, " --baseline {}", quoted(self.baseline))
     }
 }
 

@@ -84,7 +84,7 @@ impl Codec for Named {
     fn version(&self) -> &str {
         self.1
     }
-    fn engines(&self) -> &str {
+    fn accepted_by(&self) -> &str {
         ""
     }
     fn block(&self, _: usize) -> usize {

@@ -3,7 +3,7 @@
 
 mod support;
 
-use kvgate::kv::lanes::LaneCache;
+use kvgate::kv::measuring::MeasuringCache;
 use kvgate::kv::packed::PackedCache;
 use kvgate::model::decoder::Residency;
 use kvgate::model::Checkpoint;
@@ -60,7 +60,7 @@ fn token_by_token_the_mean_divergence_is_the_lanes() {
             let scheme = effective(&decoder.spec, scheme);
             let logits = match singly {
                 true => logits_in_parts(&decoder, &ids, &[1; TOKENS], PackedCache::new(scheme)),
-                false => run_part(&decoder, &ids, 0, &mut LaneCache::new(scheme)),
+                false => run_part(&decoder, &ids, 0, &mut MeasuringCache::new(scheme)),
             };
             logits.to_vec2().unwrap()
         };

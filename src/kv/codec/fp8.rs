@@ -6,15 +6,18 @@
 //! a calibrated one for each layer's K and V, or each of their heads: largest magnitude / largest number,
 //! as llm-compressor's min-max observer has it. The kind per token and head is `fp8_pth`.
 
+use super::block::{block_codec, Block};
+use super::contract::Codec;
 use super::small_float::{SmallFloat, E4M3, E5M2};
-use super::{block_codec, Block};
+
+pub(super) static ALL: &[&dyn Codec] = &[&E4m3, &E5m2];
 
 pub(super) struct E4m3;
 pub(super) struct E5m2;
 
 impl Block<1, 1> for E4m3 {
     const NAME: &'static str = "fp8_e4m3";
-    const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e4m3";
+    const ACCEPTED_BY: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e4m3";
     const LARGEST: Option<f32> = Some(E4M3.largest());
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {
@@ -29,7 +32,7 @@ block_codec!(E4m3, 1, 1);
 
 impl Block<1, 1> for E5m2 {
     const NAME: &'static str = "fp8_e5m2";
-    const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e5m2";
+    const ACCEPTED_BY: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e5m2";
     const LARGEST: Option<f32> = Some(E5M2.largest());
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {

@@ -9,9 +9,12 @@
 //! Heads are a power of two, 16 at least; one of more than 512 would be stored in parts of 512. vLLM
 //! rounds y to the model's bf16 or f16 before it quantizes; here it stays f32.
 
+use super::contract::Codec;
+use super::numbers::range;
 use super::pth::{split_scale, split_scale_mut, SMALLEST_SCALE};
-use super::{range, Codec};
-use crate::kv::rotate::{change_signs, scaled_hadamard};
+use crate::kv::hadamard::{change_signs, scaled_hadamard};
+
+pub(super) static ALL: &[&dyn Codec] = &[&Int4PerTokenHead];
 
 pub(super) struct Int4PerTokenHead;
 
@@ -32,7 +35,7 @@ impl Codec for Int4PerTokenHead {
         "int4_pth"
     }
 
-    fn engines(&self) -> &str {
+    fn accepted_by(&self) -> &str {
         "vLLM: --kv-cache-dtype int4_per_token_head"
     }
 

@@ -5,7 +5,12 @@
 //! extreme element maps to the codebook's -127, the others to their nearest entry, then the scale is
 //! refitted with weights x². Weight files use a slower search, which gives other bytes.
 
-use super::{block_codec, extreme, get_half, pack, put_half, refitted, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{extreme, get_half, put_half, refitted};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Iq4Nl];
 
 const CODEBOOK: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -17,7 +22,7 @@ pub(super) struct Iq4Nl;
 
 impl Block<32, 18> for Iq4Nl {
     const NAME: &'static str = "iq4_nl";
-    const ENGINES: &'static str = "llama.cpp: -ctk iq4_nl -ctv iq4_nl";
+    const ACCEPTED_BY: &'static str = "llama.cpp: -ctk iq4_nl -ctv iq4_nl";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 18]) {

@@ -9,9 +9,12 @@
 //! original keeps codes, scales and minima in three arrays, in the order in which they stand here. It does
 //! not guard 0/0, where s is zero; here the code is 0 then, and in any case such a group reads as its minimum.
 
-use super::{get_half, put_half, range, Codec};
+use super::contract::Codec;
+use super::numbers::{get_half, put_half, range};
 use crate::kv::exact::{Exact, Tail};
 use half::f16;
+
+pub(super) static ALL: &[&dyn Codec] = &[&KIVI4, &KIVI2];
 
 const GROUP: usize = 32;
 
@@ -36,7 +39,7 @@ impl Codec for Kivi {
         self.name
     }
 
-    fn engines(&self) -> &str {
+    fn accepted_by(&self) -> &str {
         ""
     }
 

@@ -18,9 +18,10 @@
 //! Options: `:it8` makes 8 iterations instead of 16, `:whole` a head above 128 one tile. Both together are
 //! what vLLM's pull request does, but that it rounds halves to even and divides t by c, then by r.
 
-use super::{get_half, put_half, range, Codec};
+use super::contract::Codec;
+use super::numbers::{get_half, put_half, range};
 use crate::kv::exact::{Exact, Tail};
-use crate::kv::rotate::{butterflies, scaled_hadamard};
+use crate::kv::hadamard::{butterflies, scaled_hadamard};
 use crate::simd::vectorized;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -53,7 +54,7 @@ const LANES: usize = 8;
 #[derive(Clone, Copy)]
 pub(super) struct Kvarn {
     name: &'static str,
-    engines: &'static str,
+    accepted_by: &'static str,
     bits: usize,
     iterations: usize,
     /// Whether a head above [`SLICE`] is one tile.
@@ -68,18 +69,22 @@ macro_rules! variants {
         pub(super) static $id: [Kvarn; 4] = {
             const PLAIN: Kvarn = Kvarn {
                 name: $name,
-                engines: concat!("beellama.cpp: -ctk ", $name, " -ctv ", $name),
+                accepted_by: concat!("beellama.cpp: -ctk ", $name, " -ctv ", $name),
                 bits: $bits,
                 iterations: 16,
                 whole: false,
                 values: None,
             };
             const IT8: Kvarn =
-                Kvarn { name: concat!($name, ":it8"), engines: "", iterations: 8, ..PLAIN };
+                Kvarn { name: concat!($name, ":it8"), accepted_by: "", iterations: 8, ..PLAIN };
             const WHOLE: Kvarn =
-                Kvarn { name: concat!($name, ":whole"), engines: "", whole: true, ..PLAIN };
-            const BOTH: Kvarn =
-                Kvarn { name: concat!($name, ":it8:whole"), engines: $vllm, whole: true, ..IT8 };
+                Kvarn { name: concat!($name, ":whole"), accepted_by: "", whole: true, ..PLAIN };
+            const BOTH: Kvarn = Kvarn {
+                name: concat!($name, ":it8:whole"),
+                accepted_by: $vllm,
+                whole: true,
+                ..IT8
+            };
             static VALUES: [Kvarn; 4] = [PLAIN, IT8, BOTH, WHOLE];
             [
                 Kvarn { values: Some(&VALUES[0]), ..PLAIN },
@@ -98,13 +103,23 @@ variants!(KVARN4, 4, "kvarn4", "vLLM with pull request 46812: --kv-cache-dtype k
 variants!(KVARN3, 3, "kvarn3", "");
 variants!(KVARN2, 2, "kvarn2", "vLLM with pull request 46812, V: --kv-cache-dtype kvarn_k4v2_g128");
 
+/// Lists the four variants of each number of bits.
+macro_rules! every_variant_of {
+    ($($id:ident),*) => {
+        &[$(&$id[0], &$id[1], &$id[2], &$id[3]),*]
+    };
+}
+
+pub(super) static ALL: &[&dyn Codec] =
+    every_variant_of!(KVARN8, KVARN6, KVARN5, KVARN4, KVARN3, KVARN2);
+
 impl Codec for Kvarn {
     fn name(&self) -> &str {
         self.name
     }
 
-    fn engines(&self) -> &str {
-        self.engines
+    fn accepted_by(&self) -> &str {
+        self.accepted_by
     }
 
     fn block(&self, head_dim: usize) -> usize {

@@ -11,7 +11,10 @@
 //! Source: MLX `affine_quantize` (mlx/backend/metal/kernels/quantized.h), which computes in f32 and stores
 //! scale and bias in the model's type: f16 is taken here, bf16 models would round them more.
 
-use super::{get_half, put_half, range, Codec};
+use super::contract::Codec;
+use super::numbers::{get_half, put_half, range};
+
+pub(super) static ALL: &[&dyn Codec] = &[&MLX8, &MLX4];
 
 const GROUP: usize = 64;
 const SMALLEST_SCALE: f32 = 1e-7;
@@ -19,22 +22,22 @@ const SMALLEST_SCALE: f32 = 1e-7;
 /// One number of bits, 8 or 4.
 pub(super) struct Mlx {
     name: &'static str,
-    engines: &'static str,
+    accepted_by: &'static str,
     bits: usize,
 }
 
 pub(super) static MLX8: Mlx =
-    Mlx { name: "mlx8", engines: "mlx-lm: --kv-bits 8 --kv-group-size 64", bits: 8 };
+    Mlx { name: "mlx8", accepted_by: "mlx-lm: --kv-bits 8 --kv-group-size 64", bits: 8 };
 pub(super) static MLX4: Mlx =
-    Mlx { name: "mlx4", engines: "mlx-lm: --kv-bits 4 --kv-group-size 64", bits: 4 };
+    Mlx { name: "mlx4", accepted_by: "mlx-lm: --kv-bits 4 --kv-group-size 64", bits: 4 };
 
 impl Codec for Mlx {
     fn name(&self) -> &str {
         self.name
     }
 
-    fn engines(&self) -> &str {
-        self.engines
+    fn accepted_by(&self) -> &str {
+        self.accepted_by
     }
 
     fn block(&self, _: usize) -> usize {

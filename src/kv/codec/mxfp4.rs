@@ -6,14 +6,19 @@
 //! `fp4_e2m1` has blocks of 16). ggml takes the logarithm in f32, which may round it up just below a power
 //! of two; here it is exact. A block that is not finite has OCP's NaN, e = 255, and reads as such.
 
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::largest;
+use super::pack;
 use super::small_float::E2M1;
-use super::{block_codec, largest, pack, Block};
+
+pub(super) static ALL: &[&dyn Codec] = &[&Mxfp4];
 
 pub(super) struct Mxfp4;
 
 impl Block<32, 17> for Mxfp4 {
     const NAME: &'static str = "mxfp4";
-    const ENGINES: &'static str = "";
+    const ACCEPTED_BY: &'static str = "";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 17]) {

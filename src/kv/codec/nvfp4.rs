@@ -6,14 +6,18 @@
 //! codes, and swizzled; that a block's scale follows its codes is ours. ggml's weight type of this name
 //! packs and rounds otherwise.
 
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::largest;
 use super::small_float::{E2M1, E4M3};
-use super::{block_codec, largest, Block};
+
+pub(super) static ALL: &[&dyn Codec] = &[&Nvfp4];
 
 pub(super) struct Nvfp4;
 
 impl Block<16, 9> for Nvfp4 {
     const NAME: &'static str = "nvfp4";
-    const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype nvfp4";
+    const ACCEPTED_BY: &'static str = "vLLM, SGLang: --kv-cache-dtype nvfp4";
     const ROTATED: bool = false;
 
     #[inline(always)]

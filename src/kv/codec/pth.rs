@@ -7,13 +7,17 @@
 //! vLLM's description of the first says `round`; its Triton kernels, as far as they were read, convert without
 //! a rounding step, which truncates and costs four times the error. That is not imitated here.
 
+use super::contract::Codec;
+use super::fp8;
+use super::numbers::largest;
 use super::small_float::E4M3;
-use super::{fp8, largest, Codec};
+
+pub(super) static ALL: &[&dyn Codec] = &[&INT8, &FP8];
 
 /// One of the two: what a byte holds.
 pub(super) struct PerTokenHead {
     name: &'static str,
-    engines: &'static str,
+    accepted_by: &'static str,
     /// What the largest magnitude of a head becomes.
     largest: f32,
     encode: fn(f32) -> u8,
@@ -22,14 +26,14 @@ pub(super) struct PerTokenHead {
 
 pub(super) static INT8: PerTokenHead = PerTokenHead {
     name: "int8_pth",
-    engines: "vLLM: --kv-cache-dtype int8_per_token_head",
+    accepted_by: "vLLM: --kv-cache-dtype int8_per_token_head",
     largest: 127.0,
     encode: |v| v.round_ties_even() as i8 as u8,
     decode: |b| f32::from(b as i8),
 };
 pub(super) static FP8: PerTokenHead = PerTokenHead {
     name: "fp8_pth",
-    engines: "vLLM: --kv-cache-dtype fp8_per_token_head",
+    accepted_by: "vLLM: --kv-cache-dtype fp8_per_token_head",
     largest: E4M3.largest(),
     encode: |v| fp8::encode(&E4M3, v),
     decode: |b| fp8::decode(&E4M3, b),
@@ -43,8 +47,8 @@ impl Codec for PerTokenHead {
         self.name
     }
 
-    fn engines(&self) -> &str {
-        self.engines
+    fn accepted_by(&self) -> &str {
+        self.accepted_by
     }
 
     fn block(&self, head_dim: usize) -> usize {

@@ -3,13 +3,18 @@
 //!
 //! Source: beellama.cpp, whose order of the fields was not read; not a type of llama.cpp.
 
-use super::{block_codec, get_half, inverse, pack, put_half, range, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{get_half, inverse, put_half, range};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Q3_1];
 
 pub(super) struct Q3_1;
 
 impl Block<32, 16> for Q3_1 {
     const NAME: &'static str = "q3_1";
-    const ENGINES: &'static str = "beellama.cpp: -ctk q3_1 -ctv q3_1";
+    const ACCEPTED_BY: &'static str = "beellama.cpp: -ctk q3_1 -ctv q3_1";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 16]) {

@@ -5,13 +5,18 @@
 //! Source: ik_llama.cpp and beellama.cpp, their CPU reference (the CUDA cache write of ik_llama.cpp
 //! keeps d = m/-32). Not a type of llama.cpp.
 
-use super::{block_codec, extreme, get_half, inverse, pack, put_half, refitted, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{extreme, get_half, inverse, put_half, refitted};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Q6_0];
 
 pub(super) struct Q6_0;
 
 impl Block<32, 26> for Q6_0 {
     const NAME: &'static str = "q6_0";
-    const ENGINES: &'static str = "ik_llama.cpp, beellama.cpp: -ctk q6_0 -ctv q6_0";
+    const ACCEPTED_BY: &'static str = "ik_llama.cpp, beellama.cpp: -ctk q6_0 -ctv q6_0";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 26]) {

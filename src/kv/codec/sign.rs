@@ -1,13 +1,13 @@
 //! The control lane's codec: the sign of each element and nothing else, whatever the head's size. It is
 //! not in the catalogue. Every run measures it on its first chunks and must see it do harm.
 
-use super::{block_codec, Block};
+use super::block::{block_codec, Block};
 
 pub(crate) struct Sign;
 
 impl Block<1, 1> for Sign {
     const NAME: &'static str = "sign";
-    const ENGINES: &'static str = "";
+    const ACCEPTED_BY: &'static str = "";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {

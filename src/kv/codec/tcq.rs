@@ -12,18 +12,21 @@
 //! (`scripts/oracle/tcq_codebook.py`), so the bytes are not theirs. Both forks also multiply V when they read it
 //! by a factor that depends on the length of the context; that is not done here.
 
+use super::contract::Codec;
 use super::turbo::{Quantizer, Scale, Turbo, GROUP};
 use crate::simd::vectorized;
 
+pub(super) static ALL: &[&dyn Codec] = &[&TURBO3_TCQ, &TURBO2_TCQ];
+
 pub(super) static TURBO3_TCQ: Turbo<Trellis<8>> = Turbo {
     name: "turbo3_tcq",
-    engines: "beellama.cpp before 0.4, buun-llama-cpp: -ctk turbo3_tcq -ctv turbo3_tcq",
+    accepted_by: "beellama.cpp before 0.4, buun-llama-cpp: -ctk turbo3_tcq -ctv turbo3_tcq",
     quantizer: Trellis { codebook: &CODEBOOK_3 },
     scale: Scale::Length,
 };
 pub(super) static TURBO2_TCQ: Turbo<Trellis<4>> = Turbo {
     name: "turbo2_tcq",
-    engines: "beellama.cpp before 0.4, buun-llama-cpp: -ctk turbo2_tcq -ctv turbo2_tcq",
+    accepted_by: "beellama.cpp before 0.4, buun-llama-cpp: -ctk turbo2_tcq -ctv turbo2_tcq",
     quantizer: Trellis { codebook: &CODEBOOK_2 },
     scale: Scale::Length,
 };
@@ -128,7 +131,6 @@ vectorized!(fn best_path['a, const BRANCHES: usize](
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::codec::Codec;
 
     /// The codebooks of the published groups.
     fn synthetic<const BRANCHES: usize>(scale: f32) -> Turbo<Trellis<BRANCHES>> {
@@ -136,7 +138,7 @@ mod tests {
         let entry = |s: usize| ((73 * s % states) as f32 - (states as f32 - 1.0) / 2.0) / scale;
         let codebook = std::array::from_fn(|b| std::array::from_fn(|low| entry(b * LOW + low)));
         let quantizer = Trellis { codebook: Box::leak(Box::new(codebook)) };
-        Turbo { name: "synthetic", engines: "", quantizer, scale: Scale::Length }
+        Turbo { name: "synthetic", accepted_by: "", quantizer, scale: Scale::Length }
     }
 
     fn stored(codec: &dyn Codec) -> String {

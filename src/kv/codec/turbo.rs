@@ -22,15 +22,26 @@
 //! probable cells, with twice the error. `:unbiased` stores half(n/⟨c, y⟩), so that ⟨read, x⟩ = ‖x‖²:
 //! the ordinary scale shrinks the logits that a key gives. No engine has it.
 
-use super::{get_half, put_half, Codec};
-use crate::kv::rotate::{change_signs, hadamard};
+use super::contract::Codec;
+use super::numbers::{get_half, put_half};
+use crate::kv::hadamard::{change_signs, hadamard};
+
+pub(super) static ALL: &[&dyn Codec] = &[
+    &TURBO4,
+    &TURBO4_QUANTILE,
+    &TURBO4_UNBIASED,
+    &TURBO3,
+    &TURBO3_UNBIASED,
+    &TURBO2,
+    &TURBO2_UNBIASED,
+];
 
 pub(super) const GROUP: usize = 128;
 
 /// One member: how coordinates become codes, and a rule for the scale.
 pub(super) struct Turbo<Q> {
     pub(super) name: &'static str,
-    pub(super) engines: &'static str,
+    pub(super) accepted_by: &'static str,
     pub(super) quantizer: Q,
     pub(super) scale: Scale,
 }
@@ -77,34 +88,34 @@ const QUANTILE_MEANS_4: [f32; 8] =
 
 pub(super) static TURBO4: Turbo<Table> = Turbo {
     name: "turbo4",
-    engines: "beellama.cpp before 0.4: -ctk turbo4 -ctv turbo4",
+    accepted_by: "beellama.cpp before 0.4: -ctk turbo4 -ctv turbo4",
     quantizer: Table(&LLOYD_MAX_4),
     scale: Scale::Length,
 };
 pub(super) static TURBO4_QUANTILE: Turbo<Table> = Turbo {
     name: "turbo4:quantile",
-    engines: "llama-cpp-turboquant: -ctk turbo4 -ctv turbo4",
+    accepted_by: "llama-cpp-turboquant: -ctk turbo4 -ctv turbo4",
     quantizer: Table(&QUANTILE_MEANS_4),
     ..TURBO4
 };
 pub(super) static TURBO4_UNBIASED: Turbo<Table> =
-    Turbo { name: "turbo4:unbiased", engines: "", scale: Scale::Product, ..TURBO4 };
+    Turbo { name: "turbo4:unbiased", accepted_by: "", scale: Scale::Product, ..TURBO4 };
 pub(super) static TURBO3: Turbo<Table> = Turbo {
     name: "turbo3",
-    engines: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo3 -ctv turbo3",
+    accepted_by: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo3 -ctv turbo3",
     quantizer: Table(&LLOYD_MAX_3),
     scale: Scale::Length,
 };
 pub(super) static TURBO3_UNBIASED: Turbo<Table> =
-    Turbo { name: "turbo3:unbiased", engines: "", scale: Scale::Product, ..TURBO3 };
+    Turbo { name: "turbo3:unbiased", accepted_by: "", scale: Scale::Product, ..TURBO3 };
 pub(super) static TURBO2: Turbo<Table> = Turbo {
     name: "turbo2",
-    engines: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo2 -ctv turbo2",
+    accepted_by: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo2 -ctv turbo2",
     quantizer: Table(&LLOYD_MAX_2),
     scale: Scale::Length,
 };
 pub(super) static TURBO2_UNBIASED: Turbo<Table> =
-    Turbo { name: "turbo2:unbiased", engines: "", scale: Scale::Product, ..TURBO2 };
+    Turbo { name: "turbo2:unbiased", accepted_by: "", scale: Scale::Product, ..TURBO2 };
 
 /// The forks' signs of D₁ and D₂, bit i%8 of byte i/8 set where element i changes its own: numpy's
 /// `default_rng(42)` choosing twice 128 times from -1 and 1.
@@ -123,8 +134,8 @@ impl<Q: Quantizer> Codec for Turbo<Q> {
         self.name
     }
 
-    fn engines(&self) -> &str {
-        self.engines
+    fn accepted_by(&self) -> &str {
+        self.accepted_by
     }
 
     fn block(&self, head_dim: usize) -> usize {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::kv::codec;
-use crate::kv::lanes::LaneCache;
+use crate::kv::measuring::MeasuringCache;
 use crate::kv::Scheme;
 use crate::model::attention::Attention;
 
@@ -66,7 +66,7 @@ fn outputs(scheme: &Effective, kv: LayerKv, portions: &[usize]) -> [Vec<f32>; 2]
     let [k, v] = [1, 2].map(|seed| random(tokens, HEADS, kv.head_dim, seed));
     let q = random(tokens, 2 * HEADS, kv.head_dim, 3);
     let copy = |x: &Tensor| x.copy().unwrap();
-    let view = LaneCache::new(scheme.clone()).append(0, copy(&k), copy(&v)).unwrap();
+    let view = MeasuringCache::new(scheme.clone()).append(0, copy(&k), copy(&v)).unwrap();
     let at_once = attend(&q, &kv, view);
     let mut cache = PackedCache::new(scheme.clone());
     let mut decoded = Vec::new();
