@@ -1,5 +1,5 @@
-//! The float formats: `f32`, `f16` and `bf16`, one element a block. Rounding is to nearest even;
-//! `f16` overflows to infinity above 65504, which the engine reports as a non-finite cache.
+//! The float formats `f32`, `f16` and `bf16`, with one element per block. Rounding is to nearest even.
+//! `f16` overflows to infinity above 65504, which the engine reports as a cache that is not finite.
 
 use super::block::{block_codec, Block};
 use super::contract::{Codec, Exactness};

@@ -1,11 +1,11 @@
-//! `int8_pth` and `fp8_pth`, vLLM's `int8_per_token_head` and `fp8_per_token_head`: a byte an element, then the
-//! head's scale s = max(max|x|/m, 1e-6) as an f32 (8 + 32/head bits). Not rotated.
+//! `int8_pth` and `fp8_pth`, vLLM's `int8_per_token_head` and `fp8_per_token_head`: one byte per element, then
+//! the head's scale s = max(max|x|/m, 1e-6) as an f32 (8 + 32/head bits). Not rotated.
 //!
-//! `int8_pth`: m = 127; the code is the signed byte nearest to x·(1/s), halves to even. `fp8_pth`: m = 448; the
-//! code is e4m3(x·(1/s)), rounded to nearest even and saturating. Both read as `code·s`.
+//! In `int8_pth` m is 127, and the code is the signed byte nearest to x·(1/s), ties to even. In `fp8_pth` m is
+//! 448, and the code is e4m3(x·(1/s)), rounded to nearest even and saturating. Both read as `code·s`.
 //!
-//! vLLM's description of the first says `round`; its Triton kernels, as far as they were read, convert without
-//! a rounding step, which truncates and costs four times the error. That is not imitated here.
+//! vLLM's description of `int8_per_token_head` says `round`. Its Triton kernels, as far as they were read,
+//! convert without rounding first, which truncates and has four times the error. That is not imitated here.
 
 use super::contract::Codec;
 use super::fp8;
@@ -14,11 +14,11 @@ use super::small_float::E4M3;
 
 pub(super) static ALL: &[&dyn Codec] = &[&INT8, &FP8];
 
-/// One of the two: what a byte holds.
+/// One of the two formats, which differ in what a byte holds.
 pub(super) struct PerTokenHead {
     name: &'static str,
     accepted_by: &'static str,
-    /// What the largest magnitude of a head becomes.
+    /// What the largest magnitude of a head is scaled to.
     largest: f32,
     encode: fn(f32) -> u8,
     decode: fn(u8) -> f32,
@@ -82,14 +82,14 @@ impl Codec for PerTokenHead {
     }
 }
 
-/// The codes of a head, `len` bytes, and its scale behind them.
+/// Splits an encoded head into its `len` bytes of codes and the scale behind them.
 pub(super) fn split_scale(bytes: &[u8], len: usize) -> (&[u8], &[u8; 4]) {
     let (codes, scale) = bytes.split_last_chunk().expect("a head and its scale");
     assert_eq!(codes.len(), len);
     (codes, scale)
 }
 
-/// The same to write to.
+/// The same, for writing.
 pub(super) fn split_scale_mut(bytes: &mut [u8], len: usize) -> (&mut [u8], &mut [u8; 4]) {
     let (codes, scale) = bytes.split_last_chunk_mut().expect("a head and its scale");
     assert_eq!(codes.len(), len);

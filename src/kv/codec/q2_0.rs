@@ -1,5 +1,6 @@
-//! `q2_0`: 10 bytes for 32 elements (2.5 bits): half scale d = m/-2, where m is the signed element of
-//! largest magnitude, then 8 bytes of four codes each ([`pack::put_2`]). Reads as `(q-2)·d`.
+//! `q2_0`: 10 bytes for 32 elements (2.5 bits): a half-precision scale d = m/-2, where m is the element of
+//! largest magnitude with its sign, then 8 bytes of four codes each ([`pack::put_2`]). A code q reads as
+//! `(q-2)·d`.
 //!
 //! Source: beellama.cpp, which calls it `Q2_0S` inside; llama.cpp's weight type `Q2_0` is another format.
 

@@ -1,5 +1,6 @@
-//! `q2_1`: 12 bytes for 32 elements (3 bits): half scale d = (max-min)/3, half minimum m, then two-bit
-//! codes laid out as in `q2_0`. Reads as `q·d + m`. Source: beellama.cpp; not a type of llama.cpp.
+//! `q2_1`: 12 bytes for 32 elements (3 bits): a half-precision scale d = (max-min)/3, a half-precision
+//! minimum m, then two-bit codes laid out as in `q2_0`. A code q reads as `q·d + m`. Source: beellama.cpp;
+//! not a type of llama.cpp.
 
 use super::block::{block_codec, Block};
 use super::contract::Codec;

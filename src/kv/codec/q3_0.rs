@@ -1,5 +1,6 @@
-//! `q3_0`: 14 bytes for 32 elements (3.5 bits): half scale d = m/-4, where m is the signed element of
-//! largest magnitude, then 8 bytes of low bits and 4 of third bits ([`pack::put_3`]). Reads as `(q-4)·d`.
+//! `q3_0`: 14 bytes for 32 elements (3.5 bits): a half-precision scale d = m/-4, where m is the element of
+//! largest magnitude with its sign, then 8 bytes of low bits and 4 of third bits ([`pack::put_3`]). A code
+//! q reads as `(q-4)·d`.
 //!
 //! Source: beellama.cpp, whose order of the fields was not read; not a type of llama.cpp.
 

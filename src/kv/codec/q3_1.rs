@@ -1,5 +1,5 @@
-//! `q3_1`: 16 bytes for 32 elements (4 bits): half scale d = (max-min)/7, half minimum m, then
-//! three-bit codes laid out as in `q3_0`. Reads as `q·d + m`.
+//! `q3_1`: 16 bytes for 32 elements (4 bits): a half-precision scale d = (max-min)/7, a half-precision
+//! minimum m, then three-bit codes laid out as in `q3_0`. A code q reads as `q·d + m`.
 //!
 //! Source: beellama.cpp, whose order of the fields was not read; not a type of llama.cpp.
 

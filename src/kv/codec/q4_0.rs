@@ -1,6 +1,6 @@
-//! `q4_0`: 18 bytes for 32 elements (4.5 bits): half scale d = m/-8, where m is the signed element
-//! of largest magnitude, then 16 bytes of two codes each: byte j holds element j in its low and
-//! element j+16 in its high nibble. Reads as `(q-8)·d`. Source: ggml `quantize_row_q4_0_ref`.
+//! `q4_0`: 18 bytes for 32 elements (4.5 bits): a half-precision scale d = m/-8, where m is the element of
+//! largest magnitude with its sign, then 16 bytes of two codes each: byte j holds element j in its low and
+//! element j+16 in its high nibble. A code q reads as `(q-8)·d`. Source: ggml `quantize_row_q4_0_ref`.
 
 use super::block::{block_codec, Block};
 use super::contract::Codec;

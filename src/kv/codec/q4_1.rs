@@ -1,5 +1,6 @@
-//! `q4_1`: 20 bytes for 32 elements (5 bits): half scale d = (max-min)/15, half minimum m, then 16
-//! bytes of two codes each as in `q4_0`. Reads as `q·d + m`. Source: ggml `quantize_row_q4_1_ref`.
+//! `q4_1`: 20 bytes for 32 elements (5 bits): a half-precision scale d = (max-min)/15, a half-precision
+//! minimum m, then 16 bytes of two codes each as in `q4_0`. A code q reads as `q·d + m`. Source: ggml
+//! `quantize_row_q4_1_ref`.
 
 use super::block::{block_codec, Block};
 use super::contract::Codec;

@@ -1,6 +1,6 @@
-//! `q5_0`: 22 bytes for 32 elements (5.5 bits): half scale d = m/-16, where m is the signed element
-//! of largest magnitude, a little-endian u32 with the fifth bit of element j at bit j, then 16 bytes
-//! of low nibbles as in `q4_0`. Reads as `(q-16)·d`. Source: ggml `quantize_row_q5_0_ref`.
+//! `q5_0`: 22 bytes for 32 elements (5.5 bits): a half-precision scale d = m/-16, where m is the element of
+//! largest magnitude with its sign, a little-endian u32 with the fifth bit of element j at bit j, then 16
+//! bytes of low nibbles as in `q4_0`. A code q reads as `(q-16)·d`. Source: ggml `quantize_row_q5_0_ref`.
 
 use super::block::{block_codec, Block};
 use super::contract::Codec;

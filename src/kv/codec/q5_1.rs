@@ -1,5 +1,6 @@
-//! `q5_1`: 24 bytes for 32 elements (6 bits): half scale d = (max-min)/31, half minimum m, then
-//! five-bit codes laid out as in `q5_0`. Reads as `q·d + m`. Source: ggml `quantize_row_q5_1_ref`.
+//! `q5_1`: 24 bytes for 32 elements (6 bits): a half-precision scale d = (max-min)/31, a half-precision
+//! minimum m, then five-bit codes laid out as in `q5_0`. A code q reads as `q·d + m`. Source: ggml
+//! `quantize_row_q5_1_ref`.
 
 use super::block::{block_codec, Block};
 use super::contract::Codec;

@@ -1,9 +1,10 @@
-//! `q6_0`: 26 bytes for 32 elements (6.5 bits): half scale d, 8 bytes of upper bits, 16 bytes of low
-//! nibbles ([`pack::put_6`]). Codes are those of d = m/-32, where m is the signed element of largest
-//! magnitude; the stored scale is then refitted with weights x². Reads as `(q-32)·d`.
+//! `q6_0`: 26 bytes for 32 elements (6.5 bits): a half-precision scale d, 8 bytes of upper bits, 16 bytes
+//! of low nibbles ([`pack::put_6`]). Codes are those of d = m/-32, where m is the element of largest
+//! magnitude with its sign; the stored scale is then refitted with weights x². A code q reads as
+//! `(q-32)·d`.
 //!
-//! Source: ik_llama.cpp and beellama.cpp, their CPU reference (the CUDA cache write of ik_llama.cpp
-//! keeps d = m/-32). Not a type of llama.cpp.
+//! Source: ik_llama.cpp and beellama.cpp, their CPU reference (the CUDA cache write of ik_llama.cpp keeps d
+//! = m/-32). Not a type of llama.cpp.
 
 use super::block::{block_codec, Block};
 use super::contract::Codec;

@@ -1,5 +1,6 @@
-//! `q6_1`: 28 bytes for 32 elements (7 bits): half scale d = (max-min)/63, half minimum m, then six-bit
-//! codes laid out as in `q6_0`. Reads as `q·d + m`. Source: beellama.cpp; not a type of llama.cpp.
+//! `q6_1`: 28 bytes for 32 elements (7 bits): a half-precision scale d = (max-min)/63, a half-precision
+//! minimum m, then six-bit codes laid out as in `q6_0`. A code q reads as `q·d + m`. Source: beellama.cpp;
+//! not a type of llama.cpp.
 
 use super::block::{block_codec, Block};
 use super::contract::Codec;

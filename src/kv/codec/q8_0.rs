@@ -1,5 +1,5 @@
-//! `q8_0`: 34 bytes for 32 elements (8.5 bits): half scale d = max|x|/127, then 32 signed bytes.
-//! Reads as `q·d`. Source: ggml `quantize_row_q8_0_ref`.
+//! `q8_0`: 34 bytes for 32 elements (8.5 bits): a half-precision scale d = max|x|/127, then 32 signed
+//! bytes. A code q reads as `q·d`. Source: ggml `quantize_row_q8_0_ref`.
 
 use super::block::{block_codec, Block};
 use super::contract::Codec;
