@@ -4,7 +4,7 @@
 mod example;
 mod support;
 
-use kvgate::kv::codec::Codec;
+use kvgate::kv::codec::{Codec, Exactness};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::process::{Command, ExitCode};
 use support::tiny::Repository;
@@ -16,9 +16,10 @@ fn main() -> ExitCode {
     if std::env::var_os(BE_THE_EXAMPLE).is_some() {
         return example::main();
     }
-    let tests: [(&str, fn()); 3] = [
+    let tests: [(&str, fn()); 4] = [
         ("its_name_and_version_are_conditions_of_its_golden", golden),
         ("the_catalogue_lists_it", catalogue),
+        ("it_is_quantized_unless_it_says_otherwise", defaults),
         ("names_that_mean_something_else_and_versions_left_out_are_refused", refusals),
     ];
     let trial = |(name, test): (&str, fn())| {
@@ -98,6 +99,13 @@ impl Codec for Named {
     }
     fn encode(&self, _: &[f32], _: &mut [u8]) {}
     fn decode(&self, _: &[u8], _: &mut [f32]) {}
+}
+
+fn defaults() {
+    let codec = Named("mine", "1");
+    assert_eq!(codec.exactness(), Exactness::Quantized);
+    assert!(codec.exactness().is_lossy() && !codec.exactness().is_unquantized());
+    assert_eq!((codec.kernel(), codec.largest(), codec.group()), (None, None, 1));
 }
 
 fn refusals() {
