@@ -1,10 +1,10 @@
 //! Codecs: the ways to store a run of K or V numbers.
 //!
-//! Formats and rounding are those of the reference functions of the engine that has the format, ggml's
-//! where llama.cpp has it. Bytes are little endian. What is written here is therefore what that engine's
-//! cache would hold, byte for byte; where it is not, the codec's file says so.
+//! Formats and rounding follow the reference functions of the engine that has the format; for formats of
+//! llama.cpp these are ggml's. Bytes are little endian. A codec writes the bytes that the engine's cache would
+//! hold. If it does not, its file says in what they differ.
 //!
-//! [`contract`] says what a codec is and how to add one, [`catalogue`] lists the codecs.
+//! `contract.rs` says what a codec is and how to add one, `catalogue.rs` lists the codecs.
 
 mod block;
 mod catalogue;
