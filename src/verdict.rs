@@ -440,7 +440,7 @@ impl fmt::Display for Measure<'_> {
         for word in self.options {
             write!(f, " {}", quoted(word))?;
         }
-        if self.baseline.parse().is_ok_and(|baseline: Scheme| baseline == Scheme::f16()) {
+        if self.baseline.parse::<Scheme>().is_ok_and(|baseline| baseline == Scheme::f16()) {
             return Ok(());
         }
         write!(f, " --baseline {}", quoted(self.baseline))
