@@ -1,51 +1,47 @@
 //! The catalogue: the codecs that a scheme may name.
 
 use super::contract::Codec;
-use super::{
-    float, fp8, int4_pth, iq4_nl, kivi, kvarn, mlx, mxfp4, nvfp4, pth, q2_0, q2_1, q3_0, q3_1,
-    q4_0, q4_1, q5_0, q5_1, q6_0, q6_1, q8_0, sign, tcq, turbo,
-};
 use crate::kv::exact::Tail;
 use std::sync::{LazyLock, RwLock};
 
 /// The codecs of this crate, one row a file. Codecs of equal cost are shown in the order of this list.
 static FILES: &[&[&dyn Codec]] = &[
-    float::ALL,
-    q8_0::ALL,
-    pth::ALL,
-    fp8::ALL,
-    q6_1::ALL,
-    q6_0::ALL,
-    q5_1::ALL,
-    q5_0::ALL,
-    q4_1::ALL,
-    q4_0::ALL,
-    iq4_nl::ALL,
-    mlx::ALL,
-    nvfp4::ALL,
-    mxfp4::ALL,
-    int4_pth::ALL,
-    q3_1::ALL,
-    q3_0::ALL,
-    q2_1::ALL,
-    q2_0::ALL,
-    kvarn::ALL,
-    kivi::ALL,
-    tcq::ALL,
-    turbo::ALL,
+    super::float::ALL,
+    super::q8_0::ALL,
+    super::pth::ALL,
+    super::fp8::ALL,
+    super::q6_1::ALL,
+    super::q6_0::ALL,
+    super::q5_1::ALL,
+    super::q5_0::ALL,
+    super::q4_1::ALL,
+    super::q4_0::ALL,
+    super::iq4_nl::ALL,
+    super::mlx::ALL,
+    super::nvfp4::ALL,
+    super::mxfp4::ALL,
+    super::int4_pth::ALL,
+    super::q3_1::ALL,
+    super::q3_0::ALL,
+    super::q2_1::ALL,
+    super::q2_0::ALL,
+    super::kvarn::ALL,
+    super::kivi::ALL,
+    super::tcq::ALL,
+    super::turbo::ALL,
 ];
 
 /// Size of the heads whose cost decides the order in which codecs are shown.
 const SHOWN_HEAD: usize = 128;
 
 /// Half precision: what exact tokens are kept in, and what schemes are compared with.
-pub(crate) static F16: &dyn Codec = &float::F16;
+pub(crate) static F16: &dyn Codec = &super::float::F16;
 
 /// What llama.cpp rounds queries to before it multiplies them with K in a block format.
-pub(crate) static Q8_0: &dyn Codec = &q8_0::Q8_0;
+pub(crate) static Q8_0: &dyn Codec = &super::q8_0::Q8_0;
 
 /// What the deliberately bad control lane stores K and V as. No scheme can name it.
-pub(crate) static BAD: &dyn Codec = &sign::Sign;
+pub(crate) static BAD: &dyn Codec = &super::sign::Sign;
 
 /// The codecs of this crate, variants included (`turbo4:quantile`), the most expensive first.
 pub fn built_in() -> &'static [&'static dyn Codec] {
