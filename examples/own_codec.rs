@@ -32,7 +32,7 @@ impl Codec for Logarithmic {
         "1"
     }
 
-    fn engines(&self) -> &str {
+    fn accepted_by(&self) -> &str {
         "this example"
     }
 

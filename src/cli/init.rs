@@ -5,6 +5,7 @@ use crate::files::staged;
 use crate::init::policy::{is_skeleton, Draft, SCHEMES};
 use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
 use crate::judge::trust;
+use crate::kv::Scheme;
 use crate::measure::{measure, Request};
 use crate::progress::Bar;
 use crate::repo;
@@ -174,7 +175,7 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
         corpus: &corpus,
         context: arguments.context,
         chunks: arguments.chunks,
-        baseline: super::scheme("f16")?,
+        baseline: Scheme::f16(),
         schemes: schemes(&arguments.schemes)?,
         calibration: None,
         generate: None,

@@ -119,9 +119,9 @@ fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
         return Err(Stop::new(USAGE, message));
     }
     let layout = spec.kv_layout();
-    let calibration = Calibration::any(&layout);
+    let calibration = Calibration::placeholder(&layout);
     let effective = |scheme: &Scheme| Effective::new(scheme, &layout, Some(&calibration));
-    let f16 = effective(&"f16".parse().expect("the catalogue has f16"));
+    let f16 = effective(&Scheme::f16());
     let f16 = f16.map_err(|error| Stop::new(USAGE, error.to_string()))?.bytes_at(context) as f64;
     say(format!("\nat a context of {context} tokens, exact tails and sinks included:"))?;
     let header = ["bits K/V", "KV per token", "KV in all", "of f16"];

@@ -13,7 +13,7 @@ pub(super) fn run() -> Result<u8, Stop> {
         let rotated = if codec.is_rotated() { "yes" } else { "no" };
         let cells = [codec.name(), &bits(codec), &block(codec), rotated, &variants(codec)];
         let [name, bits, block, rotated, variants] = cells.map(String::from);
-        say(row([name, bits, block, rotated, variants, codec.engines().into()]).trim_end())?;
+        say(row([name, bits, block, rotated, variants, codec.accepted_by().into()]).trim_end())?;
     }
     say(GRAMMAR)?;
     Ok(0)

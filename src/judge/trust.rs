@@ -5,6 +5,7 @@
 //! way the policy says. What it says of its own soundness counts for nothing.
 
 use crate::golden::GoldenReplay;
+use crate::kv::codec::{self, Exactness};
 use crate::measure::corpus::scored;
 use crate::measure::BAD_LANE_KLD;
 use crate::policy::{Cell, ModelPolicy};
@@ -170,7 +171,8 @@ fn idle(baseline: &str, result: &SchemeResult) -> Option<String> {
     }
     let charged = |share: &Sides| share.k > 0.0 || share.v > 0.0;
     // halves throughout hide nothing: there is no tail beside them
-    let is_exact = codecs(effective) == BTreeSet::from(["f16"]);
+    let is_half = |name: &&str| codec::find(name).is_some_and(|c| c.exactness() == Exactness::Half);
+    let is_exact = codecs(effective).iter().all(is_half);
     let hidden = |storage: &Storage| !charged(&storage.charged_share) && !is_exact;
     if result.storage.as_ref().is_some_and(hidden) {
         return Some(format!(

@@ -1,10 +1,10 @@
 //! The seam between the decoder and whatever stores K and V.
 //!
-//! A layer hands its new K and V to [`KvCache::append`] and attends to the [`View`] that it gets
-//! back; it never knows which scheme runs. [`LaneCache`](super::lanes::LaneCache) serves measuring,
-//! [`PackedCache`](super::packed::PackedCache) generation.
+//! A layer hands its new K and V to [`KvCache::append`] and attends to the [`View`] that it gets back. It
+//! never knows which scheme runs. There are two caches: [`MeasuringCache`](super::measuring::MeasuringCache)
+//! for measuring, and [`PackedCache`](super::packed::PackedCache) for generating text.
 
-use super::effective::Stored;
+use super::effective::SideScheme;
 use super::exact::Exact;
 use super::recurrent::Recurrent;
 use candle_core::Tensor;
@@ -18,67 +18,42 @@ pub struct View {
     pub v: Versions,
     /// Position of the first key in its sequence.
     pub start: usize,
-    /// How queries are rounded before they meet the keys; only engines that are mimicked do that.
-    pub queries: Option<Stored>,
+    /// How queries are rounded before they are multiplied with the keys. `None` unless another engine that
+    /// does so is mimicked.
+    pub queries: Option<SideScheme>,
 }
 
-/// Keys or values, (B, S, H_kv, D) f32, in one version or two.
+/// Keys or values, (B, S, H_kv, D) f32, in one version or in two.
 #[derive(Debug, Clone)]
 pub struct Versions {
-    /// decode(encode(x)). Where tokens have not been encoded yet, what no query reads.
+    /// decode(encode(x)). Tokens that have not been encoded yet hold numbers that no query reads.
     pub stored: Tensor,
-    /// The same rounded to half, and the rule which of the two a query reads.
+    /// The same tokens in half precision, and the rule which of the two versions a query reads.
     pub exact: Option<(Tensor, Exact)>,
 }
 
-/// A store of K and V for a batch of sequences, and of the states of layers that have none.
+/// Stores K and V of a batch of sequences. For recurrent layers, which have no K and V, it stores their
+/// state.
 pub trait KvCache {
-    /// Appends the K and V of new tokens, (B, T, H_kv, D) f32 contiguous, to a layer and gives what
-    /// its queries attend to, the new tokens included: for a layer with a window W, at least the
-    /// W - 1 keys before the new ones, in order.
+    /// Appends the K and V of new tokens, (B, T, H_kv, D) f32 contiguous, to a layer. Returns what the
+    /// queries of these tokens attend to, the new tokens included. For a layer with a window W these are at
+    /// least the W - 1 keys before the new ones, in order.
     ///
     /// # Errors
-    /// Values that the scheme cannot store: not finite, or not finite once decoded.
+    /// If values are not finite, or are not finite once they are decoded.
     fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<View, CacheError>;
 
-    /// What `owner` was given in this pass, for a layer above that reads its cache and appends nothing.
+    /// What `owner` was given in this pass. Layers above that append nothing of their own read it again.
     ///
     /// # Errors
-    /// An owner that has not appended.
+    /// If the owner has not appended anything.
     fn shared(&mut self, owner: usize) -> Result<View, CacheError>;
 
-    /// The state of a recurrent layer; none before the first token.
+    /// The state of a recurrent layer, `None` before the first token.
     fn recurrent(&mut self, layer: usize) -> &mut Option<Recurrent>;
 }
 
-/// What a layer keeps in the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LayerKv {
-    /// Heads of K and of V.
-    pub heads: usize,
-    /// Elements in a head of K and of V.
-    pub head_dim: usize,
-    /// Queries see so many keys.
-    pub window: Option<usize>,
-    /// Whether layers above read it.
-    pub shared: bool,
-    /// Whether scores are capped before the softmax, out of which then no constant falls.
-    pub capped: bool,
-}
-
-impl LayerKv {
-    /// Elements of K (and of V) of one token.
-    pub fn width(&self) -> usize {
-        self.heads * self.head_dim
-    }
-
-    /// Tokens that are kept of a sequence: of a window W, the W - 1 that the next query will see.
-    pub fn kept(&self, tokens: usize) -> usize {
-        self.window.map_or(tokens, |window| tokens.min(window - 1))
-    }
-}
-
-/// Why a cache could not do what it was asked.
+/// Why a cache could not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
     /// A value is NaN or infinite.
@@ -88,16 +63,16 @@ pub enum CacheError {
         layer: usize,
         /// `K` or `V`.
         side: &'static str,
-        /// Before or after the codec.
+        /// At which point it was looked at.
         when: &'static str,
     },
-    /// A layer shares a cache that is empty.
+    /// A layer reads the cache of another one, which is empty.
     #[error("layer {owner}, whose K and V another layer reads, has appended none")]
     NoOwner {
-        /// Index of the layer that should have.
+        /// Index of the layer that should have appended.
         owner: usize,
     },
-    /// A sequence cannot be cut back so far.
+    /// A sequence cannot be cut back that far.
     #[error("layer {layer} cannot be cut back to {tokens} tokens: {why}; keep a clone of the cache to go back to")]
     Truncate {
         /// Index of the layer.

@@ -1,11 +1,11 @@
-//! What calibrated schemes need to know about a model: ranges and means of its K and V over a text, as
+//! What calibrated schemes need to know about a model: ranges and means of its K and V over a text.
 //! `kvgate calibrate` writes them.
 //!
-//! The file is safetensors: for each layer that owns a cache `{layer}.{k,v}.{mean,min,max}`, each
-//! (H_kv, D) f32, of K after its norm and RoPE and of V, not rotated; the metadata has the format, the
-//! model and the texts.
+//! The file is a safetensors file. For each layer that owns a cache it holds
+//! `{layer}.{k,v}.{mean,min,max}`, each (H_kv, D) f32. K is taken after its norm and RoPE; neither K nor V
+//! is rotated. The metadata names the format, the model and the texts.
 
-use super::cache::LayerKv;
+use super::layout::LayerKv;
 use super::scheme::Scale;
 use crate::files::write_atomically;
 use crate::hash;
@@ -16,26 +16,26 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Version of the file, and of what its numbers mean.
+/// The version of the format, which includes what the numbers mean.
 const FORMAT: &str = "kvgate calibration 1: K after RoPE, not rotated";
 
-/// What the file holds of each side of a layer.
-const WHATS: [&str; 3] = ["mean", "min", "max"];
+/// What the file holds for each side of a layer.
+const QUANTITIES: [&str; 3] = ["mean", "min", "max"];
 
-/// Ranges and means of each layer, and what they were taken from.
+/// Ranges and means of each layer, and the model and texts that they come from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
     /// SHA-256 of the model's weights.
     pub weights_sha256: String,
     /// The texts.
     pub corpus: Vec<CorpusFile>,
-    /// Tokens that were read.
+    /// How many tokens were read.
     pub tokens: usize,
     /// K and V of each layer that owns a cache.
     pub layers: BTreeMap<usize, [Ranges; 2]>,
 }
 
-/// Of K or V of one layer, over all tokens: (H_kv, D) each.
+/// Ranges and means of K or V of one layer over all tokens, (H_kv, D) each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Ranges {
     /// Arithmetic means.
@@ -57,7 +57,7 @@ pub enum CalibrationError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is none that `kvgate calibrate` wrote, or of another version.
+    /// The file was not written by `kvgate calibrate`, or by another version of it.
     #[error("{} is no calibration that this kvgate can read: {why}; make it anew by `kvgate calibrate`", path.display())]
     Format {
         /// The file.
@@ -65,17 +65,17 @@ pub enum CalibrationError {
         /// Why.
         why: String,
     },
-    /// Made for other weights.
+    /// The calibration was made for other weights.
     #[error("{} was made from weights with SHA-256 {found}, these have {expected}; calibrate this model", path.display())]
     Model {
         /// The file.
         path: PathBuf,
-        /// Hash of the weights that are measured.
+        /// SHA-256 of the weights that are measured.
         expected: String,
-        /// Hash that the file names.
+        /// SHA-256 that the file names.
         found: String,
     },
-    /// Calibrated on what is measured.
+    /// The calibration was made from a text that is measured.
     #[error("{} was made from the text that is measured (`{category}`): a scheme fitted to its examination passes it; calibrate on another text", path.display())]
     SameCorpus {
         /// The file.
@@ -86,8 +86,8 @@ pub enum CalibrationError {
 }
 
 impl Ranges {
-    /// Scales that bring the largest magnitude, less a mean that is subtracted first, to `largest`: one
-    /// for each head.
+    /// One scale for each head. Divided by it, the largest magnitude becomes `largest`. If a mean is
+    /// subtracted first, the magnitude is what remains.
     pub(super) fn scales(
         &self,
         scale: Scale,
@@ -109,19 +109,19 @@ impl Ranges {
             Scale::Tensor => all / largest,
             Scale::Head => head / largest,
         };
-        // a head that was zero throughout has nothing to fit
+        // a head that was always zero needs no scale
         heads.into_iter().map(fitted).map(|s| if s > 0.0 { s } else { 1.0 }).collect()
     }
 }
 
 impl Calibration {
-    /// K's and V's ranges of a layer, if there are some of its shape.
-    pub(super) fn of(&self, layer: usize, kv: &LayerKv) -> Option<&[Ranges; 2]> {
+    /// The ranges of a layer's K and V. `None` if the calibration has none of its shape.
+    pub(super) fn ranges_of(&self, layer: usize, kv: &LayerKv) -> Option<&[Ranges; 2]> {
         self.layers.get(&layer).filter(|sides| sides.iter().all(|r| r.mean.len() == kv.width()))
     }
 
-    /// One for a model of this shape that says nothing about it: enough to know what a scheme costs.
-    pub(crate) fn any(layout: &[Option<LayerKv>]) -> Self {
+    /// A calibration of the right shape with zeros in it. It is enough to compute what a scheme costs.
+    pub(crate) fn placeholder(layout: &[Option<LayerKv>]) -> Self {
         let ranges = |kv: &LayerKv| {
             let zero: Arc<[f32]> = vec![0.0; kv.width()].into();
             Ranges { mean: zero.clone(), min: zero.clone(), max: zero }
@@ -135,10 +135,10 @@ impl Calibration {
         }
     }
 
-    /// Reads a file, for the weights and texts of a measurement.
+    /// Reads the calibration for a measurement of these weights on these texts.
     ///
     /// # Errors
-    /// A file that is none, of other weights, or made from one of the texts.
+    /// If the file is not a calibration, was made for other weights, or was made from one of the texts.
     pub fn read(
         path: &Path,
         weights_sha256: &str,
@@ -173,11 +173,12 @@ impl Calibration {
             return Err(format!("its format is `{}`, not `{FORMAT}`", value("format")?));
         }
         let tensors = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
-        let layers = indices(&tensors)?.into_iter();
-        let layers = layers.map(|i| Ok((i, [side(&tensors, i, "k")?, side(&tensors, i, "v")?])));
+        let layers = layer_indices(&tensors)?.into_iter();
+        let layers =
+            layers.map(|i| Ok((i, [read_side(&tensors, i, "k")?, read_side(&tensors, i, "v")?])));
         let corpus: Vec<CorpusFile> =
             serde_json::from_str(value("corpus")?).map_err(|e| e.to_string())?;
-        // what it was made from must be told, or it cannot be kept from what is measured
+        // without the texts it could not be ruled out that it was made from what is measured
         if corpus.is_empty() || !corpus.iter().all(|file| hash::is_sha256(&file.sha256)) {
             return Err(
                 "it does not name its texts by their SHA-256 in 64 lower-case hexadecimal digits"
@@ -196,10 +197,10 @@ impl Calibration {
         })
     }
 
-    /// Writes a file that [`read`](Calibration::read) reads, whole or not at all.
+    /// Writes a file that [`read`](Calibration::read) reads. The file is written whole or not at all.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), CalibrationError> {
         let io = |source| CalibrationError::Io { path: path.into(), source };
         let bytes = self.to_bytes();
@@ -211,9 +212,9 @@ impl Calibration {
         for (layer, [k, v]) in &self.layers {
             for (side, ranges) in [("k", k), ("v", v)] {
                 let numbers = [&ranges.mean, &ranges.min, &ranges.max];
-                for (what, x) in WHATS.into_iter().zip(numbers) {
+                for (quantity, x) in QUANTITIES.into_iter().zip(numbers) {
                     let bytes: Vec<u8> = x.iter().flat_map(|v| v.to_le_bytes()).collect();
-                    data.push((format!("{layer}.{side}.{what}"), bytes));
+                    data.push((format!("{layer}.{side}.{quantity}"), bytes));
                 }
             }
         }
@@ -232,15 +233,15 @@ impl Calibration {
     }
 }
 
-/// The layers whose tensors a file has, all of them and nothing else.
-fn indices(tensors: &SafeTensors) -> Result<BTreeSet<usize>, String> {
+/// The layers whose tensors the file has. Any tensor of another name is an error.
+fn layer_indices(tensors: &SafeTensors) -> Result<BTreeSet<usize>, String> {
     let mut layers = BTreeSet::new();
     for name in tensors.names() {
         let index = name.split('.').next().and_then(|index| index.parse::<usize>().ok());
         let is_one = |index: usize| {
             let sides = ["k", "v"].iter();
-            let mut names =
-                sides.flat_map(|side| WHATS.map(|what| format!("{index}.{side}.{what}")));
+            let mut names = sides
+                .flat_map(|side| QUANTITIES.map(|quantity| format!("{index}.{side}.{quantity}")));
             names.any(|own| own == *name)
         };
         match index.filter(|&index| is_one(index)) {
@@ -251,9 +252,10 @@ fn indices(tensors: &SafeTensors) -> Result<BTreeSet<usize>, String> {
     Ok(layers)
 }
 
-/// One side of a layer, whose numbers some text can have given.
-fn side(tensors: &SafeTensors, index: usize, side: &str) -> Result<Ranges, String> {
-    let [mean, min, max] = WHATS.map(|what| floats(tensors, &format!("{index}.{side}.{what}")));
+/// Reads one side of a layer. Numbers that no text can have given are an error.
+fn read_side(tensors: &SafeTensors, index: usize, side: &str) -> Result<Ranges, String> {
+    let [mean, min, max] =
+        QUANTITIES.map(|quantity| floats(tensors, &format!("{index}.{side}.{quantity}")));
     let (mean, min, max) = (mean?, min?, max?);
     if mean.len() != min.len() || min.len() != max.len() {
         return Err(format!("layer {index} has {side} of several shapes"));
@@ -284,9 +286,10 @@ fn floats(tensors: &SafeTensors, name: &str) -> Result<Arc<[f32]>, String> {
     }
     let (values, _) = tensor.data().as_chunks::<4>();
     let values: Arc<[f32]> = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    match values.iter().all(|v| v.is_finite()) {
-        true => Ok(values),
-        false => Err(format!("`{name}` is not finite")),
+    if values.iter().all(|v| v.is_finite()) {
+        Ok(values)
+    } else {
+        Err(format!("`{name}` is not finite"))
     }
 }
 
@@ -327,7 +330,7 @@ mod tests {
         }
     }
 
-    /// Edited files, whose hash nobody has accepted yet.
+    /// Files that were edited by hand. Until somebody accepts their hash, nothing else refuses them.
     #[test]
     fn what_no_text_gives_is_refused() {
         let folder = tempfile::tempdir().unwrap();
@@ -360,7 +363,7 @@ mod tests {
         assert!(error(&|c| c.tokens = 0).contains("from 0 tokens"));
     }
 
-    /// A digest in capitals is the same text, and must not be taken for another.
+    /// A hash in capital letters names the same text and must not pass for another one.
     #[test]
     fn a_text_in_another_spelling_of_its_hash_is_the_same_text() {
         let folder = tempfile::tempdir().unwrap();
@@ -373,14 +376,14 @@ mod tests {
         assert!(error.contains("64 lower-case hexadecimal digits"), "{error}");
     }
 
-    /// Tensors that no layer reads, and names that only look like a layer's.
+    /// No layer reads these tensors; some names only look as if one did.
     #[test]
     fn what_is_no_layers_is_refused() {
         let bytes = [0u8; 4];
         for name in ["3.q.mean", "3.k", "+3.k.mean", "3.k.mean.more", "x"] {
             let view = TensorView::new(Dtype::F32, vec![1], &bytes).unwrap();
             let tensors = safetensors::serialize([(name, view)], None).unwrap();
-            let error = indices(&SafeTensors::deserialize(&tensors).unwrap()).unwrap_err();
+            let error = layer_indices(&SafeTensors::deserialize(&tensors).unwrap()).unwrap_err();
             assert!(error.contains(&format!("`{name}` is no mean")), "{error}");
         }
     }

@@ -1,14 +1,23 @@
-//! KV schemes: the grammar, the codecs, the rotation, and the cache seam.
+//! KV schemes: how K and V are stored, and the caches that do it.
+//!
+//! Lower files first: `layout` is the shape of a layer's cache, `exact` says which keys a query reads
+//! exactly, `hadamard` is the transform. A `codec` is one storage format, `scheme` is the grammar that names
+//! codecs and options, `rotate` is llama.cpp's rule of rotation, `calibration` holds ranges and means.
+//! `effective` is a scheme carried out for one model. `cache` is the seam to the decoder, behind which stand
+//! two caches: `measuring` and `packed`.
 
 pub mod cache;
 pub mod calibration;
 pub mod codec;
 pub mod effective;
 pub mod exact;
-pub mod lanes;
+pub mod hadamard;
+pub mod layout;
+pub mod measuring;
 pub mod packed;
 pub mod recurrent;
 pub mod rotate;
 pub mod scheme;
+mod shared;
 
 pub use scheme::Scheme;

@@ -1,20 +1,20 @@
-//! The state of layers that have no KV cache: no scheme touches it, and it cannot be truncated, only
-//! kept and restored.
+//! The state of recurrent layers, which have no KV cache. No scheme changes it. It cannot be cut back to an
+//! earlier token, only kept as a copy and restored.
 
 use rayon::prelude::*;
 
-/// What a layer of the gated delta rule carries from one token to the next, f32. A clone is a snapshot.
+/// What a layer of the gated delta rule carries from one token to the next, in f32. A clone is a snapshot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recurrent {
-    /// (B, kernel - 1, channels): the last inputs of the convolution.
+    /// (B, kernel - 1, channels): the newest inputs of the convolution.
     history: Vec<f32>,
-    /// (B, H_v, D_k, D_v)
+    /// (B, H_v, D_k, D_v): the state of the delta rule.
     states: Vec<f32>,
     sequences: usize,
 }
 
 impl Recurrent {
-    /// The state before the first token, with so many numbers a sequence.
+    /// The state before the first token. Each sequence has `history` and `states` numbers.
     pub(crate) fn zero(sequences: usize, history: usize, states: usize) -> Self {
         Recurrent {
             history: vec![0.0; sequences * history],
@@ -23,7 +23,7 @@ impl Recurrent {
         }
     }
 
-    /// Each sequence's history and states.
+    /// History and states of each sequence.
     pub(crate) fn sequences_mut(
         &mut self,
     ) -> impl IndexedParallelIterator<Item = (&mut [f32], &mut [f32])> {

@@ -1,40 +1,41 @@
 //! The grammar of KV schemes.
 //!
 //! ```text
-//! scheme = pair { "@" layers "=" pair }   pairs behind an @ are for those layers, the last that names one
-//! pair   = side [ "/" side ]              one side: K and V alike; two: K first
-//! side   = codec { ":" option }           codec of the catalogue
+//! scheme = pair { "@" layers "=" pair }   a pair behind an @ is for those layers; if several clauses name
+//!                                         a layer, the last one counts
+//! pair   = side [ "/" side ]              one side is for K and V alike; of two sides the first is K's
+//! side   = codec { ":" option }           a codec of the catalogue
 //! option = "norot"                        no Hadamard rotation before a codec that has one
-//!        | "center"                       K less its mean over a calibration text
-//!        | "tensor" | "head"              one calibrated scale a layer, or one a KV head (fp8)
-//!        | "tail=" N | "sink=" N          the newest, the first so many tokens stay exact
-//!        | "quantile" | …                 a variant of the codec, which the catalogue lists
+//!        | "center"                       K's mean over a calibration text is subtracted first
+//!        | "tensor" | "head"              a calibrated scale for each layer, or for each KV head (fp8)
+//!        | "tail=" N | "sink=" N          the newest N tokens, or the first N, stay exact
+//!        | "quantile" | …                 a variant of the codec, as the catalogue lists them
 //! layers = N | N "-" N | "first" N | "last" N | "global" | "sliding"
 //! ```
 
-use super::cache::LayerKv;
 use super::codec::{self, Codec};
 use super::exact::Exact;
+use super::layout::LayerKv;
 use crate::text::suggest::did_you_mean;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-/// How one of K and V is stored.
+/// How K, or V, is stored.
 #[derive(Clone, Copy)]
 pub struct Side {
     /// The storage format.
     pub codec: &'static dyn Codec,
-    /// Whether llama.cpp's automatic rotation may apply (it does for ggml's block formats where the
-    /// head size allows it; `:norot` forbids it).
+    /// Whether llama.cpp's automatic rotation may take place. It does before ggml's block formats if the
+    /// head size allows it, unless `:norot` forbids it.
     pub may_rotate: bool,
     /// Whether a calibrated mean is subtracted before the codec.
     pub center: bool,
-    /// What a calibrated scale is for.
+    /// What shares a calibrated scale. `None` if there is no such scale.
     pub scale: Option<Scale>,
-    /// Newest tokens that stay exact, where not the codec's own number.
+    /// How many of the newest tokens stay exact. `None` leaves it to the codec.
     pub tail: Option<usize>,
-    /// First tokens that stay exact, where not the codec's own number.
+    /// How many of the first tokens stay exact. `None` leaves it to the codec.
     pub sink: Option<usize>,
 }
 
@@ -58,60 +59,61 @@ pub struct Pair {
 
 /// A KV scheme as it was asked for.
 ///
-/// Two schemes are equal if they ask for the same, however they were spelled (`q8_0`, `q8_0/q8_0`).
+/// Two schemes are equal if they ask for the same storage, however they are spelled: `q8_0` equals
+/// `q8_0/q8_0`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Scheme {
-    /// For every layer that nothing else is said about.
+    /// For every layer that no clause is about.
     pub default: Pair,
-    /// For some layers; the last that names a layer counts.
+    /// The clauses for some layers. If several name a layer, the last one counts.
     pub layers: Vec<(Layers, Pair)>,
 }
 
 /// Some of a model's layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Layers {
-    /// By their index, as the checkpoint counts them.
+    /// By their index in the checkpoint.
     Index(RangeInclusive<usize>),
-    /// The first so many that own a cache.
+    /// The first N that own a cache.
     First(usize),
-    /// The last so many that own a cache.
+    /// The last N that own a cache.
     Last(usize),
-    /// Those whose queries see everything before them.
+    /// Those without a window, whose queries see all earlier tokens.
     Global,
     /// Those with a window.
     Sliding,
 }
 
-/// Why a text is no scheme. The message names what would be accepted.
+/// Why a text is not a scheme. The message names what would be accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SchemeError {
-    /// No codec of that name.
+    /// There is no codec of that name.
     #[error("unknown codec `{name}`{}; known codecs: {}", did_you_mean(.name, codec_names()), codec_names().collect::<Vec<_>>().join(", "))]
     UnknownCodec {
-        /// The name that was written.
+        /// The name as written.
         name: String,
     },
-    /// No option of that name.
+    /// The codec has no option of that name.
     #[error(
         "unknown option `:{option}` of codec `{codec}`, which knows {}", known_options(.codec)
     )]
     UnknownOption {
-        /// The option that was written, without its colon.
+        /// The option as written, without its colon.
         option: String,
         /// The codec that it was written for.
         codec: String,
     },
-    /// An option that says nothing about this codec.
+    /// The option has no effect on this codec.
     #[error("`:{option}` has no meaning for `{codec}`, {why}")]
     IdleOption {
-        /// The option that was written, without its colon.
+        /// The option as written, without its colon.
         option: String,
         /// The codec that it was written for.
         codec: String,
         /// Why, and what to write.
         why: String,
     },
-    /// An option that stands twice.
+    /// The option is written twice.
     #[error("`:{option}` is said twice of `{codec}`: keep one")]
     TwiceOption {
         /// The option's name.
@@ -119,7 +121,7 @@ pub enum SchemeError {
         /// The codec that it was written for.
         codec: String,
     },
-    /// A tail or sink that is no number of tokens, or none that this codec can leave exact.
+    /// The tail or sink is not a number of tokens, or not one that this codec can leave exact.
     #[error("`:{option}` of `{codec}` takes {takes}")]
     Tokens {
         /// The option as written.
@@ -129,13 +131,13 @@ pub enum SchemeError {
         /// What it takes.
         takes: String,
     },
-    /// More than two sides.
+    /// The scheme has more than two sides.
     #[error("`{text}` has more than two sides: write K/V, such as q8_0/q4_0")]
     TooManySides {
         /// The whole scheme.
         text: String,
     },
-    /// What stands behind an `@` is not `layers=scheme`.
+    /// The text behind an `@` is not `layers=scheme`.
     #[error("`@{text}` is not LAYERS=SCHEME, where LAYERS is 7, 0-2, first2, last2, global or sliding, as in q4_0@first2=q8_0")]
     Layers {
         /// What was written.
@@ -145,34 +147,32 @@ pub enum SchemeError {
 
 fn known_options(codec: &str) -> String {
     let Some(found) = codec::find(codec) else { return "none".into() };
+    let is_lossy = found.exactness().is_lossy();
     let variants = codec_names().filter_map(|name| name.strip_prefix(codec)?.strip_prefix(':'));
     let options = [
         (found.is_rotated(), "norot"),
-        (is_lossy(found), "tail=N"),
-        (is_lossy(found), "sink=N"),
+        (is_lossy, "tail=N"),
+        (is_lossy, "sink=N"),
         (may_center(found), "center"),
         (found.largest().is_some(), "tensor"),
         (found.largest().is_some(), "head"),
     ];
     let options = options.into_iter().filter(|(has, _)| *has).map(|(_, option)| option);
     let options: Vec<_> = variants.chain(options).map(|option| format!(":{option}")).collect();
-    match options.is_empty() {
-        true => "none".into(),
-        false => options.join(", "),
+    if options.is_empty() {
+        "none".into()
+    } else {
+        options.join(", ")
     }
 }
 
-/// Whether there is anything to leave exact: halves are what is called exact.
-pub(super) fn is_lossy(codec: &dyn Codec) -> bool {
-    !["f32", "f16"].contains(&codec.name())
-}
-
-/// More tokens than any context has.
+/// The largest tail or sink that may be written: more tokens than any context has.
 const MOST_TOKENS: usize = 1 << 24;
 
-/// Formats that take tokens together fit each channel's range, its mean included.
+/// Whether `:center` has an effect. Codecs that store tokens together fit the range of each channel, which
+/// already takes its mean into account.
 fn may_center(codec: &dyn Codec) -> bool {
-    is_lossy(codec) && codec.group() == 1
+    codec.exactness().is_lossy() && codec.group() == 1
 }
 
 fn codec_names() -> impl Iterator<Item = &'static str> {
@@ -187,14 +187,14 @@ impl FromStr for Side {
         let name = words.next().unwrap_or_default();
         let codec =
             codec::find(name).ok_or_else(|| SchemeError::UnknownCodec { name: name.into() })?;
-        let mut side = Side::of(codec);
+        let mut side = Side::plain(codec);
         let mut variant: Vec<&str> = Vec::new();
         for option in words {
-            if !side.take(option)? {
+            if !side.set_option(option)? {
                 variant.push(option);
             }
         }
-        side.vary(&mut variant)?;
+        side.choose_variant(&mut variant)?;
         side.check()?;
         Ok(side)
     }
@@ -202,13 +202,13 @@ impl FromStr for Side {
 
 impl Side {
     /// A codec without options.
-    pub fn of(codec: &'static dyn Codec) -> Self {
+    pub fn plain(codec: &'static dyn Codec) -> Self {
         let may_rotate = codec.is_rotated();
         Side { codec, may_rotate, center: false, scale: None, tail: None, sink: None }
     }
 
-    /// Takes an option that any codec may have; whether it was one.
-    fn take(&mut self, option: &str) -> Result<bool, SchemeError> {
+    /// Sets an option that any codec may have. Returns `false` if it is not one of these.
+    fn set_option(&mut self, option: &str) -> Result<bool, SchemeError> {
         let again = match option.split_once('=') {
             Some(("tail", n)) => self.tail.replace(self.tokens(option, n)?).is_some(),
             Some(("sink", n)) => self.sink.replace(self.tokens(option, n)?).is_some(),
@@ -216,7 +216,7 @@ impl Side {
                 "norot" if self.codec.is_rotated() => !std::mem::take(&mut self.may_rotate),
                 "norot" => {
                     let name = self.codec.name();
-                    return Err(self.idle(
+                    return Err(self.without_effect(
                         option,
                         &format!("before which nothing is rotated: write `{name}`"),
                     ));
@@ -227,13 +227,13 @@ impl Side {
                 _ => return Ok(false),
             },
         };
-        match again {
-            false => Ok(true),
-            true => Err(SchemeError::TwiceOption {
+        if again {
+            return Err(SchemeError::TwiceOption {
                 option: option.split('=').next().unwrap_or_default().into(),
                 codec: self.codec.name().into(),
-            }),
+            });
         }
+        Ok(true)
     }
 
     fn tokens(&self, option: &str, count: &str) -> Result<usize, SchemeError> {
@@ -245,8 +245,8 @@ impl Side {
         })
     }
 
-    /// Takes the variant of the codec that the other options name, in any order.
-    fn vary(&mut self, options: &mut [&str]) -> Result<(), SchemeError> {
+    /// Replaces the codec by the variant that `options` name, in whatever order.
+    fn choose_variant(&mut self, options: &mut [&str]) -> Result<(), SchemeError> {
         if options.is_empty() {
             return Ok(());
         }
@@ -256,7 +256,7 @@ impl Side {
             let unknown = |option: &&&str| codec::find(&format!("{name}:{option}")).is_none();
             let (option, codec) = match options.iter().find(unknown) {
                 Some(option) => ((*option).to_string(), name.to_string()),
-                // each is known, not all of them together
+                // each option exists, but not all of them together
                 None => (options[1].to_string(), format!("{name}:{}", options[0])),
             };
             return Err(SchemeError::UnknownOption { option, codec });
@@ -265,23 +265,25 @@ impl Side {
         Ok(())
     }
 
-    /// Options that say nothing about the codec, or what it cannot do.
+    /// Refuses options that have no effect on the codec, and tails that it cannot have.
     fn check(&self) -> Result<(), SchemeError> {
+        let is_lossy = self.codec.exactness().is_lossy();
         let exact = [("tail", self.tail), ("sink", self.sink)];
         for (option, _) in exact.iter().filter(|(_, tokens)| tokens.is_some()) {
-            if !is_lossy(self.codec) {
-                return Err(self.idle(option, "which is exact"));
+            if !is_lossy {
+                return Err(self.without_effect(option, "which is exact"));
             }
         }
         if self.center && !may_center(self.codec) {
-            let why = match is_lossy(self.codec) {
-                true => "whose range of each channel takes the mean in",
-                false => "which is exact",
+            let why = if is_lossy {
+                "whose range of each channel takes the mean in"
+            } else {
+                "which is exact"
             };
-            return Err(self.idle("center", why));
+            return Err(self.without_effect("center", why));
         }
         if let Some(scale) = self.scale.filter(|_| self.codec.largest().is_none()) {
-            return Err(self.idle(scale.name(), "which has scales of its own"));
+            return Err(self.without_effect(scale.name(), "which has scales of its own"));
         }
         let group = self.codec.group();
         match self.tail {
@@ -296,17 +298,17 @@ impl Side {
         }
     }
 
-    fn idle(&self, option: &str, why: &str) -> SchemeError {
+    fn without_effect(&self, option: &str, why: &str) -> SchemeError {
         let codec = self.codec.name().into();
         SchemeError::IdleOption { option: option.into(), codec, why: why.into() }
     }
 
-    /// The format of V of this side.
+    /// This side as V is stored: with the codec's format of V, if it has one.
     pub(super) fn for_values(self) -> Self {
         Side { codec: self.codec.for_values().unwrap_or(self.codec), ..self }
     }
 
-    /// What stays exact.
+    /// Which tokens stay exact.
     pub(super) fn exact(&self) -> Exact {
         self.codec.exact(self.tail, self.sink)
     }
@@ -328,15 +330,16 @@ impl FromStr for Pair {
     fn from_str(text: &str) -> Result<Self, SchemeError> {
         let mut sides = text.split('/');
         let k: Side = sides.next().unwrap_or_default().parse()?;
-        // a mean falls out of the softmax of K alone
+        // only a mean of K falls out of the softmax, so that `:center` is not passed on to V
         let v = sides.next().map_or(Ok(Side { center: false, ..k }), str::parse)?;
         if sides.next().is_some() {
             return Err(SchemeError::TooManySides { text: text.into() });
         }
-        match v.center {
-            false => Ok(Pair { k, v }),
-            true => Err(v.idle("center", "on V's side: only a mean of K falls out of the softmax")),
+        if v.center {
+            let why = "on V's side: only a mean of K falls out of the softmax";
+            return Err(v.without_effect("center", why));
         }
+        Ok(Pair { k, v })
     }
 }
 
@@ -345,7 +348,8 @@ impl Pair {
         [self.k, self.v.for_values()]
     }
 
-    /// The shortest context at which it can be measured: half of the keys and more are quantized.
+    /// The shortest context at which the pair can be measured, so that at least half of the keys are
+    /// quantized.
     fn least_context(&self) -> usize {
         let exact = self.sides().map(|side| side.exact().tokens());
         2 * exact[0].max(exact[1])
@@ -384,8 +388,8 @@ impl FromStr for Layers {
 }
 
 impl Layers {
-    /// Those of a model's layers that it means, of those that own a cache.
-    pub(super) fn of(&self, layout: &[Option<LayerKv>]) -> Vec<usize> {
+    /// The indices of the layers that are meant. Only layers that own a cache are considered.
+    pub(super) fn indices(&self, layout: &[Option<LayerKv>]) -> Vec<usize> {
         let owners = layout.iter().enumerate().filter_map(|(i, kv)| Some((i, (*kv)?)));
         let all: Vec<(usize, LayerKv)> = owners.collect();
         let chosen: Vec<&(usize, LayerKv)> = match self {
@@ -400,23 +404,29 @@ impl Layers {
 }
 
 impl Scheme {
-    /// Every pair that some layers may have.
+    /// Half precision for K and V, which other schemes are compared with.
+    pub fn f16() -> Self {
+        let side = Side::plain(codec::F16);
+        Scheme { default: Pair { k: side, v: side }, layers: Vec::new() }
+    }
+
+    /// The pair of the default and those of the clauses.
     fn pairs(&self) -> impl Iterator<Item = &Pair> {
         std::iter::once(&self.default).chain(self.layers.iter().map(|(_, pair)| pair))
     }
 
-    /// Every side of every pair.
+    /// Both sides of every pair.
     pub fn sides(&self) -> impl Iterator<Item = Side> + '_ {
         self.pairs().flat_map(Pair::sides)
     }
 
-    /// Whether it needs what `kvgate calibrate` writes.
+    /// Whether the scheme needs a file that `kvgate calibrate` writes.
     pub fn is_calibrated(&self) -> bool {
         self.sides().any(|side| side.center || side.scale.is_some())
     }
 
-    /// The shortest context at which it can be measured: with tails and sinks, one of which they leave
-    /// at least half to the codec.
+    /// The shortest context at which the scheme can be measured: its tails and sinks must leave at least
+    /// half of the tokens to the codec.
     pub fn least_context(&self) -> usize {
         self.pairs().map(Pair::least_context).max().unwrap_or(0)
     }
@@ -523,6 +533,12 @@ mod tests {
             round("q4_0:tail=32@global=q8_0/q8_0@sliding=q5_1@last1=f16"),
             "q4_0:tail=32@global=q8_0@sliding=q5_1@last1=f16"
         );
+    }
+
+    #[test]
+    fn f16_is_what_its_name_says() {
+        assert_eq!(Scheme::f16(), "f16/f16".parse().unwrap());
+        assert_eq!(Scheme::f16().to_string(), "f16");
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! `kvgate calibrate`: ranges and means of a model's K and V over a text.
 
 use super::corpus::{self, Chunk};
-use crate::kv::cache::{CacheError, KvCache, LayerKv, View};
+use crate::kv::cache::{CacheError, KvCache, View};
 use crate::kv::calibration::{Calibration, Ranges};
 use crate::kv::effective::Effective;
-use crate::kv::lanes::LaneCache;
+use crate::kv::layout::LayerKv;
+use crate::kv::measuring::MeasuringCache;
 use crate::kv::recurrent::Recurrent;
 use crate::measure::{fitting, subject_of, MeasureError};
+use crate::kv::Scheme;
 use crate::model::decoder::{At, Decoder};
 use crate::model::ops::read;
 use crate::model::Checkpoint;
@@ -71,7 +73,7 @@ fn observe(
     let embedded = embedded.collect::<Result<Vec<_>, _>>()?;
     let mut states: Vec<Tensor> = embedded.iter().map(|e| e.x.clone()).collect();
     // layers may read the cache of one below: each chunk keeps its own
-    let mut caches = vec![LaneCache::new(observer.exact.clone()); chunks.len()];
+    let mut caches = vec![MeasuringCache::new(observer.exact.clone()); chunks.len()];
     let layers = decoder.spec.layers.len();
     for index in 0..layers {
         let layer = decoder.ready(index, &ropes)?;
@@ -105,8 +107,7 @@ struct Sums {
 impl Observer {
     fn new(decoder: &Decoder) -> Self {
         let layout = decoder.spec.kv_layout();
-        let f16 = "f16".parse().expect("the catalogue has f16");
-        let exact = Effective::new(&f16, &layout, None).expect("halves fit any head");
+        let exact = Effective::new(&Scheme::f16(), &layout, None).expect("halves fit any head");
         Observer { exact, layout, sides: BTreeMap::new() }
     }
 
@@ -147,7 +148,7 @@ impl Sums {
 
 /// A cache that is looked into.
 struct Observed<'a> {
-    cache: &'a mut LaneCache,
+    cache: &'a mut MeasuringCache,
     observer: &'a mut Observer,
 }
 

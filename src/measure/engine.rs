@@ -9,7 +9,7 @@ use super::divergence::{self, Divergence};
 use super::mimic::{self, Mimic};
 use crate::kv::cache::CacheError;
 use crate::kv::effective::Effective;
-use crate::kv::lanes::LaneCache;
+use crate::kv::measuring::MeasuringCache;
 use crate::model::decoder::{At, Decoder, Embedded, ReadyLayer};
 use crate::model::ops::{all_finite, read};
 use crate::model::spec::Spec;
@@ -207,7 +207,7 @@ struct Tile {
     x: Tensor,
     /// Each layer's own inputs where the model has them.
     per_layer: Option<Tensor>,
-    cache: LaneCache,
+    cache: MeasuringCache,
 }
 
 /// The tiles of one lane, in the order of chunks.
@@ -323,7 +323,7 @@ impl Run<'_> {
                     .as_ref()
                     .map(|inputs| inputs.narrow(0, 0, rows))
                     .transpose()?,
-                cache: LaneCache::new(lane.scheme.clone()),
+                cache: MeasuringCache::new(lane.scheme.clone()),
             });
         }
         Ok(tiles)

@@ -11,9 +11,10 @@ pub mod sanity;
 pub mod shape;
 
 use crate::hash;
-use crate::kv::cache::{CacheError, LayerKv};
+use crate::kv::cache::CacheError;
 use crate::kv::calibration::{Calibration, CalibrationError};
-use crate::kv::effective::{beyond, Effective, UnfitError};
+use crate::kv::effective::{remarks_on_missing_layers, Effective, UnfitError};
+use crate::kv::layout::LayerKv;
 use crate::kv::Scheme;
 use crate::model::decoder::{Decoder, Residency};
 use crate::model::{warnings_first, Checkpoint, ModelError};
@@ -249,7 +250,7 @@ pub(crate) fn remarks<'s>(
     let mut remarks: Vec<String> = texts.iter().flat_map(corpus::Text::remarks).collect();
     remarks.extend(corpus::repeated(chunks));
     remarks.extend(asked.iter().flat_map(|asked| asked.prompts.remarks.clone()));
-    remarks.extend(schemes.flat_map(|scheme| beyond(scheme, layout)));
+    remarks.extend(schemes.flat_map(|scheme| remarks_on_missing_layers(scheme, layout)));
     remarks
 }
 
@@ -386,8 +387,7 @@ impl<'a> Lanes<'a> {
             };
             Some(Lane { scheme, chunks: request.chunks })
         }));
-        let f16 = "f16".parse().expect("the catalogue has f16");
-        let f16 = Effective::new(&f16, layout, None).expect("halves fit any head");
+        let f16 = Effective::new(&Scheme::f16(), layout, None).expect("halves fit any head");
         let calibration = calibration.map(|(_, sha256)| sha256.as_str());
         Lanes { engine, schemes, f16, context, calibration }
     }

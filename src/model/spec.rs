@@ -1,6 +1,6 @@
 //! What a decoder is made of: the facts that a family file reads from a checkpoint's configuration.
 
-use crate::kv::cache::LayerKv;
+use crate::kv::layout::LayerKv;
 use std::sync::Arc;
 
 /// A decoder-only language model.

@@ -78,7 +78,7 @@ impl Resolver<'_> {
         }
         self.same_scheme_twice(&asked);
         self.shared_goldens(&name, innermost.name_span.clone(), &asked);
-        let baseline = last(sections, |s| s.baseline.clone()).unwrap_or_else(f16);
+        let baseline = last(sections, |s| s.baseline.clone()).unwrap_or_else(Scheme::f16);
         self.exact_baseline(innermost.name_span.clone(), &baseline);
         let cells = asked.iter().filter_map(|a| self.cell(&name, sections, a)).collect();
 
@@ -341,8 +341,8 @@ impl Resolver<'_> {
 
     /// What schemes are compared with must not lose anything itself.
     fn exact_baseline(&mut self, span: Range<usize>, baseline: &Scheme) {
-        let exact = |side: Side| ["f32", "f16", "bf16"].contains(&side.codec.name());
-        if !baseline.sides().all(exact) {
+        let is_unquantized = |side: Side| side.codec.exactness().is_unquantized();
+        if !baseline.sides().all(is_unquantized) {
             let message = format!("the baseline `{baseline}` is quantized itself");
             self.findings.error(span, message, "compare with `f16`, `bf16` or `f32`");
         }
@@ -467,10 +467,6 @@ impl Resolver<'_> {
 /// What the innermost section that says anything says.
 fn last<'s, T>(sections: &[&'s Section], get: impl Fn(&'s Section) -> Option<T>) -> Option<T> {
     sections.iter().rev().find_map(|section| get(section))
-}
-
-fn f16() -> Scheme {
-    "f16".parse().expect("f16 is in the catalogue")
 }
 
 /// A cell's limits, those that `false` removed left out.

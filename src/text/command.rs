@@ -21,8 +21,8 @@ pub(crate) struct Measure<'a> {
     pub context: usize,
     /// Chunks.
     pub chunks: usize,
-    /// What schemes are compared with.
-    pub baseline: &'a str,
+    /// What schemes are compared with, unless it is f16, the default.
+    pub baseline: Option<&'a str>,
     /// How the checkpoint is read, word by word.
     pub options: &'a [String],
 }
@@ -41,10 +41,7 @@ impl fmt::Display for Measure<'_> {
         for word in self.options {
             write!(f, " {}", quoted(word))?;
         }
-        match self.baseline {
-            "f16" | "f16/f16" => Ok(()),
-            baseline => write!(f, " --baseline {}", quoted(baseline)),
-        }
+        self.baseline.map_or(Ok(()), |baseline| write!(f, " --baseline {}", quoted(baseline)))
     }
 }
 

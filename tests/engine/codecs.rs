@@ -11,7 +11,7 @@ use std::collections::HashSet;
 
 /// Formats of K and V: the catalogue's, and those of V where they differ.
 fn formats() -> impl Iterator<Item = &'static dyn Codec> {
-    codec::CODECS.iter().flat_map(|k| std::iter::once(*k).chain(k.for_values()))
+    codec::built_in().iter().flat_map(|k| std::iter::once(*k).chain(k.for_values()))
 }
 
 /// The format of a fixture's case, whose `side` is `v` where it is V's own.
@@ -91,7 +91,7 @@ fn bytes_and_values_are_the_oracles() {
 /// Options are joined in the order in which the catalogue writes them.
 #[test]
 fn every_name_is_a_scheme() {
-    for codec in codec::CODECS {
+    for codec in codec::built_in() {
         let scheme: Scheme = codec.name().parse().unwrap();
         assert_eq!(scheme.to_string(), codec.name());
         assert!(codec.for_values().is_none_or(|v| v.name() == codec.name()));
@@ -239,7 +239,7 @@ fn loss(name: &str, head_dim: usize) -> (f64, f64) {
 
 #[test]
 fn turbo_pads_heads_that_128_does_not_divide_with_zeros() {
-    let family = codec::CODECS.iter().filter(|c| c.name().starts_with("turbo"));
+    let family = codec::built_in().iter().filter(|c| c.name().starts_with("turbo"));
     for (codec, head_dim) in family.flat_map(|c| [32, 64, 80, 96, 192, 320].map(|d| (*c, d))) {
         let what = format!("{} at {head_dim}", codec.name());
         let head: Vec<f32> =

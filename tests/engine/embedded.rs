@@ -192,7 +192,7 @@ fn every_codec_in_parts_is_the_codec_at_once() {
     for model in MODELS {
         let ids = ids(&oracle["models"][model]["ids"]);
         let decoder = load(model);
-        for codec in kvgate::internals::kv::codec::CODECS {
+        for codec in kvgate::internals::kv::codec::built_in() {
             let heads = decoder.spec.kv_layout().into_iter().flatten().map(|kv| kv.head_dim);
             if heads.clone().any(|head| !head.is_multiple_of(codec.block(head))) {
                 continue;

@@ -5,10 +5,11 @@ use crate::support;
 use crate::support::forward::effective;
 use crate::support::tiny::{Damage, Repository};
 use candle_core::{Device, Tensor};
-use kvgate::internals::kv::cache::{KvCache, LayerKv};
+use kvgate::internals::kv::cache::KvCache;
 use kvgate::internals::kv::calibration::{Calibration, Ranges};
 use kvgate::internals::kv::effective::Effective;
-use kvgate::internals::kv::lanes::LaneCache;
+use kvgate::internals::kv::layout::LayerKv;
+use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::kv::Scheme;
 use kvgate::internals::measure::corpus::{self, scored, Chunk};
 use kvgate::internals::measure::engine::{self, Lane, LaneResult};
@@ -189,7 +190,7 @@ fn rows_of_a_second_block_are_their_own() {
         let ropes = decoder.ropes(64);
         let at = At { start: 0, tokens: 64 };
         for index in 0..decoder.spec.layers.len() {
-            let mut cache = LaneCache::new(effective(&decoder.spec, "f32"));
+            let mut cache = MeasuringCache::new(effective(&decoder.spec, "f32"));
             x = decoder.ready(index, &ropes).unwrap().run(&x, None, at, &mut cache).unwrap();
         }
         x.to_vec2().unwrap()
@@ -379,7 +380,7 @@ fn stored(scheme: &str, layer: usize, x: &[f32], calibration: Option<&Calibratio
     let kv = LayerKv { heads: 2, head_dim: 64, ..LayerKv::default() };
     let scheme = Effective::new(&scheme.parse().unwrap(), &[Some(kv); 2], calibration).unwrap();
     let x = || Tensor::from_vec(x.to_vec(), (1, TOKENS, 2, 64), &Device::Cpu).unwrap();
-    let view = LaneCache::new(scheme).append(layer, x(), x()).unwrap();
+    let view = MeasuringCache::new(scheme).append(layer, x(), x()).unwrap();
     let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1().unwrap();
     let exact = view.k.exact.map(|(exact, _)| flat(&exact));
     Stored { k: flat(&view.k.stored), v: flat(&view.v.stored), exact }

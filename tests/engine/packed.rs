@@ -5,7 +5,7 @@ use crate::support;
 use crate::support::forward::{effective, in_parts_by_layer, logits_in_parts, run_part};
 use crate::support::generation::replay_and_decode;
 use crate::support::{open, source, MODELS};
-use kvgate::internals::kv::lanes::LaneCache;
+use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::kv::packed::PackedCache;
 use kvgate::internals::model::decoder::Residency;
 use kvgate::internals::model::Checkpoint;
@@ -59,7 +59,7 @@ fn token_by_token_the_mean_divergence_is_the_lanes() {
             let scheme = effective(&decoder.spec, scheme);
             let logits = match singly {
                 true => logits_in_parts(&decoder, &ids, &[1; TOKENS], PackedCache::new(scheme)),
-                false => run_part(&decoder, &ids, 0, &mut LaneCache::new(scheme)),
+                false => run_part(&decoder, &ids, 0, &mut MeasuringCache::new(scheme)),
             };
             logits.to_vec2().unwrap()
         };

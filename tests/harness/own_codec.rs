@@ -3,7 +3,7 @@
 use crate::support::program::command;
 use crate::support::tiny::Repository;
 use crate::trials;
-use kvgate::internals::kv::codec::Codec;
+use kvgate::internals::kv::codec::{Codec, Exactness};
 use libtest_mimic::Trial;
 
 /// Set where this executable is the example.
@@ -14,6 +14,7 @@ pub fn tests() -> Vec<Trial> {
         own_codec:
         its_name_and_version_are_conditions_of_its_golden,
         the_catalogue_lists_it,
+        it_is_quantized_unless_it_says_otherwise,
         names_that_mean_something_else_and_versions_left_out_are_refused,
     ]
 }
@@ -68,7 +69,7 @@ impl Codec for Named {
     fn version(&self) -> &str {
         self.1
     }
-    fn engines(&self) -> &str {
+    fn accepted_by(&self) -> &str {
         ""
     }
     fn block(&self, _: usize) -> usize {
@@ -82,6 +83,13 @@ impl Codec for Named {
     }
     fn encode(&self, _: &[f32], _: &mut [u8]) {}
     fn decode(&self, _: &[u8], _: &mut [f32]) {}
+}
+
+fn it_is_quantized_unless_it_says_otherwise() {
+    let codec = Named("mine", "1");
+    assert_eq!(codec.exactness(), Exactness::Quantized);
+    assert!(codec.exactness().is_lossy() && !codec.exactness().is_unquantized());
+    assert_eq!((codec.kernel(), codec.largest(), codec.group()), (None, None, 1));
 }
 
 fn names_that_mean_something_else_and_versions_left_out_are_refused() {

@@ -8,6 +8,7 @@ use crate::results::statistics::{Direction, Statistic, Statistics};
 use crate::results::verdict::GoldenValues;
 use crate::results::verdict::JudgedLimit;
 use crate::results::verdict::Verdict;
+use crate::kv::Scheme;
 use crate::results::Outcome;
 use crate::text::command::run_command;
 use crate::text::command::Measure;
@@ -276,7 +277,7 @@ fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
         schemes: &cell.scheme.to_string(),
         context: model.context,
         chunks: model.chunks,
-        baseline: &model.baseline.to_string(),
+        baseline: (model.baseline != Scheme::f16()).then_some(&model.baseline.to_string()),
         options: &model.source.options(),
     };
     let run = run_command(&format!("{}::", model.cell_name(cell)));

@@ -1,20 +1,24 @@
-//! `fp8_e4m3` and `fp8_e5m2`: one byte an element (8 bits), OCP's 8-bit floats at scale 1, rounded to
-//! nearest even and saturating: beyond ±448 (±57344), infinities included, the largest finite number is
-//! stored, and NaN as `7f`. Not rotated.
+//! `fp8_e4m3` and `fp8_e5m2`: OCP's 8-bit floats at scale 1, one byte per element (8 bits). Numbers are
+//! rounded to nearest even. They saturate: beyond ±448 (±57344 in e5m2), infinities included, the largest
+//! finite number is stored. NaN is stored as `7f`. Not rotated.
 //!
-//! vLLM stores fp8(x / scale) and reads it times the scale, whose default is 1. `:tensor` and `:head` take
-//! a calibrated one for each layer's K and V, or each of their heads: largest magnitude / largest number,
-//! as llm-compressor's min-max observer has it. The kind per token and head is `fp8_pth`.
+//! vLLM stores fp8(x / scale) and multiplies by the scale when it reads; its default scale is 1. The options
+//! `:tensor` and `:head` use a calibrated scale instead, one for each layer's K and V or one for each of
+//! their heads: the largest magnitude divided by the format's largest number, as in llm-compressor's min-max
+//! observer. The format with a scale for each token and head is `fp8_pth`.
 
+use super::block::{block_codec, Block};
+use super::contract::Codec;
 use super::small_float::{SmallFloat, E4M3, E5M2};
-use super::{block_codec, Block};
+
+pub(super) static ALL: &[&dyn Codec] = &[&E4m3, &E5m2];
 
 pub(super) struct E4m3;
 pub(super) struct E5m2;
 
 impl Block<1, 1> for E4m3 {
     const NAME: &'static str = "fp8_e4m3";
-    const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e4m3";
+    const ACCEPTED_BY: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e4m3";
     const LARGEST: Option<f32> = Some(E4M3.largest());
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {
@@ -29,7 +33,7 @@ block_codec!(E4m3, 1, 1);
 
 impl Block<1, 1> for E5m2 {
     const NAME: &'static str = "fp8_e5m2";
-    const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e5m2";
+    const ACCEPTED_BY: &'static str = "vLLM, SGLang: --kv-cache-dtype fp8_e5m2";
     const LARGEST: Option<f32> = Some(E5M2.largest());
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {

@@ -1,24 +1,27 @@
-//! `int4_pth`, vLLM's `int4_per_token_head`: half a byte an element, then the head's scale as an f32 whose
-//! low four bits are the zero point (4 + 32/head bits).
+//! `int4_pth`, vLLM's `int4_per_token_head`: half a byte per element, then the head's scale as an f32, in
+//! whose low four bits the zero point is put (4 + 32/head bits).
 //!
-//! A head is rotated by the codec itself: y = H·D·x, H the Hadamard matrix of ±1 over the whole head and D
-//! vLLM's fixed random signs. Then s = max((max y - min y)/15, 1e-6), z = round(-min y/s) and the code is
+//! The codec itself rotates the head: y = H·D·x, where H is the Hadamard matrix of ±1 over the whole head and
+//! D are vLLM's fixed random signs. Then s = max((max y - min y)/15, 1e-6), z = round(-min y/s) and the code is
 //! round(y·(1/s) + z), both within 0 to 15, halves away from zero. Byte j holds element 2j in its low and
-//! 2j+1 in its high nibble. Reads as D·H·((code - z)·s)/head with the low four bits of s cleared.
+//! 2j+1 in its high nibble. It reads as D·H·((code - z)·s)/head, where the low four bits of s are cleared.
 //!
-//! Heads are a power of two, 16 at least; one of more than 512 would be stored in parts of 512. vLLM
-//! rounds y to the model's bf16 or f16 before it quantizes; here it stays f32.
+//! The size of a head must be a power of two and at least 16. A head of more than 512 is stored in parts of
+//! 512. vLLM rounds y to the model's bf16 or f16 before it quantizes; here y stays f32.
 
+use super::contract::Codec;
+use super::numbers::range;
 use super::pth::{split_scale, split_scale_mut, SMALLEST_SCALE};
-use super::{range, Codec};
-use crate::kv::rotate::{change_signs, scaled_hadamard};
+use crate::kv::hadamard::{change_signs, scaled_hadamard};
+
+pub(super) static ALL: &[&dyn Codec] = &[&Int4PerTokenHead];
 
 pub(super) struct Int4PerTokenHead;
 
 const LARGEST_HEAD: usize = 512;
 const ZERO_POINT: u32 = 15;
 
-/// The signs of D, bit i%8 of byte i/8 set where element i changes its own. They are
+/// The signs of D: bit i%8 of byte i/8 is set if element i changes its sign. They are
 /// `2·bernoulli(½) - 1` of torch's CPU generator with the seed 0x9E3779B9 (`scripts/oracle/formats.py`).
 const SIGNS: [u8; LARGEST_HEAD / 8] = [
     0xf2, 0xa6, 0x8c, 0x9a, 0x4e, 0xca, 0x7f, 0x7f, 0x93, 0xc2, 0xbb, 0x59, 0xc7, 0xab, 0x80, 0x94,
@@ -32,7 +35,7 @@ impl Codec for Int4PerTokenHead {
         "int4_pth"
     }
 
-    fn engines(&self) -> &str {
+    fn accepted_by(&self) -> &str {
         "vLLM: --kv-cache-dtype int4_per_token_head"
     }
 

@@ -1,23 +1,28 @@
-//! `iq4_nl`: 18 bytes for 32 elements (4.5 bits): half scale, then 16 bytes of two codebook indices
-//! each as in `q4_0`. Reads as `CODEBOOK[q]·d`.
+//! `iq4_nl`: 18 bytes for 32 elements (4.5 bits): a half scale d, then 16 bytes that hold two codebook
+//! indices each, as in `q4_0`. It reads as `CODEBOOK[q]·d`.
 //!
-//! The encoder is the one that ggml's KV write path uses (`quantize_row_iq4_nl_ref`, one try): the
-//! extreme element maps to the codebook's -127, the others to their nearest entry, then the scale is
-//! refitted with weights x². Weight files use a slower search, which gives other bytes.
+//! The encoder is the one with which ggml writes a KV cache (`quantize_row_iq4_nl_ref`, one try). The element
+//! of largest magnitude maps to the codebook's -127 and the others to their nearest entry; then the scale is
+//! refitted with weights x². Weight files of this type use a slower search, which gives other bytes.
 
-use super::{block_codec, extreme, get_half, pack, put_half, refitted, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{extreme, get_half, put_half, refitted};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Iq4Nl];
 
 const CODEBOOK: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// Below this magnitude ggml treats a block as zero.
+/// ggml treats a block as zero if no magnitude reaches this.
 const ZERO_BLOCK: f32 = 1e-15;
 
 pub(super) struct Iq4Nl;
 
 impl Block<32, 18> for Iq4Nl {
     const NAME: &'static str = "iq4_nl";
-    const ENGINES: &'static str = "llama.cpp: -ctk iq4_nl -ctv iq4_nl";
+    const ACCEPTED_BY: &'static str = "llama.cpp: -ctk iq4_nl -ctv iq4_nl";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 18]) {
@@ -45,7 +50,7 @@ fn entry(code: u8) -> f32 {
     f32::from(CODEBOOK[usize::from(code)])
 }
 
-/// Index of the nearest codebook entry; a value half-way between two takes the upper one.
+/// The index of the nearest codebook entry. Half-way between two entries it is the upper one.
 #[inline(always)]
 fn nearest(v: f32) -> u8 {
     let midpoint = |i: usize| 0.5 * (f32::from(CODEBOOK[i]) + f32::from(CODEBOOK[i + 1]));

@@ -1,28 +1,33 @@
-//! `kivi4` and `kivi2`: 20 and 12 bytes for 32 elements (5 and 3 bits): codes, then scale and minimum in
-//! half. 32 elements are one channel of 32 tokens in K, and 32 channels of one token in V.
+//! `kivi4` and `kivi2`: 20 and 12 bytes for 32 elements (5 and 3 bits): codes, then a half scale and a half
+//! minimum. In K the 32 elements are one channel of 32 tokens, in V they are 32 channels of one token.
 //!
-//! s = (max - min)/(2^b - 1), the code is round((x - min)/s) within 0 to 2^b - 1, halves to even. Codes are
-//! packed from the low end of the first byte on, in K along tokens, in V along channels. Reads as q·s + min.
+//! s = (max - min)/(2^b - 1). The code is round((x - min)/s) within 0 to 2^b - 1, ties to even. Codes are
+//! packed from the low end of the first byte on, along tokens in K and along channels in V. A code reads as
+//! q·s + min.
 //!
-//! Source: KIVI (`quant/new_pack.py`, groups of 32), of a model in half: x and the result of every operation
-//! are halves until the code is taken; what is read is f32, as in the kernels that multiply with it. The
-//! original keeps codes, scales and minima in three arrays, in the order in which they stand here. It does
-//! not guard 0/0, where s is zero; here the code is 0 then, and in any case such a group reads as its minimum.
+//! Source: KIVI (`quant/new_pack.py`, groups of 32) for a model in half precision: x and the result of every
+//! operation are rounded to half until the code is taken. What is read is f32, as in the kernels that
+//! multiply with it. The original keeps codes, scales and minima in three arrays, in the order in which they
+//! stand here. It does not guard against 0/0 if s is zero; here the code is 0 then, and such a group reads as
+//! its minimum in any case.
 
-use super::{get_half, put_half, range, Codec};
+use super::contract::Codec;
+use super::numbers::{get_half, put_half, range};
 use crate::kv::exact::{Exact, Tail};
 use half::f16;
 
+pub(super) static ALL: &[&dyn Codec] = &[&KIVI4, &KIVI2];
+
 const GROUP: usize = 32;
 
-/// Tokens that stay exact by default: KIVI's residual length.
+/// How many tokens stay exact by default: KIVI's residual length.
 const RESIDUAL: usize = 128;
 
-/// One side of one number of bits.
+/// The format of K or of V, for one number of bits.
 pub(super) struct Kivi {
     name: &'static str,
     bits: usize,
-    /// The format of V, if this is K's.
+    /// The format of V. `None` if this one is V's.
     values: Option<&'static Kivi>,
 }
 
@@ -36,7 +41,7 @@ impl Codec for Kivi {
         self.name
     }
 
-    fn engines(&self) -> &str {
+    fn accepted_by(&self) -> &str {
         ""
     }
 
@@ -66,8 +71,8 @@ impl Codec for Kivi {
     fn exact(&self, tail: Option<usize>, sink: Option<usize>) -> Exact {
         let tail = tail.unwrap_or(RESIDUAL);
         let tail = match self.values {
-            // K waits for a whole residual and is then encoded at once, V moves on with every token, which
-            // joins the residual only after its own query
+            // K waits until the residual is full and encodes all of it at once. V encodes one token with every
+            // new one; as the new token joins the residual only after its own query, one more is exact then
             Some(_) => Tail::Chunk(tail),
             None => Tail::Newest(tail + 1),
         };
@@ -98,7 +103,7 @@ impl Kivi {
         assert!(bytes.len() == x.len() / GROUP * self.block_bytes(1));
     }
 
-    /// Where element k of record i stands among the `len` numbers of a head of the group's tokens.
+    /// Where element k of record i stands among the `len` numbers of one head of the group's tokens.
     fn place(&self, i: usize, k: usize, len: usize) -> usize {
         match self.values {
             Some(_) => k * (len / GROUP) + i,
@@ -111,7 +116,7 @@ impl Kivi {
         let x = x.map(in_half);
         let (min, max) = range(&x);
         let scale = in_half(in_half(max - min) / top);
-        // a NaN is cast to 0
+        // casting makes 0 of a NaN
         let code = |v| in_half(in_half(v - min) / scale).clamp(0.0, top).round_ties_even() as u8;
         let (codes, constants) = record.split_at_mut(GROUP * self.bits / 8);
         for (byte, x) in codes.iter_mut().zip(x.chunks_exact(8 / self.bits)) {
@@ -132,7 +137,7 @@ impl Kivi {
     }
 }
 
-/// What a half keeps of v.
+/// Rounds to half precision.
 fn in_half(v: f32) -> f32 {
     f16::from_f32(v).to_f32()
 }

@@ -1,26 +1,29 @@
-//! `kvarn8` to `kvarn2`: KVarN, in which 128 tokens of a head are a tile that is balanced before it is
-//! rounded: divided by a scale for each row and each column, so that all are about equally wide. b bits a
-//! code and 0.375 for scales; in heads of 64, 0.5 for those of K and 0.625 for those of V.
+//! `kvarn8` to `kvarn2`: KVarN. 128 tokens of a head form a tile, which is balanced before it is rounded: it is
+//! divided by a scale for each row and one for each column, so that all rows and columns have about the same
+//! spread. A number costs b bits for its code and 0.375 bits for scales; in heads of 64, scales cost 0.5 bits
+//! in K and 0.625 bits in V.
 //!
-//! Heads are rotated by the whole H, rounded to half, as they are staged, and cut into slices of 128
-//! channels. A slice is a tile t: a row for each channel in K, for each token in V; its scales r of rows and
-//! c of columns are what [`balance`] gives. Of a row of t/(c·r) with the least number lo and the largest hi,
-//! s = max((hi - lo)/(2^b - 1), 1e-10), and the code of a number is round((t/(c·r) - lo)/s) within 0 to
-//! 2^b - 1, halves away from zero. Reads as H·((q·half(r·s) + half(r·lo))·half(c)).
+//! A head is first rotated by the Hadamard matrix H over its whole length, rounded to half precision (the
+//! engine stages it so), and cut into slices of 128 channels. A slice is a tile t. Its rows are channels in K
+//! and tokens in V. [`balance`] gives the scales r of its rows and c of its columns. In each row of t/(c·r)
+//! let lo be the smallest and hi the largest number. Then s = max((hi - lo)/(2^b - 1), 1e-10), and the code of
+//! a number is round((t/(c·r) - lo)/s) within 0 to 2^b - 1, ties away from zero. Codes q read as
+//! H·((q·half(r·s) + half(r·lo))·half(c)).
 //!
-//! A slice is a record: its codes, row after row, as one stream of bits from the low end of the first byte
-//! on; then r·s of all rows, r·lo of all rows, c of all columns.
+//! A slice is stored as a record: its codes, row after row, as one stream of bits from the low end of the
+//! first byte on; then r·s of all rows, r·lo of all rows, and c of all columns.
 //!
-//! Source: beellama.cpp, whose CPU reference sums in f64 as is done here. Its CUDA kernels sum in f32: there
-//! a code may differ near a tie, and a scale in its last bit. Exponentials and logarithms are rounded
-//! correctly. Heads are those that it takes, 64, 128, 256 and 512.
+//! Source: beellama.cpp, whose CPU reference adds in f64, as is done here. Its CUDA kernels add in f32, so
+//! that a code may differ near a tie, and a scale in its last bit. Exponentials and logarithms are rounded
+//! correctly. The sizes of heads are those that beellama.cpp takes: 64, 128, 256 and 512.
 //!
-//! Options: `:it8` makes 8 iterations instead of 16, `:whole` a head above 128 one tile. Both together are
-//! what vLLM's pull request does, but that it rounds halves to even and divides t by c, then by r.
+//! Options: `:it8` does 8 iterations instead of 16; `:whole` makes a head above 128 one tile. Together they
+//! are what vLLM's pull request does, except that it rounds ties to even and divides t first by c, then by r.
 
-use super::{get_half, put_half, range, Codec};
+use super::contract::Codec;
+use super::numbers::{get_half, put_half, range};
 use crate::kv::exact::{Exact, Tail};
-use crate::kv::rotate::{butterflies, scaled_hadamard};
+use crate::kv::hadamard::{butterflies, scaled_hadamard};
 use crate::simd::vectorized;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -30,56 +33,60 @@ const TOKENS: usize = 128;
 const SLICE: usize = 128;
 const HEADS: [usize; 4] = [64, 128, 256, 512];
 
-/// Tokens at the start of the sequence, and newest ones, that stay exact by default.
+/// How many tokens stay exact by default: as many at the start of the sequence as newest ones.
 const EXACT: usize = 128;
 
-/// Codes that fill whole bytes whatever their bits are.
+/// How many codes fill whole bytes, whatever their number of bits.
 const PACKED: usize = 8;
 
 const LEAST_DEVIATION: f32 = 1e-3;
 const LARGEST_DEVIATION: f32 = 1e3;
 
-/// Where the logarithm of a scale stops. The lower end is e^-0.3 = 0.74: a tile whose numbers lie closer
-/// together than about 0.3 is hardly balanced at all.
+/// The least logarithm of a scale; [`LARGEST_LOG`] is the largest. A scale is therefore never below
+/// e^-0.3 = 0.74, and a tile whose numbers lie closer together than about 0.3 is hardly balanced at all.
 const LEAST_LOG: f32 = -0.3;
 const LARGEST_LOG: f32 = 10.0;
 
 const SMALLEST_STEP: f32 = 1e-10;
 
-/// Sums of a row run side by side; tiles have a multiple of so many columns.
+/// How many partial sums of a row run side by side. The number of columns is a multiple of it.
 const LANES: usize = 8;
 
-/// One side of one variant of one number of bits.
+/// The format of K or of V, for one variant and one number of bits.
 #[derive(Clone, Copy)]
 pub(super) struct Kvarn {
     name: &'static str,
-    engines: &'static str,
+    accepted_by: &'static str,
     bits: usize,
     iterations: usize,
-    /// Whether a head above [`SLICE`] is one tile.
+    /// Whether a head of more than [`SLICE`] channels is one tile.
     whole: bool,
-    /// The format of V, if this is K's.
+    /// The format of V. `None` if this one is V's.
     values: Option<&'static Kvarn>,
 }
 
-/// The variants of one number of bits, K's: plain, `:it8`, `:it8:whole`, `:whole`.
+/// Defines K's formats for one number of bits: the plain one, `:it8`, `:it8:whole` and `:whole`.
 macro_rules! variants {
     ($id:ident, $bits:literal, $name:literal, $vllm:literal) => {
         pub(super) static $id: [Kvarn; 4] = {
             const PLAIN: Kvarn = Kvarn {
                 name: $name,
-                engines: concat!("beellama.cpp: -ctk ", $name, " -ctv ", $name),
+                accepted_by: concat!("beellama.cpp: -ctk ", $name, " -ctv ", $name),
                 bits: $bits,
                 iterations: 16,
                 whole: false,
                 values: None,
             };
             const IT8: Kvarn =
-                Kvarn { name: concat!($name, ":it8"), engines: "", iterations: 8, ..PLAIN };
+                Kvarn { name: concat!($name, ":it8"), accepted_by: "", iterations: 8, ..PLAIN };
             const WHOLE: Kvarn =
-                Kvarn { name: concat!($name, ":whole"), engines: "", whole: true, ..PLAIN };
-            const BOTH: Kvarn =
-                Kvarn { name: concat!($name, ":it8:whole"), engines: $vllm, whole: true, ..IT8 };
+                Kvarn { name: concat!($name, ":whole"), accepted_by: "", whole: true, ..PLAIN };
+            const BOTH: Kvarn = Kvarn {
+                name: concat!($name, ":it8:whole"),
+                accepted_by: $vllm,
+                whole: true,
+                ..IT8
+            };
             static VALUES: [Kvarn; 4] = [PLAIN, IT8, BOTH, WHOLE];
             [
                 Kvarn { values: Some(&VALUES[0]), ..PLAIN },
@@ -98,18 +105,28 @@ variants!(KVARN4, 4, "kvarn4", "vLLM with pull request 46812: --kv-cache-dtype k
 variants!(KVARN3, 3, "kvarn3", "");
 variants!(KVARN2, 2, "kvarn2", "vLLM with pull request 46812, V: --kv-cache-dtype kvarn_k4v2_g128");
 
+/// Lists the four variants of each number of bits.
+macro_rules! every_variant_of {
+    ($($id:ident),*) => {
+        &[$(&$id[0], &$id[1], &$id[2], &$id[3]),*]
+    };
+}
+
+pub(super) static ALL: &[&dyn Codec] =
+    every_variant_of!(KVARN8, KVARN6, KVARN5, KVARN4, KVARN3, KVARN2);
+
 impl Codec for Kvarn {
     fn name(&self) -> &str {
         self.name
     }
 
-    fn engines(&self) -> &str {
-        self.engines
+    fn accepted_by(&self) -> &str {
+        self.accepted_by
     }
 
     fn block(&self, head_dim: usize) -> usize {
         if !HEADS.contains(&head_dim) {
-            // the next size that could be rotated, which does not divide the head
+            // the head does not fit: this size does not divide it, and it is the next one that could be rotated
             return (head_dim + 1).next_power_of_two().max(HEADS[0]);
         }
         if self.whole {
@@ -175,7 +192,7 @@ impl Codec for Kvarn {
     }
 }
 
-/// One slice of a head, row after row.
+/// A tile of a head, row after row.
 #[derive(Clone)]
 struct Tile {
     columns: usize,
@@ -226,7 +243,7 @@ impl Kvarn {
         }
     }
 
-    /// The slices of the rotated heads, as they are staged.
+    /// The tiles of a head: rotated and rounded to half precision.
     fn tiles<'a>(&'a self, x: &[f32], head_dim: usize) -> impl Iterator<Item = Tile> + 'a {
         let mut rotated = x.to_vec();
         rotate(&mut rotated, head_dim);
@@ -243,7 +260,7 @@ impl Kvarn {
         })
     }
 
-    /// Rounds a tile, the logarithms of whose scales are `logs`.
+    /// Rounds a tile and writes its record. `logs` are the logarithms of its scales.
     fn write(&self, tile: &Tile, logs: &Scales, record: &mut [u8]) {
         let scales = logs.exp();
         let mut balanced = tile.clone();
@@ -286,8 +303,8 @@ impl Kvarn {
     }
 }
 
-/// Multiplies each head by the orthonormal Hadamard matrix: first its slices, then across them, with the
-/// factors last, as in beellama.cpp.
+/// Multiplies each head by the orthonormal Hadamard matrix: first within its slices, then across them. As in
+/// beellama.cpp, the factors come last.
 fn rotate(x: &mut [f32], head_dim: usize) {
     let slice = head_dim.min(SLICE);
     scaled_hadamard(x, slice, 1.0);
@@ -306,9 +323,11 @@ fn shrink(x: &mut [f32], n: usize) {
     }
 }
 
-/// Logarithms of the scales by which the tile's rows and columns become most alike: the deviations of the
-/// columns are divided out, then those of the rows, and again. That may overshoot, as scales have limits;
-/// so the best of all is kept, of equally good ones the last.
+/// Finds the scales that make the tile's rows and columns most alike, and returns their logarithms.
+///
+/// Each iteration divides by the standard deviations of the columns, then by those of the rows. As scales have
+/// limits, an iteration may make things worse. The best scales of all iterations are returned; if several are
+/// equally good, the last ones.
 fn balance(tile: &Tile, iterations: usize) -> Scales {
     let mut logs = Scales { rows: vec![0.0; tile.rows()], columns: vec![0.0; tile.columns] };
     let mut best = logs.clone();
@@ -330,6 +349,7 @@ fn balance(tile: &Tile, iterations: usize) -> Scales {
     best
 }
 
+/// Adds the logarithms of the deviations, within the limits of scales.
 fn grow(logs: &mut [f32], deviations: &[f32]) {
     for (log, deviation) in logs.iter_mut().zip(deviations) {
         let step = f64::from(deviation.clamp(LEAST_DEVIATION, LARGEST_DEVIATION)).ln();
@@ -337,7 +357,7 @@ fn grow(logs: &mut [f32], deviations: &[f32]) {
     }
 }
 
-/// Largest by smallest deviation.
+/// The largest deviation divided by the smallest one.
 fn spread(deviations: &[f32]) -> f32 {
     let (min, max) = range(deviations);
     max / min.max(1e-8)
@@ -379,7 +399,7 @@ vectorized!(fn row_deviations['a](tile: &'a Tile) -> Vec<f32> {
     rows.collect()
 });
 
-/// Sample standard deviation of `count` numbers, from their sum and that of their squares.
+/// The sample standard deviation of `count` numbers, from their sum and the sum of their squares.
 #[inline(always)]
 fn deviation(sum: f64, squares: f64, count: usize) -> f32 {
     let n = count as f64;
@@ -387,7 +407,7 @@ fn deviation(sum: f64, squares: f64, count: usize) -> f32 {
     ((squares - n * mean * mean) / (n - 1.0)).max(0.0).sqrt() as f32
 }
 
-/// Replaces the numbers of a row by their codes from 0 to `top`; gives what code 0 stands for and the step.
+/// Replaces the numbers of a row by their codes from 0 to `top`. Returns what code 0 stands for, and the step.
 fn quantize(row: &mut [f32], top: f32) -> (f32, f32) {
     let (low, high) = range(row);
     let step = ((high - low) / top).max(SMALLEST_STEP);

@@ -1,40 +1,43 @@
-//! `mlx8` and `mlx4`: MLX's affine quantization of a cache, as mlx-lm has it by `--kv-bits 8` and `4` in its
-//! default groups of 64: 68 and 36 bytes for 64 elements (8.5 and 4.5 bits): codes, then scale and bias as
-//! halves. Not rotated.
+//! `mlx8` and `mlx4`: MLX's affine quantization of a cache, which mlx-lm applies with `--kv-bits 8` and
+//! `--kv-bits 4`, in its default groups of 64. A group takes 68 and 36 bytes for 64 elements (8.5 and 4.5
+//! bits): codes, then scale and bias in half precision. Not rotated.
 //!
-//! With lo = min x and hi = max(0, max x), s = max((hi - lo)/(2^b - 1), 1e-7). The edge e is the one of lo and
-//! hi that is larger in magnitude, and codes count from it: s is negative where it is hi. So that 0 is a code,
-//! s becomes e/round(e/s), and the bias is e; where round(e/s) is 0 the bias is 0. The code is
-//! round((x - bias)/s) within 0 to 2^b - 1, halves away from zero. Of four bits, byte i holds code 2i in its low
-//! nibble. Reads as `code·half(s) + half(bias)`.
+//! Let lo = min x, hi = max(0, max x) and s = max((hi - lo)/(2^b - 1), 1e-7). Codes count from the edge e,
+//! which is lo or hi, whichever has the larger magnitude; if e is hi, s is made negative. Zero is to be one of
+//! the codes, so s becomes e/round(e/s) and the bias is e. If round(e/s) is 0, s stays and the bias is 0. The
+//! code is round((x - bias)/s) within 0 to 2^b - 1, ties away from zero. In `mlx4` byte i holds code 2i in its
+//! low nibble and 2i+1 in its high one. Codes read as `code·half(s) + half(bias)`.
 //!
-//! Source: MLX `affine_quantize` (mlx/backend/metal/kernels/quantized.h), which computes in f32 and stores
-//! scale and bias in the model's type: f16 is taken here, bf16 models would round them more.
+//! Source: MLX `affine_quantize` (mlx/backend/metal/kernels/quantized.h). It computes in f32 and stores scale
+//! and bias in the model's type. Here that is f16; in a bf16 model they would be rounded more coarsely.
 
-use super::{get_half, put_half, range, Codec};
+use super::contract::Codec;
+use super::numbers::{get_half, put_half, range};
+
+pub(super) static ALL: &[&dyn Codec] = &[&MLX8, &MLX4];
 
 const GROUP: usize = 64;
 const SMALLEST_SCALE: f32 = 1e-7;
 
-/// One number of bits, 8 or 4.
+/// The format with 8 bits or with 4.
 pub(super) struct Mlx {
     name: &'static str,
-    engines: &'static str,
+    accepted_by: &'static str,
     bits: usize,
 }
 
 pub(super) static MLX8: Mlx =
-    Mlx { name: "mlx8", engines: "mlx-lm: --kv-bits 8 --kv-group-size 64", bits: 8 };
+    Mlx { name: "mlx8", accepted_by: "mlx-lm: --kv-bits 8 --kv-group-size 64", bits: 8 };
 pub(super) static MLX4: Mlx =
-    Mlx { name: "mlx4", engines: "mlx-lm: --kv-bits 4 --kv-group-size 64", bits: 4 };
+    Mlx { name: "mlx4", accepted_by: "mlx-lm: --kv-bits 4 --kv-group-size 64", bits: 4 };
 
 impl Codec for Mlx {
     fn name(&self) -> &str {
         self.name
     }
 
-    fn engines(&self) -> &str {
-        self.engines
+    fn accepted_by(&self) -> &str {
+        self.accepted_by
     }
 
     fn block(&self, _: usize) -> usize {
@@ -90,7 +93,7 @@ impl Mlx {
         ((1 << self.bits) - 1) as f32
     }
 
-    /// Scale and bias.
+    /// The scale and the bias of a group.
     fn affine(&self, x: &[f32; GROUP]) -> (f32, f32) {
         let (lo, hi) = range(x);
         let hi = hi.max(0.0);

@@ -1,19 +1,24 @@
-//! `mxfp4`: 17 bytes for 32 elements (4.25 bits): a byte e, the power of two s = 2^(e-127) with
-//! e - 127 = ⌊log2 max|x|⌋ - 2, then 16 bytes of two E2M1 codes each as in `q4_0`. Reads as `code·s`.
-//! An extreme element above 6s saturates. Halves go to the smaller magnitude, and +0 is preferred.
+//! `mxfp4`: 17 bytes for 32 elements (4.25 bits): a byte e, then 16 bytes of two E2M1 codes each, as in
+//! `q4_0`. The byte stands for the scale s = 2^(e-127), where e - 127 = ⌊log2 max|x|⌋ - 2. Codes read as
+//! `code·s`. Elements above 6s saturate. Ties go to the smaller magnitude, and zero is always +0.
 //!
-//! Source: ggml `quantize_row_mxfp4_ref`, a type of weights: no engine takes it for its cache (SGLang's
+//! Source: ggml `quantize_row_mxfp4_ref`, a type of weights. No engine takes it for its cache (SGLang's
 //! `fp4_e2m1` has blocks of 16). ggml takes the logarithm in f32, which may round it up just below a power
-//! of two; here it is exact. A block that is not finite has OCP's NaN, e = 255, and reads as such.
+//! of two; here it is exact. A block that is not finite gets OCP's NaN, e = 255, and reads as NaN.
 
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::largest;
+use super::pack;
 use super::small_float::E2M1;
-use super::{block_codec, largest, pack, Block};
+
+pub(super) static ALL: &[&dyn Codec] = &[&Mxfp4];
 
 pub(super) struct Mxfp4;
 
 impl Block<32, 17> for Mxfp4 {
     const NAME: &'static str = "mxfp4";
-    const ENGINES: &'static str = "";
+    const ACCEPTED_BY: &'static str = "";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 17]) {
@@ -36,7 +41,7 @@ impl Block<32, 17> for Mxfp4 {
 }
 block_codec!(Mxfp4, 32, 17);
 
-/// Value of an E2M1 code with its sign.
+/// The value of an E2M1 code with its sign.
 #[inline(always)]
 pub(super) fn value(code: u8) -> f32 {
     let magnitude = E2M1.decode(code & 7);

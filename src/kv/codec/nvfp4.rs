@@ -1,19 +1,23 @@
 //! `nvfp4`: 9 bytes for 16 elements (4.5 bits): 8 bytes of two E2M1 codes each, element 2j in the low and
-//! 2j+1 in the high nibble of byte j, then one E4M3 scale s = max|x|/6. Both are rounded to nearest even
-//! and saturate. Reads as `code·s`; a scale of 0 reads as zeros. Not rotated.
+//! 2j+1 in the high nibble of byte j, then one E4M3 scale s = max|x|/6. Codes and scale are rounded to nearest
+//! even and saturate. Codes read as `code·s`; with a scale of 0 the block reads as zeros. Not rotated.
 //!
-//! The cache format of vLLM, SGLang and FlashInfer with its global scale at 1. They keep scales apart from
-//! codes, and swizzled; that a block's scale follows its codes is ours. ggml's weight type of this name
-//! packs and rounds otherwise.
+//! This is the cache format of vLLM, SGLang and FlashInfer with its global scale at 1. They keep scales in an
+//! array of their own, in a swizzled order; here a block's scale follows its codes. ggml's weight type of the
+//! same name packs and rounds otherwise.
 
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::largest;
 use super::small_float::{E2M1, E4M3};
-use super::{block_codec, largest, Block};
+
+pub(super) static ALL: &[&dyn Codec] = &[&Nvfp4];
 
 pub(super) struct Nvfp4;
 
 impl Block<16, 9> for Nvfp4 {
     const NAME: &'static str = "nvfp4";
-    const ENGINES: &'static str = "vLLM, SGLang: --kv-cache-dtype nvfp4";
+    const ACCEPTED_BY: &'static str = "vLLM, SGLang: --kv-cache-dtype nvfp4";
     const ROTATED: bool = false;
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! How the codes of ggml's blocks of 32 elements share bytes, one pair of functions a width.
+//! How the codes of a ggml block of 32 elements share bytes: a pair of functions for each width.
 
 /// Four bits, 16 bytes: byte j holds code j in its low and code j+16 in its high nibble.
 #[inline(always)]
@@ -14,7 +14,8 @@ pub(super) fn get_4(bytes: &[u8]) -> [u8; 32] {
     std::array::from_fn(|j| bytes[j % 16] >> (4 * (j / 16)) & 15)
 }
 
-/// Five bits, 20 bytes: a little-endian u32 with the fifth bit of code j at bit j, then the rest as four.
+/// Five bits, 20 bytes: a little-endian u32 with the fifth bit of code j at bit j, then the low four bits as
+/// in [`put_4`].
 #[inline(always)]
 pub(super) fn put_5(codes: &[u8; 32], bytes: &mut [u8]) {
     put_plane(codes, 4, bytes);
@@ -27,8 +28,8 @@ pub(super) fn get_5(bytes: &[u8]) -> [u8; 32] {
     joined(get_4(&bytes[4..]), get_plane(bytes), 4)
 }
 
-/// Six bits, 24 bytes: 8 bytes of upper bits, byte j those of codes j, j+16, j+8 and j+24 from its low
-/// end, then the rest as four.
+/// Six bits, 24 bytes: first 8 bytes of upper bits, then the low four bits as in [`put_4`]. Byte j of the
+/// upper bits holds two of codes j, j+16, j+8 and j+24 each, from its low end.
 #[inline(always)]
 pub(super) fn put_6(codes: &[u8; 32], bytes: &mut [u8]) {
     put_pairs(&codes.map(|q| q >> 4), [0, 16, 8, 24], bytes);
@@ -53,7 +54,8 @@ pub(super) fn get_2(bytes: &[u8]) -> [u8; 32] {
     get_pairs(bytes, [0, 1, 2, 3])
 }
 
-/// Three bits, 12 bytes: the lower two as two, then a little-endian u32 with the third of code j at bit j.
+/// Three bits, 12 bytes: the low two bits as in [`put_2`], then a little-endian u32 with the third bit of
+/// code j at bit j.
 #[inline(always)]
 pub(super) fn put_3(codes: &[u8; 32], bytes: &mut [u8]) {
     put_2(codes, bytes);
@@ -66,12 +68,13 @@ pub(super) fn get_3(bytes: &[u8]) -> [u8; 32] {
     joined(get_2(bytes), get_plane(&bytes[8..]), 2)
 }
 
+/// Puts the high bits of each code above its low ones.
 #[inline(always)]
 fn joined(low: [u8; 32], high: [u8; 32], shift: u32) -> [u8; 32] {
     std::array::from_fn(|j| low[j] | high[j] << shift)
 }
 
-/// One bit of each code as a little-endian u32.
+/// Writes bit number `bit` of each code into a little-endian u32: that of code j at bit j.
 #[inline(always)]
 fn put_plane(codes: &[u8; 32], bit: u32, bytes: &mut [u8]) {
     let mut plane = 0u32;
@@ -81,13 +84,14 @@ fn put_plane(codes: &[u8; 32], bit: u32, bytes: &mut [u8]) {
     bytes[..4].copy_from_slice(&plane.to_le_bytes());
 }
 
+/// Reads what [`put_plane`] wrote, as bit 0 of each code.
 #[inline(always)]
 fn get_plane(bytes: &[u8]) -> [u8; 32] {
     let plane = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     std::array::from_fn(|j| (plane >> j & 1) as u8)
 }
 
-/// The low two bits of each code: byte j holds those of codes j + `from[k]` at bit 2k.
+/// Writes the low two bits of each code: byte j holds those of code j + `from[k]` at bit 2k.
 #[inline(always)]
 fn put_pairs(codes: &[u8; 32], from: [usize; 4], bytes: &mut [u8]) {
     for j in 0..8 {
@@ -96,7 +100,7 @@ fn put_pairs(codes: &[u8; 32], from: [usize; 4], bytes: &mut [u8]) {
     }
 }
 
-/// The inverse: codes 8i to 8i+7 are at bit `2·place[i]` of the eight bytes.
+/// Reads what [`put_pairs`] wrote. Codes 8i to 8i+7 stand at bit `2·place[i]` of the eight bytes.
 #[inline(always)]
 fn get_pairs(bytes: &[u8], place: [u32; 4]) -> [u8; 32] {
     std::array::from_fn(|j| bytes[j % 8] >> (2 * place[j / 8]) & 3)

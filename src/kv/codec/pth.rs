@@ -1,20 +1,24 @@
-//! `int8_pth` and `fp8_pth`, vLLM's `int8_per_token_head` and `fp8_per_token_head`: a byte an element, then the
-//! head's scale s = max(max|x|/m, 1e-6) as an f32 (8 + 32/head bits). Not rotated.
+//! `int8_pth` and `fp8_pth`, vLLM's `int8_per_token_head` and `fp8_per_token_head`: one byte per element, then
+//! the head's scale s = max(max|x|/m, 1e-6) as an f32 (8 + 32/head bits). Not rotated.
 //!
-//! `int8_pth`: m = 127; the code is the signed byte nearest to x·(1/s), halves to even. `fp8_pth`: m = 448; the
-//! code is e4m3(x·(1/s)), rounded to nearest even and saturating. Both read as `code·s`.
+//! In `int8_pth` m is 127, and the code is the signed byte nearest to x·(1/s), ties to even. In `fp8_pth` m is
+//! 448, and the code is e4m3(x·(1/s)), rounded to nearest even and saturating. Both read as `code·s`.
 //!
-//! vLLM's description of the first says `round`; its Triton kernels, as far as they were read, convert without
-//! a rounding step, which truncates and costs four times the error. That is not imitated here.
+//! vLLM's description of `int8_per_token_head` says `round`. Its Triton kernels, as far as they were read,
+//! convert without rounding first, which truncates and has four times the error. That is not imitated here.
 
+use super::contract::Codec;
+use super::fp8;
+use super::numbers::largest;
 use super::small_float::E4M3;
-use super::{fp8, largest, Codec};
 
-/// One of the two: what a byte holds.
+pub(super) static ALL: &[&dyn Codec] = &[&INT8, &FP8];
+
+/// One of the two formats, which differ in what a byte holds.
 pub(super) struct PerTokenHead {
     name: &'static str,
-    engines: &'static str,
-    /// What the largest magnitude of a head becomes.
+    accepted_by: &'static str,
+    /// What the largest magnitude of a head is scaled to.
     largest: f32,
     encode: fn(f32) -> u8,
     decode: fn(u8) -> f32,
@@ -22,14 +26,14 @@ pub(super) struct PerTokenHead {
 
 pub(super) static INT8: PerTokenHead = PerTokenHead {
     name: "int8_pth",
-    engines: "vLLM: --kv-cache-dtype int8_per_token_head",
+    accepted_by: "vLLM: --kv-cache-dtype int8_per_token_head",
     largest: 127.0,
     encode: |v| v.round_ties_even() as i8 as u8,
     decode: |b| f32::from(b as i8),
 };
 pub(super) static FP8: PerTokenHead = PerTokenHead {
     name: "fp8_pth",
-    engines: "vLLM: --kv-cache-dtype fp8_per_token_head",
+    accepted_by: "vLLM: --kv-cache-dtype fp8_per_token_head",
     largest: E4M3.largest(),
     encode: |v| fp8::encode(&E4M3, v),
     decode: |b| fp8::decode(&E4M3, b),
@@ -43,8 +47,8 @@ impl Codec for PerTokenHead {
         self.name
     }
 
-    fn engines(&self) -> &str {
-        self.engines
+    fn accepted_by(&self) -> &str {
+        self.accepted_by
     }
 
     fn block(&self, head_dim: usize) -> usize {
@@ -78,14 +82,14 @@ impl Codec for PerTokenHead {
     }
 }
 
-/// The codes of a head, `len` bytes, and its scale behind them.
+/// Splits an encoded head into its `len` bytes of codes and the scale behind them.
 pub(super) fn split_scale(bytes: &[u8], len: usize) -> (&[u8], &[u8; 4]) {
     let (codes, scale) = bytes.split_last_chunk().expect("a head and its scale");
     assert_eq!(codes.len(), len);
     (codes, scale)
 }
 
-/// The same to write to.
+/// The same, for writing.
 pub(super) fn split_scale_mut(bytes: &mut [u8], len: usize) -> (&mut [u8], &mut [u8; 4]) {
     let (codes, scale) = bytes.split_last_chunk_mut().expect("a head and its scale");
     assert_eq!(codes.len(), len);

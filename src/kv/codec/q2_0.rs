@@ -1,15 +1,21 @@
-//! `q2_0`: 10 bytes for 32 elements (2.5 bits): half scale d = m/-2, where m is the signed element of
-//! largest magnitude, then 8 bytes of four codes each ([`pack::put_2`]). Reads as `(q-2)·d`.
+//! `q2_0`: 10 bytes for 32 elements (2.5 bits): a half-precision scale d = m/-2, where m is the element of
+//! largest magnitude with its sign, then 8 bytes of four codes each ([`pack::put_2`]). A code q reads as
+//! `(q-2)·d`.
 //!
 //! Source: beellama.cpp, which calls it `Q2_0S` inside; llama.cpp's weight type `Q2_0` is another format.
 
-use super::{block_codec, extreme, get_half, inverse, pack, put_half, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{extreme, get_half, inverse, put_half};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Q2_0];
 
 pub(super) struct Q2_0;
 
 impl Block<32, 10> for Q2_0 {
     const NAME: &'static str = "q2_0";
-    const ENGINES: &'static str = "beellama.cpp: -ctk q2_0 -ctv q2_0";
+    const ACCEPTED_BY: &'static str = "beellama.cpp: -ctk q2_0 -ctv q2_0";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 10]) {

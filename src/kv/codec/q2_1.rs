@@ -1,13 +1,19 @@
-//! `q2_1`: 12 bytes for 32 elements (3 bits): half scale d = (max-min)/3, half minimum m, then two-bit
-//! codes laid out as in `q2_0`. Reads as `q·d + m`. Source: beellama.cpp; not a type of llama.cpp.
+//! `q2_1`: 12 bytes for 32 elements (3 bits): a half-precision scale d = (max-min)/3, a half-precision
+//! minimum m, then two-bit codes laid out as in `q2_0`. A code q reads as `q·d + m`. Source: beellama.cpp;
+//! not a type of llama.cpp.
 
-use super::{block_codec, get_half, inverse, pack, put_half, range, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{get_half, inverse, put_half, range};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Q2_1];
 
 pub(super) struct Q2_1;
 
 impl Block<32, 12> for Q2_1 {
     const NAME: &'static str = "q2_1";
-    const ENGINES: &'static str = "beellama.cpp: -ctk q2_1 -ctv q2_1";
+    const ACCEPTED_BY: &'static str = "beellama.cpp: -ctk q2_1 -ctv q2_1";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 12]) {

@@ -1,15 +1,20 @@
-//! `q3_1`: 16 bytes for 32 elements (4 bits): half scale d = (max-min)/7, half minimum m, then
-//! three-bit codes laid out as in `q3_0`. Reads as `q·d + m`.
+//! `q3_1`: 16 bytes for 32 elements (4 bits): a half-precision scale d = (max-min)/7, a half-precision
+//! minimum m, then three-bit codes laid out as in `q3_0`. A code q reads as `q·d + m`.
 //!
 //! Source: beellama.cpp, whose order of the fields was not read; not a type of llama.cpp.
 
-use super::{block_codec, get_half, inverse, pack, put_half, range, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{get_half, inverse, put_half, range};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Q3_1];
 
 pub(super) struct Q3_1;
 
 impl Block<32, 16> for Q3_1 {
     const NAME: &'static str = "q3_1";
-    const ENGINES: &'static str = "beellama.cpp: -ctk q3_1 -ctv q3_1";
+    const ACCEPTED_BY: &'static str = "beellama.cpp: -ctk q3_1 -ctv q3_1";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 16]) {

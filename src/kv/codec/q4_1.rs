@@ -1,13 +1,19 @@
-//! `q4_1`: 20 bytes for 32 elements (5 bits): half scale d = (max-min)/15, half minimum m, then 16
-//! bytes of two codes each as in `q4_0`. Reads as `q·d + m`. Source: ggml `quantize_row_q4_1_ref`.
+//! `q4_1`: 20 bytes for 32 elements (5 bits): a half-precision scale d = (max-min)/15, a half-precision
+//! minimum m, then 16 bytes of two codes each as in `q4_0`. A code q reads as `q·d + m`. Source: ggml
+//! `quantize_row_q4_1_ref`.
 
-use super::{block_codec, get_half, inverse, pack, put_half, range, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{get_half, inverse, put_half, range};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Q4_1];
 
 pub(super) struct Q4_1;
 
 impl Block<32, 20> for Q4_1 {
     const NAME: &'static str = "q4_1";
-    const ENGINES: &'static str = "llama.cpp: -ctk q4_1 -ctv q4_1";
+    const ACCEPTED_BY: &'static str = "llama.cpp: -ctk q4_1 -ctv q4_1";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 20]) {

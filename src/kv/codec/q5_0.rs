@@ -1,14 +1,19 @@
-//! `q5_0`: 22 bytes for 32 elements (5.5 bits): half scale d = m/-16, where m is the signed element
-//! of largest magnitude, a little-endian u32 with the fifth bit of element j at bit j, then 16 bytes
-//! of low nibbles as in `q4_0`. Reads as `(q-16)·d`. Source: ggml `quantize_row_q5_0_ref`.
+//! `q5_0`: 22 bytes for 32 elements (5.5 bits): a half-precision scale d = m/-16, where m is the element of
+//! largest magnitude with its sign, a little-endian u32 with the fifth bit of element j at bit j, then 16
+//! bytes of low nibbles as in `q4_0`. A code q reads as `(q-16)·d`. Source: ggml `quantize_row_q5_0_ref`.
 
-use super::{block_codec, extreme, get_half, inverse, pack, put_half, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{extreme, get_half, inverse, put_half};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Q5_0];
 
 pub(super) struct Q5_0;
 
 impl Block<32, 22> for Q5_0 {
     const NAME: &'static str = "q5_0";
-    const ENGINES: &'static str = "llama.cpp: -ctk q5_0 -ctv q5_0";
+    const ACCEPTED_BY: &'static str = "llama.cpp: -ctk q5_0 -ctv q5_0";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 22]) {

@@ -1,13 +1,19 @@
-//! `q5_1`: 24 bytes for 32 elements (6 bits): half scale d = (max-min)/31, half minimum m, then
-//! five-bit codes laid out as in `q5_0`. Reads as `q·d + m`. Source: ggml `quantize_row_q5_1_ref`.
+//! `q5_1`: 24 bytes for 32 elements (6 bits): a half-precision scale d = (max-min)/31, a half-precision
+//! minimum m, then five-bit codes laid out as in `q5_0`. A code q reads as `q·d + m`. Source: ggml
+//! `quantize_row_q5_1_ref`.
 
-use super::{block_codec, get_half, inverse, pack, put_half, range, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{get_half, inverse, put_half, range};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Q5_1];
 
 pub(super) struct Q5_1;
 
 impl Block<32, 24> for Q5_1 {
     const NAME: &'static str = "q5_1";
-    const ENGINES: &'static str = "llama.cpp: -ctk q5_1 -ctv q5_1";
+    const ACCEPTED_BY: &'static str = "llama.cpp: -ctk q5_1 -ctv q5_1";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 24]) {

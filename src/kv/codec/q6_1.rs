@@ -1,13 +1,19 @@
-//! `q6_1`: 28 bytes for 32 elements (7 bits): half scale d = (max-min)/63, half minimum m, then six-bit
-//! codes laid out as in `q6_0`. Reads as `q·d + m`. Source: beellama.cpp; not a type of llama.cpp.
+//! `q6_1`: 28 bytes for 32 elements (7 bits): a half-precision scale d = (max-min)/63, a half-precision
+//! minimum m, then six-bit codes laid out as in `q6_0`. A code q reads as `q·d + m`. Source: beellama.cpp;
+//! not a type of llama.cpp.
 
-use super::{block_codec, get_half, inverse, pack, put_half, range, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{get_half, inverse, put_half, range};
+use super::pack;
+
+pub(super) static ALL: &[&dyn Codec] = &[&Q6_1];
 
 pub(super) struct Q6_1;
 
 impl Block<32, 28> for Q6_1 {
     const NAME: &'static str = "q6_1";
-    const ENGINES: &'static str = "beellama.cpp: -ctk q6_1 -ctv q6_1";
+    const ACCEPTED_BY: &'static str = "beellama.cpp: -ctk q6_1 -ctv q6_1";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 28]) {

@@ -1,13 +1,17 @@
-//! `q8_0`: 34 bytes for 32 elements (8.5 bits): half scale d = max|x|/127, then 32 signed bytes.
-//! Reads as `q·d`. Source: ggml `quantize_row_q8_0_ref`.
+//! `q8_0`: 34 bytes for 32 elements (8.5 bits): a half-precision scale d = max|x|/127, then 32 signed
+//! bytes. A code q reads as `q·d`. Source: ggml `quantize_row_q8_0_ref`.
 
-use super::{block_codec, get_half, inverse, largest, put_half, Block};
+use super::block::{block_codec, Block};
+use super::contract::Codec;
+use super::numbers::{get_half, inverse, largest, put_half};
+
+pub(super) static ALL: &[&dyn Codec] = &[&Q8_0];
 
 pub(super) struct Q8_0;
 
 impl Block<32, 34> for Q8_0 {
     const NAME: &'static str = "q8_0";
-    const ENGINES: &'static str = "llama.cpp: -ctk q8_0 -ctv q8_0";
+    const ACCEPTED_BY: &'static str = "llama.cpp: -ctk q8_0 -ctv q8_0";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 32], bytes: &mut [u8; 34]) {

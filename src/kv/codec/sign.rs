@@ -1,13 +1,14 @@
-//! The control lane's codec: the sign of each element and nothing else, whatever the head's size. It is
-//! not in the catalogue. Every run measures it on its first chunks and must see it do harm.
+//! The codec of the control lane. It keeps the sign of each element and reads it as ±1. Every run measures it
+//! on its first chunks and must see that it does harm. It is not in the catalogue, so that no scheme can name
+//! it, and it fits heads of any size.
 
-use super::{block_codec, Block};
+use super::block::{block_codec, Block};
 
 pub(crate) struct Sign;
 
 impl Block<1, 1> for Sign {
     const NAME: &'static str = "sign";
-    const ENGINES: &'static str = "";
+    const ACCEPTED_BY: &'static str = "";
 
     #[inline(always)]
     fn encode_block(x: &[f32; 1], bytes: &mut [u8; 1]) {

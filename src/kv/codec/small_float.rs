@@ -1,4 +1,4 @@
-//! Floats of eight and of four bits: sign, exponent and mantissa with subnormals, as OCP defines them.
+//! Floats of eight and of four bits, as OCP defines them: sign, exponent and mantissa, with subnormals.
 
 /// A format, without its sign bit.
 pub(super) struct SmallFloat {
@@ -6,7 +6,7 @@ pub(super) struct SmallFloat {
     mantissa: u32,
     /// Exponent of the smallest normal number.
     lowest: i32,
-    /// Code of the largest finite number, and its value.
+    /// The code of the largest finite number, and its value.
     largest: (u8, f32),
 }
 
@@ -24,24 +24,25 @@ impl SmallFloat {
         self.largest.1
     }
 
-    /// Code of |x|, rounded to nearest even; what is too large, infinity included, becomes the largest.
+    /// The code of |x|, rounded to nearest even. Numbers that are too large, infinity included, become the
+    /// largest finite one.
     #[inline(always)]
     pub(super) fn encode(&self, x: f32) -> u8 {
         let x = x.abs().min(self.largest.1);
         let exponent = ((x.to_bits() >> 23) as i32 - 127).max(self.lowest);
         let steps_per_one = power_of_two(self.mantissa as i32 - exponent);
-        // at 2^mantissa steps the exponent moves on, and so does the code
+        // if rounding up reaches the next power of two, the sum carries into the exponent
         let steps = (x * steps_per_one).round_ties_even() as i32;
         (((exponent - self.lowest) << self.mantissa) + steps) as u8
     }
 
-    /// Value of a code without its sign; NaN above the largest.
+    /// The value of a code without its sign. Codes above that of the largest number are NaN.
     #[inline(always)]
     pub(super) fn decode(&self, code: u8) -> f32 {
         if code > self.largest.0 {
             return f32::NAN;
         }
-        // the fields of an f32 whose exponent is too small by a constant
+        // these are the fields of an f32 whose exponent is too small by a constant
         f32::from_bits(u32::from(code) << (23 - self.mantissa)) * power_of_two(126 + self.lowest)
     }
 }

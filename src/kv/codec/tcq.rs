@@ -1,39 +1,43 @@
-//! `turbo3_tcq` and `turbo2_tcq`: 52 and 36 bytes for 128 elements (3.25 and 2.25 bits). The coordinates of
-//! [`turbo`](super::turbo), by trellis-coded quantization instead of one by one.
+//! `turbo3_tcq` and `turbo2_tcq`: 52 and 36 bytes for 128 elements (3.25 and 2.25 bits). The coordinates are
+//! those of [`turbo`](super::turbo), but they are not rounded one by one: it is trellis-coded quantization.
 //!
 //! The codes of a group are one stream of bits, from the low end of each byte. Coordinate t reads as the
-//! codebook's entry whose number is the `bits + 6` bits from bit `bits·t` on: neighbours share six bits, so that
-//! each costs `bits`, while the codebook has 64 times as many entries. In the terms of a trellis the entry's number
-//! is the state that step t arrives at, and its upper bits are what the step adds. Of all streams the
-//! Viterbi algorithm finds the one with the least squared error. Behind the 6 + 128·bits bits the last
-//! byte is filled up with zeros, and another byte is zero. The scale is turbo's.
+//! codebook entry whose number is the `bits + 6` bits from bit `bits·t` on. Neighbours share six bits, so each
+//! coordinate costs only `bits`, although the codebook has 64 times as many entries. In the terms of a trellis,
+//! the entry's number is the state that step t arrives at, and its upper bits are what the step adds. The
+//! Viterbi algorithm finds the stream with the least squared error. Zeros fill up the last byte behind the
+//! 6 + 128·bits bits, and another zero byte follows. The scale is turbo's.
 //!
-//! Source: buun-llama-cpp, and beellama.cpp before 0.4, except for the codebooks, which are our own
-//! (`scripts/oracle/tcq_codebook.py`), so the bytes are not theirs. Both forks also multiply V when they read it
-//! by a factor that depends on the length of the context; that is not done here.
+//! Source: buun-llama-cpp, and beellama.cpp before 0.4. The codebooks are our own
+//! (`scripts/oracle/tcq_codebook.py`), so the bytes differ from theirs. Both forks also multiply V by a factor
+//! that depends on the length of the context when they read it; that is not done here.
 
+use super::contract::Codec;
 use super::turbo::{Quantizer, Scale, Turbo, GROUP};
 use crate::simd::vectorized;
 
+pub(super) static ALL: &[&dyn Codec] = &[&TURBO3_TCQ, &TURBO2_TCQ];
+
 pub(super) static TURBO3_TCQ: Turbo<Trellis<8>> = Turbo {
     name: "turbo3_tcq",
-    engines: "beellama.cpp before 0.4, buun-llama-cpp: -ctk turbo3_tcq -ctv turbo3_tcq",
+    accepted_by: "beellama.cpp before 0.4, buun-llama-cpp: -ctk turbo3_tcq -ctv turbo3_tcq",
     quantizer: Trellis { codebook: &CODEBOOK_3 },
     scale: Scale::Length,
 };
 pub(super) static TURBO2_TCQ: Turbo<Trellis<4>> = Turbo {
     name: "turbo2_tcq",
-    engines: "beellama.cpp before 0.4, buun-llama-cpp: -ctk turbo2_tcq -ctv turbo2_tcq",
+    accepted_by: "beellama.cpp before 0.4, buun-llama-cpp: -ctk turbo2_tcq -ctv turbo2_tcq",
     quantizer: Trellis { codebook: &CODEBOOK_2 },
     scale: Scale::Length,
 };
 
-// trained from seed 1; distortion on random directions 0.01871 and 0.07231 (the forks' as published: 0.0216 and
-// 0.0794; of no code less than 4^-(bits + 6/128), the rate-distortion bound: 0.01464 and 0.05857)
+// Trained from seed 1. On random directions their distortions are 0.01871 and 0.07231; those of the forks'
+// codebooks are published as 0.0216 and 0.0794. No code can be below the rate-distortion bound
+// 4^-(bits + 6/128), which is 0.01464 and 0.05857.
 static CODEBOOK_3: [[f32; LOW]; 8] = entries(include_bytes!("tcq3.f32"));
 static CODEBOOK_2: [[f32; LOW]; 4] = entries(include_bytes!("tcq2.f32"));
 
-/// States that a branch may arrive at: a state is `branch * LOW + low`.
+/// How many states each branch may arrive at. A state is `branch * LOW + low`.
 const LOW: usize = 64;
 
 const fn entries<const BRANCHES: usize>(bytes: &[u8]) -> [[f32; LOW]; BRANCHES] {
@@ -81,15 +85,16 @@ impl<const BRANCHES: usize> Quantizer for Trellis<BRANCHES> {
 impl<const BRANCHES: usize> Trellis<BRANCHES> {
     const BITS: usize = BRANCHES.ilog2() as usize;
 
-    /// Byte, and bit of it, where the state of step `t` begins.
+    /// The byte, and the bit in it, where the state of step `t` begins.
     fn place(t: usize) -> (usize, usize) {
         (t * Self::BITS / 8, t * Self::BITS % 8)
     }
 }
 
-// The states on the path of the least squared error, from any state to any; of equal ones the lowest predecessor
-// wins, and at the end the lowest state. State `branch * LOW + low` comes from a state `low * BRANCHES + p`, so a
-// step has LOW least costs to find and not one for each state.
+// The states on the path with the least squared error, from any state to any other. If several predecessors
+// cost the same, the lowest one wins, and so does the lowest state at the end. State `branch * LOW + low` comes
+// from some state `low * BRANCHES + p`, whatever its branch. A step therefore looks for LOW least costs, not for
+// one for each state.
 vectorized!(fn best_path['a, const BRANCHES: usize](
     y: &'a [f32; GROUP],
     codebook: &'a [[f32; LOW]; BRANCHES]
@@ -128,15 +133,14 @@ vectorized!(fn best_path['a, const BRANCHES: usize](
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::codec::Codec;
 
-    /// The codebooks of the published groups.
+    /// The codebooks with which the published groups were encoded.
     fn synthetic<const BRANCHES: usize>(scale: f32) -> Turbo<Trellis<BRANCHES>> {
         let states = LOW * BRANCHES;
         let entry = |s: usize| ((73 * s % states) as f32 - (states as f32 - 1.0) / 2.0) / scale;
         let codebook = std::array::from_fn(|b| std::array::from_fn(|low| entry(b * LOW + low)));
         let quantizer = Trellis { codebook: Box::leak(Box::new(codebook)) };
-        Turbo { name: "synthetic", engines: "", quantizer, scale: Scale::Length }
+        Turbo { name: "synthetic", accepted_by: "", quantizer, scale: Scale::Length }
     }
 
     fn stored(codec: &dyn Codec) -> String {
@@ -160,7 +164,7 @@ mod tests {
         );
     }
 
-    /// The same path by the definition: every state tries all its predecessors.
+    /// The same path by its definition: every state tries all its predecessors.
     fn plain_path(y: &[f32], codebook: &[f32], bits: usize) -> Vec<u16> {
         let states = codebook.len();
         let mut costs = vec![0.0f32; states];

@@ -1,43 +1,56 @@
-//! `turbo4`, `turbo3` and `turbo2`: 66, 50 and 34 bytes for 128 elements (4.125, 3.125 and 2.125 bits),
-//! the TurboQuant family as llama.cpp's forks have it: a half scale, then codes of rotated coordinates.
+//! `turbo4`, `turbo3` and `turbo2`: 66, 50 and 34 bytes for 128 elements (4.125, 3.125 and 2.125 bits). This is
+//! the TurboQuant family in the form that llama.cpp's forks have: a half scale, then codes of rotated
+//! coordinates.
 //!
-//! A group x has the length n = ‖x‖ and the coordinates y = D₂·H·D₁·x/n, where H is the orthonormal
-//! Hadamard matrix and D₁, D₂ are fixed signs; they are nearly normal with variance 1/128 whatever x is.
-//! A code is the number of the table's value c that is nearest to y, the upper one half-way between two.
-//! The stored scale is half(n/‖c‖), so that what is read back has x's length. Reads as
+//! A group x has the length n = ‖x‖ and the coordinates y = D₂·H·D₁·x/n. H is the orthonormal Hadamard
+//! matrix, D₁ and D₂ are fixed signs. Whatever x is, the coordinates are nearly normal with variance 1/128.
+//! Each gets the number of the table's nearest value c as its code; half-way between two values it is the
+//! upper one. The stored scale is half(n/‖c‖), so that what is read back has the length of x. It reads as
 //! D₁·H·D₂·(c·scale).
 //!
-//! A head that 128 does not divide is filled up with zeros, as llama-cpp-turboquant does it: all coordinates
-//! of its last group are coded, and a head of 64 takes the bytes of one of 128.
+//! A head that 128 does not divide is filled up with zeros, as in llama-cpp-turboquant. All coordinates of its
+//! last group are coded, so that a head of 64 takes as many bytes as a head of 128.
 //!
-//! Four bits: byte i holds code 2i in its low and 2i+1 in its high nibble. Three: 32 bytes of low bits, four
-//! codes a byte from its low end, then 16 of third bits, eight a byte. Two: the 32 bytes.
+//! With four bits, byte i holds code 2i in its low and 2i+1 in its high nibble. With three, 32 bytes hold the
+//! low two bits of four codes each, from the low end, and 16 bytes behind them the third bits of eight codes
+//! each. With two bits there are only the 32 bytes.
 //!
-//! Source: beellama.cpp before 0.4 (its `turbo4` has these 66 bytes, llama-cpp-turboquant's two unused bytes
-//! more), except for the tables: here they are the exact Lloyd-Max quantizers of N(0, 1/128)
-//! (`scripts/oracle/lloyd_max.py`), of which the forks' are roundings. Forks leave the cache rotated and
-//! rotate queries; here it is rotated back, which is the same up to rounding.
+//! Source: beellama.cpp before 0.4. Its `turbo4` has these 66 bytes; that of llama-cpp-turboquant has two
+//! unused bytes more. The tables differ: here they are the exact Lloyd-Max quantizers of N(0, 1/128)
+//! (`scripts/oracle/lloyd_max.py`), which the forks have in rounded form. The forks leave the cache rotated
+//! and rotate queries; here what is read is rotated back, which is the same up to rounding.
 //!
 //! Options: `turbo4:quantile` has the table that llama-cpp-turboquant shipped, the means of sixteen equally
-//! probable cells, with twice the error. `:unbiased` stores half(n/⟨c, y⟩), so that ⟨read, x⟩ = ‖x‖²:
-//! the ordinary scale shrinks the logits that a key gives. No engine has it.
+//! probable cells, with twice the error. `:unbiased` stores half(n/⟨c, y⟩), so that ⟨read, x⟩ = ‖x‖², whereas
+//! the ordinary scale shrinks the logits that a key gives. No engine has that option.
 
-use super::{get_half, put_half, Codec};
-use crate::kv::rotate::{change_signs, hadamard};
+use super::contract::Codec;
+use super::numbers::{get_half, put_half};
+use crate::kv::hadamard::{change_signs, hadamard};
+
+pub(super) static ALL: &[&dyn Codec] = &[
+    &TURBO4,
+    &TURBO4_QUANTILE,
+    &TURBO4_UNBIASED,
+    &TURBO3,
+    &TURBO3_UNBIASED,
+    &TURBO2,
+    &TURBO2_UNBIASED,
+];
 
 pub(super) const GROUP: usize = 128;
 
-/// One member: how coordinates become codes, and a rule for the scale.
+/// A member of the family: how coordinates become codes, and the rule for the scale.
 pub(super) struct Turbo<Q> {
     pub(super) name: &'static str,
-    pub(super) engines: &'static str,
+    pub(super) accepted_by: &'static str,
     pub(super) quantizer: Q,
     pub(super) scale: Scale,
 }
 
 /// How the coordinates of a group become codes.
 pub(super) trait Quantizer: Send + Sync {
-    /// Bytes of the codes of a group.
+    /// How many bytes the codes of a group take.
     fn bytes(&self) -> usize;
 
     /// Writes the codes of `y`.
@@ -47,7 +60,7 @@ pub(super) trait Quantizer: Send + Sync {
     fn decode(&self, codes: &[u8]) -> [f32; GROUP];
 }
 
-/// The nearest value of a symmetric table, of which this is the positive half, ascending.
+/// Takes the nearest value of a symmetric table. This is the positive half of the table, in ascending order.
 #[derive(Clone, Copy)]
 pub(super) struct Table(&'static [f32]);
 
@@ -55,11 +68,11 @@ pub(super) struct Table(&'static [f32]);
 pub(super) enum Scale {
     /// What is read back has the length of what was stored.
     Length,
-    /// Its product with what was stored is the square of that length.
+    /// The inner product of what is read back and what was stored is the square of that length.
     Product,
 }
 
-// distortion on N(0, 1): 0.009501, 0.034548, 0.117482; of the quantile means 0.020273
+// Their distortions on N(0, 1) are 0.009501, 0.034548 and 0.117482; that of the quantile means is 0.020273.
 const LLOYD_MAX_4: [f32; 8] = [
     0.011348625,
     0.03429895,
@@ -77,37 +90,37 @@ const QUANTILE_MEANS_4: [f32; 8] =
 
 pub(super) static TURBO4: Turbo<Table> = Turbo {
     name: "turbo4",
-    engines: "beellama.cpp before 0.4: -ctk turbo4 -ctv turbo4",
+    accepted_by: "beellama.cpp before 0.4: -ctk turbo4 -ctv turbo4",
     quantizer: Table(&LLOYD_MAX_4),
     scale: Scale::Length,
 };
 pub(super) static TURBO4_QUANTILE: Turbo<Table> = Turbo {
     name: "turbo4:quantile",
-    engines: "llama-cpp-turboquant: -ctk turbo4 -ctv turbo4",
+    accepted_by: "llama-cpp-turboquant: -ctk turbo4 -ctv turbo4",
     quantizer: Table(&QUANTILE_MEANS_4),
     ..TURBO4
 };
 pub(super) static TURBO4_UNBIASED: Turbo<Table> =
-    Turbo { name: "turbo4:unbiased", engines: "", scale: Scale::Product, ..TURBO4 };
+    Turbo { name: "turbo4:unbiased", accepted_by: "", scale: Scale::Product, ..TURBO4 };
 pub(super) static TURBO3: Turbo<Table> = Turbo {
     name: "turbo3",
-    engines: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo3 -ctv turbo3",
+    accepted_by: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo3 -ctv turbo3",
     quantizer: Table(&LLOYD_MAX_3),
     scale: Scale::Length,
 };
 pub(super) static TURBO3_UNBIASED: Turbo<Table> =
-    Turbo { name: "turbo3:unbiased", engines: "", scale: Scale::Product, ..TURBO3 };
+    Turbo { name: "turbo3:unbiased", accepted_by: "", scale: Scale::Product, ..TURBO3 };
 pub(super) static TURBO2: Turbo<Table> = Turbo {
     name: "turbo2",
-    engines: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo2 -ctv turbo2",
+    accepted_by: "beellama.cpp before 0.4, llama-cpp-turboquant: -ctk turbo2 -ctv turbo2",
     quantizer: Table(&LLOYD_MAX_2),
     scale: Scale::Length,
 };
 pub(super) static TURBO2_UNBIASED: Turbo<Table> =
-    Turbo { name: "turbo2:unbiased", engines: "", scale: Scale::Product, ..TURBO2 };
+    Turbo { name: "turbo2:unbiased", accepted_by: "", scale: Scale::Product, ..TURBO2 };
 
-/// The forks' signs of D₁ and D₂, bit i%8 of byte i/8 set where element i changes its own: numpy's
-/// `default_rng(42)` choosing twice 128 times from -1 and 1.
+/// The forks' signs of D₁ and D₂: bit i%8 of byte i/8 is set if element i changes its sign. numpy's
+/// `default_rng(42)` chose them, twice 128 times from -1 and 1.
 const FIRST_SIGNS: [u8; GROUP / 8] = [
     0x59, 0x03, 0x6a, 0xe4, 0x49, 0x59, 0xf8, 0x42, 0xbb, 0x3b, 0xc6, 0xa4, 0xa9, 0x50, 0xf2, 0x49,
 ];
@@ -115,7 +128,7 @@ const SECOND_SIGNS: [u8; GROUP / 8] = [
     0x90, 0xee, 0xac, 0x16, 0xdc, 0x8f, 0x62, 0x3f, 0x7a, 0x35, 0xa5, 0xb7, 0x62, 0x65, 0xa5, 0xbe,
 ];
 
-/// Lengths up to this count as none.
+/// Lengths up to this one count as zero.
 const NO_LENGTH: f32 = 1e-10;
 
 impl<Q: Quantizer> Codec for Turbo<Q> {
@@ -123,8 +136,8 @@ impl<Q: Quantizer> Codec for Turbo<Q> {
         self.name
     }
 
-    fn engines(&self) -> &str {
-        self.engines
+    fn accepted_by(&self) -> &str {
+        self.accepted_by
     }
 
     fn block(&self, head_dim: usize) -> usize {
@@ -176,7 +189,7 @@ impl<Q: Quantizer> Turbo<Q> {
     }
 }
 
-/// Replaces a group by its coordinates; returns its length.
+/// Replaces a group by its coordinates and returns its length.
 fn to_coordinates(x: &mut [f32; GROUP]) -> f32 {
     let length = product(x, x).sqrt();
     *x = x.map(|v| if length > NO_LENGTH { v / length } else { 0.0 });
@@ -186,7 +199,7 @@ fn to_coordinates(x: &mut [f32; GROUP]) -> f32 {
     length
 }
 
-/// Rotates back.
+/// Rotates coordinates back.
 fn from_coordinates(y: &mut [f32; GROUP]) {
     change_signs(y, &SECOND_SIGNS);
     hadamard(y, GROUP);
@@ -216,7 +229,7 @@ impl Table {
         1 + self.0.len().ilog2() as usize
     }
 
-    /// Value of a code: codes ascend from the largest negative value to the largest positive one.
+    /// The value of a code. Codes ascend from the most negative value to the largest one.
     fn value(&self, code: u8) -> f32 {
         let (code, half) = (usize::from(code), self.0.len());
         if code < half {
@@ -226,7 +239,7 @@ impl Table {
         }
     }
 
-    /// Code of the nearest value.
+    /// The code of the nearest value.
     fn nearest(&self, y: f32) -> u8 {
         let midpoint = |code: u8| 0.5 * (self.value(code) + self.value(code + 1));
         let last = 2 * self.0.len() as u8 - 1;

@@ -1,12 +1,12 @@
 use super::*;
 use crate::kv::codec;
-use crate::kv::lanes::LaneCache;
+use crate::kv::measuring::MeasuringCache;
 use crate::kv::Scheme;
 use crate::model::attention::Attention;
 
 const HEADS: usize = 2;
 
-/// Schemes with exact tails and sinks, beside every codec of the catalogue.
+/// Schemes with exact tails and sinks. Every codec of the catalogue is tried as well.
 const WINDOWED: [&str; 6] = [
     "q4_0:tail=32:sink=4",
     "q8_0:tail=1",
@@ -24,7 +24,7 @@ fn kv(head_dim: usize, window: Option<usize>) -> LayerKv {
     LayerKv { heads: HEADS, head_dim, window, ..LayerKv::default() }
 }
 
-/// The scheme in a model of one layer; none where its blocks do not fit.
+/// The scheme in a model of one layer. `None` if its blocks do not fit.
 fn effective(scheme: &str, kv: LayerKv) -> Option<Effective> {
     Effective::new(&scheme.parse::<Scheme>().unwrap(), &[Some(kv)], None).ok()
 }
@@ -60,13 +60,13 @@ fn attend(q: &Tensor, kv: &LayerKv, view: View) -> Vec<f32> {
     out.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// What decoding reads, portion by portion, and what the lane reads in one pass.
+/// The outputs of attention when tokens are decoded portion by portion, and when they are measured in one pass.
 fn outputs(scheme: &Effective, kv: LayerKv, portions: &[usize]) -> [Vec<f32>; 2] {
     let tokens = portions.iter().sum();
     let [k, v] = [1, 2].map(|seed| random(tokens, HEADS, kv.head_dim, seed));
     let q = random(tokens, 2 * HEADS, kv.head_dim, 3);
     let copy = |x: &Tensor| x.copy().unwrap();
-    let view = LaneCache::new(scheme.clone()).append(0, copy(&k), copy(&v)).unwrap();
+    let view = MeasuringCache::new(scheme.clone()).append(0, copy(&k), copy(&v)).unwrap();
     let at_once = attend(&q, &kv, view);
     let mut cache = PackedCache::new(scheme.clone());
     let mut decoded = Vec::new();
@@ -81,10 +81,10 @@ fn outputs(scheme: &Effective, kv: LayerKv, portions: &[usize]) -> [Vec<f32>; 2]
     [decoded, at_once]
 }
 
-/// The issue of exact tails: one pass over all queries is what decoding token by token would read, and
-/// every byte is accounted for on the way.
+/// Measuring in one pass reads what decoding token by token reads, exact tails included, and the cache takes
+/// as many bytes as the scheme says at every step.
 #[test]
-fn decoding_reads_what_the_lane_reads_in_one_pass() {
+fn decoding_reads_what_measuring_reads_in_one_pass() {
     let singly = vec![1; 300];
     let portions = vec![1, 30, 1, 1, 97, 3, 128, 1, 38];
     for scheme in schemes() {
@@ -110,7 +110,7 @@ fn decoding_reads_what_the_lane_reads_in_one_pass() {
     }
 }
 
-/// K and V of a plain scheme, a window, and an exact tail with a sink, byte by byte.
+/// The bytes of a plain scheme, of one in a window, and of an exact tail with a sink, computed by hand.
 #[test]
 fn memory_is_the_formula() {
     let bytes = |scheme, head_dim, window, tokens| {

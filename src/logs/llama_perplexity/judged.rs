@@ -1,6 +1,6 @@
 //! From logs to what policies judge: [`measurement()`].
 
-use crate::kv::codec;
+use crate::kv::codec::{self, Exactness};
 use crate::kv::scheme::Side;
 use crate::logs::llama_perplexity::{quoted, Cache, Log, LogError, Stored, BASELINE};
 use crate::policy::{Cell, ModelPolicy};
@@ -97,7 +97,15 @@ impl Log {
         let bytes = |cache: &Cache| (cache.mib.k + cache.mib.v) * f64::from(1 << 20);
         let held: f64 = self.caches.iter().map(bytes).sum();
         let halves: f64 = self.caches.iter().map(|c| 16.0 * (c.mib.k / k + c.mib.v / v)).sum();
-        let share = |stored: &Stored| if stored.kind == "f16" { 0.0 } else { 1.0 };
+        let share = |stored: &Stored| {
+            let codec = codec::find(&stored.kind);
+            let is_half = codec.is_some_and(|codec| codec.exactness() == Exactness::Half);
+            if is_half {
+                0.0
+            } else {
+                1.0
+            }
+        };
         let per_token = |cache: &Cache| bytes(cache) / cache.cells.max(1) as f64;
         (halves > 0.0).then(|| Storage {
             bits_per_element: Sides { k, v },

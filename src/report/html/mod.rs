@@ -391,7 +391,7 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
         schemes: &schemes.join(","),
         context: m.conditions.context,
         chunks: m.conditions.chunks,
-        baseline: &m.conditions.baseline,
+        baseline: (!is_f16).then_some(&m.conditions.baseline),
         options: &options(&m.conditions.reading),
     };
     let mut how = "In the policy's folder, at the commit below.".to_owned();

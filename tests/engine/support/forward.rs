@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use kvgate::internals::kv::cache::{CacheError, KvCache, View};
 use kvgate::internals::kv::effective::Effective;
-use kvgate::internals::kv::lanes::LaneCache;
+use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::kv::packed::PackedCache;
 use kvgate::internals::kv::recurrent::Recurrent;
 use kvgate::internals::kv::Scheme;
@@ -18,7 +18,7 @@ pub fn effective(spec: &Spec, scheme: &str) -> Effective {
 
 /// Logits of all positions, (T, V), with an exact cache and all tokens in one pass.
 pub fn logits(decoder: &Decoder, ids: &[u32]) -> Tensor {
-    run_part(decoder, ids, 0, &mut LaneCache::new(effective(&decoder.spec, "f32")))
+    run_part(decoder, ids, 0, &mut MeasuringCache::new(effective(&decoder.spec, "f32")))
 }
 
 /// The same with so many tokens in each pass, through a cache that they grow in.
@@ -87,7 +87,7 @@ pub fn in_parts_by_layer(decoder: &Decoder, ids: &[u32], scheme: &str) -> f64 {
     let embedded = decoder.embed(ids).unwrap();
     let at = At { start: 0, tokens: ids.len() };
     let mut recorder =
-        Recorder { inner: LaneCache::new(scheme.clone()), appended: BTreeMap::new() };
+        Recorder { inner: MeasuringCache::new(scheme.clone()), appended: BTreeMap::new() };
     let mut inputs = vec![embedded.x];
     for layer in &layers {
         let own = embedded.per_layer.as_ref();
@@ -115,7 +115,7 @@ type Appended = BTreeMap<usize, [Tensor; 2]>;
 
 /// Keeps a copy of what is appended.
 struct Recorder {
-    inner: LaneCache,
+    inner: MeasuringCache,
     appended: Appended,
 }
 

@@ -2,7 +2,7 @@
 
 use super::forward::{effective, run_part};
 use kvgate::internals::kv::effective::Effective;
-use kvgate::internals::kv::lanes::LaneCache;
+use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::measure::generate::{greedy, Generate, Writing};
 use kvgate::internals::measure::prompts::PromptSet;
 use kvgate::internals::measure::{measure, Request};
@@ -64,7 +64,7 @@ pub fn replay_and_decode(
             let first = parted.into_iter().chain(prompt.first_flip).min().unwrap();
             let common = [&prompts[i].tokens, &theirs[..first]].concat();
             let margin = |stored: Effective| {
-                let logits = run_part(&decoder, &common, 0, &mut LaneCache::new(stored));
+                let logits = run_part(&decoder, &common, 0, &mut MeasuringCache::new(stored));
                 margin(&logits.get(common.len() - 1).unwrap().to_vec1().unwrap())
             };
             let (own, base) = (margin(stored.clone()), margin(effective(&decoder.spec, "f16")));

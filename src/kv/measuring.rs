@@ -1,77 +1,77 @@
-//! The cache for measuring: what a layer reads is decode(encode(x)), and nothing is kept.
+//! The cache for measuring: a layer reads decode(encode(x)) of its K and V, and nothing is kept.
 
 use super::cache::{CacheError, KvCache, Versions, View};
-use super::codec;
-use super::effective::{Clamped, Effective, Stored, StoredLayer};
+use super::effective::{Clamped, Effective, LayerScheme, SideScheme};
 use super::recurrent::Recurrent;
+use super::shared::Shared;
 use crate::model::ops::{all_finite, elements_mut, read};
 use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
 
-/// The cache of a batch of sequences of one lane, teacher-forced: chunks are appended whole and layers run
-/// one after the other, so nothing is kept but what layers above share.
+/// The cache of a batch of sequences that run under one scheme with teacher forcing.
 ///
-/// Queries of a chunk read what token-by-token decoding would have shown them: groups of tokens are
-/// encoded as if they had just been completed, exact tails and sinks are beside them with their rule.
+/// Chunks are appended whole and layers run one after the other. Nothing needs to be kept, therefore, except
+/// what layers above share and recurrent states.
+///
+/// Each query of a chunk reads what it would read if the chunk were decoded token by token: groups of tokens
+/// are encoded as if they had just been completed, and exact tails and sinks stand beside them, with the rule
+/// which queries read them.
 #[derive(Clone)]
-pub struct LaneCache {
+pub struct MeasuringCache {
     scheme: Effective,
-    shared: BTreeMap<usize, View>,
-    states: BTreeMap<usize, Option<Recurrent>>,
+    shared: Shared,
 }
 
-impl LaneCache {
+impl MeasuringCache {
     /// A cache without tokens.
     pub fn new(scheme: Effective) -> Self {
-        LaneCache { scheme, shared: BTreeMap::new(), states: BTreeMap::new() }
+        MeasuringCache { scheme, shared: Shared::default() }
     }
 
-    /// Forgets recurrent states: the next chunks begin anew.
+    /// Forgets recurrent states, so that the next chunks start without a history.
     pub(crate) fn forget_states(&mut self) {
-        self.states.clear();
+        self.shared.forget_states();
     }
 }
 
-impl KvCache for LaneCache {
+impl KvCache for MeasuringCache {
     fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<View, CacheError> {
-        let StoredLayer { kv, k: stored_k, v: stored_v, queries } = self.scheme.layer(layer);
-        let versions = |side, x, stored: &Stored| -> Result<Versions, CacheError> {
+        let LayerScheme { kv, k: k_scheme, v: v_scheme, queries } = self.scheme.layer(layer);
+        let versions = |side, x, scheme: &SideScheme| -> Result<Versions, CacheError> {
             finite(layer, side, &x, BEFORE)?;
-            kept_finite(layer, side, stored.versions(x, self.scheme.clamped())?)
+            kept_finite(layer, side, scheme.versions(x, self.scheme.clamped())?)
         };
-        let (k, v) = (versions("K", k, stored_k)?, versions("V", v, stored_v)?);
+        let (k, v) = (versions("K", k, k_scheme)?, versions("V", v, v_scheme)?);
         let view = View { k, v, start: 0, queries: queries.clone() };
-        if kv.shared {
-            self.shared.insert(layer, view.clone());
-        }
-        Ok(view)
+        Ok(self.shared.share(layer, kv, view))
     }
 
     fn shared(&mut self, owner: usize) -> Result<View, CacheError> {
-        self.shared.get(&owner).cloned().ok_or(CacheError::NoOwner { owner })
+        self.shared.view(owner)
     }
 
     fn recurrent(&mut self, layer: usize) -> &mut Option<Recurrent> {
-        self.states.entry(layer).or_default()
+        self.shared.state(layer)
     }
 }
 
 pub(super) const BEFORE: &str = "before it is stored";
-/// Checks K or V of a layer.
+
+/// Checks that K or V of a layer is finite. `when` says at which point it is looked at.
 pub(super) fn finite(
     layer: usize,
     side: &'static str,
     x: &Tensor,
     when: &'static str,
 ) -> Result<(), CacheError> {
-    match read(x, all_finite)? {
-        true => Ok(()),
-        false => Err(CacheError::NotFinite { layer, side, when }),
+    if read(x, all_finite)? {
+        Ok(())
+    } else {
+        Err(CacheError::NotFinite { layer, side, when })
     }
 }
 
-/// Checks what a cache gives back.
+/// Checks that what a cache gives back is finite.
 pub(super) fn kept_finite(
     layer: usize,
     side: &'static str,
@@ -86,16 +86,17 @@ pub(super) fn kept_finite(
     Ok(versions)
 }
 
-impl Stored {
-    /// Whole sequences, (B, T, H, D), in the versions that their queries read. What a codec encodes when a
-    /// token leaves the exact tail is what the tail holds: halves.
+impl SideScheme {
+    /// The versions of whole sequences, (B, T, H, D), that their queries read.
+    ///
+    /// If there is an exact tail, it holds half precision, so that is also what the codec encodes once a
+    /// token leaves the tail.
     fn versions(&self, x: Tensor, clamped: &Clamped) -> candle_core::Result<Versions> {
-        let exact = match self.keeps_exact() {
-            false => None,
-            true => {
-                halve(&x)?;
-                Some((x.copy()?, self.exact))
-            }
+        let exact = if self.keeps_exact() {
+            halve(&x)?;
+            Some((x.copy()?, self.exact))
+        } else {
+            None
         };
         x.inplace_op1(&RoundTrip { stored: self, clamped })?;
         Ok(Versions { stored: x, exact })
@@ -107,15 +108,15 @@ impl Stored {
     }
 }
 
-/// Rounds (B, T, H, D) in place to halves: what exact means.
+/// Rounds (B, T, H, D) in place to half precision, which is what "exact" means.
 pub(super) fn halve(x: &Tensor) -> candle_core::Result<()> {
-    x.inplace_op1(&RoundTrip { stored: &Stored::half(), clamped: &Clamped::default() })
+    x.inplace_op1(&RoundTrip { stored: &SideScheme::half(), clamped: &Clamped::default() })
 }
 
 /// Rounds (B, T, H_kv, D) in place to what a cache would give back; groups of tokens that are not
 /// complete are left as they are.
 struct RoundTrip<'a> {
-    stored: &'a Stored,
+    stored: &'a SideScheme,
     clamped: &'a Clamped,
 }
 
@@ -153,21 +154,15 @@ impl InplaceOp1 for RoundTrip<'_> {
     }
 }
 
-/// One head of some tokens, (n, H, D) → (n, D).
+/// Takes one head out of some tokens: (n, H, D) → (n, D).
 pub(super) fn gather(x: &[f32], head: usize, heads: usize, head_dim: usize) -> Vec<f32> {
     let tokens = x.chunks_exact(heads * head_dim);
     tokens.flat_map(|token| &token[head * head_dim..][..head_dim]).copied().collect()
 }
 
-/// The way back.
+/// Puts back what [`gather`] took out.
 pub(super) fn scatter(own: &[f32], x: &mut [f32], head: usize, heads: usize, head_dim: usize) {
     for (token, own) in x.chunks_exact_mut(heads * head_dim).zip(own.chunks_exact(head_dim)) {
         token[head * head_dim..][..head_dim].copy_from_slice(own);
-    }
-}
-
-impl Stored {
-    fn half() -> Self {
-        Stored::plain(codec::find("f16").expect("the catalogue has f16"), None)
     }
 }

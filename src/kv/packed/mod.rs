@@ -1,64 +1,61 @@
-//! The cache for generation: what is kept is the encoded bytes that a serving engine would keep, and the
-//! exact tail and sink in halves.
+//! The cache for generating text. It keeps the encoded bytes that a serving engine would keep, and the exact
+//! tail and sink in half precision.
 
-use super::cache::{CacheError, KvCache, LayerKv, Versions, View};
-use super::effective::{Effective, Held, Stored, StoredLayer};
-use super::lanes::{finite, gather, kept_finite, scatter, BEFORE};
+use super::cache::{CacheError, KvCache, Versions, View};
+use super::effective::{Effective, Held, LayerScheme, SideScheme};
+use super::layout::LayerKv;
+use super::measuring::{finite, gather, kept_finite, scatter, BEFORE};
 use super::recurrent::Recurrent;
+use super::shared::Shared;
 use crate::model::ops::read;
 use candle_core::{Device, Tensor};
 use half::f16;
 use std::collections::{BTreeMap, VecDeque};
 
-/// The cache of one sequence, which grows by any number of tokens. A clone is a snapshot to go back to.
+/// The cache of one sequence, to which any number of tokens can be appended at a time. A clone is a snapshot
+/// to go back to.
 #[derive(Clone)]
 pub struct PackedCache {
     scheme: Effective,
     layers: BTreeMap<usize, Layer>,
-    /// What layers above read in this pass.
-    shared: BTreeMap<usize, View>,
-    states: BTreeMap<usize, Option<Recurrent>>,
+    shared: Shared,
 }
 
-/// K and V of a layer.
+/// K and V of one layer.
 #[derive(Clone)]
 struct Layer {
-    k: Store,
-    v: Store,
+    k: PackedSide,
+    v: PackedSide,
 }
 
-/// One side of a layer.
+/// K or V of one layer.
 #[derive(Clone, Default)]
-struct Store {
-    /// Tokens so far.
+struct PackedSide {
+    /// How many tokens the sequence has.
     tokens: usize,
-    /// Encoded groups still held, the oldest first: all heads of a group, one after the other.
+    /// The encoded groups that are still held, the oldest first. A group has all its heads one after the
+    /// other.
     groups: VecDeque<Box<[u8]>>,
-    /// Index of the group that is encoded next.
+    /// Index of the next group to encode.
     next_group: usize,
-    /// Exact tokens of the sink, (H_kv, D) each.
+    /// The exact tokens of the sink, (H_kv, D) each.
     sink: Vec<Box<[f16]>>,
-    /// Exact tokens up to the newest that have not left the tail, or whose group has not been encoded.
+    /// The newest tokens, exactly: those of the tail, and those whose group has not been encoded yet.
     tail: VecDeque<Box<[f16]>>,
 }
 
 impl PackedCache {
     /// A cache without tokens.
     pub fn new(scheme: Effective) -> Self {
-        PackedCache {
-            scheme,
-            layers: BTreeMap::new(),
-            shared: BTreeMap::new(),
-            states: BTreeMap::new(),
-        }
+        PackedCache { scheme, layers: BTreeMap::new(), shared: Shared::default() }
     }
 
-    /// Tokens in the cache.
+    /// How many tokens the sequence has.
     pub fn tokens(&self) -> usize {
         self.layers.values().map(|layer| layer.k.tokens).max().unwrap_or(0)
     }
 
-    /// Bytes of K and V that are held. States of recurrent layers are not counted.
+    /// Bytes that K and V take. Recurrent states are not counted.
     pub fn bytes(&self) -> usize {
         self.layers.values().map(|layer| layer.k.bytes() + layer.v.bytes()).sum()
     }
@@ -66,21 +63,21 @@ impl PackedCache {
     /// Cuts the sequence back to its first `tokens`.
     ///
     /// # Errors
-    /// A layer that no longer has what the next query would see then: a recurrent state, tokens that left
-    /// the window, exact tokens that were encoded. Nothing is changed then.
+    /// If a layer no longer has what the next query would see: an earlier recurrent state, tokens that have
+    /// left the window, or exact tokens that have been encoded. The cache is then unchanged.
     pub fn truncate(&mut self, tokens: usize) -> Result<(), CacheError> {
         let refused = |layer, why| CacheError::Truncate { layer, tokens, why };
-        if let Some((&layer, _)) = self.states.iter().find(|(_, state)| state.is_some()) {
+        if let Some(layer) = self.shared.layer_with_state() {
             return Err(refused(layer, "its state is of all tokens so far"));
         }
         for (&index, layer) in &self.layers {
-            let StoredLayer { kv, k, v, .. } = self.scheme.layer(index);
-            layer.k.may_truncate(k, kv, tokens).map_err(|why| refused(index, why))?;
-            layer.v.may_truncate(v, kv, tokens).map_err(|why| refused(index, why))?;
+            let LayerScheme { kv, k, v, .. } = self.scheme.layer(index);
+            layer.k.check_truncate(k, kv, tokens).map_err(|why| refused(index, why))?;
+            layer.v.check_truncate(v, kv, tokens).map_err(|why| refused(index, why))?;
         }
-        self.shared.clear();
+        self.shared.forget_views();
         for (&index, layer) in &mut self.layers {
-            let StoredLayer { kv, k, v, .. } = self.scheme.layer(index);
+            let LayerScheme { kv, k, v, .. } = self.scheme.layer(index);
             layer.k.truncate(k, kv, tokens);
             layer.v.truncate(v, kv, tokens);
         }
@@ -90,39 +87,36 @@ impl PackedCache {
 
 impl KvCache for PackedCache {
     fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<View, CacheError> {
-        let StoredLayer { kv, k: stored_k, v: stored_v, queries } = self.scheme.layer(layer);
+        let LayerScheme { kv, k: k_scheme, v: v_scheme, queries } = self.scheme.layer(layer);
         let own = self
             .layers
             .entry(layer)
-            .or_insert_with(|| Layer { k: Store::default(), v: Store::default() });
-        let sides = [("K", k, stored_k, &mut own.k), ("V", v, stored_v, &mut own.v)];
+            .or_insert_with(|| Layer { k: PackedSide::default(), v: PackedSide::default() });
+        let sides = [("K", k, k_scheme, &mut own.k), ("V", v, v_scheme, &mut own.v)];
         let start = first_seen(kv, sides[0].3.tokens);
-        let [k, v] = sides.map(|(side, x, stored, store)| {
+        let [k, v] = sides.map(|(side, x, scheme, store)| {
             finite(layer, side, &x, BEFORE)?;
-            kept_finite(layer, side, store.append(&x, stored, kv)?)
+            kept_finite(layer, side, store.append(&x, scheme, kv)?)
         });
         let view = View { k: k?, v: v?, start, queries: queries.clone() };
-        if kv.shared {
-            self.shared.insert(layer, view.clone());
-        }
-        Ok(view)
+        Ok(self.shared.share(layer, kv, view))
     }
 
     fn shared(&mut self, owner: usize) -> Result<View, CacheError> {
-        self.shared.get(&owner).cloned().ok_or(CacheError::NoOwner { owner })
+        self.shared.view(owner)
     }
 
     fn recurrent(&mut self, layer: usize) -> &mut Option<Recurrent> {
-        self.states.entry(layer).or_default()
+        self.shared.state(layer)
     }
 }
 
-/// The first token that is still seen after so many.
+/// The first token that the next query sees if the sequence has `tokens` tokens.
 fn first_seen(kv: &LayerKv, tokens: usize) -> usize {
-    tokens - kv.kept(tokens)
+    tokens - kv.kept_tokens(tokens)
 }
 
-impl Store {
+impl PackedSide {
     fn bytes(&self) -> usize {
         let groups: usize = self.groups.iter().map(|group| group.len()).sum();
         let exact = self.sink.iter().chain(&self.tail).map(|token| size_of_val(&**token));
@@ -137,14 +131,14 @@ impl Store {
         self.tokens - self.tail.len()
     }
 
-    /// Takes new tokens, (1, T, H, D), and gives everything from the first token that was still seen.
+    /// Appends new tokens, (1, T, H, D). Returns everything from the first token that was still seen.
     ///
-    /// What the first of the new queries reads exactly is still needed, and so is what the last one reads
-    /// encoded: both versions are made before anything is let go.
+    /// The first of the new queries may read a token exactly that the last one reads encoded. Both versions
+    /// are therefore made before anything is dropped.
     fn append(
         &mut self,
         x: &Tensor,
-        stored: &Stored,
+        scheme: &SideScheme,
         kv: &LayerKv,
     ) -> candle_core::Result<Versions> {
         if x.dim(0)? != 1 {
@@ -154,32 +148,33 @@ impl Store {
         let seen = first_seen(kv, before);
         self.tokens += x.dim(1)?;
         read(x, |x| {
-            if stored.keeps_exact() {
-                self.keep(x, before, stored, kv);
+            if scheme.keeps_exact() {
+                self.keep_exactly(x, before, scheme, kv);
             }
-            self.encode(x, before, stored, kv);
+            self.encode(x, before, scheme, kv);
         })?;
-        let versions = self.versions(seen, stored, kv)?;
-        self.let_go(&stored.held(kv, self.tokens));
+        let versions = self.versions(seen, scheme, kv)?;
+        self.drop_unread(&scheme.held(kv, self.tokens));
         Ok(versions)
     }
 
-    /// Keeps new tokens exactly.
-    fn keep(&mut self, x: &[f32], before: usize, stored: &Stored, kv: &LayerKv) {
+    /// Keeps new tokens in half precision.
+    fn keep_exactly(&mut self, x: &[f32], before: usize, scheme: &SideScheme, kv: &LayerKv) {
         for (position, token) in (before..).zip(x.chunks_exact(kv.width())) {
             let token = token.iter().map(|&v| f16::from_f32(v)).collect();
-            match position < stored.exact.sink {
-                true => self.sink.push(token),
-                false => self.tail.push_back(token),
+            if position < scheme.exact.sink {
+                self.sink.push(token);
+            } else {
+                self.tail.push_back(token);
             }
         }
     }
 
-    /// Encodes the groups that the newest query, or one before it, reads encoded.
-    fn encode(&mut self, x: &[f32], before: usize, stored: &Stored, kv: &LayerKv) {
-        let size = stored.codec.group();
-        let end = stored.encoded_by(self.tokens).div_ceil(size);
-        let unseen = first_seen(kv, before).max(stored.exact.sink) / size;
+    /// Encodes the groups that some query up to the newest one reads encoded.
+    fn encode(&mut self, x: &[f32], before: usize, scheme: &SideScheme, kv: &LayerKv) {
+        let size = scheme.codec.group();
+        let end = scheme.encoded_by(self.tokens).div_ceil(size);
+        let unseen = first_seen(kv, before).max(scheme.exact.sink) / size;
         if unseen > self.next_group {
             self.groups.clear();
             self.next_group = unseen;
@@ -189,18 +184,18 @@ impl Store {
             let tokens: Vec<f32> = (first..first + size)
                 .flat_map(|position| self.token(position, x, before, kv))
                 .collect();
-            let bytes = stored.codec.encoded_bytes(kv.head_dim);
+            let bytes = scheme.codec.encoded_bytes(kv.head_dim);
             let mut group = vec![0; kv.heads * bytes].into_boxed_slice();
             for (head, bytes) in group.chunks_exact_mut(bytes).enumerate() {
                 let mut own = gather(&tokens, head, kv.heads, kv.head_dim);
-                stored.encode(head, &mut own, bytes);
+                scheme.encode(head, &mut own, bytes);
             }
             self.groups.push_back(group);
             self.next_group += 1;
         }
     }
 
-    /// A token as it came or, where exact ones are kept, as it is kept.
+    /// A token in half precision if it is kept exactly, otherwise as it came in `x`.
     fn token(&self, position: usize, x: &[f32], before: usize, kv: &LayerKv) -> Vec<f32> {
         let kept = self
             .sink
@@ -212,31 +207,33 @@ impl Store {
         }
     }
 
-    /// Everything from the token `start` on.
+    /// Both versions of everything from the token `start` on.
     fn versions(
         &self,
         start: usize,
-        stored: &Stored,
+        scheme: &SideScheme,
         kv: &LayerKv,
     ) -> candle_core::Result<Versions> {
         let shape = (1, self.tokens - start, kv.heads, kv.head_dim);
         let tensor = |x: Vec<f32>| Tensor::from_vec(x, shape, &Device::Cpu);
-        let exact = match stored.keeps_exact() {
-            false => None,
-            true => Some((tensor(self.exact(start, kv))?, stored.exact)),
+        let exact = if scheme.keeps_exact() {
+            Some((tensor(self.exact(start, kv))?, scheme.exact))
+        } else {
+            None
         };
-        Ok(Versions { stored: tensor(self.decoded(start, stored, kv))?, exact })
+        Ok(Versions { stored: tensor(self.decoded(start, scheme, kv))?, exact })
     }
 
-    fn decoded(&self, start: usize, stored: &Stored, kv: &LayerKv) -> Vec<f32> {
-        let (size, width) = (stored.codec.group(), kv.width());
-        let bytes = stored.codec.encoded_bytes(kv.head_dim);
+    /// What the encoded groups read as, from the token `start` on; zeros where nothing is encoded.
+    fn decoded(&self, start: usize, scheme: &SideScheme, kv: &LayerKv) -> Vec<f32> {
+        let (size, width) = (scheme.codec.group(), kv.width());
+        let bytes = scheme.codec.encoded_bytes(kv.head_dim);
         let mut all = vec![0.0; (self.tokens - start) * width];
         for (index, group) in (self.first_group()..).zip(&self.groups) {
             let mut tokens = vec![0.0; size * width];
             for (head, bytes) in group.chunks_exact(bytes).enumerate() {
                 let mut own = vec![0.0; size * kv.head_dim];
-                stored.decode(head, bytes, &mut own);
+                scheme.decode(head, bytes, &mut own);
                 scatter(&own, &mut tokens, head, kv.heads, kv.head_dim);
             }
             for (position, token) in (index * size..).zip(tokens.chunks_exact(width)) {
@@ -248,6 +245,7 @@ impl Store {
         all
     }
 
+    /// The exact tokens from the token `start` on; zeros where none is kept.
     fn exact(&self, start: usize, kv: &LayerKv) -> Vec<f32> {
         let width = kv.width();
         let mut all = vec![0.0; (self.tokens - start) * width];
@@ -259,24 +257,26 @@ impl Store {
         all
     }
 
-    /// Lets go of what no later query reads.
-    fn let_go(&mut self, held: &Held) {
-        let unread = match held.groups.is_empty() {
-            true => self.groups.len(),
-            false => held.groups.start.saturating_sub(self.first_group()),
+    /// Drops what no later query reads.
+    fn drop_unread(&mut self, held: &Held) {
+        let unread = if held.groups.is_empty() {
+            self.groups.len()
+        } else {
+            held.groups.start.saturating_sub(self.first_group())
         };
         self.groups.drain(..unread);
         let left = held.tail.start.saturating_sub(self.tail_start());
         self.tail.drain(..left.min(self.tail.len()));
     }
 
-    fn may_truncate(
+    /// Checks that the side can be cut back to `tokens` tokens. The error says why it cannot.
+    fn check_truncate(
         &self,
-        stored: &Stored,
+        scheme: &SideScheme,
         kv: &LayerKv,
         tokens: usize,
     ) -> Result<(), &'static str> {
-        let held = stored.held(kv, tokens);
+        let held = scheme.held(kv, tokens);
         if tokens > self.tokens {
             Err("it has fewer")
         } else if !held.groups.is_empty() && held.groups.start < self.first_group() {
@@ -288,10 +288,10 @@ impl Store {
         }
     }
 
-    fn truncate(&mut self, stored: &Stored, kv: &LayerKv, tokens: usize) {
+    fn truncate(&mut self, scheme: &SideScheme, kv: &LayerKv, tokens: usize) {
         let first_group = self.first_group();
         let tail_start = self.tail_start();
-        self.next_group = self.next_group.min(stored.held(kv, tokens).groups.end).max(first_group);
+        self.next_group = self.next_group.min(scheme.held(kv, tokens).groups.end).max(first_group);
         self.groups.truncate(self.next_group - first_group);
         self.sink.truncate(tokens);
         self.tail.truncate(tokens.saturating_sub(tail_start));

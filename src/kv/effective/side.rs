@@ -1,0 +1,215 @@
+//! How one side of a layer, its K or its V, is stored.
+
+use super::error::UnfitError;
+use crate::kv::calibration::Ranges;
+use crate::kv::codec::{self, Codec};
+use crate::kv::exact::{Exact, Tail};
+use crate::kv::hadamard::hadamard;
+use crate::kv::layout::LayerKv;
+use crate::kv::scheme::{Scale, Side};
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+/// How one side of a layer is stored: the codec, what really happens before it, and what stays exact.
+#[derive(Clone)]
+pub struct SideScheme {
+    pub(in crate::kv) codec: &'static dyn Codec,
+    /// Size of the Hadamard rotation, if there is one.
+    pub(super) rotation: Option<usize>,
+    pub(in crate::kv) exact: Exact,
+    /// (H_kv, D): is subtracted before the codec and added to what is read.
+    mean: Option<Arc<[f32]>>,
+    /// (H_kv): numbers are divided by it before the codec and multiplied with it when they are read.
+    scales: Option<(Scale, Arc<[f32]>)>,
+}
+
+/// Counts the scales that were written, and how many of them stand at a limit of their format.
+#[derive(Default)]
+pub(in crate::kv) struct Clamped {
+    at_limit: AtomicU64,
+    all: AtomicU64,
+}
+
+impl Clamped {
+    pub(super) fn add(&self, [at_limit, all]: [u64; 2]) {
+        self.at_limit.fetch_add(at_limit, Ordering::Relaxed);
+        self.all.fetch_add(all, Ordering::Relaxed);
+    }
+
+    /// The share of scales that stand at a limit. `None` if no scale has one.
+    pub(super) fn share(&self) -> Option<f64> {
+        let all = self.all.load(Ordering::Relaxed);
+        let at_limit = self.at_limit.load(Ordering::Relaxed);
+        (all > 0).then(|| at_limit as f64 / all as f64)
+    }
+}
+
+/// What a cache holds of one side of one layer of a sequence.
+pub(in crate::kv) struct Held {
+    /// The codec's groups that are encoded and that later queries still see.
+    pub(in crate::kv) groups: Range<usize>,
+    /// How many exact tokens the sink has.
+    sink: usize,
+    /// The exact tokens of the tail.
+    pub(in crate::kv) tail: Range<usize>,
+}
+
+impl Held {
+    pub(super) fn bytes(&self, kv: &LayerKv, side: &SideScheme) -> usize {
+        let exact = self.sink + self.tail.len();
+        self.groups.len() * kv.heads * side.codec.encoded_bytes(kv.head_dim)
+            + exact * kv.width() * size_of::<half::f16>()
+    }
+}
+
+impl SideScheme {
+    /// A codec without calibration, tail and sink.
+    pub(super) fn plain(codec: &'static dyn Codec, rotation: Option<usize>) -> Self {
+        SideScheme { codec, rotation, exact: Exact::NEVER, mean: None, scales: None }
+    }
+
+    /// Half precision, which is what "exact" means.
+    pub(in crate::kv) fn half() -> Self {
+        SideScheme::plain(codec::F16, None)
+    }
+
+    /// What `side` of a scheme is for a layer of this shape. `rotation_size` is llama.cpp's rule for K or
+    /// for V; `ranges` are the layer's, if there is a calibration.
+    pub(super) fn new(
+        side: &Side,
+        kv: &LayerKv,
+        rotation_size: fn(&dyn Codec, usize) -> Option<usize>,
+        ranges: Option<&Ranges>,
+    ) -> Result<Self, UnfitError> {
+        let (codec, head_dim) = (side.codec, kv.head_dim);
+        let block = codec.block(head_dim);
+        if !head_dim.is_multiple_of(block) {
+            return Err(UnfitError::BlockSize { codec: codec.name().into(), block, head_dim });
+        }
+        let rotation = if side.may_rotate { rotation_size(codec, head_dim) } else { None };
+        let needed = |option| ranges.ok_or(UnfitError::NotCalibrated { option });
+        if side.center && kv.capped {
+            return Err(UnfitError::Capped);
+        }
+        let mean = if side.center { Some(needed("center")?.mean.clone()) } else { None };
+        let scales = match (side.scale, codec.largest()) {
+            (Some(scale), Some(largest)) => {
+                let ranges = needed(scale.name())?;
+                // in a layer with one head both kinds of scale are the same and get the same name
+                let scale = if kv.heads == 1 { Scale::Tensor } else { scale };
+                Some((scale, ranges.scales(scale, largest, mean.as_deref(), kv)))
+            }
+            _ => None,
+        };
+        let exact = side.exact().within(kv.window);
+        Ok(SideScheme { codec, rotation, exact, mean, scales })
+    }
+
+    /// Whether some queries read some keys exactly.
+    pub(in crate::kv) fn keeps_exact(&self) -> bool {
+        self.exact != Exact::NEVER
+    }
+
+    /// How many tokens have been encoded once a sequence has `tokens` tokens.
+    pub(in crate::kv) fn encoded_by(&self, tokens: usize) -> usize {
+        tokens.checked_sub(1).map_or(0, |newest| self.exact.first(newest).min(tokens))
+    }
+
+    /// What a cache holds once a sequence has `tokens` tokens.
+    pub(in crate::kv) fn held(&self, kv: &LayerKv, tokens: usize) -> Held {
+        let group = self.codec.group();
+        let seen = tokens - kv.kept_tokens(tokens);
+        let (first, sink) = (self.encoded_by(tokens), self.exact.sink.min(tokens));
+        let groups = seen.max(sink) / group..first.div_ceil(group);
+        // a group of which only a part is seen is still encoded as a whole
+        let tail = first.max(seen / group * group).max(sink)..tokens;
+        Held {
+            groups: if first > seen.max(sink) { groups } else { 0..0 },
+            sink,
+            tail: if self.keeps_exact() { tail } else { tokens..tokens },
+        }
+    }
+
+    /// Takes some tokens of one head, (n, D), into the basis and the range that the codec sees.
+    fn into_codec_basis(&self, head: usize, x: &mut [f32], head_dim: usize) {
+        for x in x.chunks_exact_mut(head_dim) {
+            if let Some(mean) = &self.mean {
+                let mean = &mean[head * head_dim..][..head_dim];
+                x.iter_mut().zip(mean).for_each(|(x, mean)| *x -= mean);
+            }
+            if let Some((_, scales)) = &self.scales {
+                x.iter_mut().for_each(|x| *x /= scales[head]);
+            }
+            if let Some(size) = self.rotation {
+                hadamard(x, size);
+            }
+        }
+    }
+
+    /// Takes them back out of it.
+    fn out_of_codec_basis(&self, head: usize, x: &mut [f32], head_dim: usize) {
+        for x in x.chunks_exact_mut(head_dim) {
+            if let Some(size) = self.rotation {
+                hadamard(x, size);
+            }
+            if let Some((_, scales)) = &self.scales {
+                x.iter_mut().for_each(|x| *x *= scales[head]);
+            }
+            if let Some(mean) = &self.mean {
+                let mean = &mean[head * head_dim..][..head_dim];
+                x.iter_mut().zip(mean).for_each(|(x, mean)| *x += mean);
+            }
+        }
+    }
+
+    /// Replaces a group of tokens of one head, (group, D), by what a cache gives back.
+    pub(in crate::kv) fn round_trip(&self, head: usize, x: &mut [f32], clamped: &Clamped) {
+        let head_dim = x.len() / self.codec.group();
+        self.into_codec_basis(head, x, head_dim);
+        if let Some(counts) = self.codec.clamped(x) {
+            clamped.add(counts);
+        }
+        self.codec.round_trip(x);
+        self.out_of_codec_basis(head, x, head_dim);
+    }
+
+    /// Encodes a group of tokens of one head, (group, D). Afterwards `x` is in the codec's basis.
+    pub(in crate::kv) fn encode(&self, head: usize, x: &mut [f32], bytes: &mut [u8]) {
+        self.into_codec_basis(head, x, x.len() / self.codec.group());
+        self.codec.encode(x, bytes);
+    }
+
+    /// Decodes what [`encode`](SideScheme::encode) wrote.
+    pub(in crate::kv) fn decode(&self, head: usize, bytes: &[u8], x: &mut [f32]) {
+        self.codec.decode(bytes, x);
+        self.out_of_codec_basis(head, x, x.len() / self.codec.group());
+    }
+}
+
+/// Writes what really happens: `q4_0·H256` is q4_0 behind a rotation of size 256. What is calibrated and
+/// what stays exact follows as in a scheme.
+impl fmt::Display for SideScheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.codec.name())?;
+        if let Some(size) = self.rotation {
+            write!(f, "·H{size}")?;
+        }
+        if self.mean.is_some() {
+            f.write_str(":center")?;
+        }
+        if let Some((scale, _)) = &self.scales {
+            write!(f, ":{}", scale.name())?;
+        }
+        match self.exact.tail {
+            Tail::Newest(0) => {}
+            Tail::Newest(tail) => write!(f, ":tail={tail}")?,
+            Tail::Chunk(size) => write!(f, ":chunk={size}")?,
+        }
+        match self.exact.sink {
+            0 => Ok(()),
+            sink => write!(f, ":sink={sink}"),
+        }
+    }
+}

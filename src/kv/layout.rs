@@ -1,0 +1,30 @@
+//! The shape of what a layer keeps in the cache.
+
+/// What a layer keeps in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LayerKv {
+    /// Heads of K, and of V.
+    pub heads: usize,
+    /// Elements in a head of K, and of V.
+    pub head_dim: usize,
+    /// The window W of the layer: a query sees W keys, its own included. `None` if it sees all.
+    pub window: Option<usize>,
+    /// Whether layers above read this layer's cache.
+    pub shared: bool,
+    /// Whether attention scores are capped before the softmax. If they are, adding a constant to all of
+    /// them changes the softmax, so that the option `:center` would not be exact.
+    pub capped: bool,
+}
+
+impl LayerKv {
+    /// Elements of K, and of V, of one token.
+    pub fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// How many tokens of a sequence of `tokens` are kept. A layer with a window W keeps the W - 1 that the
+    /// next query will see.
+    pub fn kept_tokens(&self, tokens: usize) -> usize {
+        self.window.map_or(tokens, |window| tokens.min(window - 1))
+    }
+}
