@@ -13,6 +13,7 @@
 #[cfg(feature = "git")]
 pub mod changed;
 pub mod cli;
+mod compute;
 pub mod engines;
 mod files;
 pub mod gate;
@@ -38,7 +39,6 @@ pub mod proposal;
 pub mod repo;
 pub mod report;
 pub mod results;
-mod simd;
 mod store;
 mod text;
 #[cfg(test)]

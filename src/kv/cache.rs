@@ -5,8 +5,9 @@
 //! [`PackedCache`](super::packed::PackedCache) generation.
 
 use super::effective::Stored;
-use super::exact::Exact;
 use super::recurrent::Recurrent;
+pub use crate::compute::attention::Versions;
+use crate::compute::finite::FiniteFlag;
 use candle_core::Tensor;
 
 /// What attention reads: K and V, in the basis in which the decoder handed them in.
@@ -20,15 +21,40 @@ pub struct View {
     pub start: usize,
     /// How queries are rounded before they meet the keys; only engines that are mimicked do that.
     pub queries: Option<Stored>,
+    /// What is to be read once the layer has run, the first reason first. It is empty where the cache has looked
+    /// for itself.
+    pub(crate) checks: Vec<StorageCheck>,
 }
 
-/// Keys or values, (B, S, H_kv, D) f32, in one version or two.
+/// One look at K or V on its way into the cache, which is read once the layer has run.
 #[derive(Debug, Clone)]
-pub struct Versions {
-    /// decode(encode(x)). Where tokens have not been encoded yet, what no query reads.
-    pub stored: Tensor,
-    /// The same rounded to half, and the rule which of the two a query reads.
-    pub exact: Option<(Tensor, Exact)>,
+pub(crate) struct StorageCheck {
+    /// `K` or `V`.
+    pub side: &'static str,
+    /// One of the constants below.
+    pub when: &'static str,
+    /// What the op that looked has found.
+    pub finite: FiniteFlag,
+}
+
+/// As a layer hands it over.
+pub(super) const BEFORE: &str = "before it is stored";
+/// As the codec gives it back.
+pub(super) const STORED: &str = "once it is stored: the codec's range is exceeded";
+/// As a tail and sink in halves give it back.
+pub(super) const HALVED: &str = "as a half, which is what its exact tail and sink hold";
+
+impl StorageCheck {
+    /// Reads the flag, for a layer.
+    ///
+    /// # Errors
+    /// Numbers that were not finite.
+    pub fn read(&self, layer: usize) -> Result<(), CacheError> {
+        if self.finite.is_finite() {
+            return Ok(());
+        }
+        Err(CacheError::NotFinite { layer, side: self.side, when: self.when })
+    }
 }
 
 /// A store of K and V for a batch of sequences, and of the states of layers that have none.

@@ -1,11 +1,12 @@
 //! The cache for generation: what is kept is the encoded bytes that a serving engine would keep, and the
 //! exact tail and sink in halves.
 
-use super::cache::{CacheError, KvCache, LayerKv, Versions, View};
+use super::cache::{CacheError, KvCache, LayerKv, Versions, View, BEFORE, HALVED, STORED};
 use super::effective::{Effective, Held, Stored, StoredLayer};
-use super::lanes::{finite, gather, kept_finite, scatter, BEFORE};
 use super::recurrent::Recurrent;
-use crate::model::ops::read;
+use crate::compute::elements::read;
+use crate::compute::finite::all_finite;
+use crate::compute::round_trip::{gather, scatter};
 use candle_core::{Device, Tensor};
 use half::f16;
 use std::collections::{BTreeMap, VecDeque};
@@ -101,7 +102,8 @@ impl KvCache for PackedCache {
             finite(layer, side, &x, BEFORE)?;
             kept_finite(layer, side, store.append(&x, stored, kv)?)
         });
-        let view = View { k: k?, v: v?, start, queries: queries.clone() };
+        let (queries, checks) = (queries.clone(), Vec::new());
+        let view = View { k: k?, v: v?, start, queries, checks };
         if kv.shared {
             self.shared.insert(layer, view.clone());
         }
@@ -115,6 +117,32 @@ impl KvCache for PackedCache {
     fn recurrent(&mut self, layer: usize) -> &mut Option<Recurrent> {
         self.states.entry(layer).or_default()
     }
+}
+
+/// Checks K or V of a layer.
+fn finite(
+    layer: usize,
+    side: &'static str,
+    x: &Tensor,
+    when: &'static str,
+) -> Result<(), CacheError> {
+    if read(x, all_finite)? {
+        return Ok(());
+    }
+    Err(CacheError::NotFinite { layer, side, when })
+}
+
+/// Checks what the cache gives back.
+fn kept_finite(
+    layer: usize,
+    side: &'static str,
+    versions: Versions,
+) -> Result<Versions, CacheError> {
+    finite(layer, side, &versions.stored, STORED)?;
+    if let Some((exact, _)) = &versions.exact {
+        finite(layer, side, exact, HALVED)?;
+    }
+    Ok(versions)
 }
 
 /// The first token that is still seen after so many.
@@ -159,7 +187,7 @@ impl Store {
             }
             self.encode(x, before, stored, kv);
         })?;
-        let versions = self.versions(seen, stored, kv)?;
+        let versions = self.versions(seen, stored, kv, x.device())?;
         self.let_go(&stored.held(kv, self.tokens));
         Ok(versions)
     }
@@ -218,9 +246,10 @@ impl Store {
         start: usize,
         stored: &Stored,
         kv: &LayerKv,
+        device: &Device,
     ) -> candle_core::Result<Versions> {
         let shape = (1, self.tokens - start, kv.heads, kv.head_dim);
-        let tensor = |x: Vec<f32>| Tensor::from_vec(x, shape, &Device::Cpu);
+        let tensor = |x: Vec<f32>| Tensor::from_vec(x, shape, device);
         let exact = match stored.keeps_exact() {
             false => None,
             true => Some((tensor(self.exact(start, kv))?, stored.exact)),

@@ -5,7 +5,7 @@
 //! and rotates back what it serves, so that nothing outside of it knows.
 
 use super::codec::Codec;
-use crate::simd::vectorized;
+use crate::compute::simd::vectorized;
 
 /// V is always rotated in blocks of this size, K in the largest 2^t multiple of it that divides the
 /// head. Heads that it does not divide are not rotated.

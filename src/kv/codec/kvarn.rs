@@ -19,9 +19,9 @@
 //! what vLLM's pull request does, but that it rounds halves to even and divides t by c, then by r.
 
 use super::{get_half, put_half, range, Codec};
+use crate::compute::simd::vectorized;
 use crate::kv::exact::{Exact, Tail};
 use crate::kv::rotate::{butterflies, scaled_hadamard};
-use crate::simd::vectorized;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;

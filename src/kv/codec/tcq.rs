@@ -13,7 +13,7 @@
 //! by a factor that depends on the length of the context; that is not done here.
 
 use super::turbo::{Quantizer, Scale, Turbo, GROUP};
-use crate::simd::vectorized;
+use crate::compute::simd::vectorized;
 
 pub(super) static TURBO3_TCQ: Turbo<Trellis<8>> = Turbo {
     name: "turbo3_tcq",
