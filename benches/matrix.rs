@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use kvgate::internals::kv::effective::Effective;
 use kvgate::internals::kv::Scheme;
 use kvgate::internals::measure::corpus::{self, Chunk};
-use kvgate::internals::measure::engine::{self, Lane, HEAD_LOGITS, HEAD_ROWS, TILE_ROWS};
+use kvgate::internals::measure::engine::{self, Lane, HEAD_LOGITS, HEAD_ROWS};
 use kvgate::internals::model::decoder::{Decoder, Residency};
 use kvgate::internals::model::spec::{FeedForward, Spec};
 use kvgate::internals::model::Checkpoint;
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             lane?;
         }
         let matrix = began.elapsed().as_secs_f64();
-        let products = products_alone(&decoder.spec, context, chunks.len(), lanes.len() + 1)?;
+        let products = products_alone(&decoder, context, chunks.len(), lanes.len() + 1)?;
         report(file, context, chunks.len(), lanes.len() + 1, matrix, products, peer);
         times.print(matrix);
     }
@@ -81,12 +81,13 @@ struct Products {
 
 /// All matrix products of the matrix, and nothing else.
 fn products_alone(
-    spec: &Spec,
+    decoder: &Decoder,
     context: usize,
     chunks: usize,
     lanes: usize,
 ) -> candle_core::Result<Products> {
-    let per_tile = (TILE_ROWS / context).max(1);
+    let spec = &decoder.spec;
+    let per_tile = engine::chunks_per_tile(decoder.device(), context);
     let tiles = lanes * chunks.div_ceil(per_tile);
     let rows = per_tile * context;
     let mut shapes = BTreeMap::new();

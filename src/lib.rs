@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 mod cli;
+mod compute;
 mod entry;
 mod files;
 mod gate;
@@ -30,7 +31,6 @@ mod proposal;
 mod repo;
 mod report;
 pub mod results;
-mod simd;
 mod source;
 #[cfg(test)]
 mod testing;

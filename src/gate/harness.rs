@@ -6,7 +6,6 @@ use crate::gate::select::Selection;
 use crate::gate::store::Store;
 use crate::gate::{self, Case};
 use crate::golden;
-use crate::kv::codec::Codec;
 use crate::progress;
 use crate::report::{self, Outputs, Report};
 use crate::results::sidecar;

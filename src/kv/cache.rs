@@ -5,8 +5,9 @@
 //! for measuring, and [`PackedCache`](super::packed::PackedCache) for generating text.
 
 use super::effective::SideScheme;
-use super::exact::Exact;
 use super::recurrent::Recurrent;
+pub use crate::compute::attention::Versions;
+use crate::compute::finite::FiniteFlag;
 use candle_core::Tensor;
 
 /// What attention reads: K and V, in the basis in which the decoder handed them in.
@@ -21,15 +22,40 @@ pub struct View {
     /// How queries are rounded before they are multiplied with the keys. `None` unless another engine that
     /// does so is mimicked.
     pub queries: Option<SideScheme>,
+    /// What is to be read once the layer has run, the first reason first. It is empty where the cache has looked
+    /// for itself.
+    pub(crate) checks: Vec<StorageCheck>,
 }
 
-/// Keys or values, (B, S, H_kv, D) f32, in one version or in two.
+/// One look at K or V on its way into the cache, which is read once the layer has run.
 #[derive(Debug, Clone)]
-pub struct Versions {
-    /// decode(encode(x)). Tokens that have not been encoded yet hold numbers that no query reads.
-    pub stored: Tensor,
-    /// The same tokens in half precision, and the rule which of the two versions a query reads.
-    pub exact: Option<(Tensor, Exact)>,
+pub(crate) struct StorageCheck {
+    /// `K` or `V`.
+    pub side: &'static str,
+    /// One of the constants below.
+    pub when: &'static str,
+    /// What the op that looked has found.
+    pub finite: FiniteFlag,
+}
+
+/// As a layer hands it over.
+pub(super) const BEFORE: &str = "before it is stored";
+/// As the codec gives it back.
+pub(super) const STORED: &str = "once it is stored: the codec's range is exceeded";
+/// As a tail and sink in halves give it back.
+pub(super) const HALVED: &str = "as a half, which is what its exact tail and sink hold";
+
+impl StorageCheck {
+    /// Reads the flag, for a layer.
+    ///
+    /// # Errors
+    /// Numbers that were not finite.
+    pub fn read(&self, layer: usize) -> Result<(), CacheError> {
+        if self.finite.is_finite() {
+            return Ok(());
+        }
+        Err(CacheError::NotFinite { layer, side: self.side, when: self.when })
+    }
 }
 
 /// Stores K and V of a batch of sequences. For recurrent layers, which have no K and V, it stores their

@@ -1,6 +1,6 @@
 //! The Hadamard transform, which spreads an outlier over its whole block.
 
-use crate::simd::vectorized;
+use crate::compute::simd::vectorized;
 
 /// Multiplies each block of `size` elements by the orthonormal Hadamard matrix in natural order,
 /// H\[i\]\[j\] = (-1)^popcount(i & j) / √size, which is its own inverse.

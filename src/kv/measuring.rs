@@ -1,12 +1,13 @@
 //! The cache for measuring: a layer reads decode(encode(x)) of its K and V, and nothing is kept.
 
-use super::cache::{CacheError, KvCache, Versions, View};
+use super::cache::{CacheError, KvCache, StorageCheck, Versions, View, BEFORE, HALVED, STORED};
 use super::effective::{Clamped, Effective, LayerScheme, SideScheme};
 use super::recurrent::Recurrent;
 use super::shared::Shared;
-use crate::model::ops::{all_finite, elements_mut, read};
-use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
-use rayon::prelude::*;
+use crate::compute::change;
+use crate::compute::finite::FiniteFlag;
+use crate::compute::round_trip::{RoundTrip, Storing};
+use candle_core::Tensor;
 
 /// The cache of a batch of sequences that run under one scheme with teacher forcing.
 ///
@@ -37,12 +38,11 @@ impl MeasuringCache {
 impl KvCache for MeasuringCache {
     fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<View, CacheError> {
         let LayerScheme { kv, k: k_scheme, v: v_scheme, queries } = self.scheme.layer(layer);
-        let versions = |side, x, scheme: &SideScheme| -> Result<Versions, CacheError> {
-            finite(layer, side, &x, BEFORE)?;
-            kept_finite(layer, side, scheme.versions(x, self.scheme.clamped())?)
-        };
-        let (k, v) = (versions("K", k, k_scheme)?, versions("V", v, v_scheme)?);
-        let view = View { k, v, start: 0, queries: queries.clone() };
+        let clamped = self.scheme.clamped();
+        let (k, of_k) = k_scheme.versions("K", k, clamped)?;
+        let (v, of_v) = v_scheme.versions("V", v, clamped)?;
+        let checks = [of_k, of_v].concat();
+        let view = View { k, v, start: 0, queries: queries.clone(), checks };
         Ok(self.shared.share(layer, kv, view))
     }
 
@@ -55,114 +55,62 @@ impl KvCache for MeasuringCache {
     }
 }
 
-pub(super) const BEFORE: &str = "before it is stored";
-
-/// Checks that K or V of a layer is finite. `when` says at which point it is looked at.
-pub(super) fn finite(
-    layer: usize,
-    side: &'static str,
-    x: &Tensor,
-    when: &'static str,
-) -> Result<(), CacheError> {
-    if read(x, all_finite)? {
-        Ok(())
-    } else {
-        Err(CacheError::NotFinite { layer, side, when })
-    }
-}
-
-/// Checks that what a cache gives back is finite.
-pub(super) fn kept_finite(
-    layer: usize,
-    side: &'static str,
-    versions: Versions,
-) -> Result<Versions, CacheError> {
-    const STORED: &str = "once it is stored: the codec's range is exceeded";
-    const HALVED: &str = "as a half, which is what its exact tail and sink hold";
-    finite(layer, side, &versions.stored, STORED)?;
-    if let Some((exact, _)) = &versions.exact {
-        finite(layer, side, exact, HALVED)?;
-    }
-    Ok(versions)
-}
-
 impl SideScheme {
-    /// The versions of whole sequences, (B, T, H, D), that their queries read.
+    /// The versions of whole sequences, (B, T, H, D), that their queries read, and the checks of them.
     ///
     /// If there is an exact tail, it holds half precision, so that is also what the codec encodes once a
     /// token leaves the tail.
-    fn versions(&self, x: Tensor, clamped: &Clamped) -> candle_core::Result<Versions> {
-        let exact = if self.keeps_exact() {
-            halve(&x)?;
-            Some((x.copy()?, self.exact))
-        } else {
-            None
+    fn versions(
+        &self,
+        side: &'static str,
+        x: Tensor,
+        clamped: &Clamped,
+    ) -> candle_core::Result<(Versions, Vec<StorageCheck>)> {
+        let [before, stored, halved] = [BEFORE, STORED, HALVED].map(|when| {
+            let finite = FiniteFlag::default();
+            StorageCheck { side, when, finite }
+        });
+        let encode = |before: &StorageCheck| {
+            let storing = &CountedStorage { scheme: self, clamped };
+            change(&RoundTrip { storing, before: &before.finite, after: &stored.finite }, &x)
         };
-        x.inplace_op1(&RoundTrip { stored: self, clamped })?;
-        Ok(Versions { stored: x, exact })
+        if !self.keeps_exact() {
+            encode(&before)?;
+            return Ok((Versions { stored: x, exact: None }, vec![before, stored]));
+        }
+        halve(&x, &before.finite, &halved.finite)?;
+        let exact = Some((x.copy()?, self.exact));
+        encode(&halved)?;
+        Ok((Versions { stored: x, exact }, vec![before, stored, halved]))
     }
 
     /// Rounds (B, T, H, D) in place to what a cache would give back.
     pub(crate) fn round(&self, x: &Tensor) -> candle_core::Result<()> {
-        x.inplace_op1(&RoundTrip { stored: self, clamped: &Clamped::default() })
+        let storing = &CountedStorage { scheme: self, clamped: &Clamped::default() };
+        let (before, after) = (&FiniteFlag::default(), &FiniteFlag::default());
+        change(&RoundTrip { storing, before, after }, x)
     }
 }
 
 /// Rounds (B, T, H, D) in place to half precision, which is what "exact" means.
-pub(super) fn halve(x: &Tensor) -> candle_core::Result<()> {
-    x.inplace_op1(&RoundTrip { stored: &SideScheme::half(), clamped: &Clamped::default() })
+fn halve(x: &Tensor, before: &FiniteFlag, after: &FiniteFlag) -> candle_core::Result<()> {
+    let half = SideScheme::half();
+    let storing = &CountedStorage { scheme: &half, clamped: &Clamped::default() };
+    change(&RoundTrip { storing, before, after }, x)
 }
 
-/// Rounds (B, T, H_kv, D) in place to what a cache would give back; groups of tokens that are not
-/// complete are left as they are.
-struct RoundTrip<'a> {
-    stored: &'a SideScheme,
+/// How one side of a layer is stored, and where clamped scales are counted.
+struct CountedStorage<'a> {
+    scheme: &'a SideScheme,
     clamped: &'a Clamped,
 }
 
-impl InplaceOp1 for RoundTrip<'_> {
-    fn name(&self) -> &'static str {
-        "kv-round-trip"
+impl Storing for CountedStorage<'_> {
+    fn group(&self) -> usize {
+        self.scheme.codec.group()
     }
 
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        /// Tokens that one task works on.
-        const TOKENS: usize = 128;
-        let (_, tokens, heads, head_dim) = layout.shape().dims4()?;
-        let width = heads * head_dim;
-        let group = self.stored.codec.group();
-        let elements = elements_mut(storage, layout)?;
-        if group == 1 {
-            elements.par_chunks_mut(TOKENS * width).for_each(|x| {
-                for (i, head) in x.chunks_exact_mut(head_dim).enumerate() {
-                    self.stored.round_trip(i % heads, head, self.clamped);
-                }
-            });
-        } else {
-            elements
-                .par_chunks_mut(tokens * width)
-                .flat_map(|sequence| sequence.par_chunks_exact_mut(group * width))
-                .for_each(|x| {
-                    for head in 0..heads {
-                        let mut own = gather(x, head, heads, head_dim);
-                        self.stored.round_trip(head, &mut own, self.clamped);
-                        scatter(&own, x, head, heads, head_dim);
-                    }
-                });
-        }
-        Ok(())
-    }
-}
-
-/// Takes one head out of some tokens: (n, H, D) → (n, D).
-pub(super) fn gather(x: &[f32], head: usize, heads: usize, head_dim: usize) -> Vec<f32> {
-    let tokens = x.chunks_exact(heads * head_dim);
-    tokens.flat_map(|token| &token[head * head_dim..][..head_dim]).copied().collect()
-}
-
-/// Puts back what [`gather`] took out.
-pub(super) fn scatter(own: &[f32], x: &mut [f32], head: usize, heads: usize, head_dim: usize) {
-    for (token, own) in x.chunks_exact_mut(heads * head_dim).zip(own.chunks_exact(head_dim)) {
-        token[head * head_dim..][..head_dim].copy_from_slice(own);
+    fn round_trip(&self, head: usize, x: &mut [f32]) {
+        self.scheme.round_trip(head, x, self.clamped);
     }
 }

@@ -10,14 +10,18 @@ pub mod cache;
 pub mod calibration;
 pub mod codec;
 pub mod effective;
-pub mod exact;
 pub mod hadamard;
 pub mod layout;
 pub mod measuring;
 pub mod packed;
-pub mod recurrent;
 pub mod rotate;
 pub mod scheme;
 mod shared;
 
+pub use crate::compute::exact;
 pub use scheme::Scheme;
+
+/// The state of layers that have no KV cache.
+pub mod recurrent {
+    pub use crate::compute::delta_rule::Recurrent;
+}

@@ -1,16 +1,17 @@
 //! `kvgate calibrate`: ranges and means of a model's K and V over a text.
 
 use super::corpus::{self, Chunk};
+use crate::compute::elements::read;
+use crate::compute::Device;
 use crate::kv::cache::{CacheError, KvCache, View};
 use crate::kv::calibration::{Calibration, Ranges};
 use crate::kv::effective::Effective;
 use crate::kv::layout::LayerKv;
 use crate::kv::measuring::MeasuringCache;
 use crate::kv::recurrent::Recurrent;
-use crate::measure::{fitting, subject_of, MeasureError};
 use crate::kv::Scheme;
+use crate::measure::{fitting, subject_of, MeasureError};
 use crate::model::decoder::{At, Decoder};
-use crate::model::ops::read;
 use crate::model::Checkpoint;
 use crate::progress::Progress;
 use crate::source;
@@ -45,7 +46,9 @@ pub fn calibrate(
     let subject = subject_of(source, &checkpoint)?;
     let texts = corpus.iter().map(|path| corpus::read(path)).collect::<Result<Vec<_>, _>>()?;
     let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, context, chunks)?;
-    let decoder = checkpoint.load(fitting(checkpoint.spec.parameters()))?;
+    let device = Device::cpu();
+    let residency = fitting(&device, checkpoint.spec.parameters());
+    let decoder = checkpoint.load_on(&device, residency)?;
     let mut observer = Observer::new(&decoder);
     observe(&decoder, &chunks, &mut observer, progress)?;
     let remarks = texts.iter().flat_map(corpus::Text::remarks);
@@ -68,7 +71,8 @@ fn observe(
     progress: Progress,
 ) -> Result<(), MeasureError> {
     let context = chunks.first().map_or(0, |chunk| chunk.tokens.len());
-    let ropes = decoder.ropes(context);
+    let ropes =
+        decoder.ropes(context).map_err(CacheError::from).map_err(MeasureError::Calibrating)?;
     let embedded = chunks.iter().map(|chunk| decoder.embed(&chunk.tokens));
     let embedded = embedded.collect::<Result<Vec<_>, _>>()?;
     let mut states: Vec<Tensor> = embedded.iter().map(|e| e.x.clone()).collect();

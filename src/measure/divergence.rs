@@ -1,20 +1,12 @@
 //! The streaming head's arithmetic: KL divergence of lanes from the baseline, the vocabulary in
 //! tiles, without cancellation.
 //!
-//! With D = x_lane - x_base per logit and p the baseline's probabilities,
-//! KLD = log Σ p e^D - Σ p D. Let μ = Σ p D; then KLD = log(1 + Σ p (e^(D-μ) - 1 - (D-μ))), a sum of
-//! terms that are never negative. Tiles keep (weight, μ, excess) of their own and are merged as
-//! Chan's variance is: a shift of μ to the common mean adds only such terms again. The same numbers
-//! give the lane's log-probabilities: log Σ e^x_lane = log Σ e^x_base + μ + KLD.
+//! An op gives the sums over each tile ([`TileSums`](crate::compute::divergence::TileSums)). They are merged as
+//! Chan's variance is: a shift of the mean μ to the common mean adds only terms that are never negative. The same
+//! numbers give the lane's log-probabilities: log Σ e^x_lane = log Σ e^x_base + μ + KLD.
 
+use crate::compute::divergence::{excess, BaselineSums, LaneSums, NUMBERS};
 use crate::results::statistics::Position;
-use crate::simd::{exp, exp_excess, vectorized};
-
-/// Beyond this exponent a tile is summed in f64, whose exponent does not overflow.
-const WIDE: f32 = 60.0;
-
-/// Below this share of the largest weight a tile's f32 weights may be denormal: f64, too.
-const FAINT: f64 = 1e-30;
 
 /// The baseline and its lanes at one position.
 pub(super) struct Divergence {
@@ -55,22 +47,41 @@ impl Divergence {
         }
     }
 
-    /// Takes the tile's maximum into account; gives what stood before it, on the new scale.
-    #[inline(always)]
-    fn add_base(&mut self, start: u32, base: &[f32]) -> Before {
-        let old = self.max;
-        let tile_max = max(base);
-        if tile_max > self.second {
-            for (x, id) in base.iter().zip(start..) {
-                if *x > self.max {
-                    (self.second, self.max, self.top) = (self.max, *x, id);
-                } else if *x > self.second {
-                    self.second = *x;
-                }
+    /// What the op that sums up the next tile is to know.
+    pub fn known(&self) -> impl Iterator<Item = f32> + '_ {
+        [self.max, self.second].into_iter().chain(self.lanes.iter().map(|lane| lane.max))
+    }
+
+    /// Merges the sums over a tile, (lanes, [`NUMBERS`]).
+    pub fn add(&mut self, sums: &[f64]) {
+        let (base, lanes) = sums.split_at(NUMBERS);
+        let base = BaselineSums::read(base);
+        let before = self.add_base(&base);
+        for (lane, sums) in self.lanes.iter_mut().zip(lanes.chunks_exact(NUMBERS)) {
+            let tile = LaneSums::read(sums);
+            lane.excess *= before.scale;
+            lane.merge(before.weight, &tile);
+            if tile.max > lane.max {
+                (lane.max, lane.top) = (tile.max, tile.top);
+            }
+            if !base.target_logit.is_nan() {
+                lane.target_logit = tile.target_logit;
             }
         }
-        if let Some(&x) = base.get(self.target.wrapping_sub(start) as usize) {
-            self.target_logit = x;
+        self.weight = before.weight + base.weight;
+    }
+
+    /// Takes the tile's maximum into account; gives what stood before it, on the new scale.
+    fn add_base(&mut self, tile: &BaselineSums) -> Before {
+        let old = self.max;
+        if tile.max > self.max {
+            self.second = if tile.second > old { tile.second } else { old };
+            (self.max, self.top) = (tile.max, tile.top);
+        } else if tile.max > self.second {
+            self.second = tile.max;
+        }
+        if !tile.target_logit.is_nan() {
+            self.target_logit = tile.target_logit;
         }
         let scale = if self.weight > 0.0 { f64::from(old - self.max).exp() } else { 0.0 };
         Before { scale, weight: self.weight * scale }
@@ -98,35 +109,6 @@ impl Divergence {
     }
 }
 
-// Adds the logits of the vocabulary entries `start..`, of the baseline and of each lane. `weights` is
-// scratch.
-vectorized!(pub(super) fn add['a](
-    state: &'a mut Divergence,
-    start: u32,
-    base: &'a [f32],
-    lanes: &'a mut dyn Iterator<Item = &'a [f32]>,
-    weights: &'a mut Vec<f32>
-) {
-    let before = state.add_base(start, base);
-    let max = state.max;
-    weights.resize(base.len(), 0.0);
-    for (w, x) in weights.iter_mut().zip(base) {
-        *w = exp(x - max);
-    }
-    let weight = sum(weights);
-    let target = state.target.wrapping_sub(start) as usize;
-    for (lane, x) in state.lanes.iter_mut().zip(lanes) {
-        let tile = Tile::of(base, x, weights, weight, max);
-        lane.excess *= before.scale;
-        lane.merge(before.weight, &tile);
-        take_max(start, x, &mut lane.max, &mut lane.top);
-        if let Some(&x) = x.get(target) {
-            lane.target_logit = x;
-        }
-    }
-    state.weight = before.weight + weight;
-});
-
 struct Before {
     /// What old sums are to be multiplied by.
     scale: f64,
@@ -134,61 +116,9 @@ struct Before {
     weight: f64,
 }
 
-/// A tile's part of a lane.
-struct Tile {
-    weight: f64,
-    mean: f64,
-    excess: f64,
-}
-
-impl Tile {
-    #[inline(always)]
-    fn of(base: &[f32], lane: &[f32], weights: &[f32], weight: f64, max: f32) -> Self {
-        let (weighted, largest) = weighted_difference(base, lane, weights);
-        let mean = weighted / weight;
-        // written so that NaN takes the exact path as well, which hands it on
-        if !(f64::from(largest) - mean < f64::from(WIDE) && weight > FAINT) {
-            return Tile::wide(base, lane, max);
-        }
-        let shift = mean as f32;
-        let mut sums = [0.0f32; 16];
-        let term = |b: f32, l: f32, w: f32| w * exp_excess(l - b - shift);
-        let (bs, b_rest) = base.as_chunks::<16>();
-        let (ls, l_rest) = lane.as_chunks::<16>();
-        let (ws, w_rest) = weights.as_chunks::<16>();
-        for ((b, l), w) in bs.iter().zip(ls).zip(ws) {
-            for i in 0..16 {
-                sums[i] += term(b[i], l[i], w[i]);
-            }
-        }
-        for ((b, l), w) in b_rest.iter().zip(l_rest).zip(w_rest) {
-            sums[0] += term(*b, *l, *w);
-        }
-        Tile { weight, mean, excess: sums.iter().map(|&s| f64::from(s)).sum() }
-    }
-
-    /// The same in f64 throughout: slow, for lanes that are far off.
-    #[cold]
-    fn wide(base: &[f32], lane: &[f32], max: f32) -> Self {
-        let terms = || {
-            base.iter().zip(lane).map(|(&b, &l)| {
-                ((f64::from(b) - f64::from(max)).exp(), f64::from(l) - f64::from(b))
-            })
-        };
-        let weight: f64 = terms().map(|(w, _)| w).sum();
-        if weight == 0.0 && base.iter().chain(lane).all(|x| x.is_finite()) {
-            return Tile { weight, mean: 0.0, excess: 0.0 };
-        }
-        let mean = terms().map(|(w, d)| w * d).sum::<f64>() / weight;
-        let excess = terms().map(|(w, d)| w * excess(d - mean)).sum();
-        Tile { weight, mean, excess }
-    }
-}
-
 impl Lane {
     /// Merges a tile into what `weight` stood for.
-    #[inline(always)]
-    fn merge(&mut self, weight: f64, tile: &Tile) {
+    fn merge(&mut self, weight: f64, tile: &LaneSums) {
         if tile.weight == 0.0 {
             return;
         }
@@ -202,71 +132,15 @@ impl Lane {
     }
 }
 
-/// e^x - 1 - x
-fn excess(x: f64) -> f64 {
-    x.exp_m1() - x
-}
-
-#[inline(always)]
-fn sum(x: &[f32]) -> f64 {
-    let mut sums = [0.0f32; 16];
-    let (blocks, rest) = x.as_chunks::<16>();
-    for block in blocks {
-        for (sum, v) in sums.iter_mut().zip(block) {
-            *sum += v;
-        }
-    }
-    sums.iter().chain(rest).map(|&s| f64::from(s)).sum()
-}
-
-/// Σ w (l - b), and the largest l - b.
-#[inline(always)]
-fn weighted_difference(base: &[f32], lane: &[f32], weights: &[f32]) -> (f64, f32) {
-    let mut sums = [0.0f32; 16];
-    let mut largest = [f32::NEG_INFINITY; 16];
-    let (bs, b_rest) = base.as_chunks::<16>();
-    let (ls, l_rest) = lane.as_chunks::<16>();
-    let (ws, w_rest) = weights.as_chunks::<16>();
-    for ((b, l), w) in bs.iter().zip(ls).zip(ws) {
-        for i in 0..16 {
-            let d = l[i] - b[i];
-            sums[i] = w[i].mul_add(d, sums[i]);
-            largest[i] = if d > largest[i] { d } else { largest[i] };
-        }
-    }
-    for ((b, l), w) in b_rest.iter().zip(l_rest).zip(w_rest) {
-        let d = l - b;
-        sums[0] += w * d;
-        largest[0] = largest[0].max(d);
-    }
-    (sums.iter().map(|&s| f64::from(s)).sum(), max(&largest))
-}
-
-#[inline(always)]
-fn max(x: &[f32]) -> f32 {
-    let mut largest = [f32::NEG_INFINITY; 16];
-    let (blocks, rest) = x.as_chunks::<16>();
-    for block in blocks {
-        for (m, v) in largest.iter_mut().zip(block) {
-            *m = if v > m { *v } else { *m };
-        }
-    }
-    largest.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
-}
-
-/// The lowest id of the largest logit.
-#[inline(always)]
-fn take_max(start: u32, x: &[f32], best: &mut f32, top: &mut u32) {
-    let largest = max(x);
-    if largest > *best {
-        *best = largest;
-        *top = start + x.iter().position(|v| *v == largest).unwrap_or(0) as u32;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::device::HOST;
+    use crate::compute::divergence::TileSums;
+    use crate::compute::elements::read;
+    use crate::compute::finite::FiniteFlag;
+    use crate::compute::run;
+    use candle_core::Tensor;
 
     /// A reproducible sequence in [0, 1).
     fn noise(seed: u64) -> impl FnMut() -> f64 {
@@ -299,11 +173,17 @@ mod tests {
 
     fn streamed(base: &[f32], lane: &[f32], target: usize, tile: usize) -> Position {
         let mut divergence = Divergence::new(target as u32, 1);
-        let mut scratch = Vec::new();
+        let finite = FiniteFlag::default();
+        let targets = Tensor::new(&[target as u32], &HOST).unwrap();
         for (i, (b, l)) in base.chunks(tile).zip(lane.chunks(tile)).enumerate() {
-            let lanes = &mut std::iter::once(l);
-            add(&mut divergence, (i * tile) as u32, b, lanes, &mut scratch);
+            let start = (i * tile) as u32;
+            let op = TileSums { lanes: 2, start, targets: &targets, finite: &finite };
+            let logits = Tensor::new(&[b, l], &HOST).unwrap();
+            let known = Tensor::from_iter(divergence.known(), &HOST).unwrap();
+            let sums = run(&op, [&logits, &known.unsqueeze(0).unwrap()]).unwrap();
+            read(&sums, |sums: &[f64]| divergence.add(sums)).unwrap();
         }
+        assert_eq!(finite.is_finite(), base.iter().all(|x| x.is_finite()));
         let position = divergence.finish().next().unwrap();
         position
     }

@@ -5,22 +5,22 @@
 //! as the memory for hidden states allows.
 
 use super::corpus::Chunk;
-use super::divergence::{self, Divergence};
+use super::divergence::Divergence;
 use super::mimic::{self, Mimic};
+use crate::compute::divergence::{TileSums, KNOWN, NUMBERS};
+use crate::compute::elements::read;
+use crate::compute::finite::{all_finite, FiniteFlag};
+use crate::compute::{run as run_op, Device};
 use crate::kv::cache::CacheError;
 use crate::kv::effective::Effective;
 use crate::kv::measuring::MeasuringCache;
 use crate::model::decoder::{At, Decoder, Embedded, ReadyLayer};
-use crate::model::ops::{all_finite, read};
 use crate::model::spec::Spec;
 use crate::model::ModelError;
 use crate::results::statistics::Position;
 use candle_core::{Result as TensorResult, Tensor};
 use rayon::prelude::*;
 use tracing::trace_span;
-
-/// Rows of the products of a tile: as many chunks of one lane as fit, at least one.
-pub const TILE_ROWS: usize = 1024;
 
 /// Bytes that the hidden states of a group of chunks may take.
 const GROUP_BYTES: usize = 2 << 30;
@@ -125,15 +125,15 @@ pub fn run(
         + per_layer_width(&decoder.spec);
     let per_chunk = context * per_token * size_of::<f32>();
     // whole tiles: with experts a product's rows, and with them its last bits, depend on the tile
-    let tile = chunks_per_tile(context);
+    let tile = chunks_per_tile(decoder.device(), context);
     let group = (GROUP_BYTES / per_chunk.max(1)).max(1).next_multiple_of(tile);
     in_groups(group, decoder, chunks, &all, mimic, progress)
 }
 
-/// Chunks that travel together. A lane on fewer chunks takes whole tiles, so that each of its tiles is the
+/// Chunks of one lane that travel together: as many as fit into a tile, at least one. A lane on fewer chunks takes whole tiles, so that each of its tiles is the
 /// baseline's.
-pub fn chunks_per_tile(context: usize) -> usize {
-    (TILE_ROWS / context.max(1)).max(1)
+pub fn chunks_per_tile(device: &Device, context: usize) -> usize {
+    (device.tile_rows() / context.max(1)).max(1)
 }
 
 /// Numbers of a token's own inputs for the layers, which all lanes share.
@@ -261,7 +261,7 @@ impl Run<'_> {
         lanes: &[Lane],
         counts: &[usize],
     ) -> Result<Vec<Tiles>, LaneError> {
-        let ropes = self.decoder.ropes(self.context);
+        let ropes = self.decoder.ropes(self.context)?;
         let embedded = self.embed(chunks)?;
         let tiles = lanes.iter().zip(counts).map(|(lane, &n)| self.tiles(&embedded, lane, n));
         let mut tiles = tiles.collect::<TensorResult<Vec<_>>>()?;
@@ -299,7 +299,7 @@ impl Run<'_> {
 
     fn embed(&self, chunks: &[Chunk]) -> Result<Vec<Embedded>, LaneError> {
         chunks
-            .chunks(chunks_per_tile(self.context))
+            .chunks(chunks_per_tile(self.decoder.device(), self.context))
             .map(|chunks| {
                 let ids: Vec<u32> = chunks.iter().flat_map(|c| &c.tokens).copied().collect();
                 Ok(self.decoder.embed(&ids)?)
@@ -331,7 +331,7 @@ impl Run<'_> {
 
     /// The scored rows of a chunk, normed.
     fn chunk_rows(&self, tiles: &Tiles, index: usize, chunk: &Chunk) -> TensorResult<Tensor> {
-        let per_tile = chunks_per_tile(self.context);
+        let per_tile = chunks_per_tile(self.decoder.device(), self.context);
         let first = index % per_tile * self.context + chunk.scored.start;
         self.decoder.normed(&tiles[index / per_tile].x.narrow(0, first, chunk.scored.len())?)
     }
@@ -372,13 +372,15 @@ fn step(
 ) -> Result<(), LaneError> {
     let at = At { start: 0, tokens: context };
     let inputs = tile.per_layer.as_ref();
-    tile.x = layer
-        .run(&tile.x, inputs, at, &mut tile.cache)
+    let (x, finite) = layer
+        .watched(&tile.x, inputs, at, &mut tile.cache)
         .map_err(|error| LaneError::at(index, error))?;
+    tile.x = x;
     tile.cache.forget_states();
-    match trace_span!("checks").in_scope(|| read(&tile.x, all_finite))? {
-        true => Ok(()),
-        false => Err(LaneError::Hidden { layer: index }),
+    if finite.is_finite() {
+        Ok(())
+    } else {
+        Err(LaneError::Hidden { layer: index })
     }
 }
 
@@ -427,11 +429,19 @@ impl HeadBlock<'_> {
     fn divergences(&self) -> TensorResult<Vec<Vec<Position>>> {
         let lanes = self.lanes;
         let mut states: Vec<_> = self.targets.iter().map(|&t| Divergence::new(t, lanes)).collect();
-        self.walk(&self.rows, |tile| {
-            states.par_iter_mut().enumerate().for_each_init(Vec::new, |scratch, (i, state)| {
-                let lanes = &mut (1..=lanes).map(|l| tile.row(l, i));
-                divergence::add(state, tile.start, tile.row(0, i), lanes, scratch);
-            });
+        let device = self.rows.device();
+        let targets = Tensor::new(self.targets, device)?;
+        let finite = FiniteFlag::default();
+        self.walk(&self.rows, |start, logits| {
+            let op = TileSums { lanes: lanes + 1, start, targets: &targets, finite: &finite };
+            let known: Vec<f32> = states.iter().flat_map(Divergence::known).collect();
+            let known = Tensor::from_vec(known, (states.len(), KNOWN + lanes), device)?;
+            let sums = run_op(&op, [logits, &known])?;
+            read(&sums, |sums: &[f64]| {
+                let sums = sums.par_chunks_exact((lanes + 1) * NUMBERS);
+                states.par_iter_mut().zip(sums).for_each(|(state, sums)| state.add(sums));
+            })?;
+            Ok(finite.is_finite())
         })?;
         Ok(states.iter().map(|state| state.finish().collect()).collect())
     }
@@ -440,7 +450,7 @@ impl HeadBlock<'_> {
     fn as_llama_cpp(&self) -> TensorResult<Vec<Vec<Position>>> {
         let lanes = self.lanes;
         let mut stored: Vec<_> = self.targets.iter().map(|_| mimic::Stored::new()).collect();
-        self.walk(&self.rows.narrow(0, 0, self.targets.len())?, |tile| {
+        self.walk_on_host(&self.rows.narrow(0, 0, self.targets.len())?, |tile| {
             stored.par_iter_mut().enumerate().for_each(|(i, stored)| stored.add(tile.row(0, i)));
         })?;
         let mut states: Vec<_> = stored
@@ -448,7 +458,7 @@ impl HeadBlock<'_> {
             .zip(self.targets)
             .map(|(stored, &target)| mimic::Comparison::new(stored, target, lanes))
             .collect();
-        self.walk(&self.rows, |tile| {
+        self.walk_on_host(&self.rows, |tile| {
             states.par_iter_mut().enumerate().for_each(|(i, state)| {
                 state.add(tile.start, tile.row(0, i), (1..=lanes).map(|l| tile.row(l, i)));
             });
@@ -456,25 +466,39 @@ impl HeadBlock<'_> {
         Ok(states.iter().map(|state| state.finish().collect()).collect())
     }
 
-    /// Walks the vocabulary in tiles.
-    fn walk(&self, rows: &Tensor, mut f: impl FnMut(VocabTile)) -> TensorResult<()> {
+    /// Walks the vocabulary in tiles. `f` is given the first entry of each and the logits, and says whether those
+    /// of the baseline are finite.
+    fn walk(
+        &self,
+        rows: &Tensor,
+        mut f: impl FnMut(u32, &Tensor) -> TensorResult<bool>,
+    ) -> TensorResult<()> {
         let vocab = self.decoder.spec.vocab;
         let width = (HEAD_LOGITS / rows.dim(0)?).clamp(1, vocab);
         for start in (0..vocab).step_by(width) {
             let width = width.min(vocab - start);
             let logits = self.decoder.logits(rows, start, width)?;
-            let positions = self.targets.len();
             let _span = trace_span!("divergence").entered();
-            let finite = read(&logits, |logits| {
-                f(VocabTile { start: start as u32, logits, positions, width });
-                all_finite(&logits[..positions * width])
-            })?;
             // a lane's own are seen in its numbers; the baseline's would be blamed on the lanes
-            if !finite {
+            if !f(start as u32, &logits)? {
                 candle_core::bail!("head: the logits of the baseline are not finite");
             }
         }
         Ok(())
+    }
+}
+
+impl HeadBlock<'_> {
+    /// The same with logits that are read on the host.
+    fn walk_on_host(&self, rows: &Tensor, mut f: impl FnMut(VocabTile)) -> TensorResult<()> {
+        let positions = self.targets.len();
+        self.walk(rows, |start, logits| {
+            let width = logits.dim(1)?;
+            read(logits, |logits: &[f32]| {
+                f(VocabTile { start, logits, positions, width });
+                all_finite(&logits[..positions * width])
+            })
+        })
     }
 }
 

@@ -7,12 +7,13 @@
 use super::corpus::Chunk;
 use super::engine::{self, Lane, LaneError, LaneResult};
 use super::prompts::{Prompt, PromptError, PromptSet, Prompts};
+use crate::compute::elements::read;
+use crate::compute::finite::all_finite;
 use crate::kv::effective::Effective;
 use crate::kv::packed::PackedCache;
 use crate::measure::MeasureError;
 use crate::model::decoder::{At, Decoder};
 use crate::model::layer::RopeTables;
-use crate::model::ops::{all_finite, read};
 use crate::model::Checkpoint;
 use crate::progress::Progress;
 use crate::results::replay::{Continuation, Divergence, Generated, PromptReplay, Replay};
@@ -487,7 +488,7 @@ pub fn greedy(
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Vec<u32>>, (usize, LaneError)> {
     let longest = texts.iter().map(|text| text.next.len()).max().unwrap_or(0);
-    let ropes = decoder.ropes(longest + count);
+    let ropes = decoder.ropes(longest + count).map_err(|error| (0, error.into()))?;
     for step in 0..count {
         progress(step as u64, count as u64);
         let open = |text: &Writing| text.written.last().is_none_or(|last| !ends.contains(last));
@@ -535,7 +536,7 @@ fn one_more(
 fn most_likely(decoder: &Decoder, x: &Tensor, position: usize) -> Result<u32, LaneError> {
     let last = decoder.normed(&x.narrow(0, x.dim(0)? - 1, 1)?)?;
     let logits = decoder.logits(&last, 0, decoder.spec.vocab)?.contiguous()?;
-    let best = read(&logits, |logits| {
+    let best = read(&logits, |logits: &[f32]| {
         let larger = |best: (usize, f32), (id, &x): (usize, &f32)| {
             if x > best.1 {
                 (id, x)

@@ -10,6 +10,7 @@ pub mod prompts;
 pub mod sanity;
 pub mod shape;
 
+use crate::compute::{machine, Device};
 use crate::hash;
 use crate::kv::cache::CacheError;
 use crate::kv::calibration::{Calibration, CalibrationError};
@@ -190,10 +191,12 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let asked = asked.transpose()?;
     let schemes = request.schemes.iter().map(|(_, scheme)| scheme);
     let mut remarks = remarks(&texts, &chunks, asked.as_ref(), schemes, &layout);
-    let residency = request.residency.unwrap_or_else(|| fitting(checkpoint.spec.parameters()));
-    let decoder = checkpoint.load(residency)?;
+    let device = Device::cpu();
+    let parameters = checkpoint.spec.parameters();
+    let residency = request.residency.unwrap_or_else(|| fitting(&device, parameters));
+    let decoder = checkpoint.load_on(&device, residency)?;
 
-    let lanes = Lanes::plan(request, &baseline, &layout, calibration.as_ref());
+    let lanes = Lanes::plan(request, &device, &baseline, &layout, calibration.as_ref());
     let report = |done, all| progress("measuring", done, all);
     let mut results =
         engine::run(&decoder, &chunks, &baseline, &lanes.engine, request.mimic, &report);
@@ -221,17 +224,18 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         }
     };
 
-    let conditions = conditions(request, &checkpoint, &baseline, files, generated.as_ref());
+    let conditions =
+        conditions(request, &device, &checkpoint, &baseline, files, generated.as_ref());
     let effective = [baseline.to_string(), Effective::bad(&layout).to_string()];
     let controls = controls(effective, request.mimic, results);
     let mut notes = [checkpoint.notes.clone(), remarks, notes(&decoder, request)].concat();
     warnings_first(&mut notes);
     let run = RunInfo {
         baseline_ppl,
-        device: format!("{} CPU threads", rayon::current_num_threads()),
-        dtype: "f32".into(),
+        device: device.describe(),
+        dtype: device.dtype().into(),
         seconds: began.elapsed().as_secs_f64(),
-        peak_bytes: peak_bytes(),
+        peak_bytes: machine::peak_bytes(),
         notes,
     };
     let model = request.model.to_string();
@@ -256,6 +260,7 @@ pub(crate) fn remarks<'s>(
 
 fn conditions(
     request: &Request,
+    device: &Device,
     checkpoint: &Checkpoint,
     baseline: &Effective,
     corpus: Vec<CorpusFile>,
@@ -270,8 +275,8 @@ fn conditions(
             None => NUMERICS.into(),
             Some(mimic) => format!("{NUMERICS}, mimicking {}", mimic.name()),
         },
-        device: "cpu".into(),
-        weights: "f32".into(),
+        device: device.name().into(),
+        weights: device.weights().into(),
         reading: checkpoint.reading.clone(),
         prompts: generated.map(Generated::conditions),
         needs: Vec::new(),
@@ -361,6 +366,7 @@ struct Lanes<'a> {
 impl<'a> Lanes<'a> {
     fn plan(
         request: &'a Request,
+        device: &Device,
         baseline: &Effective,
         layout: &[Option<LayerKv>],
         calibration: Option<&'a (Calibration, String)>,
@@ -376,7 +382,7 @@ impl<'a> Lanes<'a> {
             .iter()
             .map(|(label, scheme)| (label.as_str(), scheme, effective(scheme)))
             .collect();
-        let chunks = engine::chunks_per_tile(context).min(request.chunks);
+        let chunks = engine::chunks_per_tile(device, context).min(request.chunks);
         let control = |scheme| Lane { scheme, chunks };
         let mut engine = vec![control(baseline.clone()), control(Effective::bad(layout))];
         engine.extend(schemes.iter().filter_map(|(.., effective)| {
@@ -550,26 +556,14 @@ fn controls(
     ]
 }
 
-/// In memory where f32 weights take no more than half of it, from the file layer by layer otherwise.
+/// In memory where f32 weights take no more than half of the device's, from the file layer by layer otherwise.
 /// Values are the same either way.
-fn fitting(parameters: u64) -> Residency {
-    let memory = proc_value("/proc/meminfo", "MemTotal:").unwrap_or(u64::MAX);
-    match parameters * size_of::<f32>() as u64 <= memory / 2 {
-        true => Residency::Resident,
-        false => Residency::Streamed,
+fn fitting(device: &Device, parameters: u64) -> Residency {
+    if parameters * size_of::<f32>() as u64 <= device.memory() / 2 {
+        Residency::Resident
+    } else {
+        Residency::Streamed
     }
-}
-
-/// Peak resident memory of this process, 0 where the system does not tell.
-fn peak_bytes() -> u64 {
-    proc_value("/proc/self/status", "VmHWM:").unwrap_or(0)
-}
-
-/// A `Name:  123 kB` line of Linux's /proc, in bytes.
-fn proc_value(file: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find(|line| line.starts_with(name))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 fn notes(decoder: &Decoder, request: &Request) -> Vec<String> {

@@ -6,13 +6,16 @@
 //! before the next layer is touched.
 
 use super::config::Config;
-use super::elementwise::RmsNorm;
 use super::layer::{Layer, RopeTables};
 use super::spec::{PerLayerInputs, Spec};
 use super::tensors::{Reader, Tensors};
 use super::ModelError;
+use crate::compute::finite::FiniteFlag;
+use crate::compute::norm::RmsNorm;
+use crate::compute::product::Matrix;
+use crate::compute::{run, Device};
 use crate::kv::cache::{CacheError, KvCache};
-use candle_core::{Device, Result as TensorResult, Tensor};
+use candle_core::{Result as TensorResult, Tensor};
 use std::sync::Arc;
 use tracing::trace_span;
 
@@ -29,6 +32,7 @@ pub enum Residency {
 pub struct Decoder {
     /// What it is made of.
     pub spec: Spec,
+    device: Device,
     tensors: Arc<dyn Tensors>,
     top: Top,
     /// Empty where layers are streamed.
@@ -40,7 +44,7 @@ struct Top {
     /// (V, H)
     embedding: Tensor,
     /// (V, H)
-    head: Tensor,
+    head: Matrix,
     norm: RmsNorm,
     per_layer: Option<PerLayerProjection>,
 }
@@ -48,7 +52,7 @@ struct Top {
 /// What makes each layer's own inputs, beside their table, of which only rows are read.
 struct PerLayerProjection {
     /// (L·P, H)
-    projection: Tensor,
+    projection: Matrix,
     norm: RmsNorm,
 }
 
@@ -126,7 +130,7 @@ impl Top {
         let per_layer = spec.per_layer_inputs.as_ref();
         Ok(Top {
             embedding,
-            head,
+            head: Matrix::new(head),
             norm: RmsNorm::read(reader, "output_norm.weight", spec.hidden, spec.norm_eps)?,
             per_layer: per_layer.map(|p| PerLayerProjection::read(spec, p, reader)).transpose()?,
         })
@@ -139,7 +143,7 @@ impl PerLayerProjection {
         reader.table(PER_LAYER_TABLE, &[inputs.vocab, width])?;
         let norm = "per_layer_proj_norm.weight";
         Ok(PerLayerProjection {
-            projection: reader.tensor("per_layer_model_proj.weight", &[width, spec.hidden])?,
+            projection: reader.matrix("per_layer_model_proj.weight", &[width, spec.hidden])?,
             norm: RmsNorm::read(reader, norm, inputs.width, spec.norm_eps)?,
         })
     }
@@ -149,17 +153,23 @@ impl Decoder {
     pub(super) fn load(
         spec: &Spec,
         tensors: Arc<dyn Tensors>,
+        device: &Device,
         residency: Residency,
     ) -> Result<Self, ModelError> {
         let (top, layers) = {
-            let reader = Reader::reading(&*tensors);
+            let reader = Reader::reading(&*tensors, device.at());
             match residency {
                 Residency::Resident => walk(spec, &reader)?,
                 Residency::Streamed => (Top::read(spec, &reader)?, Vec::new()),
             }
         };
         let layers = layers.into_iter().map(Arc::new).collect();
-        Ok(Decoder { spec: spec.clone(), tensors, top, layers })
+        Ok(Decoder { spec: spec.clone(), device: device.clone(), tensors, top, layers })
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// What the layers take for token ids.
@@ -167,7 +177,7 @@ impl Decoder {
     /// # Errors
     /// Ids outside of the vocabulary; a table of per-layer inputs that cannot be read.
     pub fn embed(&self, ids: &[u32]) -> Result<Embedded, ModelError> {
-        let rows = Tensor::new(ids, &Device::Cpu)?;
+        let rows = Tensor::new(ids, self.device.at())?;
         let x = self.top.embedding.index_select(&rows, 0)?;
         let x = x.affine(f64::from(self.spec.embed_scale), 0.0)?;
         let per_layer = self.per_layer_inputs(ids, &x)?;
@@ -183,19 +193,21 @@ impl Decoder {
         let (rows, layers) = (ids.len(), self.spec.layers.len());
         let own = self.tensors.origin(PER_LAYER_TABLE).parts.swap_remove(0);
         let table = super::tensors::finite(&*self.tensors, &own, self.tensors.rows(&own, ids)?)?;
-        let projected = product(x, &weights.projection)?;
+        let table = table.to_device(self.device.at())?;
+        let projected = weights.projection.product(x)?;
         let projected = (projected / (self.spec.hidden as f64).sqrt())?;
-        let normed = projected
-            .reshape((rows * layers, inputs.width))?
-            .apply_op1_no_bwd(&weights.norm)?
+        let normed = run(&weights.norm, [&projected.reshape((rows * layers, inputs.width))?])?
             .reshape((rows, layers * inputs.width))?;
         let sum = (normed + (table * (inputs.width as f64).sqrt())?)?;
         Ok(Some((sum * std::f64::consts::FRAC_1_SQRT_2)?))
     }
 
     /// RoPE tables for contexts of up to `tokens`.
-    pub fn ropes(&self, tokens: usize) -> RopeTables {
-        RopeTables::new(&self.spec, tokens)
+    ///
+    /// # Errors
+    /// A device without memory for them.
+    pub fn ropes(&self, tokens: usize) -> TensorResult<RopeTables> {
+        RopeTables::new(&self.spec, tokens, &self.device)
     }
 
     /// Makes a layer ready, reading its weights if they are streamed.
@@ -206,7 +218,7 @@ impl Decoder {
         let layer = match self.layers.get(index) {
             Some(layer) => layer.clone(),
             None => {
-                let reader = Reader::reading(&*self.tensors);
+                let reader = Reader::reading(&*self.tensors, self.device.at());
                 Arc::new(Layer::read(&self.spec, index, &reader)?)
             }
         };
@@ -226,7 +238,7 @@ impl Decoder {
     /// # Errors
     /// Failures of tensor operations.
     pub fn logits(&self, normed: &Tensor, start: usize, len: usize) -> TensorResult<Tensor> {
-        let logits = product(normed, &self.top.head.narrow(0, start, len)?)?;
+        let logits = self.top.head.rows(start, len)?.product(normed)?;
         match self.spec.final_softcap {
             None => Ok(logits),
             Some(cap) => (logits / f64::from(cap))?.tanh()? * f64::from(cap),
@@ -247,15 +259,24 @@ impl ReadyLayer {
         at: At,
         cache: &mut dyn KvCache,
     ) -> Result<Tensor, CacheError> {
+        self.watched(x, per_layer, at, cache).map(|(x, _)| x)
+    }
+
+    /// The same with a flag of whether all numbers of the result are finite.
+    ///
+    /// # Errors
+    /// As of [`run`](ReadyLayer::run).
+    pub(crate) fn watched(
+        &self,
+        x: &Tensor,
+        per_layer: Option<&Tensor>,
+        at: At,
+        cache: &mut dyn KvCache,
+    ) -> Result<(Tensor, FiniteFlag), CacheError> {
         self.layer.run(self.index, x, per_layer, at, &self.ropes, cache)
     }
 }
 
-/// x·Wᵀ for W of (out, in).
-pub(super) fn product(x: &Tensor, weight: &Tensor) -> TensorResult<Tensor> {
-    trace_span!("products").in_scope(|| x.matmul(&weight.t()?))
-}
-
 pub(super) fn norm(x: &Tensor, norm: &RmsNorm) -> TensorResult<Tensor> {
-    trace_span!("norms").in_scope(|| x.apply_op1_no_bwd(norm))
+    trace_span!("norms").in_scope(|| run(norm, [x]))
 }

@@ -3,12 +3,9 @@
 //! Family files map a checkpoint's configuration to the decoder's [`Spec`]; no family
 //! has a forward pass of its own.
 
-pub(crate) mod attention;
 pub mod chat;
 mod config;
 pub mod decoder;
-mod delta_net;
-mod elementwise;
 pub mod error;
 mod experts;
 mod family;
@@ -16,7 +13,6 @@ mod foreign;
 mod gguf;
 mod hf;
 pub(crate) mod layer;
-pub(crate) mod ops;
 mod safetensors_header;
 pub mod spec;
 mod tensors;
@@ -24,6 +20,7 @@ pub mod tokenizer;
 
 pub use error::ModelError;
 
+use crate::compute::Device;
 use crate::source::pinned::{Pinned, GENERATION_CONFIG};
 use crate::source::Source;
 use chat::ChatTemplate;
@@ -186,11 +183,20 @@ impl Checkpoint {
         self.tokenizer_file.as_deref()
     }
 
-    /// Reads the weights in f32, all of them or those outside of the layers.
+    /// Reads the weights in f32 to compute on the CPU, all of them or those outside of the layers.
     ///
     /// # Errors
     /// Values that are not finite: each names the tensor.
     pub fn load(&self, residency: Residency) -> Result<Decoder, ModelError> {
-        Decoder::load(&self.spec, self.tensors.clone(), residency)
+        self.load_on(&Device::cpu(), residency)
+    }
+
+    /// The same for a device.
+    pub(crate) fn load_on(
+        &self,
+        device: &Device,
+        residency: Residency,
+    ) -> Result<Decoder, ModelError> {
+        Decoder::load(&self.spec, self.tensors.clone(), device, residency)
     }
 }

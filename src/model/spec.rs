@@ -1,5 +1,9 @@
 //! What a decoder is made of: the facts that a family file reads from a checkpoint's configuration.
 
+pub use crate::compute::delta_rule::{DeltaNet, HeadOrder};
+pub use crate::compute::gate::Activation;
+pub use crate::compute::rope::Pairs;
+
 use crate::kv::layout::LayerKv;
 use std::sync::Arc;
 
@@ -108,32 +112,6 @@ pub enum Kv {
     },
 }
 
-/// Gated delta rule over heads of q and k that several heads of v share.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DeltaNet {
-    /// Heads of q and k.
-    pub key_heads: usize,
-    /// Heads of v; each has a state of (key_dim, value_dim).
-    pub value_heads: usize,
-    /// Elements in a head of q and k.
-    pub key_dim: usize,
-    /// Elements in a head of v.
-    pub value_dim: usize,
-    /// Tokens that the causal convolution before q, k and v spans.
-    pub kernel: usize,
-    /// Which key head a value head reads.
-    pub order: HeadOrder,
-}
-
-/// How value heads are laid out beside their key heads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HeadOrder {
-    /// Value head h reads key head h / (value_heads / key_heads): transformers.
-    Grouped,
-    /// Value head h reads key head h mod key_heads: GGUF, whose converter reorders.
-    Tiled,
-}
-
 /// The part of a layer behind its mixer.
 #[derive(Debug, Clone, PartialEq)]
 pub enum FeedForward {
@@ -185,24 +163,6 @@ pub struct Rope {
     pub magnitude: f32,
 }
 
-/// Which elements of a head are rotated together; n is twice the number of pairs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Pairs {
-    /// (2i, 2i+1): GGUF's `llama`, whose converter permutes Q and K.
-    Adjacent,
-    /// (i, i + n/2): everything else.
-    Halves,
-}
-
-/// Activation of a gated MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x·σ(x)
-    Silu,
-    /// The tanh approximation of GELU.
-    GeluTanh,
-}
-
 impl Layer {
     /// The layer's attention, if it has one.
     pub fn attention(&self) -> Option<&Attention> {
@@ -227,29 +187,6 @@ impl Attention {
     /// Whether the layer writes into the cache.
     pub fn owns_kv(&self) -> bool {
         !matches!(self.kv, Kv::Shared { .. })
-    }
-}
-
-impl DeltaNet {
-    /// Elements of q (and of k) for one token.
-    pub fn key_width(&self) -> usize {
-        self.key_heads * self.key_dim
-    }
-
-    /// Elements of v for one token.
-    pub fn value_width(&self) -> usize {
-        self.value_heads * self.value_dim
-    }
-
-    /// Channels of the convolution: q, k and v.
-    pub fn channels(&self) -> usize {
-        2 * self.key_width() + self.value_width()
-    }
-
-    /// Bytes of a sequence's state, which is f32 whatever the scheme.
-    pub fn state_bytes(&self) -> usize {
-        let convolution = self.channels() * (self.kernel - 1);
-        size_of::<f32>() * (convolution + self.key_dim * self.value_width())
     }
 }
 

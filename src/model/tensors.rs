@@ -5,8 +5,10 @@
 //! that without reading it, and reads.
 
 use super::config::{Config, Format};
-use super::ops::first_non_finite;
 use super::ModelError;
+use crate::compute::device::HOST;
+use crate::compute::finite::first_non_finite;
+use crate::compute::product::Matrix;
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -105,6 +107,8 @@ enum Purpose<'a> {
 /// Gives the decoder its tensors, and keeps the books.
 pub(crate) struct Reader<'a> {
     purpose: Purpose<'a>,
+    /// Where tensors are put.
+    device: Device,
     books: RefCell<Books>,
 }
 
@@ -119,16 +123,26 @@ struct Books {
 impl<'a> Reader<'a> {
     /// A reader that only notes what it is asked for; its tensors are empty.
     pub fn declaring() -> Self {
-        Reader { purpose: Purpose::Declare, books: RefCell::default() }
+        Self::new(Purpose::Declare, &HOST)
     }
 
     /// A reader that checks names and shapes; its tensors are empty.
     pub fn checking(tensors: &'a dyn Tensors) -> Self {
-        Reader { purpose: Purpose::Check(tensors), books: RefCell::default() }
+        Self::new(Purpose::Check(tensors), &HOST)
     }
 
-    pub fn reading(tensors: &'a dyn Tensors) -> Self {
-        Reader { purpose: Purpose::Read(tensors), books: RefCell::default() }
+    /// A reader that reads tensors and puts them on a device.
+    pub fn reading(tensors: &'a dyn Tensors, device: &Device) -> Self {
+        Self::new(Purpose::Read(tensors), device)
+    }
+
+    fn new(purpose: Purpose<'a>, device: &Device) -> Self {
+        Reader { purpose, device: device.clone(), books: RefCell::default() }
+    }
+
+    /// Where tensors are put.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Names and shapes of all that was asked for.
@@ -155,9 +169,14 @@ impl<'a> Reader<'a> {
     /// A tensor of the given shape, f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         match self.located(name, shape)? {
-            Some((tensors, origin)) => read(tensors, &origin, shape),
-            None => Ok(Tensor::zeros(0, DType::F32, &Device::Cpu)?),
+            Some((tensors, origin)) => Ok(read(tensors, &origin, shape)?.to_device(&self.device)?),
+            None => Ok(Tensor::zeros(0, DType::F32, &self.device)?),
         }
+    }
+
+    /// The weights of a linear map, (out, in).
+    pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<Matrix, ModelError> {
+        self.tensor(name, shape).map(Matrix::new)
     }
 
     /// A matrix of which only some rows will be read, later: checked, and not read.

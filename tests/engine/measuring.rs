@@ -187,7 +187,7 @@ fn rows_of_a_second_block_are_their_own() {
     let hidden = |chunks: &[Chunk]| -> Vec<Vec<f32>> {
         let ids: Vec<u32> = chunks.iter().flat_map(|chunk| chunk.tokens.clone()).collect();
         let mut x = decoder.embed(&ids).unwrap().x;
-        let ropes = decoder.ropes(64);
+        let ropes = decoder.ropes(64).unwrap();
         let at = At { start: 0, tokens: 64 };
         for index in 0..decoder.spec.layers.len() {
             let mut cache = MeasuringCache::new(effective(&decoder.spec, "f32"));

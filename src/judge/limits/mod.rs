@@ -2,17 +2,16 @@
 //!
 //! What cannot be trusted is an error whatever the policy expects: a gate that fails open is none.
 
+use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
 use crate::results::case::CaseKind;
 use crate::results::statistics::{Direction, Statistic, Statistics};
 use crate::results::verdict::GoldenValues;
 use crate::results::verdict::JudgedLimit;
 use crate::results::verdict::Verdict;
-use crate::kv::Scheme;
 use crate::results::Outcome;
 use crate::text::command::run_command;
 use crate::text::command::Measure;
-use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -270,6 +269,7 @@ fn significant(value: f64, digits: u8) -> String {
 /// What to run to see more of a cell.
 fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
     let word = |path: &PathBuf| path.to_string_lossy().into_owned();
+    let baseline = model.baseline.to_string();
     let measure = Measure {
         source: &model.source.to_string(),
         corpus: &model.corpus.iter().map(word).collect::<Vec<_>>(),
@@ -277,7 +277,7 @@ fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
         schemes: &cell.scheme.to_string(),
         context: model.context,
         chunks: model.chunks,
-        baseline: (model.baseline != Scheme::f16()).then_some(&model.baseline.to_string()),
+        baseline: (model.baseline != Scheme::f16()).then_some(baseline.as_str()),
         options: &model.source.options(),
     };
     let run = run_command(&format!("{}::", model.cell_name(cell)));

@@ -60,7 +60,7 @@ macro_rules! block_codec {
                 }
             }
             fn round_trip(&self, x: &mut [f32]) {
-                crate::simd::vectorized!(fn blocks['a](x: &'a mut [[f32; $n]]) {
+                crate::compute::simd::vectorized!(fn blocks['a](x: &'a mut [[f32; $n]]) {
                     let mut bytes = [0u8; $bytes];
                     for x in x {
                         <$ty as crate::kv::codec::block::Block<$n, $bytes>>::encode_block(x, &mut bytes);

@@ -22,9 +22,9 @@
 
 use super::contract::Codec;
 use super::numbers::{get_half, put_half, range};
+use crate::compute::simd::vectorized;
 use crate::kv::exact::{Exact, Tail};
 use crate::kv::hadamard::{butterflies, scaled_hadamard};
-use crate::simd::vectorized;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use half::vec::HalfFloatVecExt;

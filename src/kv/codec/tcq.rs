@@ -14,7 +14,7 @@
 
 use super::contract::Codec;
 use super::turbo::{Quantizer, Scale, Turbo, GROUP};
-use crate::simd::vectorized;
+use crate::compute::simd::vectorized;
 
 pub(super) static ALL: &[&dyn Codec] = &[&TURBO3_TCQ, &TURBO2_TCQ];
 

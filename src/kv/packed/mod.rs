@@ -1,13 +1,14 @@
 //! The cache for generating text. It keeps the encoded bytes that a serving engine would keep, and the exact
 //! tail and sink in half precision.
 
-use super::cache::{CacheError, KvCache, Versions, View};
+use super::cache::{CacheError, KvCache, Versions, View, BEFORE, HALVED, STORED};
 use super::effective::{Effective, Held, LayerScheme, SideScheme};
 use super::layout::LayerKv;
-use super::measuring::{finite, gather, kept_finite, scatter, BEFORE};
 use super::recurrent::Recurrent;
 use super::shared::Shared;
-use crate::model::ops::read;
+use crate::compute::elements::read;
+use crate::compute::finite::all_finite;
+use crate::compute::round_trip::{gather, scatter};
 use candle_core::{Device, Tensor};
 use half::f16;
 use std::collections::{BTreeMap, VecDeque};
@@ -98,7 +99,8 @@ impl KvCache for PackedCache {
             finite(layer, side, &x, BEFORE)?;
             kept_finite(layer, side, store.append(&x, scheme, kv)?)
         });
-        let view = View { k: k?, v: v?, start, queries: queries.clone() };
+        let (queries, checks) = (queries.clone(), Vec::new());
+        let view = View { k: k?, v: v?, start, queries, checks };
         Ok(self.shared.share(layer, kv, view))
     }
 
@@ -109,6 +111,32 @@ impl KvCache for PackedCache {
     fn recurrent(&mut self, layer: usize) -> &mut Option<Recurrent> {
         self.shared.state(layer)
     }
+}
+
+/// Checks K or V of a layer.
+fn finite(
+    layer: usize,
+    side: &'static str,
+    x: &Tensor,
+    when: &'static str,
+) -> Result<(), CacheError> {
+    if read(x, all_finite)? {
+        return Ok(());
+    }
+    Err(CacheError::NotFinite { layer, side, when })
+}
+
+/// Checks what the cache gives back.
+fn kept_finite(
+    layer: usize,
+    side: &'static str,
+    versions: Versions,
+) -> Result<Versions, CacheError> {
+    finite(layer, side, &versions.stored, STORED)?;
+    if let Some((exact, _)) = &versions.exact {
+        finite(layer, side, exact, HALVED)?;
+    }
+    Ok(versions)
 }
 
 /// The first token that the next query sees if the sequence has `tokens` tokens.
@@ -153,7 +181,7 @@ impl PackedSide {
             }
             self.encode(x, before, scheme, kv);
         })?;
-        let versions = self.versions(seen, scheme, kv)?;
+        let versions = self.versions(seen, scheme, kv, x.device())?;
         self.drop_unread(&scheme.held(kv, self.tokens));
         Ok(versions)
     }
@@ -213,9 +241,10 @@ impl PackedSide {
         start: usize,
         scheme: &SideScheme,
         kv: &LayerKv,
+        device: &Device,
     ) -> candle_core::Result<Versions> {
         let shape = (1, self.tokens - start, kv.heads, kv.head_dim);
-        let tensor = |x: Vec<f32>| Tensor::from_vec(x, shape, &Device::Cpu);
+        let tensor = |x: Vec<f32>| Tensor::from_vec(x, shape, device);
         let exact = if scheme.keeps_exact() {
             Some((tensor(self.exact(start, kv))?, scheme.exact))
         } else {

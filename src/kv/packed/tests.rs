@@ -1,8 +1,10 @@
 use super::*;
+use crate::compute::attention::SoftmaxAttention;
+use crate::compute::device::HOST;
+use crate::compute::run;
 use crate::kv::codec;
 use crate::kv::measuring::MeasuringCache;
 use crate::kv::Scheme;
-use crate::model::attention::Attention;
 
 const HEADS: usize = 2;
 
@@ -38,11 +40,11 @@ fn random(tokens: usize, heads: usize, head_dim: usize, seed: u64) -> Tensor {
     };
     let count = tokens * heads * head_dim;
     let x: Vec<f32> = (0..count).map(|i| next() * (1.0 + (i % 7) as f32 / 3.0)).collect();
-    Tensor::from_vec(x, (1, tokens, heads, head_dim), &Device::Cpu).unwrap()
+    Tensor::from_vec(x, (1, tokens, heads, head_dim), &HOST).unwrap()
 }
 
 fn attend(q: &Tensor, kv: &LayerKv, view: View) -> Vec<f32> {
-    let op = Attention {
+    let op = SoftmaxAttention {
         heads: 2 * HEADS,
         kv_heads: HEADS,
         head_dim: kv.head_dim,
@@ -56,7 +58,7 @@ fn attend(q: &Tensor, kv: &LayerKv, view: View) -> Vec<f32> {
         v: view.v,
     };
     let q = q.force_contiguous().unwrap();
-    let out = q.apply_op3_no_bwd(&op.k.stored, &op.v.stored, &op).unwrap();
+    let out = run(&op, [&q]).unwrap();
     out.flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -161,7 +163,7 @@ fn a_sequence_is_cut_back_where_that_is_possible() {
     assert!(refused("q4_0", Some(40), 100).contains("have been let go"));
     assert!(refused("q4_0", None, 121).contains("it has fewer"));
     let mut cache = PackedCache::new(effective("q4_0", kv).unwrap());
-    *cache.recurrent(3) = Some(Recurrent::zero(1, 4, 4));
+    *cache.recurrent(3) = Some(Recurrent::zero(1, 4, 4, &HOST).unwrap());
     assert!(cache.truncate(0).unwrap_err().to_string().contains("its state is of all tokens"));
 }
 

@@ -11,11 +11,12 @@ use super::config::{Config, Fact, Format};
 use super::family::{self, Names};
 use super::tensors::{gathered, Joined, Origin, Tensors};
 use super::ModelError;
+use crate::compute::device::HOST;
 use crate::files;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::gguf_file::Value;
 use candle_core::quantized::GgmlDType;
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use header::{Header, TensorInfo};
 use memmap2::Mmap;
 use std::borrow::Cow;
@@ -246,8 +247,8 @@ impl Tensors for Gguf {
 
     fn read(&self, own: &str) -> Result<Tensor, ModelError> {
         let (info, bytes, dtype) = self.info(own)?;
-        qtensor_from_ggml(dtype, &aligned(bytes), info.shape.clone(), &Device::Cpu)
-            .and_then(|quantized| quantized.dequantize(&Device::Cpu))
+        qtensor_from_ggml(dtype, &aligned(bytes), info.shape.clone(), &HOST)
+            .and_then(|quantized| quantized.dequantize(&HOST))
             .map_err(|e| self.malformed(format!("tensor `{own}`: {}", brief(&e))))
     }
 
@@ -258,8 +259,8 @@ impl Tensors for Gguf {
         };
         let row_bytes = width / dtype.block_size() * dtype.type_size();
         let bytes = gathered(table, row_bytes, ids)?;
-        let quantized = qtensor_from_ggml(dtype, &bytes, vec![ids.len(), width], &Device::Cpu)?;
-        Ok(quantized.dequantize(&Device::Cpu)?)
+        let quantized = qtensor_from_ggml(dtype, &bytes, vec![ids.len(), width], &HOST)?;
+        Ok(quantized.dequantize(&HOST)?)
     }
 }
 

@@ -10,9 +10,10 @@ use super::config::{Config, Fact, Format};
 use super::family::{self, Names};
 use super::tensors::{gathered, Joined, Origin, Tensors};
 use super::{safetensors_header, ModelError};
+use crate::compute::device::HOST;
 use crate::files;
 use crate::source::pinned::{CONFIG, INDEX, TOKENIZER};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use convention::Convention;
 use folder::Weights;
 use memmap2::Mmap;
@@ -483,14 +484,14 @@ impl Tensors for HfCheckpoint {
 
     fn read(&self, own: &str) -> Result<Tensor, ModelError> {
         let (located, bytes, dtype) = self.located(own)?;
-        Ok(Tensor::from_raw_buffer(bytes, dtype, &located.shape, &Device::Cpu)?)
+        Ok(Tensor::from_raw_buffer(bytes, dtype, &located.shape, &HOST)?)
     }
 
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {
         let (located, bytes, dtype) = self.located(own)?;
         let width = located.shape.last().copied().unwrap_or(1);
         let rows = gathered(bytes, width * dtype.size_in_bytes(), ids)?;
-        let rows = Tensor::from_raw_buffer(&rows, dtype, &[ids.len(), width], &Device::Cpu)?;
+        let rows = Tensor::from_raw_buffer(&rows, dtype, &[ids.len(), width], &HOST)?;
         Ok(rows.to_dtype(DType::F32)?)
     }
 }

@@ -1,12 +1,20 @@
 //! One layer of the decoder: mixer, feed-forward part, and what Gemma 4 adds behind them.
 
-use super::attention::Attention as Kernel;
-use super::decoder::{norm, product, At};
-use super::delta_net::Rule;
-use super::elementwise::{Bias, Gate, Heads, Residual, RmsNorm, RopeTable, SigmoidGate};
+use super::decoder::{norm, At};
 use super::experts::Mixture;
-use super::spec::{Activation, Attention, DeltaNet, Experts, Kv, Spec};
-use crate::kv::cache::{CacheError, KvCache, View};
+use super::spec::{Activation, Attention, DeltaNet, Experts, Kv, Rope, Spec};
+use crate::compute::attention::SoftmaxAttention;
+use crate::compute::bias::Bias;
+use crate::compute::delta_rule::{DeltaRule, Recurrent, RuleWeights};
+use crate::compute::finite::FiniteFlag;
+use crate::compute::gate::{GatedActivation, SigmoidGate};
+use crate::compute::heads::Heads;
+use crate::compute::norm::RmsNorm;
+use crate::compute::product::Matrix;
+use crate::compute::residual::Residual;
+use crate::compute::rope::RopeTable;
+use crate::compute::{run, Device};
+use crate::kv::cache::{CacheError, KvCache, StorageCheck, View};
 use candle_core::{Result as TensorResult, Tensor};
 use std::sync::Arc;
 use tracing::trace_span;
@@ -21,7 +29,11 @@ const ROWS: usize = 1024;
 pub struct RopeTables(Arc<Vec<Option<Arc<RopeTable>>>>);
 
 impl RopeTables {
-    pub(super) fn new(spec: &Spec, tokens: usize) -> Self {
+    pub(super) fn new(spec: &Spec, tokens: usize, device: &Device) -> TensorResult<Self> {
+        let table = |rope: &Rope| {
+            let Rope { pairs, frequencies, magnitude, .. } = rope;
+            RopeTable::new(*pairs, frequencies, *magnitude, tokens, device.at()).map(Arc::new)
+        };
         let mut tables: Vec<Option<Arc<RopeTable>>> = Vec::new();
         let ropes: Vec<_> =
             spec.layers.iter().map(|layer| layer.attention().map(|a| &a.rope)).collect();
@@ -30,11 +42,11 @@ impl RopeTables {
             let known = ropes[..i].iter().position(|r| r == rope);
             tables.push(match (known, rope) {
                 (Some(same), _) => tables[same].clone(),
-                (None, Some(rope)) => Some(Arc::new(RopeTable::new(rope, tokens))),
+                (None, Some(rope)) => Some(table(rope)?),
                 (None, None) => None,
             });
         }
-        RopeTables(Arc::new(tables))
+        Ok(RopeTables(Arc::new(tables)))
     }
 }
 
@@ -42,13 +54,15 @@ impl RopeTables {
 pub(super) struct Layer {
     mixer_norm: RmsNorm,
     mixer: MixerWeights,
-    mixer_residual: Residual,
+    /// What the mixer adds is normalised so.
+    mixed_norm: Option<RmsNorm>,
     feed_norm: RmsNorm,
     feed: Feed,
-    feed_residual: Residual,
+    /// What the feed-forward part adds is normalised so.
+    fed_norm: Option<RmsNorm>,
     inputs: Option<OwnInputs>,
     /// The residual stream is multiplied by it.
-    scale: Option<f64>,
+    scale: Option<f32>,
 }
 
 enum MixerWeights {
@@ -79,23 +93,24 @@ struct OwnInputs {
     activation: Activation,
     width: usize,
     /// (P, H)
-    gate: Tensor,
+    gate: Matrix,
     /// (H, P)
-    projection: Tensor,
-    residual: Residual,
+    projection: Matrix,
+    /// What they add is normalised so.
+    norm: RmsNorm,
 }
 
 /// A matrix, and perhaps a bias.
 struct Linear {
-    weight: Tensor,
+    weight: Matrix,
     bias: Option<Bias>,
 }
 
 struct AttentionWeights {
     spec: Attention,
     /// Rows of Q, of K and V where the layer has its own, and of the gate, one after the other.
-    input: Tensor,
-    biases: Option<[Arc<Vec<f32>>; 3]>,
+    input: Matrix,
+    biases: Option<[Tensor; 3]>,
     q_norm: Option<RmsNorm>,
     k_norm: Option<RmsNorm>,
     v_norm: Option<RmsNorm>,
@@ -105,10 +120,10 @@ struct AttentionWeights {
 struct DeltaNetWeights {
     spec: DeltaNet,
     /// Rows of q, k and v, of z, and of β's and g's inputs, one after the other.
-    input: Tensor,
-    rule: Rule,
+    input: Matrix,
+    rule: RuleWeights,
     /// (H, value width)
-    output: Tensor,
+    output: Matrix,
 }
 
 struct MlpWeights {
@@ -128,23 +143,43 @@ impl Layer {
         at: At,
         ropes: &RopeTables,
         cache: &mut dyn KvCache,
-    ) -> Result<Tensor, CacheError> {
-        let mixed = match &self.mixer {
+    ) -> Result<(Tensor, FiniteFlag), CacheError> {
+        let (mixed, checks) = match &self.mixer {
             MixerWeights::Attention(attention) => {
                 attention.run(index, x, &self.mixer_norm, at, ropes, cache)?
             }
-            MixerWeights::DeltaNet(net) => net.run(index, x, &self.mixer_norm, at, cache)?,
+            MixerWeights::DeltaNet(net) => {
+                (net.run(index, x, &self.mixer_norm, at, cache)?, Vec::new())
+            }
         };
-        let x = residual(x, &mixed, &self.mixer_residual)?;
+        let out = self.behind_mixer(index, x, &mixed, per_layer);
+        // K and V first: what is wrong with them is why the rest is wrong
+        checks.iter().try_for_each(|check| check.read(index))?;
+        Ok(out?)
+    }
+
+    /// What follows the mixer, and whether all numbers of the result are finite.
+    fn behind_mixer(
+        &self,
+        index: usize,
+        x: &Tensor,
+        mixed: &Tensor,
+        per_layer: Option<&Tensor>,
+    ) -> TensorResult<(Tensor, FiniteFlag)> {
+        let finite = FiniteFlag::default();
+        let inner = |norm| Residual { norm, scale: None, finite: None };
+        let last = |norm| Residual { norm, scale: self.scale, finite: Some(&finite) };
+        let x = residual(x, mixed, &inner(self.mixed_norm.as_ref()))?;
         let added = by_rows(&x, |x| self.feed.run(x, &self.feed_norm))?;
-        let mut x = residual(&x, &added, &self.feed_residual)?;
-        if let (Some(own), Some(inputs)) = (&self.inputs, per_layer) {
-            x = residual(&x, &own.run(index, &x, inputs)?, &own.residual)?;
-        }
-        match self.scale {
-            None => Ok(x),
-            Some(scale) => Ok((x * scale)?),
-        }
+        let norm = self.fed_norm.as_ref();
+        let x = match (&self.inputs, per_layer) {
+            (Some(own), Some(inputs)) => {
+                let x = residual(&x, &added, &inner(norm))?;
+                residual(&x, &own.run(index, &x, inputs)?, &last(Some(&own.norm)))?
+            }
+            _ => residual(&x, &added, &last(norm))?,
+        };
+        Ok((x, finite))
     }
 }
 
@@ -157,14 +192,14 @@ impl AttentionWeights {
         at: At,
         ropes: &RopeTables,
         cache: &mut dyn KvCache,
-    ) -> Result<Tensor, CacheError> {
+    ) -> Result<(Tensor, Vec<StorageCheck>), CacheError> {
         let a = &self.spec;
         let sequences = x.dim(0)? / at.tokens;
         let rope = ropes.0[index].as_ref();
-        let projected = by_rows(x, |x| product(&norm(x, before)?, &self.input))?;
-        let heads = |op: Heads| trace_span!("heads").in_scope(|| projected.apply_op1_no_bwd(&op));
+        let projected = by_rows(x, |x| self.input.product(&norm(x, before)?))?;
+        let heads = |op: Heads| trace_span!("heads").in_scope(|| run(&op, [&projected]));
         let q = heads(self.q(rope, at))?;
-        let View { k, v, start, queries } = match a.kv {
+        let View { k, v, start, queries, checks } = match a.kv {
             Kv::Shared { owner } => cache.shared(owner)?,
             _ => {
                 let stored = (sequences, at.tokens, a.kv_heads, a.head_dim);
@@ -176,7 +211,7 @@ impl AttentionWeights {
         if let Some(rounding) = queries {
             rounding.round(&q.reshape((sequences, at.tokens, a.heads, a.head_dim))?)?;
         }
-        let kernel = Kernel {
+        let op = SoftmaxAttention {
             heads: a.heads,
             kv_heads: a.kv_heads,
             head_dim: a.head_dim,
@@ -189,15 +224,11 @@ impl AttentionWeights {
             k,
             v,
         };
-        let attended = trace_span!("attention")
-            .in_scope(|| q.apply_op3_no_bwd(&kernel.k.stored, &kernel.v.stored, &kernel))?;
-        let attended = match a.gated {
-            false => attended,
-            true => {
-                attended.apply_op2_no_bwd(&projected, &SigmoidGate { start: self.gate_start() })?
-            }
-        };
-        Ok(by_rows(&attended, |x| self.output.run(x))?)
+        let mut attended = trace_span!("attention").in_scope(|| run(&op, [&q]))?;
+        if a.gated {
+            attended = run(&SigmoidGate { start: self.gate_start() }, [&attended, &projected])?;
+        }
+        Ok((by_rows(&attended, |x| self.output.run(x))?, checks))
     }
 
     fn gate_start(&self) -> usize {
@@ -253,11 +284,15 @@ impl DeltaNetWeights {
         at: At,
         cache: &mut dyn KvCache,
     ) -> Result<Tensor, CacheError> {
-        let projected = by_rows(x, |x| product(&norm(x, before)?, &self.input))?;
-        let state = cache.recurrent(index);
-        let out = trace_span!("delta rule")
-            .in_scope(|| self.rule.run(&self.spec, &projected, at.tokens, state))?;
-        Ok(by_rows(&out, |x| product(x, &self.output))?)
+        let (net, tokens) = (&self.spec, at.tokens);
+        let projected = by_rows(x, |x| self.input.product(&norm(x, before)?))?;
+        let state = match cache.recurrent(index) {
+            Some(state) => state,
+            none => none.insert(Recurrent::before(net, x.dim(0)? / tokens, x.device())?),
+        };
+        let rule = DeltaRule { net, weights: &self.rule, tokens, state };
+        let out = trace_span!("delta rule").in_scope(|| run(&rule, [&projected]))?;
+        Ok(by_rows(&out, |x| self.output.product(x))?)
     }
 }
 
@@ -283,8 +318,8 @@ impl Feed {
 impl MlpWeights {
     fn run(&self, x: &Tensor) -> TensorResult<Tensor> {
         let both = self.gate_up.run(x)?;
-        let gate = Gate(self.activation);
-        self.down.run(&trace_span!("gate").in_scope(|| both.apply_op1_no_bwd(&gate))?)
+        let gate = GatedActivation(self.activation);
+        self.down.run(&trace_span!("gate").in_scope(|| run(&gate, [&both]))?)
     }
 }
 
@@ -292,24 +327,24 @@ impl OwnInputs {
     /// project(act(gate(x)) ⊙ input), before its norm.
     fn run(&self, index: usize, x: &Tensor, inputs: &Tensor) -> TensorResult<Tensor> {
         let inputs = inputs.narrow(1, index * self.width, self.width)?;
-        by_rows(&Tensor::cat(&[&product(x, &self.gate)?, &inputs], 1)?, |both| {
-            product(&both.apply_op1_no_bwd(&Gate(self.activation))?, &self.projection)
+        by_rows(&Tensor::cat(&[&self.gate.product(x)?, &inputs], 1)?, |both| {
+            self.projection.product(&run(&GatedActivation(self.activation), [both])?)
         })
     }
 }
 
 impl Linear {
     fn run(&self, x: &Tensor) -> TensorResult<Tensor> {
-        let y = product(x, &self.weight)?;
+        let y = self.weight.product(x)?;
         match &self.bias {
             None => Ok(y),
-            Some(bias) => y.apply_op1_no_bwd(bias),
+            Some(bias) => run(bias, [&y]),
         }
     }
 }
 
 fn residual(x: &Tensor, y: &Tensor, residual: &Residual) -> TensorResult<Tensor> {
-    trace_span!("residuals").in_scope(|| x.apply_op2_no_bwd(y, residual))
+    trace_span!("residuals").in_scope(|| run(residual, [x, y]))
 }
 
 /// Applies `f` to blocks of rows and joins what it gives.

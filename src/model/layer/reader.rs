@@ -2,16 +2,17 @@
 
 use super::{AttentionWeights, Both, DeltaNetWeights, Feed, Layer, Linear, MixerWeights};
 use super::{MlpWeights, OwnInputs};
-use crate::model::delta_net::Rule;
-use crate::model::elementwise::{Bias, Residual, RmsNorm};
+use crate::compute::bias::Bias;
+use crate::compute::delta_rule::RuleWeights;
+use crate::compute::norm::RmsNorm;
+use crate::compute::product::{Matrix, MatrixStack};
 use crate::model::experts::{Mixture, SharedExpert};
 use crate::model::spec::{
     self, Activation, Attention, DeltaNet, Experts, FeedForward, Kv, Mixer, Mlp, Spec,
 };
 use crate::model::tensors::Reader;
 use crate::model::ModelError;
-use candle_core::Tensor;
-use std::sync::Arc;
+use candle_core::{DType, Tensor};
 
 impl RmsNorm {
     /// Reads the weights of a norm.
@@ -21,17 +22,13 @@ impl RmsNorm {
         len: usize,
         eps: f32,
     ) -> Result<Self, ModelError> {
-        Ok(RmsNorm { weight: Arc::new(vector(reader, name, len)?), eps })
+        Ok(RmsNorm { weight: reader.tensor(name, &[len])?, eps })
     }
 
     /// A norm without weights.
-    fn plain(len: usize, eps: f32) -> Self {
-        RmsNorm { weight: Arc::new(vec![1.0; len]), eps }
+    fn plain(reader: &Reader, len: usize, eps: f32) -> Result<Self, ModelError> {
+        Ok(RmsNorm { weight: Tensor::ones(len, DType::F32, reader.device())?, eps })
     }
-}
-
-fn vector(reader: &Reader, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-    Ok(reader.tensor(name, &[len])?.to_vec1()?)
 }
 
 /// Reads the tensors of one layer.
@@ -51,10 +48,10 @@ impl Layer {
                 Mixer::Attention(attention) => MixerWeights::Attention(own.attention(attention)?),
                 Mixer::DeltaNet(net) => MixerWeights::DeltaNet(own.delta_net(net)?),
             },
-            mixer_residual: own.residual("post_attention_norm.weight", layer.post_norms)?,
+            mixed_norm: own.post_norm("post_attention_norm.weight", layer.post_norms)?,
             feed_norm: own.norm("ffn_norm.weight", spec.hidden)?,
             feed: own.feed(layer)?,
-            feed_residual: own.residual("post_ffw_norm.weight", layer.post_norms)?,
+            fed_norm: own.post_norm("post_ffw_norm.weight", layer.post_norms)?,
             inputs: own.inputs(layer.activation)?,
             scale: layer.scaled.then(|| own.scale()).transpose()?,
         })
@@ -70,39 +67,40 @@ impl LayerReader<'_> {
         self.reader.tensor(&self.name(part), shape)
     }
 
-    fn vector(&self, part: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-        vector(self.reader, &self.name(part), len)
+    fn matrix(&self, part: &str, shape: &[usize]) -> Result<Matrix, ModelError> {
+        self.reader.matrix(&self.name(part), shape)
     }
 
     fn norm(&self, part: &str, len: usize) -> Result<RmsNorm, ModelError> {
         RmsNorm::read(self.reader, &self.name(part), len, self.spec.norm_eps)
     }
 
-    fn residual(&self, part: &str, normed: bool) -> Result<Residual, ModelError> {
-        let norm = normed.then(|| self.norm(part, self.spec.hidden)).transpose()?;
-        Ok(Residual { norm })
+    /// The norm of what a half-layer adds, where there is one.
+    fn post_norm(&self, part: &str, normed: bool) -> Result<Option<RmsNorm>, ModelError> {
+        normed.then(|| self.norm(part, self.spec.hidden)).transpose()
     }
 
     /// Matrices with the same input, one below the other.
-    fn stacked(&self, parts: &[(&str, usize)]) -> Result<Tensor, ModelError> {
+    fn stacked(&self, parts: &[(&str, usize)]) -> Result<Matrix, ModelError> {
         let read = |(part, out): &(&str, usize)| self.tensor(part, &[*out, self.spec.hidden]);
         let parts = parts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        Ok(Tensor::cat(&parts, 0)?)
+        Ok(Matrix::new(Tensor::cat(&parts, 0)?))
     }
 
     fn bias(&self, parts: &[(&str, usize)]) -> Result<Bias, ModelError> {
-        let read = |(part, len): &(&str, usize)| self.vector(part, *len);
+        let read = |(part, len): &(&str, usize)| self.tensor(part, &[*len]);
         let parts = parts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        Ok(Bias(Arc::new(parts.concat())))
+        Ok(Bias(Tensor::cat(&parts, 0)?))
     }
 
     fn attention(&self, a: &Attention) -> Result<AttentionWeights, ModelError> {
         let (q, kv) = (a.q_width(), a.kv_width());
         let biases = || -> Result<_, ModelError> {
-            let bias = |part: &str, len| self.vector(part, len).map(Arc::new);
+            let bias = |part: &str, len| self.tensor(part, &[len]);
             Ok([bias("attn_q.bias", q)?, bias("attn_k.bias", kv)?, bias("attn_v.bias", kv)?])
         };
         let qk_norm = |part: &str, has: bool| has.then(|| self.norm(part, a.head_dim)).transpose();
+        let v_norm = || RmsNorm::plain(self.reader, a.head_dim, self.spec.norm_eps);
         let output_bias = || self.bias(&[("attn_output.bias", self.spec.hidden)]);
         if !a.owns_kv() {
             // the original files of E2B and E4B hold them all the same
@@ -116,16 +114,16 @@ impl LayerReader<'_> {
             biases: a.qkv_bias.then(biases).transpose()?,
             q_norm: qk_norm("attn_q_norm.weight", a.qk_norm)?,
             k_norm: qk_norm("attn_k_norm.weight", a.qk_norm && a.owns_kv())?,
-            v_norm: a.v_norm.then(|| RmsNorm::plain(a.head_dim, self.spec.norm_eps)),
+            v_norm: a.v_norm.then(|| v_norm()).transpose()?,
             output: Linear {
-                weight: self.tensor("attn_output.weight", &[self.spec.hidden, q])?,
+                weight: self.matrix("attn_output.weight", &[self.spec.hidden, q])?,
                 bias: a.output_bias.then(output_bias).transpose()?,
             },
         })
     }
 
     /// Rows of Q, K, V and the gate. Files hold a head's gate behind its Q.
-    fn attention_input(&self, a: &Attention) -> Result<Tensor, ModelError> {
+    fn attention_input(&self, a: &Attention) -> Result<Matrix, ModelError> {
         let (q, kv, hidden) = (a.q_width(), a.kv_width(), self.spec.hidden);
         let both = self.tensor("attn_q.weight", &[if a.gated { 2 * q } else { q }, hidden])?;
         let half = |at: usize| {
@@ -144,7 +142,7 @@ impl LayerReader<'_> {
         if a.gated {
             rows.push(half(1)?);
         }
-        Ok(Tensor::cat(&rows, 0)?)
+        Ok(Matrix::new(Tensor::cat(&rows, 0)?))
     }
 
     fn delta_net(&self, net: &DeltaNet) -> Result<DeltaNetWeights, ModelError> {
@@ -158,14 +156,13 @@ impl LayerReader<'_> {
                 ("ssm_beta.weight", heads),
                 ("ssm_alpha.weight", heads),
             ])?,
-            rule: Rule {
-                convolution: convolution.flatten_all()?.to_vec1()?,
-                decay: self.vector("ssm_a", heads)?,
-                time_bias: self.vector("ssm_dt.bias", heads)?,
-                norm: self.vector("ssm_norm.weight", net.value_dim)?,
-                norm_eps: self.spec.norm_eps,
+            rule: RuleWeights {
+                convolution,
+                decay: self.tensor("ssm_a", &[heads])?,
+                time_bias: self.tensor("ssm_dt.bias", &[heads])?,
+                norm: self.norm("ssm_norm.weight", net.value_dim)?,
             },
-            output: self.tensor("ssm_out.weight", &[self.spec.hidden, net.value_width()])?,
+            output: self.matrix("ssm_out.weight", &[self.spec.hidden, net.value_width()])?,
         })
     }
 
@@ -199,7 +196,7 @@ impl LayerReader<'_> {
                 bias: mlp.bias.then(inner).transpose()?,
             },
             down: Linear {
-                weight: self.tensor("ffn_down.weight", &[hidden, width])?,
+                weight: self.matrix("ffn_down.weight", &[hidden, width])?,
                 bias: mlp.bias.then(outer).transpose()?,
             },
         })
@@ -208,32 +205,36 @@ impl LayerReader<'_> {
     fn mixture(&self, spec: &Experts) -> Result<Mixture, ModelError> {
         let (hidden, count, width) = (self.spec.hidden, spec.count, spec.width);
         Ok(Mixture {
-            router: self.tensor("ffn_gate_inp.weight", &[count, hidden])?,
+            router: self.matrix("ffn_gate_inp.weight", &[count, hidden])?,
             router_norm: spec.scaled_router.then(|| self.router_norm()).transpose()?,
-            gate_up: self.tensor("ffn_gate_up_exps.weight", &[count, 2 * width, hidden])?,
-            down: self.tensor("ffn_down_exps.weight", &[count, hidden, width])?,
+            gate_up: self.experts("ffn_gate_up_exps.weight", &[count, 2 * width, hidden])?,
+            down: self.experts("ffn_down_exps.weight", &[count, hidden, width])?,
             scales: spec
                 .scaled_router
-                .then(|| self.vector("ffn_down_exps.scale", count))
+                .then(|| self.tensor("ffn_down_exps.scale", &[count]))
                 .transpose()?,
             shared: spec.shared.map(|width| self.shared_expert(width)).transpose()?,
         })
     }
 
+    /// A matrix for each expert.
+    fn experts(&self, part: &str, shape: &[usize]) -> Result<MatrixStack, ModelError> {
+        self.tensor(part, shape).map(MatrixStack::new)
+    }
+
     /// rms(x) ⊙ scale / √H, as one norm.
     fn router_norm(&self) -> Result<RmsNorm, ModelError> {
-        let mut weight = self.vector("ffn_gate_inp.scale", self.spec.hidden)?;
-        let root = (self.spec.hidden as f32).sqrt();
-        weight.iter_mut().for_each(|w| *w /= root);
-        Ok(RmsNorm { weight: Arc::new(weight), eps: self.spec.norm_eps })
+        let norm = self.norm("ffn_gate_inp.scale", self.spec.hidden)?;
+        let root = Tensor::new((self.spec.hidden as f32).sqrt(), self.reader.device())?;
+        Ok(RmsNorm { weight: norm.weight.broadcast_div(&root)?, ..norm })
     }
 
     fn shared_expert(&self, width: usize) -> Result<SharedExpert, ModelError> {
         Ok(SharedExpert {
             gate_up: self
                 .stacked(&[("ffn_gate_shexp.weight", width), ("ffn_up_shexp.weight", width)])?,
-            down: self.tensor("ffn_down_shexp.weight", &[self.spec.hidden, width])?,
-            weight: self.tensor("ffn_gate_inp_shexp.weight", &[1, self.spec.hidden])?,
+            down: self.matrix("ffn_down_shexp.weight", &[self.spec.hidden, width])?,
+            weight: self.matrix("ffn_gate_inp_shexp.weight", &[1, self.spec.hidden])?,
         })
     }
 
@@ -243,15 +244,15 @@ impl LayerReader<'_> {
         Ok(Some(OwnInputs {
             activation,
             width,
-            gate: self.tensor("inp_gate.weight", &[width, hidden])?,
-            projection: self.tensor("proj.weight", &[hidden, width])?,
-            residual: self.residual("post_norm.weight", true)?,
+            gate: self.matrix("inp_gate.weight", &[width, hidden])?,
+            projection: self.matrix("proj.weight", &[hidden, width])?,
+            norm: self.norm("post_norm.weight", hidden)?,
         }))
     }
 
-    fn scale(&self) -> Result<f64, ModelError> {
+    fn scale(&self) -> Result<f32, ModelError> {
         // empty where nothing is read
-        let scale = self.vector("layer_output_scale.weight", 1)?;
-        Ok(scale.first().map_or(1.0, |&scale| scale.into()))
+        let scale = self.tensor("layer_output_scale.weight", &[1])?.to_vec1()?;
+        Ok(scale.first().copied().unwrap_or(1.0))
     }
 }

@@ -384,6 +384,8 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
         [&s.scheme, &s.effective].into_iter().find(|name| name.parse::<Scheme>().is_ok()).cloned()
     };
     let schemes: Vec<String> = m.schemes.iter().filter_map(scheme).take(SCHEMES).collect();
+    let baseline = &m.conditions.baseline;
+    let is_f16 = baseline.parse().is_ok_and(|baseline: Scheme| baseline == Scheme::f16());
     let again = Measure {
         source: "MODEL",
         corpus: &corpus,
@@ -391,7 +393,7 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
         schemes: &schemes.join(","),
         context: m.conditions.context,
         chunks: m.conditions.chunks,
-        baseline: (!is_f16).then_some(&m.conditions.baseline),
+        baseline: (!is_f16).then_some(baseline.as_str()),
         options: &options(&m.conditions.reading),
     };
     let mut how = "In the policy's folder, at the commit below.".to_owned();

@@ -39,7 +39,7 @@ pub fn logits_in_parts(
 
 /// Logits of some tokens that follow on the `start` ones in the cache.
 pub fn run_part(decoder: &Decoder, ids: &[u32], start: usize, cache: &mut dyn KvCache) -> Tensor {
-    let ropes = decoder.ropes(start + ids.len());
+    let ropes = decoder.ropes(start + ids.len()).unwrap();
     let embedded = decoder.embed(ids).unwrap();
     let mut x = embedded.x;
     for index in 0..decoder.spec.layers.len() {
@@ -81,7 +81,7 @@ pub fn portions(tokens: usize) -> Vec<usize> {
 /// the one pass's inputs, and each cache its K and V: a difference of 1e-7 there flips a code.
 pub fn in_parts_by_layer(decoder: &Decoder, ids: &[u32], scheme: &str) -> f64 {
     let scheme = effective(&decoder.spec, scheme);
-    let ropes = decoder.ropes(ids.len());
+    let ropes = decoder.ropes(ids.len()).unwrap();
     let layers: Vec<_> =
         (0..decoder.spec.layers.len()).map(|i| decoder.ready(i, &ropes).unwrap()).collect();
     let embedded = decoder.embed(ids).unwrap();

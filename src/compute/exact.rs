@@ -47,7 +47,7 @@ impl Exact {
     }
 
     /// The rule in a layer whose queries see so many keys: there is no sink in a window that moves on.
-    pub(super) fn within(self, window: Option<usize>) -> Self {
+    pub(crate) fn within(self, window: Option<usize>) -> Self {
         Exact { sink: if window.is_some() { 0 } else { self.sink }, ..self }
     }
 }

@@ -5,11 +5,11 @@
 //! scoresᵀ = K·Qᵀ and out = (scoresᵀ)ᵀ·V. K is packed in panels of [`ROWS`] keys, V in rows padded
 //! to whole tiles; both are shared by all query blocks and heads of their group.
 
-use super::ops::{elements, read};
-use crate::kv::cache::Versions;
-use crate::kv::exact::Exact;
-use crate::simd::{exp, exp_excess};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
+use super::elements::elements;
+use super::exact::Exact;
+use super::op::{Input, Op};
+use super::simd::{exp, exp_excess};
+use candle_core::{Result, Shape, Tensor};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -26,7 +26,7 @@ const QUERIES: usize = 32;
 /// Where keys or values come in two versions, each query reads each of them in the one that its rule says,
 /// in the same softmax.
 #[derive(Debug, Clone)]
-pub(crate) struct Attention {
+pub(crate) struct SoftmaxAttention {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -44,8 +44,17 @@ pub(crate) struct Attention {
     pub v: Versions,
 }
 
+/// Keys or values, (B, S, H_kv, D) f32, in one version or two.
+#[derive(Debug, Clone)]
+pub struct Versions {
+    /// decode(encode(x)). Where tokens have not been encoded yet, what no query reads.
+    pub stored: Tensor,
+    /// The same rounded to half, and the rule which of the two a query reads.
+    pub exact: Option<(Tensor, Exact)>,
+}
+
 /// K and V of one sequence and KV head, laid out for the register tile.
-struct Packed {
+struct PackedHead {
     /// (S/8, D, 8), zeros behind the last key.
     k: Panels,
     /// (S, D padded to whole tiles).
@@ -58,31 +67,30 @@ struct Panels {
     exact: Option<Vec<f32>>,
 }
 
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
+impl Op<1> for SoftmaxAttention {
+    const NAME: &'static str = "attention";
+
+    fn shape(&self, [q]: [&Shape; 1]) -> Result<Shape> {
+        let width = self.heads * self.head_dim;
+        let sequences = self.sequences(q.elem_count());
+        let kv = sequences * self.keys * self.kv_heads * self.head_dim;
+        let versions = [&self.k, &self.v];
+        let mut tensors = versions
+            .iter()
+            .flat_map(|x| std::iter::once(&x.stored).chain(x.exact.as_ref().map(|(x, _)| x)));
+        if tensors.any(|x| x.elem_count() != kv) || self.keys < self.queries {
+            candle_core::bail!("{q:?} are not the queries of {} keys", self.keys);
+        }
+        Ok(Shape::from((sequences * self.queries, width)))
     }
 
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (q, k, v) = (elements(q, q_layout)?, elements(k, k_layout)?, elements(v, v_layout)?);
+    fn cpu(&self, [Input { x: q, .. }]: [Input; 1], out: &mut [f32]) -> Result<()> {
+        let sequences = self.sequences(q.len());
+        let k = self.pack(&self.k, sequences, |op, k, head| op.key_panels(k, head))?;
+        let v = self.pack(&self.v, sequences, |op, v, head| op.value_rows(v, head))?;
+        let packed: Vec<PackedHead> =
+            k.into_iter().zip(v).map(|(k, v)| PackedHead { k, v }).collect();
         let width = self.heads * self.head_dim;
-        let sequences = q.len() / (self.queries * width);
-        let kv = self.keys * self.kv_heads * self.head_dim;
-        if k.len() != sequences * kv || v.len() != k.len() || self.keys < self.queries {
-            candle_core::bail!("attention: {} queries do not fit {} keys", q.len(), k.len());
-        }
-        let k = self.pack(k, &self.k, sequences, |op, k, head| op.key_panels(k, head))?;
-        let v = self.pack(v, &self.v, sequences, |op, v, head| op.value_rows(v, head))?;
-        let packed: Vec<Packed> = k.into_iter().zip(v).map(|(k, v)| Packed { k, v }).collect();
-        let mut out = vec![0.0f32; q.len()];
         let per_sequence = self.queries * width;
         out.par_chunks_mut(per_sequence)
             .zip(q.par_chunks(per_sequence))
@@ -94,20 +102,23 @@ impl CustomOp3 for Attention {
                     Scratch::default,
                     |scratch, (i, (out, q))| {
                         let first = i * QUERIES;
-                        let block = Block { op: self, q, packed, out, first, scratch };
+                        let block = QueryBlock { op: self, q, packed, out, first, scratch };
                         pulp::Arch::new().dispatch(block);
                     },
                 );
             });
-        Ok((CpuStorage::F32(out), Shape::from((sequences * self.queries, width))))
+        Ok(())
     }
 }
 
-impl Attention {
+impl SoftmaxAttention {
+    fn sequences(&self, q: usize) -> usize {
+        q / (self.queries * self.heads * self.head_dim)
+    }
+
     /// Each sequence and KV head of K or V by `layout`.
     fn pack(
         &self,
-        stored: &[f32],
         versions: &Versions,
         sequences: usize,
         layout: fn(&Self, &[f32], usize) -> Vec<f32>,
@@ -121,11 +132,11 @@ impl Attention {
             })
             .collect()
         };
-        let stored = heads(stored).into_iter();
+        let stored = heads(&*elements(&versions.stored)?).into_iter();
         Ok(match &versions.exact {
             None => stored.map(|stored| Panels { stored, exact: None }).collect(),
             Some((exact, _)) => {
-                let exact = read(exact, heads)?.into_iter().map(Some);
+                let exact = heads(&*elements(exact)?).into_iter().map(Some);
                 stored.zip(exact).map(|(stored, exact)| Panels { stored, exact }).collect()
             }
         })
@@ -170,11 +181,11 @@ struct Scratch {
 }
 
 /// A block of queries, all heads.
-struct Block<'a> {
-    op: &'a Attention,
+struct QueryBlock<'a> {
+    op: &'a SoftmaxAttention,
     /// (up to 32, H·D)
     q: &'a [f32],
-    packed: &'a [Packed],
+    packed: &'a [PackedHead],
     out: &'a mut [f32],
     /// Index of the block's first query.
     first: usize,
@@ -216,12 +227,12 @@ impl Zones {
     }
 }
 
-impl WithSimd for Block<'_> {
+impl WithSimd for QueryBlock<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Block { op, q, packed, out, first, scratch } = self;
+        let QueryBlock { op, q, packed, out, first, scratch } = self;
         let width = op.heads * op.head_dim;
         let rows = q.len() / width;
         // positions that the first and the last query of the block see
@@ -298,7 +309,7 @@ impl<'a> Keys<'a> {
     }
 }
 
-impl Attention {
+impl SoftmaxAttention {
     #[inline(always)]
     fn load_queries(&self, q: &[f32], stride: usize, rows: usize, out: &mut Vec<f32>) {
         out.clear();
@@ -328,10 +339,10 @@ impl Attention {
                 _ => (stored, None),
             };
             let a = Columns { x: &version[panel(version)], stride: ROWS };
-            let mut tile = product(simd, a, b, d);
+            let mut tile = tile_product(simd, a, b, d);
             if let Some((zones, exact)) = other {
                 let a = Columns { x: &exact[panel(exact)], stride: ROWS };
-                choose(zones, key, &mut tile, &product(simd, a, b, d));
+                choose(zones, key, &mut tile, &tile_product(simd, a, b, d));
             }
             out.copy_from_slice(tile.as_flattened());
         }
@@ -374,7 +385,7 @@ impl Attention {
                 for Part { values, keys, weights } in parts {
                     let a = Columns { x: &weights[r..], stride: QUERIES };
                     let b = Columns { x: &values[keys.start * padded + c..], stride: padded };
-                    let tile = product(simd, a, b, keys.len());
+                    let tile = tile_product(simd, a, b, keys.len());
                     for (sum, x) in sum.as_flattened_mut().iter_mut().zip(tile.as_flattened()) {
                         *sum += x;
                     }
@@ -393,7 +404,7 @@ impl Attention {
 
 /// Of the keys from `key` on, gives each query the scores of those that it reads exactly.
 #[inline(always)]
-fn choose(zones: &Zones, key: usize, tile: &mut Tile, exact: &Tile) {
+fn choose(zones: &Zones, key: usize, tile: &mut RegisterTile, exact: &RegisterTile) {
     for (key, (line, exact)) in (key..).zip(tile.iter_mut().zip(exact)) {
         for (i, (score, exact)) in line.iter_mut().zip(exact).enumerate() {
             if zones.holds(key, i) {
@@ -443,11 +454,11 @@ struct Columns<'a> {
 }
 
 /// A register tile.
-type Tile = [[f32; QUERIES]; ROWS];
+type RegisterTile = [[f32; QUERIES]; ROWS];
 
 /// A·Bᵀ over `n` columns, for 8 rows of A and 32 of B.
 #[inline(always)]
-fn product<S: Simd>(simd: S, a: Columns, b: Columns, n: usize) -> Tile {
+fn tile_product<S: Simd>(simd: S, a: Columns, b: Columns, n: usize) -> RegisterTile {
     let mut out = [[0.0f32; QUERIES]; ROWS];
     // with 32 vector registers all 8 rows fit beside B, with 16 only half
     if S::REGISTER_COUNT >= 32 {
@@ -491,8 +502,10 @@ fn rows<S: Simd, const R: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::exact::Tail;
-    use candle_core::{DType, Device, Tensor};
+    use crate::compute::device::HOST;
+    use crate::compute::exact::Tail;
+    use crate::compute::run;
+    use candle_core::DType;
 
     /// Sequences of a batch.
     const SEQUENCES: usize = 2;
@@ -509,13 +522,13 @@ mod tests {
     }
 
     /// K or V in two versions.
-    struct Sides {
+    struct TwoVersions {
         stored: Vec<f32>,
         exact: Vec<f32>,
         rule: Option<Exact>,
     }
 
-    impl Attention {
+    impl SoftmaxAttention {
         /// Whether a query sees a key, from the definition.
         fn sees(&self, query: usize, key: usize) -> bool {
             let own = self.keys - self.queries + query;
@@ -524,7 +537,7 @@ mod tests {
 
         /// One softmax a query and head, in f64, as the textbook has it: over K and V in the version that
         /// the query reads of each key.
-        fn naive(&self, q: &[f32], k: &Sides, v: &Sides) -> Vec<f64> {
+        fn naive(&self, q: &[f32], k: &TwoVersions, v: &TwoVersions) -> Vec<f64> {
             let d = self.head_dim;
             let at = |x: &[f32], row: usize, heads: usize, head: usize, i: usize| {
                 f64::from(x[(row * heads + head) * d + i])
@@ -536,7 +549,7 @@ mod tests {
                     let kv = head / (self.heads / self.kv_heads);
                     let seen: Vec<usize> =
                         (0..self.keys).filter(|&j| self.sees(query, j)).collect();
-                    let of = |x: &Sides, j: usize, i: usize| {
+                    let of = |x: &TwoVersions, j: usize, i: usize| {
                         let own = self.start + self.keys - self.queries + query;
                         let exact = x.rule.is_some_and(|rule| rule.holds(own, self.start + j));
                         let x = if exact { &x.exact } else { &x.stored };
@@ -573,20 +586,18 @@ mod tests {
         fn error_with(&self, [of_k, of_v]: [Option<Exact>; 2]) -> f64 {
             let kv = SEQUENCES * self.keys * self.kv_heads * self.head_dim;
             let q = random(SEQUENCES * self.queries * self.heads * self.head_dim, 1);
-            let k = Sides { stored: random(kv, 2), exact: random(kv, 4), rule: of_k };
-            let v = Sides { stored: random(kv, 3), exact: random(kv, 5), rule: of_v };
+            let k = TwoVersions { stored: random(kv, 2), exact: random(kv, 4), rule: of_k };
+            let v = TwoVersions { stored: random(kv, 3), exact: random(kv, 5), rule: of_v };
             let tensor = |x: &[f32], rows: usize, heads: usize| {
                 let shape = (SEQUENCES, rows, heads, self.head_dim);
-                Tensor::from_slice(x, shape, &Device::Cpu).unwrap()
+                Tensor::from_slice(x, shape, &HOST).unwrap()
             };
-            let versions = |x: &Sides| Versions {
+            let versions = |x: &TwoVersions| Versions {
                 stored: tensor(&x.stored, self.keys, self.kv_heads),
                 exact: x.rule.map(|rule| (tensor(&x.exact, self.keys, self.kv_heads), rule)),
             };
-            let op = Attention { k: versions(&k), v: versions(&v), ..self.clone() };
-            let out = tensor(&q, self.queries, self.heads)
-                .apply_op3_no_bwd(&op.k.stored, &op.v.stored, &op)
-                .unwrap();
+            let op = SoftmaxAttention { k: versions(&k), v: versions(&v), ..self.clone() };
+            let out = run(&op, [&tensor(&q, self.queries, self.heads)]).unwrap();
             let width = self.heads * self.head_dim;
             assert_eq!(out.dims(), [SEQUENCES * self.queries, width], "{self:?}");
             let got: Vec<f32> = out.flatten_all().unwrap().to_vec1().unwrap();
@@ -596,9 +607,14 @@ mod tests {
         }
     }
 
-    fn attention(heads: usize, kv_heads: usize, head_dim: usize, queries: usize) -> Attention {
+    fn attention(
+        heads: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        queries: usize,
+    ) -> SoftmaxAttention {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        Attention {
+        SoftmaxAttention {
             heads,
             kv_heads,
             head_dim,
@@ -613,15 +629,15 @@ mod tests {
         }
     }
 
-    /// What [`Attention::error`] puts numbers into.
+    /// What [`SoftmaxAttention::error`] puts numbers into.
     fn none() -> Versions {
-        Versions { stored: Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap(), exact: None }
+        Versions { stored: Tensor::zeros(1, DType::F32, &HOST).unwrap(), exact: None }
     }
 
     /// Values reach 2, so an error of this size is rounding.
     const TOLERANCE: f64 = 2e-6;
 
-    fn is_exact(attention: Attention) {
+    fn is_exact(attention: SoftmaxAttention) {
         let error = attention.error();
         assert!(error <= TOLERANCE, "{attention:?}: off by {error:e}");
     }
@@ -642,7 +658,7 @@ mod tests {
     fn a_window_hides_what_is_before_it() {
         for window in [1, 2, 7, 8, 9, 31, 32, 33, 40, 99, 100, 1000] {
             for queries in [1, 33, 100] {
-                is_exact(Attention { window: Some(window), ..attention(4, 2, 64, queries) });
+                is_exact(SoftmaxAttention { window: Some(window), ..attention(4, 2, 64, queries) });
             }
         }
     }
@@ -650,9 +666,9 @@ mod tests {
     #[test]
     fn scores_may_be_capped() {
         for cap in [0.5, 5.0, 50.0] {
-            let op = Attention { softcap: Some(cap), ..attention(4, 2, 64, 33) };
+            let op = SoftmaxAttention { softcap: Some(cap), ..attention(4, 2, 64, 33) };
             is_exact(op.clone());
-            is_exact(Attention { window: Some(9), ..op });
+            is_exact(SoftmaxAttention { window: Some(9), ..op });
         }
     }
 
@@ -660,7 +676,7 @@ mod tests {
     fn queries_may_be_the_last_of_more_keys() {
         for (queries, keys) in [(1, 2), (1, 100), (7, 33), (33, 100), (40, 41)] {
             for window in [None, Some(1), Some(10), Some(64)] {
-                is_exact(Attention { window, keys, ..attention(4, 2, 64, queries) });
+                is_exact(SoftmaxAttention { window, keys, ..attention(4, 2, 64, queries) });
             }
         }
     }
@@ -680,7 +696,8 @@ mod tests {
         for rule in rules.into_iter().chain([chunk(0, 32), chunk(3, 40), chunk(70, 16)]) {
             for (queries, keys) in [(100, 100), (1, 100), (33, 70), (7, 9)] {
                 for (window, start) in [(None, 0), (Some(24), 0), (Some(50), 13), (None, 64)] {
-                    let op = Attention { window, keys, start, ..attention(4, 2, 64, queries) };
+                    let op =
+                        SoftmaxAttention { window, keys, start, ..attention(4, 2, 64, queries) };
                     for rules in [[Some(rule), None], [None, Some(rule)], [Some(rule); 2]] {
                         let error = op.error_with(rules);
                         assert!(
@@ -697,7 +714,7 @@ mod tests {
 
     #[test]
     fn large_scores_do_not_overflow() {
-        let error = Attention { scale: 40.0, ..attention(2, 1, 64, 65) }.error();
+        let error = SoftmaxAttention { scale: 40.0, ..attention(2, 1, 64, 65) }.error();
         // the softmax is nearly a choice: f32 scores of some thousands decide it to 1e-3
         assert!(error < 2e-2, "off by {error:e}");
     }

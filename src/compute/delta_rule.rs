@@ -6,12 +6,12 @@
 //! of the recurrence into products; one token is a step. All of it is f32, whatever the scheme of the
 //! KV cache: nothing here is stored there.
 
-use super::elementwise::sum_of_squares;
-use super::ops::read;
-use super::spec::{DeltaNet, HeadOrder};
-use crate::kv::recurrent::Recurrent;
-use crate::simd::{exp, vectorized};
-use candle_core::{Device, Result, Tensor};
+use super::elements::{change_elements, elements};
+use super::gate::sigmoid;
+use super::norm::{sum_of_squares, RmsNorm};
+use super::op::{Input, Op};
+use super::simd::{exp, vectorized};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 /// Tokens of a chunk.
@@ -20,17 +20,70 @@ const CHUNK: usize = 64;
 /// ε of the norm of q and k, inside of the root.
 const L2_EPS: f32 = 1e-6;
 
-/// Weights of the rule, beside the projections.
-pub(crate) struct Rule {
-    /// (channels, kernel), the last column meets the current token.
-    pub convolution: Vec<f32>,
-    /// -exp(A_log) of each head of v.
-    pub decay: Vec<f32>,
-    /// Bias of the decay's time step.
-    pub time_bias: Vec<f32>,
-    /// Weights of the norm of each head's output.
-    pub norm: Vec<f32>,
-    pub norm_eps: f32,
+/// Gated delta rule over heads of q and k that several heads of v share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeltaNet {
+    /// Heads of q and k.
+    pub key_heads: usize,
+    /// Heads of v; each has a state of (key_dim, value_dim).
+    pub value_heads: usize,
+    /// Elements in a head of q and k.
+    pub key_dim: usize,
+    /// Elements in a head of v.
+    pub value_dim: usize,
+    /// Tokens that the causal convolution before q, k and v spans.
+    pub kernel: usize,
+    /// Which key head a value head reads.
+    pub order: HeadOrder,
+}
+
+/// How value heads are laid out beside their key heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadOrder {
+    /// Value head h reads key head h / (value_heads / key_heads): transformers.
+    Grouped,
+    /// Value head h reads key head h mod key_heads: GGUF, whose converter reorders.
+    Tiled,
+}
+
+impl DeltaNet {
+    /// Elements of q (and of k) for one token.
+    pub fn key_width(&self) -> usize {
+        self.key_heads * self.key_dim
+    }
+
+    /// Elements of v for one token.
+    pub fn value_width(&self) -> usize {
+        self.value_heads * self.value_dim
+    }
+
+    /// Channels of the convolution: q, k and v.
+    pub fn channels(&self) -> usize {
+        2 * self.key_width() + self.value_width()
+    }
+
+    /// Bytes of a sequence's state, which is f32 whatever the scheme.
+    pub fn state_bytes(&self) -> usize {
+        size_of::<f32>() * (self.history() + self.states())
+    }
+
+    /// Elements of a sequence's last inputs of the convolution.
+    fn history(&self) -> usize {
+        self.channels() * (self.kernel - 1)
+    }
+
+    /// Elements of a sequence's states.
+    fn states(&self) -> usize {
+        self.key_dim * self.value_width()
+    }
+
+    /// Where the parts of a projected row begin.
+    fn columns(&self) -> Columns {
+        let z = self.channels();
+        let beta = z + self.value_width();
+        let alpha = beta + self.value_heads;
+        Columns { z, beta, alpha, width: alpha + self.value_heads }
+    }
 }
 
 /// Where the parts of a projected row begin: q, k and v, the output's gate z, β's and g's inputs.
@@ -41,115 +94,174 @@ struct Columns {
     width: usize,
 }
 
-impl Columns {
-    fn of(net: &DeltaNet) -> Self {
-        let z = net.channels();
-        let beta = z + net.value_width();
-        let alpha = beta + net.value_heads;
-        Columns { z, beta, alpha, width: alpha + net.value_heads }
+/// What a layer of the gated delta rule carries from one token to the next, f32: no scheme touches it, and it
+/// cannot be truncated, only kept and restored.
+#[derive(Debug)]
+pub struct Recurrent {
+    /// (B, kernel - 1, channels) in one row a sequence: the last inputs of the convolution.
+    history: Tensor,
+    /// (B, H_v, D_k, D_v) in one row a sequence.
+    states: Tensor,
+}
+
+impl Recurrent {
+    /// The state before the first token, with so many numbers a sequence.
+    pub(crate) fn zero(
+        sequences: usize,
+        history: usize,
+        states: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        Ok(Recurrent {
+            history: Tensor::zeros((sequences, history), DType::F32, device)?,
+            states: Tensor::zeros((sequences, states), DType::F32, device)?,
+        })
+    }
+
+    /// The state of a layer before its first token.
+    pub(crate) fn before(net: &DeltaNet, sequences: usize, device: &Device) -> Result<Self> {
+        Self::zero(sequences, net.history(), net.states(), device)
     }
 }
 
-impl Rule {
-    /// Runs B sequences of T tokens from their states on: (B·T, projected) → (B·T, value width), ready
-    /// for the output projection. Sequences without a state begin at zero.
-    pub fn run(
-        &self,
-        net: &DeltaNet,
-        projected: &Tensor,
-        tokens: usize,
-        state: &mut Option<Recurrent>,
-    ) -> Result<Tensor> {
-        let rows = projected.dim(0)?;
-        let sequences = rows / tokens;
-        let mut before = match state.take() {
-            Some(state) => state,
-            None => {
-                let history = (net.kernel - 1) * net.channels();
-                Recurrent::zero(sequences, history, net.value_heads * net.key_dim * net.value_dim)
-            }
+/// A clone is a snapshot: what changes one of them leaves the other.
+impl Clone for Recurrent {
+    fn clone(&self) -> Self {
+        let copy = |x: &Tensor| x.copy().expect("there is memory for a copy of a state");
+        Recurrent { history: copy(&self.history), states: copy(&self.states) }
+    }
+}
+
+/// Weights of the rule, beside the projections.
+pub(crate) struct RuleWeights {
+    /// (channels, kernel), the last column meets the current token.
+    pub convolution: Tensor,
+    /// -exp(A_log) of each head of v.
+    pub decay: Tensor,
+    /// Bias of the decay's time step.
+    pub time_bias: Tensor,
+    /// The norm of each head's output.
+    pub norm: RmsNorm,
+}
+
+/// Runs B sequences of T tokens from their states on, which it changes: (B·T, projected) → (B·T, value width),
+/// ready for the output projection.
+pub(crate) struct DeltaRule<'a> {
+    pub net: &'a DeltaNet,
+    pub weights: &'a RuleWeights,
+    /// T
+    pub tokens: usize,
+    /// Of the B sequences.
+    pub state: &'a Recurrent,
+}
+
+impl Op<1> for DeltaRule<'_> {
+    const NAME: &'static str = "delta-rule";
+
+    fn shape(&self, [projected]: [&Shape; 1]) -> Result<Shape> {
+        let (rows, width) = projected.dims2()?;
+        let sequences = self.state.states.dim(0)?;
+        if rows != sequences * self.tokens || width != self.net.columns().width {
+            candle_core::bail!("{projected:?} is not of {sequences} × {} tokens", self.tokens);
+        }
+        Ok(Shape::from((rows, self.net.value_width())))
+    }
+
+    fn cpu(&self, [Input { x, .. }]: [Input; 1], out: &mut [f32]) -> Result<()> {
+        let RuleWeights { convolution, decay, time_bias, norm } = self.weights;
+        let (convolution, decay) = (elements(convolution)?, elements(decay)?);
+        let (time_bias, norm_weights) = (elements(time_bias)?, norm.weights()?);
+        let rule = RuleLoop {
+            net: self.net,
+            tokens: self.tokens,
+            convolution: &convolution,
+            decay: &decay,
+            time_bias: &time_bias,
+            norm: &norm_weights,
+            norm_eps: norm.eps,
         };
-        let mut out = vec![0.0f32; rows * net.value_width()];
-        read(projected, |x| {
-            let width = Columns::of(net).width;
-            out.par_chunks_mut(tokens * net.value_width())
-                .zip(x.par_chunks(tokens * width))
-                .zip(before.sequences_mut())
-                .for_each(|((out, x), (history, states))| {
-                    self.sequence(net, tokens, x, history, states, out);
-                });
+        let Recurrent { history, states } = self.state;
+        let mut done = Ok(());
+        change_elements(history, |history| {
+            done = change_elements(states, |states| rule.sequences(x, history, states, out));
         })?;
-        *state = Some(before);
-        Tensor::from_vec(out, (rows, net.value_width()), &Device::Cpu)
+        done
+    }
+}
+
+/// The rule with what it reads.
+struct RuleLoop<'a> {
+    net: &'a DeltaNet,
+    tokens: usize,
+    convolution: &'a [f32],
+    decay: &'a [f32],
+    time_bias: &'a [f32],
+    norm: &'a [f32],
+    norm_eps: f32,
+}
+
+impl RuleLoop<'_> {
+    fn sequences(&self, x: &[f32], history: &mut [f32], states: &mut [f32], out: &mut [f32]) {
+        let net = self.net;
+        out.par_chunks_mut(self.tokens * net.value_width())
+            .zip(x.par_chunks(self.tokens * net.columns().width))
+            .zip(history.par_chunks_mut(net.history()).zip(states.par_chunks_mut(net.states())))
+            .for_each(|((out, x), (history, states))| self.sequence(x, history, states, out));
     }
 
     /// One sequence: its history of convolution inputs and its states are carried on.
-    fn sequence(
-        &self,
-        net: &DeltaNet,
-        tokens: usize,
-        x: &[f32],
-        history: &mut [f32],
-        states: &mut [f32],
-        out: &mut [f32],
-    ) {
-        let columns = Columns::of(net);
-        let mixed = self.convolve(net, tokens, x, history);
+    fn sequence(&self, x: &[f32], history: &mut [f32], states: &mut [f32], out: &mut [f32]) {
+        let net = self.net;
+        let columns = net.columns();
+        let mixed = self.convolve(x, history);
         let size = net.key_dim * net.value_dim;
         let heads: Vec<Vec<f32>> = states
             .par_chunks_mut(size)
             .enumerate()
             .map(|(head, state)| {
-                let inputs = self.head(net, tokens, x, &mixed, head);
-                let mut o = vec![0.0f32; tokens * net.value_dim];
+                let inputs = self.head(x, &mixed, head);
+                let mut o = vec![0.0f32; self.tokens * net.value_dim];
                 run_head(&inputs, state, &mut o);
                 o
             })
             .collect();
-        for t in 0..tokens {
+        for t in 0..self.tokens {
             let row = &x[t * columns.width..][..columns.width];
             let out = &mut out[t * net.value_width()..][..net.value_width()];
             for (head, o) in heads.iter().enumerate() {
                 let at = head * net.value_dim;
                 let o = &o[t * net.value_dim..][..net.value_dim];
                 let z = &row[columns.z + at..][..net.value_dim];
-                gated_norm(self, o, z, &mut out[at..][..net.value_dim]);
+                gated_norm(self.norm, self.norm_eps, o, z, &mut out[at..][..net.value_dim]);
             }
         }
     }
 
     /// Causal convolution of each channel, then SiLU: (T, channels).
-    fn convolve(&self, net: &DeltaNet, tokens: usize, x: &[f32], history: &mut [f32]) -> Vec<f32> {
-        let (channels, past) = (net.channels(), net.kernel - 1);
-        let width = Columns::of(net).width;
+    fn convolve(&self, x: &[f32], history: &mut [f32]) -> Vec<f32> {
+        let (channels, past) = (self.net.channels(), self.net.kernel - 1);
+        let width = self.net.columns().width;
         // what came before, then the new inputs: (past + T, channels)
         let mut inputs = history.to_vec();
-        for t in 0..tokens {
+        for t in 0..self.tokens {
             inputs.extend_from_slice(&x[t * width..][..channels]);
         }
-        let mut mixed = vec![0.0f32; tokens * channels];
-        convolve_rows(&self.convolution, net.kernel, &inputs, &mut mixed);
-        history.copy_from_slice(&inputs[tokens * channels..][..past * channels]);
+        let mut mixed = vec![0.0f32; self.tokens * channels];
+        convolve_rows(self.convolution, self.net.kernel, &inputs, &mut mixed);
+        history.copy_from_slice(&inputs[self.tokens * channels..][..past * channels]);
         mixed
     }
 
     /// The inputs of one head of v.
-    fn head(
-        &self,
-        net: &DeltaNet,
-        tokens: usize,
-        x: &[f32],
-        mixed: &[f32],
-        head: usize,
-    ) -> HeadInputs {
-        let columns = Columns::of(net);
+    fn head(&self, x: &[f32], mixed: &[f32], head: usize) -> HeadInputs {
+        let (net, columns) = (self.net, self.net.columns());
         let key_head = match net.order {
             HeadOrder::Grouped => head / (net.value_heads / net.key_heads),
             HeadOrder::Tiled => head % net.key_heads,
         };
         let (dk, dv) = (net.key_dim, net.value_dim);
-        let mut inputs = HeadInputs::new(dk, dv, tokens);
-        for t in 0..tokens {
+        let mut inputs = HeadInputs::new(dk, dv, self.tokens);
+        for t in 0..self.tokens {
             let row = &x[t * columns.width..][..columns.width];
             let mixed = &mixed[t * net.channels()..][..net.channels()];
             let q = &mixed[key_head * dk..][..dk];
@@ -169,10 +281,6 @@ impl Rule {
 fn l2_normed(x: &[f32], scale: f32) -> impl Iterator<Item = f32> + '_ {
     let scale = scale / (sum_of_squares(x) + L2_EPS).sqrt();
     x.iter().map(move |x| x * scale)
-}
-
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
 }
 
 /// ln(1 + e^x), which is x where e^x would overflow the sum.
@@ -354,9 +462,15 @@ vectorized!(fn convolve_rows['a](
     }
 });
 
-vectorized!(fn gated_norm['a](rule: &'a Rule, o: &'a [f32], z: &'a [f32], out: &'a mut [f32]) {
-    let scale = 1.0 / (sum_of_squares(o) / o.len() as f32 + rule.norm_eps).sqrt();
-    for (((out, o), z), w) in out.iter_mut().zip(o).zip(z).zip(&rule.norm) {
+vectorized!(fn gated_norm['a](
+    weights: &'a [f32],
+    eps: f32,
+    o: &'a [f32],
+    z: &'a [f32],
+    out: &'a mut [f32]
+) {
+    let scale = 1.0 / (sum_of_squares(o) / o.len() as f32 + eps).sqrt();
+    for (((out, o), z), w) in out.iter_mut().zip(o).zip(z).zip(weights) {
         *out = o * scale * w * z / (1.0 + exp(-z));
     }
 });

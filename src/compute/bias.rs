@@ -1,0 +1,27 @@
+//! A bias behind a product.
+
+use super::elements::elements;
+use super::op::{Input, Op};
+use candle_core::{Result, Shape, Tensor};
+
+/// x + b for rows of b's width.
+#[derive(Debug, Clone)]
+pub(crate) struct Bias(pub Tensor);
+
+impl Op<1> for Bias {
+    const NAME: &'static str = "bias";
+
+    fn shape(&self, [x]: [&Shape; 1]) -> Result<Shape> {
+        Ok(x.clone())
+    }
+
+    fn cpu(&self, [Input { x, .. }]: [Input; 1], out: &mut [f32]) -> Result<()> {
+        let bias = elements::<f32>(&self.0)?;
+        let bias: &[f32] = &bias;
+        let rows = out.chunks_exact_mut(bias.len()).zip(x.chunks_exact(bias.len()));
+        for (out, x) in rows {
+            out.iter_mut().zip(x).zip(bias).for_each(|((out, x), b)| *out = x + b);
+        }
+        Ok(())
+    }
+}

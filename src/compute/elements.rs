@@ -1,0 +1,88 @@
+//! Access to the elements of tensors, for ops on the CPU and for whoever reads results.
+
+use super::device::HOST;
+use super::op::InPlaceOp;
+use candle_core::{CpuStorage, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType};
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
+
+/// The elements of a contiguous tensor of `T`.
+pub(super) fn contiguous<'a, T: WithDType>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> Result<&'a [T]> {
+    Ok(&storage.as_slice::<T>()?[range(layout)?])
+}
+
+/// The elements of a contiguous tensor of f32, to be changed.
+pub(super) fn contiguous_mut<'a>(
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> Result<&'a mut [f32]> {
+    match storage {
+        CpuStorage::F32(data) => Ok(&mut data[range(layout)?]),
+        _ => candle_core::bail!("an op in place needs f32"),
+    }
+}
+
+fn range(layout: &Layout) -> Result<Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => candle_core::bail!("an op needs contiguous elements, not {layout:?}"),
+    }
+}
+
+/// The elements of a contiguous tensor on the CPU, which nothing changes while this lives.
+pub(crate) struct Elements<'a, T = f32> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+    element: PhantomData<T>,
+}
+
+/// Gives access to the elements of a contiguous tensor on the CPU.
+pub(crate) fn elements<T: WithDType>(tensor: &Tensor) -> Result<Elements<'_, T>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(data) => data.as_slice::<T>()?,
+        _ => candle_core::bail!("the loop of an op on the CPU cannot read {:?}", tensor.device()),
+    };
+    Ok(Elements { range: range(layout)?, storage, element: PhantomData })
+}
+
+impl<T: WithDType> Deref for Elements<'_, T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &*self.storage {
+            Storage::Cpu(data) => &data.as_slice::<T>().expect("was looked at")[self.range.clone()],
+            _ => unreachable!("was looked at"),
+        }
+    }
+}
+
+/// Reads the elements of a contiguous tensor, which are copied from the device if they are on one.
+pub(crate) fn read<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+    let tensor = tensor.to_device(&HOST)?;
+    let elements = elements(&tensor)?;
+    Ok(f(&elements))
+}
+
+/// Changes the elements of a contiguous tensor of f32 on the CPU, for an op that carries a state on.
+pub(super) fn change_elements(tensor: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
+    super::change(&Closure(RefCell::new(Some(f))), tensor)
+}
+
+/// A closure as an op.
+struct Closure<F>(RefCell<Option<F>>);
+
+impl<F: FnOnce(&mut [f32])> InPlaceOp for Closure<F> {
+    const NAME: &'static str = "carry-on";
+
+    fn cpu(&self, x: &mut [f32], _: &Shape) -> Result<()> {
+        if let Some(f) = self.0.take() {
+            f(x);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,101 @@
+//! Tables of rotary position embeddings.
+
+use super::elements::{elements, Elements};
+use candle_core::{Device, Result, Tensor};
+
+/// Which elements of a head are rotated together; n is twice the number of pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pairs {
+    /// (2i, 2i+1): GGUF's `llama`, whose converter permutes Q and K.
+    Adjacent,
+    /// (i, i + n/2): everything else.
+    Halves,
+}
+
+/// cos and sin of a RoPE for positions 0..n, a column for each pair.
+#[derive(Debug)]
+pub(crate) struct RopeTable {
+    pairs: Pairs,
+    /// (positions, pairs)
+    cos: Tensor,
+    /// (positions, pairs)
+    sin: Tensor,
+}
+
+impl RopeTable {
+    /// Angles are position · frequency in f32, as HF transformers and llama.cpp compute them. cos and sin are
+    /// multiplied by `magnitude`.
+    pub fn new(
+        pairs: Pairs,
+        frequencies: &[f32],
+        magnitude: f32,
+        positions: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let angles: Vec<f64> = (0..positions)
+            .flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)))
+            .collect();
+        let scaled = |f: fn(f64) -> f64| {
+            let column: Vec<f32> = angles.iter().map(|&a| f(a) as f32 * magnitude).collect();
+            Tensor::from_vec(column, (positions, frequencies.len()), device)
+        };
+        Ok(RopeTable { pairs, cos: scaled(f64::cos)?, sin: scaled(f64::sin)? })
+    }
+
+    /// The table for loops on the CPU.
+    pub(super) fn rows(&self) -> Result<RopeRows<'_>> {
+        let width = self.cos.dim(1)?;
+        Ok(RopeRows {
+            pairs: self.pairs,
+            width,
+            cos: elements(&self.cos)?,
+            sin: elements(&self.sin)?,
+        })
+    }
+}
+
+/// A table that is at hand.
+pub(super) struct RopeRows<'a> {
+    pairs: Pairs,
+    width: usize,
+    cos: Elements<'a>,
+    sin: Elements<'a>,
+}
+
+impl RopeRows<'_> {
+    pub fn turns(&self) -> RopeLoop<'_> {
+        RopeLoop { pairs: self.pairs, width: self.width, cos: &self.cos, sin: &self.sin }
+    }
+}
+
+/// The rotation of one head after the other.
+#[derive(Clone, Copy)]
+pub(super) struct RopeLoop<'a> {
+    pairs: Pairs,
+    width: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl RopeLoop<'_> {
+    /// Turns the first elements of a head; those behind the last pair stay.
+    #[inline(always)]
+    pub fn turn(&self, x: &mut [f32], position: usize) {
+        let x = &mut x[..2 * self.width];
+        let cos = &self.cos[position * self.width..][..self.width];
+        let sin = &self.sin[position * self.width..][..self.width];
+        match self.pairs {
+            Pairs::Halves => {
+                let (a, b) = x.split_at_mut(self.width);
+                for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                }
+            }
+            Pairs::Adjacent => {
+                for ((pair, cos), sin) in x.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                    *pair = [pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos];
+                }
+            }
+        }
+    }
+}

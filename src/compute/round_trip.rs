@@ -1,0 +1,144 @@
+//! K and V as a cache gives them back: decode(encode(x)).
+
+use super::finite::FiniteFlag;
+use super::op::InPlaceOp;
+use candle_core::{Result, Shape};
+use rayon::prelude::*;
+
+/// How K or V of a layer are stored: a codec, and what is done to numbers before and after it.
+///
+/// A kernel of a device needs the same in plain values beside the text of the codec's device functions; whoever
+/// writes the first one adds a method here that gives them.
+pub(crate) trait Storing: Sync {
+    /// Tokens that are encoded together.
+    fn group(&self) -> usize;
+
+    /// Replaces a group of tokens of one head, (group, D), by what a cache gives back.
+    fn round_trip(&self, head: usize, x: &mut [f32]);
+}
+
+/// Rounds (B, T, H_kv, D) to what a cache would give back; groups of tokens that are not complete are left as they
+/// are.
+///
+/// Numbers that are not finite are left as they are, too, with those beside them: `before` says so, and no codec
+/// has to know what to do with them.
+pub(crate) struct RoundTrip<'a> {
+    pub storing: &'a dyn Storing,
+    /// Looks at what is stored.
+    pub before: &'a FiniteFlag,
+    /// Looks at what comes of it.
+    pub after: &'a FiniteFlag,
+}
+
+/// Tokens that one task works on, unless the codec takes groups.
+const TOKENS: usize = 128;
+
+impl InPlaceOp for RoundTrip<'_> {
+    const NAME: &'static str = "kv-round-trip";
+
+    fn cpu(&self, x: &mut [f32], shape: &Shape) -> Result<()> {
+        let (_, tokens, heads, head_dim) = shape.dims4()?;
+        let width = heads * head_dim;
+        let group = self.storing.group();
+        if group == 1 {
+            x.par_chunks_mut(TOKENS * width).for_each(|x| {
+                self.looked_at(x, |x| {
+                    for (i, head) in x.chunks_exact_mut(head_dim).enumerate() {
+                        self.storing.round_trip(i % heads, head);
+                    }
+                });
+            });
+            return Ok(());
+        }
+        let sequences = x.par_chunks_mut(tokens * width);
+        sequences.flat_map(|sequence| sequence.par_chunks_mut(group * width)).for_each(|x| {
+            let is_complete = x.len() == group * width;
+            self.looked_at(x, |x| {
+                for head in (0..heads).filter(|_| is_complete) {
+                    let mut own = gather(x, head, heads, head_dim);
+                    self.storing.round_trip(head, &mut own);
+                    scatter(&own, x, head, heads, head_dim);
+                }
+            });
+        });
+        Ok(())
+    }
+}
+
+impl RoundTrip<'_> {
+    /// Changes numbers that are finite, and looks at what comes of them.
+    fn looked_at(&self, x: &mut [f32], change: impl FnOnce(&mut [f32])) {
+        if self.before.look_at(x) {
+            change(x);
+            self.after.look_at(x);
+        }
+    }
+}
+
+/// One head of some tokens, (n, H, D) → (n, D).
+pub(crate) fn gather(x: &[f32], head: usize, heads: usize, head_dim: usize) -> Vec<f32> {
+    let tokens = x.chunks_exact(heads * head_dim);
+    tokens.flat_map(|token| &token[head * head_dim..][..head_dim]).copied().collect()
+}
+
+/// The way back.
+pub(crate) fn scatter(own: &[f32], x: &mut [f32], head: usize, heads: usize, head_dim: usize) {
+    for (token, own) in x.chunks_exact_mut(heads * head_dim).zip(own.chunks_exact(head_dim)) {
+        token[head * head_dim..][..head_dim].copy_from_slice(own);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::change;
+    use crate::compute::textbook::{flat, vector};
+
+    /// Multiplies by 10 to the power of the head, plus 1.
+    struct Tens(usize);
+
+    impl Storing for Tens {
+        fn group(&self) -> usize {
+            self.0
+        }
+
+        fn round_trip(&self, head: usize, x: &mut [f32]) {
+            x.iter_mut().for_each(|x| *x *= 10f32.powi(head as i32 + 1));
+        }
+    }
+
+    /// Two sequences of so many tokens, two heads of two elements.
+    fn changed(
+        group: usize,
+        tokens: usize,
+        change_x: impl Fn(&mut [f32]),
+    ) -> (Vec<f32>, [bool; 2]) {
+        let mut x = vec![1.0f32; 2 * tokens * 4];
+        change_x(&mut x);
+        let x = vector(&x).reshape((2, tokens, 2, 2)).unwrap();
+        let (before, after) = (FiniteFlag::default(), FiniteFlag::default());
+        let op = RoundTrip { storing: &Tens(group), before: &before, after: &after };
+        change(&op, &x).unwrap();
+        (flat(&x), [before.is_finite(), after.is_finite()])
+    }
+
+    #[test]
+    fn each_head_goes_its_way_and_incomplete_groups_stay() {
+        let token = [10.0, 10.0, 100.0, 100.0];
+        assert_eq!(changed(1, 3, |_| {}), (token.repeat(6), [true; 2]));
+        let sequence = [&token.repeat(4)[..], &[1.0; 4]].concat();
+        assert_eq!(changed(4, 5, |_| {}), (sequence.repeat(2), [true; 2]));
+    }
+
+    #[test]
+    fn flags_tell_where_numbers_broke() {
+        for group in [1, 4] {
+            let (x, flags) = changed(group, 5, |x| x[3] = f32::NAN);
+            assert_eq!(flags, [false, true], "{group}");
+            assert_eq!(x[0], 1.0, "the codec has seen what is not finite");
+            assert_eq!(changed(group, 5, |x| x[2] = f32::MAX).1, [true, false], "{group}");
+        }
+        // in a group that is not complete
+        assert_eq!(changed(4, 5, |x| x[16] = f32::INFINITY).1, [false, true]);
+    }
+}
