@@ -6,7 +6,7 @@ use crate::kv::codec;
 use crate::kv::effective::Effective;
 use crate::kv::Scheme;
 use crate::model::spec::{Attention, Kv, Mixer, Spec};
-use crate::model::Checkpoint;
+use crate::model::{decoder, Checkpoint};
 use crate::progress::Bar;
 use crate::results::shown_bits;
 use crate::source;
@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     say(format!(
         "architecture  {}, {} parameters",
         spec.architecture,
-        thousands(spec.parameters())
+        thousands(decoder::parameters(spec))
     ))?;
     say(format!(
         "tokenizer     {}, {} tokens, {}",

@@ -6,7 +6,9 @@
 //! before the next layer is touched.
 
 use super::config::Config;
-use super::layer::{Layer, RopeTables};
+pub use super::layer::At;
+
+use super::layer::{norm, Layer, RopeTables};
 use super::spec::{PerLayerInputs, Spec};
 use super::tensors::{Reader, Tensors};
 use super::ModelError;
@@ -17,7 +19,6 @@ use crate::compute::{run, Device};
 use crate::kv::cache::{CacheError, KvCache};
 use candle_core::{Result as TensorResult, Tensor};
 use std::sync::Arc;
-use tracing::trace_span;
 
 /// Where weights are while a model is measured. Products are f32 either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,15 +69,6 @@ pub struct Embedded {
     pub per_layer: Option<Tensor>,
 }
 
-/// Where rows are in their sequences.
-#[derive(Debug, Clone, Copy)]
-pub struct At {
-    /// Position of each sequence's first row.
-    pub start: usize,
-    /// Rows of each sequence.
-    pub tokens: usize,
-}
-
 /// A layer that is ready to run.
 pub struct ReadyLayer {
     index: usize,
@@ -91,13 +83,19 @@ pub(super) fn declared(spec: &Spec) -> Vec<(String, Vec<usize>)> {
     reader.declared()
 }
 
+/// The number of parameters that a specification implies.
+pub fn parameters(spec: &Spec) -> u64 {
+    let sizes = declared(spec).into_iter().map(|(_, shape)| shape.iter().product::<usize>() as u64);
+    sizes.sum()
+}
+
 /// Checks names and shapes of all tensors without reading them.
 pub(super) fn check(spec: &Spec, tensors: &dyn Tensors) -> Result<(), ModelError> {
     let reader = Reader::checking(tensors);
     walk(spec, &reader)?;
     // a tensor that no layer reads means another model than the one that would be measured
     let mut unused = reader.unused(tensors);
-    unused.retain(|name| !spec.elsewhere.iter().any(|start| name.starts_with(start)));
+    unused.retain(|name| !spec.ignored_tensors.iter().any(|start| name.starts_with(start)));
     match &unused[..] {
         [] => Ok(()),
         unused @ [first, ..] => Err((tensors as &dyn Config).unsupported(format!(
@@ -120,18 +118,18 @@ impl Top {
         let embedding = reader.tensor("token_embd.weight", &table)?;
         let head = match spec.tied_head {
             true => {
-                reader.idle("output.weight");
+                reader.allow_unused("output.weight");
                 embedding.clone()
             }
             false => reader.tensor("output.weight", &table)?,
         };
         // they are in the specification's frequencies
-        reader.idle("rope_freqs.weight");
+        reader.allow_unused("rope_freqs.weight");
         let per_layer = spec.per_layer_inputs.as_ref();
         Ok(Top {
             embedding,
             head: Matrix::new(head),
-            norm: RmsNorm::read(reader, "output_norm.weight", spec.hidden, spec.norm_eps)?,
+            norm: reader.norm("output_norm.weight", spec.hidden, spec.norm_eps)?,
             per_layer: per_layer.map(|p| PerLayerProjection::read(spec, p, reader)).transpose()?,
         })
     }
@@ -144,7 +142,7 @@ impl PerLayerProjection {
         let norm = "per_layer_proj_norm.weight";
         Ok(PerLayerProjection {
             projection: reader.matrix("per_layer_model_proj.weight", &[width, spec.hidden])?,
-            norm: RmsNorm::read(reader, norm, inputs.width, spec.norm_eps)?,
+            norm: reader.norm(norm, inputs.width, spec.norm_eps)?,
         })
     }
 }
@@ -275,8 +273,4 @@ impl ReadyLayer {
     ) -> Result<(Tensor, FiniteFlag), CacheError> {
         self.layer.run(self.index, x, per_layer, at, &self.ropes, cache)
     }
-}
-
-pub(super) fn norm(x: &Tensor, norm: &RmsNorm) -> TensorResult<Tensor> {
-    trace_span!("norms").in_scope(|| run(norm, [x]))
 }

@@ -31,7 +31,7 @@ pub struct Spec {
     /// One entry a layer, bottom first.
     pub layers: Vec<Layer>,
     /// Beginnings of tensor names that the file has for other uses than the next token.
-    pub elsewhere: Vec<String>,
+    pub ignored_tensors: Vec<String>,
 }
 
 /// A second embedding, with a vector for each token and layer.
@@ -218,11 +218,5 @@ impl Spec {
     pub fn layers_before_kv(&self) -> usize {
         let owns = |layer: &Layer| layer.attention().is_some_and(Attention::owns_kv);
         self.layers.iter().position(owns).unwrap_or(self.layers.len())
-    }
-
-    /// Number of parameters that the specification implies.
-    pub fn parameters(&self) -> u64 {
-        let shapes = super::decoder::declared(self);
-        shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
     }
 }

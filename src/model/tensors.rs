@@ -8,6 +8,7 @@ use super::config::{Config, Format};
 use super::ModelError;
 use crate::compute::device::HOST;
 use crate::compute::finite::first_non_finite;
+use crate::compute::norm::RmsNorm;
 use crate::compute::product::Matrix;
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
@@ -19,7 +20,7 @@ pub(crate) struct Origin {
     /// The files' own names.
     pub parts: Vec<String>,
     pub joined: Joined,
-    pub change: Change,
+    pub transform: Transform,
 }
 
 /// How parts make the whole.
@@ -33,7 +34,7 @@ pub(crate) enum Joined {
 
 /// What is done to a tensor once it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum Transform {
     None,
     /// Norm weights that are stored around zero.
     PlusOne,
@@ -43,7 +44,7 @@ pub(crate) enum Change {
 
 impl Origin {
     pub fn one(name: impl Into<String>) -> Self {
-        Origin { parts: vec![name.into()], joined: Joined::Along(0), change: Change::None }
+        Origin { parts: vec![name.into()], joined: Joined::Along(0), transform: Transform::None }
     }
 
     /// The shape of each part of a tensor of the given shape.
@@ -159,8 +160,8 @@ impl<'a> Reader<'a> {
         names
     }
 
-    /// A tensor that the architecture does not need although some files hold it.
-    pub fn idle(&self, name: &str) {
+    /// Accepts a tensor that the architecture does not need although some files hold it.
+    pub fn allow_unused(&self, name: &str) {
         if let Purpose::Check(tensors) | Purpose::Read(tensors) = self.purpose {
             self.books.borrow_mut().used.extend(tensors.origin(name).parts);
         }
@@ -179,7 +180,17 @@ impl<'a> Reader<'a> {
         self.tensor(name, shape).map(Matrix::new)
     }
 
-    /// A matrix of which only some rows will be read, later: checked, and not read.
+    /// A norm with weights.
+    pub fn norm(&self, name: &str, len: usize, eps: f32) -> Result<RmsNorm, ModelError> {
+        Ok(RmsNorm { weight: self.tensor(name, &[len])?, eps })
+    }
+
+    /// A norm without weights.
+    pub fn plain_norm(&self, len: usize, eps: f32) -> Result<RmsNorm, ModelError> {
+        Ok(RmsNorm { weight: Tensor::ones(len, DType::F32, &self.device)?, eps })
+    }
+
+    /// Checks a matrix without reading it. The decoder later reads only the rows that it needs.
     pub fn table(&self, name: &str, shape: &[usize]) -> Result<(), ModelError> {
         self.located(name, shape).map(drop)
     }
@@ -272,10 +283,10 @@ fn read(tensors: &dyn Tensors, origin: &Origin, shape: &[usize]) -> Result<Tenso
         }
     };
     let whole = whole.reshape(shape)?;
-    Ok(match origin.change {
-        Change::None => whole,
-        Change::PlusOne => (whole + 1.0)?,
-        Change::NegativeExp => whole.exp()?.neg()?,
+    Ok(match origin.transform {
+        Transform::None => whole,
+        Transform::PlusOne => (whole + 1.0)?,
+        Transform::NegativeExp => whole.exp()?.neg()?,
     })
 }
 

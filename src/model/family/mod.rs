@@ -247,7 +247,7 @@ fn common(file: &dyn Tensors) -> Result<Spec, ModelError> {
         final_softcap: None,
         per_layer_inputs: None,
         layers: Vec::new(),
-        elsewhere: Vec::new(),
+        ignored_tensors: Vec::new(),
     })
 }
 

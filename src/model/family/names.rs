@@ -1,6 +1,6 @@
 //! Names of tensors in the formats' files.
 
-use crate::model::tensors::Change;
+use crate::model::tensors::Transform;
 
 /// How a format and family name tensors, and what they store otherwise than the decoder wants it.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ pub(in crate::model) struct Names {
     /// The names in force that the convention of the files brings; none is transformers'.
     pub converted: &'static [(&'static str, &'static str)],
     /// Beginnings of names that are not the text model's.
-    pub elsewhere: &'static [&'static str],
+    pub other_parts: &'static [&'static str],
 }
 
 /// What MLX's converter stores otherwise than transformers: mlx-lm 0.32, `sanitize` of its models.
@@ -47,7 +47,7 @@ pub(super) const GGUF: Names = Names {
     unit: &[],
     mlx: Mlx { own: &[], plain_norms: false, unit: &[] },
     converted: &[],
-    elsewhere: &[],
+    other_parts: &[],
 };
 
 /// Safetensors as transformers names them.
@@ -78,7 +78,7 @@ pub(super) const HF: Names = Names {
     unit: &[],
     mlx: MLX,
     converted: &[],
-    elsewhere: ELSEWHERE,
+    other_parts: ELSEWHERE,
 };
 
 /// What MLX's converter makes of experts in most families.
@@ -148,19 +148,19 @@ impl Names {
     }
 
     /// What is done to a tensor once it is read.
-    pub fn change(&self, name: &str) -> Change {
+    pub fn transform(&self, name: &str) -> Transform {
         if self.logarithmic.iter().any(|end| name.ends_with(end)) {
-            return Change::NegativeExp;
+            return Transform::NegativeExp;
         }
         match self.zero_centred.iter().any(|end| name.ends_with(end)) {
-            true => Change::PlusOne,
-            false => Change::None,
+            true => Transform::PlusOne,
+            false => Transform::None,
         }
     }
 
     /// Whether a file's tensor is no part of the text model, or one that old files computed beforehand.
-    pub fn elsewhere(&self, own: &str) -> bool {
+    pub fn not_the_text_model(&self, own: &str) -> bool {
         let computed = own.ends_with("rotary_emb.inv_freq");
-        computed || self.elsewhere.iter().any(|start| own.starts_with(start))
+        computed || self.other_parts.iter().any(|start| own.starts_with(start))
     }
 }

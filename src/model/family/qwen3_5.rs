@@ -121,8 +121,8 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
             feed_forward.clone(),
         )
     };
-    let elsewhere = (count..count + further).map(|i| format!("blk.{i}.")).collect();
-    Ok(Spec { layers: full.into_iter().map(layer).collect(), elsewhere, ..spec })
+    let ignored_tensors = (count..count + further).map(|i| format!("blk.{i}.")).collect();
+    Ok(Spec { layers: full.into_iter().map(layer).collect(), ignored_tensors, ..spec })
 }
 
 /// Refuses sections of multimodal RoPE that leave a pair to none of time, height and width: llama.cpp

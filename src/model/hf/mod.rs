@@ -97,7 +97,7 @@ impl HfCheckpoint {
         let weights = Weights::of(folder)?;
         checkpoint.add_all(&weights)?;
         checkpoint.check_tensors(&weights)?;
-        let names = checkpoint.tensors.keys().filter(|name| !names.elsewhere(name));
+        let names = checkpoint.tensors.keys().filter(|name| !names.not_the_text_model(name));
         (checkpoint.prefix, checkpoint.head) = convention::prefix_and_head(folder, names)?;
         checkpoint.notes.extend(weights.leftover(folder));
         checkpoint.notes.extend(checkpoint.untied());
@@ -165,7 +165,7 @@ impl HfCheckpoint {
 
     /// Refuses tensors of the text model that are no plain weights, or not where the index has them.
     fn check_tensors(&self, weights: &Weights) -> Result<(), ModelError> {
-        let is_read = |name: &String| !self.names.elsewhere(name);
+        let is_read = |name: &String| !self.names.not_the_text_model(name);
         let own = self.tensors.iter().filter(|(name, _)| is_read(name));
         refused::check_names(&self.folder, own.clone().map(|(name, _)| name))?;
         for (name, located) in own.clone() {
@@ -457,15 +457,15 @@ impl Config for HfCheckpoint {
 impl Tensors for HfCheckpoint {
     fn origin(&self, name: &str) -> Origin {
         let full = self.full_origin(name);
-        let change = self.names.change(name);
+        let transform = self.names.transform(name);
         if let Some(projections) = self.projections(name) {
-            return Origin { parts: projections, joined: Joined::Along(1), change };
+            return Origin { parts: projections, joined: Joined::Along(1), transform };
         }
         match self.experts(&full) {
             Some(parts) if !self.tensors.contains_key(&full) => {
-                Origin { parts, joined: Joined::ByEntry, change }
+                Origin { parts, joined: Joined::ByEntry, transform }
             }
-            _ => Origin { change, ..Origin::one(full) },
+            _ => Origin { transform, ..Origin::one(full) },
         }
     }
 
@@ -478,7 +478,7 @@ impl Tensors for HfCheckpoint {
     }
 
     fn names(&self) -> Vec<String> {
-        let counts = |name: &&String| !self.names.elsewhere(name);
+        let counts = |name: &&String| !self.names.not_the_text_model(name);
         self.tensors.keys().filter(counts).cloned().collect()
     }
 

@@ -1,6 +1,5 @@
 //! One layer of the decoder: mixer, feed-forward part, and what Gemma 4 adds behind them.
 
-use super::decoder::{norm, At};
 use super::experts::Mixture;
 use super::spec::{Activation, Attention, DeltaNet, Experts, Kv, Rope, Spec};
 use crate::compute::attention::SoftmaxAttention;
@@ -20,6 +19,15 @@ use std::sync::Arc;
 use tracing::trace_span;
 
 mod reader;
+
+/// Where rows are in their sequences.
+#[derive(Debug, Clone, Copy)]
+pub struct At {
+    /// Position of each sequence's first row.
+    pub start: usize,
+    /// Rows of each sequence.
+    pub tokens: usize,
+}
 
 /// Rows of a product's output that are made at once: wide outputs of more rows leave the caches.
 const ROWS: usize = 1024;
@@ -341,6 +349,10 @@ impl Linear {
             Some(bias) => run(bias, [&y]),
         }
     }
+}
+
+pub(super) fn norm(x: &Tensor, norm: &RmsNorm) -> TensorResult<Tensor> {
+    trace_span!("norms").in_scope(|| run(norm, [x]))
 }
 
 fn residual(x: &Tensor, y: &Tensor, residual: &Residual) -> TensorResult<Tensor> {
