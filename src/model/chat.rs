@@ -5,8 +5,9 @@
 
 use super::config::Config;
 use super::gguf::Gguf;
+use super::hf::files::{optional, optional_json, utf8};
 use super::tokenizer::{markers, text, Tokenizer, Vocabulary};
-use super::{hf, ModelError};
+use super::ModelError;
 use crate::hash;
 use crate::source::pinned::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG};
 use minijinja::syntax::SyntaxConfig;
@@ -105,10 +106,10 @@ impl ChatTemplate {
 
     /// `chat_template.jinja`, or what `tokenizer_config.json` holds.
     pub(crate) fn from_folder(folder: &Path) -> Result<Option<Self>, ModelError> {
-        let config = hf::optional_json(&folder.join(TOKENIZER_CONFIG))?;
+        let config = optional_json(&folder.join(TOKENIZER_CONFIG))?;
         let file = folder.join(CHAT_TEMPLATE);
-        let (place, template) = match hf::optional(&file)? {
-            Some(bytes) => (CHAT_TEMPLATE, Some(hf::utf8(&file, bytes)?)),
+        let (place, template) = match optional(&file)? {
+            Some(bytes) => (CHAT_TEMPLATE, Some(utf8(&file, bytes)?)),
             None => (TOKENIZER_CONFIG, named_default(&config["chat_template"])),
         };
         let special = |name: &str| {
@@ -195,8 +196,8 @@ pub(super) fn ends_of_folder(
     template: Option<&ChatTemplate>,
     tokenizer: &Tokenizer,
 ) -> Result<Vec<u32>, ModelError> {
-    let generation = hf::optional_json(&folder.join(GENERATION_CONFIG))?;
-    let config = hf::optional_json(&folder.join(CONFIG))?;
+    let generation = optional_json(&folder.join(GENERATION_CONFIG))?;
+    let config = optional_json(&folder.join(CONFIG))?;
     let places = [&generation, &config, &config["text_config"]];
     let found = places.into_iter().map(|place| &place["eos_token_id"]).find(|v| !v.is_null());
     let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -206,10 +207,8 @@ pub(super) fn ends_of_folder(
         Some(Json::Array(list)) => list.iter().map(id).collect(),
         Some(one) => id(one).map(|id| BTreeSet::from([id])),
     };
-    ends.map(|ends| ends.union(&written).copied().collect()).ok_or_else(|| ModelError::Metadata {
-        path: folder.into(),
-        key: "eos_token_id".into(),
-        message: "must be a token or a list of tokens".into(),
+    ends.map(|ends| ends.union(&written).copied().collect()).ok_or_else(|| {
+        ModelError::bad_key(folder, "eos_token_id", "must be a token or a list of tokens")
     })
 }
 

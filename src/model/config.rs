@@ -3,6 +3,7 @@
 //! A [`Key`] names the same fact in both formats, so that a family is written once.
 
 use super::ModelError;
+use crate::source::pinned::CONFIG;
 use std::path::Path;
 
 /// The name of a fact in each format; empty where a format does not record it.
@@ -109,16 +110,20 @@ impl<'a> dyn Config + 'a {
 
     /// An error about a key.
     pub fn bad(&self, key: Key, message: impl Into<String>) -> ModelError {
-        let path = match self.format() {
-            Format::Gguf => self.path().into(),
-            Format::Hf => self.path().join("config.json"),
-        };
-        ModelError::Metadata { path, key: self.full_name(self.name(key)), message: message.into() }
+        self.bad_name(&self.full_name(self.name(key)), message)
+    }
+
+    /// An error about a key by its full name.
+    pub fn bad_name(&self, name: &str, message: impl Into<String>) -> ModelError {
+        match self.format() {
+            Format::Gguf => ModelError::bad_key(self.path(), name, message),
+            Format::Hf => ModelError::bad_key(&self.path().join(CONFIG), name, message),
+        }
     }
 
     /// An error about something that this version cannot do.
     pub fn unsupported(&self, what: impl Into<String>) -> ModelError {
-        ModelError::Unsupported { path: self.path().into(), what: what.into() }
+        ModelError::unsupported(self.path(), what)
     }
 
     fn required<T>(&self, key: Key, found: Option<T>) -> Result<T, ModelError> {

@@ -1,6 +1,6 @@
 //! What can be wrong with a checkpoint: what, where, and the mend.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why a model cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -142,4 +142,31 @@ pub enum ModelError {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+/// The errors that several parts of this folder make.
+impl ModelError {
+    pub(crate) fn malformed(path: &Path, message: impl Into<String>) -> Self {
+        ModelError::Malformed { path: path.into(), message: message.into() }
+    }
+
+    pub(crate) fn refused(path: &Path, message: impl Into<String>) -> Self {
+        ModelError::Refused { path: path.into(), message: message.into() }
+    }
+
+    pub(crate) fn unsupported(path: &Path, what: impl Into<String>) -> Self {
+        ModelError::Unsupported { path: path.into(), what: what.into() }
+    }
+
+    pub(crate) fn bad_key(path: &Path, key: &str, message: impl Into<String>) -> Self {
+        ModelError::Metadata { path: path.into(), key: key.into(), message: message.into() }
+    }
+
+    pub(crate) fn tokenizer(path: &Path, message: impl Into<String>) -> Self {
+        ModelError::Tokenizer { path: path.into(), message: message.into() }
+    }
+
+    pub(crate) fn missing_tensor(path: &Path, tensor: &str) -> Self {
+        ModelError::MissingTensor { path: path.into(), tensor: tensor.into() }
+    }
 }

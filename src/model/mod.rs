@@ -86,8 +86,8 @@ impl Checkpoint {
         }
         let extension = path.extension().and_then(|extension| extension.to_str());
         if matches!(extension, Some("safetensors" | "json")) {
-            let message = "it is a part of a checkpoint: name its folder".into();
-            return Err(ModelError::Malformed { path: path.clone(), message });
+            let message = "it is a part of a checkpoint: name its folder";
+            return Err(ModelError::malformed(path, message));
         }
         if path.is_dir() {
             Self::open_folder(source)

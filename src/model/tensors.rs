@@ -221,10 +221,10 @@ impl<'a> Reader<'a> {
             check_shape(tensors, own, &expected)?;
             // two readers of one tensor are a mistake in a family's names
             if !self.books.borrow_mut().used.insert(own.clone()) {
-                return Err(ModelError::Unsupported {
-                    path: tensors.path().into(),
-                    what: format!("tensor `{own}` in two places"),
-                });
+                return Err(ModelError::unsupported(
+                    tensors.path(),
+                    format!("tensor `{own}` in two places"),
+                ));
             }
         }
         Ok(read.then_some((tensors, origin)))
@@ -244,10 +244,8 @@ impl<'a> Reader<'a> {
 }
 
 fn check_shape(tensors: &dyn Tensors, own: &str, expected: &[usize]) -> Result<(), ModelError> {
-    let found = tensors.shape(own).ok_or_else(|| ModelError::MissingTensor {
-        path: tensors.path().into(),
-        tensor: own.into(),
-    })?;
+    let found = tensors.shape(own);
+    let found = found.ok_or_else(|| ModelError::missing_tensor(tensors.path(), own))?;
     let same = match tensors.format() {
         Format::Hf => found == expected,
         // all of ggml's tensors have four dimensions, and its writer leaves out outermost ones of 1

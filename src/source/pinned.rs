@@ -19,6 +19,9 @@ pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// More bytes than any text of a checkpoint has. The index of a model with a hundred thousand tensors has a tenth.
+pub(crate) const LONGEST_TEXT: u64 = 128 << 20;
+
 /// What lies beside a checkpoint that is not what its tensors say alone: a description of how it was quantized (of
 /// AutoGPTQ, AutoAWQ and ModelOpt), and an adapter.
 pub(crate) const QUANTIZATION_FILES: [&str; 3] =
@@ -192,14 +195,16 @@ pub(super) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The files that an index names; none if it cannot be read or names files elsewhere.
-pub(crate) fn shards(index: &Path) -> Option<BTreeSet<String>> {
-    // that of a model with a hundred thousand tensors has a tenth of it
-    const LONGEST: u64 = 128 << 20;
-    if std::fs::metadata(index).ok()?.len() > LONGEST {
+/// The files that an index names. `None` if it cannot be read or names anything but files below its folder.
+pub(super) fn shards(index: &Path) -> Option<BTreeSet<String>> {
+    if std::fs::metadata(index).ok()?.len() > LONGEST_TEXT {
         return None;
     }
-    let index: Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
+    shards_of(&serde_json::from_slice(&std::fs::read(index).ok()?).ok()?)
+}
+
+/// The same for an index that has been read.
+pub(crate) fn shards_of(index: &Value) -> Option<BTreeSet<String>> {
     let files = index.get("weight_map")?.as_object()?.values();
     let files: Option<BTreeSet<String>> =
         files.map(|file| file.as_str().map(String::from)).collect();

@@ -5,7 +5,6 @@
 //! one is passed over, and all others are listed once.
 
 use super::idle::{self, Idle, Standing};
-use super::Family;
 use crate::model::config::{Config, Fact, Format};
 use crate::model::tensors::{Origin, Tensors};
 use crate::model::ModelError;
@@ -63,7 +62,11 @@ impl<'a> Accounts<'a> {
     }
 
     /// Closes the books once the family has read what it needs, and tells what people should know.
-    pub fn close(self, family: &Family, ignored: &[String]) -> Result<Vec<String>, ModelError> {
+    pub fn close(
+        self,
+        family: &'static [Idle],
+        ignored: &[String],
+    ) -> Result<Vec<String>, ModelError> {
         let asked = self.asked.into_inner().unwrap_or_else(PoisonError::into_inner);
         let read = agreeing(self.file, &asked)?;
         let entries = self.file.entries();
@@ -87,7 +90,7 @@ impl<'a> Accounts<'a> {
             }
             if strange.len() + refused.len() > MOST {
                 let message = format!("is one of more than {MOST} that nothing reads");
-                return Err(bad(self.file, name, message));
+                return Err((self.file as &dyn Config).bad_name(name, message));
             }
         }
         if let Some((name, why)) = refused.first() {
@@ -95,7 +98,7 @@ impl<'a> Accounts<'a> {
             let mend = format!("ignore_keys = [{}]", listed(names.collect()));
             let message =
                 format!("{why}; if it may be passed over, the policy says so with `{mend}`");
-            return Err(bad(self.file, name, message));
+            return Err((self.file as &dyn Config).bad_name(name, message));
         }
         if !strange.is_empty() {
             notes.push(format!("keys that nothing reads: {}", listed(strange)));
@@ -114,15 +117,6 @@ fn listed<S: AsRef<str>>(names: Vec<S>) -> String {
     first.join(", ")
 }
 
-/// An error about a key by its full name.
-fn bad(file: &dyn Tensors, name: &str, message: String) -> ModelError {
-    let path = match file.format() {
-        Format::Gguf => file.path().into(),
-        Format::Hf => file.path().join("config.json"),
-    };
-    ModelError::Metadata { path, key: name.into(), message }
-}
-
 /// The full names of what was read. Where a file answers twice to one key, both must say the same.
 fn agreeing(file: &dyn Tensors, asked: &BTreeSet<String>) -> Result<BTreeSet<String>, ModelError> {
     let mut read = BTreeSet::new();
@@ -136,7 +130,7 @@ fn agreeing(file: &dyn Tensors, asked: &BTreeSet<String>) -> Result<BTreeSet<Str
             if !same {
                 let say = |fact: &Option<Fact>| fact.as_ref().map_or("null".into(), shown);
                 let message = format!("says {}, and `{other}` says {}", say(fact), say(another));
-                return Err(bad(file, name, message));
+                return Err((file as &dyn Config).bad_name(name, message));
             }
         }
         read.extend(places.into_iter().map(|(name, _)| name));
@@ -152,17 +146,14 @@ fn may_be_ignored(
     is_read: bool,
 ) -> Result<(), ModelError> {
     if is_read {
-        return Err(bad(
-            file,
-            name,
-            "is read: the policy's `ignore_keys` cannot pass it over".into(),
-        ));
+        return Err((file as &dyn Config)
+            .bad_name(name, "is read: the policy's `ignore_keys` cannot pass it over"));
     }
     if entries.iter().any(|(known, _)| known == name) {
         return Ok(());
     }
-    let message = "is named by the policy's `ignore_keys`, but the file does not have it".into();
-    Err(bad(file, name, message))
+    let message = "is named by the policy's `ignore_keys`, but the file does not have it";
+    Err((file as &dyn Config).bad_name(name, message))
 }
 
 /// What becomes of a key that nobody read.
@@ -173,17 +164,17 @@ enum Verdict {
 }
 
 /// What is known of a checkpoint's keys.
-struct Known<'a> {
+struct Known {
     format: Format,
     /// What stands before the keys of the text model in full names.
     prefix: String,
-    family: &'a Family,
+    family: &'static [Idle],
     /// Keys that change the numbers, without the prefix.
     active: BTreeSet<String>,
 }
 
-impl<'a> Known<'a> {
-    fn of(file: &dyn Tensors, family: &'a Family, asked: &BTreeSet<String>) -> Self {
+impl Known {
+    fn of(file: &dyn Tensors, family: &'static [Idle], asked: &BTreeSet<String>) -> Self {
         let format = file.format();
         let limited = idle::rows(format, family).filter(|row| row.standing.limits());
         let active = limited.map(|row| row.name(format).to_owned()).chain(asked.iter().cloned());
@@ -192,7 +183,7 @@ impl<'a> Known<'a> {
     }
 
     /// The row about a key without the prefix, by its whole name or by how it begins.
-    fn row(&self, own: &str, exact: bool) -> Option<&'a Idle> {
+    fn row(&self, own: &str, exact: bool) -> Option<&'static Idle> {
         let mut rows = idle::rows(self.format, self.family);
         rows.find(|row| row.stands_for(self.format, own, exact))
     }

@@ -1,6 +1,9 @@
 //! What the families of Gemma have in common.
 
-use super::{names, Names, Reach, LAYER_TYPES};
+use super::common::Reach;
+use super::keys::LAYER_TYPES;
+use super::names;
+use super::names::Names;
 use crate::model::config::{Config, Fact, Key};
 use crate::model::spec::{Activation, FeedForward, Layer, Mixer};
 use crate::model::ModelError;

@@ -1,11 +1,14 @@
 //! `gemma2`: norms around both halves of a layer, caps on scores and logits, embeddings scaled by
 //! √hidden, and a window in every other layer.
 
+use super::common::{
+    activation, attention, common, layer_count, mlp, scale, softcap, Family, Reach,
+};
 use super::gemma::{causal, gemma_layer, reaches, scale_27b, HF_NAMES};
 use super::idle::{hf, Any};
+use super::keys::{ATTENTION_SOFTCAP, FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
+use super::names;
 use super::rope::{rope, USUAL};
-use super::{activation, attention, common, layer_count, mlp, names, scale, softcap};
-use super::{Family, Reach, ATTENTION_SOFTCAP, FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;

@@ -1,13 +1,14 @@
 //! `gemma3`: Gemma 2 with norms on Q and K instead of caps, five sliding layers to each full one, and a
 //! RoPE of its own for each kind.
 
+use super::common::{
+    activation, attention, common, layer_count, mlp, scale, softcap, Family, Reach,
+};
 use super::gemma::{causal, gemma_layer, reaches, scale_27b, HF_NAMES};
 use super::idle::{hf, Any, Numbers};
+use super::keys::{FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
+use super::names;
 use super::rope::{rope, Layout, Wanted, USUAL};
-use super::{
-    activation, attention, common, layer_count, mlp, names, scale, softcap, Family, Reach,
-};
-use super::{FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
 use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;

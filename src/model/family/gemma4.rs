@@ -2,17 +2,17 @@
 //! scaled; V is normalised. The small models add inputs for each layer and let the upper layers read
 //! the caches of lower ones; the large ones have experts, or take V from K.
 
+use super::common::{activation, common, layer_count, plain_attention, softcap, Family, Reach};
 use super::gemma::{causal, reaches, POST_NORMS};
 use super::idle::{hf, Any};
-use super::rope::{rope, Layout, Wanted, DIVISORS, USUAL};
-use super::{
-    activation, bounded, common, layer_count, names, plain_attention, softcap, Family, Mlx, Names,
-    Reach,
-};
-use super::{
+use super::keys::{
     EXPERTS, EXPERTS_USED, EXPERT_MLP, FINAL_SOFTCAP, GEMMA_ACTIVATION, HEADS, KV_HEADS, MLP,
     WINDOW,
 };
+use super::names;
+use super::names::{Mlx, Names};
+use super::rope::{rope, Layout, Wanted, DIVISORS, USUAL};
+use super::sound::bounded;
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{
     Activation, Attention, Experts, FeedForward, Kv, Layer, Mixer, Mlp, PerLayerInputs, Spec,

@@ -4,7 +4,6 @@
 //! that changes the numbers in some model, but not while it has a neutral value, is passed over only with
 //! that value.
 
-use super::Family;
 use crate::model::config::{Fact, Format, Key};
 
 /// A key that no family reads.
@@ -71,8 +70,8 @@ impl Idle {
 }
 
 /// All rows of a format, the family's first.
-pub(super) fn rows(format: Format, family: &Family) -> impl Iterator<Item = &Idle> {
-    let all = family.idle.iter().chain(ALL);
+pub(super) fn rows(format: Format, family: &'static [Idle]) -> impl Iterator<Item = &'static Idle> {
+    let all = family.iter().chain(ALL);
     all.filter(move |row| !row.name(format).is_empty())
 }
 

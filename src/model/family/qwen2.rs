@@ -1,9 +1,10 @@
 //! `qwen2`: Qwen2 and Qwen2.5, which are Llama with biases on Q, K and V.
 
+use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
 use super::idle::{hf, Any};
+use super::keys::{ACTIVATION, LAYERS, LAYER_TYPES, WINDOW};
+use super::names;
 use super::rope::{rope, USUAL};
-use super::{activation, attention, common, layer_count, llama_layer, mlp, names, Family};
-use super::{ACTIVATION, LAYERS, LAYER_TYPES, WINDOW};
 use crate::model::config::{Config, Key};
 use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;

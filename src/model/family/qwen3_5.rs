@@ -1,10 +1,12 @@
 //! `qwen3_5` and `qwen3_5_moe`: Qwen3.5 and Qwen3.6. Three layers of gated delta rule to one of gated
 //! attention, which turns the first quarter of its heads; MLPs, or experts and a shared one.
 
+use super::common::{activation, attention, common, layers, llama_layer, mlp, Family};
 use super::idle::{gguf, hf, Any, DENSE, ON};
+use super::keys::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
+use super::names;
+use super::names::{Mlx, Names};
 use super::rope::{rope, Wanted, USUAL};
-use super::{activation, attention, common, layers, llama_layer, mlp, names, Family, Mlx, Names};
-use super::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{Attention, DeltaNet, Experts, FeedForward, HeadOrder, Mixer, Spec};
 use crate::model::tensors::Tensors;

@@ -1,10 +1,11 @@
 //! `qwen3_moe`: Qwen3 whose MLPs are experts, in all layers or in some.
 
+use super::common::{activation, common, layer_count, llama_layer, mlp, Family};
 use super::idle::{gguf, hf, Any, DENSE, ON};
+use super::keys::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, WINDOW};
+use super::names;
 use super::qwen2::USE_WINDOW;
 use super::qwen3::qk_normed;
-use super::{activation, common, layer_count, llama_layer, mlp, names, Family};
-use super::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, WINDOW};
 use crate::model::config::{Config, Key};
 use crate::model::spec::{Experts, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;

@@ -3,7 +3,8 @@
 //! Formulas are those of transformers' `modeling_rope_utils` and of llama.cpp, which agree. θ^(-2i/d) is
 //! computed in f64 and rounded once.
 
-use super::Reach;
+use super::common::Reach;
+use super::keys::CONTEXT;
 use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Pairs, Rope};
 use crate::model::tensors::{finite, Tensors};
@@ -376,7 +377,7 @@ impl<'c> Parameters<'c> {
                 Err(self.config.bad(key, message))
             }
             (inside, beside) => match inside.or(beside) {
-                None => self.config.float(super::CONTEXT),
+                None => self.config.float(CONTEXT),
                 Some(original) if original > 0.0 => Ok(original),
                 Some(_) => Err(self.config.bad(key, "must be positive")),
             },

@@ -39,7 +39,7 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let bytes =
             files::map(path).map_err(|error| ModelError::Io { path: path.into(), error })?;
-        let malformed = |message| ModelError::Malformed { path: path.into(), message };
+        let malformed = |message: String| ModelError::malformed(path, message);
         let header = Header::read(&bytes).map_err(malformed)?;
         let architecture = match header.metadata.get("general.architecture") {
             Some(Value::String(name)) => name.clone(),
@@ -70,7 +70,7 @@ impl Gguf {
 
     /// The file must be a model, all of one, in the blocks that are known.
     fn check_whole(&self) -> Result<(), ModelError> {
-        let unsupported = |what| Err(ModelError::Unsupported { path: self.path.clone(), what });
+        let unsupported = |what: String| Err(ModelError::unsupported(&self.path, what));
         if let Some(Value::String(kind)) = self.value("general.type") {
             if kind != "model" {
                 return unsupported(format!("a GGUF of type `{kind}`, which is no model,"));
@@ -121,12 +121,12 @@ impl Gguf {
     }
 
     fn malformed(&self, message: String) -> ModelError {
-        ModelError::Malformed { path: self.path.clone(), message }
+        ModelError::malformed(&self.path, message)
     }
 
     /// An error about a metadata key by its full name.
     pub fn bad_key(&self, key: &str, message: impl Into<String>) -> ModelError {
-        ModelError::Metadata { path: self.path.clone(), key: key.into(), message: message.into() }
+        ModelError::bad_key(&self.path, key, message)
     }
 
     /// A metadata value by its full key.
@@ -145,10 +145,11 @@ impl Gguf {
 
     /// A tensor with its bytes and the type that reads them.
     fn info(&self, own: &str) -> Result<(&TensorInfo, &[u8], GgmlDType), ModelError> {
-        let info = self.header.tensors.get(own).ok_or_else(|| ModelError::MissingTensor {
-            path: self.path.clone(),
-            tensor: own.into(),
-        })?;
+        let info = self
+            .header
+            .tensors
+            .get(own)
+            .ok_or_else(|| ModelError::missing_tensor(&self.path, own))?;
         let dtype = info.of.reader.expect("types are checked when the file is opened");
         Ok((info, &self.bytes[info.bytes.clone()], dtype))
     }

@@ -17,7 +17,7 @@ impl Convention {
     /// By the metadata of a file.
     pub fn of(path: &Path, format: Option<&str>) -> Result<Self, ModelError> {
         let mend = "save the model again with transformers' `save_pretrained`";
-        let refused = |message| ModelError::Refused { path: path.into(), message };
+        let refused = |message: String| ModelError::refused(path, message);
         match format {
             None | Some("pt") => Ok(Convention::Transformers),
             Some("mlx") => Ok(Convention::Mlx),
@@ -56,14 +56,14 @@ impl Convention {
         let mut tensors = tensors;
         match tensors.find(|(name, shape)| self != Convention::Mlx && is_mlx(name, shape)) {
             None => Ok(()),
-            Some((name, shape)) => Err(ModelError::Refused {
-                path: folder.into(),
-                message: format!(
+            Some((name, shape)) => Err(ModelError::refused(
+                folder,
+                format!(
                     "tensor `{name}` {shape:?} is named or laid out as MLX's converter does, and the files' metadata \
                      does not say `format: mlx`: whether norms are stored as 1 + w cannot be told; convert the \
                      original again"
                 ),
-            }),
+            )),
         }
     }
 }
@@ -91,7 +91,7 @@ pub(super) fn prefix_and_head<'n>(
     names: impl Iterator<Item = &'n String> + Clone,
 ) -> Result<(&'static str, &'static str), ModelError> {
     let has = |wanted: &str| names.clone().any(|name| name == wanted);
-    let refused = |message| ModelError::Refused { path: folder.into(), message };
+    let refused = |message: String| ModelError::refused(folder, message);
     let only = |places: Vec<(&'static str, String)>| {
         match &places[..] {
         [(_, one), (_, two), ..] => Err(refused(format!(

@@ -1,8 +1,9 @@
 //! Which files a folder's checkpoint consists of.
 
-use super::{io, json, malformed, read};
+use super::files::{io, read};
+use super::json;
 use crate::model::ModelError;
-use crate::source::pinned::{CONFIG, INDEX, WEIGHTS};
+use crate::source::pinned::{shards_of, CONFIG, INDEX, WEIGHTS};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ impl Weights {
                     "{count} of the {} files that it names are missing, such as {first}: fetch them, too",
                     weights.files.len()
                 );
-                Err(malformed(&folder.join(INDEX), what))
+                Err(ModelError::malformed(&folder.join(INDEX), what))
             }
         }
     }
@@ -42,13 +43,13 @@ impl Weights {
         let map = weight_map(&index)?;
         let names: BTreeSet<&String> = map.values().collect();
         if single.exists() && names.iter().any(|name| *name != WEIGHTS) {
-            return Err(ModelError::Refused {
-                path: folder.into(),
-                message: format!(
+            return Err(ModelError::refused(
+                folder,
+                format!(
                     "there are two checkpoints: {WEIGHTS}, and the files that {INDEX} names; programs differ in which \
                      they read, so take the one away that is not meant"
                 ),
-            });
+            ));
         }
         let files = names.into_iter().map(|name| folder.join(name)).collect();
         Ok(Weights { files, index: Some(map) })
@@ -67,7 +68,10 @@ impl Weights {
         let file_of = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_path_buf();
         let stale = |what: String| {
             let path = folder.join(INDEX);
-            malformed(&path, format!("{what}: it and the files are of different versions"))
+            ModelError::malformed(
+                &path,
+                format!("{what}: it and the files are of different versions"),
+            )
         };
         for (tensor, file) in index.iter().filter(|(tensor, _)| is_read(tensor)) {
             if found.get(tensor).map(|path| file_of(path)) != Some(PathBuf::from(file)) {
@@ -100,12 +104,11 @@ impl Weights {
 
 /// The map of an index, from tensors to files below its folder.
 fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
-    if crate::source::pinned::shards(index).is_none() {
-        json::object(index, &read(index)?)?;
-        let what = "it has no weight_map, or one of other things than files below its folder";
-        return Err(malformed(index, what.into()));
-    }
     let whole = json::object(index, &read(index)?)?;
+    if shards_of(&whole).is_none() {
+        let what = "it has no weight_map, or one of other things than files below its folder";
+        return Err(ModelError::malformed(index, what));
+    }
     let map = whole.get("weight_map").and_then(Value::as_object).into_iter().flatten();
     Ok(map.filter_map(|(name, file)| Some((name.clone(), file.as_str()?.into()))).collect())
 }
@@ -122,7 +125,7 @@ fn ending(folder: &Path, ends: &[&str]) -> Vec<String> {
 
 /// An error about a folder without config.json, with what is there instead.
 pub(super) fn without_config(folder: &Path) -> ModelError {
-    let refused = |message: String| ModelError::Refused { path: folder.into(), message };
+    let refused = |message: String| ModelError::refused(folder, message);
     let there = |name: &str| folder.join(name).exists();
     if let [gguf, ..] = &ending(folder, &[".gguf"])[..] {
         return refused(format!("the folder has no {CONFIG}, but a GGUF: name the file, `{gguf}`"));
@@ -151,7 +154,7 @@ pub(super) fn without_config(folder: &Path) -> ModelError {
 
 /// An error about a folder without weights in safetensors, with what is there instead.
 fn without_weights(folder: &Path) -> ModelError {
-    let refused = |message: String| ModelError::Refused { path: folder.into(), message };
+    let refused = |message: String| ModelError::refused(folder, message);
     if let [part, ..] = &ending(folder, &[".safetensors"])[..] {
         return refused(format!(
             "it has neither {WEIGHTS} nor {INDEX}, which says what is in which file, but `{part}`: fetch the index, \

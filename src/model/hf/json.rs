@@ -10,9 +10,9 @@ use std::path::Path;
 ///
 /// # Errors
 /// What is no JSON, no object, or has a key that stands twice.
-pub(super) fn object(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
+pub(in crate::model) fn object(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
     if let Some(message) = foreign::complaint(bytes) {
-        return Err(ModelError::Malformed { path: path.into(), message });
+        return Err(ModelError::malformed(path, message));
     }
     let at = |line, column, message| ModelError::Json { path: path.into(), line, column, message };
     if let Some(message) = encoding(bytes) {

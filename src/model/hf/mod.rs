@@ -2,8 +2,9 @@
 //! several such files and an index.
 
 mod convention;
+pub(super) mod files;
 mod folder;
-mod json;
+pub(super) mod json;
 mod refused;
 
 use super::config::{Config, Fact, Format};
@@ -11,7 +12,6 @@ use super::family::{self, Names};
 use super::tensors::{gathered, Joined, Origin, Tensors};
 use super::{safetensors_header, ModelError};
 use crate::compute::device::HOST;
-use crate::files;
 use crate::source::pinned::{CONFIG, INDEX, TOKENIZER};
 use candle_core::{DType, Tensor};
 use convention::Convention;
@@ -22,9 +22,6 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// More bytes than any text of a checkpoint has. The index of a model with a hundred thousand tensors has a tenth.
-const LONGEST_TEXT: u64 = 128 << 20;
 
 /// The name of the embedding behind the prefix.
 const EMBEDDING: &str = "embed_tokens.weight";
@@ -75,7 +72,7 @@ impl HfCheckpoint {
         let architecture = match (text.get("model_type"), whole.get("model_type")) {
             (Some(Value::String(name)), _) | (None, Some(Value::String(name))) => name.clone(),
             _ => {
-                return Err(malformed(&folder.join(CONFIG), "it names no model_type".into()));
+                return Err(ModelError::malformed(&folder.join(CONFIG), "it names no model_type"));
             }
         };
         let (names, defaults) = family::hf(folder, &architecture)?;
@@ -118,7 +115,7 @@ impl HfCheckpoint {
                         "it is in {this} convention by its metadata, and {first} in {other}: files of two checkpoints \
                          were mixed"
                     );
-                    return Err(ModelError::Refused { path: path.clone(), message });
+                    return Err(ModelError::refused(path, message));
                 }
                 _ => known = known.or(Some((convention, path))),
             }
@@ -135,10 +132,11 @@ impl HfCheckpoint {
 
     /// Maps a file and books its tensors; says in whose convention it is.
     fn add(&mut self, path: &Path) -> Result<Convention, ModelError> {
-        let bytes = files::map(path).map_err(|error| io(path, error))?;
-        safetensors_header::check(&bytes).map_err(|message| malformed(path, message))?;
+        let bytes = crate::files::map(path).map_err(|error| files::io(path, error))?;
+        safetensors_header::check(&bytes)
+            .map_err(|message| ModelError::malformed(path, message))?;
         // deserializing reads the header only; it checks that every tensor lies inside the file
-        let sound = |e: safetensors::SafeTensorError| malformed(path, e.to_string());
+        let sound = |e: safetensors::SafeTensorError| ModelError::malformed(path, e.to_string());
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(sound)?;
         let format = metadata.metadata().as_ref().and_then(|members| members.get("format"));
         let convention = Convention::of(path, format.map(String::as_str))?;
@@ -156,7 +154,10 @@ impl HfCheckpoint {
                 bytes: start..start + info.data().len(),
             };
             if self.tensors.insert(name.clone(), located).is_some() {
-                return Err(malformed(path, format!("tensor `{name}` is in another file, too")));
+                return Err(ModelError::malformed(
+                    path,
+                    format!("tensor `{name}` is in another file, too"),
+                ));
             }
         }
         self.shards.push((path.into(), bytes));
@@ -240,10 +241,8 @@ impl HfCheckpoint {
     }
 
     fn located(&self, own: &str) -> Result<(&Located, &[u8], DType), ModelError> {
-        let located = self.tensors.get(own).ok_or_else(|| ModelError::MissingTensor {
-            path: self.folder.clone(),
-            tensor: own.into(),
-        })?;
+        let located =
+            self.tensors.get(own).ok_or_else(|| ModelError::missing_tensor(&self.folder, own))?;
         let dtype = self.dtype(own, located)?;
         Ok((located, &self.shards[located.shard].1[located.bytes.clone()], dtype))
     }
@@ -323,60 +322,16 @@ impl HfCheckpoint {
 /// All of config.json, and the member that describes the text model of a multimodal one.
 fn configuration(folder: &Path) -> Result<(Value, Value), ModelError> {
     let path = folder.join(CONFIG);
-    let Some(bytes) = optional(&path)? else { return Err(folder::without_config(folder)) };
+    let Some(bytes) = files::optional(&path)? else { return Err(folder::without_config(folder)) };
     let whole = json::object(&path, &bytes)?;
     let text = match whole.get(TEXT) {
         None | Some(Value::Null) => whole.clone(),
         Some(text @ Value::Object(_)) => text.clone(),
         Some(_) => {
-            let (key, message) = (TEXT.into(), "must be an object".into());
-            return Err(ModelError::Metadata { path, key, message });
+            return Err(ModelError::bad_key(&path, TEXT, "must be an object"));
         }
     };
     Ok((whole, text))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
-    let bytes = std::fs::metadata(path).map_err(|error| io(path, error))?.len();
-    if bytes > LONGEST_TEXT {
-        let what =
-            format!("it has {bytes} bytes, and no configuration has more than {LONGEST_TEXT}");
-        return Err(malformed(path, what));
-    }
-    std::fs::read(path).map_err(|error| io(path, error))
-}
-
-/// The object that a file holds; no key of it stands twice.
-pub(super) fn strict_object(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
-    json::object(path, bytes)
-}
-
-/// A file that a checkpoint may lack.
-pub(super) fn optional(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
-    match read(path) {
-        Err(ModelError::Missing { .. }) => Ok(None),
-        read => read.map(Some),
-    }
-}
-
-/// The same with JSON in it; null where it is not there.
-pub(super) fn optional_json(path: &Path) -> Result<Value, ModelError> {
-    optional(path)?.map_or(Ok(Value::Null), |bytes| json::object(path, &bytes))
-}
-
-pub(super) fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String, ModelError> {
-    String::from_utf8(bytes).map_err(|error| malformed(path, error.to_string()))
-}
-
-fn io(path: &Path, error: std::io::Error) -> ModelError {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => ModelError::Missing { path: path.into(), fetch: None },
-        _ => ModelError::Io { path: path.into(), error },
-    }
-}
-
-fn malformed(path: &Path, message: String) -> ModelError {
-    ModelError::Malformed { path: path.into(), message }
 }
 
 fn walk<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {

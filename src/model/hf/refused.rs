@@ -2,7 +2,8 @@
 //! of its own, and classes that are no language models. To read the tensors and pass over it would be to measure
 //! another model.
 
-use super::{json, optional};
+use super::files::optional;
+use super::json;
 use crate::model::ModelError;
 use crate::source::pinned::{ADAPTER, CONFIG, QUANTIZATION_FILES};
 use serde_json::Value;
@@ -66,12 +67,8 @@ pub(super) fn check(folder: &Path, whole: &Value, text: &Value) -> Result<(), Mo
     language_model(&config, whole)
 }
 
-fn refused(path: &Path, message: String) -> ModelError {
-    ModelError::Refused { path: path.into(), message }
-}
-
 fn quantized(path: &Path, place: &str, method: &str) -> ModelError {
-    refused(
+    ModelError::refused(
         path,
         format!(
             "{place} says that the model is quantized by {method}, which this version of kvgate does not carry out; \
@@ -137,7 +134,7 @@ pub(super) fn check_names<'n>(
     });
     match known.or_else(|| Some((names.clone().find(state)?, "bitsandbytes"))) {
         None => Ok(()),
-        Some((name, who)) => Err(refused(
+        Some((name, who)) => Err(ModelError::refused(
             folder,
             format!("tensor `{name}` is there for quantized weights or caches ({who}), which this version of kvgate does not read; {INSTEAD}"),
         )),
@@ -152,7 +149,7 @@ fn no_adapter(folder: &Path) -> Result<(), ModelError> {
     }
     let message = "an adapter (LoRA) lies beside the model, which transformers applies to it and kvgate does not: \
                    merge it into the weights (peft's `merge_and_unload`), or take this file away";
-    Err(refused(&path, message.into()))
+    Err(ModelError::refused(&path, message))
 }
 
 /// Refuses members of safetensors' metadata that describe quantization, as torchao's and Comfy's do.
@@ -162,7 +159,7 @@ pub(super) fn check_metadata<'m>(
 ) -> Result<(), ModelError> {
     match members.find(|member| member.to_ascii_lowercase().contains("quant")) {
         None => Ok(()),
-        Some(member) => Err(refused(
+        Some(member) => Err(ModelError::refused(
             path,
             format!("its metadata describes quantized weights (`{member}`), which this version of kvgate does not read; {INSTEAD}"),
         )),
@@ -187,7 +184,7 @@ const WRAPPERS: [&str; 10] = [
 fn known_wrapper(config: &Path, whole: &Value) -> Result<(), ModelError> {
     let nested = whole.get("text_config").is_some_and(Value::is_object);
     match whole.get("model_type").and_then(Value::as_str) {
-        Some(kind) if nested && !WRAPPERS.contains(&kind) => Err(refused(
+        Some(kind) if nested && !WRAPPERS.contains(&kind) => Err(ModelError::refused(
             config,
             format!(
                 "its text model is a part of a `{kind}`, of which kvgate does not know what it does with text (known: {})",
@@ -205,7 +202,7 @@ fn no_own_code(config: &Path, whole: &Value) -> Result<(), ModelError> {
         let what = format!(
             "`model_file` names MLX code of the model's own ({file}), which kvgate does not run"
         );
-        return Err(refused(config, what));
+        return Err(ModelError::refused(config, what));
     }
     let Some(Value::Object(own)) = whole.get("auto_map") else { return Ok(()) };
     let harmless = |class: &str| {
@@ -213,7 +210,7 @@ fn no_own_code(config: &Path, whole: &Value) -> Result<(), ModelError> {
     };
     match own.iter().find(|(class, _)| !harmless(class)) {
         None => Ok(()),
-        Some((class, code)) => Err(refused(
+        Some((class, code)) => Err(ModelError::refused(
             config,
             format!(
                 "`auto_map` names code of the model's own for {class} ({code}), which kvgate does not run: if \
@@ -232,7 +229,7 @@ fn language_model(config: &Path, whole: &Value) -> Result<(), ModelError> {
     };
     match classes.iter().find(|class| !writes(class)) {
         None => Ok(()),
-        Some(class) => Err(refused(
+        Some(class) => Err(ModelError::refused(
             config,
             format!(
                 "`architectures` names {class}, which is no language model: kvgate measures what predicts the next \

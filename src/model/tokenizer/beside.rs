@@ -7,7 +7,8 @@
 
 use super::guard::guarded;
 use super::vocabulary::cut;
-use crate::model::{hf, ModelError};
+use crate::model::hf::files::optional_json;
+use crate::model::ModelError;
 use crate::source::pinned::{TOKENIZER, TOKENIZER_CONFIG};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -93,7 +94,7 @@ impl Beside {
     /// The files in the folder of a `tokenizer.json`.
     pub fn of(tokenizer: &Path) -> Result<Self, ModelError> {
         let folder = tokenizer.parent().unwrap_or(Path::new("")).to_path_buf();
-        let config = hf::optional_json(&folder.join(TOKENIZER_CONFIG))?;
+        let config = optional_json(&folder.join(TOKENIZER_CONFIG))?;
         Ok(Beside { folder, config })
     }
 
@@ -158,21 +159,22 @@ impl Beside {
                     let id_and_text = id.parse::<u32>().ok().zip(token["content"].as_str());
                     let (id, text) = id_and_text.ok_or_else(|| {
                         let what = "must be an id with a token that has a `content`";
-                        bad(&file, &format!("{DECODER}.{id}"), what)
+                        ModelError::bad_key(&file, &format!("{DECODER}.{id}"), what)
                     })?;
                     Ok::<_, ModelError>((text.to_owned(), Added::of_object(id, token)))
                 });
                 let place = format!("`{DECODER}` of {TOKENIZER_CONFIG}");
                 return Ok((place, tokens.collect::<Result<_, _>>()?));
             }
-            _ => return Err(bad(&file, DECODER, "must be an object")),
+            _ => return Err(ModelError::bad_key(&file, DECODER, "must be an object")),
         }
         let file = self.folder.join(ADDED_TOKENS);
-        let older = hf::optional_json(&file)?;
+        let older = optional_json(&file)?;
         let mut tokens = Vec::new();
         for (text, id) in older.as_object().into_iter().flatten() {
             let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
-            let id = id.ok_or_else(|| bad(&file, text, "must be the id of a token"))?;
+            let id =
+                id.ok_or_else(|| ModelError::bad_key(&file, text, "must be the id of a token"))?;
             if own.iter().all(|(known, _)| *known != id) {
                 let special = self.is_named(text) || self.is_listed(text);
                 tokens.push((
@@ -261,8 +263,4 @@ pub(super) fn check(
             Err(format!("the text has a token that the files know as two: {}; {MEND}", token.what))
         }
     }
-}
-
-fn bad(path: &Path, key: &str, message: &str) -> ModelError {
-    ModelError::Metadata { path: path.into(), key: key.into(), message: message.into() }
 }

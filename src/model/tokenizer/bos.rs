@@ -18,7 +18,8 @@
 use super::gguf::{text, Vocabulary, MODEL, PRE};
 use crate::model::config::Config;
 use crate::model::gguf::Gguf;
-use crate::model::{hf, ModelError};
+use crate::model::hf::files::optional_json;
+use crate::model::ModelError;
 use crate::source::pinned::{CONFIG, TOKENIZER_CONFIG};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
@@ -93,18 +94,18 @@ impl Says {
         token_to_id: impl Fn(&str) -> Option<u32>,
     ) -> Result<Self, ModelError> {
         let file = folder.join(TOKENIZER_CONFIG);
-        let config = hf::optional_json(&file)?;
+        let config = optional_json(&file)?;
         let adds = match &config["add_bos_token"] {
             Json::Null => None,
             Json::Bool(adds) => Some(*adds),
-            _ => return Err(bad_key(&file, "add_bos_token", "must be true or false".into())),
+            _ => return Err(ModelError::bad_key(&file, "add_bos_token", "must be true or false")),
         };
         let named = &config["bos_token"];
         let text = named.get("content").unwrap_or(named).as_str();
         let token = text.and_then(token_to_id);
         if let (Some(text), None, Some(true)) = (text, token, adds) {
             let message = format!("is `{text}`, which the tokenizer does not have");
-            return Err(bad_key(&file, "bos_token", message));
+            return Err(ModelError::bad_key(&file, "bos_token", message));
         }
         let place = format!("`add_bos_token` of {TOKENIZER_CONFIG}");
         Ok(Says { place, adds, token })
@@ -112,7 +113,7 @@ impl Says {
 
     /// `config.json` names a token and does not say what to do with it.
     pub fn of_config(folder: &Path) -> Result<Self, ModelError> {
-        let config = hf::optional_json(&folder.join(CONFIG))?;
+        let config = optional_json(&folder.join(CONFIG))?;
         let id = |place: &Json| u32::try_from(place["bos_token_id"].as_u64()?).ok();
         let token = id(&config["text_config"]).or_else(|| id(&config));
         Ok(Says { place: CONFIG.into(), adds: None, token })
@@ -186,10 +187,6 @@ pub(super) fn decide(
         Some(_) => Ok(Bos { token, by }),
         None => Err(format!("BOS is added by {by}, and no file says which token it is; `bos = false` in the policy does without")),
     }
-}
-
-fn bad_key(path: &Path, key: &str, message: String) -> ModelError {
-    ModelError::Metadata { path: path.into(), key: key.into(), message }
 }
 
 #[cfg(test)]

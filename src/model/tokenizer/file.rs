@@ -6,7 +6,8 @@ use super::guard::guarded;
 use super::markers::{self, INFILL};
 use super::vocabulary::{cut, Spelling};
 use super::Tokenizer;
-use crate::model::{hf, ModelError};
+use crate::model::hf::json;
+use crate::model::ModelError;
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
@@ -51,7 +52,7 @@ impl TokenizerFile {
             message: format!("cannot use this tokenizer: {message}"),
         };
         let bytes = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
-        let strict = hf::strict_object(path, &bytes)?;
+        let strict = json::object(path, &bytes)?;
         let raw: Raw = serde_json::from_value(strict).map_err(|e| unusable(e.to_string()))?;
         raw.check().map_err(unusable)?;
         let read = || -> Result<_, tokenizers::Error> {

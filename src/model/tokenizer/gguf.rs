@@ -427,5 +427,5 @@ fn strings(file: &Gguf, key: &str) -> Result<Vec<String>, ModelError> {
 }
 
 fn unusable(file: &Gguf, message: impl Into<String>) -> ModelError {
-    ModelError::Tokenizer { path: file.path().into(), message: message.into() }
+    ModelError::tokenizer(file.path(), message)
 }

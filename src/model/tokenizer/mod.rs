@@ -239,7 +239,7 @@ pub(super) fn of_gguf(
     };
     opened.notes.extend(vocabulary.remarks.iter().cloned());
     let bos = bos::decide(source.bos, &says, template, rule);
-    let bos = bos.map_err(|why| unusable(file.path(), why))?;
+    let bos = bos.map_err(|why| ModelError::tokenizer(file.path(), why))?;
     opened.put_bos(bos, source.bos.is_some(), before, spec)?;
     Ok(opened)
 }
@@ -261,7 +261,7 @@ pub(super) fn of_folder(folder: &Path, spec: &Spec, source: &Source) -> Result<O
     own.map_or(Ok(()), |own| opened.compare(own))?;
     let rule = Rule::of_architecture(&spec.architecture);
     let bos = bos::decide(source.bos, &says, template, rule);
-    let bos = bos.map_err(|why| unusable(folder, why))?;
+    let bos = bos.map_err(|why| ModelError::tokenizer(folder, why))?;
     opened.put_bos(bos, source.bos.is_some(), template, spec)?;
     Ok(opened)
 }
@@ -295,7 +295,7 @@ impl Opened {
     /// Holds the tokenizer to the checkpoint's own vocabulary.
     fn compare(&mut self, own: Own) -> Result<(), ModelError> {
         let path = self.file.as_deref().unwrap_or(Path::new(""));
-        own.check_specials().map_err(|why| unusable(path, why))?;
+        own.check_specials().map_err(|why| ModelError::tokenizer(path, why))?;
         self.notes.extend(own.remark.clone());
         self.tokenizer.own = Some(own);
         Ok(())
@@ -320,7 +320,7 @@ impl Opened {
                     let path = self.file.as_deref().unwrap_or(Path::new(""));
                     let message =
                         format!("BOS is token {id}, by {by}, which the vocabulary does not have");
-                    return Err(unusable(path, message));
+                    return Err(ModelError::tokenizer(path, message));
                 };
                 format!("BOS {id} {} before each chunk, by {by}", cut(&piece))
             }
@@ -338,8 +338,4 @@ impl Opened {
         self.tokenizer.bos = token;
         Ok(())
     }
-}
-
-fn unusable(path: &Path, message: String) -> ModelError {
-    ModelError::Tokenizer { path: path.into(), message }
 }

@@ -11,7 +11,8 @@ use super::vocabulary::{cut, Pieces};
 use super::Tokenizer;
 use crate::model::config::Config;
 use crate::model::gguf::Gguf;
-use crate::model::{hf, ModelError};
+use crate::model::hf::files::optional_json;
+use crate::model::ModelError;
 use crate::source::pinned::{CONFIG, TOKENIZER, TOKENIZER_CONFIG};
 use serde_json::Value as Json;
 use std::path::Path;
@@ -50,7 +51,7 @@ impl Own {
                 let compared = match Merges::of(file, path)? {
                     Merges::Equal => "pieces and merges",
                     Merges::None => "pieces alone, since the GGUF has no merges",
-                    Merges::Differ(how) => return Err(super::unusable(path, how)),
+                    Merges::Differ(how) => return Err(ModelError::tokenizer(path, how)),
                 };
                 let remark = format!(
                     "the GGUF's own tokenizer cannot be rebuilt ({}): compared are {compared}, not how text is split",
@@ -187,10 +188,10 @@ pub(super) fn check_config(
     path: &Path,
     file: &TokenizerFile,
 ) -> Result<(), ModelError> {
-    let config = hf::optional_json(&folder.join(CONFIG))?;
+    let config = optional_json(&folder.join(CONFIG))?;
     let beside = path.parent().map(|folder| folder.join(TOKENIZER_CONFIG));
-    let beside = beside.map_or(Ok(Json::Null), |file| hf::optional_json(&file))?;
-    let own = hf::optional_json(&folder.join(TOKENIZER_CONFIG))?;
+    let beside = beside.map_or(Ok(Json::Null), |file| optional_json(&file))?;
+    let own = optional_json(&folder.join(TOKENIZER_CONFIG))?;
     let added = file.tokenizer.inner.get_added_tokens_decoder();
     for (key, name) in [("bos_token_id", "bos_token"), ("eos_token_id", "eos_token")] {
         let found = [&config["text_config"][key], &config[key]].into_iter().find(|v| !v.is_null());
@@ -216,7 +217,7 @@ pub(super) fn check_config(
             ids[0],
             cut(named)
         );
-        return Err(super::unusable(path, message));
+        return Err(ModelError::tokenizer(path, message));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 //! What is compared is the bytes that a token stands for.
 
 use super::SPACE;
-use crate::model::hf;
+use crate::model::hf::files::{optional, optional_json};
 use crate::model::ModelError;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -114,12 +114,13 @@ impl Pieces {
     /// What a checkpoint's folder has beside a `tokenizer.json`: `vocab.json`, or `tokenizer.model`.
     pub fn beside(folder: &Path) -> Result<Option<Self>, ModelError> {
         let file = folder.join("vocab.json");
-        if let Value::Object(vocab) = hf::optional_json(&file)? {
+        if let Value::Object(vocab) = optional_json(&file)? {
             let piece = |(text, id): (&String, &Value)| {
                 let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
-                let id = id.ok_or_else(|| ModelError::Malformed {
-                    path: file.clone(),
-                    message: format!("the id of `{}` is no unsigned integer of 32 bits", cut(text)),
+                let id = id.ok_or_else(|| {
+                    let what =
+                        format!("the id of `{}` is no unsigned integer of 32 bits", cut(text));
+                    ModelError::malformed(&file, what)
                 })?;
                 Ok((id, Piece::new(text, Spelling::ByteLevel, false, false)))
             };
@@ -127,11 +128,9 @@ impl Pieces {
             return Ok(Some(Pieces { is_part: true, ..Self::new(&file, pieces) }));
         }
         let file = folder.join("tokenizer.model");
-        let Some(bytes) = hf::optional(&file)? else { return Ok(None) };
-        let pieces = sentence_pieces(&bytes).ok_or_else(|| ModelError::Malformed {
-            path: file.clone(),
-            message: "it is no model of SentencePiece".into(),
-        })?;
+        let Some(bytes) = optional(&file)? else { return Ok(None) };
+        let pieces = sentence_pieces(&bytes)
+            .ok_or_else(|| ModelError::malformed(&file, "it is no model of SentencePiece"))?;
         Ok(Some(Pieces { is_part: true, ..Self::new(&file, (0..).zip(pieces)) }))
     }
 
