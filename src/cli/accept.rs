@@ -1,6 +1,6 @@
 //! `kvgate accept`: goldens from a run's results.
 
-use super::{say, Config, Stop, USAGE};
+use super::shared::{say, Config, Stop, USAGE};
 use crate::judge::accept;
 use crate::judge::accept::Accepted;
 use crate::repo;

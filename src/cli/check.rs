@@ -1,6 +1,6 @@
 //! `kvgate check`: everything that can be known without inference.
 
-use super::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
+use super::shared::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
 use crate::gate::plan::estimated_seconds;
 use crate::gate::Gate;
 use crate::golden::{self, Golden};

@@ -1,21 +1,21 @@
 //! `kvgate init`: what a model's repository starts with, in the current folder.
 
-use super::{measurable, name, say, say_coloured, schemes, Reading, Stop, NOT_MEASURED, USAGE};
+use super::shared::{
+    measurable, name, say, say_coloured, schemes, Reading, Stop, NOT_MEASURED, USAGE,
+};
 use crate::files::staged;
 use crate::init::policy::{is_skeleton, Draft, SCHEMES};
 use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
 use crate::judge::trust;
 use crate::kv::Scheme;
 use crate::measure::{measure, Request};
+use crate::policy::DEFAULT_PATH as POLICY;
 use crate::progress::Bar;
 use crate::repo;
 use crate::report::{terminal, Report};
 use crate::results::{Measurement, Outcome, Results};
 use std::io;
 use std::path::{Path, PathBuf};
-
-/// The policy, by the name that all commands look for.
-const POLICY: &str = "thresholds.toml";
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -85,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         _ => arguments.force,
     };
     write(&files, &replace)?;
-    next(arguments, &starter, is_new)?;
+    say_next(arguments, &starter, is_new)?;
     Ok(0)
 }
 
@@ -297,7 +297,6 @@ fn left_alone(path: &str, file: &File) -> Result<(), Stop> {
     }
 }
 
-/// What is to be done by people.
 /// What to mend where GitHub would not find what was written.
 #[cfg(feature = "git")]
 fn away_from_root() -> Option<String> {
@@ -319,7 +318,8 @@ fn away_from_root() -> Option<String> {
     None
 }
 
-fn next(arguments: &Arguments, starter: &Starter, is_new: bool) -> Result<(), Stop> {
+/// Says what people have to do next.
+fn say_next(arguments: &Arguments, starter: &Starter, is_new: bool) -> Result<(), Stop> {
     let model = arguments.model.iter().map(|model| within(model));
     for path in arguments.corpus.iter().map(|file| within(file)).chain(model) {
         if path.is_absolute() {

@@ -1,6 +1,6 @@
 //! `kvgate inspect`: architecture, KV geometry, bytes per token by scheme.
 
-use super::{bytes, name, say, Reading, Stop, NOT_MEASURED, USAGE};
+use super::shared::{bytes, name, say, Reading, Stop, NOT_MEASURED, USAGE};
 use crate::kv::calibration::Calibration;
 use crate::kv::codec;
 use crate::kv::effective::Effective;

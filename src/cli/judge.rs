@@ -1,6 +1,6 @@
 //! `kvgate judge`: results judged again, or another engine's, by the policy and its goldens.
 
-use super::{say_coloured, Config, Stop, NOT_MEASURED, USAGE};
+use super::shared::{say_coloured, Config, Stop, NOT_MEASURED, USAGE};
 use crate::gate::Gate;
 use crate::judge::merge::merge;
 use crate::judge::Judge;

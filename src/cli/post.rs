@@ -2,7 +2,7 @@
 //! change: results are a stranger's text, and are judged anew by the policy that holds.
 
 use super::judge::Measured;
-use super::{say, say_whole, Stop, USAGE};
+use super::shared::{say, say_whole, Config, Stop, USAGE};
 use crate::files::folder_of;
 use crate::github::annotations::{self, Annotation};
 use crate::github::{
@@ -11,6 +11,7 @@ use crate::github::{
 };
 use crate::hash;
 use crate::judge::merge::merge;
+use crate::policy::DEFAULT_PATH;
 use crate::proposal::Proposal;
 use crate::repo::Repository;
 use crate::report::{self, markdown, Outputs, Report};
@@ -23,9 +24,8 @@ pub(super) struct Arguments {
     /// The results of a run, or of all its shards
     #[arg(required = true, value_name = "RESULTS.json")]
     files: Vec<PathBuf>,
-    /// The policy
-    #[arg(long, default_value = "thresholds.toml", value_name = "FILE")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: Config,
     /// When to write the comment
     #[arg(long, default_value = "on-change", value_name = "WHEN")]
     comment: When,
@@ -88,14 +88,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 
 /// The results, judged by the policy that holds.
 fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result<Report, String> {
-    let repository =
-        Repository::discover(folder_of(&arguments.config)).map_err(|error| error.to_string())?;
+    let repository = Repository::discover(folder_of(&arguments.config.config))
+        .map_err(|error| error.to_string())?;
     let head = &github.event().head;
     let target = match pull {
         Some(pull) => target(&repository, pull),
         None => unproposed(&repository, github.event())?,
     };
-    let proposal = Proposal::open(&repository, &arguments.config, &target, Some(head));
+    let proposal = Proposal::open(&repository, &arguments.config.config, &target, Some(head));
     let mut proposal = proposal.map_err(|error| error.to_string())?;
     proposal.whole = target == *head;
     let is_allowed = pull.is_some_and(|pull| pull.has_label(&arguments.label));
@@ -153,8 +153,8 @@ fn red(name: &str, message: String) -> Finding {
 fn accept(arguments: &Arguments, github: &GitHub) -> String {
     let (run, artifact) = (github.event().run.id, &arguments.artifact);
     let folder = format!("kvgate-results/{run}");
-    let config = match arguments.config.to_str() {
-        None | Some("thresholds.toml") => String::new(),
+    let config = match arguments.config.config.to_str() {
+        None | Some(DEFAULT_PATH) => String::new(),
         Some(config) => format!(" --config {config}"),
     };
     format!(

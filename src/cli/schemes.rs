@@ -1,6 +1,6 @@
 //! `kvgate schemes`: the catalogue.
 
-use super::{say, Stop};
+use super::shared::{say, Stop};
 use crate::kv::codec::{self, Codec};
 use crate::results::shown_bits;
 

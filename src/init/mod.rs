@@ -2,6 +2,8 @@
 
 pub(crate) mod policy;
 
+use crate::policy::DEFAULT_PATH;
+
 /// Stands for the account whose kvgate is used, and for who must agree to what the gate lets pass.
 const OWNER: &str = "OWNER";
 
@@ -85,8 +87,8 @@ impl Starter {
     }
 
     fn owned(&self) -> String {
-        let owned = ["/thresholds.toml", "/goldens/", "/.github/"];
-        owned.iter().map(|path| format!("{path} {}\n", self.owner)).collect()
+        let owned = [DEFAULT_PATH, "goldens/", ".github/"];
+        owned.iter().map(|path| format!("/{path} {}\n", self.owner)).collect()
     }
 }
 

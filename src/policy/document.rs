@@ -48,8 +48,8 @@ const MODEL: &[&str] = &[
 ];
 const SCHEME: &[&str] = &["expect", "reason", "limits", "ignored"];
 
-/// Fewer tokens than this leave a handful of scored positions a chunk.
-const LEAST_CONTEXT: usize = 16;
+/// The shortest context that can be measured. A chunk of fewer tokens would leave only a handful of scored positions.
+pub const LEAST_CONTEXT: usize = 16;
 
 type Key<'i> = Spanned<DeString<'i>>;
 type Value<'i> = Spanned<DeValue<'i>>;

@@ -7,6 +7,7 @@ mod resolve;
 mod tests;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use document::LEAST_CONTEXT;
 
 use crate::hash;
 use crate::kv::Scheme;
@@ -21,6 +22,9 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Where commands and the test target look for the policy unless they are told otherwise.
+pub const DEFAULT_PATH: &str = "thresholds.toml";
 
 /// A whole policy, checked.
 #[derive(Debug, Clone)]
