@@ -16,38 +16,6 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeString, DeTable, DeValue};
 use toml::Spanned;
 
-const TOP: &[&str] = &["defaults", "schemes", "models"];
-const DEFAULTS: &[&str] =
-    &["corpus", "context", "chunks", "baseline", "prompts", "generate", "limits", "schemes"];
-const AT: &[&str] = &[
-    "corpus", "context", "chunks", "baseline", "prompts", "generate", "ignored", "limits",
-    "schemes",
-];
-const MODEL: &[&str] = &[
-    "path",
-    "hf",
-    "revision",
-    "file",
-    "sha256",
-    "fetch",
-    "tokenizer",
-    "bos",
-    "ignore_keys",
-    "untrained",
-    "calibration",
-    "corpus",
-    "context",
-    "chunks",
-    "baseline",
-    "prompts",
-    "generate",
-    "ignored",
-    "limits",
-    "schemes",
-    "at",
-];
-const SCHEME: &[&str] = &["expect", "reason", "limits", "ignored"];
-
 /// The shortest context that can be measured. A chunk of fewer tokens would leave only a handful of scored positions.
 pub const LEAST_CONTEXT: usize = 16;
 
@@ -115,10 +83,222 @@ pub(super) struct SchemeEntry {
 #[derive(Default)]
 pub(super) struct SchemeBody {
     pub expect: Option<Expectation>,
+    /// Where `expect` stands, or else the scheme.
+    expect_span: Range<usize>,
     pub reason: Option<String>,
     pub ignored: Option<bool>,
     pub limits: Limits,
     pub keys: Keys,
+}
+
+/// A key of a table: adding one to the policy is a row here and a field of what is read.
+struct KeyRow<Into> {
+    name: &'static str,
+    /// A line that would be right, for findings.
+    example: &'static str,
+    /// The tables that it may stand in.
+    tables: &'static [Table],
+    read: fn(&mut Reader, &Key, &Value, &mut Into),
+}
+
+/// The tables of a policy that have keys of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Defaults,
+    Model,
+    At,
+    Scheme,
+}
+
+const MODEL: &[Table] = &[Table::Model];
+const MODEL_AND_AT: &[Table] = &[Table::Model, Table::At];
+const EVERYWHERE: &[Table] = &[Table::Defaults, Table::Model, Table::At];
+const SCHEME: &[Table] = &[Table::Scheme];
+
+/// The tables that a policy consists of, with a line that would be right.
+const TOP: [(&str, &str); 3] = [
+    ("defaults", "[defaults]"),
+    ("schemes", "schemes = { q8_0 = {} }"),
+    ("models", "[models.NAME]"),
+];
+
+/// The keys of `[defaults]`, of models and of their `at` sections.
+const SECTION_KEYS: &[KeyRow<Section>] = &[
+    KeyRow {
+        name: "path",
+        example: "path = \"models/model.gguf\"",
+        tables: MODEL,
+        read: |reader, key, value, section| section.path = Some(reader.file(key, value)),
+    },
+    KeyRow {
+        name: "hf",
+        example: "hf = \"org/name\"",
+        tables: MODEL,
+        read: |reader, key, value, section| {
+            section.hf = Some(reader.hub_word(key, value, pinned::repository_fault))
+        },
+    },
+    KeyRow {
+        name: "revision",
+        example: "revision = \"…\"",
+        tables: MODEL,
+        read: |reader, key, value, section| {
+            section.revision = Some(reader.hub_word(key, value, pinned::revision_fault))
+        },
+    },
+    KeyRow {
+        name: "file",
+        example: "file = \"model-Q4_K_M.gguf\"",
+        tables: MODEL,
+        read: |reader, key, value, section| {
+            section.file = Some(reader.hub_word(key, value, pinned::file_fault))
+        },
+    },
+    KeyRow {
+        name: "sha256",
+        example: "sha256 = \"…\"",
+        tables: MODEL,
+        read: |reader, key, value, section| section.sha256 = Some(reader.sha256(key, value)),
+    },
+    KeyRow {
+        name: "fetch",
+        example: "fetch = \"scripts/fetch-models NAME\"",
+        tables: MODEL,
+        read: |reader, key, value, section| {
+            section.fetch = Some(Spanned::new(value.span(), reader.string(key, value)))
+        },
+    },
+    KeyRow {
+        name: "tokenizer",
+        example: "tokenizer = \"models/tokenizer.json\"",
+        tables: MODEL,
+        read: |reader, key, value, section| section.tokenizer = Some(reader.file(key, value)),
+    },
+    KeyRow {
+        name: "bos",
+        example: "bos = true",
+        tables: MODEL,
+        read: |reader, key, value, section| section.bos = Some(reader.boolean(key, value)),
+    },
+    KeyRow {
+        name: "ignore_keys",
+        example: "ignore_keys = [\"llama.vendor.remark\"]",
+        tables: MODEL,
+        read: |reader, key, value, section| section.ignore_keys = reader.key_names(key, value),
+    },
+    KeyRow {
+        name: "untrained",
+        example: "untrained = true",
+        tables: MODEL,
+        read: |reader, key, value, section| section.untrained = reader.boolean(key, value),
+    },
+    KeyRow {
+        name: "calibration",
+        example: "calibration = \"models/model.calibration\"",
+        tables: MODEL,
+        read: |reader, key, value, section| section.calibration = Some(reader.file(key, value)),
+    },
+    KeyRow {
+        name: "corpus",
+        example: "corpus = [\"corpora/prose.txt\"]",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.corpus = Some(reader.corpus(key, value)),
+    },
+    KeyRow {
+        name: "context",
+        example: "context = 512",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| {
+            section.context = Some(reader.count(key, value, LEAST_CONTEXT))
+        },
+    },
+    KeyRow {
+        name: "chunks",
+        example: "chunks = 16",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.chunks = Some(reader.count(key, value, 1)),
+    },
+    KeyRow {
+        name: "baseline",
+        example: "baseline = \"f16\"",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.baseline = reader.scheme_value(key, value),
+    },
+    KeyRow {
+        name: "prompts",
+        example: "prompts = \"prompts/default.toml\"",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.prompts = Some(reader.prompts(key, value)),
+    },
+    KeyRow {
+        name: "generate",
+        example: "generate = 64",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.generate = Some(reader.count(key, value, 1)),
+    },
+    KeyRow {
+        name: "ignored",
+        example: "ignored = true",
+        tables: MODEL_AND_AT,
+        read: |reader, key, value, section| section.ignored = Some(reader.boolean(key, value)),
+    },
+    KeyRow {
+        name: "limits",
+        example: "limits = { mean_kld = 0.05 }",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.limits = reader.limits(key, value),
+    },
+    KeyRow {
+        name: "schemes",
+        example: "schemes = { q8_0 = {} }",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.schemes = reader.schemes(key, value),
+    },
+    KeyRow {
+        name: "at",
+        example: "at.long = { context = 4096 }",
+        tables: MODEL,
+        read: |reader, key, value, section| section.at = reader.at_sections(key, value),
+    },
+];
+
+/// The keys of a scheme.
+const SCHEME_KEYS: &[KeyRow<SchemeBody>] = &[
+    KeyRow {
+        name: "expect",
+        example: "expect = \"fail\"",
+        tables: SCHEME,
+        read: |reader, key, value, body| {
+            body.expect = reader.expectation(key, value);
+            body.expect_span = value.span();
+        },
+    },
+    KeyRow {
+        name: "reason",
+        example: "reason = \"outliers in K\"",
+        tables: SCHEME,
+        read: |reader, key, value, body| body.reason = Some(reader.string(key, value)),
+    },
+    KeyRow {
+        name: "limits",
+        example: "limits = { mean_kld = 0.05 }",
+        tables: SCHEME,
+        read: |reader, key, value, body| body.limits = reader.limits(key, value),
+    },
+    KeyRow {
+        name: "ignored",
+        example: "ignored = true",
+        tables: SCHEME,
+        read: |reader, key, value, body| body.ignored = Some(reader.boolean(key, value)),
+    },
+];
+
+/// The keys that a table may have, in the order in which findings list them.
+fn known_keys(table: Table) -> Vec<&'static str> {
+    let own = SECTION_KEYS.iter().map(|row| (row.name, row.tables));
+    let of_schemes = SCHEME_KEYS.iter().map(|row| (row.name, row.tables));
+    let rows = own.chain(of_schemes).filter(|(_, tables)| tables.contains(&table));
+    rows.map(|(name, _)| name).collect()
 }
 
 /// Reads a document, collecting every finding.
@@ -159,11 +339,11 @@ impl<'f> Reader<'f> {
             match key.get_ref().as_ref() {
                 "defaults" => {
                     let entries = self.table(key, value);
-                    document.defaults = self.section(key, entries, DEFAULTS);
+                    document.defaults = self.section(key, entries, Table::Defaults);
                 }
                 "models" => document.models = self.models(key, value),
                 "schemes" => {}
-                _ => self.unknown_key(key, TOP),
+                _ => self.unknown_key(key, &TOP.map(|(name, _)| name)),
             }
         }
         if root.get_ref().get("models").is_none() {
@@ -178,7 +358,7 @@ impl<'f> Reader<'f> {
         if models.is_empty() {
             self.no_models(key.span());
         }
-        self.named_sections("models", models, MODEL)
+        self.named_sections(Table::Model, models)
     }
 
     fn no_models(&mut self, span: Range<usize>) {
@@ -235,7 +415,12 @@ impl<'f> Reader<'f> {
     }
 
     /// The members of `models`, or of a model's `at`.
-    fn named_sections(&mut self, table: &str, members: Vec<Entry>, known: &[&str]) -> Vec<Section> {
+    fn named_sections(&mut self, table: Table, members: Vec<Entry>) -> Vec<Section> {
+        let known = &known_keys(table)[..];
+        let (parent, what) = match table {
+            Table::At => ("at", "an `at` section"),
+            _ => ("models", "a model"),
+        };
         let mut sections = Vec::new();
         for (key, value) in members {
             let (rests, own): (Vec<Entry>, Vec<Entry>) = self
@@ -243,18 +428,18 @@ impl<'f> Reader<'f> {
                 .into_iter()
                 .partition(|(key, value)| rest_of_name(key, value, known).is_some());
             for rest in rests.iter().filter_map(|(key, value)| rest_of_name(key, value, known)) {
-                self.unquoted_name(table, key, &rest);
+                self.unquoted_name(parent, key, &rest);
             }
-            self.check_name(key, if table == "models" { "a model" } else { "an `at` section" });
+            self.check_name(key, what);
             // what holds only the rests of unquoted names is no section itself
             if value.get_ref().is_table() && (rests.is_empty() || !own.is_empty()) {
-                sections.push(self.section(key, own, known));
+                sections.push(self.section(key, own, table));
             }
         }
         sections
     }
 
-    fn section(&mut self, name: &Key, entries: Vec<Entry>, known: &[&str]) -> Section {
+    fn section(&mut self, name: &Key, entries: Vec<Entry>, table: Table) -> Section {
         let mut section = Section {
             name: name.get_ref().to_string(),
             name_span: name.span(),
@@ -262,45 +447,38 @@ impl<'f> Reader<'f> {
         };
         for (key, value) in entries {
             section.keys.insert(key.get_ref().to_string(), key.span());
-            match key.get_ref().as_ref() {
-                word if !known.contains(&word) => self.unknown_key(key, known),
-                "path" => section.path = Some(self.file(key, value)),
-                "hf" => section.hf = Some(self.hub_word(key, value, pinned::repository_fault)),
-                "revision" => {
-                    section.revision = Some(self.hub_word(key, value, pinned::revision_fault));
-                }
-                "file" => section.file = Some(self.hub_word(key, value, pinned::file_fault)),
-                "tokenizer" => section.tokenizer = Some(self.file(key, value)),
-                "bos" => section.bos = Some(self.boolean(key, value)),
-                "ignore_keys" => section.ignore_keys = self.key_names(key, value),
-                "untrained" => section.untrained = self.boolean(key, value),
-                "calibration" => section.calibration = Some(self.file(key, value)),
-                "sha256" => section.sha256 = Some(self.sha256(key, value)),
-                "fetch" => {
-                    section.fetch = Some(Spanned::new(value.span(), self.string(key, value)));
-                }
-                "corpus" => section.corpus = Some(self.corpus(key, value)),
-                "context" => section.context = Some(self.count(key, value, LEAST_CONTEXT)),
-                "chunks" => section.chunks = Some(self.count(key, value, 1)),
-                "baseline" => section.baseline = self.scheme_value(key, value),
-                "prompts" => {
-                    section.prompts = Some(match value.get_ref() {
-                        DeValue::Boolean(false) => None,
-                        _ => Some(self.file(key, value)),
-                    });
-                }
-                "generate" => section.generate = Some(self.count(key, value, 1)),
-                "ignored" => section.ignored = Some(self.boolean(key, value)),
-                "limits" => section.limits = self.limits(key, value),
-                "schemes" => section.schemes = self.schemes(key, value),
-                "at" => {
-                    let members = self.table(key, value);
-                    section.at = self.named_sections("at", members, AT);
-                }
-                word => unreachable!("`{word}` is a known key that nothing reads"),
-            }
+            self.read_key(SECTION_KEYS, table, key, value, &mut section);
         }
         section
+    }
+
+    /// Reads the value of a key into what its table becomes.
+    fn read_key<Into>(
+        &mut self,
+        rows: &[KeyRow<Into>],
+        table: Table,
+        key: &Key,
+        value: &Value,
+        into: &mut Into,
+    ) {
+        let is_its = |row: &&KeyRow<Into>| row.name == key.get_ref() && row.tables.contains(&table);
+        match rows.iter().find(is_its) {
+            Some(row) => (row.read)(self, key, value, into),
+            None => self.unknown_key(key, &known_keys(table)),
+        }
+    }
+
+    fn at_sections(&mut self, key: &Key, value: &Value) -> Vec<Section> {
+        let members = self.table(key, value);
+        self.named_sections(Table::At, members)
+    }
+
+    /// A file of prompts, or `false`, which drops an inherited one.
+    fn prompts(&mut self, key: &Key, value: &Value) -> Option<Spanned<PathBuf>> {
+        match value.get_ref() {
+            DeValue::Boolean(false) => None,
+            _ => Some(self.file(key, value)),
+        }
     }
 
     fn schemes(&mut self, key: &Key, value: &Value) -> Vec<SchemeEntry> {
@@ -329,24 +507,15 @@ impl<'f> Reader<'f> {
             );
             return body;
         }
-        let mut expect_span = key.span();
+        body.expect_span = key.span();
         for (key, value) in self.table(key, value) {
             body.keys.insert(key.get_ref().to_string(), key.span());
-            match key.get_ref().as_ref() {
-                "expect" => {
-                    body.expect = self.expectation(key, value);
-                    expect_span = value.span();
-                }
-                "reason" => body.reason = Some(self.string(key, value)),
-                "limits" => body.limits = self.limits(key, value),
-                "ignored" => body.ignored = Some(self.boolean(key, value)),
-                _ => self.unknown_key(key, SCHEME),
-            }
+            self.read_key(SCHEME_KEYS, Table::Scheme, key, value, &mut body);
         }
         let reasoned = body.reason.as_ref().is_some_and(|reason| !reason.trim().is_empty());
         if body.expect == Some(Expectation::Fail) && !reasoned {
             self.findings.error(
-                expect_span,
+                body.expect_span.clone(),
                 "`expect = \"fail\"` without a reason",
                 "say what is known to break: `reason = \"outliers in K\"`",
             );
@@ -721,36 +890,15 @@ fn kind(value: &Value) -> &'static str {
 
 /// A line that would be right.
 fn example(key: &Key) -> String {
-    let example = match key.get_ref().as_ref() {
-        "path" => "path = \"models/model.gguf\"",
-        "hf" => "hf = \"org/name\"",
-        "revision" => "revision = \"…\"",
-        "file" => "file = \"model-Q4_K_M.gguf\"",
-        "tokenizer" => "tokenizer = \"models/tokenizer.json\"",
-        "bos" => "bos = true",
-        "ignore_keys" => "ignore_keys = [\"llama.vendor.remark\"]",
-        "untrained" => "untrained = true",
-        "calibration" => "calibration = \"models/model.calibration\"",
-        "sha256" => "sha256 = \"…\"",
-        "fetch" => "fetch = \"scripts/fetch-models NAME\"",
-        "corpus" => "corpus = [\"corpora/prose.txt\"]",
-        "context" => "context = 512",
-        "chunks" => "chunks = 16",
-        "baseline" => "baseline = \"f16\"",
-        "prompts" => "prompts = \"prompts/default.toml\"",
-        "generate" => "generate = 64",
-        "ignored" => "ignored = true",
-        "expect" => "expect = \"fail\"",
-        "reason" => "reason = \"outliers in K\"",
-        "limits" => "limits = { mean_kld = 0.05 }",
-        "schemes" => "schemes = { q8_0 = {} }",
-        "at" => "at.long = { context = 4096 }",
-        "defaults" => "[defaults]",
-        "models" => "[models.NAME]",
+    let name = key.get_ref().as_ref();
+    let own = SECTION_KEYS.iter().map(|row| (row.name, row.example));
+    let of_schemes = SCHEME_KEYS.iter().map(|row| (row.name, row.example));
+    let rows = TOP.into_iter().chain(own).chain(of_schemes);
+    match rows.into_iter().find(|(known, _)| *known == name) {
+        Some((_, example)) => format!("for example `{example}`"),
         // the rest are names that the author chose
-        _ => return "the README of kvgate shows a whole policy".into(),
-    };
-    format!("for example `{example}`")
+        None => "the README of kvgate shows a whole policy".into(),
+    }
 }
 
 /// A limit that would be right.
