@@ -165,9 +165,10 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
     }
     // texts that are not there yet are measured elsewhere: nothing is written before all is measured
     let folder = tempfile::tempdir().map_err(unwritten)?;
-    let corpus = match arguments.corpus.is_empty() {
-        false => arguments.corpus.clone(),
-        true => lent(folder.path(), arguments.force).map_err(unwritten)?,
+    let corpus = if arguments.corpus.is_empty() {
+        lent(folder.path(), arguments.force).map_err(unwritten)?
+    } else {
+        arguments.corpus.clone()
     };
     let request = Request {
         model: &name,
@@ -257,10 +258,11 @@ fn write(files: &[File], replace: &dyn Fn(&File) -> bool) -> Result<(), Stop> {
         }
     }
     for (file, staged) in ready {
-        let placed = match replace(file) {
-            true => staged.persist(file.path),
+        let placed = if replace(file) {
+            staged.persist(file.path)
+        } else {
             // somebody may have written it meanwhile
-            false => staged.persist_noclobber(file.path),
+            staged.persist_noclobber(file.path)
         };
         placed.map_err(|error| failed(file.path, error.error))?;
         say(format!("written  {}", file.path))?;
@@ -288,12 +290,11 @@ fn left_alone(path: &str, file: &File) -> Result<(), Stop> {
     }
     let lacking: Vec<_> =
         file.lines.lines().filter(|line| !text.lines().any(|own| own.trim() == *line)).collect();
-    match lacking.is_empty() {
-        true => say(format!("left     {path}")),
-        false => {
-            say(format!("left     {path}, which lacks:"))?;
-            lacking.iter().try_for_each(|line| say(format!("         {line}").trim_end()))
-        }
+    if lacking.is_empty() {
+        say(format!("left     {path}"))
+    } else {
+        say(format!("left     {path}, which lacks:"))?;
+        lacking.iter().try_for_each(|line| say(format!("         {line}").trim_end()))
     }
 }
 

@@ -192,9 +192,10 @@ impl<'a> dyn Config + 'a {
     }
 
     fn one_for_each<T>(&self, key: Key, list: Vec<T>, layers: usize) -> Result<Vec<T>, ModelError> {
-        match list.len() == layers {
-            true => Ok(list),
-            false => Err(self.bad(key, format!("has {} entries for {layers} layers", list.len()))),
+        if list.len() == layers {
+            Ok(list)
+        } else {
+            Err(self.bad(key, format!("has {} entries for {layers} layers", list.len())))
         }
     }
 

@@ -116,12 +116,11 @@ impl Top {
     fn read(spec: &Spec, reader: &Reader) -> Result<Self, ModelError> {
         let table = [spec.vocab, spec.hidden];
         let embedding = reader.tensor("token_embd.weight", &table)?;
-        let head = match spec.tied_head {
-            true => {
-                reader.allow_unused("output.weight");
-                embedding.clone()
-            }
-            false => reader.tensor("output.weight", &table)?,
+        let head = if spec.tied_head {
+            reader.allow_unused("output.weight");
+            embedding.clone()
+        } else {
+            reader.tensor("output.weight", &table)?
         };
         // they are in the specification's frequencies
         reader.allow_unused("rope_freqs.weight");

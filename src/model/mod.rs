@@ -62,9 +62,10 @@ pub struct Checkpoint {
 
 /// All files that the checkpoint at `path` consists of, whether they are there or not.
 pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
-    match path.is_dir() {
-        true => HfCheckpoint::files_in(path),
-        false => vec![path.into()],
+    if path.is_dir() {
+        HfCheckpoint::files_in(path)
+    } else {
+        vec![path.into()]
     }
 }
 

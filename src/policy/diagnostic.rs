@@ -128,9 +128,10 @@ fn same_places(source: &str) -> Cow<'_, str> {
     }
     let mut out = String::with_capacity(source.len());
     for c in source.chars() {
-        match is_kept(c) {
-            true => out.push(c),
-            false => out += ["?", "??", "\u{fffd}", "\u{fffd}?"][c.len_utf8() - 1],
+        if is_kept(c) {
+            out.push(c)
+        } else {
+            out += ["?", "??", "\u{fffd}", "\u{fffd}?"][c.len_utf8() - 1]
         }
     }
     Cow::Owned(out)

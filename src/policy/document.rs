@@ -841,13 +841,15 @@ fn impossible(statistic: Statistic, bound: f64) -> Option<(String, String)> {
     } else if bound == least_strict {
         Some((format!("`{name} = {bound}` can never bind: it is always {most} {bound}"), help))
     } else if bound < low || bound > high {
-        let range = match high.is_finite() {
-            true => format!("from {low} to {high}"),
-            false => format!("at least {low}"),
+        let range = if high.is_finite() {
+            format!("from {low} to {high}")
+        } else {
+            format!("at least {low}")
         };
-        let help = match high == 1.0 && (1.0..=100.0).contains(&bound) {
-            true => format!("a share, not a percentage: `{name} = {}`", bound / 100.0),
-            false => help,
+        let help = if high == 1.0 && (1.0..=100.0).contains(&bound) {
+            format!("a share, not a percentage: `{name} = {}`", bound / 100.0)
+        } else {
+            help
         };
         Some((format!("`{name} = {bound}` is impossible: it is {range}"), help))
     } else {

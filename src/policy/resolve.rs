@@ -450,9 +450,10 @@ impl Resolver<'_> {
                 cell_span: a.span.clone(),
             };
             let Some(first) = self.goldens.insert(stem.to_lowercase(), owner) else { continue };
-            let (span, first_span) = match first.model == name {
-                true => (a.span.clone(), first.cell_span),
-                false => (model_span, first.model_span),
+            let (span, first_span) = if first.model == name {
+                (a.span.clone(), first.cell_span)
+            } else {
+                (model_span, first.model_span)
             };
             let message = format!("another case has the golden `{stem}.snap`, letter case aside");
             let text = self.findings.text();

@@ -146,9 +146,10 @@ const DEEPEN: &str = "get its history: `git fetch --unshallow`, in a workflow `f
 /// How a revision is got.
 fn fetch(revision: &str, shallow: bool) -> String {
     let name = revision.strip_prefix("origin/").unwrap_or(revision);
-    match shallow {
-        true => format!("`git fetch origin {name}`; as this clone is shallow, {DEEPEN}"),
-        false => format!("`git fetch origin {name}`"),
+    if shallow {
+        format!("`git fetch origin {name}`; as this clone is shallow, {DEEPEN}")
+    } else {
+        format!("`git fetch origin {name}`")
     }
 }
 

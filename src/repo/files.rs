@@ -168,9 +168,10 @@ pub(super) fn lexical(path: &Path) -> Option<PathBuf> {
 }
 
 pub(super) fn bounded(path: &Path, bytes: u64) -> Result<(), RepoError> {
-    match bytes > MOST_BYTES {
-        true => Err(RepoError::TooLarge { path: path.into(), bytes, most: MOST_BYTES }),
-        false => Ok(()),
+    if bytes > MOST_BYTES {
+        Err(RepoError::TooLarge { path: path.into(), bytes, most: MOST_BYTES })
+    } else {
+        Ok(())
     }
 }
 

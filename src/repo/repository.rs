@@ -108,9 +108,10 @@ impl Repository {
             Ok(bases) => bases,
             Err(error) if error.code() == ErrorCode::NotFound => {
                 let (one, other) = (one.to_owned(), other.to_owned());
-                return Err(match self.is_shallow() {
-                    true => RepoError::Shallow { one, other },
-                    false => RepoError::Unrelated { one, other },
+                return Err(if self.is_shallow() {
+                    RepoError::Shallow { one, other }
+                } else {
+                    RepoError::Unrelated { one, other }
                 });
             }
             Err(error) => return Err(failed("find the merge base", &error)),

@@ -303,9 +303,10 @@ impl<'a> Client<'a> {
                 pinned,
                 answer,
                 page: format!("{}/{}", self.endpoint, self.pinned.repository),
-                token: match self.has_token {
-                    true => "use a token of that account: the one in use has no access",
-                    false => "set HF_TOKEN to a token of your account",
+                token: if self.has_token {
+                    "use a token of that account: the one in use has no access"
+                } else {
+                    "set HF_TOKEN to a token of your account"
                 },
             },
             404 => HubError::NotFound { pinned, what: what.into(), answer },

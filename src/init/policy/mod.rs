@@ -273,9 +273,10 @@ fn short(value: f64) -> String {
 /// A key, quoted where it must be.
 fn key(name: &str) -> String {
     let is_bare = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
-    match name.chars().all(is_bare) && !name.is_empty() {
-        true => name.into(),
-        false => quoted(name),
+    if name.chars().all(is_bare) && !name.is_empty() {
+        name.into()
+    } else {
+        quoted(name)
     }
 }
 

@@ -652,10 +652,8 @@ fn scored(context: usize, chunks: usize) -> u64 {
 /// `size = 3.19 MiB ( 512 cells, 30 layers, 1/1 seqs), K (q8_0): 2.09 MiB, V (q4_0): 1.10 MiB`, or until 2025
 /// `KV self size  = 3.19 MiB, K (q8_0): …`, where another line has the cells.
 fn cache(line: &str, old_cells: &dyn Fn() -> Option<usize>) -> Option<Cache> {
-    let cells = match is_old(line) {
-        true => old_cells()?,
-        false => leading(between(line, "MiB (", "cells")?)?,
-    };
+    let cells =
+        if is_old(line) { old_cells()? } else { leading(between(line, "MiB (", "cells")?)? };
     let side = |name: &str| {
         let rest = line.split_once(&format!(", {name} ("))?.1;
         let (kind, size) = rest.split_once("): ")?;
@@ -694,9 +692,10 @@ impl Log {
 
     /// What ran, as schemes are written: `q8_0/q4_0`.
     pub fn scheme(&self) -> String {
-        match self.k == self.v {
-            true => self.k.to_string(),
-            false => format!("{}/{}", self.k, self.v),
+        if self.k == self.v {
+            self.k.to_string()
+        } else {
+            format!("{}/{}", self.k, self.v)
         }
     }
 

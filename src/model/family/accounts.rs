@@ -269,9 +269,10 @@ impl Known {
     }
 
     fn full(&self, own: &str) -> String {
-        match idle::has_prefix_of_its_own(self.format, own) {
-            true => own.into(),
-            false => format!("{}{own}", self.prefix),
+        if idle::has_prefix_of_its_own(self.format, own) {
+            own.into()
+        } else {
+            format!("{}{own}", self.prefix)
         }
     }
 }

@@ -95,8 +95,9 @@ fn window(config: &dyn Config) -> Result<usize, ModelError> {
 
 /// Refuses another base for sliding layers, which llama.cpp could read and no model has.
 fn one_base(config: &dyn Config, full: &Attention) -> Result<(), ModelError> {
-    match config.optional_float(SLIDING_BASE)?.is_some_and(|base| base != full.rope.base) {
-        true => Err(config.bad(SLIDING_BASE, "differs from the base of full attention")),
-        false => Ok(()),
+    if config.optional_float(SLIDING_BASE)?.is_some_and(|base| base != full.rope.base) {
+        Err(config.bad(SLIDING_BASE, "differs from the base of full attention"))
+    } else {
+        Ok(())
     }
 }

@@ -113,8 +113,9 @@ fn kinds(config: &dyn Config, count: usize) -> Result<Vec<Reach>, ModelError> {
     let pattern = named.unwrap_or(USUAL_PATTERN).max(1);
     let by_pattern = |i: usize| kind(!(i + 1).is_multiple_of(pattern));
     let reaches = reaches(config, count, by_pattern)?;
-    match named.is_some() && (0..count).map(by_pattern).ne(reaches.iter().copied()) {
-        true => Err(config.bad(PATTERN, "contradicts `layer_types`")),
-        false => Ok(reaches),
+    if named.is_some() && (0..count).map(by_pattern).ne(reaches.iter().copied()) {
+        Err(config.bad(PATTERN, "contradicts `layer_types`"))
+    } else {
+        Ok(reaches)
     }
 }

@@ -298,9 +298,10 @@ fn dim_of(
         // no layer is of this kind: the size is not used
         return config.number(SLIDING_DIM);
     };
-    match dims.all(|dim| dim == first) {
-        true => Ok(first),
-        false => Err(config.unsupported("heads of several sizes in layers of one kind")),
+    if dims.all(|dim| dim == first) {
+        Ok(first)
+    } else {
+        Err(config.unsupported("heads of several sizes in layers of one kind"))
     }
 }
 

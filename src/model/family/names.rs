@@ -152,9 +152,10 @@ impl Names {
         if self.logarithmic.iter().any(|end| name.ends_with(end)) {
             return Transform::NegativeExp;
         }
-        match self.zero_centred.iter().any(|end| name.ends_with(end)) {
-            true => Transform::PlusOne,
-            false => Transform::None,
+        if self.zero_centred.iter().any(|end| name.ends_with(end)) {
+            Transform::PlusOne
+        } else {
+            Transform::None
         }
     }
 

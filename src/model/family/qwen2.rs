@@ -41,9 +41,10 @@ pub(super) fn without_windows(config: &dyn Config) -> Result<(), ModelError> {
         Some(types) => types.iter().any(|word| word != "full_attention"),
         None => used && from < layers,
     };
-    match slides {
-        true => Err(config.unsupported("a sliding window (use_sliding_window, layer_types)")),
-        false => Ok(()),
+    if slides {
+        Err(config.unsupported("a sliding window (use_sliding_window, layer_types)"))
+    } else {
+        Ok(())
     }
 }
 

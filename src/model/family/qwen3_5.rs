@@ -110,15 +110,17 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let delta_net = delta_net(config)?;
     // the class, or the architecture's name in GGUF, decides
     let mixture = ["qwen35moe", "qwen3_5_moe", "qwen3_5_moe_text"].contains(&config.architecture());
-    let feed_forward = match mixture {
-        true => FeedForward::Experts(experts(config)?),
-        false => FeedForward::Dense(mlp(config)?),
+    let feed_forward = if mixture {
+        FeedForward::Experts(experts(config)?)
+    } else {
+        FeedForward::Dense(mlp(config)?)
     };
     let layer = |full: bool| {
         llama_layer(
-            match full {
-                true => Mixer::Attention(attention.clone()),
-                false => Mixer::DeltaNet(delta_net.clone()),
+            if full {
+                Mixer::Attention(attention.clone())
+            } else {
+                Mixer::DeltaNet(delta_net.clone())
             },
             feed_forward.clone(),
         )
@@ -133,9 +135,10 @@ fn sections(config: &dyn Config) -> Result<(), ModelError> {
     let counts = config.list(SECTIONS)?;
     let all: usize = counts.iter().sum();
     let turns = |pair: usize| counts.get(pair % 3).is_some_and(|count| pair < 3 * count);
-    match all > 1 << 16 || (0..all).any(|pair| !turns(pair)) {
-        true => Err(config.bad(SECTIONS, "leaves pairs of a text where they are")),
-        false => Ok(()),
+    if all > 1 << 16 || (0..all).any(|pair| !turns(pair)) {
+        Err(config.bad(SECTIONS, "leaves pairs of a text where they are"))
+    } else {
+        Ok(())
     }
 }
 
@@ -150,9 +153,10 @@ fn full_layers(config: &dyn Config, count: usize, further: usize) -> Result<Vec<
         // 4 is transformers' and llama.cpp's
         return Ok(every(interval.unwrap_or(4)));
     };
-    match interval.is_some_and(|interval| every(interval) != named) {
-        true => Err(config.bad(INTERVAL, "contradicts the list of layers")),
-        false => Ok(named),
+    if interval.is_some_and(|interval| every(interval) != named) {
+        Err(config.bad(INTERVAL, "contradicts the list of layers"))
+    } else {
+        Ok(named)
     }
 }
 

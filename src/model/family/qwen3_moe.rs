@@ -74,9 +74,10 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         let sparse = !dense.contains(&i) && (i + 1).is_multiple_of(step);
         Ok(llama_layer(
             Mixer::Attention(attention.clone()),
-            match sparse {
-                true => FeedForward::Experts(experts.clone()),
-                false => FeedForward::Dense(mlp(config)?),
+            if sparse {
+                FeedForward::Experts(experts.clone())
+            } else {
+                FeedForward::Dense(mlp(config)?)
             },
         ))
     };

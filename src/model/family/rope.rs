@@ -274,9 +274,10 @@ impl<'c> Parameters<'c> {
             }
             (own, beside) => own.or(beside).unwrap_or(DEFAULT_BASE),
         };
-        match base > 1.0 {
-            true => Ok(base),
-            false => Err(self.config.bad(own, "must be above 1")),
+        if base > 1.0 {
+            Ok(base)
+        } else {
+            Err(self.config.bad(own, "must be above 1"))
         }
     }
 
@@ -409,12 +410,11 @@ impl<'c> Parameters<'c> {
         let Some(count) = self.config.optional_number(own)? else { return Ok(head_dim) };
         // llama.cpp refuses less of a head for the one architecture that turns neighbours
         let whole = wanted.pairs == Pairs::Adjacent && count != head_dim;
-        match whole || count == 0 || count > head_dim || !count.is_multiple_of(2) {
-            false => Ok(count),
-            true => {
-                let message = format!("says that {count} elements of a head of {head_dim} turn");
-                Err(self.config.bad(own, message))
-            }
+        if whole || count == 0 || count > head_dim || !count.is_multiple_of(2) {
+            let message = format!("says that {count} elements of a head of {head_dim} turn");
+            Err(self.config.bad(own, message))
+        } else {
+            Ok(count)
         }
     }
 
