@@ -146,7 +146,7 @@ impl ChatTemplate {
     }
 
     /// The ends of a turn that the template writes: by their own spelling, or as `eos_token`.
-    fn ends(&self, tokenizer: &Tokenizer) -> BTreeSet<u32> {
+    fn end_tokens(&self, tokenizer: &Tokenizer) -> BTreeSet<u32> {
         let marks =
             markers::written_by(&self.text).into_iter().filter(|m| markers::ends_answers(m));
         let eos = self.specials.get("eos_token").filter(|_| self.text.contains("eos_token"));
@@ -191,7 +191,7 @@ fn named_default(value: &Json) -> Option<String> {
 
 /// Tokens after which nothing is generated, in rising order: what a folder's generation configuration says, or
 /// else its configuration, and the ends of a turn that its chat template writes.
-pub(super) fn ends_of_folder(
+pub(super) fn end_tokens_of_folder(
     folder: &Path,
     template: Option<&ChatTemplate>,
     tokenizer: &Tokenizer,
@@ -201,7 +201,7 @@ pub(super) fn ends_of_folder(
     let places = [&generation, &config, &config["text_config"]];
     let found = places.into_iter().map(|place| &place["eos_token_id"]).find(|v| !v.is_null());
     let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let written = template.map(|template| template.ends(tokenizer)).unwrap_or_default();
+    let written = template.map(|template| template.end_tokens(tokenizer)).unwrap_or_default();
     let ends: Option<BTreeSet<u32>> = match found {
         None => Some(BTreeSet::new()),
         Some(Json::Array(list)) => list.iter().map(id).collect(),

@@ -9,11 +9,9 @@ pub mod decoder;
 pub mod error;
 mod experts;
 mod family;
-mod foreign;
 mod gguf;
 mod hf;
 pub(crate) mod layer;
-mod safetensors_header;
 pub mod spec;
 mod tensors;
 pub mod tokenizer;
@@ -51,7 +49,7 @@ pub struct Checkpoint {
     /// Whether what stands in `template` is all that can be known: a hub's cache may lack it.
     pub is_template_known: bool,
     /// Tokens after which nothing is generated, in rising order.
-    pub ends: Vec<u32>,
+    pub end_tokens: Vec<u32>,
     /// What people should know about how the checkpoint was read, one whole sentence each.
     pub notes: Vec<String>,
     /// The part of this that values depend on: what [`Conditions::reading`] will say.
@@ -112,7 +110,7 @@ impl Checkpoint {
             tokenizer_file: opened.file,
             template: ChatTemplate::from_gguf(&file, &vocabulary)?,
             is_template_known: true,
-            ends: vocabulary.ends.iter().copied().collect(),
+            end_tokens: vocabulary.end_tokens.iter().copied().collect(),
             notes: [notes, opened.notes].concat(),
             reading: [source.reading(), opened.reading].concat(),
             tensors: Arc::new(file),
@@ -136,7 +134,7 @@ impl Checkpoint {
             files: folder.files(),
             bytes: folder.bytes(),
             dtypes: folder.dtypes().into_iter().collect(),
-            ends: chat::ends_of_folder(path, template.as_ref(), &opened.tokenizer)?,
+            end_tokens: chat::end_tokens_of_folder(path, template.as_ref(), &opened.tokenizer)?,
             tokenizer: opened.tokenizer,
             tokenizer_file: opened.file,
             is_template_known: !unasked.iter().any(|file| *file != GENERATION_CONFIG),

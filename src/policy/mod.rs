@@ -8,6 +8,7 @@ mod tests;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use document::LEAST_CONTEXT;
+pub use resolve::FLIPS_PER_ROOT_KLD;
 
 use crate::hash;
 use crate::kv::Scheme;

@@ -15,7 +15,7 @@ use toml::Spanned;
 
 /// Arg-max flips over the root of mean KLD: both go with the size of a small noise on the logits,
 /// KLD with its square. This is the range of the constant over the models and schemes on record.
-const FLIPS_PER_ROOT_KLD: (f64, f64) = (0.2, 0.8);
+pub const FLIPS_PER_ROOT_KLD: (f64, f64) = (0.2, 0.8);
 /// Its middle, for advice.
 const TYPICAL_FLIPS_PER_ROOT_KLD: f64 = 0.6;
 
@@ -53,6 +53,19 @@ struct GoldenOwner {
     cell_span: Range<usize>,
 }
 
+/// A checkpoint with what its model's section says of how it is read.
+fn read_as_asked(place: Source, model: &Section) -> Source {
+    Source {
+        sha256: model.sha256.clone(),
+        tokenizer: model.tokenizer.as_ref().map(|file| file.get_ref().clone()),
+        fetch: model.fetch.as_ref().map(|command| command.get_ref().clone()),
+        bos: model.bos,
+        ignore_keys: model.ignore_keys.clone(),
+        untrained: model.untrained,
+        ..place
+    }
+}
+
 /// A scheme that a model is measured under: what the sections say about it, outermost first.
 struct Asked<'d> {
     label: &'d str,
@@ -84,12 +97,8 @@ impl Resolver<'_> {
 
         // every section is looked at, so that one round shows all that is missing
         let source = self.source(model);
-        let corpus = self.required(
-            model,
-            "corpus",
-            "corpora/prose.txt",
-            last(sections, |s| s.corpus.as_ref()),
-        );
+        let corpus = last(sections, |s| s.corpus.as_ref());
+        let corpus = self.required(model, "corpus", "corpora/prose.txt", corpus);
         let context = self.required(model, "context", "512", last(sections, |s| s.context));
         let chunks = self.required(model, "chunks", "16", last(sections, |s| s.chunks));
         let (source, corpus, context, chunks) = (source?, corpus?, context?, chunks?);
@@ -100,15 +109,7 @@ impl Resolver<'_> {
         let weights = [(source.get_ref().path.clone(), source.span())];
         Some(ModelPolicy {
             name,
-            source: Source {
-                sha256: model.sha256.clone(),
-                tokenizer: model.tokenizer.as_ref().map(|file| file.get_ref().clone()),
-                fetch: model.fetch.as_ref().map(|command| command.get_ref().clone()),
-                bos: model.bos,
-                ignore_keys: model.ignore_keys.clone(),
-                untrained: model.untrained,
-                ..source.into_inner()
-            },
+            source: read_as_asked(source.into_inner(), model),
             calibration: model.calibration.as_ref().map(|file| file.get_ref().clone()),
             generate: prompts.map(|file| Prompts {
                 file: file.get_ref().clone(),

@@ -10,7 +10,7 @@ mod tree;
 pub use error::RepoError;
 pub use files::{Files, Folder};
 #[cfg(feature = "git")]
-pub use repository::{Change, Repository};
+pub use repository::{FileChange, Repository};
 #[cfg(feature = "git")]
 pub use tree::Tree;
 

@@ -13,7 +13,7 @@ pub struct Repository {
 
 /// A path that differs between two states of the repository, from its root.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Change {
+pub struct FileChange {
     /// Where it is; where it was, for a deleted one.
     pub path: PathBuf,
     /// Where it was, for a renamed one.
@@ -135,7 +135,7 @@ impl Repository {
     ///
     /// # Errors
     /// A revision that is not in this clone.
-    pub fn changed_paths(&self, base: &str, head: &str) -> Result<Vec<Change>, RepoError> {
+    pub fn changed_paths(&self, base: &str, head: &str) -> Result<Vec<FileChange>, RepoError> {
         let (base, head) = (self.tree_of(base)?, self.tree_of(head)?);
         let diff = self.git.diff_tree_to_tree(Some(&base), Some(&head), None);
         self.changes(diff.map_err(|error| failed("compare revisions", &error))?)
@@ -146,7 +146,7 @@ impl Repository {
     ///
     /// # Errors
     /// A revision that is not in this clone.
-    pub fn changed_in_workdir(&self, base: &str) -> Result<Vec<Change>, RepoError> {
+    pub fn changed_in_workdir(&self, base: &str) -> Result<Vec<FileChange>, RepoError> {
         let base = self.tree_of(base)?;
         let mut options = DiffOptions::new();
         options.include_untracked(true).recurse_untracked_dirs(true);
@@ -154,7 +154,7 @@ impl Repository {
         self.changes(diff.map_err(|error| failed("compare with the working tree", &error))?)
     }
 
-    fn changes(&self, mut diff: Diff) -> Result<Vec<Change>, RepoError> {
+    fn changes(&self, mut diff: Diff) -> Result<Vec<FileChange>, RepoError> {
         let mut options = DiffFindOptions::new();
         options.renames(true).for_untracked(true);
         match diff.find_similar(Some(&mut options)) {
@@ -171,7 +171,7 @@ impl Repository {
                 let (old, new) = (delta.old_file().path(), delta.new_file().path());
                 let renamed =
                     old.filter(|old| Some(*old) != new && delta.status() == Delta::Renamed);
-                Some(Change { path: new.or(old)?.into(), old_path: renamed.map(Into::into) })
+                Some(FileChange { path: new.or(old)?.into(), old_path: renamed.map(Into::into) })
             })
             .collect();
         changes.sort();

@@ -450,7 +450,7 @@ impl<'a> Told<'a> {
         Told { progress, file, what: String::new(), done: 0, size: 0, told: 0 }
     }
 
-    fn tell(&mut self) {
+    fn report(&mut self) {
         self.told = self.done;
         (self.progress)(&self.what, self.done, self.size);
     }
@@ -462,19 +462,19 @@ impl hf_hub::api::Progress for Told<'_> {
         if self.what.is_empty() {
             self.size = size as u64;
             self.what = format!("fetching {} ({})", self.file, HumanBytes(self.size));
-            self.tell();
+            self.report();
         }
     }
 
     fn update(&mut self, bytes: usize) {
         self.done += bytes as u64;
         if self.done >= self.told + STRIDE {
-            self.tell();
+            self.report();
         }
     }
 
     fn finish(&mut self) {
-        self.tell();
+        self.report();
     }
 }
 

@@ -3,6 +3,7 @@
 //! No case comes to lie near its limit. A scheme that is well within a starting point gets it, one that is
 //! far beyond is proposed as one that must fail, and one that is near has a limit of its own.
 
+use crate::policy::FLIPS_PER_ROOT_KLD;
 use crate::results::statistics::{Direction, Statistic, Statistics};
 use crate::results::ENGINE;
 use crate::results::{Measurement, Outcome, SchemeResult};
@@ -17,8 +18,11 @@ const MARGIN: f64 = 0.25;
 const ERRORS: f64 = 2.0;
 /// What a limit is that is made for a value.
 const HEADROOM: f64 = 1.5;
-/// Flips over the root of mean KLD, between which limits on both are one limit said twice.
+/// The range of flips over the root of mean KLD that proposed limits keep. It is narrower than
+/// [`FLIPS_PER_ROOT_KLD`], outside of which the policy refuses a limit that never binds: people who round or edit
+/// one of the two limits by a little still have a policy that is accepted.
 const FLIPS: (f64, f64) = (0.25, 0.75);
+const _: () = assert!(FLIPS.0 > FLIPS_PER_ROOT_KLD.0 && FLIPS.1 < FLIPS_PER_ROOT_KLD.1);
 
 /// Limits to start from: on mean KLD, and on top-1 agreement, which goes with it.
 #[derive(Clone, Copy, PartialEq)]
@@ -37,7 +41,7 @@ const EIGHT: Start = Start { mean_kld: 0.02, p99_kld: 0.5, top1_agreement: 0.915
 
 impl Start {
     /// That of a scheme, by the bits that it keeps.
-    fn of(result: &SchemeResult) -> Self {
+    fn for_scheme(result: &SchemeResult) -> Self {
         match result.storage.map(|storage| storage.bits_per_element) {
             Some(bits) if bits.k >= 8.0 && bits.v >= 8.0 => EIGHT,
             Some(bits) if bits.k >= 8.0 => KEYS_IN_EIGHT,
@@ -147,13 +151,13 @@ impl Draft<'_> {
             "Proposed by {ENGINE} on {day}, by what is said beside each scheme: look at every line."
         ));
         let measured: Vec<_> = found.schemes.iter().filter_map(numbers).collect();
-        let own = measured.iter().filter(|(result, _)| Start::of(result) != ANY);
+        let own = measured.iter().filter(|(result, _)| Start::for_scheme(result) != ANY);
         let own: Vec<_> = own.map(|(result, _)| *result).collect();
         if !own.is_empty() {
             text += "\n[defaults.schemes]\n";
         }
         for result in own {
-            let Start { mean_kld, top1_agreement, .. } = Start::of(result);
+            let Start { mean_kld, top1_agreement, .. } = Start::for_scheme(result);
             let limits =
                 [(Statistic::MeanKld, mean_kld), (Statistic::Top1Agreement, top1_agreement)];
             let _ = writeln!(text, "{} = {{ {} }}", key(&result.scheme), limits_of(&limits));
@@ -241,7 +245,7 @@ fn scheme(result: &SchemeResult) -> String {
         short(found.p99_kld),
         100.0 * found.top1_agreement
     );
-    match propose(found, &Start::of(result)) {
+    match propose(found, &Start::for_scheme(result)) {
         Proposal::Start => format!("{label} = {{}} # {said}\n"),
         Proposal::Own(limits) => format!(
             "# near its starting point: limits of its own, about {HEADROOM} times what was found\n\

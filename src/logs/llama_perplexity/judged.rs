@@ -2,7 +2,7 @@
 
 use crate::kv::codec::{self, Exactness};
 use crate::kv::scheme::Side;
-use crate::logs::llama_perplexity::{quoted, Cache, Log, LogError, Stored, BASELINE};
+use crate::logs::llama_perplexity::{quoted, Cache, Log, LogError, LoggedSide, BASELINE};
 use crate::policy::{Cell, ModelPolicy};
 use crate::results::{
     Conditions, Measurement, Outcome, RunInfo, SchemeResult, Sides, Storage, Subject,
@@ -74,7 +74,7 @@ impl Log {
     /// Whether a cell of the policy asks for what ran.
     fn is_of(&self, cell: &Cell) -> bool {
         let pair = &cell.scheme.default;
-        let side = |side: &Side, stored: &Stored, i: usize| {
+        let side = |side: &Side, stored: &LoggedSide, i: usize| {
             let plain = !side.center
                 && side.scale.is_none()
                 && side.tail.unwrap_or(0) == 0
@@ -89,7 +89,7 @@ impl Log {
 
     /// What the caches cost, in the cache's own figures.
     pub(super) fn storage(&self) -> Option<Storage> {
-        let bits = |stored: &Stored| {
+        let bits = |stored: &LoggedSide| {
             // blocks of 32 divide any head that llama.cpp stores
             codec::find(&stored.kind).map(|codec| codec.bits_per_element(codec.block(64)))
         };
@@ -97,7 +97,7 @@ impl Log {
         let bytes = |cache: &Cache| (cache.mib.k + cache.mib.v) * f64::from(1 << 20);
         let held: f64 = self.caches.iter().map(bytes).sum();
         let halves: f64 = self.caches.iter().map(|c| 16.0 * (c.mib.k / k + c.mib.v / v)).sum();
-        let share = |stored: &Stored| {
+        let share = |stored: &LoggedSide| {
             let codec = codec::find(&stored.kind);
             let is_half = codec.is_some_and(|codec| codec.exactness() == Exactness::Half);
             if is_half {

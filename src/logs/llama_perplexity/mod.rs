@@ -56,9 +56,9 @@ pub struct Log {
     /// `cpu`, or the first device that layers were given to: `cuda`.
     pub device: String,
     /// How K is stored.
-    pub k: Stored,
+    pub k: LoggedSide,
     /// How V is stored.
-    pub v: Stored,
+    pub v: LoggedSide,
     /// The caches of the context; more than one where some layers have a window.
     pub caches: Vec<Cache>,
     /// Tokens in a chunk, which the baseline file says.
@@ -82,7 +82,7 @@ pub struct Build {
 
 /// How one of K and V is stored, in the words of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
+pub struct LoggedSide {
     /// ggml's name of the type: `q8_0`.
     pub kind: String,
     /// Whether a Hadamard rotation comes before it.
@@ -112,7 +112,7 @@ impl fmt::Display for Build {
 }
 
 /// As schemes are written: `q4_0`, `q4_0:norot` where nothing is rotated that could be.
-impl fmt::Display for Stored {
+impl fmt::Display for LoggedSide {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let could = codec::find(&self.kind).is_some_and(|codec| codec.is_rotated());
         write!(f, "{}{}", self.kind, if could && !self.rotated { ":norot" } else { "" })
@@ -240,8 +240,10 @@ impl Lines<'_> {
         }
         let caches = self.caches()?;
         let cache = &caches[0];
-        let stored =
-            |side: usize| Stored { kind: cache.kinds[side].clone(), rotated: cache.rotated[side] };
+        let stored = |side: usize| LoggedSide {
+            kind: cache.kinds[side].clone(),
+            rotated: cache.rotated[side],
+        };
         Ok(Log {
             path: self.path.into(),
             engine: MeasuredBy::LlamaCpp,

@@ -71,7 +71,7 @@ impl<'a> Accounts<'a> {
         let read = agreeing(self.file, &asked)?;
         let entries = self.file.entries();
         let mut notes = Vec::new();
-        let known = Known::of(self.file, family, &asked);
+        let known = Known::new(self.file, family, &asked);
         for name in ignored {
             let is_read = read.contains(name) || known.is_read_elsewhere(name);
             may_be_ignored(self.file, name, &entries, is_read)?;
@@ -174,7 +174,7 @@ struct Known {
 }
 
 impl Known {
-    fn of(file: &dyn Tensors, family: &'static [Idle], asked: &BTreeSet<String>) -> Self {
+    fn new(file: &dyn Tensors, family: &'static [Idle], asked: &BTreeSet<String>) -> Self {
         let format = file.format();
         let limited = idle::rows(format, family).filter(|row| row.standing.limits());
         let active = limited.map(|row| row.name(format).to_owned()).chain(asked.iter().cloned());

@@ -103,7 +103,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let first_shared = count.saturating_sub(shared);
     let heads = kv_heads(config, &reaches)?;
     let widths = mlp_widths(config, count, first_shared)?;
-    let kinds = Kinds::of(file, &heads, &reaches)?;
+    let kinds = Kinds::read(file, &heads, &reaches)?;
     let experts = experts(config)?;
     let mut layers = Vec::new();
     for (i, &reach) in reaches.iter().enumerate() {
@@ -111,10 +111,12 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
             Reach::Full => &kinds.full,
             Reach::Sliding => &kinds.sliding,
         };
-        let kv = match i < first_shared {
-            true if reach == Reach::Full && kinds.key_is_value(file, i)? => Kv::KeyIsValue,
-            true => Kv::Projected,
-            false => Kv::Shared { owner: owner(config, &reaches[..first_shared], reach)? },
+        let kv = if i >= first_shared {
+            Kv::Shared { owner: owner(config, &reaches[..first_shared], reach)? }
+        } else if reach == Reach::Full && kinds.key_is_value(file, i)? {
+            Kv::KeyIsValue
+        } else {
+            Kv::Projected
         };
         let mlp = Mlp { width: widths[i], bias: false };
         layers.push(Layer {
@@ -251,15 +253,14 @@ struct Kinds {
 }
 
 impl Kinds {
-    fn of(file: &dyn Tensors, owned: &[KvHeads], reaches: &[Reach]) -> Result<Self, ModelError> {
+    fn read(file: &dyn Tensors, owned: &[KvHeads], reaches: &[Reach]) -> Result<Self, ModelError> {
         let config: &dyn Config = file;
         let heads = config.number(HEADS)?;
         let sliding_dim = dim_of(config, owned, reaches, Reach::Sliding)?;
         let full_dim = dim_of(config, owned, reaches, Reach::Full)?;
         bounded(config, &[("number of heads", heads), ("head size", sliding_dim.max(full_dim))])?;
         if file.format() == Format::Gguf && !file.has(DIVISORS) {
-            let (path, tensor) = (file.path().into(), DIVISORS.into());
-            return Err(ModelError::MissingTensor { path, tensor });
+            return Err(ModelError::missing_tensor(file.path(), DIVISORS));
         }
         let kinds = |reach| Wanted { reach, layout: Layout::ByKind, ..USUAL };
         // KV heads are each layer's own

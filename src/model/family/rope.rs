@@ -78,7 +78,7 @@ pub(super) fn rope(
     wanted: &Wanted,
     head_dim: usize,
 ) -> Result<Rope, ModelError> {
-    let parameters = Parameters::of(file, wanted)?;
+    let parameters = Parameters::find(file, wanted)?;
     let base = parameters.base()?;
     let dims = parameters.rotated(wanted, head_dim)?;
     // an odd part of a head turns with one element more, as torch's arange(0, dims, 2) has it
@@ -160,7 +160,7 @@ struct Parameters<'c> {
 }
 
 impl<'c> Parameters<'c> {
-    fn of(config: &'c dyn Config, wanted: &Wanted) -> Result<Self, ModelError> {
+    fn find(config: &'c dyn Config, wanted: &Wanted) -> Result<Self, ModelError> {
         let own = match wanted.reach {
             Reach::Full => "rope_parameters.full_attention",
             Reach::Sliding => "rope_parameters.sliding_attention",

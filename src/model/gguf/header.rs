@@ -10,7 +10,7 @@
 
 use super::reader::Reader;
 use super::types::{self, GgmlType};
-use crate::model::foreign;
+use crate::files::foreign;
 use candle_core::quantized::gguf_file::Value;
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;

@@ -40,7 +40,7 @@ impl<'b> Reader<'b> {
         (self.bytes.len() - self.at) as u64
     }
 
-    fn take(&mut self, length: u64) -> Result<&'b [u8], String> {
+    fn next_bytes(&mut self, length: u64) -> Result<&'b [u8], String> {
         if length > self.left() {
             return Err(format!(
                 "the {length} bytes from byte {} on go beyond the file's {} (truncated?)",
@@ -54,7 +54,7 @@ impl<'b> Reader<'b> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        let bytes = self.take(N as u64)?;
+        let bytes = self.next_bytes(N as u64)?;
         Ok(bytes.try_into().expect("as many bytes were taken"))
     }
 
@@ -69,7 +69,7 @@ impl<'b> Reader<'b> {
     /// The bytes of a text. Some writers end texts with a NUL, as C does: it is no part of them.
     fn text_bytes(&mut self) -> Result<&'b [u8], String> {
         let length = self.u64()?;
-        let bytes = self.take(length)?;
+        let bytes = self.next_bytes(length)?;
         let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         Ok(&bytes[..end])
     }

@@ -15,7 +15,7 @@ pub(super) enum Convention {
 
 impl Convention {
     /// By the metadata of a file.
-    pub fn of(path: &Path, format: Option<&str>) -> Result<Self, ModelError> {
+    pub fn from_metadata(path: &Path, format: Option<&str>) -> Result<Self, ModelError> {
         let mend = "save the model again with transformers' `save_pretrained`";
         let refused = |message: String| ModelError::refused(path, message);
         match format {

@@ -16,7 +16,7 @@ pub(super) struct Weights {
 
 impl Weights {
     /// The files that must be there, and are.
-    pub fn of(folder: &Path) -> Result<Self, ModelError> {
+    pub fn present(folder: &Path) -> Result<Self, ModelError> {
         let weights = Self::named(folder)?;
         let missing: Vec<_> = weights.files.iter().filter(|file| !file.exists()).collect();
         match missing.first() {

@@ -1,6 +1,7 @@
 //! JSON of a checkpoint: read strictly, and errors that say line, column and mend.
 
-use crate::model::{foreign, ModelError};
+use crate::files::foreign;
+use crate::model::ModelError;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::fmt;

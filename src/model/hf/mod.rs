@@ -10,8 +10,9 @@ mod refused;
 use super::config::{Config, Fact, Format};
 use super::family::{self, Names};
 use super::tensors::{gathered, Joined, Origin, Tensors};
-use super::{safetensors_header, ModelError};
+use super::ModelError;
 use crate::compute::device::HOST;
+use crate::files::safetensors_header;
 use crate::source::pinned::{CONFIG, INDEX, TOKENIZER};
 use candle_core::{DType, Tensor};
 use convention::Convention;
@@ -91,7 +92,7 @@ impl HfCheckpoint {
             tensors: BTreeMap::new(),
             notes: Vec::new(),
         };
-        let weights = Weights::of(folder)?;
+        let weights = Weights::present(folder)?;
         checkpoint.add_all(&weights)?;
         checkpoint.check_tensors(&weights)?;
         let names = checkpoint.tensors.keys().filter(|name| !names.not_the_text_model(name));
@@ -139,7 +140,7 @@ impl HfCheckpoint {
         let sound = |e: safetensors::SafeTensorError| ModelError::malformed(path, e.to_string());
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(sound)?;
         let format = metadata.metadata().as_ref().and_then(|members| members.get("format"));
-        let convention = Convention::of(path, format.map(String::as_str))?;
+        let convention = Convention::from_metadata(path, format.map(String::as_str))?;
         refused::check_metadata(
             path,
             metadata.metadata().iter().flat_map(|members| members.keys()),

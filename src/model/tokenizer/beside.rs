@@ -92,7 +92,7 @@ impl Added {
 
 impl Beside {
     /// The files in the folder of a `tokenizer.json`.
-    pub fn of(tokenizer: &Path) -> Result<Self, ModelError> {
+    pub fn read(tokenizer: &Path) -> Result<Self, ModelError> {
         let folder = tokenizer.parent().unwrap_or(Path::new("")).to_path_buf();
         let config = optional_json(&folder.join(TOKENIZER_CONFIG))?;
         Ok(Beside { folder, config })

@@ -33,6 +33,16 @@ struct Raw {
 #[derive(Deserialize)]
 struct RawModel {
     dropout: Option<f64>,
+    #[serde(default)]
+    merges: Value,
+}
+
+/// A merge, as older and newer files write it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair([String; 2]),
+    Text(String),
 }
 
 /// A `tokenizer.json`, and what it says beside its pieces.
@@ -41,6 +51,7 @@ pub(in crate::model) struct TokenizerFile {
     pub(super) spelling: Spelling,
     /// The token that the file's own template puts before a text.
     pub template_bos: Option<u32>,
+    merges: Value,
     /// What is read otherwise than the file or those beside it say, for people.
     pub remarks: Vec<String>,
 }
@@ -71,7 +82,7 @@ impl TokenizerFile {
         } else {
             Spelling::SentencePiece
         };
-        let beside = Beside::of(path)?;
+        let beside = Beside::read(path)?;
         let contested = beside.contested(&written, &inner)?;
         let remarks = [
             beside::told(&contested),
@@ -84,7 +95,20 @@ impl TokenizerFile {
         tokenizer.contested = contested;
         let template_bos = before.first().copied();
         let remarks = remarks.into_iter().flatten().collect();
-        Ok(TokenizerFile { tokenizer, spelling, template_bos, remarks })
+        let merges = raw.model.merges;
+        Ok(TokenizerFile { tokenizer, spelling, template_bos, merges, remarks })
+    }
+
+    /// The merges, as a GGUF file writes them. `None` if the tokenizer has none.
+    pub(super) fn merges(&self) -> Option<Vec<String>> {
+        let merges = Vec::<Merge>::deserialize(&self.merges).ok()?;
+        // a space within a piece is written as llama.cpp's converter writes it
+        let part = |part: &str| part.replace(' ', "\u{120}");
+        let text = |merge| match merge {
+            Merge::Text(text) => text,
+            Merge::Pair([left, right]) => format!("{} {}", part(&left), part(&right)),
+        };
+        Some(merges.into_iter().map(text).collect())
     }
 }
 
@@ -141,32 +165,6 @@ fn retype(inner: &mut tokenizers::Tokenizer) -> Result<Option<String>, tokenizer
     let tokens: Vec<_> = retyped.iter().map(|(id, text)| format!("{id} `{text}`")).collect();
     let tokens = tokens.join(", ");
     Ok(Some(format!("tokenizer.json has these marks as text, they are read as special tokens, as llama.cpp does: {tokens}")))
-}
-
-/// The merges of a file, as a GGUF file writes them; none of a tokenizer without merges.
-pub(super) fn merges(path: &Path) -> Option<Vec<String>> {
-    #[derive(Deserialize)]
-    struct File {
-        model: Model,
-    }
-    #[derive(Deserialize)]
-    struct Model {
-        merges: Vec<Merge>,
-    }
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Merge {
-        Pair([String; 2]),
-        Text(String),
-    }
-    let file: File = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-    // a space within a piece is written as llama.cpp's converter writes it
-    let part = |part: &str| part.replace(' ', "\u{120}");
-    let text = |merge| match merge {
-        Merge::Text(text) => text,
-        Merge::Pair([left, right]) => format!("{} {}", part(&left), part(&right)),
-    };
-    Some(file.model.merges.into_iter().map(text).collect())
 }
 
 impl Raw {

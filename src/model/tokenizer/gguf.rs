@@ -98,7 +98,7 @@ pub(in crate::model) struct Vocabulary {
     types: Vec<u64>,
     spelling: Spelling,
     /// Tokens after which nothing is generated.
-    pub ends: BTreeSet<u32>,
+    pub end_tokens: BTreeSet<u32>,
     /// Marks of a turn's beginning that the file types as ordinary text.
     begins: Vec<String>,
     /// What is read otherwise than the file says, for people.
@@ -140,30 +140,30 @@ impl Vocabulary {
             Some("gpt2") => Spelling::ByteLevel,
             _ => Spelling::SentencePiece,
         };
-        let (ends, begins, remarks) = (BTreeSet::new(), Vec::new(), Vec::new());
-        let mut vocabulary = Vocabulary { tokens, types, spelling, ends, begins, remarks };
-        vocabulary.mark(file)?;
+        let (end_tokens, begins, remarks) = (BTreeSet::new(), Vec::new(), Vec::new());
+        let mut vocabulary = Vocabulary { tokens, types, spelling, end_tokens, begins, remarks };
+        vocabulary.find_marks(file)?;
         Ok(vocabulary)
     }
 
     /// Finds the tokens that mark something, and types them as what they are.
-    fn mark(&mut self, file: &Gguf) -> Result<(), ModelError> {
+    fn find_marks(&mut self, file: &Gguf) -> Result<(), ModelError> {
         let ids = self.ids();
         let mut marks: BTreeSet<u32> =
             ids.iter().filter(|(text, _)| markers::ends_answers(text)).map(|(_, id)| *id).collect();
-        self.ends.extend(&marks);
+        self.end_tokens.extend(&marks);
         for infill in &INFILL {
             // a key that names no token counts for nothing, as in llama.cpp
             let named = file.any_number(infill.key)?.filter(|id| *id < self.tokens.len());
             let spelled = || infill.spelled(|text| ids.get(text).copied());
             let found = named.map_or_else(spelled, |id| Some(id as u32));
             marks.extend(found.filter(|_| named.is_none()));
-            self.ends.extend(found.filter(|_| infill.ends));
+            self.end_tokens.extend(found.filter(|_| infill.ends));
         }
         for key in ENDS {
-            self.ends.extend(self.named(file, key)?);
+            self.end_tokens.extend(self.named(file, key)?);
         }
-        self.ends.extend(self.listed_ends(file)?);
+        self.end_tokens.extend(self.listed_ends(file)?);
         // harmony's format ends a message where the answer goes on; Gemma 4 writes HTML
         let has = |text: &str| ids.get(text).copied();
         let is_harmony = has("<|call|>").is_some() && has("<|return|>").is_some();
@@ -172,7 +172,7 @@ impl Vocabulary {
             [("<|end|>", is_harmony, USER_DEFINED), ("</s>", is_gemma4, NORMAL)]
         {
             if let Some(id) = has(text).filter(|_| is_text) {
-                self.ends.remove(&id);
+                self.end_tokens.remove(&id);
                 marks.remove(&id);
                 self.types[id as usize] = kind;
             }
@@ -335,25 +335,57 @@ fn byte_level(
     Ok(tokenizer)
 }
 
-/// SentencePiece's BPE merges the adjacent pair whose joined piece scores highest. The same order is
-/// had from merges ranked by the score of what they make.
+/// SentencePiece's BPE merges the adjacent pair whose joined piece scores highest. Merges that are ranked by the score
+/// of the piece that they make give the same order.
 fn sentence_piece(
     file: &Gguf,
     vocabulary: &Vocabulary,
 ) -> Result<tokenizers::Tokenizer, ModelError> {
-    match file.value(SPACE_PREFIX) {
-        Some(Value::Bool(false)) => {}
-        None | Some(Value::Bool(true)) => {
-            let what = "a SentencePiece tokenizer with a space prefix is unsupported";
-            return Err(unusable(file, what));
-        }
-        Some(_) => return Err(file.bad_key(SPACE_PREFIX, "must be true or false")),
+    refuse_space_prefix(file)?;
+    let ids = vocabulary.ids();
+    let merges = ranked_merges(file, vocabulary, &ids)?;
+    let unknown = file.any_number("tokenizer.ggml.unknown_token_id")?;
+    let unknown = unknown.and_then(|id| vocabulary.tokens.get(id));
+    let ids = ids.into_iter().collect::<tokenizers::models::bpe::Vocab>();
+    let mut bpe = BPE::builder().vocab_and_merges(ids, merges).fuse_unk(true).byte_fallback(true);
+    if let Some(unknown) = unknown {
+        bpe = bpe.unk_token(unknown.clone());
     }
+    let failed = |e: tokenizers::Error| unusable(file, e.to_string());
+    let replaced = |from: &str, to: &str| {
+        Replace::new(ReplacePattern::String(from.into()), to).map_err(failed)
+    };
+    let mut tokenizer = tokenizers::Tokenizer::new(bpe.build().map_err(failed)?);
+    tokenizer.with_normalizer(Some(replaced(" ", SPACE)?)).map_err(failed)?;
+    tokenizer.with_decoder(Some(DecoderSequence::new(vec![
+        replaced(SPACE, " ")?.into(),
+        ByteFallback::new().into(),
+        Fuse::new().into(),
+    ])));
+    Ok(tokenizer)
+}
+
+/// A tokenizer that puts a space before each text, which is what a missing key means, cannot be rebuilt here.
+fn refuse_space_prefix(file: &Gguf) -> Result<(), ModelError> {
+    match file.value(SPACE_PREFIX) {
+        Some(Value::Bool(false)) => Ok(()),
+        None | Some(Value::Bool(true)) => {
+            Err(unusable(file, "a SentencePiece tokenizer with a space prefix is unsupported"))
+        }
+        Some(_) => Err(file.bad_key(SPACE_PREFIX, "must be true or false")),
+    }
+}
+
+/// All pairs of pieces that make a piece, those with the highest score first.
+fn ranked_merges(
+    file: &Gguf,
+    vocabulary: &Vocabulary,
+    ids: &HashMap<String, u32>,
+) -> Result<Merges, ModelError> {
     let scores = match file.value(SCORES) {
         Some(Value::Array(scores)) if scores.len() == vocabulary.tokens.len() => scores,
         _ => return Err(file.bad_key(SCORES, "must have one entry a token")),
     };
-    let ids = vocabulary.ids();
     let mut scored: HashMap<u32, &str> = HashMap::new();
     let mut merges: Vec<(f32, (String, String))> = Vec::new();
     for ((token, &kind), score) in vocabulary.tokens.iter().zip(&vocabulary.types).zip(scores) {
@@ -361,7 +393,7 @@ fn sentence_piece(
             Value::F32(v) if v.is_finite() => *v,
             _ => return Err(file.bad_key(SCORES, "must be finite floats")),
         };
-        // llama.cpp asks for no type where it merges; those that users define are cut out of a text before
+        // llama.cpp merges pieces of any type. Those that users define are cut out of a text before that.
         if kind == USER_DEFINED {
             continue;
         }
@@ -372,7 +404,7 @@ fn sentence_piece(
                 merges.push((score, (left.into(), right.into())));
             }
         }
-        // of two merges with one score the one further left comes first, which ranks cannot say
+        // of two possible merges with the same score SentencePiece takes the left one, which a rank cannot express
         let is_made = merges.len() > before;
         let tied = is_made.then(|| scored.insert(score.to_bits(), token)).flatten();
         if let Some(other) = tied {
@@ -382,31 +414,7 @@ fn sentence_piece(
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let unknown = file.any_number("tokenizer.ggml.unknown_token_id")?;
-    let unknown = unknown.and_then(|id| vocabulary.tokens.get(id));
-    let mut bpe = BPE::builder()
-        .vocab_and_merges(
-            ids.into_iter().collect::<tokenizers::models::bpe::Vocab>(),
-            merges.into_iter().map(|(_, pair)| pair).collect(),
-        )
-        .fuse_unk(true)
-        .byte_fallback(true);
-    if let Some(unknown) = unknown {
-        bpe = bpe.unk_token(unknown.clone());
-    }
-    let mut tokenizer =
-        tokenizers::Tokenizer::new(bpe.build().map_err(|e| unusable(file, e.to_string()))?);
-    let spaces = Replace::new(ReplacePattern::String(" ".into()), SPACE)
-        .map_err(|e| unusable(file, e.to_string()))?;
-    tokenizer.with_normalizer(Some(spaces)).map_err(|e| unusable(file, e.to_string()))?;
-    let spaces = Replace::new(ReplacePattern::String(SPACE.into()), " ")
-        .map_err(|e| unusable(file, e.to_string()))?;
-    tokenizer.with_decoder(Some(DecoderSequence::new(vec![
-        spaces.into(),
-        ByteFallback::new().into(),
-        Fuse::new().into(),
-    ])));
-    Ok(tokenizer)
+    Ok(merges.into_iter().map(|(_, pair)| pair).collect())
 }
 
 pub(in crate::model) fn text<'a>(file: &'a Gguf, key: &str) -> Option<&'a str> {

@@ -5,7 +5,7 @@
 //! token that a text gives, and the ids of the text where the checkpoint's own tokenizer can be rebuilt, or
 //! else the merges.
 
-use super::file::{self, TokenizerFile};
+use super::file::TokenizerFile;
 use super::gguf::{self, Vocabulary};
 use super::vocabulary::{cut, Pieces};
 use super::Tokenizer;
@@ -40,7 +40,7 @@ impl Own {
         path: &Path,
         named: &TokenizerFile,
     ) -> Result<Self, ModelError> {
-        let pieces = Pieces::of(&named.tokenizer.inner, path, named.spelling);
+        let pieces = Pieces::of_tokenizer(&named.tokenizer.inner, path, named.spelling);
         if vocabulary.is_empty() {
             return Ok(Self::without_own(pieces, "the GGUF has no vocabulary"));
         }
@@ -48,7 +48,7 @@ impl Own {
         let (tokenizer, remark) = match Tokenizer::from_gguf(file, vocabulary) {
             Ok(tokenizer) => (Some(Box::new(tokenizer)), None),
             Err(error) => {
-                let compared = match Merges::of(file, path)? {
+                let compared = match Merges::compare(file, named)? {
                     Merges::Equal => "pieces and merges",
                     Merges::None => "pieces alone, since the GGUF has no merges",
                     Merges::Differ(how) => return Err(ModelError::tokenizer(path, how)),
@@ -69,11 +69,11 @@ impl Own {
         path: &Path,
         named: &TokenizerFile,
     ) -> Result<Self, ModelError> {
-        let pieces = Pieces::of(&named.tokenizer.inner, path, named.spelling);
+        let pieces = Pieces::of_tokenizer(&named.tokenizer.inner, path, named.spelling);
         let file = folder.join(TOKENIZER);
         let why = match file.exists().then(|| TokenizerFile::read(&file)) {
             Some(Ok(own)) => {
-                let spelled = Pieces::of(&own.tokenizer.inner, &file, own.spelling);
+                let spelled = Pieces::of_tokenizer(&own.tokenizer.inner, &file, own.spelling);
                 let tokenizer = Some(Box::new(own.tokenizer));
                 return Ok(Own { own: Some(spelled), named: pieces, tokenizer, remark: None });
             }
@@ -162,9 +162,9 @@ enum Merges {
 }
 
 impl Merges {
-    fn of(file: &Gguf, path: &Path) -> Result<Self, ModelError> {
+    fn compare(file: &Gguf, named: &TokenizerFile) -> Result<Self, ModelError> {
         let Some(own) = gguf::merges(file)? else { return Ok(Merges::None) };
-        let named = file::merges(path).unwrap_or_default();
+        let named = named.merges().unwrap_or_default();
         if own == named {
             return Ok(Merges::Equal);
         }

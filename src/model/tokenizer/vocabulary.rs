@@ -101,7 +101,11 @@ impl Pieces {
     }
 
     /// All that a tokenizer of the library can give.
-    pub fn of(tokenizer: &tokenizers::Tokenizer, file: &Path, spelling: Spelling) -> Self {
+    pub fn of_tokenizer(
+        tokenizer: &tokenizers::Tokenizer,
+        file: &Path,
+        spelling: Spelling,
+    ) -> Self {
         let added = tokenizer.get_added_tokens_decoder();
         let piece = |(text, id): (String, u32)| {
             let own = added.get(&id);
