@@ -1,7 +1,7 @@
 //! Chat templates: Jinja as transformers runs it, so that a model reads its prompts as it was trained to.
 //!
-//! A template may ask for the date, and what it writes must not depend on the day: the clock stands at
-//! [`TODAY`]. Thinking is off ([`THINKING`]).
+//! A template may ask for the date, but prompts must not change from day to day. Every template is therefore told
+//! that it is [`TODAY`]. Thinking is off ([`THINKING`]).
 
 use super::config::Config;
 use super::gguf::Gguf;
@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 /// `enable_thinking`, which every template is given.
 pub const THINKING: bool = false;
 
-/// What a template's clock says: the date that Llama 3's own templates take where there is no clock.
+/// The date that every template is told: the one that Llama 3's templates use if there is no clock.
 pub const TODAY: &str = "2024-07-26";
 
 /// [`TODAY`] at midnight, by the directives of `strftime`.
@@ -45,7 +45,8 @@ const CLOCK: [(char, &str); 14] = [
     ('%', "%"),
 ];
 
-/// Steps that a template may take: real ones take some thousands, and one that loops for ever is an error.
+/// How many steps a template may take. Real templates take some thousands. More is an error, since a template could
+/// loop forever.
 const FUEL: u64 = 20_000_000;
 
 /// Special tokens by the names that templates know them by, and by GGUF's.
@@ -129,12 +130,11 @@ impl ChatTemplate {
 
     /// The conversation as the model reads it, up to where its answer begins.
     ///
-    /// # Errors
-    /// A template that is no Jinja, or that refuses the conversation: with the line that does.
+    /// # Errors If the template is no Jinja, or refuses the conversation. The error names the line.
     pub fn render(&self, messages: &[Message], tools: Option<&Json>) -> Result<String, ModelError> {
         let text = without_generation_tags(&self.text);
         let context = context! {
-            // none, not undefined: so does transformers
+            // `none` and not undefined, as in transformers
             tools => Value::from(Serde(tools)),
             documents => Value::from(()),
             messages => Serde(messages),
@@ -145,7 +145,7 @@ impl ChatTemplate {
         environment().render_named_str(&self.place, &text, context).map_err(|e| self.error(&e))
     }
 
-    /// The ends of a turn that the template writes: by their own spelling, or as `eos_token`.
+    /// The tokens by which the template ends a turn. It writes their text, or `eos_token`.
     fn end_tokens(&self, tokenizer: &Tokenizer) -> BTreeSet<u32> {
         let marks =
             markers::written_by(&self.text).into_iter().filter(|m| markers::ends_answers(m));
@@ -153,7 +153,7 @@ impl ChatTemplate {
         marks.chain(eos.map(String::as_str)).filter_map(|mark| tokenizer.mark(mark)).collect()
     }
 
-    /// What the template writes as marks and the tokenizer does not read as such.
+    /// A warning about marks that the template writes and that the tokenizer reads as ordinary text.
     pub(super) fn unread_marks(&self, tokenizer: &Tokenizer) -> Option<String> {
         let unread = markers::written_by(&self.text).into_iter().filter_map(|mark| {
             let what = match (tokenizer.mark(mark), tokenizer.token(mark)) {
@@ -180,7 +180,7 @@ impl ChatTemplate {
     }
 }
 
-/// A template, or that of a list of `{ name, template }` which is named `default`.
+/// The template that a value holds. If the value is a list of `{ name, template }`, it is the one named `default`.
 fn named_default(value: &Json) -> Option<String> {
     let default = |list: &Vec<Json>| {
         let entry = list.iter().find(|entry| entry["name"] == "default")?;
@@ -189,8 +189,8 @@ fn named_default(value: &Json) -> Option<String> {
     value.as_str().map(Into::into).or_else(|| value.as_array().and_then(default))
 }
 
-/// Tokens after which nothing is generated, in rising order: what a folder's generation configuration says, or
-/// else its configuration, and the ends of a turn that its chat template writes.
+/// Tokens at which generation stops, in rising order: those of the generation configuration, or else those of the
+/// configuration; and the tokens by which the chat template ends a turn.
 pub(super) fn end_tokens_of_folder(
     folder: &Path,
     template: Option<&ChatTemplate>,
@@ -218,7 +218,7 @@ fn environment<'source>() -> Environment<'source> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("Jinja's own delimiters are distinct"));
     environment.set_fuel(Some(FUEL));
-    // by default a name that ends like a JSON file's has its values escaped
+    // minijinja escapes values if the template's name ends in `.json`, which must not happen here
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(pycompat::unknown_method_callback);
     environment.add_test("iterable", is_iterable);
@@ -268,12 +268,12 @@ fn without_generation_tags(template: &str) -> String {
     text
 }
 
-/// As Jinja has it: minijinja also iterates over none, as over nothing.
+/// Jinja's own test. It differs from minijinja's, which also iterates over `none` as over an empty list.
 fn is_iterable(value: &Value) -> bool {
     !value.is_none() && value.try_iter().is_ok()
 }
 
-/// As Jinja has it: what has a length and can be indexed, so texts and mappings, too.
+/// Jinja's own test: whatever has a length and can be indexed is a sequence, so texts and mappings are, too.
 fn is_sequence(value: &Value) -> bool {
     let kinds = [ValueKind::Undefined, ValueKind::String, ValueKind::Seq, ValueKind::Map];
     kinds.contains(&value.kind()) || (value.kind() == ValueKind::Iterable && value.len().is_some())

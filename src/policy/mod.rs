@@ -30,7 +30,6 @@ pub const DEFAULT_PATH: &str = "thresholds.toml";
 /// A whole policy, checked.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// The file as it was named.
     pub path: PathBuf,
     /// SHA-256 of its bytes, in hex.
     pub sha256: String,
@@ -147,14 +146,8 @@ pub struct Limit {
 /// Why there is no policy.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// The file cannot be read.
     #[error("cannot read the policy `{}`: {source}\n  = help: `--config FILE` names another", path.display())]
-    Unreadable {
-        /// The file as it was named.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
+    Unreadable { path: PathBuf, source: io::Error },
     /// The file says what no policy can mean: every finding, in the file's order.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"))]
     Invalid(Vec<Diagnostic>),

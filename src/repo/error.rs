@@ -73,7 +73,6 @@ pub enum RepoError {
          `git lfs pull` gets them for files of the working tree", .path.display()
     )]
     LfsPointer {
-        /// The file.
         path: PathBuf,
         /// What the pointer says of the content.
         sha256: String,
@@ -86,7 +85,6 @@ pub enum RepoError {
          what the gate judges by in the policy's own repository", .path.display(), .submodule.display()
     )]
     InSubmodule {
-        /// The file.
         path: PathBuf,
         /// The submodule.
         submodule: PathBuf,
@@ -106,7 +104,6 @@ pub enum RepoError {
     /// A file that is larger than what is read.
     #[error("{} has {bytes} bytes, more than the {most} that are read", .path.display())]
     TooLarge {
-        /// The file.
         path: PathBuf,
         /// Its size.
         bytes: u64,
@@ -123,12 +120,7 @@ pub enum RepoError {
     },
     /// A file that the system does not give.
     #[error("cannot read {}: {message}", .path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        message: String,
-    },
+    Unreadable { path: PathBuf, message: String },
     /// Anything else.
     #[error("cannot {doing}: {message}")]
     Git {

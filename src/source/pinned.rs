@@ -51,29 +51,20 @@ pub enum HubError {
     /// Something is not in the cache, and this process must not or cannot fetch it.
     #[error("{pinned}: {} not in the cache ({}), {why}; get it where there is a network: `{}`", missing.join(", "), cache().display(), pinned.command())]
     NotFetched {
-        /// The checkpoint.
         pinned: Box<Pinned>,
-        /// Its files that are missing.
         missing: Vec<String>,
         /// Why they are not fetched.
         why: &'static str,
     },
     /// No answer.
     #[error("{pinned}: cannot reach the hub: {why}; without a network, fetch it elsewhere (`{}`), bring {} here and set HF_HUB_OFFLINE=1, or name a file with `path`", pinned.command(), pinned.home().display())]
-    Unreachable {
-        /// The checkpoint.
-        pinned: Box<Pinned>,
-        /// What the system says.
-        why: String,
-    },
+    Unreachable { pinned: Box<Pinned>, why: String },
     /// An answer that there is no access.
     #[error("{pinned}: the hub refuses access ({answer}); if the model is gated, accept its licence on {page}, and {token}; a private or mistyped repository is refused alike")]
     Refused {
-        /// The checkpoint.
         pinned: Box<Pinned>,
         /// The status, and the hub's code for it.
         answer: String,
-        /// The model's page.
         page: String,
         /// What to do about the token.
         token: &'static str,
@@ -81,9 +72,7 @@ pub enum HubError {
     /// An answer that something does not exist.
     #[error("{pinned}: the hub has no {what} ({answer}); repository `{}`, revision `{}`: check both", pinned.repository, pinned.revision)]
     NotFound {
-        /// The checkpoint.
         pinned: Box<Pinned>,
-        /// What was asked for.
         what: String,
         /// The status, and the hub's code for it.
         answer: String,
@@ -91,9 +80,7 @@ pub enum HubError {
     /// The commit does not have that file.
     #[error("repository `{}` has no file `{file}` at revision `{}`{has}", pinned.repository, pinned.revision)]
     NoFile {
-        /// The checkpoint.
         pinned: Box<Pinned>,
-        /// What was asked for.
         file: String,
         /// What it has instead, in words.
         has: String,
@@ -102,40 +89,16 @@ pub enum HubError {
     #[error(
         "{pinned}: fetching `{file}` broke off: {why}; what arrived is kept, run again to go on"
     )]
-    Interrupted {
-        /// The checkpoint.
-        pinned: Box<Pinned>,
-        /// The file.
-        file: String,
-        /// What the system says.
-        why: String,
-    },
+    Interrupted { pinned: Box<Pinned>, file: String, why: String },
     /// An answer that is not understood.
     #[error("{pinned}: the hub at {endpoint} does not answer as a hub does: {why}; run again later, or fetch it with `{}`", pinned.command())]
-    Answer {
-        /// The checkpoint.
-        pinned: Box<Pinned>,
-        /// Who was asked.
-        endpoint: String,
-        /// What is wrong.
-        why: String,
-    },
+    Answer { pinned: Box<Pinned>, endpoint: String, why: String },
     /// A file in the cache that is not what the hub says it is.
     #[error("{} is damaged: {why}; remove it and what it links to, and run again", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
+    Damaged { path: PathBuf, why: String },
     /// The cache cannot be read or written.
     #[error("cannot use {}: {error}; HF_HOME names another folder for the hub's cache", path.display())]
-    Cache {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        error: std::io::Error,
-    },
+    Cache { path: PathBuf, error: std::io::Error },
 }
 
 /// What is wrong, and the mend.

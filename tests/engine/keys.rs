@@ -179,7 +179,7 @@ fn open(path: &Path) -> Result<Checkpoint, String> {
 fn rendered(checkpoint: &Checkpoint) -> String {
     let Checkpoint { spec, tokenizer, end_tokens, .. } = checkpoint;
     let ids = tokenizer.encode("The river ran, 1815.\n");
-    format!("{spec:#?}\nbos: {:?}\nend_tokens: {end_tokens:?}\nids: {ids:?}", tokenizer.bos)
+    format!("{spec:#?}\nbos: {:?}\nends: {end_tokens:?}\nids: {ids:?}", tokenizer.bos)
 }
 
 /// The first lines in which two specifications differ.

@@ -39,7 +39,7 @@ const UNCAPPED_SCORES: &str =
 const UNCAPPED_LOGITS: &str =
     "transformers' class with a vision tower passes it over, and that of the text model alone obeys it";
 
-/// Every sixth layer is full where the file says nothing.
+/// If the file says nothing, every sixth layer has full attention.
 const PATTERN: Key = Key { gguf: "attention.sliding_window_pattern", hf: "sliding_window_pattern" };
 const USUAL_PATTERN: usize = 6;
 const SLIDING_DIMS: [Key; 2] = [
@@ -47,7 +47,8 @@ const SLIDING_DIMS: [Key; 2] = [
     Key { gguf: "attention.value_length_swa", hf: "" },
 ];
 
-/// Layers of the 27B model, the only one whose scores are not scaled by 1/√d; GGUF does not record it.
+/// The number of layers by which the 27B model is recognised. It alone does not scale scores by 1/√d, and GGUF does
+/// not record that.
 const LAYERS_27B: usize = 62;
 
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
@@ -87,12 +88,12 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     Ok(Spec { embed_scale, final_softcap, layers, ..spec })
 }
 
-/// Whether config.json describes the text model as a part of one with a vision tower.
+/// Whether config.json describes the text model as a part of a model with a vision tower.
 fn is_beside_a_tower(config: &dyn Config) -> bool {
     config.format() == Format::Hf && config.full_name(FINAL_SOFTCAP.hf) != FINAL_SOFTCAP.hf
 }
 
-/// Refuses heads of another size in sliding layers, which GGUF could say and no Gemma 3 has.
+/// Refuses another head size for sliding layers, which GGUF can express but no Gemma 3 has.
 fn one_head(config: &dyn Config, dim: usize) -> Result<(), ModelError> {
     for key in SLIDING_DIMS {
         if config.optional_number(key)?.is_some_and(|sliding| sliding != dim) {

@@ -1,5 +1,5 @@
-//! Families: one file each, which maps a checkpoint's configuration to the decoder's specification.
-//! Adding a family is a file and a line in [`FAMILIES`].
+//! Model families. Each has a file that maps a checkpoint's configuration to the decoder's specification. A new
+//! family needs such a file and a line in [`FAMILIES`].
 
 mod accounts;
 mod common;
@@ -59,14 +59,14 @@ pub(super) fn gguf_names(path: &Path, architecture: &str) -> Result<Names, Model
     Ok(find(path, architecture, |family| family.gguf)?.gguf_names)
 }
 
-/// Tensor names of a model type of transformers, and what its configuration leaves out.
+/// Tensor names of a model type of transformers, and the defaults for keys that its configuration leaves out.
 pub(super) fn hf(path: &Path, model_type: &str) -> Result<(Names, &'static str), ModelError> {
     let family = find(path, model_type, |family| family.hf)?;
     Ok((family.hf_names, family.hf_defaults))
 }
 
-/// The specification of a checkpoint, and what people should know about its keys. All of them are
-/// accounted for, but those that the policy lets pass.
+/// Reads the specification of a checkpoint, with notes about its keys for people. Every key must be accounted for,
+/// except those that the policy tells kvgate to ignore.
 pub(super) fn read(
     file: &dyn Tensors,
     ignore_keys: &[String],

@@ -28,9 +28,9 @@ pub(super) const USE_WINDOW: Key<'static> = Key { gguf: "", hf: "use_sliding_win
 
 const WINDOW_FROM: Key = Key { gguf: "", hf: "max_window_layers" };
 
-/// No released model of the Qwen 2 and 3 families has windows, so there is nothing to check them by. Only
-/// with `use_sliding_window` does transformers look at the window: layers slide by their types, or else
-/// from `max_window_layers` on.
+/// Refuses sliding windows. No released model of the Qwen 2 and 3 families has them, so there is nothing to check an
+/// implementation against. transformers looks at the window only if `use_sliding_window` is set. Then the layers'
+/// types say which layers slide, or else all do from `max_window_layers` on.
 pub(super) fn without_windows(config: &dyn Config) -> Result<(), ModelError> {
     let layers = config.number(LAYERS)?;
     let types = config.words(LAYER_TYPES, layers)?;

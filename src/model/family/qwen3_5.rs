@@ -1,5 +1,6 @@
-//! `qwen3_5` and `qwen3_5_moe`: Qwen3.5 and Qwen3.6. Three layers of gated delta rule to one of gated
-//! attention, which turns the first quarter of its heads; MLPs, or experts and a shared one.
+//! `qwen3_5` and `qwen3_5_moe`: Qwen3.5 and Qwen3.6. Three layers with the gated delta rule are followed by one with
+//! gated attention, which applies RoPE to the first quarter of each head. The feed-forward parts are MLPs, or experts
+//! with a shared expert.
 
 use super::common::{activation, attention, common, layers, llama_layer, mlp, Family};
 use super::idle::{gguf, hf, Any, DENSE, ON};
@@ -69,7 +70,7 @@ const PLAIN: &str = "for a text, all parts of multimodal RoPE turn by one positi
 
 const INTERVAL: Key = Key { gguf: "full_attention_interval", hf: "full_attention_interval" };
 const RECURRENT: Key = Key { gguf: "attention.recurrent_layers", hf: "" };
-/// Layers at the end that predict further tokens, which are no part of the trunk.
+/// How many layers at the end predict tokens after the next one. They are not measured.
 const FURTHER: Key = Key { gguf: "nextn_predict_layers", hf: "" };
 const KERNEL: Key = Key { gguf: "ssm.conv_kernel", hf: "linear_conv_kernel_dim" };
 const KEY_DIM: Key = Key { gguf: "ssm.state_size", hf: "linear_key_head_dim" };
@@ -129,8 +130,8 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     Ok(Spec { layers: full.into_iter().map(layer).collect(), ignored_tensors, ..spec })
 }
 
-/// Refuses sections of multimodal RoPE that leave a pair to none of time, height and width: llama.cpp
-/// turns it by a fourth position, which is 0 in a text.
+/// Refuses sections of multimodal RoPE that assign a pair to none of time, height and width. llama.cpp turns such a
+/// pair by a fourth position, which is 0 in a text.
 fn sections(config: &dyn Config) -> Result<(), ModelError> {
     let counts = config.list(SECTIONS)?;
     let all: usize = counts.iter().sum();
@@ -142,8 +143,8 @@ fn sections(config: &dyn Config) -> Result<(), ModelError> {
     }
 }
 
-/// Which layers are full attention: by name, by flag, or every so many. An interval beside the others
-/// must not contradict them.
+/// Which layers have full attention. The file names the type of each layer, flags them, or gives an interval. If it
+/// gives an interval as well, it must not contradict the others.
 fn full_layers(config: &dyn Config, count: usize, further: usize) -> Result<Vec<bool>, ModelError> {
     let interval = config.optional_number(INTERVAL)?;
     let every = |interval: usize| -> Vec<bool> {

@@ -34,13 +34,13 @@ pub(super) const FAMILY: Family = Family {
 
 const DENSE_LAYERS: Key = Key { gguf: "", hf: "mlp_only_layers" };
 const STEP: Key = Key { gguf: "", hf: "decoder_sparse_step" };
-/// GGUF does not record it; all released models normalise.
+/// Whether expert weights are normalised. GGUF does not record it, and all released models normalise.
 const NORMALISED: Key = Key { gguf: "", hf: "norm_topk_prob" };
 
 /// transformers 5 saves the number of experts under this name.
 const LOCAL_EXPERTS: Key = Key { gguf: "", hf: "num_local_experts" };
 
-/// The number of experts, which the class knows by two names.
+/// The number of experts, for which the class has two names.
 fn expert_count(config: &dyn Config) -> Result<usize, ModelError> {
     match (config.optional_number(LOCAL_EXPERTS)?, config.optional_number(EXPERTS)?) {
         (Some(local), Some(count)) if local != count => {

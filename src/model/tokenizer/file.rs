@@ -1,5 +1,5 @@
-//! A Hugging Face `tokenizer.json`: what is looked at before the library reads it, because the library takes
-//! it for granted, and what the file says beside its pieces.
+//! Reads a Hugging Face `tokenizer.json`. Parts of the file are checked before the library reads it, because the
+//! library relies on them without checking.
 
 use super::beside::{self, Beside};
 use super::guard::guarded;
@@ -13,10 +13,10 @@ use serde_json::Value;
 use std::path::Path;
 use tokenizers::AddedToken;
 
-/// How many times longer replacements may make a text, all of them together.
+/// How many times longer all replacements together may make a text.
 const GROWTH: f64 = 1024.0;
 
-/// The parts of the file that are looked at; the vocabulary is the library's.
+/// The parts of the file that are looked at here. Only the library reads the vocabulary.
 #[derive(Deserialize)]
 struct Raw {
     #[serde(default)]
@@ -45,14 +45,14 @@ enum Merge {
     Text(String),
 }
 
-/// A `tokenizer.json`, and what it says beside its pieces.
+/// A `tokenizer.json` that has been read.
 pub(in crate::model) struct TokenizerFile {
     pub tokenizer: Tokenizer,
     pub(super) spelling: Spelling,
     /// The token that the file's own template puts before a text.
     pub template_bos: Option<u32>,
     merges: Value,
-    /// What is read otherwise than the file or those beside it say, for people.
+    /// Notes for people about what is read differently from what this file or those beside it say.
     pub remarks: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ impl TokenizerFile {
     }
 }
 
-/// The tokens that stand before a text only where special tokens are asked for.
+/// The tokens that the file's template puts before a text.
 fn before_a_text(inner: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::Error> {
     let ids = |special| -> Result<Vec<u32>, tokenizers::Error> {
         Ok(inner.encode_fast("a", special)?.get_ids().to_vec())
@@ -126,7 +126,7 @@ fn before_a_text(inner: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::
     Ok(with)
 }
 
-/// What a template puts before a text beside the one token that can be BOS.
+/// A warning if the template puts more than one token before a text, since only one can be BOS.
 fn left_out(inner: &tokenizers::Tokenizer, before: &[u32]) -> Option<String> {
     let (_, left) = before.split_first().filter(|(_, left)| !left.is_empty())?;
     let piece = |id: &u32| inner.id_to_token(*id).unwrap_or_default();
@@ -138,13 +138,13 @@ fn left_out(inner: &tokenizers::Tokenizer, before: &[u32]) -> Option<String> {
     ))
 }
 
-/// Makes special tokens of the marks that the file has as text.
+/// Makes marks that the file has as text special tokens.
 fn retype(inner: &mut tokenizers::Tokenizer) -> Result<Option<String>, tokenizers::Error> {
     let added = inner.get_added_tokens_decoder();
     let is_mark = |text: &str| {
         let infill =
             INFILL.iter().any(|mark| mark.spelled(|known| (known == text).then_some(())).is_some());
-        // `</s>` is HTML, too, and where it ends a text files say so
+        // `</s>` is also HTML, and files in which it ends a text say so
         (markers::ends_answers(text) || infill) && text != "</s>"
     };
     let mut retyped: Vec<(u32, String)> = Vec::new();
@@ -168,7 +168,7 @@ fn retype(inner: &mut tokenizers::Tokenizer) -> Result<Option<String>, tokenizer
 }
 
 impl Raw {
-    /// What the library would panic at, draw by lot, or blow up.
+    /// Refuses what would make the library panic, draw random tokens, or use up the memory.
     fn check(&self) -> Result<(), String> {
         if let Some(dropout) = self.model.dropout.filter(|dropout| *dropout != 0.0) {
             return Err(format!("its `dropout` of {dropout} draws tokens by lot; set it to null"));
@@ -183,7 +183,7 @@ impl Raw {
         Ok(())
     }
 
-    /// Whether the tokens of its templates are those of its vocabulary.
+    /// Checks that the tokens of the templates are those of the vocabulary.
     fn check_ids(&self, inner: &tokenizers::Tokenizer) -> Result<(), String> {
         for template in self.templates() {
             let declared = template["special_tokens"].as_object().into_iter().flatten();
@@ -220,7 +220,7 @@ impl Raw {
     }
 }
 
-/// Whether a template names only what it declares.
+/// Checks that a template names only tokens that it declares.
 fn check_template(template: &Value) -> Result<(), String> {
     for (name, sequences) in [("single", &["A"][..]), ("pair", &["A", "B"])] {
         for piece in template[name].as_array().into_iter().flatten() {

@@ -1,9 +1,8 @@
-//! The tables of a GGUF file: a vocabulary with types, and what rebuilds its tokenizer.
+//! Rebuilds a tokenizer from the tables of a GGUF file.
 //!
-//! A GGUF file holds a vocabulary and a kind: `gpt2` (byte-level BPE with merges and a named
-//! pre-tokenizer) or `llama` (SentencePiece pieces with scores). Both become a BPE of the
-//! `tokenizers` crate. An unknown pre-tokenizer is an error: a wrong one gives plausible tokens and
-//! wrong numbers.
+//! A GGUF file holds a vocabulary and names the kind of its tokenizer: `gpt2` (byte-level BPE with merges and a named
+//! pre-tokenizer) or `llama` (SentencePiece pieces with scores). Both become a BPE of the `tokenizers` crate. An
+//! unknown pre-tokenizer is an error, because a wrong one would give plausible tokens and wrong numbers.
 
 use super::guard::guarded;
 use super::markers::{self, INFILL};
@@ -34,7 +33,8 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 /// Their types.
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
-/// Bytes of the longest piece that is read. Released vocabularies have some hundred, and work goes with their square.
+/// The longest piece that is read, in bytes. Pieces of released vocabularies have some hundred at most, and the work
+/// grows with the square of the length.
 const LONGEST_PIECE: usize = 2048;
 const SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 const SCORES: &str = "tokenizer.ggml.scores";
@@ -94,19 +94,19 @@ impl Tokenizer {
 /// The vocabulary of a GGUF file.
 pub(in crate::model) struct Vocabulary {
     tokens: Vec<String>,
-    /// As they are read: known marks are control tokens.
+    /// The types as they are used. Known marks are control tokens.
     types: Vec<u64>,
     spelling: Spelling,
-    /// Tokens after which nothing is generated.
+    /// Tokens at which generation stops.
     pub end_tokens: BTreeSet<u32>,
-    /// Marks of a turn's beginning that the file types as ordinary text.
+    /// Marks that begin a turn and that the file declares as ordinary text.
     begins: Vec<String>,
-    /// What is read otherwise than the file says, for people.
+    /// Notes for people about what is read differently from what the file says.
     pub remarks: Vec<String>,
 }
 
 impl Vocabulary {
-    /// A file for which another tokenizer is named may have none.
+    /// Reads the vocabulary. It is optional if the policy names another tokenizer.
     pub fn read(file: &Gguf, is_optional: bool) -> Result<Self, ModelError> {
         let is_there = !is_optional || file.value(TOKENS).is_some();
         let tokens = if is_there { strings(file, TOKENS)? } else { Vec::new() };
@@ -146,14 +146,14 @@ impl Vocabulary {
         Ok(vocabulary)
     }
 
-    /// Finds the tokens that mark something, and types them as what they are.
+    /// Finds the tokens that are marks, and corrects their types.
     fn find_marks(&mut self, file: &Gguf) -> Result<(), ModelError> {
         let ids = self.ids();
         let mut marks: BTreeSet<u32> =
             ids.iter().filter(|(text, _)| markers::ends_answers(text)).map(|(_, id)| *id).collect();
         self.end_tokens.extend(&marks);
         for infill in &INFILL {
-            // a key that names no token counts for nothing, as in llama.cpp
+            // like llama.cpp, ignore a key that names no token
             let named = file.any_number(infill.key)?.filter(|id| *id < self.tokens.len());
             let spelled = || infill.spelled(|text| ids.get(text).copied());
             let found = named.map_or_else(spelled, |id| Some(id as u32));
@@ -164,7 +164,7 @@ impl Vocabulary {
             self.end_tokens.extend(self.named(file, key)?);
         }
         self.end_tokens.extend(self.listed_ends(file)?);
-        // harmony's format ends a message where the answer goes on; Gemma 4 writes HTML
+        // in harmony's format `<|end|>` ends a message and the answer goes on; for Gemma 4 `</s>` is HTML
         let has = |text: &str| ids.get(text).copied();
         let is_harmony = has("<|call|>").is_some() && has("<|return|>").is_some();
         let is_gemma4 = has("<|tool_response>").is_some();
@@ -204,12 +204,12 @@ impl Vocabulary {
             .collect();
     }
 
-    /// Whether the file has none.
+    /// Whether the file has no vocabulary.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// llama.cpp, too, wants a token for each row of the table of embeddings.
+    /// Refuses a vocabulary that does not have a token for each row of the embedding. So does llama.cpp.
     pub fn check_size(&self, file: &Gguf, rows: usize) -> Result<(), ModelError> {
         let count = self.tokens.len();
         if count == rows {
@@ -220,7 +220,7 @@ impl Vocabulary {
 
     /// The token that a key names.
     pub fn named(&self, file: &Gguf, key: &str) -> Result<Option<u32>, ModelError> {
-        // how older writers said that there is none
+        // older writers meant by this that there is no such token
         if matches!(file.value(key), Some(Value::I32(-1) | Value::U32(u32::MAX))) {
             return Ok(None);
         }
@@ -258,7 +258,7 @@ impl Vocabulary {
         })
     }
 
-    /// Its pieces, to be compared with another file's.
+    /// The pieces, to be compared with those of another file.
     pub(super) fn pieces(&self, file: &Gguf) -> Pieces {
         let piece = |(id, (token, &kind)): (u32, (&String, &u64))| {
             let is_added = !matches!(kind, NORMAL | BYTE);
@@ -282,7 +282,7 @@ pub(super) fn merges(file: &Gguf) -> Result<Option<Vec<String>>, ModelError> {
     file.value(MERGES).map(|_| strings(file, MERGES)).transpose()
 }
 
-/// The entries of a list as numbers, if that is what a value is.
+/// The entries of a list of numbers. `None` if the value is anything else.
 fn unsigned(value: &Value) -> Option<Vec<u64>> {
     let Value::Array(entries) = value else { return None };
     let number = |value: &Value| match value {
@@ -305,7 +305,7 @@ fn byte_level(
             format!("its pre-tokenizer `{pre}` is unknown (known: {})", known.join(", ")),
         ));
     };
-    // of a merge that stands twice llama.cpp takes the first place, the library would take the last
+    // if a merge is listed twice, llama.cpp uses the first rank, the library would use the last
     let mut seen = HashSet::new();
     let merges = strings(file, MERGES)?
         .into_iter()
