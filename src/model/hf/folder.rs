@@ -1,4 +1,4 @@
-//! Which files a folder's checkpoint consists of.
+//! Finds the files that a folder's checkpoint consists of.
 
 use super::files::{io, read};
 use super::json;
@@ -8,14 +8,14 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The files with weights, and which tensors each has by the index, where there is one.
+/// The files with weights. If there is an index, it says which file holds each tensor.
 pub(super) struct Weights {
     pub files: Vec<PathBuf>,
     pub index: Option<BTreeMap<String, String>>,
 }
 
 impl Weights {
-    /// The files that must be there, and are.
+    /// Finds the files and checks that all of them exist.
     pub fn present(folder: &Path) -> Result<Self, ModelError> {
         let weights = Self::named(folder)?;
         let missing: Vec<_> = weights.files.iter().filter(|file| !file.exists()).collect();
@@ -33,8 +33,8 @@ impl Weights {
         }
     }
 
-    /// The files that the index names, or the one, whether they are there or not. An index may name that one, as
-    /// MLX's does.
+    /// The files that the index names, or else the single file, whether they exist or not. An index may name the
+    /// single file, as MLX's does.
     pub fn named(folder: &Path) -> Result<Self, ModelError> {
         let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
         if !index.exists() {
@@ -55,8 +55,8 @@ impl Weights {
         Ok(Weights { files, index: Some(map) })
     }
 
-    /// Refuses an index that was written for other files. `tensors` are those that the files have, each with its
-    /// file; tensors that are not read do not matter.
+    /// Refuses an index that was written for other files. `tensors` are the tensors that the files have, each with
+    /// its file. Tensors that are not read do not matter.
     pub fn check_index<'n>(
         &self,
         folder: &Path,
@@ -87,7 +87,7 @@ impl Weights {
         }
     }
 
-    /// What lies in the folder in safetensors and is not read.
+    /// A note about safetensors in the folder that are not read.
     pub fn leftover(&self, folder: &Path) -> Option<String> {
         let read: BTreeSet<_> = self.files.iter().collect();
         let left = ending(folder, &[".safetensors"]);
@@ -102,7 +102,7 @@ impl Weights {
     }
 }
 
-/// The map of an index, from tensors to files below its folder.
+/// The map of an index from tensors to files below its folder.
 fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
     let whole = json::object(index, &read(index)?)?;
     if shards_of(&whole).is_none() {
@@ -113,7 +113,7 @@ fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
     Ok(map.filter_map(|(name, file)| Some((name.clone(), file.as_str()?.into()))).collect())
 }
 
-/// Names of a folder's files with such endings, in order. A folder that cannot be read has none.
+/// Names of a folder's files with one of these endings, sorted. There are none if the folder cannot be read.
 fn ending(folder: &Path, ends: &[&str]) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -123,7 +123,7 @@ fn ending(folder: &Path, ends: &[&str]) -> Vec<String> {
     names
 }
 
-/// An error about a folder without config.json, with what is there instead.
+/// An error about a folder without config.json. It says what is there instead.
 pub(super) fn without_config(folder: &Path) -> ModelError {
     let refused = |message: String| ModelError::refused(folder, message);
     let there = |name: &str| folder.join(name).exists();
@@ -152,7 +152,7 @@ pub(super) fn without_config(folder: &Path) -> ModelError {
     ModelError::Missing { path: folder.join(CONFIG), fetch: None }
 }
 
-/// An error about a folder without weights in safetensors, with what is there instead.
+/// An error about a folder without weights in safetensors. It says what is there instead.
 fn without_weights(folder: &Path) -> ModelError {
     let refused = |message: String| ModelError::refused(folder, message);
     if let [part, ..] = &ending(folder, &[".safetensors"])[..] {

@@ -24,9 +24,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// The name of the embedding behind the prefix.
+/// The name of the embedding after the prefix.
 const EMBEDDING: &str = "embed_tokens.weight";
-/// A tensor that every text model has, behind the same prefix.
+/// A tensor that every text model has, after the same prefix.
 const FIRST_NORM: &str = "layers.0.input_layernorm.weight";
 /// The member of a multimodal model's configuration that describes its text model.
 const TEXT: &str = "text_config";
@@ -38,23 +38,23 @@ const TIED: &str = "tie_word_embeddings";
 /// An open checkpoint folder whose headers have been read.
 pub(crate) struct HfCheckpoint {
     folder: PathBuf,
-    /// All of config.json.
+    /// The whole config.json.
     whole: Value,
     /// The member of it that describes the text model.
     text: Value,
     architecture: String,
     names: Names,
-    /// What the configuration leaves out.
+    /// Defaults for keys that the configuration leaves out.
     defaults: Value,
-    /// In whose convention the files are.
+    /// The program in whose convention the tensors are named and laid out.
     convention: Convention,
-    /// What stands before `embed_tokens` in the files' names.
+    /// What the names of the text model's tensors begin with, such as `model.`.
     prefix: &'static str,
-    /// The name of the head, whether it is there or not.
+    /// The name of the head, whether the files have it or not.
     head: &'static str,
     shards: Vec<(PathBuf, Mmap)>,
     tensors: BTreeMap<String, Located>,
-    /// What is worth telling about the way that it was read.
+    /// Notes for people about how the checkpoint was read.
     notes: Vec<String>,
 }
 
@@ -103,7 +103,7 @@ impl HfCheckpoint {
         Ok(checkpoint)
     }
 
-    /// Maps the files and settles in whose convention they are.
+    /// Maps the files and determines their convention.
     fn add_all(&mut self, weights: &Weights) -> Result<(), ModelError> {
         let mut known: Option<(Convention, &PathBuf)> = None;
         for path in &weights.files {
@@ -131,12 +131,12 @@ impl HfCheckpoint {
         Ok(())
     }
 
-    /// Maps a file and books its tensors; says in whose convention it is.
+    /// Maps a file and records its tensors. Returns the convention that it is written in.
     fn add(&mut self, path: &Path) -> Result<Convention, ModelError> {
         let bytes = crate::files::map(path).map_err(|error| files::io(path, error))?;
         safetensors_header::check(&bytes)
             .map_err(|message| ModelError::malformed(path, message))?;
-        // deserializing reads the header only; it checks that every tensor lies inside the file
+        // deserializing reads only the header, and checks that every tensor lies within the file
         let sound = |e: safetensors::SafeTensorError| ModelError::malformed(path, e.to_string());
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(sound)?;
         let format = metadata.metadata().as_ref().and_then(|members| members.get("format"));
@@ -165,7 +165,7 @@ impl HfCheckpoint {
         Ok(convention)
     }
 
-    /// Refuses tensors of the text model that are no plain weights, or not where the index has them.
+    /// Refuses tensors of the text model that are not plain weights, or that are in another file than the index says.
     fn check_tensors(&self, weights: &Weights) -> Result<(), ModelError> {
         let is_read = |name: &String| !self.names.not_the_text_model(name);
         let own = self.tensors.iter().filter(|(name, _)| is_read(name));
@@ -179,8 +179,8 @@ impl HfCheckpoint {
         self.convention.check(&self.folder, shapes)
     }
 
-    /// What is to be said where the configuration ties a head that the files hold, with other numbers: programs
-    /// differ in which they take.
+    /// A note if the configuration ties the head to the embedding, but the files have a head with other numbers.
+    /// Programs differ in which of the two they use.
     fn untied(&self) -> Option<String> {
         let tied = self.lookup(TIED) == Some(Fact::Bool(true));
         let embedding = self.tensors.get(&self.full(EMBEDDING)).filter(|_| tied)?;
@@ -196,8 +196,8 @@ impl HfCheckpoint {
         })
     }
 
-    /// Takes the head for the embedding where it is tied and the files keep one tensor under the head's name, as
-    /// safetensors' `save_model` may.
+    /// Uses the head as the embedding if they are tied and the files hold the one tensor under the head's name, as
+    /// safetensors' `save_model` may write it.
     fn embed_by_head(&mut self) {
         let embedding = self.full(EMBEDDING);
         if self.lookup(TIED) != Some(Fact::Bool(true)) || self.tensors.contains_key(&embedding) {
@@ -211,7 +211,7 @@ impl HfCheckpoint {
         ));
     }
 
-    /// What is worth telling about the way that it was read, a sentence each.
+    /// Notes for people about how the checkpoint was read, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -222,7 +222,7 @@ impl HfCheckpoint {
         std::iter::once(config).chain(self.shards.iter().map(|(path, _)| path.clone())).collect()
     }
 
-    /// All files that a folder's checkpoint consists of, whether they are there or not.
+    /// The files that a folder's checkpoint consists of, whether they exist or not.
     pub fn files_in(folder: &Path) -> Vec<PathBuf> {
         let weights = Weights::named(folder).map_or_else(|_| vec![folder.join(INDEX)], |w| w.files);
         [CONFIG, TOKENIZER].iter().map(|name| folder.join(name)).chain(weights).collect()
@@ -248,7 +248,7 @@ impl HfCheckpoint {
         Ok((located, &self.shards[located.shard].1[located.bytes.clone()], dtype))
     }
 
-    /// The type of a tensor. F64 is none of them: it would be rounded.
+    /// The type of a tensor. F64 is not accepted, because it would be rounded.
     fn dtype(&self, own: &str, located: &Located) -> Result<DType, ModelError> {
         match located.dtype {
             Dtype::F32 => Ok(DType::F32),
@@ -263,7 +263,7 @@ impl HfCheckpoint {
         }
     }
 
-    /// Own names with the text model's prefix, but for the head, which stands beside the model.
+    /// A name with the text model's prefix. The head has none, because it is not inside the text model.
     fn full(&self, own: &str) -> String {
         match own {
             "lm_head.weight" => self.head.into(),
@@ -271,8 +271,8 @@ impl HfCheckpoint {
         }
     }
 
-    /// Who may speak of a key, and what stands before it in full names. transformers makes the text
-    /// model by its own object alone, but for the tied head, which the whole model decides.
+    /// The objects that may hold a key, each with its prefix in full names. transformers builds the text model from
+    /// its own object alone. Only whether the head is tied is decided by the whole model.
     fn speakers(&self, key: &str) -> Vec<(&Value, &'static str)> {
         match (self.nested(), key) {
             (false, _) => vec![(&self.whole, "")],
@@ -281,8 +281,8 @@ impl HfCheckpoint {
         }
     }
 
-    /// Who speaks of a key: the file or the family's defaults. Who has the first member of a path has
-    /// all of it: objects are not merged.
+    /// The object that counts for a key: the file's, or else the family's defaults. Objects are not merged, so
+    /// whichever has the first member of the key's path counts for the whole path.
     fn place(&self, key: &str) -> Option<&Value> {
         let first = key.split('.').next()?;
         let (speaker, _) = *self.speakers(key).first()?;
@@ -299,7 +299,7 @@ impl HfCheckpoint {
         self.full(&self.names.own(name).unwrap_or_else(|| name.into()))
     }
 
-    /// The tensors of experts' gates and of their other inputs, which MLX's converter parts.
+    /// The tensors of the experts' gate and up projections, which MLX's converter stores separately.
     fn projections(&self, name: &str) -> Option<Vec<String>> {
         let block = name.strip_suffix("ffn_gate_up_exps.weight")?;
         let parts = ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.weight"));
@@ -307,7 +307,7 @@ impl HfCheckpoint {
             .then(|| parts.map(|part| self.full_origin(&part)).into())
     }
 
-    /// Per-expert tensors where the fused one is not there.
+    /// The tensors of the single experts, if the files have those instead of one for all experts.
     fn experts(&self, own: &str) -> Option<Vec<String>> {
         let (stem, parts): (_, &[&str]) = match own.strip_suffix("gate_up_proj") {
             Some(stem) => (stem, &["gate_proj", "up_proj"]),
@@ -320,7 +320,7 @@ impl HfCheckpoint {
     }
 }
 
-/// All of config.json, and the member that describes the text model of a multimodal one.
+/// The whole config.json, and the object in it that describes the text model.
 fn configuration(folder: &Path) -> Result<(Value, Value), ModelError> {
     let path = folder.join(CONFIG);
     let Some(bytes) = files::optional(&path)? else { return Err(folder::without_config(folder)) };
@@ -339,7 +339,7 @@ fn walk<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
     path.split('.').try_fold(value, |value, member| value.get(member))
 }
 
-/// The members that are no objects, by their paths.
+/// Lists all members that are not objects, by their paths.
 fn flatten(path: &str, value: &Value, into: &mut Vec<(String, Option<Fact>)>) {
     match value {
         Value::Null => into.push((path.into(), None)),
@@ -380,7 +380,7 @@ impl Config for HfCheckpoint {
     }
 
     fn lookup(&self, key: &str) -> Option<Fact> {
-        // a null says none, and nobody else is asked
+        // a null means no value, and no other object is asked
         let found = self.place(key).and_then(|place| walk(place, key))?;
         (!found.is_null()).then(|| fact(found))
     }
@@ -402,7 +402,7 @@ impl Config for HfCheckpoint {
             Some((format!("{prefix}{key}"), (!found.is_null()).then(|| fact(found))))
         };
         let places: Vec<_> = self.speakers(key).into_iter().map(said).collect();
-        // what stands beside the text model's object only is not about the text model
+        // a key that stands only beside the text model's object is not about the text model
         match &places[..] {
             [None, Some(_)] => Vec::new(),
             _ => places.into_iter().flatten().collect(),

@@ -1,6 +1,5 @@
-//! What a folder says of itself that its tensors do not: quantization that is part of the model, adapters, code
-//! of its own, and classes that are no language models. To read the tensors and pass over it would be to measure
-//! another model.
+//! Refuses folders whose tensors alone are not the model: with quantization that is part of the model, adapters, code
+//! of their own, or classes that are no language models. To read only the tensors would be to measure another model.
 
 use super::files::optional;
 use super::json;
@@ -20,7 +19,7 @@ const QUANTIZATION: [&str; 6] = [
     "transform_config",
 ];
 
-/// How names of tensors end that quantizers add, and who they are.
+/// Endings of the names of tensors that quantizers add, and the quantizers.
 const QUANTIZERS: &[(&str, &str)] = &[
     (".qweight", "GPTQ or AWQ"),
     (".qzeros", "GPTQ or AWQ"),
@@ -45,7 +44,7 @@ const QUANTIZERS: &[(&str, &str)] = &[
 
 const INSTEAD: &str = "measure the checkpoint that it was made from, or a GGUF";
 
-/// Refuses what config.json and the files beside it say.
+/// Checks config.json and the files beside it.
 pub(super) fn check(folder: &Path, whole: &Value, text: &Value) -> Result<(), ModelError> {
     let config = folder.join(CONFIG);
     for key in QUANTIZATION {
@@ -77,8 +76,7 @@ fn quantized(path: &Path, place: &str, method: &str) -> ModelError {
     )
 }
 
-/// The name of a method as its description gives it; none where the description says that nothing is
-/// quantized.
+/// The name of the method that a description gives. `None` if the description says that nothing is quantized.
 fn method(described: &Value) -> Option<String> {
     let described = match described {
         Value::Null => return None,
@@ -122,7 +120,7 @@ fn method(described: &Value) -> Option<String> {
     Some(format!("{}{bits}", words.join(", ")))
 }
 
-/// Refuses tensors that a quantizer added, where the configuration does not say so.
+/// Refuses tensors that a quantizer added although the configuration says nothing of it.
 pub(super) fn check_names<'n>(
     folder: &Path,
     names: impl Iterator<Item = &'n String> + Clone,
@@ -141,7 +139,7 @@ pub(super) fn check_names<'n>(
     }
 }
 
-/// transformers applies an adapter that lies beside a model to it, if the package `peft` is there.
+/// Refuses an adapter beside the model: transformers would apply it if the package `peft` is installed.
 fn no_adapter(folder: &Path) -> Result<(), ModelError> {
     let path = folder.join(ADAPTER);
     if !path.exists() {
@@ -166,8 +164,8 @@ pub(super) fn check_metadata<'m>(
     }
 }
 
-/// Models with towers whose text model, for text alone, is the plain one, by transformers 5.24. In others it is not:
-/// PaliGemma's attends to all of a prompt in both directions.
+/// Models with towers (in transformers 5.24) whose text model treats plain text like the model without towers. In
+/// others it does not: PaliGemma attends to the whole prompt in both directions.
 const WRAPPERS: [&str; 10] = [
     "gemma3",
     "gemma4",
@@ -195,8 +193,8 @@ fn known_wrapper(config: &Path, whole: &Value) -> Result<(), ModelError> {
     }
 }
 
-/// Classes that a folder brings along are not those that the families here are written after. Configurations and
-/// tokenizers of its own are read as what they are.
+/// Refuses a folder that brings its own model class, because the families here follow transformers' classes. It may
+/// bring its own classes of configuration and tokenizer.
 fn no_own_code(config: &Path, whole: &Value) -> Result<(), ModelError> {
     if let Some(Value::String(file)) = whole.get("model_file") {
         let what = format!(
@@ -220,7 +218,8 @@ fn no_own_code(config: &Path, whole: &Value) -> Result<(), ModelError> {
     }
 }
 
-/// A classifier, a reranker or an embedding model has the tensors of a language model, and another head.
+/// Refuses classes that are no language models: a classifier, a reranker or an embedding model has a language model's
+/// tensors, but another head.
 fn language_model(config: &Path, whole: &Value) -> Result<(), ModelError> {
     let Some(Value::Array(classes)) = whole.get("architectures") else { return Ok(()) };
     let writes = |class: &&Value| {
