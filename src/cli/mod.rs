@@ -87,7 +87,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Findings of a policy are rendered with their own `error:`.
+/// Puts `error:` before a message. Findings of a policy begin with it already.
 fn prefixed(message: &str) -> String {
     if message.starts_with("error") {
         message.into()

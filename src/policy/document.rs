@@ -1,8 +1,8 @@
-//! The file's text → [`Document`]: keys, types and single values, each checked where it stands.
-//! What a section leaves out, and how sections inherit, is the business of `resolve`.
+//! Reads the text of the file into a [`Document`], and checks keys, types and single values. `resolve` then handles
+//! inheritance between sections and missing values.
 //!
-//! A faulty value is reported and then replaced by a harmless one, so that one mistake gives one
-//! finding; nothing is built from a file with findings.
+//! A wrong value is reported and then replaced by a harmless one, so that one mistake gives only one finding. No
+//! policy is built from a file with errors.
 
 use super::diagnostic::Findings;
 use super::Expectation;
@@ -23,8 +23,7 @@ type Key<'i> = Spanned<DeString<'i>>;
 type Value<'i> = Spanned<DeValue<'i>>;
 type Entry<'a, 'i> = (&'a Key<'i>, &'a Value<'i>);
 
-/// Limits of one table: a bound, or none where `false` removes an inherited one. The place is
-/// that of `key = value`.
+/// The limits of one table. `None` means that `false` removes an inherited limit. The span is that of `key = value`.
 pub(super) type Limits = BTreeMap<Statistic, Spanned<Option<f64>>>;
 
 /// The file, section by section.
@@ -32,11 +31,11 @@ pub(super) type Limits = BTreeMap<Statistic, Spanned<Option<f64>>>;
 pub(super) struct Document {
     pub defaults: Section,
     pub models: Vec<Section>,
-    /// The names of `[schemes]`, and where each is given.
+    /// The names in `[schemes]`, and where each stands.
     pub named: BTreeMap<String, Range<usize>>,
 }
 
-/// `[defaults]`, a model, or one of its `at` sections: what it says, and nothing else.
+/// What `[defaults]`, a model, or one of its `at` sections says itself, without anything inherited.
 #[derive(Default)]
 pub(super) struct Section {
     pub name: String,
@@ -56,7 +55,7 @@ pub(super) struct Section {
     pub context: Option<usize>,
     pub chunks: Option<usize>,
     pub baseline: Option<Scheme>,
-    /// None inside where `false` drops an inherited file.
+    /// The inner `None` means that `false` drops an inherited file.
     pub prompts: Option<Option<Spanned<PathBuf>>>,
     pub generate: Option<usize>,
     pub ignored: Option<bool>,
@@ -73,17 +72,17 @@ pub(super) type Keys = BTreeMap<String, Range<usize>>;
 pub(super) struct SchemeEntry {
     pub label: String,
     pub span: Range<usize>,
-    /// None if it is no scheme, which has been reported.
+    /// `None` if the label is not a scheme, which has been reported.
     pub scheme: Option<Scheme>,
-    /// None for `= false`, which drops an inherited scheme.
+    /// `None` for `= false`, which drops an inherited scheme.
     pub body: Option<SchemeBody>,
 }
 
-/// What is said about a scheme.
+/// The table of a scheme.
 #[derive(Default)]
 pub(super) struct SchemeBody {
     pub expect: Option<Expectation>,
-    /// Where `expect` stands, or else the scheme.
+    /// Where the value of `expect` stands, or else the scheme.
     expect_span: Range<usize>,
     pub reason: Option<String>,
     pub ignored: Option<bool>,
@@ -91,10 +90,11 @@ pub(super) struct SchemeBody {
     pub keys: Keys,
 }
 
-/// A key of a table: adding one to the policy is a row here and a field of what is read.
+/// A key of a table. A new key of the policy needs such a row and a field in `Into`, the struct that the table is
+/// read into.
 struct KeyRow<Into> {
     name: &'static str,
-    /// A line that would be right, for findings.
+    /// A correct line, which findings show as an example.
     example: &'static str,
     /// The tables that it may stand in.
     tables: &'static [Table],
@@ -115,7 +115,7 @@ const MODEL_AND_AT: &[Table] = &[Table::Model, Table::At];
 const EVERYWHERE: &[Table] = &[Table::Defaults, Table::Model, Table::At];
 const SCHEME: &[Table] = &[Table::Scheme];
 
-/// The tables that a policy consists of, with a line that would be right.
+/// The tables at the top of a policy, each with a correct line.
 const TOP: [(&str, &str); 3] = [
     ("defaults", "[defaults]"),
     ("schemes", "schemes = { q8_0 = {} }"),
@@ -304,9 +304,9 @@ fn known_keys(table: Table) -> Vec<&'static str> {
 /// Reads a document, collecting every finding.
 pub(super) struct Reader<'f> {
     findings: &'f mut Findings,
-    /// What relative paths start from.
+    /// The folder that relative paths start from.
     folder: PathBuf,
-    /// `[schemes]`; none where the text is no scheme, which has been reported.
+    /// The schemes named in `[schemes]`. `None` if the text was not a scheme, which has been reported.
     named: BTreeMap<String, Option<Scheme>>,
     named_at: Keys,
 }
@@ -317,7 +317,7 @@ impl<'f> Reader<'f> {
         Reader { findings, folder, named: BTreeMap::new(), named_at: Keys::new() }
     }
 
-    /// Reads the whole file; a file that is not TOML gives no section.
+    /// Reads the whole file. If it is not TOML, there are no sections.
     pub fn document(mut self) -> Document {
         let text = self.findings.text().clone();
         let (root, faults) = DeTable::parse_recoverable(&text.text);
@@ -330,7 +330,7 @@ impl<'f> Reader<'f> {
             return Document::default();
         }
         let top = entries(root.get_ref());
-        // names first: sections of the whole file may use them
+        // the names come first, because sections anywhere in the file may use them
         for (key, value) in top.iter().filter(|(key, _)| key.get_ref() == "schemes") {
             self.name_schemes(key, value);
         }
@@ -390,8 +390,8 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// A scheme for most layers, `default`, and others for some: the later line wins where both name a
-    /// layer.
+    /// A table with a scheme for most layers, `default`, and others for some layers. If two lines name the same
+    /// layer, the later one counts.
     fn mixed_scheme(&mut self, key: &Key, value: &Value) -> Option<Scheme> {
         let mut members = self.table(key, value);
         members.sort_by_key(|(key, _)| key.span().start);
@@ -431,7 +431,7 @@ impl<'f> Reader<'f> {
                 self.unquoted_name(parent, key, &rest);
             }
             self.check_name(key, what);
-            // what holds only the rests of unquoted names is no section itself
+            // a table that holds only the remainders of unquoted names is no section
             if value.get_ref().is_table() && (rests.is_empty() || !own.is_empty()) {
                 sections.push(self.section(key, own, table));
             }
@@ -452,7 +452,7 @@ impl<'f> Reader<'f> {
         section
     }
 
-    /// Reads the value of a key into what its table becomes.
+    /// Reads the value of a key into the struct of its table.
     fn read_key<Into>(
         &mut self,
         rows: &[KeyRow<Into>],
@@ -473,7 +473,7 @@ impl<'f> Reader<'f> {
         self.named_sections(Table::At, members)
     }
 
-    /// A file of prompts, or `false`, which drops an inherited one.
+    /// A file of prompts. `false` drops an inherited one.
     fn prompts(&mut self, key: &Key, value: &Value) -> Option<Spanned<PathBuf>> {
         match value.get_ref() {
             DeValue::Boolean(false) => None,
@@ -595,7 +595,7 @@ impl<'f> Reader<'f> {
         self.scheme(&text, value.span())
     }
 
-    /// A scheme by its own name, or by one of `[schemes]`.
+    /// A scheme, written out or by its name in `[schemes]`.
     fn scheme(&mut self, text: &str, span: Range<usize>) -> Option<Scheme> {
         if let Some(scheme) = self.named.get(text) {
             return scheme.clone();
@@ -649,13 +649,13 @@ impl<'f> Reader<'f> {
     /// A path, resolved against the policy's folder.
     fn file(&mut self, key: &Key, value: &Value) -> Spanned<PathBuf> {
         let path = self.string(key, value);
-        // `./a` is `a`: names are compared
+        // `./a` becomes `a`, because paths are compared
         let path = Path::new(&path);
         let path = path.strip_prefix(".").unwrap_or(path);
         Spanned::new(value.span(), self.folder.join(path))
     }
 
-    /// A text that must mean something to the hub.
+    /// A text that must be a valid name on the hub.
     fn hub_word(
         &mut self,
         key: &Key,
@@ -663,7 +663,7 @@ impl<'f> Reader<'f> {
         fault: fn(&str) -> Option<pinned::Fault>,
     ) -> Spanned<String> {
         let word = self.string(key, value);
-        // an empty one has its finding
+        // an empty text has been reported already
         if let Some((message, help)) = fault(&word).filter(|_| !word.is_empty()) {
             self.findings.error(value.span(), message, help);
         }
@@ -701,7 +701,7 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// Names of configuration keys, which goldens and reports quote in one line each.
+    /// Names of configuration keys. Goldens and reports quote each in one line, so they must not contain white space.
     fn key_names(&mut self, key: &Key, value: &Value) -> Vec<String> {
         let DeValue::Array(items) = value.get_ref() else {
             self.wrong_type(key, value, "a list of strings");
@@ -730,7 +730,7 @@ impl<'f> Reader<'f> {
         })
     }
 
-    /// The text; a wrong type or an empty text is a finding, and reads as empty.
+    /// A text. A value of another type and an empty text are reported, and read as an empty text.
     fn string(&mut self, key: &Key, value: &Value) -> String {
         match value.get_ref().as_str() {
             Some("") => self.findings.error(
@@ -769,7 +769,7 @@ impl<'f> Reader<'f> {
         self.findings.error(key.span(), format!("unknown key `{name}`"), help);
     }
 
-    /// Names become cases and files.
+    /// Checks a name that becomes part of cases and file names.
     fn check_name(&mut self, key: &Key, what: &str) {
         let name = key.get_ref();
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -804,8 +804,8 @@ fn entries<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
     entries
 }
 
-/// The keys that an unquoted dotted name was broken into, its first word aside: tables that are
-/// not among the known keys, down to one that reads like a section.
+/// The keys into which TOML broke an unquoted name with dots, without the first one: nested tables with unknown keys,
+/// down to one that looks like a section.
 fn rest_of_name<'a, 'i>(
     key: &'a Key<'i>,
     value: &'a Value<'i>,
@@ -827,7 +827,7 @@ fn rest_of_name<'a, 'i>(
     }
 }
 
-/// Why a bound can never bind or never hold, and the mend.
+/// Why no value can break a bound, or none can meet it, and how to mend that.
 fn impossible(statistic: Statistic, bound: f64) -> Option<(String, String)> {
     let name = statistic.name();
     let (low, high) = statistic.range();
@@ -857,7 +857,7 @@ fn impossible(statistic: Statistic, bound: f64) -> Option<(String, String)> {
     }
 }
 
-/// The nearest of `known`, or all of them.
+/// Names the most similar of the known names, or else all of them.
 fn suggestion(name: &str, known: &[&str], what: &str) -> String {
     match nearest(name, known.iter().copied()) {
         Some(meant) => format!("did you mean `{meant}`?"),
@@ -865,7 +865,7 @@ fn suggestion(name: &str, known: &[&str], what: &str) -> String {
     }
 }
 
-/// What TOML's own message leaves out.
+/// Help that the TOML parser's own message leaves out.
 fn syntax_help(text: &str, span: &Range<usize>) -> String {
     let line_start = text[..span.start].rfind('\n').map_or(0, |newline| newline + 1);
     let key = text[line_start..].split(['=', '\n']).next().unwrap_or_default().trim();
@@ -890,7 +890,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// A line that would be right.
+/// A correct line as an example.
 fn example(key: &Key) -> String {
     let name = key.get_ref().as_ref();
     let own = SECTION_KEYS.iter().map(|row| (row.name, row.example));
@@ -898,12 +898,12 @@ fn example(key: &Key) -> String {
     let rows = TOP.into_iter().chain(own).chain(of_schemes);
     match rows.into_iter().find(|(known, _)| *known == name) {
         Some((_, example)) => format!("for example `{example}`"),
-        // the rest are names that the author chose
+        // all other keys are names that the author chose
         None => "the README of kvgate shows a whole policy".into(),
     }
 }
 
-/// A limit that would be right.
+/// A correct limit as an example.
 fn bound_help(statistic: Statistic) -> String {
     let name = statistic.name();
     let bound = match statistic {
