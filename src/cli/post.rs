@@ -70,7 +70,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     };
     let mut report = judged(arguments, &github, pull).unwrap_or_else(not_judged);
     if let Err(error) = &found {
-        // its target and labels are not known, and so is what holds
+        // without its target and labels it is not known which policy is in force
         let message = format!("the pull request could not be read: {error}");
         report.results.findings.push(red("not judged", message));
     }
@@ -245,7 +245,7 @@ fn context(arguments: &Arguments, github: &GitHub, found: &Result<Found, Error>)
 const CHECK_SUMMARY: usize = 65_000;
 
 fn comment(arguments: &Arguments, github: &GitHub, pull: u64, report: &Report) -> Result<(), Stop> {
-    // the run's own link is no news
+    // the link of the run itself is not worth printing
     let mut news = report.clone();
     news.links.run = None;
     news.links.accept = None;

@@ -787,7 +787,7 @@ impl<'f> Reader<'f> {
         let name = words.map(|key| key.get_ref().as_ref()).collect::<Vec<_>>().join(".");
         let last = rest.last().map_or(first.span(), |key| key.span());
         let whole = first.span().start..last.end;
-        // sections may share a first word that stands elsewhere in the file
+        // several sections may share a first word, which then stands elsewhere in the file
         let together = self.findings.text().text.get(whole.clone()) == Some(name.as_str());
         self.findings.error(
             if together { whole } else { last },

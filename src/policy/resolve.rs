@@ -97,8 +97,7 @@ impl Resolver<'_> {
         self.exact_baseline(innermost.name_span.clone(), &baseline);
         let cells = asked.iter().filter_map(|a| self.cell(&name, sections, a)).collect();
 
-        // all values are looked up before the first missing one ends this, so that all missing ones are reported at
-        // once
+        // all values are looked up before any is required, so that every missing one is reported
         let source = self.source(model);
         let corpus = last(sections, |s| s.corpus.as_ref());
         let corpus = self.required(model, "corpus", "corpora/prose.txt", corpus);

@@ -110,7 +110,7 @@ impl Files for Folder {
         let Some((place, bytes)) = self.file(path)? else { return Ok(None) };
         bounded(path, bytes)?;
         let content = content(&place).map_err(|error| unreadable(path, &error))?;
-        // a file may have grown since
+        // the file may have grown since its size was read
         bounded(path, content.len() as u64)?;
         whole(path, content).map(Some)
     }

@@ -41,7 +41,7 @@ impl Repository {
     /// exist.
     pub fn relative(&self, path: &Path) -> Option<PathBuf> {
         let path = lexical(&std::path::absolute(path).ok()?)?;
-        // the nearest ancestor that is there, its links resolved, and the rest
+        // resolve links of the nearest ancestor that exists, and append the rest of the path
         let real = path.ancestors().find_map(|folder| {
             let rest = path.strip_prefix(folder).ok()?;
             Some(folder.canonicalize().ok()?.join(rest))
@@ -112,7 +112,7 @@ impl Repository {
             Err(error) => return Err(failed("find the merge base", &error)),
         };
         let age = |id: &&Oid| self.git.find_commit(**id).map_or(i64::MIN, |c| c.time().seconds());
-        // of two of the same second, the first: `max_by_key` would give the last
+        // of two commits of the same second the first counts; `max_by_key` would give the last
         let youngest = bases.iter().rev().max_by_key(age);
         let nothing = || RepoError::Unrelated { one: one.into(), other: other.into() };
         youngest.map(ToString::to_string).ok_or_else(nothing)
@@ -150,7 +150,7 @@ impl Repository {
         let mut options = DiffFindOptions::new();
         options.renames(true).for_untracked(true);
         match diff.find_similar(Some(&mut options)) {
-            // of contents that a partial clone lacks, a rename is shown as a removal and an addition
+            // if a partial clone lacks the contents, a rename shows as a removal and an addition
             Err(error) if error.code() != ErrorCode::NotFound => {
                 return Err(failed("find renames", &error));
             }

@@ -98,7 +98,7 @@ impl<'r> Tree<'r> {
     ) -> Result<(), RepoError> {
         let tree = self.repository.find_tree(id).map_err(|error| unreadable(folder, &error))?;
         for entry in &tree {
-            // a name that is no text is none that a policy or golden has
+            // a name that is not UTF-8 cannot be that of a policy or golden
             let Ok(name) = entry.name() else { continue };
             let path = folder.join(name);
             match entry.kind() {

@@ -34,7 +34,7 @@ pub(super) fn fetch(
     progress: Progress,
 ) -> Result<(), HubError> {
     let _lock = one_at_a_time(pinned, progress)?;
-    // what another process fetched meanwhile
+    // another process may have fetched some files in the meantime
     if pinned.missing(own_tokenizer).is_empty() {
         return Ok(());
     }
@@ -147,7 +147,7 @@ impl<'a> Client<'a> {
             self.get(TOKENIZER)?;
         }
         self.optional()?;
-        // those that the checkpoint is refused for: the same here as where another program fetched all of it
+        // files for which a checkpoint is refused, so that it is also refused if another program fetched it whole
         for file in QUANTIZATION_FILES.into_iter().chain([ADAPTER]) {
             if self.listed.contains_key(file) {
                 self.get(file)?;
@@ -200,7 +200,7 @@ impl<'a> Client<'a> {
             match self.download(file, told) {
                 Ok(got) if got == path => return self.check(entry, path),
                 Ok(_) => return Err(self.answer(format!("its `{file}` is of another commit"))),
-                // a connection that broke is taken up again as long as each one brings something
+                // a broken transfer is resumed as long as each attempt brings something
                 Err(ApiError::IoError(error))
                     if error.kind() != io::ErrorKind::TimedOut && arrived() > Some(before) => {}
                 Err(error) => return Err(self.error(error, file)),
@@ -217,7 +217,7 @@ impl<'a> Client<'a> {
         let finished = sender.clone();
         std::thread::spawn(move || {
             let got = api.download_with_progress(&name, Sent(sender));
-            // nobody listens any more where it has come too late
+            // if it comes too late, nobody listens any more
             let _ = finished.send(Event::End(got));
         });
         let mut watch = Watch::new(self.patience);
@@ -334,15 +334,15 @@ impl Entry {
 /// Prepares the cache for a transfer. Returns whether none is needed, because another commit has the same file.
 fn prepare(entry: &Entry, blob: Option<&Path>, path: &Path) -> io::Result<bool> {
     if path.is_symlink() {
-        // its blob is gone
+        // the link's blob is gone
         fs::remove_file(path)?;
     }
     let (Some(blob), Some(size)) = (blob, entry.size) else { return Ok(false) };
     if fs::metadata(blob).is_ok_and(|blob| blob.len() == size) {
         return link(blob, path, &entry.name);
     }
-    // the hub has no byte after the last one: a part that was whole when its process died is asked
-    // for its last byte again
+    // a partial file may be complete if its process died just then; the hub cannot serve bytes after the end, so the
+    // last byte is fetched again
     let part = blob.with_extension("part");
     match fs::metadata(&part) {
         Ok(found) if found.len() > size => fs::remove_file(&part)?,
@@ -456,7 +456,7 @@ impl<'a> Told<'a> {
 
 impl hf_hub::api::Progress for Told<'_> {
     fn init(&mut self, size: usize, _: &str) {
-        // it is called twice
+        // this is called twice
         if self.what.is_empty() {
             self.size = size as u64;
             self.what = format!("fetching {} ({})", self.file, HumanBytes(self.size));

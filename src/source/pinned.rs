@@ -114,7 +114,7 @@ pub(crate) fn repository_fault(text: &str) -> Option<Fault> {
     match text.split('/').collect::<Vec<_>>().as_slice() {
         [org, name] if is_word(org) && is_word(name) => None,
         words => {
-            // the last two words of a page's address
+            // the text may be the address of a page, which ends with both names
             let meant = match words {
                 [.., org, name] if is_word(org) && is_word(name) => format!("{org}/{name}"),
                 _ => "org/name".into(),

@@ -262,7 +262,7 @@ fn scheme(result: &SchemeResult) -> String {
 
 fn limits_of(limits: &[(Statistic, f64)]) -> String {
     let limit = |(statistic, bound): &(Statistic, f64)| {
-        // 1 - 0.15 is no 0.85 to the last bit
+        // 1 - 0.15 is not exactly 0.85
         format!("{} = {:?}", statistic.name(), (bound * 1e9).round() / 1e9)
     };
     let limits: Vec<_> = limits.iter().map(limit).collect();
@@ -297,7 +297,7 @@ pub(crate) const SCHEMES: [&str; 7] =
 /// The date in UTC, such as 2026-11-28.
 fn day(now: SystemTime) -> String {
     let days = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 86_400;
-    // civil from days, in eras of 400 years that begin in March
+    // converts days to a date, in eras of 400 years that begin in March
     let days = days + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
     let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;

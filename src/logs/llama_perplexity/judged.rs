@@ -78,7 +78,7 @@ impl Log {
                 && side.scale.is_none()
                 && side.tail.unwrap_or(0) == 0
                 && side.sink.unwrap_or(0) == 0;
-            // heads that are no multiple of 64 are rotated by neither
+            // neither llama.cpp nor kvgate rotates heads whose size is no multiple of 64
             let rotates = side.may_rotate
                 && self.caches.iter().any(|c| c.head_dim[i].is_none_or(|d| d % 64 == 0 && d > 0));
             plain && side.codec.name() == stored.kind && rotates == stored.rotated
@@ -163,7 +163,7 @@ impl Log {
             }
         }
         let file = model.source.path.file_name().unwrap_or_default().to_string_lossy();
-        // a checkpoint in safetensors was converted to a file of any name
+        // a checkpoint in safetensors was converted to a GGUF file, which may have any name
         if file.ends_with(".gguf") && file != self.model_file {
             let found = format!("`{}`", quoted(&self.model_file));
             return Err(differs("the checkpoint", found, format!("`{file}`"), ""));

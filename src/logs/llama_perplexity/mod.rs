@@ -158,7 +158,7 @@ fn decoded(bytes: &[u8]) -> String {
         _ if zeros(0).count() > 50 => utf16(u16::from_be_bytes),
         _ => String::from_utf8_lossy(bytes).into_owned(),
     };
-    // files that were put together have one in their midst
+    // concatenated files have byte-order marks in the middle
     text.replace('\u{feff}', "")
 }
 
@@ -192,7 +192,7 @@ fn leading<N: std::str::FromStr>(text: &str) -> Option<N> {
 
 /// A piece of a log, shortened for a message.
 fn quoted(line: &str) -> String {
-    // whoever shows it escapes it
+    // it is not escaped here but where it is shown
     text::clipped(line, QUOTED)
 }
 
@@ -282,7 +282,7 @@ impl Lines<'_> {
     }
 
     fn missing(&self, what: &str, mend: &'static str) -> LogError {
-        // Windows PowerShell formats what comes from standard error, and breaks its lines
+        // Windows PowerShell formats standard error and breaks its lines
         let is_broken = self.lines.iter().any(|line| line.contains("NativeCommandError"));
         let mend = if is_broken { NO_POWERSHELL } else { mend };
         LogError::Missing { path: self.path.into(), what: what.into(), mend }
@@ -325,7 +325,7 @@ impl Lines<'_> {
     /// Refuses runs that altered the checkpoint.
     fn altered(&self) -> Result<(), LogError> {
         let alters = |line: &str| {
-            // values of the checkpoint's own metadata may say anything
+            // values of the checkpoint's metadata may contain any text
             let is_metadata = line.contains(": - kv ");
             let lower = line.to_ascii_lowercase();
             let words = ["lora adapter from", "using metadata override", "control vector"];
@@ -362,7 +362,7 @@ impl Lines<'_> {
             Some((leading(rest.split_once("n_ctx=")?.1)?, leading(rest)?))
         });
         match found {
-            // bounded: nothing that ran is larger, and the product of both is taken
+            // no run has larger numbers, and their product must not overflow
             Some((context, chunks)) if context <= 1 << 30 && chunks <= 1 << 30 => {
                 Ok((context, chunks))
             }
@@ -396,7 +396,7 @@ impl Lines<'_> {
         let [share, error] = share.ok_or_else(unsaid)??.map(|percent| percent / 100.0);
         let tokens = scored(context, chunks) as f64;
         let expected = (share * (1.0 - share) / (tokens - 1.0).max(1.0)).sqrt();
-        // printed with three decimals of a per cent
+        // the error is printed as a percentage with three decimals
         if error > 0.0 && (expected - error).abs() <= 1.1e-5 {
             return Ok((context, chunks));
         }
@@ -467,7 +467,7 @@ impl Lines<'_> {
     /// A value of `print_info`.
     fn info(&self, key: &str) -> Result<String, LogError> {
         let value = self.agreed(|line| {
-            // until 2025 by another name
+            // until 2025 it had another name
             let line =
                 line.strip_prefix("print_info:").or(line.strip_prefix("llm_load_print_meta:"))?;
             let (name, value) = line.split_once('=')?;
@@ -503,7 +503,7 @@ impl Lines<'_> {
                 cache.head_dim[side] = head_dim;
             }
         }
-        // memory is fitted with caches that are thrown away
+        // when llama.cpp fits a model into memory it makes caches that it throws away
         let mut each: Vec<Cache> = Vec::new();
         for cache in caches {
             if !each.contains(&cache) {
@@ -587,7 +587,7 @@ impl Lines<'_> {
         let number = |word: Option<&str>| {
             let word = word.unwrap_or_default();
             let parsed = word.parse().ok().filter(|n: &f64| n.is_finite());
-            // no minus before zero, which rounding leaves
+            // rounding may leave a negative zero
             parsed.map(|n| n + 0.0).ok_or_else(|| LogError::NotANumber {
                 path: self.path.into(),
                 line: i + 1,
@@ -597,7 +597,7 @@ impl Lines<'_> {
         };
         let mut words = text.split_whitespace().filter(|word| *word != "%");
         let value = number(words.next().map(|word| word.trim_end_matches('%')))?;
-        // the sign between them may have come through another encoding, or not at all
+        // another encoding may have damaged or removed the sign ± between them
         match words.next() {
             None => Ok([value, 0.0]),
             Some(word) if word.parse::<f64>().is_ok() => Ok([value, number(Some(word))?]),
@@ -629,7 +629,7 @@ fn chunk_row(line: &str) -> Option<usize> {
     let mut words = line.split_whitespace();
     let chunk = words.next()?.parse().ok()?;
     let numbers = words.filter(|word| word.parse::<f64>().is_ok()).count();
-    // five statistics, each with its error
+    // a row has five statistics, each with its error
     (numbers == 10).then_some(chunk)
 }
 
@@ -678,7 +678,7 @@ fn rotation(line: &str) -> Option<(usize, bool, Option<usize>)> {
         (_, Some((_, rest))) => (1, rest),
         _ => return None,
     };
-    // -1 where layers differ
+    // llama.cpp prints -1 if layers differ
     let head_dim = rest.split_once("_all =").map(|(_, rest)| leading(rest).unwrap_or(0));
     Some((side, leading::<u8>(rest)? == 1, head_dim))
 }
@@ -710,7 +710,7 @@ impl Log {
                         Some(head_dim) => power_of_two(head_dim),
                         None => return format!("{}·H", cache.kinds[i]),
                     },
-                    // llama.cpp rotates V by 64 whatever its heads are
+                    // llama.cpp rotates V in blocks of 64 whatever the size of its heads
                     (true, _) => 64,
                 };
                 format!("{}·H{size}", cache.kinds[i])
