@@ -69,6 +69,7 @@ pub struct Places {
     spans: BTreeMap<PathBuf, Range<usize>>,
     /// By scheme and key. The scheme is empty for keys of the model itself, the key is empty for the name of the
     /// scheme or model.
+    #[cfg_attr(not(feature = "git"), allow(dead_code))]
     keys: BTreeMap<(String, String), Range<usize>>,
 }
 
@@ -79,6 +80,7 @@ pub(crate) const IGNORED: &str = "ignored";
 
 impl Places {
     /// The line of a key, counted from 1. An empty `scheme` means the model itself.
+    #[cfg_attr(not(feature = "git"), allow(dead_code))]
     pub(crate) fn line(&self, scheme: &str, key: &str) -> Option<usize> {
         let span = self.keys.get(&(scheme.to_owned(), key.to_owned()))?;
         Some(self.text.line(span))
