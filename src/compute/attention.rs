@@ -132,11 +132,11 @@ impl SoftmaxAttention {
             })
             .collect()
         };
-        let stored = heads(&*elements(&versions.stored)?).into_iter();
+        let stored = heads(&elements::<f32>(&versions.stored)?).into_iter();
         Ok(match &versions.exact {
             None => stored.map(|stored| Panels { stored, exact: None }).collect(),
             Some((exact, _)) => {
-                let exact = heads(&*elements(exact)?).into_iter().map(Some);
+                let exact = heads(&elements::<f32>(exact)?).into_iter().map(Some);
                 stored.zip(exact).map(|(stored, exact)| Panels { stored, exact }).collect()
             }
         })

@@ -114,7 +114,7 @@ impl LayerReader<'_> {
             biases: a.qkv_bias.then(biases).transpose()?,
             q_norm: qk_norm("attn_q_norm.weight", a.qk_norm)?,
             k_norm: qk_norm("attn_k_norm.weight", a.qk_norm && a.owns_kv())?,
-            v_norm: a.v_norm.then(|| v_norm()).transpose()?,
+            v_norm: a.v_norm.then(v_norm).transpose()?,
             output: Linear {
                 weight: self.matrix("attn_output.weight", &[self.spec.hidden, q])?,
                 bias: a.output_bias.then(output_bias).transpose()?,
