@@ -1,6 +1,6 @@
 //! `kvgate calibrate`: what calibrated schemes need to know about a model.
 
-use super::{name, say, Reading, Stop, NOT_MEASURED};
+use super::shared::{name, say, Reading, Stop, NOT_MEASURED};
 use crate::measure::calibrate::{calibrate, Calibrated};
 use crate::progress::Bar;
 use crate::text::out;

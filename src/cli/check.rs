@@ -1,6 +1,6 @@
 //! `kvgate check`: everything that can be known without inference.
 
-use super::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
+use super::shared::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
 use crate::gate::plan::estimated_seconds;
 use crate::gate::Gate;
 use crate::golden::{self, Golden};
@@ -9,7 +9,7 @@ use crate::kv::calibration::Calibration;
 use crate::kv::effective::Effective;
 use crate::measure::generate::{Asked, Generate};
 use crate::measure::{corpus, needs, remarks, MeasureError, NUMERICS};
-use crate::model::Checkpoint;
+use crate::model::{decoder, Checkpoint};
 use crate::policy::{Cell, ModelPolicy};
 use crate::results::replay::Generated;
 use crate::results::{Conditions, CorpusFile};
@@ -193,7 +193,10 @@ fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
     vec![
         format!("model    {} ok, {}", spec.architecture, checkpoint.tokenizer.kind),
         format!("corpus   {} chunks of {} tokens", model.chunks, model.context),
-        format!("memory   about {}", bytes(spec.parameters() as f64 * 4.0 + hidden.min(2e9))),
+        format!(
+            "memory   about {}",
+            bytes(decoder::parameters(spec) as f64 * 4.0 + hidden.min(2e9))
+        ),
         format!("time     about {:.0} s on {cores} cores", estimated_seconds(model, lanes, spec)),
     ]
 }

@@ -1,12 +1,12 @@
 //! `kvgate inspect`: architecture, KV geometry, bytes per token by scheme.
 
-use super::{bytes, name, say, Reading, Stop, NOT_MEASURED, USAGE};
+use super::shared::{bytes, name, say, Reading, Stop, NOT_MEASURED, USAGE};
 use crate::kv::calibration::Calibration;
 use crate::kv::codec;
 use crate::kv::effective::Effective;
 use crate::kv::Scheme;
 use crate::model::spec::{Attention, Kv, Mixer, Spec};
-use crate::model::Checkpoint;
+use crate::model::{decoder, Checkpoint};
 use crate::progress::Bar;
 use crate::results::shown_bits;
 use crate::source;
@@ -48,7 +48,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     say(format!(
         "architecture  {}, {} parameters",
         spec.architecture,
-        thousands(spec.parameters())
+        thousands(decoder::parameters(spec))
     ))?;
     say(format!(
         "tokenizer     {}, {} tokens, {}",

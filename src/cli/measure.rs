@@ -1,6 +1,6 @@
 //! `kvgate measure`: schemes of one model, without a policy.
 
-use super::{measurable, name, say_coloured, scheme, schemes, Reading, Stop, NOT_MEASURED};
+use super::shared::{measurable, name, say_coloured, scheme, schemes, Reading, Stop, NOT_MEASURED};
 use crate::judge::trust;
 use crate::measure::generate::Generate;
 use crate::measure::mimic::Mimic;

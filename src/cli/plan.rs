@@ -1,6 +1,6 @@
 //! `kvgate plan`: the matrix of jobs that a gate is split over.
 
-use super::{say_whole, Config, Stop, NOTHING_SELECTED, USAGE};
+use super::shared::{say_whole, Config, Stop, NOTHING_SELECTED, USAGE};
 use crate::gate::plan::{self, Source};
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::model::Checkpoint;
@@ -62,7 +62,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(0)
 }
 
-/// From the checkpoint's configuration, where it is here.
+/// The estimated cost in seconds, if the checkpoint is on this machine.
 fn estimate(model: &ModelPolicy, lanes: usize) -> Option<f64> {
     let checkpoint = Checkpoint::open(&model.source).ok()?;
     Some(plan::estimated_seconds(model, lanes, &checkpoint.spec))

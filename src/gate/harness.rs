@@ -6,6 +6,7 @@ use crate::gate::select::Selection;
 use crate::gate::store::Store;
 use crate::gate::{self, Case};
 use crate::golden;
+use crate::policy::DEFAULT_PATH;
 use crate::progress;
 use crate::report::{self, Outputs, Report};
 use crate::results::sidecar;
@@ -26,7 +27,7 @@ pub(crate) const FAILED: u8 = 101;
 /// Runs the gate of the policy with the process's arguments, and gives what the process exits with.
 pub fn main() -> ExitCode {
     let (arguments, filters) = arguments();
-    let config = std::env::var_os("KVGATE_CONFIG").map_or("thresholds.toml".into(), PathBuf::from);
+    let config = std::env::var_os("KVGATE_CONFIG").map_or(DEFAULT_PATH.into(), PathBuf::from);
     match run(&config, arguments, &filters) {
         Ok(code) => code,
         Err(message) => {

@@ -11,7 +11,7 @@ use crate::kv::measuring::MeasuringCache;
 use crate::kv::recurrent::Recurrent;
 use crate::kv::Scheme;
 use crate::measure::{fitting, subject_of, MeasureError};
-use crate::model::decoder::{At, Decoder};
+use crate::model::decoder::{self, At, Decoder};
 use crate::model::Checkpoint;
 use crate::progress::Progress;
 use crate::source;
@@ -47,7 +47,7 @@ pub fn calibrate(
     let texts = corpus.iter().map(|path| corpus::read(path)).collect::<Result<Vec<_>, _>>()?;
     let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, context, chunks)?;
     let device = Device::cpu();
-    let residency = fitting(&device, checkpoint.spec.parameters());
+    let residency = fitting(&device, decoder::parameters(&checkpoint.spec));
     let decoder = checkpoint.load_on(&device, residency)?;
     let mut observer = Observer::new(&decoder);
     observe(&decoder, &chunks, &mut observer, progress)?;

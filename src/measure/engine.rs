@@ -14,7 +14,7 @@ use crate::compute::{run as run_op, Device};
 use crate::kv::cache::CacheError;
 use crate::kv::effective::Effective;
 use crate::kv::measuring::MeasuringCache;
-use crate::model::decoder::{At, Decoder, Embedded, ReadyLayer};
+use crate::model::decoder::{self, At, Decoder, Embedded, ReadyLayer};
 use crate::model::spec::Spec;
 use crate::model::ModelError;
 use crate::results::statistics::Position;
@@ -186,7 +186,7 @@ fn head_units(decoder: &Decoder) -> usize {
     let spec = &decoder.spec;
     let table = (spec.vocab * spec.hidden) as u64;
     let tables = if spec.tied_head { 1 } else { 2 };
-    let layer = (spec.parameters() - tables * table) / spec.layers.len() as u64;
+    let layer = (decoder::parameters(spec) - tables * table) / spec.layers.len() as u64;
     (table / 2).div_ceil(layer.max(1)) as usize
 }
 

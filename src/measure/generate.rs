@@ -338,7 +338,7 @@ impl<'a> Replayer<'a> {
                     of.push((l, parting));
                 }
             }
-            match greedy(self.decoder, texts, SHOWN_TOKENS, &self.checkpoint.ends, &tell) {
+            match greedy(self.decoder, texts, SHOWN_TOKENS, &self.checkpoint.end_tokens, &tell) {
                 // a scheme that fails leaves the others theirs
                 Err((i, error)) => replays[of[i].0] = Err(error.brief()),
                 Ok(texts) => return self.show(&of, &texts, replays),
@@ -394,7 +394,7 @@ fn continuations(
     let prompts = &prompts.prompts;
     let failed = |i: usize, why| MeasureError::Generating { prompt: prompts[i].id.clone(), why };
     let texts = prompts.iter().map(|prompt| Writing::after(&prompt.tokens, baseline)).collect();
-    let written = greedy(decoder, texts, count, &checkpoint.ends, progress)
+    let written = greedy(decoder, texts, count, &checkpoint.end_tokens, progress)
         .map_err(|(i, error)| failed(i, error.brief()))?;
     let continuation = |(i, tokens): (usize, Vec<u32>)| {
         let text = checkpoint.tokenizer.decode(&tokens).map_err(|why| failed(i, why))?;
@@ -416,7 +416,7 @@ fn fault(kept: &Generated, prompts: &Prompts, checkpoint: &Checkpoint) -> Option
             let (count, most) = (tokens.len(), kept.tokens);
             return Some(format!("has {count} tokens for `{prompt}`, not 1 to {most}"));
         }
-        let ends = |id: &u32| checkpoint.ends.contains(id);
+        let ends = |id: &u32| checkpoint.end_tokens.contains(id);
         let (last, others) = tokens.split_last()?;
         if others.iter().any(ends) || (tokens.len() < kept.tokens && !ends(last)) {
             return Some(format!("does not end where its text for `{prompt}` would"));

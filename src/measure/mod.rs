@@ -17,7 +17,7 @@ use crate::kv::calibration::{Calibration, CalibrationError};
 use crate::kv::effective::{remarks_on_missing_layers, Effective, UnfitError};
 use crate::kv::layout::LayerKv;
 use crate::kv::Scheme;
-use crate::model::decoder::{Decoder, Residency};
+use crate::model::decoder::{self, Decoder, Residency};
 use crate::model::{warnings_first, Checkpoint, ModelError};
 use crate::progress::Progress;
 use crate::results::replay::Generated;
@@ -192,7 +192,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let schemes = request.schemes.iter().map(|(_, scheme)| scheme);
     let mut remarks = remarks(&texts, &chunks, asked.as_ref(), schemes, &layout);
     let device = Device::cpu();
-    let parameters = checkpoint.spec.parameters();
+    let parameters = decoder::parameters(&checkpoint.spec);
     let residency = request.residency.unwrap_or_else(|| fitting(&device, parameters));
     let decoder = checkpoint.load_on(&device, residency)?;
 

@@ -6,7 +6,7 @@ use crate::golden;
 use crate::measure::prompts::documents;
 use crate::policy::{ModelPolicy, Policy};
 use crate::proposal::weakened::case_of_golden;
-use crate::repo::{Change, RepoError, Repository};
+use crate::repo::{FileChange, RepoError, Repository};
 use crate::results::case;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -259,7 +259,7 @@ fn on_disk(
 
 /// Whether a change is of what a text of the policy leads to: what it is a link to, or a document of its
 /// prompts.
-fn let_through(policy: &Policy, repository: &Repository, changes: &[Change]) -> bool {
+fn let_through(policy: &Policy, repository: &Repository, changes: &[FileChange]) -> bool {
     let prompts = policy.models.iter().filter_map(|model| Some(&model.generate.as_ref()?.file));
     let documents = prompts.clone().flat_map(|file| {
         let text = std::fs::read_to_string(file).unwrap_or_default();
@@ -287,7 +287,7 @@ fn no_pull_request(environment: &dyn Fn(&str) -> Option<String>) -> Option<Strin
 ///
 /// The policy itself, texts, Rust sources and workflows touch all, and so does any file that is not known
 /// to be harmless. As an edited policy touches all, only one policy is asked: the one that is run.
-pub fn touched(policy: &Policy, folder: &Path, changes: &[Change]) -> Touched {
+pub fn touched(policy: &Policy, folder: &Path, changes: &[FileChange]) -> Touched {
     let watch = Watch { policy, folder };
     let mut names: Vec<&str> = Vec::new();
     let paths = changes.iter().flat_map(|change| [Some(&change.path), change.old_path.as_ref()]);

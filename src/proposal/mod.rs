@@ -72,7 +72,7 @@ pub struct Proposal<'r> {
     /// What is proposed.
     new: Box<dyn Files + 'r>,
     /// Paths that differ, from the repository's root, and the policy's folder seen from there.
-    changes: Vec<crate::repo::Change>,
+    changes: Vec<crate::repo::FileChange>,
     folder: PathBuf,
     /// Whether all models must be there, whatever has changed.
     pub whole: bool,

@@ -49,7 +49,7 @@ pub fn replay_and_decode(
         let replay = scheme.replay.as_ref().unwrap();
         assert!(replay.charged_share.k > 0.0, "{}: nothing of it is at work", scheme.scheme);
         let texts = prompts.iter().map(|p| Writing::after(&p.tokens, &stored)).collect();
-        let written = greedy(&decoder, texts, tokens, &checkpoint.ends, &|_, _| {});
+        let written = greedy(&decoder, texts, tokens, &checkpoint.end_tokens, &|_, _| {});
         let written = written.unwrap_or_else(|(i, error)| panic!("{i}: {error}"));
         for (i, prompt) in replay.prompts.iter().enumerate() {
             let baseline = &generated.continuations[i];
