@@ -2,9 +2,8 @@
 
 use super::{measurable, name, say_coloured, scheme, schemes, Reading, Stop, NOT_MEASURED};
 use crate::judge::trust;
-use crate::measure::generate::Generate;
 use crate::measure::mimic::Mimic;
-use crate::measure::{measure, Request};
+use crate::measure::{measure, Generate, Request};
 use crate::model::decoder::Residency;
 use crate::progress::Bar;
 use crate::repo;

@@ -18,11 +18,11 @@ pub(super) struct Divergence {
     /// Σ e^(x_base - max)
     weight: f64,
     target_logit: f32,
-    lanes: Vec<Lane>,
+    lanes: Vec<RunningLane>,
 }
 
 #[derive(Clone)]
-struct Lane {
+struct RunningLane {
     /// Weighted mean of D.
     mean: f64,
     /// Σ w (e^(D - mean) - 1 - (D - mean))
@@ -34,8 +34,13 @@ struct Lane {
 
 impl Divergence {
     pub fn new(target: u32, lanes: usize) -> Self {
-        let lane =
-            Lane { mean: 0.0, excess: 0.0, max: f32::NEG_INFINITY, top: 0, target_logit: f32::NAN };
+        let lane = RunningLane {
+            mean: 0.0,
+            excess: 0.0,
+            max: f32::NEG_INFINITY,
+            top: 0,
+            target_logit: f32::NAN,
+        };
         Divergence {
             target,
             max: f32::NEG_INFINITY,
@@ -116,7 +121,7 @@ struct Before {
     weight: f64,
 }
 
-impl Lane {
+impl RunningLane {
     /// Merges a tile into what `weight` stood for.
     fn merge(&mut self, weight: f64, tile: &LaneSums) {
         if tile.weight == 0.0 {

@@ -41,15 +41,15 @@ impl Mimic {
 const FLOOR: f32 = 16.0;
 
 /// A baseline row as the file stores it; the vocabulary is walked once to know its range.
-pub(super) struct Stored {
+pub(super) struct QuantizedRow {
     max: f32,
     min: f32,
     sum: f64,
 }
 
-impl Stored {
+impl QuantizedRow {
     pub fn new() -> Self {
-        Stored { max: f32::NEG_INFINITY, min: f32::INFINITY, sum: 0.0 }
+        QuantizedRow { max: f32::NEG_INFINITY, min: f32::INFINITY, sum: 0.0 }
     }
 
     /// First walk.
@@ -81,16 +81,16 @@ fn log_sum_exp_step(sum: f64, max: f32, x: &[f32]) -> (f64, f32) {
 
 /// The second walk: a position's lanes against the stored baseline.
 pub(super) struct Comparison {
-    base: Stored,
+    base: QuantizedRow,
     target: u32,
     target_logp: f32,
     best: f32,
     top: u32,
-    lanes: Vec<Lane>,
+    lanes: Vec<FileLane>,
 }
 
 #[derive(Clone)]
-struct Lane {
+struct FileLane {
     sum: f64,
     max: f32,
     top: u32,
@@ -101,8 +101,8 @@ struct Lane {
 }
 
 impl Comparison {
-    pub fn new(base: Stored, target: u32, lanes: usize) -> Self {
-        let lane = Lane {
+    pub fn new(base: QuantizedRow, target: u32, lanes: usize) -> Self {
+        let lane = FileLane {
             sum: 0.0,
             max: f32::NEG_INFINITY,
             top: 0,
@@ -157,7 +157,7 @@ impl Comparison {
     }
 }
 
-impl Lane {
+impl FileLane {
     fn add(&mut self, start: u32, logps: &[f32], x: &[f32]) {
         let before = self.max;
         (self.sum, self.max) = log_sum_exp_step(self.sum, self.max, x);
@@ -181,7 +181,7 @@ mod tests {
     fn known_row() {
         let base = [2.0f32, 1.0, 0.5, -1.0, -20.0];
         let lane = [1.9f32, 1.125, 0.5, -0.75, -18.0];
-        let mut stored = Stored::new();
+        let mut stored = QuantizedRow::new();
         stored.add(&base[..2]);
         stored.add(&base[2..]);
         let mut comparison = Comparison::new(stored, 1, 2);

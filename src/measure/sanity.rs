@@ -14,6 +14,11 @@ pub const LEAST_TOKENS: usize = 20_000;
 /// What rounding does to a perplexity, as a share of it: log-probabilities are kept as f32.
 const ROUNDING: f64 = 1e-5;
 
+/// Why a baseline may have a perplexity that no sound model has.
+pub(super) const SUSPICION: &str =
+    "the tokenizer may be another model's, the weights may be in another program's \
+                                    convention, or they are damaged";
+
 /// How often each token occurs in a corpus, with one added to each count: a token t of n among N tokens has the
 /// probability (n + 1) / (N + V), where V is the size of the vocabulary.
 pub struct Unigram {
@@ -42,7 +47,7 @@ pub enum Doubt {
 
 impl Unigram {
     /// The model of all tokens of a corpus, or none where they are too few.
-    pub fn of(texts: &[Vec<u32>], vocab: usize) -> Option<Self> {
+    pub fn fitted(texts: &[Vec<u32>], vocab: usize) -> Option<Self> {
         let tokens: usize = texts.iter().map(Vec::len).sum();
         if tokens < LEAST_TOKENS {
             return None;
@@ -64,7 +69,7 @@ impl Unigram {
 
 impl Doubt {
     /// What is wrong with a baseline's perplexity, if something is. `positions` are the scored ones that it is of.
-    pub fn of(
+    pub fn about(
         ppl: f64,
         vocab: usize,
         unigram: Option<&Unigram>,
@@ -109,7 +114,7 @@ mod tests {
     #[test]
     fn every_token_is_counted_once_more_than_it_occurs() {
         let texts = [vec![0; 15_000], vec![1; 5_000]];
-        let unigram = Unigram::of(&texts, 4).unwrap();
+        let unigram = Unigram::fitted(&texts, 4).unwrap();
         for (targets, p) in [(&[0][..], 15_001.0), (&[1], 5_001.0), (&[2], 1.0), (&[3], 1.0)] {
             let ppl = unigram.ppl(&positions(targets));
             assert!((ppl / (20_004.0 / p) - 1.0).abs() < 1e-12, "{targets:?}: {ppl}");
@@ -120,16 +125,16 @@ mod tests {
 
     #[test]
     fn few_tokens_are_not_judged() {
-        assert!(Unigram::of(&[vec![0; LEAST_TOKENS - 1]], 4).is_none());
-        assert!(Unigram::of(&[vec![0; LEAST_TOKENS - 1], vec![0]], 4).is_some());
-        assert!(Unigram::of(&[vec![4; LEAST_TOKENS]], 4).is_none(), "another tokenizer's ids");
+        assert!(Unigram::fitted(&[vec![0; LEAST_TOKENS - 1]], 4).is_none());
+        assert!(Unigram::fitted(&[vec![0; LEAST_TOKENS - 1], vec![0]], 4).is_some());
+        assert!(Unigram::fitted(&[vec![4; LEAST_TOKENS]], 4).is_none(), "another tokenizer's ids");
     }
 
     #[test]
     fn a_perplexity_is_doubted_above_each_bound() {
-        let unigram = Unigram::of(&[vec![0; 15_000], vec![1; 5_000]], 64);
+        let unigram = Unigram::fitted(&[vec![0; 15_000], vec![1; 5_000]], 64);
         let positions = positions(&[1, 1, 0]);
-        let doubt = |ppl, unigram: Option<&Unigram>| Doubt::of(ppl, 64, unigram, &positions);
+        let doubt = |ppl, unigram: Option<&Unigram>| Doubt::about(ppl, 64, unigram, &positions);
         let bound = unigram.as_ref().unwrap().ppl(&positions);
         assert!(bound > 2.0 && bound < 4.0, "{bound}");
         assert_eq!(doubt(bound, unigram.as_ref()), None);
