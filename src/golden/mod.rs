@@ -559,10 +559,4 @@ conditions
         let error = Golden::of(measurement, &nan).unwrap_err().to_string();
         assert_eq!(error, "ppl is NaN: the measurement cannot be trusted");
     }
-
-    #[test]
-    fn the_case_and_the_file_are_the_same_words() {
-        assert_eq!(stem("gemma-3-270m@long", "q8_0/q4_0"), "gemma-3-270m@long__q8_0+q4_0");
-        assert_eq!(stem("m", "q4_0:norot"), "m__q4_0,norot");
-    }
 }

@@ -292,7 +292,6 @@ fn absolute(root: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::case::stem as stem_of;
     use crate::results::Outcome;
     use crate::testing::fixture;
     use std::process::Command;
@@ -322,7 +321,7 @@ mod tests {
         };
         let measurement = &results.measurements[0];
         let scheme = &measurement.schemes[1];
-        let stem = stem_of(&measurement.model, &scheme.scheme);
+        let stem = CellName::new(&measurement.model, &scheme.scheme).file_stem();
         let verdict =
             check(&root, &stem, measurement, scheme, Path::new("kvgate-results/results.json"));
         println!("verdict={:?}\n{}", verdict.verdict, verdict.message);

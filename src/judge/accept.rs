@@ -321,8 +321,8 @@ mod tests {
         for scheme in &measurement.schemes {
             let golden = Golden::of(measurement, scheme).unwrap();
             let stem = cell_name(measurement, scheme).file_stem();
-            let read = Golden::read(&crate::path(root, &stem)).unwrap().unwrap();
-            assert!(crate::compare(Some(&read), &golden).matches());
+            let read = Golden::read(&crate::golden::path(root, &stem)).unwrap().unwrap();
+            assert!(crate::golden::compare(Some(&read), &golden).matches());
             // insta's own comparison, of the whole text
             let mut settings = insta::Settings::clone_current();
             settings.set_snapshot_path(root.join("goldens"));
