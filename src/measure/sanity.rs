@@ -1,17 +1,17 @@
-//! Whether a baseline can be what it seems: a bound on its perplexity, for whatever nobody has foreseen.
+//! Whether a baseline can be a sound model: a bound on its perplexity, which catches faults that nobody has foreseen.
 //!
-//! A wrong tokenizer, weights in another convention or damaged ones leave a model that runs and agrees with
-//! itself. Its perplexity gives it away: a model that knows nothing and says so has the size of its vocabulary,
-//! and one that knows only how often each token occurs has the perplexity of a unigram model.
+//! With a wrong tokenizer, or with weights that are damaged or in another convention, a model still runs and agrees
+//! with itself. Its perplexity gives it away. A model that gives every token the same probability has a perplexity of
+//! the size of its vocabulary, and one that knows only how often each token occurs has that of a unigram model.
 
 use crate::results::statistics::Position;
 use std::fmt;
 
-/// Tokens that a corpus must have for a unigram model to be fitted on it. The model has seen the text that it is
-/// scored on, so of few tokens it would know each by heart, and a sound language model would not.
+/// How many tokens a corpus must have for a unigram model to be fitted on it. That model is scored on the text that it
+/// was fitted on. On few tokens it would overfit so much that it could beat a sound language model.
 pub const LEAST_TOKENS: usize = 20_000;
 
-/// What rounding does to a perplexity, as a share of it: log-probabilities are kept as f32.
+/// By what share of itself rounding may change a perplexity, whose log-probabilities are kept as f32.
 const ROUNDING: f64 = 1e-5;
 
 /// Why a baseline may have a perplexity that no sound model has.
@@ -19,34 +19,24 @@ pub(super) const SUSPICION: &str =
     "the tokenizer may be another model's, the weights may be in another program's \
                                     convention, or they are damaged";
 
-/// How often each token occurs in a corpus, with one added to each count: a token t of n among N tokens has the
-/// probability (n + 1) / (N + V), where V is the size of the vocabulary.
+/// A unigram model of a corpus: how often each token occurs, with one added to each count. A token that occurs n times
+/// among N tokens has the probability (n + 1) / (N + V), where V is the size of the vocabulary.
 pub struct Unigram {
     counts: Vec<u64>,
     tokens: u64,
 }
 
-/// What a baseline's perplexity is over.
+/// A bound that a baseline's perplexity exceeds, and by how much.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Doubt {
-    /// The size of the vocabulary.
-    Vocabulary {
-        /// The baseline's perplexity.
-        ppl: f64,
-        /// Tokens in the vocabulary.
-        vocab: usize,
-    },
-    /// That of a unigram model of the corpus, on the same positions.
-    Unigram {
-        /// The baseline's perplexity.
-        ppl: f64,
-        /// The unigram model's.
-        unigram: f64,
-    },
+    /// The size of the vocabulary, which a model without any knowledge has.
+    Vocabulary { ppl: f64, vocab: usize },
+    /// The perplexity of a unigram model of the corpus on the same positions.
+    Unigram { ppl: f64, unigram: f64 },
 }
 
 impl Unigram {
-    /// The model of all tokens of a corpus, or none where they are too few.
+    /// Fits the model on all tokens of a corpus. Gives none if there are too few of them.
     pub fn fitted(texts: &[Vec<u32>], vocab: usize) -> Option<Self> {
         let tokens: usize = texts.iter().map(Vec::len).sum();
         if tokens < LEAST_TOKENS {
@@ -59,7 +49,7 @@ impl Unigram {
         Some(Unigram { counts, tokens: tokens as u64 })
     }
 
-    /// Its perplexity on the tokens that scored positions predict.
+    /// The model's perplexity on the tokens that the scored positions predict.
     pub fn ppl(&self, positions: &[Position]) -> f64 {
         let all = (self.tokens + self.counts.len() as u64) as f64;
         let nll = |p: &Position| (all / self.counts[p.target as usize] as f64).ln();
@@ -68,14 +58,15 @@ impl Unigram {
 }
 
 impl Doubt {
-    /// What is wrong with a baseline's perplexity, if something is. `positions` are the scored ones that it is of.
+    /// Says which bound a baseline's perplexity exceeds, if it exceeds one. `positions` are the scored positions that
+    /// the perplexity was computed from.
     pub fn about(
         ppl: f64,
         vocab: usize,
         unigram: Option<&Unigram>,
         positions: &[Position],
     ) -> Option<Self> {
-        // a model that knows nothing has just that, to the rounding of its log-probabilities
+        // a model without any knowledge has this perplexity, apart from rounding
         if ppl > vocab as f64 * (1.0 + ROUNDING) {
             return Some(Doubt::Vocabulary { ppl, vocab });
         }
@@ -109,8 +100,8 @@ mod tests {
         targets.iter().map(|&target| Position { target, ..Position::default() }).collect()
     }
 
-    /// Worked out by hand: of 20,000 tokens 15,000 are 0 and 5,000 are 1, and of 4 two never occur, so that
-    /// probabilities are 15,001, 5,001, 1 and 1 of 20,004.
+    /// Worked out by hand. Of 20,000 tokens 15,000 are 0 and 5,000 are 1, and two of the vocabulary's four tokens never
+    /// occur. So the probabilities are 15,001, 5,001, 1 and 1 of 20,004.
     #[test]
     fn every_token_is_counted_once_more_than_it_occurs() {
         let texts = [vec![0; 15_000], vec![1; 5_000]];
