@@ -8,8 +8,7 @@ mod store;
 use crate::files::folder_of;
 use crate::golden::{self, Golden};
 use crate::judge::{self, Evidence};
-use crate::measure::generate::Generate;
-use crate::measure::{measure, Measured, Request};
+use crate::measure::{measure, Generate, Measured, Request};
 use crate::policy::{Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
 use crate::progress::Progress;
 use crate::repo;
@@ -18,6 +17,7 @@ use crate::results::case;
 use crate::results::case::CaseKind;
 use crate::results::json;
 use crate::results::measured_by::MeasuredBy;
+use crate::results::replay::Generated;
 use crate::results::verdict::{GoldenValues, Verdict};
 use crate::results::{CaseResult, Measurement, PolicyFile, Results};
 use std::path::{Path, PathBuf};
@@ -50,6 +50,32 @@ pub struct Case {
     pub kind: CaseKind,
     /// Run only when asked for.
     pub ignored: bool,
+}
+
+/// What is asked of the engine for some cells of a model.
+pub(crate) fn request<'a>(
+    model: &'a ModelPolicy,
+    cells: &[&Cell],
+    kept: Option<&'a Generated>,
+) -> Request<'a> {
+    Request {
+        model: &model.name,
+        source: &model.source,
+        corpus: &model.corpus,
+        context: model.context,
+        chunks: model.chunks,
+        baseline: model.baseline.clone(),
+        calibration: model.calibration.as_deref(),
+        schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme.clone())).collect(),
+        generate: model.generate.as_ref().map(|prompts| Generate {
+            prompts: &prompts.file,
+            tokens: prompts.tokens,
+            kept,
+        }),
+        residency: None,
+        mimic: None,
+        is_gated: true,
+    }
 }
 
 impl Gate {
@@ -114,24 +140,7 @@ impl Gate {
             None => None,
             Some(_) => golden::read_text(&self.root, &model.name).map_err(|e| e.to_string())?,
         };
-        let request = Request {
-            model: &model.name,
-            source: &model.source,
-            corpus: &model.corpus,
-            context: model.context,
-            chunks: model.chunks,
-            baseline: model.baseline.clone(),
-            calibration: model.calibration.as_deref(),
-            schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme.clone())).collect(),
-            generate: model.generate.as_ref().map(|prompts| Generate {
-                prompts: &prompts.file,
-                tokens: prompts.tokens,
-                kept: kept.as_ref(),
-            }),
-            residency: None,
-            mimic: None,
-            is_gated: true,
-        };
+        let request = request(model, cells, kept.as_ref());
         measure(&request, progress).map_err(|error| error.to_string())
     }
 
