@@ -154,7 +154,10 @@ fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
     vec![
         format!("model    {} ok, {}", spec.architecture, checkpoint.tokenizer.kind),
         format!("corpus   {} chunks of {} tokens", model.chunks, model.context),
-        format!("memory   about {}", bytes(decoder::parameters(spec) as f64 * 4.0 + hidden.min(2e9))),
+        format!(
+            "memory   about {}",
+            bytes(decoder::parameters(spec) as f64 * 4.0 + hidden.min(2e9))
+        ),
         format!("time     about {:.0} s on {cores} cores", estimated_seconds(model, lanes, spec)),
     ]
 }

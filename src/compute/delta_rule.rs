@@ -7,11 +7,12 @@
 //! recurrence into products. A single token is one step of the recurrence. Everything is f32 whatever the scheme of
 //! the KV cache, because nothing of this is stored there.
 
-use super::elements::{change_elements, elements};
+use super::elements::elements;
 use super::gate::sigmoid;
 use super::norm::{sum_of_squares, RmsNorm};
 use super::op::{Input, Op};
 use super::simd::{exp, vectorized};
+use super::state::change_elements;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use rayon::prelude::*;
 

@@ -1,9 +1,7 @@
 //! Access to the elements of tensors, for ops on the CPU and for code that reads results.
 
 use super::device::HOST;
-use super::op::InPlaceOp;
-use candle_core::{CpuStorage, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType};
-use std::cell::RefCell;
+use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor, WithDType};
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
@@ -66,23 +64,4 @@ pub(crate) fn read<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) 
     let tensor = tensor.to_device(&HOST)?;
     let elements = elements(&tensor)?;
     Ok(f(&elements))
-}
-
-/// Changes the elements of a contiguous tensor of f32 on the CPU. Ops that advance a state do this.
-pub(super) fn change_elements(tensor: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
-    super::change(&Closure(RefCell::new(Some(f))), tensor)
-}
-
-/// An op that calls a closure.
-struct Closure<F>(RefCell<Option<F>>);
-
-impl<F: FnOnce(&mut [f32])> InPlaceOp for Closure<F> {
-    const NAME: &'static str = "carry-on";
-
-    fn cpu(&self, x: &mut [f32], _: &Shape) -> Result<()> {
-        if let Some(f) = self.0.take() {
-            f(x);
-        }
-        Ok(())
-    }
 }
