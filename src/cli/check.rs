@@ -2,7 +2,7 @@
 
 use super::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
 use crate::gate::plan::estimated_seconds;
-use crate::gate::Gate;
+use crate::gate::Project;
 use crate::golden::{self, Golden};
 use crate::hash;
 use crate::kv::calibration::Calibration;
@@ -74,7 +74,7 @@ struct Checked {
     needs: Vec<Vec<String>>,
 }
 
-fn check(gate: &Gate, model: &ModelPolicy) -> Result<Checked, Vec<String>> {
+fn check(gate: &Project, model: &ModelPolicy) -> Result<Checked, Vec<String>> {
     let missing = model.missing_files();
     if !missing.is_empty() {
         return Err(missing.iter().map(|finding| finding.styled()).collect());
@@ -82,7 +82,7 @@ fn check(gate: &Gate, model: &ModelPolicy) -> Result<Checked, Vec<String>> {
     one_by_one(gate, model).map_err(|finding| vec![text::error(&format!("  error: {finding}"))])
 }
 
-fn one_by_one(gate: &Gate, model: &ModelPolicy) -> Result<Checked, String> {
+fn one_by_one(gate: &Project, model: &ModelPolicy) -> Result<Checked, String> {
     source::verify(&model.source).map_err(|error| error.to_string())?;
     let checkpoint = Checkpoint::open(&model.source).map_err(|error| error.to_string())?;
     let found = hash::of_files(checkpoint.files())
@@ -149,7 +149,7 @@ fn calibration(
 
 /// What the model is asked, and what is wrong with the golden of the text that the baseline writes then.
 fn prompts(
-    gate: &Gate,
+    gate: &Project,
     model: &ModelPolicy,
     weights_sha256: &str,
     baseline: &Effective,
@@ -199,7 +199,7 @@ fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
 }
 
 /// Goldens that no run could read, of cases that are ignored as well.
-fn damaged(gate: &Gate, model: &ModelPolicy) -> Vec<String> {
+fn damaged(gate: &Project, model: &ModelPolicy) -> Vec<String> {
     let path = |cell: &Cell| golden::path(&gate.root, &model.cell_name(cell).file_stem());
     let cases = model.cells.iter().filter_map(|cell| Golden::read(&path(cell)).err());
     let text = model.generate.as_ref().map(|_| golden::read_text(&gate.root, &model.name));
@@ -208,7 +208,7 @@ fn damaged(gate: &Gate, model: &ModelPolicy) -> Vec<String> {
 }
 
 /// Goldens that a run would find missing, unreadable or stale.
-fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
+fn goldens(gate: &Project, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
     let mut findings = Vec::new();
     let mut missing = Vec::new();
     let cells = model.cells.iter().zip(&checked.needs);

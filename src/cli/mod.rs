@@ -14,7 +14,7 @@ mod report;
 mod run;
 mod schemes;
 
-use crate::gate::Gate;
+use crate::gate::Project;
 use crate::kv::Scheme;
 use crate::policy::Diagnostic;
 use crate::source::pinned;
@@ -86,9 +86,9 @@ struct Config {
 
 impl Config {
     /// The gate of the policy, whose warnings are printed.
-    fn gate(&self) -> Result<Gate, Stop> {
+    fn gate(&self) -> Result<Project, Stop> {
         let (gate, warnings) =
-            Gate::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
+            Project::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
         warn(&warnings);
         Ok(gate)
     }

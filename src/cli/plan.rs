@@ -1,7 +1,7 @@
 //! `kvgate plan`: the matrix of jobs that a gate is split over.
 
 use super::{say_whole, Config, Stop, NOTHING_SELECTED, USAGE};
-use crate::gate::plan::{self, Source};
+use crate::gate::plan::{self, CostBasis};
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::model::Checkpoint;
 use crate::policy::ModelPolicy;
@@ -52,7 +52,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         );
         return Err(usage(message));
     }
-    for cost in costs.iter().filter(|cost| cost.source == Source::Guessed) {
+    for cost in costs.iter().filter(|cost| cost.source == CostBasis::Guessed) {
         out::tell(format!(
             "warning: {}: neither measured (--costs) nor here to be estimated: its cost is guessed from its tokens",
             cost.model

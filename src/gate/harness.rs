@@ -1,20 +1,20 @@
 //! The test target: each case of the policy is a test that `cargo test` and nextest run.
 
-use crate::gate::select::nothing_selected;
-use crate::gate::select::Ignored;
-use crate::gate::select::Selection;
+use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::gate::store::Store;
-use crate::gate::{self, Case};
+use crate::gate::{self, Case, GateError, Project};
 use crate::golden;
-use crate::progress;
+use crate::judge::{Evidence, ModelEvidence};
+use crate::policy::Cell;
 use crate::report::{self, Outputs, Report};
-use crate::results::sidecar;
-use crate::results::statistics::Position;
+use crate::results::measured_by::MeasuredBy;
+use crate::results::sidecar::SidecarError;
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Measurement};
 use crate::text;
 use crate::text::out;
 use libtest_mimic::{Arguments, Completion, Conclusion, Failed, FormatSetting, Trial};
+use std::borrow::Cow;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -54,10 +54,10 @@ fn arguments() -> (Arguments, Vec<String>) {
 }
 
 fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCode, String> {
-    let (mut gate, warnings) = gate::Gate::open(config).map_err(|error| error.to_string())?;
-    gate.case_by_case = std::env::var_os("NEXTEST").is_some();
+    let (mut project, warnings) = Project::open(config).map_err(|error| error.to_string())?;
+    project.case_by_case = std::env::var_os("NEXTEST").is_some();
     let selection = selection(&arguments, filters);
-    let mut cases = gate.cases();
+    let mut cases = project.cases();
     cases.retain(|case| selection.names(case));
     if arguments.list {
         let listed = cases.into_iter().map(|case| trial(case, |_| Ok(Completion::Completed)));
@@ -77,15 +77,15 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     }
     let chosen: Vec<Case> = cases.iter().filter(|case| selection.runs(case)).cloned().collect();
     if chosen.is_empty() {
-        return Err(nothing_selected(&gate, filters));
+        return Err(nothing_selected(&project, filters));
     }
     if cfg!(debug_assertions) {
         out::tell(SLOW_BUILD);
     }
-    gate::prepare_results(&gate.results_of(&chosen[0].name))
-        .map_err(|message| format!("error: {message}"))?;
-    golden::prepare_insta(&gate.root);
-    let session = Arc::new(Session::new(gate, chosen));
+    gate::prepare_results(&project.results_of(&chosen[0].name))
+        .map_err(|error| format!("error: {error}"))?;
+    golden::prepare_insta(&project.root);
+    let session = Arc::new(Session::new(project, chosen));
     let trials = cases
         .into_iter()
         .map(|case| {
@@ -135,42 +135,46 @@ fn trial(
     Trial::ignorable_test(name, move || run(&case)).with_ignored_flag(ignored)
 }
 
-/// A run of the harness: each model is measured once, when its first case needs it.
+/// One run of the test target. Each model is measured once, when its first case needs it.
 struct Session {
-    gate: gate::Gate,
+    project: Project,
     /// The cases that run.
     chosen: Vec<Case>,
-    models: Vec<OnceLock<Result<Measurement, String>>>,
-    /// Measuring uses all cores: one model at a time.
+    /// What was measured of each model of the policy.
+    models: Vec<OnceLock<ModelEvidence<'static>>>,
+    /// Held while a model is measured: measuring uses all cores, so models wait for each other.
     measuring: Mutex<()>,
     judged: Mutex<Vec<CaseResult>>,
-    troubles: Mutex<Vec<String>>,
-    /// Under nextest a process runs one case and shares what it measures.
+    /// Positions that could not be written.
+    unwritten: Mutex<Vec<SidecarError>>,
+    /// Under nextest each process runs one case, so processes share what they measure.
     store: Option<Store>,
 }
 
 impl Session {
-    fn new(gate: gate::Gate, chosen: Vec<Case>) -> Self {
-        let models = gate.policy.models.iter().map(|_| OnceLock::new()).collect();
-        let store =
-            gate.case_by_case.then(|| Store::new(gate.results.join("store"), gate.root.clone()));
+    fn new(project: Project, chosen: Vec<Case>) -> Self {
+        let models = project.policy.models.iter().map(|_| OnceLock::new()).collect();
+        let store = project
+            .case_by_case
+            .then(|| Store::new(project.results.join("store"), project.root.clone()));
         Session {
-            gate,
+            project,
             chosen,
             models,
             measuring: Mutex::default(),
             judged: Mutex::default(),
-            troubles: Mutex::default(),
+            unwritten: Mutex::default(),
             store,
         }
     }
 
     fn run(&self, case: &Case) -> Result<Completion, Failed> {
-        let measured = self.models[case.model].get_or_init(|| {
-            let _one_at_a_time = self.measuring.lock().unwrap_or_else(|e| e.into_inner());
-            self.measure(case)
+        let evidence = self.models[case.model].get_or_init(|| {
+            let _one_at_a_time = lock(&self.measuring);
+            let measured = self.measure(case).map_err(|error| error.to_string())?;
+            Ok(Evidence::new(Cow::Owned(measured), MeasuredBy::Kvgate))
         });
-        let result = self.gate.judge(case, measured);
+        let result = self.project.judge(case, evidence);
         let (verdict, message) = (result.verdict, result.message.clone());
         lock(&self.judged).push(result);
         match verdict {
@@ -180,22 +184,18 @@ impl Session {
         }
     }
 
-    fn measure(&self, case: &Case) -> Result<Measurement, String> {
-        let model = case.model;
-        let name = &self.gate.policy.models[model].name;
-        let bar = progress::Bar::new(name);
-        let fresh = |cells: &[_]| {
-            let measured =
-                self.gate.measure(model, cells, &|s, done, all| bar.tell(s, done, all))?;
-            self.keep_positions(name, &measured.positions);
+    fn measure(&self, case: &Case) -> Result<Measurement, GateError> {
+        let measure = |cells: &[&Cell]| {
+            let measured = self.project.measure(case.model, cells)?;
+            lock(&self.unwritten).extend(measured.positions.err());
             Ok(measured.measurement)
         };
         match &self.store {
-            None => fresh(&self.gate.cells(model, &self.chosen)),
+            None => measure(&self.project.cells(case.model, &self.chosen)),
             Some(store) => {
-                let cells = self.gate.cells(model, &self.shared_cases(case));
-                let policy = &self.gate.policy.models[model];
-                store.get_or_measure(policy, &cells, || fresh(&cells))
+                let cells = self.project.cells(case.model, &self.shared_cases(case));
+                let policy = &self.project.policy.models[case.model];
+                store.get_or_measure(policy, &cells, || measure(&cells))
             }
         }
     }
@@ -208,19 +208,12 @@ impl Session {
             Some(list) => list.split(',').any(|name| name.trim() == label),
             None => true,
         };
-        let label = |case: &Case| &self.gate.policy.models[case.model].cells[case.cell].label;
-        let mut cases = self.gate.cases();
+        let label = |case: &Case| &self.project.policy.models[case.model].cells[case.cell].label;
+        let mut cases = self.project.cases();
         cases.retain(|c| {
             c.model == own.model && (c.cell == own.cell || (!c.ignored && named(label(c))))
         });
         cases
-    }
-
-    fn keep_positions(&self, model: &str, positions: &[(String, Vec<Position>)]) {
-        let lanes: Vec<_> = positions.iter().map(|(l, p)| (l.as_str(), p.as_slice())).collect();
-        if let Err(error) = sidecar::write(&self.gate.results, model, &lanes) {
-            lock(&self.troubles).push(error.to_string());
-        }
     }
 
     /// Whether every case that was chosen came to a verdict, whatever the harness did with it.
@@ -234,16 +227,17 @@ impl Session {
 
     /// Writes what was found; whether all of it got out.
     fn report(&self, arguments: &Arguments) -> bool {
-        let measured = self.models.iter().filter_map(|m| m.get()?.as_ref().ok());
+        let measured = self.models.iter().filter_map(|model| model.get()?.as_ref().ok());
+        let measured = measured.map(|evidence| evidence.measurement().clone()).collect();
         let order = |result: &CaseResult| {
             self.chosen.iter().position(|case| case.name == result.case).unwrap_or(usize::MAX)
         };
         let mut judged = lock(&self.judged).clone();
         judged.sort_by_key(order);
-        let report = Report::from(self.gate.results(measured.cloned().collect(), judged));
+        let report = Report::from(self.project.results(measured, judged));
         let outputs = Outputs {
             terminal: false,
-            folder: self.chosen.first().map(|case| self.gate.results_of(&case.name)),
+            folder: self.chosen.first().map(|case| self.project.results_of(&case.name)),
             step_summary: match &self.store {
                 None => std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
                 Some(_) => None,
@@ -256,11 +250,11 @@ impl Session {
         for error in &errors {
             out::tell(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
         }
-        let troubles = lock(&self.troubles);
-        for trouble in troubles.iter() {
-            out::tell(format!("error: {trouble}"));
+        let unwritten = lock(&self.unwritten);
+        for error in unwritten.iter() {
+            out::tell(format!("error: {error}"));
         }
-        troubles.is_empty() && errors.iter().all(report::ReportError::is_warning)
+        unwritten.is_empty() && errors.iter().all(report::ReportError::is_warning)
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a gate is split over the jobs of a CI matrix: models by what they cost, the longest first, each to
 //! the job that has the least to do.
 
-use crate::gate::{Case, Gate};
+use crate::gate::{Case, Project};
 use crate::model::spec::Spec;
 use crate::policy::{ModelPolicy, Policy};
 use crate::results::Results;
@@ -24,12 +24,12 @@ pub struct Cost {
     /// Seconds that it takes.
     pub seconds: f64,
     /// How that is known.
-    pub source: Source,
+    pub source: CostBasis,
 }
 
 /// How a cost is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub enum CostBasis {
     /// An earlier run took so long.
     Measured,
     /// From parameters and positions.
@@ -65,7 +65,7 @@ fn positions(model: &ModelPolicy, lanes: usize) -> f64 {
 
 /// Lanes that each model of the policy runs for some cases, the baseline's included; models without a case
 /// are left out.
-pub fn lanes(gate: &Gate, cases: &[Case]) -> Vec<(usize, usize)> {
+pub fn lanes(gate: &Project, cases: &[Case]) -> Vec<(usize, usize)> {
     let of = |model| match gate.cells(model, cases).len() {
         0 => None,
         cells => Some((model, cells + 1)),
@@ -111,9 +111,9 @@ pub fn costs(
     let cost =
         |(model, lanes, took, estimate): &(&ModelPolicy, usize, Option<f64>, Option<f64>)| {
             let (seconds, source) = match (took, estimate) {
-                (Some(took), _) => (*took, Source::Measured),
-                (None, Some(estimate)) => (estimate * scale, Source::Estimated),
-                (None, None) => (rate * positions(model, *lanes), Source::Guessed),
+                (Some(took), _) => (*took, CostBasis::Measured),
+                (None, Some(estimate)) => (estimate * scale, CostBasis::Estimated),
+                (None, None) => (rate * positions(model, *lanes), CostBasis::Guessed),
             };
             Cost { model: model.name.clone(), seconds, source }
         };
@@ -190,7 +190,7 @@ mod tests {
     use crate::testing::fixture;
 
     fn cost(model: &str, seconds: f64) -> Cost {
-        Cost { model: model.into(), seconds, source: Source::Measured }
+        Cost { model: model.into(), seconds, source: CostBasis::Measured }
     }
 
     fn shards(costs: &[(&str, f64)], shards: usize) -> Vec<(String, f64)> {
@@ -247,7 +247,7 @@ mod tests {
         let of_c = (20.0 + 6.0) / 4.0;
         assert_eq!(
             found,
-            [(20.0, Source::Measured), (6.0, Source::Estimated), (of_c, Source::Guessed)]
+            [(20.0, CostBasis::Measured), (6.0, CostBasis::Estimated), (of_c, CostBasis::Guessed)]
         );
         let nothing = costs(&policy, &lanes, &BTreeMap::new(), |_, _| None);
         assert!(nothing[0].seconds > nothing[2].seconds && nothing[2].seconds > 0.0);

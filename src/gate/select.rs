@@ -1,6 +1,6 @@
 //! Which cases the arguments of `cargo test`, `kvgate run` or `kvgate plan` mean.
 
-use super::{Case, Gate};
+use super::{Case, Project};
 
 /// What is done with the cases that the policy ignores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl<'a> Selection<'a> {
 
     /// The first filter that no case of the gate matches: likely a typing error, which would pass unseen
     /// beside filters that match.
-    pub fn idle_filter(&self, gate: &Gate) -> Option<&'a String> {
+    pub fn idle_filter(&self, gate: &Project) -> Option<&'a String> {
         let cases = gate.cases();
         self.filters.iter().find(|filter| !cases.iter().any(|case| self.matches(case, filter)))
     }
@@ -75,7 +75,7 @@ impl<'a> Selection<'a> {
 }
 
 /// What to type instead of a filter that matches nothing.
-pub fn nothing_selected(gate: &Gate, filters: &[String]) -> String {
+pub fn nothing_selected(gate: &Project, filters: &[String]) -> String {
     let all = gate.cases();
     let shown: Vec<_> = all.iter().take(6).map(|case| format!("  {}", case.name)).collect();
     let more = match all.len().saturating_sub(shown.len()) {

@@ -10,6 +10,7 @@
 //! makes the digest anew, as anybody can who may write into the folder and run the executable: what is stored
 //! there is trusted as much as the machine is. CI starts with an empty store.
 
+use super::GateError;
 use crate::files::write_atomically;
 use crate::golden;
 use crate::hash;
@@ -40,11 +41,9 @@ impl Store {
         &self,
         model: &ModelPolicy,
         cells: &[&Cell],
-        measure: impl FnOnce() -> Result<Measurement, String>,
-    ) -> Result<Measurement, String> {
-        let fail = |error: io::Error| {
-            format!("cannot share results through {}: {error}", self.folder.display())
-        };
+        measure: impl FnOnce() -> Result<Measurement, GateError>,
+    ) -> Result<Measurement, GateError> {
+        let fail = |source: io::Error| GateError::Store { folder: self.folder.clone(), source };
         // the key is of what the cache has then; what cannot be fetched is an error of the measurement
         let _ = source::fetch(&model.source, &|_, _, _| {});
         let key = key(&self.root, model, cells).map_err(fail)?;

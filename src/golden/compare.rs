@@ -1,6 +1,7 @@
 //! Golden × measurement → what changed: a pure function.
 
 use super::{condition_lines, rounded, subject_lines, Golden};
+use crate::results::replay::Generated;
 use crate::results::statistics::Statistic;
 use crate::results::Conditions;
 use std::fmt;
@@ -154,6 +155,25 @@ impl Comparison {
     /// Whether there is nothing to accept.
     pub fn matches(&self) -> bool {
         matches!(self, Comparison::Matches(_))
+    }
+}
+
+/// A measured scheme beside its golden: what is judged, and what is offered for review.
+#[derive(Debug, Clone)]
+pub struct Compared<'m> {
+    /// The golden that the measurement would be accepted as.
+    pub new: Golden,
+    pub comparison: Comparison,
+    /// The baseline's text that the scheme was replayed on, if the policy names prompts.
+    pub generated: Option<&'m Generated>,
+    /// Whether that text is the accepted one. True where there is no text.
+    pub is_text_accepted: bool,
+}
+
+impl Compared<'_> {
+    /// Whether there is nothing to accept, neither a golden nor a text.
+    pub fn is_pass(&self) -> bool {
+        self.comparison.matches() && self.is_text_accepted
     }
 }
 

@@ -20,12 +20,16 @@ mod compare;
 mod replay;
 pub mod review;
 pub(crate) mod text;
+mod verdict;
 
-pub use compare::{compare, conditions_differ, tolerance, Comparison, Difference, Row, Tolerance};
+pub use compare::{
+    compare, conditions_differ, tolerance, Compared, Comparison, Difference, Row, Tolerance,
+};
 pub use replay::GoldenReplay;
-pub use review::{check, note_not_run, prepare_insta, verdict_of, GoldenVerdict};
+pub use review::{prepare_insta, Review};
 pub(crate) use text::{parse as parse_text, text_stem};
 pub use text::{read_text, text_path};
+pub use verdict::GoldenVerdict;
 
 use crate::results::measured_by::MeasuredBy;
 use crate::results::statistics::Statistic;
@@ -114,6 +118,15 @@ fn folder(root: &Path, engine: MeasuredBy) -> PathBuf {
     }
 }
 
+/// Reads the text of a golden's file. `Ok(None)` means that there is no such file.
+pub(crate) fn read_file(path: &Path) -> Result<Option<String>, GoldenError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(GoldenError::Read { path: path.display().to_string(), source }),
+    }
+}
+
 /// Who made what a golden is compared with, or made of.
 pub(crate) fn engine(measurement: &Measurement) -> MeasuredBy {
     MeasuredBy::of(&measurement.conditions.engine)
@@ -150,13 +163,10 @@ impl Golden {
         })
     }
 
-    /// The accepted golden, or none yet.
+    /// Reads an accepted golden. There may be none yet.
     pub fn read(path: &Path) -> Result<Option<Self>, GoldenError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, &path.display().to_string()).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(GoldenError::Read { path: path.display().to_string(), source }),
-        }
+        let text = read_file(path)?;
+        text.map(|text| Self::parse(&text, &path.display().to_string())).transpose()
     }
 
     /// Reads the text of a snapshot file; `path` is for messages.
@@ -558,11 +568,5 @@ conditions
         statistics.ppl = f64::NAN;
         let error = Golden::of(measurement, &nan).unwrap_err().to_string();
         assert_eq!(error, "ppl is NaN: the measurement cannot be trusted");
-    }
-
-    #[test]
-    fn the_case_and_the_file_are_the_same_words() {
-        assert_eq!(stem("gemma-3-270m@long", "q8_0/q4_0"), "gemma-3-270m@long__q8_0+q4_0");
-        assert_eq!(stem("m", "q4_0:norot"), "m__q4_0,norot");
     }
 }

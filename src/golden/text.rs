@@ -38,11 +38,8 @@ pub(crate) fn text_stem(model: &str) -> String {
 /// A file that cannot be read, or is not what kvgate writes.
 pub fn read_text(root: &Path, model: &str) -> Result<Option<Generated>, GoldenError> {
     let path = text_path(root, model);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => parse(&text, &path.display().to_string()).map(Some),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(GoldenError::Read { path: path.display().to_string(), source }),
-    }
+    let text = super::read_file(&path)?;
+    text.map(|text| parse(&text, &path.display().to_string())).transpose()
 }
 
 /// The whole file.

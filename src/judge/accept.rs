@@ -5,13 +5,14 @@ use crate::golden::review::pending;
 use crate::golden::{engine, path_by, text, Golden};
 use crate::judge::trust;
 use crate::judge::Evidence;
+use crate::measure::corpus::{self, CorpusError};
 use crate::policy::{ModelPolicy, Policy};
 use crate::results::case::CaseKind;
 use crate::results::case::CellName;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::verdict::Verdict;
-use crate::results::{CorpusFile, Measurement, Results, SchemeResult};
-use sha2::{Digest, Sha256};
+use crate::results::{Measurement, Results, SchemeResult};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -80,9 +81,10 @@ fn did_you_mean(names: &[String]) -> String {
     format!("; did you mean {}?", names.join(" or "))
 }
 
-/// Writes goldens for the cases that `only` names (`model::scheme` or `model::scheme::golden`), or
-/// for all. `root` is the policy's folder, `head` the repository's commit. All or nothing: one case
-/// that must not be accepted refuses them all.
+/// Writes goldens for the cells that `only` names (`model::scheme` or `model::scheme::golden`), or for all cells if it
+/// names none. `root` is the policy's folder, and `head` is the repository's commit.
+///
+/// It is all or nothing: one cell that must not be accepted refuses all of them.
 pub fn accept(
     results: &Results,
     policy: &Policy,
@@ -90,16 +92,21 @@ pub fn accept(
     only: &[String],
     root: &Path,
 ) -> Result<Vec<Accepted>, AcceptError> {
-    same_run(results, policy, head)?;
-    let cells = selected(results, only)?;
-    let mut refusals = refusals_of_conditions(results, &cells, policy);
+    refuse_other_run(results, policy, head)?;
+    let selected = selected(results, only)?;
+    let mut refusals = Vec::new();
     let mut goldens = Vec::new();
-    for (measurement, scheme) in &cells {
-        match acceptable(results, policy, measurement, scheme) {
-            Ok(golden) => {
-                goldens.push((engine(measurement), cell_name(measurement, scheme), golden))
+    for (measurement, schemes) in &selected {
+        refusals.extend(mismatch(results, measurement, policy));
+        // by its own word: what it says decides the folder in which a person finds the golden
+        let evidence = Evidence::new(Cow::Borrowed(measurement), engine(measurement));
+        for scheme in schemes {
+            match acceptable(results, policy, &evidence, scheme) {
+                Ok(golden) => {
+                    goldens.push((engine(measurement), cell_name(measurement, scheme), golden))
+                }
+                Err(reason) => refusals.push(reason),
             }
-            Err(reason) => refusals.push(reason),
         }
     }
     if !refusals.is_empty() {
@@ -107,12 +114,9 @@ pub fn accept(
     }
     let accepted = goldens.into_iter().map(|(by, cell, golden)| write(root, by, &cell, &golden));
     let mut accepted = accepted.collect::<Result<Vec<_>, _>>()?;
-    // last: goldens name their text, so that what is left of a failure is red
-    let mut texts = BTreeSet::new();
-    for (measurement, _) in &cells {
-        if texts.insert(&measurement.model) {
-            accepted.extend(write_text(root, measurement)?);
-        }
+    // texts come last: goldens hold the hash of their text, so a failure in between leaves red cases
+    for (measurement, _) in &selected {
+        accepted.extend(write_text(root, measurement)?);
     }
     Ok(accepted)
 }
@@ -132,7 +136,12 @@ fn cell_name(measurement: &Measurement, scheme: &SchemeResult) -> CellName {
     CellName::new(&measurement.model, &scheme.scheme)
 }
 
-fn same_run(results: &Results, policy: &Policy, head: Option<&str>) -> Result<(), AcceptError> {
+/// Refuses results of another policy or of another commit.
+fn refuse_other_run(
+    results: &Results,
+    policy: &Policy,
+    head: Option<&str>,
+) -> Result<(), AcceptError> {
     let theirs = results.policy.as_ref().ok_or(AcceptError::NoPolicy)?;
     if theirs.sha256 != policy.sha256 {
         return Err(AcceptError::OtherPolicy {
@@ -149,26 +158,36 @@ fn same_run(results: &Results, policy: &Policy, head: Option<&str>) -> Result<()
     }
 }
 
-type Cell<'a> = (&'a Measurement, &'a SchemeResult);
+/// The results of a model that are to be accepted.
+type Selected<'a> = (&'a Measurement, Vec<&'a SchemeResult>);
 
-fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Cell<'a>>, AcceptError> {
-    let all: Vec<Cell> =
-        results.measurements.iter().flat_map(|m| m.schemes.iter().map(move |s| (m, s))).collect();
-    if all.is_empty() {
+/// The results that `only` names, or all of them.
+fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Selected<'a>>, AcceptError> {
+    let all = results.measurements.iter().map(|m| (m, m.schemes.iter().collect::<Vec<_>>()));
+    let all: Vec<Selected> = all.filter(|(_, schemes)| !schemes.is_empty()).collect();
+    let name = |m: &Measurement, scheme: &SchemeResult| cell_name(m, scheme).to_string();
+    let names: Vec<String> =
+        all.iter().flat_map(|(m, schemes)| schemes.iter().map(|s| name(m, s))).collect();
+    if names.is_empty() {
         return Err(AcceptError::Nothing);
     }
-    let names: Vec<String> = all.iter().map(|(m, s)| cell_name(m, s).to_string()).collect();
+    if only.is_empty() {
+        return Ok(all);
+    }
     let mut wanted = BTreeSet::new();
     for filter in only {
         let name = filter.strip_suffix("::golden").unwrap_or(filter);
-        let Some(i) = names.iter().position(|n| n == name) else {
+        if !names.iter().any(|known| known == name) {
             let near = nearest(name, &names);
             return Err(AcceptError::UnknownCase { case: filter.clone(), near });
-        };
-        wanted.insert(i);
+        }
+        wanted.insert(name.to_owned());
     }
-    let is_wanted = |i: &usize| only.is_empty() || wanted.contains(i);
-    Ok(all.into_iter().enumerate().filter(|(i, _)| is_wanted(i)).map(|(_, cell)| cell).collect())
+    let chosen = all.into_iter().map(|(m, mut schemes)| {
+        schemes.retain(|scheme| wanted.contains(&name(m, scheme)));
+        (m, schemes)
+    });
+    Ok(chosen.filter(|(_, schemes)| !schemes.is_empty()).collect())
 }
 
 /// Up to three names that the typed one may have meant.
@@ -180,26 +199,18 @@ fn nearest(typed: &str, names: &[String]) -> Vec<String> {
     scored.into_iter().take(3).map(|(_, name)| format!("`{name}`")).collect()
 }
 
-/// Measurements among the cells whose conditions are not those of the policy and its files today.
-fn refusals_of_conditions(results: &Results, cells: &[Cell], policy: &Policy) -> Vec<String> {
-    let is_twice = |measurement: &Measurement| {
-        results.measurements.iter().filter(|other| other.model == measurement.model).count() > 1
-    };
-    let mut refusals = Vec::new();
-    let mut seen = BTreeSet::new();
-    for (measurement, _) in cells {
-        if seen.insert(&measurement.model) {
-            let reason = match policy.models.iter().find(|m| m.name == measurement.model) {
-                Some(_) if is_twice(measurement) => {
-                    Some("these results hold it twice: which one counts cannot be told".into())
-                }
-                Some(model) => other_conditions(measurement, model),
-                None => Some("the policy has no such model".into()),
-            };
-            refusals.extend(reason.map(|reason| format!("{}: {reason}", measurement.model)));
+/// Why no cell of a model may be accepted: its conditions are not those of the policy and its files today.
+fn mismatch(results: &Results, measurement: &Measurement, policy: &Policy) -> Option<String> {
+    let own = results.measurements.iter().filter(|other| other.model == measurement.model);
+    let is_twice = own.count() > 1;
+    let reason = match policy.models.iter().find(|m| m.name == measurement.model) {
+        Some(_) if is_twice => {
+            Some("these results hold it twice: which one counts cannot be told".into())
         }
-    }
-    refusals
+        Some(model) => other_conditions(measurement, model),
+        None => Some("the policy has no such model".into()),
+    };
+    reason.map(|reason| format!("{}: {reason}", measurement.model))
 }
 
 fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<String> {
@@ -210,43 +221,37 @@ fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<S
     if then.chunks != policy.chunks {
         return Some(format!("measured on {} chunks, not {}", then.chunks, policy.chunks));
     }
-    if let Some(unlike) = trust::unlike_policy(policy, measurement, engine(measurement)) {
-        return Some(unlike);
+    let by = engine(measurement);
+    if let Some(mismatch) = trust::mismatch_with_policy(policy, measurement, by) {
+        return Some(mismatch);
     }
-    if engine(measurement) == MeasuredBy::LlamaCpp {
+    if by == MeasuredBy::LlamaCpp {
         return None; // its logs name no corpus
     }
-    match policy.corpus.iter().map(|path| corpus_file(path)).collect::<Result<Vec<_>, _>>() {
-        Err(error) => Some(error),
+    let now = policy.corpus.iter().map(|path| Ok(corpus::read(path)?.file));
+    match now.collect::<Result<Vec<_>, CorpusError>>() {
+        Err(error) => Some(error.to_string()),
         Ok(now) if now != then.corpus => Some("the corpus has changed since; run again".into()),
         Ok(_) => None,
     }
-}
-
-fn corpus_file(path: &Path) -> Result<CorpusFile, String> {
-    let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    let category = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(CorpusFile { category, sha256 })
 }
 
 /// The golden of a case, or why it must not become one.
 fn acceptable(
     results: &Results,
     policy: &Policy,
-    measurement: &Measurement,
+    evidence: &Evidence,
     scheme: &SchemeResult,
 ) -> Result<Golden, String> {
+    let measurement = evidence.measurement();
     let case = cell_name(measurement, scheme);
     let models = policy.models.iter().filter(|m| m.name == measurement.model);
     let mut cells = models.flat_map(|model| model.cells.iter().map(move |cell| (model, cell)));
     let own = cells.find(|(_, cell)| cell.label == scheme.scheme);
     let (model, cell) = own.ok_or_else(|| format!("{case}: the policy has no such scheme"))?;
     let untrusted = |why: &str| format!("{case}: the measurement cannot be trusted: {why}");
-    // by its own word: what it says decides the folder that a person finds the golden in
-    let by = engine(measurement);
-    let found = Evidence::new(measurement, by).found(model, cell, by);
-    if let (_, Some(reason)) = found.map_err(|error| format!("{case}: {error}"))? {
+    let result = evidence.result_of(model, cell);
+    if let (_, Some(reason)) = result.map_err(|error| format!("{case}: {error}"))? {
         return Err(untrusted(&reason));
     }
     let kld = case.case(CaseKind::Kld).to_string();
@@ -275,6 +280,7 @@ fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
     use crate::results::statistics::Statistics;
     use crate::results::Outcome;
     use crate::testing::fixture;
@@ -288,7 +294,7 @@ mod tests {
         for (i, text) in ["some prose", "some code"].iter().enumerate() {
             let file = root.join(["prose.txt", "code.txt"][i]);
             std::fs::write(&file, text).unwrap();
-            results.measurements[0].conditions.corpus[i] = corpus_file(&file).unwrap();
+            results.measurements[0].conditions.corpus[i] = corpus::read(&file).unwrap().file;
             policy.models[0].corpus[i] = file;
         }
         (results, policy)
@@ -321,8 +327,8 @@ mod tests {
         for scheme in &measurement.schemes {
             let golden = Golden::of(measurement, scheme).unwrap();
             let stem = cell_name(measurement, scheme).file_stem();
-            let read = Golden::read(&crate::path(root, &stem)).unwrap().unwrap();
-            assert!(crate::compare(Some(&read), &golden).matches());
+            let read = Golden::read(&golden::path(root, &stem)).unwrap().unwrap();
+            assert!(golden::compare(Some(&read), &golden).matches());
             // insta's own comparison, of the whole text
             let mut settings = insta::Settings::clone_current();
             settings.set_snapshot_path(root.join("goldens"));

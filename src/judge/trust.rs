@@ -6,6 +6,7 @@
 
 use crate::golden::GoldenReplay;
 use crate::kv::codec::{self, Exactness};
+use crate::kv::effective::codec_names;
 use crate::measure::corpus::scored;
 use crate::measure::BAD_LANE_KLD;
 use crate::policy::{Cell, ModelPolicy};
@@ -172,7 +173,7 @@ fn idle(baseline: &str, result: &SchemeResult) -> Option<String> {
     let charged = |share: &Sides| share.k > 0.0 || share.v > 0.0;
     // halves throughout hide nothing: there is no tail beside them
     let is_half = |name: &&str| codec::find(name).is_some_and(|c| c.exactness() == Exactness::Half);
-    let is_exact = codecs(effective).iter().all(is_half);
+    let is_exact = codec_names(effective).iter().all(is_half);
     let hidden = |storage: &Storage| !charged(&storage.charged_share) && !is_exact;
     if result.storage.as_ref().is_some_and(hidden) {
         return Some(format!(
@@ -205,7 +206,7 @@ pub(crate) fn contradiction(
     }
     // another engine's log has no parts
     let has_parts = by == MeasuredBy::Kvgate || !parts.is_empty();
-    let unlike = has_parts.then(|| unlike_parts(measurement, statistics, parts)).flatten();
+    let unlike = has_parts.then(|| mismatch_with_parts(measurement, statistics, parts)).flatten();
     let own = leaves_out(statistics, by).or(unlike).or_else(|| disordered(statistics));
     own.or_else(|| scheme.storage.as_ref().and_then(impossible_storage))
         .or_else(|| scheme.replay.as_ref().and_then(impossible_replay))
@@ -330,7 +331,11 @@ fn mean_by_quantiles(s: &Statistics) -> (f64, f64) {
     (least - slack, most + 6.0 * each * s.max_kld.abs() + slack)
 }
 
-fn unlike_parts(measurement: &Measurement, s: &Statistics, parts: &[Part]) -> Option<String> {
+fn mismatch_with_parts(
+    measurement: &Measurement,
+    s: &Statistics,
+    parts: &[Part],
+) -> Option<String> {
     let conditions = &measurement.conditions;
     let each = scored(conditions.context).len() as u64;
     if parts.len() != conditions.chunks || parts.iter().any(|part| part.tokens != each) {
@@ -395,7 +400,7 @@ fn wrong_error(
 const CANCELLED: f64 = 1e-7;
 
 /// How a measurement differs from what the policy asks for, whatever it was measured on.
-pub(crate) fn unlike_policy(
+pub(crate) fn mismatch_with_policy(
     model: &ModelPolicy,
     measurement: &Measurement,
     by: MeasuredBy,
@@ -415,7 +420,7 @@ pub(crate) fn unlike_policy(
     let baseline = model.baseline.default.k.codec.name();
     if mimics(measurement) {
         Some(format!("it was measured with another engine's habits: {}", conditions.engine))
-    } else if codecs(&conditions.baseline) != BTreeSet::from([baseline]) {
+    } else if codec_names(&conditions.baseline) != BTreeSet::from([baseline]) {
         let theirs = &conditions.baseline;
         Some(format!(
             "it was compared with the baseline {theirs}, and the policy asks for {baseline}"
@@ -425,12 +430,12 @@ pub(crate) fn unlike_policy(
     } else if model.generate.is_some() && measurement.generated.is_none() {
         Some("it was measured without the prompts that the policy asks for".into())
     } else {
-        read_otherwise(&model.source, &conditions.reading)
+        mismatch_with_source(&model.source, &conditions.reading)
     }
 }
 
 /// How the checkpoint was read otherwise than the policy asks for.
-fn read_otherwise(source: &Source, reading: &[String]) -> Option<String> {
+fn mismatch_with_source(source: &Source, reading: &[String]) -> Option<String> {
     let is_bos = |line: &&String| {
         let word = line.strip_prefix(BOS);
         word.is_some_and(|word| word == "none" || word.parse::<u32>().is_ok())
@@ -464,7 +469,7 @@ fn read_otherwise(source: &Source, reading: &[String]) -> Option<String> {
 const NO_BOS: &str = " none";
 
 /// How a scheme's result differs from what its cell asks for.
-pub(crate) fn unlike_cell(
+pub(crate) fn mismatch_with_cell(
     model: &ModelPolicy,
     cell: &Cell,
     scheme: &SchemeResult,
@@ -476,7 +481,7 @@ pub(crate) fn unlike_cell(
     let pairs = cell.scheme.layers.iter().map(|(_, pair)| pair).chain([&cell.scheme.default]);
     let named: BTreeSet<&str> =
         pairs.flat_map(|pair| [pair.k.codec.name(), pair.v.codec.name()]).collect();
-    let ran = codecs(&scheme.effective);
+    let ran = codec_names(&scheme.effective);
     if let Some(other) = ran.difference(&named).next() {
         return Some(format!(
             "`{}` ran, and `{other}` is no codec of `{}`, which the policy asks for",
@@ -494,14 +499,6 @@ pub(crate) fn unlike_cell(
         .then(|| "it has no replay of the text that the policy asks for".into())
 }
 
-/// The codecs that an effective scheme names: `q8_0·H64/q4_0·H64:tail=32 in 0-2 + f16/f16` has three.
-fn codecs(effective: &str) -> BTreeSet<&str> {
-    let pair = |way: &'_ str| way.split(' ').next().unwrap_or_default().len();
-    let ways = effective.split(" + ").map(|way| &way[..pair(way)]);
-    let sides = ways.flat_map(|way| way.split('/'));
-    sides.map(|side| side.split(['·', ':', '@']).next().unwrap_or_default()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -509,15 +506,6 @@ mod tests {
     use crate::policy::Policy;
     use crate::testing::fixture;
     use std::path::Path;
-
-    #[test]
-    fn codecs_of_what_ran() {
-        let of = |effective: &str| codecs(effective).into_iter().collect::<Vec<_>>().join(" ");
-        assert_eq!(of("f16/f16"), "f16");
-        assert_eq!(of("q8_0·H64/q4_0·H64:tail=32:sink=4 in 0-2 + f16/f16 in 3"), "f16 q4_0 q8_0");
-        assert_eq!(of("turbo3:unbiased/turbo3"), "turbo3");
-        assert_eq!(of(""), "");
-    }
 
     /// What really ran under every scheme of this repository's own gate is what its cell names.
     #[test]
@@ -532,7 +520,7 @@ mod tests {
                 let mut ran = fixture::results().measurements[0].schemes[0].clone();
                 ran.effective = golden.effective;
                 let unpromptly = ModelPolicy { generate: None, ..model.clone() };
-                let found = unlike_cell(&unpromptly, cell, &ran, MeasuredBy::Kvgate);
+                let found = mismatch_with_cell(&unpromptly, cell, &ran, MeasuredBy::Kvgate);
                 assert_eq!(found, None, "{}::{}", model.name, cell.label);
                 seen += 1;
             }
@@ -549,8 +537,11 @@ mod tests {
         let says = |model: &ModelPolicy, edit: &dyn Fn(&mut Measurement)| {
             let mut measurement = measurement.clone();
             edit(&mut measurement);
-            let of_cell = unlike_cell(model, &cell, &measurement.schemes[0], MeasuredBy::Kvgate);
-            unlike_policy(model, &measurement, MeasuredBy::Kvgate).or(of_cell).unwrap_or_default()
+            let of_cell =
+                mismatch_with_cell(model, &cell, &measurement.schemes[0], MeasuredBy::Kvgate);
+            mismatch_with_policy(model, &measurement, MeasuredBy::Kvgate)
+                .or(of_cell)
+                .unwrap_or_default()
         };
         assert_eq!(says(&model, &|_| ()), "");
         let starts = |said: String, start: &str| assert!(said.starts_with(start), "{said}");

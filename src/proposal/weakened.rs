@@ -15,7 +15,7 @@ const NAMED_CASES: usize = 3;
 
 /// One of the two policies that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub enum Revision {
     /// What holds: the policy at the merge base.
     Base,
     /// What is proposed.
@@ -89,9 +89,9 @@ impl fmt::Display for Weakened {
 pub fn weakened(
     base: &Policy,
     head: &Policy,
-    texts: &dyn Fn(Side, &Path) -> Option<u64>,
+    texts: &dyn Fn(Revision, &Path) -> Option<u64>,
 ) -> Vec<Weakened> {
-    let mut findings = Findings { head, list: Vec::new() };
+    let mut findings = Loosenings { head, list: Vec::new() };
     for old in &base.models {
         match head.models.iter().find(|new| new.name == old.name) {
             Some(new) => {
@@ -117,10 +117,10 @@ pub fn text_sizes<'a>(
     policy: &'a Policy,
     base: &'a dyn Files,
     head: &'a dyn Files,
-) -> impl Fn(Side, &Path) -> Option<u64> + 'a {
+) -> impl Fn(Revision, &Path) -> Option<u64> + 'a {
     let folder = policy.path.parent().unwrap_or(Path::new(""));
     move |side, path| {
-        let files = if side == Side::Base { base } else { head };
+        let files = if side == Revision::Base { base } else { head };
         files.size(path.strip_prefix(folder).unwrap_or(path)).ok().flatten()
     }
 }
@@ -184,12 +184,12 @@ impl Pair<'_> {
     }
 }
 
-struct Findings<'p> {
+struct Loosenings<'p> {
     head: &'p Policy,
     list: Vec<Weakened>,
 }
 
-impl Findings<'_> {
+impl Loosenings<'_> {
     /// An edit that is there already reaches one more case.
     fn add(
         &mut self,
@@ -280,7 +280,7 @@ impl Findings<'_> {
     }
 
     /// What a model is measured on.
-    fn texts(&mut self, pair: Pair, size: &dyn Fn(Side, &Path) -> Option<u64>) {
+    fn texts(&mut self, pair: Pair, size: &dyn Fn(Revision, &Path) -> Option<u64>) {
         let Pair { old, new } = pair;
         for file in old.corpus.iter().filter(|file| !new.corpus.contains(file)) {
             let lines = pair.lines("", &["corpus"]);
@@ -299,8 +299,8 @@ impl Findings<'_> {
             prompts(old).filter(|_| prompts(old) == prompts(new)).map(|file| ("prompts", file)),
         );
         for (key, file) in kept {
-            let Some(was) = size(Side::Base, &file) else { continue };
-            let is = size(Side::Head, &file);
+            let Some(was) = size(Revision::Base, &file) else { continue };
+            let is = size(Revision::Head, &file);
             if is.is_none_or(|is| is < was) {
                 let what = format!("{key} file {} shortened", file.display());
                 let is = is.map_or("not there".into(), |is| format!("{is} bytes"));
@@ -456,7 +456,7 @@ prompts = false
         of.iter().map(|(path, bytes)| (PathBuf::from(path), *bytes)).collect()
     }
 
-    /// Findings of going from `base` to `head`, without texts.
+    /// Loosenings of going from `base` to `head`, without texts.
     fn between(base: &str, head: &str) -> Vec<String> {
         let found = weakened(&policy(base), &policy(head), &|_, _| None);
         found.iter().map(ToString::to_string).collect()
@@ -671,8 +671,8 @@ prompts = false
         let found = |base: &[(&str, u64)], head: &[(&str, u64)]| {
             let (base, head) = (sizes(base), sizes(head));
             let texts = |side, path: &Path| match side {
-                Side::Base => base.get(path).copied(),
-                Side::Head => head.get(path).copied(),
+                Revision::Base => base.get(path).copied(),
+                Revision::Head => head.get(path).copied(),
             };
             let found = weakened(&policy, &policy, &texts);
             found.iter().map(ToString::to_string).collect::<Vec<_>>()

@@ -300,7 +300,7 @@ pub struct CaseResult {
     pub limits: Vec<JudgedLimit>,
     /// Of a `golden` case, its values then and now; empty where they say nothing about each other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub changes: Vec<Change>,
+    pub changes: Vec<Moved>,
 }
 
 impl CaseResult {
@@ -319,7 +319,7 @@ impl CaseResult {
 
 /// A value in the golden, and now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Change {
+pub struct Moved {
     /// The statistic's name.
     pub name: String,
     /// The golden's.
