@@ -182,8 +182,6 @@ fn absolute(root: &Path) -> PathBuf {
 mod tests {
     use super::*;
     use crate::golden::{compare, engine, Golden, GoldenVerdict};
-    use crate::judge::{CompareError, Evidence, Judge};
-    use crate::results::Measurement;
     use crate::testing::fixture;
     use std::process::Command;
 
@@ -212,10 +210,26 @@ mod tests {
         };
         let measurement = &results.measurements[0];
         let scheme = &measurement.schemes[1];
-        let stem = stem_of(&measurement.model, &scheme.scheme);
-        let verdict =
-            check(&root, &stem, measurement, scheme, Path::new("kvgate-results/results.json"));
-        println!("verdict={:?}\n{}", verdict.verdict, verdict.message);
+        let cell = CellName::new(&measurement.model, &scheme.scheme);
+        let review = Review { root: &root, cell: &cell, by: engine(measurement) };
+        let file = path_by(&root, review.by, &review.stem());
+        let golden = match Golden::read(&file) {
+            Ok(golden) => golden,
+            Err(error) => {
+                review.note_not_compared();
+                return println!("verdict=Error\n{error}");
+            }
+        };
+        let new = Golden::of(measurement, scheme).unwrap();
+        let comparison = compare(golden.as_ref(), &new);
+        let compared = Compared { new, comparison, generated: None, is_text_accepted: true };
+        let is_pending = review.offer(&compared);
+        let GoldenVerdict { verdict, mut message, .. } = compared.verdict();
+        if !compared.is_pass() {
+            let results = Path::new("kvgate-results/results.json");
+            message += &review.how_to_accept(results, is_pending);
+        }
+        println!("verdict={verdict:?}\n{message}");
     }
 
     /// Output of a process that checks the fixture's `q4_0` against the golden under `root`.
@@ -347,21 +361,13 @@ to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-resu
     }
 
     #[test]
-    fn a_damaged_golden_or_a_failed_measurement_is_an_error() {
+    fn a_damaged_golden_is_an_error() {
         let root = tempfile::tempdir().unwrap();
         let file = accepted(root.path(), |_| ());
         std::fs::write(&file, "---\nsource: kvgate\n---\n<<<<<<< HEAD\n").unwrap();
         let output = checked(root.path(), &[]);
         assert!(output.contains("verdict=Error"), "{output}");
         assert!(output.contains("q4_0.snap:4: a merge left its markers here"), "{output}");
-
-        let results = fixture::results();
-        let failed = &results.measurements[0].schemes[2];
-        assert!(matches!(failed.outcome, Outcome::Failed { .. }));
-        let verdict =
-            check(root.path(), "x", &results.measurements[0], failed, Path::new("r.json"));
-        assert_eq!(verdict.verdict, Verdict::Error);
-        assert_eq!(verdict.message, "not measured: layer 3: K is NaN");
     }
 
     /// The fixture's `q4_0` as llama.cpp would have measured it.
@@ -380,8 +386,9 @@ to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-resu
             let measurement = &results.measurements[0];
             let (new, engine) = (&measurement.schemes[1], engine(measurement));
             // insta's part is tested in processes of their own
-            let found = comparison(root.path(), STEM, measurement, new).unwrap().0;
-            (found, path_by(root.path(), engine, STEM))
+            let file = path_by(root.path(), engine, STEM);
+            let golden = Golden::read(&file).unwrap();
+            (compare(golden.as_ref(), &Golden::of(measurement, new).unwrap()), file)
         };
         let (found, file) = verdict(&of_llama_cpp("b11434"));
         assert_eq!(found, Comparison::Missing, "kvgate's own golden says nothing about it");
@@ -391,8 +398,12 @@ to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-resu
         write_atomically(&file, |w| w.write_all(golden.unwrap().snapshot().as_bytes())).unwrap();
         assert!(verdict(&results).0.matches());
         assert!(verdict(&fixture::results()).0.matches(), "its own is untouched");
-        let Comparison::Stale(differences) = verdict(&of_llama_cpp("b11500")).0 else { panic!() };
-        let message = stale(&differences);
+        let comparison = verdict(&of_llama_cpp("b11500")).0;
+        assert!(matches!(comparison, Comparison::Stale(_)));
+        let new = Golden::of(&results.measurements[0], &results.measurements[0].schemes[1]);
+        let (new, generated, is_text_accepted) = (new.unwrap(), None, true);
+        let compared = Compared { new, comparison, generated, is_text_accepted };
+        let message = compared.verdict().message;
         assert!(message.contains("engine: llama.cpp b11434 → llama.cpp b11500"), "{message}");
         assert!(message.contains("llama.cpp's numerics change from build to build"), "{message}");
     }

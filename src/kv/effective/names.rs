@@ -20,7 +20,10 @@ mod tests {
     fn codecs_of_every_way_and_side_are_named() {
         let names = |written| codec_names(written).into_iter().collect::<Vec<_>>().join(" ");
         assert_eq!(names("f16/f16"), "f16");
-        assert_eq!(names("q8_0·H64/q4_0·H64:tail=32:sink=4 in 0-2 + f16/f16 in 3"), "f16 q4_0 q8_0");
+        assert_eq!(
+            names("q8_0·H64/q4_0·H64:tail=32:sink=4 in 0-2 + f16/f16 in 3"),
+            "f16 q4_0 q8_0"
+        );
         assert_eq!(names("turbo3:unbiased/turbo3"), "turbo3");
         assert_eq!(names(""), "");
     }
