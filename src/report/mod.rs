@@ -258,6 +258,7 @@ fn tally(results: &Results) -> String {
 mod tests {
     use super::*;
     use crate::results::verdict::Verdict;
+    use crate::testing::fixture;
 
     #[test]
     fn one_sentence() {

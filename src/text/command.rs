@@ -53,3 +53,15 @@ fn quoted(word: &str) -> String {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_fit_for_a_shell() {
+        assert_eq!(quoted("models/a-b_1.gguf"), "models/a-b_1.gguf");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted("$HOME"), "'$HOME'");
+    }
+}

@@ -5,7 +5,7 @@ use crate::support::git::Git;
 use crate::support::program::{accepted, kvgate, kvgate_with};
 use kvgate::internals::policy::Policy;
 use kvgate::internals::proposal::changed::{since, Touched};
-use kvgate::internals::proposal::weakened::{self, goldens_removed, text_sizes};
+use kvgate::internals::proposal::weakened::{goldens_removed, text_sizes, weakened};
 use kvgate::internals::repo::{Change, Files, Folder, RepoError, Repository};
 use std::path::{Path, PathBuf};
 

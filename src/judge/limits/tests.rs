@@ -280,45 +280,6 @@ fn numbers_keep_five_digits() {
     }
 }
 
-#[test]
-fn words_are_fit_for_a_shell() {
-    assert_eq!(quoted("models/a-b_1.gguf"), "models/a-b_1.gguf");
-    assert_eq!(quoted("it's"), r"'it'\''s'");
-    assert_eq!(quoted("$HOME"), "'$HOME'");
-}
-
-#[test]
-fn every_verdict_has_its_mark_word_and_colour() {
-    use Verdict::*;
-    let red = [Regressed, UnexpectedPass, GoldenChanged, Stale, Inconclusive, Error];
-    let all = [vec![Pass, FailsAsRequired, Reported, Ignored], red.to_vec()].concat();
-    for verdict in all {
-        assert_eq!(verdict.is_red(), red.contains(&verdict), "{verdict:?}");
-        assert_eq!(verdict.symbol().contains('✓'), verdict == Pass, "{verdict:?}");
-        let word = serde_json::to_string(&verdict).unwrap().replace('_', " ");
-        assert_eq!(word, format!("\"{}\"", verdict.label()));
-    }
-    assert_eq!(FailsAsRequired.symbol(), "✗ (expected)");
-}
-
-#[test]
-fn exit_codes() {
-    use Verdict::*;
-    for (verdicts, code) in [
-        (vec![], 0),
-        (vec![Pass, FailsAsRequired, Reported, Ignored], 0),
-        (vec![Pass, Error, Pass], 4),
-        (vec![Error, Regressed], 1),
-        (vec![Regressed, Error], 1),
-        (vec![Error, Pass, Error], 4),
-    ] {
-        assert_eq!(exit_code(verdicts.clone()), code, "{verdicts:?}");
-    }
-    for one in [Regressed, UnexpectedPass, GoldenChanged, Stale, Inconclusive] {
-        assert_eq!(exit_code([one]), 1, "{one:?}");
-    }
-}
-
 fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
     let control = |name: &str, mean_kld, top1| Control {
         name: name.into(),
