@@ -52,18 +52,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         );
         return Err(usage(message));
     }
-    for cost in costs.iter().filter(|cost| cost.source == CostBasis::Guessed) {
-        out::tell(format!(
-            "warning: {}: neither measured (--costs) nor here to be estimated: its cost is guessed from its tokens",
-            cost.model
-        ));
+    for cost in &costs {
+        if let CostBasis::Guessed { why } = &cost.basis {
+            out::tell(format!(
+                "warning: {}: neither measured (--costs) nor can it be estimated ({why}): its cost is guessed from its tokens",
+                cost.model
+            ));
+        }
     }
     say_whole(plan::matrix(&plan::pack(&costs, arguments.shards.into())))?;
     Ok(0)
 }
 
-/// From the checkpoint's configuration, where it is here.
-fn estimate(model: &ModelPolicy, lanes: usize) -> Option<f64> {
-    let checkpoint = Checkpoint::open(&model.source).ok()?;
-    Some(plan::estimated_seconds(model, lanes, &checkpoint.spec))
+/// Estimates a model's cost from its checkpoint's configuration, or says why that is not possible.
+fn estimate(model: &ModelPolicy, lanes: usize) -> Result<f64, String> {
+    let checkpoint = Checkpoint::open(&model.source).map_err(|error| error.to_string())?;
+    Ok(plan::estimated_seconds(model, lanes, &checkpoint.spec))
 }

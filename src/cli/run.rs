@@ -92,7 +92,7 @@ struct Selected {
 /// The cases that the arguments name.
 fn select(gate: &Project, arguments: &Arguments) -> Result<Selected, Stop> {
     let nothing = |message| Stop::new(NOTHING_SELECTED, message);
-    let models = plan::named(&gate.policy, &arguments.models).map_err(nothing)?;
+    let models = plan::models_named(&gate.policy, &arguments.models).map_err(nothing)?;
     let ignored = Ignored::included(arguments.include_ignored);
     let selection =
         Selection { exact: arguments.exact, ..Selection::containing(&arguments.filters, ignored) };

@@ -113,13 +113,32 @@ fn selection<'a>(arguments: &'a Arguments, filters: &'a [String]) -> Selection<'
     Selection { filters, skip: &arguments.skip, exact: arguments.exact, ignored }
 }
 
-/// What the harness came to; none where standard output takes nothing any more, which it answers with a panic.
+/// Runs libtest-mimic. None if it panicked, which is told.
+///
+/// A panic of a case never comes here: libtest-mimic catches it and fails the case. What comes here are panics of
+/// libtest-mimic itself, which answers with one if its log file cannot be created or its output cannot be written.
 fn conclusion(run: impl FnOnce() -> Conclusion) -> Option<Conclusion> {
-    let ended = catch_unwind(AssertUnwindSafe(run));
-    if ended.is_err() {
-        out::tell("error: standard output was closed or is full: what was judged cannot be told");
+    let panic = match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(conclusion) => return Some(conclusion),
+        Err(panic) => panic,
+    };
+    let message = panic.downcast_ref::<String>().map(String::as_str);
+    let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+    out::tell(harness_panic(message));
+    None
+}
+
+/// What a panic of libtest-mimic means.
+fn harness_panic(message: &str) -> String {
+    if message.starts_with("failed to create logfile") {
+        format!("error: --logfile: {message}; name a file in a folder that can be written to")
+    } else if message.contains("on an `Err` value: Os {")
+        || message.contains("on an `Err` value: Error {")
+    {
+        "error: standard output was closed or is full: verdicts cannot be printed".into()
+    } else {
+        format!("error: the test harness panicked, so no verdict counts: {message}")
     }
-    ended.ok()
 }
 
 const SLOW_BUILD: &str =
@@ -260,4 +279,26 @@ impl Session {
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_the_harness_is_told_as_what_it_is() {
+        let says = |fault: fn()| {
+            let panic = catch_unwind(fault).unwrap_err();
+            harness_panic(panic.downcast_ref::<String>().unwrap())
+        };
+        let closed = || {
+            Err::<(), _>(std::io::Error::from_raw_os_error(32)).unwrap();
+        };
+        assert!(says(closed).contains("standard output was closed or is full"));
+        let no_folder = || {
+            std::fs::File::create("/no/such/folder/log").expect("failed to create logfile");
+        };
+        assert!(says(no_folder).starts_with("error: --logfile: failed to create logfile: "));
+        assert!(harness_panic("index out of bounds").ends_with("counts: index out of bounds"));
+    }
 }

@@ -102,7 +102,8 @@ fn entry(file: &str) -> &str {
 /// `·` stands between entries of the same layer.
 fn stated_layers(lib: &str) -> Layers {
     let docs = lib.lines().map(|line| line.trim_start_matches("//!").trim());
-    let block = docs.skip_while(|line| *line != "```text").skip(1).take_while(|line| *line != "```");
+    let block =
+        docs.skip_while(|line| *line != "```text").skip(1).take_while(|line| *line != "```");
     let mut layers = Layers::new();
     let mut rank = 0;
     for line in block {
@@ -121,7 +122,9 @@ fn faults(files: &[(String, String)], layers: &Layers) -> Vec<String> {
     for (module, source) in &sources {
         let Some(own) = module.first().filter(|own| layers.contains_key(*own)) else { continue };
         for import in &source.imports {
-            let Some(other) = import.path.first().filter(|o| layers.contains_key(*o)) else { continue };
+            let Some(other) = import.path.first().filter(|o| layers.contains_key(*o)) else {
+                continue;
+            };
             if own != other && layers[other] >= layers[own] {
                 faults.push(format!(
                     "src/{}:{}: `{own}` imports `{}`, and `{other}` is not below `{own}` in src/lib.rs",
@@ -337,7 +340,8 @@ fn circle(folder: &[String], sources: &BTreeMap<Module, Source>) -> Option<Strin
             let Some(to) = child(&target(&import.path, sources)).filter(|to| *to != from) else {
                 continue;
             };
-            let shown = format!("src/{}:{}: `{}`", source.file, import.line, import.path.join("::"));
+            let shown =
+                format!("src/{}:{}: `{}`", source.file, import.line, import.path.join("::"));
             edges.entry(from.clone()).or_default().entry(to).or_insert(shown);
         }
     }
@@ -357,10 +361,15 @@ fn circle(folder: &[String], sources: &BTreeMap<Module, Source>) -> Option<Strin
     let circle: BTreeSet<String> =
         reach(first).into_iter().filter(|one| reach(one).contains(first)).collect();
     let names: Vec<String> = circle.iter().map(|name| format!("`{name}`")).collect();
-    let mut lines =
-        vec![format!("a circle in src/{}: {} import each other:", folder.join("/"), names.join(" and "))];
+    let mut lines = vec![format!(
+        "a circle in src/{}: {} import each other:",
+        folder.join("/"),
+        names.join(" and ")
+    )];
     for (_, to) in edges.iter().filter(|(from, _)| circle.contains(*from)) {
-        lines.extend(to.iter().filter(|(to, _)| circle.contains(*to)).map(|(_, at)| format!("  {at}")));
+        lines.extend(
+            to.iter().filter(|(to, _)| circle.contains(*to)).map(|(_, at)| format!("  {at}")),
+        );
     }
     Some(lines.join("\n"))
 }
