@@ -26,35 +26,17 @@ use weakened::{goldens_removed, text_sizes, Weakened};
 /// Why results cannot be judged as a proposal.
 #[derive(Debug, thiserror::Error)]
 pub enum ProposalError {
-    /// The repository.
     #[error(transparent)]
     Repository(#[from] RepoError),
-    /// The policy lies elsewhere.
+    /// The policy lies outside of the repository.
     #[error("{} is not in the repository {}: run this where the policy is", config.display(), repository.display())]
-    Outside {
-        /// The policy.
-        config: PathBuf,
-        /// The repository.
-        repository: PathBuf,
-    },
-    /// There is nothing to judge by.
+    Outside { config: PathBuf, repository: PathBuf },
+    /// There is no policy to judge by.
     #[error("there is no {} at {base}, and none is proposed; `--config FILE` names another", config.display())]
-    NoPolicy {
-        /// The policy.
-        config: PathBuf,
-        /// The merge base.
-        base: String,
-    },
+    NoPolicy { config: PathBuf, base: String },
     /// The policy that holds is damaged.
     #[error("{} at {base}, which holds, cannot be used:\n{problem}", config.display())]
-    Policy {
-        /// The policy.
-        config: PathBuf,
-        /// The merge base.
-        base: String,
-        /// Every finding.
-        problem: String,
-    },
+    Policy { config: PathBuf, base: String, problem: String },
 }
 
 /// Whether people let the change loosen the policy, for example by a label on the pull request.
@@ -104,11 +86,11 @@ struct Policies {
 }
 
 impl<'r> Proposal<'r> {
-    /// What `head` proposes to `target`, against where they parted. Without `head`, what the working tree
-    /// proposes.
+    /// What `head` proposes to `target`, or what the working tree proposes if there is no `head`. It is compared with the
+    /// merge base of both.
     ///
     /// # Errors
-    /// A revision or history that this clone does not have, a policy outside of it.
+    /// This clone does not have a revision or its history, or the policy lies outside of it.
     pub fn open(
         repository: &'r Repository,
         config: &Path,
@@ -195,7 +177,7 @@ impl<'r> Proposal<'r> {
             Touched::All("all is asked for".into())
         } else {
             let untracked = self.untracked(last)?;
-            touched(last, &self.folder, &self.changes).with(last, &untracked)
+            touched(last, &self.folder, &self.changes).with_untracked(last, &untracked)
         };
         results.findings.extend(replaced);
         results.not_needed = not_needed(last, results, &touched);
