@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let mut cases = gate.cases();
     let ignored = Ignored::included(arguments.include_ignored);
     let selection = Selection::containing(&arguments.filters, ignored);
-    if let Some(filter) = selection.idle_filter(&gate) {
+    if let Some(filter) = selection.unmatched_filter(&gate) {
         let message = nothing_selected(&gate, std::slice::from_ref(filter));
         return Err(Stop::new(NOTHING_SELECTED, message));
     }

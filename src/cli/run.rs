@@ -96,7 +96,7 @@ fn select(gate: &Project, arguments: &Arguments) -> Result<Selected, Stop> {
     let ignored = Ignored::included(arguments.include_ignored);
     let selection =
         Selection { exact: arguments.exact, ..Selection::containing(&arguments.filters, ignored) };
-    if let Some(filter) = selection.idle_filter(gate) {
+    if let Some(filter) = selection.unmatched_filter(gate) {
         return Err(nothing(nothing_selected(gate, std::slice::from_ref(filter))));
     }
     let mut cases = gate.cases();

@@ -1,4 +1,4 @@
-//! The test target: each case of the policy is a test that `cargo test` and nextest run.
+//! The test target of a model's repository: each case of the policy is a test that `cargo test` and nextest run.
 
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::gate::store::Store;
@@ -20,10 +20,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// What libtest exits with when something failed.
+/// The exit code of libtest when something failed.
 pub(crate) const FAILED: u8 = 101;
 
-/// Runs the gate of the policy with the process's arguments, and gives what the process exits with.
+/// Runs the gate with the arguments of this process, and returns the exit code.
 pub fn main() -> ExitCode {
     let (arguments, filters) = arguments();
     let config = std::env::var_os("KVGATE_CONFIG").map_or("thresholds.toml".into(), PathBuf::from);
@@ -36,19 +36,20 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// libtest-mimic knows one filter and not `--no-capture`; libtest knows more.
+/// The arguments of this process, and the filters among them. libtest takes several filters and `--no-capture`, and
+/// libtest-mimic takes only one filter, so both are handled here.
 fn arguments() -> (Arguments, Vec<String>) {
     /// Options whose value is the next argument.
     const VALUED: [&str; 6] =
         ["--test-threads", "--logfile", "--skip", "--color", "--format", "-Z"];
     let mut options = Vec::new();
     let mut filters = Vec::new();
-    let mut valued = true; // the program's own name
+    let mut is_value = true; // the first argument is the program's own name
     let given = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
     for argument in given.filter(|argument| argument != "--no-capture") {
-        let option = valued || argument.starts_with('-');
-        valued = !valued && VALUED.contains(&argument.as_str());
-        if option { &mut options } else { &mut filters }.push(argument);
+        let is_option = is_value || argument.starts_with('-');
+        is_value = !is_value && VALUED.contains(&argument.as_str());
+        if is_option { &mut options } else { &mut filters }.push(argument);
     }
     (Arguments::from_iter(options), filters)
 }
@@ -60,18 +61,9 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     let mut cases = project.cases();
     cases.retain(|case| selection.names(case));
     if arguments.list {
-        let listed = cases.into_iter().map(|case| trial(case, |_| Ok(Completion::Completed)));
-        let conclusion = conclusion(|| libtest_mimic::run(&arguments, listed.collect()));
-        return Ok(conclusion.map_or(ExitCode::from(FAILED), |conclusion| conclusion.exit_code()));
+        return Ok(list(&arguments, cases));
     }
-    if arguments.test_threads == Some(0) {
-        return Err(
-            "error: --test-threads must be at least 1: with 0 nothing would ever run".into()
-        );
-    }
-    if arguments.bench {
-        return Err("error: the gate has no benchmarks: drop --bench".into());
-    }
+    refuse_unusable(&arguments)?;
     for warning in &warnings {
         out::tell_coloured(warning.styled());
     }
@@ -85,23 +77,45 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     gate::prepare_results(&project.results_of(&chosen[0].name))
         .map_err(|error| format!("error: {error}"))?;
     golden::prepare_insta(&project.root);
-    let session = Arc::new(Session::new(project, chosen));
-    let trials = cases
-        .into_iter()
-        .map(|case| {
-            let session = session.clone();
-            trial(case, move |case| session.run(case))
-        })
-        .collect();
-    let conclusion = conclusion(|| libtest_mimic::run(&arguments, trials));
-    let whole = session.all_judged() & session.report(&arguments);
-    Ok(match conclusion {
-        Some(conclusion) if whole => conclusion.exit_code(),
-        _ => ExitCode::from(FAILED),
-    })
+    Ok(run_cases(&arguments, cases, Session::new(project, chosen)))
 }
 
-/// What libtest's arguments select.
+/// Lists cases as libtest does.
+fn list(arguments: &Arguments, cases: Vec<Case>) -> ExitCode {
+    let trials = cases.into_iter().map(|case| trial(case, |_| Ok(Completion::Completed)));
+    let conclusion = conclusion(|| libtest_mimic::run(arguments, trials.collect()));
+    conclusion.map_or(ExitCode::from(FAILED), |conclusion| conclusion.exit_code())
+}
+
+/// Refuses arguments that libtest-mimic accepts and that would judge nothing.
+fn refuse_unusable(arguments: &Arguments) -> Result<(), String> {
+    if arguments.test_threads == Some(0) {
+        return Err(
+            "error: --test-threads must be at least 1: with 0 nothing would ever run".into()
+        );
+    }
+    if arguments.bench {
+        return Err("error: the gate has no benchmarks: drop --bench".into());
+    }
+    Ok(())
+}
+
+/// Runs the cases and writes the reports. It succeeds only if every chosen case was judged and everything was written.
+fn run_cases(arguments: &Arguments, cases: Vec<Case>, session: Session) -> ExitCode {
+    let session = Arc::new(session);
+    let trials = cases.into_iter().map(|case| {
+        let session = session.clone();
+        trial(case, move |case| session.run(case))
+    });
+    let conclusion = conclusion(|| libtest_mimic::run(arguments, trials.collect()));
+    let is_complete = session.all_judged() & session.report(arguments);
+    match conclusion {
+        Some(conclusion) if is_complete => conclusion.exit_code(),
+        _ => ExitCode::from(FAILED),
+    }
+}
+
+/// The cases that libtest's arguments select.
 fn selection<'a>(arguments: &'a Arguments, filters: &'a [String]) -> Selection<'a> {
     let ignored = if arguments.ignored {
         Ignored::Only
@@ -219,23 +233,23 @@ impl Session {
         }
     }
 
-    /// What a process measures for all the others of its model: every scheme that is not ignored,
-    /// narrowed by `KVGATE_SCHEMES` (labels, separated by commas), and its own.
+    /// The cases that a process measures for all other processes of the same model: its own case, and every case that is
+    /// not ignored. `KVGATE_SCHEMES`, a list of labels with commas between them, narrows the latter.
     fn shared_cases(&self, own: &Case) -> Vec<Case> {
         let wanted = std::env::var("KVGATE_SCHEMES").ok();
-        let named = |label: &str| match &wanted {
+        let is_wanted = |label: &str| match &wanted {
             Some(list) => list.split(',').any(|name| name.trim() == label),
             None => true,
         };
         let label = |case: &Case| &self.project.policy.models[case.model].cells[case.cell].label;
         let mut cases = self.project.cases();
         cases.retain(|c| {
-            c.model == own.model && (c.cell == own.cell || (!c.ignored && named(label(c))))
+            c.model == own.model && (c.cell == own.cell || (!c.ignored && is_wanted(label(c))))
         });
         cases
     }
 
-    /// Whether every case that was chosen came to a verdict, whatever the harness did with it.
+    /// Whether every chosen case got a verdict. The harness is not asked: it could have lost one.
     fn all_judged(&self) -> bool {
         let (judged, chosen) = (lock(&self.judged).len(), self.chosen.len());
         if judged != chosen {
@@ -244,7 +258,7 @@ impl Session {
         judged == chosen
     }
 
-    /// Writes what was found; whether all of it got out.
+    /// Writes the results and the reports. Returns whether everything could be written.
     fn report(&self, arguments: &Arguments) -> bool {
         let measured = self.models.iter().filter_map(|model| model.get()?.as_ref().ok());
         let measured = measured.map(|evidence| evidence.measurement().clone()).collect();
@@ -277,6 +291,7 @@ impl Session {
     }
 }
 
+/// Locks a mutex. A panic of another case while it held the lock left whole values behind.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -26,18 +26,17 @@ use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Folder for results, under the policy's folder; `KVGATE_RESULTS` names another.
+/// The folder of results in the policy's folder, unless `KVGATE_RESULTS` names another.
 pub(crate) const RESULTS: &str = "kvgate-results";
 
-/// A policy and the folder that its goldens lie in.
+/// A policy with the folders that belong to it: what the gate judges.
 pub struct Project {
-    /// What must hold.
     pub policy: Policy,
-    /// The policy's folder.
+    /// The policy's folder, in which the goldens lie.
     pub root: PathBuf,
-    /// Where results go.
+    /// The folder that results are written into.
     pub results: PathBuf,
-    /// Whether each case has results of its own, as under nextest, which gives it a process of its own.
+    /// Whether each case has a folder of results of its own. nextest needs this, as it gives each case its own process.
     pub case_by_case: bool,
 }
 
@@ -46,21 +45,20 @@ pub struct Project {
 pub struct Case {
     /// `model::scheme::kld` or `model::scheme::golden`.
     pub name: String,
-    /// Index of the model.
+    /// Index of the model in the policy.
     pub model: usize,
-    /// Index of the cell.
+    /// Index of the cell in the model.
     pub cell: usize,
-    /// Which of the cell's two cases.
     pub kind: CaseKind,
-    /// Run only when asked for.
+    /// Whether the case runs only when it is asked for.
     pub ignored: bool,
 }
 
 impl Project {
-    /// Reads a policy; gives its warnings beside the gate.
+    /// Reads a policy. Returns its warnings beside the project.
     ///
     /// # Errors
-    /// A policy that cannot be read or says what no policy can mean.
+    /// The policy cannot be read, or it is not valid.
     pub fn open(path: &Path) -> Result<(Self, Vec<Diagnostic>), PolicyError> {
         let (policy, warnings) = Policy::load(path)?;
         let folder = folder_of(path);
@@ -71,7 +69,7 @@ impl Project {
         Ok((Project { policy, root, results, case_by_case: false }, warnings))
     }
 
-    /// All cases, in the policy's order.
+    /// All cases in the policy's order.
     pub fn cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
         for (m, model) in self.policy.models.iter().enumerate() {
@@ -88,7 +86,7 @@ impl Project {
         cases
     }
 
-    /// The folder that gets the `results.json` of a run in which `case` is.
+    /// The folder of the `results.json` that will hold a case.
     pub fn results_of(&self, case: &str) -> PathBuf {
         if self.case_by_case {
             self.results.join("cases").join(case::file_words(case))
@@ -97,7 +95,7 @@ impl Project {
         }
     }
 
-    /// The cells of the cases of one model, each once, in the policy's order.
+    /// The cells of one model that some cases belong to, each once, in the policy's order.
     pub fn cells<'a>(&'a self, model: usize, cases: &[Case]) -> Vec<&'a Cell> {
         let wanted = |c: usize| cases.iter().any(|case| case.model == model && case.cell == c);
         let cells = self.policy.models[model].cells.iter().enumerate();
@@ -193,7 +191,7 @@ impl Project {
         }
     }
 
-    /// The results of a run of this gate.
+    /// The results of a run, with the commit and the policy that they belong to.
     pub fn results(&self, measurements: Vec<Measurement>, cases: Vec<CaseResult>) -> Results {
         let policy = PolicyFile {
             path: self.policy.path.display().to_string(),
