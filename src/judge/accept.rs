@@ -1,4 +1,4 @@
-//! `kvgate accept`: goldens from the results of a run, without the model and without a GPU.
+//! Makes goldens from the results of a run, without measuring again: `kvgate accept`.
 
 use crate::files::write_atomically;
 use crate::golden::review::pending;
@@ -12,6 +12,7 @@ use crate::results::case::CellName;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::verdict::Verdict;
 use crate::results::{Measurement, Results, SchemeResult};
+use crate::text::suggest::did_you_mean;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -20,65 +21,42 @@ use std::path::{Path, PathBuf};
 /// A golden that was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
-    /// `model::scheme`, or whose text it is.
+    /// What it is the golden of, for people: `model::scheme`, or the text of a model.
     pub case: String,
-    /// The cell whose golden it is; none for a text.
+    /// The cell that it belongs to. None for a text.
     pub cell: Option<CellName>,
-    /// Its file.
     pub path: PathBuf,
 }
 
 /// Why nothing, or not everything, was accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// `kvgate measure` knows no cases.
+    /// The results are those of `kvgate measure`, which knows no cases.
     #[error("these results were measured without a policy: accept the results of `kvgate run`")]
     NoPolicy,
-    /// Judged by other limits, or measured under other settings.
+    /// The policy has changed since, so the results were judged by other limits or measured under other settings.
     #[error("these results are of another policy: {theirs}, and {ours} has changed since; run the gate again")]
-    OtherPolicy {
-        /// The results' policy.
-        theirs: String,
-        /// The policy now.
-        ours: String,
-    },
-    /// Measured on another commit.
+    OtherPolicy { theirs: String, ours: String },
+    /// The results were measured at another commit.
     #[error("these results are of commit {theirs}, and the repository is at commit {ours}; run again, or check out that commit")]
-    OtherHead {
-        /// The results' commit.
-        theirs: String,
-        /// The repository's.
-        ours: String,
-    },
+    OtherHead { theirs: String, ours: String },
     /// A filter that names no case of the results.
-    #[error("no case `{case}` in these results{}", did_you_mean(.near))]
+    #[error("no case `{case}` in these results{hint}")]
     UnknownCase {
         /// As it was written.
         case: String,
-        /// What it may have meant.
-        near: Vec<String>,
+        /// ` (did you mean …?)`, or nothing.
+        hint: String,
     },
     /// There is nothing in the results.
     #[error("these results hold no case to accept")]
     Nothing,
-    /// Cases that must not be accepted, one a line with its reason. No golden was written.
+    /// Some cells must not be accepted. Each line names one, with the reason. No golden was written.
     #[error("nothing was accepted:\n  {}", .0.join("\n  "))]
     Refused(Vec<String>),
-    /// A golden could not be written; those before it were.
+    /// A golden could not be written. Those before it were written.
     #[error("{path}: {source}; is the folder writable, and the disk not full?")]
-    Write {
-        /// Its file.
-        path: String,
-        /// The reason.
-        source: io::Error,
-    },
-}
-
-fn did_you_mean(names: &[String]) -> String {
-    if names.is_empty() {
-        return String::new();
-    }
-    format!("; did you mean {}?", names.join(" or "))
+    Write { path: String, source: io::Error },
 }
 
 /// Writes goldens for the cells that `only` names (`model::scheme` or `model::scheme::golden`), or for all cells if it
@@ -121,7 +99,7 @@ pub fn accept(
     Ok(accepted)
 }
 
-/// The baseline's text, which the cases of a model were measured on.
+/// Writes the text of a model's baseline, which its cells were measured on.
 fn write_text(root: &Path, measurement: &Measurement) -> Result<Option<Accepted>, AcceptError> {
     let Some(generated) = &measurement.generated else { return Ok(None) };
     let path = text::text_path(root, &measurement.model);
@@ -149,7 +127,7 @@ fn refuse_other_run(
             ours: policy.path.display().to_string(),
         });
     }
-    // a test target built without git knows no commit; the policy and the corpus are compared anyway
+    // a test target that was built without git knows no commit; policy and corpus are compared all the same
     match (results.head.as_deref(), head) {
         (Some(theirs), Some(ours)) if theirs != ours => {
             Err(AcceptError::OtherHead { theirs: theirs.into(), ours: ours.into() })
@@ -178,8 +156,8 @@ fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Selected<'a
     for filter in only {
         let name = filter.strip_suffix("::golden").unwrap_or(filter);
         if !names.iter().any(|known| known == name) {
-            let near = nearest(name, &names);
-            return Err(AcceptError::UnknownCase { case: filter.clone(), near });
+            let hint = did_you_mean(name, names.iter().map(String::as_str));
+            return Err(AcceptError::UnknownCase { case: filter.clone(), hint });
         }
         wanted.insert(name.to_owned());
     }
@@ -188,15 +166,6 @@ fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Selected<'a
         (m, schemes)
     });
     Ok(chosen.filter(|(_, schemes)| !schemes.is_empty()).collect())
-}
-
-/// Up to three names that the typed one may have meant.
-fn nearest(typed: &str, names: &[String]) -> Vec<String> {
-    let mut scored: Vec<_> =
-        names.iter().map(|name| (strsim::normalized_levenshtein(typed, name), name)).collect();
-    scored.retain(|(score, _)| *score > 0.5);
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-    scored.into_iter().take(3).map(|(_, name)| format!("`{name}`")).collect()
 }
 
 /// Why no cell of a model may be accepted: its conditions are not those of the policy and its files today.
@@ -213,6 +182,7 @@ fn mismatch(results: &Results, measurement: &Measurement, policy: &Policy) -> Op
     reason.map(|reason| format!("{}: {reason}", measurement.model))
 }
 
+/// How a measurement differs from the policy and its files today.
 fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<String> {
     let then = &measurement.conditions;
     if then.context != policy.context {
@@ -226,7 +196,7 @@ fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<S
         return Some(mismatch);
     }
     if by == MeasuredBy::LlamaCpp {
-        return None; // its logs name no corpus
+        return None; // llama.cpp's logs name no corpus
     }
     let now = policy.corpus.iter().map(|path| Ok(corpus::read(path)?.file));
     match now.collect::<Result<Vec<_>, CorpusError>>() {
@@ -236,7 +206,7 @@ fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<S
     }
 }
 
-/// The golden of a case, or why it must not become one.
+/// The golden that a result would become, or why it must not become one.
 fn acceptable(
     results: &Results,
     policy: &Policy,
@@ -262,6 +232,7 @@ fn acceptable(
     Golden::of(measurement, scheme).map_err(|error| format!("{case}: {error}"))
 }
 
+/// Writes one golden, and removes a snapshot of it that waits for review.
 fn write(
     root: &Path,
     by: MeasuredBy,
@@ -272,7 +243,7 @@ fn write(
     let path = path_by(root, by, &stem);
     write_atomically(&path, |w| w.write_all(golden.snapshot().as_bytes()))
         .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
-    // it would offer for review what has been decided; usually there is none
+    // a pending snapshot would offer for review what has just been decided; usually there is none
     let _ = std::fs::remove_file(pending(root, by, &stem));
     Ok(Accepted { case: cell.to_string(), cell: Some(cell.clone()), path })
 }
@@ -347,8 +318,7 @@ mod tests {
         }
         assert_eq!(
             error(&results, &policy, &["gemma-3-270m::q4_1"], root),
-            "no case `gemma-3-270m::q4_1` in these results; did you mean `gemma-3-270m::q4_0` or \
-             `gemma-3-270m::q8_0`?"
+            "no case `gemma-3-270m::q4_1` in these results (did you mean `gemma-3-270m::q4_0`?)"
         );
         assert_eq!(error(&results, &policy, &["x"], root), "no case `x` in these results");
     }
