@@ -198,7 +198,7 @@ pub fn untracked_at(
 ) -> Result<Untracked, RepoError> {
     let watch = Watch { policy, folder };
     first_untracked(policy, &|file| {
-        let is_tracked = repository.tracks(revision, &watch.from_root(file))?;
+        let is_tracked = repository.tracks(revision, &watch.in_repository(file))?;
         Ok((!is_tracked).then(|| file.to_owned()))
     })
 }
@@ -335,7 +335,7 @@ impl<'p> Watch<'p> {
         if is_machinery(path) {
             return Effect::All;
         }
-        let beneath = self.models(|model| path.starts_with(self.from_root(&model.source.path)));
+        let beneath = self.models(|model| path.starts_with(self.in_repository(&model.source.path)));
         if !beneath.is_empty() && !is_for_people(path) {
             return Effect::Models(beneath);
         }
@@ -352,14 +352,14 @@ impl<'p> Watch<'p> {
         let texts = self.policy.models.iter().flat_map(|model| {
             model.corpus.iter().chain(model.generate.as_ref().map(|prompts| &prompts.file))
         });
-        texts.chain([&self.policy.path]).any(|file| may_change(&self.from_root(file), path))
+        texts.chain([&self.policy.path]).any(|file| may_change(&self.in_repository(file), path))
     }
 
     /// The files that a model consists of. What lies in a folder of weights is left to [`Watch::effect`].
     fn files<'m>(&'m self, model: &'m ModelPolicy) -> impl Iterator<Item = PathBuf> + 'm {
         let source = &model.source;
         let files = [Some(&source.path), source.tokenizer.as_ref(), model.calibration.as_ref()];
-        files.into_iter().flatten().map(|file| self.from_root(file))
+        files.into_iter().flatten().map(|file| self.in_repository(file))
     }
 
     fn models(&self, is_touched: impl Fn(&ModelPolicy) -> bool) -> Vec<&'p str> {
@@ -384,7 +384,7 @@ impl<'p> Watch<'p> {
     }
 
     /// A path that the policy names, from the repository's root.
-    fn from_root(&self, file: &Path) -> PathBuf {
+    fn in_repository(&self, file: &Path) -> PathBuf {
         let policy_folder = self.policy.path.parent().unwrap_or(Path::new(""));
         let file = file.strip_prefix(policy_folder).unwrap_or(file);
         without_dots(&self.folder.join(file))
