@@ -2,7 +2,7 @@
 
 use super::shared::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
 use crate::gate::plan::estimated_seconds;
-use crate::gate::{request, Gate};
+use crate::gate::{request, Project};
 use crate::golden::{self, Golden, GoldenError};
 use crate::measure::prepare::{Prepared, PreparedScheme};
 use crate::measure::MeasureError;
@@ -59,7 +59,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(code)
 }
 
-fn check(gate: &Gate, model: &ModelPolicy) -> Findings {
+fn check(gate: &Project, model: &ModelPolicy) -> Findings {
     let missing = model.missing_files();
     if !missing.is_empty() {
         let errors = missing.iter().map(|finding| finding.styled()).collect();
@@ -83,7 +83,7 @@ fn check(gate: &Gate, model: &ModelPolicy) -> Findings {
 }
 
 /// The accepted text of the baseline, if the policy asks for one.
-fn accepted_text(gate: &Gate, model: &ModelPolicy) -> Result<Option<Generated>, GoldenError> {
+fn accepted_text(gate: &Project, model: &ModelPolicy) -> Result<Option<Generated>, GoldenError> {
     if model.generate.is_none() {
         return Ok(None);
     }
@@ -92,7 +92,7 @@ fn accepted_text(gate: &Gate, model: &ModelPolicy) -> Result<Option<Generated>, 
 
 /// Says why the baseline's text is not accepted, if it is not.
 fn unaccepted(
-    gate: &Gate,
+    gate: &Project,
     model: &ModelPolicy,
     prepared: &Prepared,
     kept: Option<&Generated>,
@@ -114,7 +114,7 @@ fn unaccepted(
 
 /// Puts together what is known of a model. `text_fault` says what is wrong with the golden of the baseline's text.
 fn report(
-    gate: &Gate,
+    gate: &Project,
     model: &ModelPolicy,
     prepared: Result<Prepared, MeasureError>,
     text_fault: impl FnOnce(&Prepared) -> Option<String>,
@@ -163,7 +163,7 @@ fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
 }
 
 fn read_golden(
-    gate: &Gate,
+    gate: &Project,
     model: &ModelPolicy,
     cell: &Cell,
 ) -> Result<Option<Golden>, GoldenError> {
@@ -171,14 +171,14 @@ fn read_golden(
 }
 
 /// The goldens of a model that no run could read. Those of ignored cases count, too.
-fn damaged_goldens(gate: &Gate, model: &ModelPolicy) -> Vec<String> {
+fn damaged_goldens(gate: &Project, model: &ModelPolicy) -> Vec<String> {
     let cells = model.cells.iter().filter_map(|cell| read_golden(gate, model, cell).err());
     cells.chain(accepted_text(gate, model).err()).map(|error| error.to_string()).collect()
 }
 
 /// The goldens that a run would find missing, unreadable or stale.
 fn goldens(
-    gate: &Gate,
+    gate: &Project,
     model: &ModelPolicy,
     prepared: &Prepared,
     text_fault: Option<String>,

@@ -12,7 +12,7 @@ use crate::github::{
 use crate::hash;
 use crate::judge::merge::merge;
 use crate::policy::DEFAULT_PATH;
-use crate::proposal::Proposal;
+use crate::proposal::{Loosening, Proposal};
 use crate::repo::Repository;
 use crate::report::{self, markdown, Outputs, Report};
 use crate::results::json;
@@ -98,9 +98,11 @@ fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result
     let proposal = Proposal::open(&repository, &arguments.config.config, &target, Some(head));
     let mut proposal = proposal.map_err(|error| error.to_string())?;
     proposal.whole = target == *head;
-    let is_allowed = pull.is_some_and(|pull| pull.has_label(&arguments.label));
+    if pull.is_some_and(|pull| pull.has_label(&arguments.label)) {
+        proposal.loosening = Loosening::Allowed;
+    }
     let results = results(&arguments.files)?;
-    proposal.judge(results, arguments.engine.into(), is_allowed).map_err(|error| error.to_string())
+    proposal.judge(results, arguments.engine.into()).map_err(|error| error.to_string())
 }
 
 /// The commit of the branch that a pull request targets, as GitHub last saw it, or else as this clone has it.

@@ -1,6 +1,6 @@
 //! What several commands share: their common options, how they end, and how they print.
 
-use crate::gate::Gate;
+use crate::gate::Project;
 use crate::kv::Scheme;
 use crate::policy::{Diagnostic, DEFAULT_PATH, LEAST_CONTEXT};
 use crate::source::pinned;
@@ -28,9 +28,9 @@ pub(super) struct Config {
 
 impl Config {
     /// Opens the gate of the policy, and prints the policy's warnings.
-    pub fn gate(&self) -> Result<Gate, Stop> {
+    pub fn gate(&self) -> Result<Project, Stop> {
         let (gate, warnings) =
-            Gate::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
+            Project::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
         warn(&warnings);
         Ok(gate)
     }

@@ -1,6 +1,6 @@
-//! Limits × expectation → verdict: pure functions of statistics and policy.
+//! Judges a cell's statistics by its limits and its expectation.
 //!
-//! What cannot be trusted is an error whatever the policy expects: a gate that fails open is none.
+//! A measurement that cannot be trusted is an error, whatever the policy expects: not even `expect = "fail"` is met by it.
 
 use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
@@ -18,11 +18,11 @@ use std::path::PathBuf;
 /// What judging a cell's limits gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
-    /// What the `kld` case came to.
+    /// The verdict of the `kld` case.
     pub verdict: Verdict,
-    /// The limits that were judged. Empty where nothing is.
+    /// The limits that were judged. Empty for an error and for `expect = "report"`.
     pub limits: Vec<JudgedLimit>,
-    /// What people read; empty for a plain pass.
+    /// The explanation for people. Empty for a plain pass.
     pub message: String,
 }
 
@@ -33,7 +33,7 @@ impl Judgement {
     }
 }
 
-/// What a limit makes of a measurement.
+/// Judges one limit.
 fn judged(limit: &Limit, statistics: &Statistics) -> JudgedLimit {
     let Limit { statistic, bound, ref origin } = *limit;
     let value = statistics.get(statistic);
@@ -49,8 +49,8 @@ fn judged(limit: &Limit, statistics: &Statistics) -> JudgedLimit {
 
 /// Judges a cell by its limits.
 ///
-/// `distrust` is why its measurement cannot be trusted (see [`crate::judge::trust`]), `golden` its accepted
-/// values, which only the message looks at.
+/// `distrust` is the reason why the measurement cannot be trusted, if it cannot: see [`crate::judge::trust`]. `golden` holds
+/// the accepted values, which only the message shows.
 pub fn judge(
     model: &ModelPolicy,
     cell: &Cell,
@@ -76,7 +76,7 @@ pub fn judge(
     let limits: Vec<_> = applied.iter().map(|limit| judged(limit, statistics)).collect();
     let broken: Vec<_> = limits.iter().filter(|limit| !limit.holds).collect();
     let borderline = limits.iter().any(|limit| limit.borderline);
-    // a limit on the baseline is about the model: a ruined one fails no scheme as required
+    // a limit on the baseline is about the model, and a ruined model does not show that a scheme fails as required
     let ruined = broken.iter().any(|limit| limit.statistic == Statistic::BaselinePpl);
     let verdict = match (cell.expect, broken.is_empty()) {
         (Expectation::Pass, true) => Verdict::Pass,
@@ -93,7 +93,7 @@ pub fn judge(
     Judgement { verdict, limits, message }
 }
 
-/// The numbers, or why there are none to judge.
+/// The statistics, or why there are none that can be judged.
 fn trusted<'o>(
     cell: &Cell,
     outcome: &'o Outcome,
@@ -143,12 +143,12 @@ fn holds(statistic: Statistic, value: f64, bound: f64) -> bool {
 
 fn is_borderline(statistics: &Statistics, limit: &Limit) -> bool {
     let distance = (statistics.get(limit.statistic) - limit.bound).abs();
-    // without a spread (an exact zero against a bound of zero) there is nothing to be unsure of
+    // without a spread, such as for an exact zero against a bound of zero, nothing is uncertain
     let error = statistics.standard_error(limit.statistic).filter(|error| *error > 0.0);
     error.is_some_and(|error| distance <= 2.0 * error)
 }
 
-/// What people read under a case.
+/// The explanation of a case for people.
 struct Message<'a> {
     model: &'a ModelPolicy,
     cell: &'a Cell,
@@ -186,7 +186,7 @@ impl fmt::Display for Message<'_> {
 }
 
 impl Message<'_> {
-    /// A statistic, and what its limit makes of it.
+    /// The line of a statistic, with its limit if there is one.
     fn row(&self, f: &mut fmt::Formatter<'_>, statistic: Statistic) -> fmt::Result {
         let value = self.statistics.get(statistic);
         let error = self.statistics.standard_error(statistic);
@@ -219,7 +219,7 @@ impl Message<'_> {
         }
     }
 
-    /// What has moved since the golden was accepted, the value or its limit.
+    /// Whether it is the value or the limit that has moved since the golden was accepted.
     fn moved(&self, limit: &JudgedLimit) -> Option<String> {
         let now = limit.value;
         let then = *self.golden?.get(&limit.statistic)?;
@@ -266,7 +266,7 @@ fn significant(value: f64, digits: u8) -> String {
     format!("{value:.*}", decimals.clamp(0.0, 8.0) as usize)
 }
 
-/// What to run to see more of a cell.
+/// The commands that measure a cell again.
 fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
     let word = |path: &PathBuf| path.to_string_lossy().into_owned();
     let baseline = model.baseline.to_string();
