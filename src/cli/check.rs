@@ -1,6 +1,6 @@
 //! `kvgate check`: everything that can be known without inference.
 
-use super::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
+use super::{say, say_coloured, Config, Stop, NOT_MEASURED};
 use crate::gate::plan::estimated_seconds;
 use crate::gate::Gate;
 use crate::golden::{self, Golden};
@@ -15,6 +15,7 @@ use crate::results::replay::Generated;
 use crate::results::{Conditions, CorpusFile};
 use crate::source;
 use crate::text;
+use crate::text::numbers::bytes;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {

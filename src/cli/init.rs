@@ -237,7 +237,7 @@ fn show(measurement: Measurement) -> Result<(), Stop> {
         head: repo::head(Path::new(".")),
         ..Results::new(vec![measurement], Vec::new())
     });
-    say_coloured(terminal::render(&report).trim_end())
+    say_coloured(terminal::render(&report.view()).trim_end())
 }
 
 /// Writes what is not there. All files are written before the first takes its place.

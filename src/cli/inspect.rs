@@ -1,6 +1,6 @@
 //! `kvgate inspect`: architecture, KV geometry, bytes per token by scheme.
 
-use super::{bytes, name, say, Reading, Stop, NOT_MEASURED, USAGE};
+use super::{name, say, Reading, Stop, NOT_MEASURED, USAGE};
 use crate::kv::calibration::Calibration;
 use crate::kv::codec;
 use crate::kv::effective::Effective;
@@ -10,6 +10,8 @@ use crate::model::Checkpoint;
 use crate::progress::Bar;
 use crate::results::shown_bits;
 use crate::source;
+use crate::text::numbers::bytes;
+use indicatif::HumanCount;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -48,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     say(format!(
         "architecture  {}, {} parameters",
         spec.architecture,
-        thousands(spec.parameters())
+        HumanCount(spec.parameters())
     ))?;
     say(format!(
         "tokenizer     {}, {} tokens, {}",
@@ -160,10 +162,4 @@ fn schemes(asked: &[String]) -> Result<Vec<(String, Scheme)>, Stop> {
         scheme.map(|scheme| (name, scheme))
     });
     parsed.collect()
-}
-
-fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
-    groups.join(",")
 }

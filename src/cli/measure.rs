@@ -129,7 +129,7 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         head: repo::head(Path::new(".")),
         ..Results::new(vec![measurement], Vec::new())
     });
-    say_coloured(terminal::render(&report).trim_end())?;
+    say_coloured(terminal::render(&report.view()).trim_end())?;
     for error in &failed {
         out::tell(format!("error: {error}"));
     }

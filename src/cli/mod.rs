@@ -247,11 +247,3 @@ fn name(source: &Source) -> String {
         }
     }
 }
-
-/// A number of bytes for people.
-fn bytes(n: f64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let unit = (n.max(1.0).log2() / 10.0) as usize;
-    let unit = unit.min(UNITS.len() - 1);
-    format!("{:.1} {}", n / 1024f64.powi(unit as i32), UNITS[unit])
-}

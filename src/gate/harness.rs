@@ -251,7 +251,7 @@ impl Session {
         };
         let errors = report::emit(&report, &outputs);
         if self.store.is_none() && !matches!(arguments.format, Some(FormatSetting::Json)) {
-            out::tell_coloured(report::terminal::render_tables(&report).trim_end());
+            out::tell_coloured(report::terminal::render_tables(&report.view()).trim_end());
         }
         for error in &errors {
             out::tell(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));

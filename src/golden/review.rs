@@ -10,6 +10,7 @@ use crate::results::case::CellName;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::verdict::Verdict;
 use crate::results::{Change, Measurement, SchemeResult};
+use crate::text::command;
 use crate::text::out;
 use crate::text::table::{render, Align, Cell};
 use std::cell::Cell as Flag;
@@ -138,8 +139,9 @@ fn mend(case: &str, results: &Path, reviewable: bool) -> String {
     let review = if reviewable { "`cargo insta review`, or " } else { "" };
     // as short as it can be typed
     let here = env::current_dir().unwrap_or_default();
-    let results = results.strip_prefix(here).unwrap_or(results).display();
-    format!("to accept what was measured: {review}`kvgate accept {results} '{case}'`")
+    let results = results.strip_prefix(here).unwrap_or(results).to_string_lossy();
+    let accept = command::accept(&results, &[case], None);
+    format!("to accept what was measured: {review}`{accept}`")
 }
 
 fn stale(differences: &[Difference]) -> String {
@@ -292,7 +294,7 @@ fn absolute(root: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::case::stem as stem_of;
+    use crate::results::case::CellName;
     use crate::results::Outcome;
     use crate::testing::fixture;
     use std::process::Command;
@@ -322,7 +324,7 @@ mod tests {
         };
         let measurement = &results.measurements[0];
         let scheme = &measurement.schemes[1];
-        let stem = stem_of(&measurement.model, &scheme.scheme);
+        let stem = CellName::new(&measurement.model, &scheme.scheme).file_stem();
         let verdict =
             check(&root, &stem, measurement, scheme, Path::new("kvgate-results/results.json"));
         println!("verdict={:?}\n{}", verdict.verdict, verdict.message);
@@ -410,7 +412,7 @@ golden changed: 1 statistic left its tolerance
   ppl               22.03    22.03       0 %  shown
   ppl_ratio        1.0442   1.0442       0 %  shown
   baseline_ppl      21.10    21.10       0 %  ± 0.5 %
-to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-results/results.json 'gemma-3-270m::q4_0'`
+to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-results/results.json gemma-3-270m::q4_0`
 ";
         assert!(output.contains(message), "{output}");
         let pending = std::fs::read_to_string(file.with_extension("snap.new")).unwrap();

@@ -3,6 +3,7 @@
 use crate::files::write_atomically;
 use crate::golden::review::pending;
 use crate::golden::{engine, path_by, text, Golden};
+use crate::hash;
 use crate::judge::trust;
 use crate::judge::Evidence;
 use crate::policy::{ModelPolicy, Policy};
@@ -11,7 +12,7 @@ use crate::results::case::CellName;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::verdict::Verdict;
 use crate::results::{CorpusFile, Measurement, Results, SchemeResult};
-use sha2::{Digest, Sha256};
+use crate::text::suggest::did_you_mean;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -50,12 +51,12 @@ pub enum AcceptError {
         ours: String,
     },
     /// A filter that names no case of the results.
-    #[error("no case `{case}` in these results{}", did_you_mean(.near))]
+    #[error("no case `{case}` in these results{hint}")]
     UnknownCase {
         /// As it was written.
         case: String,
-        /// What it may have meant.
-        near: Vec<String>,
+        /// ` (did you mean …?)`, or nothing.
+        hint: String,
     },
     /// There is nothing in the results.
     #[error("these results hold no case to accept")]
@@ -71,13 +72,6 @@ pub enum AcceptError {
         /// The reason.
         source: io::Error,
     },
-}
-
-fn did_you_mean(names: &[String]) -> String {
-    if names.is_empty() {
-        return String::new();
-    }
-    format!("; did you mean {}?", names.join(" or "))
 }
 
 /// Writes goldens for the cases that `only` names (`model::scheme` or `model::scheme::golden`), or
@@ -162,22 +156,13 @@ fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Cell<'a>>, 
     for filter in only {
         let name = filter.strip_suffix("::golden").unwrap_or(filter);
         let Some(i) = names.iter().position(|n| n == name) else {
-            let near = nearest(name, &names);
-            return Err(AcceptError::UnknownCase { case: filter.clone(), near });
+            let hint = did_you_mean(name, names.iter().map(String::as_str));
+            return Err(AcceptError::UnknownCase { case: filter.clone(), hint });
         };
         wanted.insert(i);
     }
     let is_wanted = |i: &usize| only.is_empty() || wanted.contains(i);
     Ok(all.into_iter().enumerate().filter(|(i, _)| is_wanted(i)).map(|(_, cell)| cell).collect())
-}
-
-/// Up to three names that the typed one may have meant.
-fn nearest(typed: &str, names: &[String]) -> Vec<String> {
-    let mut scored: Vec<_> =
-        names.iter().map(|name| (strsim::normalized_levenshtein(typed, name), name)).collect();
-    scored.retain(|(score, _)| *score > 0.5);
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-    scored.into_iter().take(3).map(|(_, name)| format!("`{name}`")).collect()
 }
 
 /// Measurements among the cells whose conditions are not those of the policy and its files today.
@@ -225,7 +210,7 @@ fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<S
 
 fn corpus_file(path: &Path) -> Result<CorpusFile, String> {
     let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = hash::of_bytes(&bytes);
     let category = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Ok(CorpusFile { category, sha256 })
 }
@@ -321,8 +306,8 @@ mod tests {
         for scheme in &measurement.schemes {
             let golden = Golden::of(measurement, scheme).unwrap();
             let stem = cell_name(measurement, scheme).file_stem();
-            let read = Golden::read(&crate::path(root, &stem)).unwrap().unwrap();
-            assert!(crate::compare(Some(&read), &golden).matches());
+            let read = Golden::read(&crate::golden::path(root, &stem)).unwrap().unwrap();
+            assert!(crate::golden::compare(Some(&read), &golden).matches());
             // insta's own comparison, of the whole text
             let mut settings = insta::Settings::clone_current();
             settings.set_snapshot_path(root.join("goldens"));
@@ -341,8 +326,7 @@ mod tests {
         }
         assert_eq!(
             error(&results, &policy, &["gemma-3-270m::q4_1"], root),
-            "no case `gemma-3-270m::q4_1` in these results; did you mean `gemma-3-270m::q4_0` or \
-             `gemma-3-270m::q8_0`?"
+            "no case `gemma-3-270m::q4_1` in these results (did you mean `gemma-3-270m::q4_0`?)"
         );
         assert_eq!(error(&results, &policy, &["x"], root), "no case `x` in these results");
     }

@@ -178,7 +178,7 @@ mod tests {
         for (i, (b, l)) in base.chunks(tile).zip(lane.chunks(tile)).enumerate() {
             let start = (i * tile) as u32;
             let op = TileSums { lanes: 2, start, targets: &targets, finite: &finite };
-            let logits = Tensor::new(&[b, l], &HOST).unwrap();
+            let logits = Tensor::new(vec![b.to_vec(), l.to_vec()], &HOST).unwrap();
             let known = Tensor::from_iter(divergence.known(), &HOST).unwrap();
             let sums = run(&op, [&logits, &known.unsqueeze(0).unwrap()]).unwrap();
             read(&sums, |sums: &[f64]| divergence.add(sums)).unwrap();

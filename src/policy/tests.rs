@@ -593,10 +593,17 @@ fn defaults_may_ignore_a_scheme_and_a_model_may_not() {
 
 #[test]
 fn cases_and_goldens_share_their_words() {
-    assert_eq!(crate::results::case::stem("gemma-3-270m", "q8_0/q4_0"), "gemma-3-270m__q8_0+q4_0");
-    assert_eq!(crate::results::case::stem("m@long", "q4_0:norot"), "m@long__q4_0,norot");
+    assert_eq!(
+        crate::results::case::CellName::new("gemma-3-270m", "q8_0/q4_0").file_stem(),
+        "gemma-3-270m__q8_0+q4_0"
+    );
+    assert_eq!(
+        crate::results::case::CellName::new("m@long", "q4_0:norot").file_stem(),
+        "m@long__q4_0,norot"
+    );
     let model = &policy(BASE).models[0];
     let cases = CaseKind::ALL.map(|kind| model.case(&model.cells[0], kind));
+    let cases = cases.map(|case| case.to_string());
     assert_eq!(cases, ["m::q8_0::kld", "m::q8_0::golden"]);
 }
 

@@ -194,6 +194,7 @@ fn is_on(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::pinned::{shards, INDEX};
     use super::*;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";

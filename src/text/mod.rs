@@ -5,6 +5,7 @@
 //! an error may quote what it likes.
 
 pub mod command;
+pub mod numbers;
 pub mod out;
 pub mod suggest;
 pub mod table;
@@ -172,11 +173,6 @@ fn inert(line: &str) -> String {
         Some(rest) => format!("{}: :{rest}", &line[..blanks]),
         None => line.into(),
     }
-}
-
-/// So many of something: `2 cases`.
-pub(crate) fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Characters that a terminal, a runner or a reader must never get as they are.

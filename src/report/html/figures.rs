@@ -1,8 +1,9 @@
 //! The figures of a model: what schemes cost and do, and how their divergence is spread.
 
 use super::plot::{self, Axis, Ink, Names, Pixel, Plot, Shape};
-use super::{number, Figure, HtmlError, Standing, Table};
+use super::{number, Figure, HtmlError, Table};
 use crate::report::row::Row;
+use crate::report::view::Standing;
 use crate::results::shape;
 use crate::results::shape::Run;
 use crate::results::shown_bits;
@@ -57,7 +58,7 @@ struct Point<'a> {
 }
 
 impl<'a> Point<'a> {
-    fn of(row: &Row<'a>) -> Option<Self> {
+    fn new(row: &Row<'a>) -> Option<Self> {
         let bits = row.scheme?.storage?.bits_at_context;
         let limits = row.cases[0].map_or(&[][..], |case| &case.limits);
         let limit = limits.iter().find(|limit| limit.statistic == Statistic::MeanKld);
@@ -66,7 +67,7 @@ impl<'a> Point<'a> {
             bits: (bits.k + bits.v) / 2.0,
             statistics: row.statistics()?,
             limit: limit.map(|limit| limit.bound).filter(|bound| *bound > 0.0),
-            standing: Standing::of(row),
+            standing: Standing::of_row(row),
         })
     }
 
@@ -78,7 +79,7 @@ impl<'a> Point<'a> {
 
 /// Mean KLD against bits per element.
 pub(super) fn frontier(rows: &[Row]) -> Result<Option<Figure>, HtmlError> {
-    let points: Vec<Point> = rows.iter().filter_map(Point::of).take(SCHEMES).collect();
+    let points: Vec<Point> = rows.iter().filter_map(Point::new).take(SCHEMES).collect();
     if points.is_empty() {
         return Ok(None);
     }
@@ -112,7 +113,7 @@ pub(super) fn frontier(rows: &[Row]) -> Result<Option<Figure>, HtmlError> {
         title: "What bits buy: mean KLD against bits per element".into(),
         caption: legend(&points),
         drawing,
-        numbers: Table::of(["scheme", "bits", "mean KLD", "limit", ""], numbers),
+        numbers: Table::new(["scheme", "bits", "mean KLD", "limit", ""], numbers),
     }))
 }
 
@@ -184,7 +185,7 @@ struct Tail {
 }
 
 impl Tail {
-    fn of(row: &Row) -> Option<Self> {
+    fn new(row: &Row) -> Option<Self> {
         let statistics = row.statistics()?;
         let counts = row.scheme?.shape.as_ref()?.histogram.iter().take(shape::BINS);
         let counts: Vec<f64> = counts.map(|count| *count as f64).collect();
@@ -205,7 +206,7 @@ impl Tail {
         Some(Self {
             numbers: std::iter::once(label.clone()).chain(shown).collect(),
             label,
-            standing: Standing::of(row),
+            standing: Standing::of_row(row),
             corners,
             marks: [(median_kld, 0.5), (p99_kld, 0.01), (max_kld, last)],
         })
@@ -214,7 +215,7 @@ impl Tail {
 
 /// A plot for each scheme of how its KLD is spread, the others faint behind it.
 pub(super) fn tails(rows: &[Row]) -> Result<Vec<Figure>, HtmlError> {
-    let tails: Vec<Tail> = rows.iter().filter_map(Tail::of).take(SCHEMES).collect();
+    let tails: Vec<Tail> = rows.iter().filter_map(Tail::new).take(SCHEMES).collect();
     let corners = || tails.iter().flat_map(|tail| &tail.corners);
     let axes = [
         Axis::log(corners().map(|corner| corner.0)),
@@ -253,8 +254,8 @@ fn panel(tail: &Tail, all: &[Tail], axes: [Axis; 2]) -> Result<Figure, HtmlError
 /// The numbers of [`tails`], in one table.
 pub(super) fn tail_numbers(rows: &[Row]) -> Table {
     let names = ["scheme", "p50", "p90", "p99", "p99.9", "max"];
-    let tails = rows.iter().filter_map(Tail::of).take(SCHEMES);
-    Table::of(names, tails.map(|tail| tail.numbers))
+    let tails = rows.iter().filter_map(Tail::new).take(SCHEMES);
+    Table::new(names, tails.map(|tail| tail.numbers))
 }
 
 /// Mean KLD along the chunk.
@@ -262,7 +263,7 @@ pub(super) fn positions(rows: &[Row]) -> Result<Option<Figure>, HtmlError> {
     let runs = |row: &Row| -> Option<(String, Standing, Vec<Run>)> {
         let runs = &row.scheme?.shape.as_ref()?.by_position;
         let runs: Vec<Run> = runs.iter().take(RUNS).copied().collect();
-        (!runs.is_empty()).then(|| (text::name(row.label), Standing::of(row), runs))
+        (!runs.is_empty()).then(|| (text::name(row.label), Standing::of_row(row), runs))
     };
     let lines: Vec<_> = rows.iter().filter_map(runs).take(SCHEMES).collect();
     let Some((_, _, longest)) = lines.iter().max_by_key(|(_, _, runs)| runs.len()) else {

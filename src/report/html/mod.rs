@@ -6,17 +6,17 @@ mod figures;
 mod plot;
 mod words;
 
-use super::row::{any_held, numbers, ranked, red_cases, rows, verdict_words, Row};
-use super::terminal::{arithmetic, memory};
-use super::Report;
+use super::row::{numbers, verdict_words, Row};
+use super::view::{arithmetic, Standing, View};
 use crate::files::write_atomically;
 use crate::kv::Scheme;
 use crate::results::measured_by::MeasuredBy;
-use crate::results::verdict::{JudgedLimit, Verdict};
-use crate::results::{CaseResult, Control, Measurement, SchemeResult};
+use crate::results::verdict::JudgedLimit;
+use crate::results::{CaseResult, Control, Finding, Measurement, Results, SchemeResult};
 use crate::source::{BOS, IGNORED_KEY, UNTRAINED};
 use crate::text;
-use crate::text::command::{run_command, Measure};
+use crate::text::command::{self, Measure};
+use crate::text::numbers::{bytes, count, significant};
 use askama::Template;
 use figures::SCHEMES;
 use serde_json::Value;
@@ -62,50 +62,24 @@ pub enum HtmlError {
 ///
 /// # Errors
 /// Something that could not be made; hostile results are no reason.
-pub fn render(report: &Report) -> Result<String, HtmlError> {
-    Ok(Page::of(report)?.render()?)
+pub fn render(view: &View) -> Result<String, HtmlError> {
+    Ok(Page::new(view)?.render()?)
 }
 
 /// Writes the page into the folder and returns its path.
 ///
 /// # Errors
 /// As of [`render`], and a file that cannot be written.
-pub fn write(folder: &Path, report: &Report) -> Result<PathBuf, HtmlError> {
-    let page = render(report)?;
+pub fn write(folder: &Path, view: &View) -> Result<PathBuf, HtmlError> {
+    let page = render(view)?;
     let path = folder.join(FILE);
     write_atomically(&path, |file| file.write_all(page.as_bytes()))
         .map_err(|source| HtmlError::Write { path: path.display().to_string(), source })?;
     Ok(path)
 }
 
-/// What the policy makes of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Pass,
-    Red,
-    Expected,
-    Unjudged,
-}
-
 impl Standing {
-    fn of(row: &Row) -> Self {
-        let verdicts = || row.cases.iter().flatten().map(|case| Self::of_case(case));
-        [Self::Red, Self::Expected, Self::Pass]
-            .into_iter()
-            .find(|one| verdicts().any(|verdict| verdict == *one))
-            .unwrap_or(Self::Unjudged)
-    }
-
-    fn of_case(case: &CaseResult) -> Self {
-        match case.verdict {
-            Verdict::Pass => Self::Pass,
-            Verdict::FailsAsRequired => Self::Expected,
-            verdict if verdict.is_red() => Self::Red,
-            _ => Self::Unjudged,
-        }
-    }
-
-    /// The mark before a name: a scheme that fails as required is never green, nor red.
+    /// The mark before a name. A scheme that fails as required is neither green nor red.
     fn symbol(self) -> &'static str {
         match self {
             Self::Pass => "✓",
@@ -115,7 +89,7 @@ impl Standing {
         }
     }
 
-    /// The same where there is little room.
+    /// The mark where there is room for one character.
     fn sign(self) -> char {
         match self {
             Self::Pass => '✓',
@@ -169,7 +143,7 @@ struct Table {
 }
 
 impl Table {
-    fn of<const N: usize>(head: [&str; N], rows: impl Iterator<Item = Vec<String>>) -> Self {
+    fn new<const N: usize>(head: [&str; N], rows: impl Iterator<Item = Vec<String>>) -> Self {
         Self { head: head.map(String::from).into(), rows: rows.collect() }
     }
 }
@@ -221,68 +195,54 @@ struct Json {
 }
 
 impl Page {
-    fn of(report: &Report) -> Result<Self, HtmlError> {
-        let results = &report.results;
-        let links = &report.links;
-        let (failing, passing) = ranked(results);
-        let (rows, red) = (failing.len() + passing.len(), red_cases(results));
-        let shown: Vec<Row> = failing.into_iter().chain(passing).take(ROWS).collect();
+    fn new(view: &View) -> Result<Self, HtmlError> {
+        let (results, links) = (view.results, view.links);
+        let shown = view.failing.iter().chain(&view.passing).copied();
+        let shown: Vec<Row> = shown.take(ROWS).collect();
         let (head, lines) = lines(&shown);
-        let found = report.results.findings.iter().take(MESSAGES).map(|finding| Found {
-            is_red: finding.is_red,
-            name: text::name(&finding.name),
-            place: finding.place.as_deref().map(text::name),
-            message: text::message(&finding.message),
-        });
-        let messages = red.iter().filter(|case| !case.message.is_empty()).take(MESSAGES);
-        let measurements = &results.measurements;
-        let models = measurements.iter().take(MODELS).map(|m| Model::of(report, m));
+        let messages = view.red_cases.iter().filter(|case| !case.message.is_empty());
+        let models = results.measurements.iter().take(MODELS);
         let link = |url: &&String| url.starts_with("https://") || url.starts_with("http://");
         Ok(Self {
-            standing: standing(report),
-            sentence: report.sentence(),
-            facts: facts(report),
-            findings: found.collect(),
+            standing: view.standing,
+            sentence: view.sentence(),
+            facts: facts(view),
+            findings: results.findings.iter().take(MESSAGES).map(Found::new).collect(),
             remarks: shown.iter().flat_map(Row::remarks).map(|r| text::message(&r)).collect(),
             head,
             lines,
-            messages: messages.map(|case| Message::of(case)).collect(),
-            left_out: [
-                left_out(report.results.findings.len(), MESSAGES, "finding"),
-                left_out(rows, ROWS, "scheme"),
-                left_out(red.len(), MESSAGES, "red case"),
-                left_out(measurements.len(), MODELS, "model"),
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
-            models: models.collect::<Result<_, _>>()?,
+            messages: messages.take(MESSAGES).map(|case| Message::new(case)).collect(),
+            left_out: all_left_out(view),
+            models: models.map(|m| Model::new(view.rows(&m.model), m)).collect::<Result<_, _>>()?,
             accept: links.accept.as_deref().map(text::message),
             run: links.run.as_ref().filter(link).cloned(),
-            provenance: provenance(report),
-            json: Json::of(report)?,
+            provenance: provenance(results),
+            json: Json::new(results)?,
         })
     }
 }
 
-/// Of the whole report. Skipped, reported or not judged at all is never a pass.
-fn standing(report: &Report) -> Standing {
-    match (report.exit_code(), any_held(&report.results)) {
-        (0, true) => Standing::Pass,
-        (0, false) => Standing::Unjudged,
-        _ => Standing::Red,
-    }
+/// What stands in `results.json` only, because the page has no room for it.
+fn all_left_out(view: &View) -> Vec<String> {
+    let rows = view.failing.len() + view.passing.len();
+    let all = [
+        left_out(view.results.findings.len(), MESSAGES, "finding"),
+        left_out(rows, ROWS, "scheme"),
+        left_out(view.red_cases.len(), MESSAGES, "red case"),
+        left_out(view.results.measurements.len(), MODELS, "model"),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 fn left_out(all: usize, most: usize, what: &str) -> Option<String> {
     let more = all.checked_sub(most).filter(|more| *more > 0)?;
-    Some(format!("{} more than are shown", text::count(more, what)))
+    Some(format!("{} more than are shown", count(more, what)))
 }
 
-fn facts(report: &Report) -> Vec<String> {
-    let results = &report.results;
-    let mut facts: Vec<_> = report.measured_by(&text::name).into_iter().collect();
-    let base = report.links.base.as_deref().map(text::name);
+fn facts(view: &View) -> Vec<String> {
+    let results = view.results;
+    let mut facts: Vec<_> = view.measured_by(&text::name).into_iter().collect();
+    let base = view.links.base.as_deref().map(text::name);
     facts.extend(base.map(|base| format!("changes are against the goldens at {base}")));
     if !results.not_needed.is_empty() {
         let names: Vec<_> = results.not_needed.iter().take(MODELS).map(|n| text::name(n)).collect();
@@ -311,7 +271,7 @@ fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
             None => ("", String::new()),
         };
         Line {
-            standing: Standing::of(row),
+            standing: Standing::of_row(row),
             model: text::name(row.model),
             label: text::name(row.label),
             effective: row.renamed().map(text::name).unwrap_or_default(),
@@ -333,16 +293,27 @@ fn nearest(row: &Row) -> String {
     }
 }
 
+impl Found {
+    fn new(finding: &Finding) -> Self {
+        Self {
+            is_red: finding.is_red,
+            name: text::name(&finding.name),
+            place: finding.place.as_deref().map(text::name),
+            message: text::message(&finding.message),
+        }
+    }
+}
+
 impl Message {
-    fn of(case: &CaseResult) -> Self {
+    fn new(case: &CaseResult) -> Self {
         let label = case.verdict.label();
         Self { title: text::name(&case.case), label, text: text::message(&case.message) }
     }
 }
 
 impl Model {
-    fn of(report: &Report, m: &Measurement) -> Result<Self, HtmlError> {
-        let mut rows = rows(&report.results, &m.model);
+    fn new(rows: &[Row], m: &Measurement) -> Result<Self, HtmlError> {
+        let mut rows = rows.to_vec();
         rows.sort_by_key(|row| !row.is_red());
         let (how, commands) = reproduction(m);
         Ok(Self {
@@ -397,7 +368,7 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
         options: &options(&m.conditions.reading),
     };
     let mut how = "In the policy's folder, at the commit below.".to_owned();
-    let mut commands = vec![run_command(&format!("{}::", m.model))];
+    let mut commands = vec![command::run(&format!("{}::", m.model))];
     if !schemes.is_empty() {
         how += " Or the schemes that need no policy, without it; MODEL and the corpus are the files whose \
                 hashes are below.";
@@ -422,9 +393,8 @@ fn options(reading: &[String]) -> Vec<String> {
     words.collect()
 }
 
-/// Of the whole run.
-fn provenance(report: &Report) -> Vec<(&'static str, String)> {
-    let results = &report.results;
+/// Where the whole run is from.
+fn provenance(results: &Results) -> Vec<(&'static str, String)> {
     let mut facts = vec![("engine", results.engine.clone())];
     facts.extend(results.head.clone().map(|head| ("commit", head)));
     if let Some(policy) = &results.policy {
@@ -433,7 +403,7 @@ fn provenance(report: &Report) -> Vec<(&'static str, String)> {
     bounded(facts)
 }
 
-/// Of one model.
+/// What was measured of one model, and how.
 fn conditions(m: &Measurement) -> Vec<(&'static str, String)> {
     let (subject, conditions, run) = (&m.subject, &m.conditions, &m.run);
     let mut facts = vec![
@@ -453,7 +423,7 @@ fn conditions(m: &Measurement) -> Vec<(&'static str, String)> {
         ("engine", conditions.engine.clone()),
         ("device", format!("{} ({})", run.device, conditions.device)),
         ("arithmetic", arithmetic(m)),
-        ("took", format!("{:.1} s, {} at most", run.seconds, memory(run.peak_bytes))),
+        ("took", format!("{:.1} s, {} at most", run.seconds, bytes(run.peak_bytes as f64))),
     ]);
     bounded(facts)
 }
@@ -463,25 +433,21 @@ fn bounded(facts: Vec<(&'static str, String)>) -> Vec<(&'static str, String)> {
 }
 
 impl Json {
-    /// What is larger than a page can be goes without its parts, or is left out.
-    fn of(report: &Report) -> Result<Self, HtmlError> {
-        let mut value = serde_json::to_value(&report.results)?;
+    /// Results that are too large for the page go without the sums of each chunk, or are left out.
+    fn new(results: &Results) -> Result<Self, HtmlError> {
+        let mut value = serde_json::to_value(results)?;
         let whole = serde_json::to_string_pretty(&value)?;
         if whole.len() <= JSON {
             return Ok(Self { text: text::json(&whole).into_owned(), remark: None });
         }
         without_parts(&mut value);
         let short = serde_json::to_string_pretty(&value)?;
-        Ok(match short.len() <= JSON {
-            true => Self {
-                text: text::json(&short).into_owned(),
-                remark: Some("Without the sums of each chunk (parts), which results.json has."),
-            },
-            false => Self {
-                text: String::new(),
-                remark: Some("Too large for a page: it is in results.json."),
-            },
-        })
+        if short.len() <= JSON {
+            let remark = Some("Without the sums of each chunk (parts), which results.json has.");
+            return Ok(Self { text: text::json(&short).into_owned(), remark });
+        }
+        let remark = Some("Too large for a page: it is in results.json.");
+        Ok(Self { text: String::new(), remark })
     }
 }
 
@@ -498,16 +464,9 @@ fn without_parts(results: &mut Value) {
     results["measurements"] = measurements.into();
 }
 
-/// A number in three digits.
+/// A value in three significant digits.
 fn number(value: f64) -> String {
-    match value.abs() {
-        _ if value == 0.0 => "0".into(),
-        size if (0.001..1e5).contains(&size) => {
-            let decimals = (2.0 - size.log10().floor()).clamp(0.0, 5.0);
-            format!("{value:.*}", decimals as usize)
-        }
-        _ => format!("{value:.2e}"),
-    }
+    significant(value, 3)
 }
 
 /// A share of one, in percent.

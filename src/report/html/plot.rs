@@ -262,7 +262,7 @@ impl<'a> Plot<'a> {
         let places = [above, below].into_iter().flat_map(|y| ends.map(|left| (left, y)));
         let place = places.into_iter().find(|place| self.is_free(*place, width));
         let place = place.unwrap_or((ends[0], above));
-        self.take(place, width);
+        self.occupy(place, width);
         self.text(name, place, ink)
     }
 
@@ -301,7 +301,7 @@ impl<'a> Plot<'a> {
         let mut free = places.filter(|place| self.is_free(*place, width));
         // the numbers under the plot have what found no place
         let Some((left, middle)) = free.next() else { return Ok(()) };
-        self.take((left, middle), width);
+        self.occupy((left, middle), width);
         if (middle - y).abs() > 14 {
             let end = if left > x { left - 1 } else { left + width + 1 };
             self.line(vec![(x, y), (end, middle)], Ink::Faint, 1)?;
@@ -317,7 +317,7 @@ impl<'a> Plot<'a> {
             && self.taken.iter().all(|one| l >= one[2] || one[0] >= r || t >= one[3] || one[1] >= b)
     }
 
-    fn take(&mut self, place: Pixel, width: i32) {
+    fn occupy(&mut self, place: Pixel, width: i32) {
         self.taken.push(around(place, width));
     }
 }

@@ -1,7 +1,8 @@
 //! What schemes say: the worst tokens in their context, and texts that part from the baseline's.
 
-use super::{number, share, Standing};
+use super::{number, share};
 use crate::report::row::Row;
+use crate::report::view::Standing;
 use crate::results::replay::{Divergence, Generated};
 use crate::results::shape::WorstToken;
 use crate::text;
@@ -52,17 +53,17 @@ impl From<&WorstToken> for Token {
 
 /// The worst tokens of each scheme that has some.
 pub(super) fn worst(rows: &[Row], most: usize) -> Vec<OfScheme<Token>> {
-    let of = |row: &Row| {
+    let tokens = |row: &Row| {
         let worst = &row.scheme?.shape.as_ref()?.worst;
         let first = worst.first()?;
         Some(OfScheme {
             label: text::name(row.label),
-            standing: Standing::of(row),
+            standing: Standing::of_row(row),
             remark: format!("up to {} nats", number(first.kld)),
             items: worst.iter().take(EACH).map(Token::from).collect(),
         })
     };
-    rows.iter().filter_map(of).take(most).collect()
+    rows.iter().filter_map(tokens).take(most).collect()
 }
 
 /// Two texts behind a common beginning, in pieces.
@@ -89,17 +90,17 @@ pub(super) fn partings(
     generated: Option<&Generated>,
     most: usize,
 ) -> Vec<OfScheme<Parting>> {
-    let of = |row: &Row| {
+    let texts = |row: &Row| {
         let replay = row.scheme?.replay.as_ref()?;
-        let texts = &replay.texts;
-        (!texts.is_empty()).then(|| OfScheme {
+        let parted = &replay.texts;
+        (!parted.is_empty()).then(|| OfScheme {
             label: text::name(row.label),
-            standing: Standing::of(row),
-            remark: format!("{} of {} texts part", texts.len(), replay.prompts.len()),
-            items: texts.iter().take(EACH).map(|text| parting(text, generated)).collect(),
+            standing: Standing::of_row(row),
+            remark: format!("{} of {} texts part", parted.len(), replay.prompts.len()),
+            items: parted.iter().take(EACH).map(|text| parting(text, generated)).collect(),
         })
     };
-    rows.iter().filter_map(of).take(most).collect()
+    rows.iter().filter_map(texts).take(most).collect()
 }
 
 fn parting(text: &Divergence, generated: Option<&Generated>) -> Parting {
