@@ -185,7 +185,7 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
     };
     let measurement = {
         let bar = Bar::new(&name);
-        let measured = measure(&request, &|what, done, all| bar.tell(what, done, all));
+        let measured = measure(&request, &|what, done, all| bar.update(what, done, all));
         measured.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?.measurement
     };
     trusted(&measurement)?;

@@ -33,7 +33,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let source = arguments.reading.source(&arguments.model)?;
     {
         let bar = Bar::new(&name(&source));
-        source::fetch(&source, &|what, done, all| bar.tell(what, done, all))
+        source::fetch(&source, &|what, done, all| bar.update(what, done, all))
             .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     }
     let checkpoint =

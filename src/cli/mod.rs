@@ -108,17 +108,17 @@ impl Stop {
 
 /// Prints lines for people.
 fn say(lines: impl fmt::Display) -> Result<(), Stop> {
-    out::say(lines).map_err(not_printed)
+    out::print(lines).map_err(not_printed)
 }
 
 /// Prints a report that has colours.
 fn say_coloured(report: impl fmt::Display) -> Result<(), Stop> {
-    out::say_coloured(report).map_err(not_printed)
+    out::print_coloured(report).map_err(not_printed)
 }
 
 /// Prints a document for other programs.
 fn say_whole(document: impl fmt::Display) -> Result<(), Stop> {
-    out::say_whole(document).map_err(not_printed)
+    out::print_document(document).map_err(not_printed)
 }
 
 fn not_printed(error: io::Error) -> Stop {
@@ -145,7 +145,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(stop) => {
-            out::tell(prefixed(&stop.message));
+            out::eprint(prefixed(&stop.message));
             ExitCode::from(stop.code)
         }
     }
@@ -161,7 +161,7 @@ fn prefixed(message: &str) -> String {
 
 fn warn(warnings: &[Diagnostic]) {
     for warning in warnings {
-        out::tell_coloured(warning.styled());
+        out::eprint_coloured(warning.styled());
     }
 }
 

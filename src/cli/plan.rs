@@ -53,7 +53,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         return Err(usage(message));
     }
     for cost in costs.iter().filter(|cost| cost.source == Source::Guessed) {
-        out::tell(format!(
+        out::eprint(format!(
             "warning: {}: neither measured (--costs) nor here to be estimated: its cost is guessed from its tokens",
             cost.model
         ));

@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     };
     for error in report::emit(&report, &outputs) {
         written &= error.is_warning();
-        out::tell(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
+        out::eprint(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
     }
     Ok(match report.exit_code() {
         0 if !written => NOT_MEASURED,
@@ -124,8 +124,8 @@ fn narrow(gate: &Gate, arguments: &Arguments, selected: Selected) -> Result<Sele
     let not_needed = names.filter(|name| !changed.touched.contains(name)).cloned().collect();
     let (cases, chosen) = (touched(selected.cases), touched(selected.chosen));
     match chosen.is_empty() {
-        true => out::tell(format!("not needed: {}", changed.not_needed())),
-        false => out::tell(&changed),
+        true => out::eprint(format!("not needed: {}", changed.not_needed())),
+        false => out::eprint(&changed),
     }
     Ok(Selected { cases, chosen, not_needed })
 }
@@ -169,7 +169,7 @@ fn measure(gate: &Gate, model: usize, chosen: &[Case]) -> (Result<Measurement, S
     let name = &gate.policy.models[model].name;
     let bar = Bar::new(name);
     let cells = gate.cells(model, chosen);
-    let measured = match gate.measure(model, &cells, &|s, done, all| bar.tell(s, done, all)) {
+    let measured = match gate.measure(model, &cells, &|s, done, all| bar.update(s, done, all)) {
         Ok(measured) => measured,
         Err(error) => return (Err(error), true),
     };
@@ -177,7 +177,7 @@ fn measure(gate: &Gate, model: usize, chosen: &[Case]) -> (Result<Measurement, S
         measured.positions.iter().map(|(l, p)| (l.as_str(), p.as_slice())).collect();
     let kept = sidecar::write(&gate.results, name, &lanes);
     if let Err(error) = &kept {
-        out::tell(format!("error: {error}"));
+        out::eprint(format!("error: {error}"));
     }
     (Ok(measured.measurement), kept.is_ok())
 }

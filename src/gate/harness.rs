@@ -30,7 +30,7 @@ pub fn main() -> ExitCode {
     match run(&config, arguments, &filters) {
         Ok(code) => code,
         Err(message) => {
-            out::tell(message);
+            out::eprint(message);
             ExitCode::from(FAILED)
         }
     }
@@ -73,14 +73,14 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
         return Err("error: the gate has no benchmarks: drop --bench".into());
     }
     for warning in &warnings {
-        out::tell_coloured(warning.styled());
+        out::eprint_coloured(warning.styled());
     }
     let chosen: Vec<Case> = cases.iter().filter(|case| selection.runs(case)).cloned().collect();
     if chosen.is_empty() {
         return Err(nothing_selected(&gate, filters));
     }
     if cfg!(debug_assertions) {
-        out::tell(SLOW_BUILD);
+        out::eprint(SLOW_BUILD);
     }
     gate::prepare_results(&gate.results_of(&chosen[0].name))
         .map_err(|message| format!("error: {message}"))?;
@@ -117,7 +117,7 @@ fn selection<'a>(arguments: &'a Arguments, filters: &'a [String]) -> Selection<'
 fn conclusion(run: impl FnOnce() -> Conclusion) -> Option<Conclusion> {
     let ended = catch_unwind(AssertUnwindSafe(run));
     if ended.is_err() {
-        out::tell("error: standard output was closed or is full: what was judged cannot be told");
+        out::eprint("error: standard output was closed or is full: what was judged cannot be told");
     }
     ended.ok()
 }
@@ -186,7 +186,7 @@ impl Session {
         let bar = progress::Bar::new(name);
         let fresh = |cells: &[_]| {
             let measured =
-                self.gate.measure(model, cells, &|s, done, all| bar.tell(s, done, all))?;
+                self.gate.measure(model, cells, &|s, done, all| bar.update(s, done, all))?;
             self.keep_positions(name, &measured.positions);
             Ok(measured.measurement)
         };
@@ -227,7 +227,7 @@ impl Session {
     fn all_judged(&self) -> bool {
         let (judged, chosen) = (lock(&self.judged).len(), self.chosen.len());
         if judged != chosen {
-            out::tell(format!("error: {judged} of {chosen} selected cases were judged"));
+            out::eprint(format!("error: {judged} of {chosen} selected cases were judged"));
         }
         judged == chosen
     }
@@ -251,14 +251,17 @@ impl Session {
         };
         let errors = report::emit(&report, &outputs);
         if self.store.is_none() && !matches!(arguments.format, Some(FormatSetting::Json)) {
-            out::tell_coloured(report::terminal::render_tables(&report.view()).trim_end());
+            out::eprint_coloured(report::terminal::render_tables(&report.view()).trim_end());
         }
         for error in &errors {
-            out::tell(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
+            out::eprint(format!(
+                "{}: {error}",
+                if error.is_warning() { "warning" } else { "error" }
+            ));
         }
         let troubles = lock(&self.troubles);
         for trouble in troubles.iter() {
-            out::tell(format!("error: {trouble}"));
+            out::eprint(format!("error: {trouble}"));
         }
         troubles.is_empty() && errors.iter().all(report::ReportError::is_warning)
     }

@@ -281,7 +281,7 @@ fn note(files: impl Iterator<Item = PathBuf>) {
         .open(&list)
         .and_then(|mut file| file.write_all(lines.as_bytes()));
     if let Err(error) = noted {
-        out::tell(format!("warning: {}: {error}", Path::new(&list).display()));
+        out::eprint(format!("warning: {}: {error}", Path::new(&list).display()));
     }
 }
 

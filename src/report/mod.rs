@@ -131,7 +131,7 @@ pub fn emit(report: &Report, outputs: &Outputs) -> Vec<ReportError> {
         );
     }
     if outputs.terminal {
-        let printed = out::say_coloured(terminal::render(&view).trim_end());
+        let printed = out::print_coloured(terminal::render(&view).trim_end());
         errors.extend(printed.err().map(ReportError::Terminal));
     }
     errors

@@ -6,7 +6,7 @@ use kvgate::internals::judge::limits;
 use kvgate::internals::judge::trust;
 use kvgate::internals::logs::llama_perplexity;
 use kvgate::internals::policy::{ModelPolicy, Policy};
-use kvgate::internals::results::measured_by::Engine;
+use kvgate::internals::results::measured_by::MeasuredBy;
 use kvgate::internals::results::statistics::Statistic;
 use kvgate::internals::results::verdict::Verdict;
 use kvgate::internals::results::Measurement;
@@ -58,7 +58,7 @@ fn genuine_logs_are_judged_by_the_policy() {
     assert_eq!(measurement.conditions.engine, "llama.cpp 0c1e570");
     assert!(measurement.controls.is_empty() && measurement.conditions.corpus.is_empty());
     assert!(measurement.run.notes.iter().any(|note| note.contains("the corpus")));
-    let distrust = trust::distrust_by(&measurement, Engine::LlamaCpp);
+    let distrust = trust::distrust_by(&measurement, MeasuredBy::LlamaCpp);
     assert!(distrust.is_empty(), "{distrust:?}");
     let verdicts = model.cells.iter().zip(&measurement.schemes).map(|(cell, scheme)| {
         let judged = limits::judge(model, cell, &scheme.outcome, None, None);

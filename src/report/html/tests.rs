@@ -183,7 +183,7 @@ fn figures_have_a_point_a_scheme_and_their_numbers() {
         1
     );
     let frontier = &figures[0].text;
-    for part in ["limit 0.05", "q4_0", "8.5", "5.10e-4", "0.0612", "▲ not as the policy wants"] {
+    for part in ["limit 0.05", "q4_0", "8.5", "0.000510", "0.0612", "▲ not as the policy wants"] {
         assert!(frontier.contains(part), "{part} in {frontier}");
     }
     assert!(figures[1].text.contains("256") && figures[1].text.contains("0.0150"));
@@ -214,8 +214,8 @@ fn words_are_in_their_context() {
     assert_eq!(
         commands,
         [
-            "kvgate run 'gemma-3-270m::'",
-            "kvgate measure MODEL --corpus prose.txt --corpus code.txt --schemes q8_0,q4_0,q8_0/q4_0 \
+            "kvgate run gemma-3-270m::",
+            "kvgate measure MODEL --corpus prose.txt --corpus code.txt --schemes 'q8_0,q4_0,q8_0/q4_0' \
              --context 512 --chunks 16"
         ]
     );
@@ -386,7 +386,7 @@ fn a_run_leaves_the_page_beside_its_results() {
 #[test]
 fn numbers_are_short() {
     let shown = [0.0, 0.00051, 0.0612, 2.25, 123.4, 1e300, f64::NAN].map(number);
-    assert_eq!(shown, ["0", "5.10e-4", "0.0612", "2.25", "123", "1.00e300", "NaN"]);
+    assert_eq!(shown, ["0", "0.000510", "0.0612", "2.25", "123", "1.00e300", "NaN"]);
     let shown = [0.5, 0.0, 0.0004, 1e-9].map(share);
     assert_eq!(shown, ["50.0 %", "0.0 %", "0.040 %", "1.0e-7 %"]);
 }
@@ -402,8 +402,8 @@ fn a_name_of_the_policy_is_no_scheme_without_it() {
         let (_, elements) = page(report);
         of_class(&elements, "pre", "command").iter().map(|e| e.text.clone()).collect()
     };
-    assert!(commands(&report)[1].contains("--schemes q8_0,q8_0/q4_0 --context"));
+    assert!(commands(&report)[1].contains("--schemes 'q8_0,q8_0/q4_0' --context"));
     report.results.measurements[0].schemes.drain(2..);
     report.results.measurements[0].schemes.remove(0);
-    assert_eq!(commands(&report), ["kvgate run 'gemma-3-270m::'"]);
+    assert_eq!(commands(&report), ["kvgate run gemma-3-270m::"]);
 }
