@@ -15,6 +15,7 @@ use crate::results::replay::Generated;
 use crate::results::{Conditions, CorpusFile};
 use crate::source;
 use crate::text;
+use crate::text::command;
 use crate::text::numbers::bytes;
 
 #[derive(clap::Args)]
@@ -171,7 +172,7 @@ fn prompts(
     };
     let asked = asked.map_err(|error| error.to_string())?;
     let other = kept.as_ref().and_then(|kept| asked.generated.unlike(kept));
-    let mend = format!("`kvgate run {}`, then `kvgate accept`", model.name);
+    let mend = format!("`{}`, then `kvgate accept`", command::run(&model.name));
     let unaccepted = (!asked.generated.accepted).then(|| match other {
         Some(what) => {
             let file = golden::text_path(&gate.root, &model.name);

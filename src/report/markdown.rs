@@ -1,7 +1,7 @@
-//! The report for pull requests and step summaries.
+//! The report as Markdown, for pull requests and step summaries.
 //!
-//! Names and messages may be a stranger's. They stand in code spans and fenced blocks only, where nothing
-//! is markup, a link, a mention or a reference.
+//! Names and messages may be a stranger's. They stand in code spans and fenced blocks only, where nothing in them is
+//! taken for markup, a link, a mention or a reference.
 
 use super::row::{numbers, red_limit, Row};
 use super::view::{Standing, View};
@@ -10,31 +10,31 @@ use crate::results::{CaseResult, Finding};
 use crate::text;
 use crate::text::numbers::count;
 
-/// Bytes of a step summary at most: GitHub drops the whole upload of a step over 1 MiB.
+/// The most bytes of a step summary. GitHub drops a summary of more than 1 MiB as a whole.
 pub const STEP_SUMMARY: usize = 900_000;
 
-/// What is left out when the report does not fit, one more each time.
+/// How much is shown. If a report does not fit, the next detail is tried, which leaves out more.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum Detail {
     /// Everything.
     Whole,
-    /// Few messages.
+    /// The messages of a few cases only.
     FewMessages,
-    /// No schemes but those that are red, and no messages.
+    /// Only the schemes that are red, and no messages.
     RedOnly,
-    /// The verdict and the way to the rest.
+    /// The verdict, and links to the rest.
     Sentence,
 }
 
-/// Messages shown at each detail: nobody reads more.
+/// The most messages at each detail. Nobody reads more.
 const MESSAGES: [usize; 4] = [20, 3, 0, 0];
-/// Findings that are shown.
+/// The most findings that are shown.
 const FINDINGS: usize = 50;
-/// Remarks on measurements that are shown.
+/// The most notes on measurements that are shown.
 const NOTES: usize = 30;
 
-/// The whole report: the verdict with the worst case first, failing rows, their messages, and passing rows
-/// folded away. What does not fit into so many bytes is left out by sections, and says so.
+/// The whole report: the verdict with the worst case, failing rows, their messages, and passing rows folded away. If
+/// that does not fit into so many bytes, sections are left out, and the report says which.
 pub fn render(view: &View, bytes: usize) -> String {
     let details = [Detail::Whole, Detail::FewMessages, Detail::RedOnly, Detail::Sentence];
     let texts = details.into_iter().map(|detail| at(view, detail));
@@ -71,7 +71,7 @@ fn mark(view: &View) -> &'static str {
     }
 }
 
-/// Where the numbers are from.
+/// What measured, at which commit, and what the numbers are compared with.
 fn provenance(view: &View) -> String {
     let results = view.results;
     let mut facts: Vec<_> = view.measured_by(&code).into_iter().collect();
@@ -92,7 +92,7 @@ fn provenance(view: &View) -> String {
     format!("{}\n\n", facts.join(" · "))
 }
 
-/// Remarks on what was measured.
+/// Notes on what was measured.
 fn notes(view: &View) -> String {
     let all = view.results.measurements.iter();
     let all = all.flat_map(|m| m.run.notes.iter().map(|note| (&m.model, note)));
@@ -111,7 +111,7 @@ fn notes(view: &View) -> String {
     lines.concat() + "\n"
 }
 
-/// A commit as people write it.
+/// The first digits of a commit, by which people name it.
 fn short(sha: &str) -> String {
     sha.chars().take(12).collect()
 }
@@ -178,7 +178,7 @@ fn verdict(case: Option<&CaseResult>) -> String {
     let Some(case) = case else { return String::new() };
     match case.verdict {
         Verdict::Pass => "✅".into(),
-        // never a check mark, nor a red one: the policy asks for it
+        // no check mark, because it is no recommendation, and no red one, because the policy asks for it
         verdict @ Verdict::FailsAsRequired => verdict.symbol().into(),
         verdict if verdict.is_red() => match red_limit(case) {
             Some(limit) => format!("❌ {}: {limit}", verdict.label()),
@@ -244,19 +244,20 @@ fn fenced(message: &str) -> String {
     fenced_as("text", &text::message(message))
 }
 
-/// A block whose fence is longer than any in the text.
+/// A fenced block. The fence is longer than any in the text, so that the text cannot end it.
 fn fenced_as(language: &str, text: &str) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
     format!("{fence}{language}\n{}\n{fence}\n", text.trim_end())
 }
 
-/// A name in a code span. What would end the span or a table's cell becomes a sign that looks like it.
+/// A name in a code span. Characters that would end the span or a table's cell are replaced by others that look like
+/// them.
 fn code(name: &str) -> String {
     span(&text::name(name))
 }
 
-/// The same for longer texts.
+/// A longer text in a code span.
 fn code_of(remark: &str) -> String {
     span(&text::remark(remark))
 }
@@ -385,7 +386,7 @@ layer 3: K is NaN
         report.results.engine = hostile.into();
         let text = render(&report.view(), 60_000);
         assert!(text.len() <= 60_000);
-        // outside of code there is nothing of it
+        // outside of code spans and blocks there is nothing of it
         let mut fence: Option<&str> = None;
         for line in text.lines() {
             let mark = line.trim_start_matches(|c| c != '`').split(|c| c != '`').next().unwrap();

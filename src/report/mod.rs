@@ -22,21 +22,19 @@ use crate::text::out;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// What people read: results with their verdicts, and where to go from there.
+/// Results with their verdicts, and links for whoever reads them.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Measurements, cases and findings.
     pub results: Results,
-    /// Where to go from here.
     pub links: Links,
 }
 
-/// Where a reader goes from a report.
+/// What a reader of a report may want next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links {
-    /// The run's page.
+    /// The page of the run that measured.
     pub run: Option<String>,
-    /// The commit whose goldens changes are against.
+    /// The commit whose goldens the values are compared with.
     pub base: Option<String>,
     /// The command that accepts what was measured.
     pub accept: Option<String>,
@@ -63,7 +61,7 @@ impl Report {
     }
 }
 
-/// Name of the page that a run leaves, with the feature `reports`.
+/// The name of the page of HTML that a run leaves if it is built with the feature `reports`.
 pub(crate) const PAGE: &str = "report.html";
 
 /// Where a report goes.
@@ -71,37 +69,32 @@ pub(crate) const PAGE: &str = "report.html";
 pub struct Outputs {
     /// Whether tables are printed to standard output.
     pub terminal: bool,
-    /// Folder that gets `results.json`, and `report.html` where the feature is on.
+    /// The folder that gets `results.json` and, with the feature `reports`, `report.html`.
     pub folder: Option<PathBuf>,
-    /// File that the markdown summary is appended to: `$GITHUB_STEP_SUMMARY`.
+    /// The file that Markdown is appended to: that of `$GITHUB_STEP_SUMMARY`.
     pub step_summary: Option<PathBuf>,
 }
 
-/// A report that did not get out.
+/// A report that could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// Standard output is gone.
+    /// Standard output cannot be written.
     #[error("the report could not be printed: {0}")]
     Terminal(#[source] io::Error),
-    /// `results.json` was not written: nothing can be accepted or reported from this run.
+    /// `results.json` was not written, so nothing can be accepted or reported from this run.
     #[error(transparent)]
     Json(#[from] json::JsonError),
-    /// A warning: `kvgate report` makes it from `results.json`.
+    /// A warning, because `kvgate report` can make the page from `results.json`.
     #[cfg(feature = "reports")]
     #[error("no report.html: {0}")]
     Html(#[from] html::HtmlError),
-    /// A warning: the verdict is in the exit code.
+    /// A warning, because the exit code has the verdict.
     #[error("the summary could not be appended to {path}: {source}")]
-    StepSummary {
-        /// The file.
-        path: String,
-        /// The reason.
-        source: io::Error,
-    },
+    StepSummary { path: String, source: io::Error },
 }
 
 impl ReportError {
-    /// Whether the run is as good without that report.
+    /// Whether the run is as good without the report, so that its exit code stays that of the verdict.
     pub fn is_warning(&self) -> bool {
         match self {
             Self::Terminal(_) | Self::Json(_) => false,
@@ -112,7 +105,8 @@ impl ReportError {
     }
 }
 
-/// Renders everything that was asked for and returns what went wrong.
+/// Renders everything that was asked for. Errors are collected, so that one renderer does not keep the others from
+/// their work.
 pub fn emit(report: &Report, outputs: &Outputs) -> Vec<ReportError> {
     let view = report.view();
     let mut errors = Vec::new();
@@ -209,7 +203,7 @@ mod tests {
         assert_eq!(tells(&|case| case.verdict = Verdict::Stale), "stale");
     }
 
-    /// A weakened policy is red, and 1 outranks 4.
+    /// A weakened policy is red, and exit code 1 outranks 4.
     #[test]
     fn findings_count_in_the_exit_code() {
         let mut report = fixture::report();
@@ -227,7 +221,7 @@ mod tests {
         assert_eq!(report.exit_code(), 4);
     }
 
-    /// A stranger's report: whatever is a text in it has a character that must not get out as it is.
+    /// A stranger's report, in which every text contains a character that must not be shown as it is.
     fn hostile(c: char) -> Report {
         fn spoil(key: &str, value: &mut serde_json::Value, c: char) {
             use serde_json::Value;
@@ -252,7 +246,7 @@ mod tests {
         Report { results, links: Links { accept, base: Some(format!("{c}")), run: None } }
     }
 
-    /// Every way out of the process, and every character that must not take it.
+    /// Tries every renderer with every character that must not be shown as it is.
     #[test]
     fn nothing_leaves_that_a_terminal_obeys_or_nobody_sees() {
         for c in text::HOSTILE {

@@ -1,4 +1,4 @@
-//! The report for a terminal.
+//! The report as tables and messages for a terminal.
 
 use super::row::{numbers, verdict_words, Row};
 use super::view::{arithmetic, Model, View};

@@ -1,6 +1,6 @@
-//! The report as a page: one file without scripts, fonts or anything else from elsewhere.
+//! The report as a page of HTML: one file without scripts, and without fonts or anything else from other servers.
 //!
-//! Results may be a stranger's: every text is bounded, and escaped by the template.
+//! Results may be a stranger's, so every text is bounded here and escaped by the template.
 
 mod figures;
 mod plot;
@@ -24,52 +24,37 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use words::{OfScheme, Parting, Token};
 
-/// The file's name.
+/// The name of the page's file.
 pub const FILE: &str = super::PAGE;
 
-/// Rows of the table at most.
+/// The most rows of the table of schemes.
 const ROWS: usize = 300;
-/// Models that are shown at length.
+/// The most models that have a section of their own.
 const MODELS: usize = 30;
-/// Messages and findings that are shown.
+/// The most messages, and the most findings, that are shown.
 const MESSAGES: usize = 50;
-/// Bytes of JSON in the page at most.
+/// The most bytes of JSON in the page.
 const JSON: usize = 2_000_000;
 
-/// Why there is no page.
+/// Why the page was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum HtmlError {
-    /// The template.
     #[error("the page could not be made: {0}")]
     Page(#[from] askama::Error),
-    /// A figure.
     #[error("a figure could not be drawn: {0}")]
     Plot(String),
-    /// The results as JSON.
     #[error("the results could not be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// The file.
     #[error("{path}: {source}; is the folder writable, and the disk not full?")]
-    Write {
-        /// The file.
-        path: String,
-        /// The reason.
-        source: io::Error,
-    },
+    Write { path: String, source: io::Error },
 }
 
-/// The page.
-///
-/// # Errors
-/// Something that could not be made; hostile results are no reason.
+/// Makes the page. Hostile results are no error.
 pub fn render(view: &View) -> Result<String, HtmlError> {
     Ok(Page::new(view)?.render()?)
 }
 
-/// Writes the page into the folder and returns its path.
-///
-/// # Errors
-/// As of [`render`], and a file that cannot be written.
+/// Makes the page, writes it into the folder and returns its path.
 pub fn write(folder: &Path, view: &View) -> Result<PathBuf, HtmlError> {
     let page = render(view)?;
     let path = folder.join(FILE);
@@ -135,7 +120,7 @@ struct Found {
     message: String,
 }
 
-/// A table of numbers; its first column is of names.
+/// A table of numbers, whose first column has names.
 #[derive(Default)]
 struct Table {
     head: Vec<String>,
@@ -148,14 +133,14 @@ impl Table {
     }
 }
 
-/// A row of the great table.
+/// A row of the table of schemes.
 struct Line {
     standing: Standing,
     model: String,
     label: String,
     effective: String,
     numbers: Vec<String>,
-    /// Of limits and golden, each with its class; none where nothing was judged.
+    /// The words for the limits and for the golden, each with its CSS class. None where nothing was judged.
     verdicts: Vec<(&'static str, String)>,
 }
 
@@ -165,11 +150,11 @@ struct Message {
     text: String,
 }
 
-/// A plot with its numbers.
+/// A plot, and its numbers as a table.
 struct Figure {
     title: String,
     caption: String,
-    /// What is between `<svg>` and `</svg>`, escaped.
+    /// What stands between `<svg>` and `</svg>`, with its texts escaped.
     drawing: String,
     numbers: Table,
 }
@@ -251,7 +236,7 @@ fn facts(view: &View) -> Vec<String> {
     facts
 }
 
-/// The head and the rows of the great table.
+/// The head and the rows of the table of schemes.
 fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
     let (names, cells) = numbers(rows);
     let judged = rows.iter().any(|row| row.cases.iter().any(Option::is_some));
@@ -264,7 +249,7 @@ fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
     let line = |(row, mut numbers): (&Row, Vec<String>)| {
         if judged {
             let ratio = row.statistics().map_or("–".into(), |s| format!("{:.4}", s.ppl_ratio));
-            numbers.extend([ratio, nearest(row)]);
+            numbers.extend([ratio, worst_ratio(row)]);
         }
         let verdict = |case: Option<&CaseResult>| match case {
             Some(case) => (Standing::of_case(case).class(), verdict_words(case)),
@@ -282,8 +267,8 @@ fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
     (head, rows.iter().zip(cells).map(line).collect())
 }
 
-/// The limit that is nearest to being broken, or broken the most.
-fn nearest(row: &Row) -> String {
+/// The limit that is the nearest to being broken or is broken the most, as a multiple of what it allows.
+fn worst_ratio(row: &Row) -> String {
     let limits = row.cases[0].map_or(&[][..], |case| &case.limits);
     let ratio = limits.iter().map(JudgedLimit::ratio).max_by(f64::total_cmp);
     match ratio {
@@ -339,7 +324,7 @@ fn control(control: &Control) -> (bool, String) {
     (control.ok, text::message(&line))
 }
 
-/// How to measure it again. Paths are the reader's: results name files by what is in them.
+/// How to measure a model again. Results name files by their hashes, so the reader has to fill in the paths.
 fn reproduction(m: &Measurement) -> (String, Vec<String>) {
     if MeasuredBy::of(&m.conditions.engine) != MeasuredBy::Kvgate {
         let engine = text::name(&m.conditions.engine);
@@ -350,7 +335,8 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
     }
     let files = m.conditions.corpus.iter().take(MESSAGES);
     let corpus: Vec<String> = files.map(|file| format!("{}.txt", file.category)).collect();
-    // a name of the policy says nothing without it, nor does what it stands for in all layers
+    // a name that the policy gives to a scheme means nothing without the policy, and what ran may be a list of layers
+    // that is no scheme
     let scheme = |s: &SchemeResult| {
         [&s.scheme, &s.effective].into_iter().find(|name| name.parse::<Scheme>().is_ok()).cloned()
     };
@@ -377,7 +363,7 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
     (how, commands.iter().map(|command| text::message(command)).collect())
 }
 
-/// The options of `kvgate measure` that a measurement's `reading` tells of.
+/// The options of `kvgate measure` by which the checkpoint is read as it was.
 fn options(reading: &[String]) -> Vec<String> {
     let words = reading.iter().flat_map(|line| {
         if let Some(key) = line.strip_prefix(IGNORED_KEY) {
@@ -469,7 +455,7 @@ fn number(value: f64) -> String {
     significant(value, 3)
 }
 
-/// A share of one, in percent.
+/// A share, in percent.
 fn share(value: f64) -> String {
     match value * 100.0 {
         percent if percent != 0.0 && percent.abs() < 0.001 => format!("{percent:.1e} %"),

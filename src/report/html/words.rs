@@ -1,4 +1,5 @@
-//! What schemes say: the worst tokens in their context, and texts that part from the baseline's.
+//! Tokens and texts: the positions with the largest KLD in their context, and texts in which a scheme chose another
+//! token than the baseline.
 
 use super::{number, share};
 use crate::report::row::Row;
@@ -8,16 +9,16 @@ use crate::results::shape::WorstToken;
 use crate::text;
 use similar::{ChangeTag, TextDiff};
 
-/// Tokens, or texts, of a scheme.
+/// The most tokens, and the most texts, of a scheme.
 const EACH: usize = 8;
-/// Letters of a context, the last ones.
+/// The most characters of a context, of which the last ones are shown.
 const CONTEXT: usize = 200;
-/// Letters of a token.
+/// The most characters of a token.
 const TOKEN: usize = 40;
-/// Letters of a text.
+/// The most characters of a text.
 const TEXT: usize = 1_500;
 
-/// Something about each of some schemes.
+/// Tokens or texts of one scheme.
 pub(super) struct OfScheme<T> {
     pub label: String,
     pub standing: Standing,
@@ -25,15 +26,15 @@ pub(super) struct OfScheme<T> {
     pub items: Vec<T>,
 }
 
-/// A place where a scheme parts from the baseline the most.
+/// A position with one of the largest KLDs of a scheme.
 pub(super) struct Token {
     pub kld: String,
     pub place: String,
     pub context: String,
     pub target: String,
-    /// What the baseline and the scheme hold most likely.
+    /// The most likely token of the baseline and that of the scheme.
     pub top: [String; 2],
-    /// What they give the corpus's token.
+    /// The probabilities that they give to the token of the corpus.
     pub p: [String; 2],
 }
 
@@ -51,7 +52,7 @@ impl From<&WorstToken> for Token {
     }
 }
 
-/// The worst tokens of each scheme that has some.
+/// The positions with the largest KLD, for each scheme whose results have them.
 pub(super) fn worst(rows: &[Row], most: usize) -> Vec<OfScheme<Token>> {
     let tokens = |row: &Row| {
         let worst = &row.scheme?.shape.as_ref()?.worst;
@@ -66,25 +67,25 @@ pub(super) fn worst(rows: &[Row], most: usize) -> Vec<OfScheme<Token>> {
     rows.iter().filter_map(tokens).take(most).collect()
 }
 
-/// Two texts behind a common beginning, in pieces.
+/// The baseline's text and a scheme's, from the token on in which they differ.
 pub(super) struct Parting {
     pub prompt: String,
     pub at: usize,
     pub margin: String,
-    /// The end of what both wrote; empty where it is not known.
+    /// The end of what both wrote before that, or nothing where it is not known.
     pub common: String,
     pub baseline: Vec<Piece>,
     pub scheme: Vec<Piece>,
 }
 
-/// Some words of a text.
+/// Neighbouring words of a text, all of which stand in the other text or all of which do not.
 pub(super) struct Piece {
     pub words: String,
-    /// Whether the other text lacks them.
+    /// Whether they stand in this text only.
     pub own: bool,
 }
 
-/// The texts of each scheme that parts from the baseline's.
+/// The texts that differ from the baseline's, for each scheme that has some.
 pub(super) fn partings(
     rows: &[Row],
     generated: Option<&Generated>,
@@ -123,7 +124,7 @@ fn parting(text: &Divergence, generated: Option<&Generated>) -> Parting {
     }
 }
 
-/// Neighbours of one kind are one piece.
+/// Joins neighbouring words of one kind.
 fn pieces<'a>(words: impl Iterator<Item = (&'a str, bool)>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for (words, own) in words {
@@ -154,7 +155,7 @@ fn token(text: &str) -> String {
     }
 }
 
-/// On one line, with line breaks that can be seen.
+/// A text on one line, in which line breaks can be seen.
 fn visible(text: &str) -> String {
     text::printable(text).replace('\n', "↵")
 }
