@@ -1,4 +1,4 @@
-//! JUnit's XML, which CI servers show as tests: a suite a model, a test a case.
+//! The report as JUnit's XML, which CI servers show as tests: each model is a suite, each case a test.
 
 use super::view::{Model, View};
 use crate::results::case;
@@ -10,13 +10,10 @@ use quick_junit::{
 };
 use std::time::Duration;
 
-/// The number of notes on a measurement that are shown.
+/// The most notes on a measurement that are shown.
 const NOTES: usize = 30;
 
 /// The whole file.
-///
-/// # Errors
-/// The reason why the XML could not be written.
 pub fn render(view: &View) -> Result<String, SerializeError> {
     let mut report = Report::new("kvgate");
     report.add_test_suites(view.models.iter().map(|model| suite(view.results, model)));
@@ -132,7 +129,7 @@ fn duration(seconds: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Text of bounded length, escaped, and without the two characters that XML 1.0 forbids and quick-junit leaves.
+/// A text of bounded length, escaped, and without the two characters that XML 1.0 forbids and quick-junit keeps.
 fn text(text: &str) -> String {
     text::error(text).replace(['\u{fffe}', '\u{ffff}'], "")
 }

@@ -96,21 +96,13 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// Cells of the columns of [`COSTS`], and before them the perplexity's ratio.
-    fn unjudged(&self) -> [String; 3] {
-        let ratio = self.statistics().map_or(dash(), |s| format!("{:.4}", s.ppl_ratio));
-        let [bytes, share] = self.costs();
-        [ratio, bytes, share]
-    }
-
-    /// Cells of the columns of [`COSTS`].
-    fn costs(&self) -> [String; 2] {
-        match self.scheme.and_then(|scheme| scheme.storage) {
-            None => std::array::from_fn(|_| dash()),
-            Some(s) => {
-                [format!("{:.0}", s.bytes_per_token), format!("{:.1} %", s.ratio_to_f16 * 100.0)]
-            }
-        }
+    /// Cells of the columns of [`CHOICE`].
+    fn choice(&self) -> [String; 3] {
+        let ratio = self.statistics().map(|s| format!("{:.4}", s.ppl_ratio));
+        let storage = self.scheme.and_then(|scheme| scheme.storage);
+        let bytes = storage.map(|s| format!("{:.0}", s.bytes_per_token));
+        let share = storage.map(|s| format!("{:.1} %", s.ratio_to_f16 * 100.0));
+        [ratio, bytes, share].map(|cell| cell.unwrap_or_else(dash))
     }
 
     /// Cells of the columns of [`REPLAYED`].
@@ -243,7 +235,7 @@ const TAILS: [&str; 2] = ["p99", "top-1"];
 
 /// The columns of rows that were not judged, by which somebody chooses a scheme: the perplexity's ratio, bytes that
 /// a token adds to the cache, and the size of the cache at the measured context in percent of that of f16.
-const COSTS: [&str; 3] = ["PPL ratio", "B/token", "of f16"];
+const CHOICE: [&str; 3] = ["PPL ratio", "B/token", "of f16"];
 
 /// The columns of rows that were measured on the baseline's own text: flips and hard flips per 1,000 tokens, how
 /// many texts have no flip, and the token by which half of the texts have one.
@@ -260,7 +252,7 @@ pub(super) fn numbers(rows: &[Row]) -> (Vec<&'static str>, Vec<Vec<String>>) {
         let mut cells = Vec::from(row.means());
         cells.extend(if judged { row.judged().into() } else { Vec::new() });
         cells.extend(row.tails());
-        cells.extend(if judged { Vec::new() } else { row.unjudged().into() });
+        cells.extend(if judged { Vec::new() } else { row.choice().into() });
         cells.extend(if replayed { row.replayed().into() } else { Vec::new() });
         cells
     };
@@ -269,7 +261,7 @@ pub(super) fn numbers(rows: &[Row]) -> (Vec<&'static str>, Vec<Vec<String>>) {
         &MEANS[..],
         shown(&JUDGED, judged),
         &TAILS,
-        shown(&COSTS, !judged),
+        shown(&CHOICE, !judged),
         shown(&REPLAYED, replayed),
     ];
     (names.concat(), rows.iter().map(cells).collect())
