@@ -115,6 +115,7 @@ impl<'a> View<'a> {
     }
 
     /// The rows of a model.
+    #[cfg(feature = "reports")]
     pub(super) fn rows(&self, model: &str) -> &[Row<'a>] {
         self.models.iter().find(|one| one.name == model).map_or(&[], |model| &model.rows)
     }
@@ -122,6 +123,7 @@ impl<'a> View<'a> {
 
 impl Standing {
     /// Of a row: the worst of its cases.
+    #[cfg(feature = "reports")]
     pub fn of_row(row: &Row) -> Self {
         let all = || row.cases.iter().flatten().map(|case| Self::of_case(case));
         [Self::Red, Self::Expected, Self::Pass]
