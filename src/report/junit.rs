@@ -1,6 +1,6 @@
 //! The report as JUnit's XML, which CI servers show as tests: each model is a suite, each case a test.
 
-use super::view::{Model, View};
+use super::view::{ModelView, View};
 use crate::results::case;
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding, Measurement, Results};
@@ -42,8 +42,8 @@ fn finding(finding: &Finding) -> TestCase {
     test
 }
 
-fn suite(results: &Results, model: &Model) -> TestSuite {
-    let Model { name: model, measurement, cases, .. } = model;
+fn suite(results: &Results, model: &ModelView) -> TestSuite {
+    let ModelView { name: model, measurement, cases, .. } = model;
     let seconds = measurement.map(|m| m.run.seconds);
     let mut suite = TestSuite::new(text(model));
     suite.add_properties(properties(results, *measurement));

@@ -1,7 +1,7 @@
 //! The report as tables and messages for a terminal.
 
 use super::row::{numbers, verdict_words, Row};
-use super::view::{arithmetic, Model, View};
+use super::view::{arithmetic, ModelView, View};
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Control, Finding, Measurement};
 use crate::text;
@@ -43,8 +43,8 @@ fn finding(finding: &Finding) -> String {
     format!("\n{style}{title}{style:#}\n{}", quoted(&finding.message))
 }
 
-fn model(model: &Model, is_judged: bool) -> String {
-    let Model { name, measurement, rows, .. } = model;
+fn model(model: &ModelView, is_judged: bool) -> String {
+    let ModelView { name, measurement, rows, .. } = model;
     if rows.iter().all(Row::is_ignored) {
         return ignored(name, rows);
     }
@@ -167,6 +167,7 @@ mod tests {
     #[test]
     fn whole_report() {
         insta::assert_snapshot!(plain(&fixture::report()), @"
+
 gemma-3-270m  baseline f16 PPL 21.100 · 512 × 16 of prose, code · Some CPU, f32 · 61.3 s · 1.5 GiB
   controls: identity f16 KLD 0.0000 ✓ exactly 0 · bad lane q4_0:norot KLD 2.5000 ✓ at least 0.5
   note: code: 37 tokens of the tail dropped

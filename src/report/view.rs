@@ -21,7 +21,7 @@ pub struct View<'a> {
     measured_by: Option<Phrase>,
     pub(super) standing: Standing,
     /// Models in the order of the measurements, and after them those that have cases only.
-    pub(super) models: Vec<Model<'a>>,
+    pub(super) models: Vec<ModelView<'a>>,
     /// The rows with a red case, the worst first.
     pub(super) failing: Vec<Row<'a>>,
     /// All other rows, in the order of `models`.
@@ -35,7 +35,7 @@ pub struct View<'a> {
 }
 
 /// A model of a report.
-pub(super) struct Model<'a> {
+pub(super) struct ModelView<'a> {
     pub name: &'a str,
     /// None where the model has cases only, because it could not be loaded or nothing of it was asked for.
     pub measurement: Option<&'a Measurement>,
@@ -197,13 +197,13 @@ fn places<'a>(red: &[&'a CaseResult]) -> HashMap<&'a str, usize> {
     places
 }
 
-fn models<'a>(results: &'a Results, cells: &Cells<'a>) -> Vec<Model<'a>> {
-    let mut models: Vec<Model> = Vec::new();
+fn models<'a>(results: &'a Results, cells: &Cells<'a>) -> Vec<ModelView<'a>> {
+    let mut models: Vec<ModelView> = Vec::new();
     let mut known: HashMap<&str, usize> = HashMap::new();
-    let mut index = |models: &mut Vec<Model<'a>>, name: &'a str| {
+    let mut index = |models: &mut Vec<ModelView<'a>>, name: &'a str| {
         *known.entry(name).or_insert_with(|| {
             let (rows, cases) = (Vec::new(), Vec::new());
-            models.push(Model { name, measurement: None, rows, cases });
+            models.push(ModelView { name, measurement: None, rows, cases });
             models.len() - 1
         })
     };

@@ -22,7 +22,7 @@ use figures::SCHEMES;
 use serde_json::Value;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use words::{OfScheme, Parting, Token};
+use words::{OfScheme, ShownToken, TextPair};
 
 /// The name of the page's file.
 pub const FILE: &str = super::PAGE;
@@ -99,21 +99,21 @@ struct Page {
     standing: Standing,
     sentence: String,
     facts: Vec<String>,
-    findings: Vec<Found>,
+    findings: Vec<ShownFinding>,
     head: Vec<String>,
     lines: Vec<Line>,
     remarks: Vec<String>,
     messages: Vec<Message>,
     /// What stands in `results.json` only.
     left_out: Vec<String>,
-    models: Vec<Model>,
+    models: Vec<ModelSection>,
     accept: Option<String>,
     run: Option<String>,
     provenance: Vec<(&'static str, String)>,
     json: Json,
 }
 
-struct Found {
+struct ShownFinding {
     is_red: bool,
     name: String,
     place: Option<String>,
@@ -159,14 +159,14 @@ struct Figure {
     numbers: Table,
 }
 
-struct Model {
+struct ModelSection {
     name: String,
     frontier: Option<Figure>,
     positions: Option<Figure>,
     tails: Vec<Figure>,
     tail_numbers: Table,
-    worst: Vec<OfScheme<Token>>,
-    partings: Vec<OfScheme<Parting>>,
+    worst: Vec<OfScheme<ShownToken>>,
+    partings: Vec<OfScheme<TextPair>>,
     how: String,
     commands: Vec<String>,
     controls: Vec<(bool, String)>,
@@ -192,13 +192,15 @@ impl Page {
             standing: view.standing,
             sentence: view.sentence(),
             facts: facts(view),
-            findings: results.findings.iter().take(MESSAGES).map(Found::new).collect(),
+            findings: results.findings.iter().take(MESSAGES).map(ShownFinding::new).collect(),
             remarks: shown.iter().flat_map(Row::remarks).map(|r| text::message(&r)).collect(),
             head,
             lines,
             messages: messages.take(MESSAGES).map(|case| Message::new(case)).collect(),
             left_out: all_left_out(view),
-            models: models.map(|m| Model::new(view.rows(&m.model), m)).collect::<Result<_, _>>()?,
+            models: models
+                .map(|m| ModelSection::new(view.rows(&m.model), m))
+                .collect::<Result<_, _>>()?,
             accept: links.accept.as_deref().map(text::message),
             run: links.run.as_ref().filter(link).cloned(),
             provenance: provenance(results),
@@ -278,7 +280,7 @@ fn worst_ratio(row: &Row) -> String {
     }
 }
 
-impl Found {
+impl ShownFinding {
     fn new(finding: &Finding) -> Self {
         Self {
             is_red: finding.is_red,
@@ -296,7 +298,7 @@ impl Message {
     }
 }
 
-impl Model {
+impl ModelSection {
     fn new(rows: &[Row], m: &Measurement) -> Result<Self, HtmlError> {
         let mut rows = rows.to_vec();
         rows.sort_by_key(|row| !row.is_red());

@@ -27,7 +27,7 @@ pub(super) struct OfScheme<T> {
 }
 
 /// A position with one of the largest KLDs of a scheme.
-pub(super) struct Token {
+pub(super) struct ShownToken {
     pub kld: String,
     pub place: String,
     pub context: String,
@@ -38,7 +38,7 @@ pub(super) struct Token {
     pub p: [String; 2],
 }
 
-impl From<&WorstToken> for Token {
+impl From<&WorstToken> for ShownToken {
     fn from(worst: &WorstToken) -> Self {
         let category = text::name(&worst.category);
         Self {
@@ -53,7 +53,7 @@ impl From<&WorstToken> for Token {
 }
 
 /// The positions with the largest KLD, for each scheme whose results have them.
-pub(super) fn worst(rows: &[Row], most: usize) -> Vec<OfScheme<Token>> {
+pub(super) fn worst(rows: &[Row], most: usize) -> Vec<OfScheme<ShownToken>> {
     let tokens = |row: &Row| {
         let worst = &row.scheme?.shape.as_ref()?.worst;
         let first = worst.first()?;
@@ -61,14 +61,14 @@ pub(super) fn worst(rows: &[Row], most: usize) -> Vec<OfScheme<Token>> {
             label: text::name(row.label),
             standing: Standing::of_row(row),
             remark: format!("up to {} nats", number(first.kld)),
-            items: worst.iter().take(EACH).map(Token::from).collect(),
+            items: worst.iter().take(EACH).map(ShownToken::from).collect(),
         })
     };
     rows.iter().filter_map(tokens).take(most).collect()
 }
 
 /// The baseline's text and a scheme's, from the token on in which they differ.
-pub(super) struct Parting {
+pub(super) struct TextPair {
     pub prompt: String,
     pub at: usize,
     pub margin: String,
@@ -90,7 +90,7 @@ pub(super) fn partings(
     rows: &[Row],
     generated: Option<&Generated>,
     most: usize,
-) -> Vec<OfScheme<Parting>> {
+) -> Vec<OfScheme<TextPair>> {
     let texts = |row: &Row| {
         let replay = row.scheme?.replay.as_ref()?;
         let parted = &replay.texts;
@@ -104,7 +104,7 @@ pub(super) fn partings(
     rows.iter().filter_map(texts).take(most).collect()
 }
 
-fn parting(text: &Divergence, generated: Option<&Generated>) -> Parting {
+fn parting(text: &Divergence, generated: Option<&Generated>) -> TextPair {
     let [old, new] = [&text.baseline, &text.scheme].map(|text| bounded(text));
     let continuations = generated.map_or(&[][..], |generated| &generated.continuations);
     let whole = continuations.iter().find(|continuation| continuation.prompt == text.prompt);
@@ -114,7 +114,7 @@ fn parting(text: &Divergence, generated: Option<&Generated>) -> Parting {
         let changes = diff.iter_all_changes().filter(move |change| change.tag() != other);
         pieces(changes.map(|change| (change.value(), change.tag() == own)))
     };
-    Parting {
+    TextPair {
         prompt: text::name(&text.prompt),
         at: text.at,
         margin: share(text.margin),
