@@ -68,7 +68,7 @@ impl Gate {
             return run();
         }
         for fault in &self.faults {
-            out::tell(format!("error: {fault}"));
+            out::eprint(format!("error: {fault}"));
         }
         ExitCode::from(harness::FAILED)
     }

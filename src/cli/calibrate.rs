@@ -33,12 +33,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let (context, chunks) = (arguments.context as usize, arguments.chunks as usize);
     let calibrated = {
         let bar = Bar::new(&name);
-        let report = |what: &str, done, all| bar.tell(what, done, all);
+        let report = |what: &str, done, all| bar.update(what, done, all);
         calibrate(&source, &arguments.corpus, context, chunks, &report)
     };
     let Calibrated { calibration, notes } =
         calibrated.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
-    notes.iter().for_each(|note| out::tell(format!("note: {note}")));
+    notes.iter().for_each(|note| out::eprint(format!("note: {note}")));
     let output = arguments.output.clone().unwrap_or_else(|| format!("{name}.calibration").into());
     calibration.write(&output).map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     say(format!(

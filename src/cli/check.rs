@@ -1,6 +1,6 @@
 //! `kvgate check`: everything that can be known without inference.
 
-use super::shared::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
+use super::shared::{say, say_coloured, Config, Stop, NOT_MEASURED};
 use crate::gate::plan::estimated_seconds;
 use crate::gate::{request, Project};
 use crate::golden::{self, Golden, GoldenError};
@@ -11,6 +11,8 @@ use crate::policy::{Cell, ModelPolicy};
 use crate::results::replay::Generated;
 use crate::results::Conditions;
 use crate::text;
+use crate::text::command;
+use crate::text::numbers::bytes;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -101,7 +103,7 @@ fn unaccepted(
     if generated.accepted {
         return None;
     }
-    let mend = format!("`kvgate run {}`, then `kvgate accept`", model.name);
+    let mend = format!("`{}`, then `kvgate accept`", command::run(&model.name));
     Some(match kept.and_then(|kept| generated.unlike(kept)) {
         Some(what) => {
             let file = golden::text_path(&gate.root, &model.name);

@@ -1,6 +1,6 @@
 //! `kvgate inspect`: shows a model's architecture, its KV geometry, and what each scheme costs per token.
 
-use super::shared::{bytes, name, say, Reading, Stop, NOT_MEASURED, USAGE};
+use super::shared::{name, say, Reading, Stop, NOT_MEASURED, USAGE};
 use crate::kv::calibration::Calibration;
 use crate::kv::codec;
 use crate::kv::effective::Effective;
@@ -10,6 +10,8 @@ use crate::model::{decoder, Checkpoint};
 use crate::progress::Bar;
 use crate::results::shown_bits;
 use crate::source;
+use crate::text::numbers::bytes;
+use indicatif::HumanCount;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -31,7 +33,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let source = arguments.reading.source(&arguments.model)?;
     {
         let bar = Bar::new(&name(&source));
-        source::fetch(&source, &|what, done, all| bar.tell(what, done, all))
+        source::fetch(&source, &|what, done, all| bar.update(what, done, all))
             .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     }
     let checkpoint =
@@ -48,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     say(format!(
         "architecture  {}, {} parameters",
         spec.architecture,
-        thousands(decoder::parameters(spec))
+        HumanCount(decoder::parameters(spec))
     ))?;
     say(format!(
         "tokenizer     {}, {} tokens, {}",
@@ -160,10 +162,4 @@ fn schemes(asked: &[String]) -> Result<Vec<(String, Scheme)>, Stop> {
         scheme.map(|scheme| (name, scheme))
     });
     parsed.collect()
-}
-
-fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
-    groups.join(",")
 }

@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let gate = arguments.config.gate()?;
     let given = read(arguments, &gate)?;
     let report = report(arguments, &gate, given)?;
-    say_coloured(terminal::render(&report).trim_end())?;
+    say_coloured(terminal::render(&report.view()).trim_end())?;
     if let Some(path) = &arguments.json {
         json::write_to(path, &report.results)
             .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;

@@ -108,7 +108,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
     let measured = {
         let bar = Bar::new(request.model);
-        measure(request, &|what, done, all| bar.tell(what, done, all))
+        measure(request, &|what, done, all| bar.update(what, done, all))
     };
     let measurement = measured.map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?.measurement;
     // a mimicked engine has no exact zero and may read less than zero, so its numbers are not judged
@@ -128,12 +128,12 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         head: repo::head(Path::new(".")),
         ..Results::new(vec![measurement], Vec::new())
     });
-    say_coloured(terminal::render(&report).trim_end())?;
+    say_coloured(terminal::render(&report.view()).trim_end())?;
     for error in &failed {
-        out::tell(format!("error: {error}"));
+        out::eprint(format!("error: {error}"));
     }
     for (scheme, reason) in &distrust {
-        out::tell(format!("error: {scheme}: {reason}"));
+        out::eprint(format!("error: {scheme}: {reason}"));
     }
     if let Some(path) = json {
         json::write_to(path, &report.results)

@@ -54,7 +54,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     }
     for cost in &costs {
         if let CostBasis::Guessed { why } = &cost.basis {
-            out::tell(format!(
+            out::eprint(format!(
                 "warning: {}: neither measured (--costs) nor can it be estimated ({why}): its cost is guessed from its tokens",
                 cost.model
             ));

@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     };
     for error in report::emit(&report, &outputs) {
         written &= error.is_warning();
-        out::tell(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
+        out::eprint(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
     }
     Ok(match report.exit_code() {
         0 if !written => NOT_MEASURED,
@@ -124,8 +124,8 @@ fn narrow(gate: &Project, arguments: &Arguments, selected: Selected) -> Result<S
     let not_needed = names.filter(|name| !changed.touched.contains(name)).cloned().collect();
     let (cases, chosen) = (touched(selected.cases), touched(selected.chosen));
     match chosen.is_empty() {
-        true => out::tell(format!("not needed: {}", changed.not_needed())),
-        false => out::tell(&changed),
+        true => out::eprint(format!("not needed: {}", changed.not_needed())),
+        false => out::eprint(&changed),
     }
     Ok(Selected { cases, chosen, not_needed })
 }
@@ -152,7 +152,7 @@ fn judge(gate: &Project, selected: Selected) -> (Report, bool) {
         let measured = gate.measure(model, &cells).map_err(|error| error.to_string());
         if let Err(error) = measured.as_ref().map_or(&Ok(()), |measured| &measured.positions) {
             written = false;
-            out::tell(format!("error: {error}"));
+            out::eprint(format!("error: {error}"));
         }
         let evidence = measured.map(Measured::into_evidence);
         judged.extend(own.iter().map(|case| {

@@ -50,17 +50,17 @@ impl Stop {
 
 /// Prints lines for people.
 pub(super) fn say(lines: impl fmt::Display) -> Result<(), Stop> {
-    out::say(lines).map_err(not_printed)
+    out::print(lines).map_err(not_printed)
 }
 
 /// Prints a report that has colours.
 pub(super) fn say_coloured(report: impl fmt::Display) -> Result<(), Stop> {
-    out::say_coloured(report).map_err(not_printed)
+    out::print_coloured(report).map_err(not_printed)
 }
 
 /// Prints a document for other programs.
 pub(super) fn say_whole(document: impl fmt::Display) -> Result<(), Stop> {
-    out::say_whole(document).map_err(not_printed)
+    out::print_document(document).map_err(not_printed)
 }
 
 fn not_printed(error: io::Error) -> Stop {
@@ -69,7 +69,7 @@ fn not_printed(error: io::Error) -> Stop {
 
 fn warn(warnings: &[Diagnostic]) {
     for warning in warnings {
-        out::tell_coloured(warning.styled());
+        out::eprint_coloured(warning.styled());
     }
 }
 
@@ -156,12 +156,4 @@ pub(super) fn name(source: &Source) -> String {
             name.unwrap_or_default().to_string_lossy().into_owned()
         }
     }
-}
-
-/// A number of bytes for people.
-pub(super) fn bytes(n: f64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let unit = (n.max(1.0).log2() / 10.0) as usize;
-    let unit = unit.min(UNITS.len() - 1);
-    format!("{:.1} {}", n / 1024f64.powi(unit as i32), UNITS[unit])
 }

@@ -30,7 +30,7 @@ pub fn main() -> ExitCode {
     match run(&config, arguments, &filters) {
         Ok(code) => code,
         Err(message) => {
-            out::tell(message);
+            out::eprint(message);
             ExitCode::from(FAILED)
         }
     }
@@ -65,14 +65,14 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     }
     refuse_unusable(&arguments)?;
     for warning in &warnings {
-        out::tell_coloured(warning.styled());
+        out::eprint_coloured(warning.styled());
     }
     let chosen: Vec<Case> = cases.iter().filter(|case| selection.runs(case)).cloned().collect();
     if chosen.is_empty() {
         return Err(nothing_selected(&project, filters));
     }
     if cfg!(debug_assertions) {
-        out::tell(SLOW_BUILD);
+        out::eprint(SLOW_BUILD);
     }
     gate::prepare_results(&project.results_of(&chosen[0].name))
         .map_err(|error| format!("error: {error}"))?;
@@ -138,7 +138,7 @@ fn conclusion(run: impl FnOnce() -> Conclusion) -> Option<Conclusion> {
     };
     let message = panic.downcast_ref::<String>().map(String::as_str);
     let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
-    out::tell(harness_panic(message));
+    out::eprint(harness_panic(message));
     None
 }
 
@@ -253,7 +253,7 @@ impl Session {
     fn all_judged(&self) -> bool {
         let (judged, chosen) = (lock(&self.judged).len(), self.chosen.len());
         if judged != chosen {
-            out::tell(format!("error: {judged} of {chosen} selected cases were judged"));
+            out::eprint(format!("error: {judged} of {chosen} selected cases were judged"));
         }
         judged == chosen
     }
@@ -278,14 +278,17 @@ impl Session {
         };
         let errors = report::emit(&report, &outputs);
         if self.store.is_none() && !matches!(arguments.format, Some(FormatSetting::Json)) {
-            out::tell_coloured(report::terminal::render_tables(&report).trim_end());
+            out::eprint_coloured(report::terminal::render_tables(&report.view()).trim_end());
         }
         for error in &errors {
-            out::tell(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
+            out::eprint(format!(
+                "{}: {error}",
+                if error.is_warning() { "warning" } else { "error" }
+            ));
         }
         let unwritten = lock(&self.unwritten);
         for error in unwritten.iter() {
-            out::tell(format!("error: {error}"));
+            out::eprint(format!("error: {error}"));
         }
         unwritten.is_empty() && errors.iter().all(report::ReportError::is_warning)
     }

@@ -137,7 +137,8 @@ impl Project {
     pub fn measure(&self, model: usize, cells: &[&Cell]) -> Result<Measured, GateError> {
         let model = &self.policy.models[model];
         let bar = Bar::new(&model.name);
-        let measured = self.measure_cells(model, cells, &|s, done, all| bar.tell(s, done, all))?;
+        let measured =
+            self.measure_cells(model, cells, &|s, done, all| bar.update(s, done, all))?;
         let lanes: Vec<_> =
             measured.positions.iter().map(|(l, p)| (l.as_str(), p.as_slice())).collect();
         let positions = sidecar::write(&self.results, &model.name, &lanes).map(|_| ());

@@ -33,6 +33,7 @@ pub use verdict::GoldenVerdict;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::statistics::Statistic;
 use crate::results::{Conditions, CorpusFile, Measurement, Outcome, SchemeResult, Subject};
+use crate::text::numbers::significant;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -248,23 +249,12 @@ fn rounded(statistic: Statistic, value: f64) -> String {
     match statistic {
         _ if value.is_nan() => UNKNOWN.into(),
         Statistic::Top1Agreement | Statistic::PplRatio => format!("{value:.4}"),
-        _ => significant(value),
+        _ => significant(value, SIGNIFICANT_DIGITS),
     }
 }
 
-/// Four significant digits, without an exponent as long as the number stays readable.
-pub(crate) fn significant(value: f64) -> String {
-    if value == 0.0 || !value.is_finite() {
-        return value.to_string();
-    }
-    let exponential = format!("{value:.3e}");
-    let exponent: i32 = exponential.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
-    match exponent {
-        -4..=3 => format!("{value:.*}", (3 - exponent) as usize),
-        4..=8 => format!("{value:.0}"),
-        _ => exponential,
-    }
-}
+/// Significant digits of a value in a golden.
+pub(crate) const SIGNIFICANT_DIGITS: u8 = 4;
 
 impl fmt::Display for Golden {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -495,7 +485,7 @@ conditions
             (1234567.0, "1234567"),
             (-0.01234, "-0.01234"),
         ] {
-            assert_eq!(significant(value), text);
+            assert_eq!(significant(value, SIGNIFICANT_DIGITS), text);
         }
     }
 

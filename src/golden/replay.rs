@@ -17,8 +17,9 @@
 //! ```
 
 use super::text::quoted;
-use super::{significant, GoldenError, Lines, Row, Tolerance};
+use super::{GoldenError, Lines, Row, Tolerance, SIGNIFICANT_DIGITS};
 use crate::results::replay::Replay;
+use crate::text::numbers::significant;
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -260,7 +261,7 @@ fn shown(index: usize, value: f64) -> String {
     match index {
         0 | 1 => format!("{value:.0}"),
         2 | 3 => format!("{value:.4}"),
-        _ => significant(value),
+        _ => significant(value, SIGNIFICANT_DIGITS),
     }
 }
 

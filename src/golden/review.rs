@@ -5,6 +5,7 @@ use super::{folder, path_by, text, Compared, Comparison, HEADER};
 use crate::files::write_atomically;
 use crate::results::case::CellName;
 use crate::results::measured_by::MeasuredBy;
+use crate::text::command;
 use crate::text::out;
 use std::cell::Cell as Flag;
 use std::env;
@@ -87,9 +88,9 @@ impl Review<'_> {
         let review = if is_pending { "`cargo insta review`, or " } else { "" };
         // a path from the current folder is the shortest that can be typed
         let here = env::current_dir().unwrap_or_default();
-        let results = results.strip_prefix(here).unwrap_or(results).display();
-        let cell = self.cell;
-        format!("to accept what was measured: {review}`kvgate accept {results} '{cell}'`")
+        let results = results.strip_prefix(here).unwrap_or(results).to_string_lossy();
+        let accept = command::accept(&results, &[&self.cell.to_string()], None);
+        format!("to accept what was measured: {review}`{accept}`")
     }
 
     fn stem(self) -> String {
@@ -168,7 +169,7 @@ fn note_as_referenced(files: impl Iterator<Item = PathBuf>) {
         .open(&list)
         .and_then(|mut file| file.write_all(lines.as_bytes()));
     if let Err(error) = noted {
-        out::tell(format!("warning: {}: {error}", Path::new(&list).display()));
+        out::eprint(format!("warning: {}: {error}", Path::new(&list).display()));
     }
 }
 
@@ -314,7 +315,7 @@ golden changed: 1 statistic left its tolerance
   ppl               22.03    22.03       0 %  shown
   ppl_ratio        1.0442   1.0442       0 %  shown
   baseline_ppl      21.10    21.10       0 %  ± 0.5 %
-to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-results/results.json 'gemma-3-270m::q4_0'`
+to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-results/results.json gemma-3-270m::q4_0`
 ";
         assert!(output.contains(message), "{output}");
         let pending = std::fs::read_to_string(file.with_extension("snap.new")).unwrap();

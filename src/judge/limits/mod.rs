@@ -10,8 +10,8 @@ use crate::results::verdict::GoldenValues;
 use crate::results::verdict::JudgedLimit;
 use crate::results::verdict::Verdict;
 use crate::results::Outcome;
-use crate::text::command::run_command;
-use crate::text::command::Measure;
+use crate::text::command::{self, Measure};
+use crate::text::numbers::significant;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -197,7 +197,7 @@ impl Message<'_> {
             Some(false) => "✗",
             None => " ",
         };
-        let shown = format!("{}{error} {}", number(value), statistic.unit());
+        let shown = format!("{}{error} {}", significant(value, 5), statistic.unit());
         let name = statistic.name();
         let Some(limit) = limit else {
             return writeln!(f, "{mark} {name:<15} {}", shown.trim_end());
@@ -209,7 +209,7 @@ impl Message<'_> {
         let JudgedLimit { bound, origin, .. } = limit;
         write!(f, "{mark} {name:<15} {shown:<27} limit: {side} {bound} ({origin})")?;
         if !limit.holds {
-            write!(f, ", {}", excess(limit))?;
+            write!(f, ", {}", limit.excess())?;
         }
         let borderline = if limit.borderline { ", borderline" } else { "" };
         writeln!(f, "{borderline}")?;
@@ -224,7 +224,7 @@ impl Message<'_> {
         let now = limit.value;
         let then = *self.golden?.get(&limit.statistic)?;
         let held = |value| holds(limit.statistic, value, limit.bound);
-        let golden = number(then);
+        let golden = significant(then, 5);
         match (self.verdict, held(then), held(now)) {
             (Verdict::Regressed, false, false) => Some(format!(
                 "the golden's {golden} breaks it, too: the limit has moved, or was never met"
@@ -232,41 +232,15 @@ impl Message<'_> {
             (Verdict::UnexpectedPass, true, true) => Some(format!(
                 "the golden's {golden} holds, too: the limit has moved, or was never broken"
             )),
-            (Verdict::Regressed, true, false) | (Verdict::UnexpectedPass, false, true) => {
-                Some(format!("the value has moved: {golden} in the golden, {} now", number(now)))
-            }
+            (Verdict::Regressed, true, false) | (Verdict::UnexpectedPass, false, true) => Some(
+                format!("the value has moved: {golden} in the golden, {} now", significant(now, 5)),
+            ),
             _ => None,
         }
     }
 }
 
-/// By how much a limit is broken.
-pub(crate) fn excess(limit: &JudgedLimit) -> String {
-    let allowed = match limit.statistic.direction() {
-        Direction::AtMost => "what it allows",
-        Direction::AtLeast => "the misses it allows",
-    };
-    match limit.ratio().is_finite() {
-        true => format!("{:.2} times {allowed}", limit.ratio()),
-        false => "it allows none".into(),
-    }
-}
-
-/// A value in five significant digits.
-fn number(value: f64) -> String {
-    significant(value, 5)
-}
-
-/// So many significant digits, in eight decimals at most.
-fn significant(value: f64, digits: u8) -> String {
-    if value == 0.0 {
-        return "0".into();
-    }
-    let decimals = f64::from(digits) - 1.0 - value.abs().log10().floor();
-    format!("{value:.*}", decimals.clamp(0.0, 8.0) as usize)
-}
-
-/// The commands that measure a cell again.
+/// What to run to see more of a cell.
 fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
     let word = |path: &PathBuf| path.to_string_lossy().into_owned();
     let baseline = model.baseline.to_string();
@@ -280,7 +254,7 @@ fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
         baseline: (model.baseline != Scheme::f16()).then_some(baseline.as_str()),
         options: &model.source.options(),
     };
-    let run = run_command(&format!("{}::", model.cell_name(cell)));
+    let run = command::run(&format!("{}::", model.cell_name(cell)));
     format!("again:        {run}\nwithout gate: {measure}")
 }
 
