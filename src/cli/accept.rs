@@ -1,6 +1,6 @@
 //! `kvgate accept`: goldens from a run's results.
 
-use super::{say, Config, Stop, USAGE};
+use super::shared::{say, Config, Stop, USAGE};
 use crate::judge::accept;
 use crate::judge::accept::Accepted;
 use crate::repo;
@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(0)
 }
 
-/// Accepted schemes whose limits do not hold: harm is no less for having been recorded.
+/// Warns about accepted schemes whose limits do not hold. To record harm in a golden does not make it smaller.
 fn still_red<'a>(
     results: &'a Results,
     accepted: &'a [Accepted],

@@ -1,21 +1,21 @@
 //! `kvgate init`: what a model's repository starts with, in the current folder.
 
-use super::{measurable, name, say, say_coloured, schemes, Reading, Stop, NOT_MEASURED, USAGE};
+use super::shared::{
+    measurable, name, say, say_coloured, schemes, Reading, Stop, NOT_MEASURED, USAGE,
+};
 use crate::files::staged;
 use crate::init::policy::{is_skeleton, Draft, SCHEMES};
 use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
 use crate::judge::trust;
 use crate::kv::Scheme;
 use crate::measure::{measure, Request};
+use crate::policy::DEFAULT_PATH as POLICY;
 use crate::progress::Bar;
 use crate::repo;
 use crate::report::{terminal, Report};
 use crate::results::{Measurement, Outcome, Results};
 use std::io;
 use std::path::{Path, PathBuf};
-
-/// The policy, by the name that all commands look for.
-const POLICY: &str = "thresholds.toml";
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -64,28 +64,28 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let corpus: Vec<String> = corpus.into_iter().chain(own).collect();
     let draft = Draft { corpus: &corpus, context: arguments.context, chunks: arguments.chunks };
 
-    // minutes of measuring for a folder that takes no file would be in vain
+    // measuring takes minutes, so first make sure that this folder can be written to
     tempfile::tempfile_in(".").map_err(|error| {
         Stop::new(NOT_MEASURED, format!("cannot write into this folder: {error}"))
     })?;
     let policy = match &arguments.model {
         None => Some(draft.skeleton()),
-        // minutes of measuring for a file that is not written would be in vain
+        // the policy would not be written, so nothing is measured
         Some(_) if is_kept() && !arguments.force => None,
         Some(model) => Some(proposed(arguments, model, &draft)?),
     };
     let is_new = policy.is_some();
     let texts = texts.iter().map(|(path, text)| plain(path, *text));
     let policy = plain(POLICY, policy.unwrap_or_default());
-    // the policy last: where it is, all is
+    // the policy comes last, so that if it exists, all other files do, too
     let files: Vec<File> = starter.files().into_iter().chain(texts).chain([policy]).collect();
     let replace = |file: &File| match file.path {
-        // never by one without a model
+        // a policy is never replaced by one without a model
         POLICY => arguments.model.is_some() && is_new,
         _ => arguments.force,
     };
     write(&files, &replace)?;
-    next(arguments, &starter, is_new)?;
+    say_next(arguments, &starter, is_new)?;
     Ok(0)
 }
 
@@ -118,7 +118,7 @@ fn starter(arguments: &Arguments) -> Result<Starter, Stop> {
     Ok(starter)
 }
 
-/// Files as a policy names them.
+/// The names of files as they are written into a policy.
 fn named(files: &[PathBuf]) -> Result<Vec<String>, Stop> {
     let named = |file: &PathBuf| {
         if !file.is_file() {
@@ -132,7 +132,7 @@ fn named(files: &[PathBuf]) -> Result<Vec<String>, Stop> {
     files.iter().map(named).collect()
 }
 
-/// A path in the current folder without the way there.
+/// A path relative to the current folder, if it is inside of it.
 fn within(path: &Path) -> PathBuf {
     let here = std::env::current_dir().ok();
     let inner = here.and_then(|here| path.strip_prefix(here).ok().map(Path::to_owned));
@@ -140,7 +140,7 @@ fn within(path: &Path) -> PathBuf {
     path.strip_prefix(".").map(Path::to_owned).unwrap_or(path)
 }
 
-/// Whether the policy that is there is somebody's work, and not one without a model that `init` wrote.
+/// Whether there is a policy that must not be overwritten. One that `init` wrote without a model may be.
 fn is_kept() -> bool {
     match std::fs::read_to_string(POLICY) {
         Ok(text) => !is_skeleton(&text),
@@ -163,11 +163,13 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
             format!("`{name}` cannot name a model: letters, digits, dots, `_` and `-` do; `--name NAME`"),
         ));
     }
-    // texts that are not there yet are measured elsewhere: nothing is written before all is measured
+    // texts that do not exist yet are measured from a temporary folder, since nothing is written here before all is
+    // measured
     let folder = tempfile::tempdir().map_err(unwritten)?;
-    let corpus = match arguments.corpus.is_empty() {
-        false => arguments.corpus.clone(),
-        true => lent(folder.path(), arguments.force).map_err(unwritten)?,
+    let corpus = if arguments.corpus.is_empty() {
+        lent(folder.path(), arguments.force).map_err(unwritten)?
+    } else {
+        arguments.corpus.clone()
     };
     let request = Request {
         model: &name,
@@ -194,7 +196,7 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
     Ok(text)
 }
 
-/// A name that cases and goldens can bear.
+/// Makes a name fit for cases and goldens.
 fn case_name(name: &str) -> String {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
     name.chars().map(allowed).collect()
@@ -204,7 +206,7 @@ fn unwritten(error: io::Error) -> Stop {
     Stop::new(NOT_MEASURED, format!("cannot write: {error}"))
 }
 
-/// The texts that `init` brings, or what is there under their names and stays.
+/// The texts that `init` brings. Files that exist under their names are kept and used instead.
 fn lent(folder: &Path, force: bool) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for (name, text) in TEXTS.iter().filter(|(name, _)| name.ends_with(".txt")) {
@@ -220,7 +222,7 @@ fn lent(folder: &Path, force: bool) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Limits are proposed from nothing that a gate would not trust.
+/// Refuses to propose limits from a measurement that a gate would not trust.
 fn trusted(measurement: &Measurement) -> Result<(), Stop> {
     if let Some((scheme, reason)) = trust::distrust(measurement).into_iter().next() {
         return Err(Stop::new(NOT_MEASURED, format!("{scheme}: {reason}; nothing was written")));
@@ -240,7 +242,7 @@ fn show(measurement: Measurement) -> Result<(), Stop> {
     say_coloured(terminal::render(&report).trim_end())
 }
 
-/// Writes what is not there. All files are written before the first takes its place.
+/// Writes the files that do not exist yet. All are written under temporary names before the first is put in place.
 fn write(files: &[File], replace: &dyn Fn(&File) -> bool) -> Result<(), Stop> {
     let failed = |path: &str, error: io::Error| {
         Stop::new(NOT_MEASURED, format!("cannot write {path}: {error}"))
@@ -257,10 +259,11 @@ fn write(files: &[File], replace: &dyn Fn(&File) -> bool) -> Result<(), Stop> {
         }
     }
     for (file, staged) in ready {
-        let placed = match replace(file) {
-            true => staged.persist(file.path),
-            // somebody may have written it meanwhile
-            false => staged.persist_noclobber(file.path),
+        let placed = if replace(file) {
+            staged.persist(file.path)
+        } else {
+            // somebody may have created the file in the meantime
+            staged.persist_noclobber(file.path)
         };
         placed.map_err(|error| failed(file.path, error.error))?;
         say(format!("written  {}", file.path))?;
@@ -271,7 +274,7 @@ fn write(files: &[File], replace: &dyn Fn(&File) -> bool) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The file of that purpose that is there already.
+/// The existing file that serves the same purpose, if there is one.
 fn there(path: &'static str) -> Option<&'static str> {
     let places: &[&'static str] = match path {
         ".github/CODEOWNERS" => &CODEOWNERS_PLACES,
@@ -280,7 +283,7 @@ fn there(path: &'static str) -> Option<&'static str> {
     places.iter().find(|place| is_there(Path::new(place))).copied()
 }
 
-/// Says that a file stays, and what it lacks.
+/// Says that an existing file is left as it is, and which lines it lacks.
 fn left_alone(path: &str, file: &File) -> Result<(), Stop> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     if text == file.text {
@@ -288,17 +291,15 @@ fn left_alone(path: &str, file: &File) -> Result<(), Stop> {
     }
     let lacking: Vec<_> =
         file.lines.lines().filter(|line| !text.lines().any(|own| own.trim() == *line)).collect();
-    match lacking.is_empty() {
-        true => say(format!("left     {path}")),
-        false => {
-            say(format!("left     {path}, which lacks:"))?;
-            lacking.iter().try_for_each(|line| say(format!("         {line}").trim_end()))
-        }
+    if lacking.is_empty() {
+        say(format!("left     {path}"))
+    } else {
+        say(format!("left     {path}, which lacks:"))?;
+        lacking.iter().try_for_each(|line| say(format!("         {line}").trim_end()))
     }
 }
 
-/// What is to be done by people.
-/// What to mend where GitHub would not find what was written.
+/// What to do if the current folder is not the root of a git repository, so that GitHub would not find the files.
 #[cfg(feature = "git")]
 fn away_from_root() -> Option<String> {
     let here = Path::new(".");
@@ -319,7 +320,8 @@ fn away_from_root() -> Option<String> {
     None
 }
 
-fn next(arguments: &Arguments, starter: &Starter, is_new: bool) -> Result<(), Stop> {
+/// Says what people have to do next.
+fn say_next(arguments: &Arguments, starter: &Starter, is_new: bool) -> Result<(), Stop> {
     let model = arguments.model.iter().map(|model| within(model));
     for path in arguments.corpus.iter().map(|file| within(file)).chain(model) {
         if path.is_absolute() {

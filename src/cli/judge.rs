@@ -1,6 +1,6 @@
 //! `kvgate judge`: results judged again, or another engine's, by the policy and its goldens.
 
-use super::{say_coloured, Config, Stop, NOT_MEASURED, USAGE};
+use super::shared::{say_coloured, Config, Stop, NOT_MEASURED, USAGE};
 use crate::gate::Project;
 use crate::judge::merge::merge;
 use crate::judge::{self, Demands, Judge};
@@ -65,13 +65,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(report.exit_code())
 }
 
-/// What is judged.
+/// The results to judge.
 struct Given {
     results: Results,
-    /// Who measured it, by what the command says.
+    /// The engine that measured them, as the command says.
     by: MeasuredBy,
-    /// Models that logs were not given of, which nobody asks for. What a results file says that was not needed
-    /// is its own word, and counts as little as its verdicts.
+    /// Models without a log, which are not asked for. It is empty for results files: what they claim was not needed
+    /// counts as little as their verdicts.
     left_out: Vec<String>,
 }
 
@@ -91,7 +91,7 @@ fn read(arguments: &Arguments, gate: &Project) -> Result<Given, Stop> {
     Ok(Given { results, by: MeasuredBy::LlamaCpp, left_out })
 }
 
-/// The results of all files as one run.
+/// Merges the results of all files into one run.
 pub(super) fn read_results(files: &[impl AsRef<Path>]) -> Result<Results, String> {
     let read = |path: &Path| json::read(path).map(|results| (path.display().to_string(), results));
     let files = files.iter().map(|path| read(path.as_ref())).collect::<Result<Vec<_>, _>>();
@@ -121,7 +121,7 @@ fn read_logs(files: &[&PathBuf], gate: &Project, model: Option<&str>) -> Result<
     Ok(results)
 }
 
-/// The model of the policy that a log is of.
+/// Finds the model of the policy that a log belongs to.
 fn model_of<'p>(
     policy: &'p Policy,
     log: &Log,
@@ -156,7 +156,7 @@ fn report(_: &Arguments, gate: &Project, given: Given) -> Result<Report, Stop> {
     Ok(here(gate, given))
 }
 
-/// Judged by the policy and the goldens that are here.
+/// Judges by the policy and the goldens in the working tree.
 fn here(gate: &Project, given: Given) -> Report {
     let Given { results, by, left_out } = given;
     let judge = Judge { root: &gate.root, goldens: &judge::read_from_disk, offer: None };
@@ -168,11 +168,11 @@ fn here(gate: &Project, given: Given) -> Report {
     };
     let cases = judge.results(&results, &demands);
     let policy = gate.results(Vec::new(), Vec::new()).policy;
-    // what the files found counts as little as their verdicts
+    // findings in the files count as little as their verdicts
     Results { cases, policy, findings: Vec::new(), not_needed: left_out, ..results }.into()
 }
 
-/// Judged as the working tree's pull request to `target` would be.
+/// Judges as if the working tree were a pull request to `target`.
 #[cfg(feature = "git")]
 fn against(config: &Path, target: &str, results: Results, by: MeasuredBy) -> Result<Report, Stop> {
     use crate::files::folder_of;

@@ -1,6 +1,6 @@
 //! `kvgate plan`: the matrix of jobs that a gate is split over.
 
-use super::{say_whole, Config, Stop, NOTHING_SELECTED, USAGE};
+use super::shared::{say_whole, Config, Stop, NOTHING_SELECTED, USAGE};
 use crate::gate::plan::{self, CostBasis};
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::model::Checkpoint;

@@ -1,8 +1,8 @@
-//! `kvgate post`: the verdict where people merge. It has privileges, and so builds and runs nothing of the
-//! change: results are a stranger's text, and are judged anew by the policy that holds.
+//! `kvgate post`: the verdict where people merge. This command runs with privileges. It therefore builds and runs
+//! nothing that the change brings: results are untrusted text, and are judged again by the policy that is in force.
 
 use super::judge::Measured;
-use super::{say, say_whole, Stop, USAGE};
+use super::shared::{say, say_whole, Config, Stop, USAGE};
 use crate::files::folder_of;
 use crate::github::annotations::{self, Annotation};
 use crate::github::{
@@ -11,6 +11,7 @@ use crate::github::{
 };
 use crate::hash;
 use crate::judge::merge::merge;
+use crate::policy::DEFAULT_PATH;
 use crate::proposal::{Loosening, Proposal};
 use crate::repo::Repository;
 use crate::report::{self, markdown, Outputs, Report};
@@ -23,9 +24,8 @@ pub(super) struct Arguments {
     /// The results of a run, or of all its shards
     #[arg(required = true, value_name = "RESULTS.json")]
     files: Vec<PathBuf>,
-    /// The policy
-    #[arg(long, default_value = "thresholds.toml", value_name = "FILE")]
-    config: PathBuf,
+    #[command(flatten)]
+    config: Config,
     /// When to write the comment
     #[arg(long, default_value = "on-change", value_name = "WHEN")]
     comment: When,
@@ -86,16 +86,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(report.exit_code())
 }
 
-/// The results, judged by the policy that holds.
+/// Judges the results by the policy that is in force.
 fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result<Report, String> {
-    let repository =
-        Repository::discover(folder_of(&arguments.config)).map_err(|error| error.to_string())?;
+    let repository = Repository::discover(folder_of(&arguments.config.config))
+        .map_err(|error| error.to_string())?;
     let head = &github.event().head;
     let target = match pull {
         Some(pull) => target(&repository, pull),
         None => unproposed(&repository, github.event())?,
     };
-    let proposal = Proposal::open(&repository, &arguments.config, &target, Some(head));
+    let proposal = Proposal::open(&repository, &arguments.config.config, &target, Some(head));
     let mut proposal = proposal.map_err(|error| error.to_string())?;
     proposal.whole = target == *head;
     if pull.is_some_and(|pull| pull.has_label(&arguments.label)) {
@@ -105,7 +105,7 @@ fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result
     proposal.judge(results, arguments.engine.into()).map_err(|error| error.to_string())
 }
 
-/// The branch that a pull request is for: as GitHub last saw it, or as this clone has it.
+/// The commit of the branch that a pull request targets, as GitHub last saw it, or else as this clone has it.
 fn target(repository: &Repository, pull: &Pull) -> String {
     match repository.resolve(&pull.base) {
         Ok(base) => base,
@@ -113,8 +113,8 @@ fn target(repository: &Repository, pull: &Pull) -> String {
     }
 }
 
-/// What a commit of no pull request is judged by: itself, where it is on the default branch or in a queue and
-/// so holds already; else as what it would propose to the default branch.
+/// What a commit without a pull request is judged by. On the default branch or in a merge queue it is judged by its
+/// own policy, which is in force already. Otherwise it is judged as a proposal to the default branch.
 fn unproposed(repository: &Repository, event: &Event) -> Result<String, String> {
     let default = branch(repository, event.default_branch.as_deref())?;
     let is_there =
@@ -141,7 +141,7 @@ fn results(files: &[PathBuf]) -> Result<Results, String> {
     merge(files.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }
 
-/// What could not be judged is red, and says why, where the verdict would have stood.
+/// Posts a red status with the reason if the results could not be judged.
 fn not_judged(message: String) -> Report {
     let finding = red("not judged", message);
     Results { findings: vec![finding], ..Results::new(Vec::new(), Vec::new()) }.into()
@@ -151,12 +151,12 @@ fn red(name: &str, message: String) -> Finding {
     Finding { name: name.into(), place: None, message, is_red: true }
 }
 
-/// The very line to paste.
+/// The command that accepts the results, ready to be pasted.
 fn accept(arguments: &Arguments, github: &GitHub) -> String {
     let (run, artifact) = (github.event().run.id, &arguments.artifact);
     let folder = format!("kvgate-results/{run}");
-    let config = match arguments.config.to_str() {
-        None | Some("thresholds.toml") => String::new(),
+    let config = match arguments.config.config.to_str() {
+        None | Some(DEFAULT_PATH) => String::new(),
         Some(config) => format!(" --config {config}"),
     };
     format!(
@@ -164,7 +164,7 @@ fn accept(arguments: &Arguments, github: &GitHub) -> String {
     )
 }
 
-/// The red cases and findings at the lines where their limits stand, the worst first.
+/// Annotations for red cases and findings at the lines of their limits, the worst first.
 fn annotated(report: &Report) -> Vec<Annotation> {
     let of_place = |place: Option<&str>, title: &str, message: &str| {
         let (file, line) = match place.and_then(|place| place.rsplit_once(':')) {
@@ -183,8 +183,8 @@ fn annotated(report: &Report) -> Vec<Annotation> {
     report.red_cases().into_iter().map(case).chain(findings).collect()
 }
 
-/// Says it at GitHub. What does not get out is a warning: the verdict is in the exit code, and a status that
-/// is required and missing blocks.
+/// Posts the verdict to GitHub. A failure to post is only a warning, because the exit code has the verdict, and a
+/// required status that is missing blocks the merge.
 fn publish(
     arguments: &Arguments,
     github: &GitHub,
@@ -229,8 +229,8 @@ fn publish(
     }
 }
 
-/// The status's name. A commit may be proposed to several branches, and what one of them allows says nothing
-/// of the others: that of the default branch has the name alone.
+/// The name of the status. A commit may be proposed to several branches, and each has its own verdict. The name
+/// therefore includes the branch, unless it is the default branch.
 fn context(arguments: &Arguments, github: &GitHub, found: &Result<Found, Error>) -> String {
     let is_other = |branch: &String| {
         github.event().default_branch.as_ref().is_some_and(|default| default != branch)
@@ -243,7 +243,7 @@ fn context(arguments: &Arguments, github: &GitHub, found: &Result<Found, Error>)
     }
 }
 
-/// Bytes of a check run's summary at most.
+/// The largest size of a check run's summary, in bytes.
 const CHECK_SUMMARY: usize = 65_000;
 
 fn comment(arguments: &Arguments, github: &GitHub, pull: u64, report: &Report) -> Result<(), Stop> {

@@ -1,7 +1,7 @@
 //! `kvgate report`: results of one run, or of its shards, for people and for other tools.
 
 use super::judge::read_results;
-use super::{say_coloured, say_whole, Config, Stop, NOT_MEASURED, USAGE};
+use super::shared::{say_coloured, say_whole, Config, Stop, NOT_MEASURED, USAGE};
 use crate::files::write_atomically;
 use crate::judge::merge::complete;
 #[cfg(feature = "reports")]

@@ -1,8 +1,8 @@
 //! `kvgate run`: the gate.
 
 #[cfg(feature = "git")]
-use super::USAGE;
-use super::{say, Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
+use super::shared::USAGE;
+use super::shared::{say, Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
 use crate::gate::plan;
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::gate::{self, Case, Measured, Project};

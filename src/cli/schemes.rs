@@ -1,10 +1,10 @@
 //! `kvgate schemes`: the catalogue.
 
-use super::{say, Stop};
+use super::shared::{say, Stop};
 use crate::kv::codec::{self, Codec};
 use crate::results::shown_bits;
 
-/// Heads for which formats are described whose block is the head.
+/// The head size for which formats are described whose block is a whole head.
 const HEAD: usize = 128;
 
 pub(super) fn run() -> Result<u8, Stop> {
@@ -35,7 +35,7 @@ fn row([name, bits, block, rotated, variants, engines]: [String; 6]) -> String {
     format!("{name:<12} {bits:>13} {block:>10}  {rotated:<8} {variants:<22} {engines}")
 }
 
-/// Of K and of V where they differ.
+/// Shows a value once if it is the same for K and V, and otherwise both.
 fn bits(codec: &dyn Codec) -> String {
     let of = |codec: &dyn Codec| shown_bits(codec.bits_per_element(HEAD)).to_string();
     let (k, v) = (of(codec), of(codec.for_values().unwrap_or(codec)));

@@ -5,7 +5,7 @@ use crate::gate::store::Store;
 use crate::gate::{self, Case, GateError, Project};
 use crate::golden;
 use crate::judge::{Evidence, ModelEvidence};
-use crate::policy::Cell;
+use crate::policy::{Cell, DEFAULT_PATH};
 use crate::report::{self, Outputs, Report};
 use crate::results::measured_by::MeasuredBy;
 use crate::results::sidecar::SidecarError;
@@ -26,7 +26,7 @@ pub(crate) const FAILED: u8 = 101;
 /// Runs the gate with the arguments of this process, and returns the exit code.
 pub fn main() -> ExitCode {
     let (arguments, filters) = arguments();
-    let config = std::env::var_os("KVGATE_CONFIG").map_or("thresholds.toml".into(), PathBuf::from);
+    let config = std::env::var_os("KVGATE_CONFIG").map_or(DEFAULT_PATH.into(), PathBuf::from);
     match run(&config, arguments, &filters) {
         Ok(code) => code,
         Err(message) => {

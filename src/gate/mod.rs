@@ -11,8 +11,7 @@ pub use error::GateError;
 use crate::files::folder_of;
 use crate::golden::{self, Compared, Review};
 use crate::judge::{self, CompareError, Evidence, Judge, ModelEvidence};
-use crate::measure::generate::Generate;
-use crate::measure::{self, Request};
+use crate::measure::{self, Generate, Request};
 use crate::policy::{Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
 use crate::progress::{Bar, Progress};
 use crate::repo;
@@ -20,6 +19,7 @@ use crate::report;
 use crate::results::case::{self, CaseKind, CellName};
 use crate::results::json;
 use crate::results::measured_by::MeasuredBy;
+use crate::results::replay::Generated;
 use crate::results::sidecar::{self, SidecarError};
 use crate::results::{CaseResult, Measurement, PolicyFile, Results};
 use std::borrow::Cow;
@@ -52,6 +52,32 @@ pub struct Case {
     pub kind: CaseKind,
     /// Whether the case runs only when it is asked for.
     pub ignored: bool,
+}
+
+/// The request to measure some cells of a model. `kept` is the accepted text of its baseline.
+pub(crate) fn request<'a>(
+    model: &'a ModelPolicy,
+    cells: &[&Cell],
+    kept: Option<&'a Generated>,
+) -> Request<'a> {
+    Request {
+        model: &model.name,
+        source: &model.source,
+        corpus: &model.corpus,
+        context: model.context,
+        chunks: model.chunks,
+        baseline: model.baseline.clone(),
+        calibration: model.calibration.as_deref(),
+        schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme.clone())).collect(),
+        generate: model.generate.as_ref().map(|prompts| Generate {
+            prompts: &prompts.file,
+            tokens: prompts.tokens,
+            kept,
+        }),
+        residency: None,
+        mimic: None,
+        is_gated: true,
+    }
 }
 
 impl Project {
@@ -128,24 +154,7 @@ impl Project {
             None => None,
             Some(_) => golden::read_text(&self.root, &model.name)?,
         };
-        let request = Request {
-            model: &model.name,
-            source: &model.source,
-            corpus: &model.corpus,
-            context: model.context,
-            chunks: model.chunks,
-            baseline: model.baseline.clone(),
-            calibration: model.calibration.as_deref(),
-            schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme.clone())).collect(),
-            generate: model.generate.as_ref().map(|prompts| Generate {
-                prompts: &prompts.file,
-                tokens: prompts.tokens,
-                kept: accepted_text.as_ref(),
-            }),
-            residency: None,
-            mimic: None,
-            is_gated: true,
-        };
+        let request = request(model, cells, accepted_text.as_ref());
         Ok(measure::measure(&request, progress)?)
     }
 

@@ -2,6 +2,7 @@
 //! job that has the least to do so far.
 
 use crate::gate::{Case, Project};
+use crate::model::decoder;
 use crate::model::spec::Spec;
 use crate::policy::{ModelPolicy, Policy};
 use crate::results::Results;
@@ -53,7 +54,7 @@ pub fn estimated_seconds(model: &ModelPolicy, lanes: usize, spec: &Spec) -> f64 
     let positions = positions(model, lanes);
     let table = (spec.vocab * spec.hidden) as f64;
     let tables = if spec.tied_head { 1.0 } else { 2.0 };
-    let layers = spec.parameters() as f64 - tables * table;
+    let layers = decoder::parameters(spec) as f64 - tables * table;
     // half of the positions pass the head
     let flops = 2.0 * positions * (layers + table / 2.0);
     flops / (FLOPS_PER_CORE * rayon::current_num_threads() as f64)

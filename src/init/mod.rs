@@ -1,17 +1,20 @@
-//! What a model's repository starts with: the files that `kvgate init` writes, as texts.
+//! The texts of the files that `kvgate init` writes into a model's repository.
 
 pub(crate) mod policy;
 
-/// Stands for the account whose kvgate is used, and for who must agree to what the gate lets pass.
+use crate::policy::DEFAULT_PATH;
+
+/// A placeholder for the GitHub account whose kvgate is used, and for the owner who must agree to changes of the
+/// gate.
 const OWNER: &str = "OWNER";
 
-/// What the files of a repository depend on.
+/// Values that are put into the files.
 pub(crate) struct Starter {
-    /// `OWNER/NAME` of the kvgate that workflows and manifest name.
+    /// The repository of kvgate, `OWNER/NAME`, in workflows and in the manifest.
     pub kvgate: String,
-    /// Whom CODEOWNERS names.
+    /// The owner in CODEOWNERS.
     pub owner: String,
-    /// Whether there is a machine for `kvgate-gpu.yml`.
+    /// Whether `kvgate-gpu.yml`, which needs a machine of one's own, is written, too.
     pub gpu: bool,
 }
 
@@ -23,11 +26,12 @@ impl Default for Starter {
 
 /// A file of the repository.
 pub(crate) struct File {
-    /// From the repository's root.
+    /// The path from the repository's root.
     pub path: &'static str,
-    /// All of it.
+    /// The whole text.
     pub text: String,
-    /// What belongs into a file of that name that is there already; empty for one that is left as it is.
+    /// Lines that a file of that name should have if it exists already. They are empty if any existing file is fine
+    /// as it is.
     pub lines: String,
 }
 
@@ -36,14 +40,14 @@ impl File {
         File { path, text: text.into(), lines: String::new() }
     }
 
-    /// A file that a repository has often: then its lines are told.
+    /// A file that repositories often have already. Then its lines are shown, so that people can add them.
     fn shared(path: &'static str, head: &str, lines: String) -> Self {
         File { path, text: format!("{head}{lines}"), lines }
     }
 }
 
 impl Starter {
-    /// Names that people have to put in.
+    /// What people still have to fill in.
     pub fn placeholders(&self) -> Vec<&'static str> {
         let kvgate = self.kvgate.starts_with(&format!("{OWNER}/"));
         let owner = self.owner == format!("@{OWNER}");
@@ -54,7 +58,7 @@ impl Starter {
         placeholders.into_iter().filter(|(is_left, _)| *is_left).map(|(_, told)| told).collect()
     }
 
-    /// All but the policy and its texts.
+    /// All files except the policy and its texts.
     pub fn files(&self) -> Vec<File> {
         let gpu = self.gpu.then(|| {
             let template = include_str!("../../.github/templates/kvgate-gpu.yml");
@@ -85,12 +89,12 @@ impl Starter {
     }
 
     fn owned(&self) -> String {
-        let owned = ["/thresholds.toml", "/goldens/", "/.github/"];
-        owned.iter().map(|path| format!("{path} {}\n", self.owner)).collect()
+        let owned = [DEFAULT_PATH, "goldens/", ".github/"];
+        owned.iter().map(|path| format!("/{path} {}\n", self.owner)).collect()
     }
 }
 
-/// Where GitHub looks for CODEOWNERS, the first that is there.
+/// Where GitHub looks for CODEOWNERS. It uses the first that exists.
 pub(crate) const CODEOWNERS_PLACES: [&str; 3] =
     [".github/CODEOWNERS", "CODEOWNERS", "docs/CODEOWNERS"];
 
@@ -141,7 +145,7 @@ const CODEOWNERS: &str = "\
 # \"Require review from Code Owners\".
 ";
 
-/// The texts that are measured on where none are given, with what must be said about them.
+/// The texts that are measured on if no others are given, and their licences.
 pub(crate) const TEXTS: [(&str, &str); 4] = [
     ("corpora/prose.txt", include_str!("../../corpora/prose.txt")),
     ("corpora/dialogue.txt", include_str!("../../corpora/dialogue.txt")),

@@ -7,7 +7,7 @@
 
 use super::layout::LayerKv;
 use super::scheme::Scale;
-use crate::files::write_atomically;
+use crate::files::{safetensors_header, write_atomically};
 use crate::hash;
 use crate::results::CorpusFile;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -166,6 +166,7 @@ impl Calibration {
     }
 
     fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        safetensors_header::check(bytes)?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let value = |key: &str| metadata.get(key).ok_or(format!("it has no `{key}`"));

@@ -1,12 +1,13 @@
 //! Chat templates: Jinja as transformers runs it, so that a model reads its prompts as it was trained to.
 //!
-//! A template may ask for the date, and what it writes must not depend on the day: the clock stands at
-//! [`TODAY`]. Thinking is off ([`THINKING`]).
+//! A template may ask for the date, but prompts must not change from day to day. Every template is therefore told
+//! that it is [`TODAY`]. Thinking is off ([`THINKING`]).
 
 use super::config::Config;
 use super::gguf::Gguf;
+use super::hf::files::{optional, optional_json, utf8};
 use super::tokenizer::{markers, text, Tokenizer, Vocabulary};
-use super::{hf, ModelError};
+use super::ModelError;
 use crate::hash;
 use crate::source::pinned::{CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG};
 use minijinja::syntax::SyntaxConfig;
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 /// `enable_thinking`, which every template is given.
 pub const THINKING: bool = false;
 
-/// What a template's clock says: the date that Llama 3's own templates take where there is no clock.
+/// The date that every template is told: the one that Llama 3's templates use if there is no clock.
 pub const TODAY: &str = "2024-07-26";
 
 /// [`TODAY`] at midnight, by the directives of `strftime`.
@@ -44,7 +45,8 @@ const CLOCK: [(char, &str); 14] = [
     ('%', "%"),
 ];
 
-/// Steps that a template may take: real ones take some thousands, and one that loops for ever is an error.
+/// How many steps a template may take. Real templates take some thousands. More is an error, since a template could
+/// loop forever.
 const FUEL: u64 = 20_000_000;
 
 /// Special tokens by the names that templates know them by, and by GGUF's.
@@ -105,10 +107,10 @@ impl ChatTemplate {
 
     /// `chat_template.jinja`, or what `tokenizer_config.json` holds.
     pub(crate) fn from_folder(folder: &Path) -> Result<Option<Self>, ModelError> {
-        let config = hf::optional_json(&folder.join(TOKENIZER_CONFIG))?;
+        let config = optional_json(&folder.join(TOKENIZER_CONFIG))?;
         let file = folder.join(CHAT_TEMPLATE);
-        let (place, template) = match hf::optional(&file)? {
-            Some(bytes) => (CHAT_TEMPLATE, Some(hf::utf8(&file, bytes)?)),
+        let (place, template) = match optional(&file)? {
+            Some(bytes) => (CHAT_TEMPLATE, Some(utf8(&file, bytes)?)),
             None => (TOKENIZER_CONFIG, named_default(&config["chat_template"])),
         };
         let special = |name: &str| {
@@ -128,12 +130,11 @@ impl ChatTemplate {
 
     /// The conversation as the model reads it, up to where its answer begins.
     ///
-    /// # Errors
-    /// A template that is no Jinja, or that refuses the conversation: with the line that does.
+    /// # Errors If the template is no Jinja, or refuses the conversation. The error names the line.
     pub fn render(&self, messages: &[Message], tools: Option<&Json>) -> Result<String, ModelError> {
         let text = without_generation_tags(&self.text);
         let context = context! {
-            // none, not undefined: so does transformers
+            // `none` and not undefined, as in transformers
             tools => Value::from(Serde(tools)),
             documents => Value::from(()),
             messages => Serde(messages),
@@ -144,15 +145,15 @@ impl ChatTemplate {
         environment().render_named_str(&self.place, &text, context).map_err(|e| self.error(&e))
     }
 
-    /// The ends of a turn that the template writes: by their own spelling, or as `eos_token`.
-    fn ends(&self, tokenizer: &Tokenizer) -> BTreeSet<u32> {
+    /// The tokens by which the template ends a turn. It writes their text, or `eos_token`.
+    fn end_tokens(&self, tokenizer: &Tokenizer) -> BTreeSet<u32> {
         let marks =
             markers::written_by(&self.text).into_iter().filter(|m| markers::ends_answers(m));
         let eos = self.specials.get("eos_token").filter(|_| self.text.contains("eos_token"));
         marks.chain(eos.map(String::as_str)).filter_map(|mark| tokenizer.mark(mark)).collect()
     }
 
-    /// What the template writes as marks and the tokenizer does not read as such.
+    /// A warning about marks that the template writes and that the tokenizer reads as ordinary text.
     pub(super) fn unread_marks(&self, tokenizer: &Tokenizer) -> Option<String> {
         let unread = markers::written_by(&self.text).into_iter().filter_map(|mark| {
             let what = match (tokenizer.mark(mark), tokenizer.token(mark)) {
@@ -179,7 +180,7 @@ impl ChatTemplate {
     }
 }
 
-/// A template, or that of a list of `{ name, template }` which is named `default`.
+/// The template that a value holds. If the value is a list of `{ name, template }`, it is the one named `default`.
 fn named_default(value: &Json) -> Option<String> {
     let default = |list: &Vec<Json>| {
         let entry = list.iter().find(|entry| entry["name"] == "default")?;
@@ -188,28 +189,26 @@ fn named_default(value: &Json) -> Option<String> {
     value.as_str().map(Into::into).or_else(|| value.as_array().and_then(default))
 }
 
-/// Tokens after which nothing is generated, in rising order: what a folder's generation configuration says, or
-/// else its configuration, and the ends of a turn that its chat template writes.
-pub(super) fn ends_of_folder(
+/// Tokens at which generation stops, in rising order: those of the generation configuration, or else those of the
+/// configuration; and the tokens by which the chat template ends a turn.
+pub(super) fn end_tokens_of_folder(
     folder: &Path,
     template: Option<&ChatTemplate>,
     tokenizer: &Tokenizer,
 ) -> Result<Vec<u32>, ModelError> {
-    let generation = hf::optional_json(&folder.join(GENERATION_CONFIG))?;
-    let config = hf::optional_json(&folder.join(CONFIG))?;
+    let generation = optional_json(&folder.join(GENERATION_CONFIG))?;
+    let config = optional_json(&folder.join(CONFIG))?;
     let places = [&generation, &config, &config["text_config"]];
     let found = places.into_iter().map(|place| &place["eos_token_id"]).find(|v| !v.is_null());
     let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let written = template.map(|template| template.ends(tokenizer)).unwrap_or_default();
+    let written = template.map(|template| template.end_tokens(tokenizer)).unwrap_or_default();
     let ends: Option<BTreeSet<u32>> = match found {
         None => Some(BTreeSet::new()),
         Some(Json::Array(list)) => list.iter().map(id).collect(),
         Some(one) => id(one).map(|id| BTreeSet::from([id])),
     };
-    ends.map(|ends| ends.union(&written).copied().collect()).ok_or_else(|| ModelError::Metadata {
-        path: folder.into(),
-        key: "eos_token_id".into(),
-        message: "must be a token or a list of tokens".into(),
+    ends.map(|ends| ends.union(&written).copied().collect()).ok_or_else(|| {
+        ModelError::bad_key(folder, "eos_token_id", "must be a token or a list of tokens")
     })
 }
 
@@ -219,7 +218,7 @@ fn environment<'source>() -> Environment<'source> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.expect("Jinja's own delimiters are distinct"));
     environment.set_fuel(Some(FUEL));
-    // by default a name that ends like a JSON file's has its values escaped
+    // minijinja escapes values if the template's name ends in `.json`, which must not happen here
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_unknown_method_callback(pycompat::unknown_method_callback);
     environment.add_test("iterable", is_iterable);
@@ -269,12 +268,12 @@ fn without_generation_tags(template: &str) -> String {
     text
 }
 
-/// As Jinja has it: minijinja also iterates over none, as over nothing.
+/// Jinja's own test. It differs from minijinja's, which also iterates over `none` as over an empty list.
 fn is_iterable(value: &Value) -> bool {
     !value.is_none() && value.try_iter().is_ok()
 }
 
-/// As Jinja has it: what has a length and can be indexed, so texts and mappings, too.
+/// Jinja's own test: whatever has a length and can be indexed is a sequence, so texts and mappings are, too.
 fn is_sequence(value: &Value) -> bool {
     let kinds = [ValueKind::Undefined, ValueKind::String, ValueKind::Seq, ValueKind::Map];
     kinds.contains(&value.kind()) || (value.kind() == ValueKind::Iterable && value.len().is_some())

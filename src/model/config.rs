@@ -3,14 +3,15 @@
 //! A [`Key`] names the same fact in both formats, so that a family is written once.
 
 use super::ModelError;
+use crate::source::pinned::CONFIG;
 use std::path::Path;
 
-/// The name of a fact in each format; empty where a format does not record it.
+/// The name of a fact in each format. It is empty for a format that does not record the fact.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Key<'k> {
-    /// Metadata key behind the architecture's prefix.
+    /// The metadata key without the architecture's prefix.
     pub gguf: &'k str,
-    /// Member of the text model's configuration; dots step into objects.
+    /// The path of a member of the text model's configuration. Dots step into objects.
     pub hf: &'k str,
 }
 
@@ -30,12 +31,12 @@ pub(crate) enum Fact {
     Float(f64),
     Text(String),
     List(Vec<Fact>),
-    /// Something with members, or a type that no configuration uses.
+    /// An object, or a type that no configuration uses.
     Other,
 }
 
 impl Fact {
-    /// Whether two facts mean the same; 8 and 8.0 do.
+    /// Whether two facts mean the same, as 8 and 8.0 do.
     pub fn same(&self, other: &Fact) -> bool {
         match (self, other) {
             (Fact::Integer(n), Fact::Float(x)) | (Fact::Float(x), Fact::Integer(n)) => {
@@ -56,22 +57,22 @@ pub(crate) trait Config {
     /// The architecture as the checkpoint names it.
     fn architecture(&self) -> &str;
 
-    /// The value of a key as this format spells it; a JSON null is none.
+    /// The value of a key, which is spelled as in this format. A JSON null counts as no value.
     fn lookup(&self, key: &str) -> Option<Fact>;
 
     /// The key as messages name it.
     fn full_name(&self, key: &str) -> String;
 
-    /// All keys of the file by their full names, with what they say; none for a null. Members of
-    /// objects stand for their objects.
+    /// All keys of the file by their full names with their values, `None` for a null. Objects are listed by their
+    /// members.
     fn entries(&self) -> Vec<(String, Option<Fact>)>;
 
-    /// Every place where the file answers to a key, by its full name; none for a null. The first one
-    /// is what counts.
+    /// Every place of the file that gives a value for a key, by its full name, `None` for a null. The first place
+    /// counts.
     fn places(&self, key: &str) -> Vec<(String, Option<Fact>)>;
 }
 
-/// Integers above this are no size of anything.
+/// The largest integer that is read as a size. No size in a model comes near it.
 const LARGEST: i128 = 1 << 40;
 
 impl<'a> dyn Config + 'a {
@@ -82,7 +83,7 @@ impl<'a> dyn Config + 'a {
         }
     }
 
-    /// A value whose type differs by its meaning.
+    /// The value of a key that may have several types.
     pub fn fact(&self, key: Key) -> Option<Fact> {
         match self.name(key) {
             "" => None,
@@ -94,7 +95,7 @@ impl<'a> dyn Config + 'a {
         self.fact(key).is_some()
     }
 
-    /// What the file itself says, without counting as a reader of the key.
+    /// What the file itself says. Unlike other lookups, this one does not mark the key as read.
     pub fn fact_unasked(&self, key: Key) -> Option<Fact> {
         match self.name(key) {
             "" => None,
@@ -102,23 +103,27 @@ impl<'a> dyn Config + 'a {
         }
     }
 
-    /// Whether the file says it, and not a default.
+    /// Whether the file itself says it, and not only a default.
     pub fn in_file(&self, key: Key) -> bool {
         self.fact_unasked(key).is_some()
     }
 
     /// An error about a key.
     pub fn bad(&self, key: Key, message: impl Into<String>) -> ModelError {
-        let path = match self.format() {
-            Format::Gguf => self.path().into(),
-            Format::Hf => self.path().join("config.json"),
-        };
-        ModelError::Metadata { path, key: self.full_name(self.name(key)), message: message.into() }
+        self.bad_name(&self.full_name(self.name(key)), message)
     }
 
-    /// An error about something that this version cannot do.
+    /// An error about a key by its full name.
+    pub fn bad_name(&self, name: &str, message: impl Into<String>) -> ModelError {
+        match self.format() {
+            Format::Gguf => ModelError::bad_key(self.path(), name, message),
+            Format::Hf => ModelError::bad_key(&self.path().join(CONFIG), name, message),
+        }
+    }
+
+    /// An error about something that this version does not support.
     pub fn unsupported(&self, what: impl Into<String>) -> ModelError {
-        ModelError::Unsupported { path: self.path().into(), what: what.into() }
+        ModelError::unsupported(self.path(), what)
     }
 
     fn required<T>(&self, key: Key, found: Option<T>) -> Result<T, ModelError> {
@@ -142,7 +147,7 @@ impl<'a> dyn Config + 'a {
         }
     }
 
-    /// An unsigned integer for each of `layers` layers, from a list or one number for all.
+    /// An unsigned integer for each of `layers` layers. The file gives a list, or one number for all layers.
     pub fn numbers(&self, key: Key, layers: usize) -> Result<Option<Vec<usize>>, ModelError> {
         match self.fact(key) {
             None => Ok(None),
@@ -187,13 +192,14 @@ impl<'a> dyn Config + 'a {
     }
 
     fn one_for_each<T>(&self, key: Key, list: Vec<T>, layers: usize) -> Result<Vec<T>, ModelError> {
-        match list.len() == layers {
-            true => Ok(list),
-            false => Err(self.bad(key, format!("has {} entries for {layers} layers", list.len()))),
+        if list.len() == layers {
+            Ok(list)
+        } else {
+            Err(self.bad(key, format!("has {} entries for {layers} layers", list.len())))
         }
     }
 
-    /// Unsigned integers, as many as there are.
+    /// A list of unsigned integers of any length.
     pub fn list(&self, key: Key) -> Result<Vec<usize>, ModelError> {
         match self.fact(key) {
             Some(Fact::List(list)) => list.iter().map(|fact| self.unsigned(key, fact)).collect(),
@@ -224,7 +230,7 @@ impl<'a> dyn Config + 'a {
         }
     }
 
-    /// A flag that is off where it is not named.
+    /// A flag that is off if the file does not have it.
     pub fn flag(&self, key: Key) -> Result<bool, ModelError> {
         Ok(self.optional_flag(key)?.unwrap_or(false))
     }

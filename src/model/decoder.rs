@@ -1,12 +1,14 @@
 //! The one decoder: embedding, layers with attention over a [`KvCache`] or a recurrent state, a final
 //! norm and a head.
 //!
-//! Rows are (B·T): B sequences of T tokens, one after the other. Activations are f32 throughout.
-//! The caller drives it layer by layer, so that one layer's weights serve every lane and chunk
-//! before the next layer is touched.
+//! Activations are matrices in f32 with B·T rows: B sequences of T tokens, one after the other. The caller runs the
+//! decoder layer by layer, so that the weights of one layer serve every lane and chunk before the next layer is
+//! touched.
 
 use super::config::Config;
-use super::layer::{Layer, RopeTables};
+pub use super::layer::At;
+
+use super::layer::{norm, Layer, RopeTables};
 use super::spec::{PerLayerInputs, Spec};
 use super::tensors::{Reader, Tensors};
 use super::ModelError;
@@ -17,25 +19,24 @@ use crate::compute::{run, Device};
 use crate::kv::cache::{CacheError, KvCache};
 use candle_core::{Result as TensorResult, Tensor};
 use std::sync::Arc;
-use tracing::trace_span;
 
-/// Where weights are while a model is measured. Products are f32 either way.
+/// Where the weights are while a model is measured. Products are computed in f32 either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Residency {
-    /// All in memory, four bytes a weight.
+    /// All weights in memory, at four bytes each.
     Resident,
-    /// A layer at a time, read from the file when its turn comes.
+    /// Weights of one layer at a time, which are read from the file when its turn comes.
     Streamed,
 }
 
 /// A decoder with its weights, or with the file that they are read from layer by layer.
 pub struct Decoder {
-    /// What it is made of.
+    /// The facts that it was built from.
     pub spec: Spec,
     device: Device,
     tensors: Arc<dyn Tensors>,
     top: Top,
-    /// Empty where layers are streamed.
+    /// Empty if layers are streamed.
     layers: Vec<Arc<Layer>>,
 }
 
@@ -49,7 +50,8 @@ struct Top {
     per_layer: Option<PerLayerProjection>,
 }
 
-/// What makes each layer's own inputs, beside their table, of which only rows are read.
+/// The weights from which the additional inputs of each layer are made. Their table is not among them: it is large,
+/// and only rows of it are read.
 struct PerLayerProjection {
     /// (L·P, H)
     projection: Matrix,
@@ -59,22 +61,13 @@ struct PerLayerProjection {
 /// The table of per-layer inputs.
 const PER_LAYER_TABLE: &str = "per_layer_token_embd.weight";
 
-/// Tokens as the layers take them.
+/// What the first layer and all layers receive for some tokens.
 #[derive(Clone)]
 pub struct Embedded {
     /// Scaled embeddings, (rows, H).
     pub x: Tensor,
-    /// Each layer's own inputs where the model has them, (rows, L·P).
+    /// The additional inputs of all layers, (rows, L·P), if the model has any.
     pub per_layer: Option<Tensor>,
-}
-
-/// Where rows are in their sequences.
-#[derive(Debug, Clone, Copy)]
-pub struct At {
-    /// Position of each sequence's first row.
-    pub start: usize,
-    /// Rows of each sequence.
-    pub tokens: usize,
 }
 
 /// A layer that is ready to run.
@@ -91,13 +84,19 @@ pub(super) fn declared(spec: &Spec) -> Vec<(String, Vec<usize>)> {
     reader.declared()
 }
 
+/// The number of parameters that a specification implies.
+pub fn parameters(spec: &Spec) -> u64 {
+    let sizes = declared(spec).into_iter().map(|(_, shape)| shape.iter().product::<usize>() as u64);
+    sizes.sum()
+}
+
 /// Checks names and shapes of all tensors without reading them.
 pub(super) fn check(spec: &Spec, tensors: &dyn Tensors) -> Result<(), ModelError> {
     let reader = Reader::checking(tensors);
     walk(spec, &reader)?;
-    // a tensor that no layer reads means another model than the one that would be measured
+    // if a tensor is read by no layer, the file holds another model than the one that would be measured
     let mut unused = reader.unused(tensors);
-    unused.retain(|name| !spec.elsewhere.iter().any(|start| name.starts_with(start)));
+    unused.retain(|name| !spec.ignored_tensors.iter().any(|start| name.starts_with(start)));
     match &unused[..] {
         [] => Ok(()),
         unused @ [first, ..] => Err((tensors as &dyn Config).unsupported(format!(
@@ -118,20 +117,19 @@ impl Top {
     fn read(spec: &Spec, reader: &Reader) -> Result<Self, ModelError> {
         let table = [spec.vocab, spec.hidden];
         let embedding = reader.tensor("token_embd.weight", &table)?;
-        let head = match spec.tied_head {
-            true => {
-                reader.idle("output.weight");
-                embedding.clone()
-            }
-            false => reader.tensor("output.weight", &table)?,
+        let head = if spec.tied_head {
+            reader.allow_unused("output.weight");
+            embedding.clone()
+        } else {
+            reader.tensor("output.weight", &table)?
         };
-        // they are in the specification's frequencies
-        reader.idle("rope_freqs.weight");
+        // the frequencies of the specification already contain these factors
+        reader.allow_unused("rope_freqs.weight");
         let per_layer = spec.per_layer_inputs.as_ref();
         Ok(Top {
             embedding,
             head: Matrix::new(head),
-            norm: RmsNorm::read(reader, "output_norm.weight", spec.hidden, spec.norm_eps)?,
+            norm: reader.norm("output_norm.weight", spec.hidden, spec.norm_eps)?,
             per_layer: per_layer.map(|p| PerLayerProjection::read(spec, p, reader)).transpose()?,
         })
     }
@@ -144,7 +142,7 @@ impl PerLayerProjection {
         let norm = "per_layer_proj_norm.weight";
         Ok(PerLayerProjection {
             projection: reader.matrix("per_layer_model_proj.weight", &[width, spec.hidden])?,
-            norm: RmsNorm::read(reader, norm, inputs.width, spec.norm_eps)?,
+            norm: reader.norm(norm, inputs.width, spec.norm_eps)?,
         })
     }
 }
@@ -167,15 +165,14 @@ impl Decoder {
         Ok(Decoder { spec: spec.clone(), device: device.clone(), tensors, top, layers })
     }
 
-    /// Where it computes.
+    /// The device that it computes on.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// What the layers take for token ids.
+    /// Looks up the embeddings of token ids, and the additional inputs that layers have for them.
     ///
-    /// # Errors
-    /// Ids outside of the vocabulary; a table of per-layer inputs that cannot be read.
+    /// # Errors If an id is outside of the vocabulary, or the table of additional inputs cannot be read.
     pub fn embed(&self, ids: &[u32]) -> Result<Embedded, ModelError> {
         let rows = Tensor::new(ids, self.device.at())?;
         let x = self.top.embedding.index_select(&rows, 0)?;
@@ -184,7 +181,7 @@ impl Decoder {
         Ok(Embedded { x, per_layer })
     }
 
-    /// (norm(project(x)/√H) + √P·table[id]) / √2, (rows, L·P).
+    /// The additional inputs of all layers: (norm(project(x)/√H) + √P·table[id]) / √2, (rows, L·P).
     fn per_layer_inputs(&self, ids: &[u32], x: &Tensor) -> Result<Option<Tensor>, ModelError> {
         let (Some(inputs), Some(weights)) = (&self.spec.per_layer_inputs, &self.top.per_layer)
         else {
@@ -204,16 +201,14 @@ impl Decoder {
 
     /// RoPE tables for contexts of up to `tokens`.
     ///
-    /// # Errors
-    /// A device without memory for them.
+    /// # Errors If the device has no memory for them.
     pub fn ropes(&self, tokens: usize) -> TensorResult<RopeTables> {
         RopeTables::new(&self.spec, tokens, &self.device)
     }
 
     /// Makes a layer ready, reading its weights if they are streamed.
     ///
-    /// # Errors
-    /// Weights that cannot be read or are not finite.
+    /// # Errors If the weights cannot be read or are not finite.
     pub fn ready(&self, index: usize, ropes: &RopeTables) -> Result<ReadyLayer, ModelError> {
         let layer = match self.layers.get(index) {
             Some(layer) => layer.clone(),
@@ -225,18 +220,16 @@ impl Decoder {
         Ok(ReadyLayer { index, layer, ropes: ropes.clone() })
     }
 
-    /// The final norm.
+    /// Applies the final norm.
     ///
-    /// # Errors
-    /// Failures of tensor operations.
+    /// # Errors If a tensor operation fails.
     pub fn normed(&self, x: &Tensor) -> TensorResult<Tensor> {
         norm(x, &self.top.norm)
     }
 
-    /// Logits of normed rows for the vocabulary entries `start..start + len`: (rows, len).
+    /// The logits of normed rows for the vocabulary entries `start..start + len`, (rows, len).
     ///
-    /// # Errors
-    /// Failures of tensor operations.
+    /// # Errors If a tensor operation fails.
     pub fn logits(&self, normed: &Tensor, start: usize, len: usize) -> TensorResult<Tensor> {
         let logits = self.top.head.rows(start, len)?.product(normed)?;
         match self.spec.final_softcap {
@@ -250,8 +243,7 @@ impl ReadyLayer {
     /// Runs the layer on some tokens of B sequences: (B·T, H) → (B·T, H). `per_layer` is what
     /// [`Decoder::embed`] gave for the same rows.
     ///
-    /// # Errors
-    /// What the cache refuses, and failures of tensor operations.
+    /// # Errors If the cache refuses the layer's K and V, or a tensor operation fails.
     pub fn run(
         &self,
         x: &Tensor,
@@ -262,7 +254,7 @@ impl ReadyLayer {
         self.watched(x, per_layer, at, cache).map(|(x, _)| x)
     }
 
-    /// The same with a flag of whether all numbers of the result are finite.
+    /// Does the same, and returns a flag that says whether all numbers of the result are finite.
     ///
     /// # Errors
     /// As of [`run`](ReadyLayer::run).
@@ -275,8 +267,4 @@ impl ReadyLayer {
     ) -> Result<(Tensor, FiniteFlag), CacheError> {
         self.layer.run(self.index, x, per_layer, at, &self.ropes, cache)
     }
-}
-
-pub(super) fn norm(x: &Tensor, norm: &RmsNorm) -> TensorResult<Tensor> {
-    trace_span!("norms").in_scope(|| run(norm, [x]))
 }

@@ -14,7 +14,7 @@ use candle_core::{Result, Tensor};
 pub(crate) struct Mixture {
     /// (E, H)
     pub router: Matrix,
-    /// What the router reads is normalised so first (Gemma 4).
+    /// The norm of the router's input (Gemma 4).
     pub router_norm: Option<RmsNorm>,
     /// (E, 2I, H): gate and up rows, one after the other.
     pub gate_up: MatrixStack,
@@ -25,17 +25,17 @@ pub(crate) struct Mixture {
     pub shared: Option<SharedExpert>,
 }
 
-/// The expert that works for every token.
+/// The expert that every token passes.
 pub(crate) struct SharedExpert {
     /// (2I, H)
     pub gate_up: Matrix,
     /// (H, I)
     pub down: Matrix,
-    /// (1, H): σ of its product weighs the expert.
+    /// (1, H). The expert's output is multiplied by σ of the product with it.
     pub weight: Matrix,
 }
 
-/// Rows that an expert works on, and their weights.
+/// The rows that an expert computes, and their weights.
 #[derive(Clone, Default)]
 struct Share {
     rows: Vec<u32>,
@@ -70,7 +70,8 @@ impl Mixture {
         Ok(out)
     }
 
-    /// The rows of each expert. They are read on the host, which decides from them what is multiplied.
+    /// The rows of each expert. The router's choice is read on the host, because it decides which products are
+    /// computed.
     fn shares(&self, spec: &Experts, x: &Tensor) -> Result<Vec<Share>> {
         let logits = match &self.router_norm {
             Some(norm) => self.router.product(&run(norm, [x])?)?,

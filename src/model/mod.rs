@@ -9,11 +9,9 @@ pub mod decoder;
 pub mod error;
 mod experts;
 mod family;
-mod foreign;
 mod gguf;
 mod hf;
 pub(crate) mod layer;
-mod safetensors_header;
 pub mod spec;
 mod tensors;
 pub mod tokenizer;
@@ -33,8 +31,8 @@ use std::sync::Arc;
 use tensors::Tensors;
 use tokenizer::{Tokenizer, Vocabulary};
 
-/// A checkpoint that is open: its configuration and tokenizer are read and its tensors are known to be
-/// there, in the shapes that they must have. Weights are not read yet.
+/// A checkpoint that is open. Its configuration and its tokenizer have been read, and its tensors are known to be
+/// there in the right shapes. The weights themselves have not been read yet.
 pub struct Checkpoint {
     tensors: Arc<dyn Tensors>,
     path: PathBuf,
@@ -42,33 +40,35 @@ pub struct Checkpoint {
     tokenizer_file: Option<PathBuf>,
     bytes: u64,
     dtypes: Vec<(String, usize)>,
-    /// What the decoder will be.
+    /// The facts from which the decoder is built.
     pub spec: Spec,
     /// The checkpoint's own tokenizer, or the one that the policy names.
     pub tokenizer: Tokenizer,
-    /// How a conversation becomes text; base models have none.
+    /// How a conversation becomes text. Base models have no chat template.
     pub template: Option<ChatTemplate>,
-    /// Whether what stands in `template` is all that can be known: a hub's cache may lack it.
+    /// Whether `template` is certain. It is not if the checkpoint lies in the hub's cache and nobody could ask the
+    /// hub whether the commit has a template that was not fetched.
     pub is_template_known: bool,
-    /// Tokens after which nothing is generated, in rising order.
-    pub ends: Vec<u32>,
-    /// What people should know about how the checkpoint was read, one whole sentence each.
+    /// Tokens at which generation stops, in rising order.
+    pub end_tokens: Vec<u32>,
+    /// What people should know about how the checkpoint was read. Each note is a whole sentence.
     pub notes: Vec<String>,
-    /// The part of this that values depend on: what [`Conditions::reading`] will say.
+    /// The part of these notes on which measured values depend. A measurement records it in [`Conditions::reading`].
     ///
     /// [`Conditions::reading`]: crate::results::Conditions::reading
     pub reading: Vec<String>,
 }
 
-/// All files that the checkpoint at `path` consists of, whether they are there or not.
+/// The files that the checkpoint at `path` consists of, whether they exist or not.
 pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
-    match path.is_dir() {
-        true => HfCheckpoint::files_in(path),
-        false => vec![path.into()],
+    if path.is_dir() {
+        HfCheckpoint::files_in(path)
+    } else {
+        vec![path.into()]
     }
 }
 
-/// Brings warnings before other notes: who shows a number of them shows the first.
+/// Puts warnings before other notes, because whoever shows only a few notes shows the first ones.
 pub(crate) fn warnings_first(notes: &mut [String]) {
     notes.sort_by_key(|note| !note.starts_with("warning"));
 }
@@ -76,9 +76,8 @@ pub(crate) fn warnings_first(notes: &mut [String]) {
 impl Checkpoint {
     /// Opens a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
     ///
-    /// # Errors
-    /// Files that are missing, truncated or of an unknown architecture or tokenizer; tensors that are
-    /// missing, of another shape, or more than the architecture has.
+    /// # Errors If a file is missing, truncated, or of an unknown architecture or tokenizer; if a tensor is missing
+    /// or has another shape; or if there are tensors that the architecture does not have.
     pub fn open(source: &Source) -> Result<Self, ModelError> {
         let path = &source.path;
         if !path.exists() {
@@ -86,8 +85,8 @@ impl Checkpoint {
         }
         let extension = path.extension().and_then(|extension| extension.to_str());
         if matches!(extension, Some("safetensors" | "json")) {
-            let message = "it is a part of a checkpoint: name its folder".into();
-            return Err(ModelError::Malformed { path: path.clone(), message });
+            let message = "it is a part of a checkpoint: name its folder";
+            return Err(ModelError::malformed(path, message));
         }
         if path.is_dir() {
             Self::open_folder(source)
@@ -111,7 +110,7 @@ impl Checkpoint {
             tokenizer_file: opened.file,
             template: ChatTemplate::from_gguf(&file, &vocabulary)?,
             is_template_known: true,
-            ends: vocabulary.ends.iter().copied().collect(),
+            end_tokens: vocabulary.end_tokens.iter().copied().collect(),
             notes: [notes, opened.notes].concat(),
             reading: [source.reading(), opened.reading].concat(),
             tensors: Arc::new(file),
@@ -135,7 +134,7 @@ impl Checkpoint {
             files: folder.files(),
             bytes: folder.bytes(),
             dtypes: folder.dtypes().into_iter().collect(),
-            ends: chat::ends_of_folder(path, template.as_ref(), &opened.tokenizer)?,
+            end_tokens: chat::end_tokens_of_folder(path, template.as_ref(), &opened.tokenizer)?,
             tokenizer: opened.tokenizer,
             tokenizer_file: opened.file,
             is_template_known: !unasked.iter().any(|file| *file != GENERATION_CONFIG),
@@ -157,7 +156,8 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Says what would make prompts others than the model was trained to read.
+    /// Adds a note if the tokenizer does not know marks that the chat template writes: prompts would then not look as
+    /// the model was trained to read them.
     fn remark_on_template(&mut self) {
         let unread = self.template.as_ref().map(|template| template.unread_marks(&self.tokenizer));
         self.notes.extend(unread.flatten());
@@ -183,15 +183,15 @@ impl Checkpoint {
         self.tokenizer_file.as_deref()
     }
 
-    /// Reads the weights in f32 to compute on the CPU, all of them or those outside of the layers.
+    /// Reads the weights, widened to f32, to compute on the CPU. If weights are streamed, only those outside of the
+    /// layers are read now.
     ///
-    /// # Errors
-    /// Values that are not finite: each names the tensor.
+    /// # Errors If a weight is not finite. The error names the tensor.
     pub fn load(&self, residency: Residency) -> Result<Decoder, ModelError> {
         self.load_on(&Device::cpu(), residency)
     }
 
-    /// The same for a device.
+    /// Does the same for any device.
     pub(crate) fn load_on(
         &self,
         device: &Device,

@@ -16,7 +16,7 @@ pub struct Spec {
     pub hidden: usize,
     /// Tokens in the vocabulary.
     pub vocab: usize,
-    /// Context that the model was trained for.
+    /// The context length that the model was trained for.
     pub trained_context: usize,
     /// Embeddings are multiplied by this (1, or √hidden in Gemma).
     pub embed_scale: f32,
@@ -26,12 +26,13 @@ pub struct Spec {
     pub norm_eps: f32,
     /// Logits are capped to c·tanh(logits / c).
     pub final_softcap: Option<f32>,
-    /// Inputs of their own for each layer (Gemma 4 E2B and E4B).
+    /// An additional input for each layer (Gemma 4 E2B and E4B).
     pub per_layer_inputs: Option<PerLayerInputs>,
-    /// One entry a layer, bottom first.
+    /// The layers, from the bottom up.
     pub layers: Vec<Layer>,
-    /// Beginnings of tensor names that the file has for other uses than the next token.
-    pub elsewhere: Vec<String>,
+    /// Prefixes of the names of tensors that are not needed to predict the next token, and that may therefore stay
+    /// unread.
+    pub ignored_tensors: Vec<String>,
 }
 
 /// A second embedding, with a vector for each token and layer.
@@ -46,19 +47,20 @@ pub struct PerLayerInputs {
 /// One layer: a mixer of tokens, then a feed-forward part, each with a norm before and perhaps after.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer {
-    /// What mixes tokens.
+    /// The part that mixes tokens.
     pub mixer: Mixer,
-    /// What follows.
+    /// The part that follows the mixer.
     pub feed_forward: FeedForward,
     /// Activation of gated MLPs.
     pub activation: Activation,
-    /// Gemma normalises what mixer and feed-forward part add to the residual stream, too.
+    /// Whether the outputs of the mixer and of the feed-forward part are normalised before they are added to the
+    /// residual stream (Gemma).
     pub post_norms: bool,
-    /// Gemma 4 multiplies the residual stream by a learned number behind each layer.
+    /// Whether the residual stream is multiplied by a learned number after the layer (Gemma 4).
     pub scaled: bool,
 }
 
-/// What mixes tokens.
+/// The part that mixes tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Mixer {
     /// Softmax attention over cached K and V.
@@ -80,7 +82,7 @@ pub struct Attention {
     pub scale: f32,
     /// Scores are capped to c·tanh(scores / c) before the softmax (Gemma 2).
     pub softcap: Option<f32>,
-    /// A query sees this many keys, its own included; none: all that came before.
+    /// How many keys a query sees, its own included. `None` means all keys so far.
     pub window: Option<usize>,
     /// Where K and V come from.
     pub kv: Kv,
@@ -105,7 +107,7 @@ pub enum Kv {
     Projected,
     /// One projection: V is K before its norm and RoPE.
     KeyIsValue,
-    /// The cache of another layer below, which this one reads and never writes.
+    /// The cache of a lower layer, which this layer reads and never writes.
     Shared {
         /// The layer that owns it.
         owner: usize,
@@ -117,7 +119,7 @@ pub enum Kv {
 pub enum FeedForward {
     /// A gated MLP.
     Dense(Mlp),
-    /// A choice of experts for each token, and an expert that always works.
+    /// A mixture of experts: a router chooses a few for each token. A shared expert may be added for every token.
     Experts(Experts),
     /// Both side by side, each with norms of its own (Gemma 4's 26B-A4B).
     Both(Mlp, Experts),
@@ -137,27 +139,27 @@ pub struct Mlp {
 pub struct Experts {
     /// Experts in all.
     pub count: usize,
-    /// Experts that work for a token.
+    /// Experts that are chosen for a token.
     pub used: usize,
     /// Width of an expert between up and down.
     pub width: usize,
-    /// Whether the weights of those that work are divided by their sum.
+    /// Whether the weights of the chosen experts are divided by their sum.
     pub normalised: bool,
-    /// Width of the expert that works for every token, weighed by σ of a projection.
+    /// Width of the shared expert, which every token passes. Its output is multiplied by σ of a projection.
     pub shared: Option<usize>,
-    /// Gemma 4's router: its input is normalised and scaled, each expert's weight is scaled.
+    /// Whether the router is Gemma 4's, which normalises and scales its input and scales the weight of each expert.
     pub scaled_router: bool,
 }
 
 /// Rotary position embedding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// Base θ, for people: scaling and partial rotation are in the frequencies.
+    /// Base θ, which is only shown to people: the frequencies already contain scaling and partial rotation.
     pub base: f64,
     /// Which elements turn together.
     pub pairs: Pairs,
-    /// Radians per position of each pair, from the head's first; 0 leaves a pair as it is. Elements
-    /// behind the last pair are not turned either.
+    /// Radians per position of each pair, beginning with the head's first pair. A frequency of 0 leaves its pair as
+    /// it is. So are elements behind the last pair.
     pub frequencies: Arc<[f32]>,
     /// cos and sin are multiplied by this (YaRN's attention factor).
     pub magnitude: f32,
@@ -191,7 +193,7 @@ impl Attention {
 }
 
 impl Spec {
-    /// What each layer keeps in the KV cache; none for layers that own none.
+    /// What each layer keeps in the KV cache. `None` for a layer that has no cache of its own.
     pub fn kv_layout(&self) -> Vec<Option<LayerKv>> {
         let shared = |index: usize| {
             self.layers
@@ -214,15 +216,10 @@ impl Spec {
             .collect()
     }
 
-    /// Layers below the first one that owns a KV cache: there, all lanes are still one.
+    /// How many layers lie below the first one that owns a KV cache. Up to there all lanes have the same hidden
+    /// state.
     pub fn layers_before_kv(&self) -> usize {
         let owns = |layer: &Layer| layer.attention().is_some_and(Attention::owns_kv);
         self.layers.iter().position(owns).unwrap_or(self.layers.len())
-    }
-
-    /// Number of parameters that the specification implies.
-    pub fn parameters(&self) -> u64 {
-        let shapes = super::decoder::declared(self);
-        shapes.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
     }
 }

@@ -1,13 +1,14 @@
 //! The tensors of a checkpoint: where each is, and the reader that the decoder is built with.
 //!
-//! Tensors have one name here, mostly GGUF's: `blk.3.attn_q.weight`. A format says how its files hold
-//! it ([`Origin`]). The same walk over a decoder's parts declares what it needs, checks a file against
-//! that without reading it, and reads.
+//! Here a tensor has one name in all formats, mostly GGUF's: `blk.3.attn_q.weight`. Each format says how its files
+//! hold the tensor ([`Origin`]). One walk over the decoder's parts serves three purposes: it lists the tensors that
+//! are needed, checks a file for them without reading it, and reads them.
 
 use super::config::{Config, Format};
 use super::ModelError;
 use crate::compute::device::HOST;
 use crate::compute::finite::first_non_finite;
+use crate::compute::norm::RmsNorm;
 use crate::compute::product::Matrix;
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
@@ -19,21 +20,21 @@ pub(crate) struct Origin {
     /// The files' own names.
     pub parts: Vec<String>,
     pub joined: Joined,
-    pub change: Change,
+    pub transform: Transform,
 }
 
-/// How parts make the whole.
+/// How the parts of a tensor are joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Joined {
     /// Along an axis.
     Along(usize),
-    /// A file tensor, or several to be laid one below the other, for each entry of the first axis.
+    /// For each entry of the first axis the files have one tensor, or several that are stacked.
     ByEntry,
 }
 
-/// What is done to a tensor once it is read.
+/// What is done to a tensor after it has been read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum Transform {
     None,
     /// Norm weights that are stored around zero.
     PlusOne,
@@ -43,7 +44,7 @@ pub(crate) enum Change {
 
 impl Origin {
     pub fn one(name: impl Into<String>) -> Self {
-        Origin { parts: vec![name.into()], joined: Joined::Along(0), change: Change::None }
+        Origin { parts: vec![name.into()], joined: Joined::Along(0), transform: Transform::None }
     }
 
     /// The shape of each part of a tensor of the given shape.
@@ -68,10 +69,10 @@ impl Origin {
 
 /// The tensors of an open checkpoint.
 pub(crate) trait Tensors: Config + Send + Sync {
-    /// How the files hold a tensor; names of parts that are not there are those that are missed.
+    /// How the files hold a tensor. If parts are missing, these are the names that an error reports.
     fn origin(&self, name: &str) -> Origin;
 
-    /// The shape in which files hold each part of a tensor, from the one that the decoder gives the part.
+    /// The shape in which the files hold each part of a tensor, given the shape that the part has in the decoder.
     fn stored_shape(&self, _name: &str, part: Vec<usize>) -> Vec<usize> {
         part
     }
@@ -96,7 +97,7 @@ impl<'a> dyn Tensors + 'a {
     }
 }
 
-/// What a reader does with the tensors that it is asked for.
+/// What a reader does when it is asked for a tensor.
 #[derive(Clone, Copy)]
 enum Purpose<'a> {
     Declare,
@@ -104,7 +105,7 @@ enum Purpose<'a> {
     Read(&'a dyn Tensors),
 }
 
-/// Gives the decoder its tensors, and keeps the books.
+/// Gives the decoder its tensors, and records which ones were asked for.
 pub(crate) struct Reader<'a> {
     purpose: Purpose<'a>,
     /// Where tensors are put.
@@ -114,19 +115,19 @@ pub(crate) struct Reader<'a> {
 
 #[derive(Default)]
 struct Books {
-    /// Names and shapes of what was asked for.
+    /// Names and shapes of the tensors that were asked for.
     declared: Vec<(String, Vec<usize>)>,
-    /// The files' own names of it.
+    /// The files' own names of these tensors.
     used: BTreeSet<String>,
 }
 
 impl<'a> Reader<'a> {
-    /// A reader that only notes what it is asked for; its tensors are empty.
+    /// A reader that only records what it is asked for. Its tensors are empty.
     pub fn declaring() -> Self {
         Self::new(Purpose::Declare, &HOST)
     }
 
-    /// A reader that checks names and shapes; its tensors are empty.
+    /// A reader that checks names and shapes. Its tensors are empty.
     pub fn checking(tensors: &'a dyn Tensors) -> Self {
         Self::new(Purpose::Check(tensors), &HOST)
     }
@@ -145,7 +146,7 @@ impl<'a> Reader<'a> {
         &self.device
     }
 
-    /// Names and shapes of all that was asked for.
+    /// Names and shapes of all tensors that were asked for.
     pub fn declared(self) -> Vec<(String, Vec<usize>)> {
         self.books.into_inner().declared
     }
@@ -159,8 +160,8 @@ impl<'a> Reader<'a> {
         names
     }
 
-    /// A tensor that the architecture does not need although some files hold it.
-    pub fn idle(&self, name: &str) {
+    /// Accepts a tensor that the architecture does not need although some files hold it.
+    pub fn allow_unused(&self, name: &str) {
         if let Purpose::Check(tensors) | Purpose::Read(tensors) = self.purpose {
             self.books.borrow_mut().used.extend(tensors.origin(name).parts);
         }
@@ -179,12 +180,22 @@ impl<'a> Reader<'a> {
         self.tensor(name, shape).map(Matrix::new)
     }
 
-    /// A matrix of which only some rows will be read, later: checked, and not read.
+    /// A norm with weights.
+    pub fn norm(&self, name: &str, len: usize, eps: f32) -> Result<RmsNorm, ModelError> {
+        Ok(RmsNorm { weight: self.tensor(name, &[len])?, eps })
+    }
+
+    /// A norm without weights.
+    pub fn plain_norm(&self, len: usize, eps: f32) -> Result<RmsNorm, ModelError> {
+        Ok(RmsNorm { weight: Tensor::ones(len, DType::F32, &self.device)?, eps })
+    }
+
+    /// Checks a matrix without reading it. The decoder later reads only the rows that it needs.
     pub fn table(&self, name: &str, shape: &[usize]) -> Result<(), ModelError> {
         self.located(name, shape).map(drop)
     }
 
-    /// Books a tensor and checks its shape; gives where it is if it is to be read.
+    /// Records a tensor and checks its shape. Returns its origin if it is to be read.
     fn located(
         &self,
         name: &str,
@@ -208,18 +219,18 @@ impl<'a> Reader<'a> {
         }
         for own in &origin.parts {
             check_shape(tensors, own, &expected)?;
-            // two readers of one tensor are a mistake in a family's names
+            // if two parts of the decoder read the same tensor, the names of the family are wrong
             if !self.books.borrow_mut().used.insert(own.clone()) {
-                return Err(ModelError::Unsupported {
-                    path: tensors.path().into(),
-                    what: format!("tensor `{own}` in two places"),
-                });
+                return Err(ModelError::unsupported(
+                    tensors.path(),
+                    format!("tensor `{own}` in two places"),
+                ));
             }
         }
         Ok(read.then_some((tensors, origin)))
     }
 
-    /// Applies `f` to a tensor that holds something.
+    /// Applies `f` to a tensor, unless it is empty because nothing is read.
     pub fn arranged(
         &self,
         tensor: Tensor,
@@ -233,13 +244,11 @@ impl<'a> Reader<'a> {
 }
 
 fn check_shape(tensors: &dyn Tensors, own: &str, expected: &[usize]) -> Result<(), ModelError> {
-    let found = tensors.shape(own).ok_or_else(|| ModelError::MissingTensor {
-        path: tensors.path().into(),
-        tensor: own.into(),
-    })?;
+    let found = tensors.shape(own);
+    let found = found.ok_or_else(|| ModelError::missing_tensor(tensors.path(), own))?;
     let same = match tensors.format() {
         Format::Hf => found == expected,
-        // all of ggml's tensors have four dimensions, and its writer leaves out outermost ones of 1
+        // ggml's tensors always have four dimensions, and its writer leaves out outermost dimensions of 1
         Format::Gguf => significant(&found) == significant(expected),
     };
     if same {
@@ -272,10 +281,10 @@ fn read(tensors: &dyn Tensors, origin: &Origin, shape: &[usize]) -> Result<Tenso
         }
     };
     let whole = whole.reshape(shape)?;
-    Ok(match origin.change {
-        Change::None => whole,
-        Change::PlusOne => (whole + 1.0)?,
-        Change::NegativeExp => whole.exp()?.neg()?,
+    Ok(match origin.transform {
+        Transform::None => whole,
+        Transform::PlusOne => (whole + 1.0)?,
+        Transform::NegativeExp => whole.exp()?.neg()?,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Findings in a policy, shown as rustc shows its own: place, underlined text, and the mend.
+//! Findings in a policy. They are shown like rustc's: the place, the underlined text, and how to mend it.
 
 use crate::text;
 use annotate_snippets::renderer::DecorStyle;
@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A policy's text, shared by everything that points into it.
+/// The text of a policy. Everything that points into it shares it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Text {
     pub path: PathBuf,
@@ -17,7 +17,7 @@ pub(super) struct Text {
 }
 
 impl Text {
-    /// Line and column of a byte, both from 1, the column in characters.
+    /// Line and column of a byte, both counted from 1. Columns count characters.
     fn position(&self, byte: usize) -> (usize, usize) {
         let before = &self.text[..byte];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -29,7 +29,7 @@ impl Text {
         format!("{}:{}", self.path.display(), self.line(span))
     }
 
-    /// The line that a span begins on, from 1.
+    /// The line on which a span begins, counted from 1.
     pub fn line(&self, span: &Range<usize>) -> usize {
         self.position(span.start).0
     }
@@ -40,7 +40,7 @@ impl Text {
 pub enum Severity {
     /// The policy is refused.
     Error,
-    /// The policy holds, but probably does not say what was meant.
+    /// The policy is accepted, but probably does not say what was meant.
     Warning,
 }
 
@@ -55,7 +55,7 @@ pub struct Diagnostic {
     pub help: String,
     text: Arc<Text>,
     span: Range<usize>,
-    /// A second place that the finding is about, and what is there.
+    /// A second place that matters for the finding, and what to say about it.
     related: Option<(Range<usize>, String)>,
 }
 
@@ -76,12 +76,12 @@ impl Diagnostic {
         self
     }
 
-    /// The file it is in, as it was named.
+    /// The path of the policy, as it was given.
     pub fn path(&self) -> &Path {
         &self.text.path
     }
 
-    /// Line and column of the offending text, both from 1.
+    /// Line and column of the offending text, both counted from 1.
     pub fn position(&self) -> (usize, usize) {
         self.text.position(self.span.start)
     }
@@ -120,7 +120,7 @@ impl Diagnostic {
     }
 }
 
-/// A text without what must not be shown, in which every other byte is where it was.
+/// Replaces characters that must not be shown. All other bytes keep their places, so that spans stay valid.
 fn same_places(source: &str) -> Cow<'_, str> {
     let is_kept = |c: char| matches!(c, '\t' | '\r') || text::is_shown(c);
     if source.chars().all(is_kept) {
@@ -128,9 +128,10 @@ fn same_places(source: &str) -> Cow<'_, str> {
     }
     let mut out = String::with_capacity(source.len());
     for c in source.chars() {
-        match is_kept(c) {
-            true => out.push(c),
-            false => out += ["?", "??", "\u{fffd}", "\u{fffd}?"][c.len_utf8() - 1],
+        if is_kept(c) {
+            out.push(c)
+        } else {
+            out += ["?", "??", "\u{fffd}", "\u{fffd}?"][c.len_utf8() - 1]
         }
     }
     Cow::Owned(out)
@@ -142,7 +143,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Findings as they come up, each once.
+/// Collects findings, each only once.
 pub(super) struct Findings {
     text: Arc<Text>,
     list: Vec<Diagnostic>,
@@ -162,7 +163,7 @@ impl Findings {
         self.add(Diagnostic::new(Severity::Error, &self.text, span, message, help));
     }
 
-    /// `@` sections inherit, so that a fault of a model comes up once for each of them.
+    /// `at` sections inherit, so the same error of a model would otherwise be found once for each of them.
     pub fn add(&mut self, finding: Diagnostic) {
         if !self.list.contains(&finding) {
             self.list.push(finding);
@@ -173,7 +174,7 @@ impl Findings {
         &self.text
     }
 
-    /// Warnings if nothing is worse, else the errors; both in the file's order.
+    /// Returns the warnings if there is no error, and otherwise the errors. Both are in the order of the file.
     pub fn into_warnings(mut self) -> Result<Vec<Diagnostic>, Vec<Diagnostic>> {
         self.list.sort_by_key(|finding| finding.span.start);
         let (errors, warnings): (Vec<_>, Vec<_>) =

@@ -1,8 +1,8 @@
-//! The file's text → [`Document`]: keys, types and single values, each checked where it stands.
-//! What a section leaves out, and how sections inherit, is the business of `resolve`.
+//! Reads the text of the file into a [`Document`], and checks keys, types and single values. `resolve` then handles
+//! inheritance between sections and missing values.
 //!
-//! A faulty value is reported and then replaced by a harmless one, so that one mistake gives one
-//! finding; nothing is built from a file with findings.
+//! A wrong value is reported and then replaced by a harmless one, so that one mistake gives only one finding. No
+//! policy is built from a file with errors.
 
 use super::diagnostic::Findings;
 use super::Expectation;
@@ -16,47 +16,14 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeString, DeTable, DeValue};
 use toml::Spanned;
 
-const TOP: &[&str] = &["defaults", "schemes", "models"];
-const DEFAULTS: &[&str] =
-    &["corpus", "context", "chunks", "baseline", "prompts", "generate", "limits", "schemes"];
-const AT: &[&str] = &[
-    "corpus", "context", "chunks", "baseline", "prompts", "generate", "ignored", "limits",
-    "schemes",
-];
-const MODEL: &[&str] = &[
-    "path",
-    "hf",
-    "revision",
-    "file",
-    "sha256",
-    "fetch",
-    "tokenizer",
-    "bos",
-    "ignore_keys",
-    "untrained",
-    "calibration",
-    "corpus",
-    "context",
-    "chunks",
-    "baseline",
-    "prompts",
-    "generate",
-    "ignored",
-    "limits",
-    "schemes",
-    "at",
-];
-const SCHEME: &[&str] = &["expect", "reason", "limits", "ignored"];
-
-/// Fewer tokens than this leave a handful of scored positions a chunk.
-const LEAST_CONTEXT: usize = 16;
+/// The shortest context that can be measured. A chunk of fewer tokens would leave only a handful of scored positions.
+pub const LEAST_CONTEXT: usize = 16;
 
 type Key<'i> = Spanned<DeString<'i>>;
 type Value<'i> = Spanned<DeValue<'i>>;
 type Entry<'a, 'i> = (&'a Key<'i>, &'a Value<'i>);
 
-/// Limits of one table: a bound, or none where `false` removes an inherited one. The place is
-/// that of `key = value`.
+/// The limits of one table. `None` means that `false` removes an inherited limit. The span is that of `key = value`.
 pub(super) type Limits = BTreeMap<Statistic, Spanned<Option<f64>>>;
 
 /// The file, section by section.
@@ -64,11 +31,11 @@ pub(super) type Limits = BTreeMap<Statistic, Spanned<Option<f64>>>;
 pub(super) struct Document {
     pub defaults: Section,
     pub models: Vec<Section>,
-    /// The names of `[schemes]`, and where each is given.
+    /// The names in `[schemes]`, and where each stands.
     pub named: BTreeMap<String, Range<usize>>,
 }
 
-/// `[defaults]`, a model, or one of its `at` sections: what it says, and nothing else.
+/// What `[defaults]`, a model, or one of its `at` sections says itself, without anything inherited.
 #[derive(Default)]
 pub(super) struct Section {
     pub name: String,
@@ -88,7 +55,7 @@ pub(super) struct Section {
     pub context: Option<usize>,
     pub chunks: Option<usize>,
     pub baseline: Option<Scheme>,
-    /// None inside where `false` drops an inherited file.
+    /// The inner `None` means that `false` drops an inherited file.
     pub prompts: Option<Option<Spanned<PathBuf>>>,
     pub generate: Option<usize>,
     pub ignored: Option<bool>,
@@ -105,28 +72,241 @@ pub(super) type Keys = BTreeMap<String, Range<usize>>;
 pub(super) struct SchemeEntry {
     pub label: String,
     pub span: Range<usize>,
-    /// None if it is no scheme, which has been reported.
+    /// `None` if the label is not a scheme, which has been reported.
     pub scheme: Option<Scheme>,
-    /// None for `= false`, which drops an inherited scheme.
+    /// `None` for `= false`, which drops an inherited scheme.
     pub body: Option<SchemeBody>,
 }
 
-/// What is said about a scheme.
+/// The table of a scheme.
 #[derive(Default)]
 pub(super) struct SchemeBody {
     pub expect: Option<Expectation>,
+    /// Where the value of `expect` stands, or else the scheme.
+    expect_span: Range<usize>,
     pub reason: Option<String>,
     pub ignored: Option<bool>,
     pub limits: Limits,
     pub keys: Keys,
 }
 
+/// A key of a table. A new key of the policy needs such a row and a field in `Into`, the struct that the table is
+/// read into.
+struct KeyRow<Into> {
+    name: &'static str,
+    /// A correct line, which findings show as an example.
+    example: &'static str,
+    /// The tables that it may stand in.
+    tables: &'static [Table],
+    read: fn(&mut Reader, &Key, &Value, &mut Into),
+}
+
+/// The tables of a policy that have keys of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Defaults,
+    Model,
+    At,
+    Scheme,
+}
+
+const MODEL: &[Table] = &[Table::Model];
+const MODEL_AND_AT: &[Table] = &[Table::Model, Table::At];
+const EVERYWHERE: &[Table] = &[Table::Defaults, Table::Model, Table::At];
+const SCHEME: &[Table] = &[Table::Scheme];
+
+/// The tables at the top of a policy, each with a correct line.
+const TOP: [(&str, &str); 3] = [
+    ("defaults", "[defaults]"),
+    ("schemes", "schemes = { q8_0 = {} }"),
+    ("models", "[models.NAME]"),
+];
+
+/// The keys of `[defaults]`, of models and of their `at` sections.
+const SECTION_KEYS: &[KeyRow<Section>] = &[
+    KeyRow {
+        name: "path",
+        example: "path = \"models/model.gguf\"",
+        tables: MODEL,
+        read: |reader, key, value, section| section.path = Some(reader.file(key, value)),
+    },
+    KeyRow {
+        name: "hf",
+        example: "hf = \"org/name\"",
+        tables: MODEL,
+        read: |reader, key, value, section| {
+            section.hf = Some(reader.hub_word(key, value, pinned::repository_fault))
+        },
+    },
+    KeyRow {
+        name: "revision",
+        example: "revision = \"…\"",
+        tables: MODEL,
+        read: |reader, key, value, section| {
+            section.revision = Some(reader.hub_word(key, value, pinned::revision_fault))
+        },
+    },
+    KeyRow {
+        name: "file",
+        example: "file = \"model-Q4_K_M.gguf\"",
+        tables: MODEL,
+        read: |reader, key, value, section| {
+            section.file = Some(reader.hub_word(key, value, pinned::file_fault))
+        },
+    },
+    KeyRow {
+        name: "sha256",
+        example: "sha256 = \"…\"",
+        tables: MODEL,
+        read: |reader, key, value, section| section.sha256 = Some(reader.sha256(key, value)),
+    },
+    KeyRow {
+        name: "fetch",
+        example: "fetch = \"scripts/fetch-models NAME\"",
+        tables: MODEL,
+        read: |reader, key, value, section| {
+            section.fetch = Some(Spanned::new(value.span(), reader.string(key, value)))
+        },
+    },
+    KeyRow {
+        name: "tokenizer",
+        example: "tokenizer = \"models/tokenizer.json\"",
+        tables: MODEL,
+        read: |reader, key, value, section| section.tokenizer = Some(reader.file(key, value)),
+    },
+    KeyRow {
+        name: "bos",
+        example: "bos = true",
+        tables: MODEL,
+        read: |reader, key, value, section| section.bos = Some(reader.boolean(key, value)),
+    },
+    KeyRow {
+        name: "ignore_keys",
+        example: "ignore_keys = [\"llama.vendor.remark\"]",
+        tables: MODEL,
+        read: |reader, key, value, section| section.ignore_keys = reader.key_names(key, value),
+    },
+    KeyRow {
+        name: "untrained",
+        example: "untrained = true",
+        tables: MODEL,
+        read: |reader, key, value, section| section.untrained = reader.boolean(key, value),
+    },
+    KeyRow {
+        name: "calibration",
+        example: "calibration = \"models/model.calibration\"",
+        tables: MODEL,
+        read: |reader, key, value, section| section.calibration = Some(reader.file(key, value)),
+    },
+    KeyRow {
+        name: "corpus",
+        example: "corpus = [\"corpora/prose.txt\"]",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.corpus = Some(reader.corpus(key, value)),
+    },
+    KeyRow {
+        name: "context",
+        example: "context = 512",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| {
+            section.context = Some(reader.count(key, value, LEAST_CONTEXT))
+        },
+    },
+    KeyRow {
+        name: "chunks",
+        example: "chunks = 16",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.chunks = Some(reader.count(key, value, 1)),
+    },
+    KeyRow {
+        name: "baseline",
+        example: "baseline = \"f16\"",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.baseline = reader.scheme_value(key, value),
+    },
+    KeyRow {
+        name: "prompts",
+        example: "prompts = \"prompts/default.toml\"",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.prompts = Some(reader.prompts(key, value)),
+    },
+    KeyRow {
+        name: "generate",
+        example: "generate = 64",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.generate = Some(reader.count(key, value, 1)),
+    },
+    KeyRow {
+        name: "ignored",
+        example: "ignored = true",
+        tables: MODEL_AND_AT,
+        read: |reader, key, value, section| section.ignored = Some(reader.boolean(key, value)),
+    },
+    KeyRow {
+        name: "limits",
+        example: "limits = { mean_kld = 0.05 }",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.limits = reader.limits(key, value),
+    },
+    KeyRow {
+        name: "schemes",
+        example: "schemes = { q8_0 = {} }",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| section.schemes = reader.schemes(key, value),
+    },
+    KeyRow {
+        name: "at",
+        example: "at.long = { context = 4096 }",
+        tables: MODEL,
+        read: |reader, key, value, section| section.at = reader.at_sections(key, value),
+    },
+];
+
+/// The keys of a scheme.
+const SCHEME_KEYS: &[KeyRow<SchemeBody>] = &[
+    KeyRow {
+        name: "expect",
+        example: "expect = \"fail\"",
+        tables: SCHEME,
+        read: |reader, key, value, body| {
+            body.expect = reader.expectation(key, value);
+            body.expect_span = value.span();
+        },
+    },
+    KeyRow {
+        name: "reason",
+        example: "reason = \"outliers in K\"",
+        tables: SCHEME,
+        read: |reader, key, value, body| body.reason = Some(reader.string(key, value)),
+    },
+    KeyRow {
+        name: "limits",
+        example: "limits = { mean_kld = 0.05 }",
+        tables: SCHEME,
+        read: |reader, key, value, body| body.limits = reader.limits(key, value),
+    },
+    KeyRow {
+        name: "ignored",
+        example: "ignored = true",
+        tables: SCHEME,
+        read: |reader, key, value, body| body.ignored = Some(reader.boolean(key, value)),
+    },
+];
+
+/// The keys that a table may have, in the order in which findings list them.
+fn known_keys(table: Table) -> Vec<&'static str> {
+    let own = SECTION_KEYS.iter().map(|row| (row.name, row.tables));
+    let of_schemes = SCHEME_KEYS.iter().map(|row| (row.name, row.tables));
+    let rows = own.chain(of_schemes).filter(|(_, tables)| tables.contains(&table));
+    rows.map(|(name, _)| name).collect()
+}
+
 /// Reads a document, collecting every finding.
 pub(super) struct Reader<'f> {
     findings: &'f mut Findings,
-    /// What relative paths start from.
+    /// The folder that relative paths start from.
     folder: PathBuf,
-    /// `[schemes]`; none where the text is no scheme, which has been reported.
+    /// The schemes named in `[schemes]`. `None` if the text was not a scheme, which has been reported.
     named: BTreeMap<String, Option<Scheme>>,
     named_at: Keys,
 }
@@ -137,7 +317,7 @@ impl<'f> Reader<'f> {
         Reader { findings, folder, named: BTreeMap::new(), named_at: Keys::new() }
     }
 
-    /// Reads the whole file; a file that is not TOML gives no section.
+    /// Reads the whole file. If it is not TOML, there are no sections.
     pub fn document(mut self) -> Document {
         let text = self.findings.text().clone();
         let (root, faults) = DeTable::parse_recoverable(&text.text);
@@ -150,7 +330,7 @@ impl<'f> Reader<'f> {
             return Document::default();
         }
         let top = entries(root.get_ref());
-        // names first: sections of the whole file may use them
+        // the names come first, because sections anywhere in the file may use them
         for (key, value) in top.iter().filter(|(key, _)| key.get_ref() == "schemes") {
             self.name_schemes(key, value);
         }
@@ -159,11 +339,11 @@ impl<'f> Reader<'f> {
             match key.get_ref().as_ref() {
                 "defaults" => {
                     let entries = self.table(key, value);
-                    document.defaults = self.section(key, entries, DEFAULTS);
+                    document.defaults = self.section(key, entries, Table::Defaults);
                 }
                 "models" => document.models = self.models(key, value),
                 "schemes" => {}
-                _ => self.unknown_key(key, TOP),
+                _ => self.unknown_key(key, &TOP.map(|(name, _)| name)),
             }
         }
         if root.get_ref().get("models").is_none() {
@@ -178,7 +358,7 @@ impl<'f> Reader<'f> {
         if models.is_empty() {
             self.no_models(key.span());
         }
-        self.named_sections("models", models, MODEL)
+        self.named_sections(Table::Model, models)
     }
 
     fn no_models(&mut self, span: Range<usize>) {
@@ -210,8 +390,8 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// A scheme for most layers, `default`, and others for some: the later line wins where both name a
-    /// layer.
+    /// A table with a scheme for most layers, `default`, and others for some layers. If two lines name the same
+    /// layer, the later one counts.
     fn mixed_scheme(&mut self, key: &Key, value: &Value) -> Option<Scheme> {
         let mut members = self.table(key, value);
         members.sort_by_key(|(key, _)| key.span().start);
@@ -235,7 +415,12 @@ impl<'f> Reader<'f> {
     }
 
     /// The members of `models`, or of a model's `at`.
-    fn named_sections(&mut self, table: &str, members: Vec<Entry>, known: &[&str]) -> Vec<Section> {
+    fn named_sections(&mut self, table: Table, members: Vec<Entry>) -> Vec<Section> {
+        let known = &known_keys(table)[..];
+        let (parent, what) = match table {
+            Table::At => ("at", "an `at` section"),
+            _ => ("models", "a model"),
+        };
         let mut sections = Vec::new();
         for (key, value) in members {
             let (rests, own): (Vec<Entry>, Vec<Entry>) = self
@@ -243,18 +428,18 @@ impl<'f> Reader<'f> {
                 .into_iter()
                 .partition(|(key, value)| rest_of_name(key, value, known).is_some());
             for rest in rests.iter().filter_map(|(key, value)| rest_of_name(key, value, known)) {
-                self.unquoted_name(table, key, &rest);
+                self.unquoted_name(parent, key, &rest);
             }
-            self.check_name(key, if table == "models" { "a model" } else { "an `at` section" });
-            // what holds only the rests of unquoted names is no section itself
+            self.check_name(key, what);
+            // a table that holds only the remainders of unquoted names is no section
             if value.get_ref().is_table() && (rests.is_empty() || !own.is_empty()) {
-                sections.push(self.section(key, own, known));
+                sections.push(self.section(key, own, table));
             }
         }
         sections
     }
 
-    fn section(&mut self, name: &Key, entries: Vec<Entry>, known: &[&str]) -> Section {
+    fn section(&mut self, name: &Key, entries: Vec<Entry>, table: Table) -> Section {
         let mut section = Section {
             name: name.get_ref().to_string(),
             name_span: name.span(),
@@ -262,45 +447,38 @@ impl<'f> Reader<'f> {
         };
         for (key, value) in entries {
             section.keys.insert(key.get_ref().to_string(), key.span());
-            match key.get_ref().as_ref() {
-                word if !known.contains(&word) => self.unknown_key(key, known),
-                "path" => section.path = Some(self.file(key, value)),
-                "hf" => section.hf = Some(self.hub_word(key, value, pinned::repository_fault)),
-                "revision" => {
-                    section.revision = Some(self.hub_word(key, value, pinned::revision_fault));
-                }
-                "file" => section.file = Some(self.hub_word(key, value, pinned::file_fault)),
-                "tokenizer" => section.tokenizer = Some(self.file(key, value)),
-                "bos" => section.bos = Some(self.boolean(key, value)),
-                "ignore_keys" => section.ignore_keys = self.key_names(key, value),
-                "untrained" => section.untrained = self.boolean(key, value),
-                "calibration" => section.calibration = Some(self.file(key, value)),
-                "sha256" => section.sha256 = Some(self.sha256(key, value)),
-                "fetch" => {
-                    section.fetch = Some(Spanned::new(value.span(), self.string(key, value)));
-                }
-                "corpus" => section.corpus = Some(self.corpus(key, value)),
-                "context" => section.context = Some(self.count(key, value, LEAST_CONTEXT)),
-                "chunks" => section.chunks = Some(self.count(key, value, 1)),
-                "baseline" => section.baseline = self.scheme_value(key, value),
-                "prompts" => {
-                    section.prompts = Some(match value.get_ref() {
-                        DeValue::Boolean(false) => None,
-                        _ => Some(self.file(key, value)),
-                    });
-                }
-                "generate" => section.generate = Some(self.count(key, value, 1)),
-                "ignored" => section.ignored = Some(self.boolean(key, value)),
-                "limits" => section.limits = self.limits(key, value),
-                "schemes" => section.schemes = self.schemes(key, value),
-                "at" => {
-                    let members = self.table(key, value);
-                    section.at = self.named_sections("at", members, AT);
-                }
-                word => unreachable!("`{word}` is a known key that nothing reads"),
-            }
+            self.read_key(SECTION_KEYS, table, key, value, &mut section);
         }
         section
+    }
+
+    /// Reads the value of a key into the struct of its table.
+    fn read_key<Into>(
+        &mut self,
+        rows: &[KeyRow<Into>],
+        table: Table,
+        key: &Key,
+        value: &Value,
+        into: &mut Into,
+    ) {
+        let is_its = |row: &&KeyRow<Into>| row.name == key.get_ref() && row.tables.contains(&table);
+        match rows.iter().find(is_its) {
+            Some(row) => (row.read)(self, key, value, into),
+            None => self.unknown_key(key, &known_keys(table)),
+        }
+    }
+
+    fn at_sections(&mut self, key: &Key, value: &Value) -> Vec<Section> {
+        let members = self.table(key, value);
+        self.named_sections(Table::At, members)
+    }
+
+    /// A file of prompts. `false` drops an inherited one.
+    fn prompts(&mut self, key: &Key, value: &Value) -> Option<Spanned<PathBuf>> {
+        match value.get_ref() {
+            DeValue::Boolean(false) => None,
+            _ => Some(self.file(key, value)),
+        }
     }
 
     fn schemes(&mut self, key: &Key, value: &Value) -> Vec<SchemeEntry> {
@@ -329,24 +507,15 @@ impl<'f> Reader<'f> {
             );
             return body;
         }
-        let mut expect_span = key.span();
+        body.expect_span = key.span();
         for (key, value) in self.table(key, value) {
             body.keys.insert(key.get_ref().to_string(), key.span());
-            match key.get_ref().as_ref() {
-                "expect" => {
-                    body.expect = self.expectation(key, value);
-                    expect_span = value.span();
-                }
-                "reason" => body.reason = Some(self.string(key, value)),
-                "limits" => body.limits = self.limits(key, value),
-                "ignored" => body.ignored = Some(self.boolean(key, value)),
-                _ => self.unknown_key(key, SCHEME),
-            }
+            self.read_key(SCHEME_KEYS, Table::Scheme, key, value, &mut body);
         }
         let reasoned = body.reason.as_ref().is_some_and(|reason| !reason.trim().is_empty());
         if body.expect == Some(Expectation::Fail) && !reasoned {
             self.findings.error(
-                expect_span,
+                body.expect_span.clone(),
                 "`expect = \"fail\"` without a reason",
                 "say what is known to break: `reason = \"outliers in K\"`",
             );
@@ -426,7 +595,7 @@ impl<'f> Reader<'f> {
         self.scheme(&text, value.span())
     }
 
-    /// A scheme by its own name, or by one of `[schemes]`.
+    /// A scheme, written out or by its name in `[schemes]`.
     fn scheme(&mut self, text: &str, span: Range<usize>) -> Option<Scheme> {
         if let Some(scheme) = self.named.get(text) {
             return scheme.clone();
@@ -480,13 +649,13 @@ impl<'f> Reader<'f> {
     /// A path, resolved against the policy's folder.
     fn file(&mut self, key: &Key, value: &Value) -> Spanned<PathBuf> {
         let path = self.string(key, value);
-        // `./a` is `a`: names are compared
+        // `./a` becomes `a`, because paths are compared
         let path = Path::new(&path);
         let path = path.strip_prefix(".").unwrap_or(path);
         Spanned::new(value.span(), self.folder.join(path))
     }
 
-    /// A text that must mean something to the hub.
+    /// A text that must be a valid name on the hub.
     fn hub_word(
         &mut self,
         key: &Key,
@@ -494,7 +663,7 @@ impl<'f> Reader<'f> {
         fault: fn(&str) -> Option<pinned::Fault>,
     ) -> Spanned<String> {
         let word = self.string(key, value);
-        // an empty one has its finding
+        // an empty text has been reported already
         if let Some((message, help)) = fault(&word).filter(|_| !word.is_empty()) {
             self.findings.error(value.span(), message, help);
         }
@@ -532,7 +701,7 @@ impl<'f> Reader<'f> {
         }
     }
 
-    /// Names of configuration keys, which goldens and reports quote in one line each.
+    /// Names of configuration keys. Goldens and reports quote each in one line, so they must not contain white space.
     fn key_names(&mut self, key: &Key, value: &Value) -> Vec<String> {
         let DeValue::Array(items) = value.get_ref() else {
             self.wrong_type(key, value, "a list of strings");
@@ -561,7 +730,7 @@ impl<'f> Reader<'f> {
         })
     }
 
-    /// The text; a wrong type or an empty text is a finding, and reads as empty.
+    /// A text. A value of another type and an empty text are reported, and read as an empty text.
     fn string(&mut self, key: &Key, value: &Value) -> String {
         match value.get_ref().as_str() {
             Some("") => self.findings.error(
@@ -600,7 +769,7 @@ impl<'f> Reader<'f> {
         self.findings.error(key.span(), format!("unknown key `{name}`"), help);
     }
 
-    /// Names become cases and files.
+    /// Checks a name that becomes part of cases and file names.
     fn check_name(&mut self, key: &Key, what: &str) {
         let name = key.get_ref();
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -635,8 +804,8 @@ fn entries<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
     entries
 }
 
-/// The keys that an unquoted dotted name was broken into, its first word aside: tables that are
-/// not among the known keys, down to one that reads like a section.
+/// The keys into which TOML broke an unquoted name with dots, without the first one: nested tables with unknown keys,
+/// down to one that looks like a section.
 fn rest_of_name<'a, 'i>(
     key: &'a Key<'i>,
     value: &'a Value<'i>,
@@ -658,7 +827,7 @@ fn rest_of_name<'a, 'i>(
     }
 }
 
-/// Why a bound can never bind or never hold, and the mend.
+/// Why no value can break a bound, or none can meet it, and how to mend that.
 fn impossible(statistic: Statistic, bound: f64) -> Option<(String, String)> {
     let name = statistic.name();
     let (low, high) = statistic.range();
@@ -672,13 +841,15 @@ fn impossible(statistic: Statistic, bound: f64) -> Option<(String, String)> {
     } else if bound == least_strict {
         Some((format!("`{name} = {bound}` can never bind: it is always {most} {bound}"), help))
     } else if bound < low || bound > high {
-        let range = match high.is_finite() {
-            true => format!("from {low} to {high}"),
-            false => format!("at least {low}"),
+        let range = if high.is_finite() {
+            format!("from {low} to {high}")
+        } else {
+            format!("at least {low}")
         };
-        let help = match high == 1.0 && (1.0..=100.0).contains(&bound) {
-            true => format!("a share, not a percentage: `{name} = {}`", bound / 100.0),
-            false => help,
+        let help = if high == 1.0 && (1.0..=100.0).contains(&bound) {
+            format!("a share, not a percentage: `{name} = {}`", bound / 100.0)
+        } else {
+            help
         };
         Some((format!("`{name} = {bound}` is impossible: it is {range}"), help))
     } else {
@@ -686,7 +857,7 @@ fn impossible(statistic: Statistic, bound: f64) -> Option<(String, String)> {
     }
 }
 
-/// The nearest of `known`, or all of them.
+/// Names the most similar of the known names, or else all of them.
 fn suggestion(name: &str, known: &[&str], what: &str) -> String {
     match nearest(name, known.iter().copied()) {
         Some(meant) => format!("did you mean `{meant}`?"),
@@ -694,7 +865,7 @@ fn suggestion(name: &str, known: &[&str], what: &str) -> String {
     }
 }
 
-/// What TOML's own message leaves out.
+/// Help that the TOML parser's own message leaves out.
 fn syntax_help(text: &str, span: &Range<usize>) -> String {
     let line_start = text[..span.start].rfind('\n').map_or(0, |newline| newline + 1);
     let key = text[line_start..].split(['=', '\n']).next().unwrap_or_default().trim();
@@ -719,41 +890,20 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// A line that would be right.
+/// A correct line as an example.
 fn example(key: &Key) -> String {
-    let example = match key.get_ref().as_ref() {
-        "path" => "path = \"models/model.gguf\"",
-        "hf" => "hf = \"org/name\"",
-        "revision" => "revision = \"…\"",
-        "file" => "file = \"model-Q4_K_M.gguf\"",
-        "tokenizer" => "tokenizer = \"models/tokenizer.json\"",
-        "bos" => "bos = true",
-        "ignore_keys" => "ignore_keys = [\"llama.vendor.remark\"]",
-        "untrained" => "untrained = true",
-        "calibration" => "calibration = \"models/model.calibration\"",
-        "sha256" => "sha256 = \"…\"",
-        "fetch" => "fetch = \"scripts/fetch-models NAME\"",
-        "corpus" => "corpus = [\"corpora/prose.txt\"]",
-        "context" => "context = 512",
-        "chunks" => "chunks = 16",
-        "baseline" => "baseline = \"f16\"",
-        "prompts" => "prompts = \"prompts/default.toml\"",
-        "generate" => "generate = 64",
-        "ignored" => "ignored = true",
-        "expect" => "expect = \"fail\"",
-        "reason" => "reason = \"outliers in K\"",
-        "limits" => "limits = { mean_kld = 0.05 }",
-        "schemes" => "schemes = { q8_0 = {} }",
-        "at" => "at.long = { context = 4096 }",
-        "defaults" => "[defaults]",
-        "models" => "[models.NAME]",
-        // the rest are names that the author chose
-        _ => return "the README of kvgate shows a whole policy".into(),
-    };
-    format!("for example `{example}`")
+    let name = key.get_ref().as_ref();
+    let own = SECTION_KEYS.iter().map(|row| (row.name, row.example));
+    let of_schemes = SCHEME_KEYS.iter().map(|row| (row.name, row.example));
+    let rows = TOP.into_iter().chain(own).chain(of_schemes);
+    match rows.into_iter().find(|(known, _)| *known == name) {
+        Some((_, example)) => format!("for example `{example}`"),
+        // all other keys are names that the author chose
+        None => "the README of kvgate shows a whole policy".into(),
+    }
 }
 
-/// A limit that would be right.
+/// A correct limit as an example.
 fn bound_help(statistic: Statistic) -> String {
     let name = statistic.name();
     let bound = match statistic {

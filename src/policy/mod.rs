@@ -1,4 +1,4 @@
-//! `thresholds.toml` → [`Policy`]: what must hold, model by model and scheme by scheme.
+//! Reads `thresholds.toml` into a [`Policy`], which says what must hold for each scheme of each model.
 
 mod diagnostic;
 mod document;
@@ -7,6 +7,8 @@ mod resolve;
 mod tests;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use document::LEAST_CONTEXT;
+pub use resolve::FLIPS_PER_ROOT_KLD;
 
 use crate::hash;
 use crate::kv::Scheme;
@@ -22,25 +24,27 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A whole policy, checked.
+/// Where commands and the test target look for the policy unless they are told otherwise.
+pub const DEFAULT_PATH: &str = "thresholds.toml";
+
+/// A policy that has been read and checked.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// The file as it was named.
     pub path: PathBuf,
     /// SHA-256 of its bytes, in hex.
     pub sha256: String,
-    /// One entry for each model and each of its `at` sections, in the file's order.
+    /// An entry for each model and each of its `at` sections, in the order of the file.
     pub models: Vec<ModelPolicy>,
 }
 
 /// A model measured in one way: the unit of measuring.
 #[derive(Debug, Clone)]
 pub struct ModelPolicy {
-    /// The model as cases name it: `gemma-3-270m` or `gemma-3-270m@long`.
+    /// The name in cases: `gemma-3-270m`, or `gemma-3-270m@long` for its section `at.long`.
     pub name: String,
-    /// Where its weights are.
+    /// The place of its weights, and how they are read.
     pub source: Source,
-    /// What `kvgate calibrate` wrote for it, resolved against the policy's folder.
+    /// The file that `kvgate calibrate` wrote for it, resolved against the policy's folder.
     pub calibration: Option<PathBuf>,
     /// Corpus files, resolved against the policy's folder.
     pub corpus: Vec<PathBuf>,
@@ -48,44 +52,45 @@ pub struct ModelPolicy {
     pub context: usize,
     /// Chunks to measure.
     pub chunks: usize,
-    /// What lanes are compared with.
+    /// The scheme that all others are compared with.
     pub baseline: Scheme,
-    /// What the baseline continues and every scheme is fed.
+    /// The prompts that the baseline continues. Every scheme is then fed the baseline's text.
     pub generate: Option<Prompts>,
-    /// Its schemes, in the file's order: those of the defaults first.
+    /// Its schemes in the order of the file, those of the defaults first.
     pub cells: Vec<Cell>,
-    /// Where its files were named, for messages.
+    /// Where the policy names its files, for messages.
     pub places: Places,
 }
 
-/// Where in the policy files were named. Empty for a model that no policy names.
+/// Places in the policy's text. It is empty for a model that comes from no policy.
 #[derive(Debug, Clone, Default)]
 pub struct Places {
     text: Arc<Text>,
     spans: BTreeMap<PathBuf, Range<usize>>,
-    /// By scheme (empty for the model's own) and key (empty for the name of the scheme or model).
+    /// By scheme and key. The scheme is empty for keys of the model itself, the key is empty for the name of the
+    /// scheme or model.
     keys: BTreeMap<(String, String), Range<usize>>,
 }
 
-/// The key in [`Places`] of what a name of `[schemes]` means.
+/// The key in [`Places`] under which the definition of a name in `[schemes]` stands.
 pub(crate) const MEANING: &str = "[schemes]";
-/// The key of what keeps a cell from running.
+/// The key that keeps a cell from being run.
 pub(crate) const IGNORED: &str = "ignored";
 
 impl Places {
-    /// The line of a key, from 1: of a scheme, or of the model itself for an empty `scheme`.
+    /// The line of a key, counted from 1. An empty `scheme` means the model itself.
     pub(crate) fn line(&self, scheme: &str, key: &str) -> Option<usize> {
         let span = self.keys.get(&(scheme.to_owned(), key.to_owned()))?;
         Some(self.text.line(span))
     }
 }
 
-/// Prompts, and how far they are continued.
+/// Prompts, and the length of their continuations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompts {
     /// A file of prompts, resolved against the policy's folder.
     pub file: PathBuf,
-    /// Tokens of each continuation, at most.
+    /// The largest number of tokens of each continuation.
     pub tokens: usize,
 }
 
@@ -94,31 +99,31 @@ pub struct Prompts {
 pub struct Cell {
     /// The scheme's name in cases and reports: as written, or the name given in `[schemes]`.
     pub label: String,
-    /// What to run.
+    /// The scheme itself.
     pub scheme: Scheme,
     /// What must happen.
     pub expect: Expectation,
-    /// Why that is expected, in the author's words.
+    /// The author's reason for that expectation.
     pub reason: Option<String>,
-    /// Bounds that apply, one a statistic at most.
+    /// The bounds that apply, at most one for each statistic.
     pub limits: Vec<Limit>,
-    /// Listed, not run unless asked for, never passed.
+    /// Whether the case is only listed. It is run only on request, and never counts as passed.
     pub ignored: bool,
 }
 
 /// What the policy says must happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expectation {
-    /// All limits hold.
+    /// All limits must hold.
     Pass,
-    /// At least one limit is broken.
+    /// At least one limit must be broken.
     Fail,
-    /// Measured and shown, never judged.
+    /// The case is measured and shown, but not judged.
     Report,
 }
 
 impl Expectation {
-    /// As the policy writes it.
+    /// The word for it in the policy.
     pub fn name(self) -> &'static str {
         match self {
             Expectation::Pass => "pass",
@@ -131,45 +136,37 @@ impl Expectation {
 /// A bound on one statistic, and where it was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limit {
-    /// What is bounded.
+    /// The statistic that is bounded.
     pub statistic: Statistic,
-    /// The last good value.
+    /// The last value that still holds.
     pub bound: f64,
-    /// `thresholds.toml:12`, for messages.
+    /// The place where it was written, such as `thresholds.toml:12`.
     pub origin: String,
 }
 
 /// Why there is no policy.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    /// The file cannot be read.
     #[error("cannot read the policy `{}`: {source}\n  = help: `--config FILE` names another", path.display())]
-    Unreadable {
-        /// The file as it was named.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The file says what no policy can mean: every finding, in the file's order.
+    Unreadable { path: PathBuf, source: io::Error },
+    /// The file has errors. These are all of them, in the order of the file.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n\n"))]
     Invalid(Vec<Diagnostic>),
 }
 
 impl Policy {
-    /// Reads a policy; beside it, warnings. Files that it names are not looked at.
+    /// Reads a policy and returns it with warnings. The files that it names are not looked at.
     ///
-    /// # Errors
-    /// If the file cannot be read, or with every finding in it.
+    /// # Errors If the file cannot be read, or has errors. All of them are returned.
     pub fn load(path: &Path) -> Result<(Policy, Vec<Diagnostic>), PolicyError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| PolicyError::Unreadable { path: path.to_owned(), source })?;
         Policy::parse(&text, path)
     }
 
-    /// The policy of a text that is, or could be, the file at `path`.
+    /// Reads a policy from a text, as if it were in the file at `path`.
     ///
-    /// # Errors
-    /// With every finding in the text.
+    /// # Errors If the text has errors. All of them are returned.
     pub fn parse(text: &str, path: &Path) -> Result<(Policy, Vec<Diagnostic>), PolicyError> {
         let text = Arc::new(Text { path: path.to_owned(), text: text.to_owned() });
         let mut findings = Findings::new(text.clone());
@@ -192,7 +189,7 @@ impl ModelPolicy {
         self.cell_name(cell).case(kind)
     }
 
-    /// One finding for each of its files that is not there, with the command that gets it.
+    /// A finding for each of its files that is missing, with the command that gets it.
     pub fn missing_files(&self) -> Vec<Diagnostic> {
         let fetch = match &self.source.fetch {
             Some(command) => format!("get it: `{command}`"),
@@ -212,7 +209,7 @@ impl ModelPolicy {
         self.not_fetched().into_iter().chain(missing).collect()
     }
 
-    /// The finding for a checkpoint of the hub that is not wholly in its cache.
+    /// A finding if files of a checkpoint of the hub are missing from the cache.
     fn not_fetched(&self) -> Option<Diagnostic> {
         let pinned = self.source.hub.as_ref()?;
         let missing = pinned.missing(self.source.tokenizer.is_none());

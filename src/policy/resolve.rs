@@ -1,4 +1,4 @@
-//! [`Document`] → models: inheritance, and what only shows when everything is in place.
+//! Turns a [`Document`] into models: carries out inheritance, and checks what can only be checked after it.
 
 use super::diagnostic::{Diagnostic, Findings, Severity};
 use super::document::{Document, Keys, Limits, SchemeBody, SchemeEntry, Section};
@@ -13,16 +13,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use toml::Spanned;
 
-/// Arg-max flips over the root of mean KLD: both go with the size of a small noise on the logits,
-/// KLD with its square. This is the range of the constant over the models and schemes on record.
-const FLIPS_PER_ROOT_KLD: (f64, f64) = (0.2, 0.8);
-/// Its middle, for advice.
+/// The range of the ratio of flips (changes of the most likely token) to the square root of mean KLD, over all models
+/// and schemes on record. The ratio is nearly constant, because flips grow with the size of a small noise on the
+/// logits, and KLD with its square.
+pub const FLIPS_PER_ROOT_KLD: (f64, f64) = (0.2, 0.8);
+/// A typical value of the ratio, for advice.
 const TYPICAL_FLIPS_PER_ROOT_KLD: f64 = 0.6;
 
-/// Tokens that the baseline writes after each prompt, unless the policy says otherwise.
+/// How many tokens the baseline writes after each prompt if the policy does not say.
 const GENERATED: usize = 64;
 
-/// Every model and each of its `at` sections, in the file's order.
+/// Resolves every model and each of its `at` sections, in the order of the file.
 pub(super) fn resolve(document: &Document, findings: &mut Findings) -> Vec<ModelPolicy> {
     let mut resolver = Resolver { findings, goldens: BTreeMap::new(), named: &document.named };
     let mut models = Vec::new();
@@ -36,14 +37,14 @@ pub(super) fn resolve(document: &Document, findings: &mut Findings) -> Vec<Model
     models
 }
 
-/// The limits that apply to a cell, each with its place.
+/// The limits that apply to a cell, each with its place in the file.
 type Bounds = BTreeMap<Statistic, Spanned<f64>>;
 
 struct Resolver<'f> {
     findings: &'f mut Findings,
-    /// The names of `[schemes]`.
+    /// The names in `[schemes]`.
     named: &'f Keys,
-    /// Who writes a golden, by its file's stem in lower case.
+    /// Which case writes a golden, by the lower-case stem of the golden's file.
     goldens: BTreeMap<String, GoldenOwner>,
 }
 
@@ -53,17 +54,31 @@ struct GoldenOwner {
     cell_span: Range<usize>,
 }
 
-/// A scheme that a model is measured under: what the sections say about it, outermost first.
+/// Adds to a checkpoint's place what its model's section says about reading it.
+fn read_as_asked(place: Source, model: &Section) -> Source {
+    Source {
+        sha256: model.sha256.clone(),
+        tokenizer: model.tokenizer.as_ref().map(|file| file.get_ref().clone()),
+        fetch: model.fetch.as_ref().map(|command| command.get_ref().clone()),
+        bos: model.bos,
+        ignore_keys: model.ignore_keys.clone(),
+        untrained: model.untrained,
+        ..place
+    }
+}
+
+/// A scheme of a model, with what the sections say about it, the outermost first.
 struct Asked<'d> {
     label: &'d str,
     scheme: Option<Scheme>,
-    /// Where it was last spoken of.
+    /// The last place where it is named.
     span: Range<usize>,
     bodies: Vec<(usize, &'d SchemeBody)>,
 }
 
 impl Resolver<'_> {
-    /// A model from its sections: `[defaults]`, its own, and perhaps an `at`. The later one wins.
+    /// Resolves a model from its sections: `[defaults]`, the model's own, and perhaps an `at` section. Later sections
+    /// override earlier ones.
     fn model(&mut self, sections: &[&Section]) -> Option<ModelPolicy> {
         let (model, innermost) = (sections[1], sections[sections.len() - 1]);
         let name = match sections.get(2) {
@@ -82,14 +97,11 @@ impl Resolver<'_> {
         self.exact_baseline(innermost.name_span.clone(), &baseline);
         let cells = asked.iter().filter_map(|a| self.cell(&name, sections, a)).collect();
 
-        // every section is looked at, so that one round shows all that is missing
+        // all values are looked up before the first missing one ends this, so that all missing ones are reported at
+        // once
         let source = self.source(model);
-        let corpus = self.required(
-            model,
-            "corpus",
-            "corpora/prose.txt",
-            last(sections, |s| s.corpus.as_ref()),
-        );
+        let corpus = last(sections, |s| s.corpus.as_ref());
+        let corpus = self.required(model, "corpus", "corpora/prose.txt", corpus);
         let context = self.required(model, "context", "512", last(sections, |s| s.context));
         let chunks = self.required(model, "chunks", "16", last(sections, |s| s.chunks));
         let (source, corpus, context, chunks) = (source?, corpus?, context?, chunks?);
@@ -100,15 +112,7 @@ impl Resolver<'_> {
         let weights = [(source.get_ref().path.clone(), source.span())];
         Some(ModelPolicy {
             name,
-            source: Source {
-                sha256: model.sha256.clone(),
-                tokenizer: model.tokenizer.as_ref().map(|file| file.get_ref().clone()),
-                fetch: model.fetch.as_ref().map(|command| command.get_ref().clone()),
-                bos: model.bos,
-                ignore_keys: model.ignore_keys.clone(),
-                untrained: model.untrained,
-                ..source.into_inner()
-            },
+            source: read_as_asked(source.into_inner(), model),
             calibration: model.calibration.as_ref().map(|file| file.get_ref().clone()),
             generate: prompts.map(|file| Prompts {
                 file: file.get_ref().clone(),
@@ -127,7 +131,7 @@ impl Resolver<'_> {
         })
     }
 
-    /// Where what a model's sections say is said: the innermost place of each key.
+    /// The place of each key of a model: that in the innermost section which has it.
     fn keys(
         &self,
         sections: &[&Section],
@@ -161,7 +165,7 @@ impl Resolver<'_> {
         keys
     }
 
-    /// Where a model's weights are: `path`, or `hf` with a `revision`.
+    /// The place of a model's weights: `path`, or `hf` with a `revision`.
     fn source(&mut self, model: &Section) -> Option<Spanned<Source>> {
         match (&model.path, &model.hf) {
             (Some(path), None) => {
@@ -190,7 +194,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// Finds the keys that only mean something beside `hf`; whether there are any.
+    /// Reports keys that have a meaning only together with `hf`. Returns whether there are any.
     fn no_repository(&mut self, model: &Section) -> bool {
         let strays = [("revision", &model.revision), ("file", &model.file)];
         let strays = strays.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
@@ -251,7 +255,7 @@ impl Resolver<'_> {
         found
     }
 
-    /// The schemes of a model: those of the defaults first, each where it first came up.
+    /// The schemes of a model, in the order in which they are first named, those of the defaults first.
     fn asked<'d>(&mut self, sections: &[&'d Section]) -> Vec<Asked<'d>> {
         let mut asked: Vec<Asked<'d>> = Vec::new();
         for (depth, section) in sections.iter().enumerate() {
@@ -286,7 +290,8 @@ impl Resolver<'_> {
     }
 
     fn cell(&mut self, name: &str, sections: &[&Section], asked: &Asked) -> Option<Cell> {
-        // a body that says what to expect says why, too: an inherited reason would be another's
+        // a table with an expectation also has the reason for it: an inherited reason would belong to another
+        // expectation
         let expecting =
             asked.bodies.iter().rposition(|(_, body)| body.expect.is_some()).unwrap_or(0);
         let expect = asked.bodies[expecting].1.expect.unwrap_or(Expectation::Pass);
@@ -316,9 +321,9 @@ impl Resolver<'_> {
         })
     }
 
-    /// What is judged needs limits, and limits that bind.
+    /// Checks that a cell which is judged has limits that can be broken.
     fn judgeable(&mut self, name: &str, asked: &Asked, limits: &Bounds) {
-        // a limit on the baseline judges the model, not what the scheme does to it
+        // a limit on the baseline judges the model and not the effect of the scheme
         if limits.keys().all(|statistic| *statistic == Statistic::BaselinePpl) {
             self.findings.error(
                 asked.span.clone(),
@@ -329,7 +334,8 @@ impl Resolver<'_> {
         self.idle_limits(limits);
     }
 
-    /// A model that is broken breaks limits, too: what must fail needs a sound baseline to fail by.
+    /// Warns if a case that is expected to fail has no limit on the baseline: a broken model would then fulfil the
+    /// expectation.
     fn ruin_would_do(&mut self, name: &str, asked: &Asked) {
         let text = self.findings.text();
         let message = format!("a ruined model would meet `{name}::{}`, too", asked.label);
@@ -339,7 +345,7 @@ impl Resolver<'_> {
         self.findings.add(warning);
     }
 
-    /// What schemes are compared with must not lose anything itself.
+    /// Checks that the baseline itself is not quantized.
     fn exact_baseline(&mut self, span: Range<usize>, baseline: &Scheme) {
         let is_unquantized = |side: Side| side.codec.exactness().is_unquantized();
         if !baseline.sides().all(is_unquantized) {
@@ -348,7 +354,8 @@ impl Resolver<'_> {
         }
     }
 
-    /// A tail needs a context that it does not fill, a calibrated scheme its calibration.
+    /// Checks that the context is longer than a scheme's exact tail, and that a calibrated scheme has its
+    /// calibration.
     fn measurable(&mut self, asked: &[Asked], context: usize, model: &Section) {
         for a in asked {
             let Some(scheme) = &a.scheme else { continue };
@@ -368,7 +375,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// Lengths of texts that nobody writes: neither the section that has one nor those that inherit it have prompts.
+    /// Reports `generate` where it has no effect: neither its section nor one that inherits it has prompts.
     fn idle_generates(&mut self, document: &Document) {
         let has = |sections: &[&Section]| {
             last(sections, |s| s.prompts.as_ref()).and_then(Option::as_ref).is_some()
@@ -382,7 +389,7 @@ impl Resolver<'_> {
             self.idle_generate(model, inherited);
             model.at.iter().for_each(|at| self.idle_generate(at, of_at(at)));
         }
-        // what all models drop is a matter of theirs
+        // if the defaults name prompts and all models drop them, that is not an error of the defaults
         let own = matches!(document.defaults.prompts, Some(Some(_)));
         self.idle_generate(&document.defaults, own || any || document.models.is_empty());
     }
@@ -396,7 +403,8 @@ impl Resolver<'_> {
         );
     }
 
-    /// Limits on mean KLD and on flips are one limit said twice. Far apart, one never binds.
+    /// Warns if the limits on mean KLD and on top-1 agreement are far apart. Both statistics move together, so one of
+    /// the limits would then never be reached.
     fn idle_limits(&mut self, limits: &Bounds) {
         let (Some(kld), Some(top1)) =
             (limits.get(&Statistic::MeanKld), limits.get(&Statistic::Top1Agreement))
@@ -439,8 +447,8 @@ impl Resolver<'_> {
         }
     }
 
-    /// Two cases must not share a golden, on file systems that ignore case neither. One finding
-    /// for two models is enough.
+    /// Reports two cases that would share a golden, at least on file systems that ignore case. For two models one
+    /// finding is enough.
     fn shared_goldens(&mut self, name: &str, model_span: Range<usize>, asked: &[Asked]) {
         for a in asked {
             let stem = CellName::new(name, a.label).file_stem();
@@ -450,9 +458,10 @@ impl Resolver<'_> {
                 cell_span: a.span.clone(),
             };
             let Some(first) = self.goldens.insert(stem.to_lowercase(), owner) else { continue };
-            let (span, first_span) = match first.model == name {
-                true => (a.span.clone(), first.cell_span),
-                false => (model_span, first.model_span),
+            let (span, first_span) = if first.model == name {
+                (a.span.clone(), first.cell_span)
+            } else {
+                (model_span, first.model_span)
             };
             let message = format!("another case has the golden `{stem}.snap`, letter case aside");
             let text = self.findings.text();
@@ -464,12 +473,12 @@ impl Resolver<'_> {
     }
 }
 
-/// What the innermost section that says anything says.
+/// The value in the innermost section that has one.
 fn last<'s, T>(sections: &[&'s Section], get: impl Fn(&'s Section) -> Option<T>) -> Option<T> {
     sections.iter().rev().find_map(|section| get(section))
 }
 
-/// A cell's limits, those that `false` removed left out.
+/// The limits of a cell, without those that `false` removed.
 fn limits(sections: &[&Section], asked: &Asked) -> Bounds {
     let kept = |(statistic, bound): (Statistic, Spanned<Option<f64>>)| {
         Some((statistic, Spanned::new(bound.span(), (*bound.get_ref())?)))
@@ -477,8 +486,8 @@ fn limits(sections: &[&Section], asked: &Asked) -> Bounds {
     merged(sections, asked).into_iter().filter_map(kept).collect()
 }
 
-/// What is said about a cell's limits: `defaults.limits`, `defaults.schemes.S`, then those of the model and its `at`,
-/// then those of their schemes; the later one wins.
+/// The limits of a cell by statistic. Later ones override earlier ones, in this order: `defaults.limits`,
+/// `defaults.schemes.S`, those of the model and its `at` section, and those of their schemes.
 fn merged(sections: &[&Section], asked: &Asked) -> Limits {
     let of_scheme = |defaults: bool| {
         let bodies = asked.bodies.iter().filter(move |(depth, _)| (*depth == 0) == defaults);
@@ -496,8 +505,8 @@ fn merged(sections: &[&Section], asked: &Asked) -> Limits {
     merged
 }
 
-/// Whether a cell is ignored, and where that is said. A scheme's own word counts most, save that of the
-/// defaults, which is about no model.
+/// Whether a cell is ignored, and where the policy says so. What a model's or its `at` section's table for the scheme
+/// says counts most, then what the sections themselves say, and last what the defaults say about the scheme.
 fn ignored<'s>(sections: &[&'s Section], asked: &Asked<'s>) -> (bool, Option<&'s Range<usize>>) {
     let of_scheme = |defaults: bool| {
         let mut bodies = asked.bodies.iter().rev().filter(|(depth, _)| (*depth == 0) == defaults);

@@ -6,7 +6,7 @@ use crate::golden;
 use crate::measure::prompts::documents;
 use crate::policy::{ModelPolicy, Policy};
 use crate::proposal::weakened::case_of_golden;
-use crate::repo::{Change as FileChange, RepoError, Repository};
+use crate::repo::{FileChange, RepoError, Repository};
 use crate::results::case;
 use std::collections::BTreeSet;
 use std::fmt;

@@ -14,7 +14,7 @@ use crate::judge::{Demands, Judge};
 use crate::measure::prompts::documents;
 use crate::policy::{ModelPolicy, Policy};
 use crate::proposal::changed::{touched, untracked, untracked_at, Touched, Untracked};
-use crate::repo::{Change as FileChange, Files, Folder, RepoError, Repository};
+use crate::repo::{FileChange, Files, Folder, RepoError, Repository};
 use crate::report::{Links, Report};
 use crate::results::case::CaseKind;
 use crate::results::measured_by::MeasuredBy;

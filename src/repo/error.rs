@@ -5,22 +5,22 @@ use std::path::PathBuf;
 /// Why a repository, or a file of it, could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RepoError {
-    /// A folder in no repository.
+    /// The folder is in no repository.
     #[error("{} is in no git repository\n  = help: `git clone` it, rather than download it; or `git init`", .0.display())]
     NotARepository(PathBuf),
-    /// A repository without files.
+    /// The repository has no working tree.
     #[error("the repository {place} is bare: it has no files to measure\n  = help: clone it: `git clone {place}`", place = .0.display())]
     Bare(PathBuf),
-    /// A repository of another user, which git does not trust either.
+    /// The repository belongs to another user. git does not trust it either.
     #[error(
         "the repository of {place} belongs to another user\n  = help: `git config --global --add safe.directory {place}` \
          says that it can be trusted", place = .0.display()
     )]
     NotOwned(PathBuf),
-    /// A branch without a commit.
+    /// The branch has no commit yet.
     #[error("there is no commit yet\n  = help: `git commit` one")]
     Unborn,
-    /// A revision that is not here.
+    /// The clone does not have the revision.
     #[error("`{revision}` is no revision of this clone\n  = help: {}", fetch(.revision, *.shallow))]
     UnknownRevision {
         /// As it was named.
@@ -28,7 +28,7 @@ pub enum RepoError {
         /// Whether the clone lacks history.
         shallow: bool,
     },
-    /// No branch that changes could be compared with.
+    /// There is no branch that changes could be compared with.
     #[error(
         "no branch to compare with: tried {}\n  = help: name one with `--against REVISION`{}",
         .tried.join(", "),
@@ -40,7 +40,7 @@ pub enum RepoError {
         /// Whether the clone lacks history.
         shallow: bool,
     },
-    /// Two commits whose common ancestor is not in a shallow clone.
+    /// The clone is shallow and lacks the common ancestor of two commits.
     #[error(
         "this clone is shallow: where {one} and {other} parted is not in it\n  = help: {DEEPEN}"
     )]
@@ -50,7 +50,7 @@ pub enum RepoError {
         /// The other.
         other: String,
     },
-    /// Two commits without a common ancestor.
+    /// Two commits have no common ancestor.
     #[error(
         "{one} and {other} have no common history\n  = help: compare with a branch that this one was \
          made from: `--against REVISION`"
@@ -61,59 +61,56 @@ pub enum RepoError {
         /// The other.
         other: String,
     },
-    /// A repository in a form that libgit2 does not read.
+    /// libgit2 cannot read this form of repository.
     #[error("cannot read this form of repository: {message}\n  = help: {}", plain(message))]
     Unsupported {
         /// What libgit2 says.
         message: String,
     },
-    /// A file whose place Git LFS keeps.
+    /// The file is only a pointer of Git LFS.
     #[error(
         "{} is a pointer of Git LFS: the {bytes} bytes that it stands for are not in git\n  = help: \
          `git lfs pull` gets them for files of the working tree", .path.display()
     )]
     LfsPointer {
-        /// The file.
         path: PathBuf,
-        /// What the pointer says of the content.
+        /// The hash of the content, as the pointer says.
         sha256: String,
-        /// And of its size.
+        /// The size of the content, as the pointer says.
         bytes: u64,
     },
-    /// A file in a submodule, of which a tree holds but the commit.
+    /// The file is in a submodule. A tree only holds the submodule's commit.
     #[error(
         "{} lies in the submodule {}, whose files are not in this repository's history\n  = help: keep \
          what the gate judges by in the policy's own repository", .path.display(), .submodule.display()
     )]
     InSubmodule {
-        /// The file.
         path: PathBuf,
         /// The submodule.
         submodule: PathBuf,
     },
-    /// A content that a partial clone has not fetched: libgit2 does not fetch it on demand as git does.
+    /// A partial clone has not fetched the content. libgit2 does not fetch it on demand as git does.
     #[error(
         "this clone is partial: {} is not in it\n  = help: get the rest: `git fetch --refetch --no-filter`, \
          in a workflow no `filter` of actions/checkout", .0.display()
     )]
     NotFetched(PathBuf),
-    /// A symbolic link that leads out of the repository, or nowhere.
+    /// A symbolic link leads out of the repository, or nowhere.
     #[error(
         "{} is reached by a link that leads out of the repository\n  = help: put the file itself there",
         .0.display()
     )]
     Outside(PathBuf),
-    /// A file that is larger than what is read.
+    /// The file is larger than what is read.
     #[error("{} has {bytes} bytes, more than the {most} that are read", .path.display())]
     TooLarge {
-        /// The file.
         path: PathBuf,
         /// Its size.
         bytes: u64,
         /// The most that is read.
         most: u64,
     },
-    /// A folder with more files than are looked at.
+    /// The folder has more files than are looked at.
     #[error("{} holds more than {most} files", .folder.display())]
     TooMany {
         /// The folder.
@@ -121,14 +118,9 @@ pub enum RepoError {
         /// The most that are looked at.
         most: usize,
     },
-    /// A file that the system does not give.
+    /// The system does not give the file.
     #[error("cannot read {}: {message}", .path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        message: String,
-    },
+    Unreadable { path: PathBuf, message: String },
     /// Anything else.
     #[error("cannot {doing}: {message}")]
     Git {
@@ -146,9 +138,10 @@ const DEEPEN: &str = "get its history: `git fetch --unshallow`, in a workflow `f
 /// How a revision is got.
 fn fetch(revision: &str, shallow: bool) -> String {
     let name = revision.strip_prefix("origin/").unwrap_or(revision);
-    match shallow {
-        true => format!("`git fetch origin {name}`; as this clone is shallow, {DEEPEN}"),
-        false => format!("`git fetch origin {name}`"),
+    if shallow {
+        format!("`git fetch origin {name}`; as this clone is shallow, {DEEPEN}")
+    } else {
+        format!("`git fetch origin {name}`")
     }
 }
 

@@ -6,34 +6,31 @@ use std::fs::{self, Metadata};
 use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
-/// The most that is read of a file: texts to measure on are the largest.
+/// The largest file that is read. Texts to measure on are the largest that a gate needs.
 pub(super) const MOST_BYTES: u64 = 64 << 20;
-/// The most files that a folder is looked through for.
+/// The largest number of files that a folder may have.
 pub(super) const MOST_FILES: usize = 100_000;
 /// A pointer of Git LFS is smaller than this.
 pub(super) const MOST_LFS_POINTER: u64 = 1024;
 
-/// Where a policy, its goldens and its texts are read from. Paths start from the policy's folder; what is
-/// outside of the repository is not there.
+/// The place that a policy, its goldens and its texts are read from. Paths start from the policy's folder. Files
+/// outside of the repository count as missing.
 pub trait Files {
-    /// A file's content; none if there is no such file.
+    /// The content of a file. `None` if there is no such file.
     ///
-    /// # Errors
-    /// A file that is there and cannot be given whole.
+    /// # Errors If the file exists but cannot be read whole.
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, RepoError>;
 
-    /// A file's size in bytes; none if there is no such file. For a pointer of Git LFS it is the size of
-    /// what the pointer stands for.
+    /// The size of a file in bytes. `None` if there is no such file. For a pointer of Git LFS it is the size of the
+    /// file that the pointer stands for.
     ///
-    /// # Errors
-    /// A file that is there and cannot be looked at.
+    /// # Errors If the file exists but cannot be looked at.
     fn size(&self, path: &Path) -> Result<Option<u64>, RepoError>;
 
-    /// A file's SHA-256 in hex; none if there is no such file. A pointer of Git LFS says that of what it stands
-    /// for.
+    /// The SHA-256 of a file in hex. `None` if there is no such file. For a pointer of Git LFS it is that of the file
+    /// that the pointer stands for.
     ///
-    /// # Errors
-    /// A file that is there and cannot be given whole.
+    /// # Errors If the file exists but cannot be read whole.
     fn sha256(&self, path: &Path) -> Result<Option<String>, RepoError> {
         match self.read(path) {
             Ok(content) => Ok(content.map(|content| hash::of_bytes(&content))),
@@ -42,11 +39,10 @@ pub trait Files {
         }
     }
 
-    /// The files in a folder and in those beneath it, sorted, each as `read` takes it; none if there is no
-    /// such folder. Links are not followed.
+    /// All files in a folder and its subfolders, sorted, as paths for `read`. There are none if there is no such
+    /// folder. Links are not followed.
     ///
-    /// # Errors
-    /// A folder that cannot be looked through.
+    /// # Errors If the folder cannot be read.
     fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, RepoError>;
 }
 
@@ -58,17 +54,16 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The files of a policy's folder. What lies outside of `within`, the repository or the folder itself,
-    /// is not there, and links out of it are refused.
+    /// The files of a policy's folder. Files outside of `within`, which is the repository or the folder itself, count
+    /// as missing, and links that lead out of it are refused.
     ///
-    /// # Errors
-    /// A folder that is not there.
+    /// # Errors If the folder does not exist.
     pub fn new(folder: &Path, within: &Path) -> Result<Folder, RepoError> {
         let real = |path: &Path| path.canonicalize().map_err(|error| unreadable(path, &error));
         Ok(Folder { folder: real(folder)?, within: real(within)? })
     }
 
-    /// The place of a file and what it is, if it is one.
+    /// The place of a file and its size. `None` if it is no file.
     fn find(&self, path: &Path) -> Result<Option<(PathBuf, Metadata)>, RepoError> {
         let asked = self.folder.join(path);
         if !lexical(&asked).is_some_and(|place| place.starts_with(&self.within)) {
@@ -153,7 +148,7 @@ fn unreadable(path: &Path, error: &std::io::Error) -> RepoError {
     RepoError::Unreadable { path: path.into(), message: error.to_string() }
 }
 
-/// A path without `.` and `..`; none if it leads above its root.
+/// A path without `.` and `..`. `None` if it leads above its root.
 pub(super) fn lexical(path: &Path) -> Option<PathBuf> {
     let mut plain = PathBuf::new();
     for component in path.components() {
@@ -168,13 +163,14 @@ pub(super) fn lexical(path: &Path) -> Option<PathBuf> {
 }
 
 pub(super) fn bounded(path: &Path, bytes: u64) -> Result<(), RepoError> {
-    match bytes > MOST_BYTES {
-        true => Err(RepoError::TooLarge { path: path.into(), bytes, most: MOST_BYTES }),
-        false => Ok(()),
+    if bytes > MOST_BYTES {
+        Err(RepoError::TooLarge { path: path.into(), bytes, most: MOST_BYTES })
+    } else {
+        Ok(())
     }
 }
 
-/// A content that is not a mere pointer.
+/// The content, unless it is a pointer of Git LFS, which is an error.
 pub(super) fn whole(path: &Path, content: Vec<u8>) -> Result<Vec<u8>, RepoError> {
     match lfs_pointer(&content) {
         Some((sha256, bytes)) => Err(RepoError::LfsPointer { path: path.into(), sha256, bytes }),
@@ -182,12 +178,12 @@ pub(super) fn whole(path: &Path, content: Vec<u8>) -> Result<Vec<u8>, RepoError>
     }
 }
 
-/// The size that a pointer of Git LFS tells, if a content is one.
+/// The size that a pointer of Git LFS names, if the content is such a pointer.
 pub(super) fn lfs_bytes(content: &[u8]) -> Option<u64> {
     lfs_pointer(content).map(|(_, bytes)| bytes)
 }
 
-/// The SHA-256 and the size of what a pointer of Git LFS stands for, if a content is one.
+/// The SHA-256 and the size that a pointer of Git LFS names, if the content is such a pointer.
 fn lfs_pointer(content: &[u8]) -> Option<(String, u64)> {
     if content.len() as u64 >= MOST_LFS_POINTER {
         return None;

@@ -10,14 +10,15 @@ mod tree;
 pub use error::RepoError;
 pub use files::{Files, Folder};
 #[cfg(feature = "git")]
-pub use repository::{Change, Repository};
+pub use repository::{FileChange, Repository};
 #[cfg(feature = "git")]
 pub use tree::Tree;
 
 use std::path::Path;
 
-/// The commit that a run is about: the pull request's head where GitHub Actions tells it (its checkout
-/// is a merge commit that nobody has), the repository's head otherwise. Without git it is the one that Actions says.
+/// The commit that a run is about. In a pull request's run on GitHub Actions it is the head of the pull request,
+/// because what is checked out there is a temporary merge commit. Otherwise it is the head of the repository, or
+/// without git the commit that Actions names.
 #[must_use]
 pub fn head(folder: &Path) -> Option<String> {
     event_head().or_else(|| repository_head(folder)).or_else(|| std::env::var("GITHUB_SHA").ok())

@@ -11,20 +11,19 @@ pub struct Repository {
     workdir: PathBuf,
 }
 
-/// A path that differs between two states of the repository, from its root.
+/// A file that differs between two states of the repository. Paths start from the repository's root.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Change {
-    /// Where it is; where it was, for a deleted one.
+pub struct FileChange {
+    /// The path of the file, or its former path if it was deleted.
     pub path: PathBuf,
-    /// Where it was, for a renamed one.
+    /// The former path of a renamed file.
     pub old_path: Option<PathBuf>,
 }
 
 impl Repository {
-    /// The repository that a folder is in. In a submodule it is the submodule's own.
+    /// Finds the repository that a folder is in. In a submodule it is that of the submodule.
     ///
-    /// # Errors
-    /// A folder in no repository, a bare one, or one that git would not trust.
+    /// # Errors If the folder is in no repository, in a bare one, or in one that git would not trust.
     pub fn discover(folder: &Path) -> Result<Repository, RepoError> {
         let git = git2::Repository::discover(folder).map_err(|error| not_opened(folder, &error))?;
         let bare = || RepoError::Bare(git.path().into());
@@ -38,8 +37,8 @@ impl Repository {
         &self.workdir
     }
 
-    /// A path on disk as it is seen from the repository's root, if it lies in the repository. It need not
-    /// be there.
+    /// The path of a file relative to the repository's root. `None` if it is not in the repository. The file need not
+    /// exist.
     pub fn relative(&self, path: &Path) -> Option<PathBuf> {
         let path = lexical(&std::path::absolute(path).ok()?)?;
         // the nearest ancestor that is there, its links resolved, and the rest
@@ -50,15 +49,14 @@ impl Repository {
         Some(real.strip_prefix(&self.workdir).ok()?.components().collect())
     }
 
-    /// Whether the clone lacks history.
+    /// Whether the clone is shallow.
     pub fn is_shallow(&self) -> bool {
         self.git.is_shallow()
     }
 
     /// The commit that is checked out, on a branch or not.
     ///
-    /// # Errors
-    /// A branch without a commit.
+    /// # Errors If the branch has no commit yet.
     pub fn head(&self) -> Result<String, RepoError> {
         let head = self.git.head().and_then(|head| head.peel_to_commit());
         let head = head.map_err(|error| match error.code() {
@@ -70,17 +68,15 @@ impl Repository {
 
     /// The commit that a revision names: a branch, a tag, a hash, `HEAD~2`.
     ///
-    /// # Errors
-    /// A revision that is not in this clone.
+    /// # Errors If the clone does not have the revision.
     pub fn resolve(&self, revision: &str) -> Result<String, RepoError> {
         self.commit(revision).map(|commit| commit.id().to_string())
     }
 
-    /// The branch that changes are compared with: `origin/` and `GITHUB_BASE_REF` in the run of a pull
-    /// request, else that of the remote's HEAD, or the first of the usual names.
+    /// The branch that changes are compared with. In a pull request's run it is `origin/$GITHUB_BASE_REF`, otherwise
+    /// the branch of the remote's HEAD, or else the first that exists of the usual names.
     ///
-    /// # Errors
-    /// If there is none, or the pull request's is not in this clone.
+    /// # Errors If there is no such branch, or the clone does not have that of the pull request.
     pub fn default_target(
         &self,
         environment: &dyn Fn(&str) -> Option<String>,
@@ -97,20 +93,20 @@ impl Repository {
         })
     }
 
-    /// Where two revisions parted. Of several such commits, as merges back and forth leave them, it is the
-    /// youngest: the one that `git merge-base` prints.
+    /// The merge base of two revisions. If there are several, as after merges in both directions, it is the youngest,
+    /// which `git merge-base` prints.
     ///
-    /// # Errors
-    /// A revision that is not in this clone, no common history, or a shallow clone that lacks it.
+    /// # Errors If the clone does not have a revision, or the two have no common history in this clone.
     pub fn merge_base(&self, one: &str, other: &str) -> Result<String, RepoError> {
         let (a, b) = (self.commit(one)?.id(), self.commit(other)?.id());
         let bases = match self.git.merge_bases(a, b) {
             Ok(bases) => bases,
             Err(error) if error.code() == ErrorCode::NotFound => {
                 let (one, other) = (one.to_owned(), other.to_owned());
-                return Err(match self.is_shallow() {
-                    true => RepoError::Shallow { one, other },
-                    false => RepoError::Unrelated { one, other },
+                return Err(if self.is_shallow() {
+                    RepoError::Shallow { one, other }
+                } else {
+                    RepoError::Unrelated { one, other }
                 });
             }
             Err(error) => return Err(failed("find the merge base", &error)),
@@ -124,28 +120,25 @@ impl Repository {
 
     /// The files of a revision.
     ///
-    /// # Errors
-    /// A revision that is not in this clone.
+    /// # Errors If the clone does not have the revision.
     pub fn tree(&self, revision: &str) -> Result<Tree<'_>, RepoError> {
         Ok(Tree::new(&self.git, self.tree_of(revision)?))
     }
 
-    /// What differs between two revisions, in the order of paths.
+    /// The files that differ between two revisions, sorted by path.
     ///
-    /// # Errors
-    /// A revision that is not in this clone.
-    pub fn changed_paths(&self, base: &str, head: &str) -> Result<Vec<Change>, RepoError> {
+    /// # Errors If the clone does not have the revision.
+    pub fn changed_paths(&self, base: &str, head: &str) -> Result<Vec<FileChange>, RepoError> {
         let (base, head) = (self.tree_of(base)?, self.tree_of(head)?);
         let diff = self.git.diff_tree_to_tree(Some(&base), Some(&head), None);
         self.changes(diff.map_err(|error| failed("compare revisions", &error))?)
     }
 
-    /// What differs between a revision and the working tree: commits since, what is staged, what is not,
-    /// and new files that git does not ignore.
+    /// The files that differ between a revision and the working tree: by later commits, staged or unstaged changes,
+    /// or as new files that git does not ignore.
     ///
-    /// # Errors
-    /// A revision that is not in this clone.
-    pub fn changed_in_workdir(&self, base: &str) -> Result<Vec<Change>, RepoError> {
+    /// # Errors If the clone does not have the revision.
+    pub fn changed_in_workdir(&self, base: &str) -> Result<Vec<FileChange>, RepoError> {
         let base = self.tree_of(base)?;
         let mut options = DiffOptions::new();
         options.include_untracked(true).recurse_untracked_dirs(true);
@@ -153,7 +146,7 @@ impl Repository {
         self.changes(diff.map_err(|error| failed("compare with the working tree", &error))?)
     }
 
-    fn changes(&self, mut diff: Diff) -> Result<Vec<Change>, RepoError> {
+    fn changes(&self, mut diff: Diff) -> Result<Vec<FileChange>, RepoError> {
         let mut options = DiffFindOptions::new();
         options.renames(true).for_untracked(true);
         match diff.find_similar(Some(&mut options)) {
@@ -170,7 +163,7 @@ impl Repository {
                 let (old, new) = (delta.old_file().path(), delta.new_file().path());
                 let renamed =
                     old.filter(|old| Some(*old) != new && delta.status() == Delta::Renamed);
-                Some(Change { path: new.or(old)?.into(), old_path: renamed.map(Into::into) })
+                Some(FileChange { path: new.or(old)?.into(), old_path: renamed.map(Into::into) })
             })
             .collect();
         changes.sort();
@@ -178,7 +171,7 @@ impl Repository {
         Ok(changes)
     }
 
-    /// Whether a file is missing because a sparse checkout leaves it out.
+    /// Whether a file is only missing because a sparse checkout leaves it out.
     fn is_sparse(&self, delta: &git2::DiffDelta) -> bool {
         let file = delta.old_file();
         let Some(path) = file.path().filter(|_| delta.status() == Delta::Deleted) else {
@@ -191,11 +184,10 @@ impl Repository {
         })
     }
 
-    /// Whether a commit holds a file or folder, or a submodule that it is in: a change of it is a change of commits.
-    /// The path starts from the repository's root.
+    /// Whether a commit has a file or folder, or the submodule that it is in, so that changes of it show between
+    /// commits. The path starts from the repository's root.
     ///
-    /// # Errors
-    /// A revision that is not in this clone.
+    /// # Errors If the clone does not have the revision.
     pub fn tracks(&self, revision: &str, path: &Path) -> Result<bool, RepoError> {
         let tree = self.tree_of(revision)?;
         let kind = |path: &Path| tree.get_path(path).ok().and_then(|entry| entry.kind());
@@ -206,10 +198,9 @@ impl Repository {
             || above.any(|path| kind(path) == Some(ObjectType::Commit)))
     }
 
-    /// Whether it holds a submodule at a path.
+    /// Whether a commit has a submodule at a path.
     ///
-    /// # Errors
-    /// A revision that is not in this clone.
+    /// # Errors If the clone does not have the revision.
     pub fn is_submodule(&self, revision: &str, path: &Path) -> Result<bool, RepoError> {
         let entry = self.tree_of(revision)?.get_path(path).ok();
         Ok(entry.and_then(|entry| entry.kind()) == Some(ObjectType::Commit))
@@ -240,7 +231,7 @@ fn not_opened(folder: &Path, error: &git2::Error) -> RepoError {
     }
 }
 
-/// The folder that git would have to trust.
+/// The folder that the user would have to tell git to trust.
 fn root(folder: &Path) -> PathBuf {
     let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
     let root = folder.ancestors().find(|ancestor| ancestor.join(".git").exists());

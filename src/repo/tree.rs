@@ -1,4 +1,4 @@
-//! Files as a commit has them.
+//! Reads files of a commit.
 
 use super::files::{bounded, lfs_bytes, whole, MOST_FILES, MOST_LFS_POINTER};
 use super::{Files, RepoError};
@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-/// Links that are followed on the way to one file.
+/// The largest number of links that are followed to reach a file.
 const MOST_LINKS: usize = 8;
-/// Folders that are gone down to list files.
+/// The largest depth of folders in which files are listed.
 const MOST_DEPTH: usize = 64;
 
 const LINK: i32 = 0o120_000;
@@ -27,13 +27,14 @@ impl<'r> Tree<'r> {
         Tree { repository, tree, folder: PathBuf::new() }
     }
 
-    /// The files as they are seen from a folder, that of the policy: see [`Repository::relative`](super::Repository::relative).
+    /// The same files with paths that start from a folder, that of the policy.
+    /// [`Repository::relative`](super::Repository::relative) makes its path.
     #[must_use]
     pub fn seen_from(self, folder: &Path) -> Self {
         Tree { folder: folder.into(), ..self }
     }
 
-    /// What a path leads to, links within the repository followed.
+    /// The entry that a path leads to. Links within the repository are followed.
     fn find(&self, path: &Path) -> Result<Option<(Oid, ObjectType)>, RepoError> {
         let Some(mut rest) = words(&self.folder.join(path)) else { return Ok(None) };
         let mut place = PathBuf::new();
@@ -66,7 +67,7 @@ impl<'r> Tree<'r> {
         Ok(entry.and_then(|entry| Some((entry.id(), entry.kind()?))))
     }
 
-    /// The words of a link's target, if it is relative.
+    /// The components of a link's target, if it is relative.
     fn target(&self, path: &Path, id: Oid) -> Option<VecDeque<OsString>> {
         words(Path::new(std::str::from_utf8(&self.bytes(path, id).ok()?).ok()?))
     }
@@ -81,7 +82,7 @@ impl<'r> Tree<'r> {
         header.map(|(bytes, _)| bytes as u64).map_err(|error| unreadable(path, &error))
     }
 
-    /// A blob, its size looked at before it is unpacked.
+    /// The content of a blob. Its size is checked before it is unpacked.
     fn bytes(&self, path: &Path, id: Oid) -> Result<Vec<u8>, RepoError> {
         bounded(path, self.bytes_of(path, id)?)?;
         let blob = self.repository.find_blob(id).map_err(|error| unreadable(path, &error))?;
@@ -115,7 +116,7 @@ impl<'r> Tree<'r> {
     }
 }
 
-/// The words of a relative path, `..` among them; none for an absolute one.
+/// The components of a relative path, including `..`. `None` for an absolute path.
 fn words(path: &Path) -> Option<VecDeque<OsString>> {
     let words = path.components().filter(|component| *component != Component::CurDir);
     let word = |component| match component {

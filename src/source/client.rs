@@ -1,6 +1,6 @@
-//! What talks to the hub. The transfers, the cache's layout and resuming are those of `hf-hub`; here
-//! is what it leaves open: which files, one process at a time, going on after a broken connection,
-//! checking what arrived, and errors that say what to do.
+//! The client of the hub. `hf-hub` provides transfers, resuming and the layout of the cache. This module adds what it
+//! leaves open: which files are fetched, that only one process fetches at a time, retries after a broken connection,
+//! checks of what arrived, and errors that say what to do.
 
 use crate::progress::Progress;
 use crate::source::pinned::{
@@ -22,12 +22,12 @@ use std::time::{Duration, Instant};
 
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// Longest wait for a list, or for [`LEAST`] bytes of a file.
+/// The longest wait for the list of files, or for [`LEAST`] bytes of a file.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Bytes that a connection brings in that time, or it is given up: one that brings a byte a second is no use.
+/// How many bytes a connection must bring in that time. A slower one is given up, since a byte a second is of no use.
 const LEAST: usize = 16 << 10;
 
-/// Fetches all of a checkpoint that is not in the cache yet.
+/// Fetches all files of a checkpoint that are not in the cache yet.
 pub(super) fn fetch(
     pinned: &Pinned,
     own_tokenizer: bool,
@@ -44,7 +44,7 @@ pub(super) fn fetch(
     client.get(file)
 }
 
-/// Fetches what a commit may have, and notes what it does not have.
+/// Fetches files that a commit need not have, and notes those that it does not have.
 pub(super) fn fetch_optional(pinned: &Pinned) -> Result<(), HubError> {
     let progress: Progress = &|_, _, _| {};
     let _lock = one_at_a_time(pinned, progress)?;
@@ -54,8 +54,7 @@ pub(super) fn fetch_optional(pinned: &Pinned) -> Result<(), HubError> {
     Client::new(pinned, progress)?.optional()
 }
 
-/// Waits until no other process of ours fetches this commit: one of two that fetch the same file would
-/// fetch it in vain.
+/// Waits until no other process of kvgate fetches this commit, since otherwise both would fetch the same files.
 fn one_at_a_time(pinned: &Pinned, progress: Progress) -> Result<File, HubError> {
     let folder = cache().join(".locks").join(pinned.folder_name());
     let path = folder.join(format!("kvgate-{}.lock", pinned.revision));
@@ -89,13 +88,13 @@ struct Entry {
     lfs: Option<Large>,
 }
 
-/// What the list says of a large file.
+/// What the list says about a large file.
 #[derive(Deserialize)]
 struct Large {
     sha256: String,
 }
 
-/// One commit, and the way to it.
+/// A connection to one commit on the hub.
 struct Client<'a> {
     pinned: &'a Pinned,
     progress: Progress<'a>,
@@ -103,13 +102,13 @@ struct Client<'a> {
     has_token: bool,
     api: Api,
     repo: Repo,
-    /// How long the list may take, and [`LEAST`] bytes of a file.
+    /// How long the list of files, or [`LEAST`] bytes of a file, may take.
     patience: Duration,
     listed: BTreeMap<String, Entry>,
 }
 
 impl<'a> Client<'a> {
-    /// A client that has asked for the list of files.
+    /// Connects and asks for the list of files.
     fn new(pinned: &'a Pinned, progress: Progress<'a>) -> Result<Self, HubError> {
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.into());
         let endpoint = endpoint.trim_end_matches('/').to_owned();
@@ -141,7 +140,7 @@ impl<'a> Client<'a> {
         Ok(list.siblings.into_iter().map(|entry| (entry.name.clone(), entry)).collect())
     }
 
-    /// What is small first: the weights are there last, so that the rest is, too, when they are.
+    /// The files to fetch, the small ones first. If the weights are there, so are all others then.
     fn safetensors(&self, own_tokenizer: bool) -> Result<(), HubError> {
         self.get(CONFIG)?;
         if own_tokenizer {
@@ -166,7 +165,7 @@ impl<'a> Client<'a> {
         shards.iter().try_for_each(|file| self.get(file))
     }
 
-    /// What a commit may have; of what this one does not have a note.
+    /// Fetches the optional files that the commit has, and writes a note for each that it does not have.
     fn optional(&self) -> Result<(), HubError> {
         for file in OPTIONAL {
             if self.listed.contains_key(file) {
@@ -209,9 +208,9 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// One transfer. `hf-hub` waits for a silent server without an end, so it waits in a thread of its own, which
-    /// is left behind when too little has come for too long: it holds the file's lock and an open connection until
-    /// the process ends.
+    /// Makes one attempt to transfer a file. `hf-hub` would wait for a silent server for ever, so it runs in its own
+    /// thread. If too little arrives for too long, that thread is abandoned, and keeps the file's lock and an open
+    /// connection until the process ends.
     fn download(&self, file: &str, mut told: Told) -> Result<PathBuf, ApiError> {
         let (sender, events) = mpsc::channel();
         let (api, name) = (self.api.repo(self.repo.clone()), file.to_owned());
@@ -243,7 +242,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// A file that has the wrong length is taken away again.
+    /// Removes a file that has the wrong length.
     fn check(&self, entry: &Entry, path: PathBuf) -> Result<(), HubError> {
         let found = fs::metadata(&path)
             .map_err(|error| HubError::Cache { path: path.clone(), error })?
@@ -287,7 +286,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// An error of the connection, or of the status; `what` is what was asked for.
+    /// The error for a failed connection or an HTTP status. `what` was asked for.
     fn request_error(&self, error: ureq::Error, what: &str) -> HubError {
         let pinned = Box::new(self.pinned.clone());
         let (status, response) = match error {
@@ -303,9 +302,10 @@ impl<'a> Client<'a> {
                 pinned,
                 answer,
                 page: format!("{}/{}", self.endpoint, self.pinned.repository),
-                token: match self.has_token {
-                    true => "use a token of that account: the one in use has no access",
-                    false => "set HF_TOKEN to a token of your account",
+                token: if self.has_token {
+                    "use a token of that account: the one in use has no access"
+                } else {
+                    "set HF_TOKEN to a token of your account"
                 },
             },
             404 => HubError::NotFound { pinned, what: what.into(), answer },
@@ -323,7 +323,7 @@ impl<'a> Client<'a> {
 }
 
 impl Entry {
-    /// Its place among the blobs of a repository.
+    /// The place of a file among the blobs of a repository.
     fn blob(&self, home: &Path) -> Option<PathBuf> {
         let name = self.lfs.as_ref().map(|large| &large.sha256).or(self.git.as_ref())?;
         let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric());
@@ -331,7 +331,7 @@ impl Entry {
     }
 }
 
-/// Clears the way for a transfer; whether none is needed because another commit has the same file.
+/// Prepares the cache for a transfer. Returns whether none is needed, because another commit has the same file.
 fn prepare(entry: &Entry, blob: Option<&Path>, path: &Path) -> io::Result<bool> {
     if path.is_symlink() {
         // its blob is gone
@@ -354,8 +354,7 @@ fn prepare(entry: &Entry, blob: Option<&Path>, path: &Path) -> io::Result<bool> 
     Ok(false)
 }
 
-/// Links a commit's file to its blob, by the relative way from `snapshots/COMMIT/FILE`; whether it
-/// is linked now.
+/// Links a commit's file to its blob, relative to `snapshots/COMMIT/FILE`. Returns whether it is linked now.
 #[cfg(unix)]
 fn link(blob: &Path, path: &Path, file: &str) -> io::Result<bool> {
     fs::create_dir_all(path.parent().unwrap_or(path))?;
@@ -365,20 +364,20 @@ fn link(blob: &Path, path: &Path, file: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Elsewhere a link may take rights that a user does not have.
+/// On other systems creating a link may need rights that the user does not have.
 #[cfg(not(unix))]
 fn link(_: &Path, _: &Path, _: &str) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The token of the environment, or the one that `hf auth login` left.
+/// The token from the environment, or the one that `hf auth login` stored.
 fn token() -> Option<String> {
     let file = || variable("HF_TOKEN_PATH").map_or_else(|| home().join("token"), PathBuf::from);
     let token = variable("HF_TOKEN").or_else(|| fs::read_to_string(file()).ok())?;
     Some(token.trim().to_owned()).filter(|token| !token.is_empty())
 }
 
-/// What happens in a transfer.
+/// What the thread of a transfer reports.
 enum Event {
     Size(usize),
     Bytes(usize),
@@ -386,7 +385,7 @@ enum Event {
     End(Result<PathBuf, ApiError>),
 }
 
-/// The end of a transfer's thread that sends.
+/// The sending end, in the thread of a transfer.
 struct Sent(mpsc::Sender<Event>);
 
 impl hf_hub::api::Progress for Sent {
@@ -403,7 +402,7 @@ impl hf_hub::api::Progress for Sent {
     }
 }
 
-/// Whether enough comes.
+/// Watches whether enough bytes arrive.
 struct Watch {
     patience: Duration,
     since: Instant,
@@ -431,7 +430,7 @@ impl Watch {
     }
 }
 
-/// Tells of a transfer, every so many bytes.
+/// Reports the progress of a transfer, each time that some bytes have arrived.
 struct Told<'a> {
     progress: Progress<'a>,
     file: &'a str,
@@ -449,7 +448,7 @@ impl<'a> Told<'a> {
         Told { progress, file, what: String::new(), done: 0, size: 0, told: 0 }
     }
 
-    fn tell(&mut self) {
+    fn report(&mut self) {
         self.told = self.done;
         (self.progress)(&self.what, self.done, self.size);
     }
@@ -461,19 +460,19 @@ impl hf_hub::api::Progress for Told<'_> {
         if self.what.is_empty() {
             self.size = size as u64;
             self.what = format!("fetching {} ({})", self.file, HumanBytes(self.size));
-            self.tell();
+            self.report();
         }
     }
 
     fn update(&mut self, bytes: usize) {
         self.done += bytes as u64;
         if self.done >= self.told + STRIDE {
-            self.tell();
+            self.report();
         }
     }
 
     fn finish(&mut self) {
-        self.tell();
+        self.report();
     }
 }
 

@@ -1,11 +1,12 @@
-//! Checkpoints on the Hugging Face hub: pinned to a commit, and used from the hub's own cache.
+//! Says where checkpoints are: on disk, or on the Hugging Face hub, pinned to a commit and used from the hub's own
+//! cache.
 //!
-//! What a commit holds never changes, so whatever of it is in the cache is used without a word to the
-//! network, whoever put it there. The rest is fetched by `client`, which the feature `hub` switches on.
+//! The files of a commit never change. Those that are in the cache are used without asking the network, whoever put
+//! them there. `client` fetches the rest, if the feature `hub` is on.
 //!
-//! Files that a commit need not have, such as a chat template, may be missing because another program did not
-//! fetch them. The hub is asked for them once; that a commit has none is noted in the cache, as the hub's own
-//! programs do it.
+//! Files that a commit need not have, such as a chat template, may be missing from the cache because another program
+//! did not fetch them. The hub is asked for them once. If the commit does not have a file, that is noted in the
+//! cache, as the hub's own programs do.
 
 #[cfg(feature = "hub")]
 mod client;
@@ -17,27 +18,27 @@ use pinned::{is_hex, variable, HubError, Pinned, TOKENIZER};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// How long files that a commit may have are waited for.
+/// How long kvgate waits for files that a commit need not have.
 #[cfg(feature = "hub")]
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// A checkpoint, and its place on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// The weights: a file, or the folder of a checkpoint in safetensors. Resolved against the
-    /// policy's folder; for one of the hub, the place in its cache where it is or will be.
+    /// The weights: a file, or the folder of a checkpoint in safetensors. The path is resolved against the policy's
+    /// folder. For a checkpoint of the hub it is the place in the cache where it is or will be.
     pub path: PathBuf,
-    /// Where on the hub it comes from, for one of the hub.
+    /// Where on the hub it comes from, if it does.
     pub hub: Option<Pinned>,
     /// SHA-256 that the file must have.
     pub sha256: Option<String>,
-    /// A `tokenizer.json`, where the weights file's own tokenizer is not to be used.
+    /// A `tokenizer.json` that is used instead of the checkpoint's own tokenizer.
     pub tokenizer: Option<PathBuf>,
     /// The command that gets the file, shown when it is missing.
     pub fetch: Option<String>,
-    /// Whether BOS stands before every chunk, where the policy says so; otherwise the checkpoint does.
+    /// Whether BOS stands before every chunk, if the policy says so. Otherwise the checkpoint decides.
     pub bos: Option<bool>,
-    /// Configuration keys that nothing reads and that are let pass, by their full names.
+    /// Full names of configuration keys that nothing reads and that the policy tells kvgate to ignore.
     pub ignore_keys: Vec<String>,
     /// Whether the weights are known to be untrained, so that no bound on the baseline's perplexity can hold.
     pub untrained: bool,
@@ -58,7 +59,7 @@ impl Source {
         }
     }
 
-    /// The options of `kvgate measure` that read a checkpoint in the same way, each word by itself.
+    /// The options by which `kvgate measure` reads a checkpoint in the same way, as separate words.
     pub fn options(&self) -> Vec<String> {
         let option = |name: &str, value: String| vec![name.to_owned(), value];
         let tokenizer = self.tokenizer.iter().map(|file| file.display().to_string());
@@ -70,8 +71,8 @@ impl Source {
         words
     }
 
-    /// What a measurement's [`Conditions::reading`](crate::results::Conditions::reading) says because the
-    /// policy asked for it, in the order in which it is written there.
+    /// The lines of a measurement's [`Conditions::reading`](crate::results::Conditions::reading) that come from the
+    /// policy, in the order in which they are written there.
     pub fn reading(&self) -> Vec<String> {
         let untrained = self.untrained.then(|| UNTRAINED.to_owned());
         let ignored = self.ignore_keys.iter().map(|key| format!("{IGNORED_KEY}{key}"));
@@ -87,14 +88,14 @@ impl Source {
 /// The line of [`Source::reading`] for weights that are known to be untrained.
 pub(crate) const UNTRAINED: &str = "untrained";
 
-/// What a line of [`Source::reading`] for a configuration key that is let pass begins with; the key follows.
+/// The beginning of a line of [`Source::reading`] about an ignored configuration key, which follows.
 pub(crate) const IGNORED_KEY: &str = "ignored key ";
 
-/// What a line about BOS begins with in [`Conditions::reading`](crate::results::Conditions::reading):
-/// `bos 2` or `bos none`.
+/// The beginning of a line about BOS in [`Conditions::reading`](crate::results::Conditions::reading), such as `bos 2`
+/// or `bos none`.
 pub(crate) const BOS: &str = "bos ";
 
-/// As the program's MODEL argument names it.
+/// Written as in a MODEL argument of the program.
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.hub {
@@ -104,11 +105,9 @@ impl fmt::Display for Source {
     }
 }
 
-/// Makes sure that a checkpoint is on disk and sound; there is nothing to do for one that is not of
-/// the hub.
+/// Makes sure that a checkpoint of the hub is on disk and undamaged. For any other checkpoint it does nothing.
 ///
-/// # Errors
-/// What is missing or damaged, each with its mend.
+/// # Errors If something is missing or damaged. The error says how to mend it.
 pub fn fetch(source: &Source, progress: Progress) -> Result<(), HubError> {
     let Some(pinned) = &source.hub else { return Ok(()) };
     let own_tokenizer = source.tokenizer.is_none();
@@ -142,9 +141,8 @@ fn get(
     }
 }
 
-/// Asks the hub for the files that a commit may have, such as a chat template. Measuring can go on without
-/// them, so a hub that does not answer is no error, and it is not waited for long: whatever needs a missing
-/// file says so itself.
+/// Asks the hub for files that a commit need not have, such as a chat template. Measuring can go on without them, so
+/// it is no error if the hub does not answer soon. Whatever needs a missing file reports that itself.
 fn ask(pinned: &Pinned, progress: Progress) {
     #[cfg(feature = "hub")]
     if !is_on("HF_HUB_OFFLINE") {
@@ -157,11 +155,10 @@ fn ask(pinned: &Pinned, progress: Progress) {
     let _ = (pinned, progress);
 }
 
-/// Whether the large files of a checkpoint of the hub are what their blobs' names say: their SHA-256.
-/// Other names, as of small files, say nothing.
+/// Checks the large files of a checkpoint of the hub against the SHA-256 that their blobs are named after. Small
+/// files have other names and cannot be checked so.
 ///
-/// # Errors
-/// A file that is not.
+/// # Errors If a file has another hash.
 pub fn verify(source: &Source) -> Result<(), HubError> {
     let Some(pinned) = &source.hub else { return Ok(()) };
     let tokenizer = pinned.file.is_none().then(|| TOKENIZER.to_owned());
@@ -186,7 +183,7 @@ fn sha256_name(blob: &Path) -> Option<String> {
     is_hex(name, 64).then(|| name.to_ascii_lowercase())
 }
 
-/// Whether a switch of the environment is on, as the hub's own programs read it.
+/// Whether an environment variable switches something on, by the rules of the hub's own programs.
 fn is_on(name: &str) -> bool {
     let value = variable(name).unwrap_or_default().to_ascii_uppercase();
     ["1", "ON", "YES", "TRUE"].contains(&value.as_str())

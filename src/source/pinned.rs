@@ -6,11 +6,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// What a MODEL argument that names a checkpoint of the hub begins with.
+/// The beginning of a MODEL argument that names a checkpoint of the hub.
 pub const PREFIX: &str = "hf:";
 
-/// What a checkpoint in safetensors consists of: what it needs, what it may have, and its weights in
-/// one file or, by an index, in several.
+/// Names of the files of a checkpoint in safetensors: required ones, optional ones, and the weights, which are one
+/// file, or several with an index.
 pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -19,16 +19,20 @@ pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 pub(crate) const WEIGHTS: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// What lies beside a checkpoint that is not what its tensors say alone: a description of how it was quantized (of
-/// AutoGPTQ, AutoAWQ and ModelOpt), and an adapter.
+/// The largest text file of a checkpoint that is read, in bytes. The index of a model with a hundred thousand tensors
+/// has a tenth of it.
+pub(crate) const LONGEST_TEXT: u64 = 128 << 20;
+
+/// Files that show that the tensors alone are not the model: descriptions of how it was quantized (by AutoGPTQ,
+/// AutoAWQ and ModelOpt), and an adapter.
 pub(crate) const QUANTIZATION_FILES: [&str; 3] =
     ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
 pub(crate) const ADAPTER: &str = "adapter_config.json";
 
-/// What a commit may have, and prompts and their ends depend on.
+/// Files that a commit need not have, and on which prompts and their ends depend.
 pub(super) const OPTIONAL: [&str; 3] = [TOKENIZER_CONFIG, CHAT_TEMPLATE, GENERATION_CONFIG];
 
-/// What the hub's programs keep empty files in for what a commit is known not to have.
+/// The folder in which the hub's programs note, as empty files, that a commit does not have a file.
 pub(super) const ABSENT: &str = ".no_exist";
 
 /// A checkpoint of the hub, pinned to a commit.
@@ -38,107 +42,70 @@ pub struct Pinned {
     pub repository: String,
     /// The commit, in 40 hexadecimal digits.
     pub revision: String,
-    /// A GGUF file of the repository; without one it is the repository's checkpoint in safetensors.
+    /// A GGUF file of the repository. `None` means the repository's checkpoint in safetensors.
     pub file: Option<String>,
 }
 
 /// Why a checkpoint of the hub cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// Something is not in the cache, and this process must not or cannot fetch it.
+    /// Files are missing from the cache, and this process must not or cannot fetch them.
     #[error("{pinned}: {} not in the cache ({}), {why}; get it where there is a network: `{}`", missing.join(", "), cache().display(), pinned.command())]
     NotFetched {
-        /// The checkpoint.
         pinned: Box<Pinned>,
-        /// Its files that are missing.
         missing: Vec<String>,
         /// Why they are not fetched.
         why: &'static str,
     },
-    /// No answer.
+    /// The hub does not answer.
     #[error("{pinned}: cannot reach the hub: {why}; without a network, fetch it elsewhere (`{}`), bring {} here and set HF_HUB_OFFLINE=1, or name a file with `path`", pinned.command(), pinned.home().display())]
-    Unreachable {
-        /// The checkpoint.
-        pinned: Box<Pinned>,
-        /// What the system says.
-        why: String,
-    },
-    /// An answer that there is no access.
+    Unreachable { pinned: Box<Pinned>, why: String },
+    /// The hub refuses access.
     #[error("{pinned}: the hub refuses access ({answer}); if the model is gated, accept its licence on {page}, and {token}; a private or mistyped repository is refused alike")]
     Refused {
-        /// The checkpoint.
         pinned: Box<Pinned>,
-        /// The status, and the hub's code for it.
+        /// The HTTP status, and the hub's own code.
         answer: String,
-        /// The model's page.
         page: String,
         /// What to do about the token.
         token: &'static str,
     },
-    /// An answer that something does not exist.
+    /// The hub says that something does not exist.
     #[error("{pinned}: the hub has no {what} ({answer}); repository `{}`, revision `{}`: check both", pinned.repository, pinned.revision)]
     NotFound {
-        /// The checkpoint.
         pinned: Box<Pinned>,
-        /// What was asked for.
         what: String,
-        /// The status, and the hub's code for it.
+        /// The HTTP status, and the hub's own code.
         answer: String,
     },
-    /// The commit does not have that file.
+    /// The commit does not have the file.
     #[error("repository `{}` has no file `{file}` at revision `{}`{has}", pinned.repository, pinned.revision)]
     NoFile {
-        /// The checkpoint.
         pinned: Box<Pinned>,
-        /// What was asked for.
         file: String,
-        /// What it has instead, in words.
+        /// The files that it has instead, in words.
         has: String,
     },
-    /// A transfer that broke off and brought nothing when it was taken up again.
+    /// A transfer broke off, and resuming it brought nothing.
     #[error(
         "{pinned}: fetching `{file}` broke off: {why}; what arrived is kept, run again to go on"
     )]
-    Interrupted {
-        /// The checkpoint.
-        pinned: Box<Pinned>,
-        /// The file.
-        file: String,
-        /// What the system says.
-        why: String,
-    },
-    /// An answer that is not understood.
+    Interrupted { pinned: Box<Pinned>, file: String, why: String },
+    /// The hub's answer is not understood.
     #[error("{pinned}: the hub at {endpoint} does not answer as a hub does: {why}; run again later, or fetch it with `{}`", pinned.command())]
-    Answer {
-        /// The checkpoint.
-        pinned: Box<Pinned>,
-        /// Who was asked.
-        endpoint: String,
-        /// What is wrong.
-        why: String,
-    },
-    /// A file in the cache that is not what the hub says it is.
+    Answer { pinned: Box<Pinned>, endpoint: String, why: String },
+    /// A file in the cache is not the one that the hub has.
     #[error("{} is damaged: {why}; remove it and what it links to, and run again", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        why: String,
-    },
+    Damaged { path: PathBuf, why: String },
     /// The cache cannot be read or written.
     #[error("cannot use {}: {error}; HF_HOME names another folder for the hub's cache", path.display())]
-    Cache {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        error: std::io::Error,
-    },
+    Cache { path: PathBuf, error: std::io::Error },
 }
 
 /// What is wrong, and the mend.
 pub(crate) type Fault = (String, String);
 
-/// Why a text is no `org/name`.
+/// What is wrong with a text that should be `org/name`.
 pub(crate) fn repository_fault(text: &str) -> Option<Fault> {
     let is_word = |word: &str| {
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -157,7 +124,7 @@ pub(crate) fn repository_fault(text: &str) -> Option<Fault> {
     }
 }
 
-/// Why a text is no commit.
+/// What is wrong with a text that should be a commit.
 pub(crate) fn revision_fault(text: &str) -> Option<Fault> {
     let message = if text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         match text.len() {
@@ -172,7 +139,7 @@ pub(crate) fn revision_fault(text: &str) -> Option<Fault> {
     Some((message, help.into()))
 }
 
-/// Why a text is no GGUF file of a repository.
+/// What is wrong with a text that should be a GGUF file of a repository.
 pub(crate) fn file_fault(text: &str) -> Option<Fault> {
     if is_inside(text) && text.ends_with(".gguf") {
         return None;
@@ -182,7 +149,7 @@ pub(crate) fn file_fault(text: &str) -> Option<Fault> {
     Some((format!("`{text}` is no GGUF file of a repository"), help.into()))
 }
 
-/// Whether a path stays in the folder that it is relative to. Indexes that were fetched are not trusted.
+/// Whether a path stays in the folder that it is relative to. Indexes are fetched, so they cannot be trusted to.
 fn is_inside(path: &str) -> bool {
     let plain = |word: &str| !word.is_empty() && word != "." && word != "..";
     path.split('/').all(plain) && !path.contains(['\\', ':'])
@@ -192,21 +159,23 @@ pub(super) fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The files that an index names; none if it cannot be read or names files elsewhere.
-pub(crate) fn shards(index: &Path) -> Option<BTreeSet<String>> {
-    // that of a model with a hundred thousand tensors has a tenth of it
-    const LONGEST: u64 = 128 << 20;
-    if std::fs::metadata(index).ok()?.len() > LONGEST {
+/// The files that an index names. `None` if it cannot be read or names anything but files below its folder.
+pub(super) fn shards(index: &Path) -> Option<BTreeSet<String>> {
+    if std::fs::metadata(index).ok()?.len() > LONGEST_TEXT {
         return None;
     }
-    let index: Value = serde_json::from_slice(&std::fs::read(index).ok()?).ok()?;
+    shards_of(&serde_json::from_slice(&std::fs::read(index).ok()?).ok()?)
+}
+
+/// The same for an index that has been read.
+pub(crate) fn shards_of(index: &Value) -> Option<BTreeSet<String>> {
     let files = index.get("weight_map")?.as_object()?.values();
     let files: Option<BTreeSet<String>> =
         files.map(|file| file.as_str().map(String::from)).collect();
     files.filter(|files| !files.is_empty() && files.iter().all(|file| is_inside(file)))
 }
 
-/// The folder that programs of the hub share.
+/// The cache that programs of the hub share.
 pub(super) fn cache() -> PathBuf {
     variable("HF_HUB_CACHE").map_or_else(|| home().join("hub"), PathBuf::from)
 }
@@ -220,13 +189,13 @@ pub(super) fn home() -> PathBuf {
     variable("HF_HOME").map_or_else(|| caches().join("huggingface"), PathBuf::from)
 }
 
-/// A variable of the environment; an empty one is none.
+/// An environment variable. An empty one counts as missing.
 pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 impl Pinned {
-    /// Its place in the cache, whether it is there or not: the GGUF file, or the commit's folder.
+    /// Its place in the cache, whether it is there or not: that of the GGUF file, or the commit's folder.
     pub fn place(&self) -> PathBuf {
         match &self.file {
             Some(file) => self.cached(file),
@@ -234,7 +203,7 @@ impl Pinned {
         }
     }
 
-    /// Its files that are not in the cache, as far as the cache tells.
+    /// Its files that are missing from the cache. If the index itself is missing, this is not known completely.
     pub fn missing(&self, own_tokenizer: bool) -> Vec<String> {
         let needed = match &self.file {
             Some(_) => Vec::new(),
@@ -245,7 +214,7 @@ impl Pinned {
         needed.filter(|file| !self.cached(file).exists()).collect()
     }
 
-    /// What the commit may have and the cache does not: files of which nobody knows whether they exist.
+    /// Files that the commit may have, but of which the cache has neither the file nor a note that there is none.
     pub(crate) fn unasked(&self) -> Vec<&'static str> {
         if self.file.is_some() {
             return Vec::new();
@@ -254,7 +223,7 @@ impl Pinned {
         OPTIONAL.into_iter().filter(is_open).collect()
     }
 
-    /// The place of the note that the commit does not have a file.
+    /// The place of a note that the commit does not have a file.
     pub(super) fn absent(&self, file: &str) -> PathBuf {
         self.home().join(ABSENT).join(&self.revision).join(file)
     }
@@ -265,7 +234,7 @@ impl Pinned {
         format!("hf download {}{file} --revision {}", self.repository, self.revision)
     }
 
-    /// The files that hold its weights, as far as the cache tells.
+    /// The files that hold its weights, as far as the cache knows them.
     pub(super) fn weights(&self) -> Vec<String> {
         if let Some(file) = &self.file {
             return vec![file.clone()];
@@ -276,7 +245,7 @@ impl Pinned {
         }
     }
 
-    /// All that the cache has of the repository.
+    /// The folder of the repository in the cache.
     pub(super) fn home(&self) -> PathBuf {
         cache().join(self.folder_name())
     }

@@ -68,7 +68,7 @@ fn prompts_have_the_tokens_of_transformers_text_and_llama_cpps_tokenizer() {
             let got = json!({ "count": prompt.tokens.len(), "sha256": sha256 });
             assert_eq!(got, wanted[&prompt.id], "{file}: {}", prompt.id);
         }
-        assert_eq!(checkpoint.ends, ids(&oracle[file]["ends"]), "{file}");
+        assert_eq!(checkpoint.end_tokens, ids(&oracle[file]["ends"]), "{file}");
     }
 }
 
@@ -86,7 +86,7 @@ fn real_models_name_their_template_and_what_ends_an_answer() {
     ] {
         let checkpoint = open(file);
         assert_eq!(default_set().tokens(&checkpoint).unwrap().template_sha256, template, "{file}");
-        assert_eq!(checkpoint.ends, ends, "{file}");
+        assert_eq!(checkpoint.end_tokens, ends, "{file}");
     }
 }
 
@@ -113,7 +113,7 @@ fn models_without_a_template_read_plain_text() {
     for (model, ends) in [("gemma4-e2b-mini", &[1u32][..]), ("qwen3.6-moe-mini", &[0])] {
         let checkpoint = embedded(model);
         assert!(checkpoint.template.is_none());
-        assert_eq!(checkpoint.ends, ends, "{model}");
+        assert_eq!(checkpoint.end_tokens, ends, "{model}");
         let Prompts { prompts, template_sha256, thinking, sha256, remarks } =
             default_set().tokens(&checkpoint).unwrap();
         assert_eq!((template_sha256.as_str(), thinking, sha256.len()), ("none", false, 64));
@@ -164,7 +164,7 @@ fn a_ggufs_template_and_what_ends_an_answer_are_in_its_metadata() {
     let messages = [Message { role: "user".into(), content: " hi ".into() }];
     let rendered = checkpoint.template.as_ref().unwrap().render(&messages, None).unwrap();
     assert_eq!(rendered, format!("{} hi {}", text(65), text(70)));
-    assert_eq!(checkpoint.ends, [66, 70]);
+    assert_eq!(checkpoint.end_tokens, [66, 70]);
 }
 
 /// A copy of an embedded model's small files and links to the large ones.
@@ -200,7 +200,7 @@ fn a_folders_template_is_its_own_file_or_the_default_of_its_tokenizer_configurat
     write("chat_template.jinja", "three {{ bos_token }}".into());
     assert_eq!(prompt(), "three <b>");
     write("generation_config.json", json!({ "eos_token_id": [5, 3] }).to_string());
-    assert_eq!(Checkpoint::open(&Source::at(folder.path().into())).unwrap().ends, [3, 5]);
+    assert_eq!(Checkpoint::open(&Source::at(folder.path().into())).unwrap().end_tokens, [3, 5]);
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn the_ends_of_a_turn_that_a_template_writes_end_an_answer() {
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     let ends = || {
         let checkpoint = Checkpoint::open(&Source::at(folder.path().into())).unwrap();
-        (checkpoint.ends, checkpoint.notes.join("\n"))
+        (checkpoint.end_tokens, checkpoint.notes.join("\n"))
     };
     write("generation_config.json", r#"{ "eos_token_id": 5 }"#);
     assert_eq!(ends().0, [5]);

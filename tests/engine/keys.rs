@@ -177,9 +177,9 @@ fn open(path: &Path) -> Result<Checkpoint, String> {
 
 /// The specification and how a text is read as text, in which differences can be seen.
 fn rendered(checkpoint: &Checkpoint) -> String {
-    let Checkpoint { spec, tokenizer, ends, .. } = checkpoint;
+    let Checkpoint { spec, tokenizer, end_tokens, .. } = checkpoint;
     let ids = tokenizer.encode("The river ran, 1815.\n");
-    format!("{spec:#?}\nbos: {:?}\nends: {ends:?}\nids: {ids:?}", tokenizer.bos)
+    format!("{spec:#?}\nbos: {:?}\nends: {end_tokens:?}\nids: {ids:?}", tokenizer.bos)
 }
 
 /// The first lines in which two specifications differ.

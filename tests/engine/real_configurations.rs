@@ -4,7 +4,7 @@
 use crate::support;
 use crate::support::{fixture, root};
 use kvgate::internals::model::spec::{FeedForward, Kv, Layer, Mixer, Spec};
-use kvgate::internals::model::Checkpoint;
+use kvgate::internals::model::{decoder, Checkpoint};
 use kvgate::internals::source::Source;
 use serde_json::{json, Map, Value};
 use std::fs::File;
@@ -91,7 +91,7 @@ fn every_tensor_has_its_place_and_parameters_are_the_published_ones() {
     for model in MODELS {
         let checkpoint = open(model, &manifest(model)).unwrap_or_else(|e| panic!("{e}"));
         let published = totals[model]["text_parameters"].as_u64().unwrap();
-        assert_eq!(checkpoint.spec.parameters(), published, "{model}");
+        assert_eq!(decoder::parameters(&checkpoint.spec), published, "{model}");
         assert_eq!(support::notes_on_keys(&checkpoint), [""; 0], "{model}");
     }
 }

@@ -118,7 +118,7 @@ fn gguf_files_are_read_as_llama_cpp_reads_them() {
         source.tokenizer = is_named.then(|| base().join("tokenizer.json"));
         let checkpoint = open(&source).unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!(checkpoint.tokenizer.bos, id(&case["bos"]), "{name}: BOS");
-        assert_eq!(checkpoint.ends, ids(&case["ends"]), "{name}: ends");
+        assert_eq!(checkpoint.end_tokens, ids(&case["ends"]), "{name}: ends");
         if is_named {
             continue;
         }
@@ -812,12 +812,12 @@ fn ends_that_a_file_lists_end_answers() {
         });
         Source::at(path.clone())
     };
-    let before = open(&Source::at(base().join("model.gguf"))).unwrap().ends;
+    let before = open(&Source::at(base().join("model.gguf"))).unwrap().end_tokens;
     assert!(!before.contains(&290) && !before.contains(&17));
     let checkpoint = open(&with(vec![Gguf::I32(290), Gguf::I32(17)])).unwrap();
     let mut wanted = [before, vec![290, 17]].concat();
     wanted.sort_unstable();
-    assert_eq!(checkpoint.ends, wanted);
+    assert_eq!(checkpoint.end_tokens, wanted);
     assert_eq!(support::notes_on_keys(&checkpoint), [""; 0]);
     let error = refused(&with(vec![Gguf::I32(300)]));
     assert!(error.contains("eos_token_ids` names token 300 of a vocabulary of 300"), "{error}");

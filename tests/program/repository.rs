@@ -6,7 +6,7 @@ use crate::support::program::{accepted, kvgate, kvgate_with};
 use kvgate::internals::policy::Policy;
 use kvgate::internals::proposal::changed::{since, Touched};
 use kvgate::internals::proposal::weakened::{goldens_removed, text_sizes, weakened};
-use kvgate::internals::repo::{Change, Files, Folder, RepoError, Repository};
+use kvgate::internals::repo::{FileChange, Files, Folder, RepoError, Repository};
 use std::path::{Path, PathBuf};
 
 const POLICY: &str = r#"[defaults]
@@ -112,8 +112,8 @@ fn models(names: &[&str]) -> Touched {
     Touched::Models(names.iter().map(ToString::to_string).collect())
 }
 
-fn change(path: &str) -> Change {
-    Change { path: path.into(), old_path: None }
+fn change(path: &str) -> FileChange {
+    FileChange { path: path.into(), old_path: None }
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn a_rename_is_one_change_of_both_paths() {
     let base = clone.run("rev-parse HEAD");
     clone.run("mv models/n.gguf models/moved.png");
     let renamed =
-        Change { path: "models/moved.png".into(), old_path: Some("models/n.gguf".into()) };
+        FileChange { path: "models/moved.png".into(), old_path: Some("models/n.gguf".into()) };
     let repository = open(&clone);
     assert_eq!(repository.changed_in_workdir(&base), Ok(vec![renamed.clone()]));
     assert_eq!(touched(&clone.folder), models(&["n", "n@long"]), "by its old path");

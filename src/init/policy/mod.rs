@@ -1,8 +1,10 @@
-//! Measurements → a policy that proposes limits with margins and expectations.
+//! Turns a measurement into a policy with proposed limits and expectations.
 //!
-//! No case comes to lie near its limit. A scheme that is well within a starting point gets it, one that is
-//! far beyond is proposed as one that must fail, and one that is near has a limit of its own.
+//! No proposed case is near its limit. Every scheme has limits to start from. A scheme that is well within them gets
+//! those limits. One that is far beyond them is proposed with `expect = "fail"`. One that is near them gets limits of
+//! its own.
 
+use crate::policy::FLIPS_PER_ROOT_KLD;
 use crate::results::statistics::{Direction, Statistic, Statistics};
 use crate::results::ENGINE;
 use crate::results::{Measurement, Outcome, SchemeResult};
@@ -10,17 +12,20 @@ use crate::source::Source;
 use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// How near a limit is too near, as a share of it: rounding on another machine moves means by 2 to 5 %
-/// (docs/metrics.md).
+/// A value that is nearer to its limit than this share of the limit is too near: on another machine, rounding alone
+/// moves means by 2 to 5 % (docs/metrics.md).
 const MARGIN: f64 = 0.25;
-/// Standard errors that lie between a value and its limit at least.
+/// A value must also be at least this many standard errors away from its limit.
 const ERRORS: f64 = 2.0;
-/// What a limit is that is made for a value.
+/// A scheme's own limit is this many times the measured value.
 const HEADROOM: f64 = 1.5;
-/// Flips over the root of mean KLD, between which limits on both are one limit said twice.
+/// The range of flips over the root of mean KLD that proposed limits keep. It is narrower than
+/// [`FLIPS_PER_ROOT_KLD`], outside of which the policy refuses a limit that never binds: people who round or edit
+/// one of the two limits by a little still have a policy that is accepted.
 const FLIPS: (f64, f64) = (0.25, 0.75);
+const _: () = assert!(FLIPS.0 > FLIPS_PER_ROOT_KLD.0 && FLIPS.1 < FLIPS_PER_ROOT_KLD.1);
 
-/// Limits to start from: on mean KLD, and on top-1 agreement, which goes with it.
+/// Limits to start from.
 #[derive(Clone, Copy, PartialEq)]
 struct Start {
     mean_kld: f64,
@@ -28,16 +33,16 @@ struct Start {
     top1_agreement: f64,
 }
 
-/// Of every scheme.
+/// The start for any scheme.
 const ANY: Start = Start { mean_kld: 0.05, p99_kld: 0.5, top1_agreement: 0.87 };
-/// Of a scheme that keeps K in eight bits.
+/// The start for a scheme that stores K with at least eight bits.
 const KEYS_IN_EIGHT: Start = Start { mean_kld: 0.03, p99_kld: 0.5, top1_agreement: 0.90 };
-/// Of a scheme of eight bits.
+/// The start for a scheme that stores K and V with at least eight bits.
 const EIGHT: Start = Start { mean_kld: 0.02, p99_kld: 0.5, top1_agreement: 0.915 };
 
 impl Start {
-    /// That of a scheme, by the bits that it keeps.
-    fn of(result: &SchemeResult) -> Self {
+    /// The start for a scheme, by its bits per element.
+    fn for_scheme(result: &SchemeResult) -> Self {
         match result.storage.map(|storage| storage.bits_per_element) {
             Some(bits) if bits.k >= 8.0 && bits.v >= 8.0 => EIGHT,
             Some(bits) if bits.k >= 8.0 => KEYS_IN_EIGHT,
@@ -54,18 +59,18 @@ impl Start {
     }
 }
 
-/// What a policy says of a scheme.
+/// What is proposed for a scheme.
 #[derive(Debug, PartialEq)]
 enum Proposal {
-    /// Its starting point.
+    /// The limits to start from.
     Start,
     /// Limits of its own.
     Own(Vec<(Statistic, f64)>),
-    /// That it breaks its starting point.
+    /// `expect = "fail"`, since it breaks the limits to start from.
     Fail,
 }
 
-/// How much harm a value is: less is better whatever the statistic.
+/// Turns a value into a measure of harm, which is better if lower for every statistic.
 fn harm(statistic: Statistic, value: f64) -> f64 {
     match statistic.direction() {
         Direction::AtMost => value,
@@ -97,23 +102,23 @@ fn propose(found: &Statistics, start: &Start) -> Proposal {
     Proposal::Own(own)
 }
 
-/// To two digits, never down.
+/// Rounds up to two digits.
 fn rounded_up(value: f64) -> f64 {
     let digits = (1 - value.log10().floor() as i32).max(0);
     let scale = 10f64.powi(digits);
-    // 0.03 is 2.9999…, and not less than itself
+    // a product that should be 30 may come out slightly above it, and must not become 31
     (value * scale - 1e-9).ceil() / scale
 }
 
 const NO_MODEL: &str = "No model has been measured yet.";
 
-/// Whether a policy is a skeleton that nobody has made a policy of.
+/// Whether a policy is the skeleton that `init` writes without a model and that nobody has edited.
 pub(crate) fn is_skeleton(text: &str) -> bool {
     text.lines().nth(1) == Some(&format!("# {NO_MODEL}"))
         && !text.lines().any(|line| line.starts_with("[models"))
 }
 
-/// The policy of a repository: what measurements propose, or what is the same without a model.
+/// Writes the policy of a repository, with or without a measured model.
 pub(crate) struct Draft<'a> {
     /// Texts, as the policy names them.
     pub corpus: &'a [String],
@@ -124,7 +129,7 @@ pub(crate) struct Draft<'a> {
 }
 
 impl Draft<'_> {
-    /// Without a model: it gates nothing, and `kvgate check` says what to do.
+    /// The policy without a model. It gates nothing, and `kvgate check` says what to do.
     pub fn skeleton(&self) -> String {
         let mut text = self.head(NO_MODEL);
         text += "\n\
@@ -139,7 +144,7 @@ impl Draft<'_> {
         text
     }
 
-    /// With a model, and what was found of it.
+    /// The policy with a model, by its measurement.
     pub fn of_model(&self, source: &Source, found: &Measurement) -> String {
         let day = day(SystemTime::now());
         let ppl = found.run.baseline_ppl;
@@ -147,13 +152,13 @@ impl Draft<'_> {
             "Proposed by {ENGINE} on {day}, by what is said beside each scheme: look at every line."
         ));
         let measured: Vec<_> = found.schemes.iter().filter_map(numbers).collect();
-        let own = measured.iter().filter(|(result, _)| Start::of(result) != ANY);
+        let own = measured.iter().filter(|(result, _)| Start::for_scheme(result) != ANY);
         let own: Vec<_> = own.map(|(result, _)| *result).collect();
         if !own.is_empty() {
             text += "\n[defaults.schemes]\n";
         }
         for result in own {
-            let Start { mean_kld, top1_agreement, .. } = Start::of(result);
+            let Start { mean_kld, top1_agreement, .. } = Start::for_scheme(result);
             let limits =
                 [(Statistic::MeanKld, mean_kld), (Statistic::Top1Agreement, top1_agreement)];
             let _ = writeln!(text, "{} = {{ {} }}", key(&result.scheme), limits_of(&limits));
@@ -208,7 +213,7 @@ impl Draft<'_> {
     }
 }
 
-/// A scheme's numbers, if it has any.
+/// The statistics of a scheme, if it could be measured.
 fn numbers(result: &SchemeResult) -> Option<(&SchemeResult, &Statistics)> {
     match &result.outcome {
         Outcome::Measured { statistics, .. } => Some((result, statistics)),
@@ -225,7 +230,7 @@ fn place(source: &Source) -> String {
     format!("hf = {repository}\nrevision = {revision}\n") + &file.collect::<String>()
 }
 
-/// A scheme's lines, with what they are proposed by.
+/// The lines of a scheme, with the numbers that they are based on.
 fn scheme(result: &SchemeResult) -> String {
     let label = key(&result.scheme);
     let found = match &result.outcome {
@@ -241,7 +246,7 @@ fn scheme(result: &SchemeResult) -> String {
         short(found.p99_kld),
         100.0 * found.top1_agreement
     );
-    match propose(found, &Start::of(result)) {
+    match propose(found, &Start::for_scheme(result)) {
         Proposal::Start => format!("{label} = {{}} # {said}\n"),
         Proposal::Own(limits) => format!(
             "# near its starting point: limits of its own, about {HEADROOM} times what was found\n\
@@ -264,7 +269,7 @@ fn limits_of(limits: &[(Statistic, f64)]) -> String {
     format!("limits = {{ {} }}", limits.join(", "))
 }
 
-/// Two digits and a half, for people.
+/// Rounds to three digits, for people.
 fn short(value: f64) -> String {
     let digits = (2 - value.abs().max(1e-9).log10().floor() as i32).clamp(0, 7);
     format!("{value:.*}", digits as usize)
@@ -273,9 +278,10 @@ fn short(value: f64) -> String {
 /// A key, quoted where it must be.
 fn key(name: &str) -> String {
     let is_bare = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
-    match name.chars().all(is_bare) && !name.is_empty() {
-        true => name.into(),
-        false => quoted(name),
+    if name.chars().all(is_bare) && !name.is_empty() {
+        name.into()
+    } else {
+        quoted(name)
     }
 }
 
@@ -283,11 +289,12 @@ fn quoted(text: &str) -> String {
     toml::Value::String(text.into()).to_string()
 }
 
-/// Schemes that are measured unless others are asked for: what llama.cpp keeps a cache in, the dear first.
+/// The schemes that are measured if no others are named: the types that llama.cpp has for its cache, those with the
+/// most bits first.
 pub(crate) const SCHEMES: [&str; 7] =
     ["q8_0", "q8_0/q4_0", "q5_1", "q5_0", "iq4_nl", "q4_1", "q4_0"];
 
-/// The day in UTC: 2026-11-28.
+/// The date in UTC, such as 2026-11-28.
 fn day(now: SystemTime) -> String {
     let days = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / 86_400;
     // civil from days, in eras of 400 years that begin in March

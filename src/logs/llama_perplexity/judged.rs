@@ -1,22 +1,21 @@
-//! From logs to what policies judge: [`measurement()`].
+//! Turns logs into a measurement that a policy can judge.
 
 use crate::kv::codec::{self, Exactness};
 use crate::kv::scheme::Side;
-use crate::logs::llama_perplexity::{quoted, Cache, Log, LogError, Stored, BASELINE};
+use crate::logs::llama_perplexity::{quoted, Cache, Log, LogError, LoggedSide, BASELINE};
 use crate::policy::{Cell, ModelPolicy};
 use crate::results::{
     Conditions, Measurement, Outcome, RunInfo, SchemeResult, Sides, Storage, Subject,
 };
 use std::collections::BTreeMap;
 
-/// The measurement of a model of the policy that some logs are, one a scheme, in the policy's order.
+/// Makes one measurement of a model's logs, one for each scheme, in the order of the policy.
 ///
-/// Schemes of the policy without a log have no result in it. It carries no control lanes:
-/// [`distrust_by`](crate::judge::trust::distrust_by) knows what to ask of it.
+/// Schemes without a log have no result in it. It has no control lanes, which
+/// [`distrust_by`](crate::judge::trust::distrust_by) allows for this engine.
 ///
-/// # Errors
-/// Logs of another checkpoint, context, number of chunks or scheme than the policy's; logs that are not of
-/// one build and one baseline file; two of one scheme.
+/// # Errors If a log's checkpoint, context, number of chunks or scheme is not that of the policy, if logs are of
+/// several builds or baseline files, or if two are of one scheme.
 pub fn measurement(logs: &[Log], model: &ModelPolicy) -> Result<Measurement, LogError> {
     let first = logs.first().ok_or(LogError::Nothing)?;
     let mut of_cell: BTreeMap<usize, &Log> = BTreeMap::new();
@@ -71,10 +70,10 @@ fn run(logs: &[Log], first: &Log) -> RunInfo {
 }
 
 impl Log {
-    /// Whether a cell of the policy asks for what ran.
+    /// Whether what ran is what a cell of the policy asks for.
     fn is_of(&self, cell: &Cell) -> bool {
         let pair = &cell.scheme.default;
-        let side = |side: &Side, stored: &Stored, i: usize| {
+        let side = |side: &Side, stored: &LoggedSide, i: usize| {
             let plain = !side.center
                 && side.scale.is_none()
                 && side.tail.unwrap_or(0) == 0
@@ -87,9 +86,9 @@ impl Log {
         cell.scheme.layers.is_empty() && side(&pair.k, &self.k, 0) && side(&pair.v, &self.v, 1)
     }
 
-    /// What the caches cost, in the cache's own figures.
+    /// What the caches cost, by their own figures.
     pub(super) fn storage(&self) -> Option<Storage> {
-        let bits = |stored: &Stored| {
+        let bits = |stored: &LoggedSide| {
             // blocks of 32 divide any head that llama.cpp stores
             codec::find(&stored.kind).map(|codec| codec.bits_per_element(codec.block(64)))
         };
@@ -97,7 +96,7 @@ impl Log {
         let bytes = |cache: &Cache| (cache.mib.k + cache.mib.v) * f64::from(1 << 20);
         let held: f64 = self.caches.iter().map(bytes).sum();
         let halves: f64 = self.caches.iter().map(|c| 16.0 * (c.mib.k / k + c.mib.v / v)).sum();
-        let share = |stored: &Stored| {
+        let share = |stored: &LoggedSide| {
             let codec = codec::find(&stored.kind);
             let is_half = codec.is_some_and(|codec| codec.exactness() == Exactness::Half);
             if is_half {
@@ -144,7 +143,7 @@ impl Log {
         }
     }
 
-    /// An error if it was measured otherwise than the policy says.
+    /// Refuses a log that was not measured as the policy says.
     fn accord(&self, model: &ModelPolicy) -> Result<(), LogError> {
         let differs = |what, found: String, wanted: String, mend| LogError::OtherConditions {
             path: self.path.clone(),
@@ -172,7 +171,7 @@ impl Log {
         Ok(())
     }
 
-    /// An error if it cannot stand in one table with another.
+    /// Refuses a log that cannot be compared with another one.
     fn beside(&self, other: &Log) -> Result<(), LogError> {
         let base = |log: &Log| log.statistics.baseline_ppl.to_string();
         let facts: [(&'static str, String, String); 4] = [

@@ -1,4 +1,4 @@
-//! Reader of what llama.cpp's `llama-perplexity --kl-divergence` prints: one log a scheme.
+//! Reads what llama.cpp's `llama-perplexity --kl-divergence` prints. Each log is the run of one scheme.
 //!
 //! ```text
 //! (llama-perplexity --version
@@ -6,9 +6,9 @@
 //!      -ctk q8_0 -ctv q4_0 -fa on -lv 4) > q8_0-q4_0.log 2>&1
 //! ```
 //!
-//! What ran is read from the log, never from what was asked for: the types of K and V and their rotation
-//! are those that the cache says it has (`-lv 4` of newer builds; older ones say so by default), the
-//! build is the program's own word. What the baseline file was made of is in no log.
+//! The log itself says what ran, never the options or the file's name. The types and the rotation of K and V are
+//! those that the cache reports (with `-lv 4` in newer builds, by default in older ones), and the program reports its
+//! build. No log says what the baseline file was made of.
 
 mod error;
 mod judged;
@@ -26,16 +26,16 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
-/// The longest log that is read: a run with all messages of the debug level has some megabytes.
+/// The longest log that is read. The log of a run with all debug messages has some megabytes.
 pub const MAX_BYTES: u64 = 64 << 20;
 
 /// The longest piece of a log that a message quotes.
 const QUOTED: usize = 200;
 
-/// What stands for the baseline's scheme, which no log names.
+/// What is shown as the baseline's scheme, which no log names.
 pub const BASELINE: &str = "llama-perplexity's --kl-divergence-base";
 
-/// Scored tokens that llama-perplexity wants before it prints statistics.
+/// How many tokens llama-perplexity must have scored before it prints statistics.
 const LEAST_TOKENS: u64 = 100;
 
 /// A log of one run.
@@ -43,11 +43,11 @@ const LEAST_TOKENS: u64 = 100;
 pub struct Log {
     /// The file, for messages.
     pub path: String,
-    /// Who measured.
+    /// The engine that measured.
     pub engine: MeasuredBy,
     /// The program's build.
     pub build: Build,
-    /// The checkpoint, without folders.
+    /// The file name of the checkpoint, without folders.
     pub model_file: String,
     /// Its architecture, as llama.cpp names it.
     pub architecture: String,
@@ -56,36 +56,36 @@ pub struct Log {
     /// `cpu`, or the first device that layers were given to: `cuda`.
     pub device: String,
     /// How K is stored.
-    pub k: Stored,
+    pub k: LoggedSide,
     /// How V is stored.
-    pub v: Stored,
-    /// The caches of the context; more than one where some layers have a window.
+    pub v: LoggedSide,
+    /// The caches of the context. There are several if some layers have a window.
     pub caches: Vec<Cache>,
-    /// Tokens in a chunk, which the baseline file says.
+    /// Tokens in a chunk, as the baseline file says.
     pub context: usize,
     /// Chunks in the baseline file.
     pub chunks: usize,
     /// What was measured.
     pub statistics: Statistics,
-    /// Wall time, where the log ends with it.
+    /// Wall time, if the log ends with it.
     pub seconds: Option<f64>,
 }
 
-/// Which llama.cpp it was.
+/// A build of llama.cpp.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Build {
-    /// Commits before it. A shallow clone counts 1: then only the commit tells.
+    /// The number of commits up to it. A build from a shallow clone has 1, and then only the hash identifies it.
     pub number: u64,
     /// The commit's abbreviated hash.
     pub commit: String,
 }
 
-/// How one of K and V is stored, in the words of the cache.
+/// How K or V is stored, as the cache reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
+pub struct LoggedSide {
     /// ggml's name of the type: `q8_0`.
     pub kind: String,
-    /// Whether a Hadamard rotation comes before it.
+    /// Whether a Hadamard rotation is applied before it is stored.
     pub rotated: bool,
 }
 
@@ -96,7 +96,7 @@ pub struct Cache {
     pub cells: usize,
     /// Mebibytes of K and of V, in two decimals.
     pub mib: Sides,
-    /// Elements of a head of K and of V, 0 where layers differ; as far as the log says.
+    /// Elements of a head of K and of V, or 0 if layers differ. `None` if the log does not say.
     pub head_dim: [Option<usize>; 2],
     kinds: [String; 2],
     rotated: [bool; 2],
@@ -111,8 +111,8 @@ impl fmt::Display for Build {
     }
 }
 
-/// As schemes are written: `q4_0`, `q4_0:norot` where nothing is rotated that could be.
-impl fmt::Display for Stored {
+/// Written as in schemes: `q4_0`, or `q4_0:norot` if the type could be rotated but is not.
+impl fmt::Display for LoggedSide {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let could = codec::find(&self.kind).is_some_and(|codec| codec.is_rotated());
         write!(f, "{}{}", self.kind, if could && !self.rotated { ":norot" } else { "" })
@@ -121,8 +121,7 @@ impl fmt::Display for Stored {
 
 /// Reads a log.
 ///
-/// # Errors
-/// What the log lacks, says twice or ends with; see [`LogError`].
+/// # Errors If the log lacks something, contradicts itself or ends early. See [`LogError`].
 pub fn read(path: &Path) -> Result<Log, LogError> {
     let name = path.display().to_string();
     let failed = |source| LogError::Read { path: name.clone(), source };
@@ -135,7 +134,7 @@ pub fn read(path: &Path) -> Result<Log, LogError> {
     parse(&bytes, &name)
 }
 
-/// The log that some bytes are; `path` is for messages.
+/// Reads a log from its bytes. `path` is only for messages.
 ///
 /// # Errors
 /// As [`read()`].
@@ -145,8 +144,7 @@ pub fn parse(bytes: &[u8], path: &str) -> Result<Log, LogError> {
     lines.log()
 }
 
-/// A log's text. PowerShell's `>` writes UTF-16, with a mark of its byte order or, where something was appended,
-/// without one.
+/// Decodes the text of a log. PowerShell's `>` writes UTF-16 with a byte-order mark, or without one if it appends.
 fn decoded(bytes: &[u8]) -> String {
     let utf16 = |unit: fn([u8; 2]) -> u16| -> String {
         let units: Vec<u16> = bytes.chunks_exact(2).map(|pair| unit([pair[0], pair[1]])).collect();
@@ -164,7 +162,7 @@ fn decoded(bytes: &[u8]) -> String {
     text.replace('\u{feff}', "")
 }
 
-/// A line without what llama.cpp's logger puts before it: `0.00.123.456 I `, or `I ` alone.
+/// A line without the prefix that llama.cpp's logger writes: `0.00.123.456 I `, or only `I `.
 fn bare(line: &str) -> &str {
     let stamp = |word: &str| {
         let parts: Vec<_> = word.split('.').collect();
@@ -192,7 +190,7 @@ fn leading<N: std::str::FromStr>(text: &str) -> Option<N> {
     text[..end].parse().ok()
 }
 
-/// A piece of a log that a message may hold.
+/// A piece of a log, shortened for a message.
 fn quoted(line: &str) -> String {
     // whoever shows it escapes it
     text::clipped(line, QUOTED)
@@ -201,11 +199,10 @@ fn quoted(line: &str) -> String {
 /// The title of builds until the spring of 2024.
 const OLD_KLD_TITLE: &str = "===== KL-divergence statistics";
 
-/// Titles after which statistics stand.
+/// The titles that precede statistics.
 const KLD_TITLE: &str = "====== KL divergence statistics ======";
 
-/// The lines that say what the statistics are, as they are printed but for the blanks; whether they are
-/// shares in per cent.
+/// The labels of the lines with statistics, without regard to blanks, and whether the values are percentages.
 const PRINTED: [(&str, &str, bool); 12] = [
     ("ppl", "Mean PPL(Q)", false),
     ("baseline_ppl", "Mean PPL(base)", false),
@@ -221,7 +218,7 @@ const PRINTED: [(&str, &str, bool); 12] = [
     ("top1_agreement", "Same top p", true),
 ];
 
-/// A log's lines, bare of prefixes.
+/// The lines of a log, without prefixes.
 struct Lines<'a> {
     path: &'a str,
     lines: Vec<&'a str>,
@@ -240,8 +237,10 @@ impl Lines<'_> {
         }
         let caches = self.caches()?;
         let cache = &caches[0];
-        let stored =
-            |side: usize| Stored { kind: cache.kinds[side].clone(), rotated: cache.rotated[side] };
+        let stored = |side: usize| LoggedSide {
+            kind: cache.kinds[side].clone(),
+            rotated: cache.rotated[side],
+        };
         Ok(Log {
             path: self.path.into(),
             engine: MeasuredBy::LlamaCpp,
@@ -260,16 +259,15 @@ impl Lines<'_> {
         })
     }
 
-    /// The first line of which something can be made, and what.
+    /// The result for the first line from which `read` gets one.
     fn find<T>(&self, read: impl Fn(&str) -> Option<T>) -> Option<T> {
         self.lines.iter().find_map(|line| read(line))
     }
 
-    /// What all lines say of which something can be made. Memory is fitted with loads that are thrown away, so that
-    /// one run may say the same more than once.
+    /// The result for all lines from which `read` gets one. They must agree. One run may say the same several times,
+    /// because llama.cpp tries to load the model until it fits into memory.
     ///
-    /// # Errors
-    /// The line that says something else: it is another run's.
+    /// # Errors If a line says something else, so that it belongs to another run.
     fn agreed<T: PartialEq>(
         &self,
         read: impl Fn(&str) -> Option<T>,
@@ -295,7 +293,7 @@ impl Lines<'_> {
         LogError::EndsEarly { path: self.path.into(), last: quoted(last), tokens }
     }
 
-    /// What another program printed, or a build that said too little.
+    /// Refuses logs of another program, or of a build whose log says too little.
     fn foreign(&self) -> Result<(), LogError> {
         let line = |is: &dyn Fn(&str) -> bool| self.lines.iter().position(|line| is(line));
         let path = || self.path.to_owned();
@@ -308,7 +306,7 @@ impl Lines<'_> {
         }
     }
 
-    /// What llama-perplexity complains about without stopping.
+    /// Refuses errors after which llama-perplexity goes on.
     fn reported(&self) -> Result<(), LogError> {
         let fatal = |line: &str| {
             line.contains("kl_divergence: inconsistent vocabulary")
@@ -324,7 +322,7 @@ impl Lines<'_> {
         }
     }
 
-    /// What was measured instead of the checkpoint as it is.
+    /// Refuses runs that altered the checkpoint.
     fn altered(&self) -> Result<(), LogError> {
         let alters = |line: &str| {
             // values of the checkpoint's own metadata may say anything
@@ -376,8 +374,9 @@ impl Lines<'_> {
         }
     }
 
-    /// The same of a build from before 2026, which says neither: chunks are the rows of its table, the context is
-    /// that of the cache, and what the baseline file has is checked by the error that is printed of a share.
+    /// The same for a build from before 2026, whose log says neither. The number of chunks is that of the table's
+    /// rows, and the context is that of the cache. The standard error of a share, which depends on the number of
+    /// tokens, shows whether the baseline file agrees.
     fn counted(&self) -> Result<(usize, usize), LogError> {
         let unsaid = || {
             self.missing(
@@ -410,7 +409,7 @@ impl Lines<'_> {
         ))
     }
 
-    /// Tokens that the context has room for.
+    /// The number of tokens for which the context has room.
     fn context_of_cache(&self) -> Option<usize> {
         self.find(|line| leading(line.split_once(": n_ctx")?.1.trim_start().strip_prefix('=')?))
     }
@@ -490,7 +489,7 @@ impl Lines<'_> {
         name.trim_end_matches(|c: char| c.is_ascii_digit()).to_ascii_lowercase()
     }
 
-    /// What the caches say that they are, each once.
+    /// The caches, each once, as they report themselves.
     fn caches(&self) -> Result<Vec<Cache>, LogError> {
         let mut caches: Vec<Cache> = Vec::new();
         for line in self.lines.iter().filter(|line| line.contains("kv_cache") || is_old(line)) {
@@ -583,7 +582,7 @@ impl Lines<'_> {
         })
     }
 
-    /// `0.123 ± 0.004 %`: a value and its standard error, 0 where none is printed.
+    /// Reads a value and its standard error: `0.123 ± 0.004 %`. The error is 0 if none is printed.
     fn numbers(&self, i: usize, statistic: &'static str, text: &str) -> Result<[f64; 2], LogError> {
         let number = |word: Option<&str>| {
             let word = word.unwrap_or_default();
@@ -607,16 +606,16 @@ impl Lines<'_> {
     }
 }
 
-/// What to do where PowerShell has formatted standard error.
+/// What to do if PowerShell has formatted standard error.
 const NO_POWERSHELL: &str = "Windows PowerShell has broken the lines of standard error: let \
     `cmd /c \"llama-perplexity … > FILE 2>&1\"` write the log";
 
-/// What makes llama.cpp say what its loader and its cache do.
+/// How to make llama.cpp report what its loader and its cache do.
 const VERBOSE: &str =
     "run llama-perplexity with `-lv 4`, and keep standard error, too: `> FILE 2>&1`";
 
-/// A statistic's name as it is printed: single blanks, and no Δ, which may have come through another
-/// encoding, or as `?` or `_` from a console that has none.
+/// The name of a statistic with single blanks and without Δ, which another encoding may have damaged and which some
+/// consoles write as `?` or `_`.
 fn plain(name: &str) -> String {
     let name: String = name.chars().filter(char::is_ascii).collect();
     match name.split_whitespace().collect::<Vec<_>>()[..] {
@@ -634,7 +633,7 @@ fn chunk_row(line: &str) -> Option<usize> {
     (numbers == 10).then_some(chunk)
 }
 
-/// Whether a line says of a cache what builds until 2025 said.
+/// Whether a line describes a cache as builds until 2025 did.
 fn is_old(line: &str) -> bool {
     line.contains("KV self size")
 }
@@ -644,7 +643,7 @@ fn kv_size(line: &str) -> Option<usize> {
     leading(line.split_once("kv_size = ")?.1)
 }
 
-/// Positions that llama-perplexity scores: of each chunk the second half, but for its last token.
+/// The number of positions that llama-perplexity scores: the second half of each chunk without its last token.
 fn scored(context: usize, chunks: usize) -> u64 {
     chunks as u64 * (context as u64).saturating_sub(1 + context as u64 / 2)
 }
@@ -652,10 +651,8 @@ fn scored(context: usize, chunks: usize) -> u64 {
 /// `size = 3.19 MiB ( 512 cells, 30 layers, 1/1 seqs), K (q8_0): 2.09 MiB, V (q4_0): 1.10 MiB`, or until 2025
 /// `KV self size  = 3.19 MiB, K (q8_0): …`, where another line has the cells.
 fn cache(line: &str, old_cells: &dyn Fn() -> Option<usize>) -> Option<Cache> {
-    let cells = match is_old(line) {
-        true => old_cells()?,
-        false => leading(between(line, "MiB (", "cells")?)?,
-    };
+    let cells =
+        if is_old(line) { old_cells()? } else { leading(between(line, "MiB (", "cells")?)? };
     let side = |name: &str| {
         let rest = line.split_once(&format!(", {name} ("))?.1;
         let (kind, size) = rest.split_once("): ")?;
@@ -687,20 +684,21 @@ fn rotation(line: &str) -> Option<(usize, bool, Option<usize>)> {
 }
 
 impl Log {
-    /// As [`Conditions::engine`](crate::results::Conditions::engine) has it: `llama.cpp b11434`.
+    /// As written in [`Conditions::engine`](crate::results::Conditions::engine): `llama.cpp b11434`.
     pub fn engine_name(&self) -> String {
         format!("{} {}", self.engine.name(), self.build)
     }
 
-    /// What ran, as schemes are written: `q8_0/q4_0`.
+    /// What ran, written as a scheme: `q8_0/q4_0`.
     pub fn scheme(&self) -> String {
-        match self.k == self.v {
-            true => self.k.to_string(),
-            false => format!("{}/{}", self.k, self.v),
+        if self.k == self.v {
+            self.k.to_string()
+        } else {
+            format!("{}/{}", self.k, self.v)
         }
     }
 
-    /// What ran, as reports show it: `q8_0·H64/q4_0·H64`; where caches differ in their heads, each way
+    /// What ran, as reports show it: `q8_0·H64/q4_0·H64`. If the head sizes of caches differ, each variant is listed
     /// once.
     pub fn effective(&self) -> String {
         let mut ways: Vec<String> = Vec::new();

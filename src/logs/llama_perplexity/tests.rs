@@ -132,15 +132,18 @@ fn an_older_build_s_context_is_checked() {
         ("86.176 ± 1.081", "100.000 ± 0.000"),
         ("\n   4   ", "\n   5   "),
     ] {
-        let text = match text.contains(old) {
-            true => replaced(&text, old, new),
-            false => text
-                .lines()
-                .map(|l| match l.starts_with("Same top p:") {
-                    true => "Same top p: 100.000 ± 0.000 %\n".to_owned(),
-                    false => format!("{l}\n"),
+        let text = if text.contains(old) {
+            replaced(&text, old, new)
+        } else {
+            text.lines()
+                .map(|l| {
+                    if l.starts_with("Same top p:") {
+                        "Same top p: 100.000 ± 0.000 %\n".to_owned()
+                    } else {
+                        format!("{l}\n")
+                    }
                 })
-                .collect(),
+                .collect()
         };
         let error = error(&text);
         assert!(error.starts_with("x.log: no line says"), "{error}");
@@ -293,9 +296,12 @@ fn no_number_is_an_error_that_names_the_statistic() {
         for value in
             ["nan", "-nan", "inf", "-inf", "1,5", "", "0.1.2", "nan ± 0.1", "0.1 ± nan", "0.1 ±"]
         {
-            let broken = text.lines().map(|l| match l.starts_with(line) {
-                true => format!("{line} {value}\n"),
-                false => format!("{l}\n"),
+            let broken = text.lines().map(|l| {
+                if l.starts_with(line) {
+                    format!("{line} {value}\n")
+                } else {
+                    format!("{l}\n")
+                }
             });
             let error = error(&broken.collect::<String>());
             let shown = format!("{statistic} is `{value}`, which is no number");

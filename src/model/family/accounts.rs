@@ -1,11 +1,10 @@
-//! The books of a checkpoint's keys: who asked for which, and what becomes of those that nobody reads.
+//! Accounts for every key of a checkpoint: which ones were read, and what happens to the others.
 //!
-//! A tensor that no layer reads is an error. A key is not so simple, because files carry vendors' keys
-//! and new releases bring new ones: a key that could have changed the numbers is an error, a known idle
-//! one is passed over, and all others are listed once.
+//! A tensor that no layer reads is an error. An unread key is not always one, because files carry vendors' keys and
+//! new releases bring new ones. If an unread key could have changed the numbers, it is an error. If it is known to be
+//! harmless, it is passed over. All other unread keys are listed in a note.
 
 use super::idle::{self, Idle, Standing};
-use super::Family;
 use crate::model::config::{Config, Fact, Format};
 use crate::model::tensors::{Origin, Tensors};
 use crate::model::ModelError;
@@ -14,13 +13,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-/// A checkpoint that notes which keys are looked up in it.
+/// A checkpoint that records which keys are looked up in it.
 pub(super) struct Accounts<'a> {
     file: &'a dyn Tensors,
     asked: Mutex<BTreeSet<String>>,
 }
 
-/// Parts of names that speak of something which changes the numbers.
+/// Words in a key's name that suggest that the key changes the numbers.
 const TELLING: [&str; 15] = [
     "rope",
     "rotary",
@@ -39,7 +38,7 @@ const TELLING: [&str; 15] = [
     "expert",
 ];
 
-/// More keys than this that nothing reads are no vendor's.
+/// A file with more unread keys than this is refused. No vendor adds so many.
 const MOST: usize = 1000;
 
 impl<'a> Accounts<'a> {
@@ -47,7 +46,7 @@ impl<'a> Accounts<'a> {
         Accounts { file, asked: Mutex::default() }
     }
 
-    /// Names the key that a missing one may have been written as.
+    /// If the error says that a key is missing, adds the name of a key in the file that may be a misspelling of it.
     pub fn explained(&self, error: ModelError) -> ModelError {
         let ModelError::Metadata { path, key, message } = error else { return error };
         if message != "is missing" {
@@ -62,13 +61,17 @@ impl<'a> Accounts<'a> {
         ModelError::Metadata { path, key, message }
     }
 
-    /// Closes the books once the family has read what it needs, and tells what people should know.
-    pub fn close(self, family: &Family, ignored: &[String]) -> Result<Vec<String>, ModelError> {
+    /// Judges all keys that are still unread after the family has read what it needs. Returns notes for people.
+    pub fn close(
+        self,
+        family: &'static [Idle],
+        ignored: &[String],
+    ) -> Result<Vec<String>, ModelError> {
         let asked = self.asked.into_inner().unwrap_or_else(PoisonError::into_inner);
         let read = agreeing(self.file, &asked)?;
         let entries = self.file.entries();
         let mut notes = Vec::new();
-        let known = Known::of(self.file, family, &asked);
+        let known = Known::new(self.file, family, &asked);
         for name in ignored {
             let is_read = read.contains(name) || known.is_read_elsewhere(name);
             may_be_ignored(self.file, name, &entries, is_read)?;
@@ -87,7 +90,7 @@ impl<'a> Accounts<'a> {
             }
             if strange.len() + refused.len() > MOST {
                 let message = format!("is one of more than {MOST} that nothing reads");
-                return Err(bad(self.file, name, message));
+                return Err((self.file as &dyn Config).bad_name(name, message));
             }
         }
         if let Some((name, why)) = refused.first() {
@@ -95,7 +98,7 @@ impl<'a> Accounts<'a> {
             let mend = format!("ignore_keys = [{}]", listed(names.collect()));
             let message =
                 format!("{why}; if it may be passed over, the policy says so with `{mend}`");
-            return Err(bad(self.file, name, message));
+            return Err((self.file as &dyn Config).bad_name(name, message));
         }
         if !strange.is_empty() {
             notes.push(format!("keys that nothing reads: {}", listed(strange)));
@@ -104,7 +107,7 @@ impl<'a> Accounts<'a> {
     }
 }
 
-/// The first of some names, and how many more there are.
+/// The first names of a list, and how many more there are.
 fn listed<S: AsRef<str>>(names: Vec<S>) -> String {
     const FIRST: usize = 20;
     let mut first: Vec<_> = names.iter().take(FIRST).map(|name| name.as_ref().to_owned()).collect();
@@ -114,16 +117,7 @@ fn listed<S: AsRef<str>>(names: Vec<S>) -> String {
     first.join(", ")
 }
 
-/// An error about a key by its full name.
-fn bad(file: &dyn Tensors, name: &str, message: String) -> ModelError {
-    let path = match file.format() {
-        Format::Gguf => file.path().into(),
-        Format::Hf => file.path().join("config.json"),
-    };
-    ModelError::Metadata { path, key: name.into(), message }
-}
-
-/// The full names of what was read. Where a file answers twice to one key, both must say the same.
+/// The full names of the keys that were read. If a file has a key in two places, both must have the same value.
 fn agreeing(file: &dyn Tensors, asked: &BTreeSet<String>) -> Result<BTreeSet<String>, ModelError> {
     let mut read = BTreeSet::new();
     for key in asked {
@@ -136,7 +130,7 @@ fn agreeing(file: &dyn Tensors, asked: &BTreeSet<String>) -> Result<BTreeSet<Str
             if !same {
                 let say = |fact: &Option<Fact>| fact.as_ref().map_or("null".into(), shown);
                 let message = format!("says {}, and `{other}` says {}", say(fact), say(another));
-                return Err(bad(file, name, message));
+                return Err((file as &dyn Config).bad_name(name, message));
             }
         }
         read.extend(places.into_iter().map(|(name, _)| name));
@@ -144,7 +138,8 @@ fn agreeing(file: &dyn Tensors, asked: &BTreeSet<String>) -> Result<BTreeSet<Str
     Ok(read)
 }
 
-/// A name in `ignore_keys` must be one of the file that nothing reads, or the policy would pretend.
+/// A key in `ignore_keys` must be in the file, and nothing may read it. Otherwise the policy would claim to ignore
+/// something that it does not.
 fn may_be_ignored(
     file: &dyn Tensors,
     name: &str,
@@ -152,38 +147,35 @@ fn may_be_ignored(
     is_read: bool,
 ) -> Result<(), ModelError> {
     if is_read {
-        return Err(bad(
-            file,
-            name,
-            "is read: the policy's `ignore_keys` cannot pass it over".into(),
-        ));
+        return Err((file as &dyn Config)
+            .bad_name(name, "is read: the policy's `ignore_keys` cannot pass it over"));
     }
     if entries.iter().any(|(known, _)| known == name) {
         return Ok(());
     }
-    let message = "is named by the policy's `ignore_keys`, but the file does not have it".into();
-    Err(bad(file, name, message))
+    let message = "is named by the policy's `ignore_keys`, but the file does not have it";
+    Err((file as &dyn Config).bad_name(name, message))
 }
 
-/// What becomes of a key that nobody read.
+/// What happens to a key that nothing read.
 enum Verdict {
     Idle,
     Strange,
     Refused(String),
 }
 
-/// What is known of a checkpoint's keys.
-struct Known<'a> {
+/// What is known about the keys of a checkpoint.
+struct Known {
     format: Format,
-    /// What stands before the keys of the text model in full names.
+    /// The prefix that full names of the text model's keys have.
     prefix: String,
-    family: &'a Family,
-    /// Keys that change the numbers, without the prefix.
+    family: &'static [Idle],
+    /// The keys that change the numbers, without the prefix.
     active: BTreeSet<String>,
 }
 
-impl<'a> Known<'a> {
-    fn of(file: &dyn Tensors, family: &'a Family, asked: &BTreeSet<String>) -> Self {
+impl Known {
+    fn new(file: &dyn Tensors, family: &'static [Idle], asked: &BTreeSet<String>) -> Self {
         let format = file.format();
         let limited = idle::rows(format, family).filter(|row| row.standing.limits());
         let active = limited.map(|row| row.name(format).to_owned()).chain(asked.iter().cloned());
@@ -191,24 +183,25 @@ impl<'a> Known<'a> {
         Known { format, prefix, family, active: active.collect() }
     }
 
-    /// The row about a key without the prefix, by its whole name or by how it begins.
-    fn row(&self, own: &str, exact: bool) -> Option<&'a Idle> {
+    /// The row about a key, given without the prefix. If `exact`, the row must name the whole key, else the beginning
+    /// of it.
+    fn row(&self, own: &str, exact: bool) -> Option<&'static Idle> {
         let mut rows = idle::rows(self.format, self.family);
         rows.find(|row| row.stands_for(self.format, own, exact))
     }
 
-    /// Whether another part of the program than the family reads a key.
+    /// Whether a key is read by a part of the program other than the family.
     fn is_read_elsewhere(&self, name: &str) -> bool {
         let own = name.strip_prefix(&self.prefix).unwrap_or(name);
         let row = self.row(own, true).or_else(|| self.row(own, false));
         row.is_some_and(|row| row.standing == Standing::Elsewhere)
     }
 
-    /// What becomes of a key; one that is null says nothing, unless it is a slip of the pen.
+    /// What happens to an unread key. A key that is null is harmless, unless it looks like a misspelling of another.
     fn verdict(&self, name: &str, fact: Option<&Fact>) -> Verdict {
         let own = name.strip_prefix(&self.prefix).unwrap_or(name);
         let row = |exact: bool| self.row(own, exact);
-        // objects of config.json are other things than the text model, whatever their members are called
+        // an object of config.json that a row names is not about the text model, whatever its members are called
         let object = row(false).filter(|_| self.format == Format::Hf);
         if let Some(row) = row(true).or(object) {
             return passed(row, fact);
@@ -224,8 +217,8 @@ impl<'a> Known<'a> {
         }
     }
 
-    /// Judges a key of which nothing is known by its name; of an object that nothing reads, by the
-    /// object's.
+    /// Judges an unknown key by its name, or by the name of the object that it is in if nothing of the object is
+    /// read.
     fn by_name(&self, own: &str) -> Verdict {
         let speaking = match (self.format, own.split_once('.')) {
             (Format::Hf, Some((object, _))) => {
@@ -253,9 +246,9 @@ impl<'a> Known<'a> {
         }
     }
 
-    /// The active key that a name is a slip of the pen of.
+    /// The key that a name may be a misspelling of: one that changes the numbers, or one that is read elsewhere.
     fn resembled(&self, name: &str, own: &str) -> Option<&str> {
-        // an architecture's key under another prefix
+        // the key of an architecture may stand under another prefix
         let behind = own.split_once('.').filter(|_| self.format == Format::Gguf && name == own);
         let behind = behind.map(|(_, behind)| behind);
         let near = |known: &&String| {
@@ -265,27 +258,28 @@ impl<'a> Known<'a> {
             .filter(|row| row.standing == Standing::Elsewhere)
             .map(|row| row.name(self.format));
         let active = self.active.iter().find(near).map(String::as_str);
-        // names that others begin like are told apart by their ends
+        // names with a common beginning differ only in their last part, which must be long enough to tell them apart
         let most = |known: &str| if last_part_is_long(known) { 2 } else { 0 };
         active.or_else(|| elsewhere.into_iter().find(|known| alike(own, known, most(known))))
     }
 
     fn nearest(&self, own: &str) -> Option<String> {
-        // names can be long
+        // a hostile name can be very long
         let start: String = own.chars().take(100).collect();
         let distance = |known: &&String| strsim::damerau_levenshtein(&start, known);
         self.active.iter().min_by_key(distance).map(|known| self.full(known))
     }
 
     fn full(&self, own: &str) -> String {
-        match idle::has_prefix_of_its_own(self.format, own) {
-            true => own.into(),
-            false => format!("{}{own}", self.prefix),
+        if idle::has_prefix_of_its_own(self.format, own) {
+            own.into()
+        } else {
+            format!("{}{own}", self.prefix)
         }
     }
 }
 
-/// Whether an idle key may say what it says.
+/// Whether an unread key may have its value.
 fn passed(row: &Idle, fact: Option<&Fact>) -> Verdict {
     match fact.filter(|fact| !row.standing.admits(fact)) {
         None => Verdict::Idle,
@@ -297,8 +291,8 @@ fn passed(row: &Idle, fact: Option<&Fact>) -> Verdict {
     }
 }
 
-/// Whether a part of a name speaks of what changes the numbers: `head` and `heads`, `softcap` and
-/// `softcapping`, but not `header`.
+/// Whether a word suggests that a key changes the numbers: `head` and `heads`, `softcap` and `softcapping`, but not
+/// `header`.
 fn telling(word: &str) -> bool {
     let word = word.to_ascii_lowercase();
     let stems = [Some(word.as_str()), word.strip_suffix('s'), word.strip_suffix("es")];
@@ -306,7 +300,7 @@ fn telling(word: &str) -> bool {
     TELLING.iter().any(ends) || ["scal", "norm"].iter().any(|s| word.starts_with(s))
 }
 
-/// Names shorter than this are too like each other to be slips of the pen by more than a letter.
+/// Shorter names are too similar to each other: they count as misspelled only if a single letter is missing or added.
 const LONG: usize = 8;
 
 fn last_part_is_long(name: &str) -> bool {
@@ -314,8 +308,8 @@ fn last_part_is_long(name: &str) -> bool {
     last.chars().filter(|c| c.is_alphanumeric()).count() >= LONG
 }
 
-/// Whether two names differ as a slip of the pen does: in separators and capitals only, by a letter too
-/// many or too few, or by as many edits as `most` says where the names are long.
+/// Whether one name may be a misspelling of the other: they differ only in separators and capitals, or by one missing
+/// or added letter, or, if they are long, by at most `most` edits.
 fn alike(name: &str, known: &str, most: usize) -> bool {
     const LONGEST: usize = 256;
     if name.len() > LONGEST {
@@ -333,7 +327,7 @@ fn alike(name: &str, known: &str, most: usize) -> bool {
     distance == 0 || letter || (known.len() >= LONG && distance <= most)
 }
 
-/// A value as messages show it.
+/// A value, as messages show it.
 pub(super) fn shown(fact: &Fact) -> String {
     match fact {
         Fact::Bool(flag) => flag.to_string(),

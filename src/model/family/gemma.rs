@@ -1,22 +1,25 @@
 //! What the families of Gemma have in common.
 
-use super::{names, Names, Reach, LAYER_TYPES};
+use super::common::Reach;
+use super::keys::LAYER_TYPES;
+use super::names;
+use super::names::Names;
 use crate::model::config::{Config, Fact, Key};
 use crate::model::spec::{Activation, FeedForward, Layer, Mixer};
 use crate::model::ModelError;
 
-/// Names of Gemma 2 and 3 in safetensors, whose norms are stored around zero.
+/// Names of Gemma 2 and 3 in safetensors. Their norms are stored around zero.
 pub(super) const HF_NAMES: Names =
     Names { own: POST_NORMS, zero_centred: &["norm.weight"], ..names::HF };
 
-/// Gemma's norm behind attention has the name of Llama's norm before the MLP.
+/// Gemma's norm after attention has the name that Llama's norm before the MLP has.
 pub(super) const POST_NORMS: &[(&str, &str)] = &[
     ("post_attention_norm", "post_attention_layernorm"),
     ("ffn_norm", "pre_feedforward_layernorm"),
     ("post_ffw_norm", "post_feedforward_layernorm"),
 ];
 
-/// The reach of each layer: by name, or by the family's pattern.
+/// The reach of each layer: named by the file, or else by the family's pattern.
 pub(super) fn reaches(
     config: &dyn Config,
     count: usize,
@@ -33,14 +36,15 @@ pub(super) fn reaches(
     types.iter().map(reach).collect()
 }
 
-/// 1/√(hidden / heads), which GGUF's 27B models have instead of 1/√d.
+/// The 27B models scale scores by 1/√(hidden / heads) instead of 1/√d, which GGUF does not record.
 pub(super) fn scale_27b(hidden: usize, heads: usize) -> f32 {
     ((hidden / heads.max(1)) as f32).powf(-0.5)
 }
 
 const BIDIRECTIONAL: Key<'static> = Key { gguf: "", hf: "use_bidirectional_attention" };
 
-/// Refuses attention that looks ahead; `"vision"` is about images only.
+/// Refuses attention that looks ahead. The value `"vision"` is accepted, because then only images are attended to in
+/// both directions.
 pub(super) fn causal(config: &dyn Config) -> Result<(), ModelError> {
     match config.fact(BIDIRECTIONAL) {
         Some(Fact::Bool(true)) => Err(config.unsupported("attention in both directions")),
@@ -51,7 +55,7 @@ pub(super) fn causal(config: &dyn Config) -> Result<(), ModelError> {
     }
 }
 
-/// A layer of Gemma: norms around both halves, the tanh form of GELU.
+/// A layer of Gemma, with norms before and after both halves and the tanh form of GELU.
 pub(super) fn gemma_layer(mixer: Mixer, feed_forward: FeedForward) -> Layer {
     let activation = Activation::GeluTanh;
     Layer { mixer, feed_forward, activation, post_norms: true, scaled: false }

@@ -1,11 +1,14 @@
 //! `gemma2`: norms around both halves of a layer, caps on scores and logits, embeddings scaled by
 //! √hidden, and a window in every other layer.
 
+use super::common::{
+    activation, attention, common, layer_count, mlp, scale, softcap, Family, Reach,
+};
 use super::gemma::{causal, gemma_layer, reaches, scale_27b, HF_NAMES};
 use super::idle::{hf, Any};
+use super::keys::{ATTENTION_SOFTCAP, FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
+use super::names;
 use super::rope::{rope, USUAL};
-use super::{activation, attention, common, layer_count, mlp, names, scale, softcap};
-use super::{Family, Reach, ATTENTION_SOFTCAP, FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -29,7 +32,8 @@ pub(super) const FAMILY: Family = Family {
 const WINDOW_SIZE: Key = Key { gguf: "", hf: "sliding_window_size" };
 const SLIDING_BASE: Key = Key { gguf: "rope.freq_base_swa", hf: "" };
 
-/// Layers of the 27B model, the only one whose scores are not scaled by 1/√d; GGUF does not record it.
+/// The number of layers by which the 27B model is recognised. It alone does not scale scores by 1/√d, and GGUF does
+/// not record that.
 const LAYERS_27B: usize = 46;
 
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
@@ -64,7 +68,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     Ok(Spec { embed_scale, final_softcap, layers, ..spec })
 }
 
-/// A cap. Of Gemma 2 llama.cpp divides by a zero, which means none in other architectures.
+/// A soft cap. It must not be 0: in other architectures that means no cap, but for Gemma 2 llama.cpp divides by it.
 fn cap(config: &dyn Config, key: Key, gguf: f64) -> Result<Option<f32>, ModelError> {
     match softcap(config, key, gguf)? {
         None if config.format() == Format::Gguf => {
@@ -76,7 +80,7 @@ fn cap(config: &dyn Config, key: Key, gguf: f64) -> Result<Option<f32>, ModelErr
     }
 }
 
-/// The window; llama.cpp takes 4096 where a file does not say, as the class of transformers does.
+/// The window. If the file does not have it, llama.cpp and the class of transformers both take 4096.
 fn window(config: &dyn Config) -> Result<usize, ModelError> {
     let window = match (config.optional_number(WINDOW)?, config.format()) {
         (Some(window), _) => window,
@@ -90,10 +94,11 @@ fn window(config: &dyn Config) -> Result<usize, ModelError> {
     Ok(window)
 }
 
-/// Refuses another base for sliding layers, which llama.cpp could read and no model has.
+/// Refuses a separate RoPE base for sliding layers, which llama.cpp could read but no model has.
 fn one_base(config: &dyn Config, full: &Attention) -> Result<(), ModelError> {
-    match config.optional_float(SLIDING_BASE)?.is_some_and(|base| base != full.rope.base) {
-        true => Err(config.bad(SLIDING_BASE, "differs from the base of full attention")),
-        false => Ok(()),
+    if config.optional_float(SLIDING_BASE)?.is_some_and(|base| base != full.rope.base) {
+        Err(config.bad(SLIDING_BASE, "differs from the base of full attention"))
+    } else {
+        Ok(())
     }
 }

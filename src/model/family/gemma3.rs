@@ -1,13 +1,14 @@
 //! `gemma3`: Gemma 2 with norms on Q and K instead of caps, five sliding layers to each full one, and a
 //! RoPE of its own for each kind.
 
+use super::common::{
+    activation, attention, common, layer_count, mlp, scale, softcap, Family, Reach,
+};
 use super::gemma::{causal, gemma_layer, reaches, scale_27b, HF_NAMES};
 use super::idle::{hf, Any, Numbers};
+use super::keys::{FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
+use super::names;
 use super::rope::{rope, Layout, Wanted, USUAL};
-use super::{
-    activation, attention, common, layer_count, mlp, names, scale, softcap, Family, Reach,
-};
-use super::{FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
 use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -38,7 +39,7 @@ const UNCAPPED_SCORES: &str =
 const UNCAPPED_LOGITS: &str =
     "transformers' class with a vision tower passes it over, and that of the text model alone obeys it";
 
-/// Every sixth layer is full where the file says nothing.
+/// If the file says nothing, every sixth layer has full attention.
 const PATTERN: Key = Key { gguf: "attention.sliding_window_pattern", hf: "sliding_window_pattern" };
 const USUAL_PATTERN: usize = 6;
 const SLIDING_DIMS: [Key; 2] = [
@@ -46,7 +47,8 @@ const SLIDING_DIMS: [Key; 2] = [
     Key { gguf: "attention.value_length_swa", hf: "" },
 ];
 
-/// Layers of the 27B model, the only one whose scores are not scaled by 1/√d; GGUF does not record it.
+/// The number of layers by which the 27B model is recognised. It alone does not scale scores by 1/√d, and GGUF does
+/// not record that.
 const LAYERS_27B: usize = 62;
 
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
@@ -86,12 +88,12 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     Ok(Spec { embed_scale, final_softcap, layers, ..spec })
 }
 
-/// Whether config.json describes the text model as a part of one with a vision tower.
+/// Whether config.json describes the text model as a part of a model with a vision tower.
 fn is_beside_a_tower(config: &dyn Config) -> bool {
     config.format() == Format::Hf && config.full_name(FINAL_SOFTCAP.hf) != FINAL_SOFTCAP.hf
 }
 
-/// Refuses heads of another size in sliding layers, which GGUF could say and no Gemma 3 has.
+/// Refuses another head size for sliding layers, which GGUF can express but no Gemma 3 has.
 fn one_head(config: &dyn Config, dim: usize) -> Result<(), ModelError> {
     for key in SLIDING_DIMS {
         if config.optional_number(key)?.is_some_and(|sliding| sliding != dim) {
@@ -112,8 +114,9 @@ fn kinds(config: &dyn Config, count: usize) -> Result<Vec<Reach>, ModelError> {
     let pattern = named.unwrap_or(USUAL_PATTERN).max(1);
     let by_pattern = |i: usize| kind(!(i + 1).is_multiple_of(pattern));
     let reaches = reaches(config, count, by_pattern)?;
-    match named.is_some() && (0..count).map(by_pattern).ne(reaches.iter().copied()) {
-        true => Err(config.bad(PATTERN, "contradicts `layer_types`")),
-        false => Ok(reaches),
+    if named.is_some() && (0..count).map(by_pattern).ne(reaches.iter().copied()) {
+        Err(config.bad(PATTERN, "contradicts `layer_types`"))
+    } else {
+        Ok(reaches)
     }
 }

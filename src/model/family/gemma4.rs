@@ -1,18 +1,18 @@
-//! `gemma4`: E2B, E4B, 26B-A4B and 31B. Full layers have larger heads than sliding ones; scores are not
-//! scaled; V is normalised. The small models add inputs for each layer and let the upper layers read
-//! the caches of lower ones; the large ones have experts, or take V from K.
+//! `gemma4`: E2B, E4B, 26B-A4B and 31B. Layers with full attention have larger heads than sliding layers. Scores are
+//! not scaled, and V is normalised. The small models have additional inputs for each layer, and their upper layers
+//! read the caches of lower layers. The large models have experts, or take V from K.
 
+use super::common::{activation, common, layer_count, plain_attention, softcap, Family, Reach};
 use super::gemma::{causal, reaches, POST_NORMS};
 use super::idle::{hf, Any};
-use super::rope::{rope, Layout, Wanted, DIVISORS, USUAL};
-use super::{
-    activation, bounded, common, layer_count, names, plain_attention, softcap, Family, Mlx, Names,
-    Reach,
-};
-use super::{
+use super::keys::{
     EXPERTS, EXPERTS_USED, EXPERT_MLP, FINAL_SOFTCAP, GEMMA_ACTIVATION, HEADS, KV_HEADS, MLP,
     WINDOW,
 };
+use super::names;
+use super::names::{Mlx, Names};
+use super::rope::{rope, Layout, Wanted, DIVISORS, USUAL};
+use super::sound::bounded;
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{
     Activation, Attention, Experts, FeedForward, Kv, Layer, Mixer, Mlp, PerLayerInputs, Spec,
@@ -61,7 +61,7 @@ const HF_OWN: &[(&str, &str)] = &[
     ("post_ffw_norm_2", "post_feedforward_layernorm_2"),
 ];
 
-/// Experts as MLX's converter names them.
+/// Names that MLX's converter gives to experts.
 const MLX_OWN: &[(&str, &str)] = &[
     ("ffn_gate_exps.weight", "experts.switch_glu.gate_proj.weight"),
     ("ffn_up_exps.weight", "experts.switch_glu.up_proj.weight"),
@@ -82,7 +82,7 @@ const HAS_EXPERTS: Key = Key { gguf: "", hf: "enable_moe_block" };
 const EXPERTS_USED_HF: Key = Key { gguf: EXPERTS_USED.gguf, hf: "top_k_experts" };
 
 const LAYER_CONFIG: Key = Key { gguf: "", hf: "per_layer_config" };
-/// Sizes of V's heads, which are K's.
+/// Keys with the sizes of V's heads. They must equal those of K.
 const VALUE_DIMS: [(Key, Key); 2] = [
     (Key { gguf: "attention.value_length", hf: "" }, FULL_DIM),
     (Key { gguf: "attention.value_length_swa", hf: "" }, SLIDING_DIM),
@@ -103,7 +103,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let first_shared = count.saturating_sub(shared);
     let heads = kv_heads(config, &reaches)?;
     let widths = mlp_widths(config, count, first_shared)?;
-    let kinds = Kinds::of(file, &heads, &reaches)?;
+    let kinds = Kinds::read(file, &heads, &reaches)?;
     let experts = experts(config)?;
     let mut layers = Vec::new();
     for (i, &reach) in reaches.iter().enumerate() {
@@ -111,10 +111,12 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
             Reach::Full => &kinds.full,
             Reach::Sliding => &kinds.sliding,
         };
-        let kv = match i < first_shared {
-            true if reach == Reach::Full && kinds.key_is_value(file, i)? => Kv::KeyIsValue,
-            true => Kv::Projected,
-            false => Kv::Shared { owner: owner(config, &reaches[..first_shared], reach)? },
+        let kv = if i >= first_shared {
+            Kv::Shared { owner: owner(config, &reaches[..first_shared], reach)? }
+        } else if reach == Reach::Full && kinds.key_is_value(file, i)? {
+            Kv::KeyIsValue
+        } else {
+            Kv::Projected
         };
         let mlp = Mlp { width: widths[i], bias: false };
         layers.push(Layer {
@@ -135,14 +137,14 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     Ok(Spec { embed_scale, final_softcap, per_layer_inputs, layers, ..spec })
 }
 
-/// The owner of the cache that a shared layer reads: the last owning layer of the same kind.
+/// The owner of the cache that a layer without its own reads: the last layer of the same kind that has one.
 fn owner(config: &dyn Config, owning: &[Reach], reach: Reach) -> Result<usize, ModelError> {
     let last = owning.iter().rposition(|&own| own == reach);
     last.ok_or_else(|| config.bad(SHARED, "leaves no layer whose cache the shared ones could read"))
 }
 
-/// The reach of each layer: GGUF flags them all; transformers' class takes every sixth for full where the
-/// file does not say, and the last one whatever it says.
+/// The reach of each layer. GGUF has a flag for each one. In transformers' class every sixth layer has full attention
+/// if the file does not say, and the last layer always has.
 fn layer_reaches(config: &dyn Config, count: usize) -> Result<Vec<Reach>, ModelError> {
     let kind = |sliding: bool| if sliding { Reach::Sliding } else { Reach::Full };
     if config.format() == Format::Gguf {
@@ -157,7 +159,7 @@ fn layer_reaches(config: &dyn Config, count: usize) -> Result<Vec<Reach>, ModelE
     Ok(reaches)
 }
 
-/// A layer's heads of K and V.
+/// Number and size of a layer's heads of K and V.
 #[derive(Clone, Copy, PartialEq)]
 struct KvHeads {
     count: usize,
@@ -191,8 +193,8 @@ fn kv_heads(config: &dyn Config, reaches: &[Reach]) -> Result<Vec<KvHeads>, Mode
     layers.map(|(i, (_, usual))| configured(config, i, *usual, sliding)).collect()
 }
 
-/// The heads of a layer where `per_layer_config` describes what layers have of their own. The class then
-/// passes over the keys for full layers, and they must not contradict it.
+/// The heads of a layer, if `per_layer_config` describes each layer. transformers' class then ignores the keys about
+/// full layers, so they must not contradict it.
 fn configured(
     config: &dyn Config,
     layer: usize,
@@ -218,7 +220,7 @@ fn configured(
     }
 }
 
-/// Refuses heads of V that are not as large as K's.
+/// Refuses heads of V whose size is not that of K.
 fn value_heads(config: &dyn Config) -> Result<(), ModelError> {
     for (value, key) in VALUE_DIMS {
         let dim = config.number(key)?;
@@ -229,7 +231,7 @@ fn value_heads(config: &dyn Config) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Width of each layer's MLP. config.json doubles those of layers that share a cache by a flag.
+/// Width of each layer's MLP. A flag in config.json doubles it for layers that share a cache.
 fn mlp_widths(
     config: &dyn Config,
     count: usize,
@@ -242,24 +244,23 @@ fn mlp_widths(
     Ok(widths.into_iter().enumerate().map(width).collect())
 }
 
-/// Attention of the two kinds of layers.
+/// The attention of both kinds of layers.
 struct Kinds {
     full: Attention,
     sliding: Attention,
-    /// What config.json says about layers that take V from K; GGUF leaves the tensor out.
+    /// Whether config.json says that full layers take V from K. In GGUF the tensor of V is missing instead.
     key_is_value: bool,
 }
 
 impl Kinds {
-    fn of(file: &dyn Tensors, owned: &[KvHeads], reaches: &[Reach]) -> Result<Self, ModelError> {
+    fn read(file: &dyn Tensors, owned: &[KvHeads], reaches: &[Reach]) -> Result<Self, ModelError> {
         let config: &dyn Config = file;
         let heads = config.number(HEADS)?;
         let sliding_dim = dim_of(config, owned, reaches, Reach::Sliding)?;
         let full_dim = dim_of(config, owned, reaches, Reach::Full)?;
         bounded(config, &[("number of heads", heads), ("head size", sliding_dim.max(full_dim))])?;
         if file.format() == Format::Gguf && !file.has(DIVISORS) {
-            let (path, tensor) = (file.path().into(), DIVISORS.into());
-            return Err(ModelError::MissingTensor { path, tensor });
+            return Err(ModelError::missing_tensor(file.path(), DIVISORS));
         }
         let kinds = |reach| Wanted { reach, layout: Layout::ByKind, ..USUAL };
         // KV heads are each layer's own
@@ -285,7 +286,7 @@ impl Kinds {
     }
 }
 
-/// The head size of the layers of a kind, which they share.
+/// The head size that all layers of a kind share.
 fn dim_of(
     config: &dyn Config,
     owned: &[KvHeads],
@@ -298,9 +299,10 @@ fn dim_of(
         // no layer is of this kind: the size is not used
         return config.number(SLIDING_DIM);
     };
-    match dims.all(|dim| dim == first) {
-        true => Ok(first),
-        false => Err(config.unsupported("heads of several sizes in layers of one kind")),
+    if dims.all(|dim| dim == first) {
+        Ok(first)
+    } else {
+        Err(config.unsupported("heads of several sizes in layers of one kind"))
     }
 }
 

@@ -1,29 +1,27 @@
-//! Keys that no family reads and why they may stand.
+//! Keys that no family reads, and the reason why each may be passed over.
 //!
-//! A row is a fact about transformers' classes (5.24) or about llama.cpp, which are the references. A key
-//! that changes the numbers in some model, but not while it has a neutral value, is passed over only with
-//! that value.
+//! Each row is a fact about transformers' classes (5.24) or about llama.cpp, which are the references. Some keys
+//! change the numbers in some models, but have a neutral value. Such a key is passed over only if it has that value.
 
-use super::Family;
 use crate::model::config::{Fact, Format, Key};
 
 /// A key that no family reads.
 pub(in crate::model) struct Idle {
-    /// Its names; a `*` at the end stands for anything.
+    /// Its names. A `*` at the end stands for anything.
     key: Key<'static>,
     pub standing: Standing,
-    /// Why it may stand.
+    /// Why it may be passed over.
     pub why: &'static str,
 }
 
-/// What an idle key may say.
+/// Which values an unread key may have.
 #[derive(Clone, Copy, PartialEq)]
 pub(in crate::model) enum Standing {
-    /// Anything: it has no part in the forward pass.
+    /// Any value: the key has no part in the forward pass.
     Any,
-    /// Anything here: another part of the program reads it.
+    /// Any value: another part of the program reads the key.
     Elsewhere,
-    /// One of these numbers; true and false are 1 and 0.
+    /// One of these numbers. True and false count as 1 and 0.
     Numbers(&'static [f64]),
 }
 
@@ -60,7 +58,7 @@ impl Idle {
         }
     }
 
-    /// Whether the row is about a key, by its whole name or by how it begins.
+    /// Whether the row is about a key. If `exact`, the row must name the whole key, else the beginning of it.
     pub fn stands_for(&self, format: Format, key: &str, exact: bool) -> bool {
         match (self.name(format).strip_suffix('*'), exact) {
             (None, true) => self.name(format) == key,
@@ -70,13 +68,13 @@ impl Idle {
     }
 }
 
-/// All rows of a format, the family's first.
-pub(super) fn rows(format: Format, family: &Family) -> impl Iterator<Item = &Idle> {
-    let all = family.idle.iter().chain(ALL);
+/// All rows of a format, those of the family first.
+pub(super) fn rows(format: Format, family: &'static [Idle]) -> impl Iterator<Item = &'static Idle> {
+    let all = family.iter().chain(ALL);
     all.filter(move |row| !row.name(format).is_empty())
 }
 
-/// Whether a key of GGUF is not the architecture's.
+/// Whether a key of a GGUF file does not have the architecture's prefix.
 pub(super) fn has_prefix_of_its_own(format: Format, key: &str) -> bool {
     let own = ["general.", "tokenizer.", "quantize.", "split."];
     format == Format::Gguf && own.iter().any(|prefix| key.starts_with(prefix))
@@ -99,7 +97,7 @@ pub(super) const DENSE: &str =
 
 const OFF: Standing = Numbers(&[0.0]);
 pub(super) const ON: Standing = Numbers(&[1.0]);
-/// llama.cpp takes 0 for "not set".
+/// For llama.cpp 0 means "not set".
 const OFF_OR_ONE: Standing = Numbers(&[0.0, 1.0]);
 
 const KIND: &str = "it says what the checkpoint is";

@@ -1,8 +1,9 @@
 //! `llama`: Llama, SmolLM2 and their kin.
 
+use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
+use super::keys::{ACTIVATION, ATTENTION_BIAS, EXPERTS, MLP_BIAS};
+use super::names;
 use super::rope::{rope, Wanted, USUAL};
-use super::{activation, attention, common, layer_count, llama_layer, mlp, names, Family};
-use super::{ACTIVATION, ATTENTION_BIAS, EXPERTS, MLP_BIAS};
 use crate::model::config::{Config, Format};
 use crate::model::spec::{Attention, FeedForward, Mixer, Mlp, Pairs, Spec};
 use crate::model::tensors::Tensors;

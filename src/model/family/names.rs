@@ -1,43 +1,45 @@
 //! Names of tensors in the formats' files.
 
-use crate::model::tensors::Change;
+use crate::model::tensors::Transform;
 
-/// How a format and family name tensors, and what they store otherwise than the decoder wants it.
+/// How the files of a family name tensors in one format, and which tensors they store differently from how the
+/// decoder needs them.
 #[derive(Clone, Copy)]
 pub(in crate::model) struct Names {
-    /// The decoder's name and the file's; a name without a suffix stands for `.weight` and `.bias`.
-    /// They are looked up before the usual ones, and those of a convention before both.
+    /// Pairs of the decoder's name and the file's. A name without a suffix stands for `.weight` and `.bias`. These
+    /// pairs are looked up before `usual`, and those of `converted` before both.
     pub own: &'static [(&'static str, &'static str)],
-    /// The format's usual ones; none where files use the decoder's names.
+    /// The usual pairs of the format. They are empty if the files use the decoder's names.
     pub usual: &'static [(&'static str, &'static str)],
-    /// What stands before a layer's names, with its index to follow.
+    /// What the names of a layer's tensors begin with. The layer's index follows.
     pub layer: &'static str,
-    /// Names of norms whose weights are stored around zero end so.
+    /// Endings of the names of norms whose weights are stored around zero.
     pub zero_centred: &'static [&'static str],
-    /// Names of decays that are stored as logarithms end so.
+    /// Endings of the names of decays that are stored as logarithms.
     pub logarithmic: &'static [&'static str],
-    /// Names of tensors that files store with a dimension of 1 more than the decoder has end so, and its place.
+    /// Endings of the names of tensors that are stored with an additional dimension of 1, and the place of that
+    /// dimension.
     pub unit: &'static [(&'static str, usize)],
-    /// What MLX's converter makes of it.
+    /// How files that MLX's converter wrote differ.
     pub mlx: Mlx,
-    /// The names in force that the convention of the files brings; none is transformers'.
+    /// Pairs of names that the convention of the files brings. They are empty for transformers' convention.
     pub converted: &'static [(&'static str, &'static str)],
-    /// Beginnings of names that are not the text model's.
-    pub elsewhere: &'static [&'static str],
+    /// Prefixes of the names of tensors that do not belong to the text model.
+    pub other_parts: &'static [&'static str],
 }
 
-/// What MLX's converter stores otherwise than transformers: mlx-lm 0.32, `sanitize` of its models.
+/// What MLX's converter stores differently from transformers. The source is `sanitize` of mlx-lm 0.32's models.
 #[derive(Clone, Copy)]
 pub(in crate::model) struct Mlx {
-    /// Names that differ. Experts are stacked by projection, so they have a tensor for each.
+    /// Names that differ. The experts have one tensor for each projection.
     pub own: &'static [(&'static str, &'static str)],
-    /// Whether norms that transformers stores around zero are stored as 1 + w. Its Gemma 2 and 3 keep them.
+    /// Whether norms that transformers stores around zero are stored as 1 + w. This is not so for Gemma 2 and 3.
     pub plain_norms: bool,
-    /// As `unit` of the names.
+    /// As [`Names::unit`].
     pub unit: &'static [(&'static str, usize)],
 }
 
-/// GGUF files: the decoder's names are theirs.
+/// Names in GGUF files, which are the decoder's own.
 pub(super) const GGUF: Names = Names {
     own: &[],
     usual: &[],
@@ -47,10 +49,10 @@ pub(super) const GGUF: Names = Names {
     unit: &[],
     mlx: Mlx { own: &[], plain_norms: false, unit: &[] },
     converted: &[],
-    elsewhere: &[],
+    other_parts: &[],
 };
 
-/// Safetensors as transformers names them.
+/// Names in safetensors that transformers wrote.
 pub(super) const HF: Names = Names {
     own: &[],
     usual: &[
@@ -78,10 +80,10 @@ pub(super) const HF: Names = Names {
     unit: &[],
     mlx: MLX,
     converted: &[],
-    elsewhere: ELSEWHERE,
+    other_parts: ELSEWHERE,
 };
 
-/// What MLX's converter makes of experts in most families.
+/// How MLX's converter stores experts in most families.
 pub(super) const MLX: Mlx = Mlx {
     own: &[
         ("ffn_gate_exps.weight", "mlp.switch_mlp.gate_proj.weight"),
@@ -92,8 +94,8 @@ pub(super) const MLX: Mlx = Mlx {
     unit: &[],
 };
 
-/// Towers and projectors of multimodal checkpoints, and what predicts further tokens: the next token of a
-/// text does not pass through them.
+/// Towers and projectors of multimodal checkpoints, and layers that predict tokens after the next one. The prediction
+/// of a text's next token does not pass through them.
 const ELSEWHERE: &[&str] = &[
     "model.visual.",
     "visual.",
@@ -133,7 +135,7 @@ impl Names {
         })
     }
 
-    /// The names of the same family in files that MLX's converter wrote.
+    /// The names for files that MLX's converter wrote.
     pub fn converted_by_mlx(self) -> Self {
         let zero_centred = if self.mlx.plain_norms { &[] } else { self.zero_centred };
         Names { converted: self.mlx.own, zero_centred, unit: self.mlx.unit, ..self }
@@ -147,20 +149,21 @@ impl Names {
         shape
     }
 
-    /// What is done to a tensor once it is read.
-    pub fn change(&self, name: &str) -> Change {
+    /// What is done to a tensor after it has been read.
+    pub fn transform(&self, name: &str) -> Transform {
         if self.logarithmic.iter().any(|end| name.ends_with(end)) {
-            return Change::NegativeExp;
+            return Transform::NegativeExp;
         }
-        match self.zero_centred.iter().any(|end| name.ends_with(end)) {
-            true => Change::PlusOne,
-            false => Change::None,
+        if self.zero_centred.iter().any(|end| name.ends_with(end)) {
+            Transform::PlusOne
+        } else {
+            Transform::None
         }
     }
 
-    /// Whether a file's tensor is no part of the text model, or one that old files computed beforehand.
-    pub fn elsewhere(&self, own: &str) -> bool {
+    /// Whether a tensor of a file does not belong to the text model, or is a table that old files hold precomputed.
+    pub fn not_the_text_model(&self, own: &str) -> bool {
         let computed = own.ends_with("rotary_emb.inv_freq");
-        computed || self.elsewhere.iter().any(|start| own.starts_with(start))
+        computed || self.other_parts.iter().any(|start| own.starts_with(start))
     }
 }

@@ -1,9 +1,10 @@
 //! `qwen2`: Qwen2 and Qwen2.5, which are Llama with biases on Q, K and V.
 
+use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
 use super::idle::{hf, Any};
+use super::keys::{ACTIVATION, LAYERS, LAYER_TYPES, WINDOW};
+use super::names;
 use super::rope::{rope, USUAL};
-use super::{activation, attention, common, layer_count, llama_layer, mlp, names, Family};
-use super::{ACTIVATION, LAYERS, LAYER_TYPES, WINDOW};
 use crate::model::config::{Config, Key};
 use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -27,9 +28,9 @@ pub(super) const USE_WINDOW: Key<'static> = Key { gguf: "", hf: "use_sliding_win
 
 const WINDOW_FROM: Key = Key { gguf: "", hf: "max_window_layers" };
 
-/// No released model of the Qwen 2 and 3 families has windows, so there is nothing to check them by. Only
-/// with `use_sliding_window` does transformers look at the window: layers slide by their types, or else
-/// from `max_window_layers` on.
+/// Refuses sliding windows. No released model of the Qwen 2 and 3 families has them, so there is nothing to check an
+/// implementation against. transformers looks at the window only if `use_sliding_window` is set. Then the layers'
+/// types say which layers slide, or else all do from `max_window_layers` on.
 pub(super) fn without_windows(config: &dyn Config) -> Result<(), ModelError> {
     let layers = config.number(LAYERS)?;
     let types = config.words(LAYER_TYPES, layers)?;
@@ -40,9 +41,10 @@ pub(super) fn without_windows(config: &dyn Config) -> Result<(), ModelError> {
         Some(types) => types.iter().any(|word| word != "full_attention"),
         None => used && from < layers,
     };
-    match slides {
-        true => Err(config.unsupported("a sliding window (use_sliding_window, layer_types)")),
-        false => Ok(()),
+    if slides {
+        Err(config.unsupported("a sliding window (use_sliding_window, layer_types)"))
+    } else {
+        Ok(())
     }
 }
 

@@ -1,9 +1,10 @@
 //! `qwen3`: Qwen2 without biases, with norms on Q and K and a head size of its own.
 
+use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
+use super::keys::{ACTIVATION, ATTENTION_BIAS};
+use super::names;
 use super::qwen2::without_windows;
 use super::rope::{rope, USUAL};
-use super::{activation, attention, common, layer_count, llama_layer, mlp, names, Family};
-use super::{ACTIVATION, ATTENTION_BIAS};
 use crate::model::config::Config;
 use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;

@@ -1,10 +1,13 @@
-//! `qwen3_5` and `qwen3_5_moe`: Qwen3.5 and Qwen3.6. Three layers of gated delta rule to one of gated
-//! attention, which turns the first quarter of its heads; MLPs, or experts and a shared one.
+//! `qwen3_5` and `qwen3_5_moe`: Qwen3.5 and Qwen3.6. Three layers with the gated delta rule are followed by one with
+//! gated attention, which applies RoPE to the first quarter of each head. The feed-forward parts are MLPs, or experts
+//! with a shared expert.
 
+use super::common::{activation, attention, common, layers, llama_layer, mlp, Family};
 use super::idle::{gguf, hf, Any, DENSE, ON};
+use super::keys::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
+use super::names;
+use super::names::{Mlx, Names};
 use super::rope::{rope, Wanted, USUAL};
-use super::{activation, attention, common, layers, llama_layer, mlp, names, Family, Mlx, Names};
-use super::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{Attention, DeltaNet, Experts, FeedForward, HeadOrder, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -67,7 +70,7 @@ const PLAIN: &str = "for a text, all parts of multimodal RoPE turn by one positi
 
 const INTERVAL: Key = Key { gguf: "full_attention_interval", hf: "full_attention_interval" };
 const RECURRENT: Key = Key { gguf: "attention.recurrent_layers", hf: "" };
-/// Layers at the end that predict further tokens, which are no part of the trunk.
+/// How many layers at the end predict tokens after the next one. They are not measured.
 const FURTHER: Key = Key { gguf: "nextn_predict_layers", hf: "" };
 const KERNEL: Key = Key { gguf: "ssm.conv_kernel", hf: "linear_conv_kernel_dim" };
 const KEY_DIM: Key = Key { gguf: "ssm.state_size", hf: "linear_key_head_dim" };
@@ -108,37 +111,40 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let delta_net = delta_net(config)?;
     // the class, or the architecture's name in GGUF, decides
     let mixture = ["qwen35moe", "qwen3_5_moe", "qwen3_5_moe_text"].contains(&config.architecture());
-    let feed_forward = match mixture {
-        true => FeedForward::Experts(experts(config)?),
-        false => FeedForward::Dense(mlp(config)?),
+    let feed_forward = if mixture {
+        FeedForward::Experts(experts(config)?)
+    } else {
+        FeedForward::Dense(mlp(config)?)
     };
     let layer = |full: bool| {
         llama_layer(
-            match full {
-                true => Mixer::Attention(attention.clone()),
-                false => Mixer::DeltaNet(delta_net.clone()),
+            if full {
+                Mixer::Attention(attention.clone())
+            } else {
+                Mixer::DeltaNet(delta_net.clone())
             },
             feed_forward.clone(),
         )
     };
-    let elsewhere = (count..count + further).map(|i| format!("blk.{i}.")).collect();
-    Ok(Spec { layers: full.into_iter().map(layer).collect(), elsewhere, ..spec })
+    let ignored_tensors = (count..count + further).map(|i| format!("blk.{i}.")).collect();
+    Ok(Spec { layers: full.into_iter().map(layer).collect(), ignored_tensors, ..spec })
 }
 
-/// Refuses sections of multimodal RoPE that leave a pair to none of time, height and width: llama.cpp
-/// turns it by a fourth position, which is 0 in a text.
+/// Refuses sections of multimodal RoPE that assign a pair to none of time, height and width. llama.cpp turns such a
+/// pair by a fourth position, which is 0 in a text.
 fn sections(config: &dyn Config) -> Result<(), ModelError> {
     let counts = config.list(SECTIONS)?;
     let all: usize = counts.iter().sum();
     let turns = |pair: usize| counts.get(pair % 3).is_some_and(|count| pair < 3 * count);
-    match all > 1 << 16 || (0..all).any(|pair| !turns(pair)) {
-        true => Err(config.bad(SECTIONS, "leaves pairs of a text where they are")),
-        false => Ok(()),
+    if all > 1 << 16 || (0..all).any(|pair| !turns(pair)) {
+        Err(config.bad(SECTIONS, "leaves pairs of a text where they are"))
+    } else {
+        Ok(())
     }
 }
 
-/// Which layers are full attention: by name, by flag, or every so many. An interval beside the others
-/// must not contradict them.
+/// Which layers have full attention. The file names the type of each layer, flags them, or gives an interval. If it
+/// gives an interval as well, it must not contradict the others.
 fn full_layers(config: &dyn Config, count: usize, further: usize) -> Result<Vec<bool>, ModelError> {
     let interval = config.optional_number(INTERVAL)?;
     let every = |interval: usize| -> Vec<bool> {
@@ -148,9 +154,10 @@ fn full_layers(config: &dyn Config, count: usize, further: usize) -> Result<Vec<
         // 4 is transformers' and llama.cpp's
         return Ok(every(interval.unwrap_or(4)));
     };
-    match interval.is_some_and(|interval| every(interval) != named) {
-        true => Err(config.bad(INTERVAL, "contradicts the list of layers")),
-        false => Ok(named),
+    if interval.is_some_and(|interval| every(interval) != named) {
+        Err(config.bad(INTERVAL, "contradicts the list of layers"))
+    } else {
+        Ok(named)
     }
 }
 

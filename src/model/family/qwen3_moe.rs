@@ -1,10 +1,11 @@
 //! `qwen3_moe`: Qwen3 whose MLPs are experts, in all layers or in some.
 
+use super::common::{activation, common, layer_count, llama_layer, mlp, Family};
 use super::idle::{gguf, hf, Any, DENSE, ON};
+use super::keys::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, WINDOW};
+use super::names;
 use super::qwen2::USE_WINDOW;
 use super::qwen3::qk_normed;
-use super::{activation, common, layer_count, llama_layer, mlp, names, Family};
-use super::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, WINDOW};
 use crate::model::config::{Config, Key};
 use crate::model::spec::{Experts, FeedForward, Mixer, Spec};
 use crate::model::tensors::Tensors;
@@ -33,13 +34,13 @@ pub(super) const FAMILY: Family = Family {
 
 const DENSE_LAYERS: Key = Key { gguf: "", hf: "mlp_only_layers" };
 const STEP: Key = Key { gguf: "", hf: "decoder_sparse_step" };
-/// GGUF does not record it; all released models normalise.
+/// Whether expert weights are normalised. GGUF does not record it, and all released models normalise.
 const NORMALISED: Key = Key { gguf: "", hf: "norm_topk_prob" };
 
 /// transformers 5 saves the number of experts under this name.
 const LOCAL_EXPERTS: Key = Key { gguf: "", hf: "num_local_experts" };
 
-/// The number of experts, which the class knows by two names.
+/// The number of experts, for which the class has two names.
 fn expert_count(config: &dyn Config) -> Result<usize, ModelError> {
     match (config.optional_number(LOCAL_EXPERTS)?, config.optional_number(EXPERTS)?) {
         (Some(local), Some(count)) if local != count => {
@@ -73,9 +74,10 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         let sparse = !dense.contains(&i) && (i + 1).is_multiple_of(step);
         Ok(llama_layer(
             Mixer::Attention(attention.clone()),
-            match sparse {
-                true => FeedForward::Experts(experts.clone()),
-                false => FeedForward::Dense(mlp(config)?),
+            if sparse {
+                FeedForward::Experts(experts.clone())
+            } else {
+                FeedForward::Dense(mlp(config)?)
             },
         ))
     };

@@ -3,7 +3,8 @@
 //! Formulas are those of transformers' `modeling_rope_utils` and of llama.cpp, which agree. θ^(-2i/d) is
 //! computed in f64 and rounded once.
 
-use super::Reach;
+use super::common::Reach;
+use super::keys::CONTEXT;
 use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Pairs, Rope};
 use crate::model::tensors::{finite, Tensors};
@@ -11,8 +12,8 @@ use crate::model::ModelError;
 use candle_core::DType;
 use std::f64::consts::PI;
 
-/// θ where a configuration names none: that of transformers' `RotaryEmbeddingConfigMixin.default_theta` and
-/// of llama.cpp's `rope_freq_base_train`.
+/// The default θ, in transformers (`RotaryEmbeddingConfigMixin.default_theta`) and in llama.cpp
+/// (`rope_freq_base_train`).
 const DEFAULT_BASE: f64 = 10_000.0;
 
 /// Divisors of frequencies that GGUF files keep as a tensor (Llama 3, Gemma 4).
@@ -20,18 +21,18 @@ pub(in crate::model) const DIVISORS: &str = "rope_freqs.weight";
 
 const KIND: Key = Key { gguf: "rope.scaling.type", hf: "" };
 const FACTOR: Key = Key { gguf: "rope.scaling.factor", hf: "" };
-/// How the first GGUF files spelled the factor of linear scaling.
+/// The key of linear scaling's factor in the first GGUF files.
 const LINEAR_SCALE: Key = Key { gguf: "rope.scale_linear", hf: "" };
 const ORIGINAL: Key =
     Key { gguf: "rope.scaling.original_context_length", hf: "original_max_position_embeddings" };
 const YARN_MAGNITUDE: Key = Key { gguf: "rope.scaling.yarn_attn_factor", hf: "" };
 const DIMS: Key = Key { gguf: "rope.dimension_count", hf: "" };
 const SLIDING_DIMS: Key = Key { gguf: "rope.dimension_count_swa", hf: "" };
-/// transformers 4's objects, beside which its own base stands.
+/// The object of transformers 4. The base stands beside it.
 const OLDER: &str = "rope_scaling";
 const NEWER: &str = "rope_parameters";
 
-/// What may stand in an object of config.json that describes RoPE, but for its kind and θ.
+/// Members that an object about RoPE in config.json may have, besides its kind and θ.
 const MEMBERS: [&str; 11] = [
     "factor",
     "original_max_position_embeddings",
@@ -46,28 +47,28 @@ const MEMBERS: [&str; 11] = [
     "partial_rotary_factor",
 ];
 
-/// What a family knows of its RoPE beside the configuration.
+/// What a family knows about its RoPE apart from the configuration.
 pub(super) struct Wanted {
     pub reach: Reach,
     pub pairs: Pairs,
     pub layout: Layout,
-    /// Share of a head that turns where config.json names none. Without one transformers' class turns
-    /// whole heads, whatever the file says.
+    /// The share of a head that is rotated if config.json does not name one. If this is `None`, transformers' class
+    /// rotates whole heads, whatever the file says.
     pub share: Option<f64>,
 }
 
-/// Where config.json describes RoPE.
+/// The place where config.json describes RoPE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// Once for all layers: in `rope_scaling`, as transformers 4 wrote it, or else in `rope_parameters`.
+    /// Once for all layers, in `rope_scaling` (transformers 4) or in `rope_parameters`.
     Once,
-    /// For each kind of layer in `rope_parameters`, where transformers 4's keys count, too (Gemma 3).
+    /// For each kind of layer in `rope_parameters`. The keys of transformers 4 count, too (Gemma 3).
     ByKindOrOlder,
-    /// For each kind of layer in `rope_parameters`, complete and nowhere else (Gemma 4).
+    /// For each kind of layer in `rope_parameters`, and nowhere else (Gemma 4).
     ByKind,
 }
 
-/// Pairs of halves over the whole head in every layer: the usual case.
+/// The usual case: in every layer whole heads are rotated, in pairs of one element from each half.
 pub(super) const USUAL: Wanted =
     Wanted { reach: Reach::Full, pairs: Pairs::Halves, layout: Layout::Once, share: None };
 
@@ -77,7 +78,7 @@ pub(super) fn rope(
     wanted: &Wanted,
     head_dim: usize,
 ) -> Result<Rope, ModelError> {
-    let parameters = Parameters::of(file, wanted)?;
+    let parameters = Parameters::find(file, wanted)?;
     let base = parameters.base()?;
     let dims = parameters.rotated(wanted, head_dim)?;
     // an odd part of a head turns with one element more, as torch's arange(0, dims, 2) has it
@@ -130,7 +131,7 @@ fn divide(file: &dyn Tensors, frequencies: &mut [f64]) -> Result<(), ModelError>
             found: vec![divisors.len()],
         });
     }
-    /// A divisor from here on means that the pair does not turn; converters write 1e30.
+    /// A divisor of at least this means that the pair is not rotated. Converters write 1e30.
     const NEVER: f32 = 1e20;
     for (frequency, divisor) in frequencies.iter_mut().zip(divisors) {
         *frequency = if divisor >= NEVER { 0.0 } else { *frequency / f64::from(divisor) };
@@ -147,19 +148,19 @@ enum Kind {
     Proportional,
 }
 
-/// RoPE's corner of a configuration.
+/// The part of a configuration that describes RoPE.
 struct Parameters<'c> {
     config: &'c dyn Config,
     reach: Reach,
     layout: Layout,
-    /// The objects of config.json that describe it; where two do, they do not contradict each other.
+    /// The objects of config.json that describe RoPE. If there are two, they agree.
     objects: Vec<&'static str>,
-    /// The object that transformers writes today.
+    /// The object that current versions of transformers write.
     newest: &'static str,
 }
 
 impl<'c> Parameters<'c> {
-    fn of(config: &'c dyn Config, wanted: &Wanted) -> Result<Self, ModelError> {
+    fn find(config: &'c dyn Config, wanted: &Wanted) -> Result<Self, ModelError> {
         let own = match wanted.reach {
             Reach::Full => "rope_parameters.full_attention",
             Reach::Sliding => "rope_parameters.sliding_attention",
@@ -192,7 +193,7 @@ impl<'c> Parameters<'c> {
         }
     }
 
-    /// An object without members is none to transformers.
+    /// An object without members counts as missing, as in transformers.
     fn is_empty(&self, object: &str) -> bool {
         let members = MEMBERS.into_iter().chain(["rope_type", "type", "rope_theta"]);
         let mut members = members.map(|member| format!("{object}.{member}"));
@@ -200,8 +201,8 @@ impl<'c> Parameters<'c> {
         in_file(object) && !members.any(|member| in_file(&member))
     }
 
-    /// Refuses two descriptions that disagree: of transformers 4 and 5 side by side, one is believed, and
-    /// which of them depends on the reader.
+    /// Refuses descriptions of transformers 4 and 5 side by side that disagree, because it depends on the reader
+    /// which of them counts.
     fn agree(&self, older: &str, newer: &str) -> Result<(), ModelError> {
         let said = |object: &str, member: &str| {
             let hf = format!("{object}.{member}");
@@ -231,7 +232,7 @@ impl<'c> Parameters<'c> {
         Ok(())
     }
 
-    /// A member of the objects, by the first that has it; all that have it count as read.
+    /// A member of the first object that has it. In the other objects it counts as read, too.
     fn at<T>(&self, member: &str, get: impl Fn(Key) -> T) -> T {
         let names = self.objects.iter().map(|object| format!("{object}.{member}"));
         let names: Vec<_> = names.collect();
@@ -246,7 +247,7 @@ impl<'c> Parameters<'c> {
         self.at(member, |key| self.config.optional_float(key))
     }
 
-    /// A number that scaling cannot do without.
+    /// A number that the scaling needs.
     fn positive(&self, member: &str) -> Result<f64, ModelError> {
         self.at(member, |key| self.config.positive(key))
     }
@@ -273,9 +274,10 @@ impl<'c> Parameters<'c> {
             }
             (own, beside) => own.or(beside).unwrap_or(DEFAULT_BASE),
         };
-        match base > 1.0 {
-            true => Ok(base),
-            false => Err(self.config.bad(own, "must be above 1")),
+        if base > 1.0 {
+            Ok(base)
+        } else {
+            Err(self.config.bad(own, "must be above 1"))
         }
     }
 
@@ -311,8 +313,8 @@ impl<'c> Parameters<'c> {
         }
     }
 
-    /// The scaling of a GGUF file, which llama.cpp applies to full attention only. Without a type a factor
-    /// is one of linear scaling.
+    /// The scaling of a GGUF file, which llama.cpp applies to full attention only. A factor without a type means
+    /// linear scaling.
     fn gguf_kind(&self) -> Result<Kind, ModelError> {
         if self.reach == Reach::Sliding {
             return Ok(Kind::Plain);
@@ -334,7 +336,7 @@ impl<'c> Parameters<'c> {
         }
     }
 
-    /// The factor of linear scaling under its name or its first one; llama.cpp takes 0 for 1.
+    /// The factor of linear scaling, under its current or its first name. llama.cpp reads 0 as 1.
     fn gguf_factor(&self) -> Result<f64, ModelError> {
         let (factor, older) =
             (self.config.optional_float(FACTOR)?, self.config.optional_float(LINEAR_SCALE)?);
@@ -352,7 +354,7 @@ impl<'c> Parameters<'c> {
         }
     }
 
-    /// The factor that YaRN and Llama 3's scaling slow down by.
+    /// The factor by which YaRN and Llama 3's scaling slow frequencies down.
     fn factor(&self) -> Result<f64, ModelError> {
         match self.config.format() {
             Format::Gguf => self.config.positive(FACTOR),
@@ -360,8 +362,8 @@ impl<'c> Parameters<'c> {
         }
     }
 
-    /// The context before it was stretched: transformers puts what stands beside the object over what
-    /// stands in it, and takes the context where neither does; so does llama.cpp.
+    /// The context before it was extended. In transformers and llama.cpp a value beside the object overrides one
+    /// inside of it, and without either it is the model's context.
     fn original(&self) -> Result<f64, ModelError> {
         let beside = match (self.config.format(), self.layout) {
             (Format::Hf, Layout::ByKind | Layout::ByKindOrOlder) => None,
@@ -376,14 +378,14 @@ impl<'c> Parameters<'c> {
                 Err(self.config.bad(key, message))
             }
             (inside, beside) => match inside.or(beside) {
-                None => self.config.float(super::CONTEXT),
+                None => self.config.float(CONTEXT),
                 Some(original) if original > 0.0 => Ok(original),
                 Some(_) => Err(self.config.bad(key, "must be positive")),
             },
         }
     }
 
-    /// Elements of a head that turn, of the first ones.
+    /// How many elements of a head, from its first one on, are rotated.
     fn rotated(&self, wanted: &Wanted, head_dim: usize) -> Result<usize, ModelError> {
         match (self.config.format(), wanted.share) {
             (Format::Gguf, _) => self.counted(wanted, head_dim),
@@ -398,8 +400,8 @@ impl<'c> Parameters<'c> {
         }
     }
 
-    /// GGUF counts the elements that turn: all where it does not say (llama.cpp's `n_rot`), and as many
-    /// in sliding layers as in full ones.
+    /// GGUF names the number of rotated elements. If it does not, all are (llama.cpp's `n_rot`). Sliding and full
+    /// layers must agree.
     fn counted(&self, wanted: &Wanted, head_dim: usize) -> Result<usize, ModelError> {
         let own = match self.reach {
             Reach::Sliding if self.config.has(SLIDING_DIMS) => SLIDING_DIMS,
@@ -408,16 +410,15 @@ impl<'c> Parameters<'c> {
         let Some(count) = self.config.optional_number(own)? else { return Ok(head_dim) };
         // llama.cpp refuses less of a head for the one architecture that turns neighbours
         let whole = wanted.pairs == Pairs::Adjacent && count != head_dim;
-        match whole || count == 0 || count > head_dim || !count.is_multiple_of(2) {
-            false => Ok(count),
-            true => {
-                let message = format!("says that {count} elements of a head of {head_dim} turn");
-                Err(self.config.bad(own, message))
-            }
+        if whole || count == 0 || count > head_dim || !count.is_multiple_of(2) {
+            let message = format!("says that {count} elements of a head of {head_dim} turn");
+            Err(self.config.bad(own, message))
+        } else {
+            Ok(count)
         }
     }
 
-    /// The share of a head that turns: in the object, or beside it where the class looks there.
+    /// The share of a head that is rotated. It stands in the object, or beside it if the class looks there.
     fn share(&self, usual: f64) -> Result<f64, ModelError> {
         let beside = match self.layout {
             Layout::Once => Key { gguf: "", hf: "partial_rotary_factor" },
@@ -436,7 +437,7 @@ impl<'c> Parameters<'c> {
         }
     }
 
-    /// Llama 3.1: long waves are slowed by the factor, short ones are not, between them a ramp.
+    /// Llama 3.1: low frequencies are divided by the factor, high ones stay, with a ramp between them.
     fn llama3(&self, plain: Vec<f64>) -> Result<Vec<f64>, ModelError> {
         let factor = self.factor()?;
         let low = self.positive("low_freq_factor")?;
@@ -456,8 +457,8 @@ impl<'c> Parameters<'c> {
         Ok(plain.iter().map(scaled).collect())
     }
 
-    /// YaRN (arXiv 2309.00071): waves that turn often within the original context stay, those that
-    /// turn seldom are slowed by the factor, between them a ramp.
+    /// YaRN (arXiv 2309.00071): frequencies that make many turns within the original context stay, those that make
+    /// few are divided by the factor, with a ramp between them.
     fn yarn(&self, base: f64, plain: Vec<f64>) -> Result<Vec<f64>, ModelError> {
         let factor = self.factor()?;
         let original = self.original()?;
@@ -489,8 +490,7 @@ impl<'c> Parameters<'c> {
         Ok(plain.iter().enumerate().map(scaled).collect())
     }
 
-    /// What YaRN multiplies cos and sin with. GGUF's factor stands beside the usual one, transformers'
-    /// instead of it.
+    /// The factor of cos and sin in YaRN. GGUF's factor multiplies the usual one, transformers' replaces it.
     fn attention_factor(&self) -> Result<f64, ModelError> {
         let factor = self.factor()?;
         let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
@@ -506,8 +506,8 @@ impl<'c> Parameters<'c> {
         })
     }
 
-    /// The converter keeps transformers' attention factor under a key that llama.cpp passes over: only the
-    /// usual factor means the same to both.
+    /// Refuses an attention factor other than the usual one: the converter stores it under a key that llama.cpp
+    /// ignores, so the two would compute differently.
     fn gguf_magnitude(&self, usual: f64) -> Result<f64, ModelError> {
         let converted = self.config.optional_float(YARN_MAGNITUDE)?;
         if converted.is_some_and(|converted| (converted / usual - 1.0).abs() > 1e-5) {

@@ -1,5 +1,5 @@
-//! The header of a GGUF file, versions 2 and 3, read strictly: what two readers could understand in two ways is
-//! refused with the places in the file.
+//! Reads the header of a GGUF file (version 2 or 3) strictly: whatever two readers could understand differently is
+//! refused, with the places in the file.
 //!
 //! The rules are those of llama.cpp's own reader (`ggml/src/gguf.cpp`): no key and no tensor stands twice,
 //! `general.alignment` is a u32 and a power of two, and every tensor begins where the one before it in the header
@@ -10,26 +10,27 @@
 
 use super::reader::Reader;
 use super::types::{self, GgmlType};
-use crate::model::foreign;
+use crate::files::foreign;
 use candle_core::quantized::gguf_file::Value;
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Alignment of files that do not say theirs.
+/// The alignment of a file that does not name one.
 const ALIGNMENT: u64 = 32;
 
 const ALIGNMENT_KEY: &str = "general.alignment";
 
-/// As many dimensions has a ggml tensor at most.
+/// The largest number of dimensions of a ggml tensor.
 const MOST_DIMENSIONS: u32 = 4;
 
-/// What a header says, once it is known to be sound.
+/// The contents of a header that is known to be sound.
 #[derive(Debug)]
 pub(super) struct Header {
     pub metadata: HashMap<String, Value>,
     pub tensors: HashMap<String, TensorInfo>,
-    /// Keys with a text that is no UTF-8, and where it stands. The texts have U+FFFD in their places.
+    /// Keys whose text is not UTF-8, with the text's offset. In the metadata these texts have U+FFFD instead of the
+    /// invalid bytes.
     pub not_utf8: Vec<(String, usize)>,
 }
 
@@ -46,14 +47,14 @@ pub(super) struct TensorInfo {
 /// A tensor as the header describes it.
 struct Described<'b> {
     name: &'b str,
-    /// Where the description stands.
+    /// The offset of the description.
     at: usize,
     of: &'static GgmlType,
     /// Innermost dimension first.
     shape: Vec<u64>,
-    /// How many bytes it takes.
+    /// Its size in bytes.
     size: u64,
-    /// Where it begins in the data.
+    /// Its offset in the data.
     offset: u64,
 }
 
@@ -90,7 +91,7 @@ fn check_version(reader: &mut Reader, bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-/// Keys of the largest header that is read. Released files have less than a hundred.
+/// The largest number of keys that a header may have. Released files have less than a hundred.
 const MOST_KEYS: u64 = 1 << 14;
 
 type Metadata = (HashMap<String, Value>, Vec<(String, usize)>);
@@ -116,7 +117,7 @@ fn metadata(reader: &mut Reader, count: u64) -> Result<Metadata, String> {
     Ok((values, not_utf8))
 }
 
-/// Books where a name stands, or says that it has stood before.
+/// Records the offset of a name. It is an error if the name has occurred before.
 fn book<'b>(
     places: &mut HashMap<&'b str, usize>,
     what: &str,
@@ -184,7 +185,7 @@ fn description<'b>(
     Ok(Described { name, at, of, shape, size, offset })
 }
 
-/// How many bytes a tensor takes.
+/// The size of a tensor in bytes.
 fn size(of: &GgmlType, shape: &[u64]) -> Result<u64, String> {
     let row = shape.first().copied().unwrap_or(1);
     if !row.is_multiple_of(of.block) {
@@ -195,7 +196,7 @@ fn size(of: &GgmlType, shape: &[u64]) -> Result<u64, String> {
     }
     let rows = shape.iter().skip(1).try_fold(1u64, |rows, dimension| rows.checked_mul(*dimension));
     let size = rows.and_then(|rows| (row / of.block).checked_mul(of.bytes)?.checked_mul(rows));
-    // what follows adds offsets and paddings to it
+    // later computations add offsets and paddings to this size
     size.filter(|size| *size <= 1 << 62).ok_or_else(|| format!("has an absurd shape, {shape:?}"))
 }
 
@@ -208,7 +209,8 @@ impl Described<'_> {
     }
 }
 
-/// Tensors lie one behind the other in the order of the header, and the file ends with the last one.
+/// Checks that the tensors lie one after the other in the order of the header, and that the file ends with the last
+/// one.
 fn check_layout(
     tensors: &[Described],
     start: u64,

@@ -1,7 +1,7 @@
 //! GGUF files: metadata and tensors, with errors that name file, key and tensor.
 //!
-//! The header is read here, since a gate must refuse what a lenient reader passes over. Block dequantization is
-//! candle's. Rows of a quantized table are read without the rest of it.
+//! The header is read here and not by candle, since a gate must refuse what a lenient reader passes over. candle
+//! dequantizes the blocks. Rows of a quantized table are read without the rest of it.
 
 mod header;
 mod reader;
@@ -39,7 +39,7 @@ impl Gguf {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let bytes =
             files::map(path).map_err(|error| ModelError::Io { path: path.into(), error })?;
-        let malformed = |message| ModelError::Malformed { path: path.into(), message };
+        let malformed = |message: String| ModelError::malformed(path, message);
         let header = Header::read(&bytes).map_err(malformed)?;
         let architecture = match header.metadata.get("general.architecture") {
             Some(Value::String(name)) => name.clone(),
@@ -53,8 +53,8 @@ impl Gguf {
         Ok(gguf)
     }
 
-    /// Texts that the model is read by must be UTF-8: two that are not could become one text. The others,
-    /// such as the path of a file on somebody's disk, may be anything.
+    /// Texts on which the model depends must be UTF-8, since two different invalid texts could be read as the same
+    /// one. Others, such as a path on somebody's disk, may be anything.
     fn check_texts(&self) -> Result<(), ModelError> {
         let own = format!("{}.", self.architecture);
         let is_read = |key: &str| {
@@ -68,9 +68,9 @@ impl Gguf {
         }
     }
 
-    /// The file must be a model, all of one, in the blocks that are known.
+    /// The file must hold a whole model, in a known version of the block formats.
     fn check_whole(&self) -> Result<(), ModelError> {
-        let unsupported = |what| Err(ModelError::Unsupported { path: self.path.clone(), what });
+        let unsupported = |what: String| Err(ModelError::unsupported(&self.path, what));
         if let Some(Value::String(kind)) = self.value("general.type") {
             if kind != "model" {
                 return unsupported(format!("a GGUF of type `{kind}`, which is no model,"));
@@ -84,14 +84,14 @@ impl Gguf {
             }
             _ => {}
         }
-        // the version of all blocks' layouts: the same type's bytes would mean something else
+        // in another version of the block formats the same bytes would mean something else
         match self.any_number(QUANTIZATION_VERSION)? {
             None | Some(2) => Ok(()),
             Some(version) => unsupported(format!("{QUANTIZATION_VERSION} {version} (known: 2)")),
         }
     }
 
-    /// Every tensor must be of a type that can be read.
+    /// Every tensor must have a type that kvgate can read.
     fn check_types(&self) -> Result<(), ModelError> {
         let tensors = self.header.tensors.iter();
         let unread = tensors.filter(|(_, info)| info.of.reader.is_none());
@@ -121,12 +121,12 @@ impl Gguf {
     }
 
     fn malformed(&self, message: String) -> ModelError {
-        ModelError::Malformed { path: self.path.clone(), message }
+        ModelError::malformed(&self.path, message)
     }
 
     /// An error about a metadata key by its full name.
     pub fn bad_key(&self, key: &str, message: impl Into<String>) -> ModelError {
-        ModelError::Metadata { path: self.path.clone(), key: key.into(), message: message.into() }
+        ModelError::bad_key(&self.path, key, message)
     }
 
     /// A metadata value by its full key.
@@ -145,16 +145,18 @@ impl Gguf {
 
     /// A tensor with its bytes and the type that reads them.
     fn info(&self, own: &str) -> Result<(&TensorInfo, &[u8], GgmlDType), ModelError> {
-        let info = self.header.tensors.get(own).ok_or_else(|| ModelError::MissingTensor {
-            path: self.path.clone(),
-            tensor: own.into(),
-        })?;
+        let info = self
+            .header
+            .tensors
+            .get(own)
+            .ok_or_else(|| ModelError::missing_tensor(&self.path, own))?;
         let dtype = info.of.reader.expect("types are checked when the file is opened");
         Ok((info, &self.bytes[info.bytes.clone()], dtype))
     }
 }
 
-/// Bytes at an address that every block type may have. Those of a file with an alignment below that may not.
+/// The bytes, copied if their address is not aligned as every block type needs. This happens in files with a small
+/// alignment.
 fn aligned(bytes: &[u8]) -> Cow<'_, [u8]> {
     if bytes.as_ptr().addr().is_multiple_of(align_of::<u64>()) {
         return Cow::Borrowed(bytes);
@@ -162,7 +164,7 @@ fn aligned(bytes: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(bytes.to_vec())
 }
 
-/// What candle says, without the backtrace that it appends where RUST_BACKTRACE is set.
+/// candle's message without the backtrace, which it appends if RUST_BACKTRACE is set.
 fn brief(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().into()
 }
@@ -208,7 +210,7 @@ impl Config for Gguf {
 
     fn entries(&self) -> Vec<(String, Option<Fact>)> {
         let own = self.full_name("");
-        // vocabularies are long, and nobody asks here what they say
+        // vocabularies are long, and nobody needs their values here
         let said = |key: &str, value| if key.starts_with(&own) { fact(value) } else { Fact::Other };
         let metadata = self.header.metadata.iter();
         let mut entries: Vec<_> =

@@ -1,23 +1,23 @@
-//! Bytes of a GGUF header, one value after the other.
+//! Reads the values of a GGUF header one after the other.
 //!
-//! Nothing is allocated before the bytes for it are known to be there.
+//! Nothing is allocated before it is known that the file has the bytes for it.
 
 use candle_core::quantized::gguf_file::Value;
 
 /// How deep arrays may be nested. llama.cpp and `gguf` know only flat ones.
 const DEEPEST: usize = 4;
 
-/// How many values all metadata may have: some ten times what the largest vocabularies take. A value takes more
-/// memory than its bytes in the file do.
+/// How many values all metadata may have: about ten times those of the largest vocabularies. There is a bound because
+/// a value takes more memory than bytes in the file.
 const MOST_VALUES: usize = 1 << 25;
 
-/// A place in a file that only moves on.
+/// A position in a file that only moves forward.
 pub(super) struct Reader<'b> {
     bytes: &'b [u8],
     at: usize,
     /// Values that were read so far.
     values: usize,
-    /// Where the first text was that is no UTF-8, since this was asked last.
+    /// The offset of the first text that is not UTF-8 since this was last asked for.
     not_utf8: Option<usize>,
 }
 
@@ -31,7 +31,7 @@ impl<'b> Reader<'b> {
         self.at
     }
 
-    /// Where a text stood that is no UTF-8, if there was one since the last call.
+    /// The offset of a text that is not UTF-8, if there was one since the last call.
     pub fn take_not_utf8(&mut self) -> Option<usize> {
         self.not_utf8.take()
     }
@@ -40,7 +40,7 @@ impl<'b> Reader<'b> {
         (self.bytes.len() - self.at) as u64
     }
 
-    fn take(&mut self, length: u64) -> Result<&'b [u8], String> {
+    fn next_bytes(&mut self, length: u64) -> Result<&'b [u8], String> {
         if length > self.left() {
             return Err(format!(
                 "the {length} bytes from byte {} on go beyond the file's {} (truncated?)",
@@ -54,7 +54,7 @@ impl<'b> Reader<'b> {
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        let bytes = self.take(N as u64)?;
+        let bytes = self.next_bytes(N as u64)?;
         Ok(bytes.try_into().expect("as many bytes were taken"))
     }
 
@@ -66,10 +66,10 @@ impl<'b> Reader<'b> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// The bytes of a text. Some writers end texts with a NUL, as C does: it is no part of them.
+    /// The bytes of a text. Some writers end texts with a NUL as in C, which is left out.
     fn text_bytes(&mut self) -> Result<&'b [u8], String> {
         let length = self.u64()?;
-        let bytes = self.take(length)?;
+        let bytes = self.next_bytes(length)?;
         let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         Ok(&bytes[..end])
     }
@@ -83,7 +83,7 @@ impl<'b> Reader<'b> {
         if name.is_empty() {
             return Err(format!("its name at byte {start} is empty"));
         }
-        // C programs would read it up to there, as the name of another one
+        // C programs would read the name only up to the NUL, and so as another name
         if name.contains('\0') {
             return Err(format!("its name at byte {start} holds a NUL"));
         }
@@ -99,7 +99,7 @@ impl<'b> Reader<'b> {
         Ok(text.into_owned())
     }
 
-    /// A value of the type that stands before it.
+    /// A value, which is preceded by its type.
     pub fn typed_value(&mut self) -> Result<Value, String> {
         let code = self.u32()?;
         self.value(code, 0)
@@ -158,7 +158,7 @@ impl<'b> Reader<'b> {
     }
 }
 
-/// How many bytes a value of a type takes at least.
+/// The least number of bytes that a value of a type takes.
 fn least_bytes(code: u32) -> Result<u64, String> {
     Ok(match code {
         0 | 1 | 7 => 1,

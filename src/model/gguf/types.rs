@@ -1,4 +1,4 @@
-//! The types of ggml's tensors: all that llama.cpp has, so that a file's layout can be checked also where
+//! The types of ggml's tensors. All of llama.cpp's types are listed, so that a file's layout can be checked even if
 //! its weights cannot be read.
 
 use candle_core::quantized::GgmlDType;
@@ -10,10 +10,10 @@ pub(super) struct GgmlType {
     pub code: u32,
     /// Its name as llama.cpp's tools write it.
     pub name: &'static str,
-    /// Elements of a block, and the bytes that they take.
+    /// The number of elements in a block, and their size in bytes.
     pub block: u64,
     pub bytes: u64,
-    /// What reads it here, if anything does.
+    /// candle's type that reads it, if there is one.
     pub reader: Option<GgmlDType>,
 }
 
@@ -64,7 +64,7 @@ pub(super) const TYPES: &[GgmlType] = &[
     other(42, "Q2_0", 64, 18),
 ];
 
-/// Types that llama.cpp had once and no longer reads: their sizes are of no use.
+/// Types that llama.cpp once had and no longer reads.
 const REMOVED: &[(u32, &str)] = &[
     (4, "Q4_2"),
     (5, "Q4_3"),

@@ -1,23 +1,23 @@
-//! In whose convention safetensors are written: which program's names and layouts they have.
+//! Determines in which program's convention safetensors are named and laid out.
 
 use super::{EMBEDDING, FIRST_NORM};
 use crate::model::ModelError;
 use std::path::Path;
 
-/// Who wrote the tensors.
+/// The program that wrote the tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Convention {
-    /// transformers, as `format: pt` says, or a file without metadata.
+    /// transformers, which writes `format: pt` or no metadata.
     Transformers,
-    /// MLX's converters, mlx-lm and mlx-vlm: `format: mlx`.
+    /// MLX's converters mlx-lm and mlx-vlm, which write `format: mlx`.
     Mlx,
 }
 
 impl Convention {
-    /// By the metadata of a file.
-    pub fn of(path: &Path, format: Option<&str>) -> Result<Self, ModelError> {
+    /// The convention that a file's metadata names.
+    pub fn from_metadata(path: &Path, format: Option<&str>) -> Result<Self, ModelError> {
         let mend = "save the model again with transformers' `save_pretrained`";
-        let refused = |message| ModelError::Refused { path: path.into(), message };
+        let refused = |message: String| ModelError::refused(path, message);
         match format {
             None | Some("pt") => Ok(Convention::Transformers),
             Some("mlx") => Ok(Convention::Mlx),
@@ -32,7 +32,7 @@ impl Convention {
         }
     }
 
-    /// As in "… convention".
+    /// The name as it stands before the word "convention".
     pub fn possessive(self) -> &'static str {
         match self {
             Convention::Transformers => "transformers'",
@@ -40,8 +40,8 @@ impl Convention {
         }
     }
 
-    /// Refuses tensors as MLX's converter writes them in a file that does not say `format: mlx`: whether its
-    /// norms are stored around zero cannot be told.
+    /// Refuses tensors that look as MLX's converter writes them if the file does not say `format: mlx`, because then
+    /// nothing says whether norms are stored around zero.
     pub fn check<'n>(
         self,
         folder: &Path,
@@ -56,20 +56,20 @@ impl Convention {
         let mut tensors = tensors;
         match tensors.find(|(name, shape)| self != Convention::Mlx && is_mlx(name, shape)) {
             None => Ok(()),
-            Some((name, shape)) => Err(ModelError::Refused {
-                path: folder.into(),
-                message: format!(
+            Some((name, shape)) => Err(ModelError::refused(
+                folder,
+                format!(
                     "tensor `{name}` {shape:?} is named or laid out as MLX's converter does, and the files' metadata \
                      does not say `format: mlx`: whether norms are stored as 1 + w cannot be told; convert the \
                      original again"
                 ),
-            }),
+            )),
         }
     }
 }
 
-/// What stands before the text model's names. The sources are transformers 5.24 (`conversion_mapping.py` and the
-/// classes' `base_model_prefix`), released files, and mlx-lm 0.32 (`sanitize` of its models).
+/// Prefixes of the text model's tensors. The sources are transformers 5.24 (`conversion_mapping.py` and the classes'
+/// `base_model_prefix`), released files, and mlx-lm 0.32 (`sanitize` of its models).
 const PREFIXES: [&str; 5] = [
     // the classes for causal language models
     "model.",
@@ -82,7 +82,7 @@ const PREFIXES: [&str; 5] = [
     "language_model.",
 ];
 
-/// Where the head is: beside the model, or in the text model of older files with towers and of MLX.
+/// Names of the head. It stands beside the model, or, in older files with towers and in MLX's, inside the text model.
 const HEADS: [&str; 2] = ["lm_head.weight", "language_model.lm_head.weight"];
 
 /// The prefix of the text model's tensors, and the name of its head.
@@ -91,7 +91,7 @@ pub(super) fn prefix_and_head<'n>(
     names: impl Iterator<Item = &'n String> + Clone,
 ) -> Result<(&'static str, &'static str), ModelError> {
     let has = |wanted: &str| names.clone().any(|name| name == wanted);
-    let refused = |message| ModelError::Refused { path: folder.into(), message };
+    let refused = |message: String| ModelError::refused(folder, message);
     let only = |places: Vec<(&'static str, String)>| {
         match &places[..] {
         [(_, one), (_, two), ..] => Err(refused(format!(
@@ -106,7 +106,7 @@ pub(super) fn prefix_and_head<'n>(
     let head = only(heads.filter(|(_, name)| has(name)).collect())?.unwrap_or(HEADS[0]);
     match (prefix, names.clone().find(|name| name.ends_with(EMBEDDING))) {
         (Some(prefix), _) => Ok((prefix, head)),
-        // the head may stand for it, or else it will be missed by its name
+        // the head may serve as the embedding; if there is none, a later check reports the embedding as missing
         (None, None) => {
             let is_there = |prefix: &&str| has(&format!("{prefix}{FIRST_NORM}"));
             Ok((PREFIXES.into_iter().find(is_there).unwrap_or(PREFIXES[0]), head))

@@ -1,21 +1,22 @@
-//! Which files a folder's checkpoint consists of.
+//! Finds the files that a folder's checkpoint consists of.
 
-use super::{io, json, malformed, read};
+use super::files::{io, read};
+use super::json;
 use crate::model::ModelError;
-use crate::source::pinned::{CONFIG, INDEX, WEIGHTS};
+use crate::source::pinned::{shards_of, CONFIG, INDEX, WEIGHTS};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-/// The files with weights, and which tensors each has by the index, where there is one.
+/// The files with weights. If there is an index, it says which file holds each tensor.
 pub(super) struct Weights {
     pub files: Vec<PathBuf>,
     pub index: Option<BTreeMap<String, String>>,
 }
 
 impl Weights {
-    /// The files that must be there, and are.
-    pub fn of(folder: &Path) -> Result<Self, ModelError> {
+    /// Finds the files and checks that all of them exist.
+    pub fn present(folder: &Path) -> Result<Self, ModelError> {
         let weights = Self::named(folder)?;
         let missing: Vec<_> = weights.files.iter().filter(|file| !file.exists()).collect();
         match missing.first() {
@@ -27,13 +28,13 @@ impl Weights {
                     "{count} of the {} files that it names are missing, such as {first}: fetch them, too",
                     weights.files.len()
                 );
-                Err(malformed(&folder.join(INDEX), what))
+                Err(ModelError::malformed(&folder.join(INDEX), what))
             }
         }
     }
 
-    /// The files that the index names, or the one, whether they are there or not. An index may name that one, as
-    /// MLX's does.
+    /// The files that the index names, or else the single file, whether they exist or not. An index may name the
+    /// single file, as MLX's does.
     pub fn named(folder: &Path) -> Result<Self, ModelError> {
         let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
         if !index.exists() {
@@ -42,20 +43,20 @@ impl Weights {
         let map = weight_map(&index)?;
         let names: BTreeSet<&String> = map.values().collect();
         if single.exists() && names.iter().any(|name| *name != WEIGHTS) {
-            return Err(ModelError::Refused {
-                path: folder.into(),
-                message: format!(
+            return Err(ModelError::refused(
+                folder,
+                format!(
                     "there are two checkpoints: {WEIGHTS}, and the files that {INDEX} names; programs differ in which \
                      they read, so take the one away that is not meant"
                 ),
-            });
+            ));
         }
         let files = names.into_iter().map(|name| folder.join(name)).collect();
         Ok(Weights { files, index: Some(map) })
     }
 
-    /// Refuses an index that was written for other files. `tensors` are those that the files have, each with its
-    /// file; tensors that are not read do not matter.
+    /// Refuses an index that was written for other files. `tensors` are the tensors that the files have, each with
+    /// its file. Tensors that are not read do not matter.
     pub fn check_index<'n>(
         &self,
         folder: &Path,
@@ -67,7 +68,10 @@ impl Weights {
         let file_of = |path: &Path| path.strip_prefix(folder).unwrap_or(path).to_path_buf();
         let stale = |what: String| {
             let path = folder.join(INDEX);
-            malformed(&path, format!("{what}: it and the files are of different versions"))
+            ModelError::malformed(
+                &path,
+                format!("{what}: it and the files are of different versions"),
+            )
         };
         for (tensor, file) in index.iter().filter(|(tensor, _)| is_read(tensor)) {
             if found.get(tensor).map(|path| file_of(path)) != Some(PathBuf::from(file)) {
@@ -83,7 +87,7 @@ impl Weights {
         }
     }
 
-    /// What lies in the folder in safetensors and is not read.
+    /// A note about safetensors in the folder that are not read.
     pub fn leftover(&self, folder: &Path) -> Option<String> {
         let read: BTreeSet<_> = self.files.iter().collect();
         let left = ending(folder, &[".safetensors"]);
@@ -98,19 +102,18 @@ impl Weights {
     }
 }
 
-/// The map of an index, from tensors to files below its folder.
+/// The map of an index from tensors to files below its folder.
 fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
-    if crate::source::pinned::shards(index).is_none() {
-        json::object(index, &read(index)?)?;
-        let what = "it has no weight_map, or one of other things than files below its folder";
-        return Err(malformed(index, what.into()));
-    }
     let whole = json::object(index, &read(index)?)?;
+    if shards_of(&whole).is_none() {
+        let what = "it has no weight_map, or one of other things than files below its folder";
+        return Err(ModelError::malformed(index, what));
+    }
     let map = whole.get("weight_map").and_then(Value::as_object).into_iter().flatten();
     Ok(map.filter_map(|(name, file)| Some((name.clone(), file.as_str()?.into()))).collect())
 }
 
-/// Names of a folder's files with such endings, in order. A folder that cannot be read has none.
+/// Names of a folder's files with one of these endings, sorted. There are none if the folder cannot be read.
 fn ending(folder: &Path, ends: &[&str]) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -120,9 +123,9 @@ fn ending(folder: &Path, ends: &[&str]) -> Vec<String> {
     names
 }
 
-/// An error about a folder without config.json, with what is there instead.
+/// An error about a folder without config.json. It says what is there instead.
 pub(super) fn without_config(folder: &Path) -> ModelError {
-    let refused = |message: String| ModelError::Refused { path: folder.into(), message };
+    let refused = |message: String| ModelError::refused(folder, message);
     let there = |name: &str| folder.join(name).exists();
     if let [gguf, ..] = &ending(folder, &[".gguf"])[..] {
         return refused(format!("the folder has no {CONFIG}, but a GGUF: name the file, `{gguf}`"));
@@ -149,9 +152,9 @@ pub(super) fn without_config(folder: &Path) -> ModelError {
     ModelError::Missing { path: folder.join(CONFIG), fetch: None }
 }
 
-/// An error about a folder without weights in safetensors, with what is there instead.
+/// An error about a folder without weights in safetensors. It says what is there instead.
 fn without_weights(folder: &Path) -> ModelError {
-    let refused = |message: String| ModelError::Refused { path: folder.into(), message };
+    let refused = |message: String| ModelError::refused(folder, message);
     if let [part, ..] = &ending(folder, &[".safetensors"])[..] {
         return refused(format!(
             "it has neither {WEIGHTS} nor {INDEX}, which says what is in which file, but `{part}`: fetch the index, \

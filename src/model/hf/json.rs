@@ -1,6 +1,7 @@
-//! JSON of a checkpoint: read strictly, and errors that say line, column and mend.
+//! Reads a checkpoint's JSON strictly, with errors that say line, column and remedy.
 
-use crate::model::{foreign, ModelError};
+use crate::files::foreign;
+use crate::model::ModelError;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::fmt;
@@ -8,11 +9,10 @@ use std::path::Path;
 
 /// Reads an object.
 ///
-/// # Errors
-/// What is no JSON, no object, or has a key that stands twice.
-pub(super) fn object(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
+/// # Errors If the text is no JSON or no object, or has a key twice.
+pub(in crate::model) fn object(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
     if let Some(message) = foreign::complaint(bytes) {
-        return Err(ModelError::Malformed { path: path.into(), message });
+        return Err(ModelError::malformed(path, message));
     }
     let at = |line, column, message| ModelError::Json { path: path.into(), line, column, message };
     if let Some(message) = encoding(bytes) {
@@ -27,7 +27,7 @@ pub(super) fn object(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
     }
 }
 
-/// What is wrong with the encoding of a text, by its first bytes.
+/// What is wrong with the encoding of a text, as its first bytes show.
 fn encoding(bytes: &[u8]) -> Option<&'static str> {
     match bytes {
         [0xef, 0xbb, 0xbf, ..] => Some(
@@ -51,7 +51,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// What the parser says, and what helps against it.
+/// What the parser says, and how to mend it.
 fn explained(bytes: &[u8], error: &serde_json::Error) -> String {
     let place = format!(" at line {} column {}", error.line(), error.column());
     let text = error.to_string();
@@ -67,7 +67,7 @@ fn explained(bytes: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
-/// The text where the parser stopped. It stops at a minus sign's next byte.
+/// The text at which the parser stopped. At a minus sign it stops one byte later.
 fn word_at(bytes: &[u8], line: usize, column: usize) -> Option<&[u8]> {
     let line = bytes.split(|&byte| byte == b'\n').nth(line.checked_sub(1)?)?;
     let at = column.checked_sub(1)?;
@@ -91,7 +91,7 @@ fn mend(word: &[u8]) -> Option<String> {
     }
 }
 
-/// A value in whose objects no key stands twice. Readers differ in which of the two they take.
+/// A value whose objects have no key twice. Readers differ in which of two values they take.
 struct Strict(Value);
 
 impl<'de> Deserialize<'de> for Strict {

@@ -2,16 +2,17 @@
 //! several such files and an index.
 
 mod convention;
+pub(super) mod files;
 mod folder;
-mod json;
+pub(super) mod json;
 mod refused;
 
 use super::config::{Config, Fact, Format};
 use super::family::{self, Names};
 use super::tensors::{gathered, Joined, Origin, Tensors};
-use super::{safetensors_header, ModelError};
+use super::ModelError;
 use crate::compute::device::HOST;
-use crate::files;
+use crate::files::safetensors_header;
 use crate::source::pinned::{CONFIG, INDEX, TOKENIZER};
 use candle_core::{DType, Tensor};
 use convention::Convention;
@@ -23,12 +24,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// More bytes than any text of a checkpoint has. The index of a model with a hundred thousand tensors has a tenth.
-const LONGEST_TEXT: u64 = 128 << 20;
-
-/// The name of the embedding behind the prefix.
+/// The name of the embedding after the prefix.
 const EMBEDDING: &str = "embed_tokens.weight";
-/// A tensor that every text model has, behind the same prefix.
+/// A tensor that every text model has, after the same prefix.
 const FIRST_NORM: &str = "layers.0.input_layernorm.weight";
 /// The member of a multimodal model's configuration that describes its text model.
 const TEXT: &str = "text_config";
@@ -40,23 +38,23 @@ const TIED: &str = "tie_word_embeddings";
 /// An open checkpoint folder whose headers have been read.
 pub(crate) struct HfCheckpoint {
     folder: PathBuf,
-    /// All of config.json.
+    /// The whole config.json.
     whole: Value,
     /// The member of it that describes the text model.
     text: Value,
     architecture: String,
     names: Names,
-    /// What the configuration leaves out.
+    /// Defaults for keys that the configuration leaves out.
     defaults: Value,
-    /// In whose convention the files are.
+    /// The program in whose convention the tensors are named and laid out.
     convention: Convention,
-    /// What stands before `embed_tokens` in the files' names.
+    /// What the names of the text model's tensors begin with, such as `model.`.
     prefix: &'static str,
-    /// The name of the head, whether it is there or not.
+    /// The name of the head, whether the files have it or not.
     head: &'static str,
     shards: Vec<(PathBuf, Mmap)>,
     tensors: BTreeMap<String, Located>,
-    /// What is worth telling about the way that it was read.
+    /// Notes for people about how the checkpoint was read.
     notes: Vec<String>,
 }
 
@@ -75,7 +73,7 @@ impl HfCheckpoint {
         let architecture = match (text.get("model_type"), whole.get("model_type")) {
             (Some(Value::String(name)), _) | (None, Some(Value::String(name))) => name.clone(),
             _ => {
-                return Err(malformed(&folder.join(CONFIG), "it names no model_type".into()));
+                return Err(ModelError::malformed(&folder.join(CONFIG), "it names no model_type"));
             }
         };
         let (names, defaults) = family::hf(folder, &architecture)?;
@@ -94,10 +92,10 @@ impl HfCheckpoint {
             tensors: BTreeMap::new(),
             notes: Vec::new(),
         };
-        let weights = Weights::of(folder)?;
+        let weights = Weights::present(folder)?;
         checkpoint.add_all(&weights)?;
         checkpoint.check_tensors(&weights)?;
-        let names = checkpoint.tensors.keys().filter(|name| !names.elsewhere(name));
+        let names = checkpoint.tensors.keys().filter(|name| !names.not_the_text_model(name));
         (checkpoint.prefix, checkpoint.head) = convention::prefix_and_head(folder, names)?;
         checkpoint.notes.extend(weights.leftover(folder));
         checkpoint.notes.extend(checkpoint.untied());
@@ -105,7 +103,7 @@ impl HfCheckpoint {
         Ok(checkpoint)
     }
 
-    /// Maps the files and settles in whose convention they are.
+    /// Maps the files and determines their convention.
     fn add_all(&mut self, weights: &Weights) -> Result<(), ModelError> {
         let mut known: Option<(Convention, &PathBuf)> = None;
         for path in &weights.files {
@@ -118,7 +116,7 @@ impl HfCheckpoint {
                         "it is in {this} convention by its metadata, and {first} in {other}: files of two checkpoints \
                          were mixed"
                     );
-                    return Err(ModelError::Refused { path: path.clone(), message });
+                    return Err(ModelError::refused(path, message));
                 }
                 _ => known = known.or(Some((convention, path))),
             }
@@ -133,15 +131,16 @@ impl HfCheckpoint {
         Ok(())
     }
 
-    /// Maps a file and books its tensors; says in whose convention it is.
+    /// Maps a file and records its tensors. Returns the convention that it is written in.
     fn add(&mut self, path: &Path) -> Result<Convention, ModelError> {
-        let bytes = files::map(path).map_err(|error| io(path, error))?;
-        safetensors_header::check(&bytes).map_err(|message| malformed(path, message))?;
-        // deserializing reads the header only; it checks that every tensor lies inside the file
-        let sound = |e: safetensors::SafeTensorError| malformed(path, e.to_string());
+        let bytes = crate::files::map(path).map_err(|error| files::io(path, error))?;
+        safetensors_header::check(&bytes)
+            .map_err(|message| ModelError::malformed(path, message))?;
+        // deserializing reads only the header, and checks that every tensor lies within the file
+        let sound = |e: safetensors::SafeTensorError| ModelError::malformed(path, e.to_string());
         let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(sound)?;
         let format = metadata.metadata().as_ref().and_then(|members| members.get("format"));
-        let convention = Convention::of(path, format.map(String::as_str))?;
+        let convention = Convention::from_metadata(path, format.map(String::as_str))?;
         refused::check_metadata(
             path,
             metadata.metadata().iter().flat_map(|members| members.keys()),
@@ -156,16 +155,19 @@ impl HfCheckpoint {
                 bytes: start..start + info.data().len(),
             };
             if self.tensors.insert(name.clone(), located).is_some() {
-                return Err(malformed(path, format!("tensor `{name}` is in another file, too")));
+                return Err(ModelError::malformed(
+                    path,
+                    format!("tensor `{name}` is in another file, too"),
+                ));
             }
         }
         self.shards.push((path.into(), bytes));
         Ok(convention)
     }
 
-    /// Refuses tensors of the text model that are no plain weights, or not where the index has them.
+    /// Refuses tensors of the text model that are not plain weights, or that are in another file than the index says.
     fn check_tensors(&self, weights: &Weights) -> Result<(), ModelError> {
-        let is_read = |name: &String| !self.names.elsewhere(name);
+        let is_read = |name: &String| !self.names.not_the_text_model(name);
         let own = self.tensors.iter().filter(|(name, _)| is_read(name));
         refused::check_names(&self.folder, own.clone().map(|(name, _)| name))?;
         for (name, located) in own.clone() {
@@ -177,8 +179,8 @@ impl HfCheckpoint {
         self.convention.check(&self.folder, shapes)
     }
 
-    /// What is to be said where the configuration ties a head that the files hold, with other numbers: programs
-    /// differ in which they take.
+    /// A note if the configuration ties the head to the embedding, but the files have a head with other numbers.
+    /// Programs differ in which of the two they use.
     fn untied(&self) -> Option<String> {
         let tied = self.lookup(TIED) == Some(Fact::Bool(true));
         let embedding = self.tensors.get(&self.full(EMBEDDING)).filter(|_| tied)?;
@@ -194,8 +196,8 @@ impl HfCheckpoint {
         })
     }
 
-    /// Takes the head for the embedding where it is tied and the files keep one tensor under the head's name, as
-    /// safetensors' `save_model` may.
+    /// Uses the head as the embedding if they are tied and the files hold the one tensor under the head's name, as
+    /// safetensors' `save_model` may write it.
     fn embed_by_head(&mut self) {
         let embedding = self.full(EMBEDDING);
         if self.lookup(TIED) != Some(Fact::Bool(true)) || self.tensors.contains_key(&embedding) {
@@ -209,7 +211,7 @@ impl HfCheckpoint {
         ));
     }
 
-    /// What is worth telling about the way that it was read, a sentence each.
+    /// Notes for people about how the checkpoint was read, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -220,7 +222,7 @@ impl HfCheckpoint {
         std::iter::once(config).chain(self.shards.iter().map(|(path, _)| path.clone())).collect()
     }
 
-    /// All files that a folder's checkpoint consists of, whether they are there or not.
+    /// The files that a folder's checkpoint consists of, whether they exist or not.
     pub fn files_in(folder: &Path) -> Vec<PathBuf> {
         let weights = Weights::named(folder).map_or_else(|_| vec![folder.join(INDEX)], |w| w.files);
         [CONFIG, TOKENIZER].iter().map(|name| folder.join(name)).chain(weights).collect()
@@ -240,15 +242,13 @@ impl HfCheckpoint {
     }
 
     fn located(&self, own: &str) -> Result<(&Located, &[u8], DType), ModelError> {
-        let located = self.tensors.get(own).ok_or_else(|| ModelError::MissingTensor {
-            path: self.folder.clone(),
-            tensor: own.into(),
-        })?;
+        let located =
+            self.tensors.get(own).ok_or_else(|| ModelError::missing_tensor(&self.folder, own))?;
         let dtype = self.dtype(own, located)?;
         Ok((located, &self.shards[located.shard].1[located.bytes.clone()], dtype))
     }
 
-    /// The type of a tensor. F64 is none of them: it would be rounded.
+    /// The type of a tensor. F64 is not accepted, because it would be rounded.
     fn dtype(&self, own: &str, located: &Located) -> Result<DType, ModelError> {
         match located.dtype {
             Dtype::F32 => Ok(DType::F32),
@@ -263,7 +263,7 @@ impl HfCheckpoint {
         }
     }
 
-    /// Own names with the text model's prefix, but for the head, which stands beside the model.
+    /// A name with the text model's prefix. The head has none, because it is not inside the text model.
     fn full(&self, own: &str) -> String {
         match own {
             "lm_head.weight" => self.head.into(),
@@ -271,8 +271,8 @@ impl HfCheckpoint {
         }
     }
 
-    /// Who may speak of a key, and what stands before it in full names. transformers makes the text
-    /// model by its own object alone, but for the tied head, which the whole model decides.
+    /// The objects that may hold a key, each with its prefix in full names. transformers builds the text model from
+    /// its own object alone. Only whether the head is tied is decided by the whole model.
     fn speakers(&self, key: &str) -> Vec<(&Value, &'static str)> {
         match (self.nested(), key) {
             (false, _) => vec![(&self.whole, "")],
@@ -281,8 +281,8 @@ impl HfCheckpoint {
         }
     }
 
-    /// Who speaks of a key: the file or the family's defaults. Who has the first member of a path has
-    /// all of it: objects are not merged.
+    /// The object that counts for a key: the file's, or else the family's defaults. Objects are not merged, so
+    /// whichever has the first member of the key's path counts for the whole path.
     fn place(&self, key: &str) -> Option<&Value> {
         let first = key.split('.').next()?;
         let (speaker, _) = *self.speakers(key).first()?;
@@ -299,7 +299,7 @@ impl HfCheckpoint {
         self.full(&self.names.own(name).unwrap_or_else(|| name.into()))
     }
 
-    /// The tensors of experts' gates and of their other inputs, which MLX's converter parts.
+    /// The tensors of the experts' gate and up projections, which MLX's converter stores separately.
     fn projections(&self, name: &str) -> Option<Vec<String>> {
         let block = name.strip_suffix("ffn_gate_up_exps.weight")?;
         let parts = ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.weight"));
@@ -307,7 +307,7 @@ impl HfCheckpoint {
             .then(|| parts.map(|part| self.full_origin(&part)).into())
     }
 
-    /// Per-expert tensors where the fused one is not there.
+    /// The tensors of the single experts, if the files have those instead of one for all experts.
     fn experts(&self, own: &str) -> Option<Vec<String>> {
         let (stem, parts): (_, &[&str]) = match own.strip_suffix("gate_up_proj") {
             Some(stem) => (stem, &["gate_proj", "up_proj"]),
@@ -320,70 +320,26 @@ impl HfCheckpoint {
     }
 }
 
-/// All of config.json, and the member that describes the text model of a multimodal one.
+/// The whole config.json, and the object in it that describes the text model.
 fn configuration(folder: &Path) -> Result<(Value, Value), ModelError> {
     let path = folder.join(CONFIG);
-    let Some(bytes) = optional(&path)? else { return Err(folder::without_config(folder)) };
+    let Some(bytes) = files::optional(&path)? else { return Err(folder::without_config(folder)) };
     let whole = json::object(&path, &bytes)?;
     let text = match whole.get(TEXT) {
         None | Some(Value::Null) => whole.clone(),
         Some(text @ Value::Object(_)) => text.clone(),
         Some(_) => {
-            let (key, message) = (TEXT.into(), "must be an object".into());
-            return Err(ModelError::Metadata { path, key, message });
+            return Err(ModelError::bad_key(&path, TEXT, "must be an object"));
         }
     };
     Ok((whole, text))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
-    let bytes = std::fs::metadata(path).map_err(|error| io(path, error))?.len();
-    if bytes > LONGEST_TEXT {
-        let what =
-            format!("it has {bytes} bytes, and no configuration has more than {LONGEST_TEXT}");
-        return Err(malformed(path, what));
-    }
-    std::fs::read(path).map_err(|error| io(path, error))
-}
-
-/// The object that a file holds; no key of it stands twice.
-pub(super) fn strict_object(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
-    json::object(path, bytes)
-}
-
-/// A file that a checkpoint may lack.
-pub(super) fn optional(path: &Path) -> Result<Option<Vec<u8>>, ModelError> {
-    match read(path) {
-        Err(ModelError::Missing { .. }) => Ok(None),
-        read => read.map(Some),
-    }
-}
-
-/// The same with JSON in it; null where it is not there.
-pub(super) fn optional_json(path: &Path) -> Result<Value, ModelError> {
-    optional(path)?.map_or(Ok(Value::Null), |bytes| json::object(path, &bytes))
-}
-
-pub(super) fn utf8(path: &Path, bytes: Vec<u8>) -> Result<String, ModelError> {
-    String::from_utf8(bytes).map_err(|error| malformed(path, error.to_string()))
-}
-
-fn io(path: &Path, error: std::io::Error) -> ModelError {
-    match error.kind() {
-        std::io::ErrorKind::NotFound => ModelError::Missing { path: path.into(), fetch: None },
-        _ => ModelError::Io { path: path.into(), error },
-    }
-}
-
-fn malformed(path: &Path, message: String) -> ModelError {
-    ModelError::Malformed { path: path.into(), message }
 }
 
 fn walk<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
     path.split('.').try_fold(value, |value, member| value.get(member))
 }
 
-/// The members that are no objects, by their paths.
+/// Lists all members that are not objects, by their paths.
 fn flatten(path: &str, value: &Value, into: &mut Vec<(String, Option<Fact>)>) {
     match value {
         Value::Null => into.push((path.into(), None)),
@@ -424,7 +380,7 @@ impl Config for HfCheckpoint {
     }
 
     fn lookup(&self, key: &str) -> Option<Fact> {
-        // a null says none, and nobody else is asked
+        // a null means no value, and no other object is asked
         let found = self.place(key).and_then(|place| walk(place, key))?;
         (!found.is_null()).then(|| fact(found))
     }
@@ -446,7 +402,7 @@ impl Config for HfCheckpoint {
             Some((format!("{prefix}{key}"), (!found.is_null()).then(|| fact(found))))
         };
         let places: Vec<_> = self.speakers(key).into_iter().map(said).collect();
-        // what stands beside the text model's object only is not about the text model
+        // a key that stands only beside the text model's object is not about the text model
         match &places[..] {
             [None, Some(_)] => Vec::new(),
             _ => places.into_iter().flatten().collect(),
@@ -457,15 +413,15 @@ impl Config for HfCheckpoint {
 impl Tensors for HfCheckpoint {
     fn origin(&self, name: &str) -> Origin {
         let full = self.full_origin(name);
-        let change = self.names.change(name);
+        let transform = self.names.transform(name);
         if let Some(projections) = self.projections(name) {
-            return Origin { parts: projections, joined: Joined::Along(1), change };
+            return Origin { parts: projections, joined: Joined::Along(1), transform };
         }
         match self.experts(&full) {
             Some(parts) if !self.tensors.contains_key(&full) => {
-                Origin { parts, joined: Joined::ByEntry, change }
+                Origin { parts, joined: Joined::ByEntry, transform }
             }
-            _ => Origin { change, ..Origin::one(full) },
+            _ => Origin { transform, ..Origin::one(full) },
         }
     }
 
@@ -478,7 +434,7 @@ impl Tensors for HfCheckpoint {
     }
 
     fn names(&self) -> Vec<String> {
-        let counts = |name: &&String| !self.names.elsewhere(name);
+        let counts = |name: &&String| !self.names.not_the_text_model(name);
         self.tensors.keys().filter(counts).cloned().collect()
     }
 

@@ -1,8 +1,8 @@
-//! What a folder says of itself that its tensors do not: quantization that is part of the model, adapters, code
-//! of its own, and classes that are no language models. To read the tensors and pass over it would be to measure
-//! another model.
+//! Refuses folders whose tensors alone are not the model: with quantization that is part of the model, adapters, code
+//! of their own, or classes that are no language models. To read only the tensors would be to measure another model.
 
-use super::{json, optional};
+use super::files::optional;
+use super::json;
 use crate::model::ModelError;
 use crate::source::pinned::{ADAPTER, CONFIG, QUANTIZATION_FILES};
 use serde_json::Value;
@@ -19,7 +19,7 @@ const QUANTIZATION: [&str; 6] = [
     "transform_config",
 ];
 
-/// How names of tensors end that quantizers add, and who they are.
+/// Endings of the names of tensors that quantizers add, and the quantizers.
 const QUANTIZERS: &[(&str, &str)] = &[
     (".qweight", "GPTQ or AWQ"),
     (".qzeros", "GPTQ or AWQ"),
@@ -44,7 +44,7 @@ const QUANTIZERS: &[(&str, &str)] = &[
 
 const INSTEAD: &str = "measure the checkpoint that it was made from, or a GGUF";
 
-/// Refuses what config.json and the files beside it say.
+/// Checks config.json and the files beside it.
 pub(super) fn check(folder: &Path, whole: &Value, text: &Value) -> Result<(), ModelError> {
     let config = folder.join(CONFIG);
     for key in QUANTIZATION {
@@ -66,12 +66,8 @@ pub(super) fn check(folder: &Path, whole: &Value, text: &Value) -> Result<(), Mo
     language_model(&config, whole)
 }
 
-fn refused(path: &Path, message: String) -> ModelError {
-    ModelError::Refused { path: path.into(), message }
-}
-
 fn quantized(path: &Path, place: &str, method: &str) -> ModelError {
-    refused(
+    ModelError::refused(
         path,
         format!(
             "{place} says that the model is quantized by {method}, which this version of kvgate does not carry out; \
@@ -80,8 +76,7 @@ fn quantized(path: &Path, place: &str, method: &str) -> ModelError {
     )
 }
 
-/// The name of a method as its description gives it; none where the description says that nothing is
-/// quantized.
+/// The name of the method that a description gives. `None` if the description says that nothing is quantized.
 fn method(described: &Value) -> Option<String> {
     let described = match described {
         Value::Null => return None,
@@ -125,7 +120,7 @@ fn method(described: &Value) -> Option<String> {
     Some(format!("{}{bits}", words.join(", ")))
 }
 
-/// Refuses tensors that a quantizer added, where the configuration does not say so.
+/// Refuses tensors that a quantizer added although the configuration says nothing of it.
 pub(super) fn check_names<'n>(
     folder: &Path,
     names: impl Iterator<Item = &'n String> + Clone,
@@ -137,14 +132,14 @@ pub(super) fn check_names<'n>(
     });
     match known.or_else(|| Some((names.clone().find(state)?, "bitsandbytes"))) {
         None => Ok(()),
-        Some((name, who)) => Err(refused(
+        Some((name, who)) => Err(ModelError::refused(
             folder,
             format!("tensor `{name}` is there for quantized weights or caches ({who}), which this version of kvgate does not read; {INSTEAD}"),
         )),
     }
 }
 
-/// transformers applies an adapter that lies beside a model to it, if the package `peft` is there.
+/// Refuses an adapter beside the model: transformers would apply it if the package `peft` is installed.
 fn no_adapter(folder: &Path) -> Result<(), ModelError> {
     let path = folder.join(ADAPTER);
     if !path.exists() {
@@ -152,7 +147,7 @@ fn no_adapter(folder: &Path) -> Result<(), ModelError> {
     }
     let message = "an adapter (LoRA) lies beside the model, which transformers applies to it and kvgate does not: \
                    merge it into the weights (peft's `merge_and_unload`), or take this file away";
-    Err(refused(&path, message.into()))
+    Err(ModelError::refused(&path, message))
 }
 
 /// Refuses members of safetensors' metadata that describe quantization, as torchao's and Comfy's do.
@@ -162,15 +157,15 @@ pub(super) fn check_metadata<'m>(
 ) -> Result<(), ModelError> {
     match members.find(|member| member.to_ascii_lowercase().contains("quant")) {
         None => Ok(()),
-        Some(member) => Err(refused(
+        Some(member) => Err(ModelError::refused(
             path,
             format!("its metadata describes quantized weights (`{member}`), which this version of kvgate does not read; {INSTEAD}"),
         )),
     }
 }
 
-/// Models with towers whose text model, for text alone, is the plain one, by transformers 5.24. In others it is not:
-/// PaliGemma's attends to all of a prompt in both directions.
+/// Models with towers (in transformers 5.24) whose text model treats plain text like the model without towers. In
+/// others it does not: PaliGemma attends to the whole prompt in both directions.
 const WRAPPERS: [&str; 10] = [
     "gemma3",
     "gemma4",
@@ -187,7 +182,7 @@ const WRAPPERS: [&str; 10] = [
 fn known_wrapper(config: &Path, whole: &Value) -> Result<(), ModelError> {
     let nested = whole.get("text_config").is_some_and(Value::is_object);
     match whole.get("model_type").and_then(Value::as_str) {
-        Some(kind) if nested && !WRAPPERS.contains(&kind) => Err(refused(
+        Some(kind) if nested && !WRAPPERS.contains(&kind) => Err(ModelError::refused(
             config,
             format!(
                 "its text model is a part of a `{kind}`, of which kvgate does not know what it does with text (known: {})",
@@ -198,14 +193,14 @@ fn known_wrapper(config: &Path, whole: &Value) -> Result<(), ModelError> {
     }
 }
 
-/// Classes that a folder brings along are not those that the families here are written after. Configurations and
-/// tokenizers of its own are read as what they are.
+/// Refuses a folder that brings its own model class, because the families here follow transformers' classes. It may
+/// bring its own classes of configuration and tokenizer.
 fn no_own_code(config: &Path, whole: &Value) -> Result<(), ModelError> {
     if let Some(Value::String(file)) = whole.get("model_file") {
         let what = format!(
             "`model_file` names MLX code of the model's own ({file}), which kvgate does not run"
         );
-        return Err(refused(config, what));
+        return Err(ModelError::refused(config, what));
     }
     let Some(Value::Object(own)) = whole.get("auto_map") else { return Ok(()) };
     let harmless = |class: &str| {
@@ -213,7 +208,7 @@ fn no_own_code(config: &Path, whole: &Value) -> Result<(), ModelError> {
     };
     match own.iter().find(|(class, _)| !harmless(class)) {
         None => Ok(()),
-        Some((class, code)) => Err(refused(
+        Some((class, code)) => Err(ModelError::refused(
             config,
             format!(
                 "`auto_map` names code of the model's own for {class} ({code}), which kvgate does not run: if \
@@ -223,7 +218,8 @@ fn no_own_code(config: &Path, whole: &Value) -> Result<(), ModelError> {
     }
 }
 
-/// A classifier, a reranker or an embedding model has the tensors of a language model, and another head.
+/// Refuses classes that are no language models: a classifier, a reranker or an embedding model has a language model's
+/// tensors, but another head.
 fn language_model(config: &Path, whole: &Value) -> Result<(), ModelError> {
     let Some(Value::Array(classes)) = whole.get("architectures") else { return Ok(()) };
     let writes = |class: &&Value| {
@@ -232,7 +228,7 @@ fn language_model(config: &Path, whole: &Value) -> Result<(), ModelError> {
     };
     match classes.iter().find(|class| !writes(class)) {
         None => Ok(()),
-        Some(class) => Err(refused(
+        Some(class) => Err(ModelError::refused(
             config,
             format!(
                 "`architectures` names {class}, which is no language model: kvgate measures what predicts the next \

@@ -1,6 +1,5 @@
 //! One layer of the decoder: mixer, feed-forward part, and what Gemma 4 adds behind them.
 
-use super::decoder::{norm, At};
 use super::experts::Mixture;
 use super::spec::{Activation, Attention, DeltaNet, Experts, Kv, Rope, Spec};
 use crate::compute::attention::SoftmaxAttention;
@@ -21,7 +20,17 @@ use tracing::trace_span;
 
 mod reader;
 
-/// Rows of a product's output that are made at once: wide outputs of more rows leave the caches.
+/// The positions of a block of rows in its sequences.
+#[derive(Debug, Clone, Copy)]
+pub struct At {
+    /// Position of each sequence's first row.
+    pub start: usize,
+    /// Rows of each sequence.
+    pub tokens: usize,
+}
+
+/// How many rows of a product are computed at once. Wide outputs with more rows would not stay in the processor's
+/// caches.
 const ROWS: usize = 1024;
 
 /// RoPE tables for every layer of a decoder, for contexts up to some length.
@@ -54,14 +63,14 @@ impl RopeTables {
 pub(super) struct Layer {
     mixer_norm: RmsNorm,
     mixer: MixerWeights,
-    /// What the mixer adds is normalised so.
+    /// The norm of the mixer's output, if it has one.
     mixed_norm: Option<RmsNorm>,
     feed_norm: RmsNorm,
     feed: Feed,
-    /// What the feed-forward part adds is normalised so.
+    /// The norm of the feed-forward part's output, if it has one.
     fed_norm: Option<RmsNorm>,
     inputs: Option<OwnInputs>,
-    /// The residual stream is multiplied by it.
+    /// A factor of the residual stream after the layer.
     scale: Option<f32>,
 }
 
@@ -88,7 +97,7 @@ struct Both {
     mixture_norm: RmsNorm,
 }
 
-/// The layer's own inputs and what lets them into the residual stream.
+/// The weights that bring the layer's additional inputs into the residual stream.
 struct OwnInputs {
     activation: Activation,
     width: usize,
@@ -96,7 +105,7 @@ struct OwnInputs {
     gate: Matrix,
     /// (H, P)
     projection: Matrix,
-    /// What they add is normalised so.
+    /// The norm of what they add.
     norm: RmsNorm,
 }
 
@@ -108,7 +117,7 @@ struct Linear {
 
 struct AttentionWeights {
     spec: Attention,
-    /// Rows of Q, of K and V where the layer has its own, and of the gate, one after the other.
+    /// The rows of Q, then those of K and V if the layer has its own, then those of the gate.
     input: Matrix,
     biases: Option<[Tensor; 3]>,
     q_norm: Option<RmsNorm>,
@@ -119,7 +128,7 @@ struct AttentionWeights {
 
 struct DeltaNetWeights {
     spec: DeltaNet,
-    /// Rows of q, k and v, of z, and of β's and g's inputs, one after the other.
+    /// The rows of q, k and v, then those of z, then those of the inputs of β and of g.
     input: Matrix,
     rule: RuleWeights,
     /// (H, value width)
@@ -128,7 +137,7 @@ struct DeltaNetWeights {
 
 struct MlpWeights {
     activation: Activation,
-    /// Gate and up rows, one after the other.
+    /// The rows of gate, then those of up.
     gate_up: Linear,
     down: Linear,
 }
@@ -153,12 +162,12 @@ impl Layer {
             }
         };
         let out = self.behind_mixer(index, x, &mixed, per_layer);
-        // K and V first: what is wrong with them is why the rest is wrong
+        // K and V are checked first, because if they are damaged, all that follows is damaged by them
         checks.iter().try_for_each(|check| check.read(index))?;
         Ok(out?)
     }
 
-    /// What follows the mixer, and whether all numbers of the result are finite.
+    /// Everything after the mixer. The flag says whether all numbers of the result are finite.
     fn behind_mixer(
         &self,
         index: usize,
@@ -260,7 +269,7 @@ impl AttentionWeights {
         Heads { norm: self.v_norm.clone(), ..self.part(2, start, a.kv_heads, at) }
     }
 
-    /// The op that takes heads out of the projection: bias only.
+    /// The op that takes heads out of the projection. So far it only adds the bias.
     fn part(&self, part: usize, start: usize, heads: usize, at: At) -> Heads {
         Heads {
             start,
@@ -297,7 +306,7 @@ impl DeltaNetWeights {
 }
 
 impl Feed {
-    /// (rows, H) → what is added to the residual stream.
+    /// Computes what is added to the residual stream, (rows, H) → (rows, H).
     fn run(&self, x: &Tensor, before: &RmsNorm) -> TensorResult<Tensor> {
         match self {
             Feed::Dense(mlp) => mlp.run(&norm(x, before)?),
@@ -341,6 +350,10 @@ impl Linear {
             Some(bias) => run(bias, [&y]),
         }
     }
+}
+
+pub(super) fn norm(x: &Tensor, norm: &RmsNorm) -> TensorResult<Tensor> {
+    trace_span!("norms").in_scope(|| run(norm, [x]))
 }
 
 fn residual(x: &Tensor, y: &Tensor, residual: &Residual) -> TensorResult<Tensor> {

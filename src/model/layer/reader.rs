@@ -12,24 +12,7 @@ use crate::model::spec::{
 };
 use crate::model::tensors::Reader;
 use crate::model::ModelError;
-use candle_core::{DType, Tensor};
-
-impl RmsNorm {
-    /// Reads the weights of a norm.
-    pub(in crate::model) fn read(
-        reader: &Reader,
-        name: &str,
-        len: usize,
-        eps: f32,
-    ) -> Result<Self, ModelError> {
-        Ok(RmsNorm { weight: reader.tensor(name, &[len])?, eps })
-    }
-
-    /// A norm without weights.
-    fn plain(reader: &Reader, len: usize, eps: f32) -> Result<Self, ModelError> {
-        Ok(RmsNorm { weight: Tensor::ones(len, DType::F32, reader.device())?, eps })
-    }
-}
+use candle_core::Tensor;
 
 /// Reads the tensors of one layer.
 struct LayerReader<'a> {
@@ -72,15 +55,15 @@ impl LayerReader<'_> {
     }
 
     fn norm(&self, part: &str, len: usize) -> Result<RmsNorm, ModelError> {
-        RmsNorm::read(self.reader, &self.name(part), len, self.spec.norm_eps)
+        self.reader.norm(&self.name(part), len, self.spec.norm_eps)
     }
 
-    /// The norm of what a half-layer adds, where there is one.
+    /// Reads the norm of the output of a half-layer, if it has one.
     fn post_norm(&self, part: &str, normed: bool) -> Result<Option<RmsNorm>, ModelError> {
         normed.then(|| self.norm(part, self.spec.hidden)).transpose()
     }
 
-    /// Matrices with the same input, one below the other.
+    /// Stacks matrices with the same input into one.
     fn stacked(&self, parts: &[(&str, usize)]) -> Result<Matrix, ModelError> {
         let read = |(part, out): &(&str, usize)| self.tensor(part, &[*out, self.spec.hidden]);
         let parts = parts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
@@ -100,12 +83,12 @@ impl LayerReader<'_> {
             Ok([bias("attn_q.bias", q)?, bias("attn_k.bias", kv)?, bias("attn_v.bias", kv)?])
         };
         let qk_norm = |part: &str, has: bool| has.then(|| self.norm(part, a.head_dim)).transpose();
-        let v_norm = || RmsNorm::plain(self.reader, a.head_dim, self.spec.norm_eps);
+        let v_norm = || self.reader.plain_norm(a.head_dim, self.spec.norm_eps);
         let output_bias = || self.bias(&[("attn_output.bias", self.spec.hidden)]);
         if !a.owns_kv() {
-            // the original files of E2B and E4B hold them all the same
+            // the original files of E2B and E4B have these tensors although nothing uses them
             for part in ["attn_k.weight", "attn_v.weight", "attn_k_norm.weight"] {
-                self.reader.idle(&self.name(part));
+                self.reader.allow_unused(&self.name(part));
             }
         }
         Ok(AttentionWeights {
@@ -114,7 +97,7 @@ impl LayerReader<'_> {
             biases: a.qkv_bias.then(biases).transpose()?,
             q_norm: qk_norm("attn_q_norm.weight", a.qk_norm)?,
             k_norm: qk_norm("attn_k_norm.weight", a.qk_norm && a.owns_kv())?,
-            v_norm: a.v_norm.then(|| v_norm()).transpose()?,
+            v_norm: a.v_norm.then(v_norm).transpose()?,
             output: Linear {
                 weight: self.matrix("attn_output.weight", &[self.spec.hidden, q])?,
                 bias: a.output_bias.then(output_bias).transpose()?,
@@ -122,7 +105,7 @@ impl LayerReader<'_> {
         })
     }
 
-    /// Rows of Q, K, V and the gate. Files hold a head's gate behind its Q.
+    /// Stacks the rows of Q, K, V and the gate. In the files the gate of each head follows its Q.
     fn attention_input(&self, a: &Attention) -> Result<Matrix, ModelError> {
         let (q, kv, hidden) = (a.q_width(), a.kv_width(), self.spec.hidden);
         let both = self.tensor("attn_q.weight", &[if a.gated { 2 * q } else { q }, hidden])?;

@@ -1,27 +1,29 @@
-//! What the files beside a `tokenizer.json` say of it: `tokenizer_config.json`, and `added_tokens.json` of older
-//! folders.
+//! What the files beside a `tokenizer.json` say about it: `tokenizer_config.json`, and in older folders
+//! `added_tokens.json`.
 //!
-//! transformers (5.24) adds the tokens of both to those of `tokenizer.json`, and so does llama.cpp's converter, which
-//! reads a folder through it. kvgate reads `tokenizer.json` alone. Where the files know a token as different ones, a
-//! note says so, and a text that this token changes is an error. All other texts give the same ids either way.
+//! transformers (5.24) adds the tokens of both files to those of `tokenizer.json`, and so does llama.cpp's converter,
+//! which uses transformers. kvgate uses the tokens of `tokenizer.json` alone. If the files define a token
+//! differently, a note says so, and a text to which that token makes a difference is an error. All other texts give
+//! the same ids either way.
 
 use super::guard::guarded;
 use super::vocabulary::cut;
-use crate::model::{hf, ModelError};
+use crate::model::hf::files::optional_json;
+use crate::model::ModelError;
 use crate::source::pinned::{TOKENIZER, TOKENIZER_CONFIG};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, NormalizedString, Normalizer};
 
-/// The tokens that older versions of transformers added, by their texts.
+/// Tokens that older versions of transformers added, by their texts.
 const ADDED_TOKENS: &str = "added_tokens.json";
-/// The same in `tokenizer_config.json`, by their ids.
+/// Added tokens in `tokenizer_config.json`, by their ids.
 const DECODER: &str = "added_tokens_decoder";
 /// Members of `tokenizer_config.json` that name one special token each.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-/// Those that list special tokens without a purpose of their own.
+/// Members that list special tokens without a particular purpose.
 const LISTED: [&str; 2] = ["extra_special_tokens", "additional_special_tokens"];
 
 const MEND: &str =
@@ -33,12 +35,12 @@ pub(super) struct Beside {
     config: Json,
 }
 
-/// A token that the files know as different ones.
+/// A token that the files define differently.
 pub(super) struct Contested {
     content: String,
-    /// Whether a text that is read as text depends on it.
+    /// Whether the difference matters for a text that is read as plain text.
     in_text: bool,
-    /// In words.
+    /// The difference in words.
     what: String,
 }
 
@@ -59,8 +61,8 @@ impl Added {
         Added { id, special, single_word, lstrip, rstrip, normalized }
     }
 
-    /// As transformers makes a token of an object: what the object leaves out is false, and a token that is not
-    /// special is normalized.
+    /// Makes a token of an object as transformers does: a flag that the object leaves out is false, except that a
+    /// token that is not special is normalized.
     fn of_object(id: u32, token: &Json) -> Self {
         let flag = |key: &str| token[key].as_bool();
         let set = |key: &str| flag(key).unwrap_or(false);
@@ -91,21 +93,21 @@ impl Added {
 
 impl Beside {
     /// The files in the folder of a `tokenizer.json`.
-    pub fn of(tokenizer: &Path) -> Result<Self, ModelError> {
+    pub fn read(tokenizer: &Path) -> Result<Self, ModelError> {
         let folder = tokenizer.parent().unwrap_or(Path::new("")).to_path_buf();
-        let config = hf::optional_json(&folder.join(TOKENIZER_CONFIG))?;
+        let config = optional_json(&folder.join(TOKENIZER_CONFIG))?;
         Ok(Beside { folder, config })
     }
 
-    /// The tokens that are others here. `own` are those of `tokenizer.json` as its file has them, and `inner` has them
-    /// as they are read.
+    /// The tokens that the files define differently. `own` are the tokens of `tokenizer.json` as written there, and
+    /// `inner` has them as they are used.
     pub fn contested(
         &self,
         own: &[(u32, AddedToken)],
         inner: &tokenizers::Tokenizer,
     ) -> Result<Vec<Contested>, ModelError> {
         let has_normalizer = inner.get_normalizer().is_some();
-        // without a normalizer a normalized token is the same one
+        // without a normalizer it makes no difference whether a token is normalized
         let comparable =
             |added: Added| Added { normalized: added.normalized && has_normalizer, ..added };
         let written: BTreeMap<&str, Added> = own
@@ -120,7 +122,7 @@ impl Beside {
             if content.is_empty() || written.get(content.as_str()) == Some(&other) {
                 continue;
             }
-            // transformers makes those special that have a purpose
+            // transformers makes a token special if it is named for a purpose
             other.special |= self.is_named(&content);
             let is_it = |(id, token): (&u32, &AddedToken)| {
                 (token.content == content).then(|| comparable(Added::new(*id, token)))
@@ -136,7 +138,7 @@ impl Beside {
                 shown(written.get(content.as_str()).or(here.as_ref())),
                 other.shown()
             );
-            // special tokens are text in a text
+            // in plain text special tokens are read as text
             let cuts = |added: Option<Added>| added.filter(|added| !added.special);
             let in_text = cuts(here) != cuts(Some(other));
             found.push(Contested { content, in_text, what });
@@ -144,8 +146,8 @@ impl Beside {
         Ok(found)
     }
 
-    /// Where tokens are named beside `tokenizer.json`, and which. transformers asks the older file only where the
-    /// newer one is silent, and there only for ids that `tokenizer.json` does not have.
+    /// The tokens that are named beside `tokenizer.json`, and where. transformers reads the older file only if the
+    /// newer one has none, and then only uses ids that `tokenizer.json` does not have.
     fn tokens(
         &self,
         own: &[(u32, AddedToken)],
@@ -158,21 +160,22 @@ impl Beside {
                     let id_and_text = id.parse::<u32>().ok().zip(token["content"].as_str());
                     let (id, text) = id_and_text.ok_or_else(|| {
                         let what = "must be an id with a token that has a `content`";
-                        bad(&file, &format!("{DECODER}.{id}"), what)
+                        ModelError::bad_key(&file, &format!("{DECODER}.{id}"), what)
                     })?;
                     Ok::<_, ModelError>((text.to_owned(), Added::of_object(id, token)))
                 });
                 let place = format!("`{DECODER}` of {TOKENIZER_CONFIG}");
                 return Ok((place, tokens.collect::<Result<_, _>>()?));
             }
-            _ => return Err(bad(&file, DECODER, "must be an object")),
+            _ => return Err(ModelError::bad_key(&file, DECODER, "must be an object")),
         }
         let file = self.folder.join(ADDED_TOKENS);
-        let older = hf::optional_json(&file)?;
+        let older = optional_json(&file)?;
         let mut tokens = Vec::new();
         for (text, id) in older.as_object().into_iter().flatten() {
             let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
-            let id = id.ok_or_else(|| bad(&file, text, "must be the id of a token"))?;
+            let id =
+                id.ok_or_else(|| ModelError::bad_key(&file, text, "must be the id of a token"))?;
             if own.iter().all(|(known, _)| *known != id) {
                 let special = self.is_named(text) || self.is_listed(text);
                 tokens.push((
@@ -193,7 +196,7 @@ impl Beside {
         lists.into_iter().any(|token| spelled(token) == Some(text))
     }
 
-    /// Whether a space stands before a text, where `tokenizer_config.json` contradicts the pre-tokenizer.
+    /// A warning if `tokenizer_config.json` contradicts the pre-tokenizer about a space before a text.
     pub fn prefix_space(&self, pre_tokenizer: &Json) -> Option<String> {
         const KEY: &str = "add_prefix_space";
         let here = self.config[KEY].as_bool()?;
@@ -207,7 +210,7 @@ impl Beside {
     }
 }
 
-/// What a pre-tokenizer says of a space before a text: the part of it that knows one.
+/// Whether a pre-tokenizer puts a space before a text. `None` if no part of it says anything about that.
 fn prefix_space_of(part: &Json) -> Option<bool> {
     match part["type"].as_str()? {
         "Sequence" => part["pretokenizers"].as_array()?.iter().find_map(prefix_space_of),
@@ -219,12 +222,12 @@ fn prefix_space_of(part: &Json) -> Option<bool> {
     }
 }
 
-/// A token with its properties, or its text alone.
+/// The text of a token, which is written with its properties or alone.
 fn spelled(token: &Json) -> Option<&str> {
     token.get("content").unwrap_or(token).as_str()
 }
 
-/// What is to be said of such tokens once.
+/// The warning about such tokens that is shown once.
 pub(super) fn told(contested: &[Contested]) -> Option<String> {
     const FIRST: usize = 3;
     let first: Vec<_> = contested.iter().take(FIRST).map(|token| &*token.what).collect();
@@ -237,7 +240,8 @@ pub(super) fn told(contested: &[Contested]) -> Option<String> {
     Some(format!("warning: a text with one of these tokens is refused: {first}{more}; {MEND}"))
 }
 
-/// Refuses a text that such a token changes. Only what a chat template wrote has special tokens in it.
+/// Refuses a text in which such a token would make a difference. Only text that a chat template wrote has special
+/// tokens in it.
 pub(super) fn check(
     contested: &[Contested],
     inner: &tokenizers::Tokenizer,
@@ -248,7 +252,7 @@ pub(super) fn check(
     if counting.peek().is_none() {
         return Ok(());
     }
-    // tokens may be looked for in the normalized text
+    // some tokens are searched for in the normalized text
     let mut normal = NormalizedString::from(text);
     if let Some(normalizer) = inner.get_normalizer() {
         guarded(|| normalizer.normalize(&mut normal))?.map_err(|error| error.to_string())?;
@@ -261,8 +265,4 @@ pub(super) fn check(
             Err(format!("the text has a token that the files know as two: {}; {MEND}", token.what))
         }
     }
-}
-
-fn bad(path: &Path, key: &str, message: &str) -> ModelError {
-    ModelError::Metadata { path: path.into(), key: key.into(), message: message.into() }
 }

@@ -10,15 +10,16 @@
 //! 4. llama.cpp's rule for the vocabulary: BOS for SentencePiece's and for some pre-tokenizers;
 //! 5. nothing: no BOS.
 //!
-//! Of Gemma 4 llama.cpp overrules a `false` of the file, because files said so by mistake; so does kvgate, in
-//! both formats, and only the policy's word is stronger. Which token it is says who asks for it
-//! (`tokenizer.ggml.bos_token_id`, `bos_token`), else the first in this order that names one. An end-of-text
-//! token is never added (`add_eos_token` is not obeyed), since a chunk is a part of a text.
+//! For Gemma 4 llama.cpp overrules a `false` in the file, because some files have it by mistake. So does kvgate, in
+//! both formats, and only the policy can overrule that. The token is the one named by the file that asks for it
+//! (`tokenizer.ggml.bos_token_id`, `bos_token`), or else the first that is named in the order above. An end-of-text
+//! token is never added (`add_eos_token` is ignored), since a chunk is only a part of a text.
 
 use super::gguf::{text, Vocabulary, MODEL, PRE};
 use crate::model::config::Config;
 use crate::model::gguf::Gguf;
-use crate::model::{hf, ModelError};
+use crate::model::hf::files::optional_json;
+use crate::model::ModelError;
 use crate::source::pinned::{CONFIG, TOKENIZER_CONFIG};
 use candle_core::quantized::gguf_file::Value;
 use serde_json::Value as Json;
@@ -27,7 +28,7 @@ use std::path::Path;
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 
-/// Pre-tokenizers of byte-level vocabularies for which llama.cpp adds BOS where the file does not say
+/// Pre-tokenizers of byte-level vocabularies for which llama.cpp adds BOS if the file does not say
 /// (`llama_vocab::impl::load`).
 const PRE_WITH_BOS: [&str; 11] = [
     "llama3",
@@ -43,24 +44,24 @@ const PRE_WITH_BOS: [&str; 11] = [
     "chameleon",
 ];
 
-/// Vocabularies for which llama.cpp adds BOS where the file does not say.
+/// Vocabularies for which llama.cpp adds BOS if the file does not say.
 const MODELS_WITH_BOS: [&str; 2] = ["llama", "bert"];
 
-/// Those that it takes for Gemma 4's.
+/// Vocabularies that llama.cpp treats as Gemma 4's.
 const GEMMA4: [&str; 2] = ["gemma4", "granite-embed-multi-311m"];
 
-/// What one file says of BOS.
+/// What one file says about BOS.
 pub(super) struct Says {
-    /// The key, as people find it.
+    /// The key and its file, for people.
     place: String,
     pub adds: Option<bool>,
     pub token: Option<u32>,
 }
 
-/// What llama.cpp does where no file has a word.
+/// What llama.cpp does if no file says anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rule {
-    /// BOS, also against the file's word.
+    /// It adds BOS, even if the file says otherwise.
     Forced,
     /// BOS.
     Adds,
@@ -68,7 +69,7 @@ pub(super) enum Rule {
     Silent,
 }
 
-/// What is done, and by whose word.
+/// The decision, and who made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Bos {
     pub token: Option<u32>,
@@ -76,7 +77,7 @@ pub(super) struct Bos {
 }
 
 impl Says {
-    /// A GGUF file's word.
+    /// What a GGUF file says.
     pub fn of_gguf(file: &Gguf, vocabulary: &Vocabulary) -> Result<Self, ModelError> {
         let adds = match file.value(ADD_BOS) {
             None => None,
@@ -87,38 +88,38 @@ impl Says {
         Ok(Says { place: ADD_BOS.into(), adds, token })
     }
 
-    /// The word of a folder's `tokenizer_config.json`; its token by the tokenizer in use.
+    /// What a folder's `tokenizer_config.json` says. The tokenizer in use looks up its token.
     pub fn of_folder(
         folder: &Path,
         token_to_id: impl Fn(&str) -> Option<u32>,
     ) -> Result<Self, ModelError> {
         let file = folder.join(TOKENIZER_CONFIG);
-        let config = hf::optional_json(&file)?;
+        let config = optional_json(&file)?;
         let adds = match &config["add_bos_token"] {
             Json::Null => None,
             Json::Bool(adds) => Some(*adds),
-            _ => return Err(bad_key(&file, "add_bos_token", "must be true or false".into())),
+            _ => return Err(ModelError::bad_key(&file, "add_bos_token", "must be true or false")),
         };
         let named = &config["bos_token"];
         let text = named.get("content").unwrap_or(named).as_str();
         let token = text.and_then(token_to_id);
         if let (Some(text), None, Some(true)) = (text, token, adds) {
             let message = format!("is `{text}`, which the tokenizer does not have");
-            return Err(bad_key(&file, "bos_token", message));
+            return Err(ModelError::bad_key(&file, "bos_token", message));
         }
         let place = format!("`add_bos_token` of {TOKENIZER_CONFIG}");
         Ok(Says { place, adds, token })
     }
 
-    /// `config.json` names a token and does not say what to do with it.
+    /// What `config.json` says. It names a token, but not whether to add it.
     pub fn of_config(folder: &Path) -> Result<Self, ModelError> {
-        let config = hf::optional_json(&folder.join(CONFIG))?;
+        let config = optional_json(&folder.join(CONFIG))?;
         let id = |place: &Json| u32::try_from(place["bos_token_id"].as_u64()?).ok();
         let token = id(&config["text_config"]).or_else(|| id(&config));
         Ok(Says { place: CONFIG.into(), adds: None, token })
     }
 
-    /// The same beside the tokenizer that a policy names.
+    /// Marks this as said by a file beside the tokenizer that the policy names.
     pub fn beside(mut self) -> Self {
         self.place += " beside the named tokenizer";
         self
@@ -149,10 +150,9 @@ impl Rule {
     }
 }
 
-/// Decides by the rule that stands above; `template` is the token that a `tokenizer.json` puts before a text.
+/// Decides by the list at the top of this file. `template` is the token that a `tokenizer.json` puts before a text.
 ///
-/// # Errors
-/// A BOS that is asked for and that nobody names.
+/// # Errors If BOS is asked for and no file names the token.
 pub(super) fn decide(
     asked: Option<bool>,
     says: &[Says],
@@ -186,10 +186,6 @@ pub(super) fn decide(
         Some(_) => Ok(Bos { token, by }),
         None => Err(format!("BOS is added by {by}, and no file says which token it is; `bos = false` in the policy does without")),
     }
-}
-
-fn bad_key(path: &Path, key: &str, message: String) -> ModelError {
-    ModelError::Metadata { path: path.into(), key: key.into(), message }
 }
 
 #[cfg(test)]

@@ -1,21 +1,22 @@
-//! A Hugging Face `tokenizer.json`: what is looked at before the library reads it, because the library takes
-//! it for granted, and what the file says beside its pieces.
+//! Reads a Hugging Face `tokenizer.json`. Parts of the file are checked before the library reads it, because the
+//! library relies on them without checking.
 
 use super::beside::{self, Beside};
 use super::guard::guarded;
 use super::markers::{self, INFILL};
 use super::vocabulary::{cut, Spelling};
 use super::Tokenizer;
-use crate::model::{hf, ModelError};
+use crate::model::hf::json;
+use crate::model::ModelError;
 use serde::Deserialize;
 use serde_json::Value;
 use std::path::Path;
 use tokenizers::AddedToken;
 
-/// How many times longer replacements may make a text, all of them together.
+/// How many times longer all replacements together may make a text.
 const GROWTH: f64 = 1024.0;
 
-/// The parts of the file that are looked at; the vocabulary is the library's.
+/// The parts of the file that are looked at here. Only the library reads the vocabulary.
 #[derive(Deserialize)]
 struct Raw {
     #[serde(default)]
@@ -32,15 +33,26 @@ struct Raw {
 #[derive(Deserialize)]
 struct RawModel {
     dropout: Option<f64>,
+    #[serde(default)]
+    merges: Value,
 }
 
-/// A `tokenizer.json`, and what it says beside its pieces.
+/// A merge, as older and newer files write it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair([String; 2]),
+    Text(String),
+}
+
+/// A `tokenizer.json` that has been read.
 pub(in crate::model) struct TokenizerFile {
     pub tokenizer: Tokenizer,
     pub(super) spelling: Spelling,
     /// The token that the file's own template puts before a text.
     pub template_bos: Option<u32>,
-    /// What is read otherwise than the file or those beside it say, for people.
+    merges: Value,
+    /// Notes for people about what is read differently from what this file or those beside it say.
     pub remarks: Vec<String>,
 }
 
@@ -51,7 +63,7 @@ impl TokenizerFile {
             message: format!("cannot use this tokenizer: {message}"),
         };
         let bytes = std::fs::read(path).map_err(|e| unusable(e.to_string()))?;
-        let strict = hf::strict_object(path, &bytes)?;
+        let strict = json::object(path, &bytes)?;
         let raw: Raw = serde_json::from_value(strict).map_err(|e| unusable(e.to_string()))?;
         raw.check().map_err(unusable)?;
         let read = || -> Result<_, tokenizers::Error> {
@@ -70,7 +82,7 @@ impl TokenizerFile {
         } else {
             Spelling::SentencePiece
         };
-        let beside = Beside::of(path)?;
+        let beside = Beside::read(path)?;
         let contested = beside.contested(&written, &inner)?;
         let remarks = [
             beside::told(&contested),
@@ -83,11 +95,24 @@ impl TokenizerFile {
         tokenizer.contested = contested;
         let template_bos = before.first().copied();
         let remarks = remarks.into_iter().flatten().collect();
-        Ok(TokenizerFile { tokenizer, spelling, template_bos, remarks })
+        let merges = raw.model.merges;
+        Ok(TokenizerFile { tokenizer, spelling, template_bos, merges, remarks })
+    }
+
+    /// The merges, as a GGUF file writes them. `None` if the tokenizer has none.
+    pub(super) fn merges(&self) -> Option<Vec<String>> {
+        let merges = Vec::<Merge>::deserialize(&self.merges).ok()?;
+        // a space within a piece is written as llama.cpp's converter writes it
+        let part = |part: &str| part.replace(' ', "\u{120}");
+        let text = |merge| match merge {
+            Merge::Text(text) => text,
+            Merge::Pair([left, right]) => format!("{} {}", part(&left), part(&right)),
+        };
+        Some(merges.into_iter().map(text).collect())
     }
 }
 
-/// The tokens that stand before a text only where special tokens are asked for.
+/// The tokens that the file's template puts before a text.
 fn before_a_text(inner: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::Error> {
     let ids = |special| -> Result<Vec<u32>, tokenizers::Error> {
         Ok(inner.encode_fast("a", special)?.get_ids().to_vec())
@@ -101,7 +126,7 @@ fn before_a_text(inner: &tokenizers::Tokenizer) -> Result<Vec<u32>, tokenizers::
     Ok(with)
 }
 
-/// What a template puts before a text beside the one token that can be BOS.
+/// A warning if the template puts more than one token before a text, since only one can be BOS.
 fn left_out(inner: &tokenizers::Tokenizer, before: &[u32]) -> Option<String> {
     let (_, left) = before.split_first().filter(|(_, left)| !left.is_empty())?;
     let piece = |id: &u32| inner.id_to_token(*id).unwrap_or_default();
@@ -113,13 +138,13 @@ fn left_out(inner: &tokenizers::Tokenizer, before: &[u32]) -> Option<String> {
     ))
 }
 
-/// Makes special tokens of the marks that the file has as text.
+/// Makes marks that the file has as text special tokens.
 fn retype(inner: &mut tokenizers::Tokenizer) -> Result<Option<String>, tokenizers::Error> {
     let added = inner.get_added_tokens_decoder();
     let is_mark = |text: &str| {
         let infill =
             INFILL.iter().any(|mark| mark.spelled(|known| (known == text).then_some(())).is_some());
-        // `</s>` is HTML, too, and where it ends a text files say so
+        // `</s>` is also HTML, and files in which it ends a text say so
         (markers::ends_answers(text) || infill) && text != "</s>"
     };
     let mut retyped: Vec<(u32, String)> = Vec::new();
@@ -142,34 +167,8 @@ fn retype(inner: &mut tokenizers::Tokenizer) -> Result<Option<String>, tokenizer
     Ok(Some(format!("tokenizer.json has these marks as text, they are read as special tokens, as llama.cpp does: {tokens}")))
 }
 
-/// The merges of a file, as a GGUF file writes them; none of a tokenizer without merges.
-pub(super) fn merges(path: &Path) -> Option<Vec<String>> {
-    #[derive(Deserialize)]
-    struct File {
-        model: Model,
-    }
-    #[derive(Deserialize)]
-    struct Model {
-        merges: Vec<Merge>,
-    }
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Merge {
-        Pair([String; 2]),
-        Text(String),
-    }
-    let file: File = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-    // a space within a piece is written as llama.cpp's converter writes it
-    let part = |part: &str| part.replace(' ', "\u{120}");
-    let text = |merge| match merge {
-        Merge::Text(text) => text,
-        Merge::Pair([left, right]) => format!("{} {}", part(&left), part(&right)),
-    };
-    Some(file.model.merges.into_iter().map(text).collect())
-}
-
 impl Raw {
-    /// What the library would panic at, draw by lot, or blow up.
+    /// Refuses what would make the library panic, draw random tokens, or use up the memory.
     fn check(&self) -> Result<(), String> {
         if let Some(dropout) = self.model.dropout.filter(|dropout| *dropout != 0.0) {
             return Err(format!("its `dropout` of {dropout} draws tokens by lot; set it to null"));
@@ -184,7 +183,7 @@ impl Raw {
         Ok(())
     }
 
-    /// Whether the tokens of its templates are those of its vocabulary.
+    /// Checks that the tokens of the templates are those of the vocabulary.
     fn check_ids(&self, inner: &tokenizers::Tokenizer) -> Result<(), String> {
         for template in self.templates() {
             let declared = template["special_tokens"].as_object().into_iter().flatten();
@@ -221,7 +220,7 @@ impl Raw {
     }
 }
 
-/// Whether a template names only what it declares.
+/// Checks that a template names only tokens that it declares.
 fn check_template(template: &Value) -> Result<(), String> {
     for (name, sequences) in [("single", &["A"][..]), ("pair", &["A", "B"])] {
         for piece in template[name].as_array().into_iter().flatten() {

@@ -1,9 +1,8 @@
-//! The tables of a GGUF file: a vocabulary with types, and what rebuilds its tokenizer.
+//! Rebuilds a tokenizer from the tables of a GGUF file.
 //!
-//! A GGUF file holds a vocabulary and a kind: `gpt2` (byte-level BPE with merges and a named
-//! pre-tokenizer) or `llama` (SentencePiece pieces with scores). Both become a BPE of the
-//! `tokenizers` crate. An unknown pre-tokenizer is an error: a wrong one gives plausible tokens and
-//! wrong numbers.
+//! A GGUF file holds a vocabulary and names the kind of its tokenizer: `gpt2` (byte-level BPE with merges and a named
+//! pre-tokenizer) or `llama` (SentencePiece pieces with scores). Both become a BPE of the `tokenizers` crate. An
+//! unknown pre-tokenizer is an error, because a wrong one would give plausible tokens and wrong numbers.
 
 use super::guard::guarded;
 use super::markers::{self, INFILL};
@@ -34,7 +33,8 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 /// Their types.
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
-/// Bytes of the longest piece that is read. Released vocabularies have some hundred, and work goes with their square.
+/// The longest piece that is read, in bytes. Pieces of released vocabularies have some hundred at most, and the work
+/// grows with the square of the length.
 const LONGEST_PIECE: usize = 2048;
 const SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 const SCORES: &str = "tokenizer.ggml.scores";
@@ -94,19 +94,19 @@ impl Tokenizer {
 /// The vocabulary of a GGUF file.
 pub(in crate::model) struct Vocabulary {
     tokens: Vec<String>,
-    /// As they are read: known marks are control tokens.
+    /// The types as they are used. Known marks are control tokens.
     types: Vec<u64>,
     spelling: Spelling,
-    /// Tokens after which nothing is generated.
-    pub ends: BTreeSet<u32>,
-    /// Marks of a turn's beginning that the file types as ordinary text.
+    /// Tokens at which generation stops.
+    pub end_tokens: BTreeSet<u32>,
+    /// Marks that begin a turn and that the file declares as ordinary text.
     begins: Vec<String>,
-    /// What is read otherwise than the file says, for people.
+    /// Notes for people about what is read differently from what the file says.
     pub remarks: Vec<String>,
 }
 
 impl Vocabulary {
-    /// A file for which another tokenizer is named may have none.
+    /// Reads the vocabulary. It is optional if the policy names another tokenizer.
     pub fn read(file: &Gguf, is_optional: bool) -> Result<Self, ModelError> {
         let is_there = !is_optional || file.value(TOKENS).is_some();
         let tokens = if is_there { strings(file, TOKENS)? } else { Vec::new() };
@@ -140,31 +140,31 @@ impl Vocabulary {
             Some("gpt2") => Spelling::ByteLevel,
             _ => Spelling::SentencePiece,
         };
-        let (ends, begins, remarks) = (BTreeSet::new(), Vec::new(), Vec::new());
-        let mut vocabulary = Vocabulary { tokens, types, spelling, ends, begins, remarks };
-        vocabulary.mark(file)?;
+        let (end_tokens, begins, remarks) = (BTreeSet::new(), Vec::new(), Vec::new());
+        let mut vocabulary = Vocabulary { tokens, types, spelling, end_tokens, begins, remarks };
+        vocabulary.find_marks(file)?;
         Ok(vocabulary)
     }
 
-    /// Finds the tokens that mark something, and types them as what they are.
-    fn mark(&mut self, file: &Gguf) -> Result<(), ModelError> {
+    /// Finds the tokens that are marks, and corrects their types.
+    fn find_marks(&mut self, file: &Gguf) -> Result<(), ModelError> {
         let ids = self.ids();
         let mut marks: BTreeSet<u32> =
             ids.iter().filter(|(text, _)| markers::ends_answers(text)).map(|(_, id)| *id).collect();
-        self.ends.extend(&marks);
+        self.end_tokens.extend(&marks);
         for infill in &INFILL {
-            // a key that names no token counts for nothing, as in llama.cpp
+            // like llama.cpp, ignore a key that names no token
             let named = file.any_number(infill.key)?.filter(|id| *id < self.tokens.len());
             let spelled = || infill.spelled(|text| ids.get(text).copied());
             let found = named.map_or_else(spelled, |id| Some(id as u32));
             marks.extend(found.filter(|_| named.is_none()));
-            self.ends.extend(found.filter(|_| infill.ends));
+            self.end_tokens.extend(found.filter(|_| infill.ends));
         }
         for key in ENDS {
-            self.ends.extend(self.named(file, key)?);
+            self.end_tokens.extend(self.named(file, key)?);
         }
-        self.ends.extend(self.listed_ends(file)?);
-        // harmony's format ends a message where the answer goes on; Gemma 4 writes HTML
+        self.end_tokens.extend(self.listed_ends(file)?);
+        // in harmony's format `<|end|>` ends a message and the answer goes on; for Gemma 4 `</s>` is HTML
         let has = |text: &str| ids.get(text).copied();
         let is_harmony = has("<|call|>").is_some() && has("<|return|>").is_some();
         let is_gemma4 = has("<|tool_response>").is_some();
@@ -172,7 +172,7 @@ impl Vocabulary {
             [("<|end|>", is_harmony, USER_DEFINED), ("</s>", is_gemma4, NORMAL)]
         {
             if let Some(id) = has(text).filter(|_| is_text) {
-                self.ends.remove(&id);
+                self.end_tokens.remove(&id);
                 marks.remove(&id);
                 self.types[id as usize] = kind;
             }
@@ -204,12 +204,12 @@ impl Vocabulary {
             .collect();
     }
 
-    /// Whether the file has none.
+    /// Whether the file has no vocabulary.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// llama.cpp, too, wants a token for each row of the table of embeddings.
+    /// Refuses a vocabulary that does not have a token for each row of the embedding. So does llama.cpp.
     pub fn check_size(&self, file: &Gguf, rows: usize) -> Result<(), ModelError> {
         let count = self.tokens.len();
         if count == rows {
@@ -220,7 +220,7 @@ impl Vocabulary {
 
     /// The token that a key names.
     pub fn named(&self, file: &Gguf, key: &str) -> Result<Option<u32>, ModelError> {
-        // how older writers said that there is none
+        // older writers meant by this that there is no such token
         if matches!(file.value(key), Some(Value::I32(-1) | Value::U32(u32::MAX))) {
             return Ok(None);
         }
@@ -258,7 +258,7 @@ impl Vocabulary {
         })
     }
 
-    /// Its pieces, to be compared with another file's.
+    /// The pieces, to be compared with those of another file.
     pub(super) fn pieces(&self, file: &Gguf) -> Pieces {
         let piece = |(id, (token, &kind)): (u32, (&String, &u64))| {
             let is_added = !matches!(kind, NORMAL | BYTE);
@@ -282,7 +282,7 @@ pub(super) fn merges(file: &Gguf) -> Result<Option<Vec<String>>, ModelError> {
     file.value(MERGES).map(|_| strings(file, MERGES)).transpose()
 }
 
-/// The entries of a list as numbers, if that is what a value is.
+/// The entries of a list of numbers. `None` if the value is anything else.
 fn unsigned(value: &Value) -> Option<Vec<u64>> {
     let Value::Array(entries) = value else { return None };
     let number = |value: &Value| match value {
@@ -305,7 +305,7 @@ fn byte_level(
             format!("its pre-tokenizer `{pre}` is unknown (known: {})", known.join(", ")),
         ));
     };
-    // of a merge that stands twice llama.cpp takes the first place, the library would take the last
+    // if a merge is listed twice, llama.cpp uses the first rank, the library would use the last
     let mut seen = HashSet::new();
     let merges = strings(file, MERGES)?
         .into_iter()
@@ -335,25 +335,57 @@ fn byte_level(
     Ok(tokenizer)
 }
 
-/// SentencePiece's BPE merges the adjacent pair whose joined piece scores highest. The same order is
-/// had from merges ranked by the score of what they make.
+/// SentencePiece's BPE merges the adjacent pair whose joined piece scores highest. Merges that are ranked by the score
+/// of the piece that they make give the same order.
 fn sentence_piece(
     file: &Gguf,
     vocabulary: &Vocabulary,
 ) -> Result<tokenizers::Tokenizer, ModelError> {
-    match file.value(SPACE_PREFIX) {
-        Some(Value::Bool(false)) => {}
-        None | Some(Value::Bool(true)) => {
-            let what = "a SentencePiece tokenizer with a space prefix is unsupported";
-            return Err(unusable(file, what));
-        }
-        Some(_) => return Err(file.bad_key(SPACE_PREFIX, "must be true or false")),
+    refuse_space_prefix(file)?;
+    let ids = vocabulary.ids();
+    let merges = ranked_merges(file, vocabulary, &ids)?;
+    let unknown = file.any_number("tokenizer.ggml.unknown_token_id")?;
+    let unknown = unknown.and_then(|id| vocabulary.tokens.get(id));
+    let ids = ids.into_iter().collect::<tokenizers::models::bpe::Vocab>();
+    let mut bpe = BPE::builder().vocab_and_merges(ids, merges).fuse_unk(true).byte_fallback(true);
+    if let Some(unknown) = unknown {
+        bpe = bpe.unk_token(unknown.clone());
     }
+    let failed = |e: tokenizers::Error| unusable(file, e.to_string());
+    let replaced = |from: &str, to: &str| {
+        Replace::new(ReplacePattern::String(from.into()), to).map_err(failed)
+    };
+    let mut tokenizer = tokenizers::Tokenizer::new(bpe.build().map_err(failed)?);
+    tokenizer.with_normalizer(Some(replaced(" ", SPACE)?)).map_err(failed)?;
+    tokenizer.with_decoder(Some(DecoderSequence::new(vec![
+        replaced(SPACE, " ")?.into(),
+        ByteFallback::new().into(),
+        Fuse::new().into(),
+    ])));
+    Ok(tokenizer)
+}
+
+/// A tokenizer that puts a space before each text, which is what a missing key means, cannot be rebuilt here.
+fn refuse_space_prefix(file: &Gguf) -> Result<(), ModelError> {
+    match file.value(SPACE_PREFIX) {
+        Some(Value::Bool(false)) => Ok(()),
+        None | Some(Value::Bool(true)) => {
+            Err(unusable(file, "a SentencePiece tokenizer with a space prefix is unsupported"))
+        }
+        Some(_) => Err(file.bad_key(SPACE_PREFIX, "must be true or false")),
+    }
+}
+
+/// All pairs of pieces that make a piece, those with the highest score first.
+fn ranked_merges(
+    file: &Gguf,
+    vocabulary: &Vocabulary,
+    ids: &HashMap<String, u32>,
+) -> Result<Merges, ModelError> {
     let scores = match file.value(SCORES) {
         Some(Value::Array(scores)) if scores.len() == vocabulary.tokens.len() => scores,
         _ => return Err(file.bad_key(SCORES, "must have one entry a token")),
     };
-    let ids = vocabulary.ids();
     let mut scored: HashMap<u32, &str> = HashMap::new();
     let mut merges: Vec<(f32, (String, String))> = Vec::new();
     for ((token, &kind), score) in vocabulary.tokens.iter().zip(&vocabulary.types).zip(scores) {
@@ -361,7 +393,7 @@ fn sentence_piece(
             Value::F32(v) if v.is_finite() => *v,
             _ => return Err(file.bad_key(SCORES, "must be finite floats")),
         };
-        // llama.cpp asks for no type where it merges; those that users define are cut out of a text before
+        // llama.cpp merges pieces of any type. Those that users define are cut out of a text before that.
         if kind == USER_DEFINED {
             continue;
         }
@@ -372,7 +404,7 @@ fn sentence_piece(
                 merges.push((score, (left.into(), right.into())));
             }
         }
-        // of two merges with one score the one further left comes first, which ranks cannot say
+        // of two possible merges with the same score SentencePiece takes the left one, which a rank cannot express
         let is_made = merges.len() > before;
         let tied = is_made.then(|| scored.insert(score.to_bits(), token)).flatten();
         if let Some(other) = tied {
@@ -382,31 +414,7 @@ fn sentence_piece(
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let unknown = file.any_number("tokenizer.ggml.unknown_token_id")?;
-    let unknown = unknown.and_then(|id| vocabulary.tokens.get(id));
-    let mut bpe = BPE::builder()
-        .vocab_and_merges(
-            ids.into_iter().collect::<tokenizers::models::bpe::Vocab>(),
-            merges.into_iter().map(|(_, pair)| pair).collect(),
-        )
-        .fuse_unk(true)
-        .byte_fallback(true);
-    if let Some(unknown) = unknown {
-        bpe = bpe.unk_token(unknown.clone());
-    }
-    let mut tokenizer =
-        tokenizers::Tokenizer::new(bpe.build().map_err(|e| unusable(file, e.to_string()))?);
-    let spaces = Replace::new(ReplacePattern::String(" ".into()), SPACE)
-        .map_err(|e| unusable(file, e.to_string()))?;
-    tokenizer.with_normalizer(Some(spaces)).map_err(|e| unusable(file, e.to_string()))?;
-    let spaces = Replace::new(ReplacePattern::String(SPACE.into()), " ")
-        .map_err(|e| unusable(file, e.to_string()))?;
-    tokenizer.with_decoder(Some(DecoderSequence::new(vec![
-        spaces.into(),
-        ByteFallback::new().into(),
-        Fuse::new().into(),
-    ])));
-    Ok(tokenizer)
+    Ok(merges.into_iter().map(|(_, pair)| pair).collect())
 }
 
 pub(in crate::model) fn text<'a>(file: &'a Gguf, key: &str) -> Option<&'a str> {
@@ -427,5 +435,5 @@ fn strings(file: &Gguf, key: &str) -> Result<Vec<String>, ModelError> {
 }
 
 fn unusable(file: &Gguf, message: impl Into<String>) -> ModelError {
-    ModelError::Tokenizer { path: file.path().into(), message: message.into() }
+    ModelError::tokenizer(file.path(), message)
 }

@@ -1,16 +1,16 @@
-//! A last line behind the checks of a `tokenizer.json`: the library that reads it panics on some files that
-//! nobody has foreseen, and a panic of it becomes an error.
+//! The last defence after the checks of a `tokenizer.json`: on some unforeseen files the library that reads it
+//! panics. Such a panic becomes an error.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
 thread_local! {
-    /// Whether a panic of this thread is caught below, so that nothing is to be printed of it.
+    /// Whether a panic of this thread will be caught, so that it must not be printed.
     static IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls the library; a panic becomes an error with its message.
+/// Calls the library. A panic becomes an error with its message.
 ///
 /// # Errors
 /// A panic.

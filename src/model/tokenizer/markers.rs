@@ -1,11 +1,10 @@
-//! Tokens that mark something, known by their spelling: what ends an answer, what begins a turn, and the
-//! marks of infilling.
+//! Marks that are recognised by their spelling: ends of answers, beginnings of turns, and the marks of infilling.
 //!
-//! Files exist that type such a token as ordinary text or as text that is always one token. llama.cpp types
-//! what ends an answer, and the marks of infilling, as control tokens whatever the file says
-//! (`llama_vocab::impl::load`); so does kvgate, by the same lists, since token ids are to be llama.cpp's.
+//! Some files declare such a token as ordinary text, or as text that is always one token. llama.cpp treats ends of
+//! answers and marks of infilling as control tokens whatever the file says (`llama_vocab::impl::load`). kvgate uses
+//! the same lists, so that its token ids are those of llama.cpp.
 
-/// What ends an answer.
+/// Tokens that end an answer.
 const ENDS: [&str; 23] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -32,7 +31,7 @@ const ENDS: [&str; 23] = [
     "<|ifm|im_end|>",
 ];
 
-/// A mark of infilling: the key that names its token, the spellings that it is known by where none does, and
+/// A mark of infilling: the key that names its token, the spellings by which it is recognised if no key does, and
 /// whether it ends an answer.
 pub(super) struct Infill {
     pub key: &'static str,
@@ -104,8 +103,8 @@ pub(super) const INFILL: [Infill; 6] = [
     },
 ];
 
-/// What begins a turn, or stands within its head. llama.cpp leaves their types alone, so that in plain text
-/// they are what the file says; what a chat template writes is always read as the marks that it means.
+/// Tokens that begin a turn or stand within its head. llama.cpp does not change their types, so in plain text they
+/// are what the file says. In text that a chat template wrote they are always read as marks.
 const BEGINS: [&str; 10] = [
     "<|im_start|>",
     "<|im_sep|>",
@@ -130,14 +129,14 @@ pub(super) fn begins_turns(text: &str) -> bool {
 }
 
 impl Infill {
-    /// Its spelling among some tokens: of several that are there, the one that is listed first.
+    /// Looks up the mark by its spellings. If several exist, the one that is listed first counts.
     pub fn spelled<T>(&self, token: impl Fn(&str) -> Option<T>) -> Option<T> {
         self.spellings.iter().find_map(|text| token(text))
     }
 }
 
-/// The marks that a template writes, in its order, each once: what stands in `<|` and `|>`, and all that are
-/// known.
+/// The marks that a template writes, each once, in the order of the template: all known marks, and every word between
+/// `<|` and `|>`.
 pub(crate) fn written_by(template: &str) -> Vec<&str> {
     let mut found: Vec<(usize, &str)> = Vec::new();
     for known in ENDS.iter().chain(&BEGINS) {

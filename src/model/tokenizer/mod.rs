@@ -1,8 +1,8 @@
-//! Tokenizers, from the checkpoint itself or a `tokenizer.json`, so that token ids are llama.cpp's.
+//! Tokenizers, from the checkpoint itself or from a `tokenizer.json`. They give the token ids that llama.cpp gives.
 //!
-//! What a tokenizer gives is checked as it is given: every id must have an embedding, and where a policy names
-//! a tokenizer beside a checkpoint that has a vocabulary, every token must be the same one in both
-//! (`own.rs`). So nobody who reads a text can forget it.
+//! A tokenizer checks every text that it encodes, so that no caller can forget to: every id must have an embedding,
+//! and if a policy names a tokenizer for a checkpoint that has a vocabulary of its own, every token must be the same
+//! in both (`own.rs`).
 
 mod beside;
 mod bos;
@@ -32,32 +32,32 @@ use std::time::{Duration, Instant};
 use tokenizers::AddedToken;
 use vocabulary::cut;
 
-/// SentencePiece writes a space as this.
+/// How SentencePiece writes a space.
 const SPACE: &str = "\u{2581}";
 
-/// A tokenizer from outside that takes longer than this for a text of so many bytes would take for ever for
-/// a corpus: patterns exist whose time grows without bound.
+/// A tokenizer from outside must encode a text of this many bytes in this time. Some patterns take time without
+/// bound, and would never finish a corpus.
 const SLOWEST: (usize, Duration) = (512, Duration::from_secs(2));
 
 /// Text to token ids, and back.
 pub struct Tokenizer {
-    /// Reads special tokens in a text as plain text.
+    /// Encodes special tokens in a text as plain text.
     inner: tokenizers::Tokenizer,
-    /// The same reading them as tokens, from when it is first needed.
+    /// The same tokenizer, but it encodes special tokens as such. It is made when it is first needed.
     with_specials: OnceLock<tokenizers::Tokenizer>,
-    /// Tokens of the vocabulary that are special only in what a template wrote.
+    /// Tokens that count as special only in text that a chat template wrote.
     marks: Vec<String>,
-    /// The token that stands before a text and, in llama.cpp's chunks, before each chunk.
+    /// The token that stands before a text and before each of its chunks, if any.
     pub bos: Option<u32>,
-    /// What it was built from, for people.
+    /// What the tokenizer was built from, for people.
     pub kind: String,
-    /// Whether somebody else wrote its patterns.
+    /// Whether its patterns come from a file and not from kvgate.
     is_from_outside: bool,
-    /// Rows of the model's table of embeddings.
+    /// The number of rows of the model's embedding.
     rows: Option<usize>,
-    /// The checkpoint's own vocabulary, where this is another one's.
+    /// The checkpoint's own vocabulary, if the policy names this tokenizer instead.
     own: Option<Own>,
-    /// Tokens that the files beside a `tokenizer.json` know as others.
+    /// Tokens that `tokenizer.json` and the files beside it define differently.
     contested: Vec<Contested>,
 }
 
@@ -77,46 +77,44 @@ impl Tokenizer {
         }
     }
 
-    /// Reads a Hugging Face `tokenizer.json`; BOS is what the file's own template puts before a text.
+    /// Reads a Hugging Face `tokenizer.json`. BOS is the token that the file's own template puts before a text.
     ///
-    /// # Errors
-    /// A file that is missing or malformed, or that its library would panic at.
+    /// # Errors If the file is missing or malformed, or the library that reads it would panic.
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
         let TokenizerFile { mut tokenizer, template_bos, .. } = TokenizerFile::read(path)?;
         tokenizer.bos = template_bos;
         Ok(tokenizer)
     }
 
-    /// Token ids of a text: BOS first where the tokenizer adds one, special tokens in the text read
-    /// as plain text (llama.cpp's `add_special = true, parse_special = false`).
+    /// Encodes a text. BOS comes first if the tokenizer adds one. Special tokens in the text are read as plain text
+    /// (llama.cpp's `add_special = true, parse_special = false`).
     ///
-    /// # Errors
-    /// Text that the vocabulary cannot spell, or that shows that the vocabulary is another model's.
+    /// # Errors If the vocabulary cannot spell the text, or the text shows that the vocabulary is that of another
+    /// model.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         beside::check(&self.contested, &self.inner, text, false)?;
         let ids = self.checked(text, Tokenizer::plain)?;
         Ok(self.bos.into_iter().chain(ids).collect())
     }
 
-    /// Token ids of what a chat template wrote: special tokens in the text are read as such, and BOS is
-    /// one of them (`add_special = false, parse_special = true`).
+    /// Encodes text that a chat template wrote. Special tokens in the text are read as such, BOS among them
+    /// (`add_special = false, parse_special = true`).
     ///
-    /// # Errors
-    /// Text that the vocabulary cannot spell, or that shows that the vocabulary is another model's.
+    /// # Errors If the vocabulary cannot spell the text, or the text shows that the vocabulary is that of another
+    /// model.
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, String> {
         beside::check(&self.contested, &self.inner, text, true)?;
         self.checked(text, Tokenizer::rendered)
     }
 
-    /// The text of tokens, special ones included; U+FFFD where they begin or end within a character.
+    /// The text of tokens, special ones included. It has U+FFFD if the tokens begin or end within a character.
     ///
-    /// # Errors
-    /// What a `tokenizer.json` with a decoder of its own cannot decode.
+    /// # Errors If a `tokenizer.json` brings its own decoder and that decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, String> {
         guarded(|| self.inner.decode(ids, false))?.map_err(|e| e.to_string())
     }
 
-    /// The token that a text is as a whole, if it marks something and is no text.
+    /// The token whose whole text this is, if that token is a mark and not ordinary text.
     pub(super) fn mark(&self, text: &str) -> Option<u32> {
         let id = self.inner.token_to_id(text)?;
         let added = self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id);
@@ -124,7 +122,7 @@ impl Tokenizer {
         (is_mark || self.marks.iter().any(|mark| mark == text)).then_some(id)
     }
 
-    /// The token that a text is as a whole.
+    /// The token whose whole text this is.
     pub(super) fn token(&self, text: &str) -> Option<u32> {
         self.inner.token_to_id(text)
     }
@@ -162,14 +160,14 @@ impl Tokenizer {
             let mut inner = self.inner.clone();
             inner.set_encode_special_tokens(false);
             let marks = self.marks.iter().map(|mark| AddedToken::from(mark.as_str(), true));
-            // they are in the vocabulary, so there is nothing that can fail
+            // this cannot fail, because the marks are in the vocabulary
             let _ = inner.add_special_tokens(marks.map(|mark| mark.normalized(false)));
             inner
         });
         ids(inner, text)
     }
 
-    /// Refuses a tokenizer from outside that takes seconds for the beginning of a text.
+    /// Refuses a tokenizer from outside that takes several seconds for the beginning of a text.
     fn is_in_time(
         &self,
         text: &str,
@@ -199,18 +197,18 @@ fn ids(inner: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, String> {
     Ok(encoding.get_ids().to_vec())
 }
 
-/// The tokenizer of a checkpoint, and what is to be said of it.
+/// The tokenizer of a checkpoint, and notes about it.
 pub(super) struct Opened {
     pub tokenizer: Tokenizer,
-    /// Where it is, unless the weights file holds it.
+    /// The file that it was read from, unless the weights file holds it.
     pub file: Option<PathBuf>,
     /// For people.
     pub notes: Vec<String>,
-    /// What is not as kvgate 0.1.0 did it, for goldens.
+    /// What differs from how kvgate 0.1.0 read the checkpoint, for goldens.
     pub reading: Vec<String>,
 }
 
-/// The tokenizer for a GGUF file: its own, or the one that the policy names.
+/// Opens the tokenizer for a GGUF file: its own, or the one that the policy names.
 pub(super) fn of_gguf(
     file: &Gguf,
     vocabulary: &Vocabulary,
@@ -239,12 +237,12 @@ pub(super) fn of_gguf(
     };
     opened.notes.extend(vocabulary.remarks.iter().cloned());
     let bos = bos::decide(source.bos, &says, template, rule);
-    let bos = bos.map_err(|why| unusable(file.path(), why))?;
+    let bos = bos.map_err(|why| ModelError::tokenizer(file.path(), why))?;
     opened.put_bos(bos, source.bos.is_some(), before, spec)?;
     Ok(opened)
 }
 
-/// The tokenizer for a folder: its own, or the one that the policy names.
+/// Opens the tokenizer for a folder: its own, or the one that the policy names.
 pub(super) fn of_folder(folder: &Path, spec: &Spec, source: &Source) -> Result<Opened, ModelError> {
     let path = source.tokenizer.clone().unwrap_or_else(|| folder.join(TOKENIZER));
     let file = TokenizerFile::read(&path)?;
@@ -261,19 +259,19 @@ pub(super) fn of_folder(folder: &Path, spec: &Spec, source: &Source) -> Result<O
     own.map_or(Ok(()), |own| opened.compare(own))?;
     let rule = Rule::of_architecture(&spec.architecture);
     let bos = bos::decide(source.bos, &says, template, rule);
-    let bos = bos.map_err(|why| unusable(folder, why))?;
+    let bos = bos.map_err(|why| ModelError::tokenizer(folder, why))?;
     opened.put_bos(bos, source.bos.is_some(), template, spec)?;
     Ok(opened)
 }
 
-/// The word of a `tokenizer_config.json` beside a tokenizer that is named.
+/// What a `tokenizer_config.json` beside the named tokenizer says of BOS.
 fn says_beside(path: &Path, named: &TokenizerFile) -> Result<Option<Says>, ModelError> {
     let Some(folder) = path.parent() else { return Ok(None) };
     Ok(Some(Says::of_folder(folder, |text| named.tokenizer.token(text))?.beside()))
 }
 
-/// What kvgate 0.1.0 put before the chunks of a GGUF file with its own tokenizer: its key, or else BOS for
-/// SentencePiece. Of a `tokenizer.json` it was the template's.
+/// The BOS that kvgate 0.1.0 used for a GGUF file with its own tokenizer: as the file's key says, or else BOS for
+/// SentencePiece only. For a `tokenizer.json` it used the token of the file's template.
 fn bos_of_0_1_0(file: &Gguf, says: &Says) -> Option<u32> {
     let is_sentence_piece = text(file, gguf::MODEL) == Some("llama");
     says.adds.unwrap_or(is_sentence_piece).then_some(says.token).flatten()
@@ -283,7 +281,7 @@ impl Opened {
     fn of_file(file: TokenizerFile, path: &Path, spec: &Spec) -> Self {
         let (count, rows) = (file.tokenizer.inner.get_vocab_size(true), spec.vocab);
         let mut notes = file.remarks;
-        // tables are padded by some hundred rows at most
+        // embeddings are padded by some hundred rows at most
         if count < rows - rows / 10 {
             notes.push(format!(
                 "the tokenizer has {count} tokens, the model {rows}: it may be another model's"
@@ -292,17 +290,17 @@ impl Opened {
         Opened { tokenizer: file.tokenizer, file: Some(path.into()), notes, reading: Vec::new() }
     }
 
-    /// Holds the tokenizer to the checkpoint's own vocabulary.
+    /// Compares the special tokens with the checkpoint's own vocabulary, and keeps that vocabulary for texts.
     fn compare(&mut self, own: Own) -> Result<(), ModelError> {
         let path = self.file.as_deref().unwrap_or(Path::new(""));
-        own.check_specials().map_err(|why| unusable(path, why))?;
+        own.check_specials().map_err(|why| ModelError::tokenizer(path, why))?;
         self.notes.extend(own.remark.clone());
         self.tokenizer.own = Some(own);
         Ok(())
     }
 
-    /// Sets BOS and says so, as a condition where the policy decided or where it is not what kvgate 0.1.0 did, which
-    /// is `before`.
+    /// Sets BOS and adds a note about it. It is also recorded as a condition of the measurement if the policy decided
+    /// it, or if it is not `before`, which kvgate 0.1.0 used.
     fn put_bos(
         &mut self,
         bos: Bos,
@@ -320,7 +318,7 @@ impl Opened {
                     let path = self.file.as_deref().unwrap_or(Path::new(""));
                     let message =
                         format!("BOS is token {id}, by {by}, which the vocabulary does not have");
-                    return Err(unusable(path, message));
+                    return Err(ModelError::tokenizer(path, message));
                 };
                 format!("BOS {id} {} before each chunk, by {by}", cut(&piece))
             }
@@ -338,8 +336,4 @@ impl Opened {
         self.tokenizer.bos = token;
         Ok(())
     }
-}
-
-fn unusable(path: &Path, message: String) -> ModelError {
-    ModelError::Tokenizer { path: path.into(), message }
 }

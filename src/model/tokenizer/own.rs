@@ -1,45 +1,45 @@
-//! The checkpoint's own vocabulary beside a tokenizer that a policy names: they must be one.
+//! Compares the checkpoint's own vocabulary with the tokenizer that a policy names. They must be the same.
 //!
-//! A tokenizer of another model gives plausible ids and wrong numbers, and it hides harm, since a model that
-//! reads noise is hurt little by a worse cache. Compared are the pieces of all special tokens and of every
-//! token that a text gives, and the ids of the text where the checkpoint's own tokenizer can be rebuilt, or
-//! else the merges.
+//! The tokenizer of another model gives plausible ids and wrong numbers. It also hides harm, because a model that
+//! reads noise is hardly hurt by a worse cache. Compared are the pieces of all special tokens and of every token of a
+//! text. If the checkpoint's own tokenizer can be rebuilt, the ids of the text are compared, too, and otherwise the
+//! merges.
 
-use super::file::{self, TokenizerFile};
+use super::file::TokenizerFile;
 use super::gguf::{self, Vocabulary};
 use super::vocabulary::{cut, Pieces};
 use super::Tokenizer;
 use crate::model::config::Config;
 use crate::model::gguf::Gguf;
-use crate::model::{hf, ModelError};
+use crate::model::hf::files::optional_json;
+use crate::model::ModelError;
 use crate::source::pinned::{CONFIG, TOKENIZER, TOKENIZER_CONFIG};
 use serde_json::Value as Json;
 use std::path::Path;
 
-/// Two vocabularies that must be one.
+/// Two vocabularies that must be the same.
 pub(super) struct Own {
     /// The checkpoint's.
     own: Option<Pieces>,
-    /// That of the tokenizer in use.
+    /// The vocabulary of the tokenizer in use.
     named: Pieces,
-    /// The checkpoint's own tokenizer, where it can be rebuilt.
+    /// The checkpoint's own tokenizer, if it can be rebuilt.
     tokenizer: Option<Box<Tokenizer>>,
     /// What could not be compared, for people.
     pub remark: Option<String>,
 }
 
 impl Own {
-    /// A GGUF file's.
+    /// The vocabulary of a GGUF file.
     ///
-    /// # Errors
-    /// Merges that are others, where nothing else can tell.
+    /// # Errors If the merges differ and nothing else can be compared.
     pub fn of_gguf(
         file: &Gguf,
         vocabulary: &Vocabulary,
         path: &Path,
         named: &TokenizerFile,
     ) -> Result<Self, ModelError> {
-        let pieces = Pieces::of(&named.tokenizer.inner, path, named.spelling);
+        let pieces = Pieces::of_tokenizer(&named.tokenizer.inner, path, named.spelling);
         if vocabulary.is_empty() {
             return Ok(Self::without_own(pieces, "the GGUF has no vocabulary"));
         }
@@ -47,10 +47,10 @@ impl Own {
         let (tokenizer, remark) = match Tokenizer::from_gguf(file, vocabulary) {
             Ok(tokenizer) => (Some(Box::new(tokenizer)), None),
             Err(error) => {
-                let compared = match Merges::of(file, path)? {
+                let compared = match Merges::compare(file, named)? {
                     Merges::Equal => "pieces and merges",
                     Merges::None => "pieces alone, since the GGUF has no merges",
-                    Merges::Differ(how) => return Err(super::unusable(path, how)),
+                    Merges::Differ(how) => return Err(ModelError::tokenizer(path, how)),
                 };
                 let remark = format!(
                     "the GGUF's own tokenizer cannot be rebuilt ({}): compared are {compared}, not how text is split",
@@ -62,21 +62,21 @@ impl Own {
         Ok(Own { own, named: pieces, tokenizer, remark })
     }
 
-    /// A folder's: its `tokenizer.json`, or what it has of older files.
+    /// The vocabulary of a folder: its `tokenizer.json`, or older files that hold one.
     pub fn of_folder(
         folder: &Path,
         path: &Path,
         named: &TokenizerFile,
     ) -> Result<Self, ModelError> {
-        let pieces = Pieces::of(&named.tokenizer.inner, path, named.spelling);
+        let pieces = Pieces::of_tokenizer(&named.tokenizer.inner, path, named.spelling);
         let file = folder.join(TOKENIZER);
         let why = match file.exists().then(|| TokenizerFile::read(&file)) {
             Some(Ok(own)) => {
-                let spelled = Pieces::of(&own.tokenizer.inner, &file, own.spelling);
+                let spelled = Pieces::of_tokenizer(&own.tokenizer.inner, &file, own.spelling);
                 let tokenizer = Some(Box::new(own.tokenizer));
                 return Ok(Own { own: Some(spelled), named: pieces, tokenizer, remark: None });
             }
-            // another tokenizer is what people name where the folder's own cannot be used
+            // people may have named another tokenizer just because the folder's own cannot be used
             Some(Err(error)) => {
                 format!("the folder's own {TOKENIZER} cannot be used ({})", cause(error))
             }
@@ -101,14 +101,14 @@ impl Own {
         Own { own: None, named, tokenizer: None, remark: Some(remark) }
     }
 
-    /// The first special token that is not the same one in both.
+    /// Reports the first special token that is not the same in both.
     pub fn check_specials(&self) -> Result<(), String> {
         let difference = self.own.as_ref().and_then(|own| own.special_difference(&self.named));
         difference.map_or(Ok(()), Err)
     }
 
-    /// The first of a text's tokens that is not the same one in both, and the first place where the
-    /// checkpoint's own tokenizer reads the text otherwise.
+    /// Reports the first token of a text that is not the same in both, or else the first place where the checkpoint's
+    /// own tokenizer reads the text differently.
     pub fn check(
         &self,
         ids: &[u32],
@@ -143,7 +143,8 @@ impl Own {
     }
 }
 
-/// What a tokenizer cannot be rebuilt for, without the file, which is named beside it, and the advice to name another.
+/// Why a tokenizer cannot be rebuilt. The file is left out, since the message names it already, and so is the advice
+/// to name another tokenizer.
 fn cause(error: ModelError) -> String {
     match error {
         ModelError::Tokenizer { message, .. } | ModelError::Metadata { message, .. } => message,
@@ -154,16 +155,16 @@ fn cause(error: ModelError) -> String {
 /// How the merges of a GGUF file compare with those of a `tokenizer.json`.
 enum Merges {
     Equal,
-    /// The GGUF has none: its pieces are ranked by scores.
+    /// The GGUF has none, because scores rank its pieces.
     None,
     /// In words.
     Differ(String),
 }
 
 impl Merges {
-    fn of(file: &Gguf, path: &Path) -> Result<Self, ModelError> {
+    fn compare(file: &Gguf, named: &TokenizerFile) -> Result<Self, ModelError> {
         let Some(own) = gguf::merges(file)? else { return Ok(Merges::None) };
-        let named = file::merges(path).unwrap_or_default();
+        let named = named.merges().unwrap_or_default();
         if own == named {
             return Ok(Merges::Equal);
         }
@@ -179,18 +180,18 @@ impl Merges {
     }
 }
 
-/// Whether the special tokens that a folder's `config.json` names by their ids can be the tokenizer's: an id
-/// that is ordinary text, where `tokenizer_config.json` names a token for the same purpose, is another
-/// vocabulary's.
+/// Checks that the special tokens that a folder's `config.json` names by their ids can be those of the tokenizer. If
+/// `tokenizer_config.json` names a token for the same purpose, and the id is ordinary text, then the id belongs to
+/// another vocabulary.
 pub(super) fn check_config(
     folder: &Path,
     path: &Path,
     file: &TokenizerFile,
 ) -> Result<(), ModelError> {
-    let config = hf::optional_json(&folder.join(CONFIG))?;
+    let config = optional_json(&folder.join(CONFIG))?;
     let beside = path.parent().map(|folder| folder.join(TOKENIZER_CONFIG));
-    let beside = beside.map_or(Ok(Json::Null), |file| hf::optional_json(&file))?;
-    let own = hf::optional_json(&folder.join(TOKENIZER_CONFIG))?;
+    let beside = beside.map_or(Ok(Json::Null), |file| optional_json(&file))?;
+    let own = optional_json(&folder.join(TOKENIZER_CONFIG))?;
     let added = file.tokenizer.inner.get_added_tokens_decoder();
     for (key, name) in [("bos_token_id", "bos_token"), ("eos_token_id", "eos_token")] {
         let found = [&config["text_config"][key], &config[key]].into_iter().find(|v| !v.is_null());
@@ -216,7 +217,7 @@ pub(super) fn check_config(
             ids[0],
             cut(named)
         );
-        return Err(super::unusable(path, message));
+        return Err(ModelError::tokenizer(path, message));
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! The pieces of a vocabulary, in a form in which those of two files can be compared.
 //!
-//! Files spell pieces differently: byte-level vocabularies write each byte as a printable character,
-//! SentencePiece writes a space as `▁` and a lone byte as `<0x0A>`, and added tokens stand as they are.
-//! What is compared is the bytes that a token stands for.
+//! Files spell pieces differently: byte-level vocabularies write each byte as a printable character, SentencePiece
+//! writes a space as `▁` and a single byte as `<0x0A>`, and added tokens are written as they are. Therefore the bytes
+//! that tokens stand for are compared.
 
 use super::SPACE;
-use crate::model::hf;
+use crate::model::hf::files::{optional, optional_json};
 use crate::model::ModelError;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -25,9 +25,9 @@ pub(super) enum Spelling {
 pub(super) struct Piece {
     /// As the file writes it.
     pub text: String,
-    /// What it stands for.
+    /// The bytes that it stands for.
     bytes: Vec<u8>,
-    /// Whether it was added to the vocabulary, and stands for its own text.
+    /// Whether it was added to the vocabulary, so that it stands for its own text.
     is_added: bool,
     /// Whether it marks something and is no text.
     pub is_special: bool,
@@ -46,8 +46,8 @@ impl Piece {
         Piece { text: text.into(), bytes, is_added, is_special }
     }
 
-    /// Whether a name says that a model has not been trained on the token: such tokens are renamed, and
-    /// appended until a table has a round size.
+    /// Whether the name says that the model was not trained on the token. Such tokens fill a table up to a round
+    /// size, and people rename them.
     fn is_spare(&self) -> bool {
         const WORDS: [&str; 6] = ["pad", "unused", "reserved", "extra", "empty", "placeholder"];
         let text = self.text.to_lowercase();
@@ -55,7 +55,7 @@ impl Piece {
     }
 }
 
-/// The bytes that printable characters stand for; a character that stands for none is itself.
+/// The bytes that printable characters stand for. A character that stands for no byte stands for itself.
 fn byte_level(text: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(text.len());
     for c in text.chars() {
@@ -67,8 +67,8 @@ fn byte_level(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// The byte that a character of GPT-2's alphabet stands for: printable ones for themselves, those from
-/// U+0100 on for the others in their order.
+/// The byte that a character of GPT-2's alphabet stands for. Printable bytes stand for themselves. The characters
+/// from U+0100 on stand for the other bytes in their order.
 fn byte_of(c: char) -> Option<u8> {
     let is_printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     match u8::try_from(c) {
@@ -91,7 +91,7 @@ fn lone_byte(text: &str) -> Option<u8> {
 pub(super) struct Pieces {
     pub file: PathBuf,
     by_id: HashMap<u32, Piece>,
-    /// Whether added tokens may stand in another file: an id that is not here says nothing then.
+    /// Whether added tokens may be in another file. Then an id that is missing here proves nothing.
     is_part: bool,
 }
 
@@ -100,8 +100,12 @@ impl Pieces {
         Pieces { file: file.into(), by_id: pieces.into_iter().collect(), is_part: false }
     }
 
-    /// All that a tokenizer of the library can give.
-    pub fn of(tokenizer: &tokenizers::Tokenizer, file: &Path, spelling: Spelling) -> Self {
+    /// All pieces of a tokenizer of the library.
+    pub fn of_tokenizer(
+        tokenizer: &tokenizers::Tokenizer,
+        file: &Path,
+        spelling: Spelling,
+    ) -> Self {
         let added = tokenizer.get_added_tokens_decoder();
         let piece = |(text, id): (String, u32)| {
             let own = added.get(&id);
@@ -111,15 +115,16 @@ impl Pieces {
         Self::new(file, tokenizer.get_vocab(true).into_iter().map(piece))
     }
 
-    /// What a checkpoint's folder has beside a `tokenizer.json`: `vocab.json`, or `tokenizer.model`.
+    /// The pieces of `vocab.json` or `tokenizer.model`, if a checkpoint's folder has one of them.
     pub fn beside(folder: &Path) -> Result<Option<Self>, ModelError> {
         let file = folder.join("vocab.json");
-        if let Value::Object(vocab) = hf::optional_json(&file)? {
+        if let Value::Object(vocab) = optional_json(&file)? {
             let piece = |(text, id): (&String, &Value)| {
                 let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
-                let id = id.ok_or_else(|| ModelError::Malformed {
-                    path: file.clone(),
-                    message: format!("the id of `{}` is no unsigned integer of 32 bits", cut(text)),
+                let id = id.ok_or_else(|| {
+                    let what =
+                        format!("the id of `{}` is no unsigned integer of 32 bits", cut(text));
+                    ModelError::malformed(&file, what)
                 })?;
                 Ok((id, Piece::new(text, Spelling::ByteLevel, false, false)))
             };
@@ -127,11 +132,9 @@ impl Pieces {
             return Ok(Some(Pieces { is_part: true, ..Self::new(&file, pieces) }));
         }
         let file = folder.join("tokenizer.model");
-        let Some(bytes) = hf::optional(&file)? else { return Ok(None) };
-        let pieces = sentence_pieces(&bytes).ok_or_else(|| ModelError::Malformed {
-            path: file.clone(),
-            message: "it is no model of SentencePiece".into(),
-        })?;
+        let Some(bytes) = optional(&file)? else { return Ok(None) };
+        let pieces = sentence_pieces(&bytes)
+            .ok_or_else(|| ModelError::malformed(&file, "it is no model of SentencePiece"))?;
         Ok(Some(Pieces { is_part: true, ..Self::new(&file, (0..).zip(pieces)) }))
     }
 
@@ -139,7 +142,7 @@ impl Pieces {
         self.by_id.get(&id)
     }
 
-    /// Why token `id` is not the same one in both.
+    /// How token `id` differs in both, or `None` if it is the same.
     pub fn difference(&self, other: &Pieces, id: u32) -> Option<String> {
         let (here, there) = (self.get(id), other.get(id));
         if here.is_none() && self.is_part && there.is_some_and(|piece| piece.is_added) {
@@ -160,8 +163,8 @@ impl Pieces {
         ))
     }
 
-    /// The first special token, by its id, that is not the same one in both. What is spare here may be another
-    /// token there, and one vocabulary may end before the other does.
+    /// Reports the special token with the lowest id that is not the same in both. A spare token may be any other
+    /// token there, and one vocabulary may be shorter than the other.
     pub fn special_difference(&self, other: &Pieces) -> Option<String> {
         let specials = |pieces: &Pieces| -> Vec<u32> {
             let special = pieces.by_id.iter().filter(|(_, piece)| piece.is_special);
@@ -170,13 +173,13 @@ impl Pieces {
         let mut ids = [specials(self), specials(other)].concat();
         ids.sort_unstable();
         ids.dedup();
-        // a file for more than text has tokens that this checkpoint has no embedding for
+        // the tokenizer of a multimodal model has tokens for which this checkpoint has no embedding
         let counts = |id: &u32| self.get(*id).is_some_and(|piece| !piece.is_spare());
         ids.into_iter().filter(counts).find_map(|id| self.difference(other, id))
     }
 }
 
-/// A text for people, of bounded length and without line ends.
+/// A text for people, with bounded length and without line breaks.
 pub(super) fn cut(text: &str) -> String {
     const LONGEST: usize = 60;
     let mut shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
@@ -233,7 +236,7 @@ fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, Field<'a>)> {
     Some((key >> 3, field))
 }
 
-/// The first bytes, which are taken away.
+/// Splits off the first bytes.
 fn taken<'a>(bytes: &mut &'a [u8], count: u64) -> Option<&'a [u8]> {
     let (taken, rest) = bytes.split_at_checked(usize::try_from(count).ok()?)?;
     *bytes = rest;

@@ -3,9 +3,9 @@
 use super::forward::{effective, run_part};
 use kvgate::internals::kv::effective::Effective;
 use kvgate::internals::kv::measuring::MeasuringCache;
-use kvgate::internals::measure::generate::{greedy, Generate, Writing};
+use kvgate::internals::measure::generate::{greedy, Writing};
 use kvgate::internals::measure::prompts::PromptSet;
-use kvgate::internals::measure::{measure, Request};
+use kvgate::internals::measure::{measure, Generate, Request};
 use kvgate::internals::model::decoder::Residency;
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;
@@ -49,7 +49,7 @@ pub fn replay_and_decode(
         let replay = scheme.replay.as_ref().unwrap();
         assert!(replay.charged_share.k > 0.0, "{}: nothing of it is at work", scheme.scheme);
         let texts = prompts.iter().map(|p| Writing::after(&p.tokens, &stored)).collect();
-        let written = greedy(&decoder, texts, tokens, &checkpoint.ends, &|_, _| {});
+        let written = greedy(&decoder, texts, tokens, &checkpoint.end_tokens, &|_, _| {});
         let written = written.unwrap_or_else(|(i, error)| panic!("{i}: {error}"));
         for (i, prompt) in replay.prompts.iter().enumerate() {
             let baseline = &generated.continuations[i];

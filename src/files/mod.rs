@@ -1,4 +1,8 @@
-//! Writing files so that a reader sees the old content or the new, never half of one; mapping them.
+//! Writing files so that a reader sees the old content or the new one, never half of one. Mapping them. And what can
+//! be said of a file before it is read.
+
+pub(crate) mod foreign;
+pub(crate) mod safetensors_header;
 
 use memmap2::Mmap;
 use std::fs::File;
@@ -13,7 +17,7 @@ pub(crate) fn folder_of(file: &Path) -> &Path {
     }
 }
 
-/// Writes `path` through a temporary file in the same folder, which is created when missing.
+/// Writes `path` through a temporary file in the same folder, which is created if it is missing.
 pub(crate) fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
@@ -30,13 +34,11 @@ pub(crate) fn write_atomically(
     Ok(())
 }
 
-/// A file that is written, and takes its place by `persist` or `persist_noclobber`: of several none needs to
-/// be there before all can be. Its folder is created when missing.
+/// Writes a file under a temporary name in its own folder, which is created if it is missing. `persist` or
+/// `persist_noclobber` then puts the file in its place. To write several files all or none, stage them all before
+/// the first `persist`.
 pub(crate) fn staged(path: &Path, text: &str) -> io::Result<tempfile::NamedTempFile> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     std::fs::create_dir_all(folder)?;
     let mut file = temporary(folder)?;
     file.write_all(text.as_bytes())?;

@@ -1,7 +1,8 @@
-//! What a safetensors file says of itself, checked before it is read.
+//! Checks the header of a safetensors file before the file is read.
 //!
-//! The `safetensors` crate reads a header into a map, where the last of two tensors of one name wins, and says of a
-//! layout that is wrong no more than that it is. Here both are told with the tensors' names and places.
+//! The `safetensors` crate reads a header into a map, in which the last of two tensors with the same name wins, and
+//! it does not say what is wrong with a layout. Here both faults are reported with the names and places of the
+//! tensors.
 
 use super::foreign;
 use safetensors::tensor::TensorInfo;
@@ -11,17 +12,17 @@ use std::collections::{HashMap, HashSet};
 /// Bytes of the header's length, which the file begins with.
 const LENGTH: usize = 8;
 
-/// The member of the header that is no tensor.
+/// The member of the header that is not a tensor.
 const METADATA: &str = "__metadata__";
 
-/// A tensor's name and what the header says of it.
+/// A tensor's name, type, shape and place.
 type Entry = (String, TensorInfo);
 
 /// The header's tensors in its order.
 struct Entries(Vec<Entry>);
 
-/// Checks a whole file: that its header describes each tensor once, and that the tensors lie one behind the other
-/// until the file ends, as the format demands.
+/// Checks a whole file. Its header must describe each tensor once, and the tensors must follow each other without
+/// gaps until the file ends, as the format demands.
 ///
 /// # Errors
 /// What is wrong, in words that continue the file's name.
@@ -36,7 +37,7 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
     check_layout(&tensors, data)
 }
 
-/// The header, and how many bytes of data are behind it.
+/// The header, and the number of bytes of data after it.
 fn parts(bytes: &[u8]) -> Result<(&[u8], usize), String> {
     let file = bytes.len();
     let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else {
@@ -59,7 +60,7 @@ fn parts(bytes: &[u8]) -> Result<(&[u8], usize), String> {
     Ok((header, data.len()))
 }
 
-/// Checks tensors that are in the order of their places.
+/// Checks the layout of tensors, which are sorted by their places.
 fn check_layout(tensors: &[Entry], data: usize) -> Result<(), String> {
     let mut end = 0;
     let mut before = "the beginning".to_owned();
@@ -87,7 +88,7 @@ fn check_layout(tensors: &[Entry], data: usize) -> Result<(), String> {
     }
 }
 
-/// Checks that a tensor's place is as large as the tensor.
+/// Checks that the size of a tensor's place is that of the tensor.
 fn check_size(name: &str, info: &TensorInfo) -> Result<(), String> {
     let (from, to) = info.data_offsets;
     let elements = info.shape.iter().try_fold(1usize, |n, dimension| n.checked_mul(*dimension));
@@ -108,7 +109,7 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// The members of `__metadata__`, which are looked at for one that stands twice: `format` decides how norms are read.
+/// The members of `__metadata__`. None may occur twice, because one of them, `format`, decides how norms are read.
 struct Metadata;
 
 impl<'de> Deserialize<'de> for Metadata {

@@ -1,9 +1,9 @@
-//! Files that stand where a checkpoint should and are something else: what they are, and the mend.
+//! Recognises files that are in the place of a checkpoint but are something else, and says how to mend that.
 //!
 //! A download that failed often leaves a file of the right name: a Git LFS pointer, a server's error page, an
 //! empty file. Their first bytes say what they are, which helps more than a parser's complaint about them.
 
-/// Files of other formats by their first bytes. Longer beginnings stand before those that they begin with.
+/// Files of other formats by their first bytes. If one beginning starts with another, the longer one is listed first.
 const BEGINNINGS: &[(&[u8], &str)] = &[
     (b"PK\x03\x04", "it is a ZIP archive (PyTorch's `.bin` and `.pt` files are such archives, too): unpack it, or convert the weights to safetensors or GGUF"),
     (b"\x1f\x8b", "it is compressed with gzip: unpack it"),
@@ -29,7 +29,7 @@ const LEGACY: &str = "it is a ggml file from before GGUF, which no current progr
 const BIG_ENDIAN: &str = "it is a GGUF file for big-endian machines: \
     `gguf-convert-endian FILE little` of the Python package `gguf` makes it readable";
 
-/// How texts begin that servers send instead of a file. The comparison ignores case.
+/// Beginnings of texts that servers send instead of a file. The comparison ignores case.
 const SERVERS_WORDS: [&str; 14] = [
     "entry not found",
     "repository not found",
@@ -47,12 +47,11 @@ const SERVERS_WORDS: [&str; 14] = [
     "forbidden",
 ];
 
-/// How much of a stranger's text an error quotes.
+/// How many characters of a file's text an error quotes.
 const QUOTED: usize = 120;
 
-/// Says what a file is that is no part of a checkpoint, and what helps, in words that continue `FILE …:`. It is
-/// `None` for whatever could be one: GGUF of a version that is read, JSON, safetensors, or bytes that nothing is
-/// known of.
+/// Says what a file is that is no part of a checkpoint, and what helps, in words that continue `FILE …:`. `None` if
+/// the file could be part of one: GGUF of a version that is read, JSON, safetensors, or unknown bytes.
 pub(crate) fn complaint(bytes: &[u8]) -> Option<String> {
     if bytes.is_empty() {
         return Some("it is empty: its download or copy failed; fetch it again".into());
@@ -67,7 +66,7 @@ pub(crate) fn complaint(bytes: &[u8]) -> Option<String> {
     gguf_version(bytes).or_else(|| pickle(bytes)).or_else(|| text(bytes))
 }
 
-/// Says what a file is that should be GGUF and does not begin as one that is read.
+/// Says what a file is that should be GGUF but does not begin like it.
 pub(crate) fn instead_of_gguf(bytes: &[u8]) -> Option<String> {
     if let Some(complaint) = complaint(bytes) {
         return Some(complaint);
@@ -80,12 +79,13 @@ pub(crate) fn instead_of_gguf(bytes: &[u8]) -> Option<String> {
     (magic != b"GGUF").then(words)
 }
 
-/// The length of a header and the header's brace. The length may spell the beginning of another format.
+/// Whether a file begins with the length of a header and a brace, as safetensors do. The bytes of the length may look
+/// like the beginning of another format.
 fn begins_like_safetensors(bytes: &[u8]) -> bool {
     bytes.get(4..9).is_some_and(|bytes| bytes == b"\0\0\0\0{")
 }
 
-/// A GGUF file whose version is read by no current program.
+/// What is said about a GGUF file whose version no current program reads.
 fn gguf_version(bytes: &[u8]) -> Option<String> {
     let version = bytes.strip_prefix(b"GGUF")?.first_chunk::<4>()?;
     match u32::from_le_bytes(*version) {
@@ -100,14 +100,14 @@ fn gguf_version(bytes: &[u8]) -> Option<String> {
     }
 }
 
-/// A bare pickle of one of the protocols that have a marker of their own, 2 to 5.
+/// What is said about a bare pickle. Protocols 2 to 5 begin with a marker.
 fn pickle(bytes: &[u8]) -> Option<String> {
     let words =
         "it is a Python pickle, as PyTorch writes: convert the weights to safetensors or GGUF";
     matches!(bytes, [0x80, 2..=5, ..]).then(|| words.into())
 }
 
-/// A text that comes from a server or from Git.
+/// What is said about a text that comes from a server or from Git.
 fn text(bytes: &[u8]) -> Option<String> {
     let head = &bytes[..bytes.len().min(4096)];
     let head = String::from_utf8_lossy(head);

@@ -1,0 +1,167 @@
+//! What several commands share: their common options, how they end, and how they print.
+
+use crate::gate::Project;
+use crate::kv::Scheme;
+use crate::policy::{Diagnostic, DEFAULT_PATH, LEAST_CONTEXT};
+use crate::source::pinned;
+use crate::source::pinned::Pinned;
+use crate::source::Source;
+use crate::text::out;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Exit code for usage and policy errors.
+pub(super) const USAGE: u8 = 2;
+/// Exit code if nothing is selected.
+pub(super) const NOTHING_SELECTED: u8 = 3;
+/// Exit code if something could not be measured or written.
+pub(super) const NOT_MEASURED: u8 = 4;
+
+/// The option that names the policy.
+#[derive(clap::Args)]
+pub(super) struct Config {
+    /// The policy
+    #[arg(long, default_value = DEFAULT_PATH, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+impl Config {
+    /// Opens the gate of the policy, and prints the policy's warnings.
+    pub fn gate(&self) -> Result<Project, Stop> {
+        let (gate, warnings) =
+            Project::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
+        warn(&warnings);
+        Ok(gate)
+    }
+}
+
+/// Why a command ends early: the message to print, and the exit code.
+pub(super) struct Stop {
+    pub code: u8,
+    pub message: String,
+}
+
+impl Stop {
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        Stop { code, message: message.into() }
+    }
+}
+
+/// Prints lines for people.
+pub(super) fn say(lines: impl fmt::Display) -> Result<(), Stop> {
+    out::say(lines).map_err(not_printed)
+}
+
+/// Prints a report that has colours.
+pub(super) fn say_coloured(report: impl fmt::Display) -> Result<(), Stop> {
+    out::say_coloured(report).map_err(not_printed)
+}
+
+/// Prints a document for other programs.
+pub(super) fn say_whole(document: impl fmt::Display) -> Result<(), Stop> {
+    out::say_whole(document).map_err(not_printed)
+}
+
+fn not_printed(error: io::Error) -> Stop {
+    Stop::new(NOT_MEASURED, format!("cannot write to standard output: {error}"))
+}
+
+fn warn(warnings: &[Diagnostic]) {
+    for warning in warnings {
+        out::tell_coloured(warning.styled());
+    }
+}
+
+/// Options of commands that take a MODEL. They say how the checkpoint is read, as keys of the same names do in a
+/// policy.
+#[derive(clap::Args)]
+pub(super) struct Reading {
+    /// A tokenizer.json instead of the model's own tokenizer
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Whether BOS stands before every chunk [default: as the checkpoint says]
+    #[arg(long, value_name = "BOOL")]
+    bos: Option<bool>,
+    /// A configuration key that kvgate does not read and that it would otherwise refuse; may be repeated
+    #[arg(long = "ignore-key", value_name = "KEY")]
+    ignore_keys: Vec<String>,
+    /// The weights are untrained: the baseline's perplexity is not held against a bound
+    #[arg(long)]
+    untrained: bool,
+}
+
+impl Reading {
+    /// The checkpoint that a MODEL argument names, with these options.
+    pub fn source(&self, model: &Path) -> Result<Source, Stop> {
+        Ok(Source {
+            tokenizer: self.tokenizer.clone(),
+            bos: self.bos,
+            ignore_keys: self.ignore_keys.clone(),
+            untrained: self.untrained,
+            ..source(model)?
+        })
+    }
+}
+
+/// The checkpoint that a MODEL argument names: one on disk, or one of the hub.
+fn source(model: &Path) -> Result<Source, Stop> {
+    match model.to_str().filter(|text| text.starts_with(pinned::PREFIX)) {
+        Some(text) => {
+            text.parse().map(Source::of_hub).map_err(|message: String| Stop::new(USAGE, message))
+        }
+        None => Ok(Source::at(model.into())),
+    }
+}
+
+/// Parses schemes. Each keeps its text as its label.
+pub(super) fn schemes(texts: &[String]) -> Result<Vec<(String, Scheme)>, Stop> {
+    let mut schemes: Vec<(String, Scheme)> = Vec::new();
+    for text in texts {
+        let parsed = scheme(text)?;
+        match schemes.iter().find(|(_, known)| *known == parsed) {
+            Some((label, _)) => {
+                let message = format!("`{label}` and `{text}` are the same scheme");
+                return Err(Stop::new(USAGE, message));
+            }
+            None => schemes.push((text.trim().to_string(), parsed)),
+        }
+    }
+    Ok(schemes)
+}
+
+pub(super) fn scheme(text: &str) -> Result<Scheme, Stop> {
+    text.parse().map_err(|error| Stop::new(USAGE, format!("scheme `{text}`: {error}")))
+}
+
+/// Checks that a context and a number of chunks can be measured.
+pub(super) fn measurable(context: usize, chunks: usize) -> Result<(), Stop> {
+    if context < LEAST_CONTEXT || chunks == 0 {
+        let message = format!("--context must be at least {LEAST_CONTEXT}, --chunks at least 1");
+        return Err(Stop::new(USAGE, message));
+    }
+    Ok(())
+}
+
+/// The model's name for people: the stem of its file, or the name of its repository without the owner.
+pub(super) fn name(source: &Source) -> String {
+    match &source.hub {
+        Some(Pinned { file: None, repository, .. }) => {
+            repository.rsplit('/').next().unwrap_or_default().to_owned()
+        }
+        _ => {
+            // a folder's name may hold dots: `qwen3.6-mini`
+            let gguf = source.path.extension().is_some_and(|extension| extension == "gguf");
+            let name = if gguf { source.path.file_stem() } else { source.path.file_name() };
+            name.unwrap_or_default().to_string_lossy().into_owned()
+        }
+    }
+}
+
+/// A number of bytes for people.
+pub(super) fn bytes(n: f64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let unit = (n.max(1.0).log2() / 10.0) as usize;
+    let unit = unit.min(UNITS.len() - 1);
+    format!("{:.1} {}", n / 1024f64.powi(unit as i32), UNITS[unit])
+}
