@@ -54,7 +54,7 @@ pub struct Case {
     pub ignored: bool,
 }
 
-/// What is asked of the engine for some cells of a model.
+/// The request to measure some cells of a model. `kept` is the accepted text of its baseline.
 pub(crate) fn request<'a>(
     model: &'a ModelPolicy,
     cells: &[&Cell],

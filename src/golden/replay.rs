@@ -266,12 +266,6 @@ fn shown(index: usize, value: f64) -> String {
 }
 
 impl Lines<'_> {
-    /// Whether the next line is this title. It is not consumed.
-    fn is_title(&self, title: &str) -> bool {
-        let mut ahead = self.lines.clone().map(|(_, line)| line.trim_end());
-        ahead.find(|line| !line.is_empty()) == Some(title)
-    }
-
     /// A prompt, and a position or `none`.
     fn prompt_and_position(&mut self) -> Result<(String, Option<usize>), GoldenError> {
         let line = self.expect("first_flips")?;

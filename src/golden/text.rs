@@ -15,7 +15,8 @@
 //! near_ties       3 17
 //! ```
 
-use super::{GoldenError, Lines, HEADER};
+use super::lines::Lines;
+use super::{GoldenError, HEADER};
 use crate::hash;
 use crate::results::replay::{Continuation, Generated, NO_TEMPLATE, UNKNOWN_TEMPLATE};
 use std::fmt;
@@ -93,7 +94,7 @@ fn numbers<N: ToString>(numbers: &[N]) -> String {
 /// # Errors
 /// The content is not what kvgate writes.
 pub(crate) fn parse(text: &str, path: &str) -> Result<Generated, GoldenError> {
-    let mut lines = Lines { lines: text.lines().enumerate(), path, at: 0 };
+    let mut lines = Lines::of(text, path);
     lines.header()?;
     let mut generated = Generated {
         weights_sha256: lines.sha256("weights")?,

@@ -139,9 +139,9 @@ fn append(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::CaseResult;
     use crate::results::statistics::Statistic;
     use crate::results::verdict::Verdict;
+    use crate::results::CaseResult;
     use crate::testing::fixture;
 
     #[test]

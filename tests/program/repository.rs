@@ -95,7 +95,7 @@ fn findings(folder: &Path) -> Vec<String> {
         Policy::parse(&text, path).unwrap().0
     };
     let (old, new) = (parse(&base), parse(&now));
-    let mut found = weakened::weakened(&old, &new, &text_sizes(&new, &base, &now));
+    let mut found = weakened(&old, &new, &text_sizes(&new, &base, &now));
     found.extend(goldens_removed(&new, &base, &now).unwrap());
     found.iter().map(ToString::to_string).collect()
 }
