@@ -1,26 +1,26 @@
-//! What a model repository calls.
+//! What the test target of a model's repository calls.
 
 use crate::gate::harness;
 use crate::kv::codec::{self, Codec, RegisterError};
 use crate::text::out;
 use std::process::ExitCode;
 
-/// Runs the gate of `thresholds.toml` beside the package's `Cargo.toml` (`KVGATE_CONFIG` names
-/// another) with the arguments of the command line, as libtest would.
+/// Runs the gate as a test target, with the arguments that libtest takes.
 ///
-/// All that a model repository's test target needs, with `harness = false`:
+/// The policy is `thresholds.toml` beside the package's `Cargo.toml`, unless the variable `KVGATE_CONFIG` names another
+/// file. This is all that the test target of a model's repository needs, if it is declared with `harness = false`:
 ///
 /// ```no_run
 /// fn main() -> std::process::ExitCode {
 ///     kvgate::main()
 /// }
 /// ```
-#[must_use = "return it from main: it is the verdict"]
+#[must_use = "the exit code is the verdict: return it from `main`"]
 pub fn main() -> ExitCode {
     harness::main()
 }
 
-/// The gate of a repository that has codecs of its own.
+/// A gate with codecs of the repository's own, beside those of kvgate.
 ///
 /// ```no_run
 /// # use kvgate::Codec;
@@ -30,17 +30,18 @@ pub fn main() -> ExitCode {
 /// ```
 #[derive(Default)]
 pub struct Gate {
-    /// Why a codec could not be added.
+    /// Why some of the codecs could not be added. Running the gate shows them and fails.
     faults: Vec<RegisterError>,
 }
 
 impl Gate {
-    /// The gate as [`main()`] runs it.
+    /// A gate that has kvgate's own codecs only, as [`main()`] runs it.
     pub fn new() -> Self {
         Gate::default()
     }
 
-    /// Adds a codec: schemes may name it, and its name and version are conditions of their goldens.
+    /// Adds a codec. Schemes of the policy can name it from then on. The goldens of such schemes hold the codec's name and
+    /// version, so that a new version makes them stale.
     pub fn codec(mut self, codec: impl Codec + 'static) -> Self {
         // schemes refer to codecs for the life of the process
         let codec: &'static dyn Codec = Box::leak(Box::new(codec));
@@ -48,25 +49,26 @@ impl Gate {
         self
     }
 
-    /// The test target: as [`main()`].
-    #[must_use = "return it from main: it is the verdict"]
+    /// Runs the gate as a test target, as [`main()`] does.
+    #[must_use = "the exit code is the verdict: return it from `main`"]
     pub fn main(self) -> ExitCode {
         self.or_faults(main)
     }
 
-    /// The command line of the program `kvgate`, for a binary of the repository: the program alone does
-    /// not know its codecs, and could not accept their goldens.
-    #[must_use = "return it from main: it is the verdict"]
+    /// Runs the program `kvgate` with the codecs of this gate, for a binary of the repository. The installed program does
+    /// not know these codecs, so it could not measure with them or accept their goldens.
+    #[must_use = "the exit code is the verdict: return it from `main`"]
     pub fn program(self) -> ExitCode {
         self.or_faults(|| crate::cli::main(std::env::args_os()))
     }
 
+    /// Runs the gate, unless a codec could not be added.
     fn or_faults(self, run: impl FnOnce() -> ExitCode) -> ExitCode {
         if self.faults.is_empty() {
             return run();
         }
         for fault in &self.faults {
-            out::tell(format!("error: {fault}"));
+            out::eprint(format!("error: {fault}"));
         }
         ExitCode::from(harness::FAILED)
     }

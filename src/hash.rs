@@ -1,4 +1,4 @@
-//! SHA-256, and a memory of it for files too large to hash at every run.
+//! SHA-256, and a cache of it, because models are too large to be hashed at every run.
 
 use crate::files::write_atomically;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,8 @@ pub(crate) fn of_bytes(bytes: &[u8]) -> String {
     hex(Sha256::digest(bytes).as_slice())
 }
 
-/// Whether a text is a SHA-256 as this crate writes it: digests in other letters would not equal it.
+/// Whether a text is a SHA-256 as this crate writes it, in lower case. Digests are compared as text, so one in upper
+/// case would never be equal.
 pub(crate) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -22,16 +23,17 @@ fn hex(digest: &[u8]) -> String {
     digest.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// SHA-256 of a file, from memory if the file is the same by path, size, time and inode.
+/// SHA-256 of a file. It is taken from the cache if path, size, times and inode of the file are those of the last
+/// time.
 ///
 /// # Errors
-/// A file that cannot be read. A memory that cannot be used is only slow.
+/// A file that cannot be read. A cache that cannot be used is no error: the file is hashed again.
 pub fn of_file(path: &Path) -> io::Result<String> {
-    let identity = Identity::of(path)?;
-    let Some(memory) = memory_path() else {
+    let identity = Identity::read(path)?;
+    let Some(cache) = cache_path() else {
         return read_and_hash(path);
     };
-    let mut known: BTreeMap<PathBuf, Known> = std::fs::read(&memory)
+    let mut known: BTreeMap<PathBuf, Known> = std::fs::read(&cache)
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok())
         .unwrap_or_default();
@@ -41,18 +43,18 @@ pub fn of_file(path: &Path) -> io::Result<String> {
     }
     let sha256 = read_and_hash(path)?;
     known.insert(key, Known { identity, sha256: sha256.clone() });
-    // the next run hashes again if this fails
+    // if this fails, the next run hashes the file again
     let _ = serde_json::to_vec(&known)
         .map_err(io::Error::from)
-        .and_then(|json| write_atomically(&memory, |file| file.write_all(&json)));
+        .and_then(|json| write_atomically(&cache, |file| file.write_all(&json)));
     Ok(sha256)
 }
 
-/// SHA-256 of what several files are together: of a list of their hashes and names, as `sha256sum`
-/// prints it; of one file, its own.
+/// SHA-256 of several files together: that of the list of their hashes and names, as `sha256sum` prints it. A single
+/// file has its own hash.
 ///
 /// # Errors
-/// The file that cannot be read, and why.
+/// The file that cannot be read, and the reason.
 pub fn of_files(paths: &[PathBuf]) -> Result<String, (PathBuf, io::Error)> {
     let hash = |path: &PathBuf| of_file(path).map_err(|error| (path.clone(), error));
     if let [one] = paths {
@@ -71,7 +73,7 @@ struct Identity {
     bytes: u64,
     modified_ns: u64,
     inode: u64,
-    /// Time of the last change of any kind, which nothing sets back; 0 where there is none.
+    /// The time of the last change of any kind, which no program can set back. 0 where the system has none.
     changed_ns: i64,
 }
 
@@ -83,7 +85,7 @@ struct Known {
 }
 
 impl Identity {
-    fn of(path: &Path) -> io::Result<Self> {
+    fn read(path: &Path) -> io::Result<Self> {
         let meta = std::fs::metadata(path)?;
         let modified = meta.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (inode, changed_ns) = unix_identity(&meta);
@@ -115,9 +117,9 @@ fn read_and_hash(path: &Path) -> io::Result<String> {
     }
 }
 
-/// `$XDG_CACHE_HOME/kvgate/hashes.json`, or the same under `~/.cache`. Without a home there is none: a
-/// folder that others can write to is no memory.
-fn memory_path() -> Option<PathBuf> {
+/// `$XDG_CACHE_HOME/kvgate/hashes.json`, or the same under `~/.cache`. Without a home there is no cache: in a shared
+/// temporary folder somebody else could tamper with it.
+fn cache_path() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
     Some(cache.or_else(home)?.join("kvgate/hashes.json"))

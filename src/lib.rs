@@ -1,12 +1,134 @@
-//! kvgate: the regression gate for quantized KV caches.
+//! The regression gate for quantized KV caches.
 //!
-//! Each *model × KV scheme* pair of a `thresholds.toml` is a test case: inference with a quantized
-//! KV cache, compared with an unquantized one by the KL divergence of next-token distributions,
-//! judged by limits, and diffed against an accepted golden. A model repository's test target calls
-//! [`main()`]; the program `kvgate` does the same from the command line.
+//! Serving engines can store the K and V of attention in few bits (`q8_0`, `q4_0`, or one for K and another for
+//! V). What that costs depends on the model. kvgate turns every pair of a model and a KV scheme in a policy,
+//! `thresholds.toml`, into tests: it runs the model with the quantized cache and with an unquantized one,
+//! measures the KL divergence between their next-token distributions, judges it by the policy's limits, and
+//! compares it with an accepted snapshot, the golden.
 //!
-//! The layout is the pipeline: [`policy`] → [`model`] and [`kv`] → [`measure`] → [`verdict`] and
-//! [`golden`] → [`report`], tied together by [`gate`].
+//! # Usage
+//!
+//! A model's repository has a policy and a test target. `kvgate init` writes both; by hand they are:
+//!
+//! ```toml
+//! # Cargo.toml
+//! [dev-dependencies]
+//! kvgate = { version = "0.1", default-features = false }
+//!
+//! [[test]]
+//! name = "gate"
+//! harness = false
+//!
+//! [profile.test.package."*"] # without these the engine is many times slower
+//! opt-level = 3
+//! debug-assertions = false
+//! overflow-checks = false
+//! ```
+//!
+//! ```no_run
+//! // tests/gate.rs
+//! fn main() -> std::process::ExitCode {
+//!     kvgate::main()
+//! }
+//! ```
+//!
+//! ```toml
+//! # thresholds.toml
+//! [defaults]
+//! corpus = "corpora/prose.txt"
+//! context = 512
+//! chunks = 16
+//! limits = { mean_kld = 0.05, top1_agreement = 0.87 }
+//!
+//! [models.my-model]
+//! path = "models/my-model.gguf"
+//!
+//! [models.my-model.schemes]
+//! q8_0 = {}
+//! q4_0 = { expect = "fail", reason = "K has outliers: recommend q8_0/q4_0" }
+//! ```
+//!
+//! `cargo test --test gate` then runs the cases `my-model::q8_0::kld`, `my-model::q8_0::golden` and so on. The
+//! program `kvgate`, which this package also builds, accepts goldens, posts the verdict to a pull request, and
+//! measures without a policy.
+//!
+//! # A codec of your own
+//!
+//! [`Codec`] describes one way to store a head of K or V. [`Gate::codec`] adds it, so that schemes can name it:
+//!
+//! ```
+//! use kvgate::Codec;
+//!
+//! /// Keeps the sign of each number, and nothing else.
+//! struct SignOnly;
+//!
+//! impl Codec for SignOnly {
+//!     fn name(&self) -> &str {
+//!         "sign-only"
+//!     }
+//!     fn version(&self) -> &str {
+//!         "1"
+//!     }
+//!     fn accepted_by(&self) -> &str {
+//!         ""
+//!     }
+//!     fn is_rotated(&self) -> bool {
+//!         false
+//!     }
+//!     fn block(&self, _head_dim: usize) -> usize {
+//!         8
+//!     }
+//!     fn block_bytes(&self, _head_dim: usize) -> usize {
+//!         1
+//!     }
+//!     fn encode(&self, x: &[f32], bytes: &mut [u8]) {
+//!         for (x, byte) in x.chunks_exact(8).zip(bytes) {
+//!             *byte = x.iter().enumerate().map(|(i, v)| u8::from(*v < 0.0) << i).sum();
+//!         }
+//!     }
+//!     fn decode(&self, bytes: &[u8], x: &mut [f32]) {
+//!         for (i, v) in x.iter_mut().enumerate() {
+//!             *v = if bytes[i / 8] >> (i % 8) & 1 == 1 { -1.0 } else { 1.0 };
+//!         }
+//!     }
+//! }
+//!
+//! let gate = kvgate::Gate::new().codec(SignOnly); // `gate.main()` is the test target
+//! # let _ = gate;
+//! ```
+//!
+//! # Results
+//!
+//! A run leaves `results.json`. Its types are in [`results`], for programs that read it.
+//!
+//! # Limits of this version
+//!
+//! - Models are computed in f32 on the CPU. What is measured is the scheme, not the kernels of a serving engine.
+//! - Checkpoints are GGUF files, or folders of safetensors, of the families Llama, Qwen2 to Qwen3.6, and Gemma 2
+//!   to 4.
+//!
+//! # Features
+//!
+//! All four are on by default. A test target needs none of them.
+//!
+//! - `git`: the commit in `results.json`, and what a pull request changes.
+//! - `github`: comments, statuses and labels of pull requests.
+//! - `hub`: fetches checkpoints of the Hugging Face hub. Without it, those that are in the hub's cache can be used.
+//! - `reports`: HTML with plots, and JUnit's XML.
+//!
+//! # The layers
+//!
+//! A file imports only from lower layers, which are those above it here, and from its own. `→` goes one layer up,
+//! and entries with `·` between them do not import each other. A test holds every file to this.
+//!
+//! ```text
+//! tools      text → files → hash → progress
+//! findings   results
+//! engine     compute → kv → source → model → measure
+//! judgement  policy → golden → judge
+//! outside    report · repo · github · logs
+//! gate       gate → proposal → init → cli → entry
+//! ```
 #![deny(unsafe_code)]
 
 mod cli;
@@ -37,61 +159,24 @@ mod testing;
 mod text;
 
 pub use entry::{main, Gate};
-pub use kv::codec::{Codec, RegisterError};
+pub use kv::codec::{Codec, Exactness, RegisterError};
 pub use kv::exact::{Exact, Tail};
 
 /// What this repository's own tests and benchmarks reach for. It is no part of the crate's interface: anything in
 /// it may change in any release.
 #[doc(hidden)]
 pub mod internals {
-    pub mod cli {
-        pub use crate::cli::*;
+    macro_rules! reach {
+        ($($(#[$condition:meta])* $module:ident),* $(,)?) => {
+            $($(#[$condition])* pub mod $module { pub use crate::$module::*; })*
+        };
     }
-    pub mod gate {
-        pub use crate::gate::*;
-    }
-    #[cfg(feature = "github")]
-    pub mod github {
-        pub use crate::github::*;
-    }
-    pub mod golden {
-        pub use crate::golden::*;
-    }
-    pub mod hash {
-        pub use crate::hash::*;
-    }
-    pub mod judge {
-        pub use crate::judge::*;
-    }
-    pub mod kv {
-        pub use crate::kv::*;
-    }
-    pub mod logs {
-        pub use crate::logs::*;
-    }
-    pub mod measure {
-        pub use crate::measure::*;
-    }
-    pub mod model {
-        pub use crate::model::*;
-    }
-    pub mod policy {
-        pub use crate::policy::*;
-    }
-    #[cfg(feature = "git")]
-    pub mod proposal {
-        pub use crate::proposal::*;
-    }
-    pub mod repo {
-        pub use crate::repo::*;
-    }
-    pub mod report {
-        pub use crate::report::*;
-    }
-    pub mod results {
-        pub use crate::results::*;
-    }
-    pub mod source {
-        pub use crate::source::*;
+
+    reach! {
+        cli, compute, gate, golden, hash, judge, kv, logs, measure, model, policy, repo, report, results, source,
+        #[cfg(feature = "github")]
+        github,
+        #[cfg(feature = "git")]
+        proposal,
     }
 }

@@ -5,15 +5,15 @@ use crate::text::out;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How far a run is: what it does now, work done, work in all.
+/// Is told what a run does now, how much work is done, and how much there is in all.
 pub type Progress<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
 
-/// A bar for one model; lines at every tenth of the work where there is no terminal.
+/// A bar for one model. Where standard error is no terminal, a line for each tenth of the work.
 pub(crate) struct Bar {
     bar: ProgressBar,
     model: String,
-    /// The last tenth that was told.
-    told: AtomicU64,
+    /// The last tenth for which a line was printed.
+    printed: AtomicU64,
 }
 
 impl Bar {
@@ -24,19 +24,19 @@ impl Bar {
             bar.set_style(style);
         }
         bar.set_prefix(text::name(model));
-        Bar { bar, model: model.into(), told: AtomicU64::new(0) }
+        Bar { bar, model: model.into(), printed: AtomicU64::new(0) }
     }
 
-    /// What is being done, work done and work in all (0 while that is unknown).
-    pub fn tell(&self, what: &str, done: u64, all: u64) {
+    /// Shows what is done now, the work done, and the work in all, which is 0 while it is unknown.
+    pub fn update(&self, what: &str, done: u64, all: u64) {
         if self.bar.is_hidden() {
             let tenth = (10 * done).checked_div(all).unwrap_or(0);
             if done == 0 {
-                self.told.store(0, Ordering::Relaxed);
+                self.printed.store(0, Ordering::Relaxed);
             }
-            if done == 0 || self.told.fetch_max(tenth, Ordering::Relaxed) < tenth {
+            if done == 0 || self.printed.fetch_max(tenth, Ordering::Relaxed) < tenth {
                 let percent = if all > 0 { format!(" {} %", 10 * tenth) } else { String::new() };
-                out::tell(format!("kvgate: {}: {what}{}", self.model, percent));
+                out::eprint(format!("kvgate: {}: {what}{}", self.model, percent));
             }
             return;
         }

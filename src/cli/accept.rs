@@ -34,7 +34,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         say(format!("accepted {} in {}", golden.case, golden.path.display()))?;
     }
     for case in still_red(&results, &accepted) {
-        out::tell(format!(
+        out::eprint(format!(
             "note: {} is {} all the same: a golden records, a limit judges",
             case.case,
             case.verdict.label()

@@ -1,4 +1,4 @@
-//! `kvgate calibrate`: what calibrated schemes need to know about a model.
+//! `kvgate calibrate`: writes the file that calibrated schemes need.
 
 use super::shared::{name, say, Reading, Stop, NOT_MEASURED};
 use crate::measure::calibrate::{calibrate, Calibrated};
@@ -11,10 +11,10 @@ pub(super) struct Arguments {
     /// A GGUF file, a folder with config.json and safetensors, or hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Text to calibrate on, never the one that is measured; several files are dealt round-robin
+    /// Text to calibrate on, which must not be the text that is measured; chunks are taken from several files in turn
     #[arg(long, required = true, value_delimiter = ',', value_name = "FILE")]
     corpus: Vec<PathBuf>,
-    /// Tokens in a chunk, each of which begins with an empty cache
+    /// Tokens in a chunk; each chunk begins with an empty cache
     #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     context: u32,
     /// Chunks to read
@@ -33,12 +33,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let (context, chunks) = (arguments.context as usize, arguments.chunks as usize);
     let calibrated = {
         let bar = Bar::new(&name);
-        let tell = |what: &str, done, all| bar.tell(what, done, all);
-        calibrate(&source, &arguments.corpus, context, chunks, &tell)
+        let report = |what: &str, done, all| bar.update(what, done, all);
+        calibrate(&source, &arguments.corpus, context, chunks, &report)
     };
     let Calibrated { calibration, notes } =
         calibrated.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
-    notes.iter().for_each(|note| out::tell(format!("note: {note}")));
+    notes.iter().for_each(|note| out::eprint(format!("note: {note}")));
     let output = arguments.output.clone().unwrap_or_else(|| format!("{name}.calibration").into());
     calibration.write(&output).map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     say(format!(

@@ -1,20 +1,18 @@
 //! `kvgate check`: everything that can be known without inference.
 
-use super::shared::{bytes, say, say_coloured, Config, Stop, NOT_MEASURED};
+use super::shared::{say, say_coloured, Config, Stop, NOT_MEASURED};
 use crate::gate::plan::estimated_seconds;
-use crate::gate::Gate;
-use crate::golden::{self, Golden};
-use crate::hash;
-use crate::kv::calibration::Calibration;
-use crate::kv::effective::Effective;
-use crate::measure::generate::{Asked, Generate};
-use crate::measure::{corpus, needs, remarks, MeasureError, NUMERICS};
+use crate::gate::{request, Project};
+use crate::golden::{self, Golden, GoldenError};
+use crate::measure::prepare::{Prepared, PreparedScheme};
+use crate::measure::MeasureError;
 use crate::model::{decoder, Checkpoint};
 use crate::policy::{Cell, ModelPolicy};
 use crate::results::replay::Generated;
-use crate::results::{Conditions, CorpusFile};
-use crate::source;
+use crate::results::Conditions;
 use crate::text;
+use crate::text::command;
+use crate::text::numbers::bytes;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -22,166 +20,131 @@ pub(super) struct Arguments {
     config: Config,
 }
 
+/// What was found about a model, in the order in which it is printed.
+#[derive(Default)]
+struct Findings {
+    /// What the model's files say.
+    lines: Vec<String>,
+    /// Why the model, or some of its schemes, cannot be measured.
+    errors: Vec<String>,
+    /// What is wrong with its goldens.
+    goldens: Vec<String>,
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let gate = arguments.config.gate()?;
     let mut code = 0;
     for model in &gate.policy.models {
         say(&model.name)?;
-        if model.cells.iter().all(|cell| cell.ignored) {
-            say("  ignored")?;
-            for finding in damaged(&gate, model) {
-                code = 1;
-                say(format!("  golden   {finding}"))?;
-            }
-            continue;
+        let findings = if model.cells.iter().all(|cell| cell.ignored) {
+            let goldens = damaged_goldens(&gate, model);
+            Findings { lines: vec!["ignored".into()], goldens, ..Findings::default() }
+        } else {
+            check(&gate, model)
+        };
+        for line in &findings.lines {
+            say(format!("  {line}"))?;
         }
-        match check(&gate, model) {
-            Ok(checked) => {
-                for line in &checked.lines {
-                    say(format!("  {line}"))?;
-                }
-                for finding in goldens(&gate, model, &checked) {
-                    code = 1;
-                    say(format!("  golden   {finding}"))?;
-                }
-            }
-            Err(findings) => {
-                code = if code == 1 { 1 } else { NOT_MEASURED };
-                for finding in &findings {
-                    say_coloured(finding)?;
-                }
-            }
+        for error in &findings.errors {
+            say_coloured(error)?;
+        }
+        for golden in &findings.goldens {
+            say(format!("  golden   {golden}"))?;
+        }
+        // as in a run, a golden that does not hold outranks what cannot be measured
+        if !findings.goldens.is_empty() {
+            code = 1;
+        } else if !findings.errors.is_empty() && code == 0 {
+            code = NOT_MEASURED;
         }
     }
     Ok(code)
 }
 
-/// What a model's files say.
-struct Checked {
-    lines: Vec<String>,
-    corpus: Vec<CorpusFile>,
-    /// Effective scheme of the baseline.
-    baseline: String,
-    /// How the checkpoint is read, as conditions say it.
-    reading: Vec<String>,
-    /// The condition of that name.
-    prompts: Option<String>,
-    /// What is wrong with the golden of the baseline's text.
-    text: Option<String>,
-    /// SHA-256 of the accepted text, where it is sound.
-    text_sha256: Option<String>,
-    /// What each cell's scheme needs.
-    needs: Vec<Vec<String>>,
-}
-
-fn check(gate: &Gate, model: &ModelPolicy) -> Result<Checked, Vec<String>> {
+fn check(gate: &Project, model: &ModelPolicy) -> Findings {
     let missing = model.missing_files();
     if !missing.is_empty() {
-        return Err(missing.iter().map(|finding| finding.styled()).collect());
+        let errors = missing.iter().map(|finding| finding.styled()).collect();
+        return Findings { errors, ..Findings::default() };
     }
-    one_by_one(gate, model).map_err(|finding| vec![text::error(&format!("  error: {finding}"))])
-}
-
-fn one_by_one(gate: &Gate, model: &ModelPolicy) -> Result<Checked, String> {
-    source::verify(&model.source).map_err(|error| error.to_string())?;
-    let checkpoint = Checkpoint::open(&model.source).map_err(|error| error.to_string())?;
-    let found = hash::of_files(checkpoint.files())
-        .map_err(|(path, error)| format!("cannot read {}: {error}", path.display()))?;
-    match &model.source.sha256 {
-        Some(expected) if *expected != found => {
-            return Err(format!("SHA-256 is {found}, the policy says {expected}"));
-        }
-        _ => {}
-    }
-    let texts = model.corpus.iter().map(|path| corpus::read(path));
-    let texts = texts.collect::<Result<Vec<_>, _>>().map_err(|error| error.to_string())?;
-    let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, model.context, model.chunks)
-        .map_err(|error| error.to_string())?;
-    corpus::mostly_new(&chunks).map_err(|error| error.to_string())?;
-    let layout = checkpoint.spec.kv_layout();
-    let files: Vec<_> = texts.iter().map(|text| text.file.clone()).collect();
-    let calibration = calibration(model, &found, &files)?;
-    let (calibration, calibrated) = calibration.unzip();
-    let needs = model.cells.iter().map(|Cell { scheme, .. }| {
-        Effective::new(scheme, &layout, calibration.as_ref())
-            .map(|effective| needs(scheme, &effective, calibrated.as_deref()))
-            .map_err(|error| format!("{scheme}: {error}"))
-    });
-    let needs = needs.collect::<Result<_, _>>()?;
-    let baseline =
-        Effective::new(&model.baseline, &layout, None).map_err(|error| error.to_string())?;
-    let (asked, text) = prompts(gate, model, &found, &baseline, &checkpoint)?;
-    let mut lines = estimates(model, &checkpoint);
-    lines.extend(asked.as_ref().map(|asked| format!("prompts  {}", asked.prompts.prompts.len())));
-    let schemes = model.cells.iter().map(|cell| &cell.scheme);
-    let remarks = remarks(&texts, &chunks, asked.as_ref(), schemes, &layout);
-    let notes = checkpoint.notes.iter().chain(&remarks);
-    lines.extend(notes.map(|note| format!("note     {note}")));
-    Ok(Checked {
-        lines,
-        corpus: files,
-        baseline: baseline.to_string(),
-        text_sha256: asked
-            .as_ref()
-            .map(|a| &a.generated)
-            .filter(|g| g.accepted)
-            .map(|g| g.sha256()),
-        prompts: asked.map(|asked| asked.generated.conditions()),
-        text,
-        needs,
-        reading: checkpoint.reading,
-    })
-}
-
-/// The model's calibration and the hash of its file.
-fn calibration(
-    model: &ModelPolicy,
-    weights_sha256: &str,
-    corpus: &[CorpusFile],
-) -> Result<Option<(Calibration, String)>, String> {
-    let Some(path) = &model.calibration else { return Ok(None) };
-    let calibration =
-        Calibration::read(path, weights_sha256, corpus).map_err(|error| error.to_string())?;
-    let sha256 = hash::of_file(path);
-    let sha256 = sha256.map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    Ok(Some((calibration, sha256)))
-}
-
-/// What the model is asked, and what is wrong with the golden of the text that the baseline writes then.
-fn prompts(
-    gate: &Gate,
-    model: &ModelPolicy,
-    weights_sha256: &str,
-    baseline: &Effective,
-    checkpoint: &Checkpoint,
-) -> Result<(Option<Asked>, Option<String>), String> {
-    let Some(prompts) = &model.generate else { return Ok((None, None)) };
-    let read = |kept: Option<&Generated>| {
-        let asked = Generate { prompts: &prompts.file, tokens: prompts.tokens, kept };
-        Asked::read(&asked, &model.name, weights_sha256, baseline, checkpoint)
-    };
-    let (kept, damage) = match golden::read_text(&gate.root, &model.name) {
+    let (kept, unreadable) = match accepted_text(gate, model) {
         Ok(kept) => (kept, None),
         Err(error) => (None, Some(error.to_string())),
     };
-    let (asked, fault) = match read(kept.as_ref()) {
-        Err(fault @ MeasureError::Text { .. }) => (read(None), Some(fault.to_string())),
-        asked => (asked, None),
-    };
-    let asked = asked.map_err(|error| error.to_string())?;
-    let other = kept.as_ref().and_then(|kept| asked.generated.unlike(kept));
-    let mend = format!("`kvgate run {}`, then `kvgate accept`", model.name);
-    let unaccepted = (!asked.generated.accepted).then(|| match other {
+    let cells: Vec<&Cell> = model.cells.iter().collect();
+    let [request, without_text] = [kept.as_ref(), None].map(|kept| request(model, &cells, kept));
+    match Prepared::on_disk(&request) {
+        // the rest is checked as if no text were accepted
+        Err(fault @ MeasureError::Text { .. }) => {
+            report(gate, model, Prepared::on_disk(&without_text), |_| Some(fault.to_string()))
+        }
+        prepared => report(gate, model, prepared, |prepared| {
+            unreadable.or_else(|| unaccepted(gate, model, prepared, kept.as_ref()))
+        }),
+    }
+}
+
+/// The accepted text of the baseline, if the policy asks for one.
+fn accepted_text(gate: &Project, model: &ModelPolicy) -> Result<Option<Generated>, GoldenError> {
+    if model.generate.is_none() {
+        return Ok(None);
+    }
+    golden::read_text(&gate.root, &model.name)
+}
+
+/// Says why the baseline's text is not accepted, if it is not.
+fn unaccepted(
+    gate: &Project,
+    model: &ModelPolicy,
+    prepared: &Prepared,
+    kept: Option<&Generated>,
+) -> Option<String> {
+    let generated = &prepared.text.as_ref()?.generated;
+    if generated.accepted {
+        return None;
+    }
+    let mend = format!("`{}`, then `kvgate accept`", command::run(&model.name));
+    Some(match kept.and_then(|kept| generated.unlike(kept)) {
         Some(what) => {
             let file = golden::text_path(&gate.root, &model.name);
-            format!(
-                "{} is of another {what} than this model's text would be: {mend}",
-                file.display()
-            )
+            let file = file.display();
+            format!("{file} is of another {what} than this model's text would be: {mend}")
         }
         None => format!("the baseline's text is not accepted yet: {mend}"),
-    });
-    Ok((Some(asked), damage.or(fault).or(unaccepted)))
+    })
+}
+
+/// Puts together what is known of a model. `text_fault` says what is wrong with the golden of the baseline's text.
+fn report(
+    gate: &Project,
+    model: &ModelPolicy,
+    prepared: Result<Prepared, MeasureError>,
+    text_fault: impl FnOnce(&Prepared) -> Option<String>,
+) -> Findings {
+    let prepared = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            return Findings { errors: vec![styled(&error.to_string())], ..Findings::default() }
+        }
+    };
+    let text = prepared.text.as_ref();
+    let mut lines = estimates(model, &prepared.checkpoint);
+    lines.extend(text.map(|text| format!("prompts  {}", text.prompts.prompts.len())));
+    lines.extend(prepared.notes(None).iter().map(|note| format!("note     {note}")));
+    let errors =
+        prepared.schemes.iter().filter_map(|PreparedScheme { scheme, effective, .. }| {
+            let error = effective.as_ref().err()?;
+            Some(styled(&format!("{scheme}: {error}")))
+        });
+    Findings {
+        lines,
+        errors: errors.collect(),
+        goldens: goldens(gate, model, &prepared, text_fault(&prepared)),
+    }
+}
+
+fn styled(error: &str) -> String {
+    text::error(&format!("  error: {error}"))
 }
 
 fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
@@ -201,35 +164,43 @@ fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
     ]
 }
 
-/// Goldens that no run could read, of cases that are ignored as well.
-fn damaged(gate: &Gate, model: &ModelPolicy) -> Vec<String> {
-    let path = |cell: &Cell| golden::path(&gate.root, &model.cell_name(cell).file_stem());
-    let cases = model.cells.iter().filter_map(|cell| Golden::read(&path(cell)).err());
-    let text = model.generate.as_ref().map(|_| golden::read_text(&gate.root, &model.name));
-    let text = text.and_then(Result::err);
-    cases.chain(text).map(|error| error.to_string()).collect()
+fn read_golden(
+    gate: &Project,
+    model: &ModelPolicy,
+    cell: &Cell,
+) -> Result<Option<Golden>, GoldenError> {
+    Golden::read(&golden::path(&gate.root, &model.cell_name(cell).file_stem()))
 }
 
-/// Goldens that a run would find missing, unreadable or stale.
-fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
+/// The goldens of a model that no run could read. Those of ignored cases count, too.
+fn damaged_goldens(gate: &Project, model: &ModelPolicy) -> Vec<String> {
+    let cells = model.cells.iter().filter_map(|cell| read_golden(gate, model, cell).err());
+    cells.chain(accepted_text(gate, model).err()).map(|error| error.to_string()).collect()
+}
+
+/// The goldens that a run would find missing, unreadable or stale.
+fn goldens(
+    gate: &Project,
+    model: &ModelPolicy,
+    prepared: &Prepared,
+    text_fault: Option<String>,
+) -> Vec<String> {
     let mut findings = Vec::new();
     let mut missing = Vec::new();
-    let cells = model.cells.iter().zip(&checked.needs);
-    for (cell, needs) in cells {
-        let path = golden::path(&gate.root, &model.cell_name(cell).file_stem());
-        match Golden::read(&path) {
+    for (cell, scheme) in model.cells.iter().zip(&prepared.schemes) {
+        match read_golden(gate, model, cell) {
             Err(error) => findings.push(error.to_string()),
-            Ok(_) if cell.ignored => {}
+            // a run does not compare it
+            Ok(_) if cell.ignored || scheme.effective.is_err() => {}
             Ok(None) => missing.push(cell.label.as_str()),
             Ok(Some(golden)) => {
-                let findings_of =
-                    [stale(model, checked, needs, &golden), other_text(checked, &golden)];
-                let findings_of = findings_of.into_iter().flatten();
-                findings.extend(findings_of.map(|finding| format!("{} {finding}", cell.label)));
+                let faults = [stale(prepared, scheme, &golden), other_text(prepared, &golden)];
+                let faults = faults.into_iter().flatten();
+                findings.extend(faults.map(|fault| format!("{} {fault}", cell.label)));
             }
         }
     }
-    findings.extend(checked.text.clone());
+    findings.extend(text_fault);
     if !missing.is_empty() {
         let labels = missing.join(", ");
         findings.push(format!("none yet for {labels}: `kvgate run`, then `kvgate accept`"));
@@ -237,34 +208,19 @@ fn goldens(gate: &Gate, model: &ModelPolicy, checked: &Checked) -> Vec<String> {
     findings
 }
 
-/// How a golden's conditions differ from those of a run.
-fn stale(
-    model: &ModelPolicy,
-    checked: &Checked,
-    needs: &[String],
-    golden: &Golden,
-) -> Option<String> {
-    let old = &golden.conditions;
-    let now = Conditions {
-        corpus: checked.corpus.clone(),
-        context: model.context,
-        chunks: model.chunks,
-        baseline: checked.baseline.clone(),
-        engine: NUMERICS.into(),
-        reading: checked.reading.clone(),
-        prompts: checked.prompts.clone(),
-        needs: needs.into(),
-        ..old.clone()
-    };
-    let stale: Vec<_> =
-        golden::conditions_differ(old, &now).iter().map(ToString::to_string).collect();
-    (!stale.is_empty()).then(|| format!("is stale: {}", stale.join("; ")))
+/// Says how a golden's conditions differ from those of a run on this machine.
+fn stale(prepared: &Prepared, scheme: &PreparedScheme, golden: &Golden) -> Option<String> {
+    let now = Conditions { needs: scheme.needs.clone(), ..prepared.conditions.clone() };
+    let differences = golden::conditions_differ(&golden.conditions, &now);
+    let differences: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    (!differences.is_empty()).then(|| format!("is stale: {}", differences.join("; ")))
 }
 
-/// A case is of the text that was accepted with it.
-fn other_text(checked: &Checked, golden: &Golden) -> Option<String> {
-    let (accepted, own) = (checked.text_sha256.as_deref()?, golden.text_sha256()?);
-    (accepted != own).then(|| {
+/// Says if a case was made on another text of the baseline than the one that is accepted.
+fn other_text(prepared: &Prepared, golden: &Golden) -> Option<String> {
+    let generated = prepared.text.as_ref().map(|text| &text.generated);
+    let accepted = generated.filter(|generated| generated.accepted)?.sha256();
+    (accepted != golden.text_sha256()?).then(|| {
         "was made on another text of the baseline than the one that is accepted: take both files from version \
          control again, or run and accept anew"
             .into()

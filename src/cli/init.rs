@@ -187,7 +187,7 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
     };
     let measurement = {
         let bar = Bar::new(&name);
-        let measured = measure(&request, &|what, done, all| bar.tell(what, done, all));
+        let measured = measure(&request, &|what, done, all| bar.update(what, done, all));
         measured.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?.measurement
     };
     trusted(&measurement)?;
@@ -239,7 +239,7 @@ fn show(measurement: Measurement) -> Result<(), Stop> {
         head: repo::head(Path::new(".")),
         ..Results::new(vec![measurement], Vec::new())
     });
-    say_coloured(terminal::render(&report).trim_end())
+    say_coloured(terminal::render(&report.view()).trim_end())
 }
 
 /// Writes the files that do not exist yet. All are written under temporary names before the first is put in place.

@@ -1,6 +1,6 @@
-//! `kvgate inspect`: architecture, KV geometry, bytes per token by scheme.
+//! `kvgate inspect`: shows a model's architecture, its KV geometry, and what each scheme costs per token.
 
-use super::shared::{bytes, name, say, Reading, Stop, NOT_MEASURED, USAGE};
+use super::shared::{name, say, Reading, Stop, NOT_MEASURED, USAGE};
 use crate::kv::calibration::Calibration;
 use crate::kv::codec;
 use crate::kv::effective::Effective;
@@ -10,6 +10,8 @@ use crate::model::{decoder, Checkpoint};
 use crate::progress::Bar;
 use crate::results::shown_bits;
 use crate::source;
+use crate::text::numbers::bytes;
+use indicatif::HumanCount;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -17,7 +19,7 @@ pub(super) struct Arguments {
     /// A GGUF file, a folder with config.json and safetensors, or hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Tokens in the cache [default: what the model was trained for]
+    /// Tokens in the cache [default: the context that the model was trained for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
     /// Schemes to show instead of the catalogue's codecs
@@ -31,7 +33,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let source = arguments.reading.source(&arguments.model)?;
     {
         let bar = Bar::new(&name(&source));
-        source::fetch(&source, &|what, done, all| bar.tell(what, done, all))
+        source::fetch(&source, &|what, done, all| bar.update(what, done, all))
             .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     }
     let checkpoint =
@@ -48,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     say(format!(
         "architecture  {}, {} parameters",
         spec.architecture,
-        thousands(decoder::parameters(spec))
+        HumanCount(decoder::parameters(spec))
     ))?;
     say(format!(
         "tokenizer     {}, {} tokens, {}",
@@ -72,7 +74,7 @@ fn bos(checkpoint: &Checkpoint) -> String {
     }
 }
 
-/// Layers that look alike, in the order in which the first of them stands.
+/// Prints the layers. Those that look alike share a line, in the order of the first layer of each kind.
 fn layers(spec: &Spec) -> Result<(), Stop> {
     let mut kinds: Vec<(&Mixer, usize)> = Vec::new();
     for layer in &spec.layers {
@@ -110,12 +112,12 @@ fn attention_words(a: &Attention) -> String {
     format!("{heads} heads, {kv_heads} KV heads of {dim}, {reach}{kv}, RoPE θ {base}")
 }
 
-/// What the cache of one sequence costs; a window caps what its layers keep.
+/// Prints what the cache of one sequence costs. Layers with a window keep no more than the window.
 fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
     let context = arguments.context.map_or(spec.trained_context, |n| n as usize);
     if context == 0 {
         let message =
-            "the file says that the model was trained for 0 tokens: name others with --context";
+            "the file says that the model was trained for 0 tokens: give a number with --context";
         return Err(Stop::new(USAGE, message));
     }
     let layout = spec.kv_layout();
@@ -148,9 +150,9 @@ fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Those that were asked for, or the catalogue's codecs for K and V alike.
+/// The schemes that were asked for. If none was, each codec of the catalogue for both K and V.
 fn schemes(asked: &[String]) -> Result<Vec<(String, Scheme)>, Stop> {
-    // variants of a codec cost about what it costs
+    // variants are left out because they cost about as much as their codec
     let catalogue = codec::all().map(|codec| codec.name().to_string());
     let catalogue = catalogue.filter(|name| !name.contains(':'));
     let names = if asked.is_empty() { catalogue.collect() } else { asked.to_vec() };
@@ -160,10 +162,4 @@ fn schemes(asked: &[String]) -> Result<Vec<(String, Scheme)>, Stop> {
         scheme.map(|scheme| (name, scheme))
     });
     parsed.collect()
-}
-
-fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
-    groups.join(",")
 }

@@ -1,9 +1,9 @@
 //! `kvgate judge`: results judged again, or another engine's, by the policy and its goldens.
 
 use super::shared::{say_coloured, Config, Stop, NOT_MEASURED, USAGE};
-use crate::gate::Gate;
+use crate::gate::Project;
 use crate::judge::merge::merge;
-use crate::judge::Judge;
+use crate::judge::{self, Demands, Judge};
 use crate::logs::llama_perplexity::{self, Log};
 use crate::policy::{ModelPolicy, Policy};
 use crate::report::{terminal, Report};
@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let gate = arguments.config.gate()?;
     let given = read(arguments, &gate)?;
     let report = report(arguments, &gate, given)?;
-    say_coloured(terminal::render(&report).trim_end())?;
+    say_coloured(terminal::render(&report.view()).trim_end())?;
     if let Some(path) = &arguments.json {
         json::write_to(path, &report.results)
             .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
@@ -75,7 +75,7 @@ struct Given {
     left_out: Vec<String>,
 }
 
-fn read(arguments: &Arguments, gate: &Gate) -> Result<Given, Stop> {
+fn read(arguments: &Arguments, gate: &Project) -> Result<Given, Stop> {
     let usage = |error: String| Stop::new(USAGE, error);
     let is_json = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "json");
     let (results, logs): (Vec<_>, Vec<_>) = arguments.files.iter().partition(is_json);
@@ -98,7 +98,7 @@ pub(super) fn read_results(files: &[impl AsRef<Path>]) -> Result<Results, String
     merge(files.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }
 
-fn read_logs(files: &[&PathBuf], gate: &Gate, model: Option<&str>) -> Result<Results, String> {
+fn read_logs(files: &[&PathBuf], gate: &Project, model: Option<&str>) -> Result<Results, String> {
     let mut of_model: Vec<(&ModelPolicy, Vec<Log>)> = Vec::new();
     for path in files {
         let log = llama_perplexity::read(path).map_err(|error| error.to_string())?;
@@ -144,7 +144,7 @@ fn model_of<'p>(
 }
 
 #[cfg(feature = "git")]
-fn report(arguments: &Arguments, gate: &Gate, given: Given) -> Result<Report, Stop> {
+fn report(arguments: &Arguments, gate: &Project, given: Given) -> Result<Report, Stop> {
     match &arguments.against {
         Some(target) => against(&arguments.config.config, target, given.results, given.by),
         None => Ok(here(gate, given)),
@@ -152,26 +152,21 @@ fn report(arguments: &Arguments, gate: &Gate, given: Given) -> Result<Report, St
 }
 
 #[cfg(not(feature = "git"))]
-fn report(_: &Arguments, gate: &Gate, given: Given) -> Result<Report, Stop> {
+fn report(_: &Arguments, gate: &Project, given: Given) -> Result<Report, Stop> {
     Ok(here(gate, given))
 }
 
 /// Judges by the policy and the goldens in the working tree.
-fn here(gate: &Gate, given: Given) -> Report {
+fn here(gate: &Project, given: Given) -> Report {
     let Given { results, by, left_out } = given;
-    let read = |path: &Path| match std::fs::read_to_string(gate.root.join(path)) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(format!("{}: {error}", path.display())),
-    };
-    let judge = Judge {
+    let judge = Judge { root: &gate.root, goldens: &judge::read_from_disk, offer: None };
+    let demands = Demands {
         policy: &gate.policy,
-        goldens: &read,
         by,
         is_needed: &|model| !left_out.contains(&model.name),
         fault: &|_, _| None,
     };
-    let cases = judge.cases(&results);
+    let cases = judge.results(&results, &demands);
     let policy = gate.results(Vec::new(), Vec::new()).policy;
     // findings in the files count as little as their verdicts
     Results { cases, policy, findings: Vec::new(), not_needed: left_out, ..results }.into()
@@ -187,6 +182,6 @@ fn against(config: &Path, target: &str, results: Results, by: MeasuredBy) -> Res
     let repository = Repository::discover(folder_of(config));
     let repository = repository.map_err(|error| usage(error.to_string()))?;
     let judged = Proposal::open(&repository, config, target, None)
-        .and_then(|proposal| proposal.judge(results, by, false));
+        .and_then(|proposal| proposal.judge(results, by));
     judged.map_err(|error| usage(error.to_string()))
 }

@@ -1,10 +1,9 @@
-//! `kvgate measure`: schemes of one model, without a policy.
+//! `kvgate measure`: measures schemes of one model without a policy.
 
 use super::shared::{measurable, name, say_coloured, scheme, schemes, Reading, Stop, NOT_MEASURED};
 use crate::judge::trust;
-use crate::measure::generate::Generate;
 use crate::measure::mimic::Mimic;
-use crate::measure::{measure, Request};
+use crate::measure::{measure, Generate, Request};
 use crate::model::decoder::Residency;
 use crate::progress::Bar;
 use crate::repo;
@@ -19,7 +18,7 @@ pub(super) struct Arguments {
     /// A GGUF file, a folder with config.json and safetensors, or hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Text to measure on; several files are dealt round-robin
+    /// Text to measure on; chunks are taken from several files in turn
     #[arg(long, required = true, value_delimiter = ',', value_name = "FILE")]
     corpus: Vec<PathBuf>,
     /// Schemes, such as q8_0,q4_0,q8_0/q4_0,q4_0:norot
@@ -31,27 +30,27 @@ pub(super) struct Arguments {
     /// Chunks to measure
     #[arg(long, default_value_t = 8, value_name = "N")]
     chunks: usize,
-    /// What schemes are compared with
+    /// The scheme that all others are compared with
     #[arg(long, default_value = "f16", value_name = "SCHEME")]
     baseline: String,
     #[command(flatten)]
     reading: Reading,
-    /// What `kvgate calibrate` wrote for the model, for schemes that need it
+    /// The file that `kvgate calibrate` wrote for the model, for schemes that need it
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
-    /// Prompts that the baseline continues; schemes are fed its text, and their flips are counted
+    /// Prompts that the baseline continues; schemes are fed its text, and tokens that they would change are counted
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Tokens of each continuation, at most
+    /// The most tokens of a continuation
     #[arg(long, default_value_t = 64, value_name = "N", requires = "prompts", value_parser = clap::value_parser!(u32).range(1..))]
     generate: u32,
-    /// Where to compute
+    /// The device that the model runs on
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
-    /// Where weights are while measuring [default: in memory where they fit]
+    /// Where weights are while measuring [default: in memory if they fit]
     #[arg(long, value_name = "WHERE")]
     residency: Option<Place>,
-    /// Take on another engine's habits, to compare with its numbers
+    /// Imitate another engine's habits, so that numbers can be compared with its own
     #[arg(long, value_name = "ENGINE", conflicts_with = "prompts")]
     mimic: Option<Mimic>,
     /// Write the results there, in the format of results.json
@@ -61,7 +60,7 @@ pub(super) struct Arguments {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Device {
-    /// The best that there is, which is the CPU in this version
+    /// The best device of this machine, which is always the CPU in this version
     Auto,
     /// The CPU
     Cpu,
@@ -71,12 +70,12 @@ enum Device {
 enum Place {
     /// All of them in memory, in f32
     Resident,
-    /// A layer at a time, read when its turn comes; the numbers are the same
+    /// One layer at a time, read from the file when it is needed; the numbers are the same
     Streamed,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    // another device, and this line must choose
+    // there is only one device to choose yet
     let (Device::Auto | Device::Cpu) = arguments.device;
     let schemes = schemes(&arguments.schemes)?;
     measurable(arguments.context, arguments.chunks)?;
@@ -109,10 +108,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
     let measured = {
         let bar = Bar::new(request.model);
-        measure(request, &|what, done, all| bar.tell(what, done, all))
+        measure(request, &|what, done, all| bar.update(what, done, all))
     };
     let measurement = measured.map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?.measurement;
-    // a mimicked engine has no exact zero and may read below it: its numbers are not judged
+    // a mimicked engine has no exact zero and may read less than zero, so its numbers are not judged
     let distrust = match request.mimic {
         None => trust::distrust(&measurement),
         Some(_) => Default::default(),
@@ -129,12 +128,12 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         head: repo::head(Path::new(".")),
         ..Results::new(vec![measurement], Vec::new())
     });
-    say_coloured(terminal::render(&report).trim_end())?;
+    say_coloured(terminal::render(&report.view()).trim_end())?;
     for error in &failed {
-        out::tell(format!("error: {error}"));
+        out::eprint(format!("error: {error}"));
     }
     for (scheme, reason) in &distrust {
-        out::tell(format!("error: {scheme}: {reason}"));
+        out::eprint(format!("error: {scheme}: {reason}"));
     }
     if let Some(path) = json {
         json::write_to(path, &report.results)

@@ -81,7 +81,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(stop) => {
-            out::tell(prefixed(&stop.message));
+            out::eprint(prefixed(&stop.message));
             ExitCode::from(stop.code)
         }
     }

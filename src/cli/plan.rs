@@ -1,7 +1,7 @@
 //! `kvgate plan`: the matrix of jobs that a gate is split over.
 
 use super::shared::{say_whole, Config, Stop, NOTHING_SELECTED, USAGE};
-use crate::gate::plan::{self, Source};
+use crate::gate::plan::{self, CostBasis};
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::model::Checkpoint;
 use crate::policy::ModelPolicy;
@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let mut cases = gate.cases();
     let ignored = Ignored::included(arguments.include_ignored);
     let selection = Selection::containing(&arguments.filters, ignored);
-    if let Some(filter) = selection.idle_filter(&gate) {
+    if let Some(filter) = selection.unmatched_filter(&gate) {
         let message = nothing_selected(&gate, std::slice::from_ref(filter));
         return Err(Stop::new(NOTHING_SELECTED, message));
     }
@@ -52,18 +52,20 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         );
         return Err(usage(message));
     }
-    for cost in costs.iter().filter(|cost| cost.source == Source::Guessed) {
-        out::tell(format!(
-            "warning: {}: neither measured (--costs) nor here to be estimated: its cost is guessed from its tokens",
-            cost.model
-        ));
+    for cost in &costs {
+        if let CostBasis::Guessed { why } = &cost.basis {
+            out::eprint(format!(
+                "warning: {}: neither measured (--costs) nor can it be estimated ({why}): its cost is guessed from its tokens",
+                cost.model
+            ));
+        }
     }
     say_whole(plan::matrix(&plan::pack(&costs, arguments.shards.into())))?;
     Ok(0)
 }
 
-/// The estimated cost in seconds, if the checkpoint is on this machine.
-fn estimate(model: &ModelPolicy, lanes: usize) -> Option<f64> {
-    let checkpoint = Checkpoint::open(&model.source).ok()?;
-    Some(plan::estimated_seconds(model, lanes, &checkpoint.spec))
+/// Estimates a model's cost from its checkpoint's configuration, or says why that is not possible.
+fn estimate(model: &ModelPolicy, lanes: usize) -> Result<f64, String> {
+    let checkpoint = Checkpoint::open(&model.source).map_err(|error| error.to_string())?;
+    Ok(plan::estimated_seconds(model, lanes, &checkpoint.spec))
 }

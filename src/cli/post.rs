@@ -12,11 +12,12 @@ use crate::github::{
 use crate::hash;
 use crate::judge::merge::merge;
 use crate::policy::DEFAULT_PATH;
-use crate::proposal::Proposal;
+use crate::proposal::{Loosening, Proposal};
 use crate::repo::Repository;
-use crate::report::{self, markdown, Outputs, Report};
+use crate::report::{self, markdown, Outputs, Report, View};
 use crate::results::json;
 use crate::results::{CaseResult, Finding, Results};
+use crate::text::command;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -81,9 +82,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     for error in report::emit(&report, &outputs) {
         say_whole(annotations::warning("kvgate", &error.to_string()).trim_end())?;
     }
-    say_whole(annotations::errors(&annotated(&report)).trim_end())?;
-    publish(arguments, &github, &found, &report)?;
-    Ok(report.exit_code())
+    let view = report.view();
+    say_whole(annotations::errors(&annotated(&view)).trim_end())?;
+    publish(arguments, &github, &found, &report, &view)?;
+    Ok(view.exit_code)
 }
 
 /// Judges the results by the policy that is in force.
@@ -98,9 +100,11 @@ fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result
     let proposal = Proposal::open(&repository, &arguments.config.config, &target, Some(head));
     let mut proposal = proposal.map_err(|error| error.to_string())?;
     proposal.whole = target == *head;
-    let is_allowed = pull.is_some_and(|pull| pull.has_label(&arguments.label));
+    if pull.is_some_and(|pull| pull.has_label(&arguments.label)) {
+        proposal.loosening = Loosening::Allowed;
+    }
     let results = results(&arguments.files)?;
-    proposal.judge(results, arguments.engine.into(), is_allowed).map_err(|error| error.to_string())
+    proposal.judge(results, arguments.engine.into()).map_err(|error| error.to_string())
 }
 
 /// The commit of the branch that a pull request targets, as GitHub last saw it, or else as this clone has it.
@@ -149,21 +153,20 @@ fn red(name: &str, message: String) -> Finding {
     Finding { name: name.into(), place: None, message, is_red: true }
 }
 
-/// The command that accepts the results, ready to be pasted.
+/// The commands that fetch the run's results and accept them, as one line to paste.
 fn accept(arguments: &Arguments, github: &GitHub) -> String {
-    let (run, artifact) = (github.event().run.id, &arguments.artifact);
+    let run = github.event().run.id;
     let folder = format!("kvgate-results/{run}");
-    let config = match arguments.config.config.to_str() {
-        None | Some(DEFAULT_PATH) => String::new(),
-        Some(config) => format!(" --config {config}"),
-    };
+    let config = arguments.config.config.to_str().filter(|config| *config != DEFAULT_PATH);
     format!(
-        "gh run download {run} -n {artifact} -D {folder} && kvgate accept {folder}/results.json{config}"
+        "gh run download {run} -n {} -D {folder} && {}",
+        command::word(&arguments.artifact),
+        command::accept(&format!("{folder}/results.json"), &[], config)
     )
 }
 
-/// Annotations for red cases and findings at the lines of their limits, the worst first.
-fn annotated(report: &Report) -> Vec<Annotation> {
+/// The red cases and findings at the lines where their limits stand, the worst first.
+fn annotated(view: &View) -> Vec<Annotation> {
     let of_place = |place: Option<&str>, title: &str, message: &str| {
         let (file, line) = match place.and_then(|place| place.rsplit_once(':')) {
             Some((file, line)) => (Some(file.to_string()), line.parse().ok()),
@@ -172,13 +175,12 @@ fn annotated(report: &Report) -> Vec<Annotation> {
         let message = message.lines().next().unwrap_or_default().into();
         Annotation { file, line, title: title.into(), message }
     };
-    let findings = report.results.findings.iter().filter(|finding| finding.is_red);
-    let findings = findings.map(|f| of_place(f.place.as_deref(), &f.name, &f.message));
+    let findings = view.red_findings().map(|f| of_place(f.place.as_deref(), &f.name, &f.message));
     let case = |case: &CaseResult| {
         let broken = case.limits.iter().find(|limit| !limit.holds);
         of_place(broken.map(|limit| limit.origin.as_str()), &case.case, &case.message)
     };
-    report.red_cases().into_iter().map(case).chain(findings).collect()
+    view.red_cases.iter().map(|red| case(red)).chain(findings).collect()
 }
 
 /// Posts the verdict to GitHub. A failure to post is only a warning, because the exit code has the verdict, and a
@@ -188,9 +190,10 @@ fn publish(
     github: &GitHub,
     found: &Result<Found, Error>,
     report: &Report,
+    view: &View,
 ) -> Result<(), Stop> {
-    let sentence = report.sentence();
-    let state = match report.exit_code() {
+    let sentence = view.sentence();
+    let state = match view.exit_code {
         0 => State::Success,
         1 => State::Failure,
         _ => State::Error,
@@ -202,7 +205,7 @@ fn publish(
         warn("the commit status could not be set", &error)?;
     }
     if arguments.check_run {
-        let summary = markdown::render(report, CHECK_SUMMARY);
+        let summary = markdown::render(view, CHECK_SUMMARY);
         let run = CheckRun {
             name: &context,
             state,
@@ -218,7 +221,7 @@ fn publish(
         Ok(Found::Pull(pull)) if !pull.is_open => {
             say(format!("comment: none, #{} is closed", pull.number))
         }
-        Ok(Found::Pull(pull)) => comment(arguments, github, pull.number, report),
+        Ok(Found::Pull(pull)) => comment(arguments, github, pull.number, report, view),
         Ok(Found::Moved(pull)) => {
             say(format!("comment: left alone, #{} has a newer commit", pull.number))
         }
@@ -244,12 +247,18 @@ fn context(arguments: &Arguments, github: &GitHub, found: &Result<Found, Error>)
 /// The largest size of a check run's summary, in bytes.
 const CHECK_SUMMARY: usize = 65_000;
 
-fn comment(arguments: &Arguments, github: &GitHub, pull: u64, report: &Report) -> Result<(), Stop> {
+fn comment(
+    arguments: &Arguments,
+    github: &GitHub,
+    pull: u64,
+    report: &Report,
+    view: &View,
+) -> Result<(), Stop> {
     // the link of the run itself is not worth printing
     let mut news = report.clone();
     news.links.run = None;
     news.links.accept = None;
-    let hash = hash::of_bytes(markdown::render(&news, usize::MAX).as_bytes());
+    let hash = hash::of_bytes(markdown::render(&news.view(), usize::MAX).as_bytes());
     let comment = Comment {
         sticky: &github.sticky(&arguments.id, &hash),
         mode: match arguments.comment {
@@ -257,8 +266,8 @@ fn comment(arguments: &Arguments, github: &GitHub, pull: u64, report: &Report) -
             When::Always => Mode::Always,
             When::Never => Mode::Never,
         },
-        is_green: report.exit_code() == 0,
-        body: &|bytes| markdown::render(report, bytes),
+        is_green: view.exit_code == 0,
+        body: &|bytes| markdown::render(view, bytes),
     };
     match github.comment(pull, &comment) {
         Ok(done) => say(format!("comment: {}", what_became(done))),

@@ -69,13 +69,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 }
 
 fn rendered(report: &Report, format: Format) -> Result<String, String> {
+    let view = report.view();
     Ok(match format {
-        Format::Terminal => terminal::render(report),
-        Format::Markdown => markdown::render(report, markdown::STEP_SUMMARY),
+        Format::Terminal => terminal::render(&view),
+        Format::Markdown => markdown::render(&view, markdown::STEP_SUMMARY),
         #[cfg(feature = "reports")]
-        Format::Html => html::render(report).map_err(|error| error.to_string())?,
+        Format::Html => html::render(&view).map_err(|error| error.to_string())?,
         #[cfg(feature = "reports")]
-        Format::Junit => junit::render(&report.results).map_err(|error| error.to_string())?,
+        Format::Junit => junit::render(&view).map_err(|error| error.to_string())?,
         Format::Json => json::text(&report.results).map_err(|error| error.to_string())?,
     })
 }

@@ -5,15 +5,14 @@ use super::shared::USAGE;
 use super::shared::{say, Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
 use crate::gate::plan;
 use crate::gate::select::{nothing_selected, Ignored, Selection};
-use crate::gate::{self, Case, Gate};
+use crate::gate::{self, Case, Measured, Project};
 use crate::golden;
-use crate::progress::Bar;
+use crate::judge::Evidence;
 #[cfg(feature = "git")]
 use crate::proposal::changed;
 use crate::report::{self, Outputs, Report};
-use crate::results::sidecar;
 use crate::results::verdict::Verdict;
-use crate::results::{CaseResult, Measurement, Results};
+use crate::results::{CaseResult, Results};
 use crate::text::out;
 use std::path::PathBuf;
 
@@ -62,7 +61,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         return Ok(0);
     }
     golden::prepare_insta(&gate.root);
-    gate::prepare_results(&gate.results).map_err(|message| Stop::new(NOT_MEASURED, message))?;
+    gate::prepare_results(&gate.results)
+        .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     let (report, mut written) = judge(&gate, selected);
     let outputs = Outputs {
         terminal: true,
@@ -71,7 +71,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     };
     for error in report::emit(&report, &outputs) {
         written &= error.is_warning();
-        out::tell(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
+        out::eprint(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
     }
     Ok(match report.exit_code() {
         0 if !written => NOT_MEASURED,
@@ -90,13 +90,13 @@ struct Selected {
 }
 
 /// The cases that the arguments name.
-fn select(gate: &Gate, arguments: &Arguments) -> Result<Selected, Stop> {
+fn select(gate: &Project, arguments: &Arguments) -> Result<Selected, Stop> {
     let nothing = |message| Stop::new(NOTHING_SELECTED, message);
-    let models = plan::named(&gate.policy, &arguments.models).map_err(nothing)?;
+    let models = plan::models_named(&gate.policy, &arguments.models).map_err(nothing)?;
     let ignored = Ignored::included(arguments.include_ignored);
     let selection =
         Selection { exact: arguments.exact, ..Selection::containing(&arguments.filters, ignored) };
-    if let Some(filter) = selection.idle_filter(gate) {
+    if let Some(filter) = selection.unmatched_filter(gate) {
         return Err(nothing(nothing_selected(gate, std::slice::from_ref(filter))));
     }
     let mut cases = gate.cases();
@@ -110,7 +110,7 @@ fn select(gate: &Gate, arguments: &Arguments) -> Result<Selected, Stop> {
 
 /// What of it a change touches, where that is asked for.
 #[cfg(feature = "git")]
-fn narrow(gate: &Gate, arguments: &Arguments, selected: Selected) -> Result<Selected, Stop> {
+fn narrow(gate: &Project, arguments: &Arguments, selected: Selected) -> Result<Selected, Stop> {
     if !arguments.changed {
         return Ok(selected);
     }
@@ -124,19 +124,19 @@ fn narrow(gate: &Gate, arguments: &Arguments, selected: Selected) -> Result<Sele
     let not_needed = names.filter(|name| !changed.touched.contains(name)).cloned().collect();
     let (cases, chosen) = (touched(selected.cases), touched(selected.chosen));
     match chosen.is_empty() {
-        true => out::tell(format!("not needed: {}", changed.not_needed())),
-        false => out::tell(&changed),
+        true => out::eprint(format!("not needed: {}", changed.not_needed())),
+        false => out::eprint(&changed),
     }
     Ok(Selected { cases, chosen, not_needed })
 }
 
 #[cfg(not(feature = "git"))]
-fn narrow(_: &Gate, _: &Arguments, selected: Selected) -> Result<Selected, Stop> {
+fn narrow(_: &Project, _: &Arguments, selected: Selected) -> Result<Selected, Stop> {
     Ok(selected)
 }
 
 /// Measures and judges, model by model; whether all positions could be kept.
-fn judge(gate: &Gate, selected: Selected) -> (Report, bool) {
+fn judge(gate: &Project, selected: Selected) -> (Report, bool) {
     let Selected { cases, chosen, not_needed } = selected;
     let runs = |case: &Case| chosen.iter().any(|chosen| chosen.name == case.name);
     let mut measurements = Vec::new();
@@ -148,13 +148,21 @@ fn judge(gate: &Gate, selected: Selected) -> (Report, bool) {
             judged.extend(own.iter().map(|case| ignored(case)));
             continue;
         }
-        let (measured, kept) = measure(gate, model, &chosen);
-        written &= kept;
-        judged.extend(own.iter().map(|case| match runs(case) {
-            true => gate.judge(case, &measured),
-            false => ignored(case),
+        let cells = gate.cells(model, &chosen);
+        let measured = gate.measure(model, &cells).map_err(|error| error.to_string());
+        if let Err(error) = measured.as_ref().map_or(&Ok(()), |measured| &measured.positions) {
+            written = false;
+            out::eprint(format!("error: {error}"));
+        }
+        let evidence = measured.map(Measured::into_evidence);
+        judged.extend(own.iter().map(|case| {
+            if runs(case) {
+                gate.judge(case, &evidence)
+            } else {
+                ignored(case)
+            }
         }));
-        measurements.extend(measured);
+        measurements.extend(evidence.map(Evidence::into_measurement));
     }
     let results = gate.results(measurements, judged);
     (Results { not_needed, ..results }.into(), written)
@@ -162,22 +170,4 @@ fn judge(gate: &Gate, selected: Selected) -> (Report, bool) {
 
 fn ignored(case: &Case) -> CaseResult {
     CaseResult::new(&case.name, Verdict::Ignored, "")
-}
-
-/// Measures a model and keeps its positions; whether they could be kept.
-fn measure(gate: &Gate, model: usize, chosen: &[Case]) -> (Result<Measurement, String>, bool) {
-    let name = &gate.policy.models[model].name;
-    let bar = Bar::new(name);
-    let cells = gate.cells(model, chosen);
-    let measured = match gate.measure(model, &cells, &|s, done, all| bar.tell(s, done, all)) {
-        Ok(measured) => measured,
-        Err(error) => return (Err(error), true),
-    };
-    let lanes: Vec<_> =
-        measured.positions.iter().map(|(l, p)| (l.as_str(), p.as_slice())).collect();
-    let kept = sidecar::write(&gate.results, name, &lanes);
-    if let Err(error) = &kept {
-        out::tell(format!("error: {error}"));
-    }
-    (Ok(measured.measurement), kept.is_ok())
 }

@@ -1,6 +1,6 @@
 //! What several commands share: their common options, how they end, and how they print.
 
-use crate::gate::Gate;
+use crate::gate::Project;
 use crate::kv::Scheme;
 use crate::policy::{Diagnostic, DEFAULT_PATH, LEAST_CONTEXT};
 use crate::source::pinned;
@@ -28,9 +28,9 @@ pub(super) struct Config {
 
 impl Config {
     /// Opens the gate of the policy, and prints the policy's warnings.
-    pub fn gate(&self) -> Result<Gate, Stop> {
+    pub fn gate(&self) -> Result<Project, Stop> {
         let (gate, warnings) =
-            Gate::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
+            Project::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
         warn(&warnings);
         Ok(gate)
     }
@@ -50,17 +50,17 @@ impl Stop {
 
 /// Prints lines for people.
 pub(super) fn say(lines: impl fmt::Display) -> Result<(), Stop> {
-    out::say(lines).map_err(not_printed)
+    out::print(lines).map_err(not_printed)
 }
 
 /// Prints a report that has colours.
 pub(super) fn say_coloured(report: impl fmt::Display) -> Result<(), Stop> {
-    out::say_coloured(report).map_err(not_printed)
+    out::print_coloured(report).map_err(not_printed)
 }
 
 /// Prints a document for other programs.
 pub(super) fn say_whole(document: impl fmt::Display) -> Result<(), Stop> {
-    out::say_whole(document).map_err(not_printed)
+    out::print_document(document).map_err(not_printed)
 }
 
 fn not_printed(error: io::Error) -> Stop {
@@ -69,7 +69,7 @@ fn not_printed(error: io::Error) -> Stop {
 
 fn warn(warnings: &[Diagnostic]) {
     for warning in warnings {
-        out::tell_coloured(warning.styled());
+        out::eprint_coloured(warning.styled());
     }
 }
 
@@ -156,12 +156,4 @@ pub(super) fn name(source: &Source) -> String {
             name.unwrap_or_default().to_string_lossy().into_owned()
         }
     }
-}
-
-/// A number of bytes for people.
-pub(super) fn bytes(n: f64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let unit = (n.max(1.0).log2() / 10.0) as usize;
-    let unit = unit.min(UNITS.len() - 1);
-    format!("{:.1} {}", n / 1024f64.powi(unit as i32), UNITS[unit])
 }

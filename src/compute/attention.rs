@@ -1,9 +1,9 @@
-//! Causal softmax attention on the CPU: one pass over blocks of queries, in f32.
+//! Causal softmax attention, and its loop for the CPU: one pass over blocks of queries, in f32.
 //!
-//! For a block of [`QUERIES`] queries of one head, scores are kept transposed, (key, query), so that
-//! the softmax runs along vectors without reductions and both products are the same register tile:
-//! scoresᵀ = K·Qᵀ and out = (scoresᵀ)ᵀ·V. K is packed in panels of [`ROWS`] keys, V in rows padded
-//! to whole tiles; both are shared by all query blocks and heads of their group.
+//! The loop takes [`QUERIES`] queries of one head at a time. Their scores are kept transposed, (key, query). So the
+//! softmax runs along vectors without reductions, and both products use the same register tile: scoresᵀ = K·Qᵀ and
+//! out = (scoresᵀ)ᵀ·V. K is packed in panels of [`ROWS`] keys, V in rows that are padded to whole tiles. All blocks of
+//! queries and all heads of a group share the packed K and V.
 
 use super::elements::elements;
 use super::exact::Exact;
@@ -14,31 +14,30 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows of a register tile: keys in the first product, queries in the second.
+/// The rows of a register tile: keys in the first product, queries in the second.
 const ROWS: usize = 8;
-/// Columns of a register tile, and queries of a block.
+/// The columns of a register tile. A block has as many queries.
 const QUERIES: usize = 32;
 
-/// Attention of (B, T, H, D) queries over (B, S, H_kv, D) keys and values, whose last T are the
-/// queries' own positions: query t sees keys `j ≤ S-T+t` and, with a window W, `j > S-T+t-W`.
-/// Gives (B·T, H·D).
+/// Attention of (B, T, H, D) queries over (B, S, H_kv, D) keys and values. The last T keys are at the queries' own
+/// positions: query t sees the keys `j ≤ S-T+t`, and with a window W only those with `j > S-T+t-W`. Gives (B·T, H·D).
 ///
-/// Where keys or values come in two versions, each query reads each of them in the one that its rule says,
-/// in the same softmax.
+/// Keys or values may come in two versions, stored and exact. A rule then says which version of each key a query
+/// reads. All of them enter one softmax.
 #[derive(Debug, Clone)]
 pub(crate) struct SoftmaxAttention {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
     pub scale: f32,
-    /// Scores s become c·tanh(s / c) before anything is hidden.
+    /// If it is c, scores s become c·tanh(s / c) before the causal mask.
     pub softcap: Option<f32>,
     pub window: Option<usize>,
-    /// T
+    /// How many queries a sequence has, T.
     pub queries: usize,
-    /// S
+    /// How many keys a sequence has, S.
     pub keys: usize,
-    /// Position of the first key in its sequence.
+    /// The position of the first key in its sequence. It is not 0 if older keys fell out of a window.
     pub start: usize,
     pub k: Versions,
     pub v: Versions,
@@ -47,9 +46,9 @@ pub(crate) struct SoftmaxAttention {
 /// Keys or values, (B, S, H_kv, D) f32, in one version or two.
 #[derive(Debug, Clone)]
 pub struct Versions {
-    /// decode(encode(x)). Where tokens have not been encoded yet, what no query reads.
+    /// decode(encode(x)). Tokens that have not been encoded yet hold numbers that no query reads.
     pub stored: Tensor,
-    /// The same rounded to half, and the rule which of the two a query reads.
+    /// The numbers rounded to f16 only, and the rule that says which version a query reads.
     pub exact: Option<(Tensor, Exact)>,
 }
 
@@ -61,7 +60,7 @@ struct PackedHead {
     v: Panels,
 }
 
-/// Numbers as they are stored, and as they were.
+/// The stored version of K or V, and the exact one if there are two.
 struct Panels {
     stored: Vec<f32>,
     exact: Option<Vec<f32>>,
@@ -96,7 +95,7 @@ impl Op<1> for SoftmaxAttention {
             .zip(q.par_chunks(per_sequence))
             .zip(packed.par_chunks(self.kv_heads))
             .for_each(|((out, q), packed)| {
-                // the last blocks see the most keys: started first, they do not finish last
+                // the last blocks see the most keys, so they are started first
                 let blocks = out.par_chunks_mut(QUERIES * width).zip(q.par_chunks(QUERIES * width));
                 blocks.enumerate().rev().for_each_init(
                     Scratch::default,
@@ -116,7 +115,7 @@ impl SoftmaxAttention {
         q / (self.queries * self.heads * self.head_dim)
     }
 
-    /// Each sequence and KV head of K or V by `layout`.
+    /// Lays out each sequence and KV head of K or V with `layout`.
     fn pack(
         &self,
         versions: &Versions,
@@ -132,17 +131,17 @@ impl SoftmaxAttention {
             })
             .collect()
         };
-        let stored = heads(&*elements(&versions.stored)?).into_iter();
+        let stored = heads(&elements(&versions.stored)?).into_iter();
         Ok(match &versions.exact {
             None => stored.map(|stored| Panels { stored, exact: None }).collect(),
             Some((exact, _)) => {
-                let exact = heads(&*elements(exact)?).into_iter().map(Some);
+                let exact = heads(&elements(exact)?).into_iter().map(Some);
                 stored.zip(exact).map(|(stored, exact)| Panels { stored, exact }).collect()
             }
         })
     }
 
-    /// Rows of a KV head.
+    /// The rows of a KV head, one for each token.
     fn rows<'a>(&self, x: &'a [f32], head: usize) -> impl Iterator<Item = &'a [f32]> {
         let d = self.head_dim;
         x.chunks_exact(self.kv_heads * d).map(move |token| &token[head * d..][..d])
@@ -169,18 +168,18 @@ impl SoftmaxAttention {
     }
 }
 
-/// Buffers of one thread.
+/// The buffers of one thread.
 #[derive(Default)]
 struct Scratch {
     /// (D, 32): the block's queries, transposed and scaled.
     q: Vec<f32>,
     /// (keys seen, 32): scores, then weights.
     weights: Vec<f32>,
-    /// (keys that some of the block's queries read exactly and some do not, 32): weights of the exact.
+    /// The weights of exact keys, (keys, 32), for keys that some queries of the block read exactly and some do not.
     exact_weights: Vec<f32>,
 }
 
-/// A block of queries, all heads.
+/// A block of queries in all heads.
 struct QueryBlock<'a> {
     op: &'a SoftmaxAttention,
     /// (up to 32, H·D)
@@ -192,8 +191,9 @@ struct QueryBlock<'a> {
     scratch: &'a mut Scratch,
 }
 
-/// The keys of a block of queries by the version that they are read in: below `sink` and from `mixed` on
-/// exact, below `mixed` stored, in `mixed` exact for queries whose `first` is not beyond.
+/// Which version of each key the queries of a block read. Keys `0..sink`: exact, for all queries.
+/// `sink..mixed.start`: stored, for all. `mixed`: query i reads keys from `first[i]` on exactly and earlier ones
+/// stored. `mixed.end..`: exact, for all.
 struct Zones {
     sink: usize,
     mixed: Range<usize>,
@@ -201,7 +201,8 @@ struct Zones {
 }
 
 impl Zones {
-    /// Of the queries at keys `own..own + rows`, for a rule on positions that begin with `start`.
+    /// The zones of the queries whose own keys are `own..own + rows`. The rule counts positions in the sequence, and
+    /// the first key is at position `start`.
     fn new(rule: &Exact, start: usize, own: usize, rows: usize) -> Self {
         let index = |position: usize| position.saturating_sub(start).min(own + rows);
         let sink = index(rule.sink);
@@ -211,11 +212,11 @@ impl Zones {
     }
 
     /// Whether query `i` reads the key exactly.
-    fn holds(&self, key: usize, i: usize) -> bool {
+    fn is_exact(&self, key: usize, i: usize) -> bool {
         key < self.sink || key >= self.first[i]
     }
 
-    /// The one version that all queries read all of `keys` in, if there is one: whether it is the exact one.
+    /// If all queries read all of `keys` in the same version, gives whether that is the exact one.
     fn uniform(&self, keys: Range<usize>) -> Option<bool> {
         if keys.end <= self.sink || keys.start >= self.mixed.end {
             Some(true)
@@ -235,7 +236,7 @@ impl WithSimd for QueryBlock<'_> {
         let QueryBlock { op, q, packed, out, first, scratch } = self;
         let width = op.heads * op.head_dim;
         let rows = q.len() / width;
-        // positions that the first and the last query of the block see
+        // indices of the key at the first query's own position, and of the one behind the last query's
         let own = op.keys - op.queries + first;
         let end = own + rows;
         let start = op.window.map_or(0, |w| (own + 1).saturating_sub(w)) / ROWS * ROWS;
@@ -268,7 +269,7 @@ struct Keys<'a> {
     seen: Range<usize>,
 }
 
-/// Some values in one version, from that of `keys.start` on, and their weights.
+/// A range of values that are read in one version, and the weights of its keys.
 struct Part<'a> {
     values: &'a [f32],
     keys: Range<usize>,
@@ -276,8 +277,8 @@ struct Part<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// The values in parts of one version each; weights of values that some queries read exactly and some
-    /// do not are split in two.
+    /// Divides the values into parts that are read in one version. Values that some queries read exactly and some do
+    /// not are in two parts, in each of which the weights of the other queries are 0.
     fn parts(&self, weights: &'a mut Vec<f32>, exact_weights: &'a mut Vec<f32>) -> Vec<Part<'a>> {
         let Range { start, end } = self.seen;
         let (Some(zones), Some(exact)) = (self.zones, &self.panels.exact) else {
@@ -290,7 +291,7 @@ impl<'a> Keys<'a> {
         let both = &mut weights[(mixed.start - start) * QUERIES..(mixed.end - start) * QUERIES];
         for (key, line) in mixed.clone().zip(both.chunks_exact_mut(QUERIES)) {
             for (i, w) in line.iter_mut().enumerate() {
-                let is_exact = zones.holds(key, i);
+                let is_exact = zones.is_exact(key, i);
                 exact_weights.push(if is_exact { std::mem::take(w) } else { 0.0 });
             }
         }
@@ -321,7 +322,7 @@ impl SoftmaxAttention {
         }
     }
 
-    /// K·Qᵀ for the panels that hold the keys seen.
+    /// K·Qᵀ for the panels that hold the keys that the block sees.
     #[inline(always)]
     fn scores<S: Simd>(&self, simd: S, keys: &Keys, q: &[f32], out: &mut Vec<f32>) {
         let (d, Range { start, end }) = (self.head_dim, keys.seen.clone());
@@ -348,8 +349,8 @@ impl SoftmaxAttention {
         }
     }
 
-    /// Sets scores of keys that a query does not see to -∞. Only the block's own keys and those at
-    /// the window's edge differ by query.
+    /// Sets the scores of keys that a query does not see to -∞. What the queries of a block see differs only in the
+    /// block's own keys and at the edge of the window.
     #[inline(always)]
     fn mask(&self, scores: &mut [f32], own: usize, start: usize) {
         for (key, scores) in (start..).zip(scores.chunks_exact_mut(QUERIES)) {
@@ -358,7 +359,7 @@ impl SoftmaxAttention {
                 *score = f32::NEG_INFINITY;
             }
             if let Some(window) = self.window {
-                // query i of the block is at own + i and sees keys above own + i - window
+                // query i of the block is at key own + i and sees keys above own + i - window
                 let beyond = (key + window).saturating_sub(own);
                 for score in scores.iter_mut().skip(beyond) {
                     *score = f32::NEG_INFINITY;
@@ -367,7 +368,7 @@ impl SoftmaxAttention {
         }
     }
 
-    /// Weightsᵀ·V over all parts, each query divided by its sum of weights.
+    /// Weightsᵀ·V over all parts. The result of each query is divided by the sum of its weights.
     #[inline(always)]
     fn weighted_values<S: Simd>(
         &self,
@@ -402,22 +403,22 @@ impl SoftmaxAttention {
     }
 }
 
-/// Of the keys from `key` on, gives each query the scores of those that it reads exactly.
+/// Replaces the scores of keys that a query reads exactly. The tiles begin with the key `key`.
 #[inline(always)]
 fn choose(zones: &Zones, key: usize, tile: &mut RegisterTile, exact: &RegisterTile) {
     for (key, (line, exact)) in (key..).zip(tile.iter_mut().zip(exact)) {
         for (i, (score, exact)) in line.iter_mut().zip(exact).enumerate() {
-            if zones.holds(key, i) {
+            if zones.is_exact(key, i) {
                 *score = *exact;
             }
         }
     }
 }
 
-/// c·tanh(s / c), from tanh x = m / (m + 2) with m = e^2x - 1, which cancels nowhere.
+/// Turns scores into c·tanh(s / c). The form tanh x = m / (m + 2) with m = e^2x - 1 does not cancel anywhere.
 #[inline(always)]
 fn soften(scores: &mut [f32], cap: f32) {
-    /// tanh is 1 in f32 from here on.
+    /// From here on tanh is 1 in f32.
     const FAR: f32 = 20.0;
     for s in scores.iter_mut() {
         let x = (*s * (2.0 / cap)).clamp(-FAR, FAR);
@@ -426,7 +427,7 @@ fn soften(scores: &mut [f32], cap: f32) {
     }
 }
 
-/// Turns columns of scores into e^(s - max) and gives 1 / their sums.
+/// Turns each column of scores into e^(s - max). Gives 1 divided by the sum of each column.
 #[inline(always)]
 fn softmax(scores: &mut [f32]) -> [f32; QUERIES] {
     let mut max = [f32::NEG_INFINITY; QUERIES];
@@ -446,21 +447,21 @@ fn softmax(scores: &mut [f32]) -> [f32; QUERIES] {
     sum.map(|s| 1.0 / s)
 }
 
-/// A matrix by its columns: column i begins at `i * stride`.
+/// A matrix that is stored by columns. Column i begins at `i * stride`.
 #[derive(Clone, Copy)]
 struct Columns<'a> {
     x: &'a [f32],
     stride: usize,
 }
 
-/// A register tile.
+/// A block of a product's result that is kept in registers until it is complete.
 type RegisterTile = [[f32; QUERIES]; ROWS];
 
 /// A·Bᵀ over `n` columns, for 8 rows of A and 32 of B.
 #[inline(always)]
 fn tile_product<S: Simd>(simd: S, a: Columns, b: Columns, n: usize) -> RegisterTile {
     let mut out = [[0.0f32; QUERIES]; ROWS];
-    // with 32 vector registers all 8 rows fit beside B, with 16 only half
+    // with 32 vector registers all 8 rows fit beside B, with 16 registers only half of them
     if S::REGISTER_COUNT >= 32 {
         rows::<S, ROWS>(simd, a, b, n, &mut out);
     } else {
@@ -507,7 +508,7 @@ mod tests {
     use crate::compute::run;
     use candle_core::DType;
 
-    /// Sequences of a batch.
+    /// How many sequences a batch has.
     const SEQUENCES: usize = 2;
 
     fn random(count: usize, seed: u32) -> Vec<f32> {
@@ -535,8 +536,8 @@ mod tests {
             key <= own && self.window.is_none_or(|window| own - key < window)
         }
 
-        /// One softmax a query and head, in f64, as the textbook has it: over K and V in the version that
-        /// the query reads of each key.
+        /// The textbook's attention: one softmax for each query and head, in f64. It reads each key in the version
+        /// that the rule says.
         fn naive(&self, q: &[f32], k: &TwoVersions, v: &TwoVersions) -> Vec<f64> {
             let d = self.head_dim;
             let at = |x: &[f32], row: usize, heads: usize, head: usize, i: usize| {
@@ -582,7 +583,7 @@ mod tests {
             self.error_with([None, None])
         }
 
-        /// The same with keys and values in two versions that have nothing in common.
+        /// The same with two versions of keys and values that have nothing in common.
         fn error_with(&self, [of_k, of_v]: [Option<Exact>; 2]) -> f64 {
             let kv = SEQUENCES * self.keys * self.kv_heads * self.head_dim;
             let q = random(SEQUENCES * self.queries * self.heads * self.head_dim, 1);
@@ -629,12 +630,12 @@ mod tests {
         }
     }
 
-    /// What [`SoftmaxAttention::error`] puts numbers into.
+    /// A placeholder that [`SoftmaxAttention::error`] replaces by random numbers.
     fn none() -> Versions {
         Versions { stored: Tensor::zeros(1, DType::F32, &HOST).unwrap(), exact: None }
     }
 
-    /// Values reach 2, so an error of this size is rounding.
+    /// Values reach 2, so an error up to this is rounding.
     const TOLERANCE: f64 = 2e-6;
 
     fn is_exact(attention: SoftmaxAttention) {

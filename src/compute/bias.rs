@@ -1,10 +1,10 @@
-//! A bias behind a product.
+//! The op that adds a bias to the result of a product.
 
 use super::elements::elements;
 use super::op::{Input, Op};
 use candle_core::{Result, Shape, Tensor};
 
-/// x + b for rows of b's width.
+/// x + b, where the rows of x are as wide as b.
 #[derive(Debug, Clone)]
 pub(crate) struct Bias(pub Tensor);
 

@@ -1,83 +1,85 @@
-//! The gated delta rule: a causal convolution over q, k and v, then a recurrent state for each head of
-//! v that forgets by e^g and writes by β what it did not predict.
+//! The gated delta rule, a linear attention: a causal convolution over q, k and v, and then a recurrent state for each
+//! head of v. With every token the state decays by the factor e^g, and β times what it failed to predict is written
+//! into it.
 //!
-//! Formulas are those of Qwen3.5 in transformers (Yang et al., arXiv 2412.06464): with S̃ = e^g·S,
-//! δ = β·(v - S̃ᵀk), S' = S̃ + k·δᵀ, o = S'ᵀq. Several tokens are computed by chunks, which turns most
-//! of the recurrence into products; one token is a step. All of it is f32, whatever the scheme of the
-//! KV cache: nothing here is stored there.
+//! The formulas are those of Qwen3.5 in transformers (Yang et al., arXiv 2412.06464): with S̃ = e^g·S,
+//! δ = β·(v - S̃ᵀk), S' = S̃ + k·δᵀ and o = S'ᵀq. Several tokens are computed in chunks, which turns most of the
+//! recurrence into products. A single token is one step of the recurrence. Everything is f32 whatever the scheme of
+//! the KV cache, because nothing of this is stored there.
 
-use super::elements::{change_elements, elements};
+use super::elements::elements;
 use super::gate::sigmoid;
 use super::norm::{sum_of_squares, RmsNorm};
 use super::op::{Input, Op};
 use super::simd::{exp, vectorized};
+use super::state::change_elements;
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-/// Tokens of a chunk.
+/// The tokens of a chunk of the recurrence.
 const CHUNK: usize = 64;
 
-/// ε of the norm of q and k, inside of the root.
+/// The ε in the norm of q and k, which is added below the root.
 const L2_EPS: f32 = 1e-6;
 
-/// Gated delta rule over heads of q and k that several heads of v share.
+/// The sizes of a layer of the gated delta rule. Several heads of v may share a head of q and k.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeltaNet {
-    /// Heads of q and k.
+    /// How many heads q and k have.
     pub key_heads: usize,
-    /// Heads of v; each has a state of (key_dim, value_dim).
+    /// How many heads v has. Each has a state of (key_dim, value_dim).
     pub value_heads: usize,
-    /// Elements in a head of q and k.
+    /// How many elements a head of q or k has.
     pub key_dim: usize,
-    /// Elements in a head of v.
+    /// How many elements a head of v has.
     pub value_dim: usize,
-    /// Tokens that the causal convolution before q, k and v spans.
+    /// How many tokens the causal convolution before q, k and v spans.
     pub kernel: usize,
-    /// Which key head a value head reads.
+    /// Which head of k a head of v belongs to.
     pub order: HeadOrder,
 }
 
-/// How value heads are laid out beside their key heads.
+/// How the heads of v are ordered beside those of k.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadOrder {
-    /// Value head h reads key head h / (value_heads / key_heads): transformers.
+    /// Head h of v reads head h / (value_heads / key_heads) of k, as in transformers.
     Grouped,
-    /// Value head h reads key head h mod key_heads: GGUF, whose converter reorders.
+    /// Head h of v reads head h mod key_heads of k, as in GGUF, whose converter reorders them.
     Tiled,
 }
 
 impl DeltaNet {
-    /// Elements of q (and of k) for one token.
+    /// How many elements q has for one token. k has as many.
     pub fn key_width(&self) -> usize {
         self.key_heads * self.key_dim
     }
 
-    /// Elements of v for one token.
+    /// How many elements v has for one token.
     pub fn value_width(&self) -> usize {
         self.value_heads * self.value_dim
     }
 
-    /// Channels of the convolution: q, k and v.
+    /// How many channels the convolution has: those of q, k and v.
     pub fn channels(&self) -> usize {
         2 * self.key_width() + self.value_width()
     }
 
-    /// Bytes of a sequence's state, which is f32 whatever the scheme.
+    /// How many bytes the state of a sequence takes. It is f32 whatever the scheme of the KV cache.
     pub fn state_bytes(&self) -> usize {
         size_of::<f32>() * (self.history() + self.states())
     }
 
-    /// Elements of a sequence's last inputs of the convolution.
+    /// How many numbers a sequence keeps as the last inputs of the convolution.
     fn history(&self) -> usize {
         self.channels() * (self.kernel - 1)
     }
 
-    /// Elements of a sequence's states.
+    /// How many numbers the recurrent states of a sequence have.
     fn states(&self) -> usize {
         self.key_dim * self.value_width()
     }
 
-    /// Where the parts of a projected row begin.
+    /// The columns where the parts of a projected row begin.
     fn columns(&self) -> Columns {
         let z = self.channels();
         let beta = z + self.value_width();
@@ -86,7 +88,8 @@ impl DeltaNet {
     }
 }
 
-/// Where the parts of a projected row begin: q, k and v, the output's gate z, β's and g's inputs.
+/// The columns where the parts of a projected row begin. The parts are q, k and v, then the output's gate z, and then
+/// the inputs of β and of g.
 struct Columns {
     z: usize,
     beta: usize,
@@ -94,18 +97,18 @@ struct Columns {
     width: usize,
 }
 
-/// What a layer of the gated delta rule carries from one token to the next, f32: no scheme touches it, and it
-/// cannot be truncated, only kept and restored.
+/// What a layer of the gated delta rule carries from one token to the next, in f32. No scheme touches it. It cannot be
+/// truncated to fewer tokens, only kept and restored.
 #[derive(Debug)]
 pub struct Recurrent {
-    /// (B, kernel - 1, channels) in one row a sequence: the last inputs of the convolution.
+    /// The last inputs of the convolution, (B, kernel - 1, channels) with one row for each sequence.
     history: Tensor,
-    /// (B, H_v, D_k, D_v) in one row a sequence.
+    /// The recurrent states, (B, H_v, D_k, D_v) with one row for each sequence.
     states: Tensor,
 }
 
 impl Recurrent {
-    /// The state before the first token, with so many numbers a sequence.
+    /// The state before the first token, for sequences that keep `history` and `memory` numbers.
     pub(crate) fn zero(
         sequences: usize,
         history: usize,
@@ -124,7 +127,7 @@ impl Recurrent {
     }
 }
 
-/// A clone is a snapshot: what changes one of them leaves the other.
+/// A clone is a snapshot. Running on with one of the two leaves the other as it is.
 impl Clone for Recurrent {
     fn clone(&self) -> Self {
         let copy = |x: &Tensor| x.copy().expect("there is memory for a copy of a state");
@@ -132,26 +135,26 @@ impl Clone for Recurrent {
     }
 }
 
-/// Weights of the rule, beside the projections.
+/// The weights of the rule itself. Projections are not among them.
 pub(crate) struct RuleWeights {
-    /// (channels, kernel), the last column meets the current token.
+    /// The convolution, (channels, kernel). The last column belongs to the current token.
     pub convolution: Tensor,
-    /// -exp(A_log) of each head of v.
+    /// -exp(A_log) for each head of v.
     pub decay: Tensor,
-    /// Bias of the decay's time step.
+    /// The bias of the decay's time step.
     pub time_bias: Tensor,
-    /// The norm of each head's output.
+    /// The norm of the output of each head.
     pub norm: RmsNorm,
 }
 
-/// Runs B sequences of T tokens from their states on, which it changes: (B·T, projected) → (B·T, value width),
-/// ready for the output projection.
+/// Continues B sequences by T tokens each: (B·T, projected) → (B·T, value width), ready for the output projection. The
+/// states of the sequences advance.
 pub(crate) struct DeltaRule<'a> {
     pub net: &'a DeltaNet,
     pub weights: &'a RuleWeights,
-    /// T
+    /// How many tokens each sequence has, T.
     pub tokens: usize,
-    /// Of the B sequences.
+    /// The states of the B sequences.
     pub state: &'a Recurrent,
 }
 
@@ -189,7 +192,7 @@ impl Op<1> for DeltaRule<'_> {
     }
 }
 
-/// The rule with what it reads.
+/// The rule with its weights at hand, for the loop on the CPU.
 struct RuleLoop<'a> {
     net: &'a DeltaNet,
     tokens: usize,
@@ -209,7 +212,7 @@ impl RuleLoop<'_> {
             .for_each(|((out, x), (history, states))| self.sequence(x, history, states, out));
     }
 
-    /// One sequence: its history of convolution inputs and its states are carried on.
+    /// Continues one sequence, and advances its states.
     fn sequence(&self, x: &[f32], history: &mut [f32], states: &mut [f32], out: &mut [f32]) {
         let net = self.net;
         let columns = net.columns();
@@ -237,11 +240,11 @@ impl RuleLoop<'_> {
         }
     }
 
-    /// Causal convolution of each channel, then SiLU: (T, channels).
+    /// The causal convolution of each channel, and SiLU: (T, channels).
     fn convolve(&self, x: &[f32], history: &mut [f32]) -> Vec<f32> {
         let (channels, past) = (self.net.channels(), self.net.kernel - 1);
         let width = self.net.columns().width;
-        // what came before, then the new inputs: (past + T, channels)
+        // the kept inputs and then the new ones: (past + T, channels)
         let mut inputs = history.to_vec();
         for t in 0..self.tokens {
             inputs.extend_from_slice(&x[t * width..][..channels]);
@@ -252,7 +255,7 @@ impl RuleLoop<'_> {
         mixed
     }
 
-    /// The inputs of one head of v.
+    /// What the recurrence of one head of v reads.
     fn head(&self, x: &[f32], mixed: &[f32], head: usize) -> HeadInputs {
         let (net, columns) = (self.net, self.net.columns());
         let key_head = match net.order {
@@ -283,7 +286,7 @@ fn l2_normed(x: &[f32], scale: f32) -> impl Iterator<Item = f32> + '_ {
     x.iter().map(move |x| x * scale)
 }
 
-/// ln(1 + e^x), which is x where e^x would overflow the sum.
+/// ln(1 + e^x). For large x, where e^x would overflow, that is x.
 fn softplus(x: f32) -> f32 {
     if x > 20.0 {
         x
@@ -292,18 +295,18 @@ fn softplus(x: f32) -> f32 {
     }
 }
 
-/// What one head's recurrence reads, token by token.
+/// What the recurrence of one head reads of each token.
 struct HeadInputs {
     dk: usize,
     dv: usize,
-    /// (T, d_k), normed and scaled
+    /// (T, d_k), normed and scaled.
     q: Vec<f32>,
-    /// (T, d_k), normed
+    /// (T, d_k), normed.
     k: Vec<f32>,
-    /// (T, d_v)
+    /// (T, d_v).
     v: Vec<f32>,
     beta: Vec<f32>,
-    /// Logarithm of what a token leaves of the state, not above 0.
+    /// The logarithm of the factor by which the state decays with each token. It is never above 0.
     g: Vec<f32>,
 }
 
@@ -325,7 +328,7 @@ impl HeadInputs {
     }
 }
 
-/// One head over all tokens: by chunks, or a step where there is but one token.
+/// Runs one head over all tokens: in chunks, or as a single step if there is only one token.
 fn run_head(inputs: &HeadInputs, state: &mut [f32], out: &mut [f32]) {
     match inputs.tokens() {
         1 => step(inputs, 0, state, out),
@@ -374,7 +377,7 @@ fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
     }
 }
 
-/// out += factor · rowᵀ·M for a matrix of rows as long as `out`.
+/// out += factor · rowᵀ·M, where the rows of M are as long as `out`.
 #[inline(always)]
 fn add_product(out: &mut [f32], factor: f32, row: &[f32], matrix: &[f32]) {
     for (x, line) in row.iter().zip(matrix.chunks_exact(out.len())) {
@@ -405,10 +408,10 @@ vectorized!(fn chunk['a](
     let (dk, dv) = (inputs.dk, inputs.dv);
     let q = |i: usize| &inputs.q[(start + i) * dk..][..dk];
     let k = |i: usize| &inputs.k[(start + i) * dk..][..dk];
-    // decay since the chunk began; e^(γ_i - γ_j) never exceeds 1 for i ≥ j
+    // the decay since the chunk began; e^(γ_i - γ_j) never exceeds 1 for i ≥ j
     let mut sum = 0.0f32;
     let gamma: Vec<f32> = inputs.g[start..][..len].iter().map(|g| { sum += g; sum }).collect();
-    // what each token writes, δ: it depends on the state before and on the tokens before it
+    // what each token writes, δ, depends on the state before the chunk and on the earlier tokens of the chunk
     let mut delta = vec![0.0f32; len * dv];
     for i in 0..len {
         let (before, current) = delta.split_at_mut(i * dv);
@@ -503,7 +506,7 @@ mod tests {
         }
     }
 
-    /// The rule token by token in f64, as the module's formulas have it.
+    /// The rule token by token and in f64, by the formulas of the module's documentation.
     fn naive(inputs: &HeadInputs, state: &mut [f64]) -> Vec<f64> {
         let (dk, dv) = (inputs.dk, inputs.dv);
         let mut out = Vec::new();

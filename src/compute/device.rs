@@ -18,7 +18,7 @@ impl Device {
         Device { at: HOST }
     }
 
-    /// Where its tensors are.
+    /// The place of its tensors.
     pub(crate) fn at(&self) -> &candle_core::Device {
         &self.at
     }
@@ -28,17 +28,17 @@ impl Device {
         "cpu"
     }
 
-    /// The type in which products take weights, as a measurement's conditions name it.
+    /// The number type of weights in products, as a measurement's conditions name it.
     pub fn weights(&self) -> &'static str {
         DType::F32.as_str()
     }
 
-    /// The type of everything between products, as reports name it.
+    /// The number type of everything between products, as reports name it.
     pub fn dtype(&self) -> &'static str {
         DType::F32.as_str()
     }
 
-    /// The device in words for people.
+    /// What reports say of the device.
     pub fn describe(&self) -> String {
         format!("{} CPU threads", rayon::current_num_threads())
     }
@@ -48,8 +48,8 @@ impl Device {
         machine::memory()
     }
 
-    /// Rows of a product that a lane's chunks are put together to. The last bits of a product may depend on its
-    /// rows, so another number makes other goldens.
+    /// How many rows of a lane are put into one product: as many chunks travel together as fit. The last bits of a
+    /// product may depend on how many rows it has, so another number here would change goldens.
     pub fn tile_rows(&self) -> usize {
         1024
     }

@@ -1,9 +1,10 @@
-//! A tile of the vocabulary at the head: what the logits of the baseline and of its lanes add up to.
+//! The op at the model's head that sums up a tile of the vocabulary: how far each lane's logits are from the
+//! baseline's.
 //!
-//! With D = x_lane - x_base per logit and p the baseline's probabilities,
-//! KLD = log Σ p e^D - Σ p D. Let μ = Σ p D; then KLD = log(1 + Σ p (e^(D-μ) - 1 - (D-μ))), a sum of
-//! terms that are never negative, and nothing cancels. A tile gives (weight, μ, excess) of its own logits; tiles
-//! are merged on the host, in f64.
+//! Let D = x_lane - x_base for each logit, let p be the baseline's probabilities, and let μ = Σ p D. By definition
+//! KLD = log Σ p e^D - μ, a difference of large numbers. The same is KLD = log(1 + Σ p (e^(D-μ) - 1 - (D-μ))), a sum of
+//! terms that are never negative, so that nothing cancels. A tile gives its weight, its μ and that sum, which is called
+//! the excess. Tiles are merged on the host in f64.
 
 use super::elements::elements;
 use super::finite::FiniteFlag;
@@ -12,50 +13,51 @@ use super::simd::{exp, exp_excess, vectorized};
 use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
-/// Beyond this exponent a tile is summed in f64, whose exponent does not overflow.
+/// The largest D - μ that is summed in f32. Above it e^(D-μ) might overflow, so the tile is summed in f64.
 const WIDE: f32 = 60.0;
 
-/// Below this share of the largest weight a tile's f32 weights may be denormal: f64, too.
+/// The smallest weight of a tile, relative to the largest logit, that is summed in f32. Below it the f32 weights may
+/// be denormal, so the tile is summed in f64.
 const FAINT: f64 = 1e-30;
 
-/// Sums over a tile for some positions. The first input is the tile's logits, (lanes, positions, width) in rows of
-/// its width, the baseline's first. The second is what has been found so far, (positions, [`KNOWN`] + lanes - 1):
-/// the baseline's largest logit and its second, then each other lane's largest.
+/// Sums over a tile of the vocabulary, for some positions.
 ///
-/// Gives (positions, lanes, [`NUMBERS`]) in f64, as [`BaselineSums`] and [`LaneSums`] read them.
+/// The first input holds the tile's logits, (lanes · positions, width); lane 0 is the baseline. The second holds what
+/// earlier tiles have shown, (positions, [`KNOWN`] + lanes - 1): the baseline's largest and second largest logit, and
+/// then the largest logit of each other lane. Gives (positions, lanes, [`NUMBERS`]) in f64, as [`BaselineSums`] and [`LaneSums`] read them.
 pub(crate) struct TileSums<'a> {
-    /// The baseline is one of them.
+    /// How many lanes there are, including the baseline.
     pub lanes: usize,
     /// The vocabulary entry that the tile begins with.
     pub start: u32,
-    /// (positions): the entries that are to be predicted, as u32.
+    /// The tokens that the positions are to predict, (positions) as u32.
     pub targets: &'a Tensor,
-    /// Looks at the baseline's logits.
+    /// Is broken by logits of the baseline that are not finite.
     pub finite: &'a FiniteFlag,
 }
 
-/// Numbers of a position and lane.
+/// How many numbers the result has for a position and a lane.
 pub(crate) const NUMBERS: usize = 6;
 
-/// Numbers that are known of the baseline.
+/// How many numbers the second input holds of the baseline.
 pub(crate) const KNOWN: usize = 2;
 
-/// The baseline's part of a tile.
+/// What a tile says of the baseline.
 pub(crate) struct BaselineSums {
-    /// The largest logit, its entry, and the second largest. They are -∞ and 0 where the tile has none above the
-    /// second largest that is known.
+    /// The largest logit of the tile. Beside it stand its entry and the second largest logit. If no logit is above
+    /// the second largest that is known, these are -∞ and 0.
     pub max: f32,
     pub top: u32,
     pub second: f32,
-    /// The target's logit, or NaN where the tile does not hold the target.
+    /// The logit of the target. It is NaN if the target is not in the tile.
     pub target_logit: f32,
-    /// Σ e^(x - max), where max is the largest logit up to this tile.
+    /// Σ e^(x - max), where max is the largest logit of this tile and all earlier ones.
     pub weight: f64,
 }
 
-/// Another lane's part of a tile.
+/// What a tile says of another lane.
 pub(crate) struct LaneSums {
-    /// Σ e^(x_base - max) as the other sums take it.
+    /// Σ e^(x_base - max), in the precision that the other sums are computed in.
     pub weight: f64,
     /// The weighted mean of D.
     pub mean: f64,
@@ -63,9 +65,9 @@ pub(crate) struct LaneSums {
     pub excess: f64,
     /// The largest logit.
     pub max: f32,
-    /// Its entry where it is above what is known.
+    /// The entry of the largest logit. It means nothing if that logit is not above what is known.
     pub top: u32,
-    /// The target's logit, or NaN where the tile does not hold the target.
+    /// The logit of the target. It is NaN if the target is not in the tile.
     pub target_logit: f32,
 }
 
@@ -126,24 +128,24 @@ impl Op<2, f64> for TileSums<'_> {
             let columns = KNOWN + self.lanes - 1;
             let known = &known.x[i * columns..][..columns];
             self.finite.look_at(row(0, i));
-            let tile = Place { start: self.start, target: *target, known, base: row(0, i) };
+            let tile = BaselineTile { start: self.start, target: *target, known, base: row(0, i) };
             add_up(tile, &mut (1..self.lanes).map(|lane| row(lane, i)), weights, out);
         });
         Ok(())
     }
 }
 
-/// A tile at one position.
+/// What a tile holds of the baseline at one position.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct BaselineTile<'a> {
     start: u32,
     target: u32,
     known: &'a [f32],
     base: &'a [f32],
 }
 
-impl Place<'_> {
-    /// Without the weight.
+impl BaselineTile<'_> {
+    /// The sums of the baseline, except for the weight.
     #[inline(always)]
     fn baseline(&self) -> BaselineSums {
         let (mut best, mut second, mut top) = (f32::NEG_INFINITY, f32::NEG_INFINITY, 0);
@@ -165,7 +167,7 @@ impl Place<'_> {
         x.get(self.target.wrapping_sub(self.start) as usize).copied().unwrap_or(f32::NAN)
     }
 
-    /// The lowest entry of the largest logit, if that is above what is known.
+    /// The lowest entry that has the largest logit. It is 0 if that logit is not above what is known.
     #[inline(always)]
     fn top(&self, x: &[f32], largest: f32, known: f32) -> u32 {
         if largest > known {
@@ -176,9 +178,9 @@ impl Place<'_> {
     }
 }
 
-// The numbers of one position. `weights` is scratch.
+// Writes the numbers of one position. `weights` is a buffer.
 vectorized!(fn add_up['a](
-    tile: Place<'a>,
+    tile: BaselineTile<'a>,
     lanes: &'a mut dyn Iterator<Item = &'a [f32]>,
     weights: &'a mut Vec<f32>,
     out: &'a mut [f64]
@@ -195,14 +197,14 @@ vectorized!(fn add_up['a](
     baseline.write(own);
     let known = &tile.known[KNOWN..];
     for ((out, known), x) in out.chunks_exact_mut(NUMBERS).zip(known).zip(lanes) {
-        let Moments { weight, mean, excess } = Moments::of(tile.base, x, weights, weight, largest);
+        let Moments { weight, mean, excess } = Moments::new(tile.base, x, weights, weight, largest);
         let max = max(x);
         let (top, target_logit) = (tile.top(x, max, *known), tile.target_logit(x));
         LaneSums { weight, mean, excess, max, top, target_logit }.write(out);
     }
 });
 
-/// Sums over a tile for a lane.
+/// The sums of a lane over a tile.
 struct Moments {
     weight: f64,
     mean: f64,
@@ -211,12 +213,12 @@ struct Moments {
 
 impl Moments {
     #[inline(always)]
-    fn of(base: &[f32], lane: &[f32], weights: &[f32], weight: f64, max: f32) -> Self {
+    fn new(base: &[f32], lane: &[f32], weights: &[f32], weight: f64, max: f32) -> Self {
         let (weighted, largest) = weighted_difference(base, lane, weights);
         let mean = weighted / weight;
-        // written so that NaN takes the exact path as well, which hands it on
+        // the negation sends NaN this way, too, where it is handed on
         if !(f64::from(largest) - mean < f64::from(WIDE) && weight > FAINT) {
-            return Moments::wide(base, lane, max);
+            return Moments::in_f64(base, lane, max);
         }
         let shift = mean as f32;
         let mut sums = [0.0f32; 16];
@@ -235,9 +237,9 @@ impl Moments {
         Moments { weight, mean, excess: sums.iter().map(|&s| f64::from(s)).sum() }
     }
 
-    /// The same in f64 throughout: slow, for lanes that are far off.
+    /// The same in f64 throughout, which is slow. Only lanes that are far from the baseline need it.
     #[cold]
-    fn wide(base: &[f32], lane: &[f32], max: f32) -> Self {
+    fn in_f64(base: &[f32], lane: &[f32], max: f32) -> Self {
         let terms = || {
             base.iter().zip(lane).map(|(&b, &l)| {
                 ((f64::from(b) - f64::from(max)).exp(), f64::from(l) - f64::from(b))
@@ -270,7 +272,7 @@ fn sum(x: &[f32]) -> f64 {
     sums.iter().chain(rest).map(|&s| f64::from(s)).sum()
 }
 
-/// Σ w (l - b), and the largest l - b.
+/// Gives Σ w (l - b) and the largest l - b.
 #[inline(always)]
 fn weighted_difference(base: &[f32], lane: &[f32], weights: &[f32]) -> (f64, f32) {
     let mut sums = [0.0f32; 16];

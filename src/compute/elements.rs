@@ -1,9 +1,7 @@
-//! Access to the elements of tensors, for ops on the CPU and for whoever reads results.
+//! Access to the elements of tensors, for ops on the CPU and for code that reads results.
 
 use super::device::HOST;
-use super::op::InPlaceOp;
-use candle_core::{CpuStorage, Layout, Result, Shape, Storage, StorageRef, Tensor, WithDType};
-use std::cell::RefCell;
+use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor, WithDType};
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 
@@ -15,7 +13,7 @@ pub(super) fn contiguous<'a, T: WithDType>(
     Ok(&storage.as_slice::<T>()?[range(layout)?])
 }
 
-/// The elements of a contiguous tensor of f32, to be changed.
+/// The elements of a contiguous tensor of f32, which may be changed through this.
 pub(super) fn contiguous_mut<'a>(
     storage: &'a mut CpuStorage,
     layout: &Layout,
@@ -33,7 +31,7 @@ fn range(layout: &Layout) -> Result<Range<usize>> {
     }
 }
 
-/// The elements of a contiguous tensor on the CPU, which nothing changes while this lives.
+/// The elements of a contiguous tensor on the CPU. Nothing changes them while this value lives.
 pub(crate) struct Elements<'a, T = f32> {
     storage: StorageRef<'a>,
     range: Range<usize>,
@@ -61,28 +59,9 @@ impl<T: WithDType> Deref for Elements<'_, T> {
     }
 }
 
-/// Reads the elements of a contiguous tensor, which are copied from the device if they are on one.
+/// Reads the elements of a contiguous tensor. If they are on a device, they are copied from it first.
 pub(crate) fn read<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
     let tensor = tensor.to_device(&HOST)?;
     let elements = elements(&tensor)?;
     Ok(f(&elements))
-}
-
-/// Changes the elements of a contiguous tensor of f32 on the CPU, for an op that carries a state on.
-pub(super) fn change_elements(tensor: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<()> {
-    super::change(&Closure(RefCell::new(Some(f))), tensor)
-}
-
-/// A closure as an op.
-struct Closure<F>(RefCell<Option<F>>);
-
-impl<F: FnOnce(&mut [f32])> InPlaceOp for Closure<F> {
-    const NAME: &'static str = "carry-on";
-
-    fn cpu(&self, x: &mut [f32], _: &Shape) -> Result<()> {
-        if let Some(f) = self.0.take() {
-            f(x);
-        }
-        Ok(())
-    }
 }

@@ -1,33 +1,34 @@
-//! Which keys a query reads exactly, in half precision: the tail of newest tokens and the sink of first
-//! ones that a scheme leaves unquantized.
+//! Which keys a query reads exactly, which means in half precision: a scheme may leave a *tail* of the newest tokens
+//! and a *sink* of the first ones unquantized.
 //!
-//! The rule is the one that token-by-token decoding follows, for every query of a pass: a key is read as
-//! decode(encode(x)) only by queries that come after it has been encoded.
+//! When a model decodes token by token, a key is read as decode(encode(x)) only once it has been encoded. A pass over
+//! many positions at once follows the same rule for each of its queries.
 
-/// The exact keys of a query at position p: those below `sink`, and those from [`first`](Exact::first)(p) on.
+/// The rule for a layer. A query at position p reads exactly the keys below `sink` and those from
+/// [`first`](Exact::first)(p) on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exact {
-    /// First tokens of the sequence that stay exact.
+    /// How many of the first tokens stay exact.
     pub sink: usize,
-    /// Newest tokens that stay exact.
+    /// Which of the newest tokens stay exact.
     pub tail: Tail,
 }
 
 /// How the exact tail moves with the query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tail {
-    /// The newest so many tokens, the query's own included: each is encoded when it leaves.
+    /// This many of the newest tokens, including the query's own. A token is encoded when it leaves the tail.
     Newest(usize),
-    /// The tokens since the last multiple of this: they are encoded together once the next one comes
-    /// (KIVI's residual of K).
+    /// The tokens since the last multiple of this number. They are encoded together when they are complete and the
+    /// next token comes, as KIVI does with its residual of K.
     Chunk(usize),
 }
 
 impl Exact {
-    /// Nothing is exact.
+    /// A rule by which no key is exact.
     pub const NEVER: Exact = Exact { sink: 0, tail: Tail::Newest(0) };
 
-    /// The first position of the tail that a query at position `p` reads exactly.
+    /// The first position of the tail of a query at position `p`.
     pub fn first(&self, p: usize) -> usize {
         match self.tail {
             Tail::Newest(count) => (p + 1).saturating_sub(count),
@@ -40,13 +41,13 @@ impl Exact {
         key < self.sink || key >= self.first(p)
     }
 
-    /// The most tokens that are exact at once.
+    /// How many tokens are exact at the same time, at most.
     pub fn tokens(&self) -> usize {
         let (Tail::Newest(tail) | Tail::Chunk(tail)) = self.tail;
         self.sink + tail
     }
 
-    /// The rule in a layer whose queries see so many keys: there is no sink in a window that moves on.
+    /// The rule in a layer with a sliding window. A window that moves on has no sink.
     pub(crate) fn within(self, window: Option<usize>) -> Self {
         Exact { sink: if window.is_some() { 0 } else { self.sink }, ..self }
     }
@@ -56,8 +57,8 @@ impl Exact {
 mod tests {
     use super::*;
 
-    /// Word for word: the newest N are k > p - N, the query's own included; a chunk of R is read exactly
-    /// from R·⌊p/R⌋ on; the first S are always.
+    /// The rule by its definition: the newest N are the keys k > p - N, including the query's own; of chunks of R the
+    /// keys from R·⌊p/R⌋ on are exact; and the first S always are.
     #[test]
     fn the_rule_is_the_definition() {
         for p in 0..40i64 {

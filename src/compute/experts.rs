@@ -1,4 +1,4 @@
-//! Mixtures of experts: which experts work for a row, and the sum of what they give.
+//! The ops of a mixture of experts: which experts work for a row, and the weighted sum of what they give.
 
 use super::elements::elements;
 use super::finite::FiniteFlag;
@@ -6,17 +6,18 @@ use super::op::{InPlaceOp, Input, Op, ROWS};
 use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
-/// The experts of each row by the router's logits, and their weights: (rows, E) → (rows, 2·used), first the
-/// experts' indices, the best first, then their weights.
+/// Chooses the experts of each row by the router's logits: (rows, E) → (rows, 2·used). A row of the result holds the
+/// indices of the experts, the best one first, and then their weights.
 ///
-/// Weights are a softmax over all experts, or over those that are used. Of equal experts the first is chosen.
+/// The weights are a softmax over all experts, or over the chosen ones. Among experts with equal logits the one with
+/// the lowest index is chosen.
 pub(crate) struct ExpertChoice<'a> {
     pub used: usize,
-    /// Whether the weights of the experts that are used are divided by their sum.
+    /// Whether the softmax is over the chosen experts, so that their weights add up to 1.
     pub normalised: bool,
     /// A factor for each expert's weight.
     pub scales: Option<&'a Tensor>,
-    /// Looks at the logits.
+    /// Is broken by logits that are not finite.
     pub finite: &'a FiniteFlag,
 }
 
@@ -53,7 +54,7 @@ impl Op<1> for ExpertChoice<'_> {
     }
 }
 
-/// The experts of a row and their weights.
+/// The experts of one row and their weights.
 fn chosen(used: usize, normalised: bool, logits: &[f32]) -> Vec<(usize, f32)> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
@@ -65,9 +66,9 @@ fn chosen(used: usize, normalised: bool, logits: &[f32]) -> Vec<(usize, f32)> {
     best.iter().map(|&expert| (expert, weight(expert) / sum)).collect()
 }
 
-/// Adds weight · y to some rows of a tensor: what an expert gives for the rows that chose it.
+/// Adds weight · y to some rows of a tensor. y is what an expert gives for the rows that chose it.
 pub(crate) struct WeightedScatter<'a> {
-    /// (n): indices of the rows as u32; none where all rows are meant.
+    /// The indices of the rows, (n) as u32. If there are none, all rows are meant.
     pub rows: Option<&'a Tensor>,
     /// (n)
     pub weights: &'a Tensor,

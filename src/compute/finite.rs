@@ -6,17 +6,17 @@ use candle_core::{Result, Tensor};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-/// Whether all numbers that an op has looked at are finite.
+/// Remembers whether all numbers that ops have checked are finite.
 ///
-/// The op looks while it has the numbers at hand, and goes on. Whoever ran it reads the flag later, once for all
-/// ops of a layer: a device writes the flag in its own memory, and reading it waits for the device.
+/// An op checks the numbers while it has them at hand, and goes on whatever it finds. The caller reads the flag once
+/// for all ops of a layer, because a device keeps the flag in its own memory and reading it waits for the device.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FiniteFlag {
     is_broken: Arc<AtomicBool>,
 }
 
 impl FiniteFlag {
-    /// Looks at numbers. Gives whether these are finite.
+    /// Checks numbers, and breaks the flag if one is not finite. Gives whether these are all finite.
     pub fn look_at(&self, x: &[f32]) -> bool {
         let is_finite = all_finite(x);
         if !is_finite {
@@ -37,7 +37,7 @@ pub(crate) fn all_finite(x: &[f32]) -> bool {
 }
 
 vectorized!(fn sum_of_zeros['a](x: &'a [f32]) -> f32 {
-    // NaN and infinities survive a product with 0 as NaN
+    // NaN and infinities times 0 are NaN, and finite numbers times 0 are 0
     let mut sums = [0.0f32; 64];
     let (blocks, rest) = x.as_chunks::<64>();
     for block in blocks {

@@ -1,20 +1,20 @@
-//! Gates: what is let through, element by element.
+//! Ops that multiply by a gate, element by element.
 
 use super::op::{Input, Op, ROWS};
 use super::simd::{exp, vectorized};
 use candle_core::{Result, Shape};
 use rayon::prelude::*;
 
-/// Activation of a gated MLP.
+/// The activation of a gated MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// x·σ(x)
+    /// SiLU: x·σ(x).
     Silu,
     /// The tanh approximation of GELU.
     GeluTanh,
 }
 
-/// act(gate) ⊙ up of rows that hold gate and up side by side: (rows, 2F) → (rows, F).
+/// act(gate) ⊙ up, where each row holds gate and up side by side: (rows, 2F) → (rows, F).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct GatedActivation(pub Activation);
 
@@ -66,7 +66,7 @@ vectorized!(fn gate_rows['a](
     }
 });
 
-/// x ⊙ σ(g), where the rows of the second tensor hold g from column `start` on.
+/// x ⊙ σ(g), where g stands in the rows of the second tensor from column `start` on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SigmoidGate {
     pub start: usize,
@@ -108,7 +108,7 @@ vectorized!(fn sigmoid_gate_rows['a](
     }
 });
 
-/// σ of every element, for weights of single rows.
+/// σ of every element. It gives the weights of single rows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sigmoid;
 
@@ -125,7 +125,7 @@ impl Op<1> for Sigmoid {
     }
 }
 
-/// σ by the platform's exponential.
+/// σ computed with the platform's exponential.
 pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
@@ -140,7 +140,7 @@ mod tests {
     fn gates_are_silu_and_the_tanh_form_of_gelu() {
         let width = 40;
         let mut x = random(2 * MANY * width);
-        // where exponentials run out of range
+        // where exponentials leave the range of f32
         x[..4].copy_from_slice(&[-200.0, 200.0, -20.0, 20.0]);
         let silu = |g: f64| g / (1.0 + (-g).exp());
         let gelu = |g: f64| {

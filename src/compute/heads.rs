@@ -1,4 +1,4 @@
-//! Heads of Q, K and V on their way from the projection to attention: bias, norm, RoPE.
+//! The op between the projection of Q, K and V and the attention: bias, norm and RoPE of each head.
 
 use super::elements::elements;
 use super::norm::{NormLoop, RmsNorm};
@@ -9,22 +9,22 @@ use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Takes some heads out of the rows of a fused QKV product and finishes them: bias, norm, RoPE.
+/// Takes some heads out of the rows of a fused QKV product, and applies their bias, norm and RoPE:
 /// (B·T, q + 2kv) → (B·T, heads·D).
 #[derive(Debug, Clone)]
 pub(crate) struct Heads {
-    /// First column.
+    /// The column where the first of the heads begins.
     pub start: usize,
     pub heads: usize,
     pub head_dim: usize,
     /// (heads·D)
     pub bias: Option<Tensor>,
-    /// Of each head.
+    /// The norm of each head.
     pub norm: Option<RmsNorm>,
     pub rope: Option<Arc<RopeTable>>,
-    /// Position of each sequence's first row.
+    /// The position of the first row of each sequence.
     pub first: usize,
-    /// T: row r is at position `first` + r mod T.
+    /// How many rows each sequence has, T. Row r is at position `first` + r mod T.
     pub tokens: usize,
 }
 
@@ -61,7 +61,7 @@ impl Op<1> for Heads {
     }
 }
 
-/// The op with what it reads.
+/// The op with its weights at hand, for the loop on the CPU.
 #[derive(Clone, Copy)]
 struct HeadsLoop<'a> {
     op: &'a Heads,
@@ -118,7 +118,7 @@ mod tests {
     use crate::compute::run;
     use crate::compute::textbook::{self, assert_near, random, rows, vector, wide, MANY};
 
-    /// Turns a head as the definition says: pair i by the angle position·frequency.
+    /// Rotates a head by the definition: pair i is rotated by the angle position·frequency.
     fn naive_rope(
         pairs: Pairs,
         frequencies: &[f32],
@@ -144,7 +144,7 @@ mod tests {
         let x = random(MANY * columns);
         let bias = random(width);
         for pairs in [Pairs::Adjacent, Pairs::Halves] {
-            // over the whole head, and over a part of it with a pair that stands still
+            // RoPE over the whole head, and over a part of it with a pair that is not rotated
             let whole: Vec<f32> = (0..head_dim / 2).map(|i| 0.1f32.powi(i as i32)).collect();
             for (with_bias, with_norm, frequencies, magnitude) in
                 [(false, false, whole, 1.0), (true, true, vec![1.0, 0.3, 0.0], 1.25)]

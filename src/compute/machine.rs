@@ -10,7 +10,7 @@ pub(super) fn memory() -> u64 {
         let mut system = System::new();
         system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
         let allowed = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory);
-        // neither is 0 on a machine that tells
+        // 0 means that the system does not say
         match system.total_memory().min(allowed) {
             0 => u64::MAX,
             bytes => bytes,
@@ -18,8 +18,8 @@ pub(super) fn memory() -> u64 {
     })
 }
 
-/// The most bytes of memory that this process has held at once. It is 0 elsewhere than on Linux: no system but
-/// that one tells it in a way that the libraries at hand can read.
+/// The most bytes of memory that this process has held at once. It is known on Linux only and is 0 elsewhere, because
+/// the libraries at hand do not read it from other systems.
 pub(crate) fn peak_bytes() -> u64 {
     let peak = || {
         let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -30,6 +30,7 @@ pub(crate) mod residual;
 pub(crate) mod rope;
 pub(crate) mod round_trip;
 pub(crate) mod simd;
+mod state;
 #[cfg(test)]
 mod textbook;
 

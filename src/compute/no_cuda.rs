@@ -1,5 +1,5 @@
-//! What takes the place of kernels for CUDA devices while there are none: an op that meets a tensor on such a
-//! device says that it has no kernel.
+//! Stands in for kernels of CUDA devices as long as there are none. An op that meets a tensor on such a device fails
+//! and says that it has no kernel.
 
 use candle_core::{CudaStorage, Layout, Result, Shape};
 

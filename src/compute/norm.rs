@@ -1,4 +1,4 @@
-//! RMS norm over the last axis.
+//! The op of the RMS norm, which works on the last axis.
 
 use super::elements::{elements, Elements};
 use super::op::{Input, Op, ROWS};
@@ -6,7 +6,7 @@ use super::simd::vectorized;
 use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
-/// x / √(mean x² + ε) ⊙ w for rows of the weights' width.
+/// x / √(mean x² + ε) ⊙ w, where the rows of x are as wide as w.
 #[derive(Debug, Clone)]
 pub(crate) struct RmsNorm {
     /// w
@@ -20,7 +20,7 @@ impl RmsNorm {
     }
 }
 
-/// The norm of one row after the other, which other ops' loops call, too.
+/// The norm of single rows on the CPU. The loops of other ops call it, too.
 #[derive(Clone, Copy)]
 pub(super) struct NormLoop<'a> {
     pub weight: &'a [f32],

@@ -1,7 +1,7 @@
 //! What an op is: one step of a model, with a name, the shape of its result and a loop for the CPU.
 //!
-//! candle's custom ops carry it out: they find the device that the tensors are on. The op's twin on a device is
-//! found through [`cuda`], and nowhere else.
+//! An op runs as one of candle's custom ops, which find the device that the tensors are on. Its kernel for a device is
+//! found through [`cuda`] and nowhere else.
 
 use super::cuda;
 use super::elements::{contiguous, contiguous_mut};
@@ -9,38 +9,38 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, InplaceOp1, Lay
 use candle_core::{Result, Shape, Tensor, WithDType};
 use std::marker::PhantomData;
 
-/// Rows that one task of a loop over rows works on.
+/// How many rows one task of a loop over rows works on.
 pub(super) const ROWS: usize = 64;
 
 /// A step that makes a new tensor of `T` from `N` contiguous tensors of f32.
 ///
-/// What else it reads, such as weights, are tensors or numbers in the op itself.
+/// Whatever else it reads, such as weights, is a tensor or a number in the op itself.
 pub(crate) trait Op<const N: usize, T = f32> {
-    /// The name in errors.
+    /// The op's name in errors.
     const NAME: &'static str;
 
     /// The shape of the result.
     ///
     /// # Errors
-    /// Inputs whose shapes do not fit the op or each other.
+    /// If the shapes of the inputs do not fit the op or each other.
     fn shape(&self, inputs: [&Shape; N]) -> Result<Shape>;
 
     /// Computes the result on the CPU. `out` has as many elements as the shape says, all of them 0.
     ///
     /// # Errors
-    /// Tensors of the op that are not on the CPU, or are not contiguous.
+    /// If tensors of the op itself are not on the CPU, or are not contiguous.
     fn cpu(&self, inputs: [Input; N], out: &mut [T]) -> Result<()>;
 }
 
 /// A step that changes a contiguous tensor of f32 where it is.
 pub(crate) trait InPlaceOp {
-    /// The name in errors.
+    /// The op's name in errors.
     const NAME: &'static str;
 
     /// Changes the tensor's elements on the CPU.
     ///
     /// # Errors
-    /// A shape that does not fit the op; tensors of the op that are not on the CPU.
+    /// If the shape does not fit the op, or if tensors of the op itself are not on the CPU.
     fn cpu(&self, x: &mut [f32], shape: &Shape) -> Result<()>;
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct Input<'a> {
 /// Runs an op on tensors of one device.
 ///
 /// # Errors
-/// As of the op, and a device that the op has no kernel for.
+/// What the op refuses, and a device that it has no kernel for.
 #[allow(private_bounds)] // kernels are this folder's own business
 pub(crate) fn run<O, T, const N: usize>(op: &O, inputs: [&Tensor; N]) -> Result<Tensor>
 where
@@ -78,7 +78,7 @@ pub(crate) fn change<O: InPlaceOp + cuda::InPlaceKernel>(op: &O, x: &Tensor) -> 
     x.inplace_op1(&LaunchInPlace(op))
 }
 
-/// An op as candle takes it.
+/// An op in the form that candle takes.
 struct Launch<'a, O, T, const N: usize> {
     op: &'a O,
     element: PhantomData<T>,
@@ -145,7 +145,7 @@ impl<O: Op<N, T> + cuda::Kernel<N>, T: WithDType, const N: usize> CustomOp2
     }
 }
 
-/// An op in place as candle takes it.
+/// An op in place in the form that candle takes.
 struct LaunchInPlace<'a, O>(&'a O);
 
 impl<O: InPlaceOp + cuda::InPlaceKernel> InplaceOp1 for LaunchInPlace<'_, O> {

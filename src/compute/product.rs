@@ -1,16 +1,16 @@
-//! Products with weights. This file alone knows in which arithmetic they are computed.
+//! Products with weights. Only this file knows in which arithmetic they are computed.
 
 use candle_core::{Result, Tensor};
 use tracing::trace_span;
 
-/// The weights of a linear map, (out, in): f32 on the CPU, and so are its products.
+/// The weights of a linear map, (out, in). On the CPU both they and their products are f32.
 #[derive(Debug, Clone)]
 pub(crate) struct Matrix {
     weights: Tensor,
 }
 
 impl Matrix {
-    /// The matrix of weights that were read as f32.
+    /// Makes a matrix of weights that were read as f32.
     pub fn new(weights: Tensor) -> Self {
         Matrix { weights }
     }
@@ -20,7 +20,7 @@ impl Matrix {
         trace_span!("products").in_scope(|| x.matmul(&self.weights.t()?))
     }
 
-    /// Some outputs of the map: the rows `start..start + len` of the weights.
+    /// The map to some of its outputs: the rows `start..start + len` of the weights.
     pub fn rows(&self, start: usize, len: usize) -> Result<Self> {
         Ok(Matrix { weights: self.weights.narrow(0, start, len)? })
     }
@@ -33,12 +33,12 @@ pub(crate) struct MatrixStack {
 }
 
 impl MatrixStack {
-    /// The matrices of weights that were read as f32.
+    /// Makes matrices of weights that were read as f32.
     pub fn new(weights: Tensor) -> Self {
         MatrixStack { weights }
     }
 
-    /// One of them.
+    /// The matrix with an index.
     pub fn get(&self, index: usize) -> Result<Matrix> {
         Ok(Matrix { weights: self.weights.get(index)? })
     }

@@ -1,4 +1,4 @@
-//! What a half-layer adds to the residual stream.
+//! The op that adds the output of a half-layer to the residual stream.
 
 use super::finite::FiniteFlag;
 use super::norm::{NormLoop, RmsNorm};
@@ -7,12 +7,12 @@ use super::simd::vectorized;
 use candle_core::{Result, Shape};
 use rayon::prelude::*;
 
-/// x + y; x + norm(y) where the family normalises what is added; the sum times `scale` where it scales the
-/// residual stream.
+/// x + y. If the model's family normalises what is added, it is x + norm(y). If the family scales the residual stream,
+/// the sum is multiplied by `scale`.
 pub(crate) struct Residual<'a> {
     pub norm: Option<&'a RmsNorm>,
     pub scale: Option<f32>,
-    /// Looks at the result.
+    /// Is broken by results that are not finite.
     pub finite: Option<&'a FiniteFlag>,
 }
 
@@ -64,7 +64,7 @@ vectorized!(fn residual_rows['a](
     }
     if let Some(scale) = scale {
         for out in out.iter_mut() {
-            // + 0.0 makes -0.0 a 0.0, as candle's `affine` does
+            // adding 0.0 turns -0.0 into 0.0, as candle's `affine` does
             *out = *out * scale + 0.0;
         }
     }

@@ -1,18 +1,18 @@
-//! Tables of rotary position embeddings.
+//! Rotary position embeddings (RoPE): tables of their angles, and the rotation of a head.
 
 use super::elements::{elements, Elements};
 use candle_core::{Device, Result, Tensor};
 
-/// Which elements of a head are rotated together; n is twice the number of pairs.
+/// Which elements of a head are rotated together. n is twice the number of pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pairs {
-    /// (2i, 2i+1): GGUF's `llama`, whose converter permutes Q and K.
+    /// Elements 2i and 2i + 1, as in GGUF files of `llama`, whose converter permutes Q and K.
     Adjacent,
-    /// (i, i + n/2): everything else.
+    /// Elements i and i + n/2, as in all other models.
     Halves,
 }
 
-/// cos and sin of a RoPE for positions 0..n, a column for each pair.
+/// The cos and sin of a RoPE for positions 0..n, with a column for each pair.
 #[derive(Debug)]
 pub(crate) struct RopeTable {
     pairs: Pairs,
@@ -23,8 +23,8 @@ pub(crate) struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles are position · frequency in f32, as HF transformers and llama.cpp compute them. cos and sin are
-    /// multiplied by `magnitude`.
+    /// Computes angles as position · frequency in f32, as HF transformers and llama.cpp do. cos and sin are multiplied
+    /// by `magnitude`.
     pub fn new(
         pairs: Pairs,
         frequencies: &[f32],
@@ -42,7 +42,7 @@ impl RopeTable {
         Ok(RopeTable { pairs, cos: scaled(f64::cos)?, sin: scaled(f64::sin)? })
     }
 
-    /// The table for loops on the CPU.
+    /// Gives loops on the CPU access to the table.
     pub(super) fn rows(&self) -> Result<RopeRows<'_>> {
         let width = self.cos.dim(1)?;
         Ok(RopeRows {
@@ -54,7 +54,7 @@ impl RopeTable {
     }
 }
 
-/// A table that is at hand.
+/// A table whose numbers are on the host.
 pub(super) struct RopeRows<'a> {
     pairs: Pairs,
     width: usize,
@@ -68,7 +68,7 @@ impl RopeRows<'_> {
     }
 }
 
-/// The rotation of one head after the other.
+/// The rotation of single heads on the CPU.
 #[derive(Clone, Copy)]
 pub(super) struct RopeLoop<'a> {
     pairs: Pairs,
@@ -78,7 +78,7 @@ pub(super) struct RopeLoop<'a> {
 }
 
 impl RopeLoop<'_> {
-    /// Turns the first elements of a head; those behind the last pair stay.
+    /// Rotates the pairs of a head. Elements behind the last pair stay as they are.
     #[inline(always)]
     pub fn turn(&self, x: &mut [f32], position: usize) {
         let x = &mut x[..2 * self.width];

@@ -1,36 +1,35 @@
-//! K and V as a cache gives them back: decode(encode(x)).
+//! The op that turns K and V into what a cache would give back: decode(encode(x)).
 
 use super::finite::FiniteFlag;
 use super::op::InPlaceOp;
 use candle_core::{Result, Shape};
 use rayon::prelude::*;
 
-/// How K or V of a layer are stored: a codec, and what is done to numbers before and after it.
+/// How K or V of a layer are stored: a codec, and what happens to the numbers before and after it.
 ///
-/// A kernel of a device needs the same in plain values beside the text of the codec's device functions; whoever
-/// writes the first one adds a method here that gives them.
+/// A device's kernel will need the same as plain values, and the text of the codec's device functions. Whoever writes
+/// the first one adds a method here that gives them.
 pub(crate) trait Storing: Sync {
-    /// Tokens that are encoded together.
+    /// How many tokens are encoded together.
     fn group(&self) -> usize;
 
-    /// Replaces a group of tokens of one head, (group, D), by what a cache gives back.
+    /// Replaces a group of tokens of one head, (group, D), by what the cache would give back.
     fn round_trip(&self, head: usize, x: &mut [f32]);
 }
 
-/// Rounds (B, T, H_kv, D) to what a cache would give back; groups of tokens that are not complete are left as they
-/// are.
+/// Rounds (B, T, H_kv, D) to what the cache would give back. A group of tokens that is not complete yet stays as it is.
 ///
-/// Numbers that are not finite are left as they are, too, with those beside them: `before` says so, and no codec
-/// has to know what to do with them.
+/// Numbers that are not finite stay as they are, together with their neighbours in the same task, so that no codec has
+/// to know what to do with them. The flag `before` reports them.
 pub(crate) struct RoundTrip<'a> {
     pub storing: &'a dyn Storing,
-    /// Looks at what is stored.
+    /// Is broken by numbers that are not finite before they are stored.
     pub before: &'a FiniteFlag,
-    /// Looks at what comes of it.
+    /// Is broken by numbers that are not finite once they are read back.
     pub after: &'a FiniteFlag,
 }
 
-/// Tokens that one task works on, unless the codec takes groups.
+/// How many tokens one task works on, unless the codec takes groups.
 const TOKENS: usize = 128;
 
 impl InPlaceOp for RoundTrip<'_> {
@@ -42,7 +41,7 @@ impl InPlaceOp for RoundTrip<'_> {
         let group = self.storing.group();
         if group == 1 {
             x.par_chunks_mut(TOKENS * width).for_each(|x| {
-                self.looked_at(x, |x| {
+                self.change_if_finite(x, |x| {
                     for (i, head) in x.chunks_exact_mut(head_dim).enumerate() {
                         self.storing.round_trip(i % heads, head);
                     }
@@ -53,7 +52,7 @@ impl InPlaceOp for RoundTrip<'_> {
         let sequences = x.par_chunks_mut(tokens * width);
         sequences.flat_map(|sequence| sequence.par_chunks_mut(group * width)).for_each(|x| {
             let is_complete = x.len() == group * width;
-            self.looked_at(x, |x| {
+            self.change_if_finite(x, |x| {
                 for head in (0..heads).filter(|_| is_complete) {
                     let mut own = gather(x, head, heads, head_dim);
                     self.storing.round_trip(head, &mut own);
@@ -66,8 +65,8 @@ impl InPlaceOp for RoundTrip<'_> {
 }
 
 impl RoundTrip<'_> {
-    /// Changes numbers that are finite, and looks at what comes of them.
-    fn looked_at(&self, x: &mut [f32], change: impl FnOnce(&mut [f32])) {
+    /// Rounds the numbers of a task if they are all finite, and checks the result.
+    fn change_if_finite(&self, x: &mut [f32], change: impl FnOnce(&mut [f32])) {
         if self.before.look_at(x) {
             change(x);
             self.after.look_at(x);
@@ -75,13 +74,13 @@ impl RoundTrip<'_> {
     }
 }
 
-/// One head of some tokens, (n, H, D) → (n, D).
+/// Copies one head out of some tokens, (n, H, D) → (n, D).
 pub(crate) fn gather(x: &[f32], head: usize, heads: usize, head_dim: usize) -> Vec<f32> {
     let tokens = x.chunks_exact(heads * head_dim);
     tokens.flat_map(|token| &token[head * head_dim..][..head_dim]).copied().collect()
 }
 
-/// The way back.
+/// Copies the head back to its place.
 pub(crate) fn scatter(own: &[f32], x: &mut [f32], head: usize, heads: usize, head_dim: usize) {
     for (token, own) in x.chunks_exact_mut(heads * head_dim).zip(own.chunks_exact(head_dim)) {
         token[head * head_dim..][..head_dim].copy_from_slice(own);
@@ -107,7 +106,7 @@ mod tests {
         }
     }
 
-    /// Two sequences of so many tokens, two heads of two elements.
+    /// Two sequences of `tokens` tokens with two heads of two elements.
     fn changed(
         group: usize,
         tokens: usize,

@@ -1,11 +1,11 @@
-//! Arithmetic for the CPU kernels, written so that it vectorizes inside `pulp`'s run-time dispatch.
+//! Arithmetic for loops on the CPU, written so that the compiler vectorizes it inside of `pulp`'s run-time dispatch.
 
 /// Defines a function whose body is compiled for the widest vectors of the processor that it runs on:
 /// `vectorized!(fn name['a](x: &'a [f32]) -> f32 { … })`, or `['a, const N: usize]`.
 ///
-/// All that the body calls must be `#[inline(always)]`: what is not inlined into the dispatch is
-/// compiled for the oldest processor. That is why this is no function that takes a closure, whose
-/// inlining cannot be asked for.
+/// Everything that the body calls must be `#[inline(always)]`, because what is not inlined into the dispatch is
+/// compiled for the oldest processor. For the same reason this is a macro and not a function that takes a closure: no
+/// attribute can force a closure to be inlined.
 macro_rules! vectorized {
     ($vis:vis fn $name:ident[$life:lifetime $(, const $n:ident: usize)?]($($arg:ident: $type:ty),*) $(-> $ret:ty)? $body:block) => {
         $vis fn $name<$life $(, const $n: usize)?>($($arg: $type),*) $(-> $ret)? {
@@ -27,14 +27,14 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
-/// e^x to about 1 ulp in f32; 0 below the normal range, infinite above it, NaN for NaN.
+/// e^x to about 1 ulp in f32. It is 0 below the normal range, infinite above it, and NaN for NaN.
 ///
-/// x = n·ln 2 + r with |r| ≤ ln 2 / 2, and a polynomial for e^r (coefficients: Cephes `expf`).
+/// With x = n·ln 2 + r and |r| ≤ ln 2 / 2, a polynomial gives e^r. Its coefficients are those of Cephes' `expf`.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LOWEST: f32 = -87.336_54;
     const HIGHEST: f32 = 88.376_26;
-    // adding 1.5·2²³ rounds to an integer and leaves it in the low bits
+    // adding 1.5·2²³ rounds to an integer, which then stands in the low bits
     const ROUND: f32 = 12_582_912.0;
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;

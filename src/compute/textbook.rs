@@ -1,26 +1,26 @@
-//! What tests of ops compare with: the definitions in f64, on numbers that are always the same.
+//! Definitions in f64 that tests compare ops with, and numbers for them that are the same in every run.
 
 use super::device::HOST;
 use super::norm::RmsNorm;
 use super::op::ROWS;
 use candle_core::Tensor;
 
-/// More rows than one task takes, and not a whole number of tasks.
+/// More rows than one task takes, and no whole number of tasks.
 pub const MANY: usize = ROWS + 3;
 
-/// Numbers in -3..3.
+/// Reproducible numbers from -3 to 3.
 pub fn random(count: usize) -> Vec<f32> {
     (0..count as u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32 * 6.0 - 3.0)
         .collect()
 }
 
-/// A tensor of rows.
+/// A tensor with two axes.
 pub fn rows(x: &[f32], width: usize) -> Tensor {
     Tensor::from_slice(x, (x.len() / width, width), &HOST).unwrap()
 }
 
-/// A tensor of one axis.
+/// A tensor with one axis.
 pub fn vector(x: &[f32]) -> Tensor {
     Tensor::from_slice(x, x.len(), &HOST).unwrap()
 }
@@ -42,12 +42,12 @@ pub fn assert_near(got: &Tensor, want: &[f64]) {
     }
 }
 
-/// A norm with some weights.
+/// A norm with weights that differ.
 pub fn norm(width: usize) -> RmsNorm {
     RmsNorm { weight: vector(&random(width + 5)[5..]), eps: 1e-2 }
 }
 
-/// A row's norm.
+/// The norm of a row by its definition.
 pub fn normed(norm: &RmsNorm, x: &[f64]) -> Vec<f64> {
     let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
     let scale = 1.0 / (mean + f64::from(norm.eps)).sqrt();

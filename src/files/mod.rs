@@ -9,7 +9,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-/// The folder that a file is in, as it can be opened.
+/// The folder that a file is in: `.` for a name without a folder, whose parent is an empty path that cannot be
+/// opened.
 pub(crate) fn folder_of(file: &Path) -> &Path {
     match file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -22,9 +23,7 @@ pub(crate) fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let folder = folder_of(path);
-    std::fs::create_dir_all(folder)?;
-    let mut file = temporary(folder)?;
+    let mut file = temporary_beside(path)?;
     let mut buffered = BufWriter::new(file.as_file_mut());
     write(&mut buffered)?;
     buffered.flush()?;
@@ -38,16 +37,17 @@ pub(crate) fn write_atomically(
 /// `persist_noclobber` then puts the file in its place. To write several files all or none, stage them all before
 /// the first `persist`.
 pub(crate) fn staged(path: &Path, text: &str) -> io::Result<tempfile::NamedTempFile> {
-    let folder = folder_of(path);
-    std::fs::create_dir_all(folder)?;
-    let mut file = temporary(folder)?;
+    let mut file = temporary_beside(path)?;
     file.write_all(text.as_bytes())?;
     file.as_file().sync_all()?;
     Ok(file)
 }
 
-/// Temporary files are private by default; results and goldens get what the umask allows.
-fn temporary(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
+/// A temporary file in the folder of `path`, which is created when missing. Temporary files are private by
+/// default; results and goldens get the permissions that the umask leaves to every new file.
+fn temporary_beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let folder = folder_of(path);
+    std::fs::create_dir_all(folder)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".kvgate-");
     #[cfg(unix)]
@@ -59,14 +59,11 @@ fn temporary(folder: &Path) -> io::Result<tempfile::NamedTempFile> {
 }
 
 /// Maps a file into memory, so that reading a tensor touches only its own pages.
-///
-/// # Errors
-/// What the system says.
 #[allow(unsafe_code)]
 pub(crate) fn map(path: &Path) -> io::Result<Mmap> {
     let file = File::open(path)?;
-    // SAFETY: the map is read-only and only ever read as bytes, all values of which are valid. Whoever
-    // shortens a model's file while it is being measured ends the process with SIGBUS: red, not green.
+    // SAFETY: the map is read-only and is read as bytes only, all values of which are valid. If somebody
+    // shortens a model's file while it is measured, SIGBUS ends the process: the gate is red, never green.
     unsafe { Mmap::map(&file) }
 }
 

@@ -1,39 +1,42 @@
-//! The gate: a policy's cases, measured model by model and judged case by case.
+//! The gate of a policy: its cases are measured model by model and judged case by case.
 
+mod error;
 pub mod harness;
 pub mod plan;
 pub mod select;
 mod store;
 
+pub use error::GateError;
+
 use crate::files::folder_of;
-use crate::golden::{self, Golden};
-use crate::judge::{self, Evidence};
-use crate::measure::generate::Generate;
-use crate::measure::{measure, Measured, Request};
+use crate::golden::{self, Compared, Review};
+use crate::judge::{self, CompareError, Evidence, Judge, ModelEvidence};
+use crate::measure::{self, Generate, Request};
 use crate::policy::{Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
-use crate::progress::Progress;
+use crate::progress::{Bar, Progress};
 use crate::repo;
 use crate::report;
-use crate::results::case;
-use crate::results::case::CaseKind;
+use crate::results::case::{self, CaseKind, CellName};
 use crate::results::json;
 use crate::results::measured_by::MeasuredBy;
-use crate::results::verdict::{GoldenValues, Verdict};
+use crate::results::replay::Generated;
+use crate::results::sidecar::{self, SidecarError};
 use crate::results::{CaseResult, Measurement, PolicyFile, Results};
+use std::borrow::Cow;
+use std::io;
 use std::path::{Path, PathBuf};
 
-/// Folder for results, under the policy's folder; `KVGATE_RESULTS` names another.
+/// The folder of results in the policy's folder, unless `KVGATE_RESULTS` names another.
 pub(crate) const RESULTS: &str = "kvgate-results";
 
-/// A policy and the folder that its goldens lie in.
-pub struct Gate {
-    /// What must hold.
+/// A policy with the folders that belong to it: what the gate judges.
+pub struct Project {
     pub policy: Policy,
-    /// The policy's folder.
+    /// The policy's folder, in which the goldens lie.
     pub root: PathBuf,
-    /// Where results go.
+    /// The folder that results are written into.
     pub results: PathBuf,
-    /// Whether each case has results of its own, as under nextest, which gives it a process of its own.
+    /// Whether each case has a folder of results of its own. nextest needs this, as it gives each case its own process.
     pub case_by_case: bool,
 }
 
@@ -42,21 +45,46 @@ pub struct Gate {
 pub struct Case {
     /// `model::scheme::kld` or `model::scheme::golden`.
     pub name: String,
-    /// Index of the model.
+    /// Index of the model in the policy.
     pub model: usize,
-    /// Index of the cell.
+    /// Index of the cell in the model.
     pub cell: usize,
-    /// Which of the cell's two cases.
     pub kind: CaseKind,
-    /// Run only when asked for.
+    /// Whether the case runs only when it is asked for.
     pub ignored: bool,
 }
 
-impl Gate {
-    /// Reads a policy; gives its warnings beside the gate.
+/// The request to measure some cells of a model. `kept` is the accepted text of its baseline.
+pub(crate) fn request<'a>(
+    model: &'a ModelPolicy,
+    cells: &[&Cell],
+    kept: Option<&'a Generated>,
+) -> Request<'a> {
+    Request {
+        model: &model.name,
+        source: &model.source,
+        corpus: &model.corpus,
+        context: model.context,
+        chunks: model.chunks,
+        baseline: model.baseline.clone(),
+        calibration: model.calibration.as_deref(),
+        schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme.clone())).collect(),
+        generate: model.generate.as_ref().map(|prompts| Generate {
+            prompts: &prompts.file,
+            tokens: prompts.tokens,
+            kept,
+        }),
+        residency: None,
+        mimic: None,
+        is_gated: true,
+    }
+}
+
+impl Project {
+    /// Reads a policy. Returns its warnings beside the project.
     ///
     /// # Errors
-    /// A policy that cannot be read or says what no policy can mean.
+    /// The policy cannot be read, or it is not valid.
     pub fn open(path: &Path) -> Result<(Self, Vec<Diagnostic>), PolicyError> {
         let (policy, warnings) = Policy::load(path)?;
         let folder = folder_of(path);
@@ -64,10 +92,10 @@ impl Gate {
             .map_err(|source| PolicyError::Unreadable { path: path.into(), source })?;
         let results =
             std::env::var_os("KVGATE_RESULTS").map_or_else(|| root.join(RESULTS), PathBuf::from);
-        Ok((Gate { policy, root, results, case_by_case: false }, warnings))
+        Ok((Project { policy, root, results, case_by_case: false }, warnings))
     }
 
-    /// All cases, in the policy's order.
+    /// All cases in the policy's order.
     pub fn cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
         for (m, model) in self.policy.models.iter().enumerate() {
@@ -84,101 +112,96 @@ impl Gate {
         cases
     }
 
-    /// The folder that gets the `results.json` of a run in which `case` is.
+    /// The folder of the `results.json` that will hold a case.
     pub fn results_of(&self, case: &str) -> PathBuf {
-        match self.case_by_case {
-            true => self.results.join("cases").join(case::file_words(case)),
-            false => self.results.clone(),
+        if self.case_by_case {
+            self.results.join("cases").join(case::file_words(case))
+        } else {
+            self.results.clone()
         }
     }
 
-    /// The cells of the cases of one model, each once, in the policy's order.
+    /// The cells of one model that some cases belong to, each once, in the policy's order.
     pub fn cells<'a>(&'a self, model: usize, cases: &[Case]) -> Vec<&'a Cell> {
         let wanted = |c: usize| cases.iter().any(|case| case.model == model && case.cell == c);
         let cells = self.policy.models[model].cells.iter().enumerate();
         cells.filter(|(c, _)| wanted(*c)).map(|(_, cell)| cell).collect()
     }
 
-    /// Measures some cells of a model in one pass.
+    /// Measures some cells of a model in one pass, shows the progress, and writes the scored positions beside the
+    /// results.
     ///
     /// # Errors
-    /// What concerns the whole model, in words.
-    pub fn measure(
-        &self,
-        model: usize,
-        cells: &[&Cell],
-        progress: Progress,
-    ) -> Result<Measured, String> {
+    /// What keeps the whole model from being measured. That the positions could not be written is no such error: it is
+    /// said in [`Measured::positions`].
+    pub fn measure(&self, model: usize, cells: &[&Cell]) -> Result<Measured, GateError> {
         let model = &self.policy.models[model];
-        let kept = match &model.generate {
-            None => None,
-            Some(_) => golden::read_text(&self.root, &model.name).map_err(|e| e.to_string())?,
-        };
-        let request = Request {
-            model: &model.name,
-            source: &model.source,
-            corpus: &model.corpus,
-            context: model.context,
-            chunks: model.chunks,
-            baseline: model.baseline.clone(),
-            calibration: model.calibration.as_deref(),
-            schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme.clone())).collect(),
-            generate: model.generate.as_ref().map(|prompts| Generate {
-                prompts: &prompts.file,
-                tokens: prompts.tokens,
-                kept: kept.as_ref(),
-            }),
-            residency: None,
-            mimic: None,
-            is_gated: true,
-        };
-        measure(&request, progress).map_err(|error| error.to_string())
+        let bar = Bar::new(&model.name);
+        let measured =
+            self.measure_cells(model, cells, &|s, done, all| bar.update(s, done, all))?;
+        let lanes: Vec<_> =
+            measured.positions.iter().map(|(l, p)| (l.as_str(), p.as_slice())).collect();
+        let positions = sidecar::write(&self.results, &model.name, &lanes).map(|_| ());
+        Ok(Measured { measurement: measured.measurement, positions })
     }
 
-    /// Judges a case by what its model's measuring gave.
-    pub fn judge(&self, case: &Case, measured: &Result<Measurement, String>) -> CaseResult {
+    fn measure_cells(
+        &self,
+        model: &ModelPolicy,
+        cells: &[&Cell],
+        progress: Progress,
+    ) -> Result<measure::Measured, GateError> {
+        let accepted_text = match &model.generate {
+            None => None,
+            Some(_) => golden::read_text(&self.root, &model.name)?,
+        };
+        let request = request(model, cells, accepted_text.as_ref());
+        Ok(measure::measure(&request, progress)?)
+    }
+
+    /// Judges a case by what was measured of its model, and offers a golden that has changed to insta.
+    pub fn judge(&self, case: &Case, evidence: &ModelEvidence) -> CaseResult {
         let model = &self.policy.models[case.model];
-        let cell = &model.cells[case.cell];
-        let measured = measured.as_ref().map_err(Clone::clone);
-        let measured = measured.map(|measured| Evidence::new(measured, MeasuredBy::Kvgate));
-        match case.kind {
-            CaseKind::Kld => {
-                let golden = self.golden_values(model, cell);
-                judge::limits_case(model, cell, &measured, MeasuredBy::Kvgate, golden.as_ref())
+        let results = self.results_of(&case.name).join(json::FILE);
+        let offer = |cell: &CellName, compared: Result<&Compared, &CompareError>| {
+            self.offer(cell, compared, &results)
+        };
+        let judge =
+            Judge { root: &self.root, goldens: &judge::read_from_disk, offer: Some(&offer) };
+        judge.case(model, &model.cells[case.cell], case.kind, evidence)
+    }
+
+    /// Offers a golden to insta, and says how to accept what was measured where there is something to accept.
+    fn offer(
+        &self,
+        cell: &CellName,
+        compared: Result<&Compared, &CompareError>,
+        results: &Path,
+    ) -> String {
+        let review = Review { root: &self.root, cell, by: MeasuredBy::Kvgate };
+        match compared {
+            Ok(compared) => {
+                let is_pending = review.offer(compared);
+                if compared.is_pass() {
+                    String::new()
+                } else {
+                    review.how_to_accept(results, is_pending)
+                }
             }
-            CaseKind::Golden => self.judge_golden(case, &measured),
+            Err(error) => {
+                review.note_not_compared();
+                match error {
+                    // what was measured is sound, and would replace the damaged golden
+                    CompareError::Unreadable(_) => review.how_to_accept(results, false),
+                    CompareError::NoEvidence(_) | CompareError::NoGoldenOfResult(_) => {
+                        String::new()
+                    }
+                }
+            }
         }
     }
 
-    /// The golden's case, offered to insta for review.
-    fn judge_golden(&self, case: &Case, measured: &Result<Evidence, String>) -> CaseResult {
-        let model = &self.policy.models[case.model];
-        let cell = &model.cells[case.cell];
-        let stem = model.cell_name(cell).file_stem();
-        let error = match (measured, judge::found(measured, model, cell, MeasuredBy::Kvgate)) {
-            (Ok(measured), Ok((scheme, None))) => {
-                let results = self.results_of(&case.name).join(json::FILE);
-                let found =
-                    golden::check(&self.root, &stem, measured.measurement(), scheme, &results);
-                let judged = CaseResult::new(&case.name, found.verdict, found.message);
-                return CaseResult { changes: found.changes, ..judged };
-            }
-            (_, Ok((_, Some(distrust)))) => distrust,
-            (_, Err(error)) => error,
-            (Err(error), _) => error.clone(),
-        };
-        golden::note_not_run(&self.root, &model.name, &stem);
-        let message = format!("nothing to compare with the golden: {error}");
-        CaseResult::new(&case.name, Verdict::Error, message)
-    }
-
-    /// The accepted values of a cell. A golden that cannot be read is its own case's error.
-    fn golden_values(&self, model: &ModelPolicy, cell: &Cell) -> Option<GoldenValues> {
-        let path = golden::path(&self.root, &model.cell_name(cell).file_stem());
-        Golden::read(&path).ok().flatten().map(|golden| golden.statistics())
-    }
-
-    /// The results of a run of this gate.
+    /// The results of a run, with the commit and the policy that they belong to.
     pub fn results(&self, measurements: Vec<Measurement>, cases: Vec<CaseResult>) -> Results {
         let policy = PolicyFile {
             path: self.policy.path.display().to_string(),
@@ -189,20 +212,31 @@ impl Gate {
     }
 }
 
-/// Makes a folder ready for results: told before minutes of work, not after, when it cannot be written.
-/// Results of an earlier run are removed, or a run that dies would leave them for its own.
+/// What measuring a model gave.
+pub struct Measured {
+    pub measurement: Measurement,
+    /// Whether the scored positions could be written.
+    pub positions: Result<(), SidecarError>,
+}
+
+impl Measured {
+    /// Examines the measurement, which this process made itself.
+    pub fn into_evidence(self) -> Evidence<'static> {
+        Evidence::new(Cow::Owned(self.measurement), MeasuredBy::Kvgate)
+    }
+}
+
+/// Prepares a folder for results. A folder that cannot be written is an error now, not after minutes of work. Results
+/// of an earlier run are removed: if this run died, they would be taken for its own.
 ///
 /// # Errors
-/// A folder that cannot be made or written to, in words.
-pub fn prepare_results(folder: &Path) -> Result<(), String> {
+/// The folder cannot be made, or nothing can be written into it.
+pub fn prepare_results(folder: &Path) -> Result<(), GateError> {
     let probe = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
     let remove = |file: &&str| match std::fs::remove_file(folder.join(file)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
     let removed = [json::FILE, report::PAGE].iter().try_for_each(remove);
-    probe.and(removed).map_err(|error| {
-        let folder = folder.display();
-        format!("cannot write results into {folder}: {error}; name another folder with --results or KVGATE_RESULTS")
-    })
+    probe.and(removed).map_err(|source| GateError::Results { folder: folder.into(), source })
 }

@@ -1,7 +1,7 @@
-//! How a gate is split over the jobs of a CI matrix: models by what they cost, the longest first, each to
-//! the job that has the least to do.
+//! Splits a gate over the jobs of a CI matrix. Models are dealt by what they cost, the most expensive first, each to the
+//! job that has the least to do so far.
 
-use crate::gate::{Case, Gate};
+use crate::gate::{Case, Project};
 use crate::model::decoder;
 use crate::model::spec::Spec;
 use crate::policy::{ModelPolicy, Policy};
@@ -10,46 +10,46 @@ use crate::text::suggest::did_you_mean;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Products per second that estimates assume of each core, in FLOP.
+/// The speed that estimates assume of each core, in floating-point operations per second.
 const FLOPS_PER_CORE: f64 = 60e9;
 
-/// Seconds of a position of a lane of a model of which nothing is known: that of a model of 500 million
-/// parameters on sixteen cores.
+/// The cost of one position in one lane when nothing is known about a model, in seconds: what a model of 500 million
+/// parameters takes on sixteen cores.
 const SECONDS_PER_POSITION: f64 = 1e-3;
 
-/// What a model of the policy costs.
+/// What it costs to measure a model of the policy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cost {
-    /// The model as cases name it.
     pub model: String,
-    /// Seconds that it takes.
     pub seconds: f64,
-    /// How that is known.
-    pub source: Source,
+    pub basis: CostBasis,
 }
 
-/// How a cost is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// An earlier run took so long.
+/// How the cost of a model is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CostBasis {
+    /// An earlier run says how long it took.
     Measured,
-    /// From parameters and positions.
+    /// It is computed from the numbers of parameters and positions.
     Estimated,
-    /// From positions alone: its checkpoint is not here.
-    Guessed,
+    /// It is guessed from the number of positions alone.
+    Guessed {
+        /// Why it could not be estimated.
+        why: String,
+    },
 }
 
 /// A job of the matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shard {
-    /// Its models, in the policy's order.
+    /// In the policy's order.
     pub models: Vec<String>,
-    /// Seconds that they take together.
+    /// What its models cost together.
     pub seconds: f64,
 }
 
-/// Seconds that a run of a model with so many lanes, the baseline's included, is estimated to take on this
-/// machine's cores.
+/// Estimates how many seconds this machine needs to measure a model with a number of lanes. The baseline counts as a
+/// lane.
 pub fn estimated_seconds(model: &ModelPolicy, lanes: usize, spec: &Spec) -> f64 {
     let positions = positions(model, lanes);
     let table = (spec.vocab * spec.hidden) as f64;
@@ -64,65 +64,80 @@ fn positions(model: &ModelPolicy, lanes: usize) -> f64 {
     (lanes * model.chunks * model.context) as f64
 }
 
-/// Lanes that each model of the policy runs for some cases, the baseline's included; models without a case
-/// are left out.
-pub fn lanes(gate: &Gate, cases: &[Case]) -> Vec<(usize, usize)> {
-    let of = |model| match gate.cells(model, cases).len() {
+/// How many lanes each model of the policy has for some cases, its baseline included, by the model's index. Models
+/// without a case are left out.
+pub fn lanes(project: &Project, cases: &[Case]) -> Vec<(usize, usize)> {
+    let lanes_of = |model| match project.cells(model, cases).len() {
         0 => None,
         cells => Some((model, cells + 1)),
     };
-    (0..gate.policy.models.len()).filter_map(of).collect()
+    (0..project.policy.models.len()).filter_map(lanes_of).collect()
 }
 
-/// Seconds of a lane of each model in results of earlier runs; of a model in several of them the last's.
+/// Seconds that one lane of each model took in earlier runs. If several results hold a model, the last ones count.
 pub fn measured(results: &[Results]) -> BTreeMap<String, f64> {
     let measurements = results.iter().flat_map(|results| &results.measurements);
     let took = measurements.filter(|m| m.run.seconds.is_finite() && m.run.seconds > 0.0);
     took.map(|m| (m.model.clone(), m.run.seconds / (m.schemes.len() + 1) as f64)).collect()
 }
 
-/// What models of the policy cost, each given with its lanes: as `measured` says, else as `estimate` does,
-/// scaled by what measured models took of their estimates.
+/// What is known about the cost of a model.
+struct Known<'p> {
+    model: &'p ModelPolicy,
+    positions: f64,
+    /// Seconds by earlier runs.
+    measured: Option<f64>,
+    /// Seconds by the size of the model, or why they could not be estimated.
+    estimated: Result<f64, String>,
+}
+
+/// What models of the policy cost, each given with its lanes.
+///
+/// Measured seconds per lane are preferred. Otherwise `estimate` counts, scaled by how measured models compare with
+/// their estimates. A model that can be neither measured nor estimated is guessed to cost as much per position as the
+/// other models do on average.
 pub fn costs(
     policy: &Policy,
     lanes: &[(usize, usize)],
     measured: &BTreeMap<String, f64>,
-    estimate: impl Fn(&ModelPolicy, usize) -> Option<f64>,
+    estimate: impl Fn(&ModelPolicy, usize) -> Result<f64, String>,
 ) -> Vec<Cost> {
-    let models = lanes.iter().map(|&(model, lanes)| {
+    let known = lanes.iter().map(|&(model, lanes)| {
         let model = &policy.models[model];
-        let took = measured.get(&model.name).map(|seconds| seconds * lanes as f64);
-        (model, lanes, took, estimate(model, lanes))
+        Known {
+            model,
+            positions: positions(model, lanes),
+            measured: measured.get(&model.name).map(|seconds| seconds * lanes as f64),
+            estimated: estimate(model, lanes),
+        }
     });
-    let models: Vec<_> = models.collect();
-    let known = models.iter().filter_map(|(model, lanes, took, estimate)| {
-        Some((positions(model, *lanes), (*took)?, (*estimate)?))
-    });
-    let (_, took, estimated) =
-        known.fold((0.0, 0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2));
-    let scale = if took > 0.0 && estimated > 0.0 { took / estimated } else { 1.0 };
-    // what nothing is known of is taken for the mean of the others
-    let seconds = models.iter().filter_map(|(model, lanes, took, estimate)| {
-        let seconds = took.or(estimate.map(|estimate| estimate * scale))?;
-        Some((positions(model, *lanes), seconds))
-    });
-    let (positions_known, seconds) =
-        seconds.fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-    let rate = if positions_known > 0.0 { seconds / positions_known } else { SECONDS_PER_POSITION };
-    let cost =
-        |(model, lanes, took, estimate): &(&ModelPolicy, usize, Option<f64>, Option<f64>)| {
-            let (seconds, source) = match (took, estimate) {
-                (Some(took), _) => (*took, Source::Measured),
-                (None, Some(estimate)) => (estimate * scale, Source::Estimated),
-                (None, None) => (rate * positions(model, *lanes), Source::Guessed),
-            };
-            Cost { model: model.name.clone(), seconds, source }
+    let known: Vec<Known> = known.collect();
+    let both =
+        known.iter().filter_map(|model| Some((model.measured?, *model.estimated.as_ref().ok()?)));
+    let scale = quotient(both).unwrap_or(1.0);
+    let seconds =
+        |model: &Known| model.measured.or_else(|| Some(model.estimated.as_ref().ok()? * scale));
+    let rated = known.iter().filter_map(|model| Some((seconds(model)?, model.positions)));
+    let rate = quotient(rated).unwrap_or(SECONDS_PER_POSITION);
+    let cost = |known: &Known| {
+        let (seconds, basis) = match (known.measured, &known.estimated) {
+            (Some(measured), _) => (measured, CostBasis::Measured),
+            (None, Ok(estimate)) => (estimate * scale, CostBasis::Estimated),
+            (None, Err(why)) => (rate * known.positions, CostBasis::Guessed { why: why.clone() }),
         };
-    models.iter().map(cost).collect()
+        Cost { model: known.model.name.clone(), seconds, basis }
+    };
+    known.iter().map(cost).collect()
 }
 
-/// Packs models into so many shards at most: the longest first, each into the one that has the least to do.
-/// No shard is empty.
+/// The sum of the first numbers over the sum of the second ones, if both are above 0.
+fn quotient(pairs: impl Iterator<Item = (f64, f64)>) -> Option<f64> {
+    let (above, below) = pairs.fold((0.0, 0.0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
+    (above > 0.0 && below > 0.0).then(|| above / below)
+}
+
+/// Packs models into shards: the most expensive model first, each into the shard that has the least to do so far. There
+/// are fewer shards than asked for if there are fewer models, so no shard is empty.
 pub fn pack(costs: &[Cost], shards: usize) -> Vec<Shard> {
     let mut order: Vec<usize> = (0..costs.len()).collect();
     // stable: equal costs keep the policy's order
@@ -146,7 +161,7 @@ pub fn pack(costs: &[Cost], shards: usize) -> Vec<Shard> {
         .collect()
 }
 
-/// The matrix of GitHub Actions, on one line: `{"include":[{"shard":"1/3","models":"a,b","seconds":123},…]}`.
+/// The matrix for GitHub Actions as one line of JSON: `{"include":[{"shard":"1/3","models":"a,b","seconds":123},…]}`.
 pub fn matrix(shards: &[Shard]) -> String {
     #[derive(Serialize)]
     struct Job {
@@ -167,11 +182,11 @@ pub fn matrix(shards: &[Shard]) -> String {
     serde_json::to_string(&matrix).expect("names and numbers are JSON")
 }
 
-/// The models of the policy that some exact names mean; all for no name.
+/// The indexes of the models with some names, or of all models if no name is given.
 ///
 /// # Errors
-/// A name that no model has, with the nearest.
-pub fn named(policy: &Policy, names: &[String]) -> Result<Vec<usize>, String> {
+/// The policy has no model of such a name. The message names the nearest.
+pub fn models_named(policy: &Policy, names: &[String]) -> Result<Vec<usize>, String> {
     if names.is_empty() {
         return Ok((0..policy.models.len()).collect());
     }
@@ -191,7 +206,7 @@ mod tests {
     use crate::testing::fixture;
 
     fn cost(model: &str, seconds: f64) -> Cost {
-        Cost { model: model.into(), seconds, source: Source::Measured }
+        Cost { model: model.into(), seconds, basis: CostBasis::Measured }
     }
 
     fn shards(costs: &[(&str, f64)], shards: usize) -> Vec<(String, f64)> {
@@ -238,19 +253,20 @@ mod tests {
         let measured = BTreeMap::from([("a".to_string(), 5.0)]);
         // a was estimated at 10 s and takes 4 lanes of 5 s
         let estimate = |model: &ModelPolicy, _| match model.name.as_str() {
-            "a" => Some(10.0),
-            "b" => Some(3.0),
-            _ => None,
+            "a" => Ok(10.0),
+            "b" => Ok(3.0),
+            _ => Err("it is missing".into()),
         };
         let found = costs(&policy, &lanes, &measured, estimate);
-        let found: Vec<_> = found.iter().map(|c| (c.seconds, c.source)).collect();
+        let found: Vec<_> = found.into_iter().map(|c| (c.seconds, c.basis)).collect();
         // c: as many positions as half of a, at the mean of a and b
         let of_c = (20.0 + 6.0) / 4.0;
+        let guessed = CostBasis::Guessed { why: "it is missing".into() };
         assert_eq!(
             found,
-            [(20.0, Source::Measured), (6.0, Source::Estimated), (of_c, Source::Guessed)]
+            [(20.0, CostBasis::Measured), (6.0, CostBasis::Estimated), (of_c, guessed)]
         );
-        let nothing = costs(&policy, &lanes, &BTreeMap::new(), |_, _| None);
+        let nothing = costs(&policy, &lanes, &BTreeMap::new(), |_, _| Err(String::new()));
         assert!(nothing[0].seconds > nothing[2].seconds && nothing[2].seconds > 0.0);
     }
 
@@ -271,7 +287,7 @@ mod tests {
     fn models_are_named_exactly() {
         let policy = policy(&["gemma", "gemma@long", "qwen"]);
         let named = |names: &[&str]| {
-            named(&policy, &names.iter().map(|n| n.to_string()).collect::<Vec<_>>())
+            models_named(&policy, &names.iter().map(|n| n.to_string()).collect::<Vec<_>>())
         };
         assert_eq!(named(&[]).unwrap(), [0, 1, 2]);
         assert_eq!(named(&["qwen", "gemma"]).unwrap(), [0, 2]);

@@ -1,20 +1,19 @@
-//! Which cases the arguments of `cargo test`, `kvgate run` or `kvgate plan` mean.
+//! Decides which cases the arguments of `cargo test`, `kvgate run` and `kvgate plan` mean.
 
-use super::{Case, Gate};
+use super::{Case, Project};
 
-/// What is done with the cases that the policy ignores.
+/// Which cases run, depending on whether the policy ignores them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ignored {
-    /// They are left out: the default.
+    /// Ignored cases do not run. This is the default.
     LeaveOut,
-    /// They are taken like all others: `--include-ignored`.
+    /// Ignored cases run like all others, as `--include-ignored` says.
     Include,
-    /// Only they are taken: libtest's `--ignored`.
+    /// Only ignored cases run, as libtest's `--ignored` says.
     Only,
 }
 
 impl Ignored {
-    /// What `--include-ignored` says.
     pub fn included(include: bool) -> Self {
         if include {
             Ignored::Include
@@ -58,10 +57,10 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// The first filter that no case of the gate matches: likely a typing error, which would pass unseen
-    /// beside filters that match.
-    pub fn idle_filter(&self, gate: &Gate) -> Option<&'a String> {
-        let cases = gate.cases();
+    /// The first filter that no case matches. It is probably a typing error, which would pass unseen beside filters that
+    /// match.
+    pub fn unmatched_filter(&self, project: &Project) -> Option<&'a String> {
+        let cases = project.cases();
         self.filters.iter().find(|filter| !cases.iter().any(|case| self.matches(case, filter)))
     }
 
@@ -74,9 +73,9 @@ impl<'a> Selection<'a> {
     }
 }
 
-/// What to type instead of a filter that matches nothing.
-pub fn nothing_selected(gate: &Gate, filters: &[String]) -> String {
-    let all = gate.cases();
+/// The message for filters that select no case: the reason, and the names that could be typed instead.
+pub fn nothing_selected(project: &Project, filters: &[String]) -> String {
+    let all = project.cases();
     let shown: Vec<_> = all.iter().take(6).map(|case| format!("  {}", case.name)).collect();
     let more = match all.len().saturating_sub(shown.len()) {
         0 => String::new(),

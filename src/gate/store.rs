@@ -1,15 +1,16 @@
-//! Results shared between the processes that nextest starts, and between its runs.
+//! Measurements that nextest's processes share, within a run and between runs.
 //!
-//! nextest starts a process for each case, and a process knows only its own. The first one of a model
-//! measures all of its schemes under a lock; the others wait for it and read what it found. A key
-//! holds everything that values depend on, and never a limit: another executable, model, text or
-//! condition is another entry.
+//! nextest starts a process for each case, and a process knows only its own case. The first process of a model measures
+//! all of the model's schemes under a file lock; the others wait for the lock and read the result. The key of an entry
+//! holds everything that values depend on, and never a limit: another executable, model, text or condition makes another
+//! entry.
 //!
-//! An entry begins with a digest of its key and its content. One that was edited, cut short, or put in another's
-//! place is measured again. That protects from accidents and from an edit by hand; it does not from somebody who
-//! makes the digest anew, as anybody can who may write into the folder and run the executable: what is stored
-//! there is trusted as much as the machine is. CI starts with an empty store.
+//! An entry begins with a digest of its key and its content. An entry that was edited, cut short or put in the place of
+//! another one is measured again. This protects against accidents and against edits by hand. It does not protect against
+//! somebody who computes a new digest, as everybody can who may write into the folder and run the executable. So what is
+//! stored is trusted as much as the machine is, and CI starts with an empty store.
 
+use super::GateError;
 use crate::files::write_atomically;
 use crate::golden;
 use crate::hash;
@@ -22,7 +23,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// A folder of measurements.
+/// The folder that holds the entries.
 pub(crate) struct Store {
     folder: PathBuf,
     /// The policy's folder.
@@ -34,18 +35,16 @@ impl Store {
         Store { folder, root }
     }
 
-    /// The stored measurement, or what `measure` gives, which is stored. Only one process at a time
-    /// measures the same thing; one that dies releases its lock and leaves no entry.
+    /// Returns the stored measurement, or measures and stores it. Only one process at a time measures the same thing. A
+    /// process that dies releases its lock and leaves no entry.
     pub fn get_or_measure(
         &self,
         model: &ModelPolicy,
         cells: &[&Cell],
-        measure: impl FnOnce() -> Result<Measurement, String>,
-    ) -> Result<Measurement, String> {
-        let fail = |error: io::Error| {
-            format!("cannot share results through {}: {error}", self.folder.display())
-        };
-        // the key is of what the cache has then; what cannot be fetched is an error of the measurement
+        measure: impl FnOnce() -> Result<Measurement, GateError>,
+    ) -> Result<Measurement, GateError> {
+        let fail = |source: io::Error| GateError::Store { folder: self.folder.clone(), source };
+        // fetched first, so that the key is of the files in the cache; what cannot be fetched is an error of the measurement
         let _ = source::fetch(&model.source, &|_, _, _| {});
         let key = key(&self.root, model, cells).map_err(fail)?;
         std::fs::create_dir_all(&self.folder).map_err(fail)?;
@@ -66,7 +65,7 @@ impl Store {
     }
 }
 
-/// What an entry holds, if it is as it was written under this key.
+/// The measurement of an entry. None if the entry is not what was written under this key.
 fn read(entry: &Path, key: &str) -> Option<Measurement> {
     let bytes = std::fs::read(entry).ok()?;
     let (written, json) = bytes.split_at_checked(DIGITS)?;
@@ -74,24 +73,24 @@ fn read(entry: &Path, key: &str) -> Option<Measurement> {
     (written == digest(key, json).as_bytes()).then(|| serde_json::from_slice(json).ok())?
 }
 
-/// Hexadecimal digits of a digest.
+/// Length of a digest in hexadecimal digits.
 const DIGITS: usize = 64;
 
-/// Of a key, which has the executable's hash in it, and the content under it.
+/// The digest of a key and of the content under it.
 fn digest(key: &str, json: &[u8]) -> String {
     hash::of_bytes(&[b"kvgate store 1\n", key.as_bytes(), b"\n", json].concat())
 }
 
-/// The hash of all that values depend on.
+/// The hash of everything that values depend on.
 fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> {
     let mut parts = vec![hash::of_file(&std::env::current_exe()?)?, model.name.clone()];
-    // a file that is missing is an error of the measurement, which says more
+    // a missing file becomes an error of the measurement, whose message says more
     let optional = |path: &Path| hash::of_file(path).unwrap_or_else(|_| "missing".into());
-    // a commit of the hub says what the weights are, before they are fetched as well
+    // the commit of a checkpoint of the hub identifies its weights, even before they are fetched
     if model.source.hub.is_none() {
         parts.extend(crate::model::files(&model.source.path).iter().map(|path| optional(path)));
     }
-    // what tells how a text is read: of a commit, too, whose cache may lack some of it
+    // small files say how a checkpoint is read; those of the hub count as well, as the cache may lack some of them
     parts.extend(companions(&model.source.path));
     let unasked = model.source.hub.iter().flat_map(Pinned::unasked);
     parts.extend(unasked.map(|file| format!("unasked {file}")));
@@ -102,7 +101,7 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> 
     parts.extend(model.calibration.iter().map(|path| optional(path)));
     parts.extend(model.corpus.iter().map(|path| optional(path)));
     if let Some(prompts) = &model.generate {
-        // a set that cannot be read is an error of the measurement, too
+        // an unreadable set becomes an error of the measurement as well
         let set = PromptSet::read(&prompts.file);
         let set = set.map_or("unreadable".into(), |set| set.sha256().to_string());
         let text = optional(&golden::text_path(root, &model.name));
@@ -113,8 +112,8 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> 
     Ok(hash::of_bytes(parts.join("\n").as_bytes()))
 }
 
-/// Names and hashes of a folder's small files, any of which may say how a checkpoint is read: `config.json`, chat
-/// templates, vocabularies, descriptions of quantization. None where there is no such folder.
+/// Names and hashes of a folder's small files: `config.json`, chat templates, vocabularies, descriptions of quantization.
+/// Each of them may say how a checkpoint is read. The list is empty if there is no such folder.
 fn companions(folder: &Path) -> Vec<String> {
     const KINDS: [&str; 4] = ["jinja", "json", "model", "txt"];
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();

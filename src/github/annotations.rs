@@ -1,29 +1,28 @@
-//! Lines that the runner of GitHub Actions shows at a file's lines.
+//! Annotations: lines of a log that GitHub Actions shows beside lines of the changed files.
 
 use crate::text;
 use std::fmt::Write;
 
-/// What GitHub shows of one step.
+/// The most annotations of one step that GitHub shows.
 const MOST: usize = 10;
-/// Characters of a message: the report has the rest.
+/// The most characters of a message. The report has the rest.
 const MESSAGE: usize = 2000;
-/// Characters of a file's name, or of a title.
+/// The most characters of a file's name or of a title.
 const PROPERTY: usize = 400;
 
-/// Something to be shown at a line of a file.
+/// A message that is shown at a line of a file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Annotation {
     /// The file, relative to the repository.
     pub file: Option<String>,
     /// The line, from 1.
     pub line: Option<u64>,
-    /// A few words.
+    /// What is wrong, in a few words.
     pub title: String,
-    /// The whole.
     pub message: String,
 }
 
-/// `::error` lines for the first ten: give them worst first. GitHub drops the rest unseen.
+/// `::error` lines of the first ten annotations, which must be the worst: GitHub drops the rest.
 #[must_use]
 pub fn errors(annotations: &[Annotation]) -> String {
     annotations.iter().take(MOST).map(|annotation| command("error", annotation)).collect()
@@ -44,12 +43,13 @@ fn command(name: &str, annotation: &Annotation) -> String {
     }
     properties.push(format!("title={}", property(&annotation.title)));
     let mut line = format!("::{name} {}::", properties.join(","));
-    // a String takes all that is written to it
+    // writing to a String cannot fail
     let _ = writeln!(line, "{}", data(&annotation.message));
     line
 }
 
-/// As the runner's own toolkit escapes, and what a terminal obeys or nobody sees before that.
+/// A text escaped as the runner's own toolkit does it. Characters that a terminal obeys or that nobody sees are
+/// escaped before that.
 fn data(text: &str) -> String {
     let shown = text::plain(text::first(text, MESSAGE)).into_owned();
     shown.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")

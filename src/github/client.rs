@@ -1,4 +1,5 @@
-//! Requests to GitHub's API: to one host, paced, retried by GitHub's rules, and bounded.
+//! Requests to GitHub's API: to one server only, paced and retried by GitHub's rules, and with bounds for time and
+//! size.
 
 use super::error::{mend, one_line};
 use super::{Environment, Error, Repository, Token};
@@ -11,7 +12,7 @@ use std::cell::Cell;
 use std::io::Read;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Time, so that a test need not wait.
+/// The time, which a test replaces by one that passes at once.
 pub trait Clock {
     /// The time now.
     fn now(&self) -> SystemTime;
@@ -33,21 +34,22 @@ impl Clock for SystemClock {
     }
 }
 
-/// Requests for one thing, the first included.
+/// The most tries of one request, the first included.
 const TRIES: u32 = 5;
 
-/// How long a client waits for what.
+/// How long a client waits.
 #[derive(Debug, Clone, Copy)]
 struct Patience {
     /// For a connection.
     connect: Duration,
-    /// For one answer, from the connection to its last byte: a server that sends a byte a second holds it no longer.
+    /// For one answer, from the connection to its last byte, so that a server that sends a byte a second cannot hold
+    /// it for longer.
     answer: Duration,
-    /// For requests that were lost and the tries after them, all together.
+    /// For all requests without an answer and the tries after them, together.
     lost: Duration,
-    /// For one more answer, when that is used up: what is said last, the commit status, is tried all the same.
+    /// For each further answer once `lost` is used up, so that the commit status, which comes last, is tried as well.
     last: Duration,
-    /// Between tries and for lost requests, all together.
+    /// For all waits between tries and all requests without an answer, together.
     whole: Duration,
 }
 
@@ -58,18 +60,18 @@ const PATIENCE: Patience = Patience {
     last: Duration::from_secs(10),
     whole: Duration::from_secs(300),
 };
-/// The wait that GitHub asks for where it does not say how long, doubled each time.
+/// The first wait when GitHub asks to wait and does not say how long. It is doubled each time.
 const SECONDARY: Duration = Duration::from_secs(60);
-/// GitHub's rule for writes.
+/// The time that GitHub's rules ask for between two writes.
 const BETWEEN_WRITES: Duration = Duration::from_secs(1);
-/// Bytes of an answer: a hundred comments of 65,536 characters, escaped.
+/// The most bytes of an answer: a hundred comments of 65,536 characters, escaped.
 const LARGEST: u64 = 64 << 20;
-/// More bytes than an answer that only says no.
+/// More bytes than an answer has that only refuses.
 const SHORT: usize = 4096;
-/// Pages of a list: ten thousand comments.
+/// The most pages of a list, which are ten thousand comments.
 const PAGES: usize = 100;
 
-/// A way to one repository by GitHub's API.
+/// A client of GitHub's API for one repository.
 pub struct Client {
     http: reqwest::blocking::Client,
     api: Url,
@@ -79,9 +81,9 @@ pub struct Client {
     clock: Box<dyn Clock>,
     last_write: Cell<Option<SystemTime>>,
     patience: Patience,
-    /// What of it is used up.
+    /// How much of `patience.whole` is used up.
     waited: Cell<Duration>,
-    /// What of it was spent on requests without an answer.
+    /// How much of `patience.lost` is used up.
     lost: Cell<Duration>,
 }
 
@@ -91,7 +93,7 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// One request, with the permission that it takes.
+/// One request, and the permission that it needs.
 pub(super) struct Request {
     method: Method,
     url: Url,
@@ -105,12 +107,12 @@ impl Request {
         self
     }
 
-    /// An answer that is another than the description promises.
+    /// The error of an answer that is not what GitHub's documentation promises.
     pub(super) fn unusable(&self, why: String) -> Error {
         Error::Answer { request: self.name(), why }
     }
 
-    /// What an error calls it. Writes have no query.
+    /// How an error names it. The query is left out.
     fn name(&self) -> String {
         format!("{} {}", self.method, self.url.path())
     }
@@ -120,7 +122,7 @@ impl Request {
     }
 }
 
-/// An answer, whole.
+/// An answer that was read to its end.
 pub(super) struct Answer {
     status: u16,
     headers: HeaderMap,
@@ -129,9 +131,9 @@ pub(super) struct Answer {
 
 /// Why a request failed this time.
 pub(super) enum Failure {
-    /// No answer, or half of one: whether it was done is not known.
+    /// There is no answer, or only a part of one, so it is not known whether the request was carried out.
     Lost(String),
-    /// An answer that is no success.
+    /// An answer that reports no success.
     Answer(Box<Answer>),
 }
 
@@ -154,11 +156,11 @@ impl Failure {
 }
 
 impl Client {
-    /// A client of a repository. Its proxy is that of `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, its
-    /// authorities are the system's or `SSL_CERT_FILE`'s.
+    /// A client for a repository. It uses the proxy of `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, and trusts the
+    /// system's certificate authorities or those of `SSL_CERT_FILE`.
     ///
     /// # Errors
-    /// No token, or addresses that cannot be used.
+    /// There is no token, or an address cannot be used.
     pub fn new(
         environment: &Environment,
         repository: &Repository,
@@ -206,18 +208,18 @@ impl Client {
         Request { method: Method::PATCH, ..self.post(path, permission, body) }
     }
 
-    /// Of something of the repository.
+    /// The address of something of the repository.
     fn url(&self, path: &[&str]) -> Url {
         let mut url = self.api.clone();
         let Repository { owner, name } = &self.repository;
-        // addresses that have no path were refused
+        // an address that cannot have a path was refused by `new`
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(["repos", owner, name]).extend(path);
         }
         url
     }
 
-    /// Who the token is.
+    /// The name of the token's account.
     pub(super) fn viewer(&self) -> Result<String, Error> {
         let request = Request {
             method: Method::POST,
@@ -237,7 +239,7 @@ impl Client {
         })
     }
 
-    /// Sends a request that may be sent twice, until it is done or there is no hope.
+    /// Sends a request that may be sent twice, until it succeeds or no further try would help.
     pub(super) fn send(&self, request: &Request) -> Result<Answer, Error> {
         let mut tries = 0;
         loop {
@@ -251,7 +253,7 @@ impl Client {
         }
     }
 
-    /// The first thing of a list that `choose` wants, page by page.
+    /// The first entry of a list for which `choose` returns something. The list is read page by page.
     pub(super) fn find<T: DeserializeOwned, U>(
         &self,
         first: Request,
@@ -282,7 +284,7 @@ impl Client {
             .map_err(|why| request.unusable(self.words(&why.to_string())))
     }
 
-    /// The next page, which is at the same server or not asked for.
+    /// The address of the next page. It must be at the same server, because the token is sent with the request.
     fn next(&self, request: &Request, answer: &Answer) -> Result<Option<Url>, Error> {
         let Some(next) = answer.header("link").and_then(next) else { return Ok(None) };
         match Url::parse(next) {
@@ -294,13 +296,13 @@ impl Client {
         }
     }
 
-    /// One try.
+    /// Sends a request once.
     pub(super) fn once(&self, request: &Request) -> Result<Answer, Failure> {
         if request.is_write() {
             self.pace();
         }
         let builder = self.http.request(request.method.clone(), request.url.clone());
-        // of a request, not of the client: that one would begin anew with each read
+        // the timeout of a request; the client's would begin anew with each read
         let builder = builder.timeout(self.time_for_an_answer());
         let builder = match &request.body {
             Some(body) => builder.json(body),
@@ -329,7 +331,7 @@ impl Client {
         self.patience.answer.min(rest.max(self.patience.last))
     }
 
-    /// Counts time as spent, on requests without an answer or between tries.
+    /// Counts time as used up, by a wait or, with `is_lost`, by a request without an answer.
     fn spend(&self, time: Duration, is_lost: bool) {
         self.waited.set(self.waited.get().saturating_add(time));
         if is_lost {
@@ -337,7 +339,7 @@ impl Client {
         }
     }
 
-    /// Lets a second pass between writes.
+    /// Waits until a second has passed since the last write.
     fn pace(&self) {
         let Some(last) = self.last_write.get() else { return };
         let passed = self.clock.now().duration_since(last).unwrap_or_default();
@@ -357,10 +359,10 @@ impl Client {
         Ok(Answer { status, headers, body })
     }
 
-    /// Waits until a request that failed for the `tries`th time may be made again.
+    /// Waits until a request that has failed `tries` times may be made again.
     ///
     /// # Errors
-    /// No further try would help, or not soon.
+    /// No further try would help, or the wait would be too long.
     pub(super) fn wait(
         &self,
         request: &Request,
@@ -396,7 +398,7 @@ impl Client {
         }
     }
 
-    /// Someone else's words as part of an error; the token is not among them.
+    /// Somebody else's text as part of an error. If it contains the token, that is replaced.
     fn words(&self, text: &str) -> String {
         one_line(&text.replace(self.token.secret(), "…"))
     }
@@ -422,7 +424,7 @@ fn has_no_account(url: &Url) -> bool {
 }
 
 fn http(token: &Token) -> Result<reqwest::blocking::Client, Error> {
-    // it fails where the program has chosen a provider, which is as well
+    // it fails if a provider has been chosen already, which is then used
     let _ = rustls::crypto::ring::default_provider().install_default();
     let bearer = HeaderValue::from_str(&format!("Bearer {}", token.secret()));
     let mut bearer = bearer
@@ -442,7 +444,7 @@ fn http(token: &Token) -> Result<reqwest::blocking::Client, Error> {
     client.map_err(|why| Error::Invalid(format!("no HTTP client: {}", one_line(&causes(&why)))))
 }
 
-/// An error of the client, with its causes.
+/// An error of the HTTP client with all its causes.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -453,13 +455,13 @@ fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// 1, 2, 4, 8 s.
+/// The wait after so many tries: 1, 2, 4, 8 s.
 fn backoff(tries: u32) -> Duration {
     Duration::from_secs(1 << tries.saturating_sub(1).min(8))
 }
 
 impl Answer {
-    /// GraphQL says its limit with a 200.
+    /// Whether the request succeeded. GraphQL reports its rate limit with a status of 200.
     fn is_success(&self) -> bool {
         (200..300).contains(&self.status) && !self.is_limited_query()
     }
@@ -479,7 +481,7 @@ impl Answer {
         self.header(name)?.trim().parse().ok()
     }
 
-    /// GitHub's words; those of a proxy in between as they came.
+    /// GitHub's own message, or, if the answer is that of a proxy, the beginning of its text.
     fn message(&self) -> String {
         let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
         let text = |value: &Value| value["message"].as_str().map(str::to_owned);
@@ -501,12 +503,12 @@ impl Answer {
         if !is_limit && self.status < 500 {
             return None;
         }
-        // 0 would be at once, again and again
+        // a wait of 0 would make all tries at once
         let asked = self.number("retry-after").map(|seconds| Duration::from_secs(seconds.max(1)));
         let reset = || {
             let reset = self.number("x-ratelimit-reset").filter(|_| self.is_used_up())?;
             let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-            // a second more: clocks differ
+            // a second more, because clocks differ
             Some(Duration::from_secs(reset.saturating_sub(now.as_secs()).saturating_add(1)))
         };
         match asked.or_else(|| reset().filter(|_| is_limit)) {
@@ -520,7 +522,7 @@ impl Answer {
         self.number("x-ratelimit-remaining") == Some(0)
     }
 
-    /// Whether it says: later. A 403 says so, or says that it is not allowed.
+    /// Whether GitHub asks to try again later. A 403 means either that or that the request is not allowed.
     fn is_limit(&self) -> bool {
         if self.status == 429 || self.is_limited_query() {
             return true;

@@ -1,5 +1,5 @@
-//! The sticky comment: one per pull request and id, found by its marker and author, edited in place,
-//! never overwritten by an older run.
+//! The sticky comment: a pull request has one for each id. It is found by its marker and its author, is edited in
+//! place, and is never overwritten by an older run.
 
 use super::client::{Failure, Request};
 use super::error::prefix;
@@ -9,13 +9,14 @@ use crate::text;
 use serde::Deserialize;
 use serde_json::json;
 
-/// Bytes of a comment, its marker included. GitHub's limit is 65,536, of bytes or of characters.
+/// The most bytes of a comment, its marker included. GitHub's limit is 65,536; whether it counts bytes or characters
+/// is not documented.
 pub const LONGEST: usize = 60_000;
-/// What it is cut to when GitHub finds that too long.
+/// The most bytes when GitHub has refused a comment as too long.
 const SHRUNK: usize = 30_000;
 const PERMISSION: &str = "pull-requests: write";
 
-/// What the last lines of a comment say of it.
+/// What a comment says of itself in its last two lines, which readers do not see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sticky {
     /// Which of a pull request's comments: letters, digits, `-`, `_` and `.`.
@@ -24,7 +25,7 @@ pub struct Sticky {
     pub run: Run,
     /// The commit that was measured.
     pub head: String,
-    /// SHA-256 of what is reported.
+    /// SHA-256 of what is reported, by which a run sees that there is nothing new to say.
     pub hash: String,
 }
 
@@ -36,9 +37,10 @@ impl Sticky {
             && self.id.bytes().all(is_id)
             && !self.id.contains("--");
         let hash = self.hash.len() == 64 && is_sha(&self.hash);
-        match id && hash && is_sha(&self.head) {
-            true => Ok(()),
-            false => Err(Error::Invalid(format!("no marker can be made of {self:?}"))),
+        if id && hash && is_sha(&self.head) {
+            Ok(())
+        } else {
+            Err(Error::Invalid(format!("no marker can be made of {self:?}")))
         }
     }
 
@@ -46,7 +48,7 @@ impl Sticky {
         format!("<!-- kvgate:v1 id={id} -->")
     }
 
-    /// The last two lines.
+    /// The last two lines of the comment.
     fn lines(&self) -> String {
         let Sticky { id, run, head, hash } = self;
         let marker = Sticky::marker(id);
@@ -56,7 +58,8 @@ impl Sticky {
         )
     }
 
-    /// Of a comment's last two lines, which must be as they are written and of this id.
+    /// Reads a comment's last two lines. None if they are not exactly as [`Sticky::lines`] writes them, or of
+    /// another id.
     fn parse(body: &str, id: &str) -> Option<Self> {
         let mut lines = body.trim_end().lines().rev();
         let (last, marker) = (lines.next()?, lines.next()?);
@@ -75,24 +78,24 @@ impl Sticky {
 /// When a comment is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// Not before something is worth saying; then at every change.
+    /// When the report has changed, but not before there is something red to report.
     #[default]
     OnChange,
-    /// At every change.
+    /// Whenever the report has changed.
     Always,
-    /// Not at all.
+    /// Never.
     Never,
 }
 
-/// A comment to be.
+/// A comment that is to be published.
 pub struct Comment<'a> {
-    /// Its marker.
+    /// What it says of itself.
     pub sticky: &'a Sticky,
     /// When to write it.
     pub mode: Mode,
-    /// Whether all is well: [`Mode::OnChange`] does not begin with that.
+    /// Whether nothing is red. [`Mode::OnChange`] makes no new comment then.
     pub is_green: bool,
-    /// Its text of so many bytes at most.
+    /// Makes its text, of so many bytes at most.
     pub body: &'a dyn Fn(usize) -> String,
 }
 
@@ -111,26 +114,26 @@ impl Comment<'_> {
 /// What became of a comment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Published {
-    /// It is new.
+    /// A new one was made.
     Created,
-    /// It says the new thing now.
+    /// The old one was edited.
     Updated,
-    /// It said so before.
+    /// The old one says the same already.
     Unchanged,
-    /// It was left alone.
+    /// Nothing was written.
     Skipped(Reason),
 }
 
-/// Why a comment was left alone.
+/// Why no comment was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// [`Mode::Never`].
     Never,
-    /// [`Mode::OnChange`], all is well, and no comment says otherwise.
+    /// [`Mode::OnChange`], nothing is red, and there is no older comment that says otherwise.
     NothingToSay,
     /// The pull request has another head by now.
     HeadMoved,
-    /// A newer run about the same commit was faster.
+    /// A newer run about the same commit has written it already.
     NewerRun,
 }
 
@@ -141,7 +144,7 @@ struct Existing {
     sticky: Sticky,
 }
 
-/// What is to be done.
+/// What to do with the comment.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
     Create,
@@ -151,11 +154,12 @@ enum Decision {
 
 /// Writes a comment at a pull request, or edits it in place.
 ///
-/// All that the decision rests on is read again before each try: while this one waited, the head may
-/// have moved, another run may have written, or this one's own write may have been done.
+/// Everything that the decision depends on is read again before each try: while this run waited, the head may have
+/// moved, another run may have written, or the write whose answer was lost may have succeeded. Nobody else's comment
+/// is ever touched.
 ///
 /// # Errors
-/// GitHub's refusal, or no way to it. Nobody else's comment is touched.
+/// A refusal by GitHub, or no answer.
 pub fn publish(client: &Client, pull: u64, comment: &Comment) -> Result<Published, Error> {
     comment.sticky.check()?;
     if comment.mode == Mode::Never {
@@ -177,7 +181,7 @@ pub fn publish(client: &Client, pull: u64, comment: &Comment) -> Result<Publishe
         let is_own = existing.as_ref().is_some_and(|found| found.sticky == *comment.sticky);
         let text = |longest| json!({ "body": comment.text(longest) });
         let (request, done) = match decide(existing.as_ref(), comment) {
-            // the answer to this run's own write was lost
+            // an earlier write of this run succeeded, and only its answer was lost
             Decision::Leave(Published::Unchanged) if is_own => {
                 return Ok(written.unwrap_or(Published::Unchanged));
             }
@@ -199,7 +203,7 @@ pub fn publish(client: &Client, pull: u64, comment: &Comment) -> Result<Publishe
     }
 }
 
-/// Whether somebody deleted the comment meanwhile.
+/// Whether somebody has deleted the comment meanwhile.
 fn is_gone(failure: &Failure, done: Published) -> bool {
     done == Published::Updated && (failure.is(404) || failure.is(410))
 }
@@ -215,15 +219,18 @@ fn update(client: &Client, id: u64, body: serde_json::Value) -> Request {
 fn decide(existing: Option<&Existing>, comment: &Comment) -> Decision {
     let own = comment.sticky;
     let Some(Existing { id, sticky: old }) = existing else {
-        return match comment.mode == Mode::OnChange && comment.is_green {
-            true => Decision::Leave(Published::Skipped(Reason::NothingToSay)),
-            false => Decision::Create,
-        };
+        if comment.mode == Mode::OnChange && comment.is_green {
+            return Decision::Leave(Published::Skipped(Reason::NothingToSay));
+        }
+        return Decision::Create;
     };
-    match old.head == own.head {
-        true if old.hash == own.hash => Decision::Leave(Published::Unchanged),
-        true if old.run > own.run => Decision::Leave(Published::Skipped(Reason::NewerRun)),
-        _ => Decision::Update(*id),
+    let is_about_this = old.head == own.head;
+    if is_about_this && old.hash == own.hash {
+        Decision::Leave(Published::Unchanged)
+    } else if is_about_this && old.run > own.run {
+        Decision::Leave(Published::Skipped(Reason::NewerRun))
+    } else {
+        Decision::Update(*id)
     }
 }
 
@@ -249,8 +256,8 @@ fn existing(client: &Client, pull: u64, viewer: &str, id: &str) -> Result<Option
     })
 }
 
-/// Whether an author is the token's account. An app's name has a suffix in one of GitHub's APIs and
-/// may lack it in the other; a person may have the name of an app.
+/// Whether an author is the token's account. The name of an app ends in `[bot]` in one of GitHub's APIs and may lack
+/// that in the other. A person may have the name of an app without the suffix, and is somebody else.
 fn is_same(viewer: &str, author: &str) -> bool {
     let bot = "[bot]";
     let plain = |login: &str| login.strip_suffix(bot).unwrap_or(login).to_lowercase();

@@ -1,16 +1,16 @@
-//! What can go wrong at GitHub, with the mend.
+//! What can go wrong at GitHub, and what to do about it.
 
 use crate::text;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Why something was not done at GitHub. No text of it has the token.
+/// Why something was not done at GitHub. No message contains the token.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The environment, the event or an argument cannot be used.
     #[error("{0}")]
     Invalid(String),
-    /// No answer came, however often it was asked.
+    /// No answer came to any of the tries.
     #[error("{request}: no answer: {why}")]
     Unreachable {
         /// Method and path.
@@ -18,7 +18,7 @@ pub enum Error {
         /// What the connection said.
         why: String,
     },
-    /// GitHub said no.
+    /// GitHub refused the request.
     #[error("{request}: GitHub answered {status}: {message}{mend}")]
     Refused {
         /// Method and path.
@@ -29,10 +29,10 @@ pub enum Error {
         message: String,
         /// The line that the job's `permissions:` may lack.
         permission: Option<&'static str>,
-        /// What to do about it; empty, or with `: ` before it.
+        /// What to do about it, with `: ` before it, or nothing.
         mend: String,
     },
-    /// GitHub asks for more patience than a post has.
+    /// GitHub asks to wait for longer than a job can.
     #[error("{request}: GitHub answered {status}: {message}: try again {}", when(*at, *wait))]
     Limited {
         /// Method and path.
@@ -41,12 +41,12 @@ pub enum Error {
         status: u16,
         /// GitHub's words, escaped and cut.
         message: String,
-        /// How long GitHub wants to be left alone.
+        /// How long to wait.
         wait: Duration,
         /// When that is over.
         at: SystemTime,
     },
-    /// GitHub answered something else than its description promises.
+    /// GitHub's answer is not what its documentation promises.
     #[error("{request}: the answer cannot be used: {why}")]
     Answer {
         /// Method and path.
@@ -54,7 +54,7 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// Several open pull requests propose the same commit, each to a base of its own.
+    /// Several open pull requests propose the same commit to different branches.
     #[error(
         "{head} is the head of {}: which one is meant cannot be told; close all but one",
         list(numbers)
@@ -89,17 +89,17 @@ fn when(at: SystemTime, wait: Duration) -> String {
     format!("in {} (after {hour:02}:{minute:02} UTC)", indicatif::HumanDuration(wait))
 }
 
-/// Bytes of GitHub's words that an error repeats.
+/// The most bytes of GitHub's words that an error repeats.
 const WORDS: usize = 400;
 
-/// The whole characters among the first bytes of a text.
+/// The beginning of a text, of so many bytes at most, that ends between two characters.
 pub(super) fn prefix(text: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }
 
-/// Someone else's text as part of one line of a log: cut, and without a control character, which could
-/// start a workflow command.
+/// Somebody else's text as part of one line of a log: cut, and without control characters, which could start a
+/// workflow command.
 pub(super) fn one_line(text: &str) -> String {
     let start = prefix(text, WORDS);
     let mut line = text::plain(start).replace('\n', "\\n").replace('\t', "\\t");

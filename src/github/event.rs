@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A token; no text of it can be had by printing it.
+/// The secret that requests are made with. Printing it shows nothing of it.
 #[derive(Clone)]
 pub struct Token(String);
 
@@ -35,14 +35,14 @@ impl fmt::Display for Token {
     }
 }
 
-/// What GitHub Actions says by variables.
+/// What GitHub Actions tells a job by environment variables.
 #[derive(Debug, Clone)]
 pub struct Environment {
     /// `GITHUB_API_URL`, without a slash at its end.
     pub api: String,
     /// `GITHUB_SERVER_URL`, for links.
     pub server: String,
-    /// `GITHUB_GRAPHQL_URL`, or what belongs to `api`.
+    /// `GITHUB_GRAPHQL_URL`, or the address that belongs to `api`.
     pub graphql: String,
     /// `GITHUB_TOKEN`, or else `GH_TOKEN`.
     pub token: Option<Token>,
@@ -52,16 +52,16 @@ pub struct Environment {
     pub event_name: Option<String>,
     /// `GITHUB_EVENT_PATH`.
     pub event_path: Option<PathBuf>,
-    /// `GITHUB_SHA`: for `pull_request` a merge commit that nobody has.
+    /// `GITHUB_SHA`. For `pull_request` it is a merge commit that GitHub made and that no branch has.
     pub sha: Option<String>,
-    /// `GITHUB_RUN_ID` and `GITHUB_RUN_ATTEMPT`: the run that asks.
+    /// `GITHUB_RUN_ID` and `GITHUB_RUN_ATTEMPT`: the run that this process is part of.
     pub run: Option<Run>,
     /// `GITHUB_STEP_SUMMARY`: the file that the step's summary is appended to.
     pub step_summary: Option<PathBuf>,
 }
 
 impl Environment {
-    /// Of a lookup of variables.
+    /// Reads the environment through a lookup of its variables.
     ///
     /// # Errors
     /// A variable that is there and cannot be used.
@@ -76,7 +76,7 @@ impl Environment {
         };
         Ok(Environment {
             server: url("GITHUB_SERVER_URL").unwrap_or_else(|| "https://github.com".into()),
-            graphql: url("GITHUB_GRAPHQL_URL").unwrap_or_else(|| graphql_of(&api)),
+            graphql: url("GITHUB_GRAPHQL_URL").unwrap_or_else(|| graphql_beside(&api)),
             api,
             token: get("GITHUB_TOKEN").or_else(|| get("GH_TOKEN")).and_then(|t| Token::new(&t)),
             repository: get("GITHUB_REPOSITORY")
@@ -90,7 +90,7 @@ impl Environment {
         })
     }
 
-    /// Of this process.
+    /// The environment of this process.
     ///
     /// # Errors
     /// A variable that is there and cannot be used.
@@ -99,8 +99,9 @@ impl Environment {
     }
 }
 
-/// A GitHub Enterprise server has `/api/v3` beside `/api/graphql`.
-fn graphql_of(api: &str) -> String {
+/// The address of GraphQL that belongs to that of the API. A GitHub Enterprise server has `/api/graphql` beside
+/// `/api/v3`.
+fn graphql_beside(api: &str) -> String {
     let base = api.strip_suffix("/v3").filter(|base| base.ends_with("/api")).unwrap_or(api);
     format!("{base}/graphql")
 }
@@ -111,7 +112,7 @@ fn numeric(name: &str, text: &str) -> Result<u64, Error> {
     text.parse().map_err(|_| error())
 }
 
-/// A commit's name: 40 or 64 hexadecimal digits.
+/// The SHA of a commit: 40 or 64 hexadecimal digits.
 fn sha(name: &str, text: &str) -> Result<String, Error> {
     if is_sha(text) {
         return Ok(text.to_ascii_lowercase());
@@ -134,10 +135,10 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Of `owner/name`.
+    /// Parses `owner/name`.
     ///
     /// # Errors
-    /// Another form, or characters that no such name has.
+    /// A text of another form, or with characters that no such name has.
     pub fn parse(full_name: &str) -> Result<Self, Error> {
         let is_name = |part: &str| {
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -162,10 +163,9 @@ impl fmt::Display for Repository {
     }
 }
 
-/// A run of a workflow. The larger is the newer.
+/// A run of a workflow. Of two runs the larger is the newer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Run {
-    /// Its number.
     pub id: u64,
     /// Which attempt, from 1.
     pub attempt: u64,
@@ -176,15 +176,15 @@ pub struct Run {
 pub enum EventKind {
     /// A pull request was opened, or has new commits.
     PullRequest,
-    /// Another workflow's run came to its end.
+    /// A run of another workflow has ended.
     WorkflowRun,
     /// Commits were pushed.
     Push,
-    /// A merge queue asks for its group.
+    /// A merge queue tests a group of pull requests.
     MergeGroup,
-    /// The time came.
+    /// The workflow's schedule started it.
     Schedule,
-    /// Somebody asked for it.
+    /// Somebody started it by hand.
     WorkflowDispatch,
 }
 
@@ -208,77 +208,75 @@ impl EventKind {
     }
 }
 
-/// The branch that a fork's or one's own pull request comes from.
+/// The branch that a pull request proposes, which may be in a fork.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct HeadBranch {
     /// The account whose repository the branch is in.
     pub owner: String,
-    /// The branch.
     pub branch: String,
 }
 
 /// What started this workflow, and the commit and run that it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The kind.
     pub kind: EventKind,
-    /// The repository that the workflow is in: never the fork.
+    /// The repository that the workflow is in, which is never the fork.
     pub repository: Repository,
     /// The pull request, if the event has its number.
     pub pull: Option<u64>,
     /// The commit that was measured.
     pub head: String,
-    /// The branch that it is for, without `refs/heads/`.
+    /// The branch that the commit is to be merged into or was pushed to, without `refs/heads/`.
     pub base_ref: Option<String>,
-    /// The commit that it is for: the base's head, not the merge base.
+    /// The head of that branch, which is not the merge base.
     pub base: Option<String>,
-    /// For `workflow_run`: the branch that was measured. Nothing if its repository is gone.
-    pub source: Option<Source>,
-    /// The event of the run that measured: for `workflow_run` that of the other run.
+    /// For `workflow_run`, the branch that was measured. None if its repository is gone.
+    pub head_branch: Option<HeadBranch>,
+    /// The name of the event that started the run that measured. For `workflow_run` that is another run.
     pub trigger: String,
-    /// The run that measured: for `workflow_run` the other one.
+    /// The run that measured. For `workflow_run` it is not the one that this process is part of.
     pub run: Run,
-    /// Whether the commit is another repository's, or one's that is gone.
+    /// Whether the commit comes from another repository, or from one that is gone.
     pub is_fork: bool,
-    /// The repository's default branch, if the event says it.
+    /// The repository's default branch, if the event names it.
     pub default_branch: Option<String>,
 }
 
-/// Bytes of an event that are read; GitHub's have 25 MB at most.
+/// The most bytes of an event that are read. GitHub's events have 25 MB at most.
 const LARGEST: u64 = 32 << 20;
 
 impl Event {
-    /// Whether what it is about holds already: the default branch, or the queue of what is merged into one. A
-    /// run that somebody starts on another branch proposes what is there.
+    /// Whether its commit is accepted already: it is on the default branch, or in the merge queue. A run that
+    /// somebody starts on another branch proposes what is on that branch, so it is not.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         let is_default = |branch: &String| Some(branch) == self.default_branch.as_ref();
-        match (self.kind, &self.source) {
+        match (self.kind, &self.head_branch) {
             _ if self.pull.is_some() || self.trigger == "pull_request" => false,
             _ if self.trigger == "merge_group" => true,
-            (EventKind::WorkflowRun, Some(source)) => !self.is_fork && is_default(&source.branch),
+            (EventKind::WorkflowRun, Some(head)) => !self.is_fork && is_default(&head.branch),
             (EventKind::WorkflowRun, None) => false,
             _ => self.base_ref.as_ref().is_none_or(is_default),
         }
     }
 
-    /// Of the file that `GITHUB_EVENT_PATH` names.
+    /// Reads the file that `GITHUB_EVENT_PATH` names.
     ///
     /// # Errors
-    /// A file that cannot be read, or an event that lacks something or is not known here.
+    /// A file that cannot be read, an event that lacks something, or one of a kind that is not known here.
     pub fn read(path: &Path, environment: &Environment) -> Result<Self, Error> {
         let error = |why: String| Error::Invalid(format!("event {}: {why}", path.display()));
         let file = std::fs::File::open(path).map_err(|why| error(why.to_string()))?;
         let file = std::io::Read::take(file, LARGEST);
         let payload = serde_json::from_reader(std::io::BufReader::new(file));
-        Event::of(&payload.map_err(|why| error(why.to_string()))?, environment)
+        Event::parse(&payload.map_err(|why| error(why.to_string()))?, environment)
     }
 
-    /// Of what such a file says.
+    /// Reads the payload of an event, which is what such a file holds.
     ///
     /// # Errors
-    /// An event that lacks something or is not known here.
-    pub fn of(payload: &Value, environment: &Environment) -> Result<Self, Error> {
+    /// An event that lacks something, or of a kind that is not known here.
+    pub fn parse(payload: &Value, environment: &Environment) -> Result<Self, Error> {
         let name = environment.event_name.as_deref().ok_or_else(|| lacks("GITHUB_EVENT_NAME"))?;
         let event = Event {
             kind: EventKind::parse(name)?,
@@ -287,7 +285,7 @@ impl Event {
             head: String::new(),
             base_ref: None,
             base: None,
-            source: None,
+            head_branch: None,
             trigger: name.into(),
             run: environment.run.ok_or_else(|| lacks("GITHUB_RUN_ID"))?,
             is_fork: false,
@@ -322,12 +320,13 @@ impl Event {
     fn workflow_run(self, payload: Payload) -> Result<Self, Error> {
         let owner = payload.find("workflow_run.head_repository.owner.login");
         let branch = payload.find("workflow_run.head_branch");
-        let source = owner.zip(branch);
+        let head_branch = owner
+            .zip(branch)
+            .map(|(owner, branch)| HeadBranch { owner: owner.into(), branch: branch.into() });
         let head_repository = payload.find("workflow_run.head_repository.full_name");
         Ok(Event {
             head: payload.sha("workflow_run.head_sha")?,
-            source: source
-                .map(|(owner, branch)| Source { owner: owner.into(), branch: branch.into() }),
+            head_branch,
             trigger: payload.text("workflow_run.event")?.into(),
             run: Run {
                 id: payload.number("workflow_run.id")?,
@@ -340,10 +339,10 @@ impl Event {
 
     fn push(self, payload: Payload) -> Result<Self, Error> {
         let head = payload.sha("after")?;
-        if is_nothing(&head) {
+        if is_no_commit(&head) {
             return Err(Error::Invalid("event: the push deletes its branch".into()));
         }
-        let before = Some(payload.sha("before")?).filter(|sha| !is_nothing(sha));
+        let before = Some(payload.sha("before")?).filter(|sha| !is_no_commit(sha));
         let base_ref = Some(branch(payload.text("ref")?));
         Ok(Event { head, base_ref, base: before, ..self })
     }
@@ -375,7 +374,7 @@ fn lacks(what: &str) -> Error {
     Error::Invalid(format!("{what} is not set: `post` runs in a job of GitHub Actions"))
 }
 
-/// The repository of the environment, which the event's must be.
+/// The repository of the environment. If the event names one, too, both must be the same.
 fn repository(payload: &Value, environment: &Environment) -> Result<Repository, Error> {
     let said = Payload(payload).find("repository.full_name").map(Repository::parse).transpose()?;
     match (&environment.repository, said) {
@@ -388,8 +387,8 @@ fn repository(payload: &Value, environment: &Environment) -> Result<Repository, 
     }
 }
 
-/// What Git says where there is no commit.
-fn is_nothing(sha: &str) -> bool {
+/// Whether a SHA is all zeros, by which Git says that there is no commit.
+fn is_no_commit(sha: &str) -> bool {
     sha.bytes().all(|byte| byte == b'0')
 }
 
@@ -397,7 +396,7 @@ fn branch(name: &str) -> String {
     name.strip_prefix("refs/heads/").unwrap_or(name).into()
 }
 
-/// An event's text, by the dotted names of GitHub's documentation.
+/// An event's JSON, read by the dotted names of GitHub's documentation.
 #[derive(Clone, Copy)]
 struct Payload<'a>(&'a Value);
 

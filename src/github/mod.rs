@@ -1,10 +1,10 @@
 //! GitHub: the event that started a job, the pull request that it is about, and what is written there.
 //!
-//! It knows nothing of reports: texts and small values come in, and go out by GitHub's rules. What
-//! GitHub sends is bounded, what others wrote is no instruction, and the token goes to one server and
-//! into no text.
+//! It knows nothing of reports: it is given texts and small values, and sends them by GitHub's rules. What GitHub
+//! answers is bounded in size, what other people wrote there is never taken for an instruction, and the token is
+//! sent to one server only and is part of no message.
 //!
-//! [`GitHub`] is the whole of it for one job; its parts can be had one by one.
+//! [`GitHub`] does all of it for one job. The modules can be used one by one as well.
 
 pub mod annotations;
 mod client;
@@ -19,11 +19,11 @@ pub use annotations::Annotation;
 pub use client::{Client, Clock, SystemClock};
 pub use comment::{Comment, Mode, Published, Reason, Sticky};
 pub use error::Error;
-pub use event::{Environment, Event, EventKind, Repository, Run, Source, Token};
+pub use event::{Environment, Event, EventKind, HeadBranch, Repository, Run, Token};
 pub use pull::{Found, Pull};
 pub use status::{CheckRun, State, Status};
 
-/// One job's way to GitHub.
+/// GitHub as one job sees it: its event, and a client for its repository.
 #[derive(Debug)]
 pub struct GitHub {
     client: Client,
@@ -32,7 +32,7 @@ pub struct GitHub {
 }
 
 impl GitHub {
-    /// Of a job's environment.
+    /// Reads the job's event and makes a client.
     ///
     /// # Errors
     /// What the environment or the event lacks.
@@ -58,54 +58,52 @@ impl GitHub {
         &self.run_url
     }
 
-    /// The pull request that the event is about, as it is now. A `workflow_run` is about the one whose head
-    /// it measured, whoever started it: a run that somebody starts on a branch must not speak for its pull
-    /// request by another policy.
+    /// The pull request that the event is about, as it is now. A `workflow_run` is about the pull request whose
+    /// head it measured, no matter who started the run: otherwise somebody could start one by hand on the branch
+    /// of a pull request, and it would be judged by another policy and posted there.
     ///
     /// # Errors
-    /// [`Error::Ambiguous`], GitHub's refusal, or no way to it.
+    /// [`Error::Ambiguous`], a refusal by GitHub, or no answer.
     pub fn pull(&self) -> Result<Found, Error> {
-        let Event { head, source, trigger, .. } = &self.event;
+        let Event { head, head_branch, trigger, .. } = &self.event;
         if let Some(number) = self.event.pull {
             let pull = pull::get(&self.client, number)?;
-            return Ok(match pull.head == *head {
-                true => Found::Pull(pull),
-                false => Found::Moved(pull),
-            });
+            let is_current = pull.head == *head;
+            return Ok(if is_current { Found::Pull(pull) } else { Found::Moved(pull) });
         }
-        match source {
-            Some(source) if trigger != "merge_group" => pull::find(&self.client, source, head),
+        match head_branch {
+            Some(branch) if trigger != "merge_group" => pull::find(&self.client, branch, head),
             _ => Ok(Found::None),
         }
     }
 
-    /// The marker of a comment about this event's commit and run.
+    /// What a comment about this event's commit and run says of itself.
     #[must_use]
     pub fn sticky(&self, id: &str, hash: &str) -> Sticky {
         let Event { head, run, .. } = &self.event;
         Sticky { id: id.into(), run: *run, head: head.clone(), hash: hash.into() }
     }
 
-    /// [`comment::publish`].
+    /// Publishes a comment, see [`comment::publish`].
     ///
     /// # Errors
-    /// GitHub's refusal, or no way to it.
+    /// A refusal by GitHub, or no answer.
     pub fn comment(&self, pull: u64, comment: &Comment) -> Result<Published, Error> {
         comment::publish(&self.client, pull, comment)
     }
 
-    /// [`status::set`] on the event's commit.
+    /// Sets a status on the event's commit, see [`status::set`].
     ///
     /// # Errors
-    /// GitHub's refusal, or no way to it.
+    /// A refusal by GitHub, or no answer.
     pub fn status(&self, status: &Status) -> Result<(), Error> {
         status::set(&self.client, &self.event.head, status)
     }
 
-    /// [`status::check_run`] on the event's commit.
+    /// Makes a check run on the event's commit, see [`status::check_run`].
     ///
     /// # Errors
-    /// GitHub's refusal, or no way to it.
+    /// A refusal by GitHub, or no answer.
     pub fn check_run(&self, run: &CheckRun) -> Result<(), Error> {
         status::check_run(&self.client, &self.event.head, run)
     }

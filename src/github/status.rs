@@ -1,5 +1,5 @@
-//! What stands beside a commit: a status, which every token may set, or a check run, which only an
-//! app's may.
+//! The verdict on a commit: a status, which every token may set, or a check run, which only the token of an app
+//! may make.
 
 use super::error::prefix;
 use super::event::is_sha;
@@ -7,25 +7,25 @@ use super::{Client, Error};
 use crate::text;
 use serde_json::json;
 
-/// Bytes of a context: protection rules name it whole.
+/// The most bytes of a context. It is never cut, because protection rules name it whole.
 const CONTEXT: usize = 255;
-/// Characters of a description.
+/// The most characters of a description.
 const DESCRIPTION: usize = 140;
-/// Bytes of a check run's summary.
+/// The most bytes of a check run's summary.
 const SUMMARY: usize = 65_535;
-/// Bytes of a check run's title.
+/// The most bytes of a check run's title.
 const TITLE: usize = 255;
 
-/// What is said of a commit.
+/// The verdict on a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// It may be merged.
     Success,
-    /// It may not.
+    /// It may not be merged.
     Failure,
-    /// It could not be told.
+    /// The verdict could not be found.
     Error,
-    /// It is not known yet.
+    /// The verdict is not known yet.
     Pending,
 }
 
@@ -45,9 +45,9 @@ impl State {
 pub struct Status<'a> {
     /// Its name, which a branch's protection can require.
     pub context: &'a str,
-    /// What it says.
+    /// The verdict.
     pub state: State,
-    /// The same in words; cut at 140 characters.
+    /// The verdict in words, which are cut at 140 characters.
     pub description: &'a str,
     /// Where to read more.
     pub target_url: Option<&'a str>,
@@ -56,7 +56,7 @@ pub struct Status<'a> {
 /// Sets a commit status.
 ///
 /// # Errors
-/// GitHub's refusal, or no way to it; a name that is too long.
+/// A name that is too long, a refusal by GitHub, or no answer.
 pub fn set(client: &Client, sha: &str, status: &Status) -> Result<(), Error> {
     check(sha, status.context)?;
     let mut body = json!({
@@ -67,7 +67,7 @@ pub fn set(client: &Client, sha: &str, status: &Status) -> Result<(), Error> {
     if let Some(url) = status.target_url {
         body["target_url"] = url.into();
     }
-    // twice the same is once
+    // setting it twice does no harm, so it may be sent again
     client.send(&client.post(&["statuses", sha], "statuses: write", body))?;
     Ok(())
 }
@@ -77,21 +77,20 @@ pub fn set(client: &Client, sha: &str, status: &Status) -> Result<(), Error> {
 pub struct CheckRun<'a> {
     /// Its name, which a branch's protection can require.
     pub name: &'a str,
-    /// What it says; [`State::Pending`] is one that goes on.
+    /// The verdict. With [`State::Pending`] the check run is in progress.
     pub state: State,
     /// The verdict in a line.
     pub title: &'a str,
-    /// The report, as Markdown; cut at 65,535 bytes.
+    /// The report as Markdown, which is cut at 65,535 bytes.
     pub summary: &'a str,
     /// Where to read more.
     pub details_url: Option<&'a str>,
 }
 
-/// Makes a check run. One that is made twice, because the first answer was lost, says the same twice:
-/// GitHub shows the newest.
+/// Makes a check run. If the answer is lost it is made twice; both say the same, and GitHub shows the newer one.
 ///
 /// # Errors
-/// GitHub's refusal, or no way to it; a name that is too long.
+/// A name that is too long, a refusal by GitHub, or no answer.
 pub fn check_run(client: &Client, sha: &str, run: &CheckRun) -> Result<(), Error> {
     check(sha, run.name)?;
     let mut body = json!({
@@ -125,15 +124,14 @@ fn check(sha: &str, context: &str) -> Result<(), Error> {
     if !is_sha(sha) {
         return Err(Error::Invalid(format!("`{}` is no commit", text::name(sha))));
     }
-    match (1..=CONTEXT).contains(&context.len())
-        && context.chars().all(|c| c != '\n' && text::is_shown(c))
-    {
-        true => Ok(()),
-        false => Err(Error::Invalid(format!(
-            "a status's context has 1 to {CONTEXT} bytes on one line, this has {}",
-            context.len()
-        ))),
+    let is_line = context.chars().all(|c| c != '\n' && text::is_shown(c));
+    if is_line && (1..=CONTEXT).contains(&context.len()) {
+        return Ok(());
     }
+    Err(Error::Invalid(format!(
+        "a status's context has 1 to {CONTEXT} bytes on one line, this has {}",
+        context.len()
+    )))
 }
 
 fn characters(text: &str, most: usize) -> String {

@@ -1,4 +1,4 @@
-//! The step's summary, on the page of the run.
+//! The summary of a step, which GitHub shows on the page of the run.
 
 use super::error::prefix;
 use crate::text;
@@ -6,11 +6,11 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Bytes of a step's summary: over that GitHub shows none of it.
+/// The most bytes of a step's summary. GitHub shows nothing of a longer one.
 const MOST: u64 = 1024 << 10;
 const CUT: &str = "\n\n… cut: a step's summary has 1 MiB at most\n";
 
-/// Appends to the file that `GITHUB_STEP_SUMMARY` names, as far as GitHub shows it.
+/// Appends to the file that `GITHUB_STEP_SUMMARY` names, and cuts what GitHub would not show.
 ///
 /// # Errors
 /// A file that cannot be written.

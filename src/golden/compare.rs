@@ -1,44 +1,39 @@
-//! Golden × measurement → what changed: a pure function.
+//! Compares a measurement with its golden.
 
 use super::{condition_lines, rounded, subject_lines, Golden};
+use crate::results::replay::Generated;
 use crate::results::statistics::Statistic;
 use crate::results::Conditions;
 use std::fmt;
 
-// Rounding is chaotic: two exact runs that add in another order agree on a mean over 2,048
-// positions to 2–5 % (one standard deviation), on p90 to 2–6 %, on p99 to 5–9 %. Tolerances are
-// five of these deviations, so that another CPU does not churn goldens, and less than half of a
-// doubling, so that harm is seen.
+// Tolerances. Two exact runs that add in another order agree on a mean over 2,048 positions to 2–5 % (one standard
+// deviation), on p90 to 2–6 % and on p99 to 5–9 %. Tolerances are five of these deviations, so that another CPU does not
+// change goldens, and less than half of a doubling, so that harm is seen.
 
-/// Mean and median KLD, relative.
+/// For the mean and the median KLD, relative.
 const MEAN: f64 = 0.25;
-/// p90 and p95, relative: fewer positions speak for a quantile of the tail.
+/// For p90 and p95, relative. It is wider, because a quantile of the tail depends on fewer positions.
 const QUANTILE: f64 = 0.35;
-/// Top-1 agreement, in points: near-ties flip with any change of rounding.
+/// For the top-1 agreement, absolute. Near ties flip with any change of rounding.
 const TOP1: f64 = 0.04;
-/// RMS Δp, relative: a root of a mean over the same positions spreads half as much as the mean, but
-/// its squares are heavier in the tail.
+/// For RMS Δp, relative. The root of a mean varies half as much as the mean, but squares have a heavier tail.
 const RMS_DP: f64 = 0.25;
-/// Baseline perplexity, relative: no scheme touches it, only the order of sums does.
+/// For the baseline's perplexity, relative. No scheme changes it; only the order of sums does.
 const BASELINE_PPL: f64 = 0.005;
-/// Below this many nats f32 sums are what is measured: a lossless lane must not churn.
+/// Differences of the KLD below this many nats never count. They are rounding of f32 sums, and a lossless scheme's golden
+/// must not change because of them.
 const KLD_FLOOR: f64 = 1e-6;
-/// The same for RMS Δp.
+/// Differences of RMS Δp below this never count, for the same reason.
 const DP_FLOOR: f64 = 1e-4;
 
-/// How far a statistic may be from its golden, in either direction.
+/// How far a statistic may move from its golden, in either direction.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Tolerance {
-    /// A share of the golden's value, and at least the floor.
-    Relative {
-        /// The share.
-        share: f64,
-        /// Differences up to this never count.
-        floor: f64,
-    },
-    /// A difference.
+    /// It may move by a share of the golden's value, and by `floor` in any case.
+    Relative { share: f64, floor: f64 },
+    /// It may move by this difference.
     Absolute(f64),
-    /// For people: not compared.
+    /// It is shown to people and not compared.
     Shown,
 }
 
@@ -49,19 +44,19 @@ pub fn tolerance(statistic: Statistic) -> Tolerance {
     match statistic {
         MeanKld | MedianKld => relative(MEAN, KLD_FLOOR),
         P90Kld | P95Kld => relative(QUANTILE, KLD_FLOOR),
-        // a handful of positions: exact runs disagree on them
+        // these depend on a handful of positions, so exact runs disagree on them
         P99Kld | P999Kld | MaxKld => Tolerance::Shown,
         Top1Agreement => Tolerance::Absolute(TOP1),
         RmsDp => relative(RMS_DP, DP_FLOOR),
-        // signed sums in which a mild scheme's errors cancel to noise; what moves them on a harmful
-        // one moves the mean KLD, too
+        // signed errors of a mild scheme cancel in these, which leaves noise; what moves them under a harmful scheme
+        // moves the mean KLD as well
         Ppl | PplRatio => Tolerance::Shown,
         BaselinePpl => relative(BASELINE_PPL, 0.0),
     }
 }
 
 impl Tolerance {
-    /// Whether `new` is as near to `old` as it must be. Not a number is near nothing.
+    /// Whether `new` is as near to `old` as it must be. NaN is near nothing.
     pub fn holds(self, old: f64, new: f64) -> bool {
         let difference = (new - old).abs();
         match self {
@@ -83,14 +78,11 @@ impl fmt::Display for Tolerance {
     }
 }
 
-/// Something named that is another now. An empty side means that it is only on the other.
+/// A named text that differs. It is empty on a side that does not have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    /// What differs.
     pub what: &'static str,
-    /// The golden's.
     pub old: String,
-    /// Now.
     pub new: String,
 }
 
@@ -101,30 +93,27 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Hashes cut to what people compare.
+/// A text in which hashes are cut to the digits that people compare.
 fn shortened(value: &str) -> String {
     let is_hash = |word: &str| word.len() == 64 && word.bytes().all(|b| b.is_ascii_hexdigit());
     let word = |word| if is_hash(word) { format!("{}…", &word[..12]) } else { word.to_string() };
     value.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// A statistic, then and now.
+/// A statistic in the golden and now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// `tokens_scored` or the name of a [`Statistic`].
+    /// `tokens_scored`, the name of a [`Statistic`], or that of a number of a replay.
     pub name: &'static str,
-    /// The golden's value.
     pub old: f64,
-    /// Now.
     pub new: f64,
-    /// Both as goldens write them.
+    /// Both values as goldens write them.
     pub text: [String; 2],
-    /// How far it may move.
     pub tolerance: Tolerance,
 }
 
 impl Row {
-    /// Whether the tolerance holds.
+    /// Whether the value is within its tolerance.
     pub fn holds(&self) -> bool {
         self.tolerance.holds(self.old, self.new)
     }
@@ -135,18 +124,18 @@ impl Row {
 pub enum Comparison {
     /// There is no golden yet.
     Missing,
-    /// The golden was made under other conditions: its values say nothing about these.
+    /// The golden was made under other conditions, so its values say nothing about the new ones.
     Stale(Vec<Difference>),
-    /// Something must be looked at and accepted.
+    /// A person must look at something and accept it.
     Changed {
-        /// The effective scheme, when it is another.
+        /// The effective scheme, if it is another one.
         effective: Option<Difference>,
-        /// What else was measured than then.
+        /// How the subject differs.
         subject: Vec<Difference>,
-        /// All statistics, those within their tolerance too.
+        /// All statistics, including those within their tolerances.
         rows: Vec<Row>,
     },
-    /// Same subject, same conditions, same values within their tolerances: these.
+    /// Subject and conditions are the same, and these values are within their tolerances.
     Matches(Vec<Row>),
 }
 
@@ -157,7 +146,26 @@ impl Comparison {
     }
 }
 
-/// Compares in both directions: an improvement beyond its tolerance is a change, too.
+/// A measured scheme beside its golden: what is judged, and what is offered for review.
+#[derive(Debug, Clone)]
+pub struct Compared<'m> {
+    /// The golden that the measurement would be accepted as.
+    pub new: Golden,
+    pub comparison: Comparison,
+    /// The baseline's text that the scheme was replayed on, if the policy names prompts.
+    pub generated: Option<&'m Generated>,
+    /// Whether that text is the accepted one. True where there is no text.
+    pub is_text_accepted: bool,
+}
+
+impl Compared<'_> {
+    /// Whether there is nothing to accept, neither a golden nor a text.
+    pub fn is_pass(&self) -> bool {
+        self.comparison.matches() && self.is_text_accepted
+    }
+}
+
+/// Compares a measurement with its golden. An improvement beyond its tolerance is a change as well.
 pub fn compare(golden: Option<&Golden>, new: &Golden) -> Comparison {
     let Some(old) = golden else {
         return Comparison::Missing;
@@ -184,11 +192,12 @@ pub fn compare(golden: Option<&Golden>, new: &Golden) -> Comparison {
     }
 }
 
-/// What makes a golden that was made under `old` stale for a measurement under `new`.
+/// How conditions differ. A golden that was made under `old` is stale for a measurement under `new` if they differ at all.
 pub fn conditions_differ(old: &Conditions, new: &Conditions) -> Vec<Difference> {
     differences(&condition_lines(old), &condition_lines(new))
 }
 
+/// The rows of all numbers that both have.
 fn rows(old: &Golden, new: &Golden) -> Vec<Row> {
     let tokens = [old.tokens_scored, new.tokens_scored];
     let mut rows = vec![Row {
@@ -200,7 +209,7 @@ fn rows(old: &Golden, new: &Golden) -> Vec<Row> {
     }];
     for (statistic, (&old, &new)) in Statistic::ALL.iter().zip(old.values.iter().zip(&new.values)) {
         if old.is_nan() && new.is_nan() {
-            continue; // neither measurement says it
+            continue; // the engine does not report it
         }
         let text = [old, new].map(|value| rounded(*statistic, value));
         let tolerance = tolerance(*statistic);
@@ -212,7 +221,7 @@ fn rows(old: &Golden, new: &Golden) -> Vec<Row> {
     rows
 }
 
-/// Name by name, in the order of the lines; names may repeat.
+/// Compares lines by their names, which may repeat. Differences stand in the order of the lines.
 fn differences(old: &[(&'static str, String)], new: &[(&'static str, String)]) -> Vec<Difference> {
     let values = |lines: &[(&str, String)], name| -> Vec<String> {
         lines.iter().filter(|(n, _)| *n == name).map(|(_, value)| value.clone()).collect()

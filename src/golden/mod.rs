@@ -1,4 +1,4 @@
-//! Goldens: the accepted statistics of a case, as insta snapshots.
+//! Goldens: the accepted statistics of a cell, as insta snapshots. A golden detects change; a limit judges harm.
 //!
 //! ```text
 //! effective       q4_0·H256/q4_0·H64
@@ -13,99 +13,91 @@
 //!   …
 //! ```
 //!
-//! Provenance is part of the content, so that a review shows it in the diff. Limits, timing and
-//! paths are not in it: a golden detects change, a limit judges harm.
+//! Provenance is part of the content, so that a review shows it in the diff. Limits, timings and paths are not in it.
 
 mod compare;
+mod lines;
 mod replay;
 pub mod review;
 pub(crate) mod text;
+mod verdict;
 
-pub use compare::{compare, conditions_differ, tolerance, Comparison, Difference, Row, Tolerance};
+pub use compare::{
+    compare, conditions_differ, tolerance, Compared, Comparison, Difference, Row, Tolerance,
+};
 pub use replay::GoldenReplay;
-pub use review::{check, note_not_run, prepare_insta, verdict_of, GoldenVerdict};
+pub use review::{prepare_insta, Review};
 pub(crate) use text::{parse as parse_text, text_stem};
 pub use text::{read_text, text_path};
+pub use verdict::GoldenVerdict;
+
+use lines::Lines;
 
 use crate::results::measured_by::MeasuredBy;
 use crate::results::statistics::Statistic;
 use crate::results::{Conditions, CorpusFile, Measurement, Outcome, SchemeResult, Subject};
+use crate::text::numbers::significant;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// The folder of goldens, under the policy's.
+/// The folder of goldens in the policy's folder.
 pub const FOLDER: &str = "goldens";
 
-/// The header of a `.snap` file. insta would name its assertion's source file here: a path of one
-/// machine, so goldens name the tool instead.
+/// The header of a `.snap` file. insta would name the source file of its assertion here, which is a path of one machine, so
+/// goldens name the tool instead.
 const HEADER: &str = "---\nsource: kvgate\n---\n";
 
-/// What a golden holds.
+/// The content of a golden.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Golden {
     /// The scheme that really ran.
     pub effective: String,
-    /// Scored positions.
     pub tokens_scored: u64,
-    /// The statistics, in the order of [`Statistic::ALL`]; NaN where the engine does not say one.
+    /// The statistics in the order of [`Statistic::ALL`]. NaN stands for a statistic that another engine does not report.
     pub values: [f64; Statistic::ALL.len()],
-    /// What the scheme makes of the baseline's text.
+    /// How the scheme does on the baseline's text, if the policy names prompts.
     pub replay: Option<GoldenReplay>,
-    /// What was measured.
     pub subject: Subject,
-    /// How it was measured.
     pub conditions: Conditions,
 }
 
 /// Why a golden could not be read or made.
 #[derive(Debug, thiserror::Error)]
 pub enum GoldenError {
-    /// The content is not what kvgate writes.
+    /// The file's content is not what kvgate writes.
     #[error(
         "{path}:{line}: {problem}; take the file from version control again, or accept it anew"
     )]
     Parse {
-        /// The file.
         path: String,
-        /// Its line, counted from 1.
+        /// Counted from 1.
         line: usize,
-        /// What is wrong there.
         problem: String,
     },
-    /// The file is there and cannot be read.
+    /// The file exists but cannot be read.
     #[error("{path}: {source}")]
-    Read {
-        /// The file.
-        path: String,
-        /// The reason.
-        source: std::io::Error,
-    },
-    /// There are no numbers to compare or to accept.
+    Read { path: String, source: std::io::Error },
+    /// The scheme was not measured, so there are no numbers to compare or to accept.
     #[error("not measured: {0}")]
     NotMeasured(String),
-    /// A number that no golden may hold.
+    /// A number is not finite. No golden may hold it.
     #[error("{statistic} is {value}: the measurement cannot be trusted")]
-    NotFinite {
-        /// Which statistic.
-        statistic: &'static str,
-        /// Its value.
-        value: f64,
-    },
+    NotFinite { statistic: &'static str, value: f64 },
 }
 
-/// The golden's file under the policy's folder, of what kvgate's engine measured.
+/// The file of a golden of kvgate's own measurements. `root` is the policy's folder.
 pub fn path(root: &Path, stem: &str) -> PathBuf {
     path_by(root, MeasuredBy::Kvgate, stem)
 }
 
-/// The same of what another engine measured: `goldens/llama.cpp/…`. Numbers of different engines are never
+/// The file of a golden of an engine's measurements, such as `goldens/llama.cpp/…`. Numbers of different engines are never
 /// compared.
 pub fn path_by(root: &Path, engine: MeasuredBy, stem: &str) -> PathBuf {
     folder(root, engine).join(format!("{stem}.snap"))
 }
 
-/// Where an engine's goldens lie.
+/// The folder of an engine's goldens.
 fn folder(root: &Path, engine: MeasuredBy) -> PathBuf {
     let goldens = root.join(FOLDER);
     match engine.folder() {
@@ -114,13 +106,22 @@ fn folder(root: &Path, engine: MeasuredBy) -> PathBuf {
     }
 }
 
-/// Who made what a golden is compared with, or made of.
+/// Reads the text of a golden's file. `Ok(None)` means that there is no such file.
+pub(crate) fn read_file(path: &Path) -> Result<Option<String>, GoldenError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(GoldenError::Read { path: path.display().to_string(), source }),
+    }
+}
+
+/// The engine that a measurement names, in whose folder its golden lies.
 pub(crate) fn engine(measurement: &Measurement) -> MeasuredBy {
     MeasuredBy::of(&measurement.conditions.engine)
 }
 
 impl Golden {
-    /// The golden that a measurement would be accepted as, its values not rounded yet.
+    /// The golden that a measurement would be accepted as. Its values are not rounded yet.
     pub fn of(measurement: &Measurement, scheme: &SchemeResult) -> Result<Self, GoldenError> {
         let statistics = match &scheme.outcome {
             Outcome::Measured { statistics, .. } => statistics,
@@ -150,18 +151,15 @@ impl Golden {
         })
     }
 
-    /// The accepted golden, or none yet.
+    /// Reads an accepted golden. There may be none yet.
     pub fn read(path: &Path) -> Result<Option<Self>, GoldenError> {
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, &path.display().to_string()).map(Some),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(GoldenError::Read { path: path.display().to_string(), source }),
-        }
+        let text = read_file(path)?;
+        text.map(|text| Self::parse(&text, &path.display().to_string())).transpose()
     }
 
-    /// Reads the text of a snapshot file; `path` is for messages.
+    /// Parses the text of a snapshot file. `path` is for messages.
     pub fn parse(text: &str, path: &str) -> Result<Self, GoldenError> {
-        let mut lines = Lines { lines: text.lines().enumerate(), path, at: 0 };
+        let mut lines = Lines::of(text, path);
         lines.header()?;
         let effective = lines.field("effective")?;
         let tokens_scored = lines.number("tokens_scored")?;
@@ -190,27 +188,27 @@ impl Golden {
         }
     }
 
-    /// The accepted values by statistic, rounded as they are in the file.
+    /// The accepted values by statistic, without those that the engine does not report.
     pub fn statistics(&self) -> BTreeMap<Statistic, f64> {
         let known = |(_, value): &(Statistic, f64)| !value.is_nan();
         Statistic::ALL.into_iter().zip(self.values).filter(known).collect()
     }
 
-    /// SHA-256 of the baseline's text that it was made on, where there are prompts.
+    /// SHA-256 of the baseline's text that the golden was made on, if there are prompts.
     pub(crate) fn text_sha256(&self) -> Option<&str> {
         self.replay.as_ref().map(|replay| replay.text.as_str())
     }
 
-    /// The whole file, as insta would write it.
+    /// The text of the whole file, as insta would write it.
     pub(crate) fn snapshot(&self) -> String {
         format!("{HEADER}{self}")
     }
 }
 
-/// The divergence before this one that is larger and cannot be: a lower quantile, or the mean where this is the
-/// largest. Both have four digits, and may have been computed by two ways.
+/// A divergence among those before this one that must not be larger, but is: a lower quantile, or the mean if this is the
+/// largest divergence. Both have four digits and may have been computed in two ways, so small differences do not count.
 fn above(before: &[f64], value: f64, statistic: Statistic) -> Option<Statistic> {
-    // in the order of their lines; what an engine does not say is larger than nothing
+    // these are the first lines; a statistic that the engine does not report is NaN, which is never larger
     let divergences = &Statistic::ALL[..7];
     let is_over = |a: f64| a > value + 1.1e-3 * a.abs().max(value.abs());
     let may =
@@ -220,7 +218,7 @@ fn above(before: &[f64], value: f64, statistic: Statistic) -> Option<Statistic> 
     earlier.find(|(_, a)| is_divergence && is_over(**a)).map(|(earlier, _)| *earlier)
 }
 
-/// Subject as lines of name and value.
+/// The subject as lines of a name and a value.
 fn subject_lines(subject: &Subject) -> Vec<(&'static str, String)> {
     let mut lines = vec![("weights", subject.weights_sha256.clone())];
     lines.extend(subject.tokenizer_sha256.clone().map(|sha256| ("tokenizer", sha256)));
@@ -228,7 +226,7 @@ fn subject_lines(subject: &Subject) -> Vec<(&'static str, String)> {
     lines
 }
 
-/// Conditions as lines of name and value.
+/// The conditions as lines of a name and a value.
 fn condition_lines(conditions: &Conditions) -> Vec<(&'static str, String)> {
     let file = |f: &CorpusFile| ("corpus", format!("{} {}", f.category, f.sha256));
     let mut lines: Vec<_> = conditions.corpus.iter().map(file).collect();
@@ -246,31 +244,20 @@ fn condition_lines(conditions: &Conditions) -> Vec<(&'static str, String)> {
     lines
 }
 
-/// What stands for the value of a statistic that the engine does not say.
+/// Stands for the value of a statistic that the engine does not report.
 const UNKNOWN: &str = "unknown";
 
-/// A value as goldens hold it: four significant digits; four decimals where values are near 1.
+/// A value as goldens hold it: with four significant digits, or with four decimals for statistics near 1.
 fn rounded(statistic: Statistic, value: f64) -> String {
     match statistic {
         _ if value.is_nan() => UNKNOWN.into(),
         Statistic::Top1Agreement | Statistic::PplRatio => format!("{value:.4}"),
-        _ => significant(value),
+        _ => significant(value, SIGNIFICANT_DIGITS),
     }
 }
 
-/// Four significant digits, without an exponent as long as the number stays readable.
-pub(crate) fn significant(value: f64) -> String {
-    if value == 0.0 || !value.is_finite() {
-        return value.to_string();
-    }
-    let exponential = format!("{value:.3e}");
-    let exponent: i32 = exponential.split_once('e').and_then(|(_, e)| e.parse().ok()).unwrap_or(0);
-    match exponent {
-        -4..=3 => format!("{value:.*}", (3 - exponent) as usize),
-        4..=8 => format!("{value:.0}"),
-        _ => exponential,
-    }
-}
+/// Significant digits of a value in a golden.
+pub(crate) const SIGNIFICANT_DIGITS: u8 = 4;
 
 impl fmt::Display for Golden {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -293,131 +280,6 @@ impl fmt::Display for Golden {
             }
         }
         Ok(())
-    }
-}
-
-/// The lines of a golden that say something, read in their fixed order.
-struct Lines<'a> {
-    lines: std::iter::Enumerate<std::str::Lines<'a>>,
-    path: &'a str,
-    at: usize,
-}
-
-impl<'a> Lines<'a> {
-    fn error(&self, problem: impl Into<String>) -> GoldenError {
-        GoldenError::Parse { path: self.path.into(), line: self.at, problem: problem.into() }
-    }
-
-    fn next(&mut self) -> Option<&'a str> {
-        let (i, line) = self.lines.find(|(_, line)| !line.trim().is_empty())?;
-        self.at = i + 1;
-        Some(line.trim())
-    }
-
-    fn expect(&mut self, what: &str) -> Result<&'a str, GoldenError> {
-        let Some(line) = self.next() else {
-            self.at += 1;
-            return Err(self.error(format!("the file ends where `{what}` must stand")));
-        };
-        if ["<<<<<<<", "=======", ">>>>>>>", "|||||||"].iter().any(|m| line.starts_with(m)) {
-            return Err(self.error("a merge left its markers here"));
-        }
-        Ok(line)
-    }
-
-    /// Skips insta's header, whatever fields it has.
-    fn header(&mut self) -> Result<(), GoldenError> {
-        if self.expect("---")? != "---" {
-            return Err(self.error("a snapshot starts with `---`"));
-        }
-        while self.expect("---")? != "---" {}
-        Ok(())
-    }
-
-    fn title(&mut self, title: &str) -> Result<(), GoldenError> {
-        match self.expect(title)? {
-            line if line == title => Ok(()),
-            line => Err(self.error(format!("expected `{title}`, found `{line}`"))),
-        }
-    }
-
-    /// The value of the next line, which must be named so.
-    fn field(&mut self, name: &str) -> Result<String, GoldenError> {
-        let line = self.expect(name)?;
-        match line.split_once(char::is_whitespace) {
-            Some((found, value)) if found == name => Ok(value.trim().into()),
-            _ => Err(self.error(format!("expected `{name}` and a value, found `{line}`"))),
-        }
-    }
-
-    fn number<T: std::str::FromStr>(&mut self, name: &str) -> Result<T, GoldenError> {
-        let value = self.field(name)?;
-        value.parse().map_err(|_| self.error(format!("`{name}` must be a number, not `{value}`")))
-    }
-
-    /// A statistic's value; NaN for what builds of llama.cpp do not say.
-    fn statistic(&mut self, statistic: Statistic) -> Result<f64, GoldenError> {
-        let name = statistic.name();
-        if self.is_next(name) && matches!(statistic, Statistic::P90Kld | Statistic::P95Kld) {
-            let mut ahead = self.lines.clone();
-            let line = ahead.find(|(_, line)| !line.trim().is_empty());
-            if line.is_some_and(|(_, line)| line.trim_end().ends_with(UNKNOWN)) {
-                self.field(name)?;
-                return Ok(f64::NAN);
-            }
-        }
-        match self.number(name)? {
-            value if f64::is_finite(value) => Ok(value),
-            _ => Err(self.error(format!("`{name}` must be a number"))),
-        }
-    }
-
-    /// Whether the next line is named so; it stays the next line.
-    fn is_next(&self, name: &str) -> bool {
-        let mut ahead = self.lines.clone().map(|(_, line)| line.trim()).filter(|l| !l.is_empty());
-        ahead.next().is_some_and(|line| line.split_whitespace().next() == Some(name))
-    }
-
-    fn subject(&mut self) -> Result<Subject, GoldenError> {
-        self.title("subject")?;
-        let weights_sha256 = self.field("weights")?;
-        let tokenizer_sha256 =
-            self.is_next("tokenizer").then(|| self.field("tokenizer")).transpose()?;
-        Ok(Subject { weights_sha256, tokenizer_sha256, architecture: self.field("architecture")? })
-    }
-
-    fn conditions(&mut self) -> Result<Conditions, GoldenError> {
-        self.title("conditions")?;
-        let mut corpus = Vec::new();
-        while self.is_next("corpus") {
-            let value = self.field("corpus")?;
-            let Some((category, sha256)) = value.rsplit_once(' ') else {
-                return Err(self.error("`corpus` must have a name and a SHA-256"));
-            };
-            corpus.push(CorpusFile { category: category.into(), sha256: sha256.into() });
-        }
-        let mut conditions = Conditions {
-            corpus,
-            context: self.number("context")?,
-            chunks: self.number("chunks")?,
-            baseline: self.field("baseline")?,
-            engine: self.field("engine")?,
-            device: self.field("device")?,
-            weights: self.field("weights")?,
-            reading: Vec::new(),
-            prompts: None,
-            needs: Vec::new(),
-        };
-        while self.is_next("reading") {
-            conditions.reading.push(self.field("reading")?);
-        }
-        if self.is_next("prompts") {
-            conditions.prompts = Some(self.field("prompts")?);
-        }
-        while self.is_next("needs") {
-            conditions.needs.push(self.field("needs")?);
-        }
-        Ok(conditions)
     }
 }
 
@@ -498,7 +360,7 @@ conditions
             (1234567.0, "1234567"),
             (-0.01234, "-0.01234"),
         ] {
-            assert_eq!(significant(value), text);
+            assert_eq!(significant(value, SIGNIFICANT_DIGITS), text);
         }
     }
 

@@ -1,4 +1,4 @@
-//! What a golden says of a scheme on the baseline's text.
+//! The part of a golden about the baseline's text: what the scheme makes of it.
 //!
 //! ```text
 //! text            3959e6…
@@ -17,12 +17,13 @@
 //! ```
 
 use super::text::quoted;
-use super::{significant, GoldenError, Lines, Row, Tolerance};
+use super::{GoldenError, Lines, Row, Tolerance, SIGNIFICANT_DIGITS};
 use crate::results::replay::Replay;
+use crate::text::numbers::significant;
 use std::collections::BTreeSet;
 use std::fmt;
 
-/// The numbers, in the order of their lines.
+/// The names of the numbers, in the order of their lines.
 const NAMES: [&str; 9] = [
     "generated",
     "decided",
@@ -35,24 +36,25 @@ const NAMES: [&str; 9] = [
     "exact_prompts",
 ];
 
-/// What is lost by writing a rate in four digits, as a share of it.
+/// The largest error that writing a rate with four digits makes, as a share of the rate.
 const DIGITS: f64 = 6e-4;
 
-/// Mean KLD on fewer and less alike positions than a corpus has, relative.
+/// Tolerance of the mean KLD, relative. It is wider than on a corpus, because there are fewer and more varied positions.
 const KLD: f64 = 0.35;
 
-/// What is kept of a replay.
+/// The part of a replay that a golden holds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GoldenReplay {
     /// SHA-256 of the baseline's text.
     pub(super) text: String,
-    /// As [`NAMES`] has them.
+    /// The numbers in the order of [`NAMES`].
     values: [f64; NAMES.len()],
-    /// Prompt, and the position of its first flip.
+    /// The prompts, each with the position of its first flip.
     first_flips: Vec<(String, Option<usize>)>,
     texts: Vec<Texts>,
 }
 
+/// How the baseline's text and the scheme's own go on from the first flip of a prompt.
 #[derive(Debug, Clone, PartialEq)]
 struct Texts {
     prompt: String,
@@ -87,7 +89,7 @@ impl GoldenReplay {
         }
     }
 
-    /// What no replay can have given, of one that has not been rounded yet: what its golden would be refused for.
+    /// How a replay contradicts itself, in itself or in the golden that it would become.
     pub(crate) fn contradiction_of(replay: &Replay) -> Option<String> {
         let of_prompts = replay.contradiction();
         of_prompts.or_else(|| GoldenReplay::of(replay).contradiction())
@@ -97,9 +99,9 @@ impl GoldenReplay {
         self.values.iter().all(|value| value.is_finite())
     }
 
-    /// What no replay can have given: counts that do not add up, positions behind the text's end.
+    /// How the numbers contradict each other: counts that do not add up, or positions behind the text's end.
     ///
-    /// Rates have four digits, so what follows from them is known to that.
+    /// Rates have four digits, so what follows from them is compared with that precision.
     fn contradiction(&self) -> Option<String> {
         let [generated, decided, charged_k, charged_v, _, flips, hard, ..] = self.values;
         let count = |rate: f64| rate * decided / 1e3;
@@ -117,27 +119,29 @@ impl GoldenReplay {
             (hard > flips * (1.0 + DIGITS), "more flips are hard than there are"),
             (count(flips) > decided + 0.5, "there are more flips than positions"),
         ];
-        first(wrong).or_else(|| self.wrong_first_flips(count(flips))).or_else(|| self.wrong_texts())
+        first_true(wrong)
+            .or_else(|| self.wrong_first_flips(count(flips)))
+            .or_else(|| self.wrong_texts())
     }
 
     /// How the list of first flips contradicts the numbers.
     fn wrong_first_flips(&self, flips: f64) -> Option<String> {
         let [generated, decided, .., hazard, exact_prompts] = self.values;
         let names: BTreeSet<&str> = self.first_flips.iter().map(|(name, _)| &name[..]).collect();
-        let parted: Vec<f64> =
+        let diverged: Vec<f64> =
             self.first_flips.iter().filter_map(|(_, at)| Some((*at)? as f64)).collect();
-        let [all, count] = [self.first_flips.len(), parted.len()].map(|n| n as f64);
+        let [all, count] = [self.first_flips.len(), diverged.len()].map(|n| n as f64);
         let exact = all - count;
-        // without prompts it is no number, and agrees with nothing
+        // without prompts the share is NaN, which agrees with nothing
         let is_share = (exact / all - exact_prompts).abs() < 1e-3;
         // positions up to the first flips, and at least one of each text without one
-        let least = parted.iter().map(|at| at + 1.0).sum::<f64>() + exact;
+        let least = diverged.iter().map(|at| at + 1.0).sum::<f64>() + exact;
         let exposure = if count > 0.0 { 1e3 * count / hazard } else { generated };
         let slack = DIGITS * exposure + 1e-6;
         let follows = exposure.is_finite()
             && (least - slack..=generated + slack).contains(&exposure)
             && (count > 0.0 || hazard == 0.0);
-        first([
+        first_true([
             (!is_share, "`exact_prompts` is not the share of prompts without a first flip"),
             (names.len() < self.first_flips.len(), "a prompt has two first flips"),
             (least > generated, "first flips stand behind the end of the text"),
@@ -147,14 +151,14 @@ impl GoldenReplay {
                 "more prompts part than there are flips and positions at which none are counted",
             ),
             (
-                // none comes before the first one of its text
+                // no flip of a text comes before its first one
                 flips > generated - exposure + count + slack + 0.5,
                 "there are flips before the first flips",
             ),
         ])
     }
 
-    /// Texts that do not begin where their prompts part.
+    /// Texts that do not begin at the first flip of their prompt.
     fn wrong_texts(&self) -> Option<String> {
         let is_one = |text: &&Texts| {
             self.first_flips.iter().any(|(name, at)| *name == text.prompt && *at == Some(text.at))
@@ -166,11 +170,12 @@ impl GoldenReplay {
         ))
     }
 
-    /// Number by number. Flips are counted: three standard deviations of a count, and one.
+    /// Compares the numbers with those of a new replay. Flips are counts, so they may move by three standard deviations of a
+    /// count and one flip more.
     pub(super) fn rows(&self, new: &GoldenReplay) -> Vec<Row> {
         let per_1k = 1e3 / self.values[1].max(1.0);
         let counted = |rate: f64| {
-            // the golden's rate has four digits: a difference that is allowed must not fail by their rounding
+            // the golden's rate is rounded to four digits, which must not make an allowed difference fail
             let flips = (rate / per_1k).round();
             Tolerance::Absolute(per_1k * (3.0 * flips.sqrt() + 1.0) + DIGITS * rate)
         };
@@ -179,7 +184,7 @@ impl GoldenReplay {
             2 | 3 => Tolerance::Absolute(1e-3),
             4 => Tolerance::Relative { share: KLD, floor: 1e-6 },
             5 | 6 => counted(self.values[i]),
-            // they go with the flips
+            // these follow from the flips
             _ => Tolerance::Shown,
         };
         let row = |i: usize| Row {
@@ -189,13 +194,13 @@ impl GoldenReplay {
             text: [self, new].map(|replay| shown(i, replay.values[i])),
             tolerance: tolerance(i),
         };
-        (0..NAMES.len()).map(row).chain([self.moved(new)]).collect()
+        (0..NAMES.len()).map(row).chain([self.moved_first_flips(new)]).collect()
     }
 
-    /// Prompts whose text parts elsewhere now. Rounding moves the first flips of a few: with noise of 2e-7 on the
-    /// embeddings 3 of 24 at most, of five schemes on two models. A sixth is reckoned with, and as a count: three
-    /// standard deviations, and one.
-    fn moved(&self, new: &GoldenReplay) -> Row {
+    /// Compares the first flips. Rounding alone moves some: noise of 2e-7 on the embeddings moved 3 of 24 at most, under five
+    /// schemes on two models. So a sixth of them is expected to move, and as that is a count, three standard deviations and
+    /// one are allowed on top.
+    fn moved_first_flips(&self, new: &GoldenReplay) -> Row {
         let prompts = self.first_flips.len();
         let moved = self.first_flips.iter().filter(|own| !new.first_flips.contains(own)).count();
         let expected = prompts as f64 / 6.0;
@@ -209,7 +214,7 @@ impl GoldenReplay {
         }
     }
 
-    /// Reads what [`fmt::Display`] writes, if it comes next.
+    /// Parses what [`fmt::Display`] writes, if it comes next.
     pub(super) fn parse(lines: &mut Lines) -> Result<Option<Self>, GoldenError> {
         if !lines.is_next("text") {
             return Ok(None);
@@ -225,14 +230,14 @@ impl GoldenReplay {
         lines.title("first_flips")?;
         let mut first_flips = Vec::new();
         while !["texts", "subject"].iter().any(|title| lines.is_title(title)) {
-            let (prompt, at) = lines.pair()?;
+            let (prompt, at) = lines.prompt_and_position()?;
             first_flips.push((prompt, at));
         }
         let mut texts = Vec::new();
         if lines.is_title("texts") {
             lines.title("texts")?;
             while !lines.is_title("subject") {
-                let (prompt, at) = lines.pair()?;
+                let (prompt, at) = lines.prompt_and_position()?;
                 let at = at.ok_or_else(|| lines.error("a text begins at a position"))?;
                 let (baseline, scheme) = (lines.text("baseline")?, lines.text("scheme")?);
                 texts.push(Texts { prompt, at, baseline, scheme });
@@ -246,29 +251,23 @@ impl GoldenReplay {
     }
 }
 
-/// The first of some statements that is so.
-fn first<const N: usize>(statements: [(bool, &str); N]) -> Option<String> {
+/// The first of some statements that is true.
+fn first_true<const N: usize>(statements: [(bool, &str); N]) -> Option<String> {
     statements.into_iter().find(|(is_so, _)| *is_so).map(|(_, what)| what.into())
 }
 
-/// A number as goldens hold it: counts, shares, others.
+/// A number as goldens write it. Counts have no decimals, and shares have four.
 fn shown(index: usize, value: f64) -> String {
     match index {
         0 | 1 => format!("{value:.0}"),
         2 | 3 => format!("{value:.4}"),
-        _ => significant(value),
+        _ => significant(value, SIGNIFICANT_DIGITS),
     }
 }
 
 impl Lines<'_> {
-    /// Whether the next line is this title.
-    fn is_title(&self, title: &str) -> bool {
-        let mut ahead = self.lines.clone().map(|(_, line)| line.trim_end());
-        ahead.find(|line| !line.is_empty()) == Some(title)
-    }
-
-    /// A prompt and a position, or `none`.
-    fn pair(&mut self) -> Result<(String, Option<usize>), GoldenError> {
+    /// A prompt, and a position or `none`.
+    fn prompt_and_position(&mut self) -> Result<(String, Option<usize>), GoldenError> {
         let line = self.expect("first_flips")?;
         let wrong = || self.error(format!("expected a prompt and a position, found `{line}`"));
         let (prompt, at) = line.split_once(char::is_whitespace).ok_or_else(wrong)?;

@@ -1,5 +1,5 @@
-//! The baseline's text as a golden of its own, one a model: what every scheme is fed, and what a person
-//! reads when the model changes.
+//! The baseline's text as a golden of its own. There is one for each model with prompts. Every scheme is fed this text, and
+//! people read it when the model changes.
 //!
 //! ```text
 //! weights         a5fd3b62…
@@ -15,37 +15,35 @@
 //! near_ties       3 17
 //! ```
 
-use super::{GoldenError, Lines, HEADER};
+use super::lines::Lines;
+use super::{GoldenError, HEADER};
 use crate::hash;
 use crate::results::replay::{Continuation, Generated, NO_TEMPLATE, UNKNOWN_TEMPLATE};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Where a model's is, under the policy's folder. Goldens of cases have `__` in their names.
+/// The file of a model's text. `root` is the policy's folder. It cannot be the file of a cell, whose name has `__` in it.
 pub fn text_path(root: &Path, model: &str) -> PathBuf {
     super::path(root, &text_stem(model))
 }
 
-/// Stem of the file.
+/// The stem of the file's name.
 pub(crate) fn text_stem(model: &str) -> String {
     format!("{model}.text")
 }
 
-/// The accepted text of a model, or none yet.
+/// Reads the accepted text of a model. There may be none yet.
 ///
 /// # Errors
-/// A file that cannot be read, or is not what kvgate writes.
+/// The file cannot be read, or it is not what kvgate writes.
 pub fn read_text(root: &Path, model: &str) -> Result<Option<Generated>, GoldenError> {
     let path = text_path(root, model);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => parse(&text, &path.display().to_string()).map(Some),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(GoldenError::Read { path: path.display().to_string(), source }),
-    }
+    let text = super::read_file(&path)?;
+    text.map(|text| parse(&text, &path.display().to_string())).transpose()
 }
 
-/// The whole file.
+/// The text of the whole file.
 pub(crate) fn snapshot(generated: &Generated) -> String {
     format!("{HEADER}{}", Shown(generated))
 }
@@ -78,12 +76,12 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Text on one line, as JSON has it.
+/// A text on one line, quoted as in JSON.
 pub(super) fn quoted(text: &str) -> String {
     serde_json::to_string(text).expect("text is JSON")
 }
 
-/// Numbers with blanks between them; a dash for none.
+/// Numbers with blanks between them, or a dash if there are none.
 fn numbers<N: ToString>(numbers: &[N]) -> String {
     match numbers {
         [] => "-".into(),
@@ -91,19 +89,19 @@ fn numbers<N: ToString>(numbers: &[N]) -> String {
     }
 }
 
-/// The text that a file's content says.
+/// Parses a file's content. `path` is for messages.
 ///
 /// # Errors
-/// What is not what kvgate writes.
+/// The content is not what kvgate writes.
 pub(crate) fn parse(text: &str, path: &str) -> Result<Generated, GoldenError> {
-    let mut lines = Lines { lines: text.lines().enumerate(), path, at: 0 };
+    let mut lines = Lines::of(text, path);
     lines.header()?;
     let mut generated = Generated {
         weights_sha256: lines.sha256("weights")?,
         prompts_sha256: lines.sha256("prompts")?,
         template_sha256: match lines.field("template")? {
             word if [NO_TEMPLATE, UNKNOWN_TEMPLATE].contains(&word.as_str()) => word,
-            hash => lines.is_sha256("template", hash)?,
+            hash => lines.checked_sha256("template", hash)?,
         },
         thinking: match &lines.field("thinking")?[..] {
             "on" => true,
@@ -134,7 +132,7 @@ pub(crate) fn parse(text: &str, path: &str) -> Result<Generated, GoldenError> {
 }
 
 impl Lines<'_> {
-    /// What the baseline writes after a prompt, in so many tokens at most.
+    /// What the baseline writes after a prompt, in at most `most` tokens.
     fn continuation(&mut self, most: usize) -> Result<Continuation, GoldenError> {
         let (prompt, text) = (self.field("prompt")?, self.text("text")?);
         let tokens: Vec<u32> = self.numbers("ids")?;
@@ -155,14 +153,14 @@ impl Lines<'_> {
 
     fn sha256(&mut self, name: &str) -> Result<String, GoldenError> {
         let hash = self.field(name)?;
-        self.is_sha256(name, hash)
+        self.checked_sha256(name, hash)
     }
 
-    fn is_sha256(&self, name: &str, hash: String) -> Result<String, GoldenError> {
-        match hash::is_sha256(&hash) {
-            true => Ok(hash),
-            false => Err(self.error(format!("`{name}` must be a SHA-256, not `{hash}`"))),
+    fn checked_sha256(&self, name: &str, hash: String) -> Result<String, GoldenError> {
+        if !hash::is_sha256(&hash) {
+            return Err(self.error(format!("`{name}` must be a SHA-256, not `{hash}`")));
         }
+        Ok(hash)
     }
 
     fn numbers<N: FromStr>(&mut self, name: &str) -> Result<Vec<N>, GoldenError> {
@@ -176,7 +174,7 @@ impl Lines<'_> {
         value.split(' ').map(number).collect()
     }
 
-    /// A field that is text on one line.
+    /// A field whose value is a quoted text.
     pub(super) fn text(&mut self, name: &str) -> Result<String, GoldenError> {
         let value = self.field(name)?;
         serde_json::from_str(&value)

@@ -1,17 +1,18 @@
-//! `kvgate accept`: goldens from the results of a run, without the model and without a GPU.
+//! Makes goldens from the results of a run, without measuring again: `kvgate accept`.
 
 use crate::files::write_atomically;
 use crate::golden::review::pending;
 use crate::golden::{engine, path_by, text, Golden};
 use crate::judge::trust;
 use crate::judge::Evidence;
+use crate::measure::corpus::{self, CorpusError};
 use crate::policy::{ModelPolicy, Policy};
 use crate::results::case::CaseKind;
 use crate::results::case::CellName;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::verdict::Verdict;
-use crate::results::{CorpusFile, Measurement, Results, SchemeResult};
-use sha2::{Digest, Sha256};
+use crate::results::{Measurement, Results, SchemeResult};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -19,58 +20,41 @@ use std::path::{Path, PathBuf};
 /// A golden that was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
-    /// `model::scheme`, or whose text it is.
+    /// What it is the golden of, for people: `model::scheme`, or the text of a model.
     pub case: String,
-    /// The cell whose golden it is; none for a text.
+    /// The cell that it belongs to. None for a text.
     pub cell: Option<CellName>,
-    /// Its file.
     pub path: PathBuf,
 }
 
 /// Why nothing, or not everything, was accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum AcceptError {
-    /// `kvgate measure` knows no cases.
+    /// The results are those of `kvgate measure`, which knows no cases.
     #[error("these results were measured without a policy: accept the results of `kvgate run`")]
     NoPolicy,
-    /// Judged by other limits, or measured under other settings.
+    /// The policy has changed since, so the results were judged by other limits or measured under other settings.
     #[error("these results are of another policy: {theirs}, and {ours} has changed since; run the gate again")]
-    OtherPolicy {
-        /// The results' policy.
-        theirs: String,
-        /// The policy now.
-        ours: String,
-    },
-    /// Measured on another commit.
+    OtherPolicy { theirs: String, ours: String },
+    /// The results were measured at another commit.
     #[error("these results are of commit {theirs}, and the repository is at commit {ours}; run again, or check out that commit")]
-    OtherHead {
-        /// The results' commit.
-        theirs: String,
-        /// The repository's.
-        ours: String,
-    },
+    OtherHead { theirs: String, ours: String },
     /// A filter that names no case of the results.
     #[error("no case `{case}` in these results{}", did_you_mean(.near))]
     UnknownCase {
-        /// As it was written.
         case: String,
-        /// What it may have meant.
+        /// The names that may have been meant.
         near: Vec<String>,
     },
     /// There is nothing in the results.
     #[error("these results hold no case to accept")]
     Nothing,
-    /// Cases that must not be accepted, one a line with its reason. No golden was written.
+    /// Some cells must not be accepted. Each line names one, with the reason. No golden was written.
     #[error("nothing was accepted:\n  {}", .0.join("\n  "))]
     Refused(Vec<String>),
-    /// A golden could not be written; those before it were.
+    /// A golden could not be written. Those before it were written.
     #[error("{path}: {source}; is the folder writable, and the disk not full?")]
-    Write {
-        /// Its file.
-        path: String,
-        /// The reason.
-        source: io::Error,
-    },
+    Write { path: String, source: io::Error },
 }
 
 fn did_you_mean(names: &[String]) -> String {
@@ -80,9 +64,10 @@ fn did_you_mean(names: &[String]) -> String {
     format!("; did you mean {}?", names.join(" or "))
 }
 
-/// Writes goldens for the cases that `only` names (`model::scheme` or `model::scheme::golden`), or
-/// for all. `root` is the policy's folder, `head` the repository's commit. All or nothing: one case
-/// that must not be accepted refuses them all.
+/// Writes goldens for the cells that `only` names (`model::scheme` or `model::scheme::golden`), or for all cells if it
+/// names none. `root` is the policy's folder, and `head` is the repository's commit.
+///
+/// It is all or nothing: one cell that must not be accepted refuses all of them.
 pub fn accept(
     results: &Results,
     policy: &Policy,
@@ -90,16 +75,21 @@ pub fn accept(
     only: &[String],
     root: &Path,
 ) -> Result<Vec<Accepted>, AcceptError> {
-    same_run(results, policy, head)?;
-    let cells = selected(results, only)?;
-    let mut refusals = refusals_of_conditions(results, &cells, policy);
+    refuse_other_run(results, policy, head)?;
+    let selected = selected(results, only)?;
+    let mut refusals = Vec::new();
     let mut goldens = Vec::new();
-    for (measurement, scheme) in &cells {
-        match acceptable(results, policy, measurement, scheme) {
-            Ok(golden) => {
-                goldens.push((engine(measurement), cell_name(measurement, scheme), golden))
+    for (measurement, schemes) in &selected {
+        refusals.extend(mismatch(results, measurement, policy));
+        // by its own word: what it says decides the folder in which a person finds the golden
+        let evidence = Evidence::new(Cow::Borrowed(measurement), engine(measurement));
+        for scheme in schemes {
+            match acceptable(results, policy, &evidence, scheme) {
+                Ok(golden) => {
+                    goldens.push((engine(measurement), cell_name(measurement, scheme), golden))
+                }
+                Err(reason) => refusals.push(reason),
             }
-            Err(reason) => refusals.push(reason),
         }
     }
     if !refusals.is_empty() {
@@ -107,17 +97,14 @@ pub fn accept(
     }
     let accepted = goldens.into_iter().map(|(by, cell, golden)| write(root, by, &cell, &golden));
     let mut accepted = accepted.collect::<Result<Vec<_>, _>>()?;
-    // last: goldens name their text, so that what is left of a failure is red
-    let mut texts = BTreeSet::new();
-    for (measurement, _) in &cells {
-        if texts.insert(&measurement.model) {
-            accepted.extend(write_text(root, measurement)?);
-        }
+    // texts come last: goldens hold the hash of their text, so a failure in between leaves red cases
+    for (measurement, _) in &selected {
+        accepted.extend(write_text(root, measurement)?);
     }
     Ok(accepted)
 }
 
-/// The baseline's text, which the cases of a model were measured on.
+/// Writes the text of a model's baseline, which its cells were measured on.
 fn write_text(root: &Path, measurement: &Measurement) -> Result<Option<Accepted>, AcceptError> {
     let Some(generated) = &measurement.generated else { return Ok(None) };
     let path = text::text_path(root, &measurement.model);
@@ -132,7 +119,12 @@ fn cell_name(measurement: &Measurement, scheme: &SchemeResult) -> CellName {
     CellName::new(&measurement.model, &scheme.scheme)
 }
 
-fn same_run(results: &Results, policy: &Policy, head: Option<&str>) -> Result<(), AcceptError> {
+/// Refuses results of another policy or of another commit.
+fn refuse_other_run(
+    results: &Results,
+    policy: &Policy,
+    head: Option<&str>,
+) -> Result<(), AcceptError> {
     let theirs = results.policy.as_ref().ok_or(AcceptError::NoPolicy)?;
     if theirs.sha256 != policy.sha256 {
         return Err(AcceptError::OtherPolicy {
@@ -140,7 +132,7 @@ fn same_run(results: &Results, policy: &Policy, head: Option<&str>) -> Result<()
             ours: policy.path.display().to_string(),
         });
     }
-    // a test target built without git knows no commit; the policy and the corpus are compared anyway
+    // a test target that was built without git knows no commit; policy and corpus are compared all the same
     match (results.head.as_deref(), head) {
         (Some(theirs), Some(ours)) if theirs != ours => {
             Err(AcceptError::OtherHead { theirs: theirs.into(), ours: ours.into() })
@@ -149,29 +141,39 @@ fn same_run(results: &Results, policy: &Policy, head: Option<&str>) -> Result<()
     }
 }
 
-type Cell<'a> = (&'a Measurement, &'a SchemeResult);
+/// The results of a model that are to be accepted.
+type Selected<'a> = (&'a Measurement, Vec<&'a SchemeResult>);
 
-fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Cell<'a>>, AcceptError> {
-    let all: Vec<Cell> =
-        results.measurements.iter().flat_map(|m| m.schemes.iter().map(move |s| (m, s))).collect();
-    if all.is_empty() {
+/// The results that `only` names, or all of them.
+fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Selected<'a>>, AcceptError> {
+    let all = results.measurements.iter().map(|m| (m, m.schemes.iter().collect::<Vec<_>>()));
+    let all: Vec<Selected> = all.filter(|(_, schemes)| !schemes.is_empty()).collect();
+    let name = |m: &Measurement, scheme: &SchemeResult| cell_name(m, scheme).to_string();
+    let names: Vec<String> =
+        all.iter().flat_map(|(m, schemes)| schemes.iter().map(|s| name(m, s))).collect();
+    if names.is_empty() {
         return Err(AcceptError::Nothing);
     }
-    let names: Vec<String> = all.iter().map(|(m, s)| cell_name(m, s).to_string()).collect();
+    if only.is_empty() {
+        return Ok(all);
+    }
     let mut wanted = BTreeSet::new();
     for filter in only {
         let name = filter.strip_suffix("::golden").unwrap_or(filter);
-        let Some(i) = names.iter().position(|n| n == name) else {
+        if !names.iter().any(|known| known == name) {
             let near = nearest(name, &names);
             return Err(AcceptError::UnknownCase { case: filter.clone(), near });
-        };
-        wanted.insert(i);
+        }
+        wanted.insert(name.to_owned());
     }
-    let is_wanted = |i: &usize| only.is_empty() || wanted.contains(i);
-    Ok(all.into_iter().enumerate().filter(|(i, _)| is_wanted(i)).map(|(_, cell)| cell).collect())
+    let chosen = all.into_iter().map(|(m, mut schemes)| {
+        schemes.retain(|scheme| wanted.contains(&name(m, scheme)));
+        (m, schemes)
+    });
+    Ok(chosen.filter(|(_, schemes)| !schemes.is_empty()).collect())
 }
 
-/// Up to three names that the typed one may have meant.
+/// Up to three names that the typed one may have meant. All that are near are named, since schemes differ by one letter.
 fn nearest(typed: &str, names: &[String]) -> Vec<String> {
     let mut scored: Vec<_> =
         names.iter().map(|name| (strsim::normalized_levenshtein(typed, name), name)).collect();
@@ -180,28 +182,21 @@ fn nearest(typed: &str, names: &[String]) -> Vec<String> {
     scored.into_iter().take(3).map(|(_, name)| format!("`{name}`")).collect()
 }
 
-/// Measurements among the cells whose conditions are not those of the policy and its files today.
-fn refusals_of_conditions(results: &Results, cells: &[Cell], policy: &Policy) -> Vec<String> {
-    let is_twice = |measurement: &Measurement| {
-        results.measurements.iter().filter(|other| other.model == measurement.model).count() > 1
-    };
-    let mut refusals = Vec::new();
-    let mut seen = BTreeSet::new();
-    for (measurement, _) in cells {
-        if seen.insert(&measurement.model) {
-            let reason = match policy.models.iter().find(|m| m.name == measurement.model) {
-                Some(_) if is_twice(measurement) => {
-                    Some("these results hold it twice: which one counts cannot be told".into())
-                }
-                Some(model) => other_conditions(measurement, model),
-                None => Some("the policy has no such model".into()),
-            };
-            refusals.extend(reason.map(|reason| format!("{}: {reason}", measurement.model)));
+/// Why no cell of a model may be accepted: its conditions are not those of the policy and its files today.
+fn mismatch(results: &Results, measurement: &Measurement, policy: &Policy) -> Option<String> {
+    let own = results.measurements.iter().filter(|other| other.model == measurement.model);
+    let is_twice = own.count() > 1;
+    let reason = match policy.models.iter().find(|m| m.name == measurement.model) {
+        Some(_) if is_twice => {
+            Some("these results hold it twice: which one counts cannot be told".into())
         }
-    }
-    refusals
+        Some(model) => other_conditions(measurement, model),
+        None => Some("the policy has no such model".into()),
+    };
+    reason.map(|reason| format!("{}: {reason}", measurement.model))
 }
 
+/// How a measurement differs from the policy and its files today.
 fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<String> {
     let then = &measurement.conditions;
     if then.context != policy.context {
@@ -210,43 +205,37 @@ fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<S
     if then.chunks != policy.chunks {
         return Some(format!("measured on {} chunks, not {}", then.chunks, policy.chunks));
     }
-    if let Some(unlike) = trust::unlike_policy(policy, measurement, engine(measurement)) {
-        return Some(unlike);
+    let by = engine(measurement);
+    if let Some(mismatch) = trust::mismatch_with_policy(policy, measurement, by) {
+        return Some(mismatch);
     }
-    if engine(measurement) == MeasuredBy::LlamaCpp {
-        return None; // its logs name no corpus
+    if by == MeasuredBy::LlamaCpp {
+        return None; // llama.cpp's logs name no corpus
     }
-    match policy.corpus.iter().map(|path| corpus_file(path)).collect::<Result<Vec<_>, _>>() {
-        Err(error) => Some(error),
+    let now = policy.corpus.iter().map(|path| Ok(corpus::read(path)?.file));
+    match now.collect::<Result<Vec<_>, CorpusError>>() {
+        Err(error) => Some(error.to_string()),
         Ok(now) if now != then.corpus => Some("the corpus has changed since; run again".into()),
         Ok(_) => None,
     }
 }
 
-fn corpus_file(path: &Path) -> Result<CorpusFile, String> {
-    let bytes = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    let category = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(CorpusFile { category, sha256 })
-}
-
-/// The golden of a case, or why it must not become one.
+/// The golden that a result would become, or why it must not become one.
 fn acceptable(
     results: &Results,
     policy: &Policy,
-    measurement: &Measurement,
+    evidence: &Evidence,
     scheme: &SchemeResult,
 ) -> Result<Golden, String> {
+    let measurement = evidence.measurement();
     let case = cell_name(measurement, scheme);
     let models = policy.models.iter().filter(|m| m.name == measurement.model);
     let mut cells = models.flat_map(|model| model.cells.iter().map(move |cell| (model, cell)));
     let own = cells.find(|(_, cell)| cell.label == scheme.scheme);
     let (model, cell) = own.ok_or_else(|| format!("{case}: the policy has no such scheme"))?;
     let untrusted = |why: &str| format!("{case}: the measurement cannot be trusted: {why}");
-    // by its own word: what it says decides the folder that a person finds the golden in
-    let by = engine(measurement);
-    let found = Evidence::new(measurement, by).found(model, cell, by);
-    if let (_, Some(reason)) = found.map_err(|error| format!("{case}: {error}"))? {
+    let result = evidence.result_of(model, cell);
+    if let (_, Some(reason)) = result.map_err(|error| format!("{case}: {error}"))? {
         return Err(untrusted(&reason));
     }
     let kld = case.case(CaseKind::Kld).to_string();
@@ -257,6 +246,7 @@ fn acceptable(
     Golden::of(measurement, scheme).map_err(|error| format!("{case}: {error}"))
 }
 
+/// Writes one golden, and removes a snapshot of it that waits for review.
 fn write(
     root: &Path,
     by: MeasuredBy,
@@ -267,7 +257,7 @@ fn write(
     let path = path_by(root, by, &stem);
     write_atomically(&path, |w| w.write_all(golden.snapshot().as_bytes()))
         .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
-    // it would offer for review what has been decided; usually there is none
+    // a pending snapshot would offer for review what has just been decided; usually there is none
     let _ = std::fs::remove_file(pending(root, by, &stem));
     Ok(Accepted { case: cell.to_string(), cell: Some(cell.clone()), path })
 }
@@ -275,6 +265,7 @@ fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden;
     use crate::results::statistics::Statistics;
     use crate::results::Outcome;
     use crate::testing::fixture;
@@ -288,7 +279,7 @@ mod tests {
         for (i, text) in ["some prose", "some code"].iter().enumerate() {
             let file = root.join(["prose.txt", "code.txt"][i]);
             std::fs::write(&file, text).unwrap();
-            results.measurements[0].conditions.corpus[i] = corpus_file(&file).unwrap();
+            results.measurements[0].conditions.corpus[i] = corpus::read(&file).unwrap().file;
             policy.models[0].corpus[i] = file;
         }
         (results, policy)
@@ -321,8 +312,8 @@ mod tests {
         for scheme in &measurement.schemes {
             let golden = Golden::of(measurement, scheme).unwrap();
             let stem = cell_name(measurement, scheme).file_stem();
-            let read = Golden::read(&crate::golden::path(root, &stem)).unwrap().unwrap();
-            assert!(crate::golden::compare(Some(&read), &golden).matches());
+            let read = Golden::read(&golden::path(root, &stem)).unwrap().unwrap();
+            assert!(golden::compare(Some(&read), &golden).matches());
             // insta's own comparison, of the whole text
             let mut settings = insta::Settings::clone_current();
             settings.set_snapshot_path(root.join("goldens"));

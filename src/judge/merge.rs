@@ -1,4 +1,4 @@
-//! Shards → one run: results of jobs that measured parts of one policy at one commit.
+//! Merges the results of several jobs, each of which measured a part of one policy at one commit, into those of one run.
 
 use crate::policy::Policy;
 use crate::results::case::CaseKind;
@@ -7,45 +7,40 @@ use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Control, Measurement, Results};
 use std::collections::BTreeSet;
 
-/// Why results cannot be one run.
+/// Why results cannot be merged into one run.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
-    /// No files.
+    /// No files were given.
     #[error("no results to merge")]
     Nothing,
-    /// They differ in what all shards of a run share.
+    /// Two files differ in something that all shards of a run share.
     #[error("{second} is of another {what} than {first}: {theirs}, not {ours}; merge results of one run")]
     Unlike {
         /// `commit`, `policy` or `engine`.
         what: &'static str,
-        /// The first file.
         first: String,
-        /// The other.
         second: String,
-        /// The first's.
         ours: String,
-        /// The other's.
         theirs: String,
     },
-    /// A scheme of a model was measured by two shards.
+    /// Two files hold the same thing.
     #[error("{second} holds `{what}`, which another of these files holds, too: which one counts cannot be told")]
     Twice {
         /// The model, scheme or case.
         what: String,
-        /// The file.
         second: String,
     },
 }
 
-/// Merges results, each with the name of its file.
+/// Merges results, each given with the name of its file.
 ///
 /// # Errors
-/// Files of different runs, or two that hold the same.
+/// The files belong to different runs, or two of them hold the same case, scheme or model.
 pub fn merge(files: Vec<(String, Results)>) -> Result<Results, MergeError> {
     let mut files = files.into_iter();
     let (first, mut merged) = files.next().ok_or(MergeError::Nothing)?;
     for (second, results) in files {
-        same_run(&first, &merged, &second, &results)?;
+        refuse_other_run(&first, &merged, &second, &results)?;
         let twice = |what| MergeError::Twice { what, second: second.clone() };
         for measurement in results.measurements {
             add_measurement(&mut merged.measurements, measurement).map_err(twice)?;
@@ -56,7 +51,7 @@ pub fn merge(files: Vec<(String, Results)>) -> Result<Results, MergeError> {
         }
         merged.not_needed.extend(results.not_needed);
     }
-    // each shard speaks of its own models only
+    // a shard can only say of its own models that they were not needed, so a model that another one measured was
     let is_measured = |model: &String| merged.measurements.iter().any(|m| m.model == *model);
     let mut not_needed: Vec<_> = std::mem::take(&mut merged.not_needed);
     not_needed.retain(|model| !is_measured(model));
@@ -65,7 +60,13 @@ pub fn merge(files: Vec<(String, Results)>) -> Result<Results, MergeError> {
     Ok(merged)
 }
 
-fn same_run(first: &str, one: &Results, second: &str, other: &Results) -> Result<(), MergeError> {
+/// Refuses results of different commits, policies or engines.
+fn refuse_other_run(
+    first: &str,
+    one: &Results,
+    second: &str,
+    other: &Results,
+) -> Result<(), MergeError> {
     let policy = |results: &Results| {
         results.policy.as_ref().map_or("none".to_string(), |policy| policy.sha256.clone())
     };
@@ -87,7 +88,7 @@ fn same_run(first: &str, one: &Results, second: &str, other: &Results) -> Result
     }
 }
 
-/// A model may be in two shards with other schemes in each.
+/// Adds a measurement. A model may have been measured by two shards, each of which measured other schemes.
 fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), String> {
     let Some(known) = all.iter_mut().find(|measurement| measurement.model == new.model) else {
         all.push(new);
@@ -103,7 +104,7 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     if !alike {
         return Err(new.model);
     }
-    // each shard has a ruler of its own: one that reads otherwise is kept, and counts for all schemes
+    // each shard has control lanes of its own: if they read differently both are kept, and a bad one counts for all schemes
     let others = new.controls.into_iter().filter(|control| !known.controls.contains(control));
     let others: Vec<_> = others.collect();
     known.controls.extend(others);
@@ -116,12 +117,12 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     Ok(())
 }
 
-/// Which controls a shard carried.
+/// The names of a shard's control lanes.
 fn names(controls: &[Control]) -> BTreeSet<&str> {
     controls.iter().map(|control| control.name.as_str()).collect()
 }
 
-/// A case that one shard only lists as ignored may be another's.
+/// Adds a case. A shard may list a case as ignored that another shard ran.
 fn add_case(all: &mut Vec<CaseResult>, new: CaseResult) -> Result<(), String> {
     match all.iter_mut().find(|case| case.case == new.case) {
         None => all.push(new),
@@ -132,8 +133,8 @@ fn add_case(all: &mut Vec<CaseResult>, new: CaseResult) -> Result<(), String> {
     Ok(())
 }
 
-/// Adds an error for each case that a policy wants and results lack: a shard that is lost must not look like
-/// one that passed. Cases come to stand in the policy's order.
+/// Adds an error for each case that the policy wants and the results lack, because a shard that is lost must not look like
+/// one that passed. Afterwards the cases stand in the policy's order.
 pub fn complete(results: &mut Results, policy: &Policy) {
     let mut cases = Vec::new();
     for model in &policy.models {
@@ -149,7 +150,7 @@ pub fn complete(results: &mut Results, policy: &Policy) {
             }
         }
     }
-    // what no policy names is kept, and red if it was
+    // cases that the policy does not name are kept, so that a red one stays red
     cases.append(&mut results.cases);
     results.cases = cases;
 }

@@ -1,53 +1,73 @@
-//! Results × policy × goldens → cases, without measuring: pure functions of what has been read.
+//! Judges measurements by a policy and its goldens: each case of a cell gets its verdict.
 //!
-//! Results may come from elsewhere: another job, another engine, a stranger's pull request. What they say of
-//! themselves, verdicts above all, counts for nothing; what contradicts itself or the policy is an error.
+//! A measurement may have been made by this process, or it may be read from a file that anybody wrote: another job,
+//! another engine, a stranger's pull request. Both are judged by the same code. What results say of themselves, verdicts
+//! above all, counts for nothing, and what contradicts itself or the policy is an error.
 
 pub mod accept;
 pub mod limits;
 pub mod merge;
 pub mod trust;
 
-use crate::golden::{self, Golden, GoldenError};
+use crate::golden::{self, Compared, Golden, GoldenError};
 use crate::policy::{Cell, ModelPolicy, Policy};
-use crate::results::case::CaseKind;
+use crate::results::case::{CaseKind, CellName};
 use crate::results::measured_by::MeasuredBy;
 use crate::results::replay::Generated;
 use crate::results::verdict::{GoldenValues, Verdict};
-use crate::results::{CaseResult, Change, Measurement, Outcome, Results, SchemeResult};
+use crate::results::{CaseResult, Measurement, Moved, Outcome, Results, SchemeResult};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Reads a file of the policy's folder, as it is on disk or as it was at a commit; none where there is none.
+/// Reads a golden by its path, from disk or from a commit. `Ok(None)` means that there is no such file.
 pub type ReadFile<'a> = &'a dyn Fn(&Path) -> Result<Option<String>, String>;
 
-/// A measurement, and what is not to be trusted in it, by the label of the scheme.
+/// Reads a golden from disk.
+///
+/// # Errors
+/// The file is there and cannot be read.
+pub fn read_from_disk(path: &Path) -> Result<Option<String>, String> {
+    golden::read_file(path).map_err(|error| error.to_string())
+}
+
+/// A measurement of a model, and which of its schemes cannot be trusted.
+///
+/// Trust is a matter of all lanes together: a broken control lane takes every scheme with it, and two schemes with the
+/// same statistics take each other. So it is examined once for a measurement, not once for a case.
+#[derive(Debug, Clone)]
 pub struct Evidence<'m> {
-    measurement: &'m Measurement,
+    measurement: Cow<'m, Measurement>,
+    by: MeasuredBy,
+    /// Why a scheme cannot be trusted, by its label.
     distrust: BTreeMap<String, String>,
 }
 
 impl<'m> Evidence<'m> {
-    /// Of a measurement that `by` is said to have made.
-    pub fn new(measurement: &'m Measurement, by: MeasuredBy) -> Self {
-        Evidence { measurement, distrust: trust::distrust_by(measurement, by) }
+    /// Examines a measurement. `by` is the engine that was asked to make it, which a file of results does not choose:
+    /// see [`trust::distrust_by`].
+    pub fn new(measurement: Cow<'m, Measurement>, by: MeasuredBy) -> Self {
+        let distrust = trust::distrust_by(&measurement, by);
+        Evidence { measurement, by, distrust }
     }
 
-    /// The measurement itself.
-    pub fn measurement(&self) -> &'m Measurement {
-        self.measurement
+    pub fn measurement(&self) -> &Measurement {
+        &self.measurement
+    }
+
+    pub fn into_measurement(self) -> Measurement {
+        self.measurement.into_owned()
     }
 
     /// The result of a cell, and why it cannot be trusted, if it cannot.
     ///
     /// # Errors
-    /// No result, or two.
-    pub fn found(
+    /// The measurement has no result for the cell, or two.
+    pub fn result_of(
         &self,
         model: &ModelPolicy,
         cell: &Cell,
-        by: MeasuredBy,
-    ) -> Result<(&'m SchemeResult, Option<String>), String> {
+    ) -> Result<(&SchemeResult, Option<String>), String> {
         let mut own = self.measurement.schemes.iter().filter(|scheme| scheme.scheme == cell.label);
         let scheme = own.next().ok_or("the run has no result for this scheme")?;
         if own.next().is_some() {
@@ -55,208 +75,256 @@ impl<'m> Evidence<'m> {
         }
         let distrust = self.distrust.get(&cell.label).cloned();
         let distrust = distrust
-            .or_else(|| trust::contradiction(self.measurement, scheme, by))
-            .or_else(|| trust::unlike_cell(model, cell, scheme, by));
+            .or_else(|| trust::contradiction(&self.measurement, scheme, self.by))
+            .or_else(|| trust::mismatch_with_cell(model, cell, scheme, self.by));
         Ok((scheme, distrust))
     }
 }
 
-/// A scheme's result and why it cannot be trusted, if it cannot.
+/// The evidence about a model, or why there is none for any of its cases.
+pub type ModelEvidence<'m> = Result<Evidence<'m>, String>;
+
+/// The result of a cell, and why it cannot be trusted, if it cannot.
 ///
 /// # Errors
-/// What keeps its model from having results, and as of [`Evidence::found`].
-pub fn found<'m>(
-    measured: &Result<Evidence<'m>, String>,
+/// The model has no measurement, or the measurement has no single result for the cell.
+fn result_of<'e>(
+    evidence: &'e ModelEvidence,
     model: &ModelPolicy,
     cell: &Cell,
-    by: MeasuredBy,
-) -> Result<(&'m SchemeResult, Option<String>), String> {
-    measured.as_ref().map_err(Clone::clone)?.found(model, cell, by)
+) -> Result<(&'e SchemeResult, Option<String>), String> {
+    evidence.as_ref().map_err(Clone::clone)?.result_of(model, cell)
 }
 
-/// What results are judged by.
+/// Why a scheme could not be compared with its golden.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    /// There is no result, or none that can be trusted.
+    #[error("nothing to compare with the golden: {0}")]
+    NoEvidence(String),
+    /// The result holds no numbers that a golden could hold.
+    #[error(transparent)]
+    NoGoldenOfResult(#[from] GoldenError),
+    /// The accepted golden, or the accepted text of the baseline, cannot be read.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+/// Offers a comparison for review. It returns what a person is told about accepting; that may be nothing.
+pub type Offer<'a> = &'a dyn Fn(&CellName, Result<&Compared, &CompareError>) -> String;
+
+/// Judges the cases of cells by limits and goldens.
 pub struct Judge<'a> {
-    /// The policy.
-    pub policy: &'a Policy,
-    /// Accepted goldens.
+    /// The policy's folder, which paths of goldens begin with.
+    pub root: &'a Path,
     pub goldens: ReadFile<'a>,
-    /// The engine that is asked for, which results do not choose: see [`trust::distrust_by`].
+    /// Where a run offers changed goldens to insta. Whoever judges a file offers nothing.
+    pub offer: Option<Offer<'a>>,
+}
+
+/// Which models a file of results must hold, and how they must have been measured.
+pub struct Demands<'a> {
+    pub policy: &'a Policy,
+    /// The engine that is asked for: see [`Evidence::new`].
     pub by: MeasuredBy,
-    /// Whether a model must be there; of the others what is there is judged.
+    /// Whether results must hold a model. Of the other models, what is there is judged.
     pub is_needed: &'a dyn Fn(&ModelPolicy) -> bool,
-    /// Why the measurement of a model is not of what is asked for.
+    /// Why the measurement of a model is not the one that is asked for, beside what the policy says about it.
     pub fault: &'a dyn Fn(&ModelPolicy, &Measurement) -> Option<String>,
 }
 
 impl Judge<'_> {
-    /// Judges every cell of the policy, in its order. A cell that is needed and not there is an error: a job
+    /// Judges every cell of the policy in its order. A cell that is needed and not there is an error, because a job
     /// that is lost must not look like one that passed.
-    pub fn cases(&self, results: &Results) -> Vec<CaseResult> {
-        let models = self.policy.models.iter().flat_map(|model| {
-            let measured = self.measurement_of(model, results);
-            let measured = measured.map(|measurement| Evidence::new(measurement, self.by));
-            let cells =
-                model.cells.iter().flat_map(|cell| self.cell(model, cell, results, &measured));
-            cells.collect::<Vec<_>>()
-        });
-        models.collect()
+    pub fn results(&self, results: &Results, demands: &Demands) -> Vec<CaseResult> {
+        let mut cases = Vec::new();
+        for model in &demands.policy.models {
+            let measurement = demands.measurement_of(model, results);
+            let evidence = measurement
+                .map(|measurement| Evidence::new(Cow::Borrowed(measurement), demands.by));
+            for cell in &model.cells {
+                let is_there = has_result(results, model, cell);
+                for kind in CaseKind::ALL {
+                    if is_there || (!cell.ignored && (demands.is_needed)(model)) {
+                        cases.push(self.case(model, cell, kind, &evidence));
+                    } else if cell.ignored {
+                        let name = model.case(cell, kind);
+                        cases.push(CaseResult::new(name, Verdict::Ignored, ""));
+                    }
+                }
+            }
+        }
+        cases
     }
 
-    /// The cases of a cell.
-    fn cell(
+    /// Judges one case of a cell.
+    pub fn case(
         &self,
         model: &ModelPolicy,
         cell: &Cell,
-        results: &Results,
-        measured: &Result<Evidence, String>,
-    ) -> Vec<CaseResult> {
-        if !is_there(results, model, cell) {
-            if cell.ignored {
-                let ignored = |kind| CaseResult::new(model.case(cell, kind), Verdict::Ignored, "");
-                return CaseKind::ALL.map(ignored).into();
-            }
-            if !(self.is_needed)(model) {
-                return Vec::new();
-            }
+        kind: CaseKind,
+        evidence: &ModelEvidence,
+    ) -> CaseResult {
+        match kind {
+            CaseKind::Kld => self.limits_case(model, cell, evidence),
+            CaseKind::Golden => self.golden_case(model, cell, evidence),
         }
-        let golden = golden_of(model, cell, self.by, self.goldens);
-        let values = golden.as_ref().ok().and_then(Option::as_ref).map(Golden::statistics);
-        vec![
-            limits_case(model, cell, measured, self.by, values.as_ref()),
-            self.golden_case(model, cell, measured, golden),
-        ]
     }
 
-    /// The measurement of a model, as the policy wants it measured.
+    /// The `kld` case of a cell: do its limits hold?
+    fn limits_case(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        evidence: &ModelEvidence,
+    ) -> CaseResult {
+        let (outcome, distrust) = match result_of(evidence, model, cell) {
+            Ok((scheme, distrust)) => (scheme.outcome.clone(), distrust),
+            Err(error) => (Outcome::Failed { error }, None),
+        };
+        let golden = self.golden_values(model, cell, evidence);
+        let judged = limits::judge(model, cell, &outcome, distrust.as_deref(), golden.as_ref());
+        let case = CaseResult::new(model.case(cell, CaseKind::Kld), judged.verdict, judged.message);
+        CaseResult { limits: judged.limits, ..case }
+    }
+
+    /// The `golden` case of a cell: has anything changed since its snapshot was accepted?
+    fn golden_case(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        evidence: &ModelEvidence,
+    ) -> CaseResult {
+        let compared = self.compare(model, cell, evidence);
+        let offered = self.offer.map(|offer| offer(&model.cell_name(cell), compared.as_ref()));
+        let (verdict, message, changes) = match &compared {
+            Err(error) => (Verdict::Error, error.to_string(), Vec::new()),
+            Ok(compared) => {
+                let judged = compared.verdict();
+                (judged.verdict, judged.message, judged.moved)
+            }
+        };
+        let message = format!("{}\n{}", message.trim_end(), offered.unwrap_or_default());
+        let case = CaseResult::new(model.case(cell, CaseKind::Golden), verdict, message.trim_end());
+        CaseResult { changes, ..case }
+    }
+
+    /// Compares the result of a cell with its golden, and the text that it was measured on with the accepted one.
+    fn compare<'e>(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        evidence: &'e ModelEvidence,
+    ) -> Result<Compared<'e>, CompareError> {
+        let evidence = evidence.as_ref().map_err(|e| CompareError::NoEvidence(e.clone()))?;
+        let scheme = match evidence.result_of(model, cell).map_err(CompareError::NoEvidence)? {
+            (scheme, None) => scheme,
+            (_, Some(distrust)) => return Err(CompareError::NoEvidence(distrust)),
+        };
+        let measurement = evidence.measurement();
+        let new = Golden::of(measurement, scheme)?;
+        let is_text_accepted =
+            self.is_text_accepted(measurement).map_err(CompareError::Unreadable)?;
+        let golden = self.golden(model, cell, evidence.by).map_err(CompareError::Unreadable)?;
+        Ok(Compared {
+            comparison: golden::compare(golden.as_ref(), &new),
+            new,
+            generated: measurement.generated.as_ref(),
+            is_text_accepted,
+        })
+    }
+
+    /// How the values of a cell have moved from the golden that this judge reads, which need not be the golden that
+    /// decides the verdict. Empty where there is no such golden or no such result.
+    pub fn moved(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        by: MeasuredBy,
+        results: &Results,
+    ) -> Vec<Moved> {
+        let own = results.measurements.iter().find(|measurement| measurement.model == model.name);
+        let compared = own.and_then(|measurement| {
+            let scheme = measurement.schemes.iter().find(|scheme| scheme.scheme == cell.label)?;
+            let golden = self.golden(model, cell, by).ok()??;
+            Some(golden::compare(Some(&golden), &Golden::of(measurement, scheme).ok()?))
+        });
+        compared.map_or(Vec::new(), |comparison| comparison.moved())
+    }
+
+    /// The accepted values of a cell. A golden that cannot be read is an error of the `golden` case only.
+    fn golden_values(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        evidence: &ModelEvidence,
+    ) -> Option<GoldenValues> {
+        let golden = self.golden(model, cell, evidence.as_ref().ok()?.by);
+        golden.ok().flatten().map(|golden| golden.statistics())
+    }
+
+    /// The golden of a cell that was accepted from what `by` measured.
+    fn golden(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+        by: MeasuredBy,
+    ) -> Result<Option<Golden>, String> {
+        let path = golden::path_by(self.root, by, &model.cell_name(cell).file_stem());
+        let text = (self.goldens)(&path)?;
+        let parse = |text: String| Golden::parse(&text, &path.display().to_string());
+        text.map(parse).transpose().map_err(|error: GoldenError| error.to_string())
+    }
+
+    /// Whether the text that was measured on is the accepted one, token by token.
+    fn is_text_accepted(&self, measurement: &Measurement) -> Result<bool, String> {
+        let Some(generated) = &measurement.generated else { return Ok(true) };
+        let path = golden::text_path(self.root, &measurement.model);
+        let Some(text) = (self.goldens)(&path)? else { return Ok(false) };
+        let accepted = golden::parse_text(&text, &path.display().to_string());
+        let accepted = accepted.map_err(|error| error.to_string())?;
+        let ties = |text: &Generated| -> Vec<Vec<usize>> {
+            text.continuations.iter().map(|continuation| continuation.near_ties.clone()).collect()
+        };
+        // a text that was written anew has the near ties of the machine that wrote it
+        let same_ties = !generated.accepted || ties(generated) == ties(&accepted);
+        Ok(generated.is_of(&accepted) && generated.sha256() == accepted.sha256() && same_ties)
+    }
+}
+
+impl Demands<'_> {
+    /// The measurement of a model, if it is the one that is asked for.
     fn measurement_of<'r>(
         &self,
         model: &ModelPolicy,
         results: &'r Results,
     ) -> Result<&'r Measurement, String> {
         let mut own = results.measurements.iter().filter(|m| m.model == model.name);
-        let missing = match results.not_needed.contains(&model.name) {
-            true => NOT_NEEDED,
-            false => "it is not in these results: the job that measures it is missing",
-        };
+        let missing = if results.not_needed.contains(&model.name) { NOT_NEEDED } else { MISSING };
         let found = own.next().ok_or(missing)?;
         if own.next().is_some() {
             return Err(
                 "these results hold its model twice: which one counts cannot be told".into()
             );
         }
-        let unlike = trust::unlike_policy(model, found, self.by);
-        match unlike.or_else(|| (self.fault)(model, found)) {
+        let mismatch = trust::mismatch_with_policy(model, found, self.by);
+        match mismatch.or_else(|| (self.fault)(model, found)) {
             Some(fault) => Err(fault),
             None => Ok(found),
         }
     }
-
-    /// The `golden` case of a cell: its accepted snapshot.
-    fn golden_case(
-        &self,
-        model: &ModelPolicy,
-        cell: &Cell,
-        measured: &Result<Evidence, String>,
-        golden: Result<Option<Golden>, String>,
-    ) -> CaseResult {
-        let name = model.case(cell, CaseKind::Golden).to_string();
-        match self.compared(model, cell, measured, golden) {
-            Err(error) => CaseResult::new(name, Verdict::Error, error),
-            Ok(judged) => {
-                let case = CaseResult::new(name, judged.verdict, judged.message.trim_end());
-                CaseResult { changes: judged.changes, ..case }
-            }
-        }
-    }
-
-    fn compared(
-        &self,
-        model: &ModelPolicy,
-        cell: &Cell,
-        measured: &Result<Evidence, String>,
-        golden: Result<Option<Golden>, String>,
-    ) -> Result<golden::GoldenVerdict, String> {
-        let nothing = |error: String| format!("nothing to compare with the golden: {error}");
-        let scheme = match found(measured, model, cell, self.by).map_err(nothing)? {
-            (scheme, None) => scheme,
-            (_, Some(distrust)) => return Err(nothing(distrust)),
-        };
-        let measurement = measured.as_ref().map_err(Clone::clone)?.measurement;
-        let new = Golden::of(measurement, scheme).map_err(|error| error.to_string())?;
-        let text = text_is_accepted(measurement, self.goldens)?;
-        Ok(golden::verdict_of(&golden::compare(golden?.as_ref(), &new), text))
-    }
 }
 
-/// Of a model that must be there and that results leave out by their own word.
+/// Why a model that must be there and is not has no evidence.
+const MISSING: &str = "it is not in these results: the job that measures it is missing";
+
+/// The same for a model of which the results say that it was not needed.
 const NOT_NEEDED: &str =
     "it is not in these results, which say that it was not needed, and that is no more than their word: measure \
      it, or judge with `--against REVISION`, which knows from the commits what was not needed";
 
 /// Whether results say anything about a cell.
-fn is_there(results: &Results, model: &ModelPolicy, cell: &Cell) -> bool {
+fn has_result(results: &Results, model: &ModelPolicy, cell: &Cell) -> bool {
     let own = results.measurements.iter().filter(|measurement| measurement.model == model.name);
     own.flat_map(|measurement| &measurement.schemes).any(|scheme| scheme.scheme == cell.label)
-}
-
-/// How the values of a cell have moved from a golden, which may be another one than the cell is judged by.
-pub fn changes(
-    model: &ModelPolicy,
-    cell: &Cell,
-    by: MeasuredBy,
-    results: &Results,
-    goldens: ReadFile,
-) -> Vec<Change> {
-    let own = results.measurements.iter().find(|measurement| measurement.model == model.name);
-    let compared = own.and_then(|measurement| {
-        let scheme = measurement.schemes.iter().find(|scheme| scheme.scheme == cell.label)?;
-        let golden = golden_of(model, cell, by, goldens).ok()??;
-        Some(golden::compare(Some(&golden), &Golden::of(measurement, scheme).ok()?))
-    });
-    compared.map_or(Vec::new(), |comparison| golden::verdict_of(&comparison, true).changes)
-}
-
-/// The `kld` case of a cell: its limits.
-pub fn limits_case(
-    model: &ModelPolicy,
-    cell: &Cell,
-    measured: &Result<Evidence, String>,
-    by: MeasuredBy,
-    golden: Option<&GoldenValues>,
-) -> CaseResult {
-    let (outcome, distrust) = match found(measured, model, cell, by) {
-        Ok((scheme, distrust)) => (scheme.outcome.clone(), distrust),
-        Err(error) => (Outcome::Failed { error }, None),
-    };
-    let judged = limits::judge(model, cell, &outcome, distrust.as_deref(), golden);
-    let case = CaseResult::new(model.case(cell, CaseKind::Kld), judged.verdict, judged.message);
-    CaseResult { limits: judged.limits, ..case }
-}
-
-/// The golden of a cell, of the engine that measured.
-fn golden_of(
-    model: &ModelPolicy,
-    cell: &Cell,
-    by: MeasuredBy,
-    goldens: ReadFile,
-) -> Result<Option<Golden>, String> {
-    let path = golden::path_by(Path::new(""), by, &model.cell_name(cell).file_stem());
-    let text = goldens(&path)?;
-    let parse = |text: String| Golden::parse(&text, &path.display().to_string());
-    text.map(parse).transpose().map_err(|error: GoldenError| error.to_string())
-}
-
-/// Whether the text that was measured on is the accepted one, by its tokens.
-fn text_is_accepted(measurement: &Measurement, goldens: ReadFile) -> Result<bool, String> {
-    let Some(generated) = &measurement.generated else { return Ok(true) };
-    let path = golden::text_path(Path::new(""), &measurement.model);
-    let Some(text) = goldens(&path)? else { return Ok(false) };
-    let accepted = golden::parse_text(&text, &path.display().to_string());
-    let accepted = accepted.map_err(|error| error.to_string())?;
-    let ties = |text: &Generated| -> Vec<Vec<usize>> {
-        text.continuations.iter().map(|continuation| continuation.near_ties.clone()).collect()
-    };
-    // a text that was written anew has the near ties of its own machine
-    let same_ties = !generated.accepted || ties(generated) == ties(&accepted);
-    Ok(generated.is_of(&accepted) && generated.sha256() == accepted.sha256() && same_ties)
 }

@@ -1,8 +1,9 @@
 //! `kvgate calibrate`: ranges and means of a model's K and V over a text.
 
-use super::corpus::{self, Chunk};
+use super::corpus::{Chunk, Text};
+use super::prepare::Prepared;
+use super::request::{MeasureError, Request};
 use crate::compute::elements::read;
-use crate::compute::Device;
 use crate::kv::cache::{CacheError, KvCache, View};
 use crate::kv::calibration::{Calibration, Ranges};
 use crate::kv::effective::Effective;
@@ -10,26 +11,22 @@ use crate::kv::layout::LayerKv;
 use crate::kv::measuring::MeasuringCache;
 use crate::kv::recurrent::Recurrent;
 use crate::kv::Scheme;
-use crate::measure::{fitting, subject_of, MeasureError};
-use crate::model::decoder::{self, At, Decoder};
-use crate::model::Checkpoint;
+use crate::model::decoder::{At, Decoder};
 use crate::progress::Progress;
-use crate::source;
 use crate::source::Source;
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What was found, and what people should know about the checkpoint and the texts that it was found from.
+/// A calibration, and what people should know about the checkpoint and the texts that it was made from.
 pub struct Calibrated {
-    /// What is written into the file.
     pub calibration: Calibration,
     /// One whole sentence each.
     pub notes: Vec<String>,
 }
 
-/// Runs a model with an f16 cache over a text, each chunk from its beginning, and gives what its layers
-/// hand to the cache.
+/// Runs a model with an f16 cache over a text, and records what its layers hand to the cache. Each chunk begins with
+/// an empty cache.
 ///
 /// # Errors
 /// As [`measure`](super::measure()).
@@ -40,30 +37,38 @@ pub fn calibrate(
     chunks: usize,
     progress: Progress,
 ) -> Result<Calibrated, MeasureError> {
-    source::fetch(source, progress)?;
-    progress("reading", 0, 0);
-    let checkpoint = Checkpoint::open(source)?;
-    let subject = subject_of(source, &checkpoint)?;
-    let texts = corpus.iter().map(|path| corpus::read(path)).collect::<Result<Vec<_>, _>>()?;
-    let chunks = corpus::chunks(&texts, &checkpoint.tokenizer, context, chunks)?;
-    let device = Device::cpu();
-    let residency = fitting(&device, decoder::parameters(&checkpoint.spec));
-    let decoder = checkpoint.load_on(&device, residency)?;
-    let mut observer = Observer::new(&decoder);
-    observe(&decoder, &chunks, &mut observer, progress)?;
-    let remarks = texts.iter().flat_map(corpus::Text::remarks);
-    let notes = checkpoint.notes.iter().cloned().chain(remarks).collect();
-    let sides = observer.sides.into_iter();
-    let calibration = Calibration {
-        weights_sha256: subject.weights_sha256,
-        corpus: texts.into_iter().map(|text| text.file).collect(),
-        tokens: context * chunks.len(),
-        layers: sides.map(|(i, sides)| (i, sides.map(Sums::ranges))).collect(),
+    let request = Request {
+        model: &source.to_string(),
+        source,
+        corpus,
+        context,
+        chunks,
+        baseline: Scheme::f16(),
+        schemes: Vec::new(),
+        calibration: None,
+        generate: None,
+        residency: None,
+        mimic: None,
+        is_gated: false,
     };
-    Ok(Calibrated { calibration, notes })
+    let prepared = Prepared::open(&request, progress)?;
+    let decoder = prepared.load()?;
+    let mut observer = Observer::new(&prepared);
+    observe(&decoder, &prepared.corpus.chunks, &mut observer, progress)?;
+    let remarks = prepared.texts.iter().flat_map(Text::remarks);
+    let sides = observer.sides.into_iter();
+    Ok(Calibrated {
+        calibration: Calibration {
+            weights_sha256: prepared.subject.weights_sha256,
+            corpus: prepared.conditions.corpus,
+            tokens: context * prepared.corpus.chunks.len(),
+            layers: sides.map(|(i, sides)| (i, sides.map(Sums::ranges))).collect(),
+        },
+        notes: prepared.checkpoint.notes.into_iter().chain(remarks).collect(),
+    })
 }
 
-/// Layer by layer, so that weights are read once.
+/// Runs all chunks layer by layer, so that weights are read once.
 fn observe(
     decoder: &Decoder,
     chunks: &[Chunk],
@@ -76,7 +81,7 @@ fn observe(
     let embedded = chunks.iter().map(|chunk| decoder.embed(&chunk.tokens));
     let embedded = embedded.collect::<Result<Vec<_>, _>>()?;
     let mut states: Vec<Tensor> = embedded.iter().map(|e| e.x.clone()).collect();
-    // layers may read the cache of one below: each chunk keeps its own
+    // a layer may read the cache of a layer below it, so each chunk keeps a cache of its own
     let mut caches = vec![MeasuringCache::new(observer.exact.clone()); chunks.len()];
     let layers = decoder.spec.layers.len();
     for index in 0..layers {
@@ -93,14 +98,15 @@ fn observe(
     Ok(())
 }
 
-/// What has been seen of each layer's K and V.
+/// What has been recorded of each layer's K and V.
 struct Observer {
+    /// The scheme of the caches, which round nothing but to f16.
     exact: Effective,
     layout: Vec<Option<LayerKv>>,
     sides: BTreeMap<usize, [Sums; 2]>,
 }
 
-/// Of (H_kv, D) numbers a token.
+/// Sums and extremes of K or V of one layer, for each of a token's (H_kv, D) numbers.
 struct Sums {
     tokens: u64,
     sum: Vec<f64>,
@@ -109,13 +115,12 @@ struct Sums {
 }
 
 impl Observer {
-    fn new(decoder: &Decoder) -> Self {
-        let layout = decoder.spec.kv_layout();
-        let exact = Effective::new(&Scheme::f16(), &layout, None).expect("halves fit any head");
-        Observer { exact, layout, sides: BTreeMap::new() }
+    fn new(prepared: &Prepared) -> Self {
+        let exact = prepared.baseline.clone();
+        Observer { exact, layout: prepared.layout.clone(), sides: BTreeMap::new() }
     }
 
-    fn see(&mut self, layer: usize, [k, v]: [&Tensor; 2]) -> candle_core::Result<()> {
+    fn record(&mut self, layer: usize, [k, v]: [&Tensor; 2]) -> candle_core::Result<()> {
         let width = self.layout[layer].map_or(0, |kv| kv.width());
         let sides = self.sides.entry(layer).or_insert_with(|| [Sums::new(width), Sums::new(width)]);
         read(k, |x| sides[0].add(x))?;
@@ -150,7 +155,7 @@ impl Sums {
     }
 }
 
-/// A cache that is looked into.
+/// A cache that shows its observer what it is given.
 struct Observed<'a> {
     cache: &'a mut MeasuringCache,
     observer: &'a mut Observer,
@@ -158,7 +163,7 @@ struct Observed<'a> {
 
 impl KvCache for Observed<'_> {
     fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<View, CacheError> {
-        self.observer.see(layer, [&k, &v])?;
+        self.observer.record(layer, [&k, &v])?;
         self.cache.append(layer, k, v)
     }
 

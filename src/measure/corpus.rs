@@ -1,4 +1,4 @@
-//! Corpus → chunks, as llama-perplexity makes them.
+//! The corpus: text files, cut into chunks of tokens in the way of llama-perplexity.
 
 use crate::model::tokenizer::Tokenizer;
 use crate::results::CorpusFile;
@@ -6,21 +6,22 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Consecutive tokens of one file of the corpus.
+/// Consecutive tokens of one text. The model reads each chunk with an empty cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// The file's stem.
+    /// The stem of the text's file name.
     pub category: String,
-    /// Number within the category.
+    /// The chunk's number within its text, from 0.
     pub index: usize,
-    /// What the model reads: the first is BOS where the tokenizer adds one.
+    /// What the model reads. If the tokenizer adds a BOS, it takes the place of the first token.
     pub tokens: Vec<u32>,
-    /// Positions whose distributions are compared.
+    /// The positions whose next-token distributions are compared.
     pub scored: Range<usize>,
 }
 
-/// Positions of a chunk of so many tokens that are compared: those of the second half that predict a
-/// token of the chunk, n - 1 - n/2 of them.
+/// The scored positions of a chunk of `context` tokens: those of the second half, where the model has seen at least
+/// half of the context. The last position is left out because it predicts a token beyond the chunk. That makes
+/// n - 1 - n/2 positions of n.
 pub fn scored(context: usize) -> Range<usize> {
     context / 2..context.saturating_sub(1)
 }
@@ -28,72 +29,52 @@ pub fn scored(context: usize) -> Range<usize> {
 /// Why a corpus gives no chunks.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
-    /// A file cannot be read.
     #[error("cannot read corpus {}: {error}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// A file is not UTF-8.
+    Io { path: PathBuf, error: std::io::Error },
     #[error("corpus {} is not UTF-8 (byte {at}); convert it first", path.display())]
     Encoding {
-        /// The file.
         path: PathBuf,
-        /// Offset of the first wrong byte.
+        /// The offset of the first byte that is wrong.
         at: usize,
     },
-    /// A file is UTF-16 or UTF-32.
     #[error("corpus {} is UTF-16 or UTF-32 ({why}), of which a model would read noise; convert it: `iconv -f UTF-16 -t UTF-8`", path.display())]
     Wide {
-        /// The file.
         path: PathBuf,
-        /// What tells.
+        /// What gives it away.
         why: &'static str,
     },
-    /// The tokenizer cannot spell it.
+    /// The tokenizer cannot encode a text, or it is another model's tokenizer.
     #[error("corpus {}: {message}", path.display())]
-    Tokens {
-        /// The file.
-        path: PathBuf,
-        /// The tokenizer's words.
-        message: String,
-    },
-    /// Fewer chunks than asked for.
+    Tokens { path: PathBuf, message: String },
+    /// The corpus has fewer chunks than were asked for.
     #[error("the corpus has {found} chunks of {context} tokens, {wanted} were asked for ({lengths}); lower `chunks` or `context`, or add text")]
     TooShort {
-        /// Whole chunks in the corpus.
         found: usize,
-        /// Chunks asked for.
         wanted: usize,
-        /// Tokens in a chunk.
         context: usize,
-        /// Tokens of each file.
+        /// How many tokens each file has, in words.
         lengths: String,
     },
-    /// Too little of it is new.
+    /// Most chunks say nothing new.
     #[error("{repeated} of the corpus' {all} chunks repeat another one: a model knows them by heart, so that a cache that harms looks harmless on them; take other text")]
     Repeats {
-        /// Chunks that are the same as an earlier one.
+        /// How many chunks are equal to an earlier one.
         repeated: usize,
-        /// Chunks in all.
         all: usize,
     },
 }
 
-/// One file, read.
+/// A file of the corpus that has been read.
 pub struct Text {
-    /// Where it was.
     pub path: PathBuf,
-    /// Its category and hash.
+    /// What results and goldens say of the file.
     pub file: CorpusFile,
-    /// One trailing line feed is dropped, as llama.cpp does.
+    /// The file's text without its last line feed, which llama.cpp drops, too.
     text: String,
 }
 
 impl Text {
-    /// What is in the text that its author may not have meant to be read as tokens.
+    /// Remarks on what the author of the text may not have meant to be read as tokens.
     pub fn remarks(&self) -> Vec<String> {
         remarks(&format!("corpus {}", self.path.display()), &self.text)
     }
@@ -101,16 +82,16 @@ impl Text {
 
 /// A corpus as a model reads it.
 pub struct Corpus {
-    /// What is measured.
+    /// The chunks that are measured.
     pub chunks: Vec<Chunk>,
-    /// All tokens of each text, those of its tail included.
+    /// All tokens of each text, including those that no chunk has.
     pub tokens: Vec<Vec<u32>>,
 }
 
 /// Reads a file of a corpus.
 ///
 /// # Errors
-/// A file that cannot be read or is not UTF-8.
+/// If the file cannot be read, or is not UTF-8.
 pub fn read(path: &Path) -> Result<Text, CorpusError> {
     let bytes =
         std::fs::read(path).map_err(|error| CorpusError::Io { path: path.into(), error })?;
@@ -129,7 +110,8 @@ pub fn read(path: &Path) -> Result<Text, CorpusError> {
     Ok(Text { path: path.into(), file: CorpusFile { category, sha256 }, text })
 }
 
-/// What tells that a file is UTF-16 or UTF-32. Its ASCII has so many zero bytes that it would pass for UTF-8.
+/// Says why a file must be UTF-16 or UTF-32, if it is. ASCII in such a file is valid UTF-8 with a zero byte beside
+/// every letter, so a check for UTF-8 alone would let it pass.
 fn is_wide(bytes: &[u8]) -> Option<&'static str> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Some("it begins with its byte order mark");
@@ -138,12 +120,12 @@ fn is_wide(bytes: &[u8]) -> Option<&'static str> {
     (zeros > 0 && zeros >= bytes.len() / 4).then_some("a quarter of its bytes and more are zero")
 }
 
-/// What is in a text that its author may not have meant to be read as tokens: none of it is dropped, since
-/// llama.cpp drops none.
+/// Remarks on what the author of a text may not have meant to be read as tokens, such as byte order marks. Nothing
+/// of it is dropped, because llama.cpp drops nothing either.
 pub(super) fn remarks(what: &str, text: &str) -> Vec<String> {
-    let count = |of: fn(char) -> bool| text.chars().filter(|c| of(*c)).count();
+    let count = |is_counted: fn(char) -> bool| text.chars().filter(|c| is_counted(*c)).count();
     let pairs = text.matches("\r\n").count();
-    // the last line feed has been dropped, and not the CR before it
+    // the last line feed was dropped when the file was read, but not the CR before it
     let pairs = pairs + usize::from(pairs > 0 && text.ends_with('\r'));
     let alone = text.matches('\r').count() - pairs;
     let controls = |c: char| c.is_control() && !['\t', '\n', '\r', '\x0c'].contains(&c);
@@ -188,51 +170,53 @@ pub(super) fn remarks(what: &str, text: &str) -> Vec<String> {
     remarks
 }
 
-/// Each chunk that says what another one has said, behind the first that did.
-fn twins(chunks: &[Chunk]) -> Vec<(&Chunk, &Chunk)> {
+/// Chunks that are equal to an earlier one: pairs of the first such chunk and its repetition.
+fn repetitions(chunks: &[Chunk]) -> Vec<(&Chunk, &Chunk)> {
     let mut seen: HashMap<&[u32], &Chunk> = HashMap::new();
-    let mut twins = Vec::new();
+    let mut repetitions = Vec::new();
     for chunk in chunks {
         match seen.entry(&chunk.tokens) {
-            Entry::Occupied(first) => twins.push((*first.get(), chunk)),
+            Entry::Occupied(first) => repetitions.push((*first.get(), chunk)),
             Entry::Vacant(place) => drop(place.insert(chunk)),
         }
     }
-    twins
+    repetitions
 }
 
-/// Refuses to judge by a text most of which repeats itself: a model knows it by heart, and nothing hurts it there.
+/// Refuses a corpus that mostly repeats itself. After the first time a model predicts such text nearly for certain, so
+/// that no scheme seems to do harm.
 ///
 /// # Errors
-/// More chunks that repeat another one than chunks that are new.
+/// If more than half of the chunks are equal to an earlier one.
 pub fn mostly_new(chunks: &[Chunk]) -> Result<(), CorpusError> {
-    let (repeated, all) = (twins(chunks).len(), chunks.len());
+    let (repeated, all) = (repetitions(chunks).len(), chunks.len());
     if 2 * repeated > all {
         return Err(CorpusError::Repeats { repeated, all });
     }
     Ok(())
 }
 
-/// Chunks that say what another one has said: statistics count each of them as if it were new.
+/// A remark on chunks that are equal to an earlier one, if there are any. Statistics count each of them as if it were
+/// new.
 pub fn repeated(chunks: &[Chunk]) -> Option<String> {
-    let twins = twins(chunks);
-    let (first, again) = twins.first()?;
+    let repetitions = repetitions(chunks);
+    let (first, again) = repetitions.first()?;
     let name = |chunk: &Chunk| format!("chunk {} of {}", chunk.index, chunk.category);
     Some(format!(
         "{} of the {} chunks repeat another one ({} is {}): they say nothing new, and standard errors are too \
          small for them; take more text",
-        twins.len(),
+        repetitions.len(),
         chunks.len(),
         name(again),
         name(first)
     ))
 }
 
-/// Cuts each text into chunks of `context` tokens, drops its tail, and deals the chunks round-robin
-/// over the texts until there are `wanted`.
+/// Cuts each text into chunks of `context` tokens and drops what is left at its end. Then takes chunks from the texts
+/// in turn until there are `wanted`.
 ///
 /// # Errors
-/// A corpus that has fewer.
+/// If the corpus has fewer chunks, or the tokenizer cannot encode it.
 pub fn chunks(
     texts: &[Text],
     tokenizer: &Tokenizer,
@@ -242,7 +226,7 @@ pub fn chunks(
     tokenized(texts, tokenizer, context, wanted).map(|corpus| corpus.chunks)
 }
 
-/// The same beside all tokens of the texts.
+/// As [`chunks`], and gives all tokens of the texts beside them.
 ///
 /// # Errors
 /// As [`chunks`].
@@ -314,7 +298,7 @@ mod tests {
         assert!(error.starts_with("3 of the corpus' 5 chunks repeat another one"), "{error}");
     }
 
-    /// A file of these bytes, read.
+    /// Reads a file that holds these bytes.
     fn file(bytes: &[u8]) -> Result<Text, CorpusError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
@@ -340,7 +324,7 @@ mod tests {
         assert_eq!(said("\u{feff}one\r\ntwo").lines().count(), 2);
     }
 
-    /// ASCII in UTF-16 is valid UTF-8 with a zero behind every letter.
+    /// ASCII in UTF-16 is valid UTF-8 with a zero byte beside every letter.
     #[test]
     fn text_of_two_bytes_a_letter_is_refused_by_its_name() {
         let text = "It was a quiet morning.";
@@ -357,9 +341,9 @@ mod tests {
 
     #[test]
     fn chunks_that_repeat_are_told() {
-        let of = |tokens: &[u32]| cut("prose", tokens, 4, None);
-        assert_eq!(repeated(&of(&[1, 2, 3, 4, 5, 6, 7, 8])), None);
-        let said = repeated(&of(&[1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 1, 2, 3, 4])).unwrap();
+        let chunks = |tokens: &[u32]| cut("prose", tokens, 4, None);
+        assert_eq!(repeated(&chunks(&[1, 2, 3, 4, 5, 6, 7, 8])), None);
+        let said = repeated(&chunks(&[1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3, 4, 1, 2, 3, 4])).unwrap();
         assert!(
             said.starts_with("2 of the 4 chunks repeat another one (chunk 2 of prose is chunk 0"),
             "{said}"

@@ -1,9 +1,9 @@
-//! The streaming head's arithmetic: KL divergence of lanes from the baseline, the vocabulary in
-//! tiles, without cancellation.
+//! The KL divergence of lanes from the baseline, computed from one tile of the vocabulary after the other.
 //!
-//! An op gives the sums over each tile ([`TileSums`](crate::compute::divergence::TileSums)). They are merged as
-//! Chan's variance is: a shift of the mean μ to the common mean adds only terms that are never negative. The same
-//! numbers give the lane's log-probabilities: log Σ e^x_lane = log Σ e^x_base + μ + KLD.
+//! An op gives the sums over each tile ([`TileSums`](crate::compute::divergence::TileSums), which explains the
+//! formula). Here they are merged in the way of Chan's parallel variance: moving a tile's mean μ to the common mean
+//! adds only terms that are never negative, so that nothing cancels. The same numbers give the lane's
+//! log-probabilities, because log Σ e^x_lane = log Σ e^x_base + μ + KLD.
 
 use crate::compute::divergence::{excess, BaselineSums, LaneSums, NUMBERS};
 use crate::results::statistics::Position;
@@ -11,19 +11,20 @@ use crate::results::statistics::Position;
 /// The baseline and its lanes at one position.
 pub(super) struct Divergence {
     target: u32,
-    /// Largest logit of the baseline so far, which weights are relative to.
+    /// The baseline's largest logit so far. Weights are relative to it.
     max: f32,
     top: u32,
     second: f32,
     /// Σ e^(x_base - max)
     weight: f64,
     target_logit: f32,
-    lanes: Vec<Lane>,
+    lanes: Vec<RunningLane>,
 }
 
+/// The sums of a lane over all tiles so far.
 #[derive(Clone)]
-struct Lane {
-    /// Weighted mean of D.
+struct RunningLane {
+    /// The weighted mean of D = x_lane - x_base.
     mean: f64,
     /// Σ w (e^(D - mean) - 1 - (D - mean))
     excess: f64,
@@ -34,8 +35,13 @@ struct Lane {
 
 impl Divergence {
     pub fn new(target: u32, lanes: usize) -> Self {
-        let lane =
-            Lane { mean: 0.0, excess: 0.0, max: f32::NEG_INFINITY, top: 0, target_logit: f32::NAN };
+        let lane = RunningLane {
+            mean: 0.0,
+            excess: 0.0,
+            max: f32::NEG_INFINITY,
+            top: 0,
+            target_logit: f32::NAN,
+        };
         Divergence {
             target,
             max: f32::NEG_INFINITY,
@@ -47,7 +53,7 @@ impl Divergence {
         }
     }
 
-    /// What the op that sums up the next tile is to know.
+    /// What the op must know of earlier tiles to sum up the next one.
     pub fn known(&self) -> impl Iterator<Item = f32> + '_ {
         [self.max, self.second].into_iter().chain(self.lanes.iter().map(|lane| lane.max))
     }
@@ -71,7 +77,7 @@ impl Divergence {
         self.weight = before.weight + base.weight;
     }
 
-    /// Takes the tile's maximum into account; gives what stood before it, on the new scale.
+    /// Takes over what a tile says of the baseline. Gives the weight of all earlier tiles on the new scale.
     fn add_base(&mut self, tile: &BaselineSums) -> Before {
         let old = self.max;
         if tile.max > self.max {
@@ -87,7 +93,7 @@ impl Divergence {
         Before { scale, weight: self.weight * scale }
     }
 
-    /// The position's numbers, one entry a lane. Not finite if any logit was not.
+    /// The position's numbers, one entry for each lane. They are not finite if any logit was not.
     pub fn finish(&self) -> impl Iterator<Item = Position> + '_ {
         let log_sum = f64::from(self.max) + self.weight.ln();
         let logp_base = f64::from(self.target_logit) - log_sum;
@@ -95,12 +101,12 @@ impl Divergence {
         let margin = probability(self.max) - probability(self.second);
         self.lanes.iter().map(move |lane| {
             let kld = (lane.excess / self.weight).ln_1p();
-            let change = f64::from(lane.target_logit) - f64::from(self.target_logit);
+            let difference = f64::from(lane.target_logit) - f64::from(self.target_logit);
             Position {
                 target: self.target,
                 kld: kld as f32,
                 logp_base: logp_base as f32,
-                logp: (logp_base + (change - lane.mean - kld)) as f32,
+                logp: (logp_base + (difference - lane.mean - kld)) as f32,
                 top_base: self.top,
                 top: lane.top,
                 margin: margin as f32,
@@ -109,15 +115,16 @@ impl Divergence {
     }
 }
 
+/// The tiles before the one that is merged.
 struct Before {
-    /// What old sums are to be multiplied by.
+    /// The factor that takes their sums to the new scale.
     scale: f64,
-    /// The old weight, scaled.
+    /// Their weight on the new scale.
     weight: f64,
 }
 
-impl Lane {
-    /// Merges a tile into what `weight` stood for.
+impl RunningLane {
+    /// Merges a tile into the sums over earlier tiles, which have the weight `weight`.
     fn merge(&mut self, weight: f64, tile: &LaneSums) {
         if tile.weight == 0.0 {
             return;
@@ -153,7 +160,7 @@ mod tests {
         }
     }
 
-    /// KLD and the lane's log-probability of `target`, from the definitions in f64.
+    /// The KLD and the lane's log-probability of `target`, by the definitions and in f64.
     fn direct(base: &[f32], lane: &[f32], target: usize) -> (f64, f64) {
         let log_sum = |x: &[f32]| {
             let max = x.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(f64::from(v)));
@@ -225,7 +232,7 @@ mod tests {
         assert!((got.margin - 1.0).abs() < 1e-6);
     }
 
-    /// Tiles whose probability underflows even in f64 are worth nothing, wherever they stand.
+    /// Tiles whose probability underflows even in f64 count for nothing, wherever they stand.
     #[test]
     fn negligible_tiles_change_nothing() {
         let mut base = vec![-2000.0f32; 90];

@@ -1,26 +1,27 @@
-//! llama-perplexity's habits, so that a difference to its numbers can be explained and not argued.
+//! llama-perplexity's habits. With them kvgate's numbers can be compared with those of that program, and what is
+//! left of a difference is explained.
 //!
-//! Its first pass stores the baseline's log-probabilities in 16 bits, nothing lower than 16 nats below
-//! the largest logit; its second pass drops terms whose stored baseline log-probability is not above
-//! -16, and never renormalizes (`tools/perplexity/perplexity.cpp`, b11434). Its CPU attention also
-//! rounds Q to 8 bits whenever K is quantized. None of this is used unless it is asked for.
+//! Its first pass stores the baseline's log-probabilities in 16 bits; what is lower than 16 nats below the largest
+//! logit is stored as that bound. Its second pass drops terms whose stored log-probability is not above -16, and does
+//! not renormalize (`tools/perplexity/perplexity.cpp`, b11434). Its CPU attention also rounds Q to 8 bits whenever K
+//! is quantized. None of this happens unless it is asked for.
 
 use crate::kv::effective::Effective;
 use crate::results::statistics::Position;
 
-/// Whose habits a measurement takes on.
+/// The program whose habits a measurement takes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mimic {
-    /// The 16-bit baseline and its cut-off.
+    /// The baseline in 16 bits with its cut-off.
     #[value(name = "llama.cpp-cuda")]
     LlamaCppCuda,
-    /// The same, and Q rounded to the format that llama.cpp's CPU multiplies K with.
+    /// The same, and Q is rounded to the format that llama.cpp's CPU attention multiplies K with.
     #[value(name = "llama.cpp-cpu")]
     LlamaCppCpu,
 }
 
 impl Mimic {
-    /// The scheme with the habits of the engine's attention.
+    /// The scheme as that program's attention carries it out.
     pub(super) fn adapt(self, scheme: Effective) -> Effective {
         match self {
             Mimic::LlamaCppCuda => scheme,
@@ -28,7 +29,7 @@ impl Mimic {
         }
     }
 
-    /// The name in conditions.
+    /// The name in a measurement's conditions.
     pub fn name(self) -> &'static str {
         match self {
             Mimic::LlamaCppCuda => "llama.cpp-cuda",
@@ -37,29 +38,31 @@ impl Mimic {
     }
 }
 
-/// Nothing lower than this below the largest logit is stored, and nothing lower is summed.
+/// How far below the largest logit the stored range ends, in nats. Terms with a lower log-probability are not summed
+/// either.
 const FLOOR: f32 = 16.0;
 
-/// A baseline row as the file stores it; the vocabulary is walked once to know its range.
-pub(super) struct Stored {
+/// The baseline's logits at one position as the file stores them. A first walk over the vocabulary finds their range,
+/// which the 16 bits are spread over.
+pub(super) struct QuantizedRow {
     max: f32,
     min: f32,
     sum: f64,
 }
 
-impl Stored {
+impl QuantizedRow {
     pub fn new() -> Self {
-        Stored { max: f32::NEG_INFINITY, min: f32::INFINITY, sum: 0.0 }
+        QuantizedRow { max: f32::NEG_INFINITY, min: f32::INFINITY, sum: 0.0 }
     }
 
-    /// First walk.
+    /// Takes the next tile of the first walk.
     pub fn add(&mut self, base: &[f32]) {
         let (sum, max) = log_sum_exp_step(self.sum, self.max, base);
         (self.sum, self.max) = (sum, max);
         self.min = base.iter().fold(self.min, |m, &v| m.min(v));
     }
 
-    /// Log-probability of a logit as it is read back.
+    /// Gives the log-probability of a logit as it is read back from the file.
     fn quantizer(&self) -> impl Fn(f32) -> f32 {
         let min = self.min.max(self.max - FLOOR);
         let min_logp = min - self.max - self.sum.ln() as f32;
@@ -72,37 +75,37 @@ impl Stored {
     }
 }
 
-/// Σ e^(x - max) continued over more logits.
+/// Continues the sum Σ e^(x - max) over more logits. The maximum may rise.
 fn log_sum_exp_step(sum: f64, max: f32, x: &[f32]) -> (f64, f32) {
     let new = x.iter().fold(max, |m, &v| m.max(v));
     let old = if sum > 0.0 { sum * f64::from(max - new).exp() } else { 0.0 };
     (old + x.iter().map(|v| f64::from((v - new).exp())).sum::<f64>(), new)
 }
 
-/// The second walk: a position's lanes against the stored baseline.
+/// The second walk over the vocabulary: compares the lanes of one position with the stored baseline.
 pub(super) struct Comparison {
-    base: Stored,
+    base: QuantizedRow,
     target: u32,
     target_logp: f32,
     best: f32,
     top: u32,
-    lanes: Vec<Lane>,
+    lanes: Vec<FileLane>,
 }
 
 #[derive(Clone)]
-struct Lane {
+struct FileLane {
     sum: f64,
     max: f32,
     top: u32,
     target_logit: f32,
-    /// Σ p (log p - x), and Σ p
+    /// Σ p (log p - x). Beside it, `mass` is Σ p.
     cross: f64,
     mass: f64,
 }
 
 impl Comparison {
-    pub fn new(base: Stored, target: u32, lanes: usize) -> Self {
-        let lane = Lane {
+    pub fn new(base: QuantizedRow, target: u32, lanes: usize) -> Self {
+        let lane = FileLane {
             sum: 0.0,
             max: f32::NEG_INFINITY,
             top: 0,
@@ -150,14 +153,14 @@ impl Comparison {
                 logp: (f64::from(lane.target_logit) - log_sum) as f32,
                 top_base: self.top,
                 top: lane.top,
-                // the file keeps no more of the baseline than this
+                // what the file keeps of the baseline does not give its margin
                 margin: 0.0,
             }
         })
     }
 }
 
-impl Lane {
+impl FileLane {
     fn add(&mut self, start: u32, logps: &[f32], x: &[f32]) {
         let before = self.max;
         (self.sum, self.max) = log_sum_exp_step(self.sum, self.max, x);
@@ -176,12 +179,12 @@ impl Lane {
 mod tests {
     use super::*;
 
-    /// A row worked out by hand from the C source's arithmetic.
+    /// The expected values were worked out by hand from the arithmetic of the C source.
     #[test]
     fn known_row() {
         let base = [2.0f32, 1.0, 0.5, -1.0, -20.0];
         let lane = [1.9f32, 1.125, 0.5, -0.75, -18.0];
-        let mut stored = Stored::new();
+        let mut stored = QuantizedRow::new();
         stored.add(&base[..2]);
         stored.add(&base[2..]);
         let mut comparison = Comparison::new(stored, 1, 2);

@@ -1,4 +1,4 @@
-//! A file of prompts → the tokens that a model reads before it answers.
+//! Prompts: a file of them becomes the tokens that a model reads before it answers.
 
 use super::corpus;
 use crate::hash;
@@ -12,16 +12,16 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 
-/// The version of the format that this kvgate reads.
+/// The version of the file format that this kvgate reads.
 const VERSION: u32 = 1;
 
-/// Where a prompt's document goes.
+/// What stands in a prompt at the place of its document.
 const PLACEHOLDER: &str = "{document}";
 
-/// What separates messages where no template does.
+/// What separates messages if the model has no chat template.
 const BLANK_LINE: &str = "\n\n";
 
-/// A file of prompts with the documents that it names.
+/// A file of prompts that has been read, together with the documents that it names.
 #[derive(Debug)]
 pub struct PromptSet {
     path: PathBuf,
@@ -29,75 +29,58 @@ pub struct PromptSet {
     sha256: String,
 }
 
-/// What a model is asked.
+/// One prompt as a model reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// Its name in the file.
+    /// The prompt's name in the file.
     pub id: String,
-    /// What kind of text its answer is.
+    /// The kind of text that the answer is, such as `code`.
     pub category: String,
-    /// What the model reads, BOS included where it wants one.
+    /// The tokens, with a BOS if the model wants one.
     pub tokens: Vec<u32>,
 }
 
-/// Prompts as one model reads them, and what made them so.
+/// All prompts as one model reads them, and what decided how it does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompts {
     /// In the file's order.
     pub prompts: Vec<Prompt>,
-    /// SHA-256 of the file; with documents, of the lines `hash  name` of it and them.
+    /// The SHA-256 of the file. If it names documents, it is that of a list with a line `hash  name` for the file and
+    /// for each document.
     pub sha256: String,
-    /// SHA-256 of the chat template; `none` where messages were joined by blank lines, and `unknown` where
-    /// they were because a hub's cache does not tell whether there is one.
+    /// The SHA-256 of the chat template. It is `none` if the model has no template, so that messages were joined by
+    /// blank lines. It is `unknown` if they were joined because the hub's cache does not show whether there is a
+    /// template.
     pub template_sha256: String,
-    /// Whether templates were asked to let the model think.
+    /// Whether the template was asked to let the model think first.
     pub thinking: bool,
-    /// What is in the texts that their author may not have meant to be read as tokens.
+    /// Remarks on what the author of the texts may not have meant to be read as tokens.
     pub remarks: Vec<String>,
 }
 
-/// Why there are no prompts.
+/// Why prompts cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
-    /// A file cannot be read.
     #[error("cannot read {}: {error}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        error: std::io::Error,
-    },
-    /// The file is not what a file of prompts must be.
+    Io { path: PathBuf, error: std::io::Error },
+    /// The file is no file of prompts of this version.
     #[error("{}: {message}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        message: String,
-    },
-    /// An entry cannot be used.
+    Format { path: PathBuf, message: String },
+    /// One entry of the file cannot be used.
     #[error("{}:{line}: prompt `{id}` {message}", path.display())]
     Entry {
-        /// The file.
         path: PathBuf,
-        /// From 1.
+        /// Counted from 1.
         line: usize,
-        /// The entry.
         id: String,
-        /// What is wrong.
         message: String,
     },
     /// The model's template cannot render a prompt.
     #[error("prompt `{id}`: {error}")]
-    Template {
-        /// The prompt.
-        id: String,
-        /// Where and why.
-        error: ModelError,
-    },
+    Template { id: String, error: ModelError },
 }
 
-/// What a file of any version says.
+/// What a file of any version has.
 #[derive(Deserialize)]
 struct Version {
     version: u32,
@@ -123,20 +106,21 @@ struct RawEntry {
     tools: Option<Json>,
 }
 
-/// A part of a text file, and a sentence hidden in it.
+/// An excerpt of a text file that goes into a prompt. A sentence may be hidden in it, which the prompt asks for.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
     file: PathBuf,
-    /// Text that the part begins with.
+    /// The text that the excerpt begins with.
     from: String,
-    /// The part is whole sentences, at most so many tokens of them.
+    /// The most tokens that the excerpt may have. It is cut at the end of a sentence.
     tokens: usize,
+    /// The sentence that is hidden in the excerpt.
     needle: Option<String>,
-    /// Where the needle goes, from 0 to 1.
+    /// Where the needle goes: 0 is the beginning of the excerpt, 1 is its end.
     #[serde(default)]
     depth: f64,
-    /// The file from `from` on.
+    /// The file's text, beginning with `from`.
     #[serde(skip)]
     text: String,
 }
@@ -152,19 +136,19 @@ struct Entry {
 
 #[derive(Debug)]
 enum Body {
-    /// For a chat template.
+    /// A conversation for the chat template.
     Chat { messages: Vec<Message>, tools: Option<Json> },
-    /// As it stands.
+    /// Text that the model continues as it stands.
     Text(String),
 }
 
-/// JSON in a string: TOML has other types and no order.
+/// Reads JSON that stands in a string. TOML itself has other types, and does not keep the order of keys.
 fn json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
     let text = String::deserialize(deserializer)?;
     serde_json::from_str(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
-/// The documents that a file of prompts names, relative to its folder; none of a text that is no such file.
+/// The documents that a file of prompts names, relative to its folder. A text that is no such file names none.
 pub fn documents(text: &str) -> BTreeSet<PathBuf> {
     let file: Option<File> = toml::from_str(text).ok();
     let prompts = file.into_iter().flat_map(|file| file.prompts);
@@ -172,10 +156,10 @@ pub fn documents(text: &str) -> BTreeSet<PathBuf> {
 }
 
 impl PromptSet {
-    /// Reads a file of prompts and the documents that it names, relative to its folder.
+    /// Reads a file of prompts and the documents that it names, which are relative to its folder.
     ///
     /// # Errors
-    /// Files that cannot be read; keys, types and entries that are wrong, each with its line.
+    /// If a file cannot be read, or if a key, a type or an entry is wrong. The error names the line.
     pub fn read(path: &Path) -> Result<Self, PromptError> {
         let text = read(path)?;
         let format = |message| PromptError::Format { path: path.into(), message };
@@ -197,16 +181,16 @@ impl PromptSet {
         Ok(PromptSet { path: path.into(), entries, sha256 })
     }
 
-    /// SHA-256 of the file; with documents, of the lines `hash  name` of it and them.
+    /// As [`Prompts::sha256`].
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 
-    /// The prompts as a model reads them: conversations through its chat template, or joined by blank
-    /// lines where it has none.
+    /// The prompts as a model reads them. Its chat template renders conversations. If it has none, their messages are
+    /// joined by blank lines.
     ///
     /// # Errors
-    /// A template that cannot render a prompt, and text that the tokenizer cannot spell.
+    /// If the template cannot render a prompt, or the tokenizer cannot encode it.
     pub fn tokens(&self, checkpoint: &Checkpoint) -> Result<Prompts, PromptError> {
         let prompts = self.entries.iter().map(|entry| {
             Ok(Prompt {
@@ -228,10 +212,10 @@ impl PromptSet {
         })
     }
 
-    /// What is in the texts that their author may not have meant to be read as tokens.
+    /// Remarks on what the author of the texts may not have meant to be read as tokens, each only once.
     fn remarks(&self) -> Vec<String> {
         let path = self.path.display();
-        let of_entry = |entry: &Entry| {
+        let remarks_on = |entry: &Entry| {
             let own = format!("prompt `{}` of {path}", entry.id);
             let mut remarks = corpus::remarks(&own, &entry.body.plain());
             remarks.extend(entry.document.iter().flat_map(|document| {
@@ -240,8 +224,8 @@ impl PromptSet {
             }));
             remarks
         };
-        let mut all: Vec<String> = self.entries.iter().flat_map(of_entry).collect();
-        // several prompts may have parts of one document
+        let mut all: Vec<String> = self.entries.iter().flat_map(remarks_on).collect();
+        // several prompts may have excerpts of one document
         let mut seen = BTreeSet::new();
         all.retain(|remark| seen.insert(remark.clone()));
         all
@@ -269,7 +253,7 @@ impl PromptSet {
     }
 }
 
-/// Entries that are sound, each by its own line.
+/// Checks the entries one by one, so that an error names the line of its entry.
 fn entries(path: &Path, text: &str, raw: Vec<RawEntry>) -> Result<Vec<Entry>, PromptError> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut entries: Vec<Entry> = Vec::new();
@@ -277,7 +261,7 @@ fn entries(path: &Path, text: &str, raw: Vec<RawEntry>) -> Result<Vec<Entry>, Pr
         let (id, line) = (raw.id.get_ref().clone(), line(text, raw.id.span().start));
         let entry = match entries.iter().find(|entry| entry.id == id) {
             Some(first) => Err(format!("is also in line {}", first.line)),
-            None => raw.checked(line, folder),
+            None => raw.check(line, folder),
         };
         let fail = |message| PromptError::Entry { path: path.into(), line, id, message };
         entries.push(entry.map_err(fail)?);
@@ -286,7 +270,7 @@ fn entries(path: &Path, text: &str, raw: Vec<RawEntry>) -> Result<Vec<Entry>, Pr
 }
 
 impl RawEntry {
-    fn checked(self, line: usize, folder: &Path) -> Result<Entry, String> {
+    fn check(self, line: usize, folder: &Path) -> Result<Entry, String> {
         let id = self.id.into_inner();
         let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         if id.is_empty() || !id.chars().all(allowed) {
@@ -319,10 +303,10 @@ impl Entry {
         self.document.as_ref().map(|document| document.file.as_path())
     }
 
-    /// The body with the document in its place.
+    /// The body with the excerpt in the place of its placeholder.
     fn body_for(&self, tokenizer: &Tokenizer) -> Result<Body, String> {
         let document =
-            self.document.as_ref().map(|document| document.part(tokenizer)).transpose()?;
+            self.document.as_ref().map(|document| document.excerpt(tokenizer)).transpose()?;
         let filled =
             |text: &str| text.replace(PLACEHOLDER, document.as_deref().unwrap_or_default());
         Ok(match &self.body {
@@ -339,7 +323,7 @@ impl Entry {
 }
 
 impl Body {
-    /// Without a template: what is said, and before it the tools.
+    /// What a model without a chat template reads: the tools, and then the messages.
     fn plain(&self) -> String {
         match self {
             Body::Text(text) => text.clone(),
@@ -370,8 +354,8 @@ impl Document {
         Ok(self)
     }
 
-    /// As many whole sentences as fit, with the needle between two of them.
-    fn part(&self, tokenizer: &Tokenizer) -> Result<String, String> {
+    /// As many whole sentences as fit into the tokens. The needle goes between two of them.
+    fn excerpt(&self, tokenizer: &Tokenizer) -> Result<String, String> {
         let mut end = 0;
         for next in sentence_ends(&self.text) {
             if tokenizer.encode(&self.text[..next])?.len() > self.tokens {
@@ -385,17 +369,17 @@ impl Document {
                 self.tokens
             ));
         }
-        let part = &self.text[..end];
-        let Some(needle) = &self.needle else { return Ok(part.into()) };
+        let excerpt = &self.text[..end];
+        let Some(needle) = &self.needle else { return Ok(excerpt.into()) };
         let depth = (self.depth * end as f64) as usize;
-        let at = sentence_ends(part).take_while(|end| *end <= depth).last().unwrap_or(0);
-        let (before, after) = part.split_at(at);
+        let at = sentence_ends(excerpt).take_while(|end| *end <= depth).last().unwrap_or(0);
+        let (before, after) = excerpt.split_at(at);
         Ok([before, needle, after.trim_start()].join(" ").trim().into())
     }
 }
 
-/// Where sentences end: behind a mark that whitespace or the text's end follows, and behind the marks of
-/// scripts that put none there.
+/// Where sentences end: after a mark that is followed by whitespace or by the end of the text. Marks of scripts
+/// without such spaces always end a sentence.
 fn sentence_ends(text: &str) -> impl Iterator<Item = usize> + '_ {
     text.match_indices(['.', '!', '?', '。', '！', '？']).filter_map(move |(at, mark)| {
         let end = at + mark.len();
@@ -408,7 +392,7 @@ fn read(path: &Path) -> Result<String, PromptError> {
     std::fs::read_to_string(path).map_err(|error| PromptError::Io { path: path.into(), error })
 }
 
-/// The line of a byte, from 1.
+/// The line that a byte is in, counted from 1.
 fn line(text: &str, byte: usize) -> usize {
     1 + text[..byte].matches('\n').count()
 }

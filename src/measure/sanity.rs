@@ -1,48 +1,43 @@
-//! Whether a baseline can be what it seems: a bound on its perplexity, for whatever nobody has foreseen.
+//! Whether a baseline can be a sound model: a bound on its perplexity, which catches faults that nobody has foreseen.
 //!
-//! A wrong tokenizer, weights in another convention or damaged ones leave a model that runs and agrees with
-//! itself. Its perplexity gives it away: a model that knows nothing and says so has the size of its vocabulary,
-//! and one that knows only how often each token occurs has the perplexity of a unigram model.
+//! With a wrong tokenizer, or with weights that are damaged or in another convention, a model still runs and agrees
+//! with itself. Its perplexity gives it away. A model that gives every token the same probability has a perplexity of
+//! the size of its vocabulary, and one that knows only how often each token occurs has that of a unigram model.
 
 use crate::results::statistics::Position;
 use std::fmt;
 
-/// Tokens that a corpus must have for a unigram model to be fitted on it. The model has seen the text that it is
-/// scored on, so of few tokens it would know each by heart, and a sound language model would not.
+/// How many tokens a corpus must have for a unigram model to be fitted on it. That model is scored on the text that it
+/// was fitted on. On few tokens it would overfit so much that it could beat a sound language model.
 pub const LEAST_TOKENS: usize = 20_000;
 
-/// What rounding does to a perplexity, as a share of it: log-probabilities are kept as f32.
+/// By what share of itself rounding may change a perplexity, whose log-probabilities are kept as f32.
 const ROUNDING: f64 = 1e-5;
 
-/// How often each token occurs in a corpus, with one added to each count: a token t of n among N tokens has the
-/// probability (n + 1) / (N + V), where V is the size of the vocabulary.
+/// Why a baseline may have a perplexity that no sound model has.
+pub(super) const SUSPICION: &str =
+    "the tokenizer may be another model's, the weights may be in another program's \
+                                    convention, or they are damaged";
+
+/// A unigram model of a corpus: how often each token occurs, with one added to each count. A token that occurs n times
+/// among N tokens has the probability (n + 1) / (N + V), where V is the size of the vocabulary.
 pub struct Unigram {
     counts: Vec<u64>,
     tokens: u64,
 }
 
-/// What a baseline's perplexity is over.
+/// A bound that a baseline's perplexity exceeds, and by how much.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Doubt {
-    /// The size of the vocabulary.
-    Vocabulary {
-        /// The baseline's perplexity.
-        ppl: f64,
-        /// Tokens in the vocabulary.
-        vocab: usize,
-    },
-    /// That of a unigram model of the corpus, on the same positions.
-    Unigram {
-        /// The baseline's perplexity.
-        ppl: f64,
-        /// The unigram model's.
-        unigram: f64,
-    },
+    /// The size of the vocabulary, which a model without any knowledge has.
+    Vocabulary { ppl: f64, vocab: usize },
+    /// The perplexity of a unigram model of the corpus on the same positions.
+    Unigram { ppl: f64, unigram: f64 },
 }
 
 impl Unigram {
-    /// The model of all tokens of a corpus, or none where they are too few.
-    pub fn of(texts: &[Vec<u32>], vocab: usize) -> Option<Self> {
+    /// Fits the model on all tokens of a corpus. Gives none if there are too few of them.
+    pub fn fitted(texts: &[Vec<u32>], vocab: usize) -> Option<Self> {
         let tokens: usize = texts.iter().map(Vec::len).sum();
         if tokens < LEAST_TOKENS {
             return None;
@@ -54,7 +49,7 @@ impl Unigram {
         Some(Unigram { counts, tokens: tokens as u64 })
     }
 
-    /// Its perplexity on the tokens that scored positions predict.
+    /// The model's perplexity on the tokens that the scored positions predict.
     pub fn ppl(&self, positions: &[Position]) -> f64 {
         let all = (self.tokens + self.counts.len() as u64) as f64;
         let nll = |p: &Position| (all / self.counts[p.target as usize] as f64).ln();
@@ -63,14 +58,15 @@ impl Unigram {
 }
 
 impl Doubt {
-    /// What is wrong with a baseline's perplexity, if something is. `positions` are the scored ones that it is of.
-    pub fn of(
+    /// Says which bound a baseline's perplexity exceeds, if it exceeds one. `positions` are the scored positions that
+    /// the perplexity was computed from.
+    pub fn about(
         ppl: f64,
         vocab: usize,
         unigram: Option<&Unigram>,
         positions: &[Position],
     ) -> Option<Self> {
-        // a model that knows nothing has just that, to the rounding of its log-probabilities
+        // a model without any knowledge has this perplexity, apart from rounding
         if ppl > vocab as f64 * (1.0 + ROUNDING) {
             return Some(Doubt::Vocabulary { ppl, vocab });
         }
@@ -104,12 +100,12 @@ mod tests {
         targets.iter().map(|&target| Position { target, ..Position::default() }).collect()
     }
 
-    /// Worked out by hand: of 20,000 tokens 15,000 are 0 and 5,000 are 1, and of 4 two never occur, so that
-    /// probabilities are 15,001, 5,001, 1 and 1 of 20,004.
+    /// Worked out by hand. Of 20,000 tokens 15,000 are 0 and 5,000 are 1, and two of the vocabulary's four tokens never
+    /// occur. So the probabilities are 15,001, 5,001, 1 and 1 of 20,004.
     #[test]
     fn every_token_is_counted_once_more_than_it_occurs() {
         let texts = [vec![0; 15_000], vec![1; 5_000]];
-        let unigram = Unigram::of(&texts, 4).unwrap();
+        let unigram = Unigram::fitted(&texts, 4).unwrap();
         for (targets, p) in [(&[0][..], 15_001.0), (&[1], 5_001.0), (&[2], 1.0), (&[3], 1.0)] {
             let ppl = unigram.ppl(&positions(targets));
             assert!((ppl / (20_004.0 / p) - 1.0).abs() < 1e-12, "{targets:?}: {ppl}");
@@ -120,16 +116,16 @@ mod tests {
 
     #[test]
     fn few_tokens_are_not_judged() {
-        assert!(Unigram::of(&[vec![0; LEAST_TOKENS - 1]], 4).is_none());
-        assert!(Unigram::of(&[vec![0; LEAST_TOKENS - 1], vec![0]], 4).is_some());
-        assert!(Unigram::of(&[vec![4; LEAST_TOKENS]], 4).is_none(), "another tokenizer's ids");
+        assert!(Unigram::fitted(&[vec![0; LEAST_TOKENS - 1]], 4).is_none());
+        assert!(Unigram::fitted(&[vec![0; LEAST_TOKENS - 1], vec![0]], 4).is_some());
+        assert!(Unigram::fitted(&[vec![4; LEAST_TOKENS]], 4).is_none(), "another tokenizer's ids");
     }
 
     #[test]
     fn a_perplexity_is_doubted_above_each_bound() {
-        let unigram = Unigram::of(&[vec![0; 15_000], vec![1; 5_000]], 64);
+        let unigram = Unigram::fitted(&[vec![0; 15_000], vec![1; 5_000]], 64);
         let positions = positions(&[1, 1, 0]);
-        let doubt = |ppl, unigram: Option<&Unigram>| Doubt::of(ppl, 64, unigram, &positions);
+        let doubt = |ppl, unigram: Option<&Unigram>| Doubt::about(ppl, 64, unigram, &positions);
         let bound = unigram.as_ref().unwrap().ppl(&positions);
         assert!(bound > 2.0 && bound < 4.0, "{bound}");
         assert_eq!(doubt(bound, unigram.as_ref()), None);

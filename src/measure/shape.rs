@@ -1,22 +1,18 @@
-//! How a scheme's divergence is spread over positions: what people look at, and no verdict.
+//! How a scheme's divergence is spread over the scored positions. People look at it; no verdict rests on it.
 
 use super::corpus::Chunk;
-use crate::results::shape::Run;
-use crate::results::shape::Shape;
-use crate::results::shape::WorstToken;
-use crate::results::shape::BINS;
-use crate::results::shape::LOWEST;
-use crate::results::shape::PER_DECADE;
+use crate::results::shape::{Run, Shape, WorstToken, BINS, LOWEST, PER_DECADE};
 use crate::results::statistics::Position;
 
-/// Runs that the scored positions of a chunk are cut into.
+/// How many runs the scored positions of a chunk are cut into.
 const RUNS: usize = 16;
-/// Positions that are kept with their words.
+/// How many positions are kept with their text.
 const WORST: usize = 8;
-/// Tokens of text before a position.
+/// How many tokens of text are kept before such a position.
 const CONTEXT: usize = 24;
 
-/// The spread of a lane's positions, which are those of `chunks` in order. `decode` gives tokens as text.
+/// The shape of a lane's positions, which are the scored positions of `chunks` in order. `decode` turns tokens into
+/// text.
 pub(super) fn shape(
     positions: &[Position],
     chunks: &[Chunk],
@@ -33,12 +29,13 @@ pub(super) fn shape(
     }
 }
 
-/// The bin of a KLD; rounding may have made it negative.
+/// The bin of the histogram that a KLD belongs to. A KLD that rounding made negative belongs to the first one.
 fn bin(kld: f32) -> usize {
     let at = (f64::from(kld).log10() - LOWEST) * PER_DECADE;
-    match at >= 0.0 {
-        true => (at as usize + 1).min(BINS - 1),
-        false => 0,
+    if at >= 0.0 {
+        (at as usize + 1).min(BINS - 1)
+    } else {
+        0
     }
 }
 
@@ -47,10 +44,10 @@ fn by_position(positions: &[Position], chunks: &[Chunk]) -> Vec<Run> {
     let runs = RUNS.min(scored.len());
     let bounds = |run: usize| run * scored.len() / runs..(run + 1) * scored.len() / runs;
     let run = |run| {
-        let of_chunk = |chunk: &[Position]| -> f64 {
+        let sum_in = |chunk: &[Position]| -> f64 {
             chunk[bounds(run)].iter().map(|position| f64::from(position.kld)).sum()
         };
-        let sum: f64 = positions.chunks_exact(scored.len()).map(of_chunk).sum();
+        let sum: f64 = positions.chunks_exact(scored.len()).map(sum_in).sum();
         let count = (bounds(run).len() * chunks.len()) as f64;
         Run { from: scored.start + bounds(run).start, mean_kld: sum / count }
     };

@@ -1,4 +1,4 @@
-//! Which models a change touches: what `kvgate run --changed` runs.
+//! Decides which models a change touches, so that `kvgate run --changed` measures no others.
 
 use crate::files::folder_of;
 use crate::gate::{Case, RESULTS};
@@ -12,18 +12,18 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Folders of what measures and judges, of the repository or of a package in it: a change there may
+/// Folders of code and configuration that measure or judge. A change in one of them, at any depth of the repository, may
 /// change any verdict.
 const MACHINERY: &[&str] = &[".github", ".config", ".cargo", "src", "tests"];
-/// Files of the same kind, by their whole name.
+/// Files of the same kind, by their whole names.
 const MACHINERY_FILES: &[&str] =
     &["Cargo.toml", "Cargo.lock", "build.rs", "rust-toolchain", "rust-toolchain.toml"];
-/// Extensions of what only people read.
+/// Extensions of files that only people read.
 const PROSE: &[&str] = &[
     "md", "markdown", "rst", "adoc", "png", "jpg", "jpeg", "gif", "svg", "webp", "pdf", "html",
     "css",
 ];
-/// Names of what only people and hosts read, up to an extension.
+/// Names of files that only people and hosting services read, without their extensions.
 const PROSE_FILES: &[&str] = &[
     "README",
     "LICENSE",
@@ -39,25 +39,25 @@ const PROSE_FILES: &[&str] = &[
     ".gitignore",
     ".editorconfig",
 ];
-/// Extensions of what checkpoints are made of, whatever the name before them is: an index may name a shard
-/// `README.safetensors`.
+/// Extensions of files that a checkpoint may consist of. They count whatever the name before them is: an index may name a
+/// shard `README.safetensors`.
 const READ: &[&str] = &["safetensors", "gguf", "json", "bin", "jinja", "model"];
-/// Ends of the names of goldens that wait to be accepted.
+/// How the names of goldens end that wait to be accepted.
 const PENDING: &[&str] = &[".snap.new", ".pending-snap"];
 
-/// What a change has to do with a policy's models.
+/// Which of a policy's models a change touches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Touched {
-    /// All of them, and why: which file did it.
+    /// All of them, and the reason, such as the file that changed.
     All(String),
-    /// Some, by [`ModelPolicy::name`], in the policy's order.
+    /// Some of them, by [`ModelPolicy::name`] in the policy's order.
     Models(Vec<String>),
-    /// None: no verdict depends on what changed.
+    /// None of them: no verdict depends on what changed.
     None,
 }
 
 impl Touched {
-    /// Whether a model is among them.
+    /// Whether the change touches a model.
     pub fn contains(&self, model: &str) -> bool {
         match self {
             Touched::All(_) => true,
@@ -67,13 +67,13 @@ impl Touched {
     }
 }
 
-/// Of each model the first file that no commit holds, so that a change of it is none that can be seen.
+/// Models with a file that git does not track, and the first such file of each. Nobody can see whether it changed.
 pub type Untracked = Vec<(String, PathBuf)>;
 
 impl Touched {
-    /// The same with models of which nobody knows whether they changed.
+    /// Adds the models of which nobody knows whether they changed.
     #[must_use]
-    pub fn with(self, policy: &Policy, untracked: &Untracked) -> Touched {
+    pub fn with_untracked(self, policy: &Policy, untracked: &Untracked) -> Touched {
         if matches!(self, Touched::All(_)) || untracked.is_empty() {
             return self;
         }
@@ -85,21 +85,20 @@ impl Touched {
     }
 }
 
-/// A change, what it is a change of, and whom it concerns.
+/// A change of the working tree, and the models that it touches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changed {
-    /// Which models it touches.
     pub touched: Touched,
-    /// What was compared with: `origin/main (1a2b3c4)`; empty where nothing was.
+    /// What the working tree was compared with: `origin/main (1a2b3c4)`. Empty if it was not compared.
     pub since: String,
-    /// How many files differ.
+    /// The number of files that differ.
     pub files: usize,
-    /// Models that are touched because nobody knows whether they changed.
+    /// Models that count as touched because nobody knows whether they changed.
     pub untracked: Untracked,
 }
 
 impl Changed {
-    /// Why a run of what is touched has nothing to do: `nothing changed since origin/main (1a2b3c4)`.
+    /// Why nothing has to be run: `nothing changed since origin/main (1a2b3c4)`.
     pub fn not_needed(&self) -> String {
         let since = &self.since;
         match (&self.touched, self.files) {
@@ -117,7 +116,7 @@ impl Changed {
     }
 }
 
-/// What is run, and why: `touched since origin/main (1a2b3c4): gemma-3-270m`
+/// Writes what is run, and why: `touched since origin/main (1a2b3c4): gemma-3-270m`.
 impl fmt::Display for Changed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.touched {
@@ -135,13 +134,13 @@ impl fmt::Display for Changed {
     }
 }
 
-/// What the working tree changes since it parted from `against`, or from the default target.
+/// What the working tree has changed since its history parted from `against`, or from the default target.
 ///
-/// A run on GitHub that is of no pull request has nothing to be compared with: a push *is* its target. It
-/// touches everything unless `against` says otherwise.
+/// A run on GitHub that belongs to no pull request, such as one of a push, has nothing to be compared with. Without
+/// `against`, it counts every model as touched.
 ///
 /// # Errors
-/// No repository, no revision to compare with, or no common history.
+/// There is no repository, no revision to compare with, or no common history.
 pub fn since(
     policy: &Policy,
     against: Option<&str>,
@@ -149,7 +148,7 @@ pub fn since(
 ) -> Result<Changed, RepoError> {
     let folder = folder_of(&policy.path);
     let repository = Repository::discover(folder)?;
-    let target = match (against, no_pull_request(environment)) {
+    let target = match (against, event_without_pull_request(environment)) {
         (Some(revision), _) => revision.to_owned(),
         (None, Some(event)) => {
             let touched = Touched::All(format!("a run of `{event}` is of no pull request"));
@@ -164,7 +163,7 @@ pub fn since(
     let touched = match root {
         Some(root) => match touched(policy, &root, &changes) {
             Touched::All(reason) => Touched::All(reason),
-            _ if let_through(policy, &repository, &changes) => {
+            _ if changes_linked_text(policy, &repository, &changes) => {
                 Touched::All("what a text of the policy leads to changed".into())
             }
             touched => touched,
@@ -172,25 +171,25 @@ pub fn since(
         None => Touched::All(format!("{} is outside of the repository", policy.path.display())),
     };
     let untracked = untracked(policy, &repository)?;
-    let touched = touched.with(policy, &untracked);
+    let touched = touched.with_untracked(policy, &untracked);
     let since = format!("{target} ({})", &base[..7]);
     Ok(Changed { touched, since, files: changes.len(), untracked })
 }
 
-/// What git does not track of the models as they are on disk: files that it ignores, or that lie outside of the
-/// repository. Weights that the policy pins are known all the same.
+/// Files of the models, as they are on disk, that git ignores or that lie outside of the repository. Weights that the
+/// policy pins by a hash or a commit do not count, because they are known all the same.
 ///
 /// # Errors
-/// A repository without a commit.
+/// The repository has no commit.
 pub fn untracked(policy: &Policy, repository: &Repository) -> Result<Untracked, RepoError> {
-    first_untracked(policy, &|file| on_disk(repository, file, MOST_DEPTH))
+    first_untracked(policy, &|file| first_untracked_on_disk(repository, file, MOST_DEPTH))
 }
 
-/// The same of a commit, whose working tree is not there. What a link of it leads to, and a folder of weights that
-/// it holds in part, are not looked at. `folder` is the policy's, from the repository's root.
+/// The same for a commit, whose working tree is not there. `folder` is the policy's folder, from the repository's root.
+/// Targets of links are not looked at, nor are folders of weights that the commit holds in part.
 ///
 /// # Errors
-/// A revision that is not in this clone.
+/// The revision is not in this clone.
 pub fn untracked_at(
     policy: &Policy,
     repository: &Repository,
@@ -199,17 +198,18 @@ pub fn untracked_at(
 ) -> Result<Untracked, RepoError> {
     let watch = Watch { policy, folder };
     first_untracked(policy, &|file| {
-        let is_tracked = repository.tracks(revision, &watch.own(file))?;
+        let is_tracked = repository.tracks(revision, &watch.in_repository(file))?;
         Ok((!is_tracked).then(|| file.to_owned()))
     })
 }
 
-/// Folders that are gone down beneath a checkpoint's.
+/// How many levels of folders are searched below a checkpoint's folder.
 const MOST_DEPTH: usize = 8;
 
+/// The first file of each model for which `untracked_in` finds something.
 fn first_untracked(
     policy: &Policy,
-    look: &dyn Fn(&Path) -> Result<Option<PathBuf>, RepoError>,
+    untracked_in: &dyn Fn(&Path) -> Result<Option<PathBuf>, RepoError>,
 ) -> Result<Untracked, RepoError> {
     let mut found = Vec::new();
     for model in &policy.models {
@@ -219,7 +219,7 @@ fn first_untracked(
         let prompts = model.generate.as_ref().map(|prompts| &prompts.file);
         let single = [weights, source.tokenizer.as_ref(), model.calibration.as_ref(), prompts];
         for file in single.into_iter().flatten().chain(&model.corpus) {
-            if let Some(file) = look(file)? {
+            if let Some(file) = untracked_in(file)? {
                 found.push((model.name.clone(), file));
                 break;
             }
@@ -228,8 +228,8 @@ fn first_untracked(
     Ok(found)
 }
 
-/// The file, or the first one of a folder, that is not tracked where it really lies.
-fn on_disk(
+/// The file itself if it is not tracked, or the first such file in it if it is a folder. Links are followed.
+fn first_untracked_on_disk(
     repository: &Repository,
     file: &Path,
     depth: usize,
@@ -245,21 +245,20 @@ fn on_disk(
     let mut entries: Vec<_> = entries.map(|entry| entry.path()).collect();
     entries.sort();
     for entry in entries {
-        // what people read, and what tools keep beside a download
+        // files for people, and hidden ones that tools keep beside a download
         let is_hidden = entry.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
-        if is_hidden || is_words(&entry) {
+        if is_hidden || is_for_people(&entry) {
             continue;
         }
-        if let Some(found) = on_disk(repository, &entry, depth - 1)? {
+        if let Some(found) = first_untracked_on_disk(repository, &entry, depth - 1)? {
             return Ok(Some(found));
         }
     }
     Ok(None)
 }
 
-/// Whether a change is of what a text of the policy leads to: what it is a link to, or a document of its
-/// prompts.
-fn let_through(policy: &Policy, repository: &Repository, changes: &[FileChange]) -> bool {
+/// Whether a file changed that the policy names only indirectly: the target of a link, or a document that prompts name.
+fn changes_linked_text(policy: &Policy, repository: &Repository, changes: &[FileChange]) -> bool {
     let prompts = policy.models.iter().filter_map(|model| Some(&model.generate.as_ref()?.file));
     let documents = prompts.clone().flat_map(|file| {
         let text = std::fs::read_to_string(file).unwrap_or_default();
@@ -277,22 +276,22 @@ pub fn select(policy: &Policy, changed: &Changed, mut cases: Vec<Case>) -> Vec<C
     cases
 }
 
-/// The event of a run on GitHub that is of no pull request.
-fn no_pull_request(environment: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+/// The event of a run on GitHub that belongs to no pull request.
+fn event_without_pull_request(environment: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     let is_pull_request = environment("GITHUB_BASE_REF").is_some_and(|base| !base.is_empty());
     environment("GITHUB_EVENT_NAME").filter(|event| !event.is_empty() && !is_pull_request)
 }
 
-/// Which models of a policy some changes touch; `folder` is the policy's, from the repository's root.
+/// Which models of a policy some changes touch. `folder` is the policy's folder, from the repository's root.
 ///
-/// The policy itself, texts, Rust sources and workflows touch all, and so does any file that is not known
-/// to be harmless. As an edited policy touches all, only one policy is asked: the one that is run.
+/// The policy itself, its texts, Rust sources and workflows touch all models, and so does any file that is not known to be
+/// harmless. As an edited policy touches all, it is enough to ask the one that is run.
 pub fn touched(policy: &Policy, folder: &Path, changes: &[FileChange]) -> Touched {
     let watch = Watch { policy, folder };
     let mut names: Vec<&str> = Vec::new();
     let paths = changes.iter().flat_map(|change| [Some(&change.path), change.old_path.as_ref()]);
     for path in paths.flatten() {
-        match watch.touches(path) {
+        match watch.effect(path) {
             Effect::All => return Touched::All(format!("{} changed", path.display())),
             Effect::Models(touched) => names.extend(touched),
             Effect::None => {}
@@ -307,58 +306,60 @@ pub fn touched(policy: &Policy, folder: &Path, changes: &[FileChange]) -> Touche
     }
 }
 
-/// What one path does.
+/// Which models one changed file touches.
 enum Effect<'p> {
     All,
     Models(Vec<&'p str>),
     None,
 }
 
-/// A policy's files, as git names them.
+/// Knows the files that a policy names.
 struct Watch<'p> {
     policy: &'p Policy,
+    /// The policy's folder, from the repository's root.
     folder: &'p Path,
 }
 
 impl<'p> Watch<'p> {
-    fn touches(&self, path: &Path) -> Effect<'p> {
-        if self.judges(path) {
+    fn effect(&self, path: &Path) -> Effect<'p> {
+        if self.is_policy_or_text(path) {
             return Effect::All;
         }
-        let named = self.models(|model| self.files(model).any(|file| meets(&file, path)));
+        let named = self.models(|model| self.files(model).any(|file| may_change(&file, path)));
         if !named.is_empty() {
             return Effect::Models(named);
         }
-        if let Some(of_golden) = self.golden(path) {
-            return of_golden;
+        if let Some(effect) = self.golden_effect(path) {
+            return effect;
         }
         if is_machinery(path) {
             return Effect::All;
         }
-        let beneath = self.models(|model| path.starts_with(self.own(&model.source.path)));
-        if !beneath.is_empty() && !is_words(path) {
+        let beneath = self.models(|model| path.starts_with(self.in_repository(&model.source.path)));
+        if !beneath.is_empty() && !is_for_people(path) {
             return Effect::Models(beneath);
         }
-        match is_words(path) || self.is_left_by_run(path) {
-            true => Effect::None,
-            // what is not known may be anything
-            false => Effect::All,
+        if is_for_people(path) || self.is_left_by_run(path) {
+            Effect::None
+        } else {
+            // a file that is not known may be anything
+            Effect::All
         }
     }
 
-    /// The policy, and what every model may be measured on.
-    fn judges(&self, path: &Path) -> bool {
+    /// Whether a path is the policy, or a text that models are measured on.
+    fn is_policy_or_text(&self, path: &Path) -> bool {
         let texts = self.policy.models.iter().flat_map(|model| {
             model.corpus.iter().chain(model.generate.as_ref().map(|prompts| &prompts.file))
         });
-        texts.chain([&self.policy.path]).any(|file| meets(&self.own(file), path))
+        texts.chain([&self.policy.path]).any(|file| may_change(&self.in_repository(file), path))
     }
 
-    /// What a model is, file by file; a folder of weights is looked at by [`Watch::touches`].
+    /// The files that a model consists of. What lies in a folder of weights is left to [`Watch::effect`].
     fn files<'m>(&'m self, model: &'m ModelPolicy) -> impl Iterator<Item = PathBuf> + 'm {
         let source = &model.source;
         let files = [Some(&source.path), source.tokenizer.as_ref(), model.calibration.as_ref()];
-        files.into_iter().flatten().map(|file| self.own(file))
+        files.into_iter().flatten().map(|file| self.in_repository(file))
     }
 
     fn models(&self, is_touched: impl Fn(&ModelPolicy) -> bool) -> Vec<&'p str> {
@@ -366,8 +367,9 @@ impl<'p> Watch<'p> {
         models.filter(|model| is_touched(model)).map(|model| model.name.as_str()).collect()
     }
 
-    /// The model whose golden a path is; a golden of no case is nobody's.
-    fn golden(&self, path: &Path) -> Option<Effect<'p>> {
+    /// What a golden's change touches: the model that it belongs to. A golden that matches no case of the policy touches no
+    /// model. None if the path is no golden.
+    fn golden_effect(&self, path: &Path) -> Option<Effect<'p>> {
         let beneath = path.strip_prefix(self.folder.join(golden::FOLDER)).ok()?;
         beneath.extension().filter(|extension| *extension == "snap")?;
         let Some(case) = case_of_golden(self.policy, beneath) else { return Some(Effect::None) };
@@ -375,21 +377,22 @@ impl<'p> Watch<'p> {
         Some(Effect::Models(self.models(|model| model.name == name)))
     }
 
+    /// Whether a run of the gate leaves this file behind.
     fn is_left_by_run(&self, path: &Path) -> bool {
         let name = path.to_string_lossy();
         path.starts_with(self.folder.join(RESULTS)) || PENDING.iter().any(|end| name.ends_with(end))
     }
 
-    /// A file that the policy names, from the repository's root.
-    fn own(&self, file: &Path) -> PathBuf {
+    /// A path that the policy names, from the repository's root.
+    fn in_repository(&self, file: &Path) -> PathBuf {
         let policy_folder = self.policy.path.parent().unwrap_or(Path::new(""));
         let file = file.strip_prefix(policy_folder).unwrap_or(file);
-        plain(&self.folder.join(file))
+        without_dots(&self.folder.join(file))
     }
 }
 
-/// Whether a change of `path` may be one of `file`: it is the file, or a submodule or link above it.
-fn meets(file: &Path, path: &Path) -> bool {
+/// Whether a change at `path` may change `file`: it is the file itself, or a submodule or link above it.
+fn may_change(file: &Path, path: &Path) -> bool {
     file.starts_with(path)
 }
 
@@ -401,9 +404,9 @@ fn is_machinery(path: &Path) -> bool {
         || folders.into_iter().any(|folder| MACHINERY.iter().any(|m| folder.as_os_str() == *m))
 }
 
-/// What only people and hosts read, wherever it lies. A folder of documents is none: a model or a tokenizer may lie
-/// there, or a link may lead there.
-fn is_words(path: &Path) -> bool {
+/// Whether only people and hosting services read a file, wherever it lies. The name of a folder says nothing about that: a
+/// model or a tokenizer may lie among documents.
+fn is_for_people(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
     let named = |known: &str| {
@@ -414,8 +417,8 @@ fn is_words(path: &Path) -> bool {
     !is_read && (is_prose || PROSE_FILES.iter().any(|known| named(known)))
 }
 
-/// A path without `.` and `..`, as far as they can be taken out.
-fn plain(path: &Path) -> PathBuf {
+/// A path without `.` and `..`, as far as they can be removed without looking at the disk.
+fn without_dots(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for component in path.components() {
         match component {

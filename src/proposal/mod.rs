@@ -1,19 +1,20 @@
-//! A proposed change: the policy and the goldens that hold, those that it proposes, and what they make of the
-//! results of a run that it may have written itself.
+//! A proposed change, such as a pull request: the policy and the goldens that hold at the merge base, those that it
+//! proposes, and what both make of the results of a run.
 //!
-//! Limits are judged by the policy that holds, at the merge base, unless people allowed another; a change
-//! must not be judged by what it loosened. Goldens are those of the change: people review them. What gates
-//! less than before is a finding of its own.
+//! A change must not be judged by what it loosened. So limits are judged by the policy that holds and by the proposed
+//! one, unless people allow the change to loosen the policy, and whatever gates less than before is a finding of its own.
+//! Goldens are the proposed ones, because people review them. Results may have been written by the change itself, so
+//! nothing that they say of themselves counts.
 
 pub mod changed;
 pub mod weakened;
 
 use crate::files::folder_of;
-use crate::judge::{self, Judge};
+use crate::judge::{Demands, Judge};
 use crate::measure::prompts::documents;
-use crate::policy::{Cell, ModelPolicy, Policy};
+use crate::policy::{ModelPolicy, Policy};
 use crate::proposal::changed::{touched, untracked, untracked_at, Touched, Untracked};
-use crate::repo::{Files, Folder, RepoError, Repository};
+use crate::repo::{FileChange, Files, Folder, RepoError, Repository};
 use crate::report::{Links, Report};
 use crate::results::case::CaseKind;
 use crate::results::measured_by::MeasuredBy;
@@ -25,77 +26,71 @@ use weakened::{goldens_removed, text_sizes, Weakened};
 /// Why results cannot be judged as a proposal.
 #[derive(Debug, thiserror::Error)]
 pub enum ProposalError {
-    /// The repository.
     #[error(transparent)]
     Repository(#[from] RepoError),
-    /// The policy lies elsewhere.
+    /// The policy lies outside of the repository.
     #[error("{} is not in the repository {}: run this where the policy is", config.display(), repository.display())]
-    Outside {
-        /// The policy.
-        config: PathBuf,
-        /// The repository.
-        repository: PathBuf,
-    },
-    /// There is nothing to judge by.
+    Outside { config: PathBuf, repository: PathBuf },
+    /// There is no policy to judge by.
     #[error("there is no {} at {base}, and none is proposed; `--config FILE` names another", config.display())]
-    NoPolicy {
-        /// The policy.
-        config: PathBuf,
-        /// The merge base.
-        base: String,
-    },
+    NoPolicy { config: PathBuf, base: String },
     /// The policy that holds is damaged.
     #[error("{} at {base}, which holds, cannot be used:\n{problem}", config.display())]
-    Policy {
-        /// The policy.
-        config: PathBuf,
-        /// The merge base.
-        base: String,
-        /// Every finding.
-        problem: String,
-    },
+    Policy { config: PathBuf, base: String, problem: String },
 }
 
-/// What is proposed, beside what holds.
+/// Whether people let the change loosen the policy, for example by a label on the pull request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loosening {
+    /// Every loosening is a red finding, and limits are judged by the policy that holds as well.
+    Forbidden,
+    /// Loosenings are shown, and only the proposed policy judges.
+    Allowed,
+}
+
+/// A proposed change beside what holds at the merge base.
 pub struct Proposal<'r> {
     repository: &'r Repository,
-    /// The policy as it is named to people.
+    /// The policy's path as people named it.
     config: PathBuf,
-    /// Commit of what holds.
+    /// The merge base: the commit of what holds.
     base: String,
-    /// Commit that is proposed, or that the working tree is at.
+    /// The proposed commit, or the one that the working tree was checked out from.
     head: Option<String>,
-    /// Whether it is the commit itself.
+    /// Whether `head` itself is proposed, and not the working tree on top of it.
     is_commit: bool,
-    /// What holds.
+    /// The files that hold, seen from the policy's folder.
     old: Box<dyn Files + 'r>,
-    /// What is proposed.
+    /// The files that are proposed, seen from there as well.
     new: Box<dyn Files + 'r>,
-    /// Paths that differ, from the repository's root, and the policy's folder seen from there.
-    changes: Vec<crate::repo::FileChange>,
+    /// Files that differ, by their paths from the repository's root.
+    changes: Vec<FileChange>,
+    /// The policy's folder, from the repository's root.
     folder: PathBuf,
-    /// Whether all models must be there, whatever has changed.
+    /// Whether results must hold every model, whatever has changed.
     pub whole: bool,
+    pub loosening: Loosening,
 }
 
-/// Cells of a policy that are judged at all: it may be a stranger's.
+/// A policy with more cells is refused: it may be a stranger's, and judging it would take too long.
 const MOST_CELLS: usize = 2_000;
 
-/// The policies of both sides.
+/// The policy that holds and the one that is proposed.
 struct Policies {
     old: Option<Policy>,
+    /// None where it is damaged or not there.
     new: Option<Policy>,
-    /// Whether it is the new one that is not there.
+    /// Whether the proposal has no policy at all.
     is_gone: bool,
     findings: Vec<Finding>,
 }
 
 impl<'r> Proposal<'r> {
-    /// What `head` proposes to `target`, against where they parted. Without `head`, what the working tree
-    /// proposes.
+    /// What `head` proposes to `target`, or what the working tree proposes if there is no `head`. It is compared with the
+    /// merge base of both.
     ///
     /// # Errors
-    /// A revision or history that this clone does not have, a policy outside of it.
+    /// This clone does not have a revision or its history, or the policy lies outside of it.
     pub fn open(
         repository: &'r Repository,
         config: &Path,
@@ -132,36 +127,34 @@ impl<'r> Proposal<'r> {
             changes,
             folder,
             whole: false,
+            loosening: Loosening::Forbidden,
         })
     }
 
-    /// Judges results. `is_allowed` says that people let the change loosen the policy.
+    /// Judges results by what holds and by what is proposed.
     ///
     /// # Errors
-    /// No policy on either side, or one that holds and is damaged.
-    pub fn judge(
-        &self,
-        mut results: Results,
-        by: MeasuredBy,
-        is_allowed: bool,
-    ) -> Result<Report, ProposalError> {
-        let Policies { old, new, is_gone, mut findings } = self.policies(is_allowed)?;
+    /// There is no policy on either side, or the one that holds is damaged.
+    pub fn judge(&self, mut results: Results, by: MeasuredBy) -> Result<Report, ProposalError> {
+        let Policies { old, new, is_gone, mut findings } = self.policies()?;
         let mut replaced = Vec::new();
         if let (Some(old), Some(new)) = (&old, &new) {
-            findings.extend(self.weakened(old, new, is_allowed)?);
-            replaced = self.texts_replaced(old, is_allowed);
+            findings.extend(self.loosenings(old, new)?);
+            replaced = self.texts_replaced(old);
         }
-        findings.extend(self.of_another_commit(&results));
-        let known = |name: &str| {
+        findings.extend(self.other_commit(&results));
+        let is_known = |name: &str| {
             let policies = [&old, &new].into_iter().flatten();
             policies.flat_map(|policy| &policy.models).any(|model| model.name == name)
         };
-        findings.extend(unknown(&mut results, known));
+        findings.extend(remove_unknown_models(&mut results, is_known));
 
         let judged_by = match (old, new) {
-            (Some(old), Some(new)) if !is_allowed => vec![measured_as(old, &new), new],
+            (Some(old), Some(new)) if self.loosening == Loosening::Forbidden => {
+                vec![measured_as(old, &new), new]
+            }
             (_, Some(new)) => vec![new],
-            (Some(_), None) if is_allowed && is_gone => Vec::new(),
+            (Some(_), None) if self.loosening == Loosening::Allowed && is_gone => Vec::new(),
             (Some(old), None) => vec![old],
             (None, None) => return Err(self.no_policy()),
         };
@@ -171,7 +164,7 @@ impl<'r> Proposal<'r> {
         Ok(Report { results, links })
     }
 
-    /// Judges by all of some policies; what must be there is known by the last.
+    /// Judges results by each of the policies. The last of them says which models must be there.
     fn judge_by(
         &self,
         policies: &[Policy],
@@ -180,27 +173,26 @@ impl<'r> Proposal<'r> {
         replaced: Vec<Finding>,
     ) -> Result<(), RepoError> {
         let Some(last) = policies.last() else { return Ok(()) };
-        let touched = match self.whole || !replaced.is_empty() {
-            true => Touched::All("all is asked for".into()),
-            false => {
-                let untracked = self.untracked(last)?;
-                touched(last, &self.folder, &self.changes).with(last, &untracked)
-            }
+        let touched = if self.whole || !replaced.is_empty() {
+            Touched::All("all is asked for".into())
+        } else {
+            let untracked = self.untracked(last)?;
+            touched(last, &self.folder, &self.changes).with_untracked(last, &untracked)
         };
         results.findings.extend(replaced);
-        results.not_needed = left_out(last, results, &touched);
+        results.not_needed = not_needed(last, results, &touched);
         results.policy = Some(PolicyFile {
             path: self.config.display().to_string(),
             sha256: last.sha256.clone(),
         });
         for policy in policies {
             let cases = self.cases(policy, results, by, &touched);
-            add(&mut results.cases, cases);
+            add_cases(&mut results.cases, cases);
         }
         Ok(())
     }
 
-    /// Models of which the commits do not say whether they changed.
+    /// Models of which the commits cannot say whether they changed.
     fn untracked(&self, policy: &Policy) -> Result<Untracked, RepoError> {
         match &self.head {
             Some(head) if self.is_commit => {
@@ -214,65 +206,77 @@ impl<'r> Proposal<'r> {
         ProposalError::NoPolicy { config: self.config.clone(), base: self.base.clone() }
     }
 
-    /// The policies of both sides. One that is proposed and damaged is a finding: it may be a stranger's.
-    fn policies(&self, is_allowed: bool) -> Result<Policies, ProposalError> {
+    /// Reads both policies. A damaged one that holds is an error. A damaged one that is proposed is a finding, because
+    /// it may be a stranger's.
+    fn policies(&self) -> Result<Policies, ProposalError> {
         let name = Path::new(self.config.file_name().unwrap_or_default());
-        let parse = |bytes: Vec<u8>| {
-            let parsed = Policy::parse(&String::from_utf8_lossy(&bytes), &self.config);
-            let (policy, _) = parsed.map_err(|error| error.to_string())?;
-            let cells: usize = policy.models.iter().map(|model| model.cells.len()).sum();
-            match cells > MOST_CELLS {
-                true => Err(format!(
-                    "{cells} schemes of models, more than the {MOST_CELLS} that are judged"
-                )),
-                false => Ok(policy),
-            }
+        let read = |files: &dyn Files| {
+            files.read(name).map(|bytes| bytes.map(|bytes| self.parse_policy(&bytes)))
         };
-        let read = |files: &dyn Files| files.read(name).map(|bytes| bytes.map(parse));
         let damaged = |problem: String| ProposalError::Policy {
             config: self.config.clone(),
             base: self.base.clone(),
             problem,
         };
         let old = read(&*self.old)?.transpose().map_err(damaged)?;
+        let proposed = read(&*self.new)?;
+        let is_gone = proposed.is_none();
         let mut findings = Vec::new();
-        let read_new = read(&*self.new)?;
-        let is_gone = read_new.is_none();
-        let new = match read_new {
-            Some(Ok(policy)) => Some(policy),
-            Some(Err(problem)) => {
-                findings.push(self.finding("policy::invalid", problem));
+        if is_gone && old.is_some() {
+            let message = "the policy is gone: nothing would be gated any more".into();
+            findings.push(self.loosening_at(self.config.display(), message));
+        }
+        let new = match proposed.transpose() {
+            Ok(policy) => policy,
+            Err(problem) => {
+                findings.push(Finding {
+                    name: "policy::invalid".into(),
+                    place: Some(self.config.display().to_string()),
+                    message: problem,
+                    is_red: true,
+                });
                 None
             }
-            None if old.is_some() => {
-                let message = "the policy is gone: nothing would be gated any more".into();
-                let finding = self.finding("policy::weakened", message);
-                findings.push(Finding { is_red: !is_allowed, ..finding });
-                None
-            }
-            None => None,
         };
         Ok(Policies { old, new, is_gone, findings })
     }
 
-    fn finding(&self, name: &str, message: String) -> Finding {
-        let place = Some(self.config.display().to_string());
-        Finding { name: name.into(), place, message, is_red: true }
+    fn parse_policy(&self, bytes: &[u8]) -> Result<Policy, String> {
+        let parsed = Policy::parse(&String::from_utf8_lossy(bytes), &self.config);
+        let (policy, _) = parsed.map_err(|error| error.to_string())?;
+        let cells: usize = policy.models.iter().map(|model| model.cells.len()).sum();
+        if cells > MOST_CELLS {
+            return Err(format!(
+                "{cells} schemes of models, more than the {MOST_CELLS} that are judged"
+            ));
+        }
+        Ok(policy)
     }
 
-    fn weakened(
-        &self,
-        old: &Policy,
-        new: &Policy,
-        is_allowed: bool,
-    ) -> Result<Vec<Finding>, RepoError> {
+    /// What gates less than before.
+    fn loosenings(&self, old: &Policy, new: &Policy) -> Result<Vec<Finding>, RepoError> {
         let mut list = weakened::weakened(old, new, &text_sizes(new, &*self.old, &*self.new));
         list.extend(goldens_removed(new, &*self.old, &*self.new)?);
-        Ok(list.iter().map(|weakened| finding(weakened, is_allowed)).collect())
+        let finding = |weakened: &Weakened| {
+            let Weakened { place, what, old, new, .. } = weakened;
+            let message = format!("{what}: {old} → {new} ({})", weakened.reach());
+            self.loosening_at(place, message)
+        };
+        Ok(list.iter().map(finding).collect())
     }
 
-    /// Results name the commit that they were measured at, and that must be the one that is proposed.
-    fn of_another_commit(&self, results: &Results) -> Option<Finding> {
+    /// A finding that is red unless people allowed the change to loosen the policy.
+    fn loosening_at(&self, place: impl ToString, message: String) -> Finding {
+        Finding {
+            name: "policy::weakened".into(),
+            place: Some(place.to_string()),
+            message,
+            is_red: self.loosening == Loosening::Forbidden,
+        }
+    }
+
+    /// A finding where results were measured at another commit than the proposed one.
+    fn other_commit(&self, results: &Results) -> Option<Finding> {
         let head = self.head.as_ref()?;
         let theirs = results.head.as_deref().unwrap_or("none");
         (theirs != head).then(|| Finding {
@@ -284,7 +288,8 @@ impl<'r> Proposal<'r> {
         })
     }
 
-    /// What a policy makes of results; changes are against the goldens that hold.
+    /// Judges results by one policy and the proposed goldens. The changes that a case shows are against the goldens that
+    /// hold, because people review what moves from those.
     fn cases(
         &self,
         policy: &Policy,
@@ -296,36 +301,37 @@ impl<'r> Proposal<'r> {
             let bytes = files.read(path).map_err(|error| error.to_string())?;
             Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
         };
-        let mut cases = Judge {
+        // files are seen from the policy's folder
+        let root = Path::new("");
+        let proposed = Judge { root, goldens: &|path| read(&*self.new, path), offer: None };
+        let holding = Judge { root, goldens: &|path| read(&*self.old, path), offer: None };
+        let demands = Demands {
             policy,
-            goldens: &|path| read(&*self.new, path),
             by,
             is_needed: &|model| touched.contains(&model.name),
-            fault: &|model, measurement| self.of_another_text(model, measurement, by),
-        }
-        .cases(results);
-        let moved = |model: &ModelPolicy, cell: &Cell| {
-            judge::changes(model, cell, by, results, &|path| read(&*self.old, path))
+            fault: &|model, measurement| self.other_text(model, measurement, by),
         };
+        let mut cases = proposed.results(results, &demands);
         for model in &policy.models {
             for cell in &model.cells {
                 let name = model.case(cell, CaseKind::Golden).to_string();
                 if let Some(case) = cases.iter_mut().find(|case| case.case == name) {
-                    case.changes = moved(model, cell);
+                    case.changes = holding.moved(model, cell, by, results);
                 }
             }
         }
         cases
     }
 
-    /// A file that a policy names, as both sides read it: from the policy's folder.
+    /// A path that a policy names, seen from the policy's folder, as the files of both sides are.
     fn within<'p>(&self, path: &'p Path) -> &'p Path {
         path.strip_prefix(self.config.parent().unwrap_or(Path::new(""))).unwrap_or(path)
     }
 
-    /// Texts that schemes were measured on and that are others now. What an easier text hides cannot be seen
-    /// in its size, so people say that it is meant; one that is shorter or gone is found with the policy.
-    fn texts_replaced(&self, old: &Policy, is_allowed: bool) -> Vec<Finding> {
+    /// Texts to measure on whose content is proposed to be another. An easier text hides harm, and nobody can see that
+    /// in a number, so people must say that the replacement is meant. A text that becomes shorter or is deleted is
+    /// found by [`weakened()`](weakened::weakened).
+    fn texts_replaced(&self, old: &Policy) -> Vec<Finding> {
         let texts = old.models.iter().flat_map(|model| {
             model.corpus.iter().chain(model.generate.as_ref().map(|prompts| &prompts.file))
         });
@@ -338,28 +344,26 @@ impl<'r> Proposal<'r> {
         let texts: BTreeSet<PathBuf> = documents.chain(texts.iter().cloned()).collect();
         let is_replaced = |path: &PathBuf| {
             let [old, new] = [&self.old, &self.new].map(|files| files.sha256(path));
-            // not there is another finding, and not readable is no text that was measured on
+            // a deleted text is another finding, and an unreadable one was never measured on
             !matches!((&old, &new), (Ok(None), _) | (_, Ok(None))) && old != new
         };
-        let finding = |path: PathBuf| Finding {
-            name: "policy::weakened".into(),
-            place: Some(path.display().to_string()),
-            message: "another text to measure on: what it hides cannot be seen in a number".into(),
-            is_red: !is_allowed,
+        let finding = |path: PathBuf| {
+            let message = "another text to measure on: what it hides cannot be seen in a number";
+            self.loosening_at(path.display(), message.into())
         };
         texts.into_iter().filter(is_replaced).map(finding).collect()
     }
 
-    /// Measured on another text than what is proposed. A text that is not in the repository is not known
-    /// here, and goldens hold its hash.
-    fn of_another_text(
+    /// Why a measurement was made on another text than the proposed one. A text that is not in the repository cannot be
+    /// compared here; its hash is in the goldens' conditions.
+    fn other_text(
         &self,
         model: &ModelPolicy,
         measurement: &Measurement,
         by: MeasuredBy,
     ) -> Option<String> {
         if by != MeasuredBy::Kvgate {
-            return None; // their logs do not name it
+            return None; // another engine's logs do not name its texts
         }
         let measured = &measurement.conditions.corpus;
         if measured.len() != model.corpus.len() {
@@ -381,18 +385,8 @@ impl<'r> Proposal<'r> {
     }
 }
 
-fn finding(weakened: &Weakened, is_allowed: bool) -> Finding {
-    let Weakened { place, what, old, new, .. } = weakened;
-    Finding {
-        name: "policy::weakened".into(),
-        place: Some(place.to_string()),
-        message: format!("{what}: {old} → {new} ({})", weakened.reach()),
-        is_red: !is_allowed,
-    }
-}
-
-/// The policy that holds, with the way of measuring of the one that is proposed: results were measured so,
-/// and measuring less is a finding of its own.
+/// The limits and expectations of the policy that holds, with the proposed way of measuring. The results were measured
+/// in that way, and measuring less is a finding of its own.
 fn measured_as(mut old: Policy, new: &Policy) -> Policy {
     for model in &mut old.models {
         if let Some(new) = new.models.iter().find(|new| new.name == model.name) {
@@ -403,10 +397,10 @@ fn measured_as(mut old: Policy, new: &Policy) -> Policy {
     old
 }
 
-/// Measurements of models that no policy names are left out, and told.
-fn unknown(results: &mut Results, known: impl Fn(&str) -> bool) -> Vec<Finding> {
+/// Removes the measurements of models that no policy names, with a finding for each such model.
+fn remove_unknown_models(results: &mut Results, is_known: impl Fn(&str) -> bool) -> Vec<Finding> {
     let (own, others): (Vec<_>, Vec<_>) =
-        std::mem::take(&mut results.measurements).into_iter().partition(|m| known(&m.model));
+        std::mem::take(&mut results.measurements).into_iter().partition(|m| is_known(&m.model));
     results.measurements = own;
     let names: BTreeSet<_> = others.iter().map(|measurement| &measurement.model).collect();
     let finding = |name| Finding {
@@ -418,16 +412,16 @@ fn unknown(results: &mut Results, known: impl Fn(&str) -> bool) -> Vec<Finding> 
     names.into_iter().map(finding).collect()
 }
 
-/// Models that a change does not touch and that were not measured.
-fn left_out(policy: &Policy, results: &Results, touched: &Touched) -> Vec<String> {
+/// Models that need no results, because the change does not touch them, and that have none.
+fn not_needed(policy: &Policy, results: &Results, touched: &Touched) -> Vec<String> {
     let is_measured = |name: &str| results.measurements.iter().any(|m| m.model == name);
     let names = policy.models.iter().filter(|model| model.cells.iter().any(|cell| !cell.ignored));
     let names = names.map(|model| &model.name);
     names.filter(|name| !touched.contains(name) && !is_measured(name)).cloned().collect()
 }
 
-/// A case that two policies judge is red where one of them says so.
-fn add(all: &mut Vec<CaseResult>, cases: Vec<CaseResult>) {
+/// Adds the cases of one more policy. A case that two policies judge is red if one of them says so.
+fn add_cases(all: &mut Vec<CaseResult>, cases: Vec<CaseResult>) {
     for case in cases {
         match all.iter_mut().find(|known| known.case == case.case) {
             None => all.push(case),

@@ -1,7 +1,7 @@
 //! What a change of the policy lets through that was not let through before.
 //!
-//! Both policies are compared as they are resolved, case by case: an edit that no case sees is no
-//! finding, and one edit that reaches many cases is one.
+//! Both policies are compared after their defaults are resolved, case by case. So an edit that reaches no case is no
+//! finding, and an edit that reaches many cases is a single one.
 
 use crate::golden;
 use crate::policy::{Cell, Expectation, ModelPolicy, Policy, IGNORED, MEANING};
@@ -10,30 +10,30 @@ use crate::results::statistics::{Direction, Statistic};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Cases of a finding that are named; the rest are counted.
+/// How many cases a finding names. The others are only counted.
 const NAMED_CASES: usize = 3;
 
 /// One of the two policies that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// What holds: the policy at the merge base.
+pub enum Revision {
+    /// The policy at the merge base, which holds.
     Base,
-    /// What is proposed.
+    /// The policy that is proposed.
     Head,
 }
 
 /// A line of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The file, as the policy was named; a golden's path starts from there, too.
+    /// The file's path, in the way that the policy's path was given.
     pub file: PathBuf,
-    /// From 1; none for a whole file.
+    /// The line, counted from 1. None for a whole file.
     pub line: Option<usize>,
-    /// Whether it stands only at the base: the head has nothing in its place.
+    /// Whether the line is one of the base, because the head has nothing in its place.
     pub at_base: bool,
 }
 
-/// `thresholds.toml:12`, or `thresholds.toml:12 at the base`
+/// Writes `thresholds.toml:12`, or `thresholds.toml:12 at the base`.
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.file.display())?;
@@ -47,21 +47,20 @@ impl fmt::Display for Place {
 /// One edit that weakens the gate, and the cases that it reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Weakened {
-    /// Where it is.
     pub place: Place,
     /// What became weaker: `mean_kld limit raised`.
     pub what: String,
-    /// `model::scheme` for what concerns a scheme, `model` for what concerns a model, in the policy's
-    /// order. All of them: [`Weakened::reach`] names a few.
+    /// All cells that the edit reaches, in the policy's order: `model::scheme`, or `model` if the edit concerns a whole
+    /// model. [`Weakened::reach`] names a few of them.
     pub cases: Vec<String>,
-    /// What held.
+    /// The value that holds.
     pub old: String,
-    /// What is to hold.
+    /// The value that is proposed.
     pub new: String,
 }
 
 impl Weakened {
-    /// The first few cases by name, and how many there are besides: `m::q8_0, m::q4_0 and 38 more`.
+    /// The first few cases by name, and the number of the others: `m::q8_0, m::q4_0 and 38 more`.
     pub fn reach(&self) -> String {
         let named = &self.cases[..self.cases.len().min(NAMED_CASES)];
         let named = named.join(", ");
@@ -72,7 +71,7 @@ impl Weakened {
     }
 }
 
-/// `thresholds.toml:12: mean_kld limit raised: 0.05 → 0.5 (m::q8_0, m::q4_0 and 38 more)`
+/// Writes `thresholds.toml:12: mean_kld limit raised: 0.05 → 0.5 (m::q8_0, m::q4_0 and 38 more)`.
 impl fmt::Display for Weakened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Weakened { place, what, old, new, .. } = self;
@@ -82,55 +81,63 @@ impl fmt::Display for Weakened {
 
 /// What `head` lets through that `base` does not, in the order of the base's cases.
 ///
-/// `texts` gives the size of a corpus or prompts file as the policies name it, or none where it is not
-/// known. A model's weights are what is judged, not what judges: another hash or revision is no finding. But
-/// from another place another model may be judged than the one that is released. For a scheme that must fail, only limits on the model itself are compared: whichever other
-/// limit it breaks, it is shown as failing.
+/// `text_size` gives the bytes of a file of the corpus or of prompts, or none if they are not known.
+///
+/// New weights (another hash or revision) are what the gate is for, so they are no finding. Another *place* to read them
+/// from is one: the gate could then judge a copy while another file is released. For a scheme that must fail, only limits
+/// on the model itself are compared: whichever other limit it breaks, it is shown as failing.
 pub fn weakened(
     base: &Policy,
     head: &Policy,
-    texts: &dyn Fn(Side, &Path) -> Option<u64>,
+    text_size: &dyn Fn(Revision, &Path) -> Option<u64>,
 ) -> Vec<Weakened> {
-    let mut findings = Findings { head, list: Vec::new() };
+    let mut loosenings = Loosenings { head, list: Vec::new() };
     for old in &base.models {
         match head.models.iter().find(|new| new.name == old.name) {
             Some(new) => {
                 let pair = Pair { old, new };
-                findings.measuring(pair);
-                findings.texts(pair, texts);
-                old.cells.iter().for_each(|cell| findings.cell(pair, cell));
+                loosenings.compare_settings(pair);
+                loosenings.compare_texts(pair, text_size);
+                old.cells.iter().for_each(|cell| loosenings.compare_cell(pair, cell));
             }
             None => {
                 let what = if old.name.contains('@') { "`at` section" } else { "model" };
                 let line = old.places.line("", "");
                 let schemes = format!("{} schemes", old.cells.len());
-                findings.add((None, line), &format!("{what} removed"), &old.name, schemes, "none");
+                loosenings.add(
+                    (None, line),
+                    &format!("{what} removed"),
+                    &old.name,
+                    schemes,
+                    "none",
+                );
             }
         }
     }
-    findings.list
+    loosenings.list
 }
 
-/// The sizes that [`weakened`] asks for, from the files of both sides as they are seen from the
-/// policy's folder. A file that cannot be read has none.
+/// The sizes that [`weakened`] asks for, from the files of both revisions as they are seen from the policy's folder. A
+/// file that cannot be read has no size.
 pub fn text_sizes<'a>(
     policy: &'a Policy,
     base: &'a dyn Files,
     head: &'a dyn Files,
-) -> impl Fn(Side, &Path) -> Option<u64> + 'a {
+) -> impl Fn(Revision, &Path) -> Option<u64> + 'a {
     let folder = policy.path.parent().unwrap_or(Path::new(""));
     move |side, path| {
-        let files = if side == Side::Base { base } else { head };
+        let files = if side == Revision::Base { base } else { head };
         files.size(path.strip_prefix(folder).unwrap_or(path)).ok().flatten()
     }
 }
 
-/// Goldens that `base` has and `head` lacks although their cases remain: deleted, a change is not seen
-/// but accepted anew. Files are those of both sides as seen from the policy's folder; goldens of other
-/// engines are looked at as well.
+/// Goldens that `base` has and `head` lacks although their cases remain. Without its golden, a change is not seen but
+/// accepted anew.
+///
+/// The files are those of both revisions, seen from the policy's folder. Goldens of other engines count as well.
 ///
 /// # Errors
-/// A folder of goldens that cannot be listed.
+/// A folder of goldens cannot be listed.
 pub fn goldens_removed(
     head_policy: &Policy,
     base: &dyn Files,
@@ -150,47 +157,44 @@ pub fn goldens_removed(
         .collect())
 }
 
-/// The case that a golden is of, or the model where it is the golden of a model's text.
+/// The cell that a golden belongs to, or the model if it is the golden of a model's text.
 pub(crate) fn case_of_golden(policy: &Policy, path: &Path) -> Option<String> {
     let stem = path.file_name()?.to_str()?.strip_suffix(".snap")?;
     policy.models.iter().find_map(|model| {
         if model.generate.is_some() && golden::text_stem(&model.name) == stem {
             return Some(model.name.clone());
         }
-        let is_its = |cell: &&Cell| model.cell_name(cell).file_stem() == stem;
-        model.cells.iter().find(is_its).map(|cell| case(model, cell))
+        let has_stem = |cell: &&Cell| model.cell_name(cell).file_stem() == stem;
+        model.cells.iter().find(has_stem).map(|cell| model.cell_name(cell).to_string())
     })
 }
 
-fn case(model: &ModelPolicy, cell: &Cell) -> String {
-    model.cell_name(cell).to_string()
-}
-
-/// A model in both policies.
+/// A model as both policies have it.
 #[derive(Clone, Copy)]
 struct Pair<'p> {
     old: &'p ModelPolicy,
     new: &'p ModelPolicy,
 }
 
-/// Lines in the head's and in the base's file.
+/// The line of something in the head's file, and in the base's.
 type Lines = (Option<usize>, Option<usize>);
 
 impl Pair<'_> {
-    /// The lines of the first of `keys` that the head has; at the base, that the base has.
+    /// The lines of the first of `keys` that each policy has.
     fn lines(self, scheme: &str, keys: &[&str]) -> Lines {
-        let of = |model: &ModelPolicy| keys.iter().find_map(|key| model.places.line(scheme, key));
-        (of(self.new), of(self.old))
+        let line = |model: &ModelPolicy| keys.iter().find_map(|key| model.places.line(scheme, key));
+        (line(self.new), line(self.old))
     }
 }
 
-struct Findings<'p> {
+/// The edits that were found so far.
+struct Loosenings<'p> {
     head: &'p Policy,
     list: Vec<Weakened>,
 }
 
-impl Findings<'_> {
-    /// An edit that is there already reaches one more case.
+impl Loosenings<'_> {
+    /// Adds an edit. If the same edit was found before, it reaches one more case.
     fn add(
         &mut self,
         (head, base): Lines,
@@ -213,85 +217,105 @@ impl Findings<'_> {
         }
     }
 
-    /// How a model is measured.
-    fn measuring(&mut self, pair: Pair) {
-        let Pair { old, new } = pair;
-        let name = &old.name;
-        let mut compare = |key: &str, what: &str, weaker: bool, old: String, new: String| {
-            if weaker {
-                self.add(pair.lines("", &[key]), what, name, old, new);
-            }
-        };
-        let shorter = new.context < old.context;
-        let (was, is) = (old.context.to_string(), new.context.to_string());
-        compare("context", "context shortened", shorter, was, is);
-        let fewer = new.chunks < old.chunks;
-        compare("chunks", "chunks reduced", fewer, old.chunks.to_string(), new.chunks.to_string());
-        let other = new.baseline != old.baseline;
-        let (was, is) = (old.baseline.to_string(), new.baseline.to_string());
-        compare("baseline", "baseline changed", other, was, is);
-        let (was, is) = (place_of(old), place_of(new));
-        compare("path", "the model is read from another place", was != is, was, is);
-        let diluted = old.corpus.iter().all(|file| new.corpus.contains(file))
-            && new.chunks * old.corpus.len() < old.chunks * new.corpus.len();
-        let share = |model: &ModelPolicy| format!("{} / {}", model.chunks, model.corpus.len());
-        let (was, is) = (share(old), share(new));
-        compare(
-            "corpus",
-            "fewer chunks for each text",
-            diluted && new.chunks >= old.chunks,
-            was,
-            is,
-        );
-        let named = |model: &ModelPolicy| {
-            let file = model.source.tokenizer.as_ref();
-            file.map_or("the checkpoint's own".into(), |file| file.display().to_string())
-        };
-        let (was, is) = (named(old), named(new));
-        compare("tokenizer", "another tokenizer", was != is, was, is);
-        let lifted = new.source.untrained && !old.source.untrained;
-        let what = "the bound on the baseline's perplexity lifted";
-        compare("untrained", what, lifted, "false".into(), "true".into());
-        let other = new.source.bos != old.source.bos;
-        let (was, is) = (bos_of(old), bos_of(new));
-        compare("bos", "BOS decided in another way", other, was, is);
-        for key in &new.source.ignore_keys {
-            let added = !old.source.ignore_keys.contains(key);
-            let what = format!("unread configuration key `{key}` let pass");
-            compare("ignore_keys", &what, added, "an error".into(), "ignored".into());
-        }
-        let removed = new.calibration.is_none();
-        if let Some(file) = &old.calibration {
-            let (was, is) = (file.display().to_string(), "none".into());
-            compare("calibration", "calibration removed", removed, was, is);
-        }
-        let Some(asked) = &old.generate else { return };
-        let file = asked.file.display().to_string();
-        match &new.generate {
-            None => compare("prompts", "prompts dropped", true, file, "none".into()),
-            Some(now) => {
-                let (other, is) = (now.file != asked.file, now.file.display().to_string());
-                compare("prompts", "prompts replaced", other, file, is);
-                let fewer = now.tokens < asked.tokens;
-                let (was, is) = (asked.tokens.to_string(), now.tokens.to_string());
-                compare("generate", "generated text shortened", fewer, was, is);
-            }
+    /// Adds an edit of a model's own key if it weakens the gate.
+    fn add_if(
+        &mut self,
+        is_weaker: bool,
+        pair: Pair,
+        key: &str,
+        what: &str,
+        [old, new]: [String; 2],
+    ) {
+        if is_weaker {
+            self.add(pair.lines("", &[key]), what, &pair.old.name, old, new);
         }
     }
 
-    /// What a model is measured on.
-    fn texts(&mut self, pair: Pair, size: &dyn Fn(Side, &Path) -> Option<u64>) {
+    /// Compares how a model is measured.
+    fn compare_settings(&mut self, pair: Pair) {
+        let Pair { old, new } = pair;
+        let values = |value: &dyn Fn(&ModelPolicy) -> String| [value(old), value(new)];
+        let contexts = values(&|model| model.context.to_string());
+        self.add_if(new.context < old.context, pair, "context", "context shortened", contexts);
+        let chunks = values(&|model| model.chunks.to_string());
+        self.add_if(new.chunks < old.chunks, pair, "chunks", "chunks reduced", chunks);
+        let baselines = values(&|model| model.baseline.to_string());
+        let is_other = new.baseline != old.baseline;
+        self.add_if(is_other, pair, "baseline", "baseline changed", baselines);
+        let places = [place_of_weights(old), place_of_weights(new)];
+        let what = "the model is read from another place";
+        self.add_if(places[0] != places[1], pair, "path", what, places);
+        let is_diluted = old.corpus.iter().all(|file| new.corpus.contains(file))
+            && new.chunks * old.corpus.len() < old.chunks * new.corpus.len()
+            && new.chunks >= old.chunks;
+        let shares = values(&|model| format!("{} / {}", model.chunks, model.corpus.len()));
+        self.add_if(is_diluted, pair, "corpus", "fewer chunks for each text", shares);
+        self.compare_reading(pair);
+        if let Some(file) = &old.calibration {
+            let files = [file.display().to_string(), "none".into()];
+            let is_removed = new.calibration.is_none();
+            self.add_if(is_removed, pair, "calibration", "calibration removed", files);
+        }
+        self.compare_prompts(pair);
+    }
+
+    /// Compares how a checkpoint is read.
+    fn compare_reading(&mut self, pair: Pair) {
+        let Pair { old, new } = pair;
+        let tokenizers = [old, new].map(|model| {
+            let file = model.source.tokenizer.as_ref();
+            file.map_or("the checkpoint's own".into(), |file| file.display().to_string())
+        });
+        let is_other = tokenizers[0] != tokenizers[1];
+        self.add_if(is_other, pair, "tokenizer", "another tokenizer", tokenizers);
+        let is_lifted = new.source.untrained && !old.source.untrained;
+        let what = "the bound on the baseline's perplexity lifted";
+        self.add_if(is_lifted, pair, "untrained", what, ["false".into(), "true".into()]);
+        let is_other = new.source.bos != old.source.bos;
+        let bos = [old, new].map(|model| {
+            model.source.bos.map_or("as the checkpoint says".into(), |bos| bos.to_string())
+        });
+        self.add_if(is_other, pair, "bos", "BOS decided in another way", bos);
+        for key in &new.source.ignore_keys {
+            let is_added = !old.source.ignore_keys.contains(key);
+            let what = format!("unread configuration key `{key}` let pass");
+            self.add_if(
+                is_added,
+                pair,
+                "ignore_keys",
+                &what,
+                ["an error".into(), "ignored".into()],
+            );
+        }
+    }
+
+    /// Compares the prompts, and how much the baseline writes after each.
+    fn compare_prompts(&mut self, pair: Pair) {
+        let Some(old) = &pair.old.generate else { return };
+        let file = old.file.display().to_string();
+        let Some(new) = &pair.new.generate else {
+            return self.add_if(true, pair, "prompts", "prompts dropped", [file, "none".into()]);
+        };
+        let files = [file, new.file.display().to_string()];
+        self.add_if(new.file != old.file, pair, "prompts", "prompts replaced", files);
+        let tokens = [old.tokens.to_string(), new.tokens.to_string()];
+        let is_shorter = new.tokens < old.tokens;
+        self.add_if(is_shorter, pair, "generate", "generated text shortened", tokens);
+    }
+
+    /// Compares the texts that a model is measured on.
+    fn compare_texts(&mut self, pair: Pair, text_size: &dyn Fn(Revision, &Path) -> Option<u64>) {
         let Pair { old, new } = pair;
         for file in old.corpus.iter().filter(|file| !new.corpus.contains(file)) {
             let lines = pair.lines("", &["corpus"]);
             self.add(lines, "corpus file removed", &old.name, file.display(), "none");
         }
-        // a mean is over all texts: an easy one hides what a hard one shows
+        // a mean is over all texts, so an easy text hides what a hard one shows
         for file in new.corpus.iter().filter(|file| !old.corpus.contains(file)) {
             let lines = pair.lines("", &["corpus"]);
             self.add(lines, "corpus file added", &old.name, "none", file.display());
         }
-        self.order(pair);
+        self.compare_order(pair);
         let prompts = |model: &ModelPolicy| model.generate.as_ref().map(|p| p.file.clone());
         let kept = old.corpus.iter().filter(|file| new.corpus.contains(file));
         let kept = kept.map(|file| ("corpus", file.clone()));
@@ -299,8 +323,8 @@ impl Findings<'_> {
             prompts(old).filter(|_| prompts(old) == prompts(new)).map(|file| ("prompts", file)),
         );
         for (key, file) in kept {
-            let Some(was) = size(Side::Base, &file) else { continue };
-            let is = size(Side::Head, &file);
+            let Some(was) = text_size(Revision::Base, &file) else { continue };
+            let is = text_size(Revision::Head, &file);
             if is.is_none_or(|is| is < was) {
                 let what = format!("{key} file {} shortened", file.display());
                 let is = is.map_or("not there".into(), |is| format!("{is} bytes"));
@@ -310,8 +334,8 @@ impl Findings<'_> {
         }
     }
 
-    /// Chunks are dealt in the order of the texts: what is left of them goes to the first ones.
-    fn order(&mut self, pair: Pair) {
+    /// Compares the order of the texts. Chunks are dealt to texts in turn, so the first texts get what is left over.
+    fn compare_order(&mut self, pair: Pair) {
         let Pair { old, new } = pair;
         let sorted = |model: &ModelPolicy| {
             let mut texts = model.corpus.clone();
@@ -326,14 +350,14 @@ impl Findings<'_> {
         let lines = pair.lines("", &["corpus"]);
         let mut is_found = false;
         for file in &old.corpus {
-            let (was, is) = (dealt(old, file), dealt(new, file));
+            let (was, is) = (chunks_of(old, file), chunks_of(new, file));
             if is < was {
                 let what = format!("texts in another order: fewer chunks of {}", file.display());
                 self.add(lines, &what, &old.name, was, is);
                 is_found = true;
             }
         }
-        // a text may be too short for its share, and then others get what is left
+        // a text may be too short for its share, and then other texts get more
         let is_even = |model: &ModelPolicy| model.chunks.is_multiple_of(model.corpus.len().max(1));
         if !is_found && !is_even(new) {
             let order = |model: &ModelPolicy| {
@@ -344,8 +368,9 @@ impl Findings<'_> {
         }
     }
 
-    fn cell(&mut self, pair: Pair, old: &Cell) {
-        let (label, case) = (&old.label, &case(pair.old, old));
+    /// Compares how a scheme is judged.
+    fn compare_cell(&mut self, pair: Pair, old: &Cell) {
+        let (label, case) = (&old.label, &pair.old.cell_name(old).to_string());
         let Some(new) = pair.new.cells.iter().find(|new| new.label == *label) else {
             self.add(pair.lines(label, &[""]), "scheme removed", case, label, "none");
             return;
@@ -368,12 +393,19 @@ impl Findings<'_> {
                 Expectation::Report => false,
             };
             if counts {
-                self.limit(pair, new, case, limit.statistic, limit.bound);
+                self.compare_limit(pair, new, case, limit.statistic, limit.bound);
             }
         }
     }
 
-    fn limit(&mut self, pair: Pair, new: &Cell, case: &str, statistic: Statistic, old: f64) {
+    fn compare_limit(
+        &mut self,
+        pair: Pair,
+        new: &Cell,
+        case: &str,
+        statistic: Statistic,
+        old: f64,
+    ) {
         let name = statistic.name();
         let bound = new.limits.iter().find(|l| l.statistic == statistic).map(|l| l.bound);
         let (weaker, word) = match (bound, statistic.direction()) {
@@ -389,16 +421,16 @@ impl Findings<'_> {
     }
 }
 
-/// Chunks of a text where all texts are long enough: they are dealt round-robin.
-fn dealt(model: &ModelPolicy, file: &Path) -> usize {
+/// How many chunks a text gets if all texts are long enough. They are dealt round-robin.
+fn chunks_of(model: &ModelPolicy, file: &Path) -> usize {
     let texts = model.corpus.len().max(1);
     let (each, left) = (model.chunks / texts, model.chunks % texts);
     let places = model.corpus.iter().enumerate().filter(|(_, text)| *text == file);
     places.map(|(place, _)| each + usize::from(place < left)).sum()
 }
 
-/// Where a model is read from, whatever its version.
-fn place_of(model: &ModelPolicy) -> String {
+/// Where a model's weights are read from, without their version.
+fn place_of_weights(model: &ModelPolicy) -> String {
     match &model.source.hub {
         Some(pinned) => match &pinned.file {
             Some(file) => format!("{}/{file}", pinned.repository),
@@ -406,11 +438,6 @@ fn place_of(model: &ModelPolicy) -> String {
         },
         None => model.source.path.display().to_string(),
     }
-}
-
-/// What a policy says about BOS.
-fn bos_of(model: &ModelPolicy) -> String {
-    model.source.bos.map_or("as the checkpoint says".into(), |bos| bos.to_string())
 }
 
 #[cfg(test)]
@@ -456,7 +483,7 @@ prompts = false
         of.iter().map(|(path, bytes)| (PathBuf::from(path), *bytes)).collect()
     }
 
-    /// Findings of going from `base` to `head`, without texts.
+    /// Loosenings of going from `base` to `head`, without texts.
     fn between(base: &str, head: &str) -> Vec<String> {
         let found = weakened(&policy(base), &policy(head), &|_, _| None);
         found.iter().map(ToString::to_string).collect()
@@ -671,8 +698,8 @@ prompts = false
         let found = |base: &[(&str, u64)], head: &[(&str, u64)]| {
             let (base, head) = (sizes(base), sizes(head));
             let texts = |side, path: &Path| match side {
-                Side::Base => base.get(path).copied(),
-                Side::Head => head.get(path).copied(),
+                Revision::Base => base.get(path).copied(),
+                Revision::Head => head.get(path).copied(),
             };
             let found = weakened(&policy, &policy, &texts);
             found.iter().map(ToString::to_string).collect::<Vec<_>>()

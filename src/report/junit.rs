@@ -1,7 +1,6 @@
-//! JUnit's XML, which CI servers show as tests: a suite a model, a test a case.
+//! The report as JUnit's XML, which CI servers show as tests: each model is a suite, each case a test.
 
-use super::row::models;
-use super::text::remark;
+use super::view::{ModelView, View};
 use crate::results::case;
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding, Measurement, Results};
@@ -11,33 +10,30 @@ use quick_junit::{
 };
 use std::time::Duration;
 
-/// Remarks on a measurement that are shown.
+/// The most notes on a measurement that are shown.
 const NOTES: usize = 30;
 
 /// The whole file.
-///
-/// # Errors
-/// What the writer of XML says.
-pub fn render(results: &Results) -> Result<String, SerializeError> {
+pub fn render(view: &View) -> Result<String, SerializeError> {
     let mut report = Report::new("kvgate");
-    report.add_test_suites(models(results).into_iter().map(|model| suite(results, model)));
-    if !results.findings.is_empty() {
+    report.add_test_suites(view.models.iter().map(|model| suite(view.results, model)));
+    let findings = &view.results.findings;
+    if !findings.is_empty() {
         let mut suite = TestSuite::new("findings");
-        suite.add_test_cases(results.findings.iter().map(finding));
+        suite.add_test_cases(findings.iter().map(finding));
         report.add_test_suite(suite);
     }
     report.to_string()
 }
 
-/// What was found beside the cases, as a test of its own.
+/// A finding that belongs to no case, as a test of its own.
 fn finding(finding: &Finding) -> TestCase {
-    let status = match finding.is_red {
-        false => TestCaseStatus::success(),
-        true => {
-            let mut failure = TestCaseStatus::non_success(NonSuccessKind::Failure);
-            failure.set_message(text(&finding.message));
-            failure
-        }
+    let status = if finding.is_red {
+        let mut failure = TestCaseStatus::non_success(NonSuccessKind::Failure);
+        failure.set_message(text(&finding.message));
+        failure
+    } else {
+        TestCaseStatus::success()
     };
     let place = finding.place.as_ref().map(|place| format!(" {place}"));
     let name = format!("{}{}", finding.name, place.unwrap_or_default());
@@ -46,26 +42,20 @@ fn finding(finding: &Finding) -> TestCase {
     test
 }
 
-fn suite(results: &Results, model: &str) -> TestSuite {
-    let measured = results.measurements.iter().find(|m| m.model == model);
-    // a name of no model stays a case, or something red could be lost
-    let named = results.cases.iter().map(|case| match case::model_and_rest(&case.case) {
-        Some((model, name)) => (model, name, case),
-        None => (case.case.as_str(), case.case.as_str(), case),
-    });
-    let own = named.filter(|(of, ..)| *of == model);
-    let cases: Vec<(&str, &CaseResult)> = own.map(|(_, name, case)| (name, case)).collect();
+fn suite(results: &Results, model: &ModelView) -> TestSuite {
+    let ModelView { name: model, measurement, cases, .. } = model;
+    let seconds = measurement.map(|m| m.run.seconds);
     let mut suite = TestSuite::new(text(model));
-    suite.add_properties(properties(results, measured));
-    if let Some(seconds) = measured.and_then(|m| duration(m.run.seconds)) {
+    suite.add_properties(properties(results, *measurement));
+    if let Some(seconds) = seconds.and_then(duration) {
         suite.set_time(seconds);
     }
-    // all schemes of a model are measured in one pass, and goldens take no time
-    let timed = cases.iter().filter(|(name, case)| is_timed(name, case)).count();
-    let share = measured.and_then(|m| duration(m.run.seconds / timed as f64));
-    suite.add_test_cases(cases.into_iter().map(|(name, case)| {
-        let mut test = test(model, name, case);
-        if let Some(share) = share.filter(|_| is_timed(name, case)) {
+    // all schemes of a model are measured in one pass, of which each gets an equal share; goldens take no time
+    let timed = cases.iter().filter(|case| is_timed(case)).count();
+    let share = seconds.and_then(|seconds| duration(seconds / timed as f64));
+    suite.add_test_cases(cases.iter().map(|case| {
+        let mut test = test(model, case);
+        if let Some(share) = share.filter(|_| is_timed(case)) {
             test.set_time(share);
         }
         test
@@ -73,8 +63,13 @@ fn suite(results: &Results, model: &str) -> TestSuite {
     suite
 }
 
-fn is_timed(name: &str, case: &CaseResult) -> bool {
-    name.ends_with("::kld") && case.verdict != Verdict::Ignored
+/// A case's name within its model. A name without a model stays a case, or something red could be lost.
+fn name_in_model(case: &CaseResult) -> &str {
+    case::model_and_rest(&case.case).map_or(&case.case, |(_, name)| name)
+}
+
+fn is_timed(case: &CaseResult) -> bool {
+    name_in_model(case).ends_with("::kld") && case.verdict != Verdict::Ignored
 }
 
 fn properties(results: &Results, measured: Option<&Measurement>) -> Vec<Property> {
@@ -86,12 +81,12 @@ fn properties(results: &Results, measured: Option<&Measurement>) -> Vec<Property
     let all = measured.map_or(&[][..], |m| &m.run.notes);
     let more = all.len().saturating_sub(NOTES);
     let more = (more > 0).then(|| ("note", format!("… and {more} more")));
-    let notes = all.iter().take(NOTES).map(|note| ("note", remark(note)));
+    let notes = all.iter().take(NOTES).map(|note| ("note", text::remark(note)));
     named.chain(notes).chain(more).map(|(name, value)| Property::new(name, text(&value))).collect()
 }
 
-fn test(model: &str, name: &str, case: &CaseResult) -> TestCase {
-    let mut test = TestCase::new(text(name), status(case));
+fn test(model: &str, case: &CaseResult) -> TestCase {
+    let mut test = TestCase::new(text(name_in_model(case)), status(case));
     test.set_classname(text(model));
     if case.verdict == Verdict::FailsAsRequired {
         let said = format!("{}\n{}", case.verdict.symbol(), case.message);
@@ -114,7 +109,7 @@ fn status(case: &CaseResult) -> TestCaseStatus {
         | Verdict::Inconclusive => NonSuccessKind::Failure,
     };
     let mut status = TestCaseStatus::non_success(kind);
-    // viewers show the first as a title, and attributes have no lines
+    // viewers show the message as a title, and it is an attribute, which has no lines
     let title = case.message.lines().next().unwrap_or(label);
     status.set_type(label).set_message(text(title));
     if !case.message.is_empty() {
@@ -129,12 +124,12 @@ fn skipped(why: &str) -> TestCaseStatus {
     status
 }
 
-/// Seconds that can be; results come from a file.
+/// A duration, unless the seconds are negative or no number: results come from a file.
 fn duration(seconds: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }
 
-/// Text of bounded length, escaped, and without the two characters that XML 1.0 forbids and quick-junit leaves.
+/// A text of bounded length, escaped, and without the two characters that XML 1.0 forbids and quick-junit keeps.
 fn text(text: &str) -> String {
     text::error(text).replace(['\u{fffe}', '\u{ffff}'], "")
 }
@@ -142,10 +137,15 @@ fn text(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Links;
     use crate::testing::fixture;
 
+    fn xml(results: &Results) -> String {
+        render(&View::new(results, &Links::default())).unwrap()
+    }
+
     fn parsed(results: &Results) -> Report {
-        let xml = render(results).unwrap();
+        let xml = xml(results);
         Report::deserialize_from_str(&xml).unwrap_or_else(|e| panic!("{e}\n{xml}"))
     }
 
@@ -271,7 +271,7 @@ mod tests {
         results.cases[5].case = format!("{evil}::q4_0::kld");
         results.cases[6].case = "no model".into();
         results.measurements[0].run.device = evil.into();
-        let xml = render(&results).unwrap();
+        let xml = xml(&results);
         let forbidden = |c: char| matches!(c, '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{fffe}' | '\u{ffff}');
         assert!(!xml.contains(forbidden), "{xml:?}");
         let report = parsed(&results);

@@ -1,55 +1,56 @@
-//! The report for pull requests and step summaries.
+//! The report as Markdown, for pull requests and step summaries.
 //!
-//! Names and messages may be a stranger's. They stand in code spans and fenced blocks only, where nothing
-//! is markup, a link, a mention or a reference.
+//! Names and messages may be a stranger's. They stand in code spans and fenced blocks only, where nothing in them is
+//! taken for markup, a link, a mention or a reference.
 
-use super::row::{any_held, excess, numbers, ranked, red_cases, Row};
-use super::Report;
+use super::row::{numbers, red_limit, Row};
+use super::view::{Standing, View};
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding};
-use crate::text::{self, count};
+use crate::text;
+use crate::text::numbers::count;
 
-/// Bytes of a step summary at most: GitHub drops the whole upload of a step over 1 MiB.
+/// The most bytes of a step summary. GitHub drops a summary of more than 1 MiB as a whole.
 pub const STEP_SUMMARY: usize = 900_000;
 
-/// What is left out when the report does not fit, one more each time.
+/// How much is shown. If a report does not fit, the next detail is tried, which leaves out more.
 #[derive(Clone, Copy, PartialEq, PartialOrd)]
 enum Detail {
     /// Everything.
     Whole,
-    /// Few messages.
+    /// The messages of a few cases only.
     FewMessages,
-    /// No schemes but those that are red, and no messages.
+    /// Only the schemes that are red, and no messages.
     RedOnly,
-    /// The verdict and the way to the rest.
+    /// The verdict, and links to the rest.
     Sentence,
 }
 
-/// Messages shown at each detail: nobody reads more.
+/// The most messages at each detail. Nobody reads more.
 const MESSAGES: [usize; 4] = [20, 3, 0, 0];
-/// Findings that are shown.
+/// The most findings that are shown.
 const FINDINGS: usize = 50;
-/// Remarks on measurements that are shown.
+/// The most notes on measurements that are shown.
 const NOTES: usize = 30;
 
-/// The whole report: the verdict with the worst case first, failing rows, their messages, and passing rows
-/// folded away. What does not fit into so many bytes is left out by sections, and says so.
-pub fn render(report: &Report, bytes: usize) -> String {
+/// The whole report: the verdict with the worst case, failing rows, their messages, and passing rows folded away. If
+/// that does not fit into so many bytes, sections are left out, and the report says which.
+pub fn render(view: &View, bytes: usize) -> String {
     let details = [Detail::Whole, Detail::FewMessages, Detail::RedOnly, Detail::Sentence];
-    let texts = details.into_iter().map(|detail| at(report, detail));
+    let texts = details.into_iter().map(|detail| at(view, detail));
     let fitting = texts.into_iter().find(|text| text.len() <= bytes);
-    fitting.unwrap_or_else(|| format!("### {}kvgate: the report does not fit here\n", mark(report)))
+    fitting.unwrap_or_else(|| format!("### {}kvgate: the report does not fit here\n", mark(view)))
 }
 
-fn at(report: &Report, detail: Detail) -> String {
-    let sentence = report.sentence_with(&code);
-    let mut out = format!("### {}{sentence}\n\n", mark(report));
+fn at(view: &View, detail: Detail) -> String {
+    let sentence = view.sentence_with(&code);
+    let mut out = format!("### {}{sentence}\n\n", mark(view));
     if detail < Detail::Sentence {
-        out += &provenance(report);
-        out += &notes(report);
-        out += &findings(&report.results.findings);
-        out += &tables(report, detail);
-        out += &warnings(report);
+        out += &provenance(view);
+        out += &notes(view);
+        out += &findings(&view.results.findings);
+        out += &tables(view, detail);
+        out += &warnings(view);
     }
     if detail > Detail::Whole {
         let left_out = match detail {
@@ -59,26 +60,23 @@ fn at(report: &Report, detail: Detail) -> String {
         };
         out += &format!("_Shortened: {left_out} did not fit; `results.json` has them._\n\n");
     }
-    out + &links(report)
+    out + &links(view)
 }
 
-/// Skipped, reported or not judged at all is never a pass.
-fn mark(report: &Report) -> &'static str {
-    if report.exit_code() != 0 {
-        "❌ "
-    } else if any_held(&report.results) {
-        "✅ "
-    } else {
-        ""
+fn mark(view: &View) -> &'static str {
+    match view.standing {
+        Standing::Red => "❌ ",
+        Standing::Pass => "✅ ",
+        Standing::Expected | Standing::Unjudged => "",
     }
 }
 
-/// Where the numbers are from.
-fn provenance(report: &Report) -> String {
-    let results = &report.results;
-    let mut facts: Vec<_> = report.measured_by(&code).into_iter().collect();
+/// What measured, at which commit, and what the numbers are compared with.
+fn provenance(view: &View) -> String {
+    let results = view.results;
+    let mut facts: Vec<_> = view.measured_by(&code).into_iter().collect();
     facts.extend(results.head.as_ref().map(|head| format!("commit {}", code(&short(head)))));
-    let base = report.links.base.as_ref();
+    let base = view.links.base.as_ref();
     facts.extend(base.map(|base| format!("changes are against {}", code(&short(base)))));
     for m in &results.measurements {
         let (run, conditions) = (&m.run, &m.conditions);
@@ -94,9 +92,9 @@ fn provenance(report: &Report) -> String {
     format!("{}\n\n", facts.join(" · "))
 }
 
-/// Remarks on what was measured.
-fn notes(report: &Report) -> String {
-    let all = report.results.measurements.iter();
+/// Notes on what was measured.
+fn notes(view: &View) -> String {
+    let all = view.results.measurements.iter();
     let all = all.flat_map(|m| m.run.notes.iter().map(|note| (&m.model, note)));
     let line = |(model, note): (&String, &String)| {
         format!("- note on {}: {}\n", code(model), code_of(note))
@@ -113,7 +111,7 @@ fn notes(report: &Report) -> String {
     lines.concat() + "\n"
 }
 
-/// A commit as people write it.
+/// The first digits of a commit, by which people name it.
 fn short(sha: &str) -> String {
     sha.chars().take(12).collect()
 }
@@ -124,31 +122,31 @@ fn findings(findings: &[Finding]) -> String {
         let mark = if finding.is_red { "❌" } else { "•" };
         let name = text::name(&finding.name);
         let title = format!("- {mark} **{name}**{}", place.unwrap_or_default());
-        match finding.message.contains('\n') {
-            true => format!("{title}\n\n{}\n", fenced(&finding.message)),
-            false => format!("{title}: {}\n", code_of(&finding.message)),
+        if finding.message.contains('\n') {
+            format!("{title}\n\n{}\n", fenced(&finding.message))
+        } else {
+            format!("{title}: {}\n", code_of(&finding.message))
         }
     };
     let mut out: String = findings.iter().take(FINDINGS).map(row).collect();
     if findings.len() > FINDINGS {
         out += &format!("- … and {} more\n", findings.len() - FINDINGS);
     }
-    match out.is_empty() {
-        true => out,
-        false => out + "\n",
+    if !out.is_empty() {
+        out.push('\n');
     }
+    out
 }
 
-fn tables(report: &Report, detail: Detail) -> String {
-    let (failing, passing) = ranked(&report.results);
+fn tables(view: &View, detail: Detail) -> String {
     let mut out = String::new();
-    if !failing.is_empty() {
-        out += &table(&failing);
-        out += &messages(&red_cases(&report.results), MESSAGES[detail as usize]);
+    if !view.failing.is_empty() {
+        out += &table(&view.failing);
+        out += &messages(&view.red_cases, MESSAGES[detail as usize]);
     }
-    if !passing.is_empty() && detail < Detail::RedOnly {
-        let title = format!("{} not red", count(passing.len(), "scheme"));
-        out += &folded(&title, &table(&passing));
+    if !view.passing.is_empty() && detail < Detail::RedOnly {
+        let title = format!("{} not red", count(view.passing.len(), "scheme"));
+        out += &folded(&title, &table(&view.passing));
     }
     out
 }
@@ -169,20 +167,21 @@ fn table(rows: &[Row]) -> String {
     out += "\n";
     let remarks = rows.iter().flat_map(Row::remarks);
     let remarks: String = remarks.map(|remark| format!("- {}\n", code_of(&remark))).collect();
-    match remarks.is_empty() {
-        true => out,
-        false => out + &remarks + "\n",
+    if !remarks.is_empty() {
+        out += &remarks;
+        out.push('\n');
     }
+    out
 }
 
 fn verdict(case: Option<&CaseResult>) -> String {
     let Some(case) = case else { return String::new() };
     match case.verdict {
         Verdict::Pass => "✅".into(),
-        // never a check mark, nor a red one: the policy asks for it
+        // no check mark, because it is no recommendation, and no red one, because the policy asks for it
         verdict @ Verdict::FailsAsRequired => verdict.symbol().into(),
-        verdict if verdict.is_red() => match excess(case) {
-            Some(excess) => format!("❌ {}: {excess}", verdict.label()),
+        verdict if verdict.is_red() => match red_limit(case) {
+            Some(limit) => format!("❌ {}: {limit}", verdict.label()),
             None => format!("❌ {}", verdict.label()),
         },
         verdict => verdict.label().into(),
@@ -205,18 +204,14 @@ fn messages(red: &[&CaseResult], most: usize) -> String {
     out
 }
 
-/// Controls that do not read as they must, and goldens of other conditions: what makes numbers say less.
-fn warnings(report: &Report) -> String {
-    let results = &report.results;
+/// What makes numbers say less: controls that do not read what they must, and goldens of other conditions.
+fn warnings(view: &View) -> String {
     let mut out = String::new();
-    for m in &results.measurements {
-        for control in m.controls.iter().filter(|control| !control.ok) {
-            let (model, name, must) = (code(&m.model), code(&control.name), code(&control.must));
-            out += &format!("⚠️ {model}: the control {name} must read {must}\n\n");
-        }
+    for (model, control) in &view.failed_controls {
+        let (model, name, must) = (code(model), code(&control.name), code(&control.must));
+        out += &format!("⚠️ {model}: the control {name} must read {must}\n\n");
     }
-    let stale = results.cases.iter().filter(|case| case.verdict == Verdict::Stale);
-    let stale: Vec<_> = stale.map(|case| code(&case.case)).take(FINDINGS).collect();
+    let stale: Vec<_> = view.stale.iter().map(|case| code(&case.case)).take(FINDINGS).collect();
     if !stale.is_empty() {
         let (n, stale) = (count(stale.len(), "golden"), stale.join(", "));
         out += &format!(
@@ -226,20 +221,16 @@ fn warnings(report: &Report) -> String {
     out
 }
 
-fn links(report: &Report) -> String {
-    let links = &report.links;
+fn links(view: &View) -> String {
     let mut out = String::new();
-    let acceptable =
-        |case: &CaseResult| matches!(case.verdict, Verdict::GoldenChanged | Verdict::Stale);
-    let accept = links.accept.as_ref().filter(|_| report.results.cases.iter().any(acceptable));
-    if let Some(accept) = accept {
+    if let Some(accept) = view.links.accept.as_ref().filter(|_| view.is_acceptable) {
         let how = format!(
             "To accept what was measured, after looking at it:\n\n{}",
             fenced_as("sh", &text::message(accept))
         );
         out += &folded("how to accept", &how);
     }
-    if let Some(run) = &links.run {
+    if let Some(run) = &view.links.run {
         out += &format!("[the run and its report]({run})\n");
     }
     out
@@ -253,19 +244,20 @@ fn fenced(message: &str) -> String {
     fenced_as("text", &text::message(message))
 }
 
-/// A block whose fence is longer than any in the text.
+/// A fenced block. The fence is longer than any in the text, so that the text cannot end it.
 fn fenced_as(language: &str, text: &str) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
     format!("{fence}{language}\n{}\n{fence}\n", text.trim_end())
 }
 
-/// A name in a code span. What would end the span or a table's cell becomes a sign that looks like it.
+/// A name in a code span. Characters that would end the span or a table's cell are replaced by others that look like
+/// them.
 fn code(name: &str) -> String {
     span(&text::name(name))
 }
 
-/// The same for longer texts.
+/// A longer text in a code span.
 fn code_of(remark: &str) -> String {
     span(&text::remark(remark))
 }
@@ -284,9 +276,7 @@ mod tests {
 
     #[test]
     fn whole_report() {
-        assert_eq!(
-            render(&fixture::report(), STEP_SUMMARY),
-            "\
+        insta::assert_snapshot!(render(&fixture::report().view(), STEP_SUMMARY), @"
 ### ❌ kvgate: 3 of 7 cases red (worst: `gemma-3-270m q4_0`: mean_kld 1.22 × its limit)
 
 measured by `kvgate 0.1.0`: the scheme in its own engine, not a serving kernel · commit `abc123` · `gemma-3-270m`: baseline PPL 21.100, 512 × 16, `Some CPU`
@@ -295,7 +285,7 @@ measured by `kvgate 0.1.0`: the scheme in its own engine, not a serving kernel �
 
 | model | scheme | bits K/V | mean KLD | limit | Δ golden | p99 | top-1 | limits | golden |
 |---|---|--:|--:|--:|--:|--:|--:|---|---|
-| `gemma-3-270m` | `q4_0` | 4.5 / 4.5 | 0.06120 ± 0.00150 | 0.05 | +206 % | 0.7000 | 86.12 % | ❌ regressed: mean_kld 1.22 × | ❌ golden changed |
+| `gemma-3-270m` | `q4_0` | 4.5 / 4.5 | 0.06120 ± 0.00150 | 0.05 | +206 % | 0.7000 | 86.12 % | ❌ regressed: mean_kld 1.22 × its limit | ❌ golden changed |
 | `gemma-3-270m` | `q8_0/q4_0` | 8.5 / 4.5 | – | – | – | – | – | ❌ error |  |
 
 `gemma-3-270m::q4_0::kld` regressed
@@ -326,19 +316,18 @@ layer 3: K is NaN
 
 </details>
 
-"
-        );
+");
     }
 
     #[test]
     fn green_says_so_in_its_first_line() {
         let mut report = fixture::report();
         report.results.cases.retain(|case| !case.verdict.is_red());
-        let text = render(&report, STEP_SUMMARY);
+        let text = render(&report.view(), STEP_SUMMARY);
         assert!(text.starts_with("### ✅ kvgate: 4 cases as the policy wants ("), "{text}");
         assert!(!text.contains('❌'));
         report.results.cases.retain(|case| case.verdict == Verdict::Ignored);
-        let text = render(&report, STEP_SUMMARY);
+        let text = render(&report.view(), STEP_SUMMARY);
         assert!(text.starts_with("### kvgate: 1 case as the policy wants (1 ignored)"), "{text}");
     }
 
@@ -346,7 +335,7 @@ layer 3: K is NaN
     fn a_control_that_failed_is_shown() {
         let mut report = fixture::report();
         report.results.measurements[0].controls[0].ok = false;
-        assert!(render(&report, STEP_SUMMARY)
+        assert!(render(&report.view(), STEP_SUMMARY)
             .contains("⚠️ `gemma-3-270m`: the control `identity` must read `exactly 0`"));
     }
 
@@ -361,19 +350,19 @@ layer 3: K is NaN
     fn what_does_not_fit_is_left_out_by_sections() {
         let mut report = fixture::report();
         report.links.run = Some("https://example.org/run/1".into());
-        let whole = render(&report, STEP_SUMMARY);
+        let whole = render(&report.view(), STEP_SUMMARY);
         for (bytes, kept, left_out) in [
             (whole.len(), "</details>", "Shortened"),
             (whole.len() - 1, "| `q8_0/q4_0` |", "</details>"),
             (700, "cases red", "| `q8_0/q4_0` |"),
         ] {
-            let text = render(&report, bytes);
+            let text = render(&report.view(), bytes);
             assert!(text.len() <= bytes, "{bytes}: {}", text.len());
             assert!(text.starts_with("### ❌ kvgate: 3 of 7 cases red"), "{text}");
             assert!(text.contains(kept) && !text.contains(left_out), "{text}");
             assert!(text.ends_with("(https://example.org/run/1)\n"), "{text}");
         }
-        assert_eq!(render(&report, 60), "### ❌ kvgate: the report does not fit here\n");
+        assert_eq!(render(&report.view(), 60), "### ❌ kvgate: the report does not fit here\n");
     }
 
     /// Whatever a stranger's results say, it is text: in a code span or a block, on its own line.
@@ -395,9 +384,9 @@ layer 3: K is NaN
         }
         report.results.head = Some(hostile.into());
         report.results.engine = hostile.into();
-        let text = render(&report, 60_000);
+        let text = render(&report.view(), 60_000);
         assert!(text.len() <= 60_000);
-        // outside of code there is nothing of it
+        // outside of code spans and blocks there is nothing of it
         let mut fence: Option<&str> = None;
         for line in text.lines() {
             let mark = line.trim_start_matches(|c| c != '`').split(|c| c != '`').next().unwrap();
@@ -422,7 +411,7 @@ layer 3: K is NaN
         let mut report = fixture::report();
         let red = report.results.cases[2].clone();
         report.results.cases = vec![red; 30];
-        let text = render(&report, STEP_SUMMARY);
+        let text = render(&report.view(), STEP_SUMMARY);
         assert_eq!(text.matches("```text").count(), 20);
         assert!(text.contains("Messages of the first 20 of 30 red cases."));
     }

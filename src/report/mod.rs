@@ -1,7 +1,7 @@
-//! Reports: renderers of one [`Report`].
+//! Reports for people: a terminal's tables, Markdown, a page of HTML, and JUnit's XML.
 //!
-//! A run is measured and judged once; every renderer reads the same [`Report`]. One that fails
-//! silences none of the others and changes no verdict.
+//! A [`Report`] holds results that were judged. Its [`View`] is everything that is shown of it, computed once, and
+//! renderers only give the view a form. A renderer that fails silences none of the others and changes no verdict.
 
 #[cfg(feature = "reports")]
 pub mod html;
@@ -10,36 +10,31 @@ pub mod junit;
 pub mod markdown;
 pub mod terminal;
 
+mod phrase;
 mod row;
+mod view;
 
-use crate::results::json;
-use crate::results::measured_by::MeasuredBy;
-use crate::results::statistics::Direction;
-use crate::results::verdict;
-use crate::results::verdict::Verdict;
-use crate::results::{CaseResult, Finding, Results};
+pub use view::View;
+
+use crate::results::{json, Results};
 use crate::text;
 use crate::text::out;
-use row::red_cases;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use text::count;
 
-/// What people read: results with their verdicts, and where to go from there.
+/// Results with their verdicts, and links for whoever reads them.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// Measurements, cases and findings.
     pub results: Results,
-    /// Where to go from here.
     pub links: Links,
 }
 
-/// Where a reader goes from a report.
+/// What a reader of a report may want next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Links {
-    /// The run's page.
+    /// The page of the run that measured.
     pub run: Option<String>,
-    /// The commit whose goldens changes are against.
+    /// The commit whose goldens the values are compared with.
     pub base: Option<String>,
     /// The command that accepts what was measured.
     pub accept: Option<String>,
@@ -52,117 +47,21 @@ impl From<Results> for Report {
 }
 
 impl Report {
-    /// The exit code: 0 all as the policy wants, 1 something is not, 4 something could not be measured.
+    /// Everything that is shown of it.
+    #[must_use]
+    pub fn view(&self) -> View<'_> {
+        View::new(&self.results, &self.links)
+    }
+
+    /// The exit code: 0 if everything is as the policy wants, 1 if something is not, 4 if something could not be
+    /// measured.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        let findings = self.results.findings.iter().filter(|finding| finding.is_red);
-        let findings = findings.map(|_| Verdict::Regressed);
-        verdict::exit_code(self.results.cases.iter().map(|case| case.verdict).chain(findings))
-    }
-
-    /// Cases that must not be green, the worst first.
-    #[must_use]
-    pub fn red_cases(&self) -> Vec<&CaseResult> {
-        red_cases(&self.results)
-    }
-
-    /// What measured, with `named` setting its name. Every report says it: a scheme in kvgate's engine is not a
-    /// serving kernel.
-    fn measured_by(&self, named: &dyn Fn(&str) -> String) -> Option<String> {
-        let engines = self.results.measurements.iter().map(|m| m.conditions.engine.as_str());
-        let other = engines.clone().find(|engine| MeasuredBy::of(engine) != MeasuredBy::Kvgate);
-        Some(match other.or(engines.clone().next())? {
-            engine if other.is_some() => format!("measured by {}", named(engine)),
-            _ => format!(
-                "measured by {}: the scheme in its own engine, not a serving kernel",
-                named(&self.results.engine)
-            ),
-        })
-    }
-
-    /// Findings that must not be green.
-    fn red_findings(&self) -> impl Iterator<Item = &Finding> {
-        self.results.findings.iter().filter(|finding| finding.is_red)
-    }
-
-    /// The run in one sentence: `kvgate: 2 of 18 cases red (gemma-3-270m q4_0: mean_kld 2.40 × its limit)`.
-    #[must_use]
-    pub fn sentence(&self) -> String {
-        self.sentence_with(&text::name)
-    }
-
-    /// The same with names set as `named` sets them.
-    fn sentence_with(&self, named: &dyn Fn(&str) -> String) -> String {
-        let results = &self.results;
-        let red = red_cases(results);
-        let weakened = self.red_findings().count();
-        let beside = match weakened {
-            0 => String::new(),
-            n => format!(" and {}", count(n, "finding")),
-        };
-        if let Some(worst) = red.first() {
-            let cases = count(results.cases.len(), "case");
-            let others = if red.len() == 1 { "" } else { "worst: " };
-            return format!(
-                "kvgate: {} of {cases} red{beside} ({others}{})",
-                red.len(),
-                harm(worst, named)
-            );
-        }
-        if let Some(finding) = self.red_findings().next() {
-            let place = finding.place.as_ref().map(|place| format!(" at {}", named(place)));
-            let first = format!("{}{}", text::name(&finding.name), place.unwrap_or_default());
-            return format!("kvgate: {} ({first})", count(weakened, "finding"));
-        }
-        let none = results.cases.iter().all(|case| case.verdict == Verdict::Ignored);
-        match results.cases.len() {
-            _ if results.measurements.is_empty() && none => {
-                "kvgate: nothing needed measuring".into()
-            }
-            0 => {
-                let schemes: usize = results.measurements.iter().map(|m| m.schemes.len()).sum();
-                format!("kvgate: {} measured, nothing judged", count(schemes, "scheme"))
-            }
-            n => format!("kvgate: {} as the policy wants ({})", count(n, "case"), tally(results)),
-        }
+        view::exit_code(&self.results)
     }
 }
 
-/// What is wrong with a case, in a few words: `gemma-3-270m q4_0: mean_kld 2.40 × its limit`.
-fn harm(case: &CaseResult, named: &dyn Fn(&str) -> String) -> String {
-    let (model, scheme) = case.words();
-    let what = match case.verdict {
-        Verdict::Regressed => worst_limit(case),
-        Verdict::UnexpectedPass => Some("passes, and must break a limit".into()),
-        Verdict::GoldenChanged => worst_change(case).or(Some("no accepted golden".into())),
-        _ => None,
-    };
-    let what = what.unwrap_or_else(|| case.verdict.label().into());
-    format!("{}: {what}", named(&format!("{model} {scheme}")))
-}
-
-/// `mean_kld 2.40 × its limit`, of the limit that is broken the most.
-fn worst_limit(case: &CaseResult) -> Option<String> {
-    let worst = row::worst(case)?;
-    let name = worst.statistic.name();
-    let allowed = match worst.statistic.direction() {
-        Direction::AtMost => "its limit",
-        Direction::AtLeast => "the misses that its limit allows",
-    };
-    Some(match worst.ratio().is_finite() {
-        true => format!("{name} {:.2} × {allowed}", worst.ratio()),
-        false => format!("{name} where none is allowed"),
-    })
-}
-
-/// `mean_kld +115 % against the golden`, of the first value that left its tolerance.
-fn worst_change(case: &CaseResult) -> Option<String> {
-    let change = case.changes.iter().find(|change| !change.within)?;
-    let moved = row::relative(change.golden, change.now);
-    Some(format!("{} {moved} against the golden", text::name(&change.name)))
-}
-
-/// Name of the page that a run leaves, with the feature `reports`.
+/// The name of the page of HTML that a run leaves if it is built with the feature `reports`.
 pub(crate) const PAGE: &str = "report.html";
 
 /// Where a report goes.
@@ -170,37 +69,32 @@ pub(crate) const PAGE: &str = "report.html";
 pub struct Outputs {
     /// Whether tables are printed to standard output.
     pub terminal: bool,
-    /// Folder that gets `results.json`, and `report.html` where the feature is on.
+    /// The folder that gets `results.json` and, with the feature `reports`, `report.html`.
     pub folder: Option<PathBuf>,
-    /// File that the markdown summary is appended to: `$GITHUB_STEP_SUMMARY`.
+    /// The file that Markdown is appended to: that of `$GITHUB_STEP_SUMMARY`.
     pub step_summary: Option<PathBuf>,
 }
 
-/// A report that did not get out.
+/// A report that could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// Standard output is gone.
+    /// Standard output cannot be written.
     #[error("the report could not be printed: {0}")]
     Terminal(#[source] io::Error),
-    /// `results.json` was not written: nothing can be accepted or reported from this run.
+    /// `results.json` was not written, so nothing can be accepted or reported from this run.
     #[error(transparent)]
     Json(#[from] json::JsonError),
-    /// A warning: `kvgate report` makes it from `results.json`.
+    /// A warning, because `kvgate report` can make the page from `results.json`.
     #[cfg(feature = "reports")]
     #[error("no report.html: {0}")]
     Html(#[from] html::HtmlError),
-    /// A warning: the verdict is in the exit code.
+    /// A warning, because the exit code has the verdict.
     #[error("the summary could not be appended to {path}: {source}")]
-    StepSummary {
-        /// The file.
-        path: String,
-        /// The reason.
-        source: io::Error,
-    },
+    StepSummary { path: String, source: io::Error },
 }
 
 impl ReportError {
-    /// Whether the run is as good without that report.
+    /// Whether the run is as good without the report, so that its exit code stays that of the verdict.
     pub fn is_warning(&self) -> bool {
         match self {
             Self::Terminal(_) | Self::Json(_) => false,
@@ -211,16 +105,18 @@ impl ReportError {
     }
 }
 
-/// Renders everything that was asked for and returns what went wrong.
+/// Renders everything that was asked for. Errors are collected, so that one renderer does not keep the others from
+/// their work.
 pub fn emit(report: &Report, outputs: &Outputs) -> Vec<ReportError> {
+    let view = report.view();
     let mut errors = Vec::new();
     if let Some(folder) = &outputs.folder {
         errors.extend(json::write(folder, &report.results).err().map(ReportError::Json));
         #[cfg(feature = "reports")]
-        errors.extend(html::write(folder, report).err().map(ReportError::Html));
+        errors.extend(html::write(folder, &view).err().map(ReportError::Html));
     }
     if let Some(path) = &outputs.step_summary {
-        let failed = append(path, &markdown::render(report, markdown::STEP_SUMMARY)).err();
+        let failed = append(path, &markdown::render(&view, markdown::STEP_SUMMARY)).err();
         errors.extend(
             failed.map(|source| ReportError::StepSummary {
                 path: path.display().to_string(),
@@ -229,7 +125,7 @@ pub fn emit(report: &Report, outputs: &Outputs) -> Vec<ReportError> {
         );
     }
     if outputs.terminal {
-        let printed = out::say_coloured(terminal::render(report).trim_end());
+        let printed = out::print_coloured(terminal::render(&view).trim_end());
         errors.extend(printed.err().map(ReportError::Terminal));
     }
     errors
@@ -240,85 +136,74 @@ fn append(path: &Path, text: &str) -> io::Result<()> {
     file.write_all(text::plain(text).as_bytes())
 }
 
-/// How many cases came to what: `12 pass, 3 fails as required`.
-fn tally(results: &Results) -> String {
-    let mut counts: Vec<(&str, usize)> = Vec::new();
-    for case in &results.cases {
-        let label = case.verdict.label();
-        match counts.iter_mut().find(|(l, _)| *l == label) {
-            Some((_, n)) => *n += 1,
-            None => counts.push((label, 1)),
-        }
-    }
-    let words: Vec<_> = counts.iter().map(|(label, n)| format!("{n} {label}")).collect();
-    words.join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::statistics::Statistic;
     use crate::results::verdict::Verdict;
+    use crate::results::CaseResult;
     use crate::testing::fixture;
 
     #[test]
     fn one_sentence() {
         let mut report = fixture::report();
         assert_eq!(
-            report.sentence(),
+            report.view().sentence(),
             "kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)"
         );
         report.results.cases.truncate(3);
         assert_eq!(
-            report.sentence(),
+            report.view().sentence(),
             "kvgate: 1 of 3 cases red (gemma-3-270m q4_0: mean_kld 1.22 × its limit)"
         );
         report.results.findings = vec![fixture::weakened()];
         assert_eq!(
-            report.sentence(),
+            report.view().sentence(),
             "kvgate: 1 of 3 cases red and 1 finding (gemma-3-270m q4_0: mean_kld 1.22 × its limit)"
         );
         report.results.cases[2].verdict = Verdict::FailsAsRequired;
-        assert_eq!(report.sentence(), "kvgate: 1 finding (policy::weakened at thresholds.toml:9)");
+        assert_eq!(
+            report.view().sentence(),
+            "kvgate: 1 finding (policy::weakened at thresholds.toml:9)"
+        );
         report.results.findings.clear();
         assert_eq!(
-            report.sentence(),
+            report.view().sentence(),
             "kvgate: 3 cases as the policy wants (2 pass, 1 fails as required)"
         );
         report.results.cases.clear();
-        assert_eq!(report.sentence(), "kvgate: 3 schemes measured, nothing judged");
+        assert_eq!(report.view().sentence(), "kvgate: 3 schemes measured, nothing judged");
         report.results.measurements.clear();
-        assert_eq!(report.sentence(), "kvgate: nothing needed measuring");
+        assert_eq!(report.view().sentence(), "kvgate: nothing needed measuring");
     }
 
     #[test]
-    fn harm_is_said_in_its_own_terms() {
-        let mut case = fixture::results().cases[2].clone();
-        let mut says = |edit: &dyn Fn(&mut CaseResult)| {
-            edit(&mut case);
-            harm(&case, &text::name)
+    fn the_worst_case_is_told_in_its_own_terms() {
+        let mut report = fixture::report();
+        report.results.cases = vec![fixture::results().cases[2].clone()];
+        let mut tells = |edit: &dyn Fn(&mut CaseResult)| {
+            edit(&mut report.results.cases[0]);
+            let sentence = report.view().sentence();
+            let told = sentence.strip_prefix("kvgate: 1 of 1 case red (gemma-3-270m q4_0: ");
+            told.and_then(|told| told.strip_suffix(')')).unwrap_or(&sentence).to_owned()
         };
         let top1 = |case: &mut CaseResult| {
             let limit = &mut case.limits[0];
-            limit.statistic = crate::results::statistics::Statistic::Top1Agreement;
+            limit.statistic = Statistic::Top1Agreement;
             (limit.value, limit.bound) = (0.70, 0.85);
         };
-        let misses = "top1_agreement 2.00 × the misses that its limit allows";
-        assert_eq!(says(&top1), format!("gemma-3-270m q4_0: {misses}"));
-        assert_eq!(
-            says(&|case| case.limits[0].bound = 1.0),
-            "gemma-3-270m q4_0: top1_agreement where none is allowed"
-        );
-        assert_eq!(
-            says(&|case| case.verdict = Verdict::GoldenChanged),
-            "gemma-3-270m q4_0: no accepted golden"
-        );
-        let changed =
+        assert_eq!(tells(&top1), "top1_agreement 2.00 × the misses that its limit allows");
+        let all = tells(&|case| case.limits[0].bound = 1.0);
+        assert_eq!(all, "top1_agreement under its limit of 1");
+        let changed = tells(&|case| case.verdict = Verdict::GoldenChanged);
+        assert_eq!(changed, "no accepted golden");
+        let change =
             |case: &mut CaseResult| case.changes = fixture::results().cases[3].changes.clone();
-        assert_eq!(says(&changed), "gemma-3-270m q4_0: mean_kld +206 % against the golden");
-        assert_eq!(says(&|case| case.verdict = Verdict::Stale), "gemma-3-270m q4_0: stale");
+        assert_eq!(tells(&change), "mean_kld +206 % against the golden");
+        assert_eq!(tells(&|case| case.verdict = Verdict::Stale), "stale");
     }
 
-    /// A weakened policy is red, and 1 outranks 4.
+    /// A weakened policy is red, and exit code 1 outranks 4.
     #[test]
     fn findings_count_in_the_exit_code() {
         let mut report = fixture::report();
@@ -336,7 +221,7 @@ mod tests {
         assert_eq!(report.exit_code(), 4);
     }
 
-    /// A stranger's report: whatever is a text in it has a character that must not get out as it is.
+    /// A stranger's report, in which every text contains a character that must not be shown as it is.
     fn hostile(c: char) -> Report {
         fn spoil(key: &str, value: &mut serde_json::Value, c: char) {
             use serde_json::Value;
@@ -361,22 +246,23 @@ mod tests {
         Report { results, links: Links { accept, base: Some(format!("{c}")), run: None } }
     }
 
-    /// Every way out of the process, and every character that must not take it.
+    /// Tries every renderer with every character that must not be shown as it is.
     #[test]
     fn nothing_leaves_that_a_terminal_obeys_or_nobody_sees() {
         for c in text::HOSTILE {
             let report = hostile(c);
+            let view = report.view();
             let exits = [
-                ("terminal", anstream::adapter::strip_str(&terminal::render(&report)).to_string()),
-                ("terminal, coloured", without_colours(&terminal::render(&report))),
-                ("tables", without_colours(&terminal::render_tables(&report))),
-                ("Markdown", markdown::render(&report, markdown::STEP_SUMMARY)),
-                ("sentence", report.sentence()),
+                ("terminal", anstream::adapter::strip_str(&terminal::render(&view)).to_string()),
+                ("terminal, coloured", without_colours(&terminal::render(&view))),
+                ("tables", without_colours(&terminal::render_tables(&view))),
+                ("Markdown", markdown::render(&view, markdown::STEP_SUMMARY)),
+                ("sentence", view.sentence()),
                 ("JSON", json::text(&report.results).unwrap()),
                 #[cfg(feature = "reports")]
-                ("HTML", html::render(&report).unwrap()),
+                ("HTML", html::render(&view).unwrap()),
                 #[cfg(feature = "reports")]
-                ("JUnit", junit::render(&report.results).unwrap()),
+                ("JUnit", junit::render(&view).unwrap()),
                 ("error", text::error(&report.results.cases[0].message)),
             ];
             for (exit, shown) in exits {

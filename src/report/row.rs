@@ -1,16 +1,45 @@
-//! One line of a report: a scheme with its numbers and its cases.
+//! One row of a report: a scheme of a model with its numbers and its cases.
 
-use crate::results::case::CaseKind;
-use crate::results::case::CellName;
+use crate::results::case::{CaseKind, CellName};
 use crate::results::replay::Replay;
 use crate::results::statistics::{Statistic, Statistics};
-use crate::results::verdict::{JudgedLimit, Verdict};
-use crate::results::{
-    shown_bits, CaseResult, Measurement, Outcome, Results, SchemeResult, Storage,
-};
+use crate::results::verdict::{worst_broken, Verdict};
+use crate::results::{shown_bits, CaseResult, Outcome, Results, SchemeResult, Storage};
+use std::collections::HashMap;
 
-/// A scheme of a model. Its numbers, or its cases, may be missing: a model that could not be loaded
-/// has cases only, and `kvgate measure` has numbers only.
+/// Schemes and cases by their names. Of a name that stands twice in a stranger's results, the first counts.
+pub(super) struct Cells<'a> {
+    schemes: HashMap<(&'a str, &'a str), &'a SchemeResult>,
+    cases: HashMap<&'a str, &'a CaseResult>,
+}
+
+impl<'a> Cells<'a> {
+    pub fn new(results: &'a Results) -> Self {
+        let mut schemes = HashMap::new();
+        for measurement in &results.measurements {
+            for scheme in &measurement.schemes {
+                let name = (measurement.model.as_str(), scheme.scheme.as_str());
+                schemes.entry(name).or_insert(scheme);
+            }
+        }
+        let mut cases = HashMap::new();
+        for case in &results.cases {
+            cases.entry(case.case.as_str()).or_insert(case);
+        }
+        Cells { schemes, cases }
+    }
+
+    pub fn row(&self, model: &'a str, label: &'a str) -> Row<'a> {
+        let cell = CellName::new(model, label);
+        let case = |kind| self.cases.get(cell.case(kind).to_string().as_str()).copied();
+        let scheme = self.schemes.get(&(model, label)).copied();
+        Row { model, label, scheme, cases: CaseKind::ALL.map(case) }
+    }
+}
+
+/// A scheme of a model. Its numbers or its cases may be missing: a model that could not be loaded has cases only,
+/// and `kvgate measure` has numbers only.
+#[derive(Clone, Copy)]
 pub(super) struct Row<'a> {
     pub model: &'a str,
     pub label: &'a str,
@@ -31,7 +60,7 @@ impl<'a> Row<'a> {
         self.cases.iter().flatten().any(|case| case.verdict.is_red())
     }
 
-    /// Whether nothing of it was asked for.
+    /// Whether nothing of it was asked for: it has cases, and all of them are ignored.
     pub fn is_ignored(&self) -> bool {
         let mut cases = self.cases.iter().flatten().peekable();
         cases.peek().is_some() && cases.all(|case| case.verdict == Verdict::Ignored)
@@ -67,27 +96,19 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// Cells of the columns of [`COSTS`], and before them the perplexity's ratio.
-    fn unjudged(&self) -> [String; 3] {
-        let ratio = self.statistics().map_or(dash(), |s| format!("{:.4}", s.ppl_ratio));
-        let [bytes, share] = self.costs();
-        [ratio, bytes, share]
-    }
-
-    /// Cells of the columns of [`COSTS`].
-    fn costs(&self) -> [String; 2] {
-        match self.scheme.and_then(|scheme| scheme.storage) {
-            None => std::array::from_fn(|_| dash()),
-            Some(s) => {
-                [format!("{:.0}", s.bytes_per_token), format!("{:.1} %", s.ratio_to_f16 * 100.0)]
-            }
-        }
+    /// Cells of the columns of [`CHOICE`].
+    fn choice(&self) -> [String; 3] {
+        let ratio = self.statistics().map(|s| format!("{:.4}", s.ppl_ratio));
+        let storage = self.scheme.and_then(|scheme| scheme.storage);
+        let bytes = storage.map(|s| format!("{:.0}", s.bytes_per_token));
+        let share = storage.map(|s| format!("{:.1} %", s.ratio_to_f16 * 100.0));
+        [ratio, bytes, share].map(|cell| cell.unwrap_or_else(dash))
     }
 
     /// Cells of the columns of [`REPLAYED`].
     fn replayed(&self) -> [String; 4] {
         let replay = self.scheme.and_then(|scheme| scheme.replay.as_ref());
-        // flips of what nothing of a scheme was at work on are no flips that it avoided
+        // where nothing was quantized, the absence of flips is no merit of the scheme
         let charged = |replay: &&Replay| replay.charged_share.k + replay.charged_share.v > 0.0;
         let Some(replay) = replay.filter(charged) else {
             return std::array::from_fn(|_| dash());
@@ -101,7 +122,7 @@ impl<'a> Row<'a> {
         ]
     }
 
-    /// The scheme's name, and what really ran where that is spelled otherwise and short.
+    /// The scheme's label, and behind it what ran, where that is spelled otherwise and is short.
     pub fn name(&self) -> String {
         match self.renamed().filter(|effective| effective.len() <= LONGEST_NAME) {
             Some(effective) => format!("{} = {effective}", self.label),
@@ -109,12 +130,12 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// What really ran, where it is spelled otherwise.
+    /// The scheme that ran, where it is spelled otherwise than the label.
     pub fn renamed(&self) -> Option<&'a str> {
         self.scheme.map(|s| s.effective.as_str()).filter(|effective| *effective != self.label)
     }
 
-    /// What the columns have no room for: what ran, and how much of it was at work.
+    /// What the columns have no room for: what ran, if its name is long, and how much of the cache was quantized.
     pub fn remarks(&self) -> Vec<String> {
         let effective = self.renamed().filter(|effective| effective.len() > LONGEST_NAME);
         let effective = effective.map(|effective| format!("{} = {effective}", self.label));
@@ -131,24 +152,9 @@ impl<'a> Row<'a> {
             (!at_work.is_empty()).then(|| format!("{}: {}", self.label, at_work.join("; ")));
         effective.into_iter().chain(at_work).collect()
     }
-
-    fn of(model: &'a str, label: &'a str, results: &'a Results) -> Self {
-        let scheme = results
-            .measurements
-            .iter()
-            .filter(|m| m.model == model)
-            .flat_map(|m| &m.schemes)
-            .find(|s| s.scheme == label);
-        let cell = CellName::new(model, label);
-        let cases = CaseKind::ALL.map(|kind| {
-            let name = cell.case(kind).to_string();
-            results.cases.iter().find(|case| case.case == name)
-        });
-        Self { model, label, scheme, cases }
-    }
 }
 
-/// Of schemes that leave some keys exact.
+/// How much of the cache was quantized, of a scheme that leaves some keys exact.
 fn storage_remark(storage: &Storage) -> Option<String> {
     let (share, bits) = (storage.charged_share, storage.bits_per_element);
     (share.k < 1.0 || share.v < 1.0).then(|| {
@@ -166,7 +172,7 @@ fn clamp_remark(share: f64) -> String {
     format!("{:.1} % of its scales stand at their limit", share * 100.0)
 }
 
-/// Of schemes whose tail covers the baseline's text, or some of it.
+/// How much was quantized on the baseline's text, of a scheme whose exact tail covers some or all of it.
 fn replay_remark(replay: &Replay) -> Option<String> {
     let share = replay.charged_share;
     let charged = share.k.min(share.v);
@@ -180,59 +186,65 @@ fn replay_remark(replay: &Replay) -> Option<String> {
     }
 }
 
-/// What is not there.
+/// A cell without a value.
 fn dash() -> String {
     "–".into()
 }
 
-/// A value against an older one, as a share of it.
+/// The change from an older value, in percent of it.
 pub(super) fn relative(old: f64, new: f64) -> String {
     match (new / old - 1.0) * 100.0 {
         _ if old == 0.0 && new != 0.0 => "from 0".into(),
-        // goldens have four digits
+        // goldens have four digits, so a smaller change may be their rounding
         percent if old == new || percent.abs() < 0.05 => "=".into(),
         percent if percent.abs() < 10.0 => format!("{percent:+.1} %"),
         percent => format!("{percent:+.0} %"),
     }
 }
 
-/// The limit that a case breaks the most.
-pub(super) fn worst(case: &CaseResult) -> Option<&JudgedLimit> {
-    let broken = case.limits.iter().filter(|limit| !limit.holds);
-    broken.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
+/// The limit that a case breaks the most, and by how much: `mean_kld 1.22 × its limit`.
+pub(super) fn worst_limit(case: &CaseResult) -> Option<String> {
+    let worst = worst_broken(&case.limits)?;
+    Some(format!("{} {}", worst.statistic.name(), worst.excess()))
 }
 
-/// How far a red case is beyond it: `mean_kld 1.22 ×`.
-pub(super) fn excess(case: &CaseResult) -> Option<String> {
-    let worst = worst(case).filter(|_| case.verdict.is_red())?;
-    let name = worst.statistic.name();
-    Some(match worst.ratio().is_finite() {
-        true => format!("{name} {:.2} ×", worst.ratio()),
-        false => format!("{name} ∞ ×"),
-    })
+/// The same for cases that are not as the policy wants; a case that must fail may well break a limit.
+pub(super) fn red_limit(case: &CaseResult) -> Option<String> {
+    worst_limit(case).filter(|_| case.verdict.is_red())
 }
 
-/// The first columns.
+/// A verdict in a cell: `✗ regressed mean_kld 1.22 × its limit`.
+pub(super) fn verdict_words(case: &CaseResult) -> String {
+    let verdict = case.verdict;
+    if verdict == Verdict::FailsAsRequired {
+        // its symbol has the words already
+        return verdict.symbol().into();
+    }
+    let words = format!("{} {}", verdict.symbol(), verdict.label());
+    red_limit(case).map_or(words.clone(), |limit| format!("{words} {limit}"))
+}
+
+/// The first columns: bits per element of K and V, and the mean KLD.
 const MEANS: [&str; 2] = ["bits K/V", "mean KLD"];
 
-/// Of rows with cases: the limit of the mean KLD, and its change against the golden.
+/// The next columns of rows that were judged: the limit of the mean KLD, and its change against the golden.
 const JUDGED: [&str; 2] = ["limit", "Δ golden"];
 
-/// The columns after these.
+/// The columns after these: the 99th percentile of the KLD, and how often both choose the same token.
 const TAILS: [&str; 2] = ["p99", "top-1"];
 
-/// The columns of rows without cases, where a scheme is looked for: the perplexity's ratio, bytes that a
-/// token adds to the cache, and what the cache at the measured context takes of that of f16.
-const COSTS: [&str; 3] = ["PPL ratio", "B/token", "of f16"];
+/// The columns of rows that were not judged, by which somebody chooses a scheme: the perplexity's ratio, bytes that
+/// a token adds to the cache, and the size of the cache at the measured context in percent of that of f16.
+const CHOICE: [&str; 3] = ["PPL ratio", "B/token", "of f16"];
 
-/// The columns of rows that have replays: flips and hard flips per 1,000 tokens, prompts without a flip,
-/// tokens by which half of the texts have parted.
+/// The columns of rows that were measured on the baseline's own text: flips and hard flips per 1,000 tokens, how
+/// many texts have no flip, and the token by which half of the texts have one.
 const REPLAYED: [&str; 4] = ["flips/1k", "hard", "same text", "half part by"];
 
-/// Longer names of what ran stand below the table.
+/// The longest name of what ran that stands in a row; longer ones stand below the table.
 const LONGEST_NAME: usize = 24;
 
-/// Names of the numbers' columns, and each row's cells.
+/// The names of the columns of numbers, and the cells of each row.
 pub(super) fn numbers(rows: &[Row]) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let replayed = rows.iter().any(|row| row.scheme.is_some_and(|s| s.replay.is_some()));
     let judged = rows.iter().any(|row| row.cases.iter().any(Option::is_some));
@@ -240,7 +252,7 @@ pub(super) fn numbers(rows: &[Row]) -> (Vec<&'static str>, Vec<Vec<String>>) {
         let mut cells = Vec::from(row.means());
         cells.extend(if judged { row.judged().into() } else { Vec::new() });
         cells.extend(row.tails());
-        cells.extend(if judged { Vec::new() } else { row.unjudged().into() });
+        cells.extend(if judged { Vec::new() } else { row.choice().into() });
         cells.extend(if replayed { row.replayed().into() } else { Vec::new() });
         cells
     };
@@ -249,99 +261,10 @@ pub(super) fn numbers(rows: &[Row]) -> (Vec<&'static str>, Vec<Vec<String>>) {
         &MEANS[..],
         shown(&JUDGED, judged),
         &TAILS,
-        shown(&COSTS, !judged),
+        shown(&CHOICE, !judged),
         shown(&REPLAYED, replayed),
     ];
     (names.concat(), rows.iter().map(cells).collect())
-}
-
-/// Names of models, in the order of measurements, then of cases.
-pub(super) fn models(results: &Results) -> Vec<&str> {
-    let measured = results.measurements.iter().map(|m| m.model.as_str());
-    unique(measured.chain(results.cases.iter().map(|case| case.words().0)))
-}
-
-/// The rows of a model: schemes in the order of the measurement, then those with cases only.
-pub(super) fn rows<'a>(results: &'a Results, model: &'a str) -> Vec<Row<'a>> {
-    let measured = measurement(results, model).into_iter().flat_map(|m| &m.schemes);
-    let judged = results.cases.iter().map(CaseResult::words).filter(|w| w.0 == model);
-    let labels = unique(measured.map(|s| s.scheme.as_str()).chain(judged.map(|w| w.1)));
-    labels.into_iter().map(|label| Row::of(model, label, results)).collect()
-}
-
-pub(super) fn measurement<'a>(results: &'a Results, model: &str) -> Option<&'a Measurement> {
-    results.measurements.iter().find(|m| m.model == model)
-}
-
-/// Numbers of the scheme that a case is about.
-fn statistics_of<'a>(results: &'a Results, case: &'a CaseResult) -> Option<&'a Statistics> {
-    let (model, label) = case.words();
-    Row::of(model, label, results).statistics()
-}
-
-/// Cases that are not as the policy wants, the worst first: harm before change, change before what
-/// could not be measured, and the larger divergence first.
-pub(super) fn red_cases(results: &Results) -> Vec<&CaseResult> {
-    let mut red: Vec<_> = results.cases.iter().filter(|case| case.verdict.is_red()).collect();
-    let excess = |case: &CaseResult| worst(case).map_or(0.0, JudgedLimit::ratio);
-    let kld = |case| statistics_of(results, case).map_or(0.0, |s| s.mean_kld);
-    red.sort_by(|a, b| {
-        let by_harm = excess(b).total_cmp(&excess(a)).then(kld(b).total_cmp(&kld(a)));
-        rank(a.verdict).cmp(&rank(b.verdict)).then(by_harm)
-    });
-    red
-}
-
-/// All rows: those that are not as the policy wants, the worst first, and the others.
-pub(super) fn ranked(results: &Results) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
-    let red = red_cases(results);
-    let all = models(results).into_iter().flat_map(|model| rows(results, model));
-    let (mut failing, passing): (Vec<_>, Vec<_>) = all.partition(Row::is_red);
-    let place = |row: &Row| {
-        let is_its = |case: &&CaseResult| row.cases.iter().flatten().any(|c| c.case == case.case);
-        red.iter().position(is_its)
-    };
-    failing.sort_by_key(place);
-    (failing, passing)
-}
-
-/// Whether anything was judged and held: skipped, reported or not judged at all is never a pass.
-pub(super) fn any_held(results: &Results) -> bool {
-    let held = |case: &CaseResult| matches!(case.verdict, Verdict::Pass | Verdict::FailsAsRequired);
-    results.cases.iter().any(held)
-}
-
-/// A verdict in a cell: `✗ regressed mean_kld 1.22 ×`.
-pub(super) fn verdict_words(case: &CaseResult) -> String {
-    let verdict = case.verdict;
-    match excess(case) {
-        // its symbol says it in words already
-        _ if verdict == Verdict::FailsAsRequired => verdict.symbol().into(),
-        Some(excess) => format!("{} {} {excess}", verdict.symbol(), verdict.label()),
-        None => format!("{} {}", verdict.symbol(), verdict.label()),
-    }
-}
-
-fn rank(verdict: Verdict) -> u8 {
-    match verdict {
-        Verdict::Regressed => 0,
-        Verdict::UnexpectedPass => 1,
-        Verdict::GoldenChanged => 2,
-        Verdict::Stale => 3,
-        Verdict::Inconclusive => 4,
-        Verdict::Error => 5,
-        Verdict::Pass | Verdict::FailsAsRequired | Verdict::Reported | Verdict::Ignored => 6,
-    }
-}
-
-fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
-    let mut unique = Vec::new();
-    for name in names {
-        if !unique.contains(&name) {
-            unique.push(name);
-        }
-    }
-    unique
 }
 
 #[cfg(test)]
@@ -361,7 +284,8 @@ mod tests {
         storage.clamped_scales = Some(0.25);
         schemes[0].replay =
             Some(Replay { charged_share: Sides { k: 0.0, v: 0.0 }, ..fixture::replay() });
-        let rows = rows(&results, "gemma-3-270m");
+        let cells = Cells::new(&results);
+        let rows = ["q8_0", "q4_0", "q8_0/q4_0"].map(|label| cells.row("gemma-3-270m", label));
         let remarks = |i: usize| rows[i].remarks();
         assert_eq!(
             remarks(0),

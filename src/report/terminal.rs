@@ -1,35 +1,39 @@
-//! The report for a terminal.
+//! The report as tables and messages for a terminal.
 
-use super::row::{measurement, models, numbers, red_cases, rows, verdict_words, Row};
-use super::Report;
+use super::row::{numbers, verdict_words, Row};
+use super::view::{arithmetic, ModelView, View};
 use crate::results::verdict::Verdict;
-use crate::results::{CaseResult, Finding, Measurement, Results};
+use crate::results::{CaseResult, Control, Finding, Measurement};
 use crate::text;
+use crate::text::numbers::bytes;
 use crate::text::table::{self, Align, Cell};
 use anstyle::{AnsiColor, Style};
 
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
 
-/// The whole report with its colours; print it through a stream that strips them where they are not
-/// wanted.
-pub fn render(report: &Report) -> String {
-    let messages: String = red_cases(&report.results).into_iter().map(message).collect();
-    render_with(report, &messages)
+/// The whole report with its colours. Print it through a stream that strips them where they are not wanted.
+pub fn render(view: &View) -> String {
+    let messages: String = view.red_cases.iter().map(|case| message(case)).collect();
+    render_with(view, &messages)
 }
 
-/// The same without messages, which a test harness has printed already.
-pub fn render_tables(report: &Report) -> String {
-    render_with(report, "")
+/// The report without messages, for a test harness that has printed them already.
+pub fn render_tables(view: &View) -> String {
+    render_with(view, "")
 }
 
-fn render_with(report: &Report, messages: &str) -> String {
-    let findings: String = report.results.findings.iter().map(finding).collect();
-    let by = report.measured_by(&text::name).map(|by| format!("\n{DIM}{by}{DIM:#}\n"));
-    tables(&report.results) + messages + &findings + &by.unwrap_or_default() + &sentence(report)
+fn render_with(view: &View, messages: &str) -> String {
+    let is_judged = !view.results.cases.is_empty();
+    let mut out: String = view.models.iter().map(|one| model(one, is_judged)).collect();
+    out += messages;
+    out.extend(view.results.findings.iter().map(finding));
+    let measured_by = view.measured_by(&text::name);
+    out.extend(measured_by.map(|by| format!("\n{DIM}{by}{DIM:#}\n")));
+    out + &sentence(view)
 }
 
-/// Something beside the cases.
+/// A finding that belongs to no case.
 fn finding(finding: &Finding) -> String {
     let verdict = if finding.is_red { Verdict::Regressed } else { Verdict::Reported };
     let style = colour(verdict);
@@ -39,19 +43,13 @@ fn finding(finding: &Finding) -> String {
     format!("\n{style}{title}{style:#}\n{}", quoted(&finding.message))
 }
 
-fn tables(results: &Results) -> String {
-    let mut out = String::new();
-    for model in models(results) {
-        let rows = rows(results, model);
-        if rows.iter().all(Row::is_ignored) {
-            out += &ignored(model, &rows);
-            continue;
-        }
-        let facts = measurement(results, model).map_or("\n".into(), facts);
-        out += &format!("\n{BOLD}{}{BOLD:#}{facts}", text::name(model));
-        out += &scheme_table(&rows, !results.cases.is_empty());
+fn model(model: &ModelView, is_judged: bool) -> String {
+    let ModelView { name, measurement, rows, .. } = model;
+    if rows.iter().all(Row::is_ignored) {
+        return ignored(name, rows);
     }
-    out
+    let facts = measurement.map_or("\n".into(), facts);
+    format!("\n{BOLD}{}{BOLD:#}{facts}", text::name(name)) + &scheme_table(rows, is_judged)
 }
 
 /// A model of which nothing was asked for is a line, not a table of dashes.
@@ -62,12 +60,12 @@ fn ignored(model: &str, rows: &[Row]) -> String {
     format!("\n{BOLD}{model}{BOLD:#}  {style}– ignored{style:#}: {}\n", labels.join(", "))
 }
 
-fn sentence(report: &Report) -> String {
-    let style = if report.exit_code() == 0 { BOLD } else { colour(Verdict::Error).bold() };
-    format!("\n{style}{}{style:#}\n", report.sentence())
+fn sentence(view: &View) -> String {
+    let style = if view.exit_code == 0 { BOLD } else { colour(Verdict::Error).bold() };
+    format!("\n{style}{}{style:#}\n", view.sentence())
 }
 
-/// What was measured, on what, and the lanes that prove the ruler.
+/// What was measured, on which text and machine, and the controls that show that the measurement itself works.
 fn facts(measurement: &Measurement) -> String {
     let (run, conditions) = (&measurement.run, &measurement.conditions);
     let corpus: Vec<_> = conditions.corpus.iter().map(|f| f.category.as_str()).collect();
@@ -81,26 +79,28 @@ fn facts(measurement: &Measurement) -> String {
         text::name(&run.device),
         text::name(&arithmetic(measurement)),
         run.seconds,
-        memory(run.peak_bytes),
+        bytes(run.peak_bytes as f64),
     );
     if !measurement.controls.is_empty() {
-        let controls = measurement.controls.iter().map(|c| {
-            let mark = if c.ok { "✓" } else { "✗" };
-            let style = colour(if c.ok { Verdict::Pass } else { Verdict::Error });
-            format!(
-                "{} {} KLD {} {style}{mark} {}{style:#}",
-                text::name(&c.name),
-                text::name(&c.effective),
-                c.reading(),
-                text::name(&c.must)
-            )
-        });
-        out += &format!("  controls: {}\n", controls.collect::<Vec<_>>().join(" · "));
+        let controls: Vec<_> = measurement.controls.iter().map(control).collect();
+        out += &format!("  controls: {}\n", controls.join(" · "));
     }
     for note in &run.notes {
         out += &format!("  {DIM}note: {}{DIM:#}\n", text::remark(note));
     }
     out
+}
+
+fn control(control: &Control) -> String {
+    let (mark, verdict) = if control.ok { ("✓", Verdict::Pass) } else { ("✗", Verdict::Error) };
+    let style = colour(verdict);
+    format!(
+        "{} {} KLD {} {style}{mark} {}{style:#}",
+        text::name(&control.name),
+        text::name(&control.effective),
+        control.reading(),
+        text::name(&control.must)
+    )
 }
 
 fn scheme_table(rows: &[Row], judged: bool) -> String {
@@ -138,8 +138,8 @@ fn message(case: &CaseResult) -> String {
     format!("\n{style}{title}: {}{style:#}\n{}", case.verdict.label(), quoted(&case.message))
 }
 
-/// A message under its title. The bar keeps a line of it from being a command to GitHub's runner, which
-/// obeys lines that begin with `::` after any blanks.
+/// A message under its title. The bar before each line keeps it from being a command: GitHub's runner obeys lines
+/// that begin with `::` after any blanks.
 fn quoted(message: &str) -> String {
     text::message(message).lines().map(|line| format!("  │ {line}\n")).collect()
 }
@@ -154,45 +154,26 @@ fn colour(verdict: Verdict) -> Style {
     colour.on_default()
 }
 
-/// The type of activations, and of weights where they are kept in another.
-pub(super) fn arithmetic(measurement: &Measurement) -> String {
-    let (dtype, weights) = (&measurement.run.dtype, &measurement.conditions.weights);
-    match dtype == weights {
-        true => dtype.clone(),
-        false => format!("{dtype}, weights kept as {weights}"),
-    }
-}
-
-/// Bytes for people, in binary units.
-pub(super) fn memory(bytes: u64) -> String {
-    let mib = bytes as f64 / (1 << 20) as f64;
-    if mib < 1024.0 {
-        format!("{mib:.0} MiB")
-    } else {
-        format!("{:.1} GiB", mib / 1024.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Report;
     use crate::testing::fixture;
 
     fn plain(report: &Report) -> String {
-        anstream::adapter::strip_str(&render(report)).to_string()
+        anstream::adapter::strip_str(&render(&report.view())).to_string()
     }
 
     #[test]
     fn whole_report() {
-        assert_eq!(
-            plain(&fixture::report()),
-            "
+        insta::assert_snapshot!(plain(&fixture::report()), @"
+
 gemma-3-270m  baseline f16 PPL 21.100 · 512 × 16 of prose, code · Some CPU, f32 · 61.3 s · 1.5 GiB
   controls: identity f16 KLD 0.0000 ✓ exactly 0 · bad lane q4_0:norot KLD 2.5000 ✓ at least 0.5
   note: code: 37 tokens of the tail dropped
-  scheme      bits K/V           mean KLD  limit  Δ golden     p99    top-1  limits                       golden
-  q8_0       8.5 / 8.5  0.00051 ± 0.00002   0.05    +2.0 %  0.0058  99.02 %  ✓ pass                       ✓ pass
-  q4_0       4.5 / 4.5  0.06120 ± 0.00150   0.05    +206 %  0.7000  86.12 %  ✗ regressed mean_kld 1.22 ×  ≠ golden changed
+  scheme      bits K/V           mean KLD  limit  Δ golden     p99    top-1  limits                                 golden
+  q8_0       8.5 / 8.5  0.00051 ± 0.00002   0.05    +2.0 %  0.0058  99.02 %  ✓ pass                                 ✓ pass
+  q4_0       4.5 / 4.5  0.06120 ± 0.00150   0.05    +206 %  0.7000  86.12 %  ✗ regressed mean_kld 1.22 × its limit  ≠ golden changed
   q8_0/q4_0  8.5 / 4.5                  –      –         –       –        –  ! error
 
 tiny
@@ -212,8 +193,7 @@ tiny
 measured by kvgate 0.1.0: the scheme in its own engine, not a serving kernel
 
 kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
-"
-        );
+");
     }
 
     #[test]
@@ -245,8 +225,7 @@ kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
 
     #[test]
     fn colours_are_there_to_be_stripped() {
-        assert!(
-            render(&fixture::report()).contains("\u{1b}[31m✗ regressed mean_kld 1.22 ×\u{1b}[0m")
-        );
+        assert!(render(&fixture::report().view())
+            .contains("\u{1b}[31m✗ regressed mean_kld 1.22 × its limit\u{1b}[0m"));
     }
 }

@@ -6,20 +6,20 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// What stands between the words of a name. No model's name contains it.
+/// Separates the words of a name. No model's name contains it.
 const SEPARATOR: &str = "::";
 
 /// The two cases of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CaseKind {
-    /// Judges the limits: is the scheme harmful?
+    /// The case that judges the limits: is the scheme harmful?
     Kld,
-    /// Compares with the accepted snapshot: has anything changed?
+    /// The case that compares with the accepted golden: has anything changed?
     Golden,
 }
 
 impl CaseKind {
-    /// Both, in the order of lists and reports.
+    /// Both kinds, in the order of lists and reports.
     pub const ALL: [CaseKind; 2] = [CaseKind::Kld, CaseKind::Golden];
 
     /// The last word of a case's name.
@@ -42,18 +42,18 @@ pub struct CellName {
 }
 
 impl CellName {
-    /// The cell of a scheme of a model.
+    /// The name of a cell.
     pub fn new(model: impl Into<String>, scheme: impl Into<String>) -> Self {
         CellName { model: model.into(), scheme: scheme.into() }
     }
 
-    /// The name of one of its cases.
+    /// The name of one of the cell's cases.
     #[must_use]
     pub fn case(&self, kind: CaseKind) -> CaseName {
         CaseName { model: self.model.clone(), scheme: self.scheme.clone(), kind }
     }
 
-    /// The stem of the files that are named after it, such as its golden: `gemma-3-270m__q8_0+q4_0`.
+    /// The stem of files that are named after the cell, such as its golden: `gemma-3-270m__q8_0+q4_0`.
     #[must_use]
     pub fn file_stem(&self) -> String {
         file_words(&self.to_string())
@@ -78,7 +78,7 @@ pub struct CaseName {
 }
 
 impl CaseName {
-    /// The cell that the case is of.
+    /// The cell that the case belongs to.
     #[must_use]
     pub fn cell(&self) -> CellName {
         CellName::new(&self.model, &self.scheme)
@@ -91,7 +91,7 @@ impl fmt::Display for CaseName {
     }
 }
 
-/// A text that is no name of a case. Results may come from strangers, so any text may stand there.
+/// The error for a text that is no name of a case.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no name of a case: expected `model::scheme::kld` or `model::scheme::golden`")]
 pub struct NoCaseName(pub String);
@@ -110,20 +110,20 @@ impl FromStr for CaseName {
     }
 }
 
-/// Model and scheme of a case's name. A text that is no such name is taken for a model's name as far as
-/// possible, so that a red case of a stranger's results is shown under some model and never lost.
-pub fn model_and_scheme(name: &str) -> (&str, &str) {
+/// The model and the scheme in a case's name. Results may be a stranger's with any text in this place. Such a text is taken
+/// for a model's name as far as possible, so that a red case is shown under some model and never lost.
+pub(crate) fn model_and_scheme(name: &str) -> (&str, &str) {
     let (model, rest) = model_and_rest(name).unwrap_or((name, ""));
     (model, rest.rsplit_once(SEPARATOR).map_or(rest, |(scheme, _)| scheme))
 }
 
-/// The model of a name, and what follows it.
-pub fn model_and_rest(name: &str) -> Option<(&str, &str)> {
+/// The model of a cell's or case's name, and what follows it.
+pub(crate) fn model_and_rest(name: &str) -> Option<(&str, &str)> {
     name.split_once(SEPARATOR)
 }
 
-/// A name as the name of a file: the same words, without the characters that file systems refuse.
-pub fn file_words(name: &str) -> String {
+/// A name in the form that files have: the same words without the characters that file systems refuse.
+pub(crate) fn file_words(name: &str) -> String {
     name.replace(SEPARATOR, "__").replace('/', "+").replace(':', ",")
 }
 

@@ -1,4 +1,4 @@
-//! `results.json`: written and read with every number in place.
+//! Reads and writes `results.json`. A number that is missing or not finite is an error in both directions.
 
 use crate::files::write_atomically;
 use crate::results::{Results, FORMAT};
@@ -31,56 +31,53 @@ pub enum JsonError {
     Truncated {
         /// The file.
         path: String,
-        /// Its last line.
+        /// The last line of the file.
         line: usize,
     },
-    /// Written by another version.
+    /// The file has the format of another version.
     #[error("{path}: format {found}, and this kvgate reads format {FORMAT}; use the version that wrote it, or run again")]
     Format {
         /// The file.
         path: String,
-        /// The format it names.
+        /// The format that the file names.
         found: String,
     },
-    /// JSON has no NaN: it becomes `null`, and a gate must not read over it.
+    /// A number is `null`, which is how JSON writes NaN and infinity. A gate must not read over it.
     #[error(
         "{path}: {place} is not a number (NaN or infinite): the measurement cannot be trusted"
     )]
     NotANumber {
         /// The file.
         path: String,
-        /// `measurements[0].schemes[1].mean_kld`
+        /// The number's place: `measurements[0].schemes[1].mean_kld`.
         place: String,
     },
-    /// Not what kvgate writes.
+    /// The file is not what kvgate writes.
     #[error("{path}: {source}")]
     Malformed {
         /// The file.
         path: String,
-        /// What is wrong, and where.
+        /// What is wrong, with line and column.
         source: serde_json::Error,
     },
 }
 
-/// The file's name.
+/// The name of the file in a folder of results.
 pub const FILE: &str = "results.json";
 
-/// Writes `results.json` into the folder, which is created when missing, and returns its path.
-pub fn write(folder: &Path, results: &Results) -> Result<PathBuf, JsonError> {
+/// Writes `results.json` into a folder, which is created if it is missing. Returns the file's path.
+pub(crate) fn write(folder: &Path, results: &Results) -> Result<PathBuf, JsonError> {
     let path = folder.join(FILE);
     write_to(&path, results)?;
     Ok(path)
 }
 
-/// The file's text.
-///
-/// # Errors
-/// A number that is none.
-pub fn text(results: &Results) -> Result<String, JsonError> {
+/// The text that the file would have.
+pub(crate) fn text(results: &Results) -> Result<String, JsonError> {
     text_of(results, FILE)
 }
 
-/// The text, for a file of some name.
+/// The text that a file would have; `name` is for messages.
 fn text_of(results: &Results, name: &str) -> Result<String, JsonError> {
     let value = checked(results, name)?;
     let text = serde_json::to_string_pretty(&value)
@@ -88,7 +85,7 @@ fn text_of(results: &Results, name: &str) -> Result<String, JsonError> {
     Ok(text::json(&text).into_owned())
 }
 
-/// Results as JSON, every number in place.
+/// Results as JSON, in which every number is finite.
 fn checked(results: &Results, name: &str) -> Result<Value, JsonError> {
     let value = serde_json::to_value(results)
         .map_err(|source| JsonError::Malformed { path: name.into(), source })?;
@@ -96,8 +93,8 @@ fn checked(results: &Results, name: &str) -> Result<Value, JsonError> {
     Ok(value)
 }
 
-/// Writes the same to a file of any name.
-pub fn write_to(path: &Path, results: &Results) -> Result<(), JsonError> {
+/// Writes results to a file of any name.
+pub(crate) fn write_to(path: &Path, results: &Results) -> Result<(), JsonError> {
     let name = path.display().to_string();
     let text = text_of(results, &name)?;
     write_atomically(path, |w| {
@@ -107,26 +104,29 @@ pub fn write_to(path: &Path, results: &Results) -> Result<(), JsonError> {
     .map_err(|source| JsonError::Write { path: name, source })
 }
 
-/// Reads what [`write()`] wrote.
+/// Reads a file of results.
+///
+/// # Errors
+/// The file cannot be read, has another format, or holds a number that is not finite.
 pub fn read(path: &Path) -> Result<Results, JsonError> {
     let name = path.display().to_string();
     let read = || {
         let length = std::fs::metadata(path)?.len();
-        match length > LARGEST {
-            true => Err(io::Error::other(format!("{length} bytes are more than any run writes"))),
-            false => std::fs::read_to_string(path),
+        if length > LARGEST {
+            return Err(io::Error::other(format!("{length} bytes are more than any run writes")));
         }
+        std::fs::read_to_string(path)
     };
     let text = read().map_err(|source| JsonError::Read { path: name.clone(), source })?;
     parse(&text, name)
 }
 
-/// Reads what a stranger may have written: as [`read`], and every text in it is bounded and without
-/// characters that a terminal obeys.
+/// Reads a file that a stranger may have written. Every text in it is shortened to a bound, and characters that a terminal
+/// obeys are escaped.
 ///
 /// # Errors
-/// As of [`read`].
-pub fn read_untrusted(path: &Path) -> Result<Results, JsonError> {
+/// As for [`read`], and too many entries.
+pub(crate) fn read_untrusted(path: &Path) -> Result<Results, JsonError> {
     let results = read(path)?;
     let name = path.display().to_string();
     let schemes: usize = results.measurements.iter().map(|measured| measured.schemes.len()).sum();
@@ -141,10 +141,10 @@ pub fn read_untrusted(path: &Path) -> Result<Results, JsonError> {
     serde_json::from_value(value).map_err(malformed)
 }
 
-/// Texts of several lines.
+/// The keys of texts that may have several lines.
 const LINES: [&str; 3] = ["message", "error", "text"];
 
-/// Bounds every text of a value; of those that are names, no line begins within.
+/// Bounds and escapes every text of a value. Names lose their line breaks as well.
 fn defuse(key: &str, value: &mut Value) {
     match value {
         Value::String(text) if LINES.contains(&key) => *text = text::message(text),
@@ -155,29 +155,33 @@ fn defuse(key: &str, value: &mut Value) {
     }
 }
 
-/// Schemes or cases of a stranger's file: rows are looked up by their names.
+/// How many schemes or cases a stranger's file may have. They are looked up by their names, which takes time.
 const MOST_ENTRIES: usize = 5_000;
 
-/// Bytes of a file that is read at all: a thousand schemes are a tenth of it.
+/// A larger file is refused. A thousand schemes take a tenth of it.
 const LARGEST: u64 = 64 << 20;
 
 fn parse(text: &str, name: String) -> Result<Results, JsonError> {
-    let malformed = |source: serde_json::Error| match source.is_eof() {
-        true => JsonError::Truncated { path: name.clone(), line: source.line() },
-        false => JsonError::Malformed { path: name.clone(), source },
+    let malformed = |source: serde_json::Error| {
+        let (path, line) = (name.clone(), source.line());
+        if source.is_eof() {
+            JsonError::Truncated { path, line }
+        } else {
+            JsonError::Malformed { path, source }
+        }
     };
     let value: Value = serde_json::from_str(text).map_err(malformed)?;
-    // before the rest: another format may have other fields
+    // checked first, as another format may have other fields
     let found = &value["format"];
     if *found != FORMAT {
         return Err(JsonError::Format { path: name.clone(), found: found.to_string() });
     }
     no_null(&value, &name)?;
-    // from the text, not from the value: these errors name line and column
+    // parsed from the text and not from the value, so that errors name line and column
     serde_json::from_str(text).map_err(malformed)
 }
 
-/// Only these may be null: there is no repository, or no policy.
+/// The only keys that may be null: there may be no repository and no policy.
 const OPTIONAL: [&str; 2] = ["head", "policy"];
 
 fn no_null(value: &Value, path: &str) -> Result<(), JsonError> {
@@ -191,7 +195,7 @@ fn no_null(value: &Value, path: &str) -> Result<(), JsonError> {
     }
 }
 
-/// The place of the first null in a value.
+/// The place of the first `null` in a value.
 fn null_in(value: &Value, place: String) -> Option<String> {
     match value {
         Value::Null => Some(place),

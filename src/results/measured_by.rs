@@ -1,22 +1,22 @@
-//! MeasuredBys that measured: kvgate's own, and those whose output is read.
+//! The engines whose measurements are judged.
 //!
-//! A release engineer trusts the engine that they ship. What it measured is judged by the same
-//! policy, compared with goldens of its own, and never with those of another engine.
+//! A release engineer trusts the engine that they ship. What that engine measured is judged by the same policy, and
+//! compared with goldens of its own, never with those of another engine.
 
-/// Who measured.
+/// The engine that made a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MeasuredBy {
-    /// This crate, and whatever is not known: both must bring control lanes.
+    /// This crate. Measurements of unknown origin count as its own, so they must carry control lanes as well.
     Kvgate,
-    /// llama.cpp, by the logs of its `llama-perplexity`.
+    /// llama.cpp, through the logs of its `llama-perplexity`.
     LlamaCpp,
 }
 
 impl MeasuredBy {
-    /// All of them.
+    /// All engines.
     pub const ALL: [MeasuredBy; 2] = [MeasuredBy::Kvgate, MeasuredBy::LlamaCpp];
 
-    /// The engine that [`Conditions::engine`](crate::results::Conditions::engine) names: its first word.
+    /// The engine that [`Conditions::engine`](crate::results::Conditions::engine) names with its first word.
     pub fn of(conditions: &str) -> Self {
         match conditions.split_whitespace().next() {
             Some("llama.cpp") => MeasuredBy::LlamaCpp,
@@ -24,7 +24,7 @@ impl MeasuredBy {
         }
     }
 
-    /// Its name, without a version.
+    /// The engine's name, without a version.
     pub fn name(self) -> &'static str {
         match self {
             MeasuredBy::Kvgate => "kvgate",
@@ -32,7 +32,7 @@ impl MeasuredBy {
         }
     }
 
-    /// The folder under `goldens/` that its goldens lie in; none for kvgate's own.
+    /// The folder of the engine's goldens in `goldens/`. None for kvgate, whose goldens lie in `goldens/` itself.
     pub fn folder(self) -> Option<&'static str> {
         match self {
             MeasuredBy::Kvgate => None,

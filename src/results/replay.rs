@@ -1,36 +1,39 @@
-//! What replaying a baseline's text under a scheme gave.
+//! The text that the baseline wrote after prompts, and what schemes make of it.
+//!
+//! Schemes write no text of their own: each is fed the baseline's text (teacher forcing), and it is counted where its most
+//! likely token is another one, which is a *flip*.
 
 use crate::results::Sides;
 use serde::{Deserialize, Serialize};
 
-/// What stands for the hash of a chat template where there is none.
+/// Stands for the hash of a chat template if the model has none.
 pub(crate) const NO_TEMPLATE: &str = "none";
-/// The same where files are missing that may hold one, or what it writes special tokens by.
+/// Stands for that hash if files are missing that may hold a template or its special tokens.
 pub(crate) const UNKNOWN_TEMPLATE: &str = "unknown";
 
-/// The baseline's text: what it writes after each prompt.
+/// The baseline's text: what it writes after each prompt by greedy decoding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Generated {
-    /// SHA-256 of the weights that wrote it.
+    /// SHA-256 of the weights that wrote the text.
     pub weights_sha256: String,
     /// SHA-256 of the prompts.
     pub prompts_sha256: String,
-    /// SHA-256 of the chat template, or `none`.
+    /// SHA-256 of the chat template; `none` if there is none, and `unknown` if files are missing that may hold it.
     pub template_sha256: String,
     /// Whether the template was asked to let the model think.
     pub thinking: bool,
-    /// Tokens of each continuation, at most.
+    /// The largest number of tokens that was written after a prompt.
     pub tokens: usize,
-    /// Effective scheme of the cache that it was written with.
+    /// The effective scheme of the cache that the text was written with.
     pub baseline: String,
-    /// In the order of the prompts.
+    /// The continuations, in the order of the prompts.
     pub continuations: Vec<Continuation>,
-    /// Whether it was read from an accepted golden.
+    /// Whether the text was read from an accepted golden. Otherwise it was written by this run.
     pub accepted: bool,
-    /// Hard flips of the baseline itself on its own text, of which there must be none.
+    /// Hard flips of the baseline on its own text. There must be none.
     pub own_flips: u64,
-    /// Near ties of an accepted text that are none, and positions that are and are not listed: there must be
-    /// none.
+    /// In an accepted text, positions that are listed as near ties and are none, and near ties that are not listed. There
+    /// must be none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub wrong_ties: u64,
 }
@@ -39,31 +42,31 @@ fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// What the baseline writes after a prompt.
+/// What the baseline writes after one prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Continuation {
     /// The prompt's name.
     pub prompt: String,
-    /// Greedy tokens, the one that ends it included.
+    /// The tokens, including the one that ends the text.
     pub tokens: Vec<u32>,
-    /// Where the baseline is so undecided that another machine may write another token.
+    /// Positions at which the two most likely tokens are so close that another machine may write the other one.
     pub near_ties: Vec<usize>,
     /// The tokens as text.
     pub text: String,
 }
 
 impl Generated {
-    /// Whether `kept` is what this model writes after these prompts.
+    /// Whether an accepted text was written by the same model, after the same prompts, in the same way.
     pub fn is_of(&self, kept: &Generated) -> bool {
         self.unlike(kept).is_none()
     }
 
-    /// In what `kept` is of another model, of other prompts or of another length.
+    /// The first respect in which an accepted text was written by another model or in another way.
     pub fn unlike(&self, kept: &Generated) -> Option<&'static str> {
         let differs = [
             ("weights", self.weights_sha256 != kept.weights_sha256),
             ("prompts", self.prompts_sha256 != kept.prompts_sha256),
-            // what nobody knows may have been another thing then
+            // a template that nobody knows may have been another one then
             (
                 "chat template",
                 self.template_sha256 != kept.template_sha256 || self.is_template_unknown(),
@@ -89,7 +92,7 @@ impl Generated {
         crate::hash::of_bytes(lines.as_bytes())
     }
 
-    /// The conditions of what is made from it, in a line.
+    /// One line with everything that a replay of this text depends on, for the conditions of a measurement.
     pub fn conditions(&self) -> String {
         let Generated { prompts_sha256: prompts, template_sha256: template, tokens, .. } = self;
         let thinking = if self.thinking { "on" } else { "off" };
@@ -97,50 +100,49 @@ impl Generated {
     }
 }
 
-/// A scheme on the baseline's text.
+/// How a scheme does on the baseline's text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Replay {
     /// SHA-256 of the baseline's text.
     pub text_sha256: String,
     /// Mean KLD on the generated positions, in nats.
     pub mean_kld: f64,
-    /// Share of query-key pairs at these positions that read a quantized key.
+    /// Of all pairs of a generated position's query and a key that it sees, the share in which the key was quantized.
     pub charged_share: Sides,
-    /// In the order of the prompts.
+    /// The counts of each prompt, in the order of the prompts.
     pub prompts: Vec<PromptReplay>,
-    /// Prompts where the scheme's own text parts from the baseline's, for a person to judge.
+    /// For a few prompts, how the scheme's own text goes on where it diverges from the baseline's, for people to judge.
     pub texts: Vec<Divergence>,
 }
 
-/// A scheme on what the baseline writes after one prompt.
+/// How a scheme does on what the baseline wrote after one prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PromptReplay {
-    /// Its name.
+    /// The prompt's name.
     pub prompt: String,
-    /// Its kind.
+    /// The prompt's category.
     pub category: String,
-    /// Generated positions.
+    /// The number of generated positions.
     pub positions: u64,
-    /// Positions where the baseline is so undecided that another machine may read another token: their
-    /// flips are not counted.
+    /// The number of near ties among them. Flips there are not counted, since another machine may write another token.
     pub undecided: u64,
-    /// Other positions where the scheme would write another token.
+    /// The number of flips: other positions at which the scheme's most likely token is not the baseline's.
     pub flips: u64,
-    /// Those where the baseline was decided.
+    /// The number of hard flips: those at which the baseline's most likely token led clearly.
     pub hard_flips: u64,
+    /// The position of the first flip, near ties included: there greedy decoding with the scheme diverges from the baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    /// The first flip: where greedy decoding with the scheme parts from the baseline.
     pub first_flip: Option<usize>,
 }
 
-/// Two texts behind a common beginning.
+/// Where the scheme's own text diverges from the baseline's, and how both go on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Divergence {
     /// The prompt's name.
     pub prompt: String,
-    /// Generated tokens that both have.
+    /// The number of generated tokens that both have in common.
     pub at: usize,
-    /// By how much probability the baseline's first token led its second there.
+    /// By how much probability the baseline's most likely token led its second there.
     pub margin: f64,
     /// How the baseline goes on.
     pub baseline: String,
@@ -149,6 +151,7 @@ pub struct Divergence {
 }
 
 impl PromptReplay {
+    /// How the counts contradict each other.
     fn contradiction(&self) -> Option<&'static str> {
         let (flips, undecided) = (self.flips, self.undecided);
         let first = self.first_flip.map(|at| at as u64);
@@ -173,33 +176,33 @@ impl PromptReplay {
 }
 
 impl Replay {
-    /// Results may be a stranger's, and their counts any.
+    /// Sums a count over all prompts. Results may be a stranger's with any counts, so the sum saturates.
     fn sum(&self, of: impl Fn(&PromptReplay) -> u64) -> u64 {
         self.prompts.iter().map(of).fold(0, u64::saturating_add)
     }
 
-    /// What no replay of one prompt can have given: counts that do not add up.
+    /// The first prompt whose counts contradict each other, and how.
     pub(crate) fn contradiction(&self) -> Option<String> {
         let wrong = self.prompts.iter().find_map(|p| Some((p, p.contradiction()?)));
         wrong.map(|(p, what)| format!("of the prompt `{}` {what}", p.prompt))
     }
 
-    /// Generated positions.
+    /// Generated positions of all prompts.
     pub fn positions(&self) -> u64 {
         self.sum(|p| p.positions)
     }
 
-    /// Flips.
+    /// Flips of all prompts.
     pub fn flips(&self) -> u64 {
         self.sum(|p| p.flips)
     }
 
-    /// Flips where the baseline was decided.
+    /// Hard flips of all prompts.
     pub fn hard_flips(&self) -> u64 {
         self.sum(|p| p.hard_flips)
     }
 
-    /// Positions whose flips are counted.
+    /// Positions at which flips are counted: all but the near ties.
     pub fn decided(&self) -> u64 {
         self.sum(|p| p.positions.saturating_sub(p.undecided))
     }
@@ -214,7 +217,8 @@ impl Replay {
         1e3 * self.hard_flips() as f64 / self.decided().max(1) as f64
     }
 
-    /// Prompts whose text parts, per 1,000 positions up to there.
+    /// How often texts diverge: the number of texts with a first flip, per 1,000 positions up to it. Texts without one count
+    /// with all their positions.
     pub fn hazard_per_1k(&self) -> f64 {
         let parted = self.prompts.iter().filter(|p| p.first_flip.is_some()).count();
         let exposure =
@@ -222,14 +226,15 @@ impl Replay {
         1e3 * parted as f64 / exposure as f64
     }
 
-    /// Share of prompts whose text does not part.
+    /// The share of prompts whose text never diverges.
     pub fn exact_prompts(&self) -> f64 {
         let exact = self.prompts.iter().filter(|p| p.first_flip.is_none()).count();
         exact as f64 / self.prompts.len() as f64
     }
 
-    /// The position by which half of the texts have parted, by Kaplan and Meier: a text that ends without
-    /// a flip says nothing about later ones. None if fewer than half part.
+    /// The position by which half of the texts have diverged. None if fewer than half do.
+    ///
+    /// It is estimated as Kaplan and Meier do, since a text that ends without a flip says nothing about later positions.
     pub fn median_first_flip(&self) -> Option<usize> {
         let mut flips: Vec<usize> = self.prompts.iter().filter_map(|p| p.first_flip).collect();
         flips.sort_unstable();

@@ -1,55 +1,56 @@
-//! How a scheme's divergence is spread over positions: what people look at, and no verdict.
+//! How a scheme's divergence is distributed over positions. It is for people; no verdict depends on it.
 
 use serde::{Deserialize, Serialize};
 
-/// Bins of the histogram: one below [`LOWEST`], a quarter of a decade each, one above.
+/// The number of bins of the histogram. The first one is below [`LOWEST`], the last one is open above, and each bin in
+/// between is a quarter of a decade wide.
 pub const BINS: usize = 34;
 
-/// Decimal logarithm of the KLD, in nats, where the second bin begins.
+/// The decimal logarithm of the KLD in nats at which the second bin begins.
 pub const LOWEST: f64 = -7.0;
 
-/// Bins in a factor of ten.
+/// The number of bins in a factor of ten.
 pub const PER_DECADE: f64 = 4.0;
 
-/// The spread of one scheme's KLD.
+/// The distribution of one scheme's KLD.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Shape {
-    /// Positions by KLD, in [`BINS`] bins.
+    /// The number of positions in each of [`BINS`] bins of the KLD.
     pub histogram: Vec<u64>,
-    /// Mean KLD, in nats, in runs of positions as they stand in their chunk.
+    /// The mean KLD of runs of positions, in the order in which they stand in their chunks.
     pub by_position: Vec<Run>,
-    /// The largest KLDs with their words, the worst first.
+    /// The positions with the largest KLD, the worst first.
     pub worst: Vec<WorstToken>,
 }
 
-/// Some neighbouring positions of every chunk.
+/// Some neighbouring positions, taken over all chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// The first of them, counted from the chunk's start.
+    /// The first of the positions, counted from the chunk's start.
     pub from: usize,
     /// Mean KLD in nats.
     pub mean_kld: f64,
 }
 
-/// A position where a scheme parts from the baseline, in words.
+/// A position at which a scheme differs much from the baseline, in words.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorstToken {
-    /// Category of the corpus.
+    /// The category of the chunk.
     pub category: String,
-    /// Number of the chunk within its category.
+    /// The number of the chunk within its category.
     pub chunk: usize,
-    /// Position within the chunk.
+    /// The position within the chunk.
     pub position: usize,
     /// KLD in nats.
     pub kld: f64,
-    /// The text that both have read, its end.
+    /// The end of the text that both have read.
     pub context: String,
-    /// What follows in the corpus.
+    /// The token that follows in the corpus.
     pub target: String,
-    /// What the baseline holds most likely.
+    /// The baseline's most likely token.
     pub baseline: String,
-    /// What the scheme holds most likely.
+    /// The scheme's most likely token.
     pub scheme: String,
-    /// Probability of `target`: the baseline's, the scheme's.
+    /// The probability of `target`: the baseline's, then the scheme's.
     pub p: [f64; 2],
 }

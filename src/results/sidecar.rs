@@ -1,7 +1,7 @@
-//! The sidecar of `results.json`: every scored position of a model's schemes, in NumPy's `.npz`.
+//! The file beside `results.json` that holds every scored position of a model's schemes, in NumPy's `.npz` format.
 //!
-//! Percentiles, distributions, plots and worst tokens need positions; nothing that a verdict rests
-//! on does. `numpy.load("gemma-3-270m.npz")["q8_0+q4_0/kld"]` is one array of one scheme.
+//! Percentiles, distributions and plots can be made from it. No verdict depends on it. For example,
+//! `numpy.load("gemma-3-270m.npz")["q8_0+q4_0/kld"]` is one array of one scheme.
 
 use crate::files::write_atomically;
 use crate::results::case::file_words;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use zip::write::SimpleFileOptions;
 use zip::ZipWriter;
 
-/// The sidecar could not be written.
+/// The positions could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {source}; is the folder writable, and the disk not full?")]
 pub struct SidecarError {
@@ -19,7 +19,7 @@ pub struct SidecarError {
     source: io::Error,
 }
 
-/// Writes `<model>.npz` into the folder and returns its path. Schemes go by their labels.
+/// Writes the positions of a model's schemes, each with its label, into `<model>.npz` in a folder. Returns the file's path.
 pub fn write(
     folder: &Path,
     model: &str,
@@ -52,7 +52,8 @@ fn archive(file: impl Write + Seek, schemes: &[(&str, &[Position])]) -> io::Resu
     zip.finish()?.flush()
 }
 
-/// Header of a one-dimensional array in NumPy's format 1.0, padded so that data starts at 64 bytes.
+/// The header of a one-dimensional array in NumPy's format 1.0. It is padded so that the data starts at a multiple of 64
+/// bytes.
 fn header(descr: &str, len: usize) -> Vec<u8> {
     let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({len},), }}");
     let prefix = 10; // magic, version, length

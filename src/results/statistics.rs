@@ -1,39 +1,39 @@
-//! Statistics of a lane against the baseline, in llama-perplexity's definitions.
+//! Statistics of a scheme against the baseline, as llama-perplexity defines them.
 
 use serde::{Deserialize, Serialize};
 
-/// One scored position: what percentiles, plots and worst tokens need.
+/// One scored position. Percentiles, plots and worst tokens are made of positions.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Position {
     /// The token that follows in the corpus.
     pub target: u32,
-    /// KL divergence of the lane's distribution from the baseline's, in nats.
+    /// KL divergence between the baseline's next-token distribution and the scheme's, in nats.
     pub kld: f32,
-    /// Baseline's log-probability of the target, in nats.
+    /// The baseline's log-probability of the target, in nats.
     pub logp_base: f32,
-    /// Lane's log-probability of the target, in nats.
+    /// The scheme's log-probability of the target, in nats.
     pub logp: f32,
-    /// Baseline's arg-max token (the lowest id wins ties).
+    /// The baseline's most likely token. The lowest id wins ties.
     pub top_base: u32,
-    /// Lane's arg-max token.
+    /// The scheme's most likely token. The lowest id wins ties.
     pub top: u32,
-    /// Baseline's probability of its first token less that of its second.
+    /// By how much probability the baseline's most likely token leads its second.
     pub margin: f32,
 }
 
 impl Position {
-    /// Change in the probability of the target token.
+    /// Δp: how much the scheme changes the probability of the target.
     pub fn dp(&self) -> f64 {
         f64::from(self.logp).exp() - f64::from(self.logp_base).exp()
     }
 }
 
-/// Sums over the scored positions of one chunk: the parts that statistics are made of.
+/// Sums over the scored positions of one chunk. Statistics follow from the sums of all chunks.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Part {
-    /// Category of the corpus: the stem of its file.
+    /// The category of the chunk: the stem of its file's name.
     pub category: String,
-    /// Number of the chunk within its category.
+    /// The number of the chunk within its category.
     pub chunk: usize,
     /// Scored positions.
     pub tokens: u64,
@@ -41,26 +41,28 @@ pub struct Part {
     pub kld: f64,
     /// Sum of squared KLD.
     pub kld2: f64,
-    /// Sum of the lane's negative log-likelihood.
+    /// Sum of the scheme's negative log-likelihood.
     pub nll: f64,
     /// Sum of the baseline's negative log-likelihood.
     pub nll_base: f64,
-    /// Sum of the lane's squared negative log-likelihood.
+    /// Sum of the scheme's squared negative log-likelihood.
     pub nll2: f64,
-    /// Sum of the baseline's.
+    /// Sum of the baseline's squared negative log-likelihood.
     pub nll_base2: f64,
-    /// Sum of the products of both.
+    /// Sum of the products of both negative log-likelihoods.
     pub nll_cross: f64,
-    /// Sum of Δp to the second power.
+    /// Sum of Δp², the squared change of the target's probability.
     pub dp2: f64,
-    /// Sum of Δp to the fourth power.
+    /// Sum of Δp⁴.
     pub dp4: f64,
-    /// Positions whose arg-max agrees.
+    /// The number of positions at which both have the same most likely token.
     pub same_top: u64,
 }
 
-/// The statistics of one scheme. Divergences in nats per token, shares and probabilities in 0..=1.
-/// Fields named `_se` are standard errors that treat positions as independent, as llama.cpp does.
+/// The statistics of one scheme.
+///
+/// Divergences are in nats per token; shares and probabilities are within 0 and 1. Fields named `_se` are standard errors.
+/// Like llama.cpp's, they treat positions as independent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Statistics {
     /// Scored positions.
@@ -71,13 +73,13 @@ pub struct Statistics {
     pub mean_kld_se: f64,
     /// Median KL divergence.
     pub median_kld: f64,
-    /// 90th percentile.
+    /// 90th percentile of the KL divergence.
     pub p90_kld: f64,
-    /// 95th percentile.
+    /// 95th percentile of the KL divergence.
     pub p95_kld: f64,
-    /// 99th percentile.
+    /// 99th percentile of the KL divergence.
     pub p99_kld: f64,
-    /// 99.9th percentile.
+    /// 99.9th percentile of the KL divergence.
     pub p999_kld: f64,
     /// Largest KL divergence.
     pub max_kld: f64,
@@ -89,22 +91,23 @@ pub struct Statistics {
     pub rms_dp: f64,
     /// Standard error of `rms_dp`.
     pub rms_dp_se: f64,
-    /// Perplexity of the lane.
+    /// Perplexity of the scheme.
     pub ppl: f64,
     /// Standard error of `ppl`.
     pub ppl_se: f64,
-    /// Perplexity of the lane over that of the baseline.
+    /// Perplexity of the scheme divided by that of the baseline.
     pub ppl_ratio: f64,
     /// Standard error of `ppl_ratio`.
     pub ppl_ratio_se: f64,
     /// Perplexity of the baseline on the same positions.
     pub baseline_ppl: f64,
-    /// What another engine does not say: their fields hold 0 and mean nothing, and a limit on one is an error.
+    /// The statistics that another engine does not report. Their fields hold 0 and mean nothing, and a limit on one of them
+    /// is an error.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<Statistic>,
 }
 
-/// A statistic that a policy may bound.
+/// A statistic that a policy can bound. It names a field of [`Statistics`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Statistic {
@@ -134,7 +137,7 @@ pub enum Statistic {
     BaselinePpl,
 }
 
-/// Which side of a bound is good.
+/// On which side of a bound the good values are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
     /// The bound is the largest value that passes.
@@ -144,7 +147,7 @@ pub enum Direction {
 }
 
 impl Statistic {
-    /// All of them, in the order of reports and goldens.
+    /// All statistics, in the order of reports and goldens.
     pub const ALL: [Statistic; 12] = [
         Self::MeanKld,
         Self::MedianKld,
@@ -160,7 +163,7 @@ impl Statistic {
         Self::BaselinePpl,
     ];
 
-    /// The key in `thresholds.toml`, goldens and `results.json`.
+    /// The statistic's key in `thresholds.toml`, goldens and `results.json`.
     pub fn name(self) -> &'static str {
         match self {
             Self::MeanKld => "mean_kld",
@@ -178,12 +181,12 @@ impl Statistic {
         }
     }
 
-    /// The statistic with that key.
+    /// The statistic with a key, if there is one.
     pub fn find(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|s| s.name() == name)
     }
 
-    /// Which side of a limit is good.
+    /// On which side of a bound the good values are.
     pub fn direction(self) -> Direction {
         match self {
             Self::Top1Agreement => Direction::AtLeast,
@@ -191,7 +194,8 @@ impl Statistic {
         }
     }
 
-    /// Values that the statistic can take; a bound outside of them can never bind or never hold.
+    /// The smallest and the largest value that the statistic can take. A limit outside of them would always hold or never
+    /// hold.
     pub fn range(self) -> (f64, f64) {
         match self {
             Self::Top1Agreement | Self::RmsDp => (0.0, 1.0),
@@ -200,7 +204,7 @@ impl Statistic {
         }
     }
 
-    /// The unit for people, empty for pure numbers.
+    /// The unit that people read. Empty for pure numbers.
     pub fn unit(self) -> &'static str {
         match self {
             Self::Top1Agreement | Self::RmsDp | Self::Ppl | Self::PplRatio | Self::BaselinePpl => {
@@ -235,7 +239,7 @@ impl Statistics {
         }
     }
 
-    /// The standard error of a statistic, where one is kept.
+    /// The standard error of a statistic. None for statistics without one.
     pub fn standard_error(&self, statistic: Statistic) -> Option<f64> {
         match statistic {
             Statistic::MeanKld => Some(self.mean_kld_se),
@@ -247,7 +251,7 @@ impl Statistics {
         }
     }
 
-    /// Statistics of the positions of one lane, all of the same baseline.
+    /// Computes the statistics of the positions of one scheme.
     pub fn of(positions: &[Position]) -> Self {
         let n = positions.len() as f64;
         let sum = |f: &dyn Fn(&Position) -> f64| positions.iter().map(f).sum::<f64>();
@@ -291,7 +295,7 @@ impl Statistics {
 }
 
 impl Part {
-    /// The sums over the positions of one chunk.
+    /// Sums over the positions of one chunk.
     pub fn of(category: &str, chunk: usize, positions: &[Position]) -> Self {
         let mut part = Part { category: category.into(), chunk, ..Part::default() };
         for p in positions {
@@ -311,16 +315,16 @@ impl Part {
     }
 }
 
-/// Mean and its standard error, llama-perplexity's `mean_and_uncertainty`.
+/// A mean and its standard error, as llama-perplexity's `mean_and_uncertainty` computes them.
 fn mean_and_error(positions: &[Position], f: &dyn Fn(&Position) -> f64) -> (f64, f64) {
     let n = positions.len() as f64;
     let mean = positions.iter().map(f).sum::<f64>() / n;
-    // around the mean, not E[x²]-E[x]²: the same quantity without the cancellation
+    // E[(x - mean)²] and not E[x²] - mean², which is the same quantity but cancels
     let variance = positions.iter().map(|p| (f(p) - mean).powi(2)).sum::<f64>() / n;
     (mean, (variance / (n - 1.0).max(1.0)).sqrt())
 }
 
-/// Linear interpolation between order statistics at `q (n-1)`, as llama-perplexity does.
+/// A percentile, interpolated linearly between the two values around position `q (n - 1)`, as in llama-perplexity.
 fn percentile(sorted: &[f32], q: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else {
         return f64::NAN;

@@ -1,37 +1,82 @@
-//! Verdicts: what a case came to, and the exit code of a run.
+//! Cases with their verdicts, and the exit code of a run.
 
+use super::case;
 use super::statistics::{Direction, Statistic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What a case came to.
+/// A case and its verdict.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaseResult {
+    /// The case's name: `model::scheme::kld` or `model::scheme::golden`.
+    pub case: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The explanation for people. Empty for a plain pass.
+    pub message: String,
+    /// The limits that were judged, in a `kld` case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<JudgedLimit>,
+    /// Each value in the golden and now, in a `golden` case. Empty if the two cannot be compared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Moved>,
+}
+
+impl CaseResult {
+    /// A verdict without limits and without values.
+    pub fn new(case: impl ToString, verdict: Verdict, message: impl Into<String>) -> Self {
+        let (case, message) = (case.to_string(), message.into());
+        CaseResult { case, verdict, message, limits: Vec::new(), changes: Vec::new() }
+    }
+
+    /// The model and the scheme in the case's name.
+    #[must_use]
+    pub fn words(&self) -> (&str, &str) {
+        case::model_and_scheme(&self.case)
+    }
+}
+
+/// A value that may have moved since its golden was accepted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Moved {
+    /// The name of the statistic.
+    pub name: String,
+    /// The value in the golden.
+    pub golden: f64,
+    /// The value now.
+    pub now: f64,
+    /// Whether the value is within the golden's tolerance.
+    pub within: bool,
+}
+
+/// The verdict of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// All limits hold, or the golden matches.
+    /// All limits hold, or the measurement matches the golden.
     Pass,
-    /// `expect = "fail"` and a limit is broken: as required, and never a recommendation.
+    /// The policy says `expect = "fail"`, and a limit is broken as expected. Such a scheme is never recommended.
     FailsAsRequired,
-    /// `expect = "report"`: measured and shown.
+    /// The policy says `expect = "report"`: the scheme is measured and shown, and no limit is judged.
     Reported,
     /// A limit is broken.
     Regressed,
-    /// `expect = "fail"`, yet every limit holds.
+    /// The policy says `expect = "fail"`, but every limit holds.
     UnexpectedPass,
-    /// The values left the golden's tolerance, or there is no golden yet.
+    /// A value left the golden's tolerance, or there is no golden yet.
     GoldenChanged,
-    /// The golden was made under other conditions: measure and accept again.
+    /// The golden was made under other conditions. Measure and accept again.
     Stale,
-    /// Not decided by the positions measured.
+    /// The measured positions are too few to decide. This version writes no such verdict, and reads it.
     Inconclusive,
-    /// Listed and not run.
+    /// The case is listed and was not run.
     Ignored,
-    /// Could not be measured, or the measurement cannot be trusted.
+    /// The scheme could not be measured, or the measurement cannot be trusted.
     Error,
 }
 
 impl Verdict {
-    /// The mark in tables. Only a pass has a check mark.
+    /// The mark of the verdict in tables. Only a pass has a check mark.
     pub fn symbol(self) -> &'static str {
         match self {
             Verdict::Pass => "✓",
@@ -78,8 +123,10 @@ impl Verdict {
     }
 }
 
-/// The exit code of a run with these verdicts: 0 all as the policy wants, 1 something is not as it
-/// should be, 4 something could not be measured. 1 outranks 4: a retry must not hide a regression.
+/// The exit code of a run with these verdicts.
+///
+/// It is 0 if no verdict is red, 1 if one is red, and 4 if all that is red could not be measured. So a regression is
+/// never hidden behind an error that a retry might cure.
 pub fn exit_code(verdicts: impl IntoIterator<Item = Verdict>) -> u8 {
     verdicts.into_iter().filter(|verdict| verdict.is_red()).fold(0, |code, verdict| {
         match (code, verdict) {
@@ -90,41 +137,65 @@ pub fn exit_code(verdicts: impl IntoIterator<Item = Verdict>) -> u8 {
     })
 }
 
-/// The accepted values of a case.
-pub type GoldenValues = BTreeMap<Statistic, f64>;
+/// The accepted values of a golden.
+pub(crate) type GoldenValues = BTreeMap<Statistic, f64>;
 
 /// A limit, and what a measurement makes of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JudgedLimit {
-    /// What is bounded.
+    /// The statistic that is bounded.
     pub statistic: Statistic,
-    /// What was measured.
+    /// The value that was measured.
     pub value: f64,
-    /// The last good value.
+    /// The bound, which is itself a good value.
     pub bound: f64,
-    /// Where the limit was written: `thresholds.toml:12`.
+    /// Where the policy states the limit: `thresholds.toml:12`.
     pub origin: String,
-    /// Whether it holds.
+    /// Whether the value keeps the bound.
     pub holds: bool,
-    /// Whether the value is within two standard errors of it.
+    /// Whether the value is within two standard errors of the bound.
     pub borderline: bool,
 }
 
 impl JudgedLimit {
-    /// Harm over allowed harm: above 1 where the limit is broken. Of a share that must be large, its
-    /// complement is the harm: agreement 0.70 where 0.85 is asked for has ratio 2. Infinite where no
-    /// harm is allowed and some is there.
+    /// The harm divided by the harm that the limit allows: above 1 if the limit is broken.
+    ///
+    /// Where a statistic must be large, its complement is the harm: an agreement of 0.70 where 0.85 is required has the
+    /// ratio 2. The ratio is infinite if the limit allows no harm and there is some.
     #[must_use]
     pub fn ratio(&self) -> f64 {
         let (harm, allowed) = match self.statistic.direction() {
             Direction::AtMost => (self.value, self.bound),
             Direction::AtLeast => (1.0 - self.value, 1.0 - self.bound),
         };
-        match harm <= 0.0 {
-            true => 0.0,
-            false => harm / allowed,
+        if harm <= 0.0 {
+            0.0
+        } else {
+            harm / allowed
         }
     }
+
+    /// By how much the limit is broken: `2.40 × its limit`. Of a statistic that must be large the misses are
+    /// counted: agreement 0.70 where 0.85 is asked for is `2.00 × the misses that its limit allows`.
+    #[must_use]
+    pub fn excess(&self) -> String {
+        let ratio = self.ratio();
+        match self.statistic.direction() {
+            Direction::AtMost if ratio.is_finite() => format!("{ratio:.2} × its limit"),
+            Direction::AtLeast if ratio.is_finite() => {
+                format!("{ratio:.2} × the misses that its limit allows")
+            }
+            Direction::AtMost => format!("over its limit of {}", self.bound),
+            Direction::AtLeast => format!("under its limit of {}", self.bound),
+        }
+    }
+}
+
+/// The limit that is broken the most, if one is broken.
+#[must_use]
+pub fn worst_broken(limits: &[JudgedLimit]) -> Option<&JudgedLimit> {
+    let broken = limits.iter().filter(|limit| !limit.holds);
+    broken.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
 }
 
 #[cfg(test)]

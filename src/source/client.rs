@@ -7,11 +7,11 @@ use crate::source::pinned::{
     cache, home, shards, variable, HubError, Pinned, ADAPTER, CONFIG, INDEX, OPTIONAL,
     QUANTIZATION_FILES, TOKENIZER, WEIGHTS,
 };
+use crate::text::numbers::bytes;
 use crate::text::suggest::nearest;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
 use hf_hub::api::Progress as _;
 use hf_hub::{Cache, Repo, RepoType};
-use indicatif::HumanBytes;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -459,7 +459,7 @@ impl hf_hub::api::Progress for Told<'_> {
         // this is called twice
         if self.what.is_empty() {
             self.size = size as u64;
-            self.what = format!("fetching {} ({})", self.file, HumanBytes(self.size));
+            self.what = format!("fetching {} ({})", self.file, bytes(self.size as f64));
             self.report();
         }
     }

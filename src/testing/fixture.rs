@@ -10,7 +10,7 @@ use crate::results::verdict::{JudgedLimit, Verdict};
 use crate::results::*;
 use crate::source::Source;
 
-/// The policy that the run was made under; its corpus files do not exist.
+/// The policy of the run. Its corpus files do not exist.
 pub(crate) fn policy() -> Policy {
     let cell = |label: &str| Cell {
         label: label.into(),
@@ -49,12 +49,12 @@ pub(crate) fn results() -> Results {
     }
 }
 
-/// The same as people read it.
+/// The report of the run.
 pub(crate) fn report() -> Report {
     results().into()
 }
 
-/// A raised limit.
+/// The finding that a limit was raised.
 pub(crate) fn weakened() -> Finding {
     Finding {
         name: "policy::weakened".into(),
@@ -110,7 +110,7 @@ fn measurement() -> Measurement {
     }
 }
 
-/// A baseline's text of two prompts.
+/// The texts that the baseline wrote for two prompts.
 pub(crate) fn generated() -> Generated {
     let continuation = |prompt: &str, tokens: &[u32], near_ties: &[usize]| Continuation {
         prompt: prompt.into(),
@@ -135,7 +135,7 @@ pub(crate) fn generated() -> Generated {
     }
 }
 
-/// A scheme on that text: it parts once.
+/// What a scheme did on those texts: it chose another token once.
 pub(crate) fn replay() -> Replay {
     let prompt = |prompt: &str, positions, flips, first_flip| PromptReplay {
         prompt: prompt.into(),
@@ -196,7 +196,7 @@ fn measured(statistics: Statistics) -> Outcome {
     Outcome::Measured { statistics, parts: vec![part] }
 }
 
-/// Makes statistics follow from parts, as they must where results are believed.
+/// Makes the statistics of a scheme agree with its parts, without which results are not trusted.
 pub(crate) fn make_sound(scheme: &mut SchemeResult) {
     let Outcome::Measured { statistics: s, parts } = &mut scheme.outcome else { return };
     let (chunks, each): (u32, u32) = (16, 255);
@@ -287,7 +287,7 @@ fn cases() -> Vec<CaseResult> {
         holds,
         borderline: false,
     };
-    let change = |golden, now, within| Change { name: "mean_kld".into(), golden, now, within };
+    let change = |golden, now, within| Moved { name: "mean_kld".into(), golden, now, within };
     cases[0].limits = vec![limit(0.00051, true)];
     cases[1].changes = vec![change(0.0005, 0.00051, true)];
     cases[2].limits = vec![limit(0.0612, false)];

@@ -1,10 +1,11 @@
-//! Text that may come from a stranger, made fit to be shown: what a file, a server or a pull request says
-//! is hostile until it is bounded and escaped.
+//! Text that may come from a stranger, made fit to be shown. What a file, a server or a pull request says may be
+//! hostile: it is bounded in length, and characters that a terminal obeys or that nobody sees are escaped.
 //!
-//! It is done where text leaves the process ([`crate::text::out`], the renderers, what is sent to GitHub), so that
-//! an error may quote what it likes.
+//! This is done where text leaves the process ([`out`], the renderers, what is sent to GitHub). An error may
+//! therefore quote any text as it is.
 
 pub mod command;
+pub mod numbers;
 pub mod out;
 pub mod suggest;
 pub mod table;
@@ -17,32 +18,34 @@ const NAME: usize = 120;
 const REMARK: usize = 400;
 /// Longest message that is shown whole.
 const MESSAGE: usize = 4_000;
-/// Longest error that is shown whole: a policy with fifty faults.
+/// Longest error that is shown whole. A policy with fifty faults is about as long.
 const ERROR: usize = 16_000;
 /// Longest line of an error that is shown whole.
 const ERROR_LINE: usize = 2_000;
 
-/// The text for people: what a terminal obeys or nobody sees is escaped, line breaks stay.
-/// GitHub's runner obeys `##[command]` wherever it stands.
+/// The text for people: what a terminal obeys or nobody sees is escaped, tabs are blanks, and line breaks stay.
+/// `##[` is parted by a blank, because GitHub's runner obeys `##[command]` wherever it stands.
 pub(crate) fn printable(text: &str) -> String {
     plain(&text.replace("\r\n", "\n")).replace('\t', "    ").replace("##[", "## [")
 }
 
-/// The text with `\u{9b}` for each character that a terminal obeys or nobody sees. Line breaks and tabs stay.
+/// The text in which each character that a terminal obeys or nobody sees is escaped, as `\u{9b}`. Line breaks and
+/// tabs stay.
 pub(crate) fn plain(text: &str) -> Cow<'_, str> {
     let Some(first) = text.find(|c| !is_harmless(c)) else { return Cow::Borrowed(text) };
     let mut out = text[..first].to_owned();
     for c in text[first..].chars() {
-        match is_harmless(c) {
-            true => out.push(c),
-            false => out.extend(c.escape_default()),
+        if is_harmless(c) {
+            out.push(c);
+        } else {
+            out.extend(c.escape_default());
         }
     }
     Cow::Owned(out)
 }
 
-/// As [`plain()`], but our own colours stay, and no other escape sequence: what the text quotes must have been
-/// escaped before it was coloured.
+/// As [`plain()`], but colours stay. A colour in a quoted text would stay as well, so quoted texts must be escaped
+/// before the whole is coloured.
 pub(crate) fn coloured(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -58,7 +61,7 @@ pub(crate) fn coloured(text: &str) -> String {
     out + &plain(rest)
 }
 
-/// Bytes of the colour that a text begins with: `ESC [ 1 ; 31 m`.
+/// The length in bytes of the colour that a text begins with, such as `ESC [ 1 ; 31 m`, or 0.
 fn colour(text: &str) -> usize {
     let parameters = text.strip_prefix("\u{1b}[").unwrap_or_default();
     let end = parameters.find(|c: char| !c.is_ascii_digit() && c != ';');
@@ -68,19 +71,18 @@ fn colour(text: &str) -> usize {
     }
 }
 
-/// JSON in which strings have JSON's escapes for such characters.
+/// JSON in whose strings such characters have JSON's own escapes.
 pub(crate) fn json(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_harmless) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        match is_harmless(c) {
-            true => out.push(c),
-            false => {
-                let mut units = [0; 2];
-                out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
-            }
+        if is_harmless(c) {
+            out.push(c);
+        } else {
+            let mut units = [0; 2];
+            out.extend(c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")));
         }
     }
     Cow::Owned(out)
@@ -95,8 +97,8 @@ fn is_harmless(c: char) -> bool {
     c == '\t' || is_shown(c)
 }
 
-/// Marks of direction and width, fillers, tags and what else makes a text read as another. Selectors of an
-/// emoji's shape are no such marks.
+/// Marks of direction and width, fillers, tags and other characters by which one text looks like another. The
+/// characters that select an emoji's shape are harmless.
 fn is_invisible(c: char) -> bool {
     matches!(
         c,
@@ -122,8 +124,8 @@ pub(crate) fn clipped(text: &str, characters: usize) -> String {
     format!("{first}{}", if first.len() < text.len() { "…" } else { "" })
 }
 
-/// So many characters at most, without the middle of what is longer: an error names its file first and the mend
-/// last.
+/// A text of so many characters at most. A longer one loses its middle, because an error names its file at the
+/// beginning and the mend at the end.
 fn without_middle(text: &str, characters: usize) -> Cow<'_, str> {
     if text.char_indices().nth(characters).is_none() {
         return Cow::Borrowed(text);
@@ -149,7 +151,7 @@ pub(crate) fn remark(text: &str) -> String {
 
 /// One line of so many characters at most, before they are escaped.
 pub(crate) fn line(text: &str, characters: usize) -> String {
-    // most of a text of megabytes need not be looked at
+    // cut first, so that a text of megabytes is not escaped as a whole
     printable(&clipped(text, characters)).replace('\n', " ").trim().into()
 }
 
@@ -158,8 +160,8 @@ pub(crate) fn message(text: &str) -> String {
     printable(&clipped(text, MESSAGE)).trim_end().into()
 }
 
-/// An error as people read it in a terminal or a log: of bounded length, and no line of it is a command to
-/// GitHub's runner, which obeys lines that begin with `::` after any blanks.
+/// An error for a terminal or a log: of bounded length, and without a line that begins with `::` after any blanks,
+/// which GitHub's runner would obey as a command.
 pub(crate) fn error(text: &str) -> String {
     let text = without_middle(text, ERROR);
     let lines = text.lines().map(|line| inert(&printable(&without_middle(line, ERROR_LINE))));
@@ -174,12 +176,7 @@ fn inert(line: &str) -> String {
     }
 }
 
-/// So many of something: `2 cases`.
-pub(crate) fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-/// Characters that a terminal, a runner or a reader must never get as they are.
+/// Characters that must not be shown as they are.
 #[cfg(test)]
 pub(crate) const HOSTILE: [char; 26] = [
     '\0',

@@ -1,8 +1,8 @@
-//! All that a process prints, and no `println!` elsewhere: a text is escaped and bounded on its way out, and
-//! a stream that is closed or full ends nothing by a panic.
+//! Everything that the process prints. Nothing else calls `println!`, for two reasons: texts are bounded and escaped
+//! on their way out, and a stream that is closed or full causes no panic.
 //!
-//! A reader that has gone (`| head`) needs no more lines, so that is no error, and the exit code stays the
-//! verdict's. A disk that is full is one, on standard output; on standard error there is nobody left to tell.
+//! If the reader of standard output has gone (`| head`), that is no error, and the exit code stays that of the
+//! verdict. A full disk is an error. If standard error cannot be written, nothing is left that could be told.
 
 use crate::text;
 use std::fmt::Display;
@@ -11,34 +11,34 @@ use std::io::{self, Write};
 /// Prints lines for people to standard output.
 ///
 /// # Errors
-/// A stream that takes nothing, but for a reader that has gone.
-pub(crate) fn say(lines: impl Display) -> io::Result<()> {
+/// A stream that cannot be written, unless its reader has gone.
+pub(crate) fn print(lines: impl Display) -> io::Result<()> {
     write_out(&text::error(&lines.to_string()))
 }
 
-/// Prints what has colours of ours, and quotes nothing that is not escaped yet.
+/// Prints lines that have colours, and in which quoted texts are escaped already, to standard output.
 ///
 /// # Errors
-/// As of [`say()`].
-pub(crate) fn say_coloured(lines: impl Display) -> io::Result<()> {
+/// As for [`print()`].
+pub(crate) fn print_coloured(lines: impl Display) -> io::Result<()> {
     write_out(&text::coloured(&lines.to_string()))
 }
 
-/// Prints a document for other programs, whole.
+/// Prints a document for other programs to standard output, whatever its length.
 ///
 /// # Errors
-/// As of [`say()`].
-pub(crate) fn say_whole(document: impl Display) -> io::Result<()> {
+/// As for [`print()`].
+pub(crate) fn print_document(document: impl Display) -> io::Result<()> {
     write_out(&text::plain(&document.to_string()))
 }
 
 /// Prints lines for people to standard error.
-pub(crate) fn tell(lines: impl Display) {
+pub(crate) fn eprint(lines: impl Display) {
     write_err(&text::error(&lines.to_string()));
 }
 
-/// Prints to standard error what has colours of ours, and quotes nothing that is not escaped yet.
-pub(crate) fn tell_coloured(lines: impl Display) {
+/// Prints lines that have colours, and in which quoted texts are escaped already, to standard error.
+pub(crate) fn eprint_coloured(lines: impl Display) {
     write_err(&text::coloured(&lines.to_string()));
 }
 

@@ -1,8 +1,8 @@
-//! Columns that line up on a terminal.
+//! Tables for a terminal, whose columns line up.
 
 use anstyle::Style;
 
-/// Text of one cell and how it looks. The style takes no room.
+/// The text of one cell, and its style, which has no width.
 pub(crate) struct Cell {
     text: String,
     style: Style,
@@ -17,20 +17,20 @@ impl Cell {
         Self { text: text.into(), style }
     }
 
-    /// In characters: every text of ours is one column a character.
+    /// The width in characters. No cell has characters that are two columns wide.
     fn width(&self) -> usize {
         self.text.chars().count()
     }
 }
 
-/// Which side of its column a cell keeps to.
+/// The side of its column that a cell stands at.
 #[derive(Clone, Copy)]
 pub(crate) enum Align {
     Left,
     Right,
 }
 
-/// One line a row, two spaces before the first column and between columns.
+/// One line for each row, with two blanks before each column.
 pub(crate) fn render(align: &[Align], rows: &[Vec<Cell>]) -> String {
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(Cell::width).max().unwrap_or(0)

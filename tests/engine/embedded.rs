@@ -119,7 +119,7 @@ fn a_unigram_model_has_the_perplexity_that_an_independent_script_gives_it() {
         });
         let positions: Vec<Position> =
             targets.map(|&target| Position { target, ..Position::default() }).collect();
-        let unigram = Unigram::of(&corpus.tokens, checkpoint.spec.vocab).unwrap();
+        let unigram = Unigram::fitted(&corpus.tokens, checkpoint.spec.vocab).unwrap();
         let ppl = unigram.ppl(&positions);
         assert!((ppl / expected - 1.0).abs() < 1e-8, "{model}: {ppl}");
     }

@@ -98,6 +98,40 @@ fn a_golden_of_other_conditions_is_stale() {
     kvgate(&repository, &["check"]).exits(1).says("q8_0 is stale: chunks: 4 → 3");
 }
 
+/// A run computes where this machine does, whatever a golden says of another machine.
+#[test]
+fn a_golden_of_another_device_or_arithmetic_is_stale_in_a_run_and_in_a_check() {
+    for (name, own, others) in [("device", "cpu", "cuda"), ("weights", "f32", "f16")] {
+        let repository = accepted();
+        let line = |value: &str| format!("  {name:<14}{value}\n");
+        repository.edit("goldens/tiny__q8_0.snap", &line(own), &line(others));
+        let difference = format!("{name}: {others} → {own}");
+        kvgate(&repository, &["run", "q8_0::golden"]).exits(1).says("stale").says(&difference);
+        let stale = format!("q8_0 is stale: {difference}");
+        kvgate(&repository, &["check"]).exits(1).says(stale).never_says("q4_1 is stale");
+    }
+}
+
+/// Each scheme is checked for itself, so that people see all that there is to mend.
+#[test]
+fn a_check_names_every_scheme_that_cannot_be_measured_and_every_golden_that_is_stale() {
+    let repository = accepted();
+    repository.edit(
+        "thresholds.toml",
+        "q4_1 = {",
+        "\"q4_0@first99=f32\" = {}\n\"q5_0@0-99=f16\" = {}\nq4_1 = {",
+    );
+    let words =
+        ["no layer of the model is left to `q4_0", "no layer of the model is left to `q5_0"];
+    let ran = kvgate(&repository, &["check"]).exits(4).says("4 chunks of 64 tokens");
+    let ran = words.iter().fold(ran, |ran, words| ran.says(words));
+    ran.never_says("none yet");
+    repository.edit("thresholds.toml", "chunks = 4", "chunks = 3");
+    // as in a run, what is stale outranks what cannot be measured
+    let ran = kvgate(&repository, &["check"]).exits(1).says("q8_0 is stale: chunks: 4 → 3");
+    words.iter().fold(ran, |ran, words| ran.says(words));
+}
+
 #[test]
 fn a_filter_that_matches_nothing_says_what_to_type() {
     let repository = Repository::new();
@@ -557,9 +591,10 @@ fn a_scheme_that_is_not_what_its_name_says_is_an_error() {
     repository.edit("thresholds.toml", "q4_1 = {", "\"q4_1@global=f32\" = {");
     let case = ["run", "q4_1@global=f32::kld"];
     kvgate(&repository, &case).exits(4).says("no layer of the model is left to `q4_1`");
-    kvgate(&repository, &["check"]).exits(4).says("no layer of the model is left to `q4_1`");
+    // the other schemes have no goldens, which outranks an error
+    kvgate(&repository, &["check"]).exits(1).says("no layer of the model is left to `q4_1`");
     repository.edit("thresholds.toml", "q4_1@global=f32", "q4_1@0-7=f32@0=q4_1@1=q8_0");
-    kvgate(&repository, &["check"]).exits(4).says("`@0-7=f32` changes nothing");
+    kvgate(&repository, &["check"]).exits(1).says("`@0-7=f32` changes nothing");
     repository.edit("thresholds.toml", "q4_1@0-7=f32@0=q4_1@1=q8_0", "q4_1@1-7=f32");
     kvgate(&repository, &["check"]).says("`@1-7` of q4_1@1-7=f32 is about 1");
 }

@@ -4,7 +4,7 @@
 use crate::support::github::{self, marker, GitHub, Mishap, Time, BASE, BOT, TOKEN};
 use kvgate::internals::github::{
     comment, pull, status, CheckRun, Client, Comment, Environment, Error, Event, EventKind, Found,
-    Mode, Published, Reason, Run, Source, State, Status, Sticky,
+    HeadBranch, Mode, Published, Reason, Run, State, Status, Sticky,
 };
 use serde_json::{json, Value};
 use std::io::Write;
@@ -446,7 +446,7 @@ fn a_status_that_failed_names_its_own_permission() {
 fn a_forks_pull_request_is_found_by_branch_and_commit() {
     let place = Place::new();
     let find = || {
-        let source = Source { owner: "stranger".into(), branch: "fix/a&b #1".into() };
+        let source = HeadBranch { owner: "stranger".into(), branch: "fix/a&b #1".into() };
         pull::find(&place.client, &source, HEAD)
     };
     let list = "GET pulls?state=open&head=stranger:fix/a&b #1&per_page=100";
@@ -457,7 +457,7 @@ fn a_forks_pull_request_is_found_by_branch_and_commit() {
     place.github.state().pull(9, ("stranger", "fix/a&b #1"), HEAD, &["kvgate:policy"]);
     let Found::Pull(pull) = find().unwrap() else { panic!("not found") };
     assert_eq!((pull.number, &pull.head[..], &pull.base[..]), (9, HEAD, BASE));
-    assert_eq!((&pull.base_ref[..], pull.is_open, pull.is_fork), ("main", true, true));
+    assert_eq!((&pull.base_ref[..], pull.is_open), ("main", true));
     assert!(pull.has_label("kvgate:policy") && !pull.has_label("kvgate"));
     // two that propose it to two bases would each be judged by its own
     place.github.state().pull(10, ("stranger", "fix/a&b #1"), HEAD, &[]);
@@ -474,7 +474,7 @@ fn a_list_that_was_not_filtered_is_no_answer() {
         Value::from(state.pulls.clone())
     };
     let place = place.fails("GET pulls", Mishap::Answer(200, Vec::new(), everything));
-    let source = Source { owner: "stranger".into(), branch: "fix".into() };
+    let source = HeadBranch { owner: "stranger".into(), branch: "fix".into() };
     assert_eq!(pull::find(&place.client, &source, HEAD).unwrap(), Found::None);
 }
 
@@ -583,14 +583,14 @@ fn workflow_run() -> Value {
 #[test]
 fn workflow_run_events_are_about_the_run_that_measured() {
     let found = event("workflow_run", &workflow_run(), &[]).unwrap();
-    let source = Source { owner: "stranger".into(), branch: "fix".into() };
+    let source = HeadBranch { owner: "stranger".into(), branch: "fix".into() };
     assert_eq!((found.kind, found.pull, &found.head[..]), (EventKind::WorkflowRun, None, HEAD));
-    assert_eq!((found.source, &found.trigger[..]), (Some(source), "pull_request"));
+    assert_eq!((found.head_branch, &found.trigger[..]), (Some(source), "pull_request"));
     assert_eq!((found.run, found.is_fork), (Run { id: 49, attempt: 3 }, true));
     let mut gone = workflow_run();
     gone["workflow_run"]["head_repository"] = Value::Null;
     let gone = event("workflow_run", &gone, &[]).unwrap();
-    assert_eq!((gone.source, gone.is_fork), (None, true));
+    assert_eq!((gone.head_branch, gone.is_fork), (None, true));
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod github;
 mod hub;
 mod init;
 mod judging;
+mod layers;
 #[cfg(target_os = "linux")]
 mod outlets;
 #[cfg(feature = "github")]

@@ -1,6 +1,6 @@
-//! Limits × expectation → verdict: pure functions of statistics and policy.
+//! Judges a cell's statistics by its limits and its expectation.
 //!
-//! What cannot be trusted is an error whatever the policy expects: a gate that fails open is none.
+//! A measurement that cannot be trusted is an error, whatever the policy expects: not even `expect = "fail"` is met by it.
 
 use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
@@ -10,19 +10,19 @@ use crate::results::verdict::GoldenValues;
 use crate::results::verdict::JudgedLimit;
 use crate::results::verdict::Verdict;
 use crate::results::Outcome;
-use crate::text::command::run_command;
-use crate::text::command::Measure;
+use crate::text::command::{self, Measure};
+use crate::text::numbers::significant;
 use std::fmt;
 use std::path::PathBuf;
 
 /// What judging a cell's limits gave.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
-    /// What the `kld` case came to.
+    /// The verdict of the `kld` case.
     pub verdict: Verdict,
-    /// The limits that were judged. Empty where nothing is.
+    /// The limits that were judged. Empty for an error and for `expect = "report"`.
     pub limits: Vec<JudgedLimit>,
-    /// What people read; empty for a plain pass.
+    /// The explanation for people. Empty for a plain pass.
     pub message: String,
 }
 
@@ -33,7 +33,7 @@ impl Judgement {
     }
 }
 
-/// What a limit makes of a measurement.
+/// Judges one limit.
 fn judged(limit: &Limit, statistics: &Statistics) -> JudgedLimit {
     let Limit { statistic, bound, ref origin } = *limit;
     let value = statistics.get(statistic);
@@ -49,8 +49,8 @@ fn judged(limit: &Limit, statistics: &Statistics) -> JudgedLimit {
 
 /// Judges a cell by its limits.
 ///
-/// `distrust` is why its measurement cannot be trusted (see [`crate::judge::trust`]), `golden` its accepted
-/// values, which only the message looks at.
+/// `distrust` is the reason why the measurement cannot be trusted, if it cannot: see [`crate::judge::trust`]. `golden` holds
+/// the accepted values, which only the message shows.
 pub fn judge(
     model: &ModelPolicy,
     cell: &Cell,
@@ -76,7 +76,7 @@ pub fn judge(
     let limits: Vec<_> = applied.iter().map(|limit| judged(limit, statistics)).collect();
     let broken: Vec<_> = limits.iter().filter(|limit| !limit.holds).collect();
     let borderline = limits.iter().any(|limit| limit.borderline);
-    // a limit on the baseline is about the model: a ruined one fails no scheme as required
+    // a limit on the baseline is about the model, and a ruined model does not show that a scheme fails as required
     let ruined = broken.iter().any(|limit| limit.statistic == Statistic::BaselinePpl);
     let verdict = match (cell.expect, broken.is_empty()) {
         (Expectation::Pass, true) => Verdict::Pass,
@@ -93,7 +93,7 @@ pub fn judge(
     Judgement { verdict, limits, message }
 }
 
-/// The numbers, or why there are none to judge.
+/// The statistics, or why there are none that can be judged.
 fn trusted<'o>(
     cell: &Cell,
     outcome: &'o Outcome,
@@ -143,12 +143,12 @@ fn holds(statistic: Statistic, value: f64, bound: f64) -> bool {
 
 fn is_borderline(statistics: &Statistics, limit: &Limit) -> bool {
     let distance = (statistics.get(limit.statistic) - limit.bound).abs();
-    // without a spread (an exact zero against a bound of zero) there is nothing to be unsure of
+    // without a spread, such as for an exact zero against a bound of zero, nothing is uncertain
     let error = statistics.standard_error(limit.statistic).filter(|error| *error > 0.0);
     error.is_some_and(|error| distance <= 2.0 * error)
 }
 
-/// What people read under a case.
+/// The explanation of a case for people.
 struct Message<'a> {
     model: &'a ModelPolicy,
     cell: &'a Cell,
@@ -186,7 +186,7 @@ impl fmt::Display for Message<'_> {
 }
 
 impl Message<'_> {
-    /// A statistic, and what its limit makes of it.
+    /// The line of a statistic, with its limit if there is one.
     fn row(&self, f: &mut fmt::Formatter<'_>, statistic: Statistic) -> fmt::Result {
         let value = self.statistics.get(statistic);
         let error = self.statistics.standard_error(statistic);
@@ -197,7 +197,7 @@ impl Message<'_> {
             Some(false) => "✗",
             None => " ",
         };
-        let shown = format!("{}{error} {}", number(value), statistic.unit());
+        let shown = format!("{}{error} {}", significant(value, 5), statistic.unit());
         let name = statistic.name();
         let Some(limit) = limit else {
             return writeln!(f, "{mark} {name:<15} {}", shown.trim_end());
@@ -209,7 +209,7 @@ impl Message<'_> {
         let JudgedLimit { bound, origin, .. } = limit;
         write!(f, "{mark} {name:<15} {shown:<27} limit: {side} {bound} ({origin})")?;
         if !limit.holds {
-            write!(f, ", {}", excess(limit))?;
+            write!(f, ", {}", limit.excess())?;
         }
         let borderline = if limit.borderline { ", borderline" } else { "" };
         writeln!(f, "{borderline}")?;
@@ -219,12 +219,12 @@ impl Message<'_> {
         }
     }
 
-    /// What has moved since the golden was accepted, the value or its limit.
+    /// Whether it is the value or the limit that has moved since the golden was accepted.
     fn moved(&self, limit: &JudgedLimit) -> Option<String> {
         let now = limit.value;
         let then = *self.golden?.get(&limit.statistic)?;
         let held = |value| holds(limit.statistic, value, limit.bound);
-        let golden = number(then);
+        let golden = significant(then, 5);
         match (self.verdict, held(then), held(now)) {
             (Verdict::Regressed, false, false) => Some(format!(
                 "the golden's {golden} breaks it, too: the limit has moved, or was never met"
@@ -232,38 +232,12 @@ impl Message<'_> {
             (Verdict::UnexpectedPass, true, true) => Some(format!(
                 "the golden's {golden} holds, too: the limit has moved, or was never broken"
             )),
-            (Verdict::Regressed, true, false) | (Verdict::UnexpectedPass, false, true) => {
-                Some(format!("the value has moved: {golden} in the golden, {} now", number(now)))
-            }
+            (Verdict::Regressed, true, false) | (Verdict::UnexpectedPass, false, true) => Some(
+                format!("the value has moved: {golden} in the golden, {} now", significant(now, 5)),
+            ),
             _ => None,
         }
     }
-}
-
-/// By how much a limit is broken.
-pub(crate) fn excess(limit: &JudgedLimit) -> String {
-    let allowed = match limit.statistic.direction() {
-        Direction::AtMost => "what it allows",
-        Direction::AtLeast => "the misses it allows",
-    };
-    match limit.ratio().is_finite() {
-        true => format!("{:.2} times {allowed}", limit.ratio()),
-        false => "it allows none".into(),
-    }
-}
-
-/// A value in five significant digits.
-fn number(value: f64) -> String {
-    significant(value, 5)
-}
-
-/// So many significant digits, in eight decimals at most.
-fn significant(value: f64, digits: u8) -> String {
-    if value == 0.0 {
-        return "0".into();
-    }
-    let decimals = f64::from(digits) - 1.0 - value.abs().log10().floor();
-    format!("{value:.*}", decimals.clamp(0.0, 8.0) as usize)
 }
 
 /// What to run to see more of a cell.
@@ -280,7 +254,7 @@ fn next_commands(model: &ModelPolicy, cell: &Cell) -> String {
         baseline: (model.baseline != Scheme::f16()).then_some(baseline.as_str()),
         options: &model.source.options(),
     };
-    let run = run_command(&format!("{}::", model.cell_name(cell)));
+    let run = command::run(&format!("{}::", model.cell_name(cell)));
     format!("again:        {run}\nwithout gate: {measure}")
 }
 

@@ -123,7 +123,7 @@ fn assert_error(
         let judgement = judge(&model, &model.cells[0], outcome, distrust, None);
         assert_eq!(judgement.verdict, Verdict::Error, "{expect}");
         assert!(judgement.message.contains(words), "{}", judgement.message);
-        assert!(judgement.message.contains("kvgate run 'm::q4_0::'"), "{}", judgement.message);
+        assert!(judgement.message.contains("kvgate run m::q4_0::"), "{}", judgement.message);
         assert!(judgement.limits.is_empty());
     }
 }
@@ -221,27 +221,27 @@ fn a_plain_pass_has_nothing_to_say() {
 #[test]
 fn a_failure_says_all() {
     let golden = GoldenValues::from([(Statistic::MeanKld, 0.0123)]);
-    let expected = "\
+    let limits = "mean_kld = 0.02, top1_agreement = 0.95, max_kld = 0.0, baseline_ppl = 40";
+    insta::assert_snapshot!(judged(limits, "pass", Some(&golden)).message, @"
 m::q4_0::kld: regressed, 3 of 4 limits broken
-✗ mean_kld        0.040000 ± 0.0010 nats      limit: at most 0.02 (thresholds.toml:6), 2.00 times what it allows
+✗ mean_kld        0.040000 ± 0.0010 nats      limit: at most 0.02 (thresholds.toml:6), 2.00 × its limit
     the value has moved: 0.012300 in the golden, 0.040000 now
   median_kld      0.010000 nats
   p90_kld         0.10000 nats
   p95_kld         0.20000 nats
   p99_kld         0.30000 nats
   p999_kld        0.40000 nats
-✗ max_kld         0.50000 nats                limit: at most 0 (thresholds.toml:6), it allows none
-✗ top1_agreement  0.90000 ± 0.010             limit: at least 0.95 (thresholds.toml:6), 2.00 times the misses it allows
+✗ max_kld         0.50000 nats                limit: at most 0 (thresholds.toml:6), over its limit of 0
+✗ top1_agreement  0.90000 ± 0.010             limit: at least 0.95 (thresholds.toml:6), 2.00 × the misses that its limit allows
   rms_dp          0.050000 ± 0.0010
   ppl             21.000 ± 0.50
   ppl_ratio       1.0500 ± 0.010
 ✓ baseline_ppl    20.000                      limit: at most 40 (thresholds.toml:6)
   1024 tokens scored
 the policy's reason: outliers in K
-again:        kvgate run 'm::q4_0::'
-without gate: kvgate measure 'a model.gguf' --corpus a.txt --corpus b.txt --schemes q4_0 --context 512 --chunks 4";
-    let limits = "mean_kld = 0.02, top1_agreement = 0.95, max_kld = 0.0, baseline_ppl = 40";
-    assert_eq!(judged(limits, "pass", Some(&golden)).message, expected);
+again:        kvgate run m::q4_0::
+without gate: kvgate measure 'a model.gguf' --corpus a.txt --corpus b.txt --schemes q4_0 --context 512 --chunks 4
+    ");
 }
 
 #[test]
@@ -263,21 +263,6 @@ fn messages_tell_what_has_moved() {
     }
     let green = judged("mean_kld = 0.02", "fail", None).message;
     assert!(!green.contains("moved") && !green.contains("no accepted golden"), "{green}");
-}
-
-#[test]
-fn numbers_keep_five_digits() {
-    for (value, text) in [
-        (0.0, "0"),
-        (0.000_312_345, "0.00031235"),
-        (0.04, "0.040000"),
-        (-0.04, "-0.040000"),
-        (21.456_78, "21.457"),
-        (123_456.0, "123456"),
-        (1e-12, "0.00000000"),
-    ] {
-        assert_eq!(number(value), text);
-    }
 }
 
 fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {

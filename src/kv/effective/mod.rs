@@ -2,10 +2,12 @@
 
 mod clauses;
 mod error;
+mod names;
 mod side;
 
 pub(crate) use clauses::remarks_on_missing_layers;
 pub use error::UnfitError;
+pub use names::codec_names;
 pub use side::SideScheme;
 pub(super) use side::{Clamped, Held};
 

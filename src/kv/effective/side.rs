@@ -133,7 +133,7 @@ impl SideScheme {
     }
 
     /// Takes some tokens of one head, (n, D), into the basis and the range that the codec sees.
-    fn into_codec_basis(&self, head: usize, x: &mut [f32], head_dim: usize) {
+    fn enter_codec_basis(&self, head: usize, x: &mut [f32], head_dim: usize) {
         for x in x.chunks_exact_mut(head_dim) {
             if let Some(mean) = &self.mean {
                 let mean = &mean[head * head_dim..][..head_dim];
@@ -148,8 +148,8 @@ impl SideScheme {
         }
     }
 
-    /// Takes them back out of it.
-    fn out_of_codec_basis(&self, head: usize, x: &mut [f32], head_dim: usize) {
+    /// Takes the tokens back out of the codec's basis and range.
+    fn leave_codec_basis(&self, head: usize, x: &mut [f32], head_dim: usize) {
         for x in x.chunks_exact_mut(head_dim) {
             if let Some(size) = self.rotation {
                 hadamard(x, size);
@@ -167,24 +167,24 @@ impl SideScheme {
     /// Replaces a group of tokens of one head, (group, D), by what a cache gives back.
     pub(in crate::kv) fn round_trip(&self, head: usize, x: &mut [f32], clamped: &Clamped) {
         let head_dim = x.len() / self.codec.group();
-        self.into_codec_basis(head, x, head_dim);
+        self.enter_codec_basis(head, x, head_dim);
         if let Some(counts) = self.codec.clamped(x) {
             clamped.add(counts);
         }
         self.codec.round_trip(x);
-        self.out_of_codec_basis(head, x, head_dim);
+        self.leave_codec_basis(head, x, head_dim);
     }
 
     /// Encodes a group of tokens of one head, (group, D). Afterwards `x` is in the codec's basis.
     pub(in crate::kv) fn encode(&self, head: usize, x: &mut [f32], bytes: &mut [u8]) {
-        self.into_codec_basis(head, x, x.len() / self.codec.group());
+        self.enter_codec_basis(head, x, x.len() / self.codec.group());
         self.codec.encode(x, bytes);
     }
 
     /// Decodes what [`encode`](SideScheme::encode) wrote.
     pub(in crate::kv) fn decode(&self, head: usize, bytes: &[u8], x: &mut [f32]) {
         self.codec.decode(bytes, x);
-        self.out_of_codec_basis(head, x, x.len() / self.codec.group());
+        self.leave_codec_basis(head, x, x.len() / self.codec.group());
     }
 }
 

@@ -1,21 +1,22 @@
 //! The figures of a model: what schemes cost and do, and how their divergence is spread.
 
 use super::plot::{self, Axis, Ink, Names, Pixel, Plot, Shape};
-use super::{number, Figure, HtmlError, Standing, Table};
+use super::{number, Figure, HtmlError, Table};
 use crate::report::row::Row;
+use crate::report::view::Standing;
 use crate::results::shape;
 use crate::results::shape::Run;
 use crate::results::shown_bits;
 use crate::results::statistics::{Statistic, Statistics};
 use crate::text;
 
-/// Schemes in a figure, or with figures of their own, at most.
+/// The most schemes in a figure, or with figures of their own.
 pub(super) const SCHEMES: usize = 24;
-/// Letters of a scheme's name in a plot.
+/// The most letters of a scheme's name in a plot.
 const LETTERS: usize = 16;
-/// Limits that a plot has lines across for.
+/// The most limits that are drawn as lines across the plot.
 const LINES: usize = 3;
-/// Runs of positions in a plot at most; kvgate writes fewer.
+/// The most runs of positions in a plot. kvgate's own results have fewer.
 const RUNS: usize = 64;
 
 impl Standing {
@@ -36,7 +37,7 @@ impl Standing {
         }
     }
 
-    /// Its shape and its meaning, for a legend.
+    /// The shape and its meaning, for a legend.
     fn legend(self) -> &'static str {
         match self {
             Standing::Pass => "● as the policy wants",
@@ -47,7 +48,7 @@ impl Standing {
     }
 }
 
-/// A scheme that has a place in the plane of bits and divergence.
+/// A scheme as a point: its bits per element and its mean KLD.
 struct Point<'a> {
     label: String,
     bits: f64,
@@ -57,7 +58,7 @@ struct Point<'a> {
 }
 
 impl<'a> Point<'a> {
-    fn of(row: &Row<'a>) -> Option<Self> {
+    fn new(row: &Row<'a>) -> Option<Self> {
         let bits = row.scheme?.storage?.bits_at_context;
         let limits = row.cases[0].map_or(&[][..], |case| &case.limits);
         let limit = limits.iter().find(|limit| limit.statistic == Statistic::MeanKld);
@@ -66,7 +67,7 @@ impl<'a> Point<'a> {
             bits: (bits.k + bits.v) / 2.0,
             statistics: row.statistics()?,
             limit: limit.map(|limit| limit.bound).filter(|bound| *bound > 0.0),
-            standing: Standing::of(row),
+            standing: Standing::of_row(row),
         })
     }
 
@@ -78,7 +79,7 @@ impl<'a> Point<'a> {
 
 /// Mean KLD against bits per element.
 pub(super) fn frontier(rows: &[Row]) -> Result<Option<Figure>, HtmlError> {
-    let points: Vec<Point> = rows.iter().filter_map(Point::of).take(SCHEMES).collect();
+    let points: Vec<Point> = rows.iter().filter_map(Point::new).take(SCHEMES).collect();
     if points.is_empty() {
         return Ok(None);
     }
@@ -112,7 +113,7 @@ pub(super) fn frontier(rows: &[Row]) -> Result<Option<Figure>, HtmlError> {
         title: "What bits buy: mean KLD against bits per element".into(),
         caption: legend(&points),
         drawing,
-        numbers: Table::of(["scheme", "bits", "mean KLD", "limit", ""], numbers),
+        numbers: Table::new(["scheme", "bits", "mean KLD", "limit", ""], numbers),
     }))
 }
 
@@ -129,7 +130,7 @@ fn legend(points: &[Point]) -> String {
     parts.join(" · ")
 }
 
-/// Corners of the line below which no usable scheme is.
+/// The corners of the line of the best usable schemes: none with as few bits has a smaller KLD.
 fn steps(points: &[Point]) -> Vec<(f64, f64)> {
     let mut usable: Vec<_> = points.iter().filter(|p| p.is_usable()).collect();
     usable.sort_by(|a, b| {
@@ -148,7 +149,7 @@ fn steps(points: &[Point]) -> Vec<(f64, f64)> {
     corners
 }
 
-/// Limits that have a line across, unless they are many.
+/// The limits that are drawn as lines across the plot; none if they are many.
 fn common_limits(points: &[Point]) -> Vec<f64> {
     let mut bounds: Vec<f64> = points.iter().filter_map(|p| p.limit).collect();
     bounds.sort_by(f64::total_cmp);
@@ -157,7 +158,7 @@ fn common_limits(points: &[Point]) -> Vec<f64> {
     bounds
 }
 
-/// A line across for each limit, or, where they are many, a short one at each scheme.
+/// Draws a line across for each limit, or, if they are many, a short line at each scheme.
 fn draw_limits(plot: &Plot, points: &[Point], common: &[f64]) -> Result<(), plot::Error> {
     if !common.is_empty() {
         return common.iter().try_for_each(|bound| plot.across(*bound, Ink::Limit));
@@ -169,12 +170,12 @@ fn draw_limits(plot: &Plot, points: &[Point], common: &[f64]) -> Result<(), plot
     })
 }
 
-/// A limit as people wrote it, where that is short.
+/// A limit as it is written in the policy if that is short, or in three digits.
 fn shown_limit(bound: f64) -> String {
     Some(bound.to_string()).filter(|text| text.len() <= 7).unwrap_or_else(|| number(bound))
 }
 
-/// The share of positions whose KLD is at least so much.
+/// How the KLD of a scheme's positions is distributed: the share of positions with at least so much of it.
 struct Tail {
     label: String,
     standing: Standing,
@@ -184,7 +185,7 @@ struct Tail {
 }
 
 impl Tail {
-    fn of(row: &Row) -> Option<Self> {
+    fn new(row: &Row) -> Option<Self> {
         let statistics = row.statistics()?;
         let counts = row.scheme?.shape.as_ref()?.histogram.iter().take(shape::BINS);
         let counts: Vec<f64> = counts.map(|count| *count as f64).collect();
@@ -198,23 +199,23 @@ impl Tail {
         corners.retain(|corner| corner.1 > 0.0);
         let Statistics { median_kld, p90_kld, p99_kld, p999_kld, max_kld, .. } = *statistics;
         let last = 1.0 / total;
-        // the last bin's lower edge is not where the worst position is
+        // the worst position is somewhere in the last bin, so it has a corner of its own
         corners.extend((max_kld.is_finite() && max_kld > 0.0).then_some((max_kld, last)));
         let shown = [median_kld, p90_kld, p99_kld, p999_kld, max_kld].map(number);
         let label = text::name(row.label);
         Some(Self {
             numbers: std::iter::once(label.clone()).chain(shown).collect(),
             label,
-            standing: Standing::of(row),
+            standing: Standing::of_row(row),
             corners,
             marks: [(median_kld, 0.5), (p99_kld, 0.01), (max_kld, last)],
         })
     }
 }
 
-/// A plot for each scheme of how its KLD is spread, the others faint behind it.
+/// A plot for each scheme of how its KLD is distributed, with the other schemes faint behind it.
 pub(super) fn tails(rows: &[Row]) -> Result<Vec<Figure>, HtmlError> {
-    let tails: Vec<Tail> = rows.iter().filter_map(Tail::of).take(SCHEMES).collect();
+    let tails: Vec<Tail> = rows.iter().filter_map(Tail::new).take(SCHEMES).collect();
     let corners = || tails.iter().flat_map(|tail| &tail.corners);
     let axes = [
         Axis::log(corners().map(|corner| corner.0)),
@@ -250,19 +251,19 @@ fn panel(tail: &Tail, all: &[Tail], axes: [Axis; 2]) -> Result<Figure, HtmlError
     })
 }
 
-/// The numbers of [`tails`], in one table.
+/// The numbers of all plots of [`tails`], in one table.
 pub(super) fn tail_numbers(rows: &[Row]) -> Table {
     let names = ["scheme", "p50", "p90", "p99", "p99.9", "max"];
-    let tails = rows.iter().filter_map(Tail::of).take(SCHEMES);
-    Table::of(names, tails.map(|tail| tail.numbers))
+    let tails = rows.iter().filter_map(Tail::new).take(SCHEMES);
+    Table::new(names, tails.map(|tail| tail.numbers))
 }
 
-/// Mean KLD along the chunk.
+/// The mean KLD by the position in the chunk.
 pub(super) fn positions(rows: &[Row]) -> Result<Option<Figure>, HtmlError> {
     let runs = |row: &Row| -> Option<(String, Standing, Vec<Run>)> {
         let runs = &row.scheme?.shape.as_ref()?.by_position;
         let runs: Vec<Run> = runs.iter().take(RUNS).copied().collect();
-        (!runs.is_empty()).then(|| (text::name(row.label), Standing::of(row), runs))
+        (!runs.is_empty()).then(|| (text::name(row.label), Standing::of_row(row), runs))
     };
     let lines: Vec<_> = rows.iter().filter_map(runs).take(SCHEMES).collect();
     let Some((_, _, longest)) = lines.iter().max_by_key(|(_, _, runs)| runs.len()) else {

@@ -1,111 +1,70 @@
-//! The report as a page: one file without scripts, fonts or anything else from elsewhere.
+//! The report as a page of HTML: one file without scripts, and without fonts or anything else from other servers.
 //!
-//! Results may be a stranger's: every text is bounded, and escaped by the template.
+//! Results may be a stranger's, so every text is bounded here and escaped by the template.
 
 mod figures;
 mod plot;
 mod words;
 
-use super::row::{any_held, numbers, ranked, red_cases, rows, verdict_words, Row};
-use super::terminal::{arithmetic, memory};
-use super::Report;
+use super::row::{numbers, verdict_words, Row};
+use super::view::{arithmetic, Standing, View};
 use crate::files::write_atomically;
 use crate::kv::Scheme;
 use crate::results::measured_by::MeasuredBy;
-use crate::results::verdict::{JudgedLimit, Verdict};
-use crate::results::{CaseResult, Control, Measurement, SchemeResult};
+use crate::results::verdict::JudgedLimit;
+use crate::results::{CaseResult, Control, Finding, Measurement, Results, SchemeResult};
 use crate::source::{BOS, IGNORED_KEY, UNTRAINED};
 use crate::text;
-use crate::text::command::{run_command, Measure};
+use crate::text::command::{self, Measure};
+use crate::text::numbers::{bytes, count, significant};
 use askama::Template;
 use figures::SCHEMES;
 use serde_json::Value;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use words::{OfScheme, Parting, Token};
+use words::{OfScheme, ShownToken, TextPair};
 
-/// The file's name.
+/// The name of the page's file.
 pub const FILE: &str = super::PAGE;
 
-/// Rows of the table at most.
+/// The most rows of the table of schemes.
 const ROWS: usize = 300;
-/// Models that are shown at length.
+/// The most models that have a section of their own.
 const MODELS: usize = 30;
-/// Messages and findings that are shown.
+/// The most messages, and the most findings, that are shown.
 const MESSAGES: usize = 50;
-/// Bytes of JSON in the page at most.
+/// The most bytes of JSON in the page.
 const JSON: usize = 2_000_000;
 
-/// Why there is no page.
+/// Why the page was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum HtmlError {
-    /// The template.
     #[error("the page could not be made: {0}")]
     Page(#[from] askama::Error),
-    /// A figure.
     #[error("a figure could not be drawn: {0}")]
     Plot(String),
-    /// The results as JSON.
     #[error("the results could not be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// The file.
     #[error("{path}: {source}; is the folder writable, and the disk not full?")]
-    Write {
-        /// The file.
-        path: String,
-        /// The reason.
-        source: io::Error,
-    },
+    Write { path: String, source: io::Error },
 }
 
-/// The page.
-///
-/// # Errors
-/// Something that could not be made; hostile results are no reason.
-pub fn render(report: &Report) -> Result<String, HtmlError> {
-    Ok(Page::of(report)?.render()?)
+/// Makes the page. Hostile results are no error.
+pub fn render(view: &View) -> Result<String, HtmlError> {
+    Ok(Page::new(view)?.render()?)
 }
 
-/// Writes the page into the folder and returns its path.
-///
-/// # Errors
-/// As of [`render`], and a file that cannot be written.
-pub fn write(folder: &Path, report: &Report) -> Result<PathBuf, HtmlError> {
-    let page = render(report)?;
+/// Makes the page, writes it into the folder and returns its path.
+pub fn write(folder: &Path, view: &View) -> Result<PathBuf, HtmlError> {
+    let page = render(view)?;
     let path = folder.join(FILE);
     write_atomically(&path, |file| file.write_all(page.as_bytes()))
         .map_err(|source| HtmlError::Write { path: path.display().to_string(), source })?;
     Ok(path)
 }
 
-/// What the policy makes of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    Pass,
-    Red,
-    Expected,
-    Unjudged,
-}
-
 impl Standing {
-    fn of(row: &Row) -> Self {
-        let verdicts = || row.cases.iter().flatten().map(|case| Self::of_case(case));
-        [Self::Red, Self::Expected, Self::Pass]
-            .into_iter()
-            .find(|one| verdicts().any(|verdict| verdict == *one))
-            .unwrap_or(Self::Unjudged)
-    }
-
-    fn of_case(case: &CaseResult) -> Self {
-        match case.verdict {
-            Verdict::Pass => Self::Pass,
-            Verdict::FailsAsRequired => Self::Expected,
-            verdict if verdict.is_red() => Self::Red,
-            _ => Self::Unjudged,
-        }
-    }
-
-    /// The mark before a name: a scheme that fails as required is never green, nor red.
+    /// The mark before a name. A scheme that fails as required is neither green nor red.
     fn symbol(self) -> &'static str {
         match self {
             Self::Pass => "✓",
@@ -115,7 +74,7 @@ impl Standing {
         }
     }
 
-    /// The same where there is little room.
+    /// The mark where there is room for one character.
     fn sign(self) -> char {
         match self {
             Self::Pass => '✓',
@@ -140,28 +99,28 @@ struct Page {
     standing: Standing,
     sentence: String,
     facts: Vec<String>,
-    findings: Vec<Found>,
+    findings: Vec<ShownFinding>,
     head: Vec<String>,
     lines: Vec<Line>,
     remarks: Vec<String>,
     messages: Vec<Message>,
     /// What stands in `results.json` only.
     left_out: Vec<String>,
-    models: Vec<Model>,
+    models: Vec<ModelSection>,
     accept: Option<String>,
     run: Option<String>,
     provenance: Vec<(&'static str, String)>,
     json: Json,
 }
 
-struct Found {
+struct ShownFinding {
     is_red: bool,
     name: String,
     place: Option<String>,
     message: String,
 }
 
-/// A table of numbers; its first column is of names.
+/// A table of numbers, whose first column has names.
 #[derive(Default)]
 struct Table {
     head: Vec<String>,
@@ -169,19 +128,19 @@ struct Table {
 }
 
 impl Table {
-    fn of<const N: usize>(head: [&str; N], rows: impl Iterator<Item = Vec<String>>) -> Self {
+    fn new<const N: usize>(head: [&str; N], rows: impl Iterator<Item = Vec<String>>) -> Self {
         Self { head: head.map(String::from).into(), rows: rows.collect() }
     }
 }
 
-/// A row of the great table.
+/// A row of the table of schemes.
 struct Line {
     standing: Standing,
     model: String,
     label: String,
     effective: String,
     numbers: Vec<String>,
-    /// Of limits and golden, each with its class; none where nothing was judged.
+    /// The words for the limits and for the golden, each with its CSS class. None where nothing was judged.
     verdicts: Vec<(&'static str, String)>,
 }
 
@@ -191,23 +150,23 @@ struct Message {
     text: String,
 }
 
-/// A plot with its numbers.
+/// A plot, and its numbers as a table.
 struct Figure {
     title: String,
     caption: String,
-    /// What is between `<svg>` and `</svg>`, escaped.
+    /// What stands between `<svg>` and `</svg>`, with its texts escaped.
     drawing: String,
     numbers: Table,
 }
 
-struct Model {
+struct ModelSection {
     name: String,
     frontier: Option<Figure>,
     positions: Option<Figure>,
     tails: Vec<Figure>,
     tail_numbers: Table,
-    worst: Vec<OfScheme<Token>>,
-    partings: Vec<OfScheme<Parting>>,
+    worst: Vec<OfScheme<ShownToken>>,
+    partings: Vec<OfScheme<TextPair>>,
     how: String,
     commands: Vec<String>,
     controls: Vec<(bool, String)>,
@@ -221,68 +180,56 @@ struct Json {
 }
 
 impl Page {
-    fn of(report: &Report) -> Result<Self, HtmlError> {
-        let results = &report.results;
-        let links = &report.links;
-        let (failing, passing) = ranked(results);
-        let (rows, red) = (failing.len() + passing.len(), red_cases(results));
-        let shown: Vec<Row> = failing.into_iter().chain(passing).take(ROWS).collect();
+    fn new(view: &View) -> Result<Self, HtmlError> {
+        let (results, links) = (view.results, view.links);
+        let shown = view.failing.iter().chain(&view.passing).copied();
+        let shown: Vec<Row> = shown.take(ROWS).collect();
         let (head, lines) = lines(&shown);
-        let found = report.results.findings.iter().take(MESSAGES).map(|finding| Found {
-            is_red: finding.is_red,
-            name: text::name(&finding.name),
-            place: finding.place.as_deref().map(text::name),
-            message: text::message(&finding.message),
-        });
-        let messages = red.iter().filter(|case| !case.message.is_empty()).take(MESSAGES);
-        let measurements = &results.measurements;
-        let models = measurements.iter().take(MODELS).map(|m| Model::of(report, m));
+        let messages = view.red_cases.iter().filter(|case| !case.message.is_empty());
+        let models = results.measurements.iter().take(MODELS);
         let link = |url: &&String| url.starts_with("https://") || url.starts_with("http://");
         Ok(Self {
-            standing: standing(report),
-            sentence: report.sentence(),
-            facts: facts(report),
-            findings: found.collect(),
+            standing: view.standing,
+            sentence: view.sentence(),
+            facts: facts(view),
+            findings: results.findings.iter().take(MESSAGES).map(ShownFinding::new).collect(),
             remarks: shown.iter().flat_map(Row::remarks).map(|r| text::message(&r)).collect(),
             head,
             lines,
-            messages: messages.map(|case| Message::of(case)).collect(),
-            left_out: [
-                left_out(report.results.findings.len(), MESSAGES, "finding"),
-                left_out(rows, ROWS, "scheme"),
-                left_out(red.len(), MESSAGES, "red case"),
-                left_out(measurements.len(), MODELS, "model"),
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
-            models: models.collect::<Result<_, _>>()?,
+            messages: messages.take(MESSAGES).map(|case| Message::new(case)).collect(),
+            left_out: all_left_out(view),
+            models: models
+                .map(|m| ModelSection::new(view.rows(&m.model), m))
+                .collect::<Result<_, _>>()?,
             accept: links.accept.as_deref().map(text::message),
             run: links.run.as_ref().filter(link).cloned(),
-            provenance: provenance(report),
-            json: Json::of(report)?,
+            provenance: provenance(results),
+            json: Json::new(results)?,
         })
     }
 }
 
-/// Of the whole report. Skipped, reported or not judged at all is never a pass.
-fn standing(report: &Report) -> Standing {
-    match (report.exit_code(), any_held(&report.results)) {
-        (0, true) => Standing::Pass,
-        (0, false) => Standing::Unjudged,
-        _ => Standing::Red,
-    }
+/// What stands in `results.json` only, because the page has no room for it.
+fn all_left_out(view: &View) -> Vec<String> {
+    let rows = view.failing.len() + view.passing.len();
+    let all = [
+        left_out(view.results.findings.len(), MESSAGES, "finding"),
+        left_out(rows, ROWS, "scheme"),
+        left_out(view.red_cases.len(), MESSAGES, "red case"),
+        left_out(view.results.measurements.len(), MODELS, "model"),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 fn left_out(all: usize, most: usize, what: &str) -> Option<String> {
     let more = all.checked_sub(most).filter(|more| *more > 0)?;
-    Some(format!("{} more than are shown", text::count(more, what)))
+    Some(format!("{} more than are shown", count(more, what)))
 }
 
-fn facts(report: &Report) -> Vec<String> {
-    let results = &report.results;
-    let mut facts: Vec<_> = report.measured_by(&text::name).into_iter().collect();
-    let base = report.links.base.as_deref().map(text::name);
+fn facts(view: &View) -> Vec<String> {
+    let results = view.results;
+    let mut facts: Vec<_> = view.measured_by(&text::name).into_iter().collect();
+    let base = view.links.base.as_deref().map(text::name);
     facts.extend(base.map(|base| format!("changes are against the goldens at {base}")));
     if !results.not_needed.is_empty() {
         let names: Vec<_> = results.not_needed.iter().take(MODELS).map(|n| text::name(n)).collect();
@@ -291,7 +238,7 @@ fn facts(report: &Report) -> Vec<String> {
     facts
 }
 
-/// The head and the rows of the great table.
+/// The head and the rows of the table of schemes.
 fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
     let (names, cells) = numbers(rows);
     let judged = rows.iter().any(|row| row.cases.iter().any(Option::is_some));
@@ -304,14 +251,14 @@ fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
     let line = |(row, mut numbers): (&Row, Vec<String>)| {
         if judged {
             let ratio = row.statistics().map_or("–".into(), |s| format!("{:.4}", s.ppl_ratio));
-            numbers.extend([ratio, nearest(row)]);
+            numbers.extend([ratio, worst_ratio(row)]);
         }
         let verdict = |case: Option<&CaseResult>| match case {
             Some(case) => (Standing::of_case(case).class(), verdict_words(case)),
             None => ("", String::new()),
         };
         Line {
-            standing: Standing::of(row),
+            standing: Standing::of_row(row),
             model: text::name(row.model),
             label: text::name(row.label),
             effective: row.renamed().map(text::name).unwrap_or_default(),
@@ -322,8 +269,8 @@ fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
     (head, rows.iter().zip(cells).map(line).collect())
 }
 
-/// The limit that is nearest to being broken, or broken the most.
-fn nearest(row: &Row) -> String {
+/// The limit that is the nearest to being broken or is broken the most, as a multiple of what it allows.
+fn worst_ratio(row: &Row) -> String {
     let limits = row.cases[0].map_or(&[][..], |case| &case.limits);
     let ratio = limits.iter().map(JudgedLimit::ratio).max_by(f64::total_cmp);
     match ratio {
@@ -333,16 +280,27 @@ fn nearest(row: &Row) -> String {
     }
 }
 
+impl ShownFinding {
+    fn new(finding: &Finding) -> Self {
+        Self {
+            is_red: finding.is_red,
+            name: text::name(&finding.name),
+            place: finding.place.as_deref().map(text::name),
+            message: text::message(&finding.message),
+        }
+    }
+}
+
 impl Message {
-    fn of(case: &CaseResult) -> Self {
+    fn new(case: &CaseResult) -> Self {
         let label = case.verdict.label();
         Self { title: text::name(&case.case), label, text: text::message(&case.message) }
     }
 }
 
-impl Model {
-    fn of(report: &Report, m: &Measurement) -> Result<Self, HtmlError> {
-        let mut rows = rows(&report.results, &m.model);
+impl ModelSection {
+    fn new(rows: &[Row], m: &Measurement) -> Result<Self, HtmlError> {
+        let mut rows = rows.to_vec();
         rows.sort_by_key(|row| !row.is_red());
         let (how, commands) = reproduction(m);
         Ok(Self {
@@ -368,7 +326,7 @@ fn control(control: &Control) -> (bool, String) {
     (control.ok, text::message(&line))
 }
 
-/// How to measure it again. Paths are the reader's: results name files by what is in them.
+/// How to measure a model again. Results name files by their hashes, so the reader has to fill in the paths.
 fn reproduction(m: &Measurement) -> (String, Vec<String>) {
     if MeasuredBy::of(&m.conditions.engine) != MeasuredBy::Kvgate {
         let engine = text::name(&m.conditions.engine);
@@ -379,7 +337,8 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
     }
     let files = m.conditions.corpus.iter().take(MESSAGES);
     let corpus: Vec<String> = files.map(|file| format!("{}.txt", file.category)).collect();
-    // a name of the policy says nothing without it, nor does what it stands for in all layers
+    // a name that the policy gives to a scheme means nothing without the policy, and what ran may be a list of layers
+    // that is no scheme
     let scheme = |s: &SchemeResult| {
         [&s.scheme, &s.effective].into_iter().find(|name| name.parse::<Scheme>().is_ok()).cloned()
     };
@@ -397,7 +356,7 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
         options: &options(&m.conditions.reading),
     };
     let mut how = "In the policy's folder, at the commit below.".to_owned();
-    let mut commands = vec![run_command(&format!("{}::", m.model))];
+    let mut commands = vec![command::run(&format!("{}::", m.model))];
     if !schemes.is_empty() {
         how += " Or the schemes that need no policy, without it; MODEL and the corpus are the files whose \
                 hashes are below.";
@@ -406,7 +365,7 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
     (how, commands.iter().map(|command| text::message(command)).collect())
 }
 
-/// The options of `kvgate measure` that a measurement's `reading` tells of.
+/// The options of `kvgate measure` by which the checkpoint is read as it was.
 fn options(reading: &[String]) -> Vec<String> {
     let words = reading.iter().flat_map(|line| {
         if let Some(key) = line.strip_prefix(IGNORED_KEY) {
@@ -422,9 +381,8 @@ fn options(reading: &[String]) -> Vec<String> {
     words.collect()
 }
 
-/// Of the whole run.
-fn provenance(report: &Report) -> Vec<(&'static str, String)> {
-    let results = &report.results;
+/// Where the whole run is from.
+fn provenance(results: &Results) -> Vec<(&'static str, String)> {
     let mut facts = vec![("engine", results.engine.clone())];
     facts.extend(results.head.clone().map(|head| ("commit", head)));
     if let Some(policy) = &results.policy {
@@ -433,7 +391,7 @@ fn provenance(report: &Report) -> Vec<(&'static str, String)> {
     bounded(facts)
 }
 
-/// Of one model.
+/// What was measured of one model, and how.
 fn conditions(m: &Measurement) -> Vec<(&'static str, String)> {
     let (subject, conditions, run) = (&m.subject, &m.conditions, &m.run);
     let mut facts = vec![
@@ -453,7 +411,7 @@ fn conditions(m: &Measurement) -> Vec<(&'static str, String)> {
         ("engine", conditions.engine.clone()),
         ("device", format!("{} ({})", run.device, conditions.device)),
         ("arithmetic", arithmetic(m)),
-        ("took", format!("{:.1} s, {} at most", run.seconds, memory(run.peak_bytes))),
+        ("took", format!("{:.1} s, {} at most", run.seconds, bytes(run.peak_bytes as f64))),
     ]);
     bounded(facts)
 }
@@ -463,25 +421,21 @@ fn bounded(facts: Vec<(&'static str, String)>) -> Vec<(&'static str, String)> {
 }
 
 impl Json {
-    /// What is larger than a page can be goes without its parts, or is left out.
-    fn of(report: &Report) -> Result<Self, HtmlError> {
-        let mut value = serde_json::to_value(&report.results)?;
+    /// Results that are too large for the page go without the sums of each chunk, or are left out.
+    fn new(results: &Results) -> Result<Self, HtmlError> {
+        let mut value = serde_json::to_value(results)?;
         let whole = serde_json::to_string_pretty(&value)?;
         if whole.len() <= JSON {
             return Ok(Self { text: text::json(&whole).into_owned(), remark: None });
         }
         without_parts(&mut value);
         let short = serde_json::to_string_pretty(&value)?;
-        Ok(match short.len() <= JSON {
-            true => Self {
-                text: text::json(&short).into_owned(),
-                remark: Some("Without the sums of each chunk (parts), which results.json has."),
-            },
-            false => Self {
-                text: String::new(),
-                remark: Some("Too large for a page: it is in results.json."),
-            },
-        })
+        if short.len() <= JSON {
+            let remark = Some("Without the sums of each chunk (parts), which results.json has.");
+            return Ok(Self { text: text::json(&short).into_owned(), remark });
+        }
+        let remark = Some("Too large for a page: it is in results.json.");
+        Ok(Self { text: String::new(), remark })
     }
 }
 
@@ -498,19 +452,12 @@ fn without_parts(results: &mut Value) {
     results["measurements"] = measurements.into();
 }
 
-/// A number in three digits.
+/// A value in three significant digits.
 fn number(value: f64) -> String {
-    match value.abs() {
-        _ if value == 0.0 => "0".into(),
-        size if (0.001..1e5).contains(&size) => {
-            let decimals = (2.0 - size.log10().floor()).clamp(0.0, 5.0);
-            format!("{value:.*}", decimals as usize)
-        }
-        _ => format!("{value:.2e}"),
-    }
+    significant(value, 3)
 }
 
-/// A share of one, in percent.
+/// A share, in percent.
 fn share(value: f64) -> String {
     match value * 100.0 {
         percent if percent != 0.0 && percent.abs() < 0.001 => format!("{percent:.1e} %"),

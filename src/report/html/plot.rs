@@ -1,4 +1,4 @@
-//! Plots as SVG. Their colours are classes, so that the page's style sheet sets them, by day and by night.
+//! Plots as SVG. Colours are CSS classes, so that the page's style sheet can set them for light and dark themes.
 
 use super::HtmlError;
 use plotters::chart::ChartBuilder;
@@ -11,18 +11,18 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, IntoFont, RGBColor, ShapeStyle, TextStyle, TRANSPARENT};
 use std::ops::Range;
 
-/// Pixels across and down; the page scales them.
+/// Width and height in pixels, which the page scales.
 const SIZE: (u32, u32) = (400, 300);
-/// Height of the letters. The backend sets type by 1.24 smaller than it is told.
+/// The size of the letters. The backend divides what it is given by 1.24.
 const FONT: f64 = 12.0 * 1.24;
-/// Decades of an axis at most: no divergence is beyond them.
+/// The first and the last decade that an axis can have. No divergence is outside of them.
 const DECADES: (f64, f64) = (-12.0, 3.0);
-/// Width of a letter, as near as can be told without the font.
+/// The width of a letter, estimated, because the font is not known here.
 const LETTER: i32 = 7;
-/// Height of a line.
+/// The height of a line of text.
 const LINE: i32 = 14;
 
-/// What a stroke or a shape is for; the style sheet has its colour.
+/// What a stroke or a shape is for. The style sheet has its colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ink {
     Text,
@@ -45,7 +45,7 @@ impl Ink {
         (Ink::Limit, "limit"),
     ];
 
-    /// What stands for it until the plot is drawn.
+    /// The colour that stands for it until the plot is drawn; [`finished`] replaces it by a class.
     fn placeholder(self) -> RGBColor {
         RGBColor(1, 0, self as u8)
     }
@@ -59,7 +59,7 @@ impl Ink {
     }
 }
 
-/// A shape that says with its colour what it says without.
+/// The shape of a point. It says the same as the colour, for readers who cannot tell colours apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
     Disc,
@@ -68,7 +68,7 @@ pub(super) enum Shape {
     Cross,
 }
 
-/// One axis. What it cannot show (zero on a logarithmic one, what is no number) stands at its lower end.
+/// One axis. Values that it cannot show, such as zero on a logarithmic axis or NaN, stand at its lower end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Axis {
     low: f64,
@@ -77,7 +77,7 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// Whole decades around all values that have a logarithm, and are no nonsense.
+    /// A logarithmic axis of whole decades around all values that have a logarithm, within [`DECADES`].
     pub fn log(values: impl Iterator<Item = f64>) -> Self {
         let logs = values.filter(|value| *value > 0.0 && value.is_finite()).map(f64::log10);
         let logs = logs.map(|log| log.clamp(DECADES.0, DECADES.1));
@@ -86,7 +86,7 @@ impl Axis {
         Self { low, high: high.ceil().max(low + 1.0), log: true }
     }
 
-    /// From the smallest value to the largest, with some room.
+    /// A linear axis from the smallest value to the largest, with some room.
     pub fn linear(values: impl Iterator<Item = f64>) -> Self {
         let (low, high) = extent(values.filter(|value| value.abs() < 1e12)).unwrap_or((0.0, 1.0));
         let room = ((high - low) * 0.06).max(0.5);
@@ -130,7 +130,7 @@ impl Ranged for Axis {
     fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
         let most = hint.max_num_points().max(2) as f64;
         let span = self.high - self.low;
-        // decades, or 1, 2, 5, 10 …
+        // steps of 1, 2, 5, 10 …, which on a logarithmic axis are numbers of decades
         let steps = (0..9).flat_map(|n| [1.0, 2.0, 5.0].map(|step| step * 10f64.powi(n)));
         let mut steps = steps.filter(|step| span / step <= most);
         let step = steps.next().unwrap_or(span);
@@ -153,14 +153,14 @@ impl ValueFormatter<f64> for Axis {
     }
 }
 
-/// What the axes are.
+/// The names of the axes.
 pub(super) struct Names {
     pub x: &'static str,
     pub y: &'static str,
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// What the backend answers when it cannot draw.
+/// The backend's error.
 pub(super) type Error = DrawingAreaErrorKind<std::io::Error>;
 type Drawn = Result<(), Error>;
 /// Pixels from the left and from the top.
@@ -175,7 +175,7 @@ pub(super) struct Plot<'a> {
     taken: Vec<[i32; 4]>,
 }
 
-/// Draws a plot with so much room at its right side.
+/// Draws a plot, with so much room at its right side for labels.
 pub(super) fn draw(
     names: Names,
     axes: [Axis; 2],
@@ -192,7 +192,7 @@ pub(super) fn draw(
     Ok(finished(&svg))
 }
 
-/// What is drawn, with classes for colours; the page puts its `<svg>` around it.
+/// The drawing with classes instead of colours and without the backend's `<svg>`, because the page has its own.
 fn finished(svg: &str) -> String {
     let (_, drawing) = svg.split_once('>').unwrap_or_default();
     let drawing = drawing.trim_end().trim_end_matches("</svg>");
@@ -233,12 +233,12 @@ impl<'a> Plot<'a> {
         Ok(Self { axes, area, x, y, taken: Vec::new() })
     }
 
-    /// Where values are.
+    /// The place of a point.
     pub fn at(&self, x: f64, y: f64) -> Pixel {
         (self.axes[0].map(&x, self.x), self.axes[1].map(&y, self.y))
     }
 
-    /// Left and right end.
+    /// The left and the right end of the plot.
     pub fn width(&self) -> (i32, i32) {
         self.x
     }
@@ -247,13 +247,13 @@ impl<'a> Plot<'a> {
         self.area.draw(&PathElement::new(points, ink.stroke(width)))
     }
 
-    /// A line across at a value.
+    /// Draws a line across the plot at a value.
     pub fn across(&self, value: f64, ink: Ink) -> Drawn {
         let height = self.axes[1].map(&value, self.y);
         self.line(vec![(self.x.0, height), (self.x.1, height)], ink, 2)
     }
 
-    /// The name of such a line, at one of its ends.
+    /// Writes the name of such a line at one of its ends, where it meets no point.
     pub fn name_across(&mut self, value: f64, name: &str, ink: Ink) -> Drawn {
         let height = self.axes[1].map(&value, self.y);
         let width = wide(name);
@@ -262,11 +262,11 @@ impl<'a> Plot<'a> {
         let places = [above, below].into_iter().flat_map(|y| ends.map(|left| (left, y)));
         let place = places.into_iter().find(|place| self.is_free(*place, width));
         let place = place.unwrap_or((ends[0], above));
-        self.take(place, width);
+        self.occupy(place, width);
         self.text(name, place, ink)
     }
 
-    /// A point. Labels keep clear of it.
+    /// Draws a point, which labels keep clear of.
     pub fn shape(&mut self, at: Pixel, shape: Shape, ink: Ink) -> Drawn {
         let (x, y) = at;
         self.taken.push([x - 5, y - 5, x + 5, y + 5]);
@@ -289,7 +289,7 @@ impl<'a> Plot<'a> {
         self.area.draw(&Text::new(text.to_owned(), (x, y), style))
     }
 
-    /// A point's name beside it, where nothing else stands; a line leads to it when that is not near.
+    /// Writes a point's name beside it where nothing else stands, and draws a line to it if that is not near.
     pub fn label(&mut self, text: &str, (x, y): Pixel, ink: Ink) -> Drawn {
         let width = wide(text);
         let near = [(9, 0), (-9 - width, 0), (-width / 2, -14), (-width / 2, 14)];
@@ -299,9 +299,9 @@ impl<'a> Plot<'a> {
         });
         let places = near.into_iter().chain(far).map(|(dx, dy)| (x + dx, y + dy));
         let mut free = places.filter(|place| self.is_free(*place, width));
-        // the numbers under the plot have what found no place
+        // a name without a place is left out; the table under the plot has it
         let Some((left, middle)) = free.next() else { return Ok(()) };
-        self.take((left, middle), width);
+        self.occupy((left, middle), width);
         if (middle - y).abs() > 14 {
             let end = if left > x { left - 1 } else { left + width + 1 };
             self.line(vec![(x, y), (end, middle)], Ink::Faint, 1)?;
@@ -309,7 +309,7 @@ impl<'a> Plot<'a> {
         self.text(text, (left, middle), ink)
     }
 
-    /// Whether text of that width, from its left end's middle on, is inside and meets nothing.
+    /// Whether a text of that width whose left end is there would be inside the plot and meet nothing.
     fn is_free(&self, place: Pixel, width: i32) -> bool {
         let [l, t, r, b] = around(place, width);
         let inside = l > self.x.0 && r <= SIZE.0 as i32 - 2 && t >= self.y.1 - LINE && b < self.y.0;
@@ -317,22 +317,22 @@ impl<'a> Plot<'a> {
             && self.taken.iter().all(|one| l >= one[2] || one[0] >= r || t >= one[3] || one[1] >= b)
     }
 
-    fn take(&mut self, place: Pixel, width: i32) {
+    fn occupy(&mut self, place: Pixel, width: i32) {
         self.taken.push(around(place, width));
     }
 }
 
-/// Width of a text.
+/// The width of a text, estimated.
 fn wide(text: &str) -> i32 {
     text.chars().count() as i32 * LETTER
 }
 
-/// Left, top, right and bottom of a text.
+/// Left, top, right and bottom of a text, given the middle of its left end.
 fn around((left, middle): Pixel, width: i32) -> [i32; 4] {
     [left, middle - LINE / 2, left + width, middle + LINE / 2]
 }
 
-/// Heights of labels beside heights of what they name: as near as they can be without overlap.
+/// The heights of labels, as near as they can be to the heights of what they name without overlapping.
 pub(super) fn spread(heights: &[i32], least: i32) -> Vec<i32> {
     let mut order: Vec<usize> = (0..heights.len()).collect();
     order.sort_by_key(|i| heights[*i]);
@@ -340,7 +340,7 @@ pub(super) fn spread(heights: &[i32], least: i32) -> Vec<i32> {
     for pair in order.windows(2) {
         spread[pair[1]] = spread[pair[1]].max(spread[pair[0]] + LINE);
     }
-    // what was pushed out below moves up again
+    // labels that were pushed out at the bottom move up again
     let mut below = SIZE.1 as i32 - 38;
     for i in order.into_iter().rev() {
         spread[i] = spread[i].min(below).max(least);

@@ -1,22 +1,24 @@
-//! What schemes say: the worst tokens in their context, and texts that part from the baseline's.
+//! Tokens and texts: the positions with the largest KLD in their context, and texts in which a scheme chose another
+//! token than the baseline.
 
-use super::{number, share, Standing};
+use super::{number, share};
 use crate::report::row::Row;
+use crate::report::view::Standing;
 use crate::results::replay::{Divergence, Generated};
 use crate::results::shape::WorstToken;
 use crate::text;
 use similar::{ChangeTag, TextDiff};
 
-/// Tokens, or texts, of a scheme.
+/// The most tokens, and the most texts, of a scheme.
 const EACH: usize = 8;
-/// Letters of a context, the last ones.
+/// The most characters of a context, of which the last ones are shown.
 const CONTEXT: usize = 200;
-/// Letters of a token.
+/// The most characters of a token.
 const TOKEN: usize = 40;
-/// Letters of a text.
+/// The most characters of a text.
 const TEXT: usize = 1_500;
 
-/// Something about each of some schemes.
+/// Tokens or texts of one scheme.
 pub(super) struct OfScheme<T> {
     pub label: String,
     pub standing: Standing,
@@ -24,19 +26,19 @@ pub(super) struct OfScheme<T> {
     pub items: Vec<T>,
 }
 
-/// A place where a scheme parts from the baseline the most.
-pub(super) struct Token {
+/// A position with one of the largest KLDs of a scheme.
+pub(super) struct ShownToken {
     pub kld: String,
     pub place: String,
     pub context: String,
     pub target: String,
-    /// What the baseline and the scheme hold most likely.
+    /// The most likely token of the baseline and that of the scheme.
     pub top: [String; 2],
-    /// What they give the corpus's token.
+    /// The probabilities that they give to the token of the corpus.
     pub p: [String; 2],
 }
 
-impl From<&WorstToken> for Token {
+impl From<&WorstToken> for ShownToken {
     fn from(worst: &WorstToken) -> Self {
         let category = text::name(&worst.category);
         Self {
@@ -50,59 +52,59 @@ impl From<&WorstToken> for Token {
     }
 }
 
-/// The worst tokens of each scheme that has some.
-pub(super) fn worst(rows: &[Row], most: usize) -> Vec<OfScheme<Token>> {
-    let of = |row: &Row| {
+/// The positions with the largest KLD, for each scheme whose results have them.
+pub(super) fn worst(rows: &[Row], most: usize) -> Vec<OfScheme<ShownToken>> {
+    let tokens = |row: &Row| {
         let worst = &row.scheme?.shape.as_ref()?.worst;
         let first = worst.first()?;
         Some(OfScheme {
             label: text::name(row.label),
-            standing: Standing::of(row),
+            standing: Standing::of_row(row),
             remark: format!("up to {} nats", number(first.kld)),
-            items: worst.iter().take(EACH).map(Token::from).collect(),
+            items: worst.iter().take(EACH).map(ShownToken::from).collect(),
         })
     };
-    rows.iter().filter_map(of).take(most).collect()
+    rows.iter().filter_map(tokens).take(most).collect()
 }
 
-/// Two texts behind a common beginning, in pieces.
-pub(super) struct Parting {
+/// The baseline's text and a scheme's, from the token on in which they differ.
+pub(super) struct TextPair {
     pub prompt: String,
     pub at: usize,
     pub margin: String,
-    /// The end of what both wrote; empty where it is not known.
+    /// The end of what both wrote before that, or nothing where it is not known.
     pub common: String,
     pub baseline: Vec<Piece>,
     pub scheme: Vec<Piece>,
 }
 
-/// Some words of a text.
+/// Neighbouring words of a text, all of which stand in the other text or all of which do not.
 pub(super) struct Piece {
     pub words: String,
-    /// Whether the other text lacks them.
+    /// Whether they stand in this text only.
     pub own: bool,
 }
 
-/// The texts of each scheme that parts from the baseline's.
+/// The texts that differ from the baseline's, for each scheme that has some.
 pub(super) fn partings(
     rows: &[Row],
     generated: Option<&Generated>,
     most: usize,
-) -> Vec<OfScheme<Parting>> {
-    let of = |row: &Row| {
+) -> Vec<OfScheme<TextPair>> {
+    let texts = |row: &Row| {
         let replay = row.scheme?.replay.as_ref()?;
-        let texts = &replay.texts;
-        (!texts.is_empty()).then(|| OfScheme {
+        let parted = &replay.texts;
+        (!parted.is_empty()).then(|| OfScheme {
             label: text::name(row.label),
-            standing: Standing::of(row),
-            remark: format!("{} of {} texts part", texts.len(), replay.prompts.len()),
-            items: texts.iter().take(EACH).map(|text| parting(text, generated)).collect(),
+            standing: Standing::of_row(row),
+            remark: format!("{} of {} texts part", parted.len(), replay.prompts.len()),
+            items: parted.iter().take(EACH).map(|text| parting(text, generated)).collect(),
         })
     };
-    rows.iter().filter_map(of).take(most).collect()
+    rows.iter().filter_map(texts).take(most).collect()
 }
 
-fn parting(text: &Divergence, generated: Option<&Generated>) -> Parting {
+fn parting(text: &Divergence, generated: Option<&Generated>) -> TextPair {
     let [old, new] = [&text.baseline, &text.scheme].map(|text| bounded(text));
     let continuations = generated.map_or(&[][..], |generated| &generated.continuations);
     let whole = continuations.iter().find(|continuation| continuation.prompt == text.prompt);
@@ -112,7 +114,7 @@ fn parting(text: &Divergence, generated: Option<&Generated>) -> Parting {
         let changes = diff.iter_all_changes().filter(move |change| change.tag() != other);
         pieces(changes.map(|change| (change.value(), change.tag() == own)))
     };
-    Parting {
+    TextPair {
         prompt: text::name(&text.prompt),
         at: text.at,
         margin: share(text.margin),
@@ -122,7 +124,7 @@ fn parting(text: &Divergence, generated: Option<&Generated>) -> Parting {
     }
 }
 
-/// Neighbours of one kind are one piece.
+/// Joins neighbouring words of one kind.
 fn pieces<'a>(words: impl Iterator<Item = (&'a str, bool)>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for (words, own) in words {
@@ -153,7 +155,7 @@ fn token(text: &str) -> String {
     }
 }
 
-/// On one line, with line breaks that can be seen.
+/// A text on one line, in which line breaks can be seen.
 fn visible(text: &str) -> String {
     text::printable(text).replace('\n', "↵")
 }

@@ -3,9 +3,9 @@
 use super::forward::{effective, run_part};
 use kvgate::internals::kv::effective::Effective;
 use kvgate::internals::kv::measuring::MeasuringCache;
-use kvgate::internals::measure::generate::{greedy, Generate, Writing};
+use kvgate::internals::measure::generate::{greedy, Writing};
 use kvgate::internals::measure::prompts::PromptSet;
-use kvgate::internals::measure::{measure, Request};
+use kvgate::internals::measure::{measure, Generate, Request};
 use kvgate::internals::model::decoder::Residency;
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;

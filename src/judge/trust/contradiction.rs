@@ -1,0 +1,345 @@
+//! Finds results whose numbers contradict each other.
+
+use super::LEAST_MEAN_KLD;
+use crate::golden::GoldenReplay;
+use crate::measure::corpus::scored;
+use crate::results::measured_by::MeasuredBy;
+use crate::results::replay::Replay;
+use crate::results::statistics::{Part, Statistic, Statistics};
+use crate::results::{Measurement, Outcome, SchemeResult, Sides, Storage};
+
+/// How far a statistic may be from the sums that it is made of, relative to its value.
+const ROUNDING: f64 = 1e-6;
+
+/// How a result contradicts itself: its statistics do not follow from its parts, or contradict each other.
+pub fn contradiction(
+    measurement: &Measurement,
+    scheme: &SchemeResult,
+    by: MeasuredBy,
+) -> Option<String> {
+    let Outcome::Measured { statistics, parts } = &scheme.outcome else { return None };
+    if let Some(no_number) = not_finite(statistics, parts) {
+        return Some(no_number);
+    }
+    // logs of another engine have no parts
+    let has_parts = by == MeasuredBy::Kvgate || !parts.is_empty();
+    let unlike = has_parts.then(|| mismatch_with_parts(measurement, statistics, parts)).flatten();
+    let own = left_out(statistics, by).or(unlike).or_else(|| contradicting_statistics(statistics));
+    own.or_else(|| scheme.storage.as_ref().and_then(impossible_storage))
+        .or_else(|| scheme.replay.as_ref().and_then(impossible_replay))
+}
+
+/// A statistic or a sum of parts that is not finite. What is computed from it would agree with anything.
+fn not_finite(s: &Statistics, parts: &[Part]) -> Option<String> {
+    let values = Statistic::ALL.into_iter().flat_map(|statistic| {
+        let name = statistic.name();
+        let error = s.standard_error(statistic).map(|error| (format!("{name}_se"), error));
+        [Some((name.to_owned(), s.get(statistic))), error].into_iter().flatten()
+    });
+    let total = |of: fn(&Part) -> f64| parts.iter().map(of).sum::<f64>();
+    let sums = [
+        ("kld", total(|part| part.kld)),
+        ("kld2", total(|part| part.kld2)),
+        ("nll", total(|part| part.nll)),
+        ("nll_base", total(|part| part.nll_base)),
+        ("nll2", total(|part| part.nll2)),
+        ("nll_base2", total(|part| part.nll_base2)),
+        ("nll_cross", total(|part| part.nll_cross)),
+        ("dp2", total(|part| part.dp2)),
+        ("dp4", total(|part| part.dp4)),
+    ];
+    let sums = sums.map(|(name, sum)| (format!("sum of {name} over its parts"), sum));
+    let mut all = values.chain(sums);
+    let (name, value) = all.find(|(_, value)| !value.is_finite())?;
+    Some(format!("its {name} is {value}, which is no number"))
+}
+
+/// Sizes of the cache that are below 0, or shares outside of 0 to 1.
+fn impossible_storage(storage: &Storage) -> Option<String> {
+    let sides = |sides: &Sides| [sides.k, sides.v];
+    let sizes = [storage.bytes_per_token, storage.ratio_to_f16];
+    let bits = [sides(&storage.bits_per_element), sides(&storage.bits_at_context)].concat();
+    let is_size = |size: &f64| size.is_finite() && *size >= 0.0;
+    let shares = sides(&storage.charged_share).into_iter().chain(storage.clamped_scales);
+    if let Some(share) = shares.into_iter().find(|share| !is_share(*share)) {
+        return Some(format!(
+            "of its cache it has a share of {share}, which is not within 0 and 1"
+        ));
+    }
+    let wrong = bits.iter().chain(&sizes).find(|size| !is_size(size))?;
+    Some(format!("its cache has a size of {wrong}, which is none"))
+}
+
+/// Counts on the baseline's text that contradict each other, or values that are no share or no divergence.
+fn impossible_replay(replay: &Replay) -> Option<String> {
+    let Sides { k, v } = replay.charged_share;
+    let kld = replay.mean_kld;
+    let what = if ![k, v].into_iter().all(is_share) {
+        format!("a share of {k} or {v} is charged, which is not within 0 and 1")
+    } else if !(kld >= LEAST_MEAN_KLD && kld.is_finite()) {
+        format!("its mean KLD is {kld}")
+    } else {
+        GoldenReplay::contradiction_of(replay)?
+    };
+    Some(format!("on the baseline's text, {what}"))
+}
+
+/// Whether a value is within 0 and 1. It is a quotient of counts, so its last bit may be rounded up.
+fn is_share(share: f64) -> bool {
+    (0.0..=1.0 + 1e-9).contains(&share)
+}
+
+/// The 90th and the 95th percentile. For one that is unknown, the next higher percentile stands in.
+fn upper_quantiles(s: &Statistics) -> [f64; 2] {
+    let known = |statistic, value, next| if s.knows(statistic) { value } else { next };
+    let p95 = known(Statistic::P95Kld, s.p95_kld, s.p99_kld);
+    [known(Statistic::P90Kld, s.p90_kld, p95), p95]
+}
+
+/// A statistic that is left out and must not be. Only llama.cpp may leave out two percentiles, which some builds do not
+/// report.
+fn left_out(s: &Statistics, by: MeasuredBy) -> Option<String> {
+    let may = |s: &&Statistic| {
+        by != MeasuredBy::Kvgate && matches!(s, Statistic::P90Kld | Statistic::P95Kld)
+    };
+    let missing = s.unknown.iter().find(|statistic| !may(statistic))?;
+    Some(format!("it leaves out {}, which {} measures", missing.name(), by.name()))
+}
+
+/// Statistics that contradict each other.
+fn contradicting_statistics(s: &Statistics) -> Option<String> {
+    let [p90, p95] = upper_quantiles(s);
+    let quantiles = [s.median_kld, p90, p95, s.p99_kld, s.p999_kld, s.max_kld];
+    let shares = [s.top1_agreement, s.rms_dp];
+    // two ways to compute the same number may differ in its last bits
+    let is_over = |a: f64, b: f64| a > b + ROUNDING * a.abs().max(b.abs());
+    if quantiles.windows(2).any(|pair| is_over(pair[0], pair[1])) {
+        Some("its quantiles contradict each other: a higher one is smaller".into())
+    } else if is_over(s.mean_kld, s.max_kld) {
+        Some(format!("its mean KLD {} is over its largest {}", s.mean_kld, s.max_kld))
+    } else if shares.iter().any(|share| !(0.0..=1.0).contains(share)) {
+        Some("it has a share that is not within 0 and 1".into())
+    } else {
+        let (least, most) = possible_means(s);
+        let is_so = (least..=most).contains(&s.mean_kld);
+        (!is_so).then(|| {
+            format!("its mean KLD is {}, and its quantiles leave {least} to {most}", s.mean_kld)
+        })
+    }
+}
+
+/// The least and the largest mean KLD that are possible with these quantiles. A quantile lies between two positions, so one
+/// or two positions may be on the other side of it.
+fn possible_means(s: &Statistics) -> (f64, f64) {
+    let each = 1.0 / s.tokens_scored.max(1) as f64;
+    let [p90, p95] = upper_quantiles(s);
+    let brackets = [
+        (0.5, s.median_kld),
+        (0.4, p90),
+        (0.05, p95),
+        (0.04, s.p99_kld),
+        (0.009, s.p999_kld),
+        (0.001, s.max_kld),
+    ];
+    let most: f64 = brackets.iter().map(|(share, quantile)| share * quantile).sum();
+    let p90 = if s.knows(Statistic::P90Kld) { p90 } else { s.median_kld };
+    let above = [(0.5, s.median_kld), (0.1, p90), (0.01, s.p99_kld), (0.001, s.p999_kld)];
+    let least = above.map(|(share, quantile): (f64, f64)| (share - 2.0 * each).max(0.0) * quantile);
+    let least = least.into_iter().fold(f64::NEG_INFINITY, f64::max);
+    let slack = 1e-5 + 1e-6 * most.abs();
+    (least - slack, most + 6.0 * each * s.max_kld.abs() + slack)
+}
+
+/// Statistics that do not follow from the parts.
+fn mismatch_with_parts(
+    measurement: &Measurement,
+    s: &Statistics,
+    parts: &[Part],
+) -> Option<String> {
+    let conditions = &measurement.conditions;
+    let each = scored(conditions.context).len() as u64;
+    if parts.len() != conditions.chunks || parts.iter().any(|part| part.tokens != each) {
+        return Some(format!(
+            "its parts are not {} chunks of {each} scored tokens",
+            conditions.chunks
+        ));
+    }
+    let tokens = each * parts.len() as u64;
+    let mean = |of: fn(&Part) -> f64| parts.iter().map(of).sum::<f64>() / tokens as f64;
+    let made = [
+        ("tokens_scored", s.tokens_scored as f64, tokens as f64),
+        ("mean_kld", s.mean_kld, mean(|part| part.kld)),
+        ("top1_agreement", s.top1_agreement, mean(|part| part.same_top as f64)),
+        ("rms_dp", s.rms_dp, mean(|part| part.dp2).sqrt()),
+        ("ppl", s.ppl, mean(|part| part.nll).exp()),
+        ("baseline_ppl", s.baseline_ppl, mean(|part| part.nll_base).exp()),
+        ("ppl_ratio", s.ppl_ratio, mean(|part| part.nll - part.nll_base).exp()),
+    ];
+    // a value that is not finite is near nothing
+    let near = |a: f64, b: f64| {
+        b.is_finite() && (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) + f64::EPSILON
+    };
+    let unlike = made.into_iter().find(|(_, value, parts)| !near(*value, *parts));
+    if let Some((name, value, parts)) = unlike {
+        return Some(format!("its {name} is {value}, and its parts make {parts}"));
+    }
+    // no squared divergence is larger than the largest divergence allows, up to rounding
+    let squares = (s.max_kld.max(0.0) + 1e-4) * (s.mean_kld.max(0.0) + 1e-4);
+    if mean(|part| part.kld2) > squares {
+        return Some("its parts have larger squares of KLD than its largest KLD makes".into());
+    }
+    wrong_error(s, tokens as f64, &mean)
+}
+
+/// A standard error that does not follow from the parts.
+fn wrong_error(
+    s: &Statistics,
+    tokens: f64,
+    mean: &dyn Fn(fn(&Part) -> f64) -> f64,
+) -> Option<String> {
+    let standard_error = |squares: f64, mean: f64| {
+        ((squares - mean.powi(2)).max(0.0) / (tokens - 1.0).max(1.0)).sqrt()
+    };
+    let top1 = s.top1_agreement;
+    let kld = standard_error(mean(|part| part.kld2), mean(|part| part.kld));
+    let errors = [
+        ("mean KLD", s.mean_kld_se, kld, 1.0),
+        ("top-1 agreement", s.top1_agreement_se, standard_error(top1, top1), 1.0),
+        (
+            "perplexity",
+            s.ppl_se,
+            s.ppl * standard_error(mean(|part| part.nll2), mean(|part| part.nll)),
+            s.ppl,
+        ),
+    ];
+    // these come from sums of squares, which cancel, so they are only compared from above
+    let is_so = |found: f64, made: f64, scale: f64| {
+        (0.0..=1.01 * made + CANCELLED * scale.max(1.0)).contains(&found)
+    };
+    let (name, found, made, _) =
+        errors.into_iter().find(|(_, found, made, scale)| !is_so(*found, *made, *scale))?;
+    Some(format!("the standard error of its {name} is {found}, and its parts make {made}"))
+}
+
+/// How much of a standard error, in nats, the difference of sums of squares may lose.
+const CANCELLED: f64 = 1e-7;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::fixture;
+
+    #[test]
+    fn statistics_follow_from_their_parts() {
+        let positions: Vec<_> = (0..62)
+            .map(|i| crate::results::statistics::Position {
+                kld: i as f32 * 1e-3,
+                logp_base: -2.0,
+                logp: -2.0 - i as f32 * 1e-2,
+                ..Default::default()
+            })
+            .collect();
+        let mut measurement = fixture::results().measurements[0].clone();
+        (measurement.conditions.context, measurement.conditions.chunks) = (64, 2);
+        let (a, b) = positions.split_at(31);
+        let parts = vec![Part::of("x", 0, a), Part::of("x", 1, b)];
+        let says = |edit: &dyn Fn(&mut Statistics, &mut Vec<Part>)| {
+            let (mut statistics, mut parts) = (Statistics::of(&positions), parts.clone());
+            edit(&mut statistics, &mut parts);
+            let mut scheme = measurement.schemes[0].clone();
+            scheme.outcome = Outcome::Measured { statistics, parts };
+            contradiction(&measurement, &scheme, MeasuredBy::Kvgate).unwrap_or_default()
+        };
+        assert_eq!(says(&|_, _| ()), "");
+        let holds = |said: String, part: &str| assert!(said.contains(part), "{said}");
+        holds(says(&|s, _| s.mean_kld *= 1.001), "its mean_kld is 0.03");
+        holds(says(&|s, _| s.mean_kld_se *= 2.0), "the standard error of its mean KLD is");
+        holds(says(&|s, _| s.mean_kld_se = 1e300), "the standard error of its mean KLD is");
+        holds(says(&|s, _| s.top1_agreement = 0.5), "its top1_agreement is 0.5");
+        holds(says(&|s, _| s.ppl *= 1.1), "its ppl is");
+        holds(says(&|s, _| s.baseline_ppl *= 0.9), "its baseline_ppl is");
+        holds(
+            says(&|s, _| s.unknown = vec![Statistic::P90Kld]),
+            "it leaves out p90_kld, which kvgate measures",
+        );
+        holds(says(&|s, _| s.p90_kld = 1.0), "its quantiles contradict each other");
+        let none = |s: &mut Statistics| {
+            (s.median_kld, s.p90_kld, s.p95_kld, s.p99_kld) = (0.0, 0.0, 0.0, 0.0);
+        };
+        holds(says(&|s, _| none(s)), "its mean KLD is 0.030");
+        holds(
+            says(&|s, _| (s.median_kld, s.p90_kld, s.p95_kld) = (0.061, 0.061, 0.061)),
+            "its quantiles",
+        );
+        holds(says(&|s, _| s.rms_dp = -0.1), "its rms_dp is -0.1");
+        holds(says(&|_, p| drop(p.pop())), "its parts are not 2 chunks of 31 scored tokens");
+        holds(says(&|_, p| p[0].tokens = u64::MAX), "its parts are not 2 chunks");
+        holds(says(&|_, p| p[0].kld = f64::NAN), "its sum of kld over its parts is NaN");
+        // sums that overflow agree with everything
+        holds(
+            says(&|s, p| {
+                p.iter_mut().for_each(|part| part.nll = 1e15);
+                (s.ppl, s.ppl_ratio) = (1.0, 1.0);
+            }),
+            "its ppl is 1, and its parts make inf",
+        );
+        let largest = |p: &mut Vec<Part>, of: fn(&mut Part) -> &mut f64| {
+            p.iter_mut().for_each(|part| *of(part) = 1e308);
+        };
+        let no_number = |said: String, sum: &str| {
+            holds(said, &format!("its sum of {sum} over its parts is inf, which is no number"));
+        };
+        no_number(says(&|_, p| largest(p, |part| &mut part.kld)), "kld");
+        no_number(says(&|_, p| largest(p, |part| &mut part.kld2)), "kld2");
+        no_number(says(&|_, p| largest(p, |part| &mut part.nll_base)), "nll_base");
+        no_number(says(&|_, p| largest(p, |part| &mut part.dp4)), "dp4");
+        holds(says(&|_, p| p[0].kld2 = 1e300), "larger squares of KLD");
+        holds(says(&|s, _| s.ppl_ratio_se = f64::INFINITY), "its ppl_ratio_se is inf");
+        holds(says(&|s, _| s.top1_agreement_se = 1e15), "the standard error of its top-1");
+        holds(says(&|s, _| s.ppl_se = 1e15), "the standard error of its perplexity");
+    }
+
+    #[test]
+    fn what_no_cache_and_no_replay_can_give_is_told() {
+        let mut measurement = fixture::results().measurements[0].clone();
+        let mut sound = measurement.schemes.remove(0);
+        fixture::make_sound(&mut sound);
+        sound.replay = Some(fixture::replay());
+        let says = |edit: &dyn Fn(&mut Storage, &mut Replay)| {
+            let mut scheme = sound.clone();
+            let (storage, replay) = (scheme.storage.as_mut(), scheme.replay.as_mut());
+            edit(storage.unwrap(), replay.unwrap());
+            contradiction(&measurement, &scheme, MeasuredBy::Kvgate).unwrap_or_default()
+        };
+        assert_eq!(says(&|_, _| ()), "");
+        let holds = |said: String, part: &str| assert!(said.contains(part), "{said}");
+        holds(says(&|s, _| s.charged_share.k = 4294967296.0), "a share of 4294967296");
+        holds(says(&|s, _| s.charged_share.v = -0.5), "a share of -0.5");
+        holds(says(&|s, _| s.clamped_scales = Some(2.0)), "a share of 2");
+        holds(says(&|s, _| s.bits_per_element.k = -4.5), "a size of -4.5");
+        holds(says(&|_, r| r.charged_share.k = 1.5), "a share of 1.5 or 1 is charged");
+        holds(says(&|_, r| r.mean_kld = f64::INFINITY), "on the baseline's text, its mean KLD is");
+        let first = |edit: &'static dyn Fn(&mut crate::results::replay::PromptReplay)| {
+            says(&move |_, r| edit(&mut r.prompts[0]))
+        };
+        let wrong = "on the baseline's text, of the prompt `tides` ";
+        let says_of = |said: String, what: &str| {
+            assert_eq!(said, format!("{wrong}{what}"));
+        };
+        let behind = "the first flip stands behind the end of the text";
+        says_of(first(&|p| p.first_flip = Some(usize::MAX)), behind);
+        says_of(first(&|p| p.first_flip = Some(3)), behind);
+        let none = "there is a first flip, and no flip";
+        says_of(first(&|p| (p.flips, p.hard_flips) = (0, 0)), none);
+        says_of(first(&|p| p.first_flip = None), "there are flips, and no first one");
+        says_of(first(&|p| p.hard_flips = 2), "more flips are hard than there are");
+        let more = "there are more flips than positions from the first one on";
+        says_of(first(&|p| p.flips = 2), more);
+        says_of(first(&|p| p.undecided = 4), "more positions are undecided than there are");
+        let counted = "there are more flips than positions where they are counted";
+        says_of(first(&|p| p.undecided = 3), counted);
+        // what goldens are held to
+        holds(says(&|_, r| r.texts[0].at = 0), "which is not its first flip");
+        holds(says(&|_, r| r.prompts[1].prompt = "tides".into()), "a prompt has two first flips");
+    }
+}

@@ -1,0 +1,118 @@
+//! What was measured of a model.
+
+use super::provenance::{Conditions, Subject};
+use super::replay::{Generated, Replay};
+use super::shape::Shape;
+use super::statistics::{Part, Statistics};
+use super::storage::Storage;
+use serde::{Deserialize, Serialize};
+
+/// All schemes of one model, measured in one pass.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Measurement {
+    /// The model as cases name it: `gemma-3-270m` or `gemma-3-270m@long`.
+    pub model: String,
+    /// What was measured. When it changes, values are compared with the golden and must be accepted.
+    pub subject: Subject,
+    /// How it was measured. When it changes, the golden is stale and its values say nothing.
+    pub conditions: Conditions,
+    /// Facts about this run that no verdict depends on.
+    pub run: RunInfo,
+    /// The control lanes, which show that the measurement itself works. They run on the first chunks only.
+    pub controls: Vec<Control>,
+    /// One entry for each scheme, in the policy's order.
+    pub schemes: Vec<SchemeResult>,
+    /// The text that the baseline wrote after each prompt, if the policy names prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub generated: Option<Generated>,
+}
+
+/// Facts about a run that no verdict depends on.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Perplexity of the baseline.
+    pub baseline_ppl: f64,
+    /// A description of the device, for people.
+    pub device: String,
+    /// The type of activations and products: `f32`.
+    pub dtype: String,
+    /// Wall-clock time in seconds, loading included.
+    pub seconds: f64,
+    /// Peak resident memory of the process, in bytes.
+    pub peak_bytes: u64,
+    /// Remarks for people, such as that the context is longer than the model was trained for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// A control lane: a scheme whose result is known beforehand. If it reads something else, nothing of the measurement can
+/// be trusted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Control {
+    /// `identity`, the baseline against itself, or `bad lane`, a deliberately damaged cache.
+    pub name: String,
+    /// The scheme that ran.
+    pub effective: String,
+    /// Mean KLD on the first chunks, in nats. None if it could not be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_kld: Option<f64>,
+    /// Top-1 agreement on the first chunks. None if it could not be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top1_agreement: Option<f64>,
+    /// The mean KLD that the lane must read, in words.
+    pub must: String,
+    /// Whether it did.
+    pub ok: bool,
+}
+
+impl Control {
+    /// The mean KLD as people read it.
+    #[must_use]
+    pub fn reading(&self) -> String {
+        self.mean_kld.map_or("nothing".into(), |kld| format!("{kld:.4}"))
+    }
+}
+
+/// One scheme of one model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SchemeResult {
+    /// The scheme's label in the policy. Its cases are named after it.
+    pub scheme: String,
+    /// The scheme that really ran on this model, as the cache reports it.
+    pub effective: String,
+    /// What the values depend on beside the measurement's conditions: a calibration, or a codec that another crate
+    /// brought.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
+    /// What the scheme costs to store. None if the scheme does not fit the model.
+    #[serde(flatten)]
+    pub storage: Option<Storage>,
+    /// How the scheme does on the baseline's text, if the policy names prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
+    /// How the divergence is distributed. It is for people; no verdict depends on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape: Option<Shape>,
+    /// The statistics, or why there are none.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What measuring a scheme gave.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Outcome {
+    /// The scheme was measured.
+    Measured {
+        /// The statistics that limits and goldens look at.
+        #[serde(flatten)]
+        statistics: Statistics,
+        /// The sums that the statistics are made of, one entry a chunk.
+        parts: Vec<Part>,
+    },
+    /// The scheme could not be measured.
+    Failed {
+        /// What went wrong, where, and what to do about it.
+        error: String,
+    },
+}
