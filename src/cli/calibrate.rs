@@ -2,6 +2,7 @@
 
 use super::shared::{name, say, Reading, Stop, NOT_MEASURED};
 use crate::measure::calibrate::{calibrate, Calibrated};
+use crate::policy::LEAST_CONTEXT;
 use crate::progress::Bar;
 use crate::text::out;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ pub(super) struct Arguments {
     #[arg(long, required = true, value_delimiter = ',', value_name = "FILE")]
     corpus: Vec<PathBuf>,
     /// Tokens in a chunk; each chunk begins with an empty cache
-    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(LEAST_CONTEXT as i64..))]
     context: u32,
     /// Chunks to read
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

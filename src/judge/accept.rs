@@ -12,6 +12,7 @@ use crate::results::case::CellName;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::verdict::Verdict;
 use crate::results::{Measurement, Results, SchemeResult};
+use crate::text::suggest::did_you_mean;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -40,11 +41,11 @@ pub enum AcceptError {
     #[error("these results are of commit {theirs}, and the repository is at commit {ours}; run again, or check out that commit")]
     OtherHead { theirs: String, ours: String },
     /// A filter that names no case of the results.
-    #[error("no case `{case}` in these results{}", did_you_mean(.near))]
+    #[error("no case `{case}` in these results{hint}")]
     UnknownCase {
         case: String,
-        /// The names that may have been meant.
-        near: Vec<String>,
+        /// ` (did you mean …?)`, or nothing.
+        hint: String,
     },
     /// There is nothing in the results.
     #[error("these results hold no case to accept")]
@@ -55,13 +56,6 @@ pub enum AcceptError {
     /// A golden could not be written. Those before it were written.
     #[error("{path}: {source}; is the folder writable, and the disk not full?")]
     Write { path: String, source: io::Error },
-}
-
-fn did_you_mean(names: &[String]) -> String {
-    if names.is_empty() {
-        return String::new();
-    }
-    format!("; did you mean {}?", names.join(" or "))
 }
 
 /// Writes goldens for the cells that `only` names (`model::scheme` or `model::scheme::golden`), or for all cells if it
@@ -161,8 +155,8 @@ fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Selected<'a
     for filter in only {
         let name = filter.strip_suffix("::golden").unwrap_or(filter);
         if !names.iter().any(|known| known == name) {
-            let near = nearest(name, &names);
-            return Err(AcceptError::UnknownCase { case: filter.clone(), near });
+            let hint = did_you_mean(name, names.iter().map(String::as_str));
+            return Err(AcceptError::UnknownCase { case: filter.clone(), hint });
         }
         wanted.insert(name.to_owned());
     }
@@ -171,15 +165,6 @@ fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Selected<'a
         (m, schemes)
     });
     Ok(chosen.filter(|(_, schemes)| !schemes.is_empty()).collect())
-}
-
-/// Up to three names that the typed one may have meant. All that are near are named, since schemes differ by one letter.
-fn nearest(typed: &str, names: &[String]) -> Vec<String> {
-    let mut scored: Vec<_> =
-        names.iter().map(|name| (strsim::normalized_levenshtein(typed, name), name)).collect();
-    scored.retain(|(score, _)| *score > 0.5);
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-    scored.into_iter().take(3).map(|(_, name)| format!("`{name}`")).collect()
 }
 
 /// Why no cell of a model may be accepted: its conditions are not those of the policy and its files today.
@@ -332,8 +317,7 @@ mod tests {
         }
         assert_eq!(
             error(&results, &policy, &["gemma-3-270m::q4_1"], root),
-            "no case `gemma-3-270m::q4_1` in these results; did you mean `gemma-3-270m::q4_0` or \
-             `gemma-3-270m::q8_0`?"
+            "no case `gemma-3-270m::q4_1` in these results (did you mean `gemma-3-270m::q4_0`?)"
         );
         assert_eq!(error(&results, &policy, &["x"], root), "no case `x` in these results");
     }
