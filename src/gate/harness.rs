@@ -310,7 +310,8 @@ mod tests {
             harness_panic(panic.downcast_ref::<String>().unwrap())
         };
         let closed = || {
-            Err::<(), _>(std::io::Error::from_raw_os_error(32)).unwrap();
+            let written = || Err::<(), _>(std::io::Error::from_raw_os_error(32));
+            written().unwrap();
         };
         assert!(says(closed).contains("standard output was closed or is full"));
         let no_folder = || {

@@ -27,8 +27,8 @@ pub use compare::{
 };
 pub use replay::GoldenReplay;
 pub use review::{prepare_insta, Review};
-pub(crate) use text::{parse as parse_text, text_stem};
-pub use text::{read_text, text_path};
+pub(crate) use text::parse as parse_text;
+pub use text::{read_text, text_path, text_stem};
 pub use verdict::GoldenVerdict;
 
 use lines::Lines;

@@ -29,7 +29,7 @@ pub fn text_path(root: &Path, model: &str) -> PathBuf {
 }
 
 /// The stem of the file's name.
-pub(crate) fn text_stem(model: &str) -> String {
+pub fn text_stem(model: &str) -> String {
     format!("{model}.text")
 }
 

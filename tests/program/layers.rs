@@ -159,7 +159,10 @@ fn read_all(files: &[(String, String)]) -> BTreeMap<Module, Source> {
     let tests: BTreeSet<Module> = sources
         .iter()
         .flat_map(|(module, source)| {
-            source.test_modules.iter().map(move |own| [&module[..], &[own.clone()]].concat())
+            source
+                .test_modules
+                .iter()
+                .map(move |own| [&module[..], std::slice::from_ref(own)].concat())
         })
         .collect();
     sources.retain(|module, _| !(1..=module.len()).any(|n| tests.contains(&module[..n])));
