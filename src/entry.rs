@@ -1,4 +1,5 @@
 //! What the test target of a model's repository calls.
+#![deny(missing_docs)]
 
 use crate::gate::harness;
 use crate::kv::codec::{self, Codec, RegisterError};

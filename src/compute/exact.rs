@@ -3,6 +3,7 @@
 //!
 //! When a model decodes token by token, a key is read as decode(encode(x)) only once it has been encoded. A pass over
 //! many positions at once follows the same rule for each of its queries.
+#![deny(missing_docs)]
 
 /// The rule for a layer. A query at position p reads exactly the keys below `sink` and those from
 /// [`first`](Exact::first)(p) on.

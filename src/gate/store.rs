@@ -11,6 +11,7 @@
 //! stored is trusted as much as the machine is, and CI starts with an empty store.
 
 use super::GateError;
+use crate::compute::Device;
 use crate::files::write_atomically;
 use crate::golden;
 use crate::hash;
@@ -108,6 +109,8 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> 
         parts.push(format!("{set} {} {text}", prompts.tokens));
     }
     parts.push(format!("{} {} {}", model.context, model.chunks, model.baseline));
+    let device = Device::cpu();
+    parts.push(format!("{} {}", device.name(), device.weights()));
     parts.extend(cells.iter().map(|cell| format!("{}={}", cell.label, cell.scheme)));
     Ok(hash::of_bytes(parts.join("\n").as_bytes()))
 }

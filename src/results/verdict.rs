@@ -192,8 +192,7 @@ impl JudgedLimit {
 }
 
 /// The limit that is broken the most, if one is broken.
-#[must_use]
-pub fn worst_broken(limits: &[JudgedLimit]) -> Option<&JudgedLimit> {
+pub(crate) fn worst_broken(limits: &[JudgedLimit]) -> Option<&JudgedLimit> {
     let broken = limits.iter().filter(|limit| !limit.holds);
     broken.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
 }

@@ -16,6 +16,7 @@ pub fn tests() -> Vec<Trial> {
         the_catalogue_lists_it,
         it_is_quantized_unless_it_says_otherwise,
         names_that_mean_something_else_and_versions_left_out_are_refused,
+        one_that_calls_itself_exact_is_refused,
     ]
 }
 
@@ -103,4 +104,44 @@ fn names_that_mean_something_else_and_versions_left_out_are_refused() {
         assert!(error(name, "1").contains("letters, digits, `_`"), "{name}");
     }
     assert!(error("mine", "").contains("has no version"));
+}
+
+/// As half precision it could be a baseline, against which it would read exactly 0 itself.
+fn one_that_calls_itself_exact_is_refused() {
+    for exactness in [Exactness::Exact, Exactness::Half, Exactness::ShortFloat] {
+        let codec: &'static dyn Codec = Box::leak(Box::new(Boastful(exactness)));
+        let error = kvgate::internals::kv::codec::register(codec).unwrap_err().to_string();
+        assert!(error.contains("must be Quantized"), "{error}");
+    }
+}
+
+/// A codec that keeps nothing and says that it is as exact as this.
+struct Boastful(Exactness);
+
+impl Codec for Boastful {
+    fn name(&self) -> &str {
+        "boastful"
+    }
+    fn accepted_by(&self) -> &str {
+        ""
+    }
+    fn version(&self) -> &str {
+        "1"
+    }
+    fn exactness(&self) -> Exactness {
+        self.0
+    }
+    fn is_rotated(&self) -> bool {
+        false
+    }
+    fn block(&self, _: usize) -> usize {
+        1
+    }
+    fn block_bytes(&self, _: usize) -> usize {
+        1
+    }
+    fn encode(&self, _: &[f32], _: &mut [u8]) {}
+    fn decode(&self, _: &[u8], x: &mut [f32]) {
+        x.fill(0.0);
+    }
 }

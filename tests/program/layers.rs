@@ -63,6 +63,11 @@ fn a_forbidden_import_is_named_with_its_file_and_line() {
     assert_eq!(up, ["src/a.rs:5: `a` imports `b::X`, and `b` is not below `a` in src/lib.rs"]);
     let beside = check(&[("c.rs", ""), ("d.rs", "fn f() { crate::c::g(\"crate::b\") }\n")]);
     assert_eq!(beside, ["src/d.rs:1: `d` imports `c::g`, and `c` is not below `d` in src/lib.rs"]);
+    let again = check(&[("a.rs", "pub(crate) use crate::b::X;\n"), b]);
+    assert_eq!(again, ["src/a.rs:1: `a` imports `b::X`, and `b` is not below `a` in src/lib.rs"]);
+    let root = ("lib.rs", "mod a;\nmod b;\npub use b::X;\n");
+    let by_root = check(&[root, ("a.rs", "use crate::X;\n"), b]);
+    assert_eq!(by_root, ["src/a.rs:1: `a` imports `X`, and `b` is not below `a` in src/lib.rs"]);
     let test = "#[cfg(test)]\nmod tests {\n    use crate::b::X;\n}\n";
     assert_eq!(check(&[("a.rs", test), b]), [""; 0]);
     let circle = check(&[
@@ -122,10 +127,13 @@ fn faults(files: &[(String, String)], layers: &Layers) -> Vec<String> {
     for (module, source) in &sources {
         let Some(own) = module.first().filter(|own| layers.contains_key(*own)) else { continue };
         for import in &source.imports {
-            let Some(other) = import.path.first().filter(|o| layers.contains_key(*o)) else {
-                continue;
+            // by its words, and by where they lead: the crate's root exports names of several layers again
+            let leads_to = target(&import.path, &sources);
+            let is_higher = |other: &&String| {
+                layers.get(*other).is_some_and(|rank| *other != own && *rank >= layers[own])
             };
-            if own != other && layers[other] >= layers[own] {
+            let reached = import.path.first().into_iter().chain(leads_to.first());
+            if let Some(other) = reached.cloned().find(|other| is_higher(&other)) {
                 faults.push(format!(
                     "src/{}:{}: `{own}` imports `{}`, and `{other}` is not below `{own}` in src/lib.rs",
                     source.file,
@@ -275,10 +283,9 @@ fn book_tree(
             None => [&module[..], &path].concat(),
         };
         if exported {
-            source.exports.insert(name, path);
-        } else {
-            source.imports.push(Import { line, path });
+            source.exports.insert(name, path.clone());
         }
+        source.imports.push(Import { line, path });
     }
 }
 

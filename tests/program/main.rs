@@ -10,6 +10,7 @@ mod judging;
 mod layers;
 #[cfg(target_os = "linux")]
 mod outlets;
+mod paths;
 #[cfg(feature = "github")]
 mod post;
 #[cfg(feature = "git")]

@@ -1,6 +1,7 @@
 //! The catalogue: the codecs that a scheme may name.
+#![deny(missing_docs)]
 
-use super::contract::Codec;
+use super::contract::{Codec, Exactness};
 use crate::kv::exact::Tail;
 use std::sync::{LazyLock, RwLock};
 
@@ -72,6 +73,9 @@ pub enum RegisterError {
     /// Goldens record one name and one version, which must cover the format of V as well.
     #[error("codec `{0}`: the format of V that it gives must have its name and its version")]
     Sides(String),
+    /// What counts as unquantized may be a baseline, and is not asked for the harm that it does.
+    #[error("codec `{0}` calls itself {1:?}; a codec from outside must be Quantized, or its harm could pass unseen")]
+    Exactness(String, Exactness),
     /// A group without tokens, or a block without elements.
     #[error("codec `{0}` stores groups of 0 tokens, or blocks of 0 elements")]
     Empty(String),
@@ -83,8 +87,8 @@ pub enum RegisterError {
 /// Adds a codec from outside to the catalogue of this process.
 ///
 /// # Errors
-/// If the name is taken or cannot be spelled, if there is no version, or if groups, blocks or the format
-/// of V are not what the contract of [`Codec`] asks for.
+/// If the name is taken or cannot be spelled, if there is no version, if the codec does not call itself
+/// quantized, or if groups, blocks or the format of V are not what the contract of [`Codec`] asks for.
 pub fn register(codec: &'static dyn Codec) -> Result<(), RegisterError> {
     let name = codec.name();
     let is_spelled = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
@@ -103,6 +107,9 @@ pub fn register(codec: &'static dyn Codec) -> Result<(), RegisterError> {
         let group = side.group();
         if side.name() != name || side.version() != version {
             return Err(RegisterError::Sides(name.into()));
+        }
+        if side.exactness() != Exactness::Quantized {
+            return Err(RegisterError::Exactness(name.into(), side.exactness()));
         }
         if group == 0 || side.block(64) == 0 {
             return Err(RegisterError::Empty(name.into()));

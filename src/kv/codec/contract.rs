@@ -11,6 +11,7 @@
 //! 4. Add a row to the table of codecs in `docs/schemes.md`.
 //!
 //! A codec that lives in another crate needs none of this: `kvgate::Gate::codec` adds it to the catalogue.
+#![deny(missing_docs)]
 
 use crate::kv::exact::{Exact, Tail};
 
@@ -37,7 +38,7 @@ pub trait Codec: Send + Sync {
     }
 
     /// What storing a number in this format does to it. The default is right for every codec that saves
-    /// memory against half precision.
+    /// memory against half precision, and a codec that is not part of this crate must not say anything else.
     fn exactness(&self) -> Exactness {
         Exactness::Quantized
     }
