@@ -1,4 +1,5 @@
-//! Merges the results of several jobs, each of which measured a part of one policy at one commit, into those of one run.
+//! Merges the results of several jobs, each of which measured a part of one policy at one commit, into those
+//! of one run.
 
 use crate::policy::Policy;
 use crate::results::case::CaseKind;
@@ -104,7 +105,8 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     if !alike {
         return Err(new.model);
     }
-    // each shard has control lanes of its own: if they read differently both are kept, and a bad one counts for all schemes
+    // each shard has control lanes of its own: if they read differently both are kept, and a bad one counts
+    // for all schemes
     let others = new.controls.into_iter().filter(|control| !known.controls.contains(control));
     let others: Vec<_> = others.collect();
     known.controls.extend(others);
@@ -133,8 +135,8 @@ fn add_case(all: &mut Vec<CaseResult>, new: CaseResult) -> Result<(), String> {
     Ok(())
 }
 
-/// Adds an error for each case that the policy wants and the results lack, because a shard that is lost must not look like
-/// one that passed. Afterwards the cases stand in the policy's order.
+/// Adds an error for each case that the policy wants and the results lack, because a shard that is lost must
+/// not look like one that passed. Afterwards the cases stand in the policy's order.
 pub fn complete(results: &mut Results, policy: &Policy) {
     let mut cases = Vec::new();
     for model in &policy.models {

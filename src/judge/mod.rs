@@ -1,8 +1,9 @@
 //! Judges measurements by a policy and its goldens: each case of a cell gets its verdict.
 //!
-//! A measurement may have been made by this process, or it may be read from a file that anybody wrote: another job,
-//! another engine, a stranger's pull request. Both are judged by the same code. What results say of themselves, verdicts
-//! above all, counts for nothing, and what contradicts itself or the policy is an error.
+//! A measurement may have been made by this process, or it may be read from a file that anybody wrote:
+//! another job, another engine, a stranger's pull request. Both are judged by the same code. What results say
+//! of themselves, verdicts above all, counts for nothing, and what contradicts itself or the policy is an
+//! error.
 
 pub mod accept;
 pub mod limits;

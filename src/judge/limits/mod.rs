@@ -1,6 +1,7 @@
 //! Judges a cell's statistics by its limits and its expectation.
 //!
-//! A measurement that cannot be trusted is an error, whatever the policy expects: not even `expect = "fail"` is met by it.
+//! A measurement that cannot be trusted is an error, whatever the policy expects: not even `expect = "fail"`
+//! is met by it.
 
 use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
@@ -49,8 +50,8 @@ fn judged(limit: &Limit, statistics: &Statistics) -> JudgedLimit {
 
 /// Judges a cell by its limits.
 ///
-/// `distrust` is the reason why the measurement cannot be trusted, if it cannot: see [`crate::judge::trust`]. `golden` holds
-/// the accepted values, which only the message shows.
+/// `distrust` is the reason why the measurement cannot be trusted, if it cannot: see [`crate::judge::trust`].
+/// `golden` holds the accepted values, which only the message shows.
 pub fn judge(
     model: &ModelPolicy,
     cell: &Cell,

@@ -128,8 +128,8 @@ fn contradicting_statistics(s: &Statistics) -> Option<String> {
     }
 }
 
-/// The least and the largest mean KLD that are possible with these quantiles. A quantile lies between two positions, so one
-/// or two positions may be on the other side of it.
+/// The least and the largest mean KLD that are possible with these quantiles. A quantile lies between two
+/// positions, so one or two positions may be on the other side of it.
 fn possible_means(s: &Statistics) -> (f64, f64) {
     let each = 1.0 / s.tokens_scored.max(1) as f64;
     let [p90, p95] = upper_quantiles(s);

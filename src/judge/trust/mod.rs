@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 /// counts as rounding if the standard error does not say how much rounding there is.
 const LEAST_MEAN_KLD: f64 = -1e-6;
 
-/// The same for llama-perplexity, whose baseline file holds log-probabilities in 16 bits. It was seen to report a mean of
-/// -1e-6 when nothing is quantized.
+/// The same for llama-perplexity, whose baseline file holds log-probabilities in 16 bits. It was seen to
+/// report a mean of -1e-6 when nothing is quantized.
 const LEAST_MEAN_KLD_OF_FILE: f64 = -1e-5;
 
 /// The control lanes that every run carries: the baseline against itself, and a deliberately damaged cache.
@@ -61,7 +61,8 @@ fn reads_well(control: &Control) -> bool {
     }
 }
 
-/// Why the baseline's text cannot be trusted. Fed its own text, the baseline must predict it again, except at near ties.
+/// Why the baseline's text cannot be trusted. Fed its own text, the baseline must predict it again, except at
+/// near ties.
 fn broken_text(measurement: &Measurement) -> Option<String> {
     let generated = measurement.generated.as_ref()?;
     let (flips, ties) = (generated.own_flips, generated.wrong_ties);
@@ -82,8 +83,9 @@ pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
     distrust_by(measurement, MeasuredBy::Kvgate)
 }
 
-/// Why schemes of a measurement cannot be trusted, by their labels. A scheme is not trusted if its numbers are implausible
-/// or if it quantized nothing. No scheme is trusted if a control lane does not read as it must.
+/// Why schemes of a measurement cannot be trusted, by their labels. A scheme is not trusted if its numbers
+/// are implausible or if it quantized nothing. No scheme is trusted if a control lane does not read as it
+/// must.
 ///
 /// `asked` is the engine that a person or a workflow asked for, never the one that a file names: a `results.json` that
 /// calls itself another engine's, and so would need no control lanes, is not trusted where kvgate's results are judged.

@@ -6,8 +6,8 @@
 //!    `block_codec!`. The file ends in `ALL`, the list of its variants. `q4_0.rs` is a short example.
 //! 2. Declare the file in `mod.rs`: one line. Name its `ALL` in the list of `catalogue.rs`: one line.
 //! 3. Write the format a second time in `scripts/oracle/formats.py`, unless gguf has it, name it in
-//!    `codecs.py` beside it, and make `tests/fixtures/codecs.json` anew. `cargo test --test engine codecs::` fails for a codec
-//!    that no independent implementation has been compared with.
+//!    `codecs.py` beside it, and make `tests/fixtures/codecs.json` anew. `cargo test --test engine codecs::`
+//!    fails for a codec that no independent implementation has been compared with.
 //! 4. Add a row to the table of codecs in `docs/schemes.md`.
 //!
 //! A codec that lives in another crate needs none of this: `kvgate::Gate::codec` adds it to the catalogue.
