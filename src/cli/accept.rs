@@ -23,12 +23,12 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let gate = arguments.config.gate()?;
+    let project = arguments.config.project()?;
     let usage = |error: String| Stop::new(USAGE, error);
     let results = json::read(&arguments.results).map_err(|error| usage(error.to_string()))?;
-    let head = repo::head(&gate.root);
+    let head = repo::head(&project.root);
     let accepted =
-        accept::accept(&results, &gate.policy, head.as_deref(), &arguments.cases, &gate.root)
+        accept::accept(&results, &project.policy, head.as_deref(), &arguments.cases, &project.root)
             .map_err(|error| usage(error.to_string()))?;
     for golden in &accepted {
         say(format!("accepted {} in {}", golden.case, golden.path.display()))?;

@@ -28,23 +28,23 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let gate = arguments.config.gate()?;
+    let project = arguments.config.project()?;
     let usage = |message: String| Stop::new(USAGE, message);
     let results: Result<Vec<_>, _> = arguments.costs.iter().map(|path| json::read(path)).collect();
     let results = results.map_err(|error| usage(error.to_string()))?;
-    let mut cases = gate.cases();
+    let mut cases = project.cases();
     let ignored = Ignored::included(arguments.include_ignored);
     let selection = Selection::containing(&arguments.filters, ignored);
-    if let Some(filter) = selection.unmatched_filter(&gate) {
-        let message = nothing_selected(&gate, std::slice::from_ref(filter));
+    if let Some(filter) = selection.unmatched_filter(&project) {
+        let message = nothing_selected(&project, std::slice::from_ref(filter));
         return Err(Stop::new(NOTHING_SELECTED, message));
     }
     cases.retain(|case| selection.names(case) && selection.runs(case));
-    let lanes = plan::lanes(&gate, &cases);
+    let lanes = plan::lanes(&project, &cases);
     if lanes.is_empty() {
-        return Err(Stop::new(NOTHING_SELECTED, nothing_selected(&gate, &arguments.filters)));
+        return Err(Stop::new(NOTHING_SELECTED, nothing_selected(&project, &arguments.filters)));
     }
-    let costs = plan::costs(&gate.policy, &lanes, &plan::measured(&results), estimate);
+    let costs = plan::costs(&project.policy, &lanes, &plan::measured(&results), estimate);
     if let Some(cost) = costs.iter().find(|cost| cost.model.contains(',')) {
         let message = format!(
             "the model `{}` has a comma in its name, which separates models in a matrix; rename it",

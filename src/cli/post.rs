@@ -1,7 +1,7 @@
 //! `kvgate post`: the verdict where people merge. This command runs with privileges. It therefore builds and runs
 //! nothing that the change brings: results are untrusted text, and are judged again by the policy that is in force.
 
-use super::judge::Measured;
+use super::judge::EngineArgument;
 use super::shared::{say, say_whole, Config, Stop, USAGE};
 use crate::files::folder_of;
 use crate::github::annotations::{self, Annotation};
@@ -47,7 +47,7 @@ pub(super) struct Arguments {
     artifact: String,
     /// What measured
     #[arg(long, default_value = "kvgate", value_name = "ENGINE")]
-    engine: Measured,
+    engine: EngineArgument,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]

@@ -43,10 +43,10 @@ enum Format {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let gate = arguments.config.gate()?;
+    let project = arguments.config.project()?;
     let mut results = read_results(&arguments.files).map_err(|error| Stop::new(USAGE, error))?;
-    if let Some(theirs) = results.policy.as_ref().filter(|p| p.sha256 != gate.policy.sha256) {
-        let ours = gate.policy.path.display();
+    if let Some(theirs) = results.policy.as_ref().filter(|p| p.sha256 != project.policy.sha256) {
+        let ours = project.policy.path.display();
         return Err(Stop::new(
             USAGE,
             format!(
@@ -55,7 +55,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
             ),
         ));
     }
-    complete(&mut results, &gate.policy);
+    complete(&mut results, &project.policy);
     let report = Report::from(results);
     let text = rendered(&report, arguments.format)
         .map_err(|error| Stop::new(NOT_MEASURED, format!("the report cannot be made: {error}")))?;

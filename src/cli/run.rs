@@ -49,24 +49,24 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let mut gate = arguments.config.gate()?;
+    let mut project = arguments.config.project()?;
     if let Some(folder) = &arguments.results {
-        gate.results = folder.clone();
+        project.results = folder.clone();
     }
-    let selected = narrow(&gate, arguments, select(&gate, arguments)?)?;
+    let selected = narrow(&project, arguments, select(&project, arguments)?)?;
     if arguments.list {
         for case in &selected.cases {
             say(format!("{}{}", case.name, if case.ignored { " (ignored)" } else { "" }))?;
         }
         return Ok(0);
     }
-    golden::prepare_insta(&gate.root);
-    gate::prepare_results(&gate.results)
+    golden::prepare_insta(&project.root);
+    gate::prepare_results(&project.results)
         .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
-    let (report, mut written) = judge(&gate, selected);
+    let (report, mut written) = judge(&project, selected);
     let outputs = Outputs {
         terminal: true,
-        folder: Some(gate.results.clone()),
+        folder: Some(project.results.clone()),
         step_summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
     };
     for error in report::emit(&report, &outputs) {
@@ -90,36 +90,36 @@ struct Selected {
 }
 
 /// The cases that the arguments name.
-fn select(gate: &Project, arguments: &Arguments) -> Result<Selected, Stop> {
+fn select(project: &Project, arguments: &Arguments) -> Result<Selected, Stop> {
     let nothing = |message| Stop::new(NOTHING_SELECTED, message);
-    let models = plan::models_named(&gate.policy, &arguments.models).map_err(nothing)?;
+    let models = plan::models_named(&project.policy, &arguments.models).map_err(nothing)?;
     let ignored = Ignored::included(arguments.include_ignored);
     let selection =
         Selection { exact: arguments.exact, ..Selection::containing(&arguments.filters, ignored) };
-    if let Some(filter) = selection.unmatched_filter(gate) {
-        return Err(nothing(nothing_selected(gate, std::slice::from_ref(filter))));
+    if let Some(filter) = selection.unmatched_filter(project) {
+        return Err(nothing(nothing_selected(project, std::slice::from_ref(filter))));
     }
-    let mut cases = gate.cases();
+    let mut cases = project.cases();
     cases.retain(|case| selection.names(case) && models.contains(&case.model));
     let chosen: Vec<Case> = cases.iter().filter(|case| selection.runs(case)).cloned().collect();
     if chosen.is_empty() {
-        return Err(nothing(nothing_selected(gate, &arguments.filters)));
+        return Err(nothing(nothing_selected(project, &arguments.filters)));
     }
     Ok(Selected { cases, chosen, not_needed: Vec::new() })
 }
 
 /// What of it a change touches, where that is asked for.
 #[cfg(feature = "git")]
-fn narrow(gate: &Project, arguments: &Arguments, selected: Selected) -> Result<Selected, Stop> {
+fn narrow(project: &Project, arguments: &Arguments, selected: Selected) -> Result<Selected, Stop> {
     if !arguments.changed {
         return Ok(selected);
     }
     let environment = |name: &str| std::env::var(name).ok();
-    let changed = changed::since(&gate.policy, arguments.against.as_deref(), &environment)
+    let changed = changed::since(&project.policy, arguments.against.as_deref(), &environment)
         .map_err(|error| Stop::new(USAGE, format!("--changed: {error}")))?;
-    let touched = |cases: Vec<Case>| changed::select(&gate.policy, &changed, cases);
+    let touched = |cases: Vec<Case>| changed::select(&project.policy, &changed, cases);
     let is_chosen = |model: usize| selected.chosen.iter().any(|case| case.model == model);
-    let models = gate.policy.models.iter().enumerate().filter(|(index, _)| is_chosen(*index));
+    let models = project.policy.models.iter().enumerate().filter(|(index, _)| is_chosen(*index));
     let names = models.map(|(_, model)| &model.name);
     let not_needed = names.filter(|name| !changed.touched.contains(name)).cloned().collect();
     let (cases, chosen) = (touched(selected.cases), touched(selected.chosen));
@@ -136,20 +136,20 @@ fn narrow(_: &Project, _: &Arguments, selected: Selected) -> Result<Selected, St
 }
 
 /// Measures and judges, model by model; whether all positions could be kept.
-fn judge(gate: &Project, selected: Selected) -> (Report, bool) {
+fn judge(project: &Project, selected: Selected) -> (Report, bool) {
     let Selected { cases, chosen, not_needed } = selected;
     let runs = |case: &Case| chosen.iter().any(|chosen| chosen.name == case.name);
     let mut measurements = Vec::new();
     let mut judged = Vec::new();
     let mut written = true;
-    for model in 0..gate.policy.models.len() {
+    for model in 0..project.policy.models.len() {
         let own: Vec<&Case> = cases.iter().filter(|case| case.model == model).collect();
         if !own.iter().any(|case| runs(case)) {
             judged.extend(own.iter().map(|case| ignored(case)));
             continue;
         }
-        let cells = gate.cells(model, &chosen);
-        let measured = gate.measure(model, &cells).map_err(|error| error.to_string());
+        let cells = project.cells(model, &chosen);
+        let measured = project.measure(model, &cells).map_err(|error| error.to_string());
         if let Err(error) = measured.as_ref().map_or(&Ok(()), |measured| &measured.positions) {
             written = false;
             out::eprint(format!("error: {error}"));
@@ -157,14 +157,14 @@ fn judge(gate: &Project, selected: Selected) -> (Report, bool) {
         let evidence = measured.map(Measured::into_evidence);
         judged.extend(own.iter().map(|case| {
             if runs(case) {
-                gate.judge(case, &evidence)
+                project.judge(case, &evidence)
             } else {
                 ignored(case)
             }
         }));
         measurements.extend(evidence.map(Evidence::into_measurement));
     }
-    let results = gate.results(measurements, judged);
+    let results = project.results(measurements, judged);
     (Results { not_needed, ..results }.into(), written)
 }
 

@@ -27,12 +27,12 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Opens the gate of the policy, and prints the policy's warnings.
-    pub fn gate(&self) -> Result<Project, Stop> {
-        let (gate, warnings) =
+    /// Opens the project of the policy, and prints the policy's warnings.
+    pub fn project(&self) -> Result<Project, Stop> {
+        let (project, warnings) =
             Project::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
         warn(&warnings);
-        Ok(gate)
+        Ok(project)
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::judge::limits::*;
+use super::*;
 use crate::judge::trust::{distrust, distrust_by};
 use crate::policy::Policy;
 use crate::results::measured_by::MeasuredBy;
