@@ -1,4 +1,4 @@
-//! `kvgate check`: everything that can be known without inference.
+//! `kvgate check` checks everything that can be checked without running a model.
 
 use super::shared::{say, say_coloured, Config, Stop, NOT_MEASURED};
 use crate::gate::plan::estimated_seconds;
@@ -190,7 +190,7 @@ fn goldens(
     for (cell, scheme) in model.cells.iter().zip(&prepared.schemes) {
         match read_golden(project, model, cell) {
             Err(error) => findings.push(error.to_string()),
-            // a run does not compare it
+            // a run does not compare the golden of such a case
             Ok(_) if cell.ignored || scheme.effective.is_err() => {}
             Ok(None) => missing.push(cell.label.as_str()),
             Ok(Some(golden)) => {
@@ -216,7 +216,7 @@ fn stale(prepared: &Prepared, scheme: &PreparedScheme, golden: &Golden) -> Optio
     (!differences.is_empty()).then(|| format!("is stale: {}", differences.join("; ")))
 }
 
-/// Says if a case was made on another text of the baseline than the one that is accepted.
+/// Says if a golden was made on another text of the baseline than the one that is accepted.
 fn other_text(prepared: &Prepared, golden: &Golden) -> Option<String> {
     let generated = prepared.text.as_ref().map(|text| &text.generated);
     let accepted = generated.filter(|generated| generated.accepted)?.sha256();

@@ -1,4 +1,4 @@
-//! `kvgate judge`: results judged again, or another engine's, by the policy and its goldens.
+//! `kvgate judge` judges results again, or the logs of another engine, by the policy and its goldens.
 
 use super::shared::{say_coloured, Config, Stop, NOT_MEASURED, USAGE};
 use crate::gate::Project;
@@ -14,27 +14,28 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Results of a run, or logs of `llama-perplexity --kl-divergence`, one a scheme
+    /// The results of a run or of all its shards, or logs of `llama-perplexity --kl-divergence`, one log for each
+    /// scheme
     #[arg(required = true, value_name = "RESULTS.json|LOG")]
     files: Vec<PathBuf>,
     #[command(flatten)]
     config: Config,
-    /// The model of the policy that logs are of [default: the one whose file they name]
+    /// The model of the policy that the logs belong to [default: the model whose file a log names]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Judge as a pull request's results are: by the policy where this and REVISION parted
+    /// Judge as for a pull request to REVISION: by the policy at the merge base and by the proposed one
     #[cfg(feature = "git")]
     #[arg(long, value_name = "REVISION")]
     against: Option<String>,
-    /// What measured the results; logs say it themselves
+    /// The engine that measured the results; it has no effect on logs, which are always llama.cpp's
     #[arg(long, default_value = "kvgate", value_name = "ENGINE")]
     engine: EngineArgument,
-    /// Write the results with their verdicts there; `kvgate accept` takes them
+    /// Write the results with their verdicts into this file, which `kvgate accept` can read
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// An engine, as people name it.
+/// The engine that the option `--engine` names.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub(super) enum EngineArgument {
     /// kvgate's own engine
@@ -68,10 +69,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 /// The results to judge.
 struct Given {
     results: Results,
-    /// The engine that measured them, as the command says.
+    /// The engine that measured them: the arguments say it, the results are not believed.
     by: MeasuredBy,
-    /// Models without a log, which are not asked for. It is empty for results files: what they claim was not needed
-    /// counts as little as their verdicts.
+    /// Models that need no results, because logs were given and none belongs to them. It is always empty for
+    /// results files: their claim that a model was not needed counts as little as their verdicts.
     left_out: Vec<String>,
 }
 
@@ -141,7 +142,8 @@ fn model_of<'p>(
         (Some(one), None, _) => Ok(one),
         (None, _, Some(wanted)) => Err(format!("no model `{wanted}`: the policy has {}", names())),
         (_, _, None) | (Some(_), Some(_), _) => Err(format!(
-            "{} is of {}, which no model of the policy, or more than one, is: `--model NAME` says which of {}",
+            "{} was measured on {}, and the policy has no model, or several, with that file: choose one of its models \
+             with `--model NAME`: {}",
             log.path, log.model_file, names()
         )),
     }
@@ -172,7 +174,7 @@ fn here(project: &Project, given: Given) -> Report {
     };
     let cases = judge.results(&results, &demands);
     let policy = project.results(Vec::new(), Vec::new()).policy;
-    // findings in the files count as little as their verdicts
+    // findings in the files are ignored, as their verdicts are
     Results { cases, policy, findings: Vec::new(), not_needed: left_out, ..results }.into()
 }
 

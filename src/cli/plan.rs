@@ -1,4 +1,4 @@
-//! `kvgate plan`: the matrix of jobs that a gate is split over.
+//! `kvgate plan` splits a gate over CI jobs, and prints the matrix of these jobs.
 
 use super::shared::{say_whole, Config, Stop, NOTHING_SELECTED, USAGE};
 use crate::gate::plan::{self, CostBasis};
@@ -11,18 +11,19 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Plan only models with a case whose name contains one of these
+    /// Plan only models that have a case whose name contains one of these texts
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
     #[command(flatten)]
     config: Config,
-    /// Jobs at most; never more than there are models
+    /// The largest number of jobs; there are never more jobs than models
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     shards: u16,
-    /// Results of earlier runs, which say what models cost; of several the last that has a model
+    /// Results of earlier runs, to estimate what each model costs; if several files have a model, the last one
+    /// counts
     #[arg(long, value_name = "RESULTS.json", num_args = 1)]
     costs: Vec<PathBuf>,
-    /// Plan ignored cases, too
+    /// Also plan cases that the policy marks as ignored
     #[arg(long)]
     include_ignored: bool,
 }
@@ -55,7 +56,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     for cost in &costs {
         if let CostBasis::Guessed { why } = &cost.basis {
             out::eprint(format!(
-                "warning: {}: neither measured (--costs) nor can it be estimated ({why}): its cost is guessed from its tokens",
+                "warning: {}: its cost is guessed from its tokens, because no results in --costs have it, and it cannot be \
+                 estimated: {why}",
                 cost.model
             ));
         }

@@ -1,4 +1,4 @@
-//! `kvgate report`: results of one run, or of its shards, for people and for other tools.
+//! `kvgate report` makes a report from the results of a run or of all its shards, for people and other tools.
 
 use super::judge::read_results;
 use super::shared::{say_coloured, say_whole, Config, Stop, NOT_MEASURED, USAGE};
@@ -13,32 +13,32 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// The results of a run, or of all its shards
+    /// The results of a run or of all its shards
     #[arg(required = true, value_name = "RESULTS.json")]
     files: Vec<PathBuf>,
     #[command(flatten)]
     config: Config,
-    /// What to make of them
+    /// The format of the report
     #[arg(long, default_value = "terminal", value_name = "FORMAT")]
     format: Format,
-    /// Write it there instead of to standard output
+    /// Write the report into this file instead of to standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Format {
-    /// Tables for people at a terminal
+    /// Tables for a terminal
     Terminal,
-    /// For pull requests and step summaries
+    /// Markdown for pull requests and step summaries
     Markdown,
-    /// One page with plots, for a browser
+    /// One page of HTML with plots
     #[cfg(feature = "reports")]
     Html,
-    /// JUnit's XML, for what shows test results
+    /// JUnit's XML, for CI servers that show test results
     #[cfg(feature = "reports")]
     Junit,
-    /// results.json of all of them
+    /// One results.json, merged from all the files
     Json,
 }
 

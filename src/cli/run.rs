@@ -1,4 +1,4 @@
-//! `kvgate run`: the gate.
+//! `kvgate run` runs the gate: it measures the selected cases and judges them.
 
 #[cfg(feature = "git")]
 use super::shared::USAGE;
@@ -18,32 +18,34 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Run only cases whose name contains one of these
+    /// Run only cases whose name contains one of these texts
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
     #[command(flatten)]
     config: Config,
-    /// Run only these models, by their exact names: all jobs of a matrix together run each once
+    /// Run only the models with these exact names, as one job of a matrix does
     #[arg(long = "model", value_name = "NAME", value_delimiter = ',')]
     models: Vec<String>,
-    /// Filters are whole names
+    /// Run only cases whose whole name is one of the filters
     #[arg(long)]
     exact: bool,
-    /// Run ignored cases, too
+    /// Also run cases that the policy marks as ignored
     #[arg(long)]
     include_ignored: bool,
-    /// List the selected cases and stop
+    /// List the selected cases, and run none
     #[arg(long)]
     list: bool,
-    /// Run only models that are touched by what changed since it parted from the target branch
+    /// Run only the models that changes on this branch can affect: the changes since it left the target branch
     #[cfg(feature = "git")]
     #[arg(long)]
     changed: bool,
-    /// What --changed compares with [default: the pull request's target, or the remote's HEAD]
+    /// The branch or commit that --changed compares with [default: the pull request's target, or else the default
+    /// branch of the remote]
     #[cfg(feature = "git")]
     #[arg(long, value_name = "REVISION", requires = "changed")]
     against: Option<String>,
-    /// Folder for results.json and the positions [default: kvgate-results beside the policy]
+    /// The folder for results.json and for the files with the numbers of each position [default: kvgate-results
+    /// beside the policy]
     #[arg(long, value_name = "FOLDER")]
     results: Option<PathBuf>,
 }
@@ -79,17 +81,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     })
 }
 
-/// What a run is of.
+/// What the arguments select.
 struct Selected {
-    /// Cases that are listed.
+    /// The cases that the filters name. `--list` prints them, and reports show those that do not run as ignored.
     cases: Vec<Case>,
-    /// Those of them that run.
+    /// Those of the cases that run.
     chosen: Vec<Case>,
     /// Models that are left out because nothing that they depend on has changed.
     not_needed: Vec<String>,
 }
 
-/// The cases that the arguments name.
+/// Selects the cases that the arguments name.
 fn select(project: &Project, arguments: &Arguments) -> Result<Selected, Stop> {
     let nothing = |message| Stop::new(NOTHING_SELECTED, message);
     let models = plan::models_named(&project.policy, &arguments.models).map_err(nothing)?;
@@ -108,7 +110,7 @@ fn select(project: &Project, arguments: &Arguments) -> Result<Selected, Stop> {
     Ok(Selected { cases, chosen, not_needed: Vec::new() })
 }
 
-/// What of it a change touches, where that is asked for.
+/// With `--changed`, keeps only the cases of models that a change can affect.
 #[cfg(feature = "git")]
 fn narrow(project: &Project, arguments: &Arguments, selected: Selected) -> Result<Selected, Stop> {
     if !arguments.changed {
@@ -123,9 +125,10 @@ fn narrow(project: &Project, arguments: &Arguments, selected: Selected) -> Resul
     let names = models.map(|(_, model)| &model.name);
     let not_needed = names.filter(|name| !changed.touched.contains(name)).cloned().collect();
     let (cases, chosen) = (touched(selected.cases), touched(selected.chosen));
-    match chosen.is_empty() {
-        true => out::eprint(format!("not needed: {}", changed.not_needed())),
-        false => out::eprint(&changed),
+    if chosen.is_empty() {
+        out::eprint(format!("not needed: {}", changed.not_needed()));
+    } else {
+        out::eprint(&changed);
     }
     Ok(Selected { cases, chosen, not_needed })
 }
@@ -135,7 +138,8 @@ fn narrow(_: &Project, _: &Arguments, selected: Selected) -> Result<Selected, St
     Ok(selected)
 }
 
-/// Measures and judges, model by model; whether all positions could be kept.
+/// Measures and judges the selected cases, model by model. Also returns whether the positions of all models
+/// could be written.
 fn judge(project: &Project, selected: Selected) -> (Report, bool) {
     let Selected { cases, chosen, not_needed } = selected;
     let runs = |case: &Case| chosen.iter().any(|chosen| chosen.name == case.name);

@@ -61,17 +61,20 @@ fn reads_well(control: &Control) -> bool {
     }
 }
 
-/// Why the baseline's text cannot be trusted. Fed its own text, the baseline must predict it again, except at
-/// near ties.
+/// Says why the baseline's text cannot be trusted. When the baseline is fed its own text, it must predict it
+/// again, except at near ties.
 fn broken_text(measurement: &Measurement) -> Option<String> {
     let generated = measurement.generated.as_ref()?;
     let (flips, ties) = (generated.own_flips, generated.wrong_ties);
     let what = if flips > 0 {
         format!(
-            "the baseline would not write its own text again: {flips} flips where it is decided"
+            "the baseline would not write its own text again: {flips} flips at positions that are no near ties"
         )
     } else if ties > 0 {
-        format!("the near ties of its text are not the baseline's: {ties} positions are listed and decided, or undecided and not listed")
+        format!(
+            "the near ties of its text are not the baseline's: {ties} positions are wrong: either listed as near ties \
+             although the baseline is sure, or near ties that are not listed"
+        )
     } else {
         return None;
     };
@@ -192,7 +195,7 @@ fn quantized_nothing(baseline: &str, result: &SchemeResult) -> Option<String> {
     })
 }
 
-/// The message for two effective schemes with one result.
+/// The message about two different schemes that have the same result.
 fn same_statistics(one: &str, other: &str) -> String {
     format!("`{one}` and `{other}` have the same statistics to the last bit: one did not engage")
 }
