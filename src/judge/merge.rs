@@ -52,7 +52,8 @@ pub fn merge(files: Vec<(String, Results)>) -> Result<Results, MergeError> {
         }
         merged.not_needed.extend(results.not_needed);
     }
-    // a shard can only say of its own models that they were not needed, so a model that another one measured was
+    // a shard knows only of its own models that they were not needed, so a model that another shard measured was
+    // needed
     let is_measured = |model: &String| merged.measurements.iter().any(|m| m.model == *model);
     let mut not_needed: Vec<_> = std::mem::take(&mut merged.not_needed);
     not_needed.retain(|model| !is_measured(model));
@@ -211,7 +212,7 @@ mod tests {
         assert!(merge(Vec::new()).is_err());
     }
 
-    /// Whatever a shard says of its ruler, and whichever shard it is.
+    /// A broken control lane counts for all schemes, in whichever shard it is.
     #[test]
     fn the_ruler_of_every_shard_counts() {
         let broken = |shard: usize, edit: fn(&mut Control)| {

@@ -108,7 +108,7 @@ impl<'a> Row<'a> {
     /// Cells of the columns of [`REPLAYED`].
     fn replayed(&self) -> [String; 4] {
         let replay = self.scheme.and_then(|scheme| scheme.replay.as_ref());
-        // if nothing was quantized, that there are no flips says nothing about the scheme
+        // if nothing was quantized, the scheme has no flips, which says nothing about it
         let charged = |replay: &&Replay| replay.charged_share.k + replay.charged_share.v > 0.0;
         let Some(replay) = replay.filter(charged) else {
             return std::array::from_fn(|_| dash());
@@ -209,7 +209,7 @@ pub(super) fn worst_limit(case: &CaseResult) -> Option<String> {
     Some(format!("{} {}", worst.statistic.name(), worst.excess()))
 }
 
-/// The same for cases that are not as the policy wants; a case that must fail may well break a limit.
+/// Says the same, but only of a case that is not as the policy wants: a case that must fail may break limits.
 pub(super) fn red_limit(case: &CaseResult) -> Option<String> {
     worst_limit(case).filter(|_| case.verdict.is_red())
 }

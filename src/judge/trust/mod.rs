@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 /// counts as rounding if the standard error does not say how much rounding there is.
 const LEAST_MEAN_KLD: f64 = -1e-6;
 
-/// The same for llama-perplexity, whose baseline file holds log-probabilities in 16 bits. It was seen to
+/// The lowest such value for llama-perplexity, whose baseline file holds log-probabilities in 16 bits. It was seen to
 /// report a mean of -1e-6 when nothing is quantized.
 const LEAST_MEAN_KLD_OF_FILE: f64 = -1e-5;
 

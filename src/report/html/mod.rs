@@ -338,8 +338,8 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
     }
     let files = m.conditions.corpus.iter().take(MESSAGES);
     let corpus: Vec<String> = files.map(|file| format!("{}.txt", file.category)).collect();
-    // a name that the policy gives to a scheme means nothing without the policy, and what ran may be a list of layers
-    // that is no scheme
+    // `kvgate measure` does not know the names that a policy gives to schemes, and the scheme that ran may be written
+    // as a list of layers, which it cannot read
     let scheme = |s: &SchemeResult| {
         [&s.scheme, &s.effective].into_iter().find(|name| name.parse::<Scheme>().is_ok()).cloned()
     };
