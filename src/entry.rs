@@ -41,8 +41,8 @@ impl Gate {
         Gate::default()
     }
 
-    /// Adds a codec. Schemes of the policy can name it from then on. The goldens of such schemes hold the codec's name and
-    /// version, so that a new version makes them stale.
+    /// Adds a codec. Schemes of the policy can name it from then on. The goldens of such schemes hold the
+    /// codec's name and version, so that a new version makes them stale.
     pub fn codec(mut self, codec: impl Codec + 'static) -> Self {
         // schemes refer to codecs for the life of the process
         let codec: &'static dyn Codec = Box::leak(Box::new(codec));
@@ -56,8 +56,8 @@ impl Gate {
         self.or_faults(main)
     }
 
-    /// Runs the program `kvgate` with the codecs of this gate, for a binary of the repository. The installed program does
-    /// not know these codecs, so it could not measure with them or accept their goldens.
+    /// Runs the program `kvgate` with the codecs of this gate, for a binary of the repository. The installed
+    /// program does not know these codecs, so it could not measure with them or accept their goldens.
     #[must_use = "the exit code is the verdict: return it from `main`"]
     pub fn program(self) -> ExitCode {
         self.or_faults(|| crate::cli::main(std::env::args_os()))

@@ -1,4 +1,4 @@
-//! `kvgate accept`: goldens from a run's results.
+//! `kvgate accept` writes goldens from a run's results.
 
 use super::shared::{say, Config, Stop, USAGE};
 use crate::judge::accept;
@@ -12,10 +12,10 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Results of a run of this policy at this commit
+    /// Results of a run with the current policy at the current commit
     #[arg(value_name = "RESULTS.json")]
     results: PathBuf,
-    /// Accept only these: model::scheme
+    /// Accept only these cases, written as model::scheme [default: all cases of the results]
     #[arg(value_name = "CASE")]
     cases: Vec<String>,
     #[command(flatten)]
@@ -23,19 +23,19 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let gate = arguments.config.gate()?;
+    let project = arguments.config.project()?;
     let usage = |error: String| Stop::new(USAGE, error);
     let results = json::read(&arguments.results).map_err(|error| usage(error.to_string()))?;
-    let head = repo::head(&gate.root);
+    let head = repo::head(&project.root);
     let accepted =
-        accept::accept(&results, &gate.policy, head.as_deref(), &arguments.cases, &gate.root)
+        accept::accept(&results, &project.policy, head.as_deref(), &arguments.cases, &project.root)
             .map_err(|error| usage(error.to_string()))?;
     for golden in &accepted {
         say(format!("accepted {} in {}", golden.case, golden.path.display()))?;
     }
     for case in still_red(&results, &accepted) {
         out::eprint(format!(
-            "note: {} is {} all the same: a golden records, a limit judges",
+            "note: {} is still {}: accepting a golden changes no limit",
             case.case,
             case.verdict.label()
         ));
@@ -43,7 +43,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(0)
 }
 
-/// Warns about accepted schemes whose limits do not hold. To record harm in a golden does not make it smaller.
+/// Finds the accepted schemes that break their limits, to warn about them: recording harm in a golden does
+/// not make it smaller.
 fn still_red<'a>(
     results: &'a Results,
     accepted: &'a [Accepted],

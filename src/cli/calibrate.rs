@@ -9,21 +9,23 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// A GGUF file, a folder with config.json and safetensors, or hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
+    /// The model: a GGUF file, a folder with config.json and safetensors files, or a checkpoint of the Hugging
+    /// Face hub: hf:ORG/NAME@COMMIT, or hf:ORG/NAME@COMMIT/FILE.gguf for one of its GGUF files
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Text to calibrate on, which must not be the text that is measured; chunks are taken from several files in turn
+    /// Text to calibrate on, which must not be the text that is measured on later; if there are several files,
+    /// chunks are taken from them in turn
     #[arg(long, required = true, value_delimiter = ',', value_name = "FILE")]
     corpus: Vec<PathBuf>,
-    /// Tokens in a chunk; each chunk begins with an empty cache
+    /// How many tokens a chunk has; each chunk begins with an empty cache
     #[arg(long, default_value_t = 512, value_name = "N", value_parser = clap::value_parser!(u32).range(LEAST_CONTEXT as i64..))]
     context: u32,
-    /// Chunks to read
+    /// How many chunks to read
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunks: u32,
     #[command(flatten)]
     reading: Reading,
-    /// The file to write [default: the model's name with `.calibration`]
+    /// The file to write [default: the model's name, followed by `.calibration`]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! `kvgate check`: everything that can be known without inference.
+//! `kvgate check` checks everything that can be checked without running a model.
 
 use super::shared::{say, say_coloured, Config, Stop, NOT_MEASURED};
 use crate::gate::plan::estimated_seconds;
@@ -32,15 +32,15 @@ struct Findings {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let gate = arguments.config.gate()?;
+    let project = arguments.config.project()?;
     let mut code = 0;
-    for model in &gate.policy.models {
+    for model in &project.policy.models {
         say(&model.name)?;
         let findings = if model.cells.iter().all(|cell| cell.ignored) {
-            let goldens = damaged_goldens(&gate, model);
+            let goldens = damaged_goldens(&project, model);
             Findings { lines: vec!["ignored".into()], goldens, ..Findings::default() }
         } else {
-            check(&gate, model)
+            check(&project, model)
         };
         for line in &findings.lines {
             say(format!("  {line}"))?;
@@ -61,13 +61,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(code)
 }
 
-fn check(gate: &Project, model: &ModelPolicy) -> Findings {
+fn check(project: &Project, model: &ModelPolicy) -> Findings {
     let missing = model.missing_files();
     if !missing.is_empty() {
         let errors = missing.iter().map(|finding| finding.styled()).collect();
         return Findings { errors, ..Findings::default() };
     }
-    let (kept, unreadable) = match accepted_text(gate, model) {
+    let (kept, unreadable) = match accepted_text(project, model) {
         Ok(kept) => (kept, None),
         Err(error) => (None, Some(error.to_string())),
     };
@@ -76,25 +76,25 @@ fn check(gate: &Project, model: &ModelPolicy) -> Findings {
     match Prepared::on_disk(&request) {
         // the rest is checked as if no text were accepted
         Err(fault @ MeasureError::Text { .. }) => {
-            report(gate, model, Prepared::on_disk(&without_text), |_| Some(fault.to_string()))
+            report(project, model, Prepared::on_disk(&without_text), |_| Some(fault.to_string()))
         }
-        prepared => report(gate, model, prepared, |prepared| {
-            unreadable.or_else(|| unaccepted(gate, model, prepared, kept.as_ref()))
+        prepared => report(project, model, prepared, |prepared| {
+            unreadable.or_else(|| unaccepted(project, model, prepared, kept.as_ref()))
         }),
     }
 }
 
 /// The accepted text of the baseline, if the policy asks for one.
-fn accepted_text(gate: &Project, model: &ModelPolicy) -> Result<Option<Generated>, GoldenError> {
+fn accepted_text(project: &Project, model: &ModelPolicy) -> Result<Option<Generated>, GoldenError> {
     if model.generate.is_none() {
         return Ok(None);
     }
-    golden::read_text(&gate.root, &model.name)
+    golden::read_text(&project.root, &model.name)
 }
 
 /// Says why the baseline's text is not accepted, if it is not.
 fn unaccepted(
-    gate: &Project,
+    project: &Project,
     model: &ModelPolicy,
     prepared: &Prepared,
     kept: Option<&Generated>,
@@ -106,7 +106,7 @@ fn unaccepted(
     let mend = format!("`{}`, then `kvgate accept`", command::run(&model.name));
     Some(match kept.and_then(|kept| generated.unlike(kept)) {
         Some(what) => {
-            let file = golden::text_path(&gate.root, &model.name);
+            let file = golden::text_path(&project.root, &model.name);
             let file = file.display();
             format!("{file} is of another {what} than this model's text would be: {mend}")
         }
@@ -116,7 +116,7 @@ fn unaccepted(
 
 /// Puts together what is known of a model. `text_fault` says what is wrong with the golden of the baseline's text.
 fn report(
-    gate: &Project,
+    project: &Project,
     model: &ModelPolicy,
     prepared: Result<Prepared, MeasureError>,
     text_fault: impl FnOnce(&Prepared) -> Option<String>,
@@ -139,7 +139,7 @@ fn report(
     Findings {
         lines,
         errors: errors.collect(),
-        goldens: goldens(gate, model, &prepared, text_fault(&prepared)),
+        goldens: goldens(project, model, &prepared, text_fault(&prepared)),
     }
 }
 
@@ -165,22 +165,22 @@ fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
 }
 
 fn read_golden(
-    gate: &Project,
+    project: &Project,
     model: &ModelPolicy,
     cell: &Cell,
 ) -> Result<Option<Golden>, GoldenError> {
-    Golden::read(&golden::path(&gate.root, &model.cell_name(cell).file_stem()))
+    Golden::read(&golden::path(&project.root, &model.cell_name(cell).file_stem()))
 }
 
 /// The goldens of a model that no run could read. Those of ignored cases count, too.
-fn damaged_goldens(gate: &Project, model: &ModelPolicy) -> Vec<String> {
-    let cells = model.cells.iter().filter_map(|cell| read_golden(gate, model, cell).err());
-    cells.chain(accepted_text(gate, model).err()).map(|error| error.to_string()).collect()
+fn damaged_goldens(project: &Project, model: &ModelPolicy) -> Vec<String> {
+    let cells = model.cells.iter().filter_map(|cell| read_golden(project, model, cell).err());
+    cells.chain(accepted_text(project, model).err()).map(|error| error.to_string()).collect()
 }
 
 /// The goldens that a run would find missing, unreadable or stale.
 fn goldens(
-    gate: &Project,
+    project: &Project,
     model: &ModelPolicy,
     prepared: &Prepared,
     text_fault: Option<String>,
@@ -188,9 +188,9 @@ fn goldens(
     let mut findings = Vec::new();
     let mut missing = Vec::new();
     for (cell, scheme) in model.cells.iter().zip(&prepared.schemes) {
-        match read_golden(gate, model, cell) {
+        match read_golden(project, model, cell) {
             Err(error) => findings.push(error.to_string()),
-            // a run does not compare it
+            // a run does not compare the golden of such a case
             Ok(_) if cell.ignored || scheme.effective.is_err() => {}
             Ok(None) => missing.push(cell.label.as_str()),
             Ok(Some(golden)) => {
@@ -216,7 +216,7 @@ fn stale(prepared: &Prepared, scheme: &PreparedScheme, golden: &Golden) -> Optio
     (!differences.is_empty()).then(|| format!("is stale: {}", differences.join("; ")))
 }
 
-/// Says if a case was made on another text of the baseline than the one that is accepted.
+/// Says if a golden was made on another text of the baseline than the one that is accepted.
 fn other_text(prepared: &Prepared, golden: &Golden) -> Option<String> {
     let generated = prepared.text.as_ref().map(|text| &text.generated);
     let accepted = generated.filter(|generated| generated.accepted)?.sha256();

@@ -1,4 +1,4 @@
-//! `kvgate init`: what a model's repository starts with, in the current folder.
+//! `kvgate init` writes what a model's repository needs to start with into the current folder.
 
 use super::shared::{
     measurable, name, say, say_coloured, schemes, Reading, Stop, NOT_MEASURED, USAGE,
@@ -19,38 +19,39 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Measure this and propose its limits: a GGUF file, a folder with config.json and safetensors, or
-    /// hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
+    /// Measure this model and propose its limits: a GGUF file, a folder with config.json and safetensors files,
+    /// or a checkpoint of the Hugging Face hub: hf:ORG/NAME@COMMIT, or hf:ORG/NAME@COMMIT/FILE.gguf for one of
+    /// its GGUF files
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
-    /// The model's name in cases and reports [default: its file's or repository's]
+    /// The model's name in cases and reports [default: the name of its file or repository]
     #[arg(long, value_name = "NAME", requires = "model")]
     name: Option<String>,
     #[command(flatten)]
     reading: Reading,
-    /// Text to measure on; several files are dealt round-robin [default: three short ones, which are
-    /// written into corpora/]
+    /// Text to measure on; if there are several files, chunks are taken from them in turn [default: three short
+    /// texts, which are written into corpora/]
     #[arg(long, value_delimiter = ',', value_name = "FILE")]
     corpus: Vec<PathBuf>,
-    /// Schemes to measure and propose limits for
+    /// The schemes to measure and to propose limits for
     #[arg(long, value_delimiter = ',', value_name = "SCHEME", default_values_t = SCHEMES.map(String::from))]
     schemes: Vec<String>,
-    /// Tokens in a chunk; the second half of them is scored
+    /// How many tokens a chunk has; only the second half of each chunk is scored
     #[arg(long, default_value_t = 512, value_name = "N")]
     context: usize,
-    /// Chunks to measure
+    /// How many chunks to measure
     #[arg(long, default_value_t = 12, value_name = "N")]
     chunks: usize,
-    /// Who must agree to changes of limits, goldens and workflows, for CODEOWNERS
+    /// The team or person that CODEOWNERS makes approve changes of limits, goldens and workflows
     #[arg(long, value_name = "@TEAM")]
     owner: Option<String>,
-    /// The repository of kvgate that workflows and manifest take it from
+    /// The GitHub repository from which the workflows and Cargo.toml take kvgate
     #[arg(long, value_name = "OWNER/NAME")]
     kvgate: Option<String>,
-    /// Write the workflow for a machine of your own, too
+    /// Also write kvgate-gpu.yml, the workflow for a machine of your own
     #[arg(long)]
     gpu: bool,
-    /// Replace files that are there already
+    /// Replace files that exist already
     #[arg(long)]
     force: bool,
 }
@@ -118,7 +119,7 @@ fn starter(arguments: &Arguments) -> Result<Starter, Stop> {
     Ok(starter)
 }
 
-/// The names of files as they are written into a policy.
+/// Gives the names of files as they are written into a policy.
 fn named(files: &[PathBuf]) -> Result<Vec<String>, Stop> {
     let named = |file: &PathBuf| {
         if !file.is_file() {
@@ -140,7 +141,8 @@ fn within(path: &Path) -> PathBuf {
     path.strip_prefix(".").map(Path::to_owned).unwrap_or(path)
 }
 
-/// Whether there is a policy that must not be overwritten. One that `init` wrote without a model may be.
+/// Whether there is a policy that must not be overwritten. A policy that `init` wrote without a model may be
+/// overwritten.
 fn is_kept() -> bool {
     match std::fs::read_to_string(POLICY) {
         Ok(text) => !is_skeleton(&text),
@@ -163,8 +165,8 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
             format!("`{name}` cannot name a model: letters, digits, dots, `_` and `-` do; `--name NAME`"),
         ));
     }
-    // texts that do not exist yet are measured from a temporary folder, since nothing is written here before all is
-    // measured
+    // nothing is written here before everything is measured, so texts that do not exist yet are measured from a
+    // temporary folder
     let folder = tempfile::tempdir().map_err(unwritten)?;
     let corpus = if arguments.corpus.is_empty() {
         lent(folder.path(), arguments.force).map_err(unwritten)?
@@ -206,7 +208,8 @@ fn unwritten(error: io::Error) -> Stop {
     Stop::new(NOT_MEASURED, format!("cannot write: {error}"))
 }
 
-/// The texts that `init` brings. Files that exist under their names are kept and used instead.
+/// Writes the texts that `init` brings into a folder. If a file with the name of one exists in the repository,
+/// that file is used instead.
 fn lent(folder: &Path, force: bool) -> io::Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for (name, text) in TEXTS.iter().filter(|(name, _)| name.ends_with(".txt")) {
@@ -222,7 +225,7 @@ fn lent(folder: &Path, force: bool) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Refuses to propose limits from a measurement that a gate would not trust.
+/// Refuses to propose limits from a measurement that the gate would not trust.
 fn trusted(measurement: &Measurement) -> Result<(), Stop> {
     if let Some((scheme, reason)) = trust::distrust(measurement).into_iter().next() {
         return Err(Stop::new(NOT_MEASURED, format!("{scheme}: {reason}; nothing was written")));

@@ -1,4 +1,4 @@
-//! `kvgate inspect`: shows a model's architecture, its KV geometry, and what each scheme costs per token.
+//! `kvgate inspect` shows a model's architecture, its KV geometry, and the cache's size under each scheme.
 
 use super::shared::{name, say, Reading, Stop, NOT_MEASURED, USAGE};
 use crate::kv::calibration::Calibration;
@@ -16,13 +16,14 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// A GGUF file, a folder with config.json and safetensors, or hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
+    /// The model: a GGUF file, a folder with config.json and safetensors files, or a checkpoint of the Hugging
+    /// Face hub: hf:ORG/NAME@COMMIT, or hf:ORG/NAME@COMMIT/FILE.gguf for one of its GGUF files
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Tokens in the cache [default: the context that the model was trained for]
+    /// How many tokens the cache holds [default: the context that the model was trained for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
-    /// Schemes to show instead of the catalogue's codecs
+    /// Show these schemes [default: every codec for both K and V]
     #[arg(long, value_delimiter = ',', value_name = "SCHEME")]
     schemes: Vec<String>,
     #[command(flatten)]
@@ -112,7 +113,7 @@ fn attention_words(a: &Attention) -> String {
     format!("{heads} heads, {kv_heads} KV heads of {dim}, {reach}{kv}, RoPE θ {base}")
 }
 
-/// Prints what the cache of one sequence costs. Layers with a window keep no more than the window.
+/// Prints the size of one sequence's cache under each scheme. Layers with a window keep no more than the window.
 fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
     let context = arguments.context.map_or(spec.trained_context, |n| n as usize);
     if context == 0 {

@@ -1,4 +1,4 @@
-//! `kvgate judge`: results judged again, or another engine's, by the policy and its goldens.
+//! `kvgate judge` judges results again, or the logs of another engine, by the policy and its goldens.
 
 use super::shared::{say_coloured, Config, Stop, NOT_MEASURED, USAGE};
 use crate::gate::Project;
@@ -14,29 +14,30 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Results of a run, or logs of `llama-perplexity --kl-divergence`, one a scheme
+    /// The results of a run or of all its shards, or logs of `llama-perplexity --kl-divergence`, one log for each
+    /// scheme
     #[arg(required = true, value_name = "RESULTS.json|LOG")]
     files: Vec<PathBuf>,
     #[command(flatten)]
     config: Config,
-    /// The model of the policy that logs are of [default: the one whose file they name]
+    /// The model of the policy that the logs belong to [default: the model whose file a log names]
     #[arg(long, value_name = "NAME")]
     model: Option<String>,
-    /// Judge as a pull request's results are: by the policy where this and REVISION parted
+    /// Judge as for a pull request to REVISION: by the policy at the merge base and by the proposed one
     #[cfg(feature = "git")]
     #[arg(long, value_name = "REVISION")]
     against: Option<String>,
-    /// What measured the results; logs say it themselves
+    /// The engine that measured the results; it has no effect on logs, which are always llama.cpp's
     #[arg(long, default_value = "kvgate", value_name = "ENGINE")]
-    engine: Measured,
-    /// Write the results with their verdicts there; `kvgate accept` takes them
+    engine: EngineArgument,
+    /// Write the results with their verdicts into this file, which `kvgate accept` can read
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
-/// An engine, as people name it.
+/// The engine that the option `--engine` names.
 #[derive(Clone, Copy, clap::ValueEnum)]
-pub(super) enum Measured {
+pub(super) enum EngineArgument {
     /// kvgate's own engine
     Kvgate,
     /// llama.cpp, by the logs of llama-perplexity
@@ -44,19 +45,19 @@ pub(super) enum Measured {
     LlamaCpp,
 }
 
-impl From<Measured> for MeasuredBy {
-    fn from(measured: Measured) -> Self {
-        match measured {
-            Measured::Kvgate => MeasuredBy::Kvgate,
-            Measured::LlamaCpp => MeasuredBy::LlamaCpp,
+impl From<EngineArgument> for MeasuredBy {
+    fn from(engine: EngineArgument) -> Self {
+        match engine {
+            EngineArgument::Kvgate => MeasuredBy::Kvgate,
+            EngineArgument::LlamaCpp => MeasuredBy::LlamaCpp,
         }
     }
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let gate = arguments.config.gate()?;
-    let given = read(arguments, &gate)?;
-    let report = report(arguments, &gate, given)?;
+    let project = arguments.config.project()?;
+    let given = read(arguments, &project)?;
+    let report = report(arguments, &project, given)?;
     say_coloured(terminal::render(&report.view()).trim_end())?;
     if let Some(path) = &arguments.json {
         json::write_to(path, &report.results)
@@ -68,14 +69,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 /// The results to judge.
 struct Given {
     results: Results,
-    /// The engine that measured them, as the command says.
+    /// The engine that measured them: the arguments say it, the results are not believed.
     by: MeasuredBy,
-    /// Models without a log, which are not asked for. It is empty for results files: what they claim was not needed
-    /// counts as little as their verdicts.
+    /// Models that need no results, because logs were given and none belongs to them. It is always empty for
+    /// results files: their claim that a model was not needed counts as little as their verdicts.
     left_out: Vec<String>,
 }
 
-fn read(arguments: &Arguments, gate: &Project) -> Result<Given, Stop> {
+fn read(arguments: &Arguments, project: &Project) -> Result<Given, Stop> {
     let usage = |error: String| Stop::new(USAGE, error);
     let is_json = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "json");
     let (results, logs): (Vec<_>, Vec<_>) = arguments.files.iter().partition(is_json);
@@ -86,7 +87,7 @@ fn read(arguments: &Arguments, gate: &Project) -> Result<Given, Stop> {
         let results = read_results(&results).map_err(usage)?;
         return Ok(Given { results, by: arguments.engine.into(), left_out: Vec::new() });
     }
-    let results = read_logs(&logs, gate, arguments.model.as_deref()).map_err(usage)?;
+    let results = read_logs(&logs, project, arguments.model.as_deref()).map_err(usage)?;
     let left_out = results.not_needed.clone();
     Ok(Given { results, by: MeasuredBy::LlamaCpp, left_out })
 }
@@ -98,17 +99,21 @@ pub(super) fn read_results(files: &[impl AsRef<Path>]) -> Result<Results, String
     merge(files.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }
 
-fn read_logs(files: &[&PathBuf], gate: &Project, model: Option<&str>) -> Result<Results, String> {
+fn read_logs(
+    files: &[&PathBuf],
+    project: &Project,
+    model: Option<&str>,
+) -> Result<Results, String> {
     let mut of_model: Vec<(&ModelPolicy, Vec<Log>)> = Vec::new();
     for path in files {
         let log = llama_perplexity::read(path).map_err(|error| error.to_string())?;
-        let model = model_of(&gate.policy, &log, model)?;
+        let model = model_of(&project.policy, &log, model)?;
         match of_model.iter_mut().find(|(known, _)| known.name == model.name) {
             Some((_, logs)) => logs.push(log),
             None => of_model.push((model, vec![log])),
         }
     }
-    let mut results = gate.results(Vec::new(), Vec::new());
+    let mut results = project.results(Vec::new(), Vec::new());
     for (model, logs) in &of_model {
         let measured = llama_perplexity::measurement(logs, model);
         let measured = measured.map_err(|error| error.to_string())?;
@@ -116,7 +121,7 @@ fn read_logs(files: &[&PathBuf], gate: &Project, model: Option<&str>) -> Result<
         results.measurements.push(measured);
     }
     let is_given = |name: &String| of_model.iter().any(|(model, _)| model.name == *name);
-    let names = gate.policy.models.iter().map(|model| model.name.clone());
+    let names = project.policy.models.iter().map(|model| model.name.clone());
     results.not_needed = names.filter(|name| !is_given(name)).collect();
     Ok(results)
 }
@@ -137,38 +142,39 @@ fn model_of<'p>(
         (Some(one), None, _) => Ok(one),
         (None, _, Some(wanted)) => Err(format!("no model `{wanted}`: the policy has {}", names())),
         (_, _, None) | (Some(_), Some(_), _) => Err(format!(
-            "{} is of {}, which no model of the policy, or more than one, is: `--model NAME` says which of {}",
+            "{} was measured on {}, and the policy has no model, or several, with that file: choose one of its models \
+             with `--model NAME`: {}",
             log.path, log.model_file, names()
         )),
     }
 }
 
 #[cfg(feature = "git")]
-fn report(arguments: &Arguments, gate: &Project, given: Given) -> Result<Report, Stop> {
+fn report(arguments: &Arguments, project: &Project, given: Given) -> Result<Report, Stop> {
     match &arguments.against {
         Some(target) => against(&arguments.config.config, target, given.results, given.by),
-        None => Ok(here(gate, given)),
+        None => Ok(here(project, given)),
     }
 }
 
 #[cfg(not(feature = "git"))]
-fn report(_: &Arguments, gate: &Project, given: Given) -> Result<Report, Stop> {
-    Ok(here(gate, given))
+fn report(_: &Arguments, project: &Project, given: Given) -> Result<Report, Stop> {
+    Ok(here(project, given))
 }
 
 /// Judges by the policy and the goldens in the working tree.
-fn here(gate: &Project, given: Given) -> Report {
+fn here(project: &Project, given: Given) -> Report {
     let Given { results, by, left_out } = given;
-    let judge = Judge { root: &gate.root, goldens: &judge::read_from_disk, offer: None };
+    let judge = Judge { root: &project.root, goldens: &judge::read_from_disk, offer: None };
     let demands = Demands {
-        policy: &gate.policy,
+        policy: &project.policy,
         by,
         is_needed: &|model| !left_out.contains(&model.name),
         fault: &|_, _| None,
     };
     let cases = judge.results(&results, &demands);
-    let policy = gate.results(Vec::new(), Vec::new()).policy;
-    // findings in the files count as little as their verdicts
+    let policy = project.results(Vec::new(), Vec::new()).policy;
+    // findings in the files are ignored, as their verdicts are
     Results { cases, policy, findings: Vec::new(), not_needed: left_out, ..results }.into()
 }
 

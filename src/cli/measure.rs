@@ -1,4 +1,4 @@
-//! `kvgate measure`: measures schemes of one model without a policy.
+//! `kvgate measure` measures schemes of one model without a policy.
 
 use super::shared::{measurable, name, say_coloured, scheme, schemes, Reading, Stop, NOT_MEASURED};
 use crate::judge::trust;
@@ -15,19 +15,20 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// A GGUF file, a folder with config.json and safetensors, or hf:ORG/NAME@COMMIT or hf:ORG/NAME@COMMIT/FILE.gguf
+    /// The model: a GGUF file, a folder with config.json and safetensors files, or a checkpoint of the Hugging
+    /// Face hub: hf:ORG/NAME@COMMIT, or hf:ORG/NAME@COMMIT/FILE.gguf for one of its GGUF files
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Text to measure on; chunks are taken from several files in turn
+    /// Text to measure on; if there are several files, chunks are taken from them in turn
     #[arg(long, required = true, value_delimiter = ',', value_name = "FILE")]
     corpus: Vec<PathBuf>,
-    /// Schemes, such as q8_0,q4_0,q8_0/q4_0,q4_0:norot
+    /// The schemes to measure, such as q8_0,q4_0,q8_0/q4_0,q4_0:norot
     #[arg(long, required = true, value_delimiter = ',', value_name = "SCHEME")]
     schemes: Vec<String>,
-    /// Tokens in a chunk; the second half of them is scored
+    /// How many tokens a chunk has; only the second half of each chunk is scored
     #[arg(long, default_value_t = 512, value_name = "N")]
     context: usize,
-    /// Chunks to measure
+    /// How many chunks to measure
     #[arg(long, default_value_t = 8, value_name = "N")]
     chunks: usize,
     /// The scheme that all others are compared with
@@ -35,25 +36,26 @@ pub(super) struct Arguments {
     baseline: String,
     #[command(flatten)]
     reading: Reading,
-    /// The file that `kvgate calibrate` wrote for the model, for schemes that need it
+    /// The file that `kvgate calibrate` wrote for this model; calibrated schemes need it
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
-    /// Prompts that the baseline continues; schemes are fed its text, and tokens that they would change are counted
+    /// A file of prompts, which the baseline continues; every scheme is then fed that text, and the report counts
+    /// the tokens that the scheme would have chosen differently
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// The most tokens of a continuation
+    /// How many tokens the baseline writes after each prompt, at most
     #[arg(long, default_value_t = 64, value_name = "N", requires = "prompts", value_parser = clap::value_parser!(u32).range(1..))]
     generate: u32,
     /// The device that the model runs on
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     device: Device,
-    /// Where weights are while measuring [default: in memory if they fit]
+    /// Where the weights are kept during the measurement [default: in memory if they fit]
     #[arg(long, value_name = "WHERE")]
     residency: Option<Place>,
-    /// Imitate another engine's habits, so that numbers can be compared with its own
+    /// Imitate how another engine computes and stores numbers, so that results can be compared with its results
     #[arg(long, value_name = "ENGINE", conflicts_with = "prompts")]
     mimic: Option<Mimic>,
-    /// Write the results there, in the format of results.json
+    /// Also write the results into this file, in the format of results.json
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
@@ -68,14 +70,14 @@ enum Device {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Place {
-    /// All of them in memory, in f32
+    /// All weights are in memory, in f32
     Resident,
-    /// One layer at a time, read from the file when it is needed; the numbers are the same
+    /// One layer is in memory at a time, and is read from the file when it is needed; the numbers are the same
     Streamed,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    // there is only one device to choose yet
+    // there is only one device to choose from so far
     let (Device::Auto | Device::Cpu) = arguments.device;
     let schemes = schemes(&arguments.schemes)?;
     measurable(arguments.context, arguments.chunks)?;
@@ -111,7 +113,8 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         measure(request, &|what, done, all| bar.update(what, done, all))
     };
     let measurement = measured.map_err(|e| Stop::new(NOT_MEASURED, e.to_string()))?.measurement;
-    // a mimicked engine has no exact zero and may read less than zero, so its numbers are not judged
+    // the imitated engine gives no exact zero for the baseline, and may give less than zero, so the check for
+    // soundness would refuse it
     let distrust = match request.mimic {
         None => trust::distrust(&measurement),
         Some(_) => Default::default(),

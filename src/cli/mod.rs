@@ -20,11 +20,11 @@ use clap::{Parser, Subcommand};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// The regression gate for quantized KV caches: measures what a KV scheme does to a model's
-/// next-token distributions, and judges it by thresholds.toml.
+/// The regression gate for quantized KV caches: measures how much a KV scheme changes a model's
+/// next-token distributions, and judges the change by the limits in thresholds.toml.
 ///
-/// Exit codes: 0 all as the policy wants; 1 something is not; 2 usage or policy error; 3 nothing
-/// selected; 4 could not measure.
+/// Exit codes: 0 everything is as the policy wants; 1 something is not; 2 the arguments or the policy
+/// are wrong; 3 nothing is selected; 4 something could not be measured or written.
 #[derive(Parser)]
 #[command(name = "kvgate", version)]
 struct Arguments {
@@ -36,27 +36,27 @@ struct Arguments {
 enum Command {
     /// Runs the gate: measures the selected cases and judges them
     Run(run::Arguments),
-    /// Prints the matrix of CI jobs that the gate is split over
+    /// Splits the gate over CI jobs, and prints the matrix of these jobs
     Plan(plan::Arguments),
     /// Measures schemes of one model without a policy
     Measure(measure::Arguments),
-    /// Checks policy, files, hashes, tokenizer, memory and goldens, without inference
+    /// Checks the policy, files, hashes, tokenizers, memory and goldens without running a model
     Check(check::Arguments),
-    /// Measures a model and writes what its repository needs: policy, test target, workflows
+    /// Measures a model, and writes what its repository needs: policy, test target and workflows
     Init(init::Arguments),
-    /// Shows a model's architecture and what its KV cache costs by scheme
+    /// Shows a model's architecture, and how large its KV cache is under each scheme
     Inspect(inspect::Arguments),
-    /// Lists the codecs and the grammar of schemes
+    /// Lists the codecs, and shows how schemes are written
     Schemes,
-    /// Writes what calibrated schemes need to know of a model: means and ranges of its K and V
+    /// Writes the file that calibrated schemes need: means and ranges of a model's K and V
     Calibrate(calibrate::Arguments),
-    /// Writes goldens from a run's results: needs no model
+    /// Writes goldens from a run's results, without the model
     Accept(accept::Arguments),
-    /// Judges results again, or those of another engine, by the policy: needs no model
+    /// Judges results again, or logs of another engine, by the policy, without the model
     Judge(judge::Arguments),
-    /// Makes a report of results, of all shards of a run together; what is missing is an error
+    /// Makes one report from the results of a run or of all its shards; a missing case is an error
     Report(report::Arguments),
-    /// Says the verdict at the pull request: commit status, comment, step summary
+    /// Posts the verdict to GitHub, as commit status, comment in the pull request and step summary
     #[cfg(feature = "github")]
     Post(post::Arguments),
 }

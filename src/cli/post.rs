@@ -1,7 +1,8 @@
-//! `kvgate post`: the verdict where people merge. This command runs with privileges. It therefore builds and runs
-//! nothing that the change brings: results are untrusted text, and are judged again by the policy that is in force.
+//! `kvgate post` posts the verdict to GitHub, where people merge. This command runs with privileges. It
+//! therefore builds and runs nothing that the change brings: results are untrusted text, and are judged again by
+//! the policy that is in force.
 
-use super::judge::Measured;
+use super::judge::EngineArgument;
 use super::shared::{say, say_whole, Config, Stop, USAGE};
 use crate::files::folder_of;
 use crate::github::annotations::{self, Annotation};
@@ -22,41 +23,41 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// The results of a run, or of all its shards
+    /// The results of a run or of all its shards
     #[arg(required = true, value_name = "RESULTS.json")]
     files: Vec<PathBuf>,
     #[command(flatten)]
     config: Config,
-    /// When to write the comment
+    /// When to write or edit the comment in the pull request
     #[arg(long, default_value = "on-change", value_name = "WHEN")]
     comment: When,
-    /// Name of the commit status that branch protection can require
+    /// The name of the commit status, which branch protection can require
     #[arg(long, default_value = "kvgate", value_name = "NAME")]
     context: String,
-    /// Make a check run, too
+    /// Also make a check run, which holds the report
     #[arg(long)]
     check_run: bool,
-    /// Label by which people allow a change to loosen the policy
+    /// The label that allows a pull request to loosen the policy
     #[arg(long, default_value = "kvgate:policy", value_name = "LABEL")]
     label: String,
-    /// Which comment, where a pull request has several gates
+    /// A name for this gate's comment; give each gate its own if a pull request has several
     #[arg(long, default_value = "kvgate", value_name = "ID")]
     id: String,
-    /// The artifact that holds the results, for the command that accepts them
+    /// The artifact that holds the results; the comment shows a command that downloads it and accepts them
     #[arg(long, default_value = "kvgate-results", value_name = "NAME")]
     artifact: String,
-    /// What measured
+    /// The engine that measured the results
     #[arg(long, default_value = "kvgate", value_name = "ENGINE")]
-    engine: Measured,
+    engine: EngineArgument,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum When {
-    /// At every change, and not before something is wrong
+    /// Whenever the report has changed, but not before something is red
     OnChange,
-    /// At every change
+    /// Whenever the report has changed
     Always,
-    /// Not at all
+    /// Never
     Never,
 }
 
@@ -71,7 +72,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     };
     let mut report = judged(arguments, &github, pull).unwrap_or_else(not_judged);
     if let Err(error) = &found {
-        // without its target and labels it is not known which policy is in force
+        // which policy is in force depends on the pull request's target and labels
         let message = format!("the pull request could not be read: {error}");
         report.results.findings.push(red("not judged", message));
     }
@@ -107,7 +108,8 @@ fn judged(arguments: &Arguments, github: &GitHub, pull: Option<&Pull>) -> Result
     proposal.judge(results, arguments.engine.into()).map_err(|error| error.to_string())
 }
 
-/// The commit of the branch that a pull request targets, as GitHub last saw it, or else as this clone has it.
+/// The commit of the branch that a pull request targets: the one that GitHub names, or else that of this clone's
+/// copy of the branch.
 fn target(repository: &Repository, pull: &Pull) -> String {
     match repository.resolve(&pull.base) {
         Ok(base) => base,
@@ -115,8 +117,9 @@ fn target(repository: &Repository, pull: &Pull) -> String {
     }
 }
 
-/// What a commit without a pull request is judged by. On the default branch or in a merge queue it is judged by its
-/// own policy, which is in force already. Otherwise it is judged as a proposal to the default branch.
+/// Chooses the revision by whose policy a commit without a pull request is judged. On the default branch or in a
+/// merge queue the commit is judged by its own policy, which is in force already. Otherwise it is judged as a
+/// proposal to the default branch.
 fn unproposed(repository: &Repository, event: &Event) -> Result<String, String> {
     let default = branch(repository, event.default_branch.as_deref())?;
     let is_there =

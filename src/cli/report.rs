@@ -1,4 +1,4 @@
-//! `kvgate report`: results of one run, or of its shards, for people and for other tools.
+//! `kvgate report` makes a report from the results of a run or of all its shards, for people and other tools.
 
 use super::judge::read_results;
 use super::shared::{say_coloured, say_whole, Config, Stop, NOT_MEASURED, USAGE};
@@ -13,40 +13,40 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// The results of a run, or of all its shards
+    /// The results of a run or of all its shards
     #[arg(required = true, value_name = "RESULTS.json")]
     files: Vec<PathBuf>,
     #[command(flatten)]
     config: Config,
-    /// What to make of them
+    /// The format of the report
     #[arg(long, default_value = "terminal", value_name = "FORMAT")]
     format: Format,
-    /// Write it there instead of to standard output
+    /// Write the report into this file instead of to standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Format {
-    /// Tables for people at a terminal
+    /// Tables for a terminal
     Terminal,
-    /// For pull requests and step summaries
+    /// Markdown for pull requests and step summaries
     Markdown,
-    /// One page with plots, for a browser
+    /// One page of HTML with plots
     #[cfg(feature = "reports")]
     Html,
-    /// JUnit's XML, for what shows test results
+    /// JUnit's XML, for CI servers that show test results
     #[cfg(feature = "reports")]
     Junit,
-    /// results.json of all of them
+    /// One results.json, merged from all the files
     Json,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let gate = arguments.config.gate()?;
+    let project = arguments.config.project()?;
     let mut results = read_results(&arguments.files).map_err(|error| Stop::new(USAGE, error))?;
-    if let Some(theirs) = results.policy.as_ref().filter(|p| p.sha256 != gate.policy.sha256) {
-        let ours = gate.policy.path.display();
+    if let Some(theirs) = results.policy.as_ref().filter(|p| p.sha256 != project.policy.sha256) {
+        let ours = project.policy.path.display();
         return Err(Stop::new(
             USAGE,
             format!(
@@ -55,7 +55,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
             ),
         ));
     }
-    complete(&mut results, &gate.policy);
+    complete(&mut results, &project.policy);
     let report = Report::from(results);
     let text = rendered(&report, arguments.format)
         .map_err(|error| Stop::new(NOT_MEASURED, format!("the report cannot be made: {error}")))?;

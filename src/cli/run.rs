@@ -1,4 +1,4 @@
-//! `kvgate run`: the gate.
+//! `kvgate run` runs the gate: it measures the selected cases and judges them.
 
 #[cfg(feature = "git")]
 use super::shared::USAGE;
@@ -18,55 +18,57 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// Run only cases whose name contains one of these
+    /// Run only cases whose name contains one of these texts
     #[arg(value_name = "FILTER")]
     filters: Vec<String>,
     #[command(flatten)]
     config: Config,
-    /// Run only these models, by their exact names: all jobs of a matrix together run each once
+    /// Run only the models with these exact names, as one job of a matrix does
     #[arg(long = "model", value_name = "NAME", value_delimiter = ',')]
     models: Vec<String>,
-    /// Filters are whole names
+    /// Run only cases whose whole name is one of the filters
     #[arg(long)]
     exact: bool,
-    /// Run ignored cases, too
+    /// Also run cases that the policy marks as ignored
     #[arg(long)]
     include_ignored: bool,
-    /// List the selected cases and stop
+    /// List the selected cases, and run none
     #[arg(long)]
     list: bool,
-    /// Run only models that are touched by what changed since it parted from the target branch
+    /// Run only the models that changes on this branch can affect: the changes since it left the target branch
     #[cfg(feature = "git")]
     #[arg(long)]
     changed: bool,
-    /// What --changed compares with [default: the pull request's target, or the remote's HEAD]
+    /// The branch or commit that --changed compares with [default: the pull request's target, or else the default
+    /// branch of the remote]
     #[cfg(feature = "git")]
     #[arg(long, value_name = "REVISION", requires = "changed")]
     against: Option<String>,
-    /// Folder for results.json and the positions [default: kvgate-results beside the policy]
+    /// The folder for results.json and for the files with the numbers of each position [default: kvgate-results
+    /// beside the policy]
     #[arg(long, value_name = "FOLDER")]
     results: Option<PathBuf>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let mut gate = arguments.config.gate()?;
+    let mut project = arguments.config.project()?;
     if let Some(folder) = &arguments.results {
-        gate.results = folder.clone();
+        project.results = folder.clone();
     }
-    let selected = narrow(&gate, arguments, select(&gate, arguments)?)?;
+    let selected = narrow(&project, arguments, select(&project, arguments)?)?;
     if arguments.list {
         for case in &selected.cases {
             say(format!("{}{}", case.name, if case.ignored { " (ignored)" } else { "" }))?;
         }
         return Ok(0);
     }
-    golden::prepare_insta(&gate.root);
-    gate::prepare_results(&gate.results)
+    golden::prepare_insta(&project.root);
+    gate::prepare_results(&project.results)
         .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
-    let (report, mut written) = judge(&gate, selected);
+    let (report, mut written) = judge(&project, selected);
     let outputs = Outputs {
         terminal: true,
-        folder: Some(gate.results.clone()),
+        folder: Some(project.results.clone()),
         step_summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
     };
     for error in report::emit(&report, &outputs) {
@@ -79,53 +81,54 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     })
 }
 
-/// What a run is of.
+/// What the arguments select.
 struct Selected {
-    /// Cases that are listed.
+    /// The cases that the filters name. `--list` prints them, and reports show those that do not run as ignored.
     cases: Vec<Case>,
-    /// Those of them that run.
+    /// Those of the cases that run.
     chosen: Vec<Case>,
     /// Models that are left out because nothing that they depend on has changed.
     not_needed: Vec<String>,
 }
 
-/// The cases that the arguments name.
-fn select(gate: &Project, arguments: &Arguments) -> Result<Selected, Stop> {
+/// Selects the cases that the arguments name.
+fn select(project: &Project, arguments: &Arguments) -> Result<Selected, Stop> {
     let nothing = |message| Stop::new(NOTHING_SELECTED, message);
-    let models = plan::models_named(&gate.policy, &arguments.models).map_err(nothing)?;
+    let models = plan::models_named(&project.policy, &arguments.models).map_err(nothing)?;
     let ignored = Ignored::included(arguments.include_ignored);
     let selection =
         Selection { exact: arguments.exact, ..Selection::containing(&arguments.filters, ignored) };
-    if let Some(filter) = selection.unmatched_filter(gate) {
-        return Err(nothing(nothing_selected(gate, std::slice::from_ref(filter))));
+    if let Some(filter) = selection.unmatched_filter(project) {
+        return Err(nothing(nothing_selected(project, std::slice::from_ref(filter))));
     }
-    let mut cases = gate.cases();
+    let mut cases = project.cases();
     cases.retain(|case| selection.names(case) && models.contains(&case.model));
     let chosen: Vec<Case> = cases.iter().filter(|case| selection.runs(case)).cloned().collect();
     if chosen.is_empty() {
-        return Err(nothing(nothing_selected(gate, &arguments.filters)));
+        return Err(nothing(nothing_selected(project, &arguments.filters)));
     }
     Ok(Selected { cases, chosen, not_needed: Vec::new() })
 }
 
-/// What of it a change touches, where that is asked for.
+/// With `--changed`, keeps only the cases of models that a change can affect.
 #[cfg(feature = "git")]
-fn narrow(gate: &Project, arguments: &Arguments, selected: Selected) -> Result<Selected, Stop> {
+fn narrow(project: &Project, arguments: &Arguments, selected: Selected) -> Result<Selected, Stop> {
     if !arguments.changed {
         return Ok(selected);
     }
     let environment = |name: &str| std::env::var(name).ok();
-    let changed = changed::since(&gate.policy, arguments.against.as_deref(), &environment)
+    let changed = changed::since(&project.policy, arguments.against.as_deref(), &environment)
         .map_err(|error| Stop::new(USAGE, format!("--changed: {error}")))?;
-    let touched = |cases: Vec<Case>| changed::select(&gate.policy, &changed, cases);
+    let touched = |cases: Vec<Case>| changed::select(&project.policy, &changed, cases);
     let is_chosen = |model: usize| selected.chosen.iter().any(|case| case.model == model);
-    let models = gate.policy.models.iter().enumerate().filter(|(index, _)| is_chosen(*index));
+    let models = project.policy.models.iter().enumerate().filter(|(index, _)| is_chosen(*index));
     let names = models.map(|(_, model)| &model.name);
     let not_needed = names.filter(|name| !changed.touched.contains(name)).cloned().collect();
     let (cases, chosen) = (touched(selected.cases), touched(selected.chosen));
-    match chosen.is_empty() {
-        true => out::eprint(format!("not needed: {}", changed.not_needed())),
-        false => out::eprint(&changed),
+    if chosen.is_empty() {
+        out::eprint(format!("not needed: {}", changed.not_needed()));
+    } else {
+        out::eprint(&changed);
     }
     Ok(Selected { cases, chosen, not_needed })
 }
@@ -135,21 +138,22 @@ fn narrow(_: &Project, _: &Arguments, selected: Selected) -> Result<Selected, St
     Ok(selected)
 }
 
-/// Measures and judges, model by model; whether all positions could be kept.
-fn judge(gate: &Project, selected: Selected) -> (Report, bool) {
+/// Measures and judges the selected cases, model by model. Also returns whether the positions of all models
+/// could be written.
+fn judge(project: &Project, selected: Selected) -> (Report, bool) {
     let Selected { cases, chosen, not_needed } = selected;
     let runs = |case: &Case| chosen.iter().any(|chosen| chosen.name == case.name);
     let mut measurements = Vec::new();
     let mut judged = Vec::new();
     let mut written = true;
-    for model in 0..gate.policy.models.len() {
+    for model in 0..project.policy.models.len() {
         let own: Vec<&Case> = cases.iter().filter(|case| case.model == model).collect();
         if !own.iter().any(|case| runs(case)) {
             judged.extend(own.iter().map(|case| ignored(case)));
             continue;
         }
-        let cells = gate.cells(model, &chosen);
-        let measured = gate.measure(model, &cells).map_err(|error| error.to_string());
+        let cells = project.cells(model, &chosen);
+        let measured = project.measure(model, &cells).map_err(|error| error.to_string());
         if let Err(error) = measured.as_ref().map_or(&Ok(()), |measured| &measured.positions) {
             written = false;
             out::eprint(format!("error: {error}"));
@@ -157,14 +161,14 @@ fn judge(gate: &Project, selected: Selected) -> (Report, bool) {
         let evidence = measured.map(Measured::into_evidence);
         judged.extend(own.iter().map(|case| {
             if runs(case) {
-                gate.judge(case, &evidence)
+                project.judge(case, &evidence)
             } else {
                 ignored(case)
             }
         }));
         measurements.extend(evidence.map(Evidence::into_measurement));
     }
-    let results = gate.results(measurements, judged);
+    let results = project.results(measurements, judged);
     (Results { not_needed, ..results }.into(), written)
 }
 

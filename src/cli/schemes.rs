@@ -1,10 +1,10 @@
-//! `kvgate schemes`: the catalogue.
+//! `kvgate schemes` lists the codecs, and shows how schemes are written.
 
 use super::shared::{say, Stop};
 use crate::kv::codec::{self, Codec};
 use crate::results::shown_bits;
 
-/// The head size for which formats are described whose block is a whole head.
+/// The head size that is assumed to describe formats whose block is a whole head.
 const HEAD: usize = 128;
 
 pub(super) fn run() -> Result<u8, Stop> {

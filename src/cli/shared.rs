@@ -21,18 +21,18 @@ pub(super) const NOT_MEASURED: u8 = 4;
 /// The option that names the policy.
 #[derive(clap::Args)]
 pub(super) struct Config {
-    /// The policy
+    /// The policy to use
     #[arg(long, default_value = DEFAULT_PATH, value_name = "FILE")]
     pub config: PathBuf,
 }
 
 impl Config {
-    /// Opens the gate of the policy, and prints the policy's warnings.
-    pub fn gate(&self) -> Result<Project, Stop> {
-        let (gate, warnings) =
+    /// Opens the project whose policy the option names, and prints the policy's warnings.
+    pub fn project(&self) -> Result<Project, Stop> {
+        let (project, warnings) =
             Project::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
         warn(&warnings);
-        Ok(gate)
+        Ok(project)
     }
 }
 
@@ -73,20 +73,20 @@ fn warn(warnings: &[Diagnostic]) {
     }
 }
 
-/// Options of commands that take a MODEL. They say how the checkpoint is read, as keys of the same names do in a
-/// policy.
+/// The options of commands that take a MODEL. They say how to read its checkpoint, and mean the same as the keys
+/// of these names in a policy.
 #[derive(clap::Args)]
 pub(super) struct Reading {
-    /// A tokenizer.json instead of the model's own tokenizer
+    /// Use this tokenizer.json instead of the model's own tokenizer
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// Whether BOS stands before every chunk [default: as the checkpoint says]
+    /// Whether every chunk begins with the BOS token [default: as the checkpoint says]
     #[arg(long, value_name = "BOOL")]
     bos: Option<bool>,
-    /// A configuration key that kvgate does not read and that it would otherwise refuse; may be repeated
+    /// Ignore this configuration key, although kvgate does not know it and would refuse the model; may be repeated
     #[arg(long = "ignore-key", value_name = "KEY")]
     ignore_keys: Vec<String>,
-    /// The weights are untrained: the baseline's perplexity is not held against a bound
+    /// Accept untrained weights, for which the baseline's perplexity has no upper bound
     #[arg(long)]
     untrained: bool,
 }
@@ -104,7 +104,7 @@ impl Reading {
     }
 }
 
-/// The checkpoint that a MODEL argument names: one on disk, or one of the hub.
+/// The checkpoint that a MODEL argument names: one on disk, or one on the hub.
 fn source(model: &Path) -> Result<Source, Stop> {
     match model.to_str().filter(|text| text.starts_with(pinned::PREFIX)) {
         Some(text) => {

@@ -1,9 +1,9 @@
 //! Causal softmax attention, and its loop for the CPU: one pass over blocks of queries, in f32.
 //!
-//! The loop takes [`QUERIES`] queries of one head at a time. Their scores are kept transposed, (key, query). So the
-//! softmax runs along vectors without reductions, and both products use the same register tile: scoresᵀ = K·Qᵀ and
-//! out = (scoresᵀ)ᵀ·V. K is packed in panels of [`ROWS`] keys, V in rows that are padded to whole tiles. All blocks of
-//! queries and all heads of a group share the packed K and V.
+//! The loop takes [`QUERIES`] queries of one head at a time. Their scores are kept transposed, (key, query).
+//! So the softmax runs along vectors without reductions, and both products use the same register tile:
+//! scoresᵀ = K·Qᵀ and out = (scoresᵀ)ᵀ·V. K is packed in panels of [`ROWS`] keys, V in rows that are padded
+//! to whole tiles. All blocks of queries and all heads of a group share the packed K and V.
 
 use super::elements::elements;
 use super::exact::Exact;
@@ -19,8 +19,9 @@ const ROWS: usize = 8;
 /// The columns of a register tile. A block has as many queries.
 const QUERIES: usize = 32;
 
-/// Attention of (B, T, H, D) queries over (B, S, H_kv, D) keys and values. The last T keys are at the queries' own
-/// positions: query t sees the keys `j ≤ S-T+t`, and with a window W only those with `j > S-T+t-W`. Gives (B·T, H·D).
+/// Attention of (B, T, H, D) queries over (B, S, H_kv, D) keys and values. The last T keys are at the
+/// queries' own positions: query t sees the keys `j ≤ S-T+t`, and with a window W only those with
+/// `j > S-T+t-W`. Gives (B·T, H·D).
 ///
 /// Keys or values may come in two versions, stored and exact. A rule then says which version of each key a query
 /// reads. All of them enter one softmax.

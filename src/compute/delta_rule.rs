@@ -3,9 +3,9 @@
 //! into it.
 //!
 //! The formulas are those of Qwen3.5 in transformers (Yang et al., arXiv 2412.06464): with S̃ = e^g·S,
-//! δ = β·(v - S̃ᵀk), S' = S̃ + k·δᵀ and o = S'ᵀq. Several tokens are computed in chunks, which turns most of the
-//! recurrence into products. A single token is one step of the recurrence. Everything is f32 whatever the scheme of
-//! the KV cache, because nothing of this is stored there.
+//! δ = β·(v - S̃ᵀk), S' = S̃ + k·δᵀ and o = S'ᵀq. Several tokens are computed in chunks, which turns
+//! most of the recurrence into products. A single token is one step of the recurrence. Everything is f32
+//! whatever the scheme of the KV cache, because nothing of this is stored there.
 
 use super::elements::elements;
 use super::gate::sigmoid;
@@ -147,8 +147,8 @@ pub(crate) struct RuleWeights {
     pub norm: RmsNorm,
 }
 
-/// Continues B sequences by T tokens each: (B·T, projected) → (B·T, value width), ready for the output projection. The
-/// states of the sequences advance.
+/// Continues B sequences by T tokens each: (B·T, projected) → (B·T, value width), ready for the output
+/// projection. The states of the sequences advance.
 pub(crate) struct DeltaRule<'a> {
     pub net: &'a DeltaNet,
     pub weights: &'a RuleWeights,

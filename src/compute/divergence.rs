@@ -1,10 +1,11 @@
 //! The op at the model's head that sums up a tile of the vocabulary: how far each lane's logits are from the
 //! baseline's.
 //!
-//! Let D = x_lane - x_base for each logit, let p be the baseline's probabilities, and let μ = Σ p D. By definition
-//! KLD = log Σ p e^D - μ, a difference of large numbers. The same is KLD = log(1 + Σ p (e^(D-μ) - 1 - (D-μ))), a sum of
-//! terms that are never negative, so that nothing cancels. A tile gives its weight, its μ and that sum, which is called
-//! the excess. Tiles are merged on the host in f64.
+//! Let D = x_lane - x_base for each logit, let p be the baseline's probabilities, and let μ = Σ p D. By
+//! definition KLD = log Σ p e^D - μ, a difference of large numbers. The same is
+//! KLD = log(1 + Σ p (e^(D-μ) - 1 - (D-μ))), a sum of terms that are never negative, so that nothing cancels.
+//! A tile gives its weight, its μ and that sum, which is called the excess. Tiles are merged on the host in
+//! f64.
 
 use super::elements::elements;
 use super::finite::FiniteFlag;
@@ -22,9 +23,10 @@ const FAINT: f64 = 1e-30;
 
 /// Sums over a tile of the vocabulary, for some positions.
 ///
-/// The first input holds the tile's logits, (lanes · positions, width); lane 0 is the baseline. The second holds what
-/// earlier tiles have shown, (positions, [`KNOWN`] + lanes - 1): the baseline's largest and second largest logit, and
-/// then the largest logit of each other lane. Gives (positions, lanes, [`NUMBERS`]) in f64, as [`BaselineSums`] and [`LaneSums`] read them.
+/// The first input holds the tile's logits, (lanes · positions, width); lane 0 is the baseline. The second
+/// holds what earlier tiles have shown, (positions, [`KNOWN`] + lanes - 1): the baseline's largest and second
+/// largest logit, and then the largest logit of each other lane. Gives (positions, lanes, [`NUMBERS`]) in
+/// f64, as [`BaselineSums`] and [`LaneSums`] read them.
 pub(crate) struct TileSums<'a> {
     /// How many lanes there are, including the baseline.
     pub lanes: usize,

@@ -233,8 +233,9 @@ impl Session {
         }
     }
 
-    /// The cases that a process measures for all other processes of the same model: its own case, and every case that is
-    /// not ignored. `KVGATE_SCHEMES`, a list of labels with commas between them, narrows the latter.
+    /// The cases that a process measures for all other processes of the same model: its own case, and every
+    /// case that is not ignored. `KVGATE_SCHEMES`, a list of labels with commas between them, narrows the
+    /// latter.
     fn shared_cases(&self, own: &Case) -> Vec<Case> {
         let wanted = std::env::var("KVGATE_SCHEMES").ok();
         let is_wanted = |label: &str| match &wanted {

@@ -1,5 +1,5 @@
-//! Splits a gate over the jobs of a CI matrix. Models are dealt by what they cost, the most expensive first, each to the
-//! job that has the least to do so far.
+//! Splits a gate over the jobs of a CI matrix. Models are dealt by what they cost, the most expensive first,
+//! each to the job that has the least to do so far.
 
 use crate::gate::{Case, Project};
 use crate::model::decoder;

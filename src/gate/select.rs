@@ -57,8 +57,8 @@ impl<'a> Selection<'a> {
         }
     }
 
-    /// The first filter that no case matches. It is probably a typing error, which would pass unseen beside filters that
-    /// match.
+    /// The first filter that no case matches. It is probably a typing error, which would pass unseen beside
+    /// filters that match.
     pub fn unmatched_filter(&self, project: &Project) -> Option<&'a String> {
         let cases = project.cases();
         self.filters.iter().find(|filter| !cases.iter().any(|case| self.matches(case, filter)))

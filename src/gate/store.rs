@@ -1,14 +1,15 @@
 //! Measurements that nextest's processes share, within a run and between runs.
 //!
-//! nextest starts a process for each case, and a process knows only its own case. The first process of a model measures
-//! all of the model's schemes under a file lock; the others wait for the lock and read the result. The key of an entry
-//! holds everything that values depend on, and never a limit: another executable, model, text or condition makes another
-//! entry.
+//! nextest starts a process for each case, and a process knows only its own case. The first process of a
+//! model measures all of the model's schemes under a file lock; the others wait for the lock and read the
+//! result. The key of an entry holds everything that values depend on, and never a limit: another executable,
+//! model, text or condition makes another entry.
 //!
-//! An entry begins with a digest of its key and its content. An entry that was edited, cut short or put in the place of
-//! another one is measured again. This protects against accidents and against edits by hand. It does not protect against
-//! somebody who computes a new digest, as everybody can who may write into the folder and run the executable. So what is
-//! stored is trusted as much as the machine is, and CI starts with an empty store.
+//! An entry begins with a digest of its key and its content. An entry that was edited, cut short or put in
+//! the place of another one is measured again. This protects against accidents and against edits by hand. It
+//! does not protect against somebody who computes a new digest, as everybody can who may write into the
+//! folder and run the executable. So what is stored is trusted as much as the machine is, and CI starts with
+//! an empty store.
 
 use super::GateError;
 use crate::compute::Device;
@@ -45,7 +46,8 @@ impl Store {
         measure: impl FnOnce() -> Result<Measurement, GateError>,
     ) -> Result<Measurement, GateError> {
         let fail = |source: io::Error| GateError::Store { folder: self.folder.clone(), source };
-        // fetched first, so that the key is of the files in the cache; what cannot be fetched is an error of the measurement
+        // fetched first, so that the key is of the files in the cache; what cannot be fetched is an error of
+        // the measurement
         let _ = source::fetch(&model.source, &|_, _, _| {});
         let key = key(&self.root, model, cells).map_err(fail)?;
         std::fs::create_dir_all(&self.folder).map_err(fail)?;
@@ -115,8 +117,8 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> 
     Ok(hash::of_bytes(parts.join("\n").as_bytes()))
 }
 
-/// Names and hashes of a folder's small files: `config.json`, chat templates, vocabularies, descriptions of quantization.
-/// Each of them may say how a checkpoint is read. The list is empty if there is no such folder.
+/// Names and hashes of a folder's small files: `config.json`, chat templates, vocabularies, descriptions of
+/// quantization. Each of them may say how a checkpoint is read. The list is empty if there is no such folder.
 fn companions(folder: &Path) -> Vec<String> {
     const KINDS: [&str; 4] = ["jinja", "json", "model", "txt"];
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();

@@ -6,9 +6,9 @@ use crate::results::statistics::Statistic;
 use crate::results::Conditions;
 use std::fmt;
 
-// Tolerances. Two exact runs that add in another order agree on a mean over 2,048 positions to 2–5 % (one standard
-// deviation), on p90 to 2–6 % and on p99 to 5–9 %. Tolerances are five of these deviations, so that another CPU does not
-// change goldens, and less than half of a doubling, so that harm is seen.
+// Tolerances. Two exact runs that add in another order agree on a mean over 2,048 positions to 2–5 % (one
+// standard deviation), on p90 to 2–6 % and on p99 to 5–9 %. Tolerances are five of these deviations, so that
+// another CPU does not change goldens, and less than half of a doubling, so that harm is seen.
 
 /// For the mean and the median KLD, relative.
 const MEAN: f64 = 0.25;
@@ -20,8 +20,8 @@ const TOP1: f64 = 0.04;
 const RMS_DP: f64 = 0.25;
 /// For the baseline's perplexity, relative. No scheme changes it; only the order of sums does.
 const BASELINE_PPL: f64 = 0.005;
-/// Differences of the KLD below this many nats never count. They are rounding of f32 sums, and a lossless scheme's golden
-/// must not change because of them.
+/// Differences of the KLD below this many nats never count. They are rounding of f32 sums, and a lossless
+/// scheme's golden must not change because of them.
 const KLD_FLOOR: f64 = 1e-6;
 /// Differences of RMS Δp below this never count, for the same reason.
 const DP_FLOOR: f64 = 1e-4;
@@ -192,7 +192,8 @@ pub fn compare(golden: Option<&Golden>, new: &Golden) -> Comparison {
     }
 }
 
-/// How conditions differ. A golden that was made under `old` is stale for a measurement under `new` if they differ at all.
+/// How conditions differ. A golden that was made under `old` is stale for a measurement under `new` if they
+/// differ at all.
 pub fn conditions_differ(old: &Conditions, new: &Conditions) -> Vec<Difference> {
     differences(&condition_lines(old), &condition_lines(new))
 }

@@ -44,8 +44,8 @@ use std::path::{Path, PathBuf};
 /// The folder of goldens in the policy's folder.
 pub const FOLDER: &str = "goldens";
 
-/// The header of a `.snap` file. insta would name the source file of its assertion here, which is a path of one machine, so
-/// goldens name the tool instead.
+/// The header of a `.snap` file. insta would name the source file of its assertion here, which is a path of
+/// one machine, so goldens name the tool instead.
 const HEADER: &str = "---\nsource: kvgate\n---\n";
 
 /// The content of a golden.
@@ -54,7 +54,8 @@ pub struct Golden {
     /// The scheme that really ran.
     pub effective: String,
     pub tokens_scored: u64,
-    /// The statistics in the order of [`Statistic::ALL`]. NaN stands for a statistic that another engine does not report.
+    /// The statistics in the order of [`Statistic::ALL`]. NaN stands for a statistic that another engine does
+    /// not report.
     pub values: [f64; Statistic::ALL.len()],
     /// How the scheme does on the baseline's text, if the policy names prompts.
     pub replay: Option<GoldenReplay>,
@@ -91,8 +92,8 @@ pub fn path(root: &Path, stem: &str) -> PathBuf {
     path_by(root, MeasuredBy::Kvgate, stem)
 }
 
-/// The file of a golden of an engine's measurements, such as `goldens/llama.cpp/…`. Numbers of different engines are never
-/// compared.
+/// The file of a golden of an engine's measurements, such as `goldens/llama.cpp/…`. Numbers of different
+/// engines are never compared.
 pub fn path_by(root: &Path, engine: MeasuredBy, stem: &str) -> PathBuf {
     folder(root, engine).join(format!("{stem}.snap"))
 }
@@ -205,8 +206,9 @@ impl Golden {
     }
 }
 
-/// A divergence among those before this one that must not be larger, but is: a lower quantile, or the mean if this is the
-/// largest divergence. Both have four digits and may have been computed in two ways, so small differences do not count.
+/// A divergence among those before this one that must not be larger, but is: a lower quantile, or the mean if
+/// this is the largest divergence. Both have four digits and may have been computed in two ways, so small
+/// differences do not count.
 fn above(before: &[f64], value: f64, statistic: Statistic) -> Option<Statistic> {
     // these are the first lines; a statistic that the engine does not report is NaN, which is never larger
     let divergences = &Statistic::ALL[..7];

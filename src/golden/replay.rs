@@ -39,7 +39,8 @@ const NAMES: [&str; 9] = [
 /// The largest error that writing a rate with four digits makes, as a share of the rate.
 const DIGITS: f64 = 6e-4;
 
-/// Tolerance of the mean KLD, relative. It is wider than on a corpus, because there are fewer and more varied positions.
+/// Tolerance of the mean KLD, relative. It is wider than on a corpus, because there are fewer and more varied
+/// positions.
 const KLD: f64 = 0.35;
 
 /// The part of a replay that a golden holds.
@@ -170,8 +171,8 @@ impl GoldenReplay {
         ))
     }
 
-    /// Compares the numbers with those of a new replay. Flips are counts, so they may move by three standard deviations of a
-    /// count and one flip more.
+    /// Compares the numbers with those of a new replay. Flips are counts, so they may move by three standard
+    /// deviations of a count and one flip more.
     pub(super) fn rows(&self, new: &GoldenReplay) -> Vec<Row> {
         let per_1k = 1e3 / self.values[1].max(1.0);
         let counted = |rate: f64| {
@@ -197,9 +198,9 @@ impl GoldenReplay {
         (0..NAMES.len()).map(row).chain([self.moved_first_flips(new)]).collect()
     }
 
-    /// Compares the first flips. Rounding alone moves some: noise of 2e-7 on the embeddings moved 3 of 24 at most, under five
-    /// schemes on two models. So a sixth of them is expected to move, and as that is a count, three standard deviations and
-    /// one are allowed on top.
+    /// Compares the first flips. Rounding alone moves some: noise of 2e-7 on the embeddings moved 3 of 24 at
+    /// most, under five schemes on two models. So a sixth of them is expected to move, and as that is a
+    /// count, three standard deviations and one are allowed on top.
     fn moved_first_flips(&self, new: &GoldenReplay) -> Row {
         let prompts = self.first_flips.len();
         let moved = self.first_flips.iter().filter(|own| !new.first_flips.contains(own)).count();

@@ -1,5 +1,5 @@
-//! The baseline's text as a golden of its own. There is one for each model with prompts. Every scheme is fed this text, and
-//! people read it when the model changes.
+//! The baseline's text as a golden of its own. There is one for each model with prompts. Every scheme is fed
+//! this text, and people read it when the model changes.
 //!
 //! ```text
 //! weights         a5fd3b62…
@@ -23,7 +23,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// The file of a model's text. `root` is the policy's folder. It cannot be the file of a cell, whose name has `__` in it.
+/// The file of a model's text. `root` is the policy's folder. It cannot be the file of a cell, whose name has
+/// `__` in it.
 pub fn text_path(root: &Path, model: &str) -> PathBuf {
     super::path(root, &text_stem(model))
 }

@@ -1,4 +1,4 @@
-//! Makes goldens from the results of a run, without measuring again: `kvgate accept`.
+//! Makes goldens from the results of a run, without measuring again. This is what `kvgate accept` does.
 
 use crate::files::write_atomically;
 use crate::golden::review::pending;
@@ -75,7 +75,7 @@ pub fn accept(
     let mut goldens = Vec::new();
     for (measurement, schemes) in &selected {
         refusals.extend(mismatch(results, measurement, policy));
-        // by its own word: what it says decides the folder in which a person finds the golden
+        // use the engine that the measurement names: it decides in which folder the golden lies
         let evidence = Evidence::new(Cow::Borrowed(measurement), engine(measurement));
         for scheme in schemes {
             match acceptable(results, policy, &evidence, scheme) {
@@ -98,7 +98,7 @@ pub fn accept(
     Ok(accepted)
 }
 
-/// Writes the text of a model's baseline, which its cells were measured on.
+/// Writes the baseline's text as a golden of its own. The model's cells were measured on this text.
 fn write_text(root: &Path, measurement: &Measurement) -> Result<Option<Accepted>, AcceptError> {
     let Some(generated) = &measurement.generated else { return Ok(None) };
     let path = text::text_path(root, &measurement.model);
@@ -167,7 +167,8 @@ fn selected<'a>(results: &'a Results, only: &[String]) -> Result<Vec<Selected<'a
     Ok(chosen.filter(|(_, schemes)| !schemes.is_empty()).collect())
 }
 
-/// Why no cell of a model may be accepted: its conditions are not those of the policy and its files today.
+/// Says why no cell of a model may be accepted: it was measured under other conditions than the policy and its
+/// files ask for today.
 fn mismatch(results: &Results, measurement: &Measurement, policy: &Policy) -> Option<String> {
     let own = results.measurements.iter().filter(|other| other.model == measurement.model);
     let is_twice = own.count() > 1;
@@ -181,7 +182,7 @@ fn mismatch(results: &Results, measurement: &Measurement, policy: &Policy) -> Op
     reason.map(|reason| format!("{}: {reason}", measurement.model))
 }
 
-/// How a measurement differs from the policy and its files today.
+/// Says how a measurement differs from what the policy and its files ask for today.
 fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<String> {
     let then = &measurement.conditions;
     if then.context != policy.context {

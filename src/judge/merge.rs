@@ -1,4 +1,5 @@
-//! Merges the results of several jobs, each of which measured a part of one policy at one commit, into those of one run.
+//! Merges the results of several jobs, each of which measured a part of one policy at one commit, into those
+//! of one run.
 
 use crate::policy::Policy;
 use crate::results::case::CaseKind;
@@ -51,7 +52,8 @@ pub fn merge(files: Vec<(String, Results)>) -> Result<Results, MergeError> {
         }
         merged.not_needed.extend(results.not_needed);
     }
-    // a shard can only say of its own models that they were not needed, so a model that another one measured was
+    // a shard knows only of its own models that they were not needed, so a model that another shard measured was
+    // needed
     let is_measured = |model: &String| merged.measurements.iter().any(|m| m.model == *model);
     let mut not_needed: Vec<_> = std::mem::take(&mut merged.not_needed);
     not_needed.retain(|model| !is_measured(model));
@@ -104,7 +106,8 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     if !alike {
         return Err(new.model);
     }
-    // each shard has control lanes of its own: if they read differently both are kept, and a bad one counts for all schemes
+    // each shard has control lanes of its own: if they read differently both are kept, and a bad one counts
+    // for all schemes
     let others = new.controls.into_iter().filter(|control| !known.controls.contains(control));
     let others: Vec<_> = others.collect();
     known.controls.extend(others);
@@ -133,8 +136,8 @@ fn add_case(all: &mut Vec<CaseResult>, new: CaseResult) -> Result<(), String> {
     Ok(())
 }
 
-/// Adds an error for each case that the policy wants and the results lack, because a shard that is lost must not look like
-/// one that passed. Afterwards the cases stand in the policy's order.
+/// Adds an error for each case that the policy wants and the results lack, because a shard that is lost must
+/// not look like one that passed. Afterwards the cases stand in the policy's order.
 pub fn complete(results: &mut Results, policy: &Policy) {
     let mut cases = Vec::new();
     for model in &policy.models {
@@ -209,7 +212,7 @@ mod tests {
         assert!(merge(Vec::new()).is_err());
     }
 
-    /// Whatever a shard says of its ruler, and whichever shard it is.
+    /// A broken control lane counts for all schemes, in whichever shard it is.
     #[test]
     fn the_ruler_of_every_shard_counts() {
         let broken = |shard: usize, edit: fn(&mut Control)| {

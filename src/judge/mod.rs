@@ -1,8 +1,9 @@
 //! Judges measurements by a policy and its goldens: each case of a cell gets its verdict.
 //!
-//! A measurement may have been made by this process, or it may be read from a file that anybody wrote: another job,
-//! another engine, a stranger's pull request. Both are judged by the same code. What results say of themselves, verdicts
-//! above all, counts for nothing, and what contradicts itself or the policy is an error.
+//! A measurement may have been made by this process, or it may be read from a file that anybody wrote:
+//! another job, another engine, a stranger's pull request. Both are judged by the same code. What results say
+//! of themselves, verdicts above all, counts for nothing, and what contradicts itself or the policy is an
+//! error.
 
 pub mod accept;
 pub mod limits;
@@ -33,8 +34,9 @@ pub fn read_from_disk(path: &Path) -> Result<Option<String>, String> {
 
 /// A measurement of a model, and which of its schemes cannot be trusted.
 ///
-/// Trust is a matter of all lanes together: a broken control lane takes every scheme with it, and two schemes with the
-/// same statistics take each other. So it is examined once for a measurement, not once for a case.
+/// Whether a scheme can be trusted depends on all lanes together: no scheme is trusted if a control lane is
+/// broken, and two schemes with the same statistics are both distrusted. So a whole measurement is examined
+/// once, not each case.
 #[derive(Debug, Clone)]
 pub struct Evidence<'m> {
     measurement: Cow<'m, Measurement>,
@@ -110,7 +112,8 @@ pub enum CompareError {
     Unreadable(String),
 }
 
-/// Offers a comparison for review. It returns what a person is told about accepting; that may be nothing.
+/// Offers a comparison for review. It returns what a person is told about accepting it, which may be an empty
+/// text.
 pub type Offer<'a> = &'a dyn Fn(&CellName, Result<&Compared, &CompareError>) -> String;
 
 /// Judges the cases of cells by limits and goldens.
@@ -118,7 +121,7 @@ pub struct Judge<'a> {
     /// The policy's folder, which paths of goldens begin with.
     pub root: &'a Path,
     pub goldens: ReadFile<'a>,
-    /// Where a run offers changed goldens to insta. Whoever judges a file offers nothing.
+    /// Offers changed goldens to insta for review. It is None where a file of results is judged.
     pub offer: Option<Offer<'a>>,
 }
 
@@ -127,15 +130,16 @@ pub struct Demands<'a> {
     pub policy: &'a Policy,
     /// The engine that is asked for: see [`Evidence::new`].
     pub by: MeasuredBy,
-    /// Whether results must hold a model. Of the other models, what is there is judged.
+    /// Whether results must hold a model. Results of other models are judged if they are there.
     pub is_needed: &'a dyn Fn(&ModelPolicy) -> bool,
-    /// Why the measurement of a model is not the one that is asked for, beside what the policy says about it.
+    /// Says why the measurement of a model is not the one that is asked for, for a reason that the policy does not
+    /// know.
     pub fault: &'a dyn Fn(&ModelPolicy, &Measurement) -> Option<String>,
 }
 
 impl Judge<'_> {
-    /// Judges every cell of the policy in its order. A cell that is needed and not there is an error, because a job
-    /// that is lost must not look like one that passed.
+    /// Judges every cell of the policy, in the policy's order. A needed cell without a result is an error, because
+    /// a lost job must not look like one that passed.
     pub fn results(&self, results: &Results, demands: &Demands) -> Vec<CaseResult> {
         let mut cases = Vec::new();
         for model in &demands.policy.models {
@@ -286,14 +290,14 @@ impl Judge<'_> {
         let ties = |text: &Generated| -> Vec<Vec<usize>> {
             text.continuations.iter().map(|continuation| continuation.near_ties.clone()).collect()
         };
-        // a text that was written anew has the near ties of the machine that wrote it
+        // near ties are not compared, because those of a new text are those of the machine that wrote it
         let same_ties = !generated.accepted || ties(generated) == ties(&accepted);
         Ok(generated.is_of(&accepted) && generated.sha256() == accepted.sha256() && same_ties)
     }
 }
 
 impl Demands<'_> {
-    /// The measurement of a model, if it is the one that is asked for.
+    /// Finds the measurement of a model, and checks that it is the one that is asked for.
     fn measurement_of<'r>(
         &self,
         model: &ModelPolicy,
@@ -315,13 +319,13 @@ impl Demands<'_> {
     }
 }
 
-/// Why a model that must be there and is not has no evidence.
+/// The message about a model that the results must hold and do not hold.
 const MISSING: &str = "it is not in these results: the job that measures it is missing";
 
-/// The same for a model of which the results say that it was not needed.
+/// The message about such a model if the results claim that it was not needed.
 const NOT_NEEDED: &str =
-    "it is not in these results, which say that it was not needed, and that is no more than their word: measure \
-     it, or judge with `--against REVISION`, which knows from the commits what was not needed";
+    "it is not in these results, which claim that it was not needed, but such a claim does not count: measure it, \
+     or judge with `--against REVISION`, which finds out from the commits what was not needed";
 
 /// Whether results say anything about a cell.
 fn has_result(results: &Results, model: &ModelPolicy, cell: &Cell) -> bool {

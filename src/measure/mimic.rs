@@ -1,21 +1,21 @@
-//! llama-perplexity's habits. With them kvgate's numbers can be compared with those of that program, and what is
-//! left of a difference is explained.
+//! Imitates how llama-perplexity computes and stores numbers, so that kvgate's numbers can be compared with those
+//! of that program.
 //!
-//! Its first pass stores the baseline's log-probabilities in 16 bits; what is lower than 16 nats below the largest
-//! logit is stored as that bound. Its second pass drops terms whose stored log-probability is not above -16, and does
-//! not renormalize (`tools/perplexity/perplexity.cpp`, b11434). Its CPU attention also rounds Q to 8 bits whenever K
-//! is quantized. None of this happens unless it is asked for.
+//! The program's first pass stores the baseline's log-probabilities in 16 bits; what is lower than 16 nats
+//! below the largest logit is stored as that bound. The second pass drops terms whose stored log-probability
+//! is not above -16, and does not renormalize (`tools/perplexity/perplexity.cpp`, b11434). Its CPU attention
+//! also rounds Q to 8 bits whenever K is quantized. kvgate imitates this only if `--mimic` asks for it.
 
 use crate::kv::effective::Effective;
 use crate::results::statistics::Position;
 
-/// The program whose habits a measurement takes on.
+/// The build of llama-perplexity that a measurement imitates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mimic {
-    /// The baseline in 16 bits with its cut-off.
+    /// Store the baseline's log-probabilities in 16 bits, cut off as llama-perplexity does.
     #[value(name = "llama.cpp-cuda")]
     LlamaCppCuda,
-    /// The same, and Q is rounded to the format that llama.cpp's CPU attention multiplies K with.
+    /// Do the same, and round Q to the format in which llama.cpp's CPU attention multiplies it with K.
     #[value(name = "llama.cpp-cpu")]
     LlamaCppCpu,
 }

@@ -130,7 +130,8 @@ impl ChatTemplate {
 
     /// The conversation as the model reads it, up to where its answer begins.
     ///
-    /// # Errors If the template is no Jinja, or refuses the conversation. The error names the line.
+    /// # Errors
+    /// If the template is no Jinja, or refuses the conversation. The error names the line.
     pub fn render(&self, messages: &[Message], tools: Option<&Json>) -> Result<String, ModelError> {
         let text = without_generation_tags(&self.text);
         let context = context! {

@@ -172,7 +172,8 @@ impl Decoder {
 
     /// Looks up the embeddings of token ids, and the additional inputs that layers have for them.
     ///
-    /// # Errors If an id is outside of the vocabulary, or the table of additional inputs cannot be read.
+    /// # Errors
+    /// If an id is outside of the vocabulary, or the table of additional inputs cannot be read.
     pub fn embed(&self, ids: &[u32]) -> Result<Embedded, ModelError> {
         let rows = Tensor::new(ids, self.device.at())?;
         let x = self.top.embedding.index_select(&rows, 0)?;
@@ -201,14 +202,16 @@ impl Decoder {
 
     /// RoPE tables for contexts of up to `tokens`.
     ///
-    /// # Errors If the device has no memory for them.
+    /// # Errors
+    /// If the device has no memory for them.
     pub fn ropes(&self, tokens: usize) -> TensorResult<RopeTables> {
         RopeTables::new(&self.spec, tokens, &self.device)
     }
 
     /// Makes a layer ready, reading its weights if they are streamed.
     ///
-    /// # Errors If the weights cannot be read or are not finite.
+    /// # Errors
+    /// If the weights cannot be read or are not finite.
     pub fn ready(&self, index: usize, ropes: &RopeTables) -> Result<ReadyLayer, ModelError> {
         let layer = match self.layers.get(index) {
             Some(layer) => layer.clone(),
@@ -222,14 +225,16 @@ impl Decoder {
 
     /// Applies the final norm.
     ///
-    /// # Errors If a tensor operation fails.
+    /// # Errors
+    /// If a tensor operation fails.
     pub fn normed(&self, x: &Tensor) -> TensorResult<Tensor> {
         norm(x, &self.top.norm)
     }
 
     /// The logits of normed rows for the vocabulary entries `start..start + len`, (rows, len).
     ///
-    /// # Errors If a tensor operation fails.
+    /// # Errors
+    /// If a tensor operation fails.
     pub fn logits(&self, normed: &Tensor, start: usize, len: usize) -> TensorResult<Tensor> {
         let logits = self.top.head.rows(start, len)?.product(normed)?;
         match self.spec.final_softcap {
@@ -243,7 +248,8 @@ impl ReadyLayer {
     /// Runs the layer on some tokens of B sequences: (B·T, H) → (B·T, H). `per_layer` is what
     /// [`Decoder::embed`] gave for the same rows.
     ///
-    /// # Errors If the cache refuses the layer's K and V, or a tensor operation fails.
+    /// # Errors
+    /// If the cache refuses the layer's K and V, or a tensor operation fails.
     pub fn run(
         &self,
         x: &Tensor,

@@ -76,7 +76,8 @@ pub(crate) fn warnings_first(notes: &mut [String]) {
 impl Checkpoint {
     /// Opens a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
     ///
-    /// # Errors If a file is missing, truncated, or of an unknown architecture or tokenizer; if a tensor is missing
+    /// # Errors
+    /// If a file is missing, truncated, or of an unknown architecture or tokenizer; if a tensor is missing
     /// or has another shape; or if there are tensors that the architecture does not have.
     pub fn open(source: &Source) -> Result<Self, ModelError> {
         let path = &source.path;
@@ -186,7 +187,8 @@ impl Checkpoint {
     /// Reads the weights, widened to f32, to compute on the CPU. If weights are streamed, only those outside of the
     /// layers are read now.
     ///
-    /// # Errors If a weight is not finite. The error names the tensor.
+    /// # Errors
+    /// If a weight is not finite. The error names the tensor.
     pub fn load(&self, residency: Residency) -> Result<Decoder, ModelError> {
         self.load_on(&Device::cpu(), residency)
     }

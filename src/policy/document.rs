@@ -35,7 +35,7 @@ pub(super) struct Document {
     pub named: BTreeMap<String, Range<usize>>,
 }
 
-/// What `[defaults]`, a model, or one of its `at` sections says itself, without anything inherited.
+/// What `[defaults]`, a model or one of its `at` sections says itself. Inherited values are not in it.
 #[derive(Default)]
 pub(super) struct Section {
     pub name: String,
@@ -827,7 +827,7 @@ fn rest_of_name<'a, 'i>(
     }
 }
 
-/// Why no value can break a bound, or none can meet it, and how to mend that.
+/// Says why no value can break a bound, or why no value can meet it, and how to mend that.
 fn impossible(statistic: Statistic, bound: f64) -> Option<(String, String)> {
     let name = statistic.name();
     let (low, high) = statistic.range();

@@ -159,7 +159,8 @@ pub enum PolicyError {
 impl Policy {
     /// Reads a policy and returns it with warnings. The files that it names are not looked at.
     ///
-    /// # Errors If the file cannot be read, or has errors. All of them are returned.
+    /// # Errors
+    /// If the file cannot be read, or has errors. All of them are returned.
     pub fn load(path: &Path) -> Result<(Policy, Vec<Diagnostic>), PolicyError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| PolicyError::Unreadable { path: path.to_owned(), source })?;
@@ -168,7 +169,8 @@ impl Policy {
 
     /// Reads a policy from a text, as if it were in the file at `path`.
     ///
-    /// # Errors If the text has errors. All of them are returned.
+    /// # Errors
+    /// If the text has errors. All of them are returned.
     pub fn parse(text: &str, path: &Path) -> Result<(Policy, Vec<Diagnostic>), PolicyError> {
         let text = Arc::new(Text { path: path.to_owned(), text: text.to_owned() });
         let mut findings = Findings::new(text.clone());

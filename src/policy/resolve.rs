@@ -130,7 +130,7 @@ impl Resolver<'_> {
         })
     }
 
-    /// The place of each key of a model: that in the innermost section which has it.
+    /// The place of each key of a model, in the innermost section that has the key.
     fn keys(
         &self,
         sections: &[&Section],
@@ -202,7 +202,7 @@ impl Resolver<'_> {
             any = true;
             self.findings.error(
                 value.span(),
-                format!("`{key}` is of a repository on the hub, and there is no `hf`"),
+                format!("`{key}` belongs to a repository on the hub, but there is no `hf`"),
                 "name the repository: `hf = \"org/name\"`, or remove the line",
             );
         }
@@ -220,7 +220,7 @@ impl Resolver<'_> {
         let Some(revision) = &model.revision else {
             self.findings.error(
                 hf.span(),
-                "`hf` without a `revision`: what moves with a branch cannot gate",
+                "`hf` without a `revision`: a gate needs weights that do not move with a branch",
                 "pin a commit: `revision = \"…\"`, 40 hexadecimal digits",
             );
             return None;
@@ -301,7 +301,7 @@ impl Resolver<'_> {
             self.judgeable(name, asked, &limits);
         }
         if expect == Expectation::Fail && !limits.contains_key(&Statistic::BaselinePpl) {
-            self.ruin_would_do(name, asked);
+            self.unlimited_baseline(name, asked);
         }
         Some(Cell {
             label: asked.label.to_owned(),
@@ -333,11 +333,14 @@ impl Resolver<'_> {
         self.idle_limits(limits);
     }
 
-    /// Warns if a case that is expected to fail has no limit on the baseline: a broken model would then fulfil the
+    /// Warns about a case that must fail and has no limit on the baseline: a damaged model would then fulfil the
     /// expectation.
-    fn ruin_would_do(&mut self, name: &str, asked: &Asked) {
+    fn unlimited_baseline(&mut self, name: &str, asked: &Asked) {
         let text = self.findings.text();
-        let message = format!("a ruined model would meet `{name}::{}`, too", asked.label);
+        let case = format!("{name}::{}", asked.label);
+        let message = format!(
+            "`{case}` must break a limit, and a damaged model breaks limits as well: it would look as required"
+        );
         let help = "say what the model itself must hold: `limits = { baseline_ppl = 40.0 }`";
         let span = asked.span.clone();
         let warning = Diagnostic::new(Severity::Warning, text, span, message, help);
@@ -424,7 +427,7 @@ impl Resolver<'_> {
         let text = self.findings.text().clone();
         let message = format!("`{}` never binds", &text.text[idle.span()]);
         let help = format!(
-            "flips go with the root of mean KLD: a mean_kld of {mean} goes with a top1_agreement of \
+            "flips grow with the root of mean KLD: a mean_kld of {mean} goes with a top1_agreement of \
              about {:.2} ({:.2} to {:.2}); tighten the idle limit, or drop it: `{name} = false`",
             goes_with(TYPICAL_FLIPS_PER_ROOT_KLD),
             goes_with(most),
@@ -472,7 +475,7 @@ impl Resolver<'_> {
     }
 }
 
-/// The value in the innermost section that has one.
+/// Returns the value of the innermost section that has one.
 fn last<'s, T>(sections: &[&'s Section], get: impl Fn(&'s Section) -> Option<T>) -> Option<T> {
     sections.iter().rev().find_map(|section| get(section))
 }

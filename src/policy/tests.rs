@@ -244,8 +244,8 @@ fn a_model_on_the_hub_is_pinned_and_is_in_one_place() {
             "path = \"m\"\nhf = «\"org/m\"»\nrevision = \"COMMIT\"",
             &["`path` and `hf` both say", "the other one", "keep one of them"],
         ),
-        ("path = \"m\"\nrevision = «\"COMMIT\"»", &["`revision` is of", "there is no `hf`"]),
-        ("file = «\"m.gguf\"»", &["`file` is of", "name the repository: `hf = "]),
+        ("path = \"m\"\nrevision = «\"COMMIT\"»", &["`revision` belongs to", "there is no `hf`"]),
+        ("file = «\"m.gguf\"»", &["`file` belongs to", "name the repository: `hf = "]),
     ];
     for (lines, words) in faults {
         let marked = on_the_hub(lines);

@@ -12,8 +12,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Folders of code and configuration that measure or judge. A change in one of them, at any depth of the repository, may
-/// change any verdict.
+/// Folders of code and configuration that measure or judge. A change in one of them, at any depth of the
+/// repository, may change any verdict.
 const MACHINERY: &[&str] = &[".github", ".config", ".cargo", "src", "tests"];
 /// Files of the same kind, by their whole names.
 const MACHINERY_FILES: &[&str] =
@@ -39,8 +39,8 @@ const PROSE_FILES: &[&str] = &[
     ".gitignore",
     ".editorconfig",
 ];
-/// Extensions of files that a checkpoint may consist of. They count whatever the name before them is: an index may name a
-/// shard `README.safetensors`.
+/// Extensions of files that a checkpoint may consist of. They count whatever the name before them is: an
+/// index may name a shard `README.safetensors`.
 const READ: &[&str] = &["safetensors", "gguf", "json", "bin", "jinja", "model"];
 /// How the names of goldens end that wait to be accepted.
 const PENDING: &[&str] = &[".snap.new", ".pending-snap"];
@@ -284,8 +284,8 @@ fn event_without_pull_request(environment: &dyn Fn(&str) -> Option<String>) -> O
 
 /// Which models of a policy some changes touch. `folder` is the policy's folder, from the repository's root.
 ///
-/// The policy itself, its texts, Rust sources and workflows touch all models, and so does any file that is not known to be
-/// harmless. As an edited policy touches all, it is enough to ask the one that is run.
+/// The policy itself, its texts, Rust sources and workflows touch all models, and so does any file that is
+/// not known to be harmless. As an edited policy touches all, it is enough to ask the one that is run.
 pub fn touched(policy: &Policy, folder: &Path, changes: &[FileChange]) -> Touched {
     let watch = Watch { policy, folder };
     let mut names: Vec<&str> = Vec::new();
@@ -367,8 +367,8 @@ impl<'p> Watch<'p> {
         models.filter(|model| is_touched(model)).map(|model| model.name.as_str()).collect()
     }
 
-    /// What a golden's change touches: the model that it belongs to. A golden that matches no case of the policy touches no
-    /// model. None if the path is no golden.
+    /// What a golden's change touches: the model that it belongs to. A golden that matches no case of the
+    /// policy touches no model. None if the path is no golden.
     fn golden_effect(&self, path: &Path) -> Option<Effect<'p>> {
         let beneath = path.strip_prefix(self.folder.join(golden::FOLDER)).ok()?;
         beneath.extension().filter(|extension| *extension == "snap")?;
@@ -404,8 +404,8 @@ fn is_machinery(path: &Path) -> bool {
         || folders.into_iter().any(|folder| MACHINERY.iter().any(|m| folder.as_os_str() == *m))
 }
 
-/// Whether only people and hosting services read a file, wherever it lies. The name of a folder says nothing about that: a
-/// model or a tokenizer may lie among documents.
+/// Whether only people and hosting services read a file, wherever it lies. The name of a folder says nothing
+/// about that: a model or a tokenizer may lie among documents.
 fn is_for_people(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let extension = path.extension().unwrap_or_default().to_ascii_lowercase();

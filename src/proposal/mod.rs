@@ -1,10 +1,10 @@
 //! A proposed change, such as a pull request: the policy and the goldens that hold at the merge base, those that it
 //! proposes, and what both make of the results of a run.
 //!
-//! A change must not be judged by what it loosened. So limits are judged by the policy that holds and by the proposed
-//! one, unless people allow the change to loosen the policy, and whatever gates less than before is a finding of its own.
-//! Goldens are the proposed ones, because people review them. Results may have been written by the change itself, so
-//! nothing that they say of themselves counts.
+//! A change must not be judged by what it loosened. So limits are judged by the policy that holds and by the
+//! proposed one, unless people allow the change to loosen the policy, and whatever gates less than before is
+//! a finding of its own. Goldens are the proposed ones, because people review them. Results may have been
+//! written by the change itself, so nothing that they say of themselves counts.
 
 pub mod changed;
 pub mod weakened;
@@ -86,8 +86,8 @@ struct Policies {
 }
 
 impl<'r> Proposal<'r> {
-    /// What `head` proposes to `target`, or what the working tree proposes if there is no `head`. It is compared with the
-    /// merge base of both.
+    /// What `head` proposes to `target`, or what the working tree proposes if there is no `head`. It is
+    /// compared with the merge base of both.
     ///
     /// # Errors
     /// This clone does not have a revision or its history, or the policy lies outside of it.
@@ -288,8 +288,8 @@ impl<'r> Proposal<'r> {
         })
     }
 
-    /// Judges results by one policy and the proposed goldens. The changes that a case shows are against the goldens that
-    /// hold, because people review what moves from those.
+    /// Judges results by one policy and the proposed goldens. The changes that a case shows are against the
+    /// goldens that hold, because people review what moves from those.
     fn cases(
         &self,
         policy: &Policy,

@@ -83,9 +83,10 @@ impl fmt::Display for Weakened {
 ///
 /// `text_size` gives the bytes of a file of the corpus or of prompts, or none if they are not known.
 ///
-/// New weights (another hash or revision) are what the gate is for, so they are no finding. Another *place* to read them
-/// from is one: the gate could then judge a copy while another file is released. For a scheme that must fail, only limits
-/// on the model itself are compared: whichever other limit it breaks, it is shown as failing.
+/// New weights (another hash or revision) are what the gate is for, so they are no finding. Another *place*
+/// to read them from is one: the gate could then judge a copy while another file is released. For a scheme
+/// that must fail, only limits on the model itself are compared: whichever other limit it breaks, it is shown
+/// as failing.
 pub fn weakened(
     base: &Policy,
     head: &Policy,

@@ -18,19 +18,22 @@ pub(super) const MOST_LFS_POINTER: u64 = 1024;
 pub trait Files {
     /// The content of a file. `None` if there is no such file.
     ///
-    /// # Errors If the file exists but cannot be read whole.
+    /// # Errors
+    /// If the file exists but cannot be read whole.
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, RepoError>;
 
     /// The size of a file in bytes. `None` if there is no such file. For a pointer of Git LFS it is the size of the
     /// file that the pointer stands for.
     ///
-    /// # Errors If the file exists but cannot be looked at.
+    /// # Errors
+    /// If the file exists but cannot be looked at.
     fn size(&self, path: &Path) -> Result<Option<u64>, RepoError>;
 
     /// The SHA-256 of a file in hex. `None` if there is no such file. For a pointer of Git LFS it is that of the file
     /// that the pointer stands for.
     ///
-    /// # Errors If the file exists but cannot be read whole.
+    /// # Errors
+    /// If the file exists but cannot be read whole.
     fn sha256(&self, path: &Path) -> Result<Option<String>, RepoError> {
         match self.read(path) {
             Ok(content) => Ok(content.map(|content| hash::of_bytes(&content))),
@@ -42,7 +45,8 @@ pub trait Files {
     /// All files in a folder and its subfolders, sorted, as paths for `read`. There are none if there is no such
     /// folder. Links are not followed.
     ///
-    /// # Errors If the folder cannot be read.
+    /// # Errors
+    /// If the folder cannot be read.
     fn list(&self, folder: &Path) -> Result<Vec<PathBuf>, RepoError>;
 }
 
@@ -57,7 +61,8 @@ impl Folder {
     /// The files of a policy's folder. Files outside of `within`, which is the repository or the folder itself, count
     /// as missing, and links that lead out of it are refused.
     ///
-    /// # Errors If the folder does not exist.
+    /// # Errors
+    /// If the folder does not exist.
     pub fn new(folder: &Path, within: &Path) -> Result<Folder, RepoError> {
         let real = |path: &Path| path.canonicalize().map_err(|error| unreadable(path, &error));
         Ok(Folder { folder: real(folder)?, within: real(within)? })

@@ -23,7 +23,8 @@ pub struct FileChange {
 impl Repository {
     /// Finds the repository that a folder is in. In a submodule it is that of the submodule.
     ///
-    /// # Errors If the folder is in no repository, in a bare one, or in one that git would not trust.
+    /// # Errors
+    /// If the folder is in no repository, in a bare one, or in one that git would not trust.
     pub fn discover(folder: &Path) -> Result<Repository, RepoError> {
         let git = git2::Repository::discover(folder).map_err(|error| not_opened(folder, &error))?;
         let bare = || RepoError::Bare(git.path().into());
@@ -56,7 +57,8 @@ impl Repository {
 
     /// The commit that is checked out, on a branch or not.
     ///
-    /// # Errors If the branch has no commit yet.
+    /// # Errors
+    /// If the branch has no commit yet.
     pub fn head(&self) -> Result<String, RepoError> {
         let head = self.git.head().and_then(|head| head.peel_to_commit());
         let head = head.map_err(|error| match error.code() {
@@ -68,7 +70,8 @@ impl Repository {
 
     /// The commit that a revision names: a branch, a tag, a hash, `HEAD~2`.
     ///
-    /// # Errors If the clone does not have the revision.
+    /// # Errors
+    /// If the clone does not have the revision.
     pub fn resolve(&self, revision: &str) -> Result<String, RepoError> {
         self.commit(revision).map(|commit| commit.id().to_string())
     }
@@ -76,7 +79,8 @@ impl Repository {
     /// The branch that changes are compared with. In a pull request's run it is `origin/$GITHUB_BASE_REF`, otherwise
     /// the branch of the remote's HEAD, or else the first that exists of the usual names.
     ///
-    /// # Errors If there is no such branch, or the clone does not have that of the pull request.
+    /// # Errors
+    /// If there is no such branch, or the clone does not have that of the pull request.
     pub fn default_target(
         &self,
         environment: &dyn Fn(&str) -> Option<String>,
@@ -96,7 +100,8 @@ impl Repository {
     /// The merge base of two revisions. If there are several, as after merges in both directions, it is the youngest,
     /// which `git merge-base` prints.
     ///
-    /// # Errors If the clone does not have a revision, or the two have no common history in this clone.
+    /// # Errors
+    /// If the clone does not have a revision, or the two have no common history in this clone.
     pub fn merge_base(&self, one: &str, other: &str) -> Result<String, RepoError> {
         let (a, b) = (self.commit(one)?.id(), self.commit(other)?.id());
         let bases = match self.git.merge_bases(a, b) {
@@ -120,14 +125,16 @@ impl Repository {
 
     /// The files of a revision.
     ///
-    /// # Errors If the clone does not have the revision.
+    /// # Errors
+    /// If the clone does not have the revision.
     pub fn tree(&self, revision: &str) -> Result<Tree<'_>, RepoError> {
         Ok(Tree::new(&self.git, self.tree_of(revision)?))
     }
 
     /// The files that differ between two revisions, sorted by path.
     ///
-    /// # Errors If the clone does not have the revision.
+    /// # Errors
+    /// If the clone does not have the revision.
     pub fn changed_paths(&self, base: &str, head: &str) -> Result<Vec<FileChange>, RepoError> {
         let (base, head) = (self.tree_of(base)?, self.tree_of(head)?);
         let diff = self.git.diff_tree_to_tree(Some(&base), Some(&head), None);
@@ -137,7 +144,8 @@ impl Repository {
     /// The files that differ between a revision and the working tree: by later commits, staged or unstaged changes,
     /// or as new files that git does not ignore.
     ///
-    /// # Errors If the clone does not have the revision.
+    /// # Errors
+    /// If the clone does not have the revision.
     pub fn changed_in_workdir(&self, base: &str) -> Result<Vec<FileChange>, RepoError> {
         let base = self.tree_of(base)?;
         let mut options = DiffOptions::new();
@@ -187,7 +195,8 @@ impl Repository {
     /// Whether a commit has a file or folder, or the submodule that it is in, so that changes of it show between
     /// commits. The path starts from the repository's root.
     ///
-    /// # Errors If the clone does not have the revision.
+    /// # Errors
+    /// If the clone does not have the revision.
     pub fn tracks(&self, revision: &str, path: &Path) -> Result<bool, RepoError> {
         let tree = self.tree_of(revision)?;
         let kind = |path: &Path| tree.get_path(path).ok().and_then(|entry| entry.kind());
@@ -200,7 +209,8 @@ impl Repository {
 
     /// Whether a commit has a submodule at a path.
     ///
-    /// # Errors If the clone does not have the revision.
+    /// # Errors
+    /// If the clone does not have the revision.
     pub fn is_submodule(&self, revision: &str, path: &Path) -> Result<bool, RepoError> {
         let entry = self.tree_of(revision)?.get_path(path).ok();
         Ok(entry.and_then(|entry| entry.kind()) == Some(ObjectType::Commit))

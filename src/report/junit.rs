@@ -50,7 +50,7 @@ fn suite(results: &Results, model: &ModelView) -> TestSuite {
     if let Some(seconds) = seconds.and_then(duration) {
         suite.set_time(seconds);
     }
-    // all schemes of a model are measured in one pass, of which each gets an equal share; goldens take no time
+    // all schemes of a model are measured in one pass, so each gets an equal share of its time; goldens take none
     let timed = cases.iter().filter(|case| is_timed(case)).count();
     let share = seconds.and_then(|seconds| duration(seconds / timed as f64));
     suite.add_test_cases(cases.iter().map(|case| {
@@ -63,7 +63,7 @@ fn suite(results: &Results, model: &ModelView) -> TestSuite {
     suite
 }
 
-/// A case's name within its model. A name without a model stays a case, or something red could be lost.
+/// A case's name within its model. A name without a model is shown as well, because a red case must not be lost.
 fn name_in_model(case: &CaseResult) -> &str {
     case::model_and_rest(&case.case).map_or(&case.case, |(_, name)| name)
 }
@@ -124,7 +124,7 @@ fn skipped(why: &str) -> TestCaseStatus {
     status
 }
 
-/// A duration, unless the seconds are negative or no number: results come from a file.
+/// Makes a duration of seconds, unless they are negative or not a number, as those of a file may be.
 fn duration(seconds: f64) -> Option<Duration> {
     Duration::try_from_secs_f64(seconds).ok()
 }

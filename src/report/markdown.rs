@@ -71,7 +71,7 @@ fn mark(view: &View) -> &'static str {
     }
 }
 
-/// What measured, at which commit, and what the numbers are compared with.
+/// Says which engine measured, at which commit, and which goldens the numbers are compared with.
 fn provenance(view: &View) -> String {
     let results = view.results;
     let mut facts: Vec<_> = view.measured_by(&code).into_iter().collect();
@@ -178,7 +178,7 @@ fn verdict(case: Option<&CaseResult>) -> String {
     let Some(case) = case else { return String::new() };
     match case.verdict {
         Verdict::Pass => "✅".into(),
-        // no check mark, because it is no recommendation, and no red one, because the policy asks for it
+        // it has no check mark, because it is no recommendation, and no red mark, because the policy asks for it
         verdict @ Verdict::FailsAsRequired => verdict.symbol().into(),
         verdict if verdict.is_red() => match red_limit(case) {
             Some(limit) => format!("❌ {}: {limit}", verdict.label()),
@@ -204,7 +204,8 @@ fn messages(red: &[&CaseResult], most: usize) -> String {
     out
 }
 
-/// What makes numbers say less: controls that do not read what they must, and goldens of other conditions.
+/// Warns about numbers that say less: controls that do not read what they must, and goldens that were made under
+/// other conditions.
 fn warnings(view: &View) -> String {
     let mut out = String::new();
     for (model, control) in &view.failed_controls {

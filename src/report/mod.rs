@@ -47,7 +47,7 @@ impl From<Results> for Report {
 }
 
 impl Report {
-    /// Everything that is shown of it.
+    /// Computes everything that is shown of the report.
     #[must_use]
     pub fn view(&self) -> View<'_> {
         View::new(&self.results, &self.links)
@@ -94,7 +94,7 @@ pub enum ReportError {
 }
 
 impl ReportError {
-    /// Whether the run is as good without the report, so that its exit code stays that of the verdict.
+    /// Whether the run is still complete without this report, so that its exit code stays that of the verdict.
     pub fn is_warning(&self) -> bool {
         match self {
             Self::Terminal(_) | Self::Json(_) => false,

@@ -1,4 +1,4 @@
-//! A run in a few words, in which names stand as each renderer sets them.
+//! Sentences about a run. Each renderer decides how the names in them are written.
 
 use super::row::{relative, worst_limit};
 use crate::results::measured_by::MeasuredBy;
@@ -7,8 +7,8 @@ use crate::results::{CaseResult, Finding, Results};
 use crate::text;
 use crate::text::numbers::count;
 
-/// Words around one name. The name may be a stranger's, and a renderer must put it in a form in which nothing
-/// of it is obeyed: a code span in Markdown, escaped characters on a terminal.
+/// Words around one name. The name may be a stranger's, so a renderer must write it in a form that nothing obeys: a
+/// code span in Markdown, escaped characters on a terminal.
 pub(super) struct Phrase {
     before: String,
     name: Option<String>,
@@ -26,7 +26,7 @@ impl Phrase {
     }
 }
 
-/// The engine that measured: the first that is not kvgate's own, or kvgate's.
+/// Names the engine that measured: the first that is not kvgate's own, or else kvgate's.
 pub(super) fn measured_by(results: &Results) -> Option<Phrase> {
     let mut engines = results.measurements.iter().map(|m| m.conditions.engine.as_str());
     let other = engines.clone().find(|engine| MeasuredBy::of(engine) != MeasuredBy::Kvgate);
@@ -39,7 +39,7 @@ pub(super) fn measured_by(results: &Results) -> Option<Phrase> {
     Some(Phrase { before: "measured by ".into(), name: Some(name), after })
 }
 
-/// What became of a run. `red` are its red cases, the worst first.
+/// Says how a run ended. `red` are its red cases, the worst first.
 pub(super) fn sentence(results: &Results, red: &[&CaseResult]) -> Phrase {
     let findings: Vec<&Finding> = results.findings.iter().filter(|f| f.is_red).collect();
     match (red, &findings[..]) {
@@ -68,7 +68,7 @@ pub(super) fn sentence(results: &Results, red: &[&CaseResult]) -> Phrase {
     }
 }
 
-/// A run without anything red.
+/// Says that nothing in a run is red.
 fn green(results: &Results) -> String {
     let none = results.cases.iter().all(|case| case.verdict == Verdict::Ignored);
     if results.measurements.is_empty() && none {
@@ -83,7 +83,7 @@ fn green(results: &Results) -> String {
     }
 }
 
-/// What is wrong with a case, in a few words: `mean_kld 2.40 × its limit`.
+/// Says in a few words what is wrong with a case: `mean_kld 2.40 × its limit`.
 fn harm(case: &CaseResult) -> String {
     let harm = match case.verdict {
         Verdict::Regressed => worst_limit(case),

@@ -7,7 +7,7 @@ use crate::results::verdict::{worst_broken, Verdict};
 use crate::results::{shown_bits, CaseResult, Outcome, Results, SchemeResult, Storage};
 use std::collections::HashMap;
 
-/// Schemes and cases by their names. Of a name that stands twice in a stranger's results, the first counts.
+/// Schemes and cases by their names. If a stranger's results have a name twice, the first one counts.
 pub(super) struct Cells<'a> {
     schemes: HashMap<(&'a str, &'a str), &'a SchemeResult>,
     cases: HashMap<&'a str, &'a CaseResult>,
@@ -60,7 +60,7 @@ impl<'a> Row<'a> {
         self.cases.iter().flatten().any(|case| case.verdict.is_red())
     }
 
-    /// Whether nothing of it was asked for: it has cases, and all of them are ignored.
+    /// Whether no case of the scheme was asked for: it has cases, and all of them are ignored.
     pub fn is_ignored(&self) -> bool {
         let mut cases = self.cases.iter().flatten().peekable();
         cases.peek().is_some() && cases.all(|case| case.verdict == Verdict::Ignored)
@@ -108,7 +108,7 @@ impl<'a> Row<'a> {
     /// Cells of the columns of [`REPLAYED`].
     fn replayed(&self) -> [String; 4] {
         let replay = self.scheme.and_then(|scheme| scheme.replay.as_ref());
-        // where nothing was quantized, the absence of flips is no merit of the scheme
+        // if nothing was quantized, the scheme has no flips, which says nothing about it
         let charged = |replay: &&Replay| replay.charged_share.k + replay.charged_share.v > 0.0;
         let Some(replay) = replay.filter(charged) else {
             return std::array::from_fn(|_| dash());
@@ -122,7 +122,7 @@ impl<'a> Row<'a> {
         ]
     }
 
-    /// The scheme's label, and behind it what ran, where that is spelled otherwise and is short.
+    /// The scheme's label, followed by the scheme that ran, if that is written in another way and is short.
     pub fn name(&self) -> String {
         match self.renamed().filter(|effective| effective.len() <= LONGEST_NAME) {
             Some(effective) => format!("{} = {effective}", self.label),
@@ -130,12 +130,13 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// The scheme that ran, where it is spelled otherwise than the label.
+    /// The scheme that ran, if it is written in another way than the label.
     pub fn renamed(&self) -> Option<&'a str> {
         self.scheme.map(|s| s.effective.as_str()).filter(|effective| *effective != self.label)
     }
 
-    /// What the columns have no room for: what ran, if its name is long, and how much of the cache was quantized.
+    /// What the columns have no room for: the scheme that ran, if its name is long, and how much of the cache was
+    /// quantized.
     pub fn remarks(&self) -> Vec<String> {
         let effective = self.renamed().filter(|effective| effective.len() > LONGEST_NAME);
         let effective = effective.map(|effective| format!("{} = {effective}", self.label));
@@ -154,7 +155,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// How much of the cache was quantized, of a scheme that leaves some keys exact.
+/// Says how much of the cache was quantized, if the scheme leaves some keys exact.
 fn storage_remark(storage: &Storage) -> Option<String> {
     let (share, bits) = (storage.charged_share, storage.bits_per_element);
     (share.k < 1.0 || share.v < 1.0).then(|| {
@@ -172,7 +173,7 @@ fn clamp_remark(share: f64) -> String {
     format!("{:.1} % of its scales stand at their limit", share * 100.0)
 }
 
-/// How much was quantized on the baseline's text, of a scheme whose exact tail covers some or all of it.
+/// Says how much of the baseline's text was quantized, if the scheme's exact tail covers some or all of it.
 fn replay_remark(replay: &Replay) -> Option<String> {
     let share = replay.charged_share;
     let charged = share.k.min(share.v);
@@ -208,7 +209,7 @@ pub(super) fn worst_limit(case: &CaseResult) -> Option<String> {
     Some(format!("{} {}", worst.statistic.name(), worst.excess()))
 }
 
-/// The same for cases that are not as the policy wants; a case that must fail may well break a limit.
+/// Says the same, but only of a case that is not as the policy wants: a case that must fail may break limits.
 pub(super) fn red_limit(case: &CaseResult) -> Option<String> {
     worst_limit(case).filter(|_| case.verdict.is_red())
 }
@@ -217,7 +218,7 @@ pub(super) fn red_limit(case: &CaseResult) -> Option<String> {
 pub(super) fn verdict_words(case: &CaseResult) -> String {
     let verdict = case.verdict;
     if verdict == Verdict::FailsAsRequired {
-        // its symbol has the words already
+        // the words of the verdict say it already
         return verdict.symbol().into();
     }
     let words = format!("{} {}", verdict.symbol(), verdict.label());
@@ -241,7 +242,7 @@ const CHOICE: [&str; 3] = ["PPL ratio", "B/token", "of f16"];
 /// many texts have no flip, and the token by which half of the texts have one.
 const REPLAYED: [&str; 4] = ["flips/1k", "hard", "same text", "half part by"];
 
-/// The longest name of what ran that stands in a row; longer ones stand below the table.
+/// How long the name of a scheme that ran may be to stand in a row. Longer names stand below the table.
 const LONGEST_NAME: usize = 24;
 
 /// The names of the columns of numbers, and the cells of each row.

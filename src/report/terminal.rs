@@ -52,7 +52,7 @@ fn model(model: &ModelView, is_judged: bool) -> String {
     format!("\n{BOLD}{}{BOLD:#}{facts}", text::name(name)) + &scheme_table(rows, is_judged)
 }
 
-/// A model of which nothing was asked for is a line, not a table of dashes.
+/// Shows a model of which no case was run as one line, because its table would hold dashes only.
 fn ignored(model: &str, rows: &[Row]) -> String {
     let labels: Vec<_> = rows.iter().map(|row| text::name(row.label)).collect();
     let model = text::name(model);
@@ -65,7 +65,8 @@ fn sentence(view: &View) -> String {
     format!("\n{style}{}{style:#}\n", view.sentence())
 }
 
-/// What was measured, on which text and machine, and the controls that show that the measurement itself works.
+/// Shows what was measured, on which text and machine, and the controls, which show that the measurement itself
+/// works.
 fn facts(measurement: &Measurement) -> String {
     let (run, conditions) = (&measurement.run, &measurement.conditions);
     let corpus: Vec<_> = conditions.corpus.iter().map(|f| f.category.as_str()).collect();

@@ -37,7 +37,7 @@ pub struct View<'a> {
 /// A model of a report.
 pub(super) struct ModelView<'a> {
     pub name: &'a str,
-    /// None where the model has cases only, because it could not be loaded or nothing of it was asked for.
+    /// It is None if the model has cases only, because it could not be loaded or none of its cases was run.
     pub measurement: Option<&'a Measurement>,
     /// Schemes in the order of the measurement, and after them those that have cases only.
     pub rows: Vec<Row<'a>>,
@@ -99,7 +99,7 @@ impl<'a> View<'a> {
         self.sentence.with(&text::name)
     }
 
-    /// The sentence with each name in the form that `named` gives it.
+    /// The same sentence, with each name in the form that `named` gives it.
     pub(super) fn sentence_with(&self, named: &dyn Fn(&str) -> String) -> String {
         self.sentence.with(named)
     }
@@ -109,7 +109,7 @@ impl<'a> View<'a> {
         self.measured_by.as_ref().map(|phrase| phrase.with(named))
     }
 
-    /// Findings that must not be green.
+    /// The findings that make the run red.
     pub fn red_findings(&self) -> impl Iterator<Item = &'a Finding> {
         self.results.findings.iter().filter(|finding| finding.is_red)
     }
@@ -122,7 +122,7 @@ impl<'a> View<'a> {
 }
 
 impl Standing {
-    /// Of a row: the worst of its cases.
+    /// How a row stands: as the worst of its cases.
     #[cfg(feature = "reports")]
     pub fn of_row(row: &Row) -> Self {
         let all = || row.cases.iter().flatten().map(|case| Self::of_case(case));
@@ -161,7 +161,8 @@ pub(super) fn exit_code(results: &Results) -> u8 {
 }
 
 /// Cases that are not as the policy wants, the worst first: harm before change, change before what could not be
-/// measured. Of one kind, what breaks its limit the most is first, and then the larger divergence.
+/// measured. Among cases of one kind, the one that breaks its limit the most is first, and then the one with the
+/// larger divergence.
 fn red_cases<'a>(results: &'a Results, cells: &Cells<'a>) -> Vec<&'a CaseResult> {
     let red = results.cases.iter().filter(|case| case.verdict.is_red());
     let mut red: Vec<_> = red
@@ -188,7 +189,7 @@ fn rank(verdict: Verdict) -> u8 {
     }
 }
 
-/// Where each red case stands among them, by its name.
+/// The place of each red case in the list, by the case's name.
 fn places<'a>(red: &[&'a CaseResult]) -> HashMap<&'a str, usize> {
     let mut places = HashMap::new();
     for (place, case) in red.iter().enumerate() {
@@ -229,7 +230,7 @@ fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     names.filter(|name| seen.insert(*name)).collect()
 }
 
-/// The type of activations, and of weights where they are kept in another.
+/// The type of the activations, and that of the weights if it is another.
 pub(super) fn arithmetic(measurement: &Measurement) -> String {
     let (dtype, weights) = (&measurement.run.dtype, &measurement.conditions.weights);
     if dtype == weights {

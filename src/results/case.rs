@@ -110,8 +110,9 @@ impl FromStr for CaseName {
     }
 }
 
-/// The model and the scheme in a case's name. Results may be a stranger's with any text in this place. Such a text is taken
-/// for a model's name as far as possible, so that a red case is shown under some model and never lost.
+/// The model and the scheme in a case's name. Results may be a stranger's with any text in this place. Such a
+/// text is taken for a model's name as far as possible, so that a red case is shown under some model and
+/// never lost.
 pub(crate) fn model_and_scheme(name: &str) -> (&str, &str) {
     let (model, rest) = model_and_rest(name).unwrap_or((name, ""));
     (model, rest.rsplit_once(SEPARATOR).map_or(rest, |(scheme, _)| scheme))

@@ -121,8 +121,8 @@ pub fn read(path: &Path) -> Result<Results, JsonError> {
     parse(&text, name)
 }
 
-/// Reads a file that a stranger may have written. Every text in it is shortened to a bound, and characters that a terminal
-/// obeys are escaped.
+/// Reads a file that a stranger may have written. Every text in it is shortened to a bound, and characters
+/// that a terminal obeys are escaped.
 ///
 /// # Errors
 /// As for [`read`], and too many entries.

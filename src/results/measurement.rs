@@ -45,8 +45,8 @@ pub struct RunInfo {
     pub notes: Vec<String>,
 }
 
-/// A control lane: a scheme whose result is known beforehand. If it reads something else, nothing of the measurement can
-/// be trusted.
+/// A control lane: a scheme whose result is known beforehand. If it reads something else, nothing of the
+/// measurement can be trusted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Control {
     /// `identity`, the baseline against itself, or `bad lane`, a deliberately damaged cache.

@@ -41,9 +41,10 @@ pub struct Conditions {
     /// The prompts, the chat template and the length of the baseline's text, if the policy names prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompts: Option<String>,
-    /// What a scheme's values depend on beside all this: a calibration, or a codec that another crate brought. It is
-    /// empty in the conditions of a measurement, where each scheme has [`needs`](super::SchemeResult::needs) of its own,
-    /// and filled in those of a golden, which is of one scheme.
+    /// What a scheme's values depend on beside all this: a calibration, or a codec that another crate
+    /// brought. It is empty in the conditions of a measurement, where each scheme has
+    /// [`needs`](super::SchemeResult::needs) of its own, and filled in those of a golden, which is of one
+    /// scheme.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
 }

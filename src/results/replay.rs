@@ -1,7 +1,7 @@
 //! The text that the baseline wrote after prompts, and what schemes make of it.
 //!
-//! Schemes write no text of their own: each is fed the baseline's text (teacher forcing), and it is counted where its most
-//! likely token is another one, which is a *flip*.
+//! Schemes write no text of their own: each is fed the baseline's text (teacher forcing), and it is counted
+//! where its most likely token is another one, which is a *flip*.
 
 use crate::results::Sides;
 use serde::{Deserialize, Serialize};
@@ -32,8 +32,8 @@ pub struct Generated {
     pub accepted: bool,
     /// Hard flips of the baseline on its own text. There must be none.
     pub own_flips: u64,
-    /// In an accepted text, positions that are listed as near ties and are none, and near ties that are not listed. There
-    /// must be none.
+    /// In an accepted text, positions that are listed as near ties and are none, and near ties that are not
+    /// listed. There must be none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub wrong_ties: u64,
 }
@@ -130,7 +130,8 @@ pub struct PromptReplay {
     pub flips: u64,
     /// The number of hard flips: those at which the baseline's most likely token led clearly.
     pub hard_flips: u64,
-    /// The position of the first flip, near ties included: there greedy decoding with the scheme diverges from the baseline.
+    /// The position of the first flip, near ties included: there greedy decoding with the scheme diverges
+    /// from the baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_flip: Option<usize>,
 }
@@ -217,8 +218,8 @@ impl Replay {
         1e3 * self.hard_flips() as f64 / self.decided().max(1) as f64
     }
 
-    /// How often texts diverge: the number of texts with a first flip, per 1,000 positions up to it. Texts without one count
-    /// with all their positions.
+    /// How often texts diverge: the number of texts with a first flip, per 1,000 positions up to it. Texts
+    /// without one count with all their positions.
     pub fn hazard_per_1k(&self) -> f64 {
         let parted = self.prompts.iter().filter(|p| p.first_flip.is_some()).count();
         let exposure =
@@ -234,7 +235,8 @@ impl Replay {
 
     /// The position by which half of the texts have diverged. None if fewer than half do.
     ///
-    /// It is estimated as Kaplan and Meier do, since a text that ends without a flip says nothing about later positions.
+    /// It is estimated as Kaplan and Meier do, since a text that ends without a flip says nothing about later
+    /// positions.
     pub fn median_first_flip(&self) -> Option<usize> {
         let mut flips: Vec<usize> = self.prompts.iter().filter_map(|p| p.first_flip).collect();
         flips.sort_unstable();

@@ -19,7 +19,8 @@ pub struct SidecarError {
     source: io::Error,
 }
 
-/// Writes the positions of a model's schemes, each with its label, into `<model>.npz` in a folder. Returns the file's path.
+/// Writes the positions of a model's schemes, each with its label, into `<model>.npz` in a folder. Returns
+/// the file's path.
 pub fn write(
     folder: &Path,
     model: &str,
@@ -52,8 +53,8 @@ fn archive(file: impl Write + Seek, schemes: &[(&str, &[Position])]) -> io::Resu
     zip.finish()?.flush()
 }
 
-/// The header of a one-dimensional array in NumPy's format 1.0. It is padded so that the data starts at a multiple of 64
-/// bytes.
+/// The header of a one-dimensional array in NumPy's format 1.0. It is padded so that the data starts at a
+/// multiple of 64 bytes.
 fn header(descr: &str, len: usize) -> Vec<u8> {
     let dict = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({len},), }}");
     let prefix = 10; // magic, version, length

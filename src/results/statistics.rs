@@ -61,8 +61,8 @@ pub struct Part {
 
 /// The statistics of one scheme.
 ///
-/// Divergences are in nats per token; shares and probabilities are within 0 and 1. Fields named `_se` are standard errors.
-/// Like llama.cpp's, they treat positions as independent.
+/// Divergences are in nats per token; shares and probabilities are within 0 and 1. Fields named `_se` are
+/// standard errors. Like llama.cpp's, they treat positions as independent.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Statistics {
     /// Scored positions.
@@ -101,8 +101,8 @@ pub struct Statistics {
     pub ppl_ratio_se: f64,
     /// Perplexity of the baseline on the same positions.
     pub baseline_ppl: f64,
-    /// The statistics that another engine does not report. Their fields hold 0 and mean nothing, and a limit on one of them
-    /// is an error.
+    /// The statistics that another engine does not report. Their fields hold 0 and mean nothing, and a limit
+    /// on one of them is an error.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<Statistic>,
 }
@@ -194,8 +194,8 @@ impl Statistic {
         }
     }
 
-    /// The smallest and the largest value that the statistic can take. A limit outside of them would always hold or never
-    /// hold.
+    /// The smallest and the largest value that the statistic can take. A limit outside of them would always
+    /// hold or never hold.
     pub fn range(self) -> (f64, f64) {
         match self {
             Self::Top1Agreement | Self::RmsDp => (0.0, 1.0),

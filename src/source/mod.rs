@@ -107,7 +107,8 @@ impl fmt::Display for Source {
 
 /// Makes sure that a checkpoint of the hub is on disk and undamaged. For any other checkpoint it does nothing.
 ///
-/// # Errors If something is missing or damaged. The error says how to mend it.
+/// # Errors
+/// If something is missing or damaged. The error says how to mend it.
 pub fn fetch(source: &Source, progress: Progress) -> Result<(), HubError> {
     let Some(pinned) = &source.hub else { return Ok(()) };
     let own_tokenizer = source.tokenizer.is_none();
@@ -158,7 +159,8 @@ fn ask(pinned: &Pinned, progress: Progress) {
 /// Checks the large files of a checkpoint of the hub against the SHA-256 that their blobs are named after. Small
 /// files have other names and cannot be checked so.
 ///
-/// # Errors If a file has another hash.
+/// # Errors
+/// If a file has another hash.
 pub fn verify(source: &Source) -> Result<(), HubError> {
     let Some(pinned) = &source.hub else { return Ok(()) };
     let tokenizer = pinned.file.is_none().then(|| TOKENIZER.to_owned());

@@ -48,7 +48,7 @@ fn a_plan_has_every_model_that_runs_once() {
     assert_eq!(names(&plan(&["plan", "--shards", "3", "other", "tiny::q4_0"])), ["other", "tiny"]);
     kvgate(&repository, &["plan", "--shards", "2"])
         .exits(0)
-        .says("warning: gone: neither measured");
+        .says("warning: gone: its cost is guessed from its tokens");
     kvgate(&repository, &["plan", "--shards", "2", "asleep"]).exits(3).says("--include-ignored");
     kvgate(&repository, &["plan", "--shards", "2", "nothing"]).exits(3).says("nothing");
     kvgate(&repository, &["plan", "--shards", "0"]).exits(2);
@@ -124,7 +124,7 @@ fn what_was_not_needed_is_no_word_of_the_file() {
     kvgate(&repository, &["judge", "left-out.json"])
         .exits(4)
         .says("! other::q8_0::kld: error")
-        .says("which say that it was not needed, and that is no more than their word")
+        .says("which claim that it was not needed, but such a claim does not count")
         .says("`--against REVISION`")
         .never_says("tiny::q8_0::kld: error");
     results["measurements"] = Value::Array(Vec::new());

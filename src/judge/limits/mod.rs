@@ -1,6 +1,7 @@
 //! Judges a cell's statistics by its limits and its expectation.
 //!
-//! A measurement that cannot be trusted is an error, whatever the policy expects: not even `expect = "fail"` is met by it.
+//! A measurement that cannot be trusted is an error, whatever the policy expects: not even `expect = "fail"`
+//! is met by it.
 
 use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
@@ -15,7 +16,7 @@ use crate::text::numbers::significant;
 use std::fmt;
 use std::path::PathBuf;
 
-/// What judging a cell's limits gave.
+/// The result of judging a cell by its limits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Judgement {
     /// The verdict of the `kld` case.
@@ -49,8 +50,8 @@ fn judged(limit: &Limit, statistics: &Statistics) -> JudgedLimit {
 
 /// Judges a cell by its limits.
 ///
-/// `distrust` is the reason why the measurement cannot be trusted, if it cannot: see [`crate::judge::trust`]. `golden` holds
-/// the accepted values, which only the message shows.
+/// `distrust` is the reason why the measurement cannot be trusted, if it cannot: see [`crate::judge::trust`].
+/// `golden` holds the accepted values, which only the message shows.
 pub fn judge(
     model: &ModelPolicy,
     cell: &Cell,
@@ -76,13 +77,13 @@ pub fn judge(
     let limits: Vec<_> = applied.iter().map(|limit| judged(limit, statistics)).collect();
     let broken: Vec<_> = limits.iter().filter(|limit| !limit.holds).collect();
     let borderline = limits.iter().any(|limit| limit.borderline);
-    // a limit on the baseline is about the model, and a ruined model does not show that a scheme fails as required
-    let ruined = broken.iter().any(|limit| limit.statistic == Statistic::BaselinePpl);
+    // a limit on the baseline is about the model, and a damaged model does not show that a scheme fails as required
+    let damaged = broken.iter().any(|limit| limit.statistic == Statistic::BaselinePpl);
     let verdict = match (cell.expect, broken.is_empty()) {
         (Expectation::Pass, true) => Verdict::Pass,
         (Expectation::Pass, false) => Verdict::Regressed,
         (Expectation::Fail, true) => Verdict::UnexpectedPass,
-        (Expectation::Fail, false) if ruined => Verdict::Regressed,
+        (Expectation::Fail, false) if damaged => Verdict::Regressed,
         (Expectation::Fail, false) => Verdict::FailsAsRequired,
         (Expectation::Report, _) => Verdict::Reported,
     };
@@ -93,7 +94,7 @@ pub fn judge(
     Judgement { verdict, limits, message }
 }
 
-/// The statistics, or why there are none that can be judged.
+/// Returns the statistics, or the reason why they cannot be judged.
 fn trusted<'o>(
     cell: &Cell,
     outcome: &'o Outcome,
@@ -143,7 +144,7 @@ fn holds(statistic: Statistic, value: f64, bound: f64) -> bool {
 
 fn is_borderline(statistics: &Statistics, limit: &Limit) -> bool {
     let distance = (statistics.get(limit.statistic) - limit.bound).abs();
-    // without a spread, such as for an exact zero against a bound of zero, nothing is uncertain
+    // without a standard error, such as for an exact zero and a bound of zero, nothing is uncertain
     let error = statistics.standard_error(limit.statistic).filter(|error| *error > 0.0);
     error.is_some_and(|error| distance <= 2.0 * error)
 }
@@ -219,7 +220,7 @@ impl Message<'_> {
         }
     }
 
-    /// Whether it is the value or the limit that has moved since the golden was accepted.
+    /// Says whether the value or the limit has moved since the golden was accepted.
     fn moved(&self, limit: &JudgedLimit) -> Option<String> {
         let now = limit.value;
         let then = *self.golden?.get(&limit.statistic)?;

@@ -1,4 +1,4 @@
-use crate::judge::limits::*;
+use super::*;
 use crate::judge::trust::{distrust, distrust_by};
 use crate::policy::Policy;
 use crate::results::measured_by::MeasuredBy;
@@ -62,7 +62,7 @@ fn limits_and_expectation_decide() {
         ("top1_agreement = 0.95", "pass", Regressed),
         ("top1_agreement = 0.85", "fail", UnexpectedPass),
         ("mean_kld = 0.05, baseline_ppl = 19.0", "pass", Regressed), // one is enough
-        // a ruined model fails nothing as required
+        // a damaged model fails nothing as required
         ("mean_kld = 0.05, baseline_ppl = 19.0", "fail", Regressed),
         ("mean_kld = 0.03, baseline_ppl = 19.0", "fail", Regressed),
     ];

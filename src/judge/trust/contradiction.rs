@@ -29,7 +29,7 @@ pub fn contradiction(
         .or_else(|| scheme.replay.as_ref().and_then(impossible_replay))
 }
 
-/// A statistic or a sum of parts that is not finite. What is computed from it would agree with anything.
+/// Finds a statistic or a sum of parts that is not finite. Everything would agree with what is computed from it.
 fn not_finite(s: &Statistics, parts: &[Part]) -> Option<String> {
     let values = Statistic::ALL.into_iter().flat_map(|statistic| {
         let name = statistic.name();
@@ -54,7 +54,7 @@ fn not_finite(s: &Statistics, parts: &[Part]) -> Option<String> {
     Some(format!("its {name} is {value}, which is no number"))
 }
 
-/// Sizes of the cache that are below 0, or shares outside of 0 to 1.
+/// Finds sizes of the cache below 0, and shares outside of 0 to 1.
 fn impossible_storage(storage: &Storage) -> Option<String> {
     let sides = |sides: &Sides| [sides.k, sides.v];
     let sizes = [storage.bytes_per_token, storage.ratio_to_f16];
@@ -67,10 +67,11 @@ fn impossible_storage(storage: &Storage) -> Option<String> {
         ));
     }
     let wrong = bits.iter().chain(&sizes).find(|size| !is_size(size))?;
-    Some(format!("its cache has a size of {wrong}, which is none"))
+    Some(format!("its cache has a size of {wrong}, which is not possible"))
 }
 
-/// Counts on the baseline's text that contradict each other, or values that are no share or no divergence.
+/// Finds counts on the baseline's text that contradict each other, and values that cannot be a share or a
+/// divergence.
 fn impossible_replay(replay: &Replay) -> Option<String> {
     let Sides { k, v } = replay.charged_share;
     let kld = replay.mean_kld;
@@ -96,8 +97,8 @@ fn upper_quantiles(s: &Statistics) -> [f64; 2] {
     [known(Statistic::P90Kld, s.p90_kld, p95), p95]
 }
 
-/// A statistic that is left out and must not be. Only llama.cpp may leave out two percentiles, which some builds do not
-/// report.
+/// Finds a statistic that must not be missing and is. Only llama.cpp may leave out two percentiles, because some
+/// builds do not report them.
 fn left_out(s: &Statistics, by: MeasuredBy) -> Option<String> {
     let may = |s: &&Statistic| {
         by != MeasuredBy::Kvgate && matches!(s, Statistic::P90Kld | Statistic::P95Kld)
@@ -106,7 +107,7 @@ fn left_out(s: &Statistics, by: MeasuredBy) -> Option<String> {
     Some(format!("it leaves out {}, which {} measures", missing.name(), by.name()))
 }
 
-/// Statistics that contradict each other.
+/// Finds statistics that contradict each other.
 fn contradicting_statistics(s: &Statistics) -> Option<String> {
     let [p90, p95] = upper_quantiles(s);
     let quantiles = [s.median_kld, p90, p95, s.p99_kld, s.p999_kld, s.max_kld];
@@ -128,8 +129,8 @@ fn contradicting_statistics(s: &Statistics) -> Option<String> {
     }
 }
 
-/// The least and the largest mean KLD that are possible with these quantiles. A quantile lies between two positions, so one
-/// or two positions may be on the other side of it.
+/// The least and the largest mean KLD that are possible with these quantiles. A quantile lies between two
+/// positions, so one or two positions may be on the other side of it.
 fn possible_means(s: &Statistics) -> (f64, f64) {
     let each = 1.0 / s.tokens_scored.max(1) as f64;
     let [p90, p95] = upper_quantiles(s);
@@ -150,7 +151,7 @@ fn possible_means(s: &Statistics) -> (f64, f64) {
     (least - slack, most + 6.0 * each * s.max_kld.abs() + slack)
 }
 
-/// Statistics that do not follow from the parts.
+/// Finds statistics that do not follow from the parts.
 fn mismatch_with_parts(
     measurement: &Measurement,
     s: &Statistics,
@@ -175,7 +176,7 @@ fn mismatch_with_parts(
         ("baseline_ppl", s.baseline_ppl, mean(|part| part.nll_base).exp()),
         ("ppl_ratio", s.ppl_ratio, mean(|part| part.nll - part.nll_base).exp()),
     ];
-    // a value that is not finite is near nothing
+    // no value is near one that is not finite
     let near = |a: f64, b: f64| {
         b.is_finite() && (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) + f64::EPSILON
     };
@@ -191,7 +192,7 @@ fn mismatch_with_parts(
     wrong_error(s, tokens as f64, &mean)
 }
 
-/// A standard error that does not follow from the parts.
+/// Finds a standard error that does not follow from the parts.
 fn wrong_error(
     s: &Statistics,
     tokens: f64,

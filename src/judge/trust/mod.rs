@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 /// counts as rounding if the standard error does not say how much rounding there is.
 const LEAST_MEAN_KLD: f64 = -1e-6;
 
-/// The same for llama-perplexity, whose baseline file holds log-probabilities in 16 bits. It was seen to report a mean of
-/// -1e-6 when nothing is quantized.
+/// The lowest such value for llama-perplexity, whose baseline file holds log-probabilities in 16 bits. It was seen to
+/// report a mean of -1e-6 when nothing is quantized.
 const LEAST_MEAN_KLD_OF_FILE: f64 = -1e-5;
 
 /// The control lanes that every run carries: the baseline against itself, and a deliberately damaged cache.
@@ -61,16 +61,20 @@ fn reads_well(control: &Control) -> bool {
     }
 }
 
-/// Why the baseline's text cannot be trusted. Fed its own text, the baseline must predict it again, except at near ties.
+/// Says why the baseline's text cannot be trusted. When the baseline is fed its own text, it must predict it
+/// again, except at near ties.
 fn broken_text(measurement: &Measurement) -> Option<String> {
     let generated = measurement.generated.as_ref()?;
     let (flips, ties) = (generated.own_flips, generated.wrong_ties);
     let what = if flips > 0 {
         format!(
-            "the baseline would not write its own text again: {flips} flips where it is decided"
+            "the baseline would not write its own text again: {flips} flips at positions that are no near ties"
         )
     } else if ties > 0 {
-        format!("the near ties of its text are not the baseline's: {ties} positions are listed and decided, or undecided and not listed")
+        format!(
+            "the near ties of its text are not the baseline's: {ties} positions are wrong: either listed as near ties \
+             although the baseline is sure, or near ties that are not listed"
+        )
     } else {
         return None;
     };
@@ -82,8 +86,9 @@ pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
     distrust_by(measurement, MeasuredBy::Kvgate)
 }
 
-/// Why schemes of a measurement cannot be trusted, by their labels. A scheme is not trusted if its numbers are implausible
-/// or if it quantized nothing. No scheme is trusted if a control lane does not read as it must.
+/// Why schemes of a measurement cannot be trusted, by their labels. A scheme is not trusted if its numbers
+/// are implausible or if it quantized nothing. No scheme is trusted if a control lane does not read as it
+/// must.
 ///
 /// `asked` is the engine that a person or a workflow asked for, never the one that a file names: a `results.json` that
 /// calls itself another engine's, and so would need no control lanes, is not trusted where kvgate's results are judged.
@@ -190,7 +195,7 @@ fn quantized_nothing(baseline: &str, result: &SchemeResult) -> Option<String> {
     })
 }
 
-/// The message for two effective schemes with one result.
+/// The message about two different schemes that have the same result.
 fn same_statistics(one: &str, other: &str) -> String {
     format!("`{one}` and `{other}` have the same statistics to the last bit: one did not engage")
 }

@@ -14,7 +14,8 @@ use std::collections::BTreeMap;
 /// Schemes without a log have no result in it. It has no control lanes, which
 /// [`distrust_by`](crate::judge::trust::distrust_by) allows for this engine.
 ///
-/// # Errors If a log's checkpoint, context, number of chunks or scheme is not that of the policy, if logs are of
+/// # Errors
+/// If a log's checkpoint, context, number of chunks or scheme is not that of the policy, if logs are of
 /// several builds or baseline files, or if two are of one scheme.
 pub fn measurement(logs: &[Log], model: &ModelPolicy) -> Result<Measurement, LogError> {
     let first = logs.first().ok_or(LogError::Nothing)?;

@@ -121,7 +121,8 @@ impl fmt::Display for LoggedSide {
 
 /// Reads a log.
 ///
-/// # Errors If the log lacks something, contradicts itself or ends early. See [`LogError`].
+/// # Errors
+/// If the log lacks something, contradicts itself or ends early. See [`LogError`].
 pub fn read(path: &Path) -> Result<Log, LogError> {
     let name = path.display().to_string();
     let failed = |source| LogError::Read { path: name.clone(), source };
@@ -267,7 +268,8 @@ impl Lines<'_> {
     /// The result for all lines from which `read` gets one. They must agree. One run may say the same several times,
     /// because llama.cpp tries to load the model until it fits into memory.
     ///
-    /// # Errors If a line says something else, so that it belongs to another run.
+    /// # Errors
+    /// If a line says something else, so that it belongs to another run.
     fn agreed<T: PartialEq>(
         &self,
         read: impl Fn(&str) -> Option<T>,

@@ -9,7 +9,8 @@ use std::path::Path;
 
 /// Reads an object.
 ///
-/// # Errors If the text is no JSON or no object, or has a key twice.
+/// # Errors
+/// If the text is no JSON or no object, or has a key twice.
 pub(in crate::model) fn object(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
     if let Some(message) = foreign::complaint(bytes) {
         return Err(ModelError::malformed(path, message));

@@ -152,7 +152,8 @@ impl Rule {
 
 /// Decides by the list at the top of this file. `template` is the token that a `tokenizer.json` puts before a text.
 ///
-/// # Errors If BOS is asked for and no file names the token.
+/// # Errors
+/// If BOS is asked for and no file names the token.
 pub(super) fn decide(
     asked: Option<bool>,
     says: &[Says],

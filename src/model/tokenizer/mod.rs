@@ -79,7 +79,8 @@ impl Tokenizer {
 
     /// Reads a Hugging Face `tokenizer.json`. BOS is the token that the file's own template puts before a text.
     ///
-    /// # Errors If the file is missing or malformed, or the library that reads it would panic.
+    /// # Errors
+    /// If the file is missing or malformed, or the library that reads it would panic.
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
         let TokenizerFile { mut tokenizer, template_bos, .. } = TokenizerFile::read(path)?;
         tokenizer.bos = template_bos;
@@ -89,7 +90,8 @@ impl Tokenizer {
     /// Encodes a text. BOS comes first if the tokenizer adds one. Special tokens in the text are read as plain text
     /// (llama.cpp's `add_special = true, parse_special = false`).
     ///
-    /// # Errors If the vocabulary cannot spell the text, or the text shows that the vocabulary is that of another
+    /// # Errors
+    /// If the vocabulary cannot spell the text, or the text shows that the vocabulary is that of another
     /// model.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
         beside::check(&self.contested, &self.inner, text, false)?;
@@ -100,7 +102,8 @@ impl Tokenizer {
     /// Encodes text that a chat template wrote. Special tokens in the text are read as such, BOS among them
     /// (`add_special = false, parse_special = true`).
     ///
-    /// # Errors If the vocabulary cannot spell the text, or the text shows that the vocabulary is that of another
+    /// # Errors
+    /// If the vocabulary cannot spell the text, or the text shows that the vocabulary is that of another
     /// model.
     pub fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, String> {
         beside::check(&self.contested, &self.inner, text, true)?;
@@ -109,7 +112,8 @@ impl Tokenizer {
 
     /// The text of tokens, special ones included. It has U+FFFD if the tokens begin or end within a character.
     ///
-    /// # Errors If a `tokenizer.json` brings its own decoder and that decoder fails.
+    /// # Errors
+    /// If a `tokenizer.json` brings its own decoder and that decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, String> {
         guarded(|| self.inner.decode(ids, false))?.map_err(|e| e.to_string())
     }

@@ -32,7 +32,8 @@ pub(super) struct Own {
 impl Own {
     /// The vocabulary of a GGUF file.
     ///
-    /// # Errors If the merges differ and nothing else can be compared.
+    /// # Errors
+    /// If the merges differ and nothing else can be compared.
     pub fn of_gguf(
         file: &Gguf,
         vocabulary: &Vocabulary,

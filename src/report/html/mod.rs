@@ -74,7 +74,7 @@ impl Standing {
         }
     }
 
-    /// The mark where there is room for one character.
+    /// The mark, if there is room for one character only.
     fn sign(self) -> char {
         match self {
             Self::Pass => '✓',
@@ -269,7 +269,8 @@ fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
     (head, rows.iter().zip(cells).map(line).collect())
 }
 
-/// The limit that is the nearest to being broken or is broken the most, as a multiple of what it allows.
+/// The limit that is broken the most, or else the one that is nearest to being broken, as a multiple of what it
+/// allows.
 fn worst_ratio(row: &Row) -> String {
     let limits = row.cases[0].map_or(&[][..], |case| &case.limits);
     let ratio = limits.iter().map(JudgedLimit::ratio).max_by(f64::total_cmp);
@@ -337,8 +338,8 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
     }
     let files = m.conditions.corpus.iter().take(MESSAGES);
     let corpus: Vec<String> = files.map(|file| format!("{}.txt", file.category)).collect();
-    // a name that the policy gives to a scheme means nothing without the policy, and what ran may be a list of layers
-    // that is no scheme
+    // `kvgate measure` does not know the names that a policy gives to schemes, and the scheme that ran may be written
+    // as a list of layers, which it cannot read
     let scheme = |s: &SchemeResult| {
         [&s.scheme, &s.effective].into_iter().find(|name| name.parse::<Scheme>().is_ok()).cloned()
     };
@@ -365,7 +366,7 @@ fn reproduction(m: &Measurement) -> (String, Vec<String>) {
     (how, commands.iter().map(|command| text::message(command)).collect())
 }
 
-/// The options of `kvgate measure` by which the checkpoint is read as it was.
+/// The options with which `kvgate measure` reads the checkpoint as this run did.
 fn options(reading: &[String]) -> Vec<String> {
     let words = reading.iter().flat_map(|line| {
         if let Some(key) = line.strip_prefix(IGNORED_KEY) {

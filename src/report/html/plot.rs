@@ -253,7 +253,7 @@ impl<'a> Plot<'a> {
         self.line(vec![(self.x.0, height), (self.x.1, height)], ink, 2)
     }
 
-    /// Writes the name of such a line at one of its ends, where it meets no point.
+    /// Writes the name of a line across the plot at one of its ends, so that it covers no point.
     pub fn name_across(&mut self, value: f64, name: &str, ink: Ink) -> Drawn {
         let height = self.axes[1].map(&value, self.y);
         let width = wide(name);
@@ -289,7 +289,7 @@ impl<'a> Plot<'a> {
         self.area.draw(&Text::new(text.to_owned(), (x, y), style))
     }
 
-    /// Writes a point's name beside it where nothing else stands, and draws a line to it if that is not near.
+    /// Writes a point's name at a free place beside it, and draws a line to the point if the place is not near.
     pub fn label(&mut self, text: &str, (x, y): Pixel, ink: Ink) -> Drawn {
         let width = wide(text);
         let near = [(9, 0), (-9 - width, 0), (-width / 2, -14), (-width / 2, 14)];

@@ -9,13 +9,13 @@ use crate::results::shape::WorstToken;
 use crate::text;
 use similar::{ChangeTag, TextDiff};
 
-/// The most tokens, and the most texts, of a scheme.
+/// The most tokens, and the most texts, that are shown of a scheme.
 const EACH: usize = 8;
-/// The most characters of a context, of which the last ones are shown.
+/// The most characters that are shown of a context: its last ones.
 const CONTEXT: usize = 200;
-/// The most characters of a token.
+/// The most characters that are shown of a token.
 const TOKEN: usize = 40;
-/// The most characters of a text.
+/// The most characters that are shown of a text.
 const TEXT: usize = 1_500;
 
 /// Tokens or texts of one scheme.
@@ -67,25 +67,25 @@ pub(super) fn worst(rows: &[Row], most: usize) -> Vec<OfScheme<ShownToken>> {
     rows.iter().filter_map(tokens).take(most).collect()
 }
 
-/// The baseline's text and a scheme's, from the token on in which they differ.
+/// The baseline's text and a scheme's text, from the first token in which they differ.
 pub(super) struct TextPair {
     pub prompt: String,
     pub at: usize,
     pub margin: String,
-    /// The end of what both wrote before that, or nothing where it is not known.
+    /// The end of the text that both share before they differ. It is empty if that text is not known.
     pub common: String,
     pub baseline: Vec<Piece>,
     pub scheme: Vec<Piece>,
 }
 
-/// Neighbouring words of a text, all of which stand in the other text or all of which do not.
+/// Neighbouring words of a text. Either the other text has all of them, or it has none.
 pub(super) struct Piece {
     pub words: String,
-    /// Whether they stand in this text only.
+    /// Whether only this text has the words.
     pub own: bool,
 }
 
-/// The texts that differ from the baseline's, for each scheme that has some.
+/// The texts that differ from the baseline's, for each scheme that has such texts.
 pub(super) fn partings(
     rows: &[Row],
     generated: Option<&Generated>,
@@ -124,7 +124,7 @@ fn parting(text: &Divergence, generated: Option<&Generated>) -> TextPair {
     }
 }
 
-/// Joins neighbouring words of one kind.
+/// Joins neighbouring words that only one text has, or that both have.
 fn pieces<'a>(words: impl Iterator<Item = (&'a str, bool)>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for (words, own) in words {
@@ -140,7 +140,7 @@ fn bounded(text: &str) -> String {
     text::printable(&text::clipped(text, TEXT))
 }
 
-/// The last so many characters.
+/// The end of a text, at most so many characters.
 fn ending(text: &str, characters: usize) -> String {
     match text.char_indices().rev().nth(characters) {
         None => text.into(),
