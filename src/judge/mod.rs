@@ -7,6 +7,8 @@
 pub mod accept;
 pub mod limits;
 pub mod merge;
+#[cfg(test)]
+mod tests;
 pub mod trust;
 
 use crate::golden::{self, Compared, Golden, GoldenError};
