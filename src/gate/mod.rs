@@ -5,6 +5,8 @@ pub mod harness;
 pub mod plan;
 pub mod select;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use error::GateError;
 

@@ -86,6 +86,9 @@ pub fn accept(
             }
         }
     }
+    // a model or a scheme that stands twice in the results is refused twice for the same reason
+    let mut seen = BTreeSet::new();
+    refusals.retain(|refusal| seen.insert(refusal.clone()));
     if !refusals.is_empty() {
         return Err(AcceptError::Refused(refusals));
     }
@@ -364,13 +367,24 @@ mod tests {
         says(&|r| forge(r, &|s| s.mean_kld *= 0.8), "and its parts make 0.06");
         says(&|r| forge(r, &|s| s.p99_kld = 1e-7), "its quantiles contradict each other");
         says(&|r| forge(r, &|s| s.ppl_ratio = 0.5), "its ppl_ratio is 0.5");
-        let twice = |r: &mut Results| r.measurements.push(r.measurements[0].clone());
-        says(&twice, "gemma-3-270m: these results hold it twice");
-        let schemes = |r: &mut Results| {
-            let scheme = r.measurements[0].schemes[0].clone();
-            r.measurements[0].schemes.push(scheme);
+    }
+
+    #[test]
+    fn what_stands_twice_in_results_is_refused_in_one_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (results, policy) = ready(root);
+        let says = |edit: &dyn Fn(&mut Vec<Measurement>), why: &str| {
+            let mut results = results.clone();
+            edit(&mut results.measurements);
+            let error = error(&results, &policy, &[], root);
+            assert_eq!(error, format!("nothing was accepted:\n  {why}"));
+            assert!(!root.join("goldens").exists());
         };
-        says(&schemes, "the run has two results for this scheme");
+        let model = "gemma-3-270m: these results hold it twice: which one counts cannot be told";
+        says(&|all| all.push(all[0].clone()), model);
+        let scheme = "gemma-3-270m::q8_0: the run has two results for this scheme";
+        says(&|all| all[0].schemes.extend_from_within(..1), scheme);
     }
 
     #[test]

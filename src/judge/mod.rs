@@ -8,6 +8,8 @@
 pub mod accept;
 pub mod limits;
 pub mod merge;
+#[cfg(test)]
+mod tests;
 pub mod trust;
 
 use crate::golden::{self, Compared, Golden, GoldenError};

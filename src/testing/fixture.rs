@@ -2,7 +2,7 @@
 //! failed, and cases of a model that has no numbers.
 
 use crate::kv::Scheme;
-use crate::policy::{Cell, Expectation, ModelPolicy, Policy};
+use crate::policy::{Cell, Expectation, Limit, ModelPolicy, Policy};
 use crate::report::Report;
 use crate::results::replay::{Continuation, Divergence, Generated, PromptReplay, Replay};
 use crate::results::statistics::{Part, Statistic, Statistics};
@@ -47,6 +47,49 @@ pub(crate) fn results() -> Results {
         not_needed: Vec::new(),
         findings: Vec::new(),
     }
+}
+
+/// The results of the run with numbers that follow from each other, so that they are trusted.
+pub(crate) fn sound() -> Results {
+    let mut results = results();
+    results.measurements[0].schemes.iter_mut().for_each(make_sound);
+    results
+}
+
+/// The policy of the run with a limit for each cell, which `q8_0` keeps and `q4_0` does not.
+pub(crate) fn limited_policy() -> Policy {
+    let mut policy = policy();
+    for cell in &mut policy.models[0].cells {
+        let origin = "thresholds.toml:9".into();
+        cell.limits = vec![Limit { statistic: Statistic::MeanKld, bound: 0.05, origin }];
+    }
+    policy
+}
+
+/// What may be special about a measurement, by a name. Each of them concerns `q4_0`, the second scheme.
+pub(crate) const EDITS: [(&str, fn(&mut Measurement)); 7] = [
+    ("nothing", |_| ()),
+    ("a failed scheme", |m| m.schemes[1].outcome = m.schemes[2].outcome.clone()),
+    ("a number that is none", |m| {
+        let Outcome::Measured { statistics, .. } = &mut m.schemes[1].outcome else { return };
+        statistics.mean_kld = f64::NAN;
+    }),
+    ("a failed control", |m| m.controls[0].mean_kld = Some(0.1)),
+    ("no result", |m| drop(m.schemes.remove(1))),
+    ("two results", |m| m.schemes.push(m.schemes[1].clone())),
+    ("prompts", |m| {
+        m.conditions.prompts = Some(generated().conditions());
+        m.generated = Some(Generated { accepted: true, ..generated() });
+        m.schemes.iter_mut().for_each(|scheme| scheme.replay = Some(replay()));
+    }),
+];
+
+/// The sound measurement of the run with one of [`EDITS`].
+pub(crate) fn edited(name: &str) -> Measurement {
+    let (_, edit) = EDITS.iter().find(|(own, _)| *own == name).expect("an edit has this name");
+    let mut measurement = sound().measurements.remove(0);
+    edit(&mut measurement);
+    measurement
 }
 
 /// The report of the run.
