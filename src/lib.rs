@@ -13,7 +13,7 @@
 //! ```toml
 //! # Cargo.toml
 //! [dev-dependencies]
-//! kvgate = { version = "0.1", default-features = false }
+//! kvgate = { git = "https://github.com/OWNER/kvgate", default-features = false }
 //!
 //! [[test]]
 //! name = "gate"

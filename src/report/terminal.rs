@@ -70,8 +70,13 @@ fn sentence(view: &View) -> String {
 fn facts(measurement: &Measurement) -> String {
     let (run, conditions) = (&measurement.run, &measurement.conditions);
     let corpus: Vec<_> = conditions.corpus.iter().map(|f| f.category.as_str()).collect();
+    // another engine's log does not say how much memory it took
+    let memory = match run.peak_bytes {
+        0 => String::new(),
+        peak => format!(" · {}", bytes(peak as f64)),
+    };
     let mut out = format!(
-        "  baseline {} PPL {:.3} · {} × {} of {} · {}, {} · {:.1} s · {}\n",
+        "  baseline {} PPL {:.3} · {} × {} of {} · {}, {} · {:.1} s{memory}\n",
         text::name(&conditions.baseline),
         run.baseline_ppl,
         conditions.context,
@@ -80,7 +85,6 @@ fn facts(measurement: &Measurement) -> String {
         text::name(&run.device),
         text::name(&arithmetic(measurement)),
         run.seconds,
-        bytes(run.peak_bytes as f64),
     );
     if !measurement.controls.is_empty() {
         let controls: Vec<_> = measurement.controls.iter().map(control).collect();

@@ -59,6 +59,10 @@ impl fmt::Display for Measure<'_> {
 
 /// One word of a command, quoted where a shell would read it as something else.
 pub(crate) fn word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@=".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
     // a NUL, which no shell can be given, is the only thing that cannot be quoted; it is escaped when it is shown
     let quoted = shlex::Quoter::new().allow_nul(true).quote(text);
     quoted.map_or_else(|_| text.to_owned(), |quoted| quoted.into_owned())
@@ -98,5 +102,6 @@ mod tests {
     #[test]
     fn plain_words_stay_as_they_are() {
         assert_eq!(run("m::q8_0/q4_0::"), "kvgate run m::q8_0/q4_0::");
+        assert_eq!(word("q8_0,q4_0:tail=32"), "q8_0,q4_0:tail=32");
     }
 }

@@ -13,7 +13,7 @@ pub(crate) fn bytes(n: f64) -> String {
     let unit = (n.max(1.0).log2() / 10.0) as usize;
     let unit = unit.min(UNITS.len() - 1);
     let amount = n / 1024f64.powi(unit as i32);
-    let shown = if amount < 100.0 { (amount * 10.0).round() / 10.0 } else { amount.round() };
+    let shown = if amount < 1000.0 { (amount * 10.0).round() / 10.0 } else { amount.round() };
     format!("{shown} {}", UNITS[unit])
 }
 

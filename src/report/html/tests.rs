@@ -215,7 +215,7 @@ fn words_are_in_their_context() {
         commands,
         [
             "kvgate run gemma-3-270m::",
-            "kvgate measure MODEL --corpus prose.txt --corpus code.txt --schemes 'q8_0,q4_0,q8_0/q4_0' \
+            "kvgate measure MODEL --corpus prose.txt --corpus code.txt --schemes q8_0,q4_0,q8_0/q4_0 \
              --context 512 --chunks 16"
         ]
     );
@@ -402,7 +402,7 @@ fn a_name_of_the_policy_is_no_scheme_without_it() {
         let (_, elements) = page(report);
         of_class(&elements, "pre", "command").iter().map(|e| e.text.clone()).collect()
     };
-    assert!(commands(&report)[1].contains("--schemes 'q8_0,q8_0/q4_0' --context"));
+    assert!(commands(&report)[1].contains("--schemes q8_0,q8_0/q4_0 --context"));
     report.results.measurements[0].schemes.drain(2..);
     report.results.measurements[0].schemes.remove(0);
     assert_eq!(commands(&report), ["kvgate run gemma-3-270m::"]);
