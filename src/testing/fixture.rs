@@ -66,8 +66,11 @@ pub(crate) fn limited_policy() -> Policy {
     policy
 }
 
+/// Changes a measurement.
+pub(crate) type Edit = fn(&mut Measurement);
+
 /// What may be special about a measurement, by a name. Each of them concerns `q4_0`, the second scheme.
-pub(crate) const EDITS: [(&str, fn(&mut Measurement)); 7] = [
+pub(crate) const EDITS: [(&str, Edit); 7] = [
     ("nothing", |_| ()),
     ("a failed scheme", |m| m.schemes[1].outcome = m.schemes[2].outcome.clone()),
     ("a number that is none", |m| {
