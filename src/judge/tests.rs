@@ -143,7 +143,7 @@ fn a_model_that_must_be_there_and_is_not_is_an_error() {
     says(&results, "the job that measures it is missing");
     assert_eq!(from_file(&policy, &results, &changed(), false), [], "it is not needed");
     results.not_needed.push("gemma-3-270m".into());
-    says(&results, "that is no more than their word");
+    says(&results, "such a claim does not count");
     let mut other = fixture::edited("nothing");
     other.conditions.context = 4096;
     says(&of(other), "it was measured at 4096 × 16, and the policy asks for 512 × 16");
