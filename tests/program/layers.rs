@@ -133,7 +133,8 @@ fn faults(files: &[(String, String)], layers: &Layers) -> Vec<String> {
                 layers.get(*other).is_some_and(|rank| *other != own && *rank >= layers[own])
             };
             let reached = import.path.first().into_iter().chain(leads_to.first());
-            if let Some(other) = reached.filter(|other| is_higher(other)).map(String::clone).next() {
+            if let Some(other) = reached.filter(|other| is_higher(other)).map(String::clone).next()
+            {
                 faults.push(format!(
                     "src/{}:{}: `{own}` imports `{}`, and `{other}` is not below `{own}` in src/lib.rs",
                     source.file,
