@@ -137,7 +137,8 @@ impl Draft<'_> {
             #\n\
             # [models.my-model]\n\
             # path = \"models/my-model.gguf\"\n\
-            # limits = { baseline_ppl = 40.0 } # a ruined model must not pass for agreeing with itself\n\
+            # # A broken model agrees with itself, so its KLD is low all the same. This limit on its own perplexity catches it.\n\
+            # limits = { baseline_ppl = 40.0 }\n\
             #\n\
             # [models.my-model.schemes]\n\
             # q8_0 = {}\n";
@@ -149,7 +150,7 @@ impl Draft<'_> {
         let day = day(SystemTime::now());
         let ppl = found.run.baseline_ppl;
         let mut text = self.head(&format!(
-            "Proposed by {ENGINE} on {day}, by what is said beside each scheme: look at every line."
+            "Proposed by {ENGINE} on {day} from the numbers beside each scheme. Look at every line before you commit it."
         ));
         let measured: Vec<_> = found.schemes.iter().filter_map(numbers).collect();
         let own = measured.iter().filter(|(result, _)| Start::for_scheme(result) != ANY);
@@ -182,7 +183,8 @@ impl Draft<'_> {
         let limit = rounded_up(HEADROOM * ppl);
         let _ = writeln!(
             text,
-            "# its own perplexity was {ppl:.2}: a ruined model must not pass for agreeing with itself\n\
+            "# The perplexity with the unquantized cache was {ppl:.2}. A broken model agrees with itself, so its KLD is low\n\
+             # all the same. This limit catches it.\n\
              limits = {{ baseline_ppl = {limit:?} }}\n\n[models.{name}.schemes]"
         );
         for result in &found.schemes {
@@ -199,9 +201,9 @@ impl Draft<'_> {
              # {said}\n\n\
              [defaults]\n\
              corpus = [{}]\n\
-             context = {} # a release is judged at the context that it is served at\n\
+             context = {} # tokens in a chunk: use the context that the model is served with\n\
              chunks = {}\n\n\
-             # starting points, not promises: flips go with the root of mean KLD\n\
+             # Limits to start from. top1_agreement is derived from mean_kld: changes of the top token grow with its square root.\n\
              [defaults.limits]\n\
              mean_kld = {mean_kld} # nats per token, at most\n\
              p99_kld = {p99_kld}\n\
@@ -249,12 +251,12 @@ fn scheme(result: &SchemeResult) -> String {
     match propose(found, &Start::for_scheme(result)) {
         Proposal::Start => format!("{label} = {{}} # {said}\n"),
         Proposal::Own(limits) => format!(
-            "# near its starting point: limits of its own, about {HEADROOM} times what was found\n\
+            "# Close to the limits above, so it has limits of its own: about {HEADROOM} times what was measured.\n\
              {label} = {{ {} }} # {said}\n",
             limits_of(&limits)
         ),
         Proposal::Fail => {
-            let reason = format!("{said} at init: look before it is recommended");
+            let reason = format!("{said} when the policy was proposed: too much to recommend it unseen");
             format!("{label} = {{ expect = \"fail\", reason = {} }}\n", quoted(&reason))
         }
     }
