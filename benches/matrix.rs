@@ -10,7 +10,7 @@ use candle_core::{Device, Tensor};
 use kvgate::internals::kv::effective::Effective;
 use kvgate::internals::kv::Scheme;
 use kvgate::internals::measure::corpus::{self, Chunk};
-use kvgate::internals::measure::engine::{self, Lane, HEAD_LOGITS, HEAD_ROWS};
+use kvgate::internals::measure::engine::{self, Lane};
 use kvgate::internals::model::decoder::{Decoder, Residency};
 use kvgate::internals::model::spec::{FeedForward, Spec};
 use kvgate::internals::model::Checkpoint;
@@ -106,10 +106,10 @@ fn products_alone(
     }
     // the head: blocks of positions of all lanes, the vocabulary in tiles, both with a last one
     let scored = context - 1 - context / 2;
-    let block = (HEAD_ROWS / lanes).max(1);
+    let block = decoder.device().head_positions(lanes);
     for first in (0..scored).step_by(block) {
         let rows = block.min(scored - first) * lanes;
-        let width = HEAD_LOGITS / rows;
+        let width = decoder.device().head_width(rows);
         for start in (0..spec.vocab).step_by(width) {
             let shape = (rows, spec.hidden, width.min(spec.vocab - start));
             *shapes.entry(shape).or_insert(0) += chunks;

@@ -49,8 +49,8 @@ pub(crate) struct SoftmaxAttention {
 pub struct Versions {
     /// decode(encode(x)). Tokens that have not been encoded yet hold numbers that no query reads.
     pub stored: Tensor,
-    /// The numbers rounded to f16 only, and the rule that says which version a query reads.
-    pub exact: Option<(Tensor, Exact)>,
+    /// The numbers rounded to f16 only, and the rules that say which version a query reads, one for each lane.
+    pub exact: Option<(Tensor, Vec<Exact>)>,
 }
 
 /// K and V of one sequence and KV head, laid out for the register tile.
@@ -95,14 +95,17 @@ impl Op<1> for SoftmaxAttention {
         out.par_chunks_mut(per_sequence)
             .zip(q.par_chunks(per_sequence))
             .zip(packed.par_chunks(self.kv_heads))
-            .for_each(|((out, q), packed)| {
+            .enumerate()
+            .for_each(|(sequence, ((out, q), packed))| {
                 // the last blocks see the most keys, so they are started first
                 let blocks = out.par_chunks_mut(QUERIES * width).zip(q.par_chunks(QUERIES * width));
                 blocks.enumerate().rev().for_each_init(
                     Scratch::default,
                     |scratch, (i, (out, q))| {
                         let first = i * QUERIES;
-                        let block = QueryBlock { op: self, q, packed, out, first, scratch };
+                        let lane = |lanes: usize| sequence * lanes / sequences;
+                        let block =
+                            QueryBlock { op: self, lane: &lane, q, packed, out, first, scratch };
                         pulp::Arch::new().dispatch(block);
                     },
                 );
@@ -183,6 +186,8 @@ struct Scratch {
 /// A block of queries in all heads.
 struct QueryBlock<'a> {
     op: &'a SoftmaxAttention,
+    /// The lane of the block, by the number of lanes.
+    lane: &'a dyn Fn(usize) -> usize,
     /// (up to 32, H·D)
     q: &'a [f32],
     packed: &'a [PackedHead],
@@ -234,7 +239,7 @@ impl WithSimd for QueryBlock<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let QueryBlock { op, q, packed, out, first, scratch } = self;
+        let QueryBlock { op, lane, q, packed, out, first, scratch } = self;
         let width = op.heads * op.head_dim;
         let rows = q.len() / width;
         // indices of the key at the first query's own position, and of the one behind the last query's
@@ -242,8 +247,8 @@ impl WithSimd for QueryBlock<'_> {
         let end = own + rows;
         let start = op.window.map_or(0, |w| (own + 1).saturating_sub(w)) / ROWS * ROWS;
         let zones = |versions: &Versions| {
-            let (_, rule) = versions.exact.as_ref()?;
-            Some(Zones::new(rule, op.start, own, rows))
+            let (_, rules) = versions.exact.as_ref()?;
+            Some(Zones::new(&rules[lane(rules.len())], op.start, own, rows))
         };
         let (k_zones, v_zones) = (zones(&op.k), zones(&op.v));
         for head in 0..op.heads {
@@ -504,9 +509,9 @@ fn rows<S: Simd, const R: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::device::HOST;
     use crate::compute::exact::Tail;
     use crate::compute::run;
+    use crate::compute::textbook::place;
     use candle_core::DType;
 
     /// How many sequences a batch has.
@@ -592,11 +597,11 @@ mod tests {
             let v = TwoVersions { stored: random(kv, 3), exact: random(kv, 5), rule: of_v };
             let tensor = |x: &[f32], rows: usize, heads: usize| {
                 let shape = (SEQUENCES, rows, heads, self.head_dim);
-                Tensor::from_slice(x, shape, &HOST).unwrap()
+                Tensor::from_slice(x, shape, &place()).unwrap()
             };
             let versions = |x: &TwoVersions| Versions {
                 stored: tensor(&x.stored, self.keys, self.kv_heads),
-                exact: x.rule.map(|rule| (tensor(&x.exact, self.keys, self.kv_heads), rule)),
+                exact: x.rule.map(|rule| (tensor(&x.exact, self.keys, self.kv_heads), vec![rule])),
             };
             let op = SoftmaxAttention { k: versions(&k), v: versions(&v), ..self.clone() };
             let out = run(&op, [&tensor(&q, self.queries, self.heads)]).unwrap();
@@ -633,15 +638,21 @@ mod tests {
 
     /// A placeholder that [`SoftmaxAttention::error`] replaces by random numbers.
     fn none() -> Versions {
-        Versions { stored: Tensor::zeros(1, DType::F32, &HOST).unwrap(), exact: None }
+        Versions { stored: Tensor::zeros(1, DType::F32, &place()).unwrap(), exact: None }
     }
 
-    /// Values reach 2, so an error up to this is rounding.
-    const TOLERANCE: f64 = 2e-6;
+    /// Values reach 2, so an error up to this is rounding: on the CPU of f32, on a card of V and of the weights to f16.
+    fn tolerance() -> f64 {
+        if place().is_cpu() {
+            2e-6
+        } else {
+            1e-3
+        }
+    }
 
     fn is_exact(attention: SoftmaxAttention) {
         let error = attention.error();
-        assert!(error <= TOLERANCE, "{attention:?}: off by {error:e}");
+        assert!(error <= tolerance(), "{attention:?}: off by {error:e}");
     }
 
     #[test]
@@ -703,12 +714,12 @@ mod tests {
                     for rules in [[Some(rule), None], [None, Some(rule)], [Some(rule); 2]] {
                         let error = op.error_with(rules);
                         assert!(
-                            error <= TOLERANCE,
+                            error <= tolerance(),
                             "{rules:?}, {queries} of {keys}, {window:?}: {error:e}"
                         );
                     }
                     let other = op.error_with([Some(rule), Some(newest(2, 20))]);
-                    assert!(other <= TOLERANCE, "{rule:?}: {other:e}");
+                    assert!(other <= tolerance(), "{rule:?}: {other:e}");
                 }
             }
         }

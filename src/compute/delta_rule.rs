@@ -121,6 +121,11 @@ impl Recurrent {
         })
     }
 
+    /// The last inputs of the convolution and the states, for kernels that advance them.
+    pub(super) fn tensors(&self) -> (&Tensor, &Tensor) {
+        (&self.history, &self.states)
+    }
+
     /// The state of a layer before its first token.
     pub(crate) fn before(net: &DeltaNet, sequences: usize, device: &Device) -> Result<Self> {
         Self::zero(sequences, net.history(), net.states(), device)

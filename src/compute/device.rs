@@ -1,21 +1,66 @@
 //! Where a model is computed, and in what arithmetic.
 
-use super::machine;
+pub(crate) use super::place::HOST;
+
+use super::place::{Card, NoDevice};
+use super::{cuda, machine};
 use candle_core::DType;
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
 
-/// Where files are read and results are judged: the CPU, whatever device computes.
-pub(crate) const HOST: candle_core::Device = candle_core::Device::Cpu;
-
-/// Where a model is computed, and in what arithmetic. The CPU is the only one so far.
+/// Where a model is computed, and in what arithmetic.
 #[derive(Debug, Clone)]
 pub struct Device {
     at: candle_core::Device,
+    /// The card, if it is not the CPU.
+    card: Option<Card>,
 }
+
+/// The device that somebody asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// A card if this build can use one and one answers, otherwise the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The card with an ordinal.
+    Cuda(usize),
+}
+
+/// How many rows of a product are computed at once on the CPU. Wide outputs with more rows would not stay in the
+/// processor's caches.
+const CPU_PRODUCT_ROWS: usize = 1024;
+
+/// How many rows of a lane are put into one product on a card, if the context is not longer.
+const CARD_TILE_ROWS: usize = 8192;
 
 impl Device {
     /// The CPU, on all threads of the program's pool.
     pub fn cpu() -> Self {
-        Device { at: HOST }
+        Device { at: HOST, card: None }
+    }
+
+    /// Opens the device that is asked for.
+    ///
+    /// # Errors
+    /// A card was asked for, and this build or this machine cannot use it.
+    pub fn open(choice: Choice) -> Result<Self, NoDevice> {
+        let card = |ordinal| {
+            let (at, card) = cuda::open(ordinal)?;
+            Ok(Device { at, card: Some(card) })
+        };
+        match choice {
+            Choice::Cpu => Ok(Device::cpu()),
+            Choice::Cuda(ordinal) => card(ordinal),
+            Choice::Auto => Ok(card(0).unwrap_or_else(|_: NoDevice| Device::cpu())),
+        }
+    }
+
+    /// Whether this build can compute on cards at all.
+    pub fn knows_cards() -> bool {
+        cuda::IS_BUILT
     }
 
     /// The place of its tensors.
@@ -23,14 +68,18 @@ impl Device {
         &self.at
     }
 
-    /// The name in a measurement's conditions.
+    /// The kind of device, as a measurement names it.
     pub fn name(&self) -> &'static str {
-        "cpu"
+        if self.card.is_some() {
+            "cuda"
+        } else {
+            "cpu"
+        }
     }
 
-    /// The number type of weights in products, as a measurement's conditions name it.
+    /// The number type of weights in products, as a measurement names it.
     pub fn weights(&self) -> &'static str {
-        DType::F32.as_str()
+        if self.card.is_some() { DType::F16 } else { DType::F32 }.as_str()
     }
 
     /// The number type of everything between products, as reports name it.
@@ -38,20 +87,119 @@ impl Device {
         DType::F32.as_str()
     }
 
+    /// What numbers depend on: whatever was measured on a device of another identity is measured again.
+    pub fn identity(&self) -> String {
+        let card = self.card.as_ref().map(|card| format!(" {} {}", card.name, card.driver));
+        format!("{} {}{}", self.name(), self.weights(), card.unwrap_or_default())
+    }
+
+    /// Whether a codec is carried out on the device itself: by the kernel of this name, or by that of a text.
+    pub fn has_kernel(&self, name: &str, text: Option<&str>) -> bool {
+        self.card.is_none() || text.is_some() || cuda::has_codec(name)
+    }
+
+    /// Bytes that a weight takes.
+    pub fn weight_bytes(&self) -> u64 {
+        if self.card.is_some() {
+            2
+        } else {
+            4
+        }
+    }
+
     /// What reports say of the device.
     pub fn describe(&self) -> String {
-        format!("{} CPU threads", rayon::current_num_threads())
+        match &self.card {
+            None => format!("{} CPU threads", rayon::current_num_threads()),
+            Some(Card { name, driver, memory, .. }) => {
+                format!("{name}, {} GiB, CUDA {driver}", memory >> 30)
+            }
+        }
     }
 
     /// Bytes of memory for weights and hidden states.
     pub fn memory(&self) -> u64 {
-        machine::memory()
+        match &self.card {
+            None => machine::memory(),
+            Some(card) => card.free,
+        }
     }
 
     /// How many rows of a lane are put into one product: as many chunks travel together as fit. The last bits of a
     /// product may depend on how many rows it has, so another number here would change goldens.
     pub fn tile_rows(&self) -> usize {
-        1024
+        match self.card {
+            None => 1024,
+            Some(_) => CARD_TILE_ROWS,
+        }
+    }
+
+    /// How many bytes the hidden states of a group of chunks may take.
+    pub fn group_bytes(&self) -> usize {
+        match &self.card {
+            None => 2 << 30,
+            Some(card) => (card.free / 4) as usize,
+        }
+    }
+
+    /// Which of `lanes` lanes travel together: on a card all of them, because a lane's products there are computed as
+    /// differences from the baseline's.
+    pub fn lane_sets(&self, lanes: usize) -> Vec<Range<usize>> {
+        let together = if self.card.is_some() { lanes } else { 1 };
+        (0..lanes).step_by(together.max(1)).map(|lane| lane..lane + together).collect()
+    }
+
+    /// How many positions of `lanes` lanes, the baseline included, pass the model's head together.
+    pub fn head_positions(&self, lanes: usize) -> usize {
+        match self.card {
+            None => (2560 / lanes).max(1),
+            // a lane's products must not depend on how many others there are
+            Some(_) => 1024,
+        }
+    }
+
+    /// How many entries of the vocabulary a tile has for `rows` rows at the head. On the CPU so many logits stay in the
+    /// processor's caches until they are compared.
+    pub fn head_width(&self, rows: usize) -> usize {
+        match self.card {
+            None => ((4 << 20) / rows).max(1),
+            Some(_) => 32_768,
+        }
+    }
+}
+
+/// How many rows of activations on a device one call takes. A card takes all of them.
+pub(crate) fn product_rows(at: &candle_core::Device) -> usize {
+    if at.is_cpu() {
+        CPU_PRODUCT_ROWS
+    } else {
+        usize::MAX
+    }
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let ordinal = || s.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+        match s {
+            "auto" => Ok(Choice::Auto),
+            "cpu" => Ok(Choice::Cpu),
+            "cuda" => Ok(Choice::Cuda(0)),
+            _ => ordinal().map(Choice::Cuda).ok_or_else(|| {
+                format!("`{s}` is no device; use auto, cpu or cuda:N, such as cuda:0")
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Choice::Auto => f.write_str("auto"),
+            Choice::Cpu => f.write_str("cpu"),
+            Choice::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
     }
 }
 
@@ -59,11 +207,21 @@ impl Device {
 mod tests {
     use super::*;
 
-    /// Conditions with other words would make every golden stale.
     #[test]
-    fn conditions_call_the_cpu_what_they_always_did() {
+    fn results_call_the_cpu_what_they_always_did() {
         let cpu = Device::cpu();
         assert_eq!((cpu.name(), cpu.weights(), cpu.dtype()), ("cpu", "f32", "f32"));
         assert!(cpu.describe().ends_with(" CPU threads"));
+    }
+
+    #[test]
+    fn a_choice_is_read_as_it_is_written() {
+        for choice in [Choice::Auto, Choice::Cpu, Choice::Cuda(0), Choice::Cuda(7)] {
+            assert_eq!(choice.to_string().parse(), Ok(choice));
+        }
+        assert_eq!("cuda".parse(), Ok(Choice::Cuda(0)));
+        for wrong in ["gpu", "cuda:", "cuda:x", "CPU", ""] {
+            assert!(wrong.parse::<Choice>().unwrap_err().contains("cuda:0"), "{wrong}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Access to the elements of tensors, for ops on the CPU and for code that reads results.
 
-use super::device::HOST;
+use super::place::HOST;
 use candle_core::{CpuStorage, Layout, Result, Storage, StorageRef, Tensor, WithDType};
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};

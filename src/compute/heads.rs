@@ -113,10 +113,9 @@ vectorized!(fn head_rows['a](
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::device::HOST;
     use crate::compute::rope::Pairs;
     use crate::compute::run;
-    use crate::compute::textbook::{self, assert_near, random, rows, vector, wide, MANY};
+    use crate::compute::textbook::{self, assert_near, place, random, rows, vector, wide, MANY};
 
     /// Rotates a head by the definition: pair i is rotated by the angle position·frequency.
     fn naive_rope(
@@ -149,7 +148,7 @@ mod tests {
             for (with_bias, with_norm, frequencies, magnitude) in
                 [(false, false, whole, 1.0), (true, true, vec![1.0, 0.3, 0.0], 1.25)]
             {
-                let rope = RopeTable::new(pairs, &frequencies, magnitude, 5 + tokens, &HOST);
+                let rope = RopeTable::new(pairs, &frequencies, magnitude, 5 + tokens, &place());
                 let op = Heads {
                     start,
                     heads,

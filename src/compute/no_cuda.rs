@@ -1,27 +1,83 @@
-//! Stands in for kernels of CUDA devices as long as there are none. An op that meets a tensor on such a device fails
-//! and says that it has no kernel.
+//! Stands in for kernels of CUDA devices in builds without the feature `cuda`. No device can be opened there, so no
+//! tensor is on one.
 
-use candle_core::{CudaStorage, Layout, Result, Shape};
+use super::delta_rule::Recurrent;
+use super::finite::FiniteFlag;
+use super::op::{InPlaceKernel, Kernel};
+use super::place::{Card, NoDevice, HOST};
+use super::residual::Residual;
+use super::rope::RopeTable;
+use super::round_trip::{OnCard, RoundTrip};
+use candle_core::{CudaStorage, Device, Layout, Result, Shape, Tensor};
 
-/// The twin of an [`Op`](super::op::Op) on CUDA devices.
-pub(super) trait Kernel<const N: usize> {
-    /// Computes the op's result from its inputs.
+impl<O, const N: usize> Kernel<N> for O {
     fn launch(
         &self,
         name: &'static str,
-        _inputs: [(&CudaStorage, &Layout); N],
+        _: [(&CudaStorage, &Layout); N],
     ) -> Result<(CudaStorage, Shape)> {
-        candle_core::bail!("`{name}` has no kernel for CUDA devices")
+        candle_core::bail!("`{name}` has no kernel in a build without CUDA")
     }
 }
 
-/// The twin of an [`InPlaceOp`](super::op::InPlaceOp) on CUDA devices.
-pub(super) trait InPlaceKernel {
-    /// Changes the op's tensor.
-    fn launch(&self, name: &'static str, _x: &mut CudaStorage, _layout: &Layout) -> Result<()> {
-        candle_core::bail!("`{name}` has no kernel for CUDA devices")
+impl<O> InPlaceKernel for O {
+    fn launch(&self, name: &'static str, _: &mut CudaStorage, _: &Layout) -> Result<()> {
+        candle_core::bail!("`{name}` has no kernel in a build without CUDA")
     }
 }
 
-impl<O, const N: usize> Kernel<N> for O {}
-impl<O> InPlaceKernel for O {}
+/// Whether this build has kernels.
+pub(super) const IS_BUILT: bool = false;
+
+/// Whether a codec has a kernel of this name.
+pub(super) fn has_codec(_name: &str) -> bool {
+    false
+}
+
+/// Opens the card with an ordinal, which this build cannot.
+pub(super) fn open(_ordinal: usize) -> std::result::Result<(Device, Card), NoDevice> {
+    Err(NoDevice::NotBuilt)
+}
+
+/// Weights on a card. There are none in this build.
+#[derive(Debug, Clone)]
+pub(super) enum Weights {}
+
+impl Weights {
+    pub fn new(_weights: &Tensor) -> Result<Self> {
+        Err(candle_core::Error::NotCompiledWithCudaSupport)
+    }
+
+    pub fn product(&self, _x: &Tensor, _lanes: usize) -> Result<Tensor> {
+        match *self {}
+    }
+
+    pub fn product_of_gathered(&self, _x: &Tensor) -> Result<Tensor> {
+        match *self {}
+    }
+
+    pub fn rows(&self, _start: usize, _len: usize) -> Result<Self> {
+        match *self {}
+    }
+}
+
+/// What kernels read of ops. This function is never called. It names these things so that a build without kernels does
+/// not take them for unused.
+#[allow(dead_code)]
+fn read_by_kernels(
+    flag: &FiniteFlag,
+    residual: &Residual,
+    round_trip: &RoundTrip,
+    recurrent: &Recurrent,
+    rope: &RopeTable,
+) -> Result<()> {
+    flag.words(residual.lanes, &HOST)?;
+    let card = round_trip.storing.on_card();
+    let _ = (card.codec, card.text, card.group, card.rotation);
+    let OnCard { mean, scales, clamped, .. } = card;
+    mean.map(|mean| mean.on(&HOST)).transpose()?;
+    scales.map(|scales| scales.on(&HOST)).transpose()?;
+    clamped.map(|clamped| clamped.on(&HOST)).transpose()?;
+    let _ = (recurrent.tensors(), rope.tables());
+    Ok(())
+}

@@ -1,9 +1,8 @@
 //! What an op is: one step of a model, with a name, the shape of its result and a loop for the CPU.
 //!
-//! An op runs as one of candle's custom ops, which find the device that the tensors are on. Its kernel for a device is
-//! found through [`cuda`] and nowhere else.
+//! An op runs as one of candle's custom ops, which find the device that the tensors are on. Its kernel for CUDA cards
+//! is its implementation of [`Kernel`] or [`InPlaceKernel`] in `cuda/`.
 
-use super::cuda;
 use super::elements::{contiguous, contiguous_mut};
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp2, InplaceOp1, Layout};
 use candle_core::{Result, Shape, Tensor, WithDType};
@@ -44,6 +43,22 @@ pub(crate) trait InPlaceOp {
     fn cpu(&self, x: &mut [f32], shape: &Shape) -> Result<()>;
 }
 
+/// The twin of an [`Op`] on CUDA cards.
+pub(super) trait Kernel<const N: usize> {
+    /// Computes the op's result from its inputs.
+    fn launch(
+        &self,
+        name: &'static str,
+        inputs: [(&CudaStorage, &Layout); N],
+    ) -> Result<(CudaStorage, Shape)>;
+}
+
+/// The twin of an [`InPlaceOp`] on CUDA cards.
+pub(super) trait InPlaceKernel {
+    /// Changes the op's tensor.
+    fn launch(&self, name: &'static str, x: &mut CudaStorage, layout: &Layout) -> Result<()>;
+}
+
 /// The elements of an input on the CPU.
 #[derive(Clone, Copy)]
 pub(crate) struct Input<'a> {
@@ -58,7 +73,7 @@ pub(crate) struct Input<'a> {
 #[allow(private_bounds)] // kernels are this folder's own business
 pub(crate) fn run<O, T, const N: usize>(op: &O, inputs: [&Tensor; N]) -> Result<Tensor>
 where
-    O: Op<N, T> + cuda::Kernel<N>,
+    O: Op<N, T> + Kernel<N>,
     T: WithDType,
 {
     const { assert!(N == 1 || N == 2, "candle's ops take up to three tensors; add the third here") };
@@ -74,7 +89,7 @@ where
 /// # Errors
 /// As of [`run`].
 #[allow(private_bounds)]
-pub(crate) fn change<O: InPlaceOp + cuda::InPlaceKernel>(op: &O, x: &Tensor) -> Result<()> {
+pub(crate) fn change<O: InPlaceOp + InPlaceKernel>(op: &O, x: &Tensor) -> Result<()> {
     x.inplace_op1(&LaunchInPlace(op))
 }
 
@@ -84,7 +99,7 @@ struct Launch<'a, O, T, const N: usize> {
     element: PhantomData<T>,
 }
 
-impl<O: Op<N, T> + cuda::Kernel<N>, T: WithDType, const N: usize> Launch<'_, O, T, N> {
+impl<O: Op<N, T> + Kernel<N>, T: WithDType, const N: usize> Launch<'_, O, T, N> {
     fn cpu(&self, inputs: &[(&CpuStorage, &Layout)]) -> Result<(CpuStorage, Shape)> {
         let shape = self.op.shape(std::array::from_fn(|i| inputs[i].1.shape()))?;
         let mut out = vec![T::zero(); shape.elem_count()];
@@ -101,9 +116,7 @@ impl<O: Op<N, T> + cuda::Kernel<N>, T: WithDType, const N: usize> Launch<'_, O, 
     }
 }
 
-impl<O: Op<N, T> + cuda::Kernel<N>, T: WithDType, const N: usize> CustomOp1
-    for Launch<'_, O, T, N>
-{
+impl<O: Op<N, T> + Kernel<N>, T: WithDType, const N: usize> CustomOp1 for Launch<'_, O, T, N> {
     fn name(&self) -> &'static str {
         O::NAME
     }
@@ -117,9 +130,7 @@ impl<O: Op<N, T> + cuda::Kernel<N>, T: WithDType, const N: usize> CustomOp1
     }
 }
 
-impl<O: Op<N, T> + cuda::Kernel<N>, T: WithDType, const N: usize> CustomOp2
-    for Launch<'_, O, T, N>
-{
+impl<O: Op<N, T> + Kernel<N>, T: WithDType, const N: usize> CustomOp2 for Launch<'_, O, T, N> {
     fn name(&self) -> &'static str {
         O::NAME
     }
@@ -148,7 +159,7 @@ impl<O: Op<N, T> + cuda::Kernel<N>, T: WithDType, const N: usize> CustomOp2
 /// An op in place in the form that candle takes.
 struct LaunchInPlace<'a, O>(&'a O);
 
-impl<O: InPlaceOp + cuda::InPlaceKernel> InplaceOp1 for LaunchInPlace<'_, O> {
+impl<O: InPlaceOp + InPlaceKernel> InplaceOp1 for LaunchInPlace<'_, O> {
     fn name(&self) -> &'static str {
         O::NAME
     }
@@ -165,39 +176,15 @@ impl<O: InPlaceOp + cuda::InPlaceKernel> InplaceOp1 for LaunchInPlace<'_, O> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::device::HOST;
-
-    /// The sum of each row of two tensors, in f64.
-    struct RowSums;
-
-    impl Op<2, f64> for RowSums {
-        const NAME: &'static str = "row-sums";
-
-        fn shape(&self, [x, _]: [&Shape; 2]) -> Result<Shape> {
-            Ok(Shape::from(x.dims2()?.0))
-        }
-
-        fn cpu(&self, [x, y]: [Input; 2], out: &mut [f64]) -> Result<()> {
-            let width = x.shape.dims2()?.1;
-            let rows = x.x.chunks(width).zip(y.x.chunks(width));
-            for (out, (x, y)) in out.iter_mut().zip(rows) {
-                *out = x.iter().chain(y).map(|v| f64::from(*v)).sum();
-            }
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn an_op_of_two_tensors_makes_one_of_its_own_type() {
-        let x = Tensor::new(&[[1.0f32, 2.0], [3.0, 4.0]], &HOST).unwrap();
-        let sums = run(&RowSums, [&x, &x]).unwrap();
-        assert_eq!(sums.to_vec1::<f64>().unwrap(), [6.0, 14.0]);
-    }
+    use crate::compute::gate::SigmoidGate;
+    use crate::compute::textbook::place;
 
     #[test]
     fn an_op_refuses_what_is_not_contiguous() {
-        let x = Tensor::new(&[[1.0f32, 2.0], [3.0, 4.0]], &HOST).unwrap();
-        let error = run(&RowSums, [&x, &x.t().unwrap()]).unwrap_err().to_string();
+        let x = Tensor::new(&[[1.0f32, 2.0], [3.0, 4.0]], &place()).unwrap();
+        let gate = SigmoidGate { start: 0 };
+        assert!(run(&gate, [&x, &x]).is_ok());
+        let error = run(&gate, [&x, &x.t().unwrap()]).unwrap_err().to_string();
         assert!(error.contains("needs contiguous"), "{error}");
     }
 }

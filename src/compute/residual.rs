@@ -14,6 +14,8 @@ pub(crate) struct Residual<'a> {
     pub scale: Option<f32>,
     /// Is broken by results that are not finite.
     pub finite: Option<&'a FiniteFlag>,
+    /// How many lanes the rows belong to, for the flag.
+    pub lanes: usize,
 }
 
 impl Op<2> for Residual<'_> {
@@ -90,7 +92,7 @@ mod tests {
             });
             let factor = f64::from(scale.unwrap_or(1.0));
             let want: Vec<f64> = wide(x).iter().zip(added).map(|(x, y)| (x + y) * factor).collect();
-            let residual = Residual { norm, scale, finite: None };
+            let residual = Residual { norm, scale, finite: None, lanes: 1 };
             assert_near(&run(&residual, [&rows(x, width), &rows(y, width)]).unwrap(), &want);
         }
     }
@@ -102,9 +104,9 @@ mod tests {
         for last in [0.0, f32::MAX] {
             x[MANY * width - 1] = last;
             let finite = FiniteFlag::default();
-            let residual = Residual { norm: None, scale: None, finite: Some(&finite) };
+            let residual = Residual { norm: None, scale: None, finite: Some(&finite), lanes: 1 };
             run(&residual, [&rows(&x, width), &rows(&y, width)]).unwrap();
-            assert_eq!(finite.is_finite(), last == 0.0);
+            assert_eq!(finite.is_finite().unwrap(), last == 0.0);
         }
     }
 }

@@ -42,6 +42,11 @@ impl RopeTable {
         Ok(RopeTable { pairs, cos: scaled(f64::cos)?, sin: scaled(f64::sin)? })
     }
 
+    /// The tables of cos and sin, for the kernel of a card.
+    pub(super) fn tables(&self) -> (Pairs, [&Tensor; 2]) {
+        (self.pairs, [&self.cos, &self.sin])
+    }
+
     /// Gives loops on the CPU access to the table.
     pub(super) fn rows(&self) -> Result<RopeRows<'_>> {
         let width = self.cos.dim(1)?;

@@ -1,20 +1,119 @@
 //! The op that turns K and V into what a cache would give back: decode(encode(x)).
 
+use super::elements::read;
 use super::finite::FiniteFlag;
 use super::op::InPlaceOp;
-use candle_core::{Result, Shape};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// How K or V of a layer are stored: a codec, and what happens to the numbers before and after it.
-///
-/// A device's kernel will need the same as plain values, and the text of the codec's device functions. Whoever writes
-/// the first one adds a method here that gives them.
 pub(crate) trait Storing: Sync {
     /// How many tokens are encoded together.
     fn group(&self) -> usize;
 
     /// Replaces a group of tokens of one head, (group, D), by what the cache would give back.
     fn round_trip(&self, head: usize, x: &mut [f32]);
+
+    /// The same as plain values, for the kernel of a card.
+    fn on_card(&self) -> OnCard<'_>;
+}
+
+/// What a card's kernel must know of how K or V are stored.
+pub(crate) struct OnCard<'a> {
+    /// The name of the codec's kernel among those of this crate.
+    pub codec: &'a str,
+    /// The text of the kernel, if the codec is not part of this crate and brings one.
+    pub text: Option<&'static str>,
+    /// How many tokens are encoded together.
+    pub group: usize,
+    /// The size of the Hadamard rotation around the codec.
+    pub rotation: Option<usize>,
+    /// (H_kv, D): is subtracted before the codec and added to what is read.
+    pub mean: Option<&'a Mirrored>,
+    /// (H_kv): numbers are divided by it before the codec and multiplied with it when they are read.
+    pub scales: Option<&'a Mirrored>,
+    /// Where scales at the limit of their format are counted.
+    pub clamped: Option<&'a Counters>,
+}
+
+/// Numbers on the host, of which a card is given a copy once.
+#[derive(Debug, Clone)]
+pub(crate) struct Mirrored {
+    host: Arc<[f32]>,
+    card: Arc<OnceLock<Tensor>>,
+}
+
+impl From<Arc<[f32]>> for Mirrored {
+    fn from(host: Arc<[f32]>) -> Self {
+        Mirrored { host, card: Arc::default() }
+    }
+}
+
+impl Deref for Mirrored {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.host
+    }
+}
+
+impl Mirrored {
+    /// The copy on a card.
+    ///
+    /// # Errors
+    /// If the card has no memory left.
+    pub fn on(&self, card: &Device) -> Result<Tensor> {
+        once(&self.card, || Tensor::from_slice(&self.host, self.host.len(), card))
+    }
+}
+
+/// Counts the scales that were written, and how many of them stand at a limit of their format.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    at_limit: AtomicU64,
+    all: AtomicU64,
+    /// The same two numbers, as the kernels of a card count them.
+    card: OnceLock<Tensor>,
+}
+
+impl Counters {
+    pub fn add(&self, [at_limit, all]: [u64; 2]) {
+        self.at_limit.fetch_add(at_limit, Ordering::Relaxed);
+        self.all.fetch_add(all, Ordering::Relaxed);
+    }
+
+    /// The counters on a card, (2) as i64.
+    ///
+    /// # Errors
+    /// If the card has no memory left.
+    pub fn on(&self, card: &Device) -> Result<Tensor> {
+        once(&self.card, || Tensor::zeros(2, DType::I64, card))
+    }
+
+    /// The share of scales that stand at a limit. `None` if no scale has one.
+    pub fn share(&self) -> Option<f64> {
+        let mut counts = [&self.at_limit, &self.all].map(|count| count.load(Ordering::Relaxed));
+        if let Some(card) = self.card.get() {
+            // a card that is lost has failed the measurement already
+            let _ = read(card, |card: &[i64]| {
+                counts.iter_mut().zip(card).for_each(|(count, more)| *count += *more as u64);
+            });
+        }
+        let [at_limit, all] = counts;
+        (all > 0).then(|| at_limit as f64 / all as f64)
+    }
+}
+
+/// What the cell holds, or what `make` gives if it is empty.
+fn once(cell: &OnceLock<Tensor>, make: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+    if cell.get().is_none() {
+        // another thread may be first, whose tensor is as good
+        let _ = cell.set(make()?);
+    }
+    Ok(cell.get().expect("was set").clone())
 }
 
 /// Rounds (B, T, H_kv, D) to what the cache would give back. A group of tokens that is not complete yet stays as it is.
@@ -104,6 +203,18 @@ mod tests {
         fn round_trip(&self, head: usize, x: &mut [f32]) {
             x.iter_mut().for_each(|x| *x *= 10f32.powi(head as i32 + 1));
         }
+
+        fn on_card(&self) -> OnCard<'_> {
+            OnCard {
+                codec: "no kernel",
+                text: None,
+                group: self.0,
+                rotation: None,
+                mean: None,
+                scales: None,
+                clamped: None,
+            }
+        }
     }
 
     /// Two sequences of `tokens` tokens with two heads of two elements.
@@ -118,7 +229,7 @@ mod tests {
         let (before, after) = (FiniteFlag::default(), FiniteFlag::default());
         let op = RoundTrip { storing: &Tens(group), before: &before, after: &after };
         change(&op, &x).unwrap();
-        (flat(&x), [before.is_finite(), after.is_finite()])
+        (flat(&x), [before.is_finite().unwrap(), after.is_finite().unwrap()])
     }
 
     #[test]

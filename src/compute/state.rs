@@ -10,7 +10,7 @@ pub(super) fn change_elements(tensor: &Tensor, f: impl FnOnce(&mut [f32])) -> Re
 }
 
 /// An op that calls a closure.
-struct Closure<F>(RefCell<Option<F>>);
+pub(super) struct Closure<F>(RefCell<Option<F>>);
 
 impl<F: FnOnce(&mut [f32])> InPlaceOp for Closure<F> {
     const NAME: &'static str = "carry-on";

@@ -1,8 +1,12 @@
 //! Definitions in f64 that tests compare ops with, and numbers for them that are the same in every run.
+//!
+//! The tests of ops run on the device that `KVGATE_DEVICE` names, and on the CPU if it names none. So the kernels of a
+//! card pass the tests that the loops for the CPU pass.
 
-use super::device::HOST;
+use super::device::Choice;
 use super::norm::RmsNorm;
 use super::op::ROWS;
+use super::Device;
 use candle_core::Tensor;
 
 /// More rows than one task takes, and no whole number of tasks.
@@ -15,14 +19,25 @@ pub fn random(count: usize) -> Vec<f32> {
         .collect()
 }
 
+/// The device that tests run on.
+pub fn device() -> Device {
+    let choice = std::env::var("KVGATE_DEVICE").map_or(Choice::Cpu, |name| name.parse().unwrap());
+    Device::open(choice).unwrap()
+}
+
+/// Where the tensors of tests are.
+pub fn place() -> candle_core::Device {
+    device().at().clone()
+}
+
 /// A tensor with two axes.
 pub fn rows(x: &[f32], width: usize) -> Tensor {
-    Tensor::from_slice(x, (x.len() / width, width), &HOST).unwrap()
+    Tensor::from_slice(x, (x.len() / width, width), &place()).unwrap()
 }
 
 /// A tensor with one axis.
 pub fn vector(x: &[f32]) -> Tensor {
-    Tensor::from_slice(x, x.len(), &HOST).unwrap()
+    Tensor::from_slice(x, x.len(), &place()).unwrap()
 }
 
 pub fn flat(x: &Tensor) -> Vec<f32> {

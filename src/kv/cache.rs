@@ -30,6 +30,8 @@ pub struct View {
 /// One look at K or V on its way into the cache, which is read once the layer has run.
 #[derive(Debug, Clone)]
 pub(crate) struct StorageCheck {
+    /// The index of the lane among those that travel together.
+    pub lane: usize,
     /// `K` or `V`.
     pub side: &'static str,
     /// One of the constants below.
@@ -46,22 +48,16 @@ pub(super) const STORED: &str = "once it is stored: the codec's range is exceede
 pub(super) const HALVED: &str = "as a half, which is what its exact tail and sink hold";
 
 impl StorageCheck {
-    /// Reads the flag, for a layer.
-    ///
-    /// # Errors
-    /// Numbers that were not finite.
-    pub fn read(&self, layer: usize) -> Result<(), CacheError> {
-        if self.finite.is_finite() {
-            return Ok(());
-        }
-        Err(CacheError::NotFinite { layer, side: self.side, when: self.when })
+    /// The error of numbers that were not finite.
+    pub fn error(&self, layer: usize) -> CacheError {
+        CacheError::NotFinite { layer, side: self.side, when: self.when }
     }
 }
 
 /// Stores K and V of a batch of sequences. For recurrent layers, which have no K and V, it stores their
 /// state.
 pub trait KvCache {
-    /// Appends the K and V of new tokens, (B, T, H_kv, D) f32 contiguous, to a layer. Returns what the
+    /// Appends the K and V of new tokens, (lanes·B, T, H_kv, D) f32 contiguous, to a layer. Returns what the
     /// queries of these tokens attend to, the new tokens included. For a layer with a window W these are at
     /// least the W - 1 keys before the new ones, in order.
     ///

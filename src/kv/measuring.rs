@@ -1,15 +1,15 @@
 //! The cache for measuring: a layer reads decode(encode(x)) of its K and V, and nothing is kept.
 
 use super::cache::{CacheError, KvCache, StorageCheck, Versions, View, BEFORE, HALVED, STORED};
-use super::effective::{Clamped, Effective, LayerScheme, SideScheme};
+use super::effective::{Effective, LayerScheme, SideScheme};
 use super::recurrent::Recurrent;
 use super::shared::Shared;
 use crate::compute::change;
 use crate::compute::finite::FiniteFlag;
-use crate::compute::round_trip::{RoundTrip, Storing};
+use crate::compute::round_trip::{Counters, OnCard, RoundTrip, Storing};
 use candle_core::Tensor;
 
-/// The cache of a batch of sequences that run under one scheme with teacher forcing.
+/// The cache of a batch of sequences that run with teacher forcing, in one lane or in several that travel together.
 ///
 /// Chunks are appended whole and layers run one after the other. Nothing needs to be kept, therefore, except
 /// what layers above share and recurrent states.
@@ -19,29 +19,76 @@ use candle_core::Tensor;
 /// which queries read them.
 #[derive(Clone)]
 pub struct MeasuringCache {
-    scheme: Effective,
+    /// The scheme of each lane.
+    lanes: Vec<Effective>,
     shared: Shared,
 }
 
 impl MeasuringCache {
-    /// A cache without tokens.
+    /// A cache of one lane without tokens.
     pub fn new(scheme: Effective) -> Self {
-        MeasuringCache { scheme, shared: Shared::default() }
+        Self::of_lanes(vec![scheme])
+    }
+
+    /// A cache without tokens for lanes that travel together.
+    pub(crate) fn of_lanes(lanes: Vec<Effective>) -> Self {
+        MeasuringCache { lanes, shared: Shared::default() }
     }
 
     /// Forgets recurrent states, so that the next chunks start without a history.
     pub(crate) fn forget_states(&mut self) {
         self.shared.forget_states();
     }
+
+    /// The versions of K or V that queries read, and the checks of them. `side` picks K or V of a layer's scheme.
+    ///
+    /// If a lane has an exact tail, it holds half precision, so that is also what the codec encodes once a
+    /// token leaves the tail.
+    fn versions(
+        &self,
+        name: &'static str,
+        layer: usize,
+        side: fn(&LayerScheme) -> &SideScheme,
+        x: Tensor,
+    ) -> candle_core::Result<(Versions, Vec<StorageCheck>)> {
+        let lanes: Vec<_> = self.lanes.iter().map(|lane| side(lane.layer(layer))).collect();
+        let sequences = x.dim(0)? / lanes.len();
+        let checks = |lane| {
+            [BEFORE, STORED, HALVED].map(|when| {
+                let finite = FiniteFlag::default();
+                StorageCheck { lane, side: name, when, finite }
+            })
+        };
+        let own = |x: &Tensor, lane: usize| x.narrow(0, lane * sequences, sequences);
+        let checks: Vec<_> = (0..lanes.len()).map(checks).collect();
+        let keeps_exact = lanes.iter().any(|scheme| scheme.keeps_exact());
+        for (lane, (scheme, [before, _, halved])) in lanes.iter().zip(&checks).enumerate() {
+            if scheme.keeps_exact() {
+                halve(&own(&x, lane)?, &before.finite, &halved.finite)?;
+            }
+        }
+        let rules = || lanes.iter().map(|scheme| scheme.exact).collect();
+        let exact = if keeps_exact { Some((x.copy()?, rules())) } else { None };
+        let mut all = Vec::new();
+        for (lane, (scheme, [before, stored, halved])) in lanes.iter().zip(checks).enumerate() {
+            let storing = &CountedStorage { scheme, clamped: self.lanes[lane].clamped() };
+            let first = if scheme.keeps_exact() { &halved } else { &before };
+            let op = RoundTrip { storing, before: &first.finite, after: &stored.finite };
+            change(&op, &own(&x, lane)?)?;
+            all.extend([before, stored]);
+            all.extend(scheme.keeps_exact().then_some(halved));
+        }
+        Ok((Versions { stored: x, exact }, all))
+    }
 }
 
 impl KvCache for MeasuringCache {
     fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<View, CacheError> {
-        let LayerScheme { kv, k: k_scheme, v: v_scheme, queries } = self.scheme.layer(layer);
-        let clamped = self.scheme.clamped();
-        let (k, of_k) = k_scheme.versions("K", k, clamped)?;
-        let (v, of_v) = v_scheme.versions("V", v, clamped)?;
+        let (k, of_k) = self.versions("K", layer, |scheme| &scheme.k, k)?;
+        let (v, of_v) = self.versions("V", layer, |scheme| &scheme.v, v)?;
         let checks = [of_k, of_v].concat();
+        // another engine is mimicked in one lane at a time
+        let LayerScheme { kv, queries, .. } = self.lanes[0].layer(layer);
         let view = View { k, v, start: 0, queries: queries.clone(), checks };
         Ok(self.shared.share(layer, kv, view))
     }
@@ -56,37 +103,9 @@ impl KvCache for MeasuringCache {
 }
 
 impl SideScheme {
-    /// The versions of whole sequences, (B, T, H, D), that their queries read, and the checks of them.
-    ///
-    /// If there is an exact tail, it holds half precision, so that is also what the codec encodes once a
-    /// token leaves the tail.
-    fn versions(
-        &self,
-        side: &'static str,
-        x: Tensor,
-        clamped: &Clamped,
-    ) -> candle_core::Result<(Versions, Vec<StorageCheck>)> {
-        let [before, stored, halved] = [BEFORE, STORED, HALVED].map(|when| {
-            let finite = FiniteFlag::default();
-            StorageCheck { side, when, finite }
-        });
-        let encode = |before: &StorageCheck| {
-            let storing = &CountedStorage { scheme: self, clamped };
-            change(&RoundTrip { storing, before: &before.finite, after: &stored.finite }, &x)
-        };
-        if !self.keeps_exact() {
-            encode(&before)?;
-            return Ok((Versions { stored: x, exact: None }, vec![before, stored]));
-        }
-        halve(&x, &before.finite, &halved.finite)?;
-        let exact = Some((x.copy()?, self.exact));
-        encode(&halved)?;
-        Ok((Versions { stored: x, exact }, vec![before, stored, halved]))
-    }
-
     /// Rounds (B, T, H, D) in place to what a cache would give back.
     pub(crate) fn round(&self, x: &Tensor) -> candle_core::Result<()> {
-        let storing = &CountedStorage { scheme: self, clamped: &Clamped::default() };
+        let storing = &CountedStorage { scheme: self, clamped: &Counters::default() };
         let (before, after) = (&FiniteFlag::default(), &FiniteFlag::default());
         change(&RoundTrip { storing, before, after }, x)
     }
@@ -95,14 +114,14 @@ impl SideScheme {
 /// Rounds (B, T, H, D) in place to half precision, which is what "exact" means.
 fn halve(x: &Tensor, before: &FiniteFlag, after: &FiniteFlag) -> candle_core::Result<()> {
     let half = SideScheme::half();
-    let storing = &CountedStorage { scheme: &half, clamped: &Clamped::default() };
+    let storing = &CountedStorage { scheme: &half, clamped: &Counters::default() };
     change(&RoundTrip { storing, before, after }, x)
 }
 
 /// How one side of a layer is stored, and where clamped scales are counted.
 struct CountedStorage<'a> {
     scheme: &'a SideScheme,
-    clamped: &'a Clamped,
+    clamped: &'a Counters,
 }
 
 impl Storing for CountedStorage<'_> {
@@ -112,5 +131,67 @@ impl Storing for CountedStorage<'_> {
 
     fn round_trip(&self, head: usize, x: &mut [f32]) {
         self.scheme.round_trip(head, x, self.clamped);
+    }
+
+    fn on_card(&self) -> OnCard<'_> {
+        self.scheme.on_card(self.clamped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::device::HOST;
+    use crate::compute::textbook::{flat, place, random};
+    use crate::kv::codec;
+    use crate::kv::rotate;
+
+    /// K or V of two sequences with numbers of all sizes.
+    fn values(shape: (usize, usize, usize, usize)) -> Vec<f32> {
+        let count = shape.0 * shape.1 * shape.2 * shape.3;
+        let mut x = random(count);
+        for (i, x) in x.iter_mut().enumerate() {
+            match i / shape.3 % 7 {
+                0 => *x *= 1e-6,
+                1 => *x *= 1e3,
+                2 if i % 5 == 0 => *x *= 50.0,
+                3 => *x = (*x * 4.0).round() / 4.0,
+                4 if i % 3 == 0 => *x = -0.0,
+                5 if (i / shape.3).is_multiple_of(2) => *x = 0.0,
+                6 if i % 11 == 0 => *x = 1e-40,
+                _ => {}
+            }
+        }
+        x
+    }
+
+    #[test]
+    fn every_codec_gives_the_same_bits_on_every_device() {
+        for codec in codec::built_in() {
+            let of_v = codec.for_values().unwrap_or(*codec);
+            let sizes =
+                |head_dim| [rotate::k_size(*codec, head_dim), rotate::v_size(of_v, head_dim)];
+            for head_dim in [64, 128, 256] {
+                for (codec, rotation) in [*codec, of_v].into_iter().zip(sizes(head_dim)) {
+                    let shape = (2, 300, 3, head_dim);
+                    let scheme = SideScheme::plain(codec, rotation);
+                    let x = values(shape);
+                    let [on_host, there] = [&HOST, &place()].map(|at| {
+                        let x = Tensor::from_slice(&x, shape, at).unwrap();
+                        scheme.round(&x).unwrap();
+                        flat(&x)
+                    });
+                    let differs =
+                        on_host.iter().zip(&there).position(|(a, b)| a.to_bits() != b.to_bits());
+                    if let Some(i) = differs {
+                        let (name, head) = (codec.name(), i / head_dim * head_dim);
+                        panic!(
+                            "{name}, {head_dim}, element {i}: {:?} became {:?} and not {:?}; head {:?}",
+                            x[i], there[i], on_host[i], &x[head..head + head_dim]
+                        );
+                    }
+                }
+            }
+        }
     }
 }

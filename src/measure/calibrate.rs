@@ -4,6 +4,7 @@ use super::corpus::{Chunk, Text};
 use super::prepare::Prepared;
 use super::request::{MeasureError, Request};
 use crate::compute::elements::read;
+use crate::compute::Device;
 use crate::kv::cache::{CacheError, KvCache, View};
 use crate::kv::calibration::{Calibration, Ranges};
 use crate::kv::effective::Effective;
@@ -11,7 +12,7 @@ use crate::kv::layout::LayerKv;
 use crate::kv::measuring::MeasuringCache;
 use crate::kv::recurrent::Recurrent;
 use crate::kv::Scheme;
-use crate::model::decoder::{At, Decoder};
+use crate::model::decoder::{Decoder, Rows};
 use crate::progress::Progress;
 use crate::source::Source;
 use candle_core::Tensor;
@@ -35,6 +36,7 @@ pub fn calibrate(
     corpus: &[PathBuf],
     context: usize,
     chunks: usize,
+    device: &Device,
     progress: Progress,
 ) -> Result<Calibrated, MeasureError> {
     let request = Request {
@@ -47,6 +49,7 @@ pub fn calibrate(
         schemes: Vec::new(),
         calibration: None,
         generate: None,
+        device: device.clone(),
         residency: None,
         mimic: None,
         is_gated: false,
@@ -88,9 +91,9 @@ fn observe(
         let layer = decoder.ready(index, &ropes)?;
         for ((x, embedded), cache) in states.iter_mut().zip(&embedded).zip(&mut caches) {
             let mut cache = Observed { cache, observer };
-            let at = At { start: 0, tokens: context };
+            let rows = Rows::of_lane(context);
             *x = layer
-                .run(x, embedded.per_layer.as_ref(), at, &mut cache)
+                .run(x, embedded.per_layer.as_ref(), rows, &mut cache)
                 .map_err(MeasureError::Calibrating)?;
         }
         progress("calibrating", index as u64 + 1, layers as u64);

@@ -142,11 +142,11 @@ impl RunningLane {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::device::HOST;
     use crate::compute::divergence::TileSums;
     use crate::compute::elements::read;
     use crate::compute::finite::FiniteFlag;
     use crate::compute::run;
+    use crate::compute::textbook::place;
     use candle_core::Tensor;
 
     /// A reproducible sequence in [0, 1).
@@ -181,16 +181,16 @@ mod tests {
     fn streamed(base: &[f32], lane: &[f32], target: usize, tile: usize) -> Position {
         let mut divergence = Divergence::new(target as u32, 1);
         let finite = FiniteFlag::default();
-        let targets = Tensor::new(&[target as u32], &HOST).unwrap();
+        let targets = Tensor::new(&[target as u32], &place()).unwrap();
         for (i, (b, l)) in base.chunks(tile).zip(lane.chunks(tile)).enumerate() {
             let start = (i * tile) as u32;
             let op = TileSums { lanes: 2, start, targets: &targets, finite: &finite };
-            let logits = Tensor::from_vec([b, l].concat(), (2, b.len()), &HOST).unwrap();
-            let known = Tensor::from_iter(divergence.known(), &HOST).unwrap();
+            let logits = Tensor::from_vec([b, l].concat(), (2, b.len()), &place()).unwrap();
+            let known = Tensor::from_iter(divergence.known(), &place()).unwrap();
             let sums = run(&op, [&logits, &known.unsqueeze(0).unwrap()]).unwrap();
             read(&sums, |sums: &[f64]| divergence.add(sums)).unwrap();
         }
-        assert_eq!(finite.is_finite(), base.iter().all(|x| x.is_finite()));
+        assert_eq!(finite.by_lane(2).unwrap()[0], base.iter().all(|x| x.is_finite()));
         let position = divergence.finish().next().unwrap();
         position
     }

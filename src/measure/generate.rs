@@ -7,7 +7,7 @@ use crate::compute::elements::read;
 use crate::compute::finite::all_finite;
 use crate::kv::effective::Effective;
 use crate::kv::packed::PackedCache;
-use crate::model::decoder::{At, Decoder};
+use crate::model::decoder::{Decoder, Rows};
 use crate::model::layer::RopeTables;
 use crate::model::Checkpoint;
 use crate::results::replay::Continuation;
@@ -104,9 +104,9 @@ fn write_token(
         let layer =
             decoder.ready(index, ropes).map_err(|error| in_text(texts[0].0)(error.into()))?;
         for ((x, embedded), (i, text)) in states.iter_mut().zip(&embedded).zip(&mut *texts) {
-            let at = At { start: text.read, tokens: text.next.len() };
+            let rows = Rows { lanes: 1, start: text.read, tokens: text.next.len() };
             *x = layer
-                .run(x, embedded.per_layer.as_ref(), at, &mut text.cache)
+                .run(x, embedded.per_layer.as_ref(), rows, &mut text.cache)
                 .map_err(|error| in_text(*i)(LaneError::at(index, error)))?;
         }
     }
@@ -122,7 +122,7 @@ fn write_token(
 /// The most likely token after the last of some rows.
 fn most_likely(decoder: &Decoder, x: &Tensor, position: usize) -> Result<u32, LaneError> {
     let last = decoder.normed(&x.narrow(0, x.dim(0)? - 1, 1)?)?;
-    let logits = decoder.logits(&last, 0, decoder.spec.vocab)?.contiguous()?;
+    let logits = decoder.logits(&last, 1, 0, decoder.spec.vocab)?.contiguous()?;
     let best = read(&logits, |logits: &[f32]| {
         let larger = |best: (usize, f32), (id, &x): (usize, &f32)| {
             if x > best.1 {

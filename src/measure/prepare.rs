@@ -22,6 +22,7 @@ use crate::progress::Progress;
 use crate::results::{Conditions, CorpusFile, Subject};
 use crate::source;
 use crate::source::Source;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// A model and its texts, ready to run.
@@ -99,7 +100,11 @@ impl<'r> Prepared<'r> {
             BaselineText::new(prompts, generate, request.model, sha256, &baseline, &checkpoint)
         });
         let text = text.transpose()?;
-        let device = Device::cpu();
+        let device = match request.mimic {
+            None => request.device.clone(),
+            // what is imitated are another engine's roundings on the processor's f32
+            Some(_) => Device::cpu(),
+        };
         let conditions =
             conditions(request, &device, &checkpoint, &baseline, &texts, text.as_ref());
         Ok(Prepared {
@@ -137,6 +142,11 @@ impl<'r> Prepared<'r> {
         notes.extend(self.text.iter().flat_map(|text| text.prompts.remarks.clone()));
         let schemes = self.schemes.iter();
         notes.extend(schemes.flat_map(|s| remarks_on_missing_layers(s.scheme, &self.layout)));
+        let fit = self.schemes.iter().filter_map(|scheme| scheme.effective.as_ref().ok());
+        let on_host: BTreeSet<_> = fit.flat_map(|e| e.codecs_on_host(&self.device)).collect();
+        notes.extend(on_host.iter().map(|codec| {
+            format!("`{codec}` has no kernel for cards: K and V pass through the host for it, which takes longer")
+        }));
         notes.extend(on_perplexity);
         let (context, trained) = (self.request.context, self.checkpoint.spec.trained_context);
         if context > trained {
@@ -253,10 +263,10 @@ fn conditions(
     }
 }
 
-/// Keeps the weights in memory if they take no more than half of the device's as f32. Otherwise they are read from
-/// the file layer by layer. The numbers are the same either way.
+/// Keeps the weights in the device's memory if they take no more than half of it. Otherwise they are read from the
+/// file layer by layer. The numbers are the same either way.
 fn residency_for(device: &Device, parameters: u64) -> Residency {
-    if parameters * size_of::<f32>() as u64 <= device.memory() / 2 {
+    if parameters * device.weight_bytes() <= device.memory() / 2 {
         Residency::Resident
     } else {
         Residency::Streamed

@@ -4,6 +4,7 @@ use super::corpus::CorpusError;
 use super::mimic::Mimic;
 use super::prompts::PromptError;
 use super::sanity::{Doubt, SUSPICION};
+use crate::compute::Device;
 use crate::kv::cache::CacheError;
 use crate::kv::calibration::CalibrationError;
 use crate::kv::effective::UnfitError;
@@ -37,6 +38,8 @@ pub struct Request<'a> {
     pub calibration: Option<&'a Path>,
     /// The prompts that the baseline continues. Every scheme is fed the text that it writes.
     pub generate: Option<Generate<'a>>,
+    /// Where the model is computed.
+    pub device: Device,
     /// Where weights are while the model runs. If it is not given, the device's memory decides.
     pub residency: Option<Residency>,
     /// The engine whose habits are imitated, so that numbers can be compared with its own.

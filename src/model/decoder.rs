@@ -6,15 +6,15 @@
 //! touched.
 
 use super::config::Config;
-pub use super::layer::At;
+pub(crate) use super::layer::{Fault, Watch};
 
 use super::layer::{norm, Layer, RopeTables};
 use super::spec::{PerLayerInputs, Spec};
 use super::tensors::{Reader, Tensors};
 use super::ModelError;
-use crate::compute::finite::FiniteFlag;
 use crate::compute::norm::RmsNorm;
 use crate::compute::product::Matrix;
+pub use crate::compute::Rows;
 use crate::compute::{run, Device};
 use crate::kv::cache::{CacheError, KvCache};
 use candle_core::{Result as TensorResult, Tensor};
@@ -34,7 +34,8 @@ pub struct Decoder {
     /// The facts that it was built from.
     pub spec: Spec,
     device: Device,
-    tensors: Arc<dyn Tensors>,
+    /// The file. A decoder with random weights has none.
+    tensors: Option<Arc<dyn Tensors>>,
     top: Top,
     /// Empty if layers are streamed.
     layers: Vec<Arc<Layer>>,
@@ -128,7 +129,7 @@ impl Top {
         let per_layer = spec.per_layer_inputs.as_ref();
         Ok(Top {
             embedding,
-            head: Matrix::new(head),
+            head: Matrix::new(head)?,
             norm: reader.norm("output_norm.weight", spec.hidden, spec.norm_eps)?,
             per_layer: per_layer.map(|p| PerLayerProjection::read(spec, p, reader)).transpose()?,
         })
@@ -162,7 +163,18 @@ impl Decoder {
             }
         };
         let layers = layers.into_iter().map(Arc::new).collect();
+        let tensors = Some(tensors);
         Ok(Decoder { spec: spec.clone(), device: device.clone(), tensors, top, layers })
+    }
+
+    /// A decoder with random weights, for benchmarks: all that is real are its sizes.
+    ///
+    /// # Errors
+    /// If the device has no memory for the weights.
+    pub fn with_random_weights(spec: &Spec, device: &Device) -> Result<Self, ModelError> {
+        let (top, layers) = walk(spec, &Reader::inventing(device.at()))?;
+        let layers = layers.into_iter().map(Arc::new).collect();
+        Ok(Decoder { spec: spec.clone(), device: device.clone(), tensors: None, top, layers })
     }
 
     /// The device that it computes on.
@@ -189,10 +201,15 @@ impl Decoder {
             return Ok(None);
         };
         let (rows, layers) = (ids.len(), self.spec.layers.len());
-        let own = self.tensors.origin(PER_LAYER_TABLE).parts.swap_remove(0);
-        let table = super::tensors::finite(&*self.tensors, &own, self.tensors.rows(&own, ids)?)?;
+        let table = match &self.tensors {
+            Some(tensors) => {
+                let own = tensors.origin(PER_LAYER_TABLE).parts.swap_remove(0);
+                super::tensors::finite(&**tensors, &own, tensors.rows(&own, ids)?)?
+            }
+            None => Tensor::randn(0f32, 0.02, (rows, layers * inputs.width), self.device.at())?,
+        };
         let table = table.to_device(self.device.at())?;
-        let projected = weights.projection.product(x)?;
+        let projected = weights.projection.product(x, 1)?;
         let projected = (projected / (self.spec.hidden as f64).sqrt())?;
         let normed = run(&weights.norm, [&projected.reshape((rows * layers, inputs.width))?])?
             .reshape((rows, layers * inputs.width))?;
@@ -213,12 +230,13 @@ impl Decoder {
     /// # Errors
     /// If the weights cannot be read or are not finite.
     pub fn ready(&self, index: usize, ropes: &RopeTables) -> Result<ReadyLayer, ModelError> {
-        let layer = match self.layers.get(index) {
-            Some(layer) => layer.clone(),
-            None => {
-                let reader = Reader::reading(&*self.tensors, self.device.at());
+        let layer = match (self.layers.get(index), &self.tensors) {
+            (Some(layer), _) => layer.clone(),
+            (None, Some(tensors)) => {
+                let reader = Reader::reading(&**tensors, self.device.at());
                 Arc::new(Layer::read(&self.spec, index, &reader)?)
             }
+            (None, None) => unreachable!("random weights are resident"),
         };
         Ok(ReadyLayer { index, layer, ropes: ropes.clone() })
     }
@@ -231,12 +249,18 @@ impl Decoder {
         norm(x, &self.top.norm)
     }
 
-    /// The logits of normed rows for the vocabulary entries `start..start + len`, (rows, len).
+    /// The logits of the normed rows of some lanes for the vocabulary entries `start..start + len`, (rows, len).
     ///
     /// # Errors
     /// If a tensor operation fails.
-    pub fn logits(&self, normed: &Tensor, start: usize, len: usize) -> TensorResult<Tensor> {
-        let logits = self.top.head.rows(start, len)?.product(normed)?;
+    pub fn logits(
+        &self,
+        normed: &Tensor,
+        lanes: usize,
+        start: usize,
+        len: usize,
+    ) -> TensorResult<Tensor> {
+        let logits = self.top.head.rows(start, len)?.product(normed, lanes)?;
         match self.spec.final_softcap {
             None => Ok(logits),
             Some(cap) => (logits / f64::from(cap))?.tanh()? * f64::from(cap),
@@ -254,23 +278,25 @@ impl ReadyLayer {
         &self,
         x: &Tensor,
         per_layer: Option<&Tensor>,
-        at: At,
+        rows: Rows,
         cache: &mut dyn KvCache,
     ) -> Result<Tensor, CacheError> {
-        self.watched(x, per_layer, at, cache).map(|(x, _)| x)
+        let (x, watch) = self.watched(x, per_layer, rows, cache)?;
+        watch.stored()?;
+        Ok(x)
     }
 
-    /// Does the same, and returns a flag that says whether all numbers of the result are finite.
+    /// Does the same for several lanes, and returns what the layer's ops have seen in each of them.
     ///
     /// # Errors
-    /// As of [`run`](ReadyLayer::run).
+    /// If a tensor operation fails.
     pub(crate) fn watched(
         &self,
         x: &Tensor,
         per_layer: Option<&Tensor>,
-        at: At,
+        rows: Rows,
         cache: &mut dyn KvCache,
-    ) -> Result<(Tensor, FiniteFlag), CacheError> {
-        self.layer.run(self.index, x, per_layer, at, &self.ropes, cache)
+    ) -> Result<(Tensor, Watch), CacheError> {
+        self.layer.run(self.index, x, per_layer, rows, &self.ropes, cache)
     }
 }

@@ -50,21 +50,22 @@ impl Mixture {
         activation: Activation,
         routed: &Tensor,
         x: &Tensor,
+        lanes: usize,
     ) -> Result<Tensor> {
         let out = x.zeros_like()?;
-        for (expert, share) in self.shares(spec, routed)?.iter().enumerate() {
+        for (expert, share) in self.shares(spec, routed, lanes)?.iter().enumerate() {
             if share.rows.is_empty() {
                 continue;
             }
             let rows = Tensor::new(share.rows.as_slice(), x.device())?;
             let weights = Tensor::new(share.weights.as_slice(), x.device())?;
             let (gate_up, down) = (self.gate_up.get(expert)?, self.down.get(expert)?);
-            let y = gated_mlp(&x.index_select(&rows, 0)?, &gate_up, &down, activation)?;
+            let y = gated_mlp(&x.index_select(&rows, 0)?, &gate_up, &down, activation, None)?;
             change(&WeightedScatter { rows: Some(&rows), weights: &weights, y: &y }, &out)?;
         }
         if let Some(shared) = &self.shared {
-            let weights = run(&Sigmoid, [&shared.weight.product(x)?])?;
-            let y = gated_mlp(x, &shared.gate_up, &shared.down, activation)?;
+            let weights = run(&Sigmoid, [&shared.weight.product(x, lanes)?])?;
+            let y = gated_mlp(x, &shared.gate_up, &shared.down, activation, Some(lanes))?;
             change(&WeightedScatter { rows: None, weights: &weights, y: &y }, &out)?;
         }
         Ok(out)
@@ -72,10 +73,10 @@ impl Mixture {
 
     /// The rows of each expert. The router's choice is read on the host, because it decides which products are
     /// computed.
-    fn shares(&self, spec: &Experts, x: &Tensor) -> Result<Vec<Share>> {
+    fn shares(&self, spec: &Experts, x: &Tensor, lanes: usize) -> Result<Vec<Share>> {
         let logits = match &self.router_norm {
-            Some(norm) => self.router.product(&run(norm, [x])?)?,
-            None => self.router.product(x)?,
+            Some(norm) => self.router.product(&run(norm, [x])?, lanes)?,
+            None => self.router.product(x, lanes)?,
         };
         let finite = FiniteFlag::default();
         let choice = ExpertChoice {
@@ -85,7 +86,8 @@ impl Mixture {
             finite: &finite,
         };
         let choice = run(&choice, [&logits])?;
-        if !finite.is_finite() {
+        // among several lanes, the broken one shows in its residual stream
+        if lanes == 1 && !finite.is_finite()? {
             candle_core::bail!("the router's logits are not finite");
         }
         let mut shares = vec![Share::default(); spec.count];
@@ -103,13 +105,19 @@ impl Mixture {
     }
 }
 
-/// down(act(gate(x)) ⊙ up(x)) for gate and up rows in one matrix.
+/// down(act(gate(x)) ⊙ up(x)) for gate and up rows in one matrix. Without `lanes`, x are rows that were gathered from
+/// any lanes.
 fn gated_mlp(
     x: &Tensor,
     gate_up: &Matrix,
     down: &Matrix,
     activation: Activation,
+    lanes: Option<usize>,
 ) -> Result<Tensor> {
-    let both = gate_up.product(x)?;
-    down.product(&run(&GatedActivation(activation), [&both])?)
+    let product = |matrix: &Matrix, x: &Tensor| match lanes {
+        Some(lanes) => matrix.product(x, lanes),
+        None => matrix.product_of_gathered(x),
+    };
+    let both = product(gate_up, x)?;
+    product(down, &run(&GatedActivation(activation), [&both])?)
 }

@@ -103,6 +103,8 @@ enum Purpose<'a> {
     Declare,
     Check(&'a dyn Tensors),
     Read(&'a dyn Tensors),
+    /// Gives random numbers, for benchmarks of models that nobody downloads for a benchmark.
+    Invent,
 }
 
 /// Gives the decoder its tensors, and records which ones were asked for.
@@ -137,6 +139,11 @@ impl<'a> Reader<'a> {
         Self::new(Purpose::Read(tensors), device)
     }
 
+    /// A reader that gives random numbers.
+    pub fn inventing(device: &Device) -> Self {
+        Reader::new(Purpose::Invent, device)
+    }
+
     fn new(purpose: Purpose<'a>, device: &Device) -> Self {
         Reader { purpose, device: device.clone(), books: RefCell::default() }
     }
@@ -169,6 +176,9 @@ impl<'a> Reader<'a> {
 
     /// A tensor of the given shape, f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        if let Purpose::Invent = self.purpose {
+            return Ok(self.invented(shape)?);
+        }
         match self.located(name, shape)? {
             Some((tensors, origin)) => Ok(read(tensors, &origin, shape)?.to_device(&self.device)?),
             None => Ok(Tensor::zeros(0, DType::F32, &self.device)?),
@@ -177,7 +187,7 @@ impl<'a> Reader<'a> {
 
     /// The weights of a linear map, (out, in).
     pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<Matrix, ModelError> {
-        self.tensor(name, shape).map(Matrix::new)
+        Ok(Matrix::new(self.tensor(name, shape)?)?)
     }
 
     /// A norm with weights.
@@ -188,6 +198,17 @@ impl<'a> Reader<'a> {
     /// A norm without weights.
     pub fn plain_norm(&self, len: usize, eps: f32) -> Result<RmsNorm, ModelError> {
         Ok(RmsNorm { weight: Tensor::ones(len, DType::F32, &self.device)?, eps })
+    }
+
+    /// Random weights as a model has them before it is trained: norms and biases of 1, and matrices of small numbers.
+    fn invented(&self, shape: &[usize]) -> candle_core::Result<Tensor> {
+        match shape {
+            [_] | [] => Tensor::ones(shape, DType::F32, &self.device),
+            // released weights are bf16
+            _ => Tensor::randn(0f32, 0.02, shape, &self.device)?
+                .to_dtype(DType::BF16)?
+                .to_dtype(DType::F32),
+        }
     }
 
     /// Checks a matrix without reading it. The decoder later reads only the rows that it needs.
@@ -203,7 +224,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Option<(&'a dyn Tensors, Origin)>, ModelError> {
         self.books.borrow_mut().declared.push((name.into(), shape.to_vec()));
         let (tensors, read) = match self.purpose {
-            Purpose::Declare => return Ok(None),
+            Purpose::Declare | Purpose::Invent => return Ok(None),
             Purpose::Check(tensors) => (tensors, false),
             Purpose::Read(tensors) => (tensors, true),
         };
@@ -237,7 +258,7 @@ impl<'a> Reader<'a> {
         f: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
     ) -> Result<Tensor, ModelError> {
         match self.purpose {
-            Purpose::Read(_) => Ok(f(&tensor)?),
+            Purpose::Read(_) | Purpose::Invent => Ok(f(&tensor)?),
             _ => Ok(tensor),
         }
     }

@@ -6,6 +6,7 @@ use crate::support::forward::{effective, in_parts_by_layer, logits, logits_in_pa
 use crate::support::generation::replay_and_decode;
 use crate::support::{fixture, ids, root};
 use candle_core::{safetensors, Device};
+use kvgate::internals::compute;
 use kvgate::internals::kv::packed::PackedCache;
 use kvgate::internals::measure::sanity::Unigram;
 use kvgate::internals::measure::{corpus, measure, Request};
@@ -59,6 +60,7 @@ fn identity_is_exact_for_any_number_of_chunks() {
                 schemes: vec![("f16".into(), "f16".parse().unwrap())],
                 calibration: None,
                 generate: None,
+                device: compute::Device::cpu(),
                 residency: None,
                 mimic: None,
                 is_gated: true,
@@ -96,6 +98,7 @@ fn a_router_without_numbers_names_its_layer() {
         schemes: Vec::new(),
         calibration: None,
         generate: None,
+        device: compute::Device::cpu(),
         residency: None,
         mimic: None,
         is_gated: true,
@@ -142,6 +145,7 @@ fn a_baseline_worse_than_a_unigram_model_is_judged_by_nobody() {
             schemes: vec![("q8_0".into(), "q8_0".parse().unwrap())],
             calibration: None,
             generate: None,
+            device: compute::Device::cpu(),
             residency: None,
             mimic: None,
             is_gated,

@@ -5,6 +5,7 @@ use crate::support;
 use crate::support::forward::effective;
 use crate::support::tiny::{Damage, Repository};
 use candle_core::{Device, Tensor};
+use kvgate::internals::compute;
 use kvgate::internals::kv::cache::KvCache;
 use kvgate::internals::kv::calibration::{Calibration, Ranges};
 use kvgate::internals::kv::effective::Effective;
@@ -14,7 +15,7 @@ use kvgate::internals::kv::Scheme;
 use kvgate::internals::measure::corpus::{self, scored, Chunk};
 use kvgate::internals::measure::engine::{self, Lane, LaneResult};
 use kvgate::internals::measure::{measure, Measured, Request};
-use kvgate::internals::model::decoder::{At, Decoder, Residency};
+use kvgate::internals::model::decoder::{Decoder, Residency, Rows};
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::results::statistics::Position;
 use kvgate::internals::results::{Outcome, SchemeResult};
@@ -188,7 +189,7 @@ fn rows_of_a_second_block_are_their_own() {
         let ids: Vec<u32> = chunks.iter().flat_map(|chunk| chunk.tokens.clone()).collect();
         let mut x = decoder.embed(&ids).unwrap().x;
         let ropes = decoder.ropes(64).unwrap();
-        let at = At { start: 0, tokens: 64 };
+        let at = Rows::of_lane(64);
         for index in 0..decoder.spec.layers.len() {
             let mut cache = MeasuringCache::new(effective(&decoder.spec, "f32"));
             x = decoder.ready(index, &ropes).unwrap().run(&x, None, at, &mut cache).unwrap();
@@ -239,6 +240,7 @@ fn measured_with(
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
         calibration: None,
         generate: None,
+        device: compute::Device::cpu(),
         residency,
         mimic: None,
         is_gated: false,

@@ -10,7 +10,6 @@ pub(super) trait Block<const N: usize, const BYTES: usize>: Send + Sync {
     const EXACTNESS: Exactness = Exactness::Quantized;
     const ROTATED: bool = N > 1;
     const LARGEST: Option<f32> = None;
-    const KERNEL: Option<&'static str> = None;
     fn encode_block(x: &[f32; N], bytes: &mut [u8; BYTES]);
     fn decode_block(bytes: &[u8; BYTES], x: &mut [f32; N]);
 }
@@ -27,9 +26,6 @@ macro_rules! block_codec {
             }
             fn exactness(&self) -> crate::kv::codec::contract::Exactness {
                 <Self as crate::kv::codec::block::Block<$n, $bytes>>::EXACTNESS
-            }
-            fn kernel(&self) -> Option<&'static str> {
-                <Self as crate::kv::codec::block::Block<$n, $bytes>>::KERNEL
             }
             fn block(&self, _: usize) -> usize {
                 $n

@@ -156,12 +156,4 @@ mod tests {
         let lossless = built_in().iter().filter(|codec| !codec.exactness().is_lossy());
         assert_eq!(lossless.map(|codec| codec.name()).collect::<Vec<_>>(), ["f32", "f16"]);
     }
-
-    #[test]
-    fn kernels_have_a_text() {
-        for codec in built_in() {
-            let has_text = codec.kernel().is_none_or(|text| !text.trim().is_empty());
-            assert!(has_text, "{}", codec.name());
-        }
-    }
 }

@@ -88,16 +88,20 @@ pub trait Codec: Send + Sync {
         self.decode(&bytes, x);
     }
 
-    /// The text of a device kernel for this format, if there is one.
+    /// The text of a device kernel, for a codec that is not part of this crate. Without one the codec is carried out on
+    /// the host even if the model runs on a card, which takes longer.
     ///
-    /// The text defines two device functions over one block: one encodes it, the other decodes it. They are
-    /// compiled at run time without fused multiply-add and must give the bits that the CPU gives. The text
-    /// stands in a file beside the codec's (`include_str!("q4_0.cu")`).
-    ///
-    /// Nothing reads it yet. The operation that replaces K and V by decode(encode(x)) on a device will; a
-    /// codec without a kernel is then carried out on the host.
+    /// The text defines a type `Codec` in CUDA C++, which replaces numbers by decode(encode(x)) and must give the bits
+    /// that [`encode`](Codec::encode) and [`decode`](Codec::decode) give. `src/compute/cuda/prelude.cuh` says which
+    /// forms it may have and what it is written with, and `src/kv/codec/q4_0.cu` is a short example. It is compiled when
+    /// the program runs, without contraction to fused multiply-adds. Use `include_str!` to keep it in a file.
     fn kernel(&self) -> Option<&'static str> {
         None
+    }
+
+    /// The name of the kernel of a codec of this crate, if another codec has the same name.
+    fn kernel_name(&self) -> &str {
+        self.name()
     }
 
     /// Counts the scales of an encoded head that stand at a limit of their format: how many do, and how

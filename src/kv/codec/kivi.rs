@@ -45,6 +45,14 @@ impl Codec for Kivi {
         ""
     }
 
+    fn kernel_name(&self) -> &str {
+        match (self.bits, self.values.is_some()) {
+            (_, true) => self.name,
+            (4, false) => "kivi4/values",
+            (_, false) => "kivi2/values",
+        }
+    }
+
     fn block(&self, _: usize) -> usize {
         GROUP / self.group()
     }

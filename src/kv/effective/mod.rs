@@ -8,15 +8,18 @@ mod side;
 pub(crate) use clauses::remarks_on_missing_layers;
 pub use error::UnfitError;
 pub use names::codec_names;
+pub(super) use side::Held;
 pub use side::SideScheme;
-pub(super) use side::{Clamped, Held};
 
 use super::calibration::Calibration;
 use super::codec::{self, Exactness};
 use super::layout::LayerKv;
 use super::rotate;
 use super::scheme::{Pair, Scheme, Side};
+use crate::compute::round_trip::Counters;
+use crate::compute::Device;
 use clauses::{clause_by_layer, spans};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,7 +32,7 @@ pub struct Effective {
     /// Whether the scheme has clauses for some layers.
     has_clauses: bool,
     /// Every cache of this scheme counts here.
-    clamped: Arc<Clamped>,
+    clamped: Arc<Counters>,
 }
 
 /// How a layer's cache is stored.
@@ -87,7 +90,7 @@ impl Effective {
         self.layers[index].as_ref().expect("the specification says which layers own a cache")
     }
 
-    pub(super) fn clamped(&self) -> &Clamped {
+    pub(super) fn clamped(&self) -> &Counters {
         &self.clamped
     }
 
@@ -95,6 +98,13 @@ impl Effective {
     /// the scheme has such a limit.
     pub fn clamped_share(&self) -> Option<f64> {
         self.clamped.share()
+    }
+
+    /// The codecs that a device leaves to the host.
+    pub(crate) fn codecs_on_host(&self, device: &Device) -> BTreeSet<&str> {
+        let codecs = self.owners().flat_map(|layer| [layer.k.codec, layer.v.codec]);
+        let on_host = codecs.filter(|c| !device.has_kernel(c.kernel_name(), c.kernel()));
+        on_host.map(|codec| codec.name()).collect()
     }
 
     fn owners(&self) -> impl Iterator<Item = &LayerScheme> {

@@ -1,6 +1,7 @@
 //! How one side of a layer, its K or its V, is stored.
 
 use super::error::UnfitError;
+use crate::compute::round_trip::{Counters, Mirrored, OnCard};
 use crate::kv::calibration::Ranges;
 use crate::kv::codec::{self, Codec};
 use crate::kv::exact::{Exact, Tail};
@@ -9,8 +10,6 @@ use crate::kv::layout::LayerKv;
 use crate::kv::scheme::{Scale, Side};
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::Arc;
 
 /// How one side of a layer is stored: the codec, what really happens before it, and what stays exact.
 #[derive(Clone)]
@@ -20,30 +19,9 @@ pub struct SideScheme {
     pub(super) rotation: Option<usize>,
     pub(in crate::kv) exact: Exact,
     /// (H_kv, D): is subtracted before the codec and added to what is read.
-    mean: Option<Arc<[f32]>>,
+    mean: Option<Mirrored>,
     /// (H_kv): numbers are divided by it before the codec and multiplied with it when they are read.
-    scales: Option<(Scale, Arc<[f32]>)>,
-}
-
-/// Counts the scales that were written, and how many of them stand at a limit of their format.
-#[derive(Default)]
-pub(in crate::kv) struct Clamped {
-    at_limit: AtomicU64,
-    all: AtomicU64,
-}
-
-impl Clamped {
-    pub(super) fn add(&self, [at_limit, all]: [u64; 2]) {
-        self.at_limit.fetch_add(at_limit, Ordering::Relaxed);
-        self.all.fetch_add(all, Ordering::Relaxed);
-    }
-
-    /// The share of scales that stand at a limit. `None` if no scale has one.
-    pub(super) fn share(&self) -> Option<f64> {
-        let all = self.all.load(Ordering::Relaxed);
-        let at_limit = self.at_limit.load(Ordering::Relaxed);
-        (all > 0).then(|| at_limit as f64 / all as f64)
-    }
+    scales: Option<(Scale, Mirrored)>,
 }
 
 /// What a cache holds of one side of one layer of a sequence.
@@ -66,7 +44,7 @@ impl Held {
 
 impl SideScheme {
     /// A codec without calibration, tail and sink.
-    pub(super) fn plain(codec: &'static dyn Codec, rotation: Option<usize>) -> Self {
+    pub(in crate::kv) fn plain(codec: &'static dyn Codec, rotation: Option<usize>) -> Self {
         SideScheme { codec, rotation, exact: Exact::NEVER, mean: None, scales: None }
     }
 
@@ -93,13 +71,14 @@ impl SideScheme {
         if side.center && kv.capped {
             return Err(UnfitError::Capped);
         }
-        let mean = if side.center { Some(needed("center")?.mean.clone()) } else { None };
+        let mean =
+            if side.center { Some(Mirrored::from(needed("center")?.mean.clone())) } else { None };
         let scales = match (side.scale, codec.largest()) {
             (Some(scale), Some(largest)) => {
                 let ranges = needed(scale.name())?;
                 // in a layer with one head both kinds of scale are the same and get the same name
                 let scale = if kv.heads == 1 { Scale::Tensor } else { scale };
-                Some((scale, ranges.scales(scale, largest, mean.as_deref(), kv)))
+                Some((scale, ranges.scales(scale, largest, mean.as_deref(), kv).into()))
             }
             _ => None,
         };
@@ -165,7 +144,7 @@ impl SideScheme {
     }
 
     /// Replaces a group of tokens of one head, (group, D), by what a cache gives back.
-    pub(in crate::kv) fn round_trip(&self, head: usize, x: &mut [f32], clamped: &Clamped) {
+    pub(in crate::kv) fn round_trip(&self, head: usize, x: &mut [f32], clamped: &Counters) {
         let head_dim = x.len() / self.codec.group();
         self.enter_codec_basis(head, x, head_dim);
         if let Some(counts) = self.codec.clamped(x) {
@@ -173,6 +152,20 @@ impl SideScheme {
         }
         self.codec.round_trip(x);
         self.leave_codec_basis(head, x, head_dim);
+    }
+
+    /// The same as plain values, for the kernel of a card.
+    pub(in crate::kv) fn on_card<'a>(&'a self, clamped: &'a Counters) -> OnCard<'a> {
+        let codec = self.codec;
+        OnCard {
+            codec: codec.kernel_name(),
+            text: codec.kernel(),
+            group: codec.group(),
+            rotation: self.rotation,
+            mean: self.mean.as_ref(),
+            scales: self.scales.as_ref().map(|(_, scales)| scales),
+            clamped: Some(clamped),
+        }
     }
 
     /// Encodes a group of tokens of one head, (group, D). Afterwards `x` is in the codec's basis.

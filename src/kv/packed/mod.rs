@@ -246,7 +246,7 @@ impl PackedSide {
         let shape = (1, self.tokens - start, kv.heads, kv.head_dim);
         let tensor = |x: Vec<f32>| Tensor::from_vec(x, shape, device);
         let exact = if scheme.keeps_exact() {
-            Some((tensor(self.exact(start, kv))?, scheme.exact))
+            Some((tensor(self.exact(start, kv))?, vec![scheme.exact]))
         } else {
             None
         };

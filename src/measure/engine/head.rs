@@ -1,7 +1,7 @@
 //! The streaming head: logits of all lanes, a tile of the vocabulary at a time, and what they say of each position.
 //! No lane's logits are ever kept for the whole vocabulary.
 
-use super::{Pass, HEAD_LOGITS, HEAD_ROWS};
+use super::Pass;
 use crate::compute::divergence::{TileSums, KNOWN, NUMBERS};
 use crate::compute::elements::read;
 use crate::compute::finite::{all_finite, FiniteFlag};
@@ -24,7 +24,7 @@ impl Pass<'_> {
         rows: &[Tensor],
     ) -> TensorResult<Vec<Vec<Position>>> {
         let targets = &chunk.tokens[chunk.scored.start + 1..chunk.scored.end + 1];
-        let block = (HEAD_ROWS / rows.len()).max(1);
+        let block = self.decoder.device().head_positions(rows.len());
         let mut positions = vec![Vec::with_capacity(targets.len()); rows.len() - 1];
         for (i, targets) in targets.chunks(block).enumerate() {
             let rows = rows
@@ -65,7 +65,7 @@ impl HeadBlock<'_> {
         let device = self.rows.device();
         let targets = Tensor::new(self.targets, device)?;
         let finite = FiniteFlag::default();
-        self.for_each_tile(&self.rows, |start, logits| {
+        self.for_each_tile(&self.rows, lanes + 1, |start, logits| {
             let op = TileSums { lanes: lanes + 1, start, targets: &targets, finite: &finite };
             let known: Vec<f32> = states.iter().flat_map(Divergence::known).collect();
             let known = Tensor::from_vec(known, (states.len(), KNOWN + lanes), device)?;
@@ -74,7 +74,7 @@ impl HeadBlock<'_> {
                 let sums = sums.par_chunks_exact((lanes + 1) * NUMBERS);
                 states.par_iter_mut().zip(sums).for_each(|(state, sums)| state.add(sums));
             })?;
-            Ok(finite.is_finite())
+            Ok(finite.by_lane(lanes + 1)?[0])
         })?;
         Ok(states.iter().map(|state| state.finish().collect()).collect())
     }
@@ -84,7 +84,8 @@ impl HeadBlock<'_> {
     fn compare_as_llama_cpp(&self) -> TensorResult<Vec<Vec<Position>>> {
         let lanes = self.lanes;
         let mut baselines: Vec<_> = self.targets.iter().map(|_| QuantizedRow::new()).collect();
-        self.for_each_tile_on_host(&self.rows.narrow(0, 0, self.targets.len())?, |tile| {
+        let baseline = self.rows.narrow(0, 0, self.targets.len())?;
+        self.for_each_tile_on_host(&baseline, 1, |tile| {
             let baselines = baselines.par_iter_mut().enumerate();
             baselines.for_each(|(i, baseline)| baseline.add(tile.row(0, i)));
         })?;
@@ -93,7 +94,7 @@ impl HeadBlock<'_> {
             .zip(self.targets)
             .map(|(baseline, &target)| Comparison::new(baseline, target, lanes))
             .collect();
-        self.for_each_tile_on_host(&self.rows, |tile| {
+        self.for_each_tile_on_host(&self.rows, lanes + 1, |tile| {
             states.par_iter_mut().enumerate().for_each(|(i, state)| {
                 state.add(tile.start, tile.row(0, i), (1..=lanes).map(|l| tile.row(l, i)));
             });
@@ -101,18 +102,19 @@ impl HeadBlock<'_> {
         Ok(states.iter().map(|state| state.finish().collect()).collect())
     }
 
-    /// Computes the logits of some rows in tiles of the vocabulary. `f` is given the first entry of a tile and its
+    /// Computes the logits of the rows of some lanes in tiles of the vocabulary. `f` is given the first entry of a tile and its
     /// logits, and says whether those of the baseline are finite.
     fn for_each_tile(
         &self,
         rows: &Tensor,
+        lanes: usize,
         mut f: impl FnMut(u32, &Tensor) -> TensorResult<bool>,
     ) -> TensorResult<()> {
         let vocab = self.decoder.spec.vocab;
-        let width = (HEAD_LOGITS / rows.dim(0)?).clamp(1, vocab);
+        let width = self.decoder.device().head_width(rows.dim(0)?).min(vocab);
         for start in (0..vocab).step_by(width) {
             let width = width.min(vocab - start);
-            let logits = self.decoder.logits(rows, start, width)?;
+            let logits = self.decoder.logits(rows, lanes, start, width)?;
             let _span = trace_span!("divergence").entered();
             // logits of a lane that are not finite show in its own numbers, but those of the baseline would be
             // blamed on all lanes
@@ -127,10 +129,11 @@ impl HeadBlock<'_> {
     fn for_each_tile_on_host(
         &self,
         rows: &Tensor,
+        lanes: usize,
         mut f: impl FnMut(VocabTile),
     ) -> TensorResult<()> {
         let positions = self.targets.len();
-        self.for_each_tile(rows, |start, logits| {
+        self.for_each_tile(rows, lanes, |start, logits| {
             let width = logits.dim(1)?;
             read(logits, |logits: &[f32]| {
                 f(VocabTile { start, logits, positions, width });

@@ -20,16 +20,6 @@ use crate::results::statistics::Position;
 use candle_core::{Result as TensorResult, Tensor};
 use layers::ChunkTiles;
 
-/// How many bytes the hidden states of a group of chunks may take.
-const GROUP_BYTES: usize = 2 << 30;
-
-/// How many rows a product of the head has at most: positions × lanes.
-pub const HEAD_ROWS: usize = 2560;
-
-/// How many logits a tile of the vocabulary has at most. So many stay in the processor's caches until they are
-/// compared.
-pub const HEAD_LOGITS: usize = 4 << 20;
-
 /// Runs the baseline and the lanes over the chunks, which are all of one length. `progress` is told how much work is
 /// done and how much there is.
 ///
@@ -50,7 +40,7 @@ pub fn run(
     let per_chunk = context * per_token * size_of::<f32>();
     // groups are whole tiles: the last bits of a product may depend on how many rows it has, and with experts they do
     let tile = chunks_per_tile(decoder.device(), context);
-    let group = (GROUP_BYTES / per_chunk.max(1)).max(1).next_multiple_of(tile);
+    let group = (decoder.device().group_bytes() / per_chunk.max(1)).max(1).next_multiple_of(tile);
     in_groups(group, decoder, chunks, &all, mimic, progress)
 }
 
@@ -142,7 +132,7 @@ impl Pass<'_> {
             }
             let present: Vec<usize> =
                 (0..lanes.len()).filter(|&l| i < counts[l] && self.lanes[l].is_ok()).collect();
-            let rows = present.iter().map(|&l| self.scored_rows(&hidden[l], i, chunk));
+            let rows = present.iter().map(|&l| self.scored_rows(&hidden, l, i, chunk));
             let scored =
                 rows.collect::<TensorResult<Vec<_>>>().and_then(|rows| self.run_head(chunk, &rows));
             match scored {
@@ -167,11 +157,15 @@ impl Pass<'_> {
         }
     }
 
-    /// The scored rows of a chunk after the final norm.
-    fn scored_rows(&self, tiles: &ChunkTiles, index: usize, chunk: &Chunk) -> TensorResult<Tensor> {
-        let per_tile = chunks_per_tile(self.decoder.device(), self.context);
-        let first = index % per_tile * self.context + chunk.scored.start;
-        self.decoder.normed(&tiles[index / per_tile].x.narrow(0, first, chunk.scored.len())?)
+    /// The scored rows of a chunk in a lane, after the final norm.
+    fn scored_rows(
+        &self,
+        tiles: &ChunkTiles,
+        lane: usize,
+        index: usize,
+        chunk: &Chunk,
+    ) -> TensorResult<Tensor> {
+        self.decoder.normed(&tiles.rows(lane, index, chunk.scored.clone())?)
     }
 
     /// Appends the positions of a chunk to the lanes that were present. A lane with a number that is not finite
@@ -200,6 +194,8 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::textbook;
+    use crate::compute::Device;
     use crate::kv::Scheme;
     use crate::measure::corpus::scored;
     use crate::model::decoder::Residency;
@@ -207,11 +203,16 @@ mod tests {
     use crate::source::Source;
     use crate::testing::tiny;
 
+    /// A tiny model on the device that tests run on.
     fn decoder() -> Decoder {
+        decoder_on(&textbook::device())
+    }
+
+    fn decoder_on(device: &Device) -> Decoder {
         let file = tempfile::NamedTempFile::new().unwrap();
         tiny::write(file.path(), 1, &[]);
         let source = Source::at(file.path().into());
-        Checkpoint::open(&source).unwrap().load(Residency::Resident).unwrap()
+        Checkpoint::open(&source).unwrap().load_on(device, Residency::Resident).unwrap()
     }
 
     fn lane(scheme: &str, chunks: usize) -> Lane {
@@ -235,12 +236,57 @@ mod tests {
 
     #[test]
     fn groups_of_chunks_change_no_bit() {
-        let (decoder, chunks) = (decoder(), (0..5).map(chunk).collect::<Vec<_>>());
+        // on a card, groups are of whole tiles, which have more chunks than these
+        let decoder = decoder_on(&Device::cpu());
+        let chunks = (0..5).map(chunk).collect::<Vec<_>>();
         let lanes = [lane("f16", 5), lane("q8_0", 5), lane("q4_0", 3), lane("q5_1", 1)];
         let [whole, split] =
             [5, 2].map(|group| in_groups(group, &decoder, &chunks, &lanes, None, &|_, _| {}));
         assert_eq!(split[1].as_ref().unwrap().len(), 3 * chunks[0].scored.len());
         assert_eq!(bits(&split), bits(&whole));
+    }
+
+    #[test]
+    fn a_lane_does_not_depend_on_the_others_and_the_baseline_is_itself() {
+        let (decoder, chunks) = (decoder(), (0..5).map(chunk).collect::<Vec<_>>());
+        let baseline = lane("f16", 5).scheme;
+        let run =
+            |lanes: &[Lane]| super::run(&decoder, &chunks, &baseline, lanes, None, &|_, _| {});
+        let many = [lane("f16", 5), lane("q8_0", 5), lane("q4_0", 5), lane("q4_0:tail=8", 5)];
+        let all = run(&many);
+        for (i, lane) in many.iter().enumerate() {
+            let alone = run(std::slice::from_ref(lane));
+            assert_eq!(bits(&alone)[0], bits(&all)[i], "lane {i}");
+        }
+        assert_eq!(bits(&run(&many)), bits(&all), "two runs");
+        let klds = |lane: usize| all[lane].as_ref().unwrap().iter().map(|p| p.kld);
+        assert!(klds(0).all(|kld| kld == 0.0));
+        assert!((1..4).all(|lane| klds(lane).any(|kld| kld > 1e-6)));
+    }
+
+    /// What is measured on a card is what is measured on the CPU, but for rounding. The weights are random, so that
+    /// they round to f16, too.
+    #[test]
+    fn a_device_measures_what_the_cpu_measures() {
+        let chunks: Vec<_> = (0..5).map(chunk).collect();
+        let lanes = [lane("q8_0", 5), lane("q4_0", 5), lane("q4_0:tail=8", 5), lane("mxfp4", 5)];
+        let baseline = lane("f16", 5).scheme;
+        let means = |decoder: &Decoder| -> Vec<[f64; 2]> {
+            let found = super::run(decoder, &chunks, &baseline, &lanes, None, &|_, _| {});
+            let mean = |lane: &LaneResult| {
+                let positions = lane.as_ref().unwrap();
+                let mean = |f: fn(&Position) -> f32| {
+                    positions.iter().map(|p| f64::from(f(p))).sum::<f64>() / positions.len() as f64
+                };
+                [mean(|p| p.kld), mean(|p| p.logp)]
+            };
+            found.iter().map(mean).collect()
+        };
+        let [cpu, device] = [decoder_on(&Device::cpu()), decoder()].map(|decoder| means(&decoder));
+        for ([kld, logp], [kld_there, logp_there]) in cpu.into_iter().zip(device) {
+            assert!((kld_there / kld - 1.0).abs() < 0.05, "{kld_there} for {kld}");
+            assert!((logp_there - logp).abs() < 1e-3 * logp.abs(), "{logp_there} for {logp}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::spec::{Activation, Attention, DeltaNet, Experts, Kv, Rope, Spec};
 use crate::compute::attention::SoftmaxAttention;
 use crate::compute::bias::Bias;
 use crate::compute::delta_rule::{DeltaRule, Recurrent, RuleWeights};
+use crate::compute::device::product_rows;
 use crate::compute::finite::FiniteFlag;
 use crate::compute::gate::{GatedActivation, SigmoidGate};
 use crate::compute::heads::Heads;
@@ -12,26 +13,13 @@ use crate::compute::norm::RmsNorm;
 use crate::compute::product::Matrix;
 use crate::compute::residual::Residual;
 use crate::compute::rope::RopeTable;
-use crate::compute::{run, Device};
+use crate::compute::{run, Device, Rows};
 use crate::kv::cache::{CacheError, KvCache, StorageCheck, View};
 use candle_core::{Result as TensorResult, Tensor};
 use std::sync::Arc;
 use tracing::trace_span;
 
 mod reader;
-
-/// The positions of a block of rows in its sequences.
-#[derive(Debug, Clone, Copy)]
-pub struct At {
-    /// Position of each sequence's first row.
-    pub start: usize,
-    /// Rows of each sequence.
-    pub tokens: usize,
-}
-
-/// How many rows of a product are computed at once. Wide outputs with more rows would not stay in the processor's
-/// caches.
-const ROWS: usize = 1024;
 
 /// RoPE tables for every layer of a decoder, for contexts up to some length.
 #[derive(Clone)]
@@ -56,6 +44,53 @@ impl RopeTables {
             });
         }
         Ok(RopeTables(Arc::new(tables)))
+    }
+}
+
+/// What the ops of a layer have seen in each lane. It is read once the layer has run, because the flags of a device are
+/// in its own memory.
+pub(crate) struct Watch {
+    layer: usize,
+    lanes: usize,
+    checks: Vec<StorageCheck>,
+    /// Whether the residual stream behind the layer is finite.
+    hidden: FiniteFlag,
+}
+
+/// What a layer has done to a lane.
+pub(crate) enum Fault {
+    /// K or V was not finite.
+    Stored(CacheError),
+    /// The residual stream is no longer finite.
+    Hidden,
+}
+
+impl Watch {
+    /// What went wrong in each lane. K and V come first, because if they are damaged, all that follows is damaged by
+    /// them.
+    pub fn faults(&self) -> TensorResult<Vec<Option<Fault>>> {
+        let checks = self.checks.iter().map(|check| (&check.finite, 1));
+        let flags = std::iter::once((&self.hidden, self.lanes)).chain(checks);
+        let flags = FiniteFlag::all_by_lane(flags)?;
+        let (hidden, checks) = (&flags[0], &flags[1..]);
+        let mut faults: Vec<_> =
+            hidden.iter().map(|is_finite| (!is_finite).then_some(Fault::Hidden)).collect();
+        for (check, is_finite) in self.checks.iter().zip(checks).rev() {
+            if is_finite.contains(&false) {
+                faults[check.lane] = Some(Fault::Stored(check.error(self.layer)));
+            }
+        }
+        Ok(faults)
+    }
+
+    /// Fails if K or V of a lane was not finite.
+    pub fn stored(&self) -> Result<(), CacheError> {
+        for check in &self.checks {
+            if !check.finite.is_finite()? {
+                return Err(check.error(self.layer));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -143,28 +178,26 @@ struct MlpWeights {
 }
 
 impl Layer {
-    /// Runs the layer on (B·T, H).
+    /// Runs the layer on (lanes·B·T, H).
     pub fn run(
         &self,
         index: usize,
         x: &Tensor,
         per_layer: Option<&Tensor>,
-        at: At,
+        rows: Rows,
         ropes: &RopeTables,
         cache: &mut dyn KvCache,
-    ) -> Result<(Tensor, FiniteFlag), CacheError> {
+    ) -> Result<(Tensor, Watch), CacheError> {
         let (mixed, checks) = match &self.mixer {
             MixerWeights::Attention(attention) => {
-                attention.run(index, x, &self.mixer_norm, at, ropes, cache)?
+                attention.run(index, x, &self.mixer_norm, rows, ropes, cache)?
             }
             MixerWeights::DeltaNet(net) => {
-                (net.run(index, x, &self.mixer_norm, at, cache)?, Vec::new())
+                (net.run(index, x, &self.mixer_norm, rows, cache)?, Vec::new())
             }
         };
-        let out = self.behind_mixer(index, x, &mixed, per_layer);
-        // K and V are checked first, because if they are damaged, all that follows is damaged by them
-        checks.iter().try_for_each(|check| check.read(index))?;
-        Ok(out?)
+        let (x, hidden) = self.behind_mixer(index, x, &mixed, per_layer, rows)?;
+        Ok((x, Watch { layer: index, lanes: rows.lanes, checks, hidden }))
     }
 
     /// Everything after the mixer. The flag says whether all numbers of the result are finite.
@@ -174,17 +207,18 @@ impl Layer {
         x: &Tensor,
         mixed: &Tensor,
         per_layer: Option<&Tensor>,
+        rows: Rows,
     ) -> TensorResult<(Tensor, FiniteFlag)> {
-        let finite = FiniteFlag::default();
-        let inner = |norm| Residual { norm, scale: None, finite: None };
-        let last = |norm| Residual { norm, scale: self.scale, finite: Some(&finite) };
+        let (finite, lanes) = (FiniteFlag::default(), rows.lanes);
+        let inner = |norm| Residual { norm, scale: None, finite: None, lanes };
+        let last = |norm| Residual { norm, scale: self.scale, finite: Some(&finite), lanes };
         let x = residual(x, mixed, &inner(self.mixed_norm.as_ref()))?;
-        let added = by_rows(&x, |x| self.feed.run(x, &self.feed_norm))?;
+        let added = by_rows(&x, |x| self.feed.run(x, &self.feed_norm, lanes))?;
         let norm = self.fed_norm.as_ref();
         let x = match (&self.inputs, per_layer) {
             (Some(own), Some(inputs)) => {
                 let x = residual(&x, &added, &inner(norm))?;
-                residual(&x, &own.run(index, &x, inputs)?, &last(Some(&own.norm)))?
+                residual(&x, &own.run(index, &x, inputs, lanes)?, &last(Some(&own.norm)))?
             }
             _ => residual(&x, &added, &last(norm))?,
         };
@@ -198,27 +232,27 @@ impl AttentionWeights {
         index: usize,
         x: &Tensor,
         before: &RmsNorm,
-        at: At,
+        rows: Rows,
         ropes: &RopeTables,
         cache: &mut dyn KvCache,
     ) -> Result<(Tensor, Vec<StorageCheck>), CacheError> {
         let a = &self.spec;
-        let sequences = x.dim(0)? / at.tokens;
+        let sequences = x.dim(0)? / rows.tokens;
         let rope = ropes.0[index].as_ref();
-        let projected = by_rows(x, |x| self.input.product(&norm(x, before)?))?;
+        let projected = by_rows(x, |x| self.input.product(&norm(x, before)?, rows.lanes))?;
         let heads = |op: Heads| trace_span!("heads").in_scope(|| run(&op, [&projected]));
-        let q = heads(self.q(rope, at))?;
+        let q = heads(self.q(rope, rows))?;
         let View { k, v, start, queries, checks } = match a.kv {
             Kv::Shared { owner } => cache.shared(owner)?,
             _ => {
-                let stored = (sequences, at.tokens, a.kv_heads, a.head_dim);
-                let k = heads(self.k(rope, at))?.reshape(stored)?;
-                let v = heads(self.v(at))?.reshape(stored)?;
+                let stored = (sequences, rows.tokens, a.kv_heads, a.head_dim);
+                let k = heads(self.k(rope, rows))?.reshape(stored)?;
+                let v = heads(self.v(rows))?.reshape(stored)?;
                 trace_span!("cache").in_scope(|| cache.append(index, k, v))?
             }
         };
         if let Some(rounding) = queries {
-            rounding.round(&q.reshape((sequences, at.tokens, a.heads, a.head_dim))?)?;
+            rounding.round(&q.reshape((sequences, rows.tokens, a.heads, a.head_dim))?)?;
         }
         let op = SoftmaxAttention {
             heads: a.heads,
@@ -227,7 +261,7 @@ impl AttentionWeights {
             scale: a.scale,
             softcap: a.softcap,
             window: a.window,
-            queries: at.tokens,
+            queries: rows.tokens,
             keys: k.stored.dim(1)?,
             start,
             k,
@@ -237,7 +271,7 @@ impl AttentionWeights {
         if a.gated {
             attended = run(&SigmoidGate { start: self.gate_start() }, [&attended, &projected])?;
         }
-        Ok((by_rows(&attended, |x| self.output.run(x))?, checks))
+        Ok((by_rows(&attended, |x| self.output.run(x, rows.lanes))?, checks))
     }
 
     fn gate_start(&self) -> usize {
@@ -250,27 +284,27 @@ impl AttentionWeights {
         a.q_width() + stored * a.kv_width()
     }
 
-    fn q(&self, rope: Option<&Arc<RopeTable>>, at: At) -> Heads {
+    fn q(&self, rope: Option<&Arc<RopeTable>>, rows: Rows) -> Heads {
         let norm = self.q_norm.clone();
-        Heads { norm, rope: rope.cloned(), ..self.part(0, 0, self.spec.heads, at) }
+        Heads { norm, rope: rope.cloned(), ..self.part(0, 0, self.spec.heads, rows) }
     }
 
-    fn k(&self, rope: Option<&Arc<RopeTable>>, at: At) -> Heads {
+    fn k(&self, rope: Option<&Arc<RopeTable>>, rows: Rows) -> Heads {
         let (start, norm) = (self.spec.q_width(), self.k_norm.clone());
-        Heads { norm, rope: rope.cloned(), ..self.part(1, start, self.spec.kv_heads, at) }
+        Heads { norm, rope: rope.cloned(), ..self.part(1, start, self.spec.kv_heads, rows) }
     }
 
-    fn v(&self, at: At) -> Heads {
+    fn v(&self, rows: Rows) -> Heads {
         let a = &self.spec;
         let start = match a.kv {
             Kv::KeyIsValue => a.q_width(),
             _ => a.q_width() + a.kv_width(),
         };
-        Heads { norm: self.v_norm.clone(), ..self.part(2, start, a.kv_heads, at) }
+        Heads { norm: self.v_norm.clone(), ..self.part(2, start, a.kv_heads, rows) }
     }
 
     /// The op that takes heads out of the projection. So far it only adds the bias.
-    fn part(&self, part: usize, start: usize, heads: usize, at: At) -> Heads {
+    fn part(&self, part: usize, start: usize, heads: usize, rows: Rows) -> Heads {
         Heads {
             start,
             heads,
@@ -278,8 +312,8 @@ impl AttentionWeights {
             bias: self.biases.as_ref().map(|biases| biases[part].clone()),
             norm: None,
             rope: None,
-            first: at.start,
-            tokens: at.tokens,
+            first: rows.start,
+            tokens: rows.tokens,
         }
     }
 }
@@ -290,34 +324,34 @@ impl DeltaNetWeights {
         index: usize,
         x: &Tensor,
         before: &RmsNorm,
-        at: At,
+        rows: Rows,
         cache: &mut dyn KvCache,
     ) -> Result<Tensor, CacheError> {
-        let (net, tokens) = (&self.spec, at.tokens);
-        let projected = by_rows(x, |x| self.input.product(&norm(x, before)?))?;
+        let (net, tokens) = (&self.spec, rows.tokens);
+        let projected = by_rows(x, |x| self.input.product(&norm(x, before)?, rows.lanes))?;
         let state = match cache.recurrent(index) {
             Some(state) => state,
             none => none.insert(Recurrent::before(net, x.dim(0)? / tokens, x.device())?),
         };
         let rule = DeltaRule { net, weights: &self.rule, tokens, state };
         let out = trace_span!("delta rule").in_scope(|| run(&rule, [&projected]))?;
-        Ok(by_rows(&out, |x| self.output.product(x))?)
+        Ok(by_rows(&out, |x| self.output.product(x, rows.lanes))?)
     }
 }
 
 impl Feed {
     /// Computes what is added to the residual stream, (rows, H) → (rows, H).
-    fn run(&self, x: &Tensor, before: &RmsNorm) -> TensorResult<Tensor> {
+    fn run(&self, x: &Tensor, before: &RmsNorm, lanes: usize) -> TensorResult<Tensor> {
         match self {
-            Feed::Dense(mlp) => mlp.run(&norm(x, before)?),
+            Feed::Dense(mlp) => mlp.run(&norm(x, before)?, lanes),
             Feed::Experts { spec, activation, mixture } => {
                 let x = norm(x, before)?;
-                mixture.run(spec, *activation, &x, &x)
+                mixture.run(spec, *activation, &x, &x, lanes)
             }
             Feed::Both(both) => {
-                let dense = norm(&both.mlp.run(&norm(x, before)?)?, &both.mlp_norm)?;
+                let dense = norm(&both.mlp.run(&norm(x, before)?, lanes)?, &both.mlp_norm)?;
                 let normed = norm(x, &both.experts_norm)?;
-                let mixed = both.mixture.run(&both.spec, both.activation, x, &normed)?;
+                let mixed = both.mixture.run(&both.spec, both.activation, x, &normed, lanes)?;
                 dense + norm(&mixed, &both.mixture_norm)?
             }
         }
@@ -325,26 +359,28 @@ impl Feed {
 }
 
 impl MlpWeights {
-    fn run(&self, x: &Tensor) -> TensorResult<Tensor> {
-        let both = self.gate_up.run(x)?;
+    fn run(&self, x: &Tensor, lanes: usize) -> TensorResult<Tensor> {
+        let both = self.gate_up.run(x, lanes)?;
         let gate = GatedActivation(self.activation);
-        self.down.run(&trace_span!("gate").in_scope(|| run(&gate, [&both]))?)
+        self.down.run(&trace_span!("gate").in_scope(|| run(&gate, [&both]))?, lanes)
     }
 }
 
 impl OwnInputs {
     /// project(act(gate(x)) ⊙ input), before its norm.
-    fn run(&self, index: usize, x: &Tensor, inputs: &Tensor) -> TensorResult<Tensor> {
+    fn run(&self, index: usize, x: &Tensor, inputs: &Tensor, lanes: usize) -> TensorResult<Tensor> {
         let inputs = inputs.narrow(1, index * self.width, self.width)?;
-        by_rows(&Tensor::cat(&[&self.gate.product(x)?, &inputs], 1)?, |both| {
-            self.projection.product(&run(&GatedActivation(self.activation), [both])?)
+        // all lanes have the same tokens, so they share the inputs of one
+        let inputs = if lanes == 1 { inputs } else { inputs.repeat((lanes, 1))? };
+        by_rows(&Tensor::cat(&[&self.gate.product(x, lanes)?, &inputs], 1)?, |both| {
+            self.projection.product(&run(&GatedActivation(self.activation), [both])?, lanes)
         })
     }
 }
 
 impl Linear {
-    fn run(&self, x: &Tensor) -> TensorResult<Tensor> {
-        let y = self.weight.product(x)?;
+    fn run(&self, x: &Tensor, lanes: usize) -> TensorResult<Tensor> {
+        let y = self.weight.product(x, lanes)?;
         match &self.bias {
             None => Ok(y),
             Some(bias) => run(bias, [&y]),
@@ -362,13 +398,13 @@ fn residual(x: &Tensor, y: &Tensor, residual: &Residual) -> TensorResult<Tensor>
 
 /// Applies `f` to blocks of rows and joins what it gives.
 fn by_rows(x: &Tensor, f: impl Fn(&Tensor) -> TensorResult<Tensor>) -> TensorResult<Tensor> {
-    let rows = x.dim(0)?;
-    if rows <= ROWS {
+    let (rows, block) = (x.dim(0)?, product_rows(x.device()));
+    if rows <= block {
         return f(x);
     }
     let blocks = (0..rows)
-        .step_by(ROWS)
-        .map(|start| f(&x.narrow(0, start, ROWS.min(rows - start))?))
+        .step_by(block)
+        .map(|start| f(&x.narrow(0, start, block.min(rows - start))?))
         .collect::<TensorResult<Vec<_>>>()?;
     Tensor::cat(&blocks, 0)
 }

@@ -67,7 +67,7 @@ impl LayerReader<'_> {
     fn stacked(&self, parts: &[(&str, usize)]) -> Result<Matrix, ModelError> {
         let read = |(part, out): &(&str, usize)| self.tensor(part, &[*out, self.spec.hidden]);
         let parts = parts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        Ok(Matrix::new(Tensor::cat(&parts, 0)?))
+        Ok(Matrix::new(Tensor::cat(&parts, 0)?)?)
     }
 
     fn bias(&self, parts: &[(&str, usize)]) -> Result<Bias, ModelError> {
@@ -125,7 +125,7 @@ impl LayerReader<'_> {
         if a.gated {
             rows.push(half(1)?);
         }
-        Ok(Matrix::new(Tensor::cat(&rows, 0)?))
+        Ok(Matrix::new(Tensor::cat(&rows, 0)?)?)
     }
 
     fn delta_net(&self, net: &DeltaNet) -> Result<DeltaNetWeights, ModelError> {
@@ -202,7 +202,7 @@ impl LayerReader<'_> {
 
     /// A matrix for each expert.
     fn experts(&self, part: &str, shape: &[usize]) -> Result<MatrixStack, ModelError> {
-        self.tensor(part, shape).map(MatrixStack::new)
+        Ok(MatrixStack::new(self.tensor(part, shape)?)?)
     }
 
     /// rms(x) ⊙ scale / √H, as one norm.

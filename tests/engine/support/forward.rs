@@ -7,7 +7,7 @@ use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::kv::packed::PackedCache;
 use kvgate::internals::kv::recurrent::Recurrent;
 use kvgate::internals::kv::Scheme;
-use kvgate::internals::model::decoder::{At, Decoder};
+use kvgate::internals::model::decoder::{Decoder, Rows};
 use kvgate::internals::model::spec::Spec;
 use std::collections::BTreeMap;
 
@@ -44,10 +44,10 @@ pub fn run_part(decoder: &Decoder, ids: &[u32], start: usize, cache: &mut dyn Kv
     let mut x = embedded.x;
     for index in 0..decoder.spec.layers.len() {
         let layer = decoder.ready(index, &ropes).unwrap();
-        let at = At { start, tokens: ids.len() };
+        let at = Rows { start, ..Rows::of_lane(ids.len()) };
         x = layer.run(&x, embedded.per_layer.as_ref(), at, cache).unwrap();
     }
-    decoder.logits(&decoder.normed(&x).unwrap(), 0, decoder.spec.vocab).unwrap()
+    decoder.logits(&decoder.normed(&x).unwrap(), 1, 0, decoder.spec.vocab).unwrap()
 }
 
 /// The largest error, relative to the largest value.
@@ -85,7 +85,7 @@ pub fn in_parts_by_layer(decoder: &Decoder, ids: &[u32], scheme: &str) -> f64 {
     let layers: Vec<_> =
         (0..decoder.spec.layers.len()).map(|i| decoder.ready(i, &ropes).unwrap()).collect();
     let embedded = decoder.embed(ids).unwrap();
-    let at = At { start: 0, tokens: ids.len() };
+    let at = Rows::of_lane(ids.len());
     let mut recorder =
         Recorder { inner: MeasuringCache::new(scheme.clone()), appended: BTreeMap::new() };
     let mut inputs = vec![embedded.x];
@@ -101,7 +101,7 @@ pub fn in_parts_by_layer(decoder: &Decoder, ids: &[u32], scheme: &str) -> f64 {
         let rows = |t: &Tensor| t.narrow(0, start, tokens).unwrap();
         let own = embedded.per_layer.as_ref().map(rows);
         for (i, layer) in layers.iter().enumerate() {
-            let at = At { start, tokens };
+            let at = Rows { start, ..Rows::of_lane(tokens) };
             parts[i].push(layer.run(&rows(&inputs[i]), own.as_ref(), at, &mut player).unwrap());
         }
         player.start += tokens;

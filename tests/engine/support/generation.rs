@@ -1,6 +1,7 @@
 //! Replays against decoding itself.
 
 use super::forward::{effective, run_part};
+use kvgate::internals::compute;
 use kvgate::internals::kv::effective::Effective;
 use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::measure::generate::{greedy, Writing};
@@ -35,6 +36,7 @@ pub fn replay_and_decode(
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
         calibration: None,
         generate: Some(Generate { prompts: &prompts, tokens, kept: None }),
+        device: compute::Device::cpu(),
         residency: None,
         mimic: None,
         is_gated: true,

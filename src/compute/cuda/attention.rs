@@ -1,0 +1,153 @@
+//! The launch of causal attention.
+
+use super::kernels::ATTENTION;
+use super::launch::{empty, tensor, Call, Grid, Place};
+use super::{pair, BROKEN};
+use crate::compute::attention::{SoftmaxAttention, Versions};
+use crate::compute::exact::{Exact, Tail};
+use crate::compute::op::{Kernel, Op};
+use candle_core::backend::BackendStorage;
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, Tensor};
+
+const THREADS: usize = 128;
+
+/// How heads of a size are computed: they are padded to `padded` elements, a block takes `queries` queries, and a tile
+/// holds `keys` keys.
+struct Tiling {
+    padded: usize,
+    queries: usize,
+    keys: usize,
+    kernels: [&'static str; 2],
+}
+
+const TILINGS: [Tiling; 6] = [
+    Tiling {
+        padded: 64,
+        queries: 128,
+        keys: 64,
+        kernels: ["attention_64", "attention_64_versions"],
+    },
+    Tiling {
+        padded: 96,
+        queries: 128,
+        keys: 64,
+        kernels: ["attention_96", "attention_96_versions"],
+    },
+    Tiling {
+        padded: 128,
+        queries: 128,
+        keys: 64,
+        kernels: ["attention_128", "attention_128_versions"],
+    },
+    Tiling {
+        padded: 192,
+        queries: 64,
+        keys: 32,
+        kernels: ["attention_192", "attention_192_versions"],
+    },
+    Tiling {
+        padded: 256,
+        queries: 64,
+        keys: 32,
+        kernels: ["attention_256", "attention_256_versions"],
+    },
+    Tiling {
+        padded: 512,
+        queries: 32,
+        keys: 32,
+        kernels: ["attention_512", "attention_512_versions"],
+    },
+];
+
+impl Tiling {
+    /// The smallest that heads of a size fit into.
+    fn of(head_dim: usize) -> Result<&'static Self> {
+        let fits = |tiling: &&Self| head_dim.is_multiple_of(8) && head_dim <= tiling.padded;
+        match TILINGS.iter().find(fits) {
+            Some(tiling) => Ok(tiling),
+            None => candle_core::bail!(
+                "attention: cards have no kernel for heads of {head_dim} elements, only for multiples of 8 up to 512; \
+                 use --device cpu"
+            ),
+        }
+    }
+
+    /// Bytes of packed keys and values, for so many tiles of keys in so many versions of K and of V.
+    fn scratch(&self, tiles: usize, [of_k, of_v]: [usize; 2]) -> usize {
+        let keys = 4 * self.keys * (self.padded + 1);
+        let values = 2 * self.keys * self.padded;
+        tiles * (of_k * keys + of_v * values + 4)
+    }
+
+    /// Bytes of shared memory of a block.
+    fn shared(&self) -> usize {
+        4 * self.queries * (self.padded + 1) + 2 * self.keys * (3 * self.padded + 2)
+    }
+}
+
+impl Kernel<1> for SoftmaxAttention {
+    fn launch(
+        &self,
+        _: &'static str,
+        [q]: [(&CudaStorage, &Layout); 1],
+    ) -> Result<(CudaStorage, Shape)> {
+        let shape = Op::<1>::shape(self, [q.1.shape()])?;
+        let device = q.0.device();
+        let tiling = Tiling::of(self.head_dim)?;
+        let sequences = shape.dims2()?.0 / self.queries;
+        let versions = [&self.k, &self.v].map(|x| if x.exact.is_some() { 2 } else { 1 });
+        let tiles = sequences * self.kv_heads * self.keys.div_ceil(tiling.keys);
+        let bytes = Shape::from(tiling.scratch(tiles, versions));
+        let scratch = tensor(empty(device, &bytes, DType::U8)?, bytes);
+        let out = empty(device, &shape, DType::F32)?;
+        let rules = [&self.k, &self.v].map(|x| rules(x, device));
+        let [k_rules, v_rules] = rules;
+        let (k_rules, v_rules) = (k_rules?, v_rules?);
+        let lanes = [&self.k, &self.v].iter().find_map(|x| Some(x.exact.as_ref()?.1.len()));
+        let exact = |x: &'_ Versions| x.exact.as_ref().map(|(exact, _)| exact.clone());
+        let (k_exact, v_exact) = (exact(&self.k), exact(&self.v));
+        let words = [
+            Place::of_input(q)?.address(),
+            Place::of(&self.k.stored)?.address(),
+            Place::of_optional(k_exact.as_ref())?.address(),
+            Place::of(&self.v.stored)?.address(),
+            Place::of_optional(v_exact.as_ref())?.address(),
+            Place::of_optional(k_rules.as_ref())?.address(),
+            Place::of_optional(v_rules.as_ref())?.address(),
+            Place::of_storage(&out)?.address(),
+            Place::none().address(),
+            Place::of(&scratch)?.address(),
+            pair(sequences, sequences / lanes.unwrap_or(sequences)),
+            pair(self.queries, self.keys),
+            pair(self.heads, self.kv_heads),
+            pair(self.head_dim, self.window.unwrap_or(0)),
+            pair(self.start, self.scale.to_bits() as usize),
+            pair(self.softcap.unwrap_or(0.0).to_bits() as usize, BROKEN),
+        ];
+        let call = |kernel, blocks, shared| {
+            let grid = Grid { blocks, threads: THREADS, shared };
+            Call::new(device, &ATTENTION, kernel)?.words(&words).launch(grid)
+        };
+        call("attention_peaks", [tiles, 1, 1], 0)?;
+        call("attention_pack", [tiles, 4, 1], 0)?;
+        let kernel = tiling.kernels[usize::from(versions != [1, 1])];
+        let blocks = [sequences * self.heads, self.queries.div_ceil(tiling.queries), 1];
+        call(kernel, blocks, tiling.shared())?;
+        Ok((out, shape))
+    }
+}
+
+/// The rule of each lane as the kernel reads it: the sink, whether the tail begins at multiples of a number, and the
+/// tail.
+fn rules(versions: &Versions, device: &CudaDevice) -> Result<Option<Tensor>> {
+    let Some((_, rules)) = &versions.exact else { return Ok(None) };
+    let rule = |rule: &Exact| {
+        let (is_chunked, tail) = match rule.tail {
+            Tail::Newest(tail) => (0, tail),
+            Tail::Chunk(tail) => (1, tail),
+        };
+        [rule.sink as u32, is_chunked, tail as u32]
+    };
+    let words: Vec<u32> = rules.iter().flat_map(rule).collect();
+    Tensor::from_slice(&words, words.len(), &Device::Cuda(device.clone())).map(Some)
+}

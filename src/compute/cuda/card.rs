@@ -1,0 +1,49 @@
+//! Opening a card.
+
+use super::launch;
+use crate::compute::place::{Card, NoDevice};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError};
+use candle_core::{CudaDevice, Device};
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex};
+
+/// The oldest compute capability that the kernels are compiled for.
+const OLDEST: (i32, i32) = (8, 0);
+
+type Opened = (Device, Card);
+
+/// Opens the card with an ordinal, or gives it again if it is open.
+pub(in crate::compute) fn open(ordinal: usize) -> Result<Opened, NoDevice> {
+    static OPEN: LazyLock<Mutex<HashMap<usize, Opened>>> = LazyLock::new(Mutex::default);
+    let mut open = OPEN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(opened) = open.get(&ordinal) {
+        return Ok(opened.clone());
+    }
+    let opened = open_anew(ordinal)?;
+    open.insert(ordinal, opened.clone());
+    Ok(opened)
+}
+
+fn open_anew(ordinal: usize) -> Result<Opened, NoDevice> {
+    let refused = |why: String| NoDevice::NoCard { ordinal, why };
+    let said = |error: DriverError| refused(error.to_string());
+    let tensor = |error: candle_core::Error| refused(error.to_string());
+    let context = CudaContext::new(ordinal).map_err(said)?;
+    let name = context.name().map_err(said)?;
+    let capability = context.compute_capability().map_err(said)?;
+    if capability < OLDEST {
+        return Err(NoDevice::TooOld { name, capability });
+    }
+    let (free, memory) = context.mem_get_info().map_err(said)?;
+    let version = launch::driver_version().map_err(tensor)?;
+    // a stream of its own: the default one of candle differs from thread to thread
+    let device = CudaDevice::new_with_stream(ordinal).map_err(tensor)?;
+    launch::prepare(&device).map_err(tensor)?;
+    let card = Card {
+        name,
+        driver: format!("{}.{}", version / 1000, version % 1000 / 10),
+        memory: memory as u64,
+        free: free as u64,
+    };
+    Ok((Device::Cuda(device), card))
+}

@@ -1,0 +1,208 @@
+// A mixture of experts: which experts work for a row, the rows that an expert works for, and the weighted sum of what
+// experts give.
+//
+//   expert_choice      the router's logits (rows, E) → (rows, 2·used): the chosen experts, the best one first, and then
+//                      their weights
+//   gather_rows        out_i = x[rows_i]
+//   weighted_scatter   out[rows_i] += weights_i·y_i
+//
+// A row of a result depends on that row's own numbers only. Sums are always taken in the same order.
+
+namespace experts {
+
+constexpr unsigned ALL = 0xffffffffu;
+constexpr int WARP = 32;
+constexpr int THREADS = 256;
+// How many columns of a row a block reads at once, and how often it does so before it waits.
+constexpr int STEP = 4 * THREADS;
+constexpr int BATCH = 4;
+
+// Bits that are ordered as the numbers are: -NaN, -∞, …, -0, 0, …, ∞, NaN.
+__device__ unsigned key_of(float x) {
+    const unsigned bits = __float_as_uint(x);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+
+__device__ float number_of(unsigned key) { return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
+
+__device__ float warp_sum(float x) {
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) {
+        x += __shfl_xor_sync(ALL, x, mask);
+    }
+    return x;
+}
+
+// An expert and the key of its logit.
+struct Expert {
+    unsigned key;
+    unsigned index;
+
+    // Whether this one is chosen before another.
+    __device__ bool is_before(const Expert& other) const {
+        return key > other.key || (key == other.key && index < other.index);
+    }
+};
+
+// The best expert of all, or of those that are chosen after `last`. All threads of a warp call this, and get the
+// result.
+__device__ Expert best_expert(const float* logits, int count, const Expert* last) {
+    Expert best = {0, ALL};
+    for (int i = threadIdx.x % WARP; i < count; i += WARP) {
+        const Expert candidate = {key_of(__ldg(logits + i)), static_cast<unsigned>(i)};
+        if ((last == nullptr || last->is_before(candidate)) && candidate.is_before(best)) {
+            best = candidate;
+        }
+    }
+    const unsigned key = __reduce_max_sync(ALL, best.key);
+    return {key, __reduce_min_sync(ALL, best.key == key ? best.index : ALL)};
+}
+
+// The softmax's sum over all experts, times e^-max. It is NaN if a logit is.
+__device__ float sum_of_all(const float* logits, int count, float max) {
+    float sum = 0.0f;
+    for (int i = threadIdx.x % WARP; i < count; i += WARP) {
+        sum += expf(__ldg(logits + i) - max);
+    }
+    return warp_sum(sum);
+}
+
+// All threads of a warp call this, and get the result.
+__device__ bool all_finite(const float* logits, int count) {
+    float zeros = 0.0f;
+    for (int i = threadIdx.x % WARP; i < count; i += WARP) {
+        zeros = fmaf(__ldg(logits + i), 0.0f, zeros);
+    }
+    return __all_sync(ALL, zeros == 0.0f);
+}
+
+// Four numbers of a row, or as many as it has left. Rows of widths that are not multiples of 4 are not aligned.
+__device__ float4 load(const float* x, int count, bool is_aligned) {
+    if (is_aligned) {
+        return *reinterpret_cast<const float4*>(x);
+    }
+    float4 y = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (count > 0) y.x = x[0];
+    if (count > 1) y.y = x[1];
+    if (count > 2) y.z = x[2];
+    if (count > 3) y.w = x[3];
+    return y;
+}
+
+__device__ void store(float* out, float4 y, int count, bool is_aligned) {
+    if (is_aligned) {
+        *reinterpret_cast<float4*>(out) = y;
+        return;
+    }
+    if (count > 0) out[0] = y.x;
+    if (count > 1) out[1] = y.y;
+    if (count > 2) out[2] = y.z;
+    if (count > 3) out[3] = y.w;
+}
+
+// weight·y + x. It is rounded once.
+__device__ float4 multiply_add(float weight, float4 y, float4 x) {
+    return make_float4(fmaf(weight, y.x, x.x), fmaf(weight, y.y, x.y), fmaf(weight, y.z, x.z), fmaf(weight, y.w, x.w));
+}
+
+// Whether accesses to rows may be of 16 bytes.
+__device__ bool can_be_wide(const void* x, const void* out, int width) {
+    const unsigned long long bits = reinterpret_cast<unsigned long long>(x) | reinterpret_cast<unsigned long long>(out);
+    return width % 4 == 0 && bits % 16 == 0;
+}
+
+}  // namespace experts
+
+// Chooses the `used` experts with the largest logits, and weighs them by a softmax over those if `normalised` is not 0,
+// or else over all experts. Of experts with equal logits the one with the lowest index is chosen. -0 is less than 0,
+// and NaN is more than ∞. The weight of an expert is multiplied by its scale if `scales` (count) is not null.
+//
+// logits (rows, count), out (rows, 2·used), used ≤ count. Row r belongs to lane r/rows_per_lane. `flags` (lanes) may be
+// null; flags[lane] becomes at most `code` where a logit of the lane is not finite.
+//
+//     grid (⌈rows/8⌉), block 256, no dynamic shared memory
+//
+// A warp works on a row. It reads the logits again for each expert that it chooses, from the first-level cache.
+extern "C" __global__ void __launch_bounds__(256) expert_choice(
+    const float* __restrict__ logits, const float* __restrict__ scales, float* out, unsigned* flags, int rows,
+    int rows_per_lane, int count, int used, int normalised, unsigned code) {
+    using namespace experts;
+    const int row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
+    const int thread = threadIdx.x % WARP;
+    if (row >= rows) {
+        return;
+    }
+    logits += static_cast<long long>(row) * count;
+    out += static_cast<long long>(row) * 2 * used;
+    Expert chosen = {};
+    float max = 0.0f, own = 0.0f;
+    for (int i = 0; i < used; i++) {
+        chosen = best_expert(logits, count, i == 0 ? nullptr : &chosen);
+        const float logit = number_of(chosen.key);
+        max = i == 0 ? logit : max;
+        if (thread == i % WARP) {
+            const float weight = expf(logit - max);
+            out[i] = static_cast<float>(chosen.index);
+            out[used + i] = weight;
+            own += weight;
+        }
+    }
+    const float sum = normalised ? warp_sum(own) : sum_of_all(logits, count, max);
+    // a thread reads what it has written itself
+    for (int i = thread; i < used; i += WARP) {
+        const float scale = scales == nullptr ? 1.0f : scales[static_cast<int>(out[i])];
+        out[used + i] = out[used + i] / sum * scale;
+    }
+    if (flags != nullptr && !all_finite(logits, count) && thread == 0) {
+        atomicMin(&flags[row / rows_per_lane], code);
+    }
+}
+
+// Gathers rows: x (any, width), rows (n), out (n, width).
+//
+//     grid (n), block 256, no dynamic shared memory
+extern "C" __global__ void __launch_bounds__(256) gather_rows(
+    const float* __restrict__ x, const unsigned* __restrict__ rows, float* __restrict__ out, int width) {
+    using namespace experts;
+    x += static_cast<long long>(rows[blockIdx.x]) * width;
+    out += static_cast<long long>(blockIdx.x) * width;
+    const bool is_aligned = can_be_wide(x, out, width);
+#pragma unroll 4
+    for (int column = 4 * threadIdx.x; column < width; column += STEP) {
+        store(out + column, load(x + column, width - column, is_aligned), width - column, is_aligned);
+    }
+}
+
+// Adds weights_i·y_i to row rows_i of out: weights (n), y (n, width), out (any, width). No row may occur twice in
+// `rows`. If `rows` is null, then rows_i = i.
+//
+//     grid (n), block 256, no dynamic shared memory
+extern "C" __global__ void __launch_bounds__(256) weighted_scatter(
+    float* __restrict__ out, const unsigned* __restrict__ rows, const float* __restrict__ weights,
+    const float* __restrict__ y, int width) {
+    using namespace experts;
+    const long long row = rows == nullptr ? blockIdx.x : rows[blockIdx.x];
+    out += row * width;
+    y += static_cast<long long>(blockIdx.x) * width;
+    const float weight = weights[blockIdx.x];
+    const bool is_aligned = can_be_wide(y, out, width);
+    for (int start = 4 * threadIdx.x; start < width; start += BATCH * STEP) {
+        // all loads come first, because the compiler does not know that the stores change nothing of them
+        float4 sums[BATCH], terms[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const int column = start + i * STEP;
+            if (column < width) {
+                sums[i] = load(out + column, width - column, is_aligned);
+                terms[i] = load(y + column, width - column, is_aligned);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const int column = start + i * STEP;
+            if (column < width) {
+                store(out + column, multiply_add(weight, terms[i], sums[i]), width - column, is_aligned);
+            }
+        }
+    }
+}

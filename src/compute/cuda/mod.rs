@@ -1,0 +1,68 @@
+//! Kernels of CUDA devices: the twins of this crate's ops. Each op has a file here that launches its kernel, and the
+//! kernel's text beside it.
+//!
+//! Kernels are compiled when the crate is built. All work of a device runs on one stream, in the order in which it was
+//! asked for. A row's result depends on nothing but that row, so that neither other lanes nor the number of chunks in
+//! memory change a bit of it.
+
+mod attention;
+mod bias;
+mod card;
+mod delta_rule;
+mod divergence;
+mod experts;
+mod gate;
+mod heads;
+mod kernels;
+mod launch;
+mod norm;
+mod product;
+mod residual;
+mod round_trip;
+
+pub(super) use card::open;
+pub(super) use product::Weights;
+
+use super::op::InPlaceKernel;
+use candle_core::{CudaStorage, Layout, Result};
+
+/// Whether this build has kernels.
+pub(super) const IS_BUILT: bool = true;
+
+/// Whether a codec has a kernel of this name.
+pub(super) fn has_codec(name: &str) -> bool {
+    kernels::CODECS_WITH_KERNEL.contains(&name)
+}
+
+/// The threads of a block of the kernels over rows.
+const THREADS: usize = 256;
+
+/// How many columns of a row a block of these kernels takes at once.
+const COLUMNS: usize = 4 * THREADS;
+
+/// What a kernel writes into the word of a lane whose numbers are not finite.
+const BROKEN: usize = 0;
+
+/// The blocks of an op over rows. Few and wide rows are spread over several blocks each.
+fn over_rows(rows: usize, width: usize) -> launch::Grid {
+    const ENOUGH: usize = 1024;
+    let blocks = if rows < ENOUGH { width.div_ceil(COLUMNS) } else { 1 };
+    launch::Grid { blocks: [rows, blocks, 1], threads: THREADS, shared: 0 }
+}
+
+/// The bytes of a row in shared memory, which is padded to groups of four numbers.
+fn padded_bytes(width: usize) -> usize {
+    width.next_multiple_of(4) * size_of::<f32>()
+}
+
+/// Two fields of four bytes of a structure that is handed to a kernel.
+fn pair(low: usize, high: usize) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
+/// What changes a tensor by a closure belongs to loops on the CPU.
+impl<F> InPlaceKernel for super::state::Closure<F> {
+    fn launch(&self, name: &'static str, _: &mut CudaStorage, _: &Layout) -> Result<()> {
+        candle_core::bail!("`{name}` changes tensors on the CPU only")
+    }
+}

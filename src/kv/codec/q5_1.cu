@@ -1,0 +1,13 @@
+// q5_1, as in q5_1.rs: d = (max - min)/31; a code q from 0 to 31 reads as q·half(d) + half(min). Codes are
+// not limited: their low five bits are stored.
+
+struct Codec : Blocks<32> {
+    static __device__ __forceinline__ void round_trip(float (&x)[32]) {
+        const Range all = range(x);
+        const float d = (all.high - all.low) / 31.0f, id = inverse(d), stored = in_half(d), low = in_half(all.low);
+        map(x, [=](float v) {
+            const int code = to_u8((v - all.low) * id + 0.5f);
+            return (float)(code & 31) * stored + low;
+        });
+    }
+};
