@@ -1,6 +1,7 @@
 //! Compares a measurement with its golden.
 
 use super::{condition_lines, rounded, subject_lines, Golden};
+use crate::results::measured_by::MeasuredBy;
 use crate::results::replay::Generated;
 use crate::results::statistics::Statistic;
 use crate::results::Conditions;
@@ -194,8 +195,19 @@ pub fn compare(golden: Option<&Golden>, new: &Golden) -> Comparison {
 
 /// How conditions differ. A golden that was made under `old` is stale for a measurement under `new` if they
 /// differ at all.
+///
+/// The device and the number type of its products are no conditions of what kvgate itself measures. All devices give
+/// values within the tolerances of goldens (`docs/metrics.md`), so one golden is for all of them. Another engine may
+/// compute differently on each device, and with each type of weights.
 pub fn conditions_differ(old: &Conditions, new: &Conditions) -> Vec<Difference> {
-    differences(&condition_lines(old), &condition_lines(new))
+    let is_own = |conditions: &Conditions| MeasuredBy::of(&conditions.engine) == MeasuredBy::Kvgate;
+    let mut lines = [condition_lines(old), condition_lines(new)];
+    if is_own(old) && is_own(new) {
+        for lines in &mut lines {
+            lines.retain(|(name, _)| !matches!(*name, "device" | "weights"));
+        }
+    }
+    differences(&lines[0], &lines[1])
 }
 
 /// The rows of all numbers that both have.
@@ -309,6 +321,18 @@ mod tests {
         let Comparison::Stale(differences) = compare(Some(&golden()), &new) else { panic!() };
         let text: Vec<_> = differences.iter().map(Difference::to_string).collect();
         assert_eq!(text, ["corpus: prose 11aa, code 22bb → prose 11aa", "context: 512 → 4096"]);
+    }
+
+    #[test]
+    fn a_golden_is_for_every_device_unless_another_engine_measured() {
+        let (mut old, mut new) = (golden(), golden());
+        new.conditions.device = "cuda".into();
+        new.conditions.weights = "f16".into();
+        assert!(compare(Some(&old), &new).matches());
+        old.conditions.engine = "llama.cpp b11434".into();
+        new.conditions.engine = old.conditions.engine.clone();
+        let Comparison::Stale(differences) = compare(Some(&old), &new) else { panic!() };
+        assert_eq!(differences.len(), 2);
     }
 
     #[test]

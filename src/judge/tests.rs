@@ -91,7 +91,7 @@ fn a_file_is_judged_like_the_run_that_wrote_it() {
     let policy = fixture::limited_policy();
     let damaged = Files::from([(q4_0(), "<<<<<<< HEAD\n".into())]);
     let mut stale = fixture::edited("nothing");
-    stale.conditions.device = "another".into();
+    stale.conditions.context += 1;
     let all = [changed(), accepted(&fixture::edited("nothing")), accepted(&stale), damaged];
     for (edit, _) in fixture::EDITS {
         for files in all.iter().chain([&Files::new(), &accepted(&fixture::edited(edit))]) {

@@ -98,18 +98,16 @@ fn a_golden_of_other_conditions_is_stale() {
     kvgate(&repository, &["check"]).exits(1).says("q8_0 is stale: chunks: 4 → 3");
 }
 
-/// A run computes where this machine does, whatever a golden says of another machine.
+/// A golden says what measured it, and holds for whatever device measures next.
 #[test]
-fn a_golden_of_another_device_or_arithmetic_is_stale_in_a_run_and_in_a_check() {
+fn a_golden_of_another_device_holds_in_a_run_and_in_a_check() {
+    let repository = accepted();
     for (name, own, others) in [("device", "cpu", "cuda"), ("weights", "f32", "f16")] {
-        let repository = accepted();
         let line = |value: &str| format!("  {name:<14}{value}\n");
         repository.edit("goldens/tiny__q8_0.snap", &line(own), &line(others));
-        let difference = format!("{name}: {others} → {own}");
-        kvgate(&repository, &["run", "q8_0::golden"]).exits(1).says("stale").says(&difference);
-        let stale = format!("q8_0 is stale: {difference}");
-        kvgate(&repository, &["check"]).exits(1).says(stale).never_says("q4_1 is stale");
     }
+    kvgate(&repository, &["run", "q8_0::golden"]).exits(0);
+    kvgate(&repository, &["check"]).never_says("stale");
 }
 
 /// Each scheme is checked for itself, so that people see all that there is to mend.
