@@ -103,18 +103,21 @@
 //!
 //! # Limits of this version
 //!
-//! - Models are computed in f32 on the CPU. What is measured is the scheme, not the kernels of a serving engine.
+//! - Models are computed on the CPU in f32, or on one CUDA card in arithmetic that keeps KL divergences right. What is
+//!   measured is the scheme, not the kernels of a serving engine.
 //! - Checkpoints are GGUF files, or folders of safetensors, of the families Llama, Qwen2 to Qwen3.6, and Gemma 2
 //!   to 4.
 //!
 //! # Features
 //!
-//! All four are on by default. A test target needs none of them.
+//! The first four are on by default. A test target needs none of them.
 //!
 //! - `git`: the commit in `results.json`, and what a pull request changes.
 //! - `github`: comments, statuses and labels of pull requests.
 //! - `hub`: fetches checkpoints of the Hugging Face hub. Without it, those that are in the hub's cache can be used.
 //! - `reports`: HTML with plots, and JUnit's XML.
+//! - `cuda`: kernels for CUDA cards. Building them needs nvcc, and the program then needs the card's driver to start. The
+//!   environment variable `KVGATE_DEVICE` names the device of a test target: `auto`, `cpu` or `cuda:0`.
 //!
 //! # The layers
 //!

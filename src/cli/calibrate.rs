@@ -1,6 +1,6 @@
 //! `kvgate calibrate`: writes the file that calibrated schemes need.
 
-use super::shared::{name, say, Reading, Stop, NOT_MEASURED};
+use super::shared::{name, say, On, Reading, Stop, NOT_MEASURED};
 use crate::measure::calibrate::{calibrate, Calibrated};
 use crate::policy::LEAST_CONTEXT;
 use crate::progress::Bar;
@@ -25,6 +25,8 @@ pub(super) struct Arguments {
     chunks: u32,
     #[command(flatten)]
     reading: Reading,
+    #[command(flatten)]
+    on: On,
     /// The file to write [default: the model's name, followed by `.calibration`]
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -34,10 +36,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let source = arguments.reading.source(&arguments.model)?;
     let name = name(&source);
     let (context, chunks) = (arguments.context as usize, arguments.chunks as usize);
+    let device = arguments.on.device()?;
     let calibrated = {
         let bar = Bar::new(&name);
         let report = |what: &str, done, all| bar.update(what, done, all);
-        calibrate(&source, &arguments.corpus, context, chunks, &report)
+        calibrate(&source, &arguments.corpus, context, chunks, &device, &report)
     };
     let Calibrated { calibration, notes } =
         calibrated.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;

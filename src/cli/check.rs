@@ -72,7 +72,8 @@ fn check(project: &Project, model: &ModelPolicy) -> Findings {
         Err(error) => (None, Some(error.to_string())),
     };
     let cells: Vec<&Cell> = model.cells.iter().collect();
-    let [request, without_text] = [kept.as_ref(), None].map(|kept| request(model, &cells, kept));
+    let [request, without_text] =
+        [kept.as_ref(), None].map(|kept| request(model, &cells, kept, &project.device));
     match Prepared::on_disk(&request) {
         // the rest is checked as if no text were accepted
         Err(fault @ MeasureError::Text { .. }) => {

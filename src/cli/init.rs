@@ -1,7 +1,7 @@
 //! `kvgate init` writes what a model's repository needs to start with into the current folder.
 
 use super::shared::{
-    measurable, name, say, say_coloured, schemes, Reading, Stop, NOT_MEASURED, USAGE,
+    measurable, name, say, say_coloured, schemes, On, Reading, Stop, NOT_MEASURED, USAGE,
 };
 use crate::files::staged;
 use crate::init::policy::{is_skeleton, Draft, SCHEMES};
@@ -29,6 +29,8 @@ pub(super) struct Arguments {
     name: Option<String>,
     #[command(flatten)]
     reading: Reading,
+    #[command(flatten)]
+    on: On,
     /// Text to measure on; if there are several files, chunks are taken from them in turn [default: three short
     /// texts, which are written into corpora/]
     #[arg(long, value_delimiter = ',', value_name = "FILE")]
@@ -183,6 +185,7 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
         schemes: schemes(&arguments.schemes)?,
         calibration: None,
         generate: None,
+        device: arguments.on.device()?,
         residency: None,
         mimic: None,
         is_gated: true,

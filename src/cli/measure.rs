@@ -1,6 +1,8 @@
 //! `kvgate measure` measures schemes of one model without a policy.
 
-use super::shared::{measurable, name, say_coloured, scheme, schemes, Reading, Stop, NOT_MEASURED};
+use super::shared::{
+    measurable, name, say_coloured, scheme, schemes, On, Reading, Stop, NOT_MEASURED,
+};
 use crate::judge::trust;
 use crate::measure::mimic::Mimic;
 use crate::measure::{measure, Generate, Request};
@@ -46,9 +48,8 @@ pub(super) struct Arguments {
     /// How many tokens the baseline writes after each prompt, at most
     #[arg(long, default_value_t = 64, value_name = "N", requires = "prompts", value_parser = clap::value_parser!(u32).range(1..))]
     generate: u32,
-    /// The device that the model runs on
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
-    device: Device,
+    #[command(flatten)]
+    on: On,
     /// Where the weights are kept during the measurement [default: in memory if they fit]
     #[arg(long, value_name = "WHERE")]
     residency: Option<Place>,
@@ -61,24 +62,14 @@ pub(super) struct Arguments {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Device {
-    /// The best device of this machine, which is always the CPU in this version
-    Auto,
-    /// The CPU
-    Cpu,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
 enum Place {
-    /// All weights are in memory, in f32
+    /// All weights are in the device's memory
     Resident,
     /// One layer is in memory at a time, and is read from the file when it is needed; the numbers are the same
     Streamed,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    // there is only one device to choose from so far
-    let (Device::Auto | Device::Cpu) = arguments.device;
     let schemes = schemes(&arguments.schemes)?;
     measurable(arguments.context, arguments.chunks)?;
     let source = arguments.reading.source(&arguments.model)?;
@@ -97,6 +88,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
             tokens: arguments.generate as usize,
             kept: None,
         }),
+        device: arguments.on.device()?,
         residency: arguments.residency.map(|place| match place {
             Place::Resident => Residency::Resident,
             Place::Streamed => Residency::Streamed,

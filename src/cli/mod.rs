@@ -3,6 +3,7 @@
 mod accept;
 mod calibrate;
 mod check;
+mod handover;
 mod init;
 mod inspect;
 mod judge;
@@ -63,6 +64,10 @@ enum Command {
 
 /// Runs the program.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.collect();
+    if let Some(code) = handover::to_cards_program(&arguments) {
+        return code;
+    }
     let done = match Arguments::parse_from(arguments).command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),

@@ -2,7 +2,7 @@
 
 #[cfg(feature = "git")]
 use super::shared::USAGE;
-use super::shared::{say, Config, Stop, NOTHING_SELECTED, NOT_MEASURED};
+use super::shared::{say, Config, On, Stop, NOTHING_SELECTED, NOT_MEASURED};
 use crate::gate::plan;
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::gate::{self, Case, Measured, Project};
@@ -23,6 +23,8 @@ pub(super) struct Arguments {
     filters: Vec<String>,
     #[command(flatten)]
     config: Config,
+    #[command(flatten)]
+    on: On,
     /// Run only the models with these exact names, as one job of a matrix does
     #[arg(long = "model", value_name = "NAME", value_delimiter = ',')]
     models: Vec<String>,
@@ -62,6 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         }
         return Ok(0);
     }
+    project.device = arguments.on.device()?;
     golden::prepare_insta(&project.root);
     gate::prepare_results(&project.results)
         .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;

@@ -1,6 +1,8 @@
 //! What several commands share: their common options, how they end, and how they print.
 
-use crate::gate::Project;
+use crate::compute::device::Choice;
+use crate::compute::Device;
+use crate::gate::{self, Project};
 use crate::kv::Scheme;
 use crate::policy::{Diagnostic, DEFAULT_PATH, LEAST_CONTEXT};
 use crate::source::pinned;
@@ -33,6 +35,27 @@ impl Config {
             Project::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
         warn(&warnings);
         Ok(project)
+    }
+}
+
+/// The option that names the device.
+#[derive(clap::Args)]
+pub(super) struct On {
+    /// The device that models run on: auto, cpu or cuda:N; auto is the first CUDA card if this build can use one and
+    /// its driver answers, otherwise the CPU [default: KVGATE_DEVICE, or else auto]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Choice>,
+}
+
+impl On {
+    /// Opens the device.
+    pub fn device(&self) -> Result<Device, Stop> {
+        let usage = |message| Stop::new(USAGE, message);
+        let choice = match self.device {
+            Some(choice) => choice,
+            None => gate::device_of_environment().map_err(usage)?,
+        };
+        Device::open(choice).map_err(|error| usage(error.to_string()))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The test target of a model's repository: each case of the policy is a test that `cargo test` and nextest run.
 
+use crate::compute::Device;
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::gate::store::Store;
 use crate::gate::{self, Case, GateError, Project};
@@ -74,6 +75,8 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     if cfg!(debug_assertions) {
         out::eprint(SLOW_BUILD);
     }
+    let choice = gate::device_of_environment().map_err(|error| format!("error: {error}"))?;
+    project.device = Device::open(choice).map_err(|error| format!("error: {error}"))?;
     gate::prepare_results(&project.results_of(&chosen[0].name))
         .map_err(|error| format!("error: {error}"))?;
     golden::prepare_insta(&project.root);
@@ -187,9 +190,9 @@ struct Session {
 impl Session {
     fn new(project: Project, chosen: Vec<Case>) -> Self {
         let models = project.policy.models.iter().map(|_| OnceLock::new()).collect();
-        let store = project
-            .case_by_case
-            .then(|| Store::new(project.results.join("store"), project.root.clone()));
+        let store = project.case_by_case.then(|| {
+            Store::new(project.results.join("store"), project.root.clone(), project.device.clone())
+        });
         Session {
             project,
             chosen,

@@ -10,6 +10,8 @@ mod tests;
 
 pub use error::GateError;
 
+use crate::compute::device::Choice;
+use crate::compute::Device;
 use crate::files::folder_of;
 use crate::golden::{self, Compared, Review};
 use crate::judge::{self, CompareError, Evidence, Judge, ModelEvidence};
@@ -40,6 +42,8 @@ pub struct Project {
     pub results: PathBuf,
     /// Whether each case has a folder of results of its own. nextest needs this, as it gives each case its own process.
     pub case_by_case: bool,
+    /// Where models are computed.
+    pub device: Device,
 }
 
 /// A case, by its place in the policy.
@@ -56,11 +60,23 @@ pub struct Case {
     pub ignored: bool,
 }
 
+/// The device that the environment variable `KVGATE_DEVICE` asks for.
+///
+/// # Errors
+/// If it names no device.
+pub(crate) fn device_of_environment() -> Result<Choice, String> {
+    match std::env::var("KVGATE_DEVICE") {
+        Ok(choice) => choice.parse().map_err(|error| format!("KVGATE_DEVICE: {error}")),
+        Err(_) => Ok(Choice::Auto),
+    }
+}
+
 /// The request to measure some cells of a model. `kept` is the accepted text of its baseline.
 pub(crate) fn request<'a>(
     model: &'a ModelPolicy,
     cells: &[&Cell],
     kept: Option<&'a Generated>,
+    device: &Device,
 ) -> Request<'a> {
     Request {
         model: &model.name,
@@ -76,6 +92,7 @@ pub(crate) fn request<'a>(
             tokens: prompts.tokens,
             kept,
         }),
+        device: device.clone(),
         residency: None,
         mimic: None,
         is_gated: true,
@@ -83,7 +100,7 @@ pub(crate) fn request<'a>(
 }
 
 impl Project {
-    /// Reads a policy. Returns its warnings beside the project.
+    /// Reads a policy. Returns its warnings beside the project, whose device is the CPU.
     ///
     /// # Errors
     /// The policy cannot be read, or it is not valid.
@@ -94,7 +111,8 @@ impl Project {
             .map_err(|source| PolicyError::Unreadable { path: path.into(), source })?;
         let results =
             std::env::var_os("KVGATE_RESULTS").map_or_else(|| root.join(RESULTS), PathBuf::from);
-        Ok((Project { policy, root, results, case_by_case: false }, warnings))
+        let device = Device::cpu();
+        Ok((Project { policy, root, results, case_by_case: false, device }, warnings))
     }
 
     /// All cases in the policy's order.
@@ -157,7 +175,7 @@ impl Project {
             None => None,
             Some(_) => golden::read_text(&self.root, &model.name)?,
         };
-        let request = request(model, cells, accepted_text.as_ref());
+        let request = request(model, cells, accepted_text.as_ref(), &self.device);
         Ok(measure::measure(&request, progress)?)
     }
 

@@ -30,11 +30,13 @@ pub(crate) struct Store {
     folder: PathBuf,
     /// The policy's folder.
     root: PathBuf,
+    /// Where models are computed.
+    device: Device,
 }
 
 impl Store {
-    pub fn new(folder: PathBuf, root: PathBuf) -> Self {
-        Store { folder, root }
+    pub fn new(folder: PathBuf, root: PathBuf, device: Device) -> Self {
+        Store { folder, root, device }
     }
 
     /// Returns the stored measurement, or measures and stores it. Only one process at a time measures the same thing. A
@@ -49,7 +51,7 @@ impl Store {
         // fetched first, so that the key is of the files in the cache; what cannot be fetched is an error of
         // the measurement
         let _ = source::fetch(&model.source, &|_, _, _| {});
-        let key = key(&self.root, model, cells).map_err(fail)?;
+        let key = key(&self.root, model, cells, &self.device).map_err(fail)?;
         std::fs::create_dir_all(&self.folder).map_err(fail)?;
         let lock = File::create(self.folder.join(format!("{key}.lock"))).map_err(fail)?;
         lock.lock().map_err(fail)?;
@@ -85,7 +87,7 @@ fn digest(key: &str, json: &[u8]) -> String {
 }
 
 /// The hash of everything that values depend on.
-fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> {
+fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell], device: &Device) -> io::Result<String> {
     let mut parts = vec![hash::of_file(&std::env::current_exe()?)?, model.name.clone()];
     // a missing file becomes an error of the measurement, whose message says more
     let optional = |path: &Path| hash::of_file(path).unwrap_or_else(|_| "missing".into());
@@ -111,8 +113,7 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell]) -> io::Result<String> 
         parts.push(format!("{set} {} {text}", prompts.tokens));
     }
     parts.push(format!("{} {} {}", model.context, model.chunks, model.baseline));
-    let device = Device::cpu();
-    parts.push(format!("{} {}", device.name(), device.weights()));
+    parts.push(device.identity());
     parts.extend(cells.iter().map(|cell| format!("{}={}", cell.label, cell.scheme)));
     Ok(hash::of_bytes(parts.join("\n").as_bytes()))
 }
@@ -139,7 +140,7 @@ mod tests {
 
     /// A store of one measurement, and how often it was measured.
     fn measured(folder: &Path) -> (Measurement, usize) {
-        let store = Store::new(folder.into(), folder.into());
+        let store = Store::new(folder.into(), folder.into(), Device::cpu());
         let policy = fixture::policy();
         let mut times = 0;
         let found = store.get_or_measure(&policy.models[0], &[], || {
@@ -166,12 +167,12 @@ mod tests {
         let mut model = fixture::policy().models.remove(0);
         model.source.path = place("model");
         model.source.tokenizer = Some(place("tokenizer/tokenizer.json"));
-        let mut keys = vec![key(folder.path(), &model, &[]).unwrap()];
+        let mut keys = vec![key(folder.path(), &model, &[], &Device::cpu()).unwrap()];
         for name in
             ["model/adapter_config.json", "model/vocab.json", "tokenizer/tokenizer_config.json"]
         {
             std::fs::write(place(name), "{}").unwrap();
-            let now = key(folder.path(), &model, &[]).unwrap();
+            let now = key(folder.path(), &model, &[], &Device::cpu()).unwrap();
             assert!(!keys.contains(&now), "{name}");
             keys.push(now);
         }

@@ -41,7 +41,13 @@ fn judges() {
     let Some(root) = env::var_os(ROOT).map(PathBuf::from) else { return };
     golden::prepare_insta(&root);
     let policy = fixture::limited_policy();
-    let project = Project { policy, root, results: RESULTS.into(), case_by_case: false };
+    let project = Project {
+        policy,
+        root,
+        results: RESULTS.into(),
+        case_by_case: false,
+        device: crate::compute::Device::cpu(),
+    };
     let measurement = fixture::edited(&env::var(EDIT).unwrap());
     let evidence = Ok(Measured { measurement, positions: Ok(()) }.into_evidence());
     let name = format!("gemma-3-270m::q4_0::{}", env::var(KIND).unwrap());

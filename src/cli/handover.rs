@@ -1,0 +1,94 @@
+//! Hands a command over to `kvgate-cuda`, the program for CUDA cards.
+//!
+//! A program that is built for CUDA does not start where the card's driver is missing, because it is linked with the
+//! driver's library. Releases therefore hold two programs in one folder. `kvgate` runs everywhere. If a command
+//! measures, it looks for `kvgate-cuda` beside itself, tries whether that program starts on this machine, and lets it
+//! run the command.
+
+use crate::compute::device::Choice;
+use crate::compute::Device;
+use crate::gate;
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+/// The commands that compute a model.
+const COMPUTING: [&str; 4] = ["calibrate", "init", "measure", "run"];
+
+/// Runs the command with `kvgate-cuda` if it may run on a card and that program can run here. Gives its exit code, or
+/// nothing if this program has to run the command itself.
+pub(super) fn to_cards_program(arguments: &[OsString]) -> Option<ExitCode> {
+    let command = arguments.get(1)?.to_str()?;
+    if !COMPUTING.contains(&command) || Device::knows_cards() || asks_for_cpu(arguments) {
+        return None;
+    }
+    let program = beside_this_one()?;
+    let starts = Command::new(&program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    starts.then(|| run(&program, &arguments[1..]))
+}
+
+/// Whether the options or the environment ask for the CPU. What cannot be understood is left to the command to refuse.
+fn asks_for_cpu(arguments: &[OsString]) -> bool {
+    let mut options = arguments.iter().filter_map(|argument| argument.to_str());
+    let given = options.by_ref().find_map(|option| match option.strip_prefix("--device") {
+        Some("") => Some(None),
+        Some(rest) => rest.strip_prefix('=').map(Some),
+        None => None,
+    });
+    match given {
+        Some(value) => value.or_else(|| options.next()).is_some_and(|value| value == "cpu"),
+        None => gate::device_of_environment() == Ok(Choice::Cpu),
+    }
+}
+
+fn beside_this_one() -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    let name = format!("kvgate-cuda{}", std::env::consts::EXE_SUFFIX);
+    let program = own.with_file_name(name);
+    (own.file_stem() != Some(OsStr::new("kvgate-cuda")) && program.is_file()).then_some(program)
+}
+
+/// Lets the other program take this one's place.
+#[cfg(unix)]
+fn run(program: &PathBuf, arguments: &[OsString]) -> ExitCode {
+    use std::os::unix::process::CommandExt;
+    let error = Command::new(program).args(arguments).exec();
+    failed(program, &error)
+}
+
+/// Runs the other program and takes its exit code.
+#[cfg(not(unix))]
+fn run(program: &PathBuf, arguments: &[OsString]) -> ExitCode {
+    match Command::new(program).args(arguments).status() {
+        Ok(status) => status.code().map_or(ExitCode::FAILURE, |code| ExitCode::from(code as u8)),
+        Err(error) => failed(program, &error),
+    }
+}
+
+fn failed(program: &std::path::Path, error: &std::io::Error) -> ExitCode {
+    crate::text::out::eprint(format!("error: cannot run {}: {error}", program.display()));
+    ExitCode::from(super::shared::NOT_MEASURED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_is_asked_for_by_the_option() {
+        let asks = |arguments: &[&str]| {
+            asks_for_cpu(&arguments.iter().map(OsString::from).collect::<Vec<_>>())
+        };
+        assert!(asks(&["kvgate", "run", "--device", "cpu"]));
+        assert!(asks(&["kvgate", "run", "--device=cpu", "smollm2"]));
+        for other in [&["--device", "auto"][..], &["--device=cuda:0"], &["--device"]] {
+            assert!(!asks(&[&["kvgate", "run"], other].concat()), "{other:?}");
+        }
+    }
+}
