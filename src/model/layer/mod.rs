@@ -117,7 +117,7 @@ enum MixerWeights {
 /// The part behind the mixer.
 enum Feed {
     Dense(MlpWeights),
-    Experts { spec: Experts, activation: Activation, mixture: Mixture },
+    Experts { spec: Experts, activation: Activation, mixture: Box<Mixture> },
     Both(Box<Both>),
 }
 

@@ -153,9 +153,11 @@ impl LayerReader<'_> {
         let (activation, hidden) = (layer.activation, self.spec.hidden);
         Ok(match &layer.feed_forward {
             FeedForward::Dense(mlp) => Feed::Dense(self.mlp(mlp, activation)?),
-            FeedForward::Experts(spec) => {
-                Feed::Experts { spec: spec.clone(), activation, mixture: self.mixture(spec)? }
-            }
+            FeedForward::Experts(spec) => Feed::Experts {
+                spec: spec.clone(),
+                activation,
+                mixture: Box::new(self.mixture(spec)?),
+            },
             FeedForward::Both(mlp, spec) => Feed::Both(Box::new(Both {
                 mlp: self.mlp(mlp, activation)?,
                 mlp_norm: self.norm("post_ffw_norm_1.weight", hidden)?,
