@@ -166,7 +166,9 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "needs a card, which KVGATE_DEVICE names; on the CPU it would compare the CPU with itself"]
     fn every_codec_gives_the_same_bits_on_every_device() {
+        assert!(!place().is_cpu(), "KVGATE_DEVICE names no card");
         for codec in codec::built_in() {
             let of_v = codec.for_values().unwrap_or(*codec);
             let sizes =
