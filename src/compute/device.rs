@@ -64,8 +64,16 @@ impl Device {
     }
 
     /// The place of its tensors.
-    pub(crate) fn at(&self) -> &candle_core::Device {
+    pub fn at(&self) -> &candle_core::Device {
         &self.at
+    }
+
+    /// Waits until everything that was asked of the device is done.
+    ///
+    /// # Errors
+    /// If the device failed at some of it.
+    pub fn wait(&self) -> candle_core::Result<()> {
+        self.at.synchronize()
     }
 
     /// The kind of device, as a measurement names it.

@@ -28,7 +28,7 @@ pub(crate) mod machine;
 pub(crate) mod norm;
 pub(crate) mod op;
 pub mod place;
-pub(crate) mod product;
+pub mod product;
 pub(crate) mod residual;
 pub(crate) mod rope;
 pub(crate) mod round_trip;

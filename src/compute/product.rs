@@ -9,7 +9,7 @@ use tracing::trace_span;
 /// On the CPU both they and their products are f32. On a card weights are f16 with a power of two for each row, and
 /// activations are split into terms of f16 ([`cuda::Weights`]).
 #[derive(Debug, Clone)]
-pub(crate) struct Matrix(Weights);
+pub struct Matrix(Weights);
 
 #[derive(Debug, Clone)]
 enum Weights {
@@ -44,6 +44,24 @@ impl Matrix {
             Weights::Host(weights) => x.matmul(&weights.t()?),
             Weights::Card(weights) => weights.product_of_gathered(x),
         })
+    }
+
+    /// The products of [`Self::product`] and nothing of what is before and after them, for benchmarks that compare with
+    /// it. Rows are split now, and each call of the closure multiplies them.
+    ///
+    /// # Errors
+    /// If the rows do not fit the weights, or the device has no memory for them.
+    pub fn calls(&self, x: &Tensor, lanes: usize) -> Result<Box<dyn Fn() -> Result<()>>> {
+        match &self.0 {
+            Weights::Host(weights) => {
+                let (x, weights) = (x.clone(), weights.t()?);
+                Ok(Box::new(move || x.matmul(&weights).map(|y| drop(std::hint::black_box(y)))))
+            }
+            Weights::Card(weights) => {
+                let product = weights.calls(x, lanes)?;
+                Ok(Box::new(move || product.multiply()))
+            }
+        }
     }
 
     /// The map to some of its outputs: the rows `start..start + len` of the weights.

@@ -103,8 +103,8 @@ enum Purpose<'a> {
     Declare,
     Check(&'a dyn Tensors),
     Read(&'a dyn Tensors),
-    /// Gives random numbers, for benchmarks of models that nobody downloads for a benchmark.
-    Invent,
+    /// Gives random numbers that a device makes, for models that nobody downloads for a benchmark.
+    Invent(&'a Device),
 }
 
 /// Gives the decoder its tensors, and records which ones were asked for.
@@ -139,9 +139,9 @@ impl<'a> Reader<'a> {
         Self::new(Purpose::Read(tensors), device)
     }
 
-    /// A reader that gives random numbers.
-    pub fn inventing(device: &Device) -> Self {
-        Reader::new(Purpose::Invent, device)
+    /// A reader that gives random numbers, which `maker` makes.
+    pub fn inventing(maker: &'a Device, device: &Device) -> Self {
+        Self::new(Purpose::Invent(maker), device)
     }
 
     fn new(purpose: Purpose<'a>, device: &Device) -> Self {
@@ -176,8 +176,8 @@ impl<'a> Reader<'a> {
 
     /// A tensor of the given shape, f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
-        if let Purpose::Invent = self.purpose {
-            return Ok(self.invented(shape)?);
+        if let Purpose::Invent(maker) = self.purpose {
+            return Ok(invented(shape, maker)?.to_device(&self.device)?);
         }
         match self.located(name, shape)? {
             Some((tensors, origin)) => Ok(read(tensors, &origin, shape)?.to_device(&self.device)?),
@@ -200,17 +200,6 @@ impl<'a> Reader<'a> {
         Ok(RmsNorm { weight: Tensor::ones(len, DType::F32, &self.device)?, eps })
     }
 
-    /// Random weights as a model has them before it is trained: norms and biases of 1, and matrices of small numbers.
-    fn invented(&self, shape: &[usize]) -> candle_core::Result<Tensor> {
-        match shape {
-            [_] | [] => Tensor::ones(shape, DType::F32, &self.device),
-            // released weights are bf16
-            _ => Tensor::randn(0f32, 0.02, shape, &self.device)?
-                .to_dtype(DType::BF16)?
-                .to_dtype(DType::F32),
-        }
-    }
-
     /// Checks a matrix without reading it. The decoder later reads only the rows that it needs.
     pub fn table(&self, name: &str, shape: &[usize]) -> Result<(), ModelError> {
         self.located(name, shape).map(drop)
@@ -224,7 +213,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Option<(&'a dyn Tensors, Origin)>, ModelError> {
         self.books.borrow_mut().declared.push((name.into(), shape.to_vec()));
         let (tensors, read) = match self.purpose {
-            Purpose::Declare | Purpose::Invent => return Ok(None),
+            Purpose::Declare | Purpose::Invent(_) => return Ok(None),
             Purpose::Check(tensors) => (tensors, false),
             Purpose::Read(tensors) => (tensors, true),
         };
@@ -258,9 +247,18 @@ impl<'a> Reader<'a> {
         f: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
     ) -> Result<Tensor, ModelError> {
         match self.purpose {
-            Purpose::Read(_) | Purpose::Invent => Ok(f(&tensor)?),
+            Purpose::Read(_) | Purpose::Invent(_) => Ok(f(&tensor)?),
             _ => Ok(tensor),
         }
+    }
+}
+
+/// Random weights as a model has them before it is trained: norms and biases of 1, and matrices of small numbers.
+fn invented(shape: &[usize], device: &Device) -> candle_core::Result<Tensor> {
+    match shape {
+        [_] | [] => Tensor::ones(shape, DType::F32, device),
+        // released weights are bf16
+        _ => Tensor::randn(0f32, 0.02, shape, device)?.to_dtype(DType::BF16)?.to_dtype(DType::F32),
     }
 }
 

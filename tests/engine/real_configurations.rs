@@ -2,72 +2,15 @@
 //! shapes of all their tensors (fixtures: `scripts/oracle/manifests.py`), in files without content.
 
 use crate::support;
-use crate::support::{fixture, root};
-use kvgate::internals::model::spec::{FeedForward, Kv, Layer, Mixer, Spec};
+use crate::support::fixture;
+use crate::support::forward::{difference, logits};
+use crate::support::manifest::{manifest, write, Tensor};
+use kvgate::internals::compute::Device;
+use kvgate::internals::model::decoder::Decoder;
+use kvgate::internals::model::spec::{Attention, FeedForward, Kv, Layer, Mixer, Spec};
 use kvgate::internals::model::{decoder, Checkpoint};
 use kvgate::internals::source::Source;
-use serde_json::{json, Map, Value};
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-
-/// A tensor as a manifest lists it.
-struct Tensor {
-    name: String,
-    shape: Vec<usize>,
-    /// Some releases of the model leave it out.
-    optional: bool,
-}
-
-fn folder(model: &str) -> PathBuf {
-    root().join("tests/fixtures/real").join(model)
-}
-
-/// Lines `name d0,d1,…`; `{a..b}` stands for every number from a to b.
-fn manifest(model: &str) -> Vec<Tensor> {
-    let text = std::fs::read_to_string(folder(model).join("tensors.txt")).unwrap();
-    text.lines().flat_map(tensors).collect()
-}
-
-fn tensors(line: &str) -> Vec<Tensor> {
-    let (line, optional) = match line.strip_suffix(" optional") {
-        Some(line) => (line, true),
-        None => (line, false),
-    };
-    let (name, shape) = line.split_once(' ').unwrap_or((line, ""));
-    let dims = shape.split(',').filter(|dim| !dim.is_empty());
-    let shape: Vec<usize> = dims.map(|dim| dim.parse().unwrap()).collect();
-    names(name).into_iter().map(|name| Tensor { name, shape: shape.clone(), optional }).collect()
-}
-
-fn names(pattern: &str) -> Vec<String> {
-    let Some((before, rest)) = pattern.split_once('{') else { return vec![pattern.into()] };
-    let (range, after) = rest.split_once('}').unwrap();
-    let (first, last) = range.split_once("..").unwrap();
-    let numbers = first.parse::<usize>().unwrap()..=last.parse().unwrap();
-    numbers.flat_map(|n| names(&format!("{before}{n}{after}"))).collect()
-}
-
-/// A checkpoint with these tensors, whose data are holes in its file.
-fn write(folder: &Path, model: &str, tensors: &[Tensor]) {
-    let fixtures = root().join("tests/fixtures");
-    let copy = |from: PathBuf, name| std::fs::copy(from.join(name), folder.join(name)).unwrap();
-    copy(self::folder(model), "config.json");
-    copy(fixtures.join("checkpoints/llama"), "tokenizer.json");
-    let mut header = Map::new();
-    let mut end = 0;
-    for tensor in tensors {
-        let start = end;
-        end += 2 * tensor.shape.iter().product::<usize>();
-        let entry = json!({"dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end]});
-        header.insert(tensor.name.clone(), entry);
-    }
-    let header = Value::from(header).to_string();
-    let mut file = File::create(folder.join("model.safetensors")).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    file.set_len((8 + header.len() + end) as u64).unwrap();
-}
+use serde_json::Value;
 
 fn open(model: &str, tensors: &[Tensor]) -> Result<Checkpoint, String> {
     let folder = tempfile::tempdir().unwrap();
@@ -200,5 +143,44 @@ fn a_tensor_too_few_or_too_many_or_of_another_shape_is_named() {
         more.push(Tensor { name: extra.clone(), shape: vec![4], optional: false });
         let error = open(model, &more).err().unwrap();
         assert!(error.contains(&extra), "{error}");
+    }
+}
+
+/// A model of a few of a released model's layers, and of a small part of its vocabulary.
+fn excerpt(model: &str, layers: &[usize]) -> Spec {
+    let whole = spec(model);
+    let pick = |&index: &usize| {
+        let mut layer = whole.layers[index].clone();
+        if let Mixer::Attention(Attention { kv: Kv::Shared { owner }, .. }) = &mut layer.mixer {
+            // the cache of the picked layer that is like its owner
+            let alike = |&other: &usize| {
+                let [a, b] = [other, *owner].map(|i| whole.layers[i].attention());
+                a.zip(b).is_some_and(|(a, b)| a.owns_kv() && a.window == b.window)
+            };
+            *owner = layers.iter().position(alike).unwrap();
+        }
+        layer
+    };
+    let layers: Vec<_> = layers.iter().map(pick).collect();
+    Spec { vocab: 4096, layers, ..whole }
+}
+
+/// One layer of each kind, with the same random weights on both devices.
+#[test]
+#[ignore = "needs a card, which KVGATE_DEVICE names, and 16 GB of memory"]
+fn layers_of_real_sizes_give_on_a_card_what_they_give_on_the_cpu() {
+    let card = Device::open(std::env::var("KVGATE_DEVICE").unwrap().parse().unwrap()).unwrap();
+    assert_ne!(card.name(), "cpu");
+    let ids: Vec<u32> = (0..512).map(|i| (i * i * 7 + i * 13) % 4096).collect();
+    // three of four layers of the one are recurrent; some layers of the other read the caches of others
+    for (model, layers) in [("Qwen3.6-35B-A3B", &[0, 3][..]), ("Gemma4-E2B", &[0, 4, 15, 19])] {
+        let spec = excerpt(model, layers);
+        let [there, here] = [&card, &Device::cpu()].map(|device| {
+            let decoder = Decoder::with_random_weights(&spec, &card, device).unwrap();
+            logits(&decoder, &ids)
+        });
+        let difference = difference(&there, &here);
+        println!("{model}, layers {layers:?}: {difference:.1e}");
+        assert!(difference < 2e-4, "{model}: {difference:e}");
     }
 }

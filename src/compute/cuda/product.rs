@@ -124,6 +124,12 @@ impl Weights {
     }
 
     fn multiplied(&self, x: &Tensor, lanes: usize, split: Split, block: usize) -> Result<Tensor> {
+        let product = self.prepared(x, lanes, split, block)?;
+        product.multiply()?;
+        product.finish()
+    }
+
+    fn prepared(&self, x: &Tensor, lanes: usize, split: Split, block: usize) -> Result<Product> {
         let (all, width) = x.dims2()?;
         let (out, known) = self.halves.dims2()?;
         if width != known || !all.is_multiple_of(lanes) {
@@ -132,31 +138,48 @@ impl Weights {
         let device = device_of(x)?;
         let operand = Operand::new(&device, x, lanes, split)?;
         let sums = empty(&device, &Shape::from((all, out)), DType::F32)?;
-        for (start, len) in blocks(operand.rows, block) {
-            operand.multiply(&device, self, &sums, start, len)?;
-        }
-        self.finish(&device, &operand, sums, lanes)
+        Ok(Product { weights: self.clone(), device, operand, sums, block })
+    }
+
+    /// The product of rows of some lanes, of which only the calls of cuBLAS are left to do.
+    pub fn calls(&self, x: &Tensor, lanes: usize) -> Result<Product> {
+        self.prepared(x, lanes, Split::Differences, ROWS)
+    }
+}
+
+/// A product whose rows are split into terms already.
+pub(in crate::compute) struct Product {
+    weights: Weights,
+    device: CudaDevice,
+    operand: Operand,
+    sums: CudaStorage,
+    /// The most rows of one call.
+    block: usize,
+}
+
+impl Product {
+    /// Queues the calls of cuBLAS.
+    pub fn multiply(&self) -> Result<()> {
+        let mut calls = blocks(self.operand.rows, self.block);
+        calls.try_for_each(|(start, len)| {
+            self.operand.multiply(&self.device, &self.weights, &self.sums, start, len)
+        })
     }
 
     /// Takes the scales out of the sums, and adds the baseline's to those of differences.
-    fn finish(
-        &self,
-        device: &CudaDevice,
-        operand: &Operand,
-        sums: CudaStorage,
-        lanes: usize,
-    ) -> Result<Tensor> {
-        let out = self.scales.dim(0)?;
-        Call::new(device, &SPLIT, "finish")?
+    fn finish(self) -> Result<Tensor> {
+        let Product { weights, device, operand, sums, .. } = self;
+        let out = weights.scales.dim(0)?;
+        Call::new(&device, &SPLIT, "finish")?
             .at(Place::of_storage(&sums)?)
             .at(Place::of_storage(&operand.scales)?)
-            .at(Place::of(&self.scales)?)
-            .size(lanes)?
+            .at(Place::of(&weights.scales)?)
+            .size(operand.lanes)?
             .size(operand.rows)?
             .size(out)?
             .flag(operand.split == Split::Whole)
             .launch(Grid::row(operand.rows, 256))?;
-        Ok(tensor(sums, (lanes * operand.rows, out)))
+        Ok(tensor(sums, (operand.lanes * operand.rows, out)))
     }
 }
 

@@ -2,6 +2,8 @@
 
 pub mod forward;
 pub mod generation;
+#[path = "../../support/manifest.rs"]
+pub mod manifest;
 pub mod metadata;
 #[allow(dead_code)] // the executable `program` uses all of it
 #[path = "../../support/program.rs"]

@@ -1,0 +1,69 @@
+//! Released models that nobody downloads for a test or a benchmark: their configurations and the names and shapes of
+//! their tensors (fixtures: `scripts/oracle/manifests.py`), in files without content.
+
+use serde_json::{json, Map, Value};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A tensor as a manifest lists it.
+pub struct Tensor {
+    pub name: String,
+    pub shape: Vec<usize>,
+    /// Some releases of the model leave it out.
+    pub optional: bool,
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).into()
+}
+
+fn folder(model: &str) -> PathBuf {
+    root().join("tests/fixtures/real").join(model)
+}
+
+/// Lines `name d0,d1,…`; `{a..b}` stands for every number from a to b.
+pub fn manifest(model: &str) -> Vec<Tensor> {
+    let text = std::fs::read_to_string(folder(model).join("tensors.txt")).unwrap();
+    text.lines().flat_map(tensors).collect()
+}
+
+fn tensors(line: &str) -> Vec<Tensor> {
+    let (line, optional) = match line.strip_suffix(" optional") {
+        Some(line) => (line, true),
+        None => (line, false),
+    };
+    let (name, shape) = line.split_once(' ').unwrap_or((line, ""));
+    let dims = shape.split(',').filter(|dim| !dim.is_empty());
+    let shape: Vec<usize> = dims.map(|dim| dim.parse().unwrap()).collect();
+    names(name).into_iter().map(|name| Tensor { name, shape: shape.clone(), optional }).collect()
+}
+
+fn names(pattern: &str) -> Vec<String> {
+    let Some((before, rest)) = pattern.split_once('{') else { return vec![pattern.into()] };
+    let (range, after) = rest.split_once('}').unwrap();
+    let (first, last) = range.split_once("..").unwrap();
+    let numbers = first.parse::<usize>().unwrap()..=last.parse().unwrap();
+    numbers.flat_map(|n| names(&format!("{before}{n}{after}"))).collect()
+}
+
+/// A checkpoint with these tensors, whose data are holes in its file.
+pub fn write(folder: &Path, model: &str, tensors: &[Tensor]) {
+    let fixtures = root().join("tests/fixtures");
+    let copy = |from: PathBuf, name| std::fs::copy(from.join(name), folder.join(name)).unwrap();
+    copy(self::folder(model), "config.json");
+    copy(fixtures.join("checkpoints/llama"), "tokenizer.json");
+    let mut header = Map::new();
+    let mut end = 0;
+    for tensor in tensors {
+        let start = end;
+        end += 2 * tensor.shape.iter().product::<usize>();
+        let entry = json!({"dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end]});
+        header.insert(tensor.name.clone(), entry);
+    }
+    let header = Value::from(header).to_string();
+    let mut file = File::create(folder.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len((8 + header.len() + end) as u64).unwrap();
+}
