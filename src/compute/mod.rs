@@ -27,6 +27,7 @@ pub(crate) mod heads;
 pub(crate) mod machine;
 pub(crate) mod norm;
 pub(crate) mod op;
+pub(crate) mod pairs;
 pub mod place;
 pub mod product;
 pub(crate) mod residual;

@@ -3,6 +3,8 @@
 
 use super::delta_rule::Recurrent;
 use super::finite::FiniteFlag;
+use super::gate::Activation;
+use super::norm::RmsNorm;
 use super::op::{InPlaceKernel, Kernel};
 use super::place::{Card, NoDevice, HOST};
 use super::residual::Residual;
@@ -52,7 +54,18 @@ impl Weights {
         match *self {}
     }
 
-    pub fn product_of_gathered(&self, _x: &Tensor) -> Result<Tensor> {
+    pub fn product_of_normed(&self, _x: &Tensor, _norm: &RmsNorm, _lanes: usize) -> Result<Tensor> {
+        match *self {}
+    }
+
+    pub fn gated_product(
+        &self,
+        _down: &Self,
+        _x: &Tensor,
+        _norm: Option<&RmsNorm>,
+        _gate: &Gate,
+        _lanes: usize,
+    ) -> Result<Option<Tensor>> {
         match *self {}
     }
 
@@ -65,11 +78,39 @@ impl Weights {
     }
 }
 
+/// What stands between the two products of a gated MLP.
+#[allow(dead_code)] // kernels read it
+pub(super) struct Gate<'a> {
+    pub activation: Activation,
+    pub bias: Option<&'a Tensor>,
+}
+
 /// A product on a card. There are none in this build.
 pub(super) enum Product {}
 
 impl Product {
     pub fn multiply(&self) -> Result<()> {
+        match *self {}
+    }
+}
+
+/// The pairs of rows and experts on a card. There are none in this build.
+pub(super) enum Pairs {}
+
+impl Pairs {
+    pub fn new(_choice: Tensor, _experts: usize, _lanes: usize) -> Result<Self> {
+        Err(candle_core::Error::NotCompiledWithCudaSupport)
+    }
+
+    pub fn product_of_rows(&self, _weights: &Weights, _x: &Tensor) -> Result<Tensor> {
+        match *self {}
+    }
+
+    pub fn product_of_pairs(&self, _weights: &Weights, _y: &Tensor) -> Result<Tensor> {
+        match *self {}
+    }
+
+    pub fn weighted_sum(&self, _y: &Tensor) -> Result<Tensor> {
         match *self {}
     }
 }

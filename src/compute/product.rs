@@ -1,6 +1,10 @@
 //! Products with weights. Only this file and its twin on a device know in which arithmetic they are computed.
 
-use super::cuda;
+use super::bias::Bias;
+use super::gate::{Activation, GatedActivation};
+use super::norm::RmsNorm;
+use super::pairs::{HostPairs, Pairs, Share};
+use super::{cuda, run};
 use candle_core::{Device, Result, Tensor};
 use tracing::trace_span;
 
@@ -32,18 +36,18 @@ impl Matrix {
     /// x·Wᵀ: (rows, in) → (rows, out). The rows are those of `lanes` lanes, one lane after the other, and the first is
     /// the baseline.
     pub fn product(&self, x: &Tensor, lanes: usize) -> Result<Tensor> {
-        trace_span!("products").in_scope(|| match &self.0 {
-            Weights::Host(weights) => x.matmul(&weights.t()?),
+        match &self.0 {
+            Weights::Host(weights) => trace_span!("products").in_scope(|| x.matmul(&weights.t()?)),
             Weights::Card(weights) => weights.product(x, lanes),
-        })
+        }
     }
 
-    /// The same for rows that were gathered from any lanes, so that none of them is the baseline of another.
-    pub fn product_of_gathered(&self, x: &Tensor) -> Result<Tensor> {
-        trace_span!("products").in_scope(|| match &self.0 {
-            Weights::Host(weights) => x.matmul(&weights.t()?),
-            Weights::Card(weights) => weights.product_of_gathered(x),
-        })
+    /// The same for the norms of rows.
+    pub fn product_of_normed(&self, x: &Tensor, norm: &RmsNorm, lanes: usize) -> Result<Tensor> {
+        match &self.0 {
+            Weights::Host(_) => self.product(&normed(x, norm)?, lanes),
+            Weights::Card(weights) => weights.product_of_normed(x, norm, lanes),
+        }
     }
 
     /// The products of [`Self::product`] and nothing of what is before and after them, for benchmarks that compare with
@@ -73,6 +77,43 @@ impl Matrix {
     }
 }
 
+fn normed(x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
+    trace_span!("norms").in_scope(|| run(norm, [x]))
+}
+
+/// A gated MLP: two products and what stands between them.
+pub(crate) struct GatedMlp<'a> {
+    /// Its outputs are those of gate, and then those of up.
+    pub gate_up: &'a Matrix,
+    pub bias: Option<&'a Bias>,
+    pub activation: Activation,
+    pub down: &'a Matrix,
+}
+
+impl GatedMlp<'_> {
+    /// down(act(gate(x)) ⊙ up(x)) for the rows of `lanes` lanes. If there is a norm, it is applied to x first.
+    pub fn run(&self, x: &Tensor, norm: Option<&RmsNorm>, lanes: usize) -> Result<Tensor> {
+        if let (Weights::Card(gate_up), Weights::Card(down)) = (&self.gate_up.0, &self.down.0) {
+            let bias = self.bias.map(|bias| &bias.0);
+            let gate = cuda::Gate { activation: self.activation, bias };
+            if let Some(y) = gate_up.gated_product(down, x, norm, &gate, lanes)? {
+                return Ok(y);
+            }
+        }
+        let both = match norm {
+            Some(norm) => self.gate_up.product_of_normed(x, norm, lanes)?,
+            None => self.gate_up.product(x, lanes)?,
+        };
+        let both = match self.bias {
+            Some(bias) => run(bias, [&both])?,
+            None => both,
+        };
+        let gate = GatedActivation(self.activation);
+        let inner = trace_span!("gates").in_scope(|| run(&gate, [&both]))?;
+        self.down.product(&inner, lanes)
+    }
+}
+
 /// Several matrices of one shape.
 #[derive(Debug, Clone)]
 pub(crate) struct MatrixStack {
@@ -96,10 +137,47 @@ impl MatrixStack {
         Ok(MatrixStack { all: Matrix::new(rows)?, out })
     }
 
-    /// The matrix with an index.
-    pub fn get(&self, index: usize) -> Result<Matrix> {
-        self.all.rows(index * self.out, self.out)
+    /// For each pair of a row of x and an expert, that row times the expert's matrix: (rows, in) → (pairs, out).
+    pub fn product_of_rows(&self, x: &Tensor, pairs: &Pairs) -> Result<Tensor> {
+        match (&self.all.0, pairs) {
+            (Weights::Card(weights), Pairs::Card(pairs)) => {
+                trace_span!("experts").in_scope(|| pairs.product_of_rows(weights, x))
+            }
+            (_, Pairs::Host(pairs)) => self.products(pairs, |_, share| {
+                x.index_select(&Tensor::new(&share.rows[..], x.device())?, 0)
+            }),
+            _ => elsewhere(),
+        }
     }
+
+    /// The same for rows of which each belongs to a pair: (pairs, in) → (pairs, out).
+    pub fn product_of_pairs(&self, y: &Tensor, pairs: &Pairs) -> Result<Tensor> {
+        match (&self.all.0, pairs) {
+            (Weights::Card(weights), Pairs::Card(pairs)) => {
+                trace_span!("experts").in_scope(|| pairs.product_of_pairs(weights, y))
+            }
+            (_, Pairs::Host(pairs)) => {
+                self.products(pairs, |start, share| y.narrow(0, start, share.rows.len()))
+            }
+            _ => elsewhere(),
+        }
+    }
+
+    /// The products of one expert after the other. `rows` gives the rows of an expert.
+    fn products(
+        &self,
+        pairs: &HostPairs,
+        rows: impl Fn(usize, &Share) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let product = |(expert, start, share)| {
+            self.all.rows(expert * self.out, self.out)?.product(&rows(start, share)?, 1)
+        };
+        Tensor::cat(&pairs.shares().map(product).collect::<Result<Vec<_>>>()?, 0)
+    }
+}
+
+fn elsewhere<T>() -> Result<T> {
+    candle_core::bail!("experts and the pairs that they work for are on different devices")
 }
 
 #[cfg(test)]
@@ -153,10 +231,6 @@ mod tests {
         let got = wide(&flat(&matrix().product(&rows(&x, WIDTH), 1).unwrap()));
         let error = error(&got, &exact(&wide(&x)));
         assert!(error < 1e-6, "{error:e}");
-        let gathered = matrix().product_of_gathered(&rows(&x, WIDTH)).unwrap();
-        assert_eq!(gathered.dims(), [ROWS, OUT]);
-        let error = self::error(&wide(&flat(&gathered)), &exact(&wide(&x)));
-        assert!(error < 1e-6, "{error:e}");
     }
 
     #[test]
@@ -200,5 +274,92 @@ mod tests {
             assert_eq!(y.iter().all(|y| y.is_nan()), row == 1);
             assert_eq!(y.iter().all(|y| y.is_finite()), row != 1);
         }
+    }
+
+    const EXPERTS: usize = 5;
+
+    /// Two experts of each row and their weights. Every third row of the last lane has others than the baseline's.
+    fn choice() -> Vec<f32> {
+        let row = |lane: usize, row: usize| {
+            let moved = if lane == 2 && row % 3 == 0 { row + 1 } else { row };
+            let expert = |i: usize| ((moved + i) % EXPERTS) as f32;
+            [expert(2), expert(0), 0.75, -0.5]
+        };
+        (0..3).flat_map(|lane| (0..ROWS).flat_map(move |i| row(lane, i))).collect()
+    }
+
+    /// Matrices of experts that f16 holds exactly, (count·out, in).
+    fn experts(out: usize, width: usize) -> Vec<f32> {
+        let weights = random(EXPERTS * out * width);
+        weights.iter().map(|w| f16::from_f32(w * 0.1).to_f32()).collect()
+    }
+
+    /// What `lanes` of [`lanes`] get of two layers of experts: (rows, WIDTH) → (rows, OUT) → (rows, WIDTH).
+    fn mixed(lanes: &[usize]) -> Vec<f32> {
+        let of = |x: &[f32], width: usize| -> Vec<f32> {
+            lanes
+                .iter()
+                .flat_map(|&lane| &x[lane * ROWS * width..][..ROWS * width])
+                .copied()
+                .collect()
+        };
+        let pairs = Pairs::new(rows(&of(&choice(), 4), 4), EXPERTS, lanes.len()).unwrap();
+        let stack = |out, width| {
+            let weights = rows(&experts(out, width), width);
+            MatrixStack::new(weights.reshape((EXPERTS, out, width)).unwrap()).unwrap()
+        };
+        let x = rows(&of(&self::lanes(), WIDTH), WIDTH);
+        let inner = stack(OUT, WIDTH).product_of_rows(&x, &pairs).unwrap();
+        assert_eq!(inner.dims(), [2 * lanes.len() * ROWS, OUT]);
+        let y = stack(WIDTH, OUT).product_of_pairs(&inner, &pairs).unwrap();
+        flat(&pairs.weighted_sum(&y).unwrap())
+    }
+
+    /// The same in f64.
+    fn exactly_mixed() -> Vec<f64> {
+        let (inner, outer) = (wide(&experts(OUT, WIDTH)), wide(&experts(WIDTH, OUT)));
+        let times = |weights: &[f64], x: &[f64], expert: usize| -> Vec<f64> {
+            let count = weights.len() / EXPERTS;
+            let outputs = weights[expert * count..][..count].chunks(x.len());
+            outputs.map(|w| x.iter().zip(w).map(|(x, w)| x * w).sum()).collect()
+        };
+        let x = wide(&lanes());
+        let row = |(x, choice): (&[f64], &[f32])| {
+            let mut sum = vec![0.0; WIDTH];
+            for (expert, weight) in choice[..2].iter().zip(&choice[2..]) {
+                let y = times(&outer, &times(&inner, x, *expert as usize), *expert as usize);
+                sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += f64::from(*weight) * y);
+            }
+            sum
+        };
+        x.chunks(WIDTH).zip(choice().chunks(4)).flat_map(row).collect()
+    }
+
+    #[test]
+    fn each_row_is_given_what_its_experts_give() {
+        let (got, want) = (wide(&mixed(&[0, 1, 2])), exactly_mixed());
+        let lane = |x: &[f64], lane: usize| x[lane * ROWS * WIDTH..][..ROWS * WIDTH].to_vec();
+        let error = self::error(&lane(&got, 0), &lane(&want, 0));
+        assert!(error < 1e-6, "{error:e}");
+        // the last lane is a thousandth off the baseline where it has the same experts
+        let off = |x: &[f64], others: bool| -> Vec<f64> {
+            let rows = lane(x, 2).into_iter().zip(lane(x, 0)).enumerate();
+            let of_kind = rows.filter(|(i, _)| (i / WIDTH % 3 == 0) == others);
+            of_kind.map(|(_, (lane, base))| lane - base).collect()
+        };
+        for others in [false, true] {
+            let error = self::error(&off(&got, others), &off(&want, others));
+            assert!(error < 1.0 / 1024.0, "other experts: {others}: {error:e}");
+        }
+    }
+
+    #[test]
+    fn a_lanes_bits_in_a_mixture_do_not_depend_on_the_other_lanes() {
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let (all, two, one) = (mixed(&[0, 1, 2]), mixed(&[0, 2]), mixed(&[0]));
+        let size = ROWS * WIDTH;
+        assert_eq!(bits(&all[..size]), bits(&all[size..2 * size]), "an equal lane");
+        assert_eq!(bits(&all[..size]), bits(&one));
+        assert_eq!(bits(&all[2 * size..]), bits(&two[size..]));
     }
 }

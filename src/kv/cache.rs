@@ -1,8 +1,9 @@
 //! The seam between the decoder and whatever stores K and V.
 //!
 //! A layer hands its new K and V to [`KvCache::append`] and attends to the [`View`] that it gets back. It
-//! never knows which scheme runs. There are two caches: [`MeasuringCache`](super::measuring::MeasuringCache)
-//! for measuring, and [`PackedCache`](super::packed::PackedCache) for generating text.
+//! never knows which scheme runs. There are three caches: [`MeasuringCache`](super::measuring::MeasuringCache)
+//! for measuring, and for generating text [`PackedCache`](super::packed::PackedCache) on the host and
+//! [`GrowingCache`](super::growing::GrowingCache) on a card.
 
 use super::effective::SideScheme;
 use super::recurrent::Recurrent;

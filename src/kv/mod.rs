@@ -4,12 +4,13 @@
 //! exactly, `hadamard` is the transform. A `codec` is one storage format, `scheme` is the grammar that names
 //! codecs and options, `rotate` is llama.cpp's rule of rotation, `calibration` holds ranges and means.
 //! `effective` is a scheme carried out for one model. `cache` is the seam to the decoder, behind which stand
-//! two caches: `measuring` and `packed`.
+//! three caches: `measuring`, and `packed` and `growing` for generating text.
 
 pub mod cache;
 pub mod calibration;
 pub mod codec;
 pub mod effective;
+pub mod growing;
 pub mod hadamard;
 pub mod layout;
 pub mod measuring;

@@ -1,4 +1,4 @@
-//! What both caches keep in the same way.
+//! What caches keep in the same way.
 
 use super::cache::{CacheError, View};
 use super::layout::LayerKv;

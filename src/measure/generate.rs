@@ -1,11 +1,14 @@
 //! Greedy decoding: the text that a model writes with a cache of some scheme.
 
 use super::engine::LaneError;
-use super::prompts::Prompts;
+use super::prompts::{Prompt, Prompts};
 use super::request::MeasureError;
 use crate::compute::elements::read;
 use crate::compute::finite::all_finite;
+use crate::compute::Device;
+use crate::kv::cache::KvCache;
 use crate::kv::effective::Effective;
+use crate::kv::growing::GrowingCache;
 use crate::kv::packed::PackedCache;
 use crate::model::decoder::{Decoder, Rows};
 use crate::model::layer::RopeTables;
@@ -15,7 +18,7 @@ use candle_core::Tensor;
 
 /// A text that a model is writing.
 pub struct Writing {
-    cache: PackedCache,
+    cache: Box<dyn KvCache>,
     /// Tokens that the model has not read yet.
     next: Vec<u32>,
     /// How many tokens it has read.
@@ -24,10 +27,17 @@ pub struct Writing {
 }
 
 impl Writing {
-    /// Starts a text that continues some tokens.
-    pub fn after(tokens: &[u32], scheme: &Effective) -> Self {
+    /// Starts a text that continues some tokens. Its cache is on a card if the model is and the scheme allows it, so
+    /// that a step copies no K and V.
+    pub fn after(tokens: &[u32], scheme: &Effective, device: &Device) -> Self {
+        let scheme = scheme.clone();
+        let is_on_card = !device.at().is_cpu() && scheme.encodes_tokens_alone();
         Writing {
-            cache: PackedCache::new(scheme.clone()),
+            cache: if is_on_card {
+                Box::new(GrowingCache::new(scheme))
+            } else {
+                Box::new(PackedCache::new(scheme))
+            },
             next: tokens.into(),
             read: 0,
             written: Vec::new(),
@@ -46,7 +56,8 @@ pub(super) fn continuations(
 ) -> Result<Vec<Continuation>, MeasureError> {
     let prompts = &prompts.prompts;
     let failed = |i: usize, why| MeasureError::Generating { prompt: prompts[i].id.clone(), why };
-    let texts = prompts.iter().map(|prompt| Writing::after(&prompt.tokens, baseline)).collect();
+    let text = |prompt: &Prompt| Writing::after(&prompt.tokens, baseline, decoder.device());
+    let texts = prompts.iter().map(text).collect();
     let written = greedy(decoder, texts, count, &checkpoint.end_tokens, progress)
         .map_err(|(i, error)| failed(i, error.brief()))?;
     let continuation = |(i, tokens): (usize, Vec<u32>)| {
@@ -106,7 +117,7 @@ fn write_token(
         for ((x, embedded), (i, text)) in states.iter_mut().zip(&embedded).zip(&mut *texts) {
             let rows = Rows { lanes: 1, start: text.read, tokens: text.next.len() };
             *x = layer
-                .run(x, embedded.per_layer.as_ref(), rows, &mut text.cache)
+                .run(x, embedded.per_layer.as_ref(), rows, &mut *text.cache)
                 .map_err(|error| in_text(*i)(LaneError::at(index, error)))?;
         }
     }

@@ -272,7 +272,7 @@ impl<'a> Replayer<'a> {
                 for flip in self.first_flips(replay, lane) {
                     let prompt = &self.prompts.prompts[flip.prompt].tokens;
                     let common = [prompt, &self.text(flip.prompt)[..flip.at]].concat();
-                    texts.push(Writing::after(&common, &schemes[l]));
+                    texts.push(Writing::after(&common, &schemes[l], self.decoder.device()));
                     flips.push((l, flip));
                 }
             }

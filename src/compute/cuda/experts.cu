@@ -1,9 +1,7 @@
-// A mixture of experts: which experts work for a row, the rows that an expert works for, and the weighted sum of what
-// experts give.
+// A mixture of experts: which experts work for a row, and the weighted sum of what an expert gives.
 //
 //   expert_choice      the router's logits (rows, E) → (rows, 2·used): the chosen experts, the best one first, and then
 //                      their weights
-//   gather_rows        out_i = x[rows_i]
 //   weighted_scatter   out[rows_i] += weights_i·y_i
 //
 // A row of a result depends on that row's own numbers only. Sums are always taken in the same order.
@@ -155,21 +153,6 @@ extern "C" __global__ void __launch_bounds__(256) expert_choice(
     }
     if (flags != nullptr && !all_finite(logits, count) && thread == 0) {
         atomicMin(&flags[row / rows_per_lane], code);
-    }
-}
-
-// Gathers rows: x (any, width), rows (n), out (n, width).
-//
-//     grid (n), block 256, no dynamic shared memory
-extern "C" __global__ void __launch_bounds__(256) gather_rows(
-    const float* __restrict__ x, const unsigned* __restrict__ rows, float* __restrict__ out, int width) {
-    using namespace experts;
-    x += static_cast<long long>(rows[blockIdx.x]) * width;
-    out += static_cast<long long>(blockIdx.x) * width;
-    const bool is_aligned = can_be_wide(x, out, width);
-#pragma unroll 4
-    for (int column = 4 * threadIdx.x; column < width; column += STEP) {
-        store(out + column, load(x + column, width - column, is_aligned), width - column, is_aligned);
     }
 }
 

@@ -19,8 +19,11 @@ pub(super) static DELTA_RULE: Module = module!("delta_rule");
 pub(super) static DIVERGENCE: Module = module!("divergence");
 pub(super) static EXPERTS: Module = module!("experts");
 pub(super) static GATE: Module = module!("gate");
+pub(super) static GATE_SPLIT: Module = module!("gate_split");
 pub(super) static HEADS: Module = module!("heads");
 pub(super) static NORM: Module = module!("norm");
+pub(super) static NORM_SPLIT: Module = module!("norm_split");
+pub(super) static PAIRS: Module = module!("pairs");
 pub(super) static RESIDUAL: Module = module!("residual");
 pub(super) static SPLIT: Module = module!("split");
 

@@ -250,10 +250,7 @@ impl<'a> Call<'a> {
             candle_core::bail!("{grid:?} is too large a grid");
         };
         if grid.shared > USUAL_SHARED {
-            let stream = self.device.cuda_stream();
-            let most =
-                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
-            let most = stream.context().attribute(most).w()? as usize;
+            let most = shared_memory(&self.device)?;
             if grid.shared > most {
                 candle_core::bail!(
                     "this card has {} KiB of shared memory for a block, and a kernel needs {}; use --device cpu",
@@ -284,6 +281,15 @@ impl<'a> Call<'a> {
         unsafe { call.launch(config) }.w()?;
         Ok(())
     }
+}
+
+/// Bytes of shared memory that a block may have, beside what the kernel itself asks for: every kernel here has a few
+/// hundred bytes of its own.
+pub(super) fn shared_memory(device: &CudaDevice) -> Result<usize> {
+    const OWN: usize = 1024;
+    let most = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    let most = device.cuda_stream().context().attribute(most).w()?;
+    Ok((most as usize).saturating_sub(OWN))
 }
 
 /// The kernel of a source that is compiled now, or was compiled before in this process. Its arithmetic has the bits of

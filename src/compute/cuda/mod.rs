@@ -16,12 +16,16 @@ mod heads;
 mod kernels;
 mod launch;
 mod norm;
+mod operand;
+mod pairs;
 mod product;
 mod residual;
 mod round_trip;
 
 pub(super) use card::open;
-pub(super) use product::Weights;
+pub(super) use operand::Gate;
+pub(super) use pairs::Pairs;
+pub(super) use product::{Product, Weights};
 
 use super::op::InPlaceKernel;
 use candle_core::{CudaStorage, Layout, Result};

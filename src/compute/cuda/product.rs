@@ -11,21 +11,22 @@
 
 use super::kernels::SPLIT;
 use super::launch::{device_of, empty, tensor, Call, Gemm, Grid, Place};
+use super::operand::{Gate, Operand, Split};
+use crate::compute::norm::RmsNorm;
+use crate::compute::run;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Tensor};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use tracing::trace_span;
 
 /// The most rows of one call.
 const ROWS: usize = 8192;
-
-/// The rows of one call for rows that were gathered, which are filled up to a multiple of it.
-const GATHERED_ROWS: usize = 256;
 
 const F16: usize = 2;
 const F32: usize = 4;
 
 /// How many rows of a lane are computed in both ways once, to see that differences give what whole rows give.
-const CHECKED_ROWS: usize = 256;
+pub(super) const CHECKED_ROWS: usize = 256;
 
 /// How far the two ways may be apart, relative to the norm of the result.
 const TOLERANCE: f64 = 1.0 / 512.0;
@@ -42,15 +43,6 @@ pub(in crate::compute) struct Weights {
     scales: Tensor,
     /// Whether a lane's product has been compared with that of whole rows.
     is_checked: Arc<AtomicBool>,
-}
-
-/// How rows are split into terms of f16.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Split {
-    /// The first lane into two terms, the others as one term of the difference from it.
-    Differences,
-    /// Every row into two terms.
-    Whole,
 }
 
 impl Weights {
@@ -81,8 +73,8 @@ impl Weights {
     /// If the device has no memory left, and if the first product of several lanes is not what whole rows give. The
     /// control lane that equals the baseline cannot see such a fault, because its differences are 0.
     pub fn product(&self, x: &Tensor, lanes: usize) -> Result<Tensor> {
-        let y = self.multiplied(x, lanes, Split::Differences, ROWS)?;
-        if lanes > 1 && !self.is_checked.swap(true, Ordering::Relaxed) {
+        let y = self.multiplied(x, lanes, Split::Differences)?;
+        if lanes > 1 && self.is_to_be_checked() {
             self.check_last_lane(x, &y, lanes)?;
         }
         Ok(y)
@@ -92,27 +84,28 @@ impl Weights {
     fn check_last_lane(&self, x: &Tensor, y: &Tensor, lanes: usize) -> Result<()> {
         let rows = x.dim(0)? / lanes;
         let some = |x: &Tensor| x.narrow(0, (lanes - 1) * rows, rows.min(CHECKED_ROWS));
-        let whole = self.multiplied(&some(x)?, 1, Split::Whole, ROWS)?;
-        let norm = |x: &Tensor| -> Result<f64> {
-            Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
-        };
-        let (off, size) = (norm(&(some(y)? - &whole)?)?, norm(&whole)?);
-        // numbers that are not finite are the business of flags
-        if off > TOLERANCE * size {
-            candle_core::bail!(
-                "a product on this card is off by {:.1e} of its size; the card or its driver may be damaged",
-                off / size
-            );
-        }
-        Ok(())
+        let whole = self.multiplied(&some(x)?, 1, Split::Whole)?;
+        agree(&some(y)?, &whole)
     }
 
-    /// x·Wᵀ for rows of which none is the baseline of another.
-    pub fn product_of_gathered(&self, x: &Tensor) -> Result<Tensor> {
-        let rows = x.dim(0)?;
-        let missing = rows.next_multiple_of(GATHERED_ROWS) - rows;
-        let filled = x.pad_with_zeros(0, 0, missing)?;
-        self.multiplied(&filled, 1, Split::Whole, GATHERED_ROWS)?.narrow(0, 0, rows)
+    /// The weights as f16, (out, in).
+    pub fn halves(&self) -> &Tensor {
+        &self.halves
+    }
+
+    /// What f16 does not hold of the weights, if there is such a thing.
+    pub fn rest(&self) -> Option<&Tensor> {
+        self.rest.as_ref()
+    }
+
+    /// What the sums of each output are multiplied with.
+    pub fn scales(&self) -> &Tensor {
+        &self.scales
+    }
+
+    /// Whether no lane's product with these weights has been compared with that of whole rows. The next call says no.
+    pub fn is_to_be_checked(&self) -> bool {
+        !self.is_checked.swap(true, Ordering::Relaxed)
     }
 
     /// The map to the outputs `start..start + len`.
@@ -123,52 +116,124 @@ impl Weights {
         Ok(Weights { halves, rest, scales: self.scales.narrow(0, start, len)?, is_checked })
     }
 
-    fn multiplied(&self, x: &Tensor, lanes: usize, split: Split, block: usize) -> Result<Tensor> {
-        let product = self.prepared(x, lanes, split, block)?;
-        product.multiply()?;
-        product.finish()
+    /// x·Wᵀ for the norms of rows of some lanes, the first of which is the baseline.
+    ///
+    /// # Errors
+    /// As of [`Self::product`].
+    pub fn product_of_normed(&self, x: &Tensor, norm: &RmsNorm, lanes: usize) -> Result<Tensor> {
+        if self.is_unchecked(lanes) {
+            return self.product(&run(norm, [x])?, lanes);
+        }
+        let operand = Operand::of_normed(x, norm, lanes, Split::Differences)?;
+        self.prepared(operand)?.result()
     }
 
-    fn prepared(&self, x: &Tensor, lanes: usize, split: Split, block: usize) -> Result<Product> {
-        let (all, width) = x.dims2()?;
-        let (out, known) = self.halves.dims2()?;
-        if width != known || !all.is_multiple_of(lanes) {
-            candle_core::bail!("{:?} are not rows of {lanes} lanes for {known} inputs", x.shape());
+    /// down·(act(gate) ⊙ up), where the outputs of this map for x are those of gate and of up, perhaps with a bias. If
+    /// there is a norm, it is applied to x first. Gives nothing where the steps must be done one by one: the first time,
+    /// so that each product is checked, and if a row does not fit into shared memory.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn gated_product(
+        &self,
+        down: &Self,
+        x: &Tensor,
+        norm: Option<&RmsNorm>,
+        gate: &Gate,
+        lanes: usize,
+    ) -> Result<Option<Tensor>> {
+        if self.is_unchecked(lanes) || down.is_unchecked(lanes) {
+            return Ok(None);
         }
-        let device = device_of(x)?;
-        let operand = Operand::new(&device, x, lanes, split)?;
-        let sums = empty(&device, &Shape::from((all, out)), DType::F32)?;
-        Ok(Product { weights: self.clone(), device, operand, sums, block })
+        let x = match norm {
+            Some(norm) => Operand::of_normed(x, norm, lanes, Split::Differences)?,
+            None => Operand::new(x, lanes, Split::Differences)?,
+        };
+        let both = self.prepared(x)?;
+        if !gate.fits(&both)? {
+            return Ok(None);
+        }
+        both.multiply()?;
+        down.prepared(Operand::of_gated(both, gate)?)?.result().map(Some)
+    }
+
+    fn is_unchecked(&self, lanes: usize) -> bool {
+        lanes > 1 && !self.is_checked.load(Ordering::Relaxed)
+    }
+
+    fn multiplied(&self, x: &Tensor, lanes: usize, split: Split) -> Result<Tensor> {
+        self.prepared(Operand::new(x, lanes, split)?)?.result()
+    }
+
+    fn prepared(&self, operand: Operand) -> Result<Product> {
+        let (out, known) = self.halves.dims2()?;
+        if operand.width != known {
+            candle_core::bail!("rows of {} numbers for {known} inputs", operand.width);
+        }
+        let device = device_of(&self.halves)?;
+        let shape = Shape::from((operand.lanes * operand.rows, out));
+        let sums = empty(&device, &shape, DType::F32)?;
+        Ok(Product { weights: self.clone(), device, operand, sums })
     }
 
     /// The product of rows of some lanes, of which only the calls of cuBLAS are left to do.
     pub fn calls(&self, x: &Tensor, lanes: usize) -> Result<Product> {
-        self.prepared(x, lanes, Split::Differences, ROWS)
+        self.prepared(Operand::new(x, lanes, Split::Differences)?)
     }
 }
 
 /// A product whose rows are split into terms already.
 pub(in crate::compute) struct Product {
-    weights: Weights,
-    device: CudaDevice,
-    operand: Operand,
-    sums: CudaStorage,
-    /// The most rows of one call.
-    block: usize,
+    pub(super) weights: Weights,
+    pub(super) device: CudaDevice,
+    pub(super) operand: Operand,
+    pub(super) sums: CudaStorage,
 }
 
 impl Product {
+    fn result(self) -> Result<Tensor> {
+        self.multiply()?;
+        self.finish()
+    }
+
     /// Queues the calls of cuBLAS.
     pub fn multiply(&self) -> Result<()> {
-        let mut calls = blocks(self.operand.rows, self.block);
-        calls.try_for_each(|(start, len)| {
-            self.operand.multiply(&self.device, &self.weights, &self.sums, start, len)
-        })
+        let _span = trace_span!("products").entered();
+        blocks(self.operand.rows).try_for_each(|(start, len)| self.multiply_rows(start, len))
+    }
+
+    /// Multiplies some rows of every lane.
+    fn multiply_rows(&self, start: usize, len: usize) -> Result<()> {
+        let Product { weights, device, operand, sums } = self;
+        let out = weights.halves.dim(0)?;
+        let (x, w) = (Place::of_storage(&operand.terms)?, Place::of(&weights.halves)?);
+        let rest = weights.rest.as_ref().map(Place::of).transpose()?;
+        let c = Place::of_storage(sums)?;
+        let product = |term: usize, lane: usize, w: Place, adds: bool| {
+            let x = x.later((term * operand.rows + start) * operand.width * F16);
+            let c = c.later((lane * operand.rows + start) * out * F32);
+            Gemm { rows: len, out, width: operand.width, adds }.launch(device, x, w, c)
+        };
+        let whole = |high: usize, low: usize, lane: usize| {
+            product(high, lane, w, false)?;
+            product(low, lane, w, true)?;
+            rest.map_or(Ok(()), |rest| product(high, lane, rest, true))
+        };
+        match operand.split {
+            Split::Differences => {
+                whole(0, 1, 0)?;
+                (1..operand.lanes).try_for_each(|lane| product(lane + 1, lane, w, false))
+            }
+            Split::Whole => {
+                (0..operand.lanes).try_for_each(|lane| whole(lane, operand.lanes + lane, lane))
+            }
+        }
     }
 
     /// Takes the scales out of the sums, and adds the baseline's to those of differences.
     fn finish(self) -> Result<Tensor> {
-        let Product { weights, device, operand, sums, .. } = self;
+        let _span = trace_span!("finishing").entered();
+        let Product { weights, device, operand, sums } = self;
         let out = weights.scales.dim(0)?;
         Call::new(&device, &SPLIT, "finish")?
             .at(Place::of_storage(&sums)?)
@@ -181,6 +246,22 @@ impl Product {
             .launch(Grid::row(operand.rows, 256))?;
         Ok(tensor(sums, (operand.lanes * operand.rows, out)))
     }
+}
+
+/// Fails if a product is further from the same product of whole rows than rounding explains.
+pub(super) fn agree(product: &Tensor, whole: &Tensor) -> Result<()> {
+    let norm = |x: &Tensor| -> Result<f64> {
+        Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
+    };
+    let (off, size) = (norm(&(product - whole)?)?, norm(whole)?);
+    // numbers that are not finite are the business of flags
+    if off > TOLERANCE * size {
+        candle_core::bail!(
+            "a product on this card is off by {:.1e} of its size; the card or its driver may be damaged",
+            off / size
+        );
+    }
+    Ok(())
 }
 
 /// What f16 does not hold of weights, in the same scale.
@@ -197,77 +278,7 @@ fn rest(weights: &Tensor, halves: &Tensor, scales: &Tensor) -> Result<Option<Ten
     rest.to_dtype(DType::F16).map(Some)
 }
 
-/// Rows in terms of f16.
-struct Operand {
-    split: Split,
-    /// Blocks of (rows, in): for differences hi and lo of the baseline and then each lane's difference, otherwise hi of
-    /// all lanes and then lo of all.
-    terms: CudaStorage,
-    /// (lanes·rows): what a row's sums are multiplied with, a power of two.
-    scales: CudaStorage,
-    lanes: usize,
-    rows: usize,
-    width: usize,
-}
-
-impl Operand {
-    fn new(device: &CudaDevice, x: &Tensor, lanes: usize, split: Split) -> Result<Self> {
-        let (all, width) = x.dims2()?;
-        let rows = all / lanes;
-        let count = match split {
-            Split::Differences => lanes + 1,
-            Split::Whole => 2 * lanes,
-        };
-        let terms = empty(device, &Shape::from((count * rows, width)), DType::F16)?;
-        let scales = empty(device, &Shape::from(all), DType::F32)?;
-        Call::new(device, &SPLIT, "split")?
-            .at(Place::of(x)?)
-            .at(Place::of_storage(&terms)?)
-            .at(Place::of_storage(&scales)?)
-            .size(lanes)?
-            .size(rows)?
-            .size(width)?
-            .flag(split == Split::Whole)
-            .launch(Grid::row(all, 256))?;
-        Ok(Operand { split, terms, scales, lanes, rows, width })
-    }
-
-    /// Multiplies some rows of every lane.
-    fn multiply(
-        &self,
-        device: &CudaDevice,
-        weights: &Weights,
-        sums: &CudaStorage,
-        start: usize,
-        len: usize,
-    ) -> Result<()> {
-        let out = weights.halves.dim(0)?;
-        let (x, w) = (Place::of_storage(&self.terms)?, Place::of(&weights.halves)?);
-        let rest = weights.rest.as_ref().map(Place::of).transpose()?;
-        let c = Place::of_storage(sums)?;
-        let product = |term: usize, lane: usize, w: Place, adds: bool| {
-            let x = x.later((term * self.rows + start) * self.width * F16);
-            let c = c.later((lane * self.rows + start) * out * F32);
-            Gemm { rows: len, out, width: self.width, adds }.launch(device, x, w, c)
-        };
-        let whole = |high: usize, low: usize, lane: usize| {
-            product(high, lane, w, false)?;
-            product(low, lane, w, true)?;
-            rest.map_or(Ok(()), |rest| product(high, lane, rest, true))
-        };
-        match self.split {
-            Split::Differences => {
-                whole(0, 1, 0)?;
-                (1..self.lanes).try_for_each(|lane| product(lane + 1, lane, w, false))
-            }
-            Split::Whole => {
-                (0..self.lanes).try_for_each(|lane| whole(lane, self.lanes + lane, lane))
-            }
-        }
-    }
-}
-
-/// Start and length of blocks of rows.
-fn blocks(rows: usize, block: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows).step_by(block).map(move |start| (start, block.min(rows - start)))
+/// Start and length of the blocks of rows that are multiplied by one call each.
+fn blocks(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows).step_by(ROWS).map(move |start| (start, ROWS.min(rows - start)))
 }

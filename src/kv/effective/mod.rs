@@ -100,6 +100,18 @@ impl Effective {
         self.clamped.share()
     }
 
+    /// The same scheme, which counts its clamped scales anew.
+    pub(super) fn counted_anew(self) -> Self {
+        Effective { clamped: Arc::default(), ..self }
+    }
+
+    /// Whether each token is encoded by itself and read as it was encoded, so that what the cache gives back of it
+    /// never changes.
+    pub fn encodes_tokens_alone(&self) -> bool {
+        let mut sides = self.owners().flat_map(|layer| [&layer.k, &layer.v]);
+        sides.all(|side| side.codec.group() == 1 && !side.keeps_exact())
+    }
+
     /// The codecs that a device leaves to the host.
     pub(crate) fn codecs_on_host(&self, device: &Device) -> BTreeSet<&str> {
         let codecs = self.owners().flat_map(|layer| [layer.k.codec, layer.v.codec]);

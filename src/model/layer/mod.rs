@@ -10,7 +10,7 @@ use crate::compute::finite::FiniteFlag;
 use crate::compute::gate::{GatedActivation, SigmoidGate};
 use crate::compute::heads::Heads;
 use crate::compute::norm::RmsNorm;
-use crate::compute::product::Matrix;
+use crate::compute::product::{GatedMlp, Matrix};
 use crate::compute::residual::Residual;
 use crate::compute::rope::RopeTable;
 use crate::compute::{run, Device, Rows};
@@ -239,7 +239,7 @@ impl AttentionWeights {
         let a = &self.spec;
         let sequences = x.dim(0)? / rows.tokens;
         let rope = ropes.0[index].as_ref();
-        let projected = by_rows(x, |x| self.input.product(&norm(x, before)?, rows.lanes))?;
+        let projected = by_rows(x, |x| self.input.product_of_normed(x, before, rows.lanes))?;
         let heads = |op: Heads| trace_span!("heads").in_scope(|| run(&op, [&projected]));
         let q = heads(self.q(rope, rows))?;
         let View { k, v, start, queries, checks } = match a.kv {
@@ -328,7 +328,7 @@ impl DeltaNetWeights {
         cache: &mut dyn KvCache,
     ) -> Result<Tensor, CacheError> {
         let (net, tokens) = (&self.spec, rows.tokens);
-        let projected = by_rows(x, |x| self.input.product(&norm(x, before)?, rows.lanes))?;
+        let projected = by_rows(x, |x| self.input.product_of_normed(x, before, rows.lanes))?;
         let state = match cache.recurrent(index) {
             Some(state) => state,
             none => none.insert(Recurrent::before(net, x.dim(0)? / tokens, x.device())?),
@@ -343,13 +343,13 @@ impl Feed {
     /// Computes what is added to the residual stream, (rows, H) → (rows, H).
     fn run(&self, x: &Tensor, before: &RmsNorm, lanes: usize) -> TensorResult<Tensor> {
         match self {
-            Feed::Dense(mlp) => mlp.run(&norm(x, before)?, lanes),
+            Feed::Dense(mlp) => mlp.run(x, before, lanes),
             Feed::Experts { spec, activation, mixture } => {
                 let x = norm(x, before)?;
                 mixture.run(spec, *activation, &x, &x, lanes)
             }
             Feed::Both(both) => {
-                let dense = norm(&both.mlp.run(&norm(x, before)?, lanes)?, &both.mlp_norm)?;
+                let dense = norm(&both.mlp.run(x, before, lanes)?, &both.mlp_norm)?;
                 let normed = norm(x, &both.experts_norm)?;
                 let mixed = both.mixture.run(&both.spec, both.activation, x, &normed, lanes)?;
                 dense + norm(&mixed, &both.mixture_norm)?
@@ -359,10 +359,15 @@ impl Feed {
 }
 
 impl MlpWeights {
-    fn run(&self, x: &Tensor, lanes: usize) -> TensorResult<Tensor> {
-        let both = self.gate_up.run(x, lanes)?;
-        let gate = GatedActivation(self.activation);
-        self.down.run(&trace_span!("gate").in_scope(|| run(&gate, [&both]))?, lanes)
+    /// The MLP of the norms of rows.
+    fn run(&self, x: &Tensor, before: &RmsNorm, lanes: usize) -> TensorResult<Tensor> {
+        let mlp = GatedMlp {
+            gate_up: &self.gate_up.weight,
+            bias: self.gate_up.bias.as_ref(),
+            activation: self.activation,
+            down: &self.down.weight,
+        };
+        self.down.biased(mlp.run(x, Some(before), lanes)?)
     }
 }
 
@@ -380,7 +385,10 @@ impl OwnInputs {
 
 impl Linear {
     fn run(&self, x: &Tensor, lanes: usize) -> TensorResult<Tensor> {
-        let y = self.weight.product(x, lanes)?;
+        self.biased(self.weight.product(x, lanes)?)
+    }
+
+    fn biased(&self, y: Tensor) -> TensorResult<Tensor> {
         match &self.bias {
             None => Ok(y),
             Some(bias) => run(bias, [&y]),

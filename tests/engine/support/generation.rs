@@ -5,7 +5,7 @@ use kvgate::internals::compute;
 use kvgate::internals::kv::effective::Effective;
 use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::measure::generate::{greedy, Writing};
-use kvgate::internals::measure::prompts::PromptSet;
+use kvgate::internals::measure::prompts::{Prompt, PromptSet};
 use kvgate::internals::measure::{measure, Generate, Request};
 use kvgate::internals::model::decoder::Residency;
 use kvgate::internals::model::Checkpoint;
@@ -50,7 +50,8 @@ pub fn replay_and_decode(
         let stored = effective(&decoder.spec, &scheme.scheme);
         let replay = scheme.replay.as_ref().unwrap();
         assert!(replay.charged_share.k > 0.0, "{}: nothing of it is at work", scheme.scheme);
-        let texts = prompts.iter().map(|p| Writing::after(&p.tokens, &stored)).collect();
+        let text = |prompt: &Prompt| Writing::after(&prompt.tokens, &stored, decoder.device());
+        let texts = prompts.iter().map(text).collect();
         let written = greedy(&decoder, texts, tokens, &checkpoint.end_tokens, &|_, _| {});
         let written = written.unwrap_or_else(|(i, error)| panic!("{i}: {error}"));
         for (i, prompt) in replay.prompts.iter().enumerate() {

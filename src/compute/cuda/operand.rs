@@ -1,0 +1,150 @@
+//! What a product with weights reads: rows in terms of f16. They are made of rows as they are, of their norms, or of what
+//! a gate makes of the product before. The latter two give the bits that norm or gate and then the split would give one
+//! after the other, and read and write less.
+
+use super::kernels::{GATE_SPLIT, NORM_SPLIT, SPLIT};
+use super::launch::{device_of, empty, shared_memory, Call, Grid, Place};
+use super::product::Product;
+use super::{padded_bytes, pair, THREADS};
+use crate::compute::gate::Activation;
+use crate::compute::norm::RmsNorm;
+use crate::compute::run;
+use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Tensor};
+use tracing::trace_span;
+
+/// How rows are split into terms of f16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Split {
+    /// The first lane into two terms, the others as one term of the difference from it.
+    Differences,
+    /// Every row into two terms.
+    Whole,
+}
+
+/// Rows in terms of f16.
+pub(super) struct Operand {
+    pub split: Split,
+    /// Blocks of (rows, in): for differences hi and lo of the baseline and then each lane's difference, otherwise hi of
+    /// all lanes and then lo of all.
+    pub terms: CudaStorage,
+    /// (lanes·rows): what a row's sums are multiplied with, a power of two.
+    pub scales: CudaStorage,
+    pub lanes: usize,
+    pub rows: usize,
+    pub width: usize,
+}
+
+/// What stands between the two products of a gated MLP.
+pub(in crate::compute) struct Gate<'a> {
+    pub activation: Activation,
+    /// (2·width)
+    pub bias: Option<&'a Tensor>,
+}
+
+/// The threads of a block of the kernel that gates, and the most lanes that it takes at once.
+const GATE_THREADS: usize = 512;
+const MOST_TOGETHER: usize = 4;
+
+impl Operand {
+    /// Splits rows, (lanes·rows, in).
+    pub fn new(x: &Tensor, lanes: usize, split: Split) -> Result<Self> {
+        let _span = trace_span!("splits").entered();
+        let device = device_of(x)?;
+        let operand = Self::empty(&device, x.dims2()?, lanes, split)?;
+        Call::new(&device, &SPLIT, "split")?
+            .at(Place::of(x)?)
+            .at(Place::of_storage(&operand.terms)?)
+            .at(Place::of_storage(&operand.scales)?)
+            .size(lanes)?
+            .size(operand.rows)?
+            .size(operand.width)?
+            .flag(split == Split::Whole)
+            .launch(Grid::row(lanes * operand.rows, THREADS))?;
+        Ok(operand)
+    }
+
+    /// Splits the norms of rows.
+    pub fn of_normed(x: &Tensor, norm: &RmsNorm, lanes: usize, split: Split) -> Result<Self> {
+        let device = device_of(x)?;
+        let shared = 3 * padded_bytes(x.dims2()?.1);
+        if shared > shared_memory(&device)? {
+            return Self::new(&run(norm, [x])?, lanes, split);
+        }
+        let _span = trace_span!("norms").entered();
+        let operand = Self::empty(&device, x.dims2()?, lanes, split)?;
+        Call::new(&device, &NORM_SPLIT, "norm_split")?
+            .at(Place::of(x)?)
+            .at(Place::of(&norm.weight)?)
+            .at(Place::of_storage(&operand.terms)?)
+            .at(Place::of_storage(&operand.scales)?)
+            .size(lanes)?
+            .size(operand.rows)?
+            .size(operand.width)?
+            .real(norm.eps)
+            .flag(split == Split::Whole)
+            .launch(Grid { shared, ..Grid::row(operand.rows, THREADS) })?;
+        Ok(operand)
+    }
+
+    /// Takes the scales out of the sums of a product, gates them, and splits what comes of it.
+    pub fn of_gated(both: Product, gate: &Gate) -> Result<Self> {
+        let _span = trace_span!("gates").entered();
+        let Product { weights, device, operand: x, sums } = both;
+        let width = weights.scales().dim(0)? / 2;
+        let operand = Self::empty(&device, (x.lanes * x.rows, width), x.lanes, x.split)?;
+        let together = gate.together(&device, x.lanes, width)?;
+        let words = [
+            Place::of_storage(&sums)?.address(),
+            Place::of_storage(&x.scales)?.address(),
+            Place::of(weights.scales())?.address(),
+            Place::of_optional(gate.bias)?.address(),
+            Place::of_storage(&operand.terms)?.address(),
+            Place::of_storage(&operand.scales)?.address(),
+            pair(x.lanes, x.rows),
+            pair(width, together),
+            pair(
+                (gate.activation == Activation::GeluTanh).into(),
+                (x.split == Split::Whole).into(),
+            ),
+        ];
+        Call::new(&device, &GATE_SPLIT, "gate_split")?.words(&words).launch(Grid {
+            shared: together * padded_bytes(width),
+            ..Grid::row(x.rows, GATE_THREADS)
+        })?;
+        Ok(operand)
+    }
+
+    /// Memory for the terms of (lanes·rows, in).
+    fn empty(
+        device: &CudaDevice,
+        (all, width): (usize, usize),
+        lanes: usize,
+        split: Split,
+    ) -> Result<Self> {
+        if !all.is_multiple_of(lanes) {
+            candle_core::bail!("{all} rows are not those of {lanes} lanes");
+        }
+        let rows = all / lanes;
+        let count = match split {
+            Split::Differences => lanes + 1,
+            Split::Whole => 2 * lanes,
+        };
+        let terms = empty(device, &Shape::from((count * rows, width)), DType::F16)?;
+        let scales = empty(device, &Shape::from(all), DType::F32)?;
+        Ok(Operand { split, terms, scales, lanes, rows, width })
+    }
+}
+
+impl Gate<'_> {
+    /// Whether a row fits into the shared memory of a block.
+    pub fn fits(&self, both: &Product) -> Result<bool> {
+        let width = both.weights.scales().dim(0)? / 2;
+        Ok(self.together(&both.device, both.operand.lanes, width)? > 0)
+    }
+
+    /// How many lanes a block takes at once.
+    fn together(&self, device: &CudaDevice, lanes: usize, width: usize) -> Result<usize> {
+        let room = shared_memory(device)? / padded_bytes(width).max(1);
+        Ok(room.min(lanes).min(MOST_TOGETHER))
+    }
+}

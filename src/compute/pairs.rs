@@ -1,0 +1,84 @@
+//! The pairs of a row and an expert that works for it.
+
+use super::elements::read;
+use super::experts::WeightedScatter;
+use super::{change, cuda};
+use candle_core::{Device, Result, Tensor};
+
+/// The pairs of a row and an expert that works for it, as [`ExpertChoice`](super::experts::ExpertChoice) has chosen. They
+/// are ordered by expert.
+pub(crate) enum Pairs {
+    Host(HostPairs),
+    Card(cuda::Pairs),
+}
+
+/// The rows of each expert.
+pub(crate) struct HostPairs {
+    rows: usize,
+    shares: Vec<Share>,
+}
+
+/// The rows that an expert computes, and the weights of what it gives.
+#[derive(Clone, Default)]
+pub(super) struct Share {
+    pub rows: Vec<u32>,
+    pub weights: Vec<f32>,
+}
+
+impl Pairs {
+    /// Makes them of what was chosen, (rows, 2·used), for the rows of some lanes, the first of which is the baseline.
+    pub fn new(choice: Tensor, experts: usize, lanes: usize) -> Result<Self> {
+        match choice.device() {
+            Device::Cuda(_) => cuda::Pairs::new(choice, experts, lanes).map(Pairs::Card),
+            _ => HostPairs::new(&choice, experts).map(Pairs::Host),
+        }
+    }
+
+    /// Each row's sum of weight · y over its experts, in ascending order of the experts. y are the rows of the pairs.
+    pub fn weighted_sum(&self, y: &Tensor) -> Result<Tensor> {
+        match self {
+            Pairs::Host(pairs) => pairs.weighted_sum(y),
+            Pairs::Card(pairs) => pairs.weighted_sum(y),
+        }
+    }
+}
+
+impl HostPairs {
+    fn new(choice: &Tensor, experts: usize) -> Result<Self> {
+        let (rows, width) = choice.dims2()?;
+        let mut shares = vec![Share::default(); experts];
+        read(choice, |choice: &[f32]| {
+            for (row, choice) in choice.chunks_exact(width).enumerate() {
+                let (experts, weights) = choice.split_at(width / 2);
+                for (expert, weight) in experts.iter().zip(weights) {
+                    let share = &mut shares[*expert as usize];
+                    share.rows.push(row as u32);
+                    share.weights.push(*weight);
+                }
+            }
+        })?;
+        Ok(HostPairs { rows, shares })
+    }
+
+    /// The experts that have rows, and where the rows of each begin.
+    pub(super) fn shares(&self) -> impl Iterator<Item = (usize, usize, &Share)> {
+        let mut start = 0;
+        self.shares.iter().enumerate().filter_map(move |(expert, share)| {
+            let own = start;
+            start += share.rows.len();
+            (!share.rows.is_empty()).then_some((expert, own, share))
+        })
+    }
+
+    fn weighted_sum(&self, y: &Tensor) -> Result<Tensor> {
+        let out = Tensor::zeros((self.rows, y.dim(1)?), y.dtype(), y.device())?;
+        for (_, start, share) in self.shares() {
+            let (rows, weights) = (&share.rows[..], &share.weights[..]);
+            let [rows, weights] =
+                [Tensor::new(rows, y.device())?, Tensor::new(weights, y.device())?];
+            let y = y.narrow(0, start, share.rows.len())?;
+            change(&WeightedScatter { rows: Some(&rows), weights: &weights, y: &y }, &out)?;
+        }
+        Ok(out)
+    }
+}
