@@ -1,12 +1,13 @@
 // The products of a mixture of experts, for all rows of all lanes at once and without a step on the host.
 //
-// `choice`, (R, 2·used), holds the experts of each row as numbers, and then their weights. R = lanes·rows, and lane 0 is
-// the baseline. Pair p = row·used + slot is one expert of one row, and there are P = R·used pairs. A pair is of one of
-// two kinds:
+// `choice`, (R, 2·used), holds the experts of each row as numbers, and then their weights. R = lanes·rows, and lane 0
+// is the baseline. Pair p = row·used + slot is one expert of one row, and there are P = R·used pairs. A pair is of one
+// of two kinds:
 //
-//   whole        A pair of the baseline, and a pair of another lane whose expert the baseline's same row did not choose.
-//                Its activations are two halves, x·2^s = high + low, and its sums are high·Wᵀ + low·Wᵀ + high·restᵀ,
-//                where `rest` is what halves do not hold of the weights, if there is such a thing.
+//   whole        A pair of the baseline, and a pair of another lane whose expert the baseline's same row did not
+//                choose. Its activations are two halves, x·2^s = high + low, and its sums are
+//                high·Wᵀ + low·Wᵀ + high·restᵀ, where `rest` is what halves do not hold of the weights, if there is
+//                such a thing.
 //   difference   A pair of another lane whose expert the baseline's same row chose too. Its activations are what the
 //                row differs from the baseline's, (x - x₀)·2^s in one half, its sums are d·Wᵀ, and its result is that
 //                of the baseline's pair, its mate, plus these sums.
@@ -127,8 +128,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) pair_keys(const float* __r
     }
 }
 
-// The second step of sorting: `counts` becomes how many pairs of the group the blocks before have, and `totals`, (2·count),
-// scratch, how many pairs a group has. `blocks` is the grid of `pair_keys`.
+// The second step of sorting: `counts` becomes how many pairs of the group the blocks before have, and `totals`,
+// (2·count), scratch, how many pairs a group has. `blocks` is the grid of `pair_keys`.
 //
 // Grid: 2·count. Block: 256. Dynamic shared memory: none.
 extern "C" __global__ void __launch_bounds__(THREADS) pair_offsets(unsigned* __restrict__ counts,
@@ -182,8 +183,8 @@ extern "C" __global__ void __launch_bounds__(grouped::MOST_GROUPS) pair_starts(c
 // The fourth step of sorting. sorted: (pairs), the pair at each place in sorted order. places: (pairs), the place of
 // each pair.
 //
-// A warp has 32 successive pairs at a time. Those of one group stand in the order of the warp's lanes, behind those that
-// this warp, the warps before it and the blocks before had.
+// A warp has 32 successive pairs at a time. Those of one group stand in the order of the warp's lanes, behind those
+// that this warp, the warps before it and the blocks before had.
 //
 // Grid: as `pair_keys`. Block: 256. Dynamic shared memory: none.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -243,8 +244,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // The last step of sorting, over places in sorted order, (pairs) each. mates: the place of the mate of a difference,
-// and 0xffffffff for whole pairs. experts: the expert. high: the row of x's halves that has the pair's high half, or its
-// difference; the low half stands `lanes·rows` rows behind it. A difference's row is at least 2·lanes·rows.
+// and 0xffffffff for whole pairs. experts: the expert. high: the row of x's halves that has the pair's high half, or
+// its difference; the low half stands `lanes·rows` rows behind it. A difference's row is at least 2·lanes·rows.
 //
 // Grid: ⌈pairs/256⌉. Block: 256. Dynamic shared memory: none.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -365,8 +366,8 @@ struct Copier {
         const int left = factors.width - at;
         if constexpr (ALIGNED) {
             const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from + (left > 0 ? at : 0)),
-                         "r"(left > 0 ? CHUNK_BYTES : 0)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address),
+                         "l"(from + (left > 0 ? at : 0)), "r"(left > 0 ? CHUNK_BYTES : 0)
                          : "memory");
         } else {
             for (int i = 0; i < CHUNK_HALVES; ++i) {
@@ -556,7 +557,6 @@ __device__ void multiply_tile(Factors factors, const unsigned* high, float* sums
 }
 
 using Small = Tiling<128, 64, 3>;
-using Middle = Tiling<256, 32, 4>;
 using Large = Tiling<256, 64, 3>;
 
 }  // namespace grouped
@@ -576,19 +576,7 @@ extern "C" __global__ void __launch_bounds__(grouped::Small::THREADS, 2)
     multiply_tile<Small, true>({terms, weights, rest, low, width, out}, high, sums, starts, tiles, groups);
 }
 
-// `grouped_product` with tiles of 256 columns. It gives the same bits.
-//
-// Grid: (⌈pairs/128⌉ + groups)·⌈out/256⌉. Block: 256. Dynamic shared memory: 98304.
-extern "C" __global__ void __launch_bounds__(grouped::Middle::THREADS, 1)
-    grouped_product_middle(const half* __restrict__ terms, const unsigned* __restrict__ high,
-                           const half* __restrict__ weights, const half* __restrict__ rest, float* __restrict__ sums,
-                           const unsigned* __restrict__ starts, const unsigned* __restrict__ tiles, unsigned low,
-                           int groups, int width, int out) {
-    using namespace grouped;
-    multiply_tile<Middle, true>({terms, weights, rest, low, width, out}, high, sums, starts, tiles, groups);
-}
-
-// `grouped_product` with tiles of 256 columns and more shared memory. It gives the same bits.
+// `grouped_product` with tiles of 256 columns, which is faster. It gives the same bits.
 //
 // Grid: (⌈pairs/128⌉ + groups)·⌈out/256⌉. Block: 256. Dynamic shared memory: 147456.
 extern "C" __global__ void __launch_bounds__(grouped::Large::THREADS, 1)
@@ -713,8 +701,8 @@ __device__ void finish_by_warp(float* own, const float* mate, float scale, const
 
 }  // namespace grouped
 
-// Splits activations in sorted order, y (pairs, width), by the rule of `split`. terms: (2·pairs, width) halves: row i is
-// the high half of a whole pair, or the difference of row i from row mates_i, and row pairs + i is the low half of a
+// Splits activations in sorted order, y (pairs, width), by the rule of `split`. terms: (2·pairs, width) halves: row i
+// is the high half of a whole pair, or the difference of row i from row mates_i, and row pairs + i is the low half of a
 // whole pair; that of a difference is not written. scales: (pairs).
 //
 // Grid: ⌈pairs/8⌉. Block: 256. Dynamic shared memory: none.
@@ -741,8 +729,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) split_pairs(const float* _
     }
 }
 
-// Makes results of sums, (pairs, out), in place: sums·2^-s·2^-t for whole pairs if `differences` is 0, and otherwise the
-// mate's result + sums·2^-s·2^-t for differences. It is launched in this order.
+// Makes results of sums, (pairs, out), in place: sums·2^-s·2^-t for whole pairs if `differences` is 0, and otherwise
+// the mate's result + sums·2^-s·2^-t for differences. It is launched in this order.
 //
 // mates, experts: (pairs), of `pair_mates`. column_scales: (count·out), the 2^-t. If high is null, the scales 2^-s of
 // pairs are in sorted order: whole = different: (pairs), first_different = 0. Otherwise high is that of `pair_mates`,
@@ -803,8 +791,9 @@ __device__ float4 add_weighted(float4 sum, float weight, float4 y) {
 
 }  // namespace grouped
 
-// out: (rows, width), the sum of weight·y over a row's pairs in ascending order of their experts, each term rounded once
-// with the sum so far. choice: (rows, 2·used), used ≤ 512. y: (rows·used, width) in sorted order. places: (rows·used).
+// out: (rows, width), the sum of weight·y over a row's pairs in ascending order of their experts, each term rounded
+// once with the sum so far. choice: (rows, 2·used), used ≤ 512. y: (rows·used, width) in sorted order. places:
+// (rows·used).
 //
 // Grid: rows. Block: 256. Dynamic shared memory: none.
 extern "C" __global__ void __launch_bounds__(THREADS)
