@@ -17,8 +17,8 @@ pub(crate) trait Storing: Sync {
     /// Replaces a group of tokens of one head, (group, D), by what the cache would give back.
     fn round_trip(&self, head: usize, x: &mut [f32]);
 
-    /// The same as plain values, for the kernel of a card.
-    fn on_card(&self) -> OnCard<'_>;
+    /// The same as plain values, for the kernel of a card, for heads of `head_dim` elements.
+    fn on_card(&self, head_dim: usize) -> OnCard<'_>;
 }
 
 /// What a card's kernel must know of how K or V are stored.
@@ -27,6 +27,8 @@ pub(crate) struct OnCard<'a> {
     pub codec: &'a str,
     /// The text of the kernel, if the codec is not part of this crate and brings one.
     pub text: Option<&'static str>,
+    /// Whether the kernel takes heads of this size.
+    pub is_taken: bool,
     /// How many tokens are encoded together.
     pub group: usize,
     /// The size of the Hadamard rotation around the codec.
@@ -204,10 +206,11 @@ mod tests {
             x.iter_mut().for_each(|x| *x *= 10f32.powi(head as i32 + 1));
         }
 
-        fn on_card(&self) -> OnCard<'_> {
+        fn on_card(&self, _: usize) -> OnCard<'_> {
             OnCard {
                 codec: "no kernel",
                 text: None,
+                is_taken: true,
                 group: self.0,
                 rotation: None,
                 mean: None,
