@@ -79,6 +79,8 @@ pub(crate) struct Counters {
     all: AtomicU64,
     /// The same two numbers, as the kernels of a card count them.
     card: OnceLock<Tensor>,
+    /// How much of these numbers was counted by work that is done again.
+    in_vain: [AtomicU64; 2],
 }
 
 impl Counters {
@@ -95,8 +97,8 @@ impl Counters {
         once(&self.card, || Tensor::zeros(2, DType::I64, card))
     }
 
-    /// The share of scales that stand at a limit. `None` if no scale has one.
-    pub fn share(&self) -> Option<f64> {
+    /// How many scales stand at a limit, and how many were counted.
+    pub fn counts(&self) -> [u64; 2] {
         let mut counts = [&self.at_limit, &self.all].map(|count| count.load(Ordering::Relaxed));
         if let Some(card) = self.card.get() {
             // a card that is lost has failed the measurement already
@@ -104,7 +106,20 @@ impl Counters {
                 counts.iter_mut().zip(card).for_each(|(count, more)| *count += *more as u64);
             });
         }
-        let [at_limit, all] = counts;
+        let in_vain = &self.in_vain;
+        [0, 1].map(|i| counts[i] - in_vain[i].load(Ordering::Relaxed))
+    }
+
+    /// Forgets what was counted since the counts were these.
+    pub fn set_back(&self, counts: [u64; 2]) {
+        for ((in_vain, now), then) in self.in_vain.iter().zip(self.counts()).zip(counts) {
+            in_vain.fetch_add(now - then, Ordering::Relaxed);
+        }
+    }
+
+    /// The share of scales that stand at a limit. `None` if no scale has one.
+    pub fn share(&self) -> Option<f64> {
+        let [at_limit, all] = self.counts();
         (all > 0).then(|| at_limit as f64 / all as f64)
     }
 }

@@ -15,12 +15,14 @@ mod gate;
 mod heads;
 mod kernels;
 mod launch;
+mod memory;
 mod norm;
 mod product;
 mod residual;
 mod round_trip;
 
 pub(super) use card::open;
+pub(crate) use memory::is_out_of_memory;
 pub(super) use product::Weights;
 
 use super::op::InPlaceKernel;

@@ -82,8 +82,9 @@ impl Weights {
     /// control lane that equals the baseline cannot see such a fault, because its differences are 0.
     pub fn product(&self, x: &Tensor, lanes: usize) -> Result<Tensor> {
         let y = self.multiplied(x, lanes, Split::Differences, ROWS)?;
-        if lanes > 1 && !self.is_checked.swap(true, Ordering::Relaxed) {
+        if lanes > 1 && !self.is_checked.load(Ordering::Relaxed) {
             self.check_last_lane(x, &y, lanes)?;
+            self.is_checked.store(true, Ordering::Relaxed);
         }
         Ok(y)
     }

@@ -90,7 +90,8 @@ impl Effective {
         self.layers[index].as_ref().expect("the specification says which layers own a cache")
     }
 
-    pub(super) fn clamped(&self) -> &Counters {
+    /// Counts the scales that stand at a limit of their format.
+    pub(crate) fn clamped(&self) -> &Counters {
         &self.clamped
     }
 
