@@ -102,8 +102,9 @@ impl Device {
     }
 
     /// Whether a codec is carried out on the device itself: by the kernel of this name, or by that of a text.
-    pub fn has_kernel(&self, name: &str, text: Option<&str>) -> bool {
-        self.card.is_none() || text.is_some() || cuda::has_codec(name)
+    /// `is_taken` says whether that kernel takes the heads at hand.
+    pub fn has_kernel(&self, name: &str, text: Option<&str>, is_taken: bool) -> bool {
+        self.card.is_none() || is_taken && (text.is_some() || cuda::has_codec(name))
     }
 
     /// Bytes that a weight takes.

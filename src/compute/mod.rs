@@ -39,6 +39,7 @@ mod state;
 #[cfg(test)]
 pub(crate) mod textbook;
 
+pub(crate) use cuda::is_out_of_memory;
 pub use device::Device;
 pub(crate) use op::{change, run};
 pub use rows::Rows;

@@ -17,8 +17,8 @@ pub(crate) trait Storing: Sync {
     /// Replaces a group of tokens of one head, (group, D), by what the cache would give back.
     fn round_trip(&self, head: usize, x: &mut [f32]);
 
-    /// The same as plain values, for the kernel of a card.
-    fn on_card(&self) -> OnCard<'_>;
+    /// The same as plain values, for the kernel of a card, for heads of `head_dim` elements.
+    fn on_card(&self, head_dim: usize) -> OnCard<'_>;
 }
 
 /// What a card's kernel must know of how K or V are stored.
@@ -27,6 +27,8 @@ pub(crate) struct OnCard<'a> {
     pub codec: &'a str,
     /// The text of the kernel, if the codec is not part of this crate and brings one.
     pub text: Option<&'static str>,
+    /// Whether the kernel takes heads of this size.
+    pub is_taken: bool,
     /// How many tokens are encoded together.
     pub group: usize,
     /// The size of the Hadamard rotation around the codec.
@@ -77,6 +79,8 @@ pub(crate) struct Counters {
     all: AtomicU64,
     /// The same two numbers, as the kernels of a card count them.
     card: OnceLock<Tensor>,
+    /// How much of these numbers was counted by work that is done again.
+    in_vain: [AtomicU64; 2],
 }
 
 impl Counters {
@@ -93,8 +97,8 @@ impl Counters {
         once(&self.card, || Tensor::zeros(2, DType::I64, card))
     }
 
-    /// The share of scales that stand at a limit. `None` if no scale has one.
-    pub fn share(&self) -> Option<f64> {
+    /// How many scales stand at a limit, and how many were counted.
+    pub fn counts(&self) -> [u64; 2] {
         let mut counts = [&self.at_limit, &self.all].map(|count| count.load(Ordering::Relaxed));
         if let Some(card) = self.card.get() {
             // a card that is lost has failed the measurement already
@@ -102,7 +106,20 @@ impl Counters {
                 counts.iter_mut().zip(card).for_each(|(count, more)| *count += *more as u64);
             });
         }
-        let [at_limit, all] = counts;
+        let in_vain = &self.in_vain;
+        [0, 1].map(|i| counts[i] - in_vain[i].load(Ordering::Relaxed))
+    }
+
+    /// Forgets what was counted since the counts were these.
+    pub fn set_back(&self, counts: [u64; 2]) {
+        for ((in_vain, now), then) in self.in_vain.iter().zip(self.counts()).zip(counts) {
+            in_vain.fetch_add(now - then, Ordering::Relaxed);
+        }
+    }
+
+    /// The share of scales that stand at a limit. `None` if no scale has one.
+    pub fn share(&self) -> Option<f64> {
+        let [at_limit, all] = self.counts();
         (all > 0).then(|| at_limit as f64 / all as f64)
     }
 }
@@ -204,10 +221,11 @@ mod tests {
             x.iter_mut().for_each(|x| *x *= 10f32.powi(head as i32 + 1));
         }
 
-        fn on_card(&self) -> OnCard<'_> {
+        fn on_card(&self, _: usize) -> OnCard<'_> {
             OnCard {
                 codec: "no kernel",
                 text: None,
+                is_taken: true,
                 group: self.0,
                 rotation: None,
                 mean: None,

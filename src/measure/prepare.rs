@@ -145,7 +145,10 @@ impl<'r> Prepared<'r> {
         let fit = self.schemes.iter().filter_map(|scheme| scheme.effective.as_ref().ok());
         let on_host: BTreeSet<_> = fit.flat_map(|e| e.codecs_on_host(&self.device)).collect();
         notes.extend(on_host.iter().map(|codec| {
-            format!("`{codec}` has no kernel for cards: K and V pass through the host for it, which takes longer")
+            format!(
+                "`{codec}` has no kernel for cards that takes all heads of this model: K and V of the others pass through \
+                 the host, which takes longer"
+            )
         }));
         notes.extend(on_perplexity);
         let (context, trained) = (self.request.context, self.checkpoint.spec.trained_context);

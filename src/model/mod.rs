@@ -194,11 +194,10 @@ impl Checkpoint {
     }
 
     /// Does the same for any device.
-    pub(crate) fn load_on(
-        &self,
-        device: &Device,
-        residency: Residency,
-    ) -> Result<Decoder, ModelError> {
+    ///
+    /// # Errors
+    /// As of [`Checkpoint::load`], and if the device has no memory for the weights.
+    pub fn load_on(&self, device: &Device, residency: Residency) -> Result<Decoder, ModelError> {
         Decoder::load(&self.spec, self.tensors.clone(), device, residency)
     }
 }

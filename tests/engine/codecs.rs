@@ -57,6 +57,38 @@ fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
 
+/// A kernel has its file's name, or those that stand in the first lines of the file.
+#[test]
+fn every_format_has_a_kernel_of_its_own() {
+    let folder = std::fs::read_dir(support::root().join("src/kv/codec")).unwrap();
+    let files = folder.map(|file| file.unwrap().path());
+    let mut known = HashSet::new();
+    for file in files.filter(|file| file.extension().is_some_and(|extension| extension == "cu")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines =
+            text.lines().filter_map(|line| line.strip_prefix("// codec ")?.split_once(": "));
+        let names: Vec<_> = lines.map(|(name, _)| name.to_owned()).collect();
+        match names.is_empty() {
+            true => known.extend([file.file_stem().unwrap().to_str().unwrap().to_owned()]),
+            false => known.extend(names),
+        }
+    }
+    let mut names = HashSet::new();
+    for codec in formats() {
+        assert!(known.contains(codec.kernel_name()), "{}: {}", label(codec), codec.kernel_name());
+        assert!(names.insert(codec.kernel_name()), "{}: {}", label(codec), codec.kernel_name());
+    }
+}
+
+#[test]
+fn the_kernel_of_kvarn_takes_heads_that_fit_into_shared_memory() {
+    let kvarn = formats().filter(|codec| codec.name().starts_with("kvarn"));
+    for codec in kvarn {
+        let taken = [64, 128, 256, 512].map(|head_dim| codec.kernel_takes(head_dim));
+        assert_eq!(taken, [true, true, true, false], "{}", label(codec));
+    }
+}
+
 #[test]
 fn bytes_and_values_are_the_oracles() {
     let oracle = support::fixture("codecs.json");

@@ -3,7 +3,6 @@
 use crate::support;
 use crate::support::forward::logits;
 use crate::support::root;
-use kvgate::internals::model::decoder::Residency;
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;
 use serde_json::{json, Value};
@@ -28,7 +27,7 @@ fn open(folder: &Path) -> Result<Checkpoint, String> {
 }
 
 fn some_logits(folder: &Path) -> Vec<f32> {
-    let decoder = open(folder).unwrap().load(Residency::Resident).unwrap();
+    let decoder = support::load(&open(folder).unwrap());
     let ids: Vec<u32> = (0..90).map(|i| (i * 37 + 11) % 300).collect();
     logits(&decoder, &ids).flatten_all().unwrap().to_vec1().unwrap()
 }

@@ -4,7 +4,7 @@
 use crate::support;
 use crate::support::forward::{effective, in_parts_by_layer, logits, logits_in_parts, portions};
 use crate::support::generation::replay_and_decode;
-use crate::support::{fixture, ids, root};
+use crate::support::{fixture, ids, root, tolerance};
 use candle_core::{safetensors, Device};
 use kvgate::internals::compute;
 use kvgate::internals::kv::packed::PackedCache;
@@ -17,13 +17,12 @@ use kvgate::internals::source::Source;
 
 const MODELS: [&str; 2] = ["gemma4-e2b-mini", "qwen3.6-moe-mini"];
 
-/// Largest difference of a logit, relative to the position's largest logit.
+/// Largest difference of a logit on the CPU, relative to the position's largest logit.
 const TOLERANCE: f64 = 1e-4;
 
 fn load(model: &str) -> Decoder {
     let source = Source::at(root().join("models").join(model));
-    let opened = Checkpoint::open(&source).and_then(|c| c.load(Residency::Resident));
-    opened.unwrap_or_else(|e| panic!("{e}"))
+    support::load(&Checkpoint::open(&source).unwrap_or_else(|error| panic!("{error}")))
 }
 
 #[test]
@@ -39,7 +38,7 @@ fn logits_are_those_of_transformers() {
         for (what, logits) in [("whole", whole), ("in parts", parts)] {
             let worst = support::worst_logit(&logits, want);
             println!("{model}, {what}: largest relative error {worst:.1e}");
-            assert!(worst <= TOLERANCE, "{model}, {what}: {worst:.1e}");
+            assert!(worst <= tolerance(TOLERANCE), "{model}, {what}: {worst:.1e}");
         }
     }
 }
@@ -60,7 +59,7 @@ fn identity_is_exact_for_any_number_of_chunks() {
                 schemes: vec![("f16".into(), "f16".parse().unwrap())],
                 calibration: None,
                 generate: None,
-                device: compute::Device::cpu(),
+                device: support::device(),
                 residency: None,
                 mimic: None,
                 is_gated: true,
@@ -98,7 +97,7 @@ fn a_router_without_numbers_names_its_layer() {
         schemes: Vec::new(),
         calibration: None,
         generate: None,
-        device: compute::Device::cpu(),
+        device: support::device(),
         residency: None,
         mimic: None,
         is_gated: true,
@@ -183,7 +182,7 @@ fn streamed_layers_are_the_resident_ones() {
     for model in MODELS {
         let checkpoint = Checkpoint::open(&Source::at(root().join("models").join(model))).unwrap();
         let bits = |residency| -> Vec<f32> {
-            let decoder = checkpoint.load(residency).unwrap();
+            let decoder = checkpoint.load_on(&support::device(), residency).unwrap();
             logits(&decoder, &ids).flatten_all().unwrap().to_vec1().unwrap()
         };
         assert!(bits(Residency::Resident) == bits(Residency::Streamed), "{model}");
@@ -202,7 +201,7 @@ fn every_codec_in_parts_is_the_codec_at_once() {
                 continue;
             }
             let worst = in_parts_by_layer(&decoder, &ids, codec.name());
-            assert!(worst <= 2e-5, "{model} {}: {worst:.1e}", codec.name());
+            assert!(worst <= tolerance(2e-5), "{model} {}: {worst:.1e}", codec.name());
         }
     }
 }

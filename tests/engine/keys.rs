@@ -8,7 +8,6 @@ use crate::support;
 use crate::support::forward::{logits, relative};
 use crate::support::metadata::{Entry, Metadata};
 use crate::support::root;
-use kvgate::internals::model::decoder::Residency;
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;
 use serde_json::{json, Value};
@@ -651,11 +650,15 @@ fn defaults_are_the_references() {
         let [name, format, key] = named(case);
         let folder = tempfile::tempdir().unwrap();
         let path = fixtures[&format!("{name} {format}")].write(folder.path(), &key, Edit::Remove);
-        let decoder = open(&path).unwrap().load(Residency::Resident).unwrap();
+        let decoder = support::load(&open(&path).unwrap());
         let whole = support::fixture(&format!("checkpoints/{name}/logits.json"));
         let logits = logits(&decoder, &support::ids(&whole["ids"]));
         // llama.cpp's GELU rounds to f16 (scripts/oracle/README.md)
-        let tolerance = if format == "gguf" && name.contains("gemma") { 1e-2 } else { 1e-4 };
+        let tolerance = support::tolerance(if format == "gguf" && name.contains("gemma") {
+            1e-2
+        } else {
+            1e-4
+        });
         for position in case["positions"].as_array().unwrap() {
             let row = position["position"].as_u64().unwrap() as usize;
             let got: Vec<f32> = logits.get(row).unwrap().to_vec1().unwrap();

@@ -1,5 +1,6 @@
 //! The packed cache on real weights, against the lanes that measure and against decoding itself:
 //! `cargo test --test engine packed:: -- --ignored --nocapture` prints what docs/generations.md quotes.
+//! All of it is computed on the CPU, as the packed cache is a host's.
 
 use crate::support;
 use crate::support::forward::{effective, in_parts_by_layer, logits_in_parts, run_part};

@@ -367,7 +367,7 @@ impl Gemm {
                 blas_sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         };
-        done.map_err(candle_core::Error::wrap)
+        done.w()
     }
 }
 

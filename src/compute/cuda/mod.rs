@@ -15,6 +15,7 @@ mod gate;
 mod heads;
 mod kernels;
 mod launch;
+mod memory;
 mod norm;
 mod operand;
 mod pairs;
@@ -23,6 +24,7 @@ mod residual;
 mod round_trip;
 
 pub(super) use card::open;
+pub(crate) use memory::is_out_of_memory;
 pub(super) use operand::Gate;
 pub(super) use pairs::Pairs;
 pub(super) use product::{Product, Weights};

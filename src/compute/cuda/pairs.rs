@@ -312,14 +312,16 @@ impl Pairs {
         y: &Tensor,
         product: impl Fn(&Pairs, usize, usize) -> Result<Tensor>,
     ) -> Result<()> {
-        if self.lanes == 1 || !weights.is_to_be_checked() {
+        if !weights.is_unchecked(self.lanes) {
             return Ok(());
         }
         let (first, rows) = ((self.lanes - 1) * self.rows, self.rows.min(CHECKED_ROWS));
         let alone = Pairs::new(self.choice.narrow(0, first, rows)?, self.experts, 1)?;
         let whole = product(&alone, first, rows)?.index_select(&alone.places, 0)?;
         let own = self.places.narrow(0, first * self.used, rows * self.used)?;
-        agree(&y.index_select(&own, 0)?, &whole)
+        agree(&y.index_select(&own, 0)?, &whole)?;
+        weights.was_checked();
+        Ok(())
     }
 
     /// Each row's sum of weight · y over its experts, in ascending order of the experts: (pairs, out) → (rows, out).

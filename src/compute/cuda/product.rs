@@ -74,8 +74,9 @@ impl Weights {
     /// control lane that equals the baseline cannot see such a fault, because its differences are 0.
     pub fn product(&self, x: &Tensor, lanes: usize) -> Result<Tensor> {
         let y = self.multiplied(x, lanes, Split::Differences)?;
-        if lanes > 1 && self.is_to_be_checked() {
+        if self.is_unchecked(lanes) {
             self.check_last_lane(x, &y, lanes)?;
+            self.was_checked();
         }
         Ok(y)
     }
@@ -103,9 +104,15 @@ impl Weights {
         &self.scales
     }
 
-    /// Whether no lane's product with these weights has been compared with that of whole rows. The next call says no.
-    pub fn is_to_be_checked(&self) -> bool {
-        !self.is_checked.swap(true, Ordering::Relaxed)
+    /// Whether a product of several lanes must be compared with that of whole rows, because none with these weights has
+    /// been.
+    pub fn is_unchecked(&self, lanes: usize) -> bool {
+        lanes > 1 && !self.is_checked.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a product has been compared.
+    pub fn was_checked(&self) {
+        self.is_checked.store(true, Ordering::Relaxed);
     }
 
     /// The map to the outputs `start..start + len`.
@@ -155,10 +162,6 @@ impl Weights {
         }
         both.multiply()?;
         down.prepared(Operand::of_gated(both, gate)?)?.result().map(Some)
-    }
-
-    fn is_unchecked(&self, lanes: usize) -> bool {
-        lanes > 1 && !self.is_checked.load(Ordering::Relaxed)
     }
 
     fn multiplied(&self, x: &Tensor, lanes: usize, split: Split) -> Result<Tensor> {

@@ -1,5 +1,5 @@
 //! The launch of the round trip of K and V. Each codec has a kernel of its own, which is made of the codec's text and a
-//! template. A codec without a text is carried out on the host.
+//! template. A codec without a text, and one whose text does not take heads of a size, is carried out on the host.
 
 use super::kernels::CODECS;
 use super::launch::{compiled_at_run_time, Call, Grid, Place};
@@ -17,7 +17,8 @@ const NUMBERS: usize = 4096;
 impl InPlaceKernel for RoundTrip<'_> {
     fn launch(&self, _: &'static str, x: &mut CudaStorage, layout: &Layout) -> Result<()> {
         let device = x.device().clone();
-        let card = self.storing.on_card();
+        let (.., head_dim) = layout.shape().dims4()?;
+        let card = self.storing.on_card(head_dim);
         match kernel(&device, &card)? {
             Some(call) => self.queue(&device, call, &card, x, layout),
             None => self.on_host(&device, x, layout),
@@ -25,9 +26,10 @@ impl InPlaceKernel for RoundTrip<'_> {
     }
 }
 
-/// The kernel of a codec, if it has one.
+/// The kernel of a codec, if it has one that takes these heads.
 fn kernel(device: &CudaDevice, card: &OnCard) -> Result<Option<Call<'static>>> {
     match card.text {
+        _ if !card.is_taken => Ok(None),
         Some(text) => compiled_at_run_time(device, &source(text), "kv_round_trip").map(Some),
         None if has_codec(card.codec) => {
             let name = format!("kv_round_trip_{}", symbol(card.codec));

@@ -104,6 +104,12 @@ pub trait Codec: Send + Sync {
         self.name()
     }
 
+    /// Whether the kernel takes heads of `head_dim` elements. If it does not, the codec is carried out on the host in
+    /// layers with such heads.
+    fn kernel_takes(&self, _head_dim: usize) -> bool {
+        true
+    }
+
     /// Counts the scales of an encoded head that stand at a limit of their format: how many do, and how
     /// many scales there are. Such a scale does less than it should. `None` if the format has no such limit.
     fn clamped(&self, _x: &[f32]) -> Option<[u64; 2]> {

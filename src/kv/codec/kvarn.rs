@@ -33,6 +33,10 @@ const TOKENS: usize = 128;
 const SLICE: usize = 128;
 const HEADS: [usize; 4] = [64, 128, 256, 512];
 
+/// The largest head that the kernel of a card takes. A tile of 128 tokens of a larger one does not fit into the shared
+/// memory of a block.
+const LARGEST_ON_CARD: usize = 256;
+
 /// How many tokens stay exact by default: as many at the start of the sequence as newest ones.
 const EXACT: usize = 128;
 
@@ -56,6 +60,8 @@ const LANES: usize = 8;
 #[derive(Clone, Copy)]
 pub(super) struct Kvarn {
     name: &'static str,
+    /// The name of its kernel, which differs for K and V.
+    kernel: &'static str,
     accepted_by: &'static str,
     bits: usize,
     iterations: usize,
@@ -71,23 +77,40 @@ macro_rules! variants {
         pub(super) static $id: [Kvarn; 4] = {
             const PLAIN: Kvarn = Kvarn {
                 name: $name,
+                kernel: $name,
                 accepted_by: concat!("beellama.cpp: -ctk ", $name, " -ctv ", $name),
                 bits: $bits,
                 iterations: 16,
                 whole: false,
                 values: None,
             };
-            const IT8: Kvarn =
-                Kvarn { name: concat!($name, ":it8"), accepted_by: "", iterations: 8, ..PLAIN };
-            const WHOLE: Kvarn =
-                Kvarn { name: concat!($name, ":whole"), accepted_by: "", whole: true, ..PLAIN };
+            const IT8: Kvarn = Kvarn {
+                name: concat!($name, ":it8"),
+                kernel: concat!($name, ":it8"),
+                accepted_by: "",
+                iterations: 8,
+                ..PLAIN
+            };
+            const WHOLE: Kvarn = Kvarn {
+                name: concat!($name, ":whole"),
+                kernel: concat!($name, ":whole"),
+                accepted_by: "",
+                whole: true,
+                ..PLAIN
+            };
             const BOTH: Kvarn = Kvarn {
                 name: concat!($name, ":it8:whole"),
+                kernel: concat!($name, ":it8:whole"),
                 accepted_by: $vllm,
                 whole: true,
                 ..IT8
             };
-            static VALUES: [Kvarn; 4] = [PLAIN, IT8, BOTH, WHOLE];
+            static VALUES: [Kvarn; 4] = [
+                Kvarn { kernel: concat!($name, "/values"), ..PLAIN },
+                Kvarn { kernel: concat!($name, ":it8/values"), ..IT8 },
+                Kvarn { kernel: concat!($name, ":it8:whole/values"), ..BOTH },
+                Kvarn { kernel: concat!($name, ":whole/values"), ..WHOLE },
+            ];
             [
                 Kvarn { values: Some(&VALUES[0]), ..PLAIN },
                 Kvarn { values: Some(&VALUES[1]), ..IT8 },
@@ -122,6 +145,14 @@ impl Codec for Kvarn {
 
     fn accepted_by(&self) -> &str {
         self.accepted_by
+    }
+
+    fn kernel_name(&self) -> &str {
+        self.kernel
+    }
+
+    fn kernel_takes(&self, head_dim: usize) -> bool {
+        head_dim <= LARGEST_ON_CARD
     }
 
     fn block(&self, head_dim: usize) -> usize {

@@ -90,7 +90,8 @@ impl Effective {
         self.layers[index].as_ref().expect("the specification says which layers own a cache")
     }
 
-    pub(super) fn clamped(&self) -> &Counters {
+    /// Counts the scales that stand at a limit of their format.
+    pub(crate) fn clamped(&self) -> &Counters {
         &self.clamped
     }
 
@@ -112,11 +113,16 @@ impl Effective {
         sides.all(|side| side.codec.group() == 1 && !side.keeps_exact())
     }
 
-    /// The codecs that a device leaves to the host.
+    /// The codecs that a device leaves to the host, in some layer at least.
     pub(crate) fn codecs_on_host(&self, device: &Device) -> BTreeSet<&str> {
-        let codecs = self.owners().flat_map(|layer| [layer.k.codec, layer.v.codec]);
-        let on_host = codecs.filter(|c| !device.has_kernel(c.kernel_name(), c.kernel()));
-        on_host.map(|codec| codec.name()).collect()
+        let sides = self.owners().flat_map(|layer| {
+            [&layer.k, &layer.v]
+                .map(|side| (side.codec, side.codec.kernel_takes(layer.kv.head_dim)))
+        });
+        let on_host = sides.filter(|(codec, is_taken)| {
+            !device.has_kernel(codec.kernel_name(), codec.kernel(), *is_taken)
+        });
+        on_host.map(|(codec, _)| codec.name()).collect()
     }
 
     fn owners(&self) -> impl Iterator<Item = &LayerScheme> {

@@ -155,11 +155,16 @@ impl SideScheme {
     }
 
     /// The same as plain values, for the kernel of a card.
-    pub(in crate::kv) fn on_card<'a>(&'a self, clamped: &'a Counters) -> OnCard<'a> {
+    pub(in crate::kv) fn on_card<'a>(
+        &'a self,
+        head_dim: usize,
+        clamped: &'a Counters,
+    ) -> OnCard<'a> {
         let codec = self.codec;
         OnCard {
             codec: codec.kernel_name(),
             text: codec.kernel(),
+            is_taken: codec.kernel_takes(head_dim),
             group: codec.group(),
             rotation: self.rotation,
             mean: self.mean.as_ref(),

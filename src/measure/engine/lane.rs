@@ -1,5 +1,6 @@
 //! A lane of the engine, and what becomes of it.
 
+use crate::compute::is_out_of_memory;
 use crate::kv::cache::CacheError;
 use crate::kv::effective::Effective;
 use crate::model::ModelError;
@@ -22,10 +23,16 @@ pub type LaneResult = Result<Vec<Position>, LaneError>;
 pub enum LaneError {
     /// The cache refused K or V, or a tensor operation failed.
     #[error(transparent)]
-    Cache(#[from] CacheError),
+    Cache(CacheError),
     /// Weights that are read layer by layer could not be read.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(ModelError),
+    /// The device has no memory left.
+    #[error(
+        "the card has no memory left; use fewer tokens (a smaller `context`, or fewer chunks or prompts), another card, \
+         or --device cpu"
+    )]
+    Memory,
     /// A tensor operation failed, or a router's logits are not finite.
     #[error("layer {layer}: {why}")]
     Layer { layer: usize, why: String },
@@ -44,6 +51,7 @@ impl LaneError {
     /// An error of a layer. Errors of its cache name the layer already.
     pub(in crate::measure) fn at(layer: usize, error: CacheError) -> Self {
         match error {
+            CacheError::Tensor(error) if is_out_of_memory(&error) => LaneError::Memory,
             CacheError::Tensor(error) => LaneError::Layer { layer, why: first_line(&error) },
             named => LaneError::Cache(named),
         }
@@ -61,6 +69,19 @@ fn first_line(error: &impl ToString) -> String {
 
 impl From<candle_core::Error> for LaneError {
     fn from(error: candle_core::Error) -> Self {
-        LaneError::Cache(error.into())
+        if is_out_of_memory(&error) {
+            LaneError::Memory
+        } else {
+            LaneError::Cache(error.into())
+        }
+    }
+}
+
+impl From<ModelError> for LaneError {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Tensor(error) => error.into(),
+            other => LaneError::Model(other),
+        }
     }
 }

@@ -27,6 +27,9 @@ pub(super) struct ChunkTiles(Vec<ChunkTile>);
 impl Pass<'_> {
     /// Runs all layers over a group of chunks, of which lane i takes the first `counts[i]`. In a lane that failed the
     /// hidden states mean nothing.
+    ///
+    /// # Errors
+    /// What concerns all lanes. If the device has no memory, this is [`LaneError::Memory`] and no lane has failed for it.
     pub(super) fn run_layers(
         &mut self,
         chunks: &[Chunk],
@@ -62,7 +65,7 @@ impl Pass<'_> {
         layer: &ReadyLayer,
         index: usize,
         tile: &mut ChunkTile,
-    ) -> TensorResult<()> {
+    ) -> Result<(), LaneError> {
         if tile.lanes.iter().all(|&l| self.lanes[l].is_err()) {
             return Ok(());
         }
@@ -74,6 +77,7 @@ impl Pass<'_> {
                     }
                 }
             }
+            Err(LaneError::Memory) => return Err(LaneError::Memory),
             Err(error) if tile.lanes.len() == 1 => self.fail(tile.lanes[0], error),
             // where lanes travel together, an op that fails fails for all of them
             Err(error) => self.fail_all(&error.brief()),

@@ -2,11 +2,13 @@
 //!
 //! The order is layer-major: a layer's weights serve every lane and every chunk before the next layer is touched.
 //! Below the first layer that owns a cache the lanes do not differ, so they share one hidden state there. Chunks
-//! travel in groups, as many at a time as the memory for hidden states allows.
+//! travel in groups, as many at a time as the memory for hidden states allows. If a card's memory is too small all the
+//! same, what did not fit is run again in smaller groups, and then with fewer lanes at a time.
 
 mod head;
 mod lane;
 mod layers;
+mod share;
 
 pub use lane::{Lane, LaneError, LaneResult};
 
@@ -19,6 +21,8 @@ use crate::model::spec::Spec;
 use crate::results::statistics::Position;
 use candle_core::{Result as TensorResult, Tensor};
 use layers::ChunkTiles;
+use share::{NoMemory, Share};
+use std::ops::Range;
 
 /// Runs the baseline and the lanes over the chunks, which are all of one length. `progress` is told how much work is
 /// done and how much there is.
@@ -38,10 +42,10 @@ pub fn run(
     let per_token = all.len() * (decoder.spec.hidden + shared_width(&decoder.spec))
         + per_layer_width(&decoder.spec);
     let per_chunk = context * per_token * size_of::<f32>();
-    // groups are whole tiles: the last bits of a product may depend on how many rows it has, and with experts they do
     let tile = chunks_per_tile(decoder.device(), context);
     let group = (decoder.device().group_bytes() / per_chunk.max(1)).max(1).next_multiple_of(tile);
-    in_groups(group, decoder, chunks, &all, mimic, progress)
+    let mut share = Share { chunks: group, lanes: lanes.len(), tile };
+    in_shares(&mut share, decoder, chunks, &all, mimic, progress)
 }
 
 /// How many chunks of one lane travel together: as many as fit into a tile of the device, and at least one. A lane
@@ -63,31 +67,23 @@ fn shared_width(spec: &Spec) -> usize {
     shared.filter_map(|(layer, _)| layer.attention()).map(|a| 2 * a.kv_width()).sum()
 }
 
-/// Runs `all` lanes, of which the baseline is the first, over `group` chunks at a time.
-fn in_groups(
-    group: usize,
+/// Runs `all` lanes, of which the baseline is the first, a share of them over a share of the chunks at a time. Afterwards
+/// `share` is what has fitted into the device's memory.
+fn in_shares(
+    share: &mut Share,
     decoder: &Decoder,
     chunks: &[Chunk],
     all: &[Lane],
     mimic: Option<Mimic>,
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> Vec<LaneResult> {
-    let mut pass = Pass {
-        decoder,
-        context: chunks.first().map_or(0, |chunk| chunk.tokens.len()),
-        mimic,
-        lanes: all.iter().map(|_| Ok(Vec::new())).collect(),
-        done: 0,
-        work: work(decoder, chunks.len(), all),
-        progress,
-    };
-    progress(0, pass.work);
-    for (i, chunks) in chunks.chunks(group).enumerate() {
-        let before = i * group;
-        let counts = all.iter().map(|l| l.chunks.saturating_sub(before).min(chunks.len()));
-        pass.run_group(before, chunks, all, &counts.collect::<Vec<_>>());
+    let mut pass = Pass::new(decoder, chunks, all, mimic, progress);
+    let ran = share
+        .run_all(0..chunks.len(), 1..all.len(), &mut |chunks, lanes| pass.run_share(chunks, lanes));
+    if let Err(NoMemory) = ran {
+        pass.fail_all(&LaneError::Memory.brief());
     }
-    pass.lanes.into_iter().skip(1).collect()
+    pass.results()
 }
 
 /// All work in units of progress: a unit is one layer of one chunk of one lane.
@@ -109,41 +105,134 @@ fn head_units(decoder: &Decoder) -> usize {
 /// One pass of all lanes over all chunks.
 struct Pass<'a> {
     decoder: &'a Decoder,
+    chunks: &'a [Chunk],
     context: usize,
     mimic: Option<Mimic>,
-    /// The baseline is the first. Its list of positions stays empty.
+    /// What travels. The baseline is the first.
+    travelling: &'a [Lane],
+    /// What has become of each lane. The baseline's list of positions stays empty.
     lanes: Vec<LaneResult>,
     done: u64,
     work: u64,
     progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
+/// How far lanes were before they ran over a share of the chunks.
+struct Mark {
+    lanes: Range<usize>,
+    /// How many positions each of them had, and what its codecs had counted.
+    counts: Vec<(usize, [u64; 2])>,
+    done: u64,
+    work: u64,
+}
+
+impl<'a> Pass<'a> {
+    fn new(
+        decoder: &'a Decoder,
+        chunks: &'a [Chunk],
+        travelling: &'a [Lane],
+        mimic: Option<Mimic>,
+        progress: &'a (dyn Fn(u64, u64) + Sync),
+    ) -> Self {
+        let work = work(decoder, chunks.len(), travelling);
+        progress(0, work);
+        Pass {
+            decoder,
+            chunks,
+            context: chunks.first().map_or(0, |chunk| chunk.tokens.len()),
+            mimic,
+            travelling,
+            lanes: travelling.iter().map(|_| Ok(Vec::new())).collect(),
+            done: 0,
+            work,
+            progress,
+        }
+    }
+
+    /// What has become of the lanes beside the baseline.
+    fn results(self) -> Vec<LaneResult> {
+        self.lanes.into_iter().skip(1).collect()
+    }
+}
+
 impl Pass<'_> {
-    /// Runs a group of chunks, of which lane i takes the first `counts[i]`. There are `before` chunks in earlier
-    /// groups.
-    fn run_group(&mut self, before: usize, chunks: &[Chunk], lanes: &[Lane], counts: &[usize]) {
-        let hidden = match self.run_layers(chunks, lanes, counts) {
+    /// Runs some lanes over some chunks, and the baseline beside them.
+    ///
+    /// # Errors
+    /// If the device has no memory for that. Everything is then as if nothing had been run.
+    fn run_share(&mut self, chunks: Range<usize>, lanes: Range<usize>) -> Result<(), NoMemory> {
+        let mark = self.mark(lanes.clone());
+        let ran = self.run_group(chunks, lanes);
+        if ran.is_err() {
+            self.set_back(mark);
+        }
+        ran
+    }
+
+    fn mark(&self, lanes: Range<usize>) -> Mark {
+        let count = |l: usize| {
+            let positions = self.lanes[l].as_ref().map_or(0, Vec::len);
+            (positions, self.travelling[l].scheme.clamped().counts())
+        };
+        let counts = lanes.clone().map(count).collect();
+        Mark { lanes, counts, done: self.done, work: self.work }
+    }
+
+    /// Forgets what was found since the mark. What was done in vain is now a part of all work, so that progress never
+    /// goes back.
+    fn set_back(&mut self, mark: Mark) {
+        for (l, (positions, counts)) in mark.lanes.zip(mark.counts) {
+            if let Ok(lane) = &mut self.lanes[l] {
+                lane.truncate(positions);
+            }
+            self.travelling[l].scheme.clamped().set_back(counts);
+        }
+        self.work = mark.work + (self.done - mark.done);
+    }
+
+    /// Runs a group of chunks through some lanes and the baseline.
+    fn run_group(&mut self, group: Range<usize>, lanes: Range<usize>) -> Result<(), NoMemory> {
+        let (before, travelling) = (group.start, self.travelling);
+        let chunks = self.chunks;
+        let chunks = &chunks[group];
+        let count = |(l, lane): (usize, &Lane)| {
+            let own = lane.chunks.saturating_sub(before).min(chunks.len());
+            if l == 0 || lanes.contains(&l) {
+                own
+            } else {
+                0
+            }
+        };
+        let counts: Vec<usize> = travelling.iter().enumerate().map(count).collect();
+        if lanes.start > 1 {
+            // the baseline has been counted with the lanes before these
+            self.work += work(self.decoder, chunks.len(), &travelling[..1]);
+        }
+        let hidden = match self.run_layers(chunks, travelling, &counts) {
             Ok(hidden) => hidden,
-            Err(error) => return self.fail_all(&error.brief()),
+            Err(LaneError::Memory) => return Err(NoMemory),
+            Err(error) => {
+                self.fail_all(&error.brief());
+                return Ok(());
+            }
         };
         for (i, chunk) in chunks.iter().enumerate() {
             if self.lanes[0].is_err() {
-                return;
+                break;
             }
             let present: Vec<usize> =
-                (0..lanes.len()).filter(|&l| i < counts[l] && self.lanes[l].is_ok()).collect();
+                (0..counts.len()).filter(|&l| i < counts[l] && self.lanes[l].is_ok()).collect();
             let rows = present.iter().map(|&l| self.scored_rows(&hidden, l, i, chunk));
             let scored =
                 rows.collect::<TensorResult<Vec<_>>>().and_then(|rows| self.run_head(chunk, &rows));
-            match scored {
+            match scored.map_err(LaneError::from) {
                 Ok(positions) => self.add_positions(before + i, chunk, &present, positions),
-                Err(error) => {
-                    let error = LaneError::from(error).brief();
-                    self.fail_all(&format!("chunk {}, {error}", before + i));
-                }
+                Err(LaneError::Memory) => return Err(NoMemory),
+                Err(error) => self.fail_all(&format!("chunk {}, {}", before + i, error.brief())),
             }
             self.advance(present.len() * head_units(self.decoder));
         }
+        Ok(())
     }
 
     fn advance(&mut self, units: usize) {
@@ -194,14 +283,14 @@ impl Pass<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::textbook;
-    use crate::compute::Device;
+    use crate::compute::{is_out_of_memory, textbook, Device};
     use crate::kv::Scheme;
     use crate::measure::corpus::scored;
     use crate::model::decoder::Residency;
     use crate::model::Checkpoint;
     use crate::source::Source;
     use crate::testing::tiny;
+    use candle_core::DType;
 
     /// A tiny model on the device that tests run on.
     fn decoder() -> Decoder {
@@ -222,8 +311,16 @@ mod tests {
     }
 
     fn chunk(index: usize) -> Chunk {
-        let tokens: Vec<u32> =
-            (0..48).map(|i| (i * i * 7 + i * 13 + index as u32 * 31) % 256).collect();
+        chunk_of(48, index)
+    }
+
+    /// A context of which a tile of a card holds few, and how many of them a run has.
+    const LONG: usize = 2048;
+    const LONG_RUN: usize = 14;
+
+    fn chunk_of(tokens: usize, index: usize) -> Chunk {
+        let token = |i: u32| (i * i * 7 + i * 13 + index as u32 * 31) % 256;
+        let tokens: Vec<u32> = (0..tokens as u32).map(token).collect();
         let scored = scored(tokens.len());
         Chunk { category: "text".into(), index, tokens, scored }
     }
@@ -234,6 +331,18 @@ mod tests {
         positions.map(|lane| lane.iter().map(|p| format!("{p:?}")).collect()).collect()
     }
 
+    /// All lanes over so many chunks at a time.
+    fn in_groups(
+        group: usize,
+        decoder: &Decoder,
+        chunks: &[Chunk],
+        all: &[Lane],
+        progress: &(dyn Fn(u64, u64) + Sync),
+    ) -> Vec<LaneResult> {
+        let mut share = Share { chunks: group, lanes: all.len() - 1, tile: 1 };
+        in_shares(&mut share, decoder, chunks, all, None, progress)
+    }
+
     #[test]
     fn groups_of_chunks_change_no_bit() {
         // on a card, groups are of whole tiles, which have more chunks than these
@@ -241,7 +350,7 @@ mod tests {
         let chunks = (0..5).map(chunk).collect::<Vec<_>>();
         let lanes = [lane("f16", 5), lane("q8_0", 5), lane("q4_0", 3), lane("q5_1", 1)];
         let [whole, split] =
-            [5, 2].map(|group| in_groups(group, &decoder, &chunks, &lanes, None, &|_, _| {}));
+            [5, 2].map(|group| in_groups(group, &decoder, &chunks, &lanes, &|_, _| {}));
         assert_eq!(split[1].as_ref().unwrap().len(), 3 * chunks[0].scored.len());
         assert_eq!(bits(&split), bits(&whole));
     }
@@ -291,12 +400,126 @@ mod tests {
         }
     }
 
+    /// A run that is refused although it has been done measures nothing twice and loses nothing, whether it was refused
+    /// for its chunks or for its lanes.
+    #[test]
+    fn what_did_not_fit_leaves_nothing_behind() {
+        let (decoder, chunks) =
+            (decoder_on(&Device::cpu()), (0..5).map(|i| chunk_of(300, i)).collect::<Vec<_>>());
+        let lanes = || ["f16", "f16", "q4_0", "kvarn2:tail=128:sink=0", "q8_0"].map(|s| lane(s, 5));
+        let (whole, split) = (lanes(), lanes());
+        let want = in_groups(5, &decoder, &chunks, &whole, &|_, _| {});
+        for (most_chunks, most_lanes) in [(2, 4), (1, 2), (1, 1)] {
+            let told = std::sync::Mutex::new(Vec::new());
+            let progress = |done, all| told.lock().unwrap().push((done, all));
+            let mut pass = Pass::new(&decoder, &chunks, &split, None, &progress);
+            let mut share = Share { chunks: 5, lanes: 4, tile: 1 };
+            let ran = share.run_all(0..5, 1..5, &mut |chunks, lanes| {
+                if chunks.len() > most_chunks || lanes.len() > most_lanes {
+                    let mark = pass.mark(lanes.clone());
+                    pass.run_group(chunks, lanes)?;
+                    pass.set_back(mark);
+                    return Err(NoMemory);
+                }
+                pass.run_share(chunks, lanes)
+            });
+            assert_eq!((ran, share.chunks, share.lanes), (Ok(()), most_chunks, most_lanes));
+            assert_eq!(
+                bits(&pass.results()),
+                bits(&want),
+                "{most_chunks} chunks, {most_lanes} lanes"
+            );
+            let told = told.into_inner().unwrap();
+            assert!(told.is_sorted_by_key(|(done, _)| *done), "{told:?}");
+            assert!(told.last().is_some_and(|(done, all)| done == all), "{told:?}");
+        }
+        let shares =
+            |lanes: &[Lane]| lanes.iter().map(|l| l.scheme.clamped_share()).collect::<Vec<_>>();
+        assert!(whole[3].scheme.clamped().counts()[1] > 0);
+        let counts = |lanes: &[Lane]| lanes[3].scheme.clamped().counts();
+        assert_eq!(
+            counts(&split),
+            counts(&whole).map(|count| 3 * count),
+            "the scales of three runs"
+        );
+        assert_eq!(shares(&split), shares(&whole));
+    }
+
+    /// On a card a lane's tile has 8192 rows, so that long chunks are few in a tile and several tiles in a group.
+    #[test]
+    #[ignore = "needs a card, which KVGATE_DEVICE names; on the CPU tiles and groups are others"]
+    fn a_group_of_one_tile_gives_the_bits_of_all_chunks() {
+        assert!(!textbook::place().is_cpu(), "KVGATE_DEVICE names no card");
+        let decoder = decoder();
+        let chunks: Vec<_> = (0..LONG_RUN).map(|i| chunk_of(LONG, i)).collect();
+        let lanes = ["f16", "f16", "q8_0", "q4_0:tail=8", "kvarn4"].map(|s| lane(s, LONG_RUN));
+        let tile = chunks_per_tile(decoder.device(), LONG);
+        assert!(2 * tile < LONG_RUN, "{tile} chunks in a tile");
+        let [whole, split] =
+            [LONG_RUN, tile].map(|group| in_groups(group, &decoder, &chunks, &lanes, &|_, _| {}));
+        assert_eq!(bits(&split), bits(&whole));
+    }
+
+    /// The whole card but for so many bytes, which are in one piece.
+    fn filled(device: &Device, room: usize) -> Vec<Tensor> {
+        let take = |bytes: usize| Tensor::zeros(bytes, DType::U8, device.at());
+        let hole = take(room).unwrap();
+        let mut all = Vec::new();
+        for bytes in [1 << 30, 64 << 20, 4 << 20] {
+            loop {
+                match take(bytes) {
+                    Ok(block) => all.push(block),
+                    Err(error) if is_out_of_memory(&error) => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        drop(hole);
+        all
+    }
+
+    /// With less and less room, a run ends in the same bits or in an error that says what helps.
+    #[test]
+    #[ignore = "needs a card that nothing else uses, which KVGATE_DEVICE names; it fills the card's memory"]
+    fn a_card_that_is_nearly_full_measures_the_same() {
+        assert!(!textbook::place().is_cpu(), "KVGATE_DEVICE names no card");
+        let decoder = decoder();
+        let chunks: Vec<_> = (0..LONG_RUN).map(|i| chunk_of(LONG, i)).collect();
+        let lanes = ["f16", "f16", "q8_0", "q4_0:tail=8", "kvarn4"].map(|s| lane(s, LONG_RUN));
+        let all =
+            Share { chunks: LONG_RUN, lanes: 4, tile: chunks_per_tile(decoder.device(), LONG) };
+        let run = |share: &mut Share| in_shares(share, &decoder, &chunks, &lanes, None, &|_, _| {});
+        let want = bits(&run(&mut all.clone()));
+        let (mut refused, mut reduced) = (0, 0);
+        for room in (1..64).map(|i| i * (16 << 20)) {
+            let filler = filled(decoder.device(), room);
+            let mut share = all;
+            let found = run(&mut share);
+            drop(filler);
+            println!(
+                "{} MiB: {share:?}, {}",
+                room >> 20,
+                if found[0].is_ok() { "ok" } else { "no" }
+            );
+            match &found[0] {
+                Ok(_) => assert_eq!(bits(&found), want, "{} MiB", room >> 20),
+                Err(error) => assert!(error.to_string().contains("use fewer tokens"), "{error}"),
+            }
+            refused += usize::from(found[0].is_err());
+            reduced += usize::from(found[0].is_ok() && share != all);
+            if found[0].is_ok() && share == all {
+                break;
+            }
+        }
+        assert!(reduced > 0, "no run was divided; {refused} were refused");
+    }
+
     #[test]
     fn progress_ends_where_it_said() {
         let (decoder, chunks) = (decoder(), (0..3).map(chunk).collect::<Vec<_>>());
         let lanes = [lane("f16", 3), lane("q8_0", 3), lane("q4_0", 1)];
         let told = std::sync::Mutex::new(Vec::new());
-        in_groups(2, &decoder, &chunks, &lanes, None, &|done, all| {
+        in_groups(2, &decoder, &chunks, &lanes, &|done, all| {
             told.lock().unwrap().push((done, all));
         });
         let told = told.into_inner().unwrap();

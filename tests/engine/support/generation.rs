@@ -15,6 +15,8 @@ use kvgate::internals::source::Source;
 /// parts from the baseline's to the first flip of the replay. Rounding is chaotic, and more so where it is
 /// coarse: where they differ, the scheme or the baseline must be undecided by less than `spread`, and both
 /// margins are printed. Gives the prompts that agree, those that part among them, and all.
+///
+/// Both are computed on the CPU. A card rounds the difference that a scheme makes, which single tokens do not have.
 pub fn replay_and_decode(
     source: &Source,
     prompts: &str,

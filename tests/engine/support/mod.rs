@@ -1,4 +1,8 @@
-//! What tests of the engine share: the real models and the fixtures.
+//! What tests of the engine share: the real models, the fixtures, and the device that models run on.
+//!
+//! Tests that compare a model's numbers with those of another implementation load the model by [`load`], on the device
+//! that `KVGATE_DEVICE` names, so that they show what a card computes, too. All other tests run on the CPU: they are about
+//! files, about texts, or about caches that keep their bytes on the host.
 
 pub mod forward;
 pub mod generation;
@@ -13,19 +17,50 @@ pub mod program;
 pub mod tiny;
 
 use candle_core::Tensor;
+use kvgate::internals::compute::device::Choice;
+use kvgate::internals::compute::Device;
+use kvgate::internals::model::decoder::{Decoder, Residency};
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 pub const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 pub const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
 pub const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 pub const MODELS: [&str; 3] = [SMOLLM2, GEMMA, QWEN];
 
+/// The repository. Whoever runs finished tests elsewhere names it by the variable that cargo sets for tests.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let named = std::env::var_os("CARGO_MANIFEST_DIR");
+        named.map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+    });
+    &ROOT
 }
+
+/// The device that `KVGATE_DEVICE` names, or the CPU if it names none.
+pub fn device() -> Device {
+    let choice = std::env::var("KVGATE_DEVICE").map_or(Choice::Cpu, |name| name.parse().unwrap());
+    Device::open(choice).unwrap()
+}
+
+/// Loads a model on that device.
+pub fn load(checkpoint: &Checkpoint) -> Decoder {
+    checkpoint.load_on(&device(), Residency::Resident).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// How far a number may be from that of another implementation, relative to the largest one beside it. On the CPU this
+/// is `on_cpu`. A card rounds values and weights of attention to 11 bits, and may be as far off as [`ON_CARD`].
+pub fn tolerance(on_cpu: f64) -> f64 {
+    match device().name() {
+        "cpu" => on_cpu,
+        _ => on_cpu.max(ON_CARD),
+    }
+}
+
+const ON_CARD: f64 = 2e-4;
 
 /// What a checkpoint remarks on keys of its configuration; its tokenizer has remarks of its own.
 pub fn notes_on_keys(checkpoint: &Checkpoint) -> Vec<String> {
