@@ -14,8 +14,11 @@ pub struct Tensor {
     pub optional: bool,
 }
 
+/// The repository. A program that runs elsewhere than it was built is told by the variable.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).into()
+    std::env::var_os("CARGO_MANIFEST_DIR")
+        .unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into())
+        .into()
 }
 
 fn folder(model: &str) -> PathBuf {
