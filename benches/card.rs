@@ -265,7 +265,8 @@ impl Dense {
             {
                 let random = |rows| Tensor::randn(0f32, 0.02, (rows, width), device.at());
                 let weights = random(out)?.to_dtype(DType::BF16)?.to_dtype(DType::F32)?;
-                entry.insert(Matrix::new(weights)?.calls(&random(lanes * rows)?, lanes)?);
+                let weights = Matrix::new(weights, device.precision())?;
+                entry.insert(weights.calls(&random(lanes * rows)?, lanes)?);
             }
         }
         sequence.iter().take(8).try_for_each(|shape| calls[shape]())?;

@@ -3,18 +3,30 @@
 pub(crate) use super::place::HOST;
 
 use super::place::{Card, NoDevice};
+use super::precision::Precision;
 use super::{cuda, machine};
 use candle_core::DType;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 /// Where a model is computed, and in what arithmetic.
 #[derive(Debug, Clone)]
 pub struct Device {
     at: candle_core::Device,
     /// The card, if it is not the CPU.
-    card: Option<Card>,
+    card: Option<OpenCard>,
+}
+
+/// A card that models are computed on.
+#[derive(Debug, Clone)]
+struct OpenCard {
+    known: Card,
+    precision: Precision,
+    /// The fewest bytes of its memory that were seen free. All clones of a device share the number.
+    least_free: Arc<AtomicU64>,
 }
 
 /// The device that somebody asks for.
@@ -47,15 +59,39 @@ impl Device {
     /// # Errors
     /// A card was asked for, and this build or this machine cannot use it.
     pub fn open(choice: Choice) -> Result<Self, NoDevice> {
-        let card = |ordinal| {
-            let (at, card) = cuda::open(ordinal)?;
-            Ok(Device { at, card: Some(card) })
-        };
         match choice {
             Choice::Cpu => Ok(Device::cpu()),
-            Choice::Cuda(ordinal) => card(ordinal),
-            Choice::Auto => Ok(card(0).unwrap_or_else(|_: NoDevice| Device::cpu())),
+            Choice::Cuda(ordinal) => Device::on_card(ordinal),
+            Choice::Auto => Ok(Device::auto().0),
         }
+    }
+
+    /// The device of [`Choice::Auto`]. If it is the CPU although this build can use cards, the reason comes with it.
+    pub fn auto() -> (Self, Option<NoDevice>) {
+        match Device::on_card(0) {
+            Ok(device) => (device, None),
+            Err(why) => (Device::cpu(), Device::knows_cards().then_some(why)),
+        }
+    }
+
+    fn on_card(ordinal: usize) -> Result<Self, NoDevice> {
+        let (at, card) = cuda::open(ordinal)?;
+        let least_free = Arc::new(card.free.into());
+        let card = OpenCard { known: card, precision: Precision::default(), least_free };
+        Ok(Device { at, card: Some(card) })
+    }
+
+    /// The same device in a precision. On the CPU there is only one, so nothing changes.
+    pub fn in_precision(mut self, precision: Precision) -> Self {
+        if let Some(card) = &mut self.card {
+            card.precision = precision;
+        }
+        self
+    }
+
+    /// In which precision lanes are computed.
+    pub fn precision(&self) -> Precision {
+        self.card.as_ref().map_or(Precision::Whole, |card| card.precision)
     }
 
     /// Whether this build can compute on cards at all.
@@ -97,7 +133,9 @@ impl Device {
 
     /// What numbers depend on: whatever was measured on a device of another identity is measured again.
     pub fn identity(&self) -> String {
-        let card = self.card.as_ref().map(|card| format!(" {} {}", card.name, card.driver));
+        let card = self.card.as_ref().map(|OpenCard { known, precision, .. }| {
+            format!(" {} {} {precision}", known.name, known.driver)
+        });
         format!("{} {}{}", self.name(), self.weights(), card.unwrap_or_default())
     }
 
@@ -116,19 +154,58 @@ impl Device {
         }
     }
 
+    /// Bytes that a number of the embedding takes, if they are others than those of a weight in products.
+    pub fn embedding_bytes(&self) -> Option<u64> {
+        self.card.is_some().then_some(4)
+    }
+
     /// What reports say of the device.
     pub fn describe(&self) -> String {
-        match &self.card {
+        match self.card() {
             None => format!("{} CPU threads", rayon::current_num_threads()),
             Some(Card { name, driver, memory, .. }) => {
-                format!("{name}, {} GiB, CUDA {driver}", memory >> 30)
+                format!("{name}, {} GiB, driver for CUDA {driver}", memory >> 30)
             }
         }
     }
 
+    /// What is known of the card, if it is not the CPU.
+    pub fn card(&self) -> Option<&Card> {
+        self.card.as_ref().map(|card| &card.known)
+    }
+
+    /// The arithmetic of products, as reports name it.
+    pub fn arithmetic(&self) -> &'static str {
+        match self.card.as_ref().map(|card| card.precision) {
+            None => "f32",
+            Some(Precision::Differences) => {
+                "f16 weights, differences from the baseline in f16, sums in f32"
+            }
+            Some(Precision::Whole) => "f16 weights, activations in two terms of f16, sums in f32",
+        }
+    }
+
+    /// Notes how much of the card's memory is free now. Freed memory stays with the program, so it is enough to look
+    /// now and then.
+    pub fn note_memory(&self) {
+        let Some(card) = &self.card else { return };
+        // only people read the number, so a driver that does not give it stops no measurement
+        if let Ok(free) = cuda::free_memory(&self.at) {
+            card.least_free.fetch_min(free, Ordering::Relaxed);
+        }
+    }
+
+    /// The most bytes of the card's memory that were taken at once since it was opened, as far as
+    /// [`Device::note_memory`] has seen. What other programs take meanwhile counts, too.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        let card = self.card.as_ref()?;
+        let peak = card.known.free.saturating_sub(card.least_free.load(Ordering::Relaxed));
+        (peak > 0).then_some(peak)
+    }
+
     /// Bytes of memory for weights and hidden states.
     pub fn memory(&self) -> u64 {
-        match &self.card {
+        match self.card() {
             None => machine::memory(),
             Some(card) => card.free,
         }
@@ -145,7 +222,7 @@ impl Device {
 
     /// How many bytes the hidden states of a group of chunks may take.
     pub fn group_bytes(&self) -> usize {
-        match &self.card {
+        match self.card() {
             None => 2 << 30,
             Some(card) => (card.free / 4) as usize,
         }
@@ -212,6 +289,16 @@ impl fmt::Display for Choice {
     }
 }
 
+/// A device that takes itself for a card, for tests of what is said of cards. Nothing can be computed on it.
+#[cfg(test)]
+pub(crate) fn pretended_card() -> Device {
+    let (name, driver) = ("Pretended Card".into(), "13.0".into());
+    let known = Card { name, driver, memory: 139 << 30, free: 100 << 30 };
+    let least_free = Arc::new(known.free.into());
+    let card = OpenCard { known, precision: Precision::default(), least_free };
+    Device { at: HOST, card: Some(card) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +308,48 @@ mod tests {
         let cpu = Device::cpu();
         assert_eq!((cpu.name(), cpu.weights(), cpu.dtype()), ("cpu", "f32", "f32"));
         assert!(cpu.describe().ends_with(" CPU threads"));
+    }
+
+    #[test]
+    fn the_peak_is_of_the_least_free_memory_that_any_clone_has_seen() {
+        let card = pretended_card();
+        assert_eq!(card.peak_bytes(), None, "nothing was seen yet");
+        let see = |device: &Device, free: u64| {
+            device.card.as_ref().unwrap().least_free.fetch_min(free, Ordering::Relaxed);
+        };
+        see(&card.clone(), 90 << 30);
+        see(&card, 99 << 30);
+        assert_eq!(card.peak_bytes(), Some(10 << 30));
+        // there is no such card to ask
+        card.note_memory();
+        assert_eq!((card.peak_bytes(), Device::cpu().peak_bytes()), (Some(10 << 30), None));
+    }
+
+    /// What was measured in one precision is no measurement in the other. There is one on the CPU.
+    #[test]
+    fn the_precision_is_part_of_a_cards_identity_and_of_its_arithmetic() {
+        let both = |device: Device| {
+            [Precision::Differences, Precision::Whole].map(|precision| {
+                let device = device.clone().in_precision(precision);
+                (device.identity(), device.arithmetic())
+            })
+        };
+        let [differences, whole] = both(pretended_card());
+        assert_eq!(differences.0, "cuda f16 Pretended Card 13.0 differences");
+        assert_eq!(whole.0, "cuda f16 Pretended Card 13.0 whole");
+        assert_ne!(differences.1, whole.1);
+        for same in both(Device::cpu()) {
+            assert_eq!(same, ("cpu f32".to_string(), "f32"));
+        }
+        assert_eq!(Device::cpu().precision(), Precision::Whole);
+    }
+
+    #[test]
+    fn reports_name_a_card_its_driver_and_its_arithmetic() {
+        let card = pretended_card();
+        assert_eq!(card.describe(), "Pretended Card, 139 GiB, driver for CUDA 13.0");
+        assert!(card.arithmetic().contains("differences from the baseline in f16"));
+        assert_eq!(Device::cpu().arithmetic(), "f32");
     }
 
     #[test]

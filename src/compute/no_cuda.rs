@@ -7,6 +7,7 @@ use super::gate::Activation;
 use super::norm::RmsNorm;
 use super::op::{InPlaceKernel, Kernel};
 use super::place::{Card, NoDevice, HOST};
+use super::precision::Precision;
 use super::residual::Residual;
 use super::rope::RopeTable;
 use super::round_trip::{OnCard, RoundTrip};
@@ -46,12 +47,17 @@ pub(super) fn open(_ordinal: usize) -> std::result::Result<(Device, Card), NoDev
     Err(NoDevice::NotBuilt)
 }
 
+/// The bytes that are free on the card of a tensor's place. No card is open in this build.
+pub(super) fn free_memory(_at: &Device) -> Result<u64> {
+    Err(candle_core::Error::NotCompiledWithCudaSupport)
+}
+
 /// Weights on a card. There are none in this build.
 #[derive(Debug, Clone)]
 pub(super) enum Weights {}
 
 impl Weights {
-    pub fn new(_weights: &Tensor) -> Result<Self> {
+    pub fn new(_weights: &Tensor, _precision: Precision) -> Result<Self> {
         Err(candle_core::Error::NotCompiledWithCudaSupport)
     }
 
@@ -71,6 +77,10 @@ impl Weights {
         _gate: &Gate,
         _lanes: usize,
     ) -> Result<Option<Tensor>> {
+        match *self {}
+    }
+
+    pub fn related(&self, _lanes: usize) -> usize {
         match *self {}
     }
 

@@ -33,7 +33,7 @@ pub enum NoDevice {
         why: String,
     },
     /// The card lacks instructions that the kernels need.
-    #[error("{name} has compute capability {}.{}; kvgate needs 8.0 or later; use --device cpu", capability.0, capability.1)]
+    #[error("{name} has compute capability {}.{}; kvgate needs 8.0 or later", capability.0, capability.1)]
     TooOld {
         /// The card's name.
         name: String,

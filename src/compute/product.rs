@@ -4,6 +4,7 @@ use super::bias::Bias;
 use super::gate::{Activation, GatedActivation};
 use super::norm::RmsNorm;
 use super::pairs::{HostPairs, Pairs, Share};
+use super::precision::Precision;
 use super::{cuda, run};
 use candle_core::{Device, Result, Tensor};
 use tracing::trace_span;
@@ -22,13 +23,13 @@ enum Weights {
 }
 
 impl Matrix {
-    /// Makes a matrix of weights that were read as f32.
+    /// Makes a matrix of weights that were read as f32. The precision is that of products on a card.
     ///
     /// # Errors
     /// If the device has no memory for them.
-    pub fn new(weights: Tensor) -> Result<Self> {
+    pub fn new(weights: Tensor, precision: Precision) -> Result<Self> {
         Ok(Matrix(match weights.device() {
-            Device::Cuda(_) => Weights::Card(cuda::Weights::new(&weights)?),
+            Device::Cuda(_) => Weights::Card(cuda::Weights::new(&weights, precision)?),
             _ => Weights::Host(weights),
         }))
     }
@@ -124,17 +125,28 @@ pub(crate) struct MatrixStack {
 }
 
 impl MatrixStack {
-    /// Makes matrices of weights that were read as f32, (count, out, in).
+    /// Makes matrices of weights that were read as f32, (count, out, in). The precision is that of products on a card.
     ///
     /// # Errors
     /// If the device has no memory for them.
-    pub fn new(weights: Tensor) -> Result<Self> {
+    pub fn new(weights: Tensor, precision: Precision) -> Result<Self> {
         // whoever only asks for names and shapes is given tensors without elements
         let (rows, out) = match weights.dims() {
             [_, out, _] => (weights.flatten(0, 1)?, *out),
             _ => (weights.clone(), 0),
         };
-        Ok(MatrixStack { all: Matrix::new(rows)?, out })
+        Ok(MatrixStack { all: Matrix::new(rows, precision)?, out })
+    }
+
+    /// The pairs of what was chosen, (rows, 2·used), for products with these matrices. The rows are those of some lanes,
+    /// the first of which is the baseline.
+    pub fn pairs(&self, choice: Tensor, experts: usize, lanes: usize) -> Result<Pairs> {
+        // rows that are all multiplied whole are those of one lane
+        let lanes = match &self.all.0 {
+            Weights::Host(_) => lanes,
+            Weights::Card(weights) => weights.related(lanes),
+        };
+        Pairs::new(choice, experts, lanes)
     }
 
     /// For each pair of a row of x and an expert, that row times the expert's matrix: (rows, in) → (pairs, out).
@@ -196,7 +208,11 @@ mod tests {
     }
 
     fn matrix() -> Matrix {
-        Matrix::new(rows(&weights(), WIDTH)).unwrap()
+        matrix_in(Precision::Differences)
+    }
+
+    fn matrix_in(precision: Precision) -> Matrix {
+        Matrix::new(rows(&weights(), WIDTH), precision).unwrap()
     }
 
     /// Rows of three lanes. The second equals the first, the third is a little off.
@@ -249,12 +265,37 @@ mod tests {
     }
 
     #[test]
+    fn a_whole_lane_is_as_exact_as_the_baseline_and_has_the_bits_that_it_has_alone() {
+        let (x, matrix) = (lanes(), matrix_in(Precision::Whole));
+        let y = flat(&matrix.product(&rows(&x, WIDTH), 3).unwrap());
+        let error = error(&wide(&y), &exact(&wide(&x)));
+        assert!(error < 1e-6, "{error:e}");
+        let size = ROWS * OUT;
+        assert_eq!(bits(&y[..size]), bits(&y[size..2 * size]), "an equal lane");
+        let alone = flat(&matrix.product(&rows(&x[2 * ROWS * WIDTH..], WIDTH), 1).unwrap());
+        assert_eq!(bits(&alone), bits(&y[2 * size..]));
+    }
+
+    #[test]
+    fn whole_lanes_of_a_mixture_are_as_exact_as_the_baseline() {
+        let got = mixed_in(Precision::Whole, &[0, 1, 2]);
+        let error = error(&wide(&got), &exactly_mixed());
+        assert!(error < 1e-6, "{error:e}");
+        let size = ROWS * WIDTH;
+        assert_eq!(bits(&got[..size]), bits(&got[size..2 * size]), "an equal lane");
+        assert_eq!(bits(&got[2 * size..]), bits(&mixed_in(Precision::Whole, &[2])));
+    }
+
+    fn bits(x: &[f32]) -> Vec<u32> {
+        x.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
     fn a_lanes_bits_do_not_depend_on_the_other_lanes() {
         let x = lanes();
         let all = flat(&matrix().product(&rows(&x, WIDTH), 3).unwrap());
         let two = [&x[..ROWS * WIDTH], &x[2 * ROWS * WIDTH..]].concat();
         let two = flat(&matrix().product(&rows(&two, WIDTH), 2).unwrap());
-        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&two[ROWS * OUT..]), bits(&all[2 * ROWS * OUT..]));
     }
 
@@ -296,6 +337,10 @@ mod tests {
 
     /// What `lanes` of [`lanes`] get of two layers of experts: (rows, WIDTH) → (rows, OUT) → (rows, WIDTH).
     fn mixed(lanes: &[usize]) -> Vec<f32> {
+        mixed_in(Precision::Differences, lanes)
+    }
+
+    fn mixed_in(precision: Precision, lanes: &[usize]) -> Vec<f32> {
         let of = |x: &[f32], width: usize| -> Vec<f32> {
             lanes
                 .iter()
@@ -303,13 +348,15 @@ mod tests {
                 .copied()
                 .collect()
         };
-        let pairs = Pairs::new(rows(&of(&choice(), 4), 4), EXPERTS, lanes.len()).unwrap();
         let stack = |out, width| {
             let weights = rows(&experts(out, width), width);
-            MatrixStack::new(weights.reshape((EXPERTS, out, width)).unwrap()).unwrap()
+            let weights = weights.reshape((EXPERTS, out, width)).unwrap();
+            MatrixStack::new(weights, precision).unwrap()
         };
         let x = rows(&of(&self::lanes(), WIDTH), WIDTH);
-        let inner = stack(OUT, WIDTH).product_of_rows(&x, &pairs).unwrap();
+        let first = stack(OUT, WIDTH);
+        let pairs = first.pairs(rows(&of(&choice(), 4), 4), EXPERTS, lanes.len()).unwrap();
+        let inner = first.product_of_rows(&x, &pairs).unwrap();
         assert_eq!(inner.dims(), [2 * lanes.len() * ROWS, OUT]);
         let y = stack(WIDTH, OUT).product_of_pairs(&inner, &pairs).unwrap();
         flat(&pairs.weighted_sum(&y).unwrap())
@@ -355,7 +402,6 @@ mod tests {
 
     #[test]
     fn a_lanes_bits_in_a_mixture_do_not_depend_on_the_other_lanes() {
-        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let (all, two, one) = (mixed(&[0, 1, 2]), mixed(&[0, 2]), mixed(&[0]));
         let size = ROWS * WIDTH;
         assert_eq!(bits(&all[..size]), bits(&all[size..2 * size]), "an equal lane");

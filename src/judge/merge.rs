@@ -117,7 +117,21 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     let notes: Vec<_> = notes.collect();
     known.run.notes.extend(notes);
     known.run.peak_bytes = known.run.peak_bytes.max(new.run.peak_bytes);
+    add_arithmetic(&mut known.run.arithmetic, new.run.arithmetic);
+    if let (Some(known), Some(new)) = (&mut known.run.card, new.run.card) {
+        known.peak_bytes = known.peak_bytes.max(new.peak_bytes);
+    }
     Ok(())
+}
+
+/// Shards of a model may have been computed in several precisions, and each is named once.
+fn add_arithmetic(known: &mut Option<String>, new: Option<String>) {
+    let Some(new) = new else { return };
+    match known {
+        None => *known = Some(new),
+        Some(known) if known.split("; ").any(|one| one == new) => {}
+        Some(known) => *known = format!("{known}; {new}"),
+    }
 }
 
 /// The names of a shard's control lanes.
@@ -227,6 +241,25 @@ mod tests {
             assert_eq!(broken(shard, |control| control.ok = false), all);
         }
         assert!(broken(0, |_| ()) < all);
+    }
+
+    #[test]
+    fn the_card_of_a_run_was_as_full_as_in_its_fullest_shard_and_each_arithmetic_is_named() {
+        let mut shards = shards();
+        for (_, results) in &mut shards {
+            fixture::on_a_card(&mut results.measurements[0].run);
+        }
+        let run = &mut shards[1].1.measurements[0].run;
+        run.arithmetic = Some("another".into());
+        run.card.as_mut().unwrap().peak_bytes = Some(99 << 30);
+        let merged = merge(shards.clone().into()).unwrap();
+        let run = &merged.measurements[0].run;
+        assert_eq!(run.arithmetic.as_deref(), Some("f16 weights, sums in f32; another"));
+        assert_eq!(run.card.as_ref().unwrap().peak_bytes, Some(99 << 30));
+        shards[1].1.measurements[0].run.arithmetic = None;
+        let merged = merge(shards.into()).unwrap();
+        let arithmetic = merged.measurements[0].run.arithmetic.as_deref();
+        assert_eq!(arithmetic, Some("f16 weights, sums in f32"));
     }
 
     #[test]

@@ -20,13 +20,13 @@ mod request;
 pub mod sanity;
 mod shape;
 
-pub(crate) use lanes::BAD_LANE_KLD;
+pub(crate) use lanes::{group, BAD_LANE_KLD};
 pub use request::{Generate, MeasureError, Measured, Request};
 
-use crate::compute::machine;
+use crate::compute::{machine, Device};
 use crate::progress::Progress;
 use crate::results::statistics::{Position, Statistics};
-use crate::results::{Measurement, RunInfo};
+use crate::results::{Card, Measurement, RunInfo};
 use engine::LaneResult;
 use prepare::Prepared;
 use replay::Replayer;
@@ -59,10 +59,13 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         generated = Some(replayer.generated);
     }
 
+    prepared.device.note_memory();
     let run = RunInfo {
         baseline_ppl,
         device: prepared.device.describe(),
         dtype: prepared.device.dtype().into(),
+        arithmetic: Some(prepared.device.arithmetic().into()),
+        card: card(&prepared.device),
         seconds: began.elapsed().as_secs_f64(),
         peak_bytes: machine::peak_bytes(),
         notes: prepared.notes(remark),
@@ -71,6 +74,16 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let (model, Prepared { subject, conditions, .. }) = (request.model.to_string(), prepared);
     let measurement = Measurement { model, subject, conditions, run, controls, schemes, generated };
     Ok(Measured { measurement, positions })
+}
+
+/// The card that computed, with the memory that was taken there.
+fn card(device: &Device) -> Option<Card> {
+    device.card().map(|card| Card {
+        name: card.name.clone(),
+        driver: card.driver.clone(),
+        memory_bytes: card.memory,
+        peak_bytes: device.peak_bytes(),
+    })
 }
 
 /// Scored positions that have the baseline's log-probabilities. Those of any scheme do. If no scheme has numbers,

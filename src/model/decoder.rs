@@ -18,6 +18,7 @@ pub use crate::compute::Rows;
 use crate::compute::{run, Device};
 use crate::kv::cache::{CacheError, KvCache};
 use candle_core::{Result as TensorResult, Tensor};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Where the weights are while a model is measured. Products are computed in f32 either way.
@@ -91,6 +92,32 @@ pub fn parameters(spec: &Spec) -> u64 {
     sizes.sum()
 }
 
+/// Bytes of a device that the weights of a specification take at least. The table of per-layer inputs is not among
+/// them, because it stays in the file, and neither are second terms of weights that f16 does not hold exactly.
+pub fn weight_bytes(spec: &Spec, device: &Device, residency: Residency) -> u64 {
+    let table = (spec.vocab * spec.hidden) as u64;
+    let declared = declared(spec);
+    let (mut outside, mut layers) = (0, BTreeMap::<&str, u64>::new());
+    for (name, shape) in declared.iter().filter(|(name, _)| name != PER_LAYER_TABLE) {
+        let size = shape.iter().product::<usize>() as u64;
+        match name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()) {
+            Some(layer) => *layers.entry(layer).or_default() += size,
+            None => outside += size,
+        }
+    }
+    let in_layers = match residency {
+        Residency::Resident => layers.values().sum::<u64>(),
+        Residency::Streamed => layers.values().copied().max().unwrap_or(0),
+    };
+    let embedding = match device.embedding_bytes() {
+        // the head's weights are the embedding's, in the same type
+        None => 0,
+        Some(bytes) if spec.tied_head => table * bytes,
+        Some(bytes) => table * (bytes - device.weight_bytes()),
+    };
+    (outside + in_layers) * device.weight_bytes() + embedding
+}
+
 /// Checks names and shapes of all tensors without reading them.
 pub(super) fn check(spec: &Spec, tensors: &dyn Tensors) -> Result<(), ModelError> {
     let reader = Reader::checking(tensors);
@@ -129,7 +156,7 @@ impl Top {
         let per_layer = spec.per_layer_inputs.as_ref();
         Ok(Top {
             embedding,
-            head: Matrix::new(head)?,
+            head: reader.matrix_of(head)?,
             norm: reader.norm("output_norm.weight", spec.hidden, spec.norm_eps)?,
             per_layer: per_layer.map(|p| PerLayerProjection::read(spec, p, reader)).transpose()?,
         })
@@ -156,7 +183,7 @@ impl Decoder {
         residency: Residency,
     ) -> Result<Self, ModelError> {
         let (top, layers) = {
-            let reader = Reader::reading(&*tensors, device.at());
+            let reader = Reader::reading(&*tensors, device);
             match residency {
                 Residency::Resident => walk(spec, &reader)?,
                 Residency::Streamed => (Top::read(spec, &reader)?, Vec::new()),
@@ -181,7 +208,7 @@ impl Decoder {
         if !maker.at().is_cpu() {
             maker.at().set_seed(SEED)?;
         }
-        let (top, layers) = walk(spec, &Reader::inventing(maker.at(), device.at()))?;
+        let (top, layers) = walk(spec, &Reader::inventing(maker.at(), device))?;
         let layers = layers.into_iter().map(Arc::new).collect();
         Ok(Decoder { spec: spec.clone(), device: device.clone(), tensors: None, top, layers })
     }
@@ -242,7 +269,7 @@ impl Decoder {
         let layer = match (self.layers.get(index), &self.tensors) {
             (Some(layer), _) => layer.clone(),
             (None, Some(tensors)) => {
-                let reader = Reader::reading(&**tensors, self.device.at());
+                let reader = Reader::reading(&**tensors, &self.device);
                 Arc::new(Layer::read(&self.spec, index, &reader)?)
             }
             (None, None) => unreachable!("random weights are resident"),

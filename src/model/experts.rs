@@ -77,7 +77,7 @@ impl Mixture {
         if lanes == 1 && !finite.is_finite()? {
             candle_core::bail!("the router's logits are not finite");
         }
-        Pairs::new(choice, spec.count, lanes)
+        self.gate_up.pairs(choice, spec.count, lanes)
     }
 }
 

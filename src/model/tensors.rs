@@ -6,11 +6,11 @@
 
 use super::config::{Config, Format};
 use super::ModelError;
-use crate::compute::device::HOST;
 use crate::compute::finite::first_non_finite;
 use crate::compute::norm::RmsNorm;
-use crate::compute::product::Matrix;
-use candle_core::{DType, Device, Tensor};
+use crate::compute::product::{Matrix, MatrixStack};
+use crate::compute::Device;
+use candle_core::{DType, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
@@ -104,13 +104,13 @@ enum Purpose<'a> {
     Check(&'a dyn Tensors),
     Read(&'a dyn Tensors),
     /// Gives random numbers that a device makes, for models that nobody downloads for a benchmark.
-    Invent(&'a Device),
+    Invent(&'a candle_core::Device),
 }
 
 /// Gives the decoder its tensors, and records which ones were asked for.
 pub(crate) struct Reader<'a> {
     purpose: Purpose<'a>,
-    /// Where tensors are put.
+    /// Where tensors are put, and in which precision matrices multiply there.
     device: Device,
     books: RefCell<Books>,
 }
@@ -126,31 +126,31 @@ struct Books {
 impl<'a> Reader<'a> {
     /// A reader that only records what it is asked for. Its tensors are empty.
     pub fn declaring() -> Self {
-        Self::new(Purpose::Declare, &HOST)
+        Self::new(Purpose::Declare, Device::cpu())
     }
 
     /// A reader that checks names and shapes. Its tensors are empty.
     pub fn checking(tensors: &'a dyn Tensors) -> Self {
-        Self::new(Purpose::Check(tensors), &HOST)
+        Self::new(Purpose::Check(tensors), Device::cpu())
     }
 
     /// A reader that reads tensors and puts them on a device.
     pub fn reading(tensors: &'a dyn Tensors, device: &Device) -> Self {
-        Self::new(Purpose::Read(tensors), device)
+        Self::new(Purpose::Read(tensors), device.clone())
     }
 
     /// A reader that gives random numbers, which `maker` makes.
-    pub fn inventing(maker: &'a Device, device: &Device) -> Self {
-        Self::new(Purpose::Invent(maker), device)
+    pub fn inventing(maker: &'a candle_core::Device, device: &Device) -> Self {
+        Self::new(Purpose::Invent(maker), device.clone())
     }
 
-    fn new(purpose: Purpose<'a>, device: &Device) -> Self {
-        Reader { purpose, device: device.clone(), books: RefCell::default() }
+    fn new(purpose: Purpose<'a>, device: Device) -> Self {
+        Reader { purpose, device, books: RefCell::default() }
     }
 
     /// Where tensors are put.
-    pub fn device(&self) -> &Device {
-        &self.device
+    pub fn place(&self) -> &candle_core::Device {
+        self.device.at()
     }
 
     /// Names and shapes of all tensors that were asked for.
@@ -177,17 +177,27 @@ impl<'a> Reader<'a> {
     /// A tensor of the given shape, f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         if let Purpose::Invent(maker) = self.purpose {
-            return Ok(invented(shape, maker)?.to_device(&self.device)?);
+            return Ok(invented(shape, maker)?.to_device(self.place())?);
         }
         match self.located(name, shape)? {
-            Some((tensors, origin)) => Ok(read(tensors, &origin, shape)?.to_device(&self.device)?),
-            None => Ok(Tensor::zeros(0, DType::F32, &self.device)?),
+            Some((tensors, origin)) => Ok(read(tensors, &origin, shape)?.to_device(self.place())?),
+            None => Ok(Tensor::zeros(0, DType::F32, self.place())?),
         }
     }
 
     /// The weights of a linear map, (out, in).
     pub fn matrix(&self, name: &str, shape: &[usize]) -> Result<Matrix, ModelError> {
-        Ok(Matrix::new(self.tensor(name, shape)?)?)
+        self.matrix_of(self.tensor(name, shape)?)
+    }
+
+    /// The weights of a linear map that were put together from tensors of this reader, (out, in).
+    pub fn matrix_of(&self, weights: Tensor) -> Result<Matrix, ModelError> {
+        Ok(Matrix::new(weights, self.device.precision())?)
+    }
+
+    /// The weights of several linear maps of one shape, (count, out, in).
+    pub fn matrices(&self, name: &str, shape: &[usize]) -> Result<MatrixStack, ModelError> {
+        Ok(MatrixStack::new(self.tensor(name, shape)?, self.device.precision())?)
     }
 
     /// A norm with weights.
@@ -197,7 +207,7 @@ impl<'a> Reader<'a> {
 
     /// A norm without weights.
     pub fn plain_norm(&self, len: usize, eps: f32) -> Result<RmsNorm, ModelError> {
-        Ok(RmsNorm { weight: Tensor::ones(len, DType::F32, &self.device)?, eps })
+        Ok(RmsNorm { weight: Tensor::ones(len, DType::F32, self.place())?, eps })
     }
 
     /// Checks a matrix without reading it. The decoder later reads only the rows that it needs.
@@ -254,7 +264,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Random weights as a model has them before it is trained: norms and biases of 1, and matrices of small numbers.
-fn invented(shape: &[usize], device: &Device) -> candle_core::Result<Tensor> {
+fn invented(shape: &[usize], device: &candle_core::Device) -> candle_core::Result<Tensor> {
     match shape {
         [_] | [] => Tensor::ones(shape, DType::F32, device),
         // released weights are bf16

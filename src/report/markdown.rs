@@ -4,7 +4,7 @@
 //! taken for markup, a link, a mention or a reference.
 
 use super::row::{numbers, red_limit, Row};
-use super::view::{Standing, View};
+use super::view::{arithmetic, memory_of_card, Standing, View};
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding};
 use crate::text;
@@ -80,13 +80,16 @@ fn provenance(view: &View) -> String {
     facts.extend(base.map(|base| format!("changes are against {}", code(&short(base)))));
     for m in &results.measurements {
         let (run, conditions) = (&m.run, &m.conditions);
+        let memory = memory_of_card(run).map(|taken| format!(", {taken}"));
         facts.push(format!(
-            "{}: baseline PPL {:.3}, {} × {}, {}",
+            "{}: baseline PPL {:.3}, {} × {}, {}, {}{}",
             code(&m.model),
             run.baseline_ppl,
             conditions.context,
             conditions.chunks,
-            code(&run.device)
+            code(&run.device),
+            code(&arithmetic(m)),
+            memory.unwrap_or_default()
         ));
     }
     format!("{}\n\n", facts.join(" · "))
@@ -280,7 +283,7 @@ mod tests {
         insta::assert_snapshot!(render(&fixture::report().view(), STEP_SUMMARY), @"
 ### ❌ kvgate: 3 of 7 cases red (worst: `gemma-3-270m q4_0`: mean_kld 1.22 × its limit)
 
-measured by `kvgate 0.1.0`: the scheme in its own engine, not a serving kernel · commit `abc123` · `gemma-3-270m`: baseline PPL 21.100, 512 × 16, `Some CPU`
+measured by `kvgate 0.1.0`: the scheme in its own engine, not a serving kernel · commit `abc123` · `gemma-3-270m`: baseline PPL 21.100, 512 × 16, `Some CPU`, `f32`
 
 - note on `gemma-3-270m`: `code: 37 tokens of the tail dropped`
 
@@ -366,6 +369,15 @@ layer 3: K is NaN
         assert_eq!(render(&report.view(), 60), "### ❌ kvgate: the report does not fit here\n");
     }
 
+    #[test]
+    fn a_card_is_named_with_its_driver_its_arithmetic_and_the_memory_taken_there() {
+        let mut report = fixture::report();
+        fixture::on_a_card(&mut report.results.measurements[0].run);
+        let text = render(&report.view(), STEP_SUMMARY);
+        let facts = "`Some Card, 139 GiB, driver for CUDA 13.0`, `f16 weights, sums in f32`, 12.5 GiB of the card";
+        assert!(text.contains(facts), "{text}");
+    }
+
     /// Whatever a stranger's results say, it is text: in a code span or a block, on its own line.
     #[test]
     fn hostile_names_stay_text() {
@@ -376,6 +388,7 @@ layer 3: K is NaN
         for m in &mut report.results.measurements {
             m.model = hostile.into();
             m.run.device = hostile.into();
+            m.run.arithmetic = Some(hostile.into());
             m.schemes[0].scheme = hostile.into();
             m.schemes[1].effective = long.clone();
         }

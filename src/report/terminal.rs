@@ -1,7 +1,7 @@
 //! The report as tables and messages for a terminal.
 
 use super::row::{numbers, verdict_words, Row};
-use super::view::{arithmetic, ModelView, View};
+use super::view::{arithmetic, memory_of_card, ModelView, View};
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Control, Finding, Measurement};
 use crate::text;
@@ -71,10 +71,9 @@ fn facts(measurement: &Measurement) -> String {
     let (run, conditions) = (&measurement.run, &measurement.conditions);
     let corpus: Vec<_> = conditions.corpus.iter().map(|f| f.category.as_str()).collect();
     // another engine's log does not say how much memory it took
-    let memory = match run.peak_bytes {
-        0 => String::new(),
-        peak => format!(" · {}", bytes(peak as f64)),
-    };
+    let of_process = (run.peak_bytes > 0).then(|| bytes(run.peak_bytes as f64));
+    let memory = of_process.into_iter().chain(memory_of_card(run));
+    let memory: String = memory.map(|taken| format!(" · {taken}")).collect();
     let mut out = format!(
         "  baseline {} PPL {:.3} · {} × {} of {} · {}, {} · {:.1} s{memory}\n",
         text::name(&conditions.baseline),
@@ -210,6 +209,16 @@ kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
         assert!(!text.contains("limits"), "{text}");
         assert!(text.contains("  prod = q8_0  8.5 / 8.5"), "{text}");
         assert!(text.ends_with("\n\nkvgate: 3 schemes measured, nothing judged\n"), "{text}");
+    }
+
+    #[test]
+    fn a_card_is_named_with_its_driver_its_arithmetic_and_the_memory_taken_there() {
+        let mut report = fixture::report();
+        fixture::on_a_card(&mut report.results.measurements[0].run);
+        let text = plain(&report);
+        let facts = "of prose, code · Some Card, 139 GiB, driver for CUDA 13.0, f16 weights, sums in f32 · 61.3 s · \
+                     1.5 GiB · 12.5 GiB of the card\n";
+        assert!(text.contains(facts), "{text}");
     }
 
     /// GitHub's runner obeys lines that begin with `::`, a terminal escape sequences.

@@ -5,8 +5,9 @@ use super::row::{Cells, Row};
 use super::Links;
 use crate::results::statistics::Statistics;
 use crate::results::verdict::{self, worst_broken, JudgedLimit, Verdict};
-use crate::results::{CaseResult, Control, Finding, Measurement, Results};
+use crate::results::{CaseResult, Control, Finding, Measurement, Results, RunInfo};
 use crate::text;
+use crate::text::numbers::bytes;
 use std::collections::HashMap;
 
 /// What a report shows. Renderers take it, and [`Report::view`](super::Report::view) makes it.
@@ -230,12 +231,22 @@ fn unique<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     names.filter(|name| seen.insert(*name)).collect()
 }
 
-/// The type of the activations, and that of the weights if it is another.
+/// The arithmetic as the measurement names it, or else the type of the activations, and that of the weights if it is
+/// another.
 pub(super) fn arithmetic(measurement: &Measurement) -> String {
+    if let Some(arithmetic) = &measurement.run.arithmetic {
+        return arithmetic.clone();
+    }
     let (dtype, weights) = (&measurement.run.dtype, &measurement.conditions.weights);
     if dtype == weights {
         dtype.clone()
     } else {
         format!("{dtype}, weights kept as {weights}")
     }
+}
+
+/// The memory of the card that was taken, if a card computed and its driver said how much was free.
+pub(super) fn memory_of_card(run: &RunInfo) -> Option<String> {
+    let peak = run.card.as_ref()?.peak_bytes?;
+    Some(format!("{} of the card", bytes(peak as f64)))
 }

@@ -224,6 +224,26 @@ mod tests {
         assert_eq!(serde_json::to_value(read).unwrap(), serde_json::to_value(results).unwrap());
     }
 
+    /// What is said of a card is left out where there is none, as in the files of earlier states of kvgate.
+    #[test]
+    fn the_card_and_the_arithmetic_may_be_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut results = fixture::results();
+        let text = |results: &Results| {
+            let path = write(folder.path(), results).unwrap();
+            let read = read(&path).unwrap();
+            let run = read.measurements[0].run.clone();
+            (run.card, run.arithmetic, std::fs::read_to_string(path).unwrap())
+        };
+        let (card, arithmetic, without) = text(&results);
+        assert_eq!((card, arithmetic), (None, None));
+        assert!(!without.contains("\"card\"") && !without.contains("\"arithmetic\""), "{without}");
+        fixture::on_a_card(&mut results.measurements[0].run);
+        let (card, arithmetic, _) = text(&results);
+        assert_eq!(card.unwrap().peak_bytes, Some(25 << 29));
+        assert_eq!(arithmetic.as_deref(), Some("f16 weights, sums in f32"));
+    }
+
     #[test]
     fn every_damage_has_its_error() {
         let folder = tempfile::tempdir().unwrap();

@@ -36,6 +36,12 @@ pub struct RunInfo {
     pub device: String,
     /// The type of activations and products: `f32`.
     pub dtype: String,
+    /// The arithmetic in words. Files of earlier states of kvgate and those of other engines do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arithmetic: Option<String>,
+    /// The card that computed. None if it was the CPU, or if the file does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<Card>,
     /// Wall-clock time in seconds, loading included.
     pub seconds: f64,
     /// Peak resident memory of the process, in bytes.
@@ -43,6 +49,20 @@ pub struct RunInfo {
     /// Remarks for people, such as that the context is longer than the model was trained for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// A card that computed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Card {
+    /// As its driver calls it.
+    pub name: String,
+    /// The newest version of CUDA that the driver knows, such as `13.0`.
+    pub driver: String,
+    /// Bytes of its memory.
+    pub memory_bytes: u64,
+    /// The most bytes of its memory that were taken at once since the run opened it. None if the driver does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_bytes: Option<u64>,
 }
 
 /// A control lane: a scheme whose result is known beforehand. If it reads something else, nothing of the

@@ -21,7 +21,7 @@ pub mod statistics;
 mod storage;
 pub mod verdict;
 
-pub use measurement::{Control, Measurement, Outcome, RunInfo, SchemeResult};
+pub use measurement::{Card, Control, Measurement, Outcome, RunInfo, SchemeResult};
 pub use provenance::{Conditions, CorpusFile, Subject};
 pub(crate) use storage::shown_bits;
 pub use storage::{Sides, Storage};

@@ -139,6 +139,8 @@ fn measurement() -> Measurement {
             baseline_ppl: 21.1,
             device: "Some CPU".into(),
             dtype: "f32".into(),
+            arithmetic: None,
+            card: None,
             seconds: 61.34,
             peak_bytes: 1_600_000_000,
             notes: vec!["code: 37 tokens of the tail dropped".into()],
@@ -154,6 +156,15 @@ fn measurement() -> Measurement {
         ],
         generated: None,
     }
+}
+
+/// Lets a run have been made on a card.
+pub(crate) fn on_a_card(run: &mut RunInfo) {
+    run.device = "Some Card, 139 GiB, driver for CUDA 13.0".into();
+    run.arithmetic = Some("f16 weights, sums in f32".into());
+    let (name, driver) = ("Some Card".into(), "13.0".into());
+    let peak_bytes = Some(25 << 29);
+    run.card = Some(Card { name, driver, memory_bytes: 139 << 30, peak_bytes });
 }
 
 /// The texts that the baseline wrote for two prompts.

@@ -1,4 +1,4 @@
-//! Opening a card.
+//! Opening a card, and asking how much of its memory is free.
 
 use super::launch;
 use crate::compute::place::{Card, NoDevice};
@@ -46,4 +46,11 @@ fn open_anew(ordinal: usize) -> Result<Opened, NoDevice> {
         free: free as u64,
     };
     Ok((Device::Cuda(device), card))
+}
+
+/// The bytes of a card's memory that are free now.
+pub(in crate::compute) fn free_memory(at: &Device) -> candle_core::Result<u64> {
+    let stream = at.as_cuda_device()?.cuda_stream();
+    let (free, _) = stream.context().mem_get_info().map_err(candle_core::Error::wrap)?;
+    Ok(free as u64)
 }

@@ -23,7 +23,7 @@ mod product;
 mod residual;
 mod round_trip;
 
-pub(super) use card::open;
+pub(super) use card::{free_memory, open};
 pub(crate) use memory::is_out_of_memory;
 pub(super) use operand::Gate;
 pub(super) use pairs::Pairs;

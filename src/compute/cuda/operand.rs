@@ -8,22 +8,15 @@ use super::product::Product;
 use super::{padded_bytes, pair, THREADS};
 use crate::compute::gate::Activation;
 use crate::compute::norm::RmsNorm;
+use crate::compute::precision::Precision;
 use crate::compute::run;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Tensor};
 use tracing::trace_span;
 
-/// How rows are split into terms of f16.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Split {
-    /// The first lane into two terms, the others as one term of the difference from it.
-    Differences,
-    /// Every row into two terms.
-    Whole,
-}
-
-/// Rows in terms of f16.
+/// Rows in terms of f16. In the precision of differences, those of the first lane are split into two terms, and those of
+/// the others are one term of the difference from it. Whole rows are split into two terms in every lane.
 pub(super) struct Operand {
-    pub split: Split,
+    pub precision: Precision,
     /// Blocks of (rows, in): for differences hi and lo of the baseline and then each lane's difference, otherwise hi of
     /// all lanes and then lo of all.
     pub terms: CudaStorage,
@@ -47,10 +40,10 @@ const MOST_TOGETHER: usize = 4;
 
 impl Operand {
     /// Splits rows, (lanes·rows, in).
-    pub fn new(x: &Tensor, lanes: usize, split: Split) -> Result<Self> {
+    pub fn new(x: &Tensor, lanes: usize, precision: Precision) -> Result<Self> {
         let _span = trace_span!("splits").entered();
         let device = device_of(x)?;
-        let operand = Self::empty(&device, x.dims2()?, lanes, split)?;
+        let operand = Self::empty(&device, x.dims2()?, lanes, precision)?;
         Call::new(&device, &SPLIT, "split")?
             .at(Place::of(x)?)
             .at(Place::of_storage(&operand.terms)?)
@@ -58,20 +51,25 @@ impl Operand {
             .size(lanes)?
             .size(operand.rows)?
             .size(operand.width)?
-            .flag(split == Split::Whole)
+            .flag(precision == Precision::Whole)
             .launch(Grid::row(lanes * operand.rows, THREADS))?;
         Ok(operand)
     }
 
     /// Splits the norms of rows.
-    pub fn of_normed(x: &Tensor, norm: &RmsNorm, lanes: usize, split: Split) -> Result<Self> {
+    pub fn of_normed(
+        x: &Tensor,
+        norm: &RmsNorm,
+        lanes: usize,
+        precision: Precision,
+    ) -> Result<Self> {
         let device = device_of(x)?;
         let shared = 3 * padded_bytes(x.dims2()?.1);
         if shared > shared_memory(&device)? {
-            return Self::new(&run(norm, [x])?, lanes, split);
+            return Self::new(&run(norm, [x])?, lanes, precision);
         }
         let _span = trace_span!("norms").entered();
-        let operand = Self::empty(&device, x.dims2()?, lanes, split)?;
+        let operand = Self::empty(&device, x.dims2()?, lanes, precision)?;
         Call::new(&device, &NORM_SPLIT, "norm_split")?
             .at(Place::of(x)?)
             .at(Place::of(&norm.weight)?)
@@ -81,7 +79,7 @@ impl Operand {
             .size(operand.rows)?
             .size(operand.width)?
             .real(norm.eps)
-            .flag(split == Split::Whole)
+            .flag(precision == Precision::Whole)
             .launch(Grid { shared, ..Grid::row(operand.rows, THREADS) })?;
         Ok(operand)
     }
@@ -91,7 +89,7 @@ impl Operand {
         let _span = trace_span!("gates").entered();
         let Product { weights, device, operand: x, sums } = both;
         let width = weights.scales().dim(0)? / 2;
-        let operand = Self::empty(&device, (x.lanes * x.rows, width), x.lanes, x.split)?;
+        let operand = Self::empty(&device, (x.lanes * x.rows, width), x.lanes, x.precision)?;
         let together = gate.together(&device, x.lanes, width)?;
         let words = [
             Place::of_storage(&sums)?.address(),
@@ -104,7 +102,7 @@ impl Operand {
             pair(width, together),
             pair(
                 (gate.activation == Activation::GeluTanh).into(),
-                (x.split == Split::Whole).into(),
+                (x.precision == Precision::Whole).into(),
             ),
         ];
         Call::new(&device, &GATE_SPLIT, "gate_split")?.words(&words).launch(Grid {
@@ -119,19 +117,19 @@ impl Operand {
         device: &CudaDevice,
         (all, width): (usize, usize),
         lanes: usize,
-        split: Split,
+        precision: Precision,
     ) -> Result<Self> {
         if !all.is_multiple_of(lanes) {
             candle_core::bail!("{all} rows are not those of {lanes} lanes");
         }
         let rows = all / lanes;
-        let count = match split {
-            Split::Differences => lanes + 1,
-            Split::Whole => 2 * lanes,
+        let count = match precision {
+            Precision::Differences => lanes + 1,
+            Precision::Whole => 2 * lanes,
         };
         let terms = empty(device, &Shape::from((count * rows, width)), DType::F16)?;
         let scales = empty(device, &Shape::from(all), DType::F32)?;
-        Ok(Operand { split, terms, scales, lanes, rows, width })
+        Ok(Operand { precision, terms, scales, lanes, rows, width })
     }
 }
 

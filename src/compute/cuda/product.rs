@@ -7,12 +7,15 @@
 //! and gives the baseline's very numbers. Rows are scaled by powers of two so that no number leaves the range of f16, and
 //! weights are, too; the scales are taken out of the sums.
 //!
+//! In the precision `whole` every lane is multiplied as the baseline is. That is the slower reference.
+//!
 //! Every call of cuBLAS has rows of one lane only, so what a lane gets does not depend on the others.
 
 use super::kernels::SPLIT;
 use super::launch::{device_of, empty, tensor, Call, Gemm, Grid, Place};
-use super::operand::{Gate, Operand, Split};
+use super::operand::{Gate, Operand};
 use crate::compute::norm::RmsNorm;
+use crate::compute::precision::Precision;
 use crate::compute::run;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Tensor};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,13 +44,15 @@ pub(in crate::compute) struct Weights {
     rest: Option<Tensor>,
     /// (out): what a row's sums are multiplied with, a power of two.
     scales: Tensor,
+    /// In which precision lanes are multiplied.
+    precision: Precision,
     /// Whether a lane's product has been compared with that of whole rows.
     is_checked: Arc<AtomicBool>,
 }
 
 impl Weights {
     /// Rounds weights, (out, in) f32 on the card.
-    pub fn new(weights: &Tensor) -> Result<Self> {
+    pub fn new(weights: &Tensor, precision: Precision) -> Result<Self> {
         let (out, width) = match weights.dims() {
             [out, width] => (*out, *width),
             _ => (0, 0),
@@ -64,7 +69,7 @@ impl Weights {
             .launch(Grid::row(out, 256))?;
         let (halves, scales) = (tensor(halves, (out, width)), tensor(scales, out));
         let rest = rest(weights, &halves, &scales)?;
-        Ok(Weights { halves, rest, scales, is_checked: Arc::default() })
+        Ok(Weights { halves, rest, scales, precision, is_checked: Arc::default() })
     }
 
     /// x·Wᵀ for the rows of some lanes, the first of which is the baseline.
@@ -73,7 +78,7 @@ impl Weights {
     /// If the device has no memory left, and if the first product of several lanes is not what whole rows give. The
     /// control lane that equals the baseline cannot see such a fault, because its differences are 0.
     pub fn product(&self, x: &Tensor, lanes: usize) -> Result<Tensor> {
-        let y = self.multiplied(x, lanes, Split::Differences)?;
+        let y = self.multiplied(x, lanes, self.precision)?;
         if self.is_unchecked(lanes) {
             self.check_last_lane(x, &y, lanes)?;
             self.was_checked();
@@ -85,7 +90,7 @@ impl Weights {
     fn check_last_lane(&self, x: &Tensor, y: &Tensor, lanes: usize) -> Result<()> {
         let rows = x.dim(0)? / lanes;
         let some = |x: &Tensor| x.narrow(0, (lanes - 1) * rows, rows.min(CHECKED_ROWS));
-        let whole = self.multiplied(&some(x)?, 1, Split::Whole)?;
+        let whole = self.multiplied(&some(x)?, 1, Precision::Whole)?;
         agree(&some(y)?, &whole)
     }
 
@@ -107,7 +112,15 @@ impl Weights {
     /// Whether a product of several lanes must be compared with that of whole rows, because none with these weights has
     /// been.
     pub fn is_unchecked(&self, lanes: usize) -> bool {
-        lanes > 1 && !self.is_checked.load(Ordering::Relaxed)
+        self.related(lanes) > 1 && !self.is_checked.load(Ordering::Relaxed)
+    }
+
+    /// How many of so many lanes are multiplied with regard to each other: all, or only one if each row is whole.
+    pub fn related(&self, lanes: usize) -> usize {
+        match self.precision {
+            Precision::Differences => lanes,
+            Precision::Whole => 1,
+        }
     }
 
     /// Notes that a product has been compared.
@@ -120,7 +133,8 @@ impl Weights {
         let halves = self.halves.narrow(0, start, len)?;
         let rest = self.rest.as_ref().map(|rest| rest.narrow(0, start, len)).transpose()?;
         let is_checked = self.is_checked.clone();
-        Ok(Weights { halves, rest, scales: self.scales.narrow(0, start, len)?, is_checked })
+        let scales = self.scales.narrow(0, start, len)?;
+        Ok(Weights { halves, rest, scales, precision: self.precision, is_checked })
     }
 
     /// x·Wᵀ for the norms of rows of some lanes, the first of which is the baseline.
@@ -131,7 +145,7 @@ impl Weights {
         if self.is_unchecked(lanes) {
             return self.product(&run(norm, [x])?, lanes);
         }
-        let operand = Operand::of_normed(x, norm, lanes, Split::Differences)?;
+        let operand = Operand::of_normed(x, norm, lanes, self.precision)?;
         self.prepared(operand)?.result()
     }
 
@@ -153,8 +167,8 @@ impl Weights {
             return Ok(None);
         }
         let x = match norm {
-            Some(norm) => Operand::of_normed(x, norm, lanes, Split::Differences)?,
-            None => Operand::new(x, lanes, Split::Differences)?,
+            Some(norm) => Operand::of_normed(x, norm, lanes, self.precision)?,
+            None => Operand::new(x, lanes, self.precision)?,
         };
         let both = self.prepared(x)?;
         if !gate.fits(&both)? {
@@ -164,8 +178,8 @@ impl Weights {
         down.prepared(Operand::of_gated(both, gate)?)?.result().map(Some)
     }
 
-    fn multiplied(&self, x: &Tensor, lanes: usize, split: Split) -> Result<Tensor> {
-        self.prepared(Operand::new(x, lanes, split)?)?.result()
+    fn multiplied(&self, x: &Tensor, lanes: usize, precision: Precision) -> Result<Tensor> {
+        self.prepared(Operand::new(x, lanes, precision)?)?.result()
     }
 
     fn prepared(&self, operand: Operand) -> Result<Product> {
@@ -181,7 +195,7 @@ impl Weights {
 
     /// The product of rows of some lanes, of which only the calls of cuBLAS are left to do.
     pub fn calls(&self, x: &Tensor, lanes: usize) -> Result<Product> {
-        self.prepared(Operand::new(x, lanes, Split::Differences)?)
+        self.prepared(Operand::new(x, lanes, self.precision)?)
     }
 }
 
@@ -222,12 +236,12 @@ impl Product {
             product(low, lane, w, true)?;
             rest.map_or(Ok(()), |rest| product(high, lane, rest, true))
         };
-        match operand.split {
-            Split::Differences => {
+        match operand.precision {
+            Precision::Differences => {
                 whole(0, 1, 0)?;
                 (1..operand.lanes).try_for_each(|lane| product(lane + 1, lane, w, false))
             }
-            Split::Whole => {
+            Precision::Whole => {
                 (0..operand.lanes).try_for_each(|lane| whole(lane, operand.lanes + lane, lane))
             }
         }
@@ -245,7 +259,7 @@ impl Product {
             .size(operand.lanes)?
             .size(operand.rows)?
             .size(out)?
-            .flag(operand.split == Split::Whole)
+            .flag(operand.precision == Precision::Whole)
             .launch(Grid::row(operand.rows, 256))?;
         Ok(tensor(sums, (operand.lanes * operand.rows, out)))
     }

@@ -297,6 +297,8 @@ fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
             baseline_ppl: 20.0,
             device: String::new(),
             dtype: "f32".into(),
+            arithmetic: None,
+            card: None,
             seconds: 1.0,
             peak_bytes: 1,
             notes: Vec::new(),

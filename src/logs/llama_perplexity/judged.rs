@@ -61,6 +61,8 @@ fn run(logs: &[Log], first: &Log) -> RunInfo {
         baseline_ppl: first.statistics.baseline_ppl,
         device: first.device.clone(),
         dtype: "llama.cpp's own".into(),
+        arithmetic: None,
+        card: None,
         seconds: logs.iter().filter_map(|log| log.seconds).sum(),
         peak_bytes: 0,
         notes: vec![

@@ -55,6 +55,7 @@ impl Pass<'_> {
                 }
                 self.advance(tile.lanes.iter().map(|&l| tile.share(counts[l])).sum());
             }
+            self.decoder.device().note_memory();
         }
         Ok(ChunkTiles(tiles))
     }

@@ -67,7 +67,7 @@ impl LayerReader<'_> {
     fn stacked(&self, parts: &[(&str, usize)]) -> Result<Matrix, ModelError> {
         let read = |(part, out): &(&str, usize)| self.tensor(part, &[*out, self.spec.hidden]);
         let parts = parts.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-        Ok(Matrix::new(Tensor::cat(&parts, 0)?)?)
+        self.reader.matrix_of(Tensor::cat(&parts, 0)?)
     }
 
     fn bias(&self, parts: &[(&str, usize)]) -> Result<Bias, ModelError> {
@@ -125,7 +125,7 @@ impl LayerReader<'_> {
         if a.gated {
             rows.push(half(1)?);
         }
-        Ok(Matrix::new(Tensor::cat(&rows, 0)?)?)
+        self.reader.matrix_of(Tensor::cat(&rows, 0)?)
     }
 
     fn delta_net(&self, net: &DeltaNet) -> Result<DeltaNetWeights, ModelError> {
@@ -204,13 +204,13 @@ impl LayerReader<'_> {
 
     /// A matrix for each expert.
     fn experts(&self, part: &str, shape: &[usize]) -> Result<MatrixStack, ModelError> {
-        Ok(MatrixStack::new(self.tensor(part, shape)?)?)
+        self.reader.matrices(&self.name(part), shape)
     }
 
     /// rms(x) ⊙ scale / √H, as one norm.
     fn router_norm(&self) -> Result<RmsNorm, ModelError> {
         let norm = self.norm("ffn_gate_inp.scale", self.spec.hidden)?;
-        let root = Tensor::new((self.spec.hidden as f32).sqrt(), self.reader.device())?;
+        let root = Tensor::new((self.spec.hidden as f32).sqrt(), self.reader.place())?;
         Ok(RmsNorm { weight: norm.weight.broadcast_div(&root)?, ..norm })
     }
 

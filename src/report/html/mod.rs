@@ -7,7 +7,7 @@ mod plot;
 mod words;
 
 use super::row::{numbers, verdict_words, Row};
-use super::view::{arithmetic, Standing, View};
+use super::view::{arithmetic, memory_of_card, Standing, View};
 use crate::files::write_atomically;
 use crate::kv::Scheme;
 use crate::results::measured_by::MeasuredBy;
@@ -414,6 +414,7 @@ fn conditions(m: &Measurement) -> Vec<(&'static str, String)> {
         ("arithmetic", arithmetic(m)),
         ("took", format!("{:.1} s, {} at most", run.seconds, bytes(run.peak_bytes as f64))),
     ]);
+    facts.extend(memory_of_card(run).map(|taken| ("card memory", format!("{taken} at most"))));
     bounded(facts)
 }
 

@@ -109,6 +109,20 @@ fn page(report: &Report) -> (String, Vec<Element>) {
 }
 
 #[test]
+fn a_card_is_named_with_its_driver_its_arithmetic_and_the_memory_taken_there() {
+    let mut report = report();
+    fixture::on_a_card(&mut report.results.measurements[0].run);
+    let (page, _) = page(&report);
+    for words in [
+        "Some Card, 139 GiB, driver for CUDA 13.0",
+        "f16 weights, sums in f32",
+        "12.5 GiB of the card at most",
+    ] {
+        assert!(page.contains(words), "{words}");
+    }
+}
+
+#[test]
 fn contents_in_their_order() {
     let (page, elements) = page(&report());
     let order = [
@@ -235,6 +249,7 @@ fn hostile(hostile: &str) -> Report {
     let m = &mut results.measurements[0];
     m.model = hostile.to_owned();
     m.run.device = hostile.to_owned();
+    m.run.arithmetic = Some(hostile.to_owned());
     m.run.notes = vec![hostile.to_owned(); 1_000];
     m.controls[0].must = hostile.to_owned();
     m.conditions.corpus[0].category = hostile.to_owned();
