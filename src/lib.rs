@@ -117,7 +117,8 @@
 //! - `hub`: fetches checkpoints of the Hugging Face hub. Without it, those that are in the hub's cache can be used.
 //! - `reports`: HTML with plots, and JUnit's XML.
 //! - `cuda`: kernels for CUDA cards. Building them needs nvcc, and the program then needs the card's driver to start. The
-//!   environment variable `KVGATE_DEVICE` names the device of a test target: `auto`, `cpu` or `cuda:0`.
+//!   environment variable `KVGATE_DEVICE` names the device of a test target: `auto`, `cpu` or `cuda:0`. `KVGATE_PRECISION`
+//!   names the precision of schemes on a card: `differences` or `whole`.
 //!
 //! # The layers
 //!

@@ -2,18 +2,18 @@
 //!
 //! A program that is built for CUDA does not start where the card's driver is missing, because it is linked with the
 //! driver's library. Releases therefore hold two programs in one folder. `kvgate` runs everywhere. If a command
-//! measures, it looks for `kvgate-cuda` beside itself, tries whether that program starts on this machine, and lets it
-//! run the command.
+//! has to do with devices, it looks for `kvgate-cuda` beside itself, tries whether that program starts on this machine,
+//! and lets it run the command.
 
 use crate::compute::device::Choice;
 use crate::compute::Device;
-use crate::gate;
+use crate::gate::device::Asked;
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
-/// The commands that compute a model.
-const COMPUTING: [&str; 4] = ["calibrate", "init", "measure", "run"];
+/// The commands that compute a model, or say what computing it takes.
+const COMPUTING: [&str; 6] = ["calibrate", "check", "init", "measure", "plan", "run"];
 
 /// Runs the command with `kvgate-cuda` if it may run on a card and that program can run here. Gives its exit code, or
 /// nothing if this program has to run the command itself.
@@ -43,7 +43,10 @@ fn asks_for_cpu(arguments: &[OsString]) -> bool {
     });
     match given {
         Some(value) => value.or_else(|| options.next()).is_some_and(|value| value == "cpu"),
-        None => gate::device_of_environment() == Ok(Choice::Cpu),
+        None => {
+            let asked = Asked::default().or_environment();
+            asked.is_ok_and(|asked| asked.device == Some(Choice::Cpu))
+        }
     }
 }
 

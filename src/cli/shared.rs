@@ -1,10 +1,12 @@
 //! What several commands share: their common options, how they end, and how they print.
 
 use crate::compute::device::Choice;
-use crate::compute::Device;
-use crate::gate::{self, Project};
+use crate::compute::{Device, Precision};
+use crate::gate::device::Asked;
+use crate::gate::Project;
 use crate::kv::Scheme;
 use crate::policy::{Diagnostic, DEFAULT_PATH, LEAST_CONTEXT};
+use crate::results::{json, Results};
 use crate::source::pinned;
 use crate::source::pinned::Pinned;
 use crate::source::Source;
@@ -38,24 +40,42 @@ impl Config {
     }
 }
 
-/// The option that names the device.
+/// The options that name the device, and what it computes in.
 #[derive(clap::Args)]
 pub(super) struct On {
     /// The device that models run on: auto, cpu or cuda:N; auto is the first CUDA card if this build can use one and
-    /// its driver answers, otherwise the CPU [default: KVGATE_DEVICE, or else auto]
+    /// its driver answers, otherwise the CPU, and a build that can use cards says which [default: KVGATE_DEVICE, or
+    /// else auto]
     #[arg(long, value_name = "DEVICE")]
     device: Option<Choice>,
+    /// In which precision a card computes schemes: differences (from the baseline, in f16) or whole (as the baseline
+    /// itself, which is slower); the CPU computes everything whole [default: KVGATE_PRECISION, or else differences]
+    #[arg(long, value_name = "PRECISION")]
+    precision: Option<Precision>,
 }
 
 impl On {
     /// Opens the device.
     pub fn device(&self) -> Result<Device, Stop> {
-        let usage = |message| Stop::new(USAGE, message);
-        let choice = match self.device {
-            Some(choice) => choice,
-            None => gate::device_of_environment().map_err(usage)?,
-        };
-        Device::open(choice).map_err(|error| usage(error.to_string()))
+        let asked = Asked { device: self.device, precision: self.precision };
+        asked.open().map_err(|message| Stop::new(USAGE, message))
+    }
+}
+
+/// The option that names results of earlier runs, for commands that say what the next run costs.
+#[derive(clap::Args)]
+pub(super) struct Earlier {
+    /// Results of earlier runs, to estimate what each model costs; only those that were measured on the same device
+    /// count, and if several files have a model, the last one does
+    #[arg(long, value_name = "RESULTS.json", num_args = 1)]
+    costs: Vec<PathBuf>,
+}
+
+impl Earlier {
+    /// Reads the files.
+    pub fn results(&self) -> Result<Vec<Results>, Stop> {
+        let results = self.costs.iter().map(|path| json::read(path));
+        results.collect::<Result<_, _>>().map_err(|error| Stop::new(USAGE, error.to_string()))
     }
 }
 

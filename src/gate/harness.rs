@@ -1,6 +1,6 @@
 //! The test target of a model's repository: each case of the policy is a test that `cargo test` and nextest run.
 
-use crate::compute::Device;
+use crate::gate::device::Asked;
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::gate::store::Store;
 use crate::gate::{self, Case, GateError, Project};
@@ -75,8 +75,7 @@ fn run(config: &Path, arguments: Arguments, filters: &[String]) -> Result<ExitCo
     if cfg!(debug_assertions) {
         out::eprint(SLOW_BUILD);
     }
-    let choice = gate::device_of_environment().map_err(|error| format!("error: {error}"))?;
-    project.device = Device::open(choice).map_err(|error| format!("error: {error}"))?;
+    project.device = Asked::default().open().map_err(|error| format!("error: {error}"))?;
     gate::prepare_results(&project.results_of(&chosen[0].name))
         .map_err(|error| format!("error: {error}"))?;
     golden::prepare_insta(&project.root);

@@ -1,5 +1,6 @@
 //! The gate of a policy: its cases are measured model by model and judged case by case.
 
+pub(crate) mod device;
 mod error;
 pub mod harness;
 pub mod plan;
@@ -10,7 +11,6 @@ mod tests;
 
 pub use error::GateError;
 
-use crate::compute::device::Choice;
 use crate::compute::Device;
 use crate::files::folder_of;
 use crate::golden::{self, Compared, Review};
@@ -58,17 +58,6 @@ pub struct Case {
     pub kind: CaseKind,
     /// Whether the case runs only when it is asked for.
     pub ignored: bool,
-}
-
-/// The device that the environment variable `KVGATE_DEVICE` asks for.
-///
-/// # Errors
-/// If it names no device.
-pub(crate) fn device_of_environment() -> Result<Choice, String> {
-    match std::env::var("KVGATE_DEVICE") {
-        Ok(choice) => choice.parse().map_err(|error| format!("KVGATE_DEVICE: {error}")),
-        Err(_) => Ok(Choice::Auto),
-    }
 }
 
 /// The request to measure some cells of a model. `kept` is the accepted text of its baseline.

@@ -27,6 +27,7 @@ pub fn tests() -> Vec<Trial> {
         nextest_measures_anew_what_depends_on_another_text,
         a_run_that_was_killed_is_run_again,
         a_reader_that_has_gone_turns_nothing_green,
+        device_and_precision_are_those_of_the_environment,
     ]
 }
 
@@ -59,6 +60,21 @@ fn a_reader_that_has_gone_turns_nothing_green() {
     drop(reader);
     let ran = gate_command(&repository, &[], &[]).stdout(writer).output().unwrap();
     Ran::of(ran).exits(101).says("error: standard output was closed or is full");
+}
+
+fn device_and_precision_are_those_of_the_environment() {
+    let repository = accepted();
+    gate_with(&repository, &["q8_0::kld"], &[("KVGATE_DEVICE", "gpu")])
+        .exits(101)
+        .says("error: KVGATE_DEVICE: `gpu` is no device");
+    gate_with(&repository, &["q8_0::kld"], &[("KVGATE_PRECISION", "half")])
+        .exits(101)
+        .says("error: KVGATE_PRECISION: `half` is no precision");
+    let cpu = ("KVGATE_DEVICE", "cpu");
+    gate_with(&repository, &["q8_0::kld"], &[cpu]).exits(0).never_says("note: ");
+    gate_with(&repository, &["q8_0::kld"], &[cpu, ("KVGATE_PRECISION", "whole")])
+        .exits(0)
+        .says("note: the precision `whole` changes nothing on the CPU");
 }
 
 fn lists_are_pure_and_need_no_model() {
