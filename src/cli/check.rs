@@ -1,23 +1,27 @@
 //! `kvgate check` checks everything that can be checked without running a model.
 
-use super::shared::{say, say_coloured, Config, Stop, NOT_MEASURED};
-use crate::gate::plan::estimated_seconds;
-use crate::gate::{request, Project};
+use super::shared::{say, say_coloured, Config, Earlier, On, Stop, NOT_MEASURED};
+use crate::compute::Device;
+use crate::gate::{plan, request, Project};
 use crate::golden::{self, Golden, GoldenError};
 use crate::measure::prepare::{Prepared, PreparedScheme};
-use crate::measure::MeasureError;
-use crate::model::{decoder, Checkpoint};
+use crate::measure::{self, MeasureError};
+use crate::model::decoder::{self, Residency};
 use crate::policy::{Cell, ModelPolicy};
 use crate::results::replay::Generated;
-use crate::results::Conditions;
+use crate::results::{json, Conditions};
 use crate::text;
 use crate::text::command;
-use crate::text::numbers::bytes;
+use crate::text::numbers::{bytes, count};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     config: Config,
+    #[command(flatten)]
+    on: On,
+    #[command(flatten)]
+    earlier: Earlier,
 }
 
 /// What was found about a model, in the order in which it is printed.
@@ -32,7 +36,14 @@ struct Findings {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let project = arguments.config.project()?;
+    let mut project = arguments.config.project()?;
+    let mut earlier = arguments.earlier.results()?;
+    if earlier.is_empty() {
+        // those of the last run here, if there are any
+        earlier.extend(json::read(&project.results.join(json::FILE)));
+    }
+    project.device = arguments.on.device()?;
+    let took = plan::measured(&earlier, &project.device);
     let mut code = 0;
     for model in &project.policy.models {
         say(&model.name)?;
@@ -40,7 +51,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
             let goldens = damaged_goldens(&project, model);
             Findings { lines: vec!["ignored".into()], goldens, ..Findings::default() }
         } else {
-            check(&project, model)
+            check(&project, model, took.get(&model.name).copied())
         };
         for line in &findings.lines {
             say(format!("  {line}"))?;
@@ -61,7 +72,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(code)
 }
 
-fn check(project: &Project, model: &ModelPolicy) -> Findings {
+/// Checks a model. `pace` is how many seconds a position of a lane took in an earlier run, if that is known.
+fn check(project: &Project, model: &ModelPolicy, pace: Option<f64>) -> Findings {
     let missing = model.missing_files();
     if !missing.is_empty() {
         let errors = missing.iter().map(|finding| finding.styled()).collect();
@@ -77,9 +89,10 @@ fn check(project: &Project, model: &ModelPolicy) -> Findings {
     match Prepared::on_disk(&request) {
         // the rest is checked as if no text were accepted
         Err(fault @ MeasureError::Text { .. }) => {
-            report(project, model, Prepared::on_disk(&without_text), |_| Some(fault.to_string()))
+            let prepared = Prepared::on_disk(&without_text);
+            report(project, model, prepared, pace, |_| Some(fault.to_string()))
         }
-        prepared => report(project, model, prepared, |prepared| {
+        prepared => report(project, model, prepared, pace, |prepared| {
             unreadable.or_else(|| unaccepted(project, model, prepared, kept.as_ref()))
         }),
     }
@@ -120,6 +133,7 @@ fn report(
     project: &Project,
     model: &ModelPolicy,
     prepared: Result<Prepared, MeasureError>,
+    pace: Option<f64>,
     text_fault: impl FnOnce(&Prepared) -> Option<String>,
 ) -> Findings {
     let prepared = match prepared {
@@ -129,7 +143,7 @@ fn report(
         }
     };
     let text = prepared.text.as_ref();
-    let mut lines = estimates(model, &prepared.checkpoint);
+    let mut lines = estimates(model, &prepared, pace);
     lines.extend(text.map(|text| format!("prompts  {}", text.prompts.prompts.len())));
     lines.extend(prepared.notes(None).iter().map(|note| format!("note     {note}")));
     let errors =
@@ -148,21 +162,62 @@ fn styled(error: &str) -> String {
     text::error(&format!("  error: {error}"))
 }
 
-fn estimates(model: &ModelPolicy, checkpoint: &Checkpoint) -> Vec<String> {
+/// What would run where, and what it would take.
+fn estimates(model: &ModelPolicy, prepared: &Prepared, pace: Option<f64>) -> Vec<String> {
+    let Prepared { device, checkpoint, .. } = prepared;
     let spec = &checkpoint.spec;
-    let lanes = model.cells.iter().filter(|cell| !cell.ignored).count() + 1;
-    let tokens = (lanes * model.chunks * model.context) as f64;
-    let cores = rayon::current_num_threads();
-    let hidden = tokens * spec.hidden as f64 * 4.0;
+    let schemes = model.cells.iter().filter(|cell| !cell.ignored).count();
+    let estimated = plan::estimated_seconds(model, schemes + 1, spec);
+    let took = pace.map(|seconds| seconds * plan::positions(model, schemes + 1));
     vec![
         format!("model    {} ok, {}", spec.architecture, checkpoint.tokenizer.kind),
         format!("corpus   {} chunks of {} tokens", model.chunks, model.context),
-        format!(
-            "memory   about {}",
-            bytes(decoder::parameters(spec) as f64 * 4.0 + hidden.min(2e9))
-        ),
-        format!("time     about {:.0} s on {cores} cores", estimated_seconds(model, lanes, spec)),
+        format!("device   {}, {}", device.describe(), device.arithmetic()),
+        format!("memory   {}", memory(prepared, schemes)),
+        format!("time     {}", time(device, took, estimated)),
     ]
+}
+
+/// What weights and hidden states take, and what there is. What the engine needs for a moment inside a layer is not
+/// counted.
+fn memory(prepared: &Prepared, schemes: usize) -> String {
+    let device = &prepared.device;
+    let residency = prepared.residency();
+    let weights = decoder::weight_bytes(&prepared.checkpoint.spec, device, residency);
+    let (chunks, hidden) = measure::group(prepared, schemes);
+    let shown = |n: u64| bytes(n as f64);
+    let kept = match residency {
+        Residency::Resident => "resident",
+        Residency::Streamed => "streamed, one layer at a time",
+    };
+    let there_is = device.memory();
+    let too_much = weights + hidden as u64 > there_is;
+    format!(
+        "weights {}{}, {kept}; hidden states of {} {}; {}{}{}",
+        // those that f16 does not hold exactly have a second term there
+        if device.card().is_some() { "at least " } else { "" },
+        shown(weights),
+        count(chunks, "chunk"),
+        shown(hidden as u64),
+        shown(there_is),
+        if device.card().is_some() { " free on the card" } else { " in this machine" },
+        if too_much { ", which is too little" } else { "" }
+    )
+}
+
+/// How long the model takes, as far as somebody knows.
+fn time(device: &Device, took: Option<f64>, estimated: f64) -> String {
+    match took {
+        Some(seconds) => format!("about {seconds:.0} s, as in an earlier run on such a device"),
+        None if device.card().is_some() => {
+            "unknown, because no results of an earlier run on such a card are at hand; `--costs RESULTS.json` names some"
+                .into()
+        }
+        None => format!(
+            "about {estimated:.0} s if each core does {} GFLOP/s; no results of an earlier run on the CPU are at hand",
+            plan::FLOPS_PER_CORE / 1e9
+        ),
+    }
 }
 
 fn read_golden(
@@ -226,4 +281,24 @@ fn other_text(prepared: &Prepared, golden: &Golden) -> Option<String> {
          control again, or run and accept anew"
             .into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::device::pretended_card;
+
+    #[test]
+    fn nobody_invents_the_speed_of_a_card() {
+        let (cpu, card) = (Device::cpu(), pretended_card());
+        assert!(time(&card, None, 12.0).starts_with("unknown"));
+        assert!(time(&cpu, None, 12.0)
+            .starts_with("about 12 s if each core does 60 GFLOP/s; no results"));
+        for device in [cpu, card] {
+            assert_eq!(
+                time(&device, Some(7.4), 12.0),
+                "about 7 s, as in an earlier run on such a device"
+            );
+        }
+    }
 }

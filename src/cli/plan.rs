@@ -1,13 +1,13 @@
 //! `kvgate plan` splits a gate over CI jobs, and prints the matrix of these jobs.
 
-use super::shared::{say_whole, Config, Stop, NOTHING_SELECTED, USAGE};
-use crate::gate::plan::{self, CostBasis};
+use super::shared::{say_whole, Config, Earlier, On, Stop, NOTHING_SELECTED, USAGE};
+use crate::compute::Device;
+use crate::gate::plan::{self, Cost, CostBasis, Costs};
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::model::Checkpoint;
 use crate::policy::ModelPolicy;
-use crate::results::json;
+use crate::results::Results;
 use crate::text::out;
-use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -19,10 +19,10 @@ pub(super) struct Arguments {
     /// The largest number of jobs; there are never more jobs than models
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     shards: u16,
-    /// Results of earlier runs, to estimate what each model costs; if several files have a model, the last one
-    /// counts
-    #[arg(long, value_name = "RESULTS.json", num_args = 1)]
-    costs: Vec<PathBuf>,
+    #[command(flatten)]
+    earlier: Earlier,
+    #[command(flatten)]
+    on: On,
     /// Also plan cases that the policy marks as ignored
     #[arg(long)]
     include_ignored: bool,
@@ -30,9 +30,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let project = arguments.config.project()?;
-    let usage = |message: String| Stop::new(USAGE, message);
-    let results: Result<Vec<_>, _> = arguments.costs.iter().map(|path| json::read(path)).collect();
-    let results = results.map_err(|error| usage(error.to_string()))?;
+    let results = arguments.earlier.results()?;
     let mut cases = project.cases();
     let ignored = Ignored::included(arguments.include_ignored);
     let selection = Selection::containing(&arguments.filters, ignored);
@@ -45,25 +43,48 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     if lanes.is_empty() {
         return Err(Stop::new(NOTHING_SELECTED, nothing_selected(&project, &arguments.filters)));
     }
-    let costs = plan::costs(&project.policy, &lanes, &plan::measured(&results), estimate);
-    if let Some(cost) = costs.iter().find(|cost| cost.model.contains(',')) {
+    let device = arguments.on.device()?;
+    let measured = plan::measured(&results, &device);
+    let costs = plan::costs(&project.policy, &lanes, &measured, &device, estimate);
+    if let Some(cost) = costs.models.iter().find(|cost| cost.model.contains(',')) {
         let message = format!(
             "the model `{}` has a comma in its name, which separates models in a matrix; rename it",
             cost.model
         );
-        return Err(usage(message));
+        return Err(Stop::new(USAGE, message));
     }
-    for cost in &costs {
-        if let CostBasis::Guessed { why } = &cost.basis {
+    warn(&costs, &results, &device);
+    let shards = plan::pack(&costs.models, arguments.shards.into());
+    say_whole(plan::matrix(&shards, costs.in_seconds))?;
+    Ok(0)
+}
+
+/// Says of which costs less is known than people may think.
+fn warn(costs: &Costs, results: &[Results], device: &Device) {
+    let device = device.describe();
+    let has_results = |model: &str| {
+        let mut measurements = results.iter().flat_map(|results| &results.measurements);
+        measurements.any(|measurement| measurement.model == model)
+    };
+    for Cost { model, basis, .. } in &costs.models {
+        if *basis != CostBasis::Measured && has_results(model) {
             out::eprint(format!(
-                "warning: {}: its cost is guessed from its tokens, because no results in --costs have it, and it cannot be \
-                 estimated: {why}",
-                cost.model
+                "warning: {model}: its results in --costs do not tell its cost on {device}"
+            ));
+        }
+        if let CostBasis::Guessed { why } = basis {
+            out::eprint(format!(
+                "warning: {model}: its cost is guessed from its tokens, because no results in --costs have it, and it \
+                 cannot be estimated: {why}"
             ));
         }
     }
-    say_whole(plan::matrix(&plan::pack(&costs, arguments.shards.into())))?;
-    Ok(0)
+    if !costs.in_seconds {
+        out::eprint(format!(
+            "warning: how fast {device} is was not measured: jobs are packed by the sizes of their models, and the matrix \
+             has no seconds"
+        ));
+    }
 }
 
 /// Estimates a model's cost from its checkpoint's configuration, or says why that is not possible.

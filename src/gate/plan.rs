@@ -1,17 +1,18 @@
 //! Splits a gate over the jobs of a CI matrix. Models are dealt by what they cost, the most expensive first,
 //! each to the job that has the least to do so far.
 
+use crate::compute::Device;
 use crate::gate::{Case, Project};
 use crate::model::decoder;
 use crate::model::spec::Spec;
 use crate::policy::{ModelPolicy, Policy};
-use crate::results::Results;
+use crate::results::{Measurement, Results};
 use crate::text::suggest::did_you_mean;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// The speed that estimates assume of each core, in floating-point operations per second.
-const FLOPS_PER_CORE: f64 = 60e9;
+/// The speed that estimates assume of each core, in floating-point operations per second. Nothing is assumed of cards.
+pub const FLOPS_PER_CORE: f64 = 60e9;
 
 /// The cost of one position in one lane when nothing is known about a model, in seconds: what a model of 500 million
 /// parameters takes on sixteen cores.
@@ -21,8 +22,17 @@ const SECONDS_PER_POSITION: f64 = 1e-3;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cost {
     pub model: String,
+    /// Seconds, or only a measure to compare models by ([`Costs::in_seconds`]).
     pub seconds: f64,
     pub basis: CostBasis,
+}
+
+/// What the models of a plan cost.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Costs {
+    pub models: Vec<Cost>,
+    /// Whether the costs are seconds. If the speed of the device is unknown, they only say which model costs more.
+    pub in_seconds: bool,
 }
 
 /// How the cost of a model is known.
@@ -60,7 +70,8 @@ pub fn estimated_seconds(model: &ModelPolicy, lanes: usize, spec: &Spec) -> f64 
     flops / (FLOPS_PER_CORE * rayon::current_num_threads() as f64)
 }
 
-fn positions(model: &ModelPolicy, lanes: usize) -> f64 {
+/// How many positions a model's lanes have. The baseline counts as a lane.
+pub fn positions(model: &ModelPolicy, lanes: usize) -> f64 {
     (lanes * model.chunks * model.context) as f64
 }
 
@@ -74,11 +85,26 @@ pub fn lanes(project: &Project, cases: &[Case]) -> Vec<(usize, usize)> {
     (0..project.policy.models.len()).filter_map(lanes_of).collect()
 }
 
-/// Seconds that one lane of each model took in earlier runs. If several results hold a model, the last ones count.
-pub fn measured(results: &[Results]) -> BTreeMap<String, f64> {
+/// Whether a measurement was made on such a device, so that its time says how long the next one takes there: on the
+/// CPU, or on a card of the same name in the same arithmetic.
+fn was_on(measurement: &Measurement, device: &Device) -> bool {
+    let run = &measurement.run;
+    let card = device.card();
+    measurement.conditions.device == device.name()
+        && run.card.as_ref().map(|card| &card.name) == card.map(|card| &card.name)
+        && (card.is_none() || run.arithmetic.as_deref() == Some(device.arithmetic()))
+}
+
+/// Seconds that a position of a lane of each model took on such a device in earlier runs. If several results hold a
+/// model, the last ones count.
+pub fn measured(results: &[Results], device: &Device) -> BTreeMap<String, f64> {
     let measurements = results.iter().flat_map(|results| &results.measurements);
-    let took = measurements.filter(|m| m.run.seconds.is_finite() && m.run.seconds > 0.0);
-    took.map(|m| (m.model.clone(), m.run.seconds / (m.schemes.len() + 1) as f64)).collect()
+    let of_device = measurements.filter(|measurement| was_on(measurement, device));
+    let rates = of_device.map(|m| {
+        let tokens = m.conditions.chunks as f64 * m.conditions.context as f64;
+        (m.model.clone(), m.run.seconds / ((m.schemes.len() + 1) as f64 * tokens))
+    });
+    rates.filter(|(_, seconds)| seconds.is_finite() && *seconds > 0.0).collect()
 }
 
 /// What is known about the cost of a model.
@@ -93,28 +119,33 @@ struct Known<'p> {
 
 /// What models of the policy cost, each given with its lanes.
 ///
-/// Measured seconds per lane are preferred. Otherwise `estimate` counts, scaled by how measured models compare with
+/// Measured seconds per position are preferred. Otherwise `estimate` counts, scaled by how measured models compare with
 /// their estimates. A model that can be neither measured nor estimated is guessed to cost as much per position as the
-/// other models do on average.
+/// other models do on average. Estimates are of the CPU. On a card they are seconds only once they are scaled.
 pub fn costs(
     policy: &Policy,
     lanes: &[(usize, usize)],
     measured: &BTreeMap<String, f64>,
+    device: &Device,
     estimate: impl Fn(&ModelPolicy, usize) -> Result<f64, String>,
-) -> Vec<Cost> {
+) -> Costs {
     let known = lanes.iter().map(|&(model, lanes)| {
         let model = &policy.models[model];
+        let positions = positions(model, lanes);
         Known {
             model,
-            positions: positions(model, lanes),
-            measured: measured.get(&model.name).map(|seconds| seconds * lanes as f64),
+            positions,
+            measured: measured.get(&model.name).map(|seconds| seconds * positions),
             estimated: estimate(model, lanes),
         }
     });
     let known: Vec<Known> = known.collect();
     let both =
         known.iter().filter_map(|model| Some((model.measured?, *model.estimated.as_ref().ok()?)));
-    let scale = quotient(both).unwrap_or(1.0);
+    let scale = quotient(both);
+    let all_measured = known.iter().all(|model| model.measured.is_some());
+    let in_seconds = device.card().is_none() || scale.is_some() || all_measured;
+    let scale = scale.unwrap_or(1.0);
     let seconds =
         |model: &Known| model.measured.or_else(|| Some(model.estimated.as_ref().ok()? * scale));
     let rated = known.iter().filter_map(|model| Some((seconds(model)?, model.positions)));
@@ -127,7 +158,7 @@ pub fn costs(
         };
         Cost { model: known.model.name.clone(), seconds, basis }
     };
-    known.iter().map(cost).collect()
+    Costs { models: known.iter().map(cost).collect(), in_seconds }
 }
 
 /// The sum of the first numbers over the sum of the second ones, if both are above 0.
@@ -161,13 +192,15 @@ pub fn pack(costs: &[Cost], shards: usize) -> Vec<Shard> {
         .collect()
 }
 
-/// The matrix for GitHub Actions as one line of JSON: `{"include":[{"shard":"1/3","models":"a,b","seconds":123},…]}`.
-pub fn matrix(shards: &[Shard]) -> String {
+/// The matrix for GitHub Actions as one line of JSON: `{"include":[{"shard":"1/3","models":"a,b","seconds":123},…]}`. It
+/// has no seconds if costs are none.
+pub fn matrix(shards: &[Shard], in_seconds: bool) -> String {
     #[derive(Serialize)]
     struct Job {
         shard: String,
         models: String,
-        seconds: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seconds: Option<u64>,
     }
     #[derive(Serialize)]
     struct Matrix {
@@ -176,7 +209,7 @@ pub fn matrix(shards: &[Shard]) -> String {
     let job = |(i, shard): (usize, &Shard)| Job {
         shard: format!("{}/{}", i + 1, shards.len()),
         models: shard.models.join(","),
-        seconds: shard.seconds.ceil() as u64,
+        seconds: in_seconds.then_some(shard.seconds.ceil() as u64),
     };
     let matrix = Matrix { include: shards.iter().enumerate().map(job).collect() };
     serde_json::to_string(&matrix).expect("names and numbers are JSON")
@@ -203,6 +236,7 @@ pub fn models_named(policy: &Policy, names: &[String]) -> Result<Vec<usize>, Str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::device::pretended_card;
     use crate::testing::fixture;
 
     fn cost(model: &str, seconds: f64) -> Cost {
@@ -241,8 +275,13 @@ mod tests {
     fn the_matrix_is_one_line_of_json() {
         let packed = pack(&[cost("a@long", 1.2), cost("b \"x\"", 9.0), cost("c", 1.0)], 2);
         assert_eq!(
-            matrix(&packed),
+            matrix(&packed, true),
             r#"{"include":[{"shard":"1/2","models":"b \"x\"","seconds":9},{"shard":"2/2","models":"a@long,c","seconds":3}]}"#
+        );
+        assert_eq!(
+            matrix(&packed[..1], false),
+            r#"{"include":[{"shard":"1/1","models":"b \"x\""}]}"#,
+            "nobody knows the device's speed"
         );
     }
 
@@ -250,14 +289,16 @@ mod tests {
     fn what_is_measured_counts_and_scales_the_rest() {
         let policy = policy(&["a", "b", "c"]);
         let lanes = [(0, 4), (1, 4), (2, 2)];
-        let measured = BTreeMap::from([("a".to_string(), 5.0)]);
+        let lane = positions(&policy.models[0], 1);
+        let measured = BTreeMap::from([("a".to_string(), 5.0 / lane)]);
         // a was estimated at 10 s and takes 4 lanes of 5 s
         let estimate = |model: &ModelPolicy, _| match model.name.as_str() {
             "a" => Ok(10.0),
             "b" => Ok(3.0),
             _ => Err("it is missing".into()),
         };
-        let found = costs(&policy, &lanes, &measured, estimate);
+        let cpu = Device::cpu();
+        let found = costs(&policy, &lanes, &measured, &cpu, estimate).models;
         let found: Vec<_> = found.into_iter().map(|c| (c.seconds, c.basis)).collect();
         // c: as many positions as half of a, at the mean of a and b
         let of_c = (20.0 + 6.0) / 4.0;
@@ -266,20 +307,70 @@ mod tests {
             found,
             [(20.0, CostBasis::Measured), (6.0, CostBasis::Estimated), (of_c, guessed)]
         );
-        let nothing = costs(&policy, &lanes, &BTreeMap::new(), |_, _| Err(String::new()));
+        let nothing = costs(&policy, &lanes, &BTreeMap::new(), &cpu, |_, _| Err(String::new()));
+        assert!(nothing.in_seconds);
+        let nothing = nothing.models;
         assert!(nothing[0].seconds > nothing[2].seconds && nothing[2].seconds > 0.0);
     }
 
     #[test]
-    fn earlier_runs_count_by_the_lane_and_the_last_wins() {
+    fn a_card_has_no_speed_before_something_was_measured_on_it() {
+        let (policy, lanes) = (policy(&["a", "b"]), [(0, 4), (1, 4)]);
+        let card = pretended_card();
+        let estimate = |model: &ModelPolicy, _| Ok(if model.name == "a" { 10.0 } else { 30.0 });
+        let unknown = costs(&policy, &lanes, &BTreeMap::new(), &card, estimate);
+        assert!(!unknown.in_seconds);
+        assert!(unknown.models[0].seconds < unknown.models[1].seconds);
+        let lane = positions(&policy.models[0], 1);
+        let measured = BTreeMap::from([("a".to_string(), 0.5 / lane)]);
+        let known = costs(&policy, &lanes, &measured, &card, estimate);
+        assert!(known.in_seconds);
+        assert_eq!(known.models.iter().map(|c| c.seconds).collect::<Vec<_>>(), [2.0, 6.0]);
+        // a is measured, but nothing tells how b compares with it
+        let gone = |_: &ModelPolicy, _| Err(String::new());
+        assert!(!costs(&policy, &lanes, &measured, &card, gone).in_seconds);
+        assert!(costs(&policy, &lanes[..1], &measured, &card, gone).in_seconds);
+    }
+
+    #[test]
+    fn what_another_device_took_does_not_count() {
+        let (cpu, card) = (Device::cpu(), pretended_card());
+        let counts = |edit: &dyn Fn(&mut Measurement)| {
+            let mut results = fixture::results();
+            edit(&mut results.measurements[0]);
+            [&cpu, &card].map(|device| !measured(&[results.clone()], device).is_empty())
+        };
+        let on_card = |m: &mut Measurement| {
+            m.conditions.device = "cuda".into();
+            fixture::on_a_card(&mut m.run);
+            m.run.card.as_mut().unwrap().name = "Pretended Card".into();
+            m.run.arithmetic = Some(card.arithmetic().into());
+        };
+        assert_eq!(counts(&|_| ()), [true, false]);
+        assert_eq!(counts(&on_card), [false, true]);
+        let another_card = |m: &mut Measurement| {
+            on_card(m);
+            m.run.card.as_mut().unwrap().name = "Another Card".into();
+        };
+        assert_eq!(counts(&another_card), [false, false]);
+        let another_arithmetic = |m: &mut Measurement| {
+            on_card(m);
+            m.run.arithmetic = Some("f64".into());
+        };
+        assert_eq!(counts(&another_arithmetic), [false, false]);
+    }
+
+    #[test]
+    fn earlier_runs_count_by_the_position_and_the_last_wins() {
         let mut old = fixture::results();
         old.measurements[0].run.seconds = 1000.0;
         let new = fixture::results();
-        let seconds = measured(&[old.clone(), new])["gemma-3-270m"];
-        assert!((seconds - 61.34 / 4.0).abs() < 1e-9, "{seconds}");
+        let cpu = Device::cpu();
+        let seconds = measured(&[old.clone(), new], &cpu)["gemma-3-270m"];
+        assert!((seconds * 4.0 * 16.0 * 512.0 - 61.34).abs() < 1e-9, "{seconds}");
         for nonsense in [0.0, -5.0, f64::NAN, f64::INFINITY] {
             old.measurements[0].run.seconds = nonsense;
-            assert!(measured(&[old.clone()]).is_empty(), "{nonsense}");
+            assert!(measured(&[old.clone()], &cpu).is_empty(), "{nonsense}");
         }
     }
 

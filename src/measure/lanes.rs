@@ -2,7 +2,7 @@
 //! that fits the model.
 
 use super::corpus::{self, Chunk};
-use super::engine::{self, Lane, LaneError, LaneResult};
+use super::engine::{self, Group, Lane, LaneError, LaneResult};
 use super::mimic::Mimic;
 use super::prepare::{Prepared, PreparedScheme};
 use super::replay::Replayer;
@@ -21,6 +21,14 @@ pub(crate) const BAD_LANE_KLD: f64 = 0.1;
 
 /// How many lanes are controls.
 const CONTROLS: usize = 2;
+
+/// How many chunks travel at a time if so many schemes are measured, and the bytes of their hidden states.
+pub(crate) fn group(prepared: &Prepared, schemes: usize) -> (usize, usize) {
+    let (spec, context) = (&prepared.checkpoint.spec, prepared.request.context);
+    let group = Group::of(spec, &prepared.device, context, 1 + CONTROLS + schemes);
+    let chunks = group.chunks.min(prepared.request.chunks);
+    (chunks, chunks * group.chunk_bytes)
+}
 
 /// What the engine gave.
 pub(super) struct LaneResults {

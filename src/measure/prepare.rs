@@ -127,10 +127,13 @@ impl<'r> Prepared<'r> {
     /// # Errors
     /// Values that are not finite, and files that cannot be read.
     pub fn load(&self) -> Result<Decoder, MeasureError> {
+        Ok(self.checkpoint.load_on(&self.device, self.residency())?)
+    }
+
+    /// Where the weights are while the model runs.
+    pub fn residency(&self) -> Residency {
         let parameters = decoder::parameters(&self.checkpoint.spec);
-        let chosen = self.request.residency;
-        let residency = chosen.unwrap_or_else(|| residency_for(&self.device, parameters));
-        Ok(self.checkpoint.load_on(&self.device, residency)?)
+        self.request.residency.unwrap_or_else(|| residency_for(&self.device, parameters))
     }
 
     /// What people should know before they believe the numbers, warnings first. What was remarked on the

@@ -1,6 +1,7 @@
 //! Tests of the program: its commands, what it says, and what it does with repositories, hubs and GitHub.
 
 mod cli;
+mod device;
 #[cfg(feature = "github")]
 mod github;
 #[cfg(all(unix, feature = "hub"))] // elsewhere the cache has no links

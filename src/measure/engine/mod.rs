@@ -39,13 +39,29 @@ pub fn run(
     let context = chunks.first().map_or(0, |chunk| chunk.tokens.len());
     let mut all = vec![Lane { scheme: baseline.clone(), chunks: chunks.len() }];
     all.extend_from_slice(lanes);
-    let per_token = all.len() * (decoder.spec.hidden + shared_width(&decoder.spec))
-        + per_layer_width(&decoder.spec);
-    let per_chunk = context * per_token * size_of::<f32>();
+    let group = Group::of(&decoder.spec, decoder.device(), context, all.len());
     let tile = chunks_per_tile(decoder.device(), context);
-    let group = (decoder.device().group_bytes() / per_chunk.max(1)).max(1).next_multiple_of(tile);
-    let mut share = Share { chunks: group, lanes: lanes.len(), tile };
+    let mut share = Share { chunks: group.chunks, lanes: lanes.len(), tile };
     in_shares(&mut share, decoder, chunks, &all, mimic, progress)
+}
+
+/// The chunks that travel through the layers at a time: as many as the memory for hidden states allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group {
+    pub chunks: usize,
+    /// Bytes of the hidden states of one chunk, in all lanes.
+    pub chunk_bytes: usize,
+}
+
+impl Group {
+    /// The groups of a model on a device. The baseline is one of the lanes.
+    pub fn of(spec: &Spec, device: &Device, context: usize, lanes: usize) -> Self {
+        let per_token = lanes * (spec.hidden + shared_width(spec)) + per_layer_width(spec);
+        let chunk_bytes = context * per_token * size_of::<f32>();
+        let tile = chunks_per_tile(device, context);
+        let fit = (device.group_bytes() / chunk_bytes.max(1)).max(1);
+        Group { chunks: fit.next_multiple_of(tile), chunk_bytes }
+    }
 }
 
 /// How many chunks of one lane travel together: as many as fit into a tile of the device, and at least one. A lane

@@ -1,0 +1,133 @@
+//! The device as a user sees it: which one computes, what is said of it, and what would run where.
+
+use crate::support::program::{accepted, kvgate, kvgate_with, Ran};
+use crate::support::tiny::Repository;
+use kvgate::internals::compute::Device;
+use serde_json::Value;
+
+fn measure(repository: &Repository, more: &[&str], vars: &[(&str, &str)]) -> Ran {
+    let arguments = [
+        "measure",
+        "tiny.gguf",
+        "--untrained",
+        "--corpus",
+        "corpus.txt",
+        "--context",
+        "64",
+        "--chunks",
+        "1",
+        "--schemes",
+        "q8_0",
+    ];
+    kvgate_with(repository, &[&arguments[..], more].concat(), vars)
+}
+
+/// A build that knows cards says once what `auto` came to. A build that knows none has nothing to say.
+#[test]
+fn auto_says_which_device_it_took_only_where_there_was_a_choice() {
+    let repository = Repository::new();
+    for arguments in [&["check"][..], &["plan", "--shards", "1"]] {
+        let ran = kvgate(&repository, arguments);
+        let said = ran.stderr.matches("note: models run on ").count();
+        assert_eq!(said, usize::from(Device::knows_cards()), "{}", ran.stderr);
+    }
+    measure(&repository, &["--device", "cpu"], &[]).exits(0).never_says("models run on");
+    measure(&repository, &[], &[("KVGATE_DEVICE", "cpu")]).exits(0).never_says("models run on");
+}
+
+#[test]
+fn a_device_that_cannot_be_used_is_refused_by_every_command() {
+    let repository = Repository::new();
+    // no machine has so many cards
+    let asked = ["--device", "cuda:99"];
+    for command in [&["run"][..], &["check"], &["plan", "--shards", "1"]] {
+        kvgate(&repository, &[command, &asked].concat()).exits(2).says("use --device cpu");
+        kvgate_with(&repository, command, &[("KVGATE_DEVICE", "gpu")])
+            .exits(2)
+            .says("KVGATE_DEVICE: `gpu` is no device");
+    }
+    measure(&repository, &asked, &[]).exits(2).says("use --device cpu");
+    measure(&repository, &["--device", "gpu"], &[]).exits(2).says("`gpu` is no device");
+}
+
+#[test]
+fn a_precision_changes_nothing_on_the_cpu_and_is_said_to() {
+    let repository = Repository::new();
+    let note = "note: the precision `whole` changes nothing on the CPU";
+    let statistics = |more: &[&str], vars: &[(&str, &str)]| {
+        let more = [&["--device", "cpu", "--json", "out.json"], more].concat();
+        let ran = measure(&repository, &more, vars).exits(0);
+        let json: Value = serde_json::from_str(&repository.text("out.json")).unwrap();
+        (json["measurements"][0]["schemes"].clone(), ran)
+    };
+    let (plain, ran) = statistics(&[], &[]);
+    ran.never_says("precision");
+    let (whole, ran) = statistics(&["--precision", "whole"], &[]);
+    ran.says(note);
+    let (by_environment, ran) = statistics(&[], &[("KVGATE_PRECISION", "whole")]);
+    ran.says(note);
+    assert_eq!((&whole, &by_environment), (&plain, &plain));
+    measure(&repository, &["--precision", "half"], &[])
+        .exits(2)
+        .says("`half` is no precision; use differences or whole");
+    measure(&repository, &[], &[("KVGATE_PRECISION", "half")])
+        .exits(2)
+        .says("KVGATE_PRECISION: `half` is no precision");
+}
+
+#[test]
+fn results_name_the_arithmetic_and_no_card_where_there_is_none() {
+    let repository = Repository::new();
+    measure(&repository, &["--device", "cpu", "--json", "out.json"], &[])
+        .exits(0)
+        .says(" CPU threads, f32 · ");
+    let json: Value = serde_json::from_str(&repository.text("out.json")).unwrap();
+    let run = &json["measurements"][0]["run"];
+    assert_eq!(run["arithmetic"], "f32");
+    assert!(run.get("card").is_none(), "{run}");
+}
+
+/// Files of earlier states of kvgate do not name the arithmetic.
+#[test]
+fn results_without_the_arithmetic_are_judged_and_shown() {
+    let repository = accepted();
+    let mut results: Value =
+        serde_json::from_str(&repository.text("kvgate-results/results.json")).unwrap();
+    results["measurements"][0]["run"].as_object_mut().unwrap().remove("arithmetic").unwrap();
+    repository.put("old.json", &results.to_string());
+    kvgate(&repository, &["judge", "old.json"]).exits(0).says(", f32");
+}
+
+#[test]
+fn a_check_says_what_would_run_where() {
+    let repository = Repository::new();
+    let check =
+        |more: &[&str]| kvgate(&repository, &[&["check", "--device", "cpu"], more].concat());
+    // 2 layers of 64 wide states, with 262 tokens in two tables
+    check(&[])
+        .says("  device   ")
+        .says(" CPU threads, f32\n")
+        .says("  memory   weights 708.3 KiB, resident; hidden states of 4 chunks 384 KiB; ")
+        .says(" in this machine\n")
+        .says("no results of an earlier run on the CPU are at hand");
+    kvgate(&repository, &["run", "--device", "cpu"]).exits(1);
+    // without --costs those of the last run count
+    check(&[]).says(" s, as in an earlier run on such a device\n");
+    // what a card took says nothing of the CPU
+    let path = "kvgate-results/results.json";
+    repository.edit(path, "\"device\": \"cpu\"", "\"device\": \"cuda\"");
+    check(&[]).says("no results of an earlier run on the CPU are at hand");
+    check(&["--costs", "none.json"]).exits(2).says("none.json");
+}
+
+#[test]
+fn a_plan_counts_no_times_of_another_device() {
+    let repository = Repository::new();
+    kvgate(&repository, &["run", "--device", "cpu"]).exits(1);
+    let path = "kvgate-results/results.json";
+    let plan =
+        || kvgate(&repository, &["plan", "--device", "cpu", "--shards", "1", "--costs", path]);
+    plan().exits(0).never_says("warning");
+    repository.edit(path, "\"device\": \"cpu\"", "\"device\": \"cuda\"");
+    plan().exits(0).says("warning: tiny: its results in --costs do not tell its cost on ");
+}
