@@ -8,6 +8,7 @@
 //! Each run is timed after a warm-up. *Products alone* are the calls of cuBLAS of the same run, one after the other, with
 //! nothing between them. Parts are timed in a shorter run of their own, which waits for the card behind each part.
 
+#[allow(dead_code)] // the tests use all of it
 #[path = "../tests/support/manifest.rs"]
 mod manifest;
 

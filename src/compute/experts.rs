@@ -1,12 +1,9 @@
-//! The ops of a mixture of experts: which experts work for a row, the pairs of rows and experts, and the weighted sum of
-//! what the experts give.
+//! The ops of a mixture of experts: which experts work for a row, and the weighted sum of what they give.
 
-use super::change;
-use super::cuda;
-use super::elements::{elements, read};
+use super::elements::elements;
 use super::finite::FiniteFlag;
 use super::op::{InPlaceOp, Input, Op, ROWS};
-use candle_core::{Device, Result, Shape, Tensor};
+use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
 
 /// Chooses the experts of each row by the router's logits: (rows, E) → (rows, 2·used). A row of the result holds the

@@ -7,13 +7,16 @@ use candle_core::{Device, Result, Tensor};
 
 /// The pairs of a row and an expert that works for it, as [`ExpertChoice`](super::experts::ExpertChoice) has chosen. They
 /// are ordered by expert.
-pub(crate) enum Pairs {
+pub(crate) struct Pairs(pub(super) Place);
+
+/// Where pairs are.
+pub(super) enum Place {
     Host(HostPairs),
     Card(cuda::Pairs),
 }
 
 /// The rows of each expert.
-pub(crate) struct HostPairs {
+pub(super) struct HostPairs {
     rows: usize,
     shares: Vec<Share>,
 }
@@ -28,17 +31,17 @@ pub(super) struct Share {
 impl Pairs {
     /// Makes them of what was chosen, (rows, 2·used), for the rows of some lanes, the first of which is the baseline.
     pub fn new(choice: Tensor, experts: usize, lanes: usize) -> Result<Self> {
-        match choice.device() {
-            Device::Cuda(_) => cuda::Pairs::new(choice, experts, lanes).map(Pairs::Card),
-            _ => HostPairs::new(&choice, experts).map(Pairs::Host),
-        }
+        Ok(Pairs(match choice.device() {
+            Device::Cuda(_) => Place::Card(cuda::Pairs::new(choice, experts, lanes)?),
+            _ => Place::Host(HostPairs::new(&choice, experts)?),
+        }))
     }
 
     /// Each row's sum of weight · y over its experts, in ascending order of the experts. y are the rows of the pairs.
     pub fn weighted_sum(&self, y: &Tensor) -> Result<Tensor> {
-        match self {
-            Pairs::Host(pairs) => pairs.weighted_sum(y),
-            Pairs::Card(pairs) => pairs.weighted_sum(y),
+        match &self.0 {
+            Place::Host(pairs) => pairs.weighted_sum(y),
+            Place::Card(pairs) => pairs.weighted_sum(y),
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::bias::Bias;
 use super::gate::{Activation, GatedActivation};
 use super::norm::RmsNorm;
-use super::pairs::{HostPairs, Pairs, Share};
+use super::pairs::{HostPairs, Pairs, Place, Share};
 use super::precision::Precision;
 use super::{cuda, run};
 use candle_core::{Device, Result, Tensor};
@@ -44,7 +44,12 @@ impl Matrix {
     }
 
     /// The same for the norms of rows.
-    pub fn product_of_normed(&self, x: &Tensor, norm: &RmsNorm, lanes: usize) -> Result<Tensor> {
+    pub(crate) fn product_of_normed(
+        &self,
+        x: &Tensor,
+        norm: &RmsNorm,
+        lanes: usize,
+    ) -> Result<Tensor> {
         match &self.0 {
             Weights::Host(_) => self.product(&normed(x, norm)?, lanes),
             Weights::Card(weights) => weights.product_of_normed(x, norm, lanes),
@@ -151,11 +156,11 @@ impl MatrixStack {
 
     /// For each pair of a row of x and an expert, that row times the expert's matrix: (rows, in) → (pairs, out).
     pub fn product_of_rows(&self, x: &Tensor, pairs: &Pairs) -> Result<Tensor> {
-        match (&self.all.0, pairs) {
-            (Weights::Card(weights), Pairs::Card(pairs)) => {
+        match (&self.all.0, &pairs.0) {
+            (Weights::Card(weights), Place::Card(pairs)) => {
                 trace_span!("experts").in_scope(|| pairs.product_of_rows(weights, x))
             }
-            (_, Pairs::Host(pairs)) => self.products(pairs, |_, share| {
+            (_, Place::Host(pairs)) => self.products(pairs, |_, share| {
                 x.index_select(&Tensor::new(&share.rows[..], x.device())?, 0)
             }),
             _ => elsewhere(),
@@ -164,11 +169,11 @@ impl MatrixStack {
 
     /// The same for rows of which each belongs to a pair: (pairs, in) → (pairs, out).
     pub fn product_of_pairs(&self, y: &Tensor, pairs: &Pairs) -> Result<Tensor> {
-        match (&self.all.0, pairs) {
-            (Weights::Card(weights), Pairs::Card(pairs)) => {
+        match (&self.all.0, &pairs.0) {
+            (Weights::Card(weights), Place::Card(pairs)) => {
                 trace_span!("experts").in_scope(|| pairs.product_of_pairs(weights, y))
             }
-            (_, Pairs::Host(pairs)) => {
+            (_, Place::Host(pairs)) => {
                 self.products(pairs, |start, share| y.narrow(0, start, share.rows.len()))
             }
             _ => elsewhere(),

@@ -144,6 +144,16 @@ pub(super) fn tensor(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
     Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
 }
 
+/// A tensor whose elements nobody has written yet.
+pub(super) fn unwritten(
+    device: &CudaDevice,
+    shape: impl Into<Shape>,
+    dtype: DType,
+) -> Result<Tensor> {
+    let shape = shape.into();
+    Ok(tensor(empty(device, &shape, dtype)?, shape))
+}
+
 /// The device that a tensor is on.
 pub(super) fn device_of(tensor: &Tensor) -> Result<CudaDevice> {
     Ok(tensor.device().as_cuda_device()?.clone())

@@ -27,7 +27,7 @@ pub(super) use card::{free_memory, open};
 pub(crate) use memory::is_out_of_memory;
 pub(super) use operand::Gate;
 pub(super) use pairs::Pairs;
-pub(super) use product::{Product, Weights};
+pub(super) use product::Weights;
 
 use super::op::InPlaceKernel;
 use candle_core::{CudaStorage, Layout, Result};

@@ -6,10 +6,10 @@
 //! baseline's own.
 
 use super::kernels::{PAIRS, SPLIT};
-use super::launch::{device_of, empty, shared_memory, tensor, Call, Grid, Place};
+use super::launch::{device_of, shared_memory, unwritten, Call, Grid, Place};
 use super::product::{agree, Weights, CHECKED_ROWS};
 use super::THREADS;
-use candle_core::{CudaDevice, DType, Result, Shape, Tensor};
+use candle_core::{CudaDevice, DType, Result, Tensor};
 
 /// The pairs that a block sorts.
 const SORTED: usize = 2048;
@@ -98,7 +98,7 @@ impl Pairs {
             );
         }
         let device = device_of(&choice)?;
-        let list = |len: usize| Ok(tensor(empty(&device, &Shape::from(len), DType::U32)?, len));
+        let list = |len: usize| unwritten(&device, len, DType::U32);
         let pairs = Pairs {
             sorted: list(count)?,
             places: list(count)?,
@@ -184,9 +184,9 @@ impl Pairs {
         // all rows as two terms, and behind them the baseline's two terms and the differences of the other lanes
         let differences = if self.lanes > 1 { all + self.rows } else { 0 };
         let shape = (2 * all + differences, width);
-        let terms = tensor(empty(device, &Shape::from(shape), DType::F16)?, shape);
-        let scales = || Ok(tensor(empty(device, &Shape::from(all), DType::F32)?, all));
-        let [whole, different]: [Tensor; 2] = [scales()?, scales()?];
+        let terms = unwritten(device, shape, DType::F16)?;
+        let scales = || unwritten(device, all, DType::F32);
+        let (whole, different) = (scales()?, scales()?);
         let split = |whole: bool, to: Place, scales: &Tensor| {
             Call::new(device, &SPLIT, "split")?
                 .at(Place::of(x)?)
@@ -227,11 +227,8 @@ impl Pairs {
     pub fn product_of_pairs(&self, weights: &Weights, y: &Tensor) -> Result<Tensor> {
         let (count, width) = y.dims2()?;
         let device = &self.device;
-        let terms = tensor(
-            empty(device, &Shape::from((2 * count, width)), DType::F16)?,
-            (2 * count, width),
-        );
-        let scales = tensor(empty(device, &Shape::from(count), DType::F32)?, count);
+        let terms = unwritten(device, (2 * count, width), DType::F16)?;
+        let scales = unwritten(device, count, DType::F32)?;
         Call::new(device, &PAIRS, "split_pairs")?
             .at(Place::of(y)?)
             .at(Place::of(&self.mates)?)
@@ -266,7 +263,7 @@ impl Pairs {
         if width != factors.terms.dim(1)? || stacked != out * self.experts {
             candle_core::bail!("matrices of experts that do not fit their rows");
         }
-        let sums = tensor(empty(device, &Shape::from((count, out)), DType::F32)?, (count, out));
+        let sums = unwritten(device, (count, out), DType::F32)?;
         let tiling = Tiling::of(device, width)?;
         let tiles = (count.div_ceil(TILE_ROWS) + groups) * out.div_ceil(tiling.columns);
         Call::new(device, &PAIRS, tiling.kernel)?
@@ -327,8 +324,7 @@ impl Pairs {
     /// Each row's sum of weight · y over its experts, in ascending order of the experts: (pairs, out) → (rows, out).
     pub fn weighted_sum(&self, y: &Tensor) -> Result<Tensor> {
         let (rows, width) = (self.lanes * self.rows, y.dim(1)?);
-        let out =
-            tensor(empty(&self.device, &Shape::from((rows, width)), DType::F32)?, (rows, width));
+        let out = unwritten(&self.device, (rows, width), DType::F32)?;
         Call::new(&self.device, &PAIRS, "weighted_sum")?
             .at(Place::of(&self.choice)?)
             .at(Place::of(&self.places)?)
