@@ -10,14 +10,14 @@ use super::corpus::{self, Corpus, Text};
 use super::prompts::PromptSet;
 use super::request::{MeasureError, Request};
 use super::NUMERICS;
-use crate::compute::Device;
+use crate::compute::{is_out_of_memory, Device};
 use crate::hash;
 use crate::kv::calibration::Calibration;
 use crate::kv::effective::{remarks_on_missing_layers, Effective};
 use crate::kv::layout::LayerKv;
 use crate::kv::Scheme;
 use crate::model::decoder::{self, Decoder, Residency};
-use crate::model::{warnings_first, Checkpoint};
+use crate::model::{warnings_first, Checkpoint, ModelError};
 use crate::progress::Progress;
 use crate::results::{Conditions, CorpusFile, Subject};
 use crate::source;
@@ -122,12 +122,21 @@ impl<'r> Prepared<'r> {
         })
     }
 
-    /// Reads the weights, all of them or those outside of the layers.
+    /// Reads the weights, all of them or those outside of the layers. If a card turns out to have no memory for all, the
+    /// layers stay in the file, unless somebody asked for resident weights.
     ///
     /// # Errors
     /// Values that are not finite, and files that cannot be read.
     pub fn load(&self) -> Result<Decoder, MeasureError> {
-        Ok(self.checkpoint.load_on(&self.device, self.residency())?)
+        let load = |residency| self.checkpoint.load_on(&self.device, residency);
+        Ok(match load(self.residency()) {
+            Err(ModelError::Tensor(error))
+                if is_out_of_memory(&error) && self.request.residency.is_none() =>
+            {
+                load(Residency::Streamed)?
+            }
+            loaded => loaded?,
+        })
     }
 
     /// Where the weights are while the model runs.
