@@ -126,6 +126,11 @@ fn compile(file: &Path) {
         // what is stored must have the bits that the CPU gives
         nvcc.args(["--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]);
     }
+    let made = target.with_extension("made-of");
+    let inputs = inputs(file, &nvcc);
+    if target.exists() && std::fs::read_to_string(&made).is_ok_and(|known| known == inputs) {
+        return;
+    }
     let status = nvcc.status().unwrap_or_else(|error| {
         panic!(
             "cannot start {}: {error}; the feature `cuda` needs CUDA's compiler: install the CUDA toolkit and set \
@@ -134,6 +139,23 @@ fn compile(file: &Path) {
         )
     });
     assert!(status.success(), "nvcc failed on {}", file.display());
+    std::fs::write(made, inputs).expect("OUT_DIR can be written to");
+}
+
+/// All that the machine code of a file depends on. Compiling takes minutes, so what has not changed since the last time
+/// is not compiled again.
+fn inputs(file: &Path, nvcc: &Command) -> String {
+    let mut files = files_in(FOLDER);
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "cuh"));
+    if file.file_stem().is_some_and(|stem| stem == "codecs") {
+        files.extend(
+            files_in(CODECS).into_iter().filter(|path| path.extension() == Some("cu".as_ref())),
+        );
+    }
+    files.push(file.into());
+    let texts = files.iter().map(std::fs::read_to_string);
+    let texts = texts.collect::<Result<String, _>>().expect("sources can be read");
+    format!("{nvcc:?} {:?}\n{texts}", std::env::var_os("NVCC_APPEND_FLAGS"))
 }
 
 /// CUDA's compiler: in the toolkit that CUDA_HOME or CUDA_PATH names, or the one in PATH.

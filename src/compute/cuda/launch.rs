@@ -196,8 +196,11 @@ impl Grid {
     }
 }
 
-/// What a block may have without being asked for more.
-const USUAL_SHARED: usize = 48 << 10;
+/// What a block may have without being asked for more: 48 KiB with what a kernel itself declares.
+const USUAL_SHARED: usize = (48 << 10) - OWN_SHARED;
+
+/// Every kernel here declares less shared memory than this.
+const OWN_SHARED: usize = 1 << 10;
 
 impl<'a> Call<'a> {
     pub fn new(device: &CudaDevice, module: &Module, name: &'static str) -> Result<Self> {
@@ -293,13 +296,11 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Bytes of shared memory that a block may have, beside what the kernel itself asks for: every kernel here has a few
-/// hundred bytes of its own.
+/// Bytes of shared memory that a block may have beside what the kernel itself declares.
 pub(super) fn shared_memory(device: &CudaDevice) -> Result<usize> {
-    const OWN: usize = 1024;
     let most = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
     let most = device.cuda_stream().context().attribute(most).w()?;
-    Ok((most as usize).saturating_sub(OWN))
+    Ok((most as usize).saturating_sub(OWN_SHARED))
 }
 
 /// The kernel of a source that is compiled now, or was compiled before in this process. Its arithmetic has the bits of
