@@ -181,6 +181,32 @@ mod tests {
         (flat(&x), clamped.share())
     }
 
+    /// Fails unless a codec gives the same bits on the card as on the host.
+    fn gives_the_same_bits(
+        codec: &'static dyn codec::Codec,
+        rotation: Option<usize>,
+        head_dim: usize,
+    ) {
+        let shape = (2, 300, 3, head_dim);
+        let scheme = SideScheme::plain(codec, rotation);
+        let x = values(shape);
+        let [(on_host, share), (there, share_there)] =
+            [&HOST, &place()].map(|at| rounded(&scheme, &x, shape.into(), at));
+        let counted = (codec.name(), head_dim, share_there);
+        assert_eq!(counted, (codec.name(), head_dim, share), "scales at their limit");
+        let differs = on_host.iter().zip(&there).position(|(a, b)| a.to_bits() != b.to_bits());
+        if let Some(i) = differs {
+            let (name, head) = (codec.name(), i / head_dim * head_dim);
+            panic!(
+                "{name}, {head_dim}, element {i}: {:?} became {:?} and not {:?}; head {:?}",
+                x[i],
+                there[i],
+                on_host[i],
+                &x[head..head + head_dim]
+            );
+        }
+    }
+
     /// Heads of 512 go the host's way if a codec's kernel does not take them.
     #[test]
     #[ignore = "needs a card, which KVGATE_DEVICE names; on the CPU it would compare the CPU with itself"]
@@ -192,24 +218,63 @@ mod tests {
                 |head_dim| [rotate::k_size(*codec, head_dim), rotate::v_size(of_v, head_dim)];
             for head_dim in [64, 128, 256, 512] {
                 for (codec, rotation) in [*codec, of_v].into_iter().zip(sizes(head_dim)) {
-                    let shape = (2, 300, 3, head_dim);
-                    let scheme = SideScheme::plain(codec, rotation);
-                    let x = values(shape);
-                    let [(on_host, share), (there, share_there)] =
-                        [&HOST, &place()].map(|at| rounded(&scheme, &x, shape.into(), at));
-                    let counted = (codec.name(), head_dim, share_there);
-                    assert_eq!(counted, (codec.name(), head_dim, share), "scales at their limit");
-                    let differs =
-                        on_host.iter().zip(&there).position(|(a, b)| a.to_bits() != b.to_bits());
-                    if let Some(i) = differs {
-                        let (name, head) = (codec.name(), i / head_dim * head_dim);
-                        panic!(
-                            "{name}, {head_dim}, element {i}: {:?} became {:?} and not {:?}; head {:?}",
-                            x[i], there[i], on_host[i], &x[head..head + head_dim]
-                        );
-                    }
+                    gives_the_same_bits(codec, rotation, head_dim);
                 }
             }
+        }
+    }
+
+    /// A codec of another crate, which does what `q4_0` does and brings its kernel as a text.
+    struct Foreign;
+
+    impl codec::Codec for Foreign {
+        fn name(&self) -> &str {
+            "foreign4"
+        }
+
+        fn version(&self) -> &str {
+            "1"
+        }
+
+        fn accepted_by(&self) -> &str {
+            ""
+        }
+
+        fn block(&self, head_dim: usize) -> usize {
+            own("q4_0").block(head_dim)
+        }
+
+        fn block_bytes(&self, head_dim: usize) -> usize {
+            own("q4_0").block_bytes(head_dim)
+        }
+
+        fn is_rotated(&self) -> bool {
+            true
+        }
+
+        fn encode(&self, x: &[f32], bytes: &mut [u8]) {
+            own("q4_0").encode(x, bytes);
+        }
+
+        fn decode(&self, bytes: &[u8], x: &mut [f32]) {
+            own("q4_0").decode(bytes, x);
+        }
+
+        fn kernel(&self) -> Option<&'static str> {
+            Some(include_str!("codec/q4_0.cu"))
+        }
+    }
+
+    fn own(name: &str) -> &'static dyn codec::Codec {
+        codec::find(name).unwrap()
+    }
+
+    #[test]
+    #[ignore = "needs a card, which KVGATE_DEVICE names; on the CPU no kernel is compiled"]
+    fn the_kernel_of_a_codec_from_outside_is_compiled_when_it_runs() {
+        assert!(!place().is_cpu(), "KVGATE_DEVICE names no card");
+        for head_dim in [64, 256] {
+            gives_the_same_bits(&Foreign, Some(64), head_dim);
         }
     }
 }

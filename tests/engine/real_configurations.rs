@@ -10,7 +10,6 @@ use kvgate::internals::model::decoder::Decoder;
 use kvgate::internals::model::spec::{Attention, FeedForward, Kv, Layer, Mixer, Spec};
 use kvgate::internals::model::{decoder, Checkpoint};
 use kvgate::internals::source::Source;
-use serde_json::Value;
 
 fn open(model: &str, tensors: &[Tensor]) -> Result<Checkpoint, String> {
     let folder = tempfile::tempdir().unwrap();
