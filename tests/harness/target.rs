@@ -71,7 +71,7 @@ fn device_and_precision_are_those_of_the_environment() {
         .exits(101)
         .says("error: KVGATE_PRECISION: `half` is no precision");
     let cpu = ("KVGATE_DEVICE", "cpu");
-    gate_with(&repository, &["q8_0::kld"], &[cpu]).exits(0).never_says("note: ");
+    gate_with(&repository, &["q8_0::kld"], &[cpu]).exits(0).never_says("the precision");
     gate_with(&repository, &["q8_0::kld"], &[cpu, ("KVGATE_PRECISION", "whole")])
         .exits(0)
         .says("note: the precision `whole` changes nothing on the CPU");
