@@ -23,12 +23,11 @@
 // Arithmetic. A row of q·scale or of k is multiplied by a power of two that brings its largest element to [2^14,
 // 2^15), and each element becomes the sum of two f16, high + low. A score is high·high + high·low + low·high, summed
 // in f32. Its error is below 2^-20·|q||k|, and most of it comes from sums that the tensor cores truncate. The power of
-// two is taken out of the score. A weight is 2^14·e^(s_j - m), rounded to f16, and v is rounded to f16 after a
-// multiplication by a power of two, which is common to a sequence and head. The sum of the weights is that of the
-// rounded weights: it comes out of the same tensor core products as the weighted values do, as though v had one more
-// column of ones. So the rounding of a weight only moves the result between values. The error against exact arithmetic
-// is that of rounding weights and values to 11 bits, about 2.8e-4 of the result's norm, and where all values are equal
-// that of the values alone.
+// two is taken out of the score. A weight is 2^14·e^(s_j - m), as the sum of two f16, too. v is rounded to f16 after a
+// multiplication by a power of two, which is common to a sequence and head. Values of a cache in f16 stay exact. The sum
+// of the weights comes out of the same tensor core products as the weighted values do, as though v had one more column
+// of ones. So the rounding of a weight only moves the result between values. The error against exact arithmetic is that
+// of rounding values to 11 bits, unless they have no more, and otherwise about that of f32.
 //
 // A query's bits depend on its own sequence alone. Blocks of keys begin at multiples of the block's size, and a block
 // that a query does not see leaves its sums as they are, whichever queries share its tile. NaN and infinities of a key
@@ -680,7 +679,7 @@ struct Warp {
     int count;   // how many there are, 0 or less if there is none
     int column;  // the first one
 
-    // Scores, and then weights as pairs of f16 in the place of the first of each two.
+    // Scores, and then in the place of each two the high parts of their weights, as a pair of f16, and the low parts.
     Scores scores;
     Fragments<M, COLUMN_TILES> out;
     // The sum of each row's weights, in every column.
@@ -884,7 +883,10 @@ struct Warp {
         for (int n = 0; n < KEY_TILES; ++n) {
             float x = exp2_of(fmaf(scores.x[m][n][2 * half], f, now));
             float y = exp2_of(fmaf(scores.x[m][n][2 * half + 1], f, now));
-            scores.x[m][n][half] = __uint_as_float(pair_of(x, y));
+            unsigned high = pair_of(x, y);
+            float2 taken = __half22float2(*reinterpret_cast<__half2*>(&high));
+            scores.x[m][n][2 * half] = __uint_as_float(high);
+            scores.x[m][n][2 * half + 1] = __uint_as_float(pair_of(x - taken.x, y - taken.y));
         }
         sums.x[m][0][2 * half] *= change;
         sums.x[m][0][2 * half + 1] *= change;
@@ -906,14 +908,16 @@ struct Warp {
         const TileAddress<S::PADDED> v_at(shared + S::VALUES_AT, lane / 8 % 2 * 8 + lane % 8, lane / 16);
 #pragma unroll
         for (int step = 0; step < S::KEYS / 16; ++step) {
-            unsigned weights[M][4];
+            unsigned high[M][4], low[M][4];
 #pragma unroll
             for (int m = 0; m < M; ++m) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    weights[m][i] = __float_as_uint(scores.x[m][2 * step + i / 2][i % 2]);
+                    high[m][i] = __float_as_uint(scores.x[m][2 * step + i / 2][i % 2 * 2]);
+                    low[m][i] = __float_as_uint(scores.x[m][2 * step + i / 2][i % 2 * 2 + 1]);
                 }
-                multiply(sums.x[m][0], weights[m], ONES, ONES);
+                multiply(sums.x[m][0], high[m], ONES, ONES);
+                multiply(sums.x[m][0], low[m], ONES, ONES);
             }
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; n += 2) {
@@ -921,8 +925,10 @@ struct Warp {
                 load_transposed(v, v_at.at(16 * step, n) + column * 2);
 #pragma unroll
                 for (int m = 0; m < M; ++m) {
-                    multiply(out.x[m][n], weights[m], v[0], v[1]);
-                    multiply(out.x[m][n + 1], weights[m], v[2], v[3]);
+                    multiply(out.x[m][n], high[m], v[0], v[1]);
+                    multiply(out.x[m][n + 1], high[m], v[2], v[3]);
+                    multiply(out.x[m][n], low[m], v[0], v[1]);
+                    multiply(out.x[m][n + 1], low[m], v[2], v[3]);
                 }
             }
         }

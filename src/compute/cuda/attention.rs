@@ -7,7 +7,7 @@ use crate::compute::attention::{SoftmaxAttention, Versions};
 use crate::compute::exact::{Exact, Tail};
 use crate::compute::op::{Kernel, Op};
 use candle_core::backend::BackendStorage;
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
 const THREADS: usize = 128;
 
@@ -91,26 +91,49 @@ impl Kernel<1> for SoftmaxAttention {
         _: &'static str,
         [q]: [(&CudaStorage, &Layout); 1],
     ) -> Result<(CudaStorage, Shape)> {
+        if !self.wide_values {
+            return self.launch_with(&self.v, q);
+        }
+        // the kernel rounds values to f16, so the high parts and what is left of them pass it one after the other
+        let attended = |(storage, shape)| tensor(storage, shape);
+        let [high, low] = in_two_parts(&self.v)?;
+        let high = attended(self.launch_with(&high, q)?);
+        let both = (high + attended(self.launch_with(&low, q)?))?;
+        let (storage, layout) = both.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, layout.shape().clone())),
+            _ => candle_core::bail!("attention left the card"),
+        }
+    }
+}
+
+impl SoftmaxAttention {
+    /// Attention to some values instead of its own.
+    fn launch_with(
+        &self,
+        v: &Versions,
+        q: (&CudaStorage, &Layout),
+    ) -> Result<(CudaStorage, Shape)> {
         let shape = Op::<1>::shape(self, [q.1.shape()])?;
         let device = q.0.device();
         let tiling = Tiling::of(self.head_dim)?;
         let sequences = shape.dims2()?.0 / self.queries;
-        let versions = [&self.k, &self.v].map(|x| if x.exact.is_some() { 2 } else { 1 });
+        let versions = [&self.k, v].map(|x| if x.exact.is_some() { 2 } else { 1 });
         let tiles = sequences * self.kv_heads * self.keys.div_ceil(tiling.keys);
         let bytes = Shape::from(tiling.scratch(tiles, versions));
         let scratch = tensor(empty(device, &bytes, DType::U8)?, bytes);
         let out = empty(device, &shape, DType::F32)?;
-        let rules = [&self.k, &self.v].map(|x| rules(x, device));
+        let rules = [&self.k, v].map(|x| rules(x, device));
         let [k_rules, v_rules] = rules;
         let (k_rules, v_rules) = (k_rules?, v_rules?);
-        let lanes = [&self.k, &self.v].iter().find_map(|x| Some(x.exact.as_ref()?.1.len()));
+        let lanes = [&self.k, v].iter().find_map(|x| Some(x.exact.as_ref()?.1.len()));
         let exact = |x: &'_ Versions| x.exact.as_ref().map(|(exact, _)| exact.clone());
-        let (k_exact, v_exact) = (exact(&self.k), exact(&self.v));
+        let (k_exact, v_exact) = (exact(&self.k), exact(v));
         let words = [
             Place::of_input(q)?.address(),
             Place::of(&self.k.stored)?.address(),
             Place::of_optional(k_exact.as_ref())?.address(),
-            Place::of(&self.v.stored)?.address(),
+            Place::of(&v.stored)?.address(),
             Place::of_optional(v_exact.as_ref())?.address(),
             Place::of_optional(k_rules.as_ref())?.address(),
             Place::of_optional(v_rules.as_ref())?.address(),
@@ -135,6 +158,23 @@ impl Kernel<1> for SoftmaxAttention {
         call(kernel, blocks, tiling.shared())?;
         Ok((out, shape))
     }
+}
+
+/// Values as the sum of their highest 11 bits, which f16 holds, and the rest (Dekker, 1971).
+fn in_two_parts(v: &Versions) -> Result<[Versions; 2]> {
+    const SPLITTER: f64 = 8193.0;
+    let high = |x: &Tensor| -> Result<Tensor> {
+        let scaled = (x * SPLITTER)?;
+        &scaled - (&scaled - x)?
+    };
+    let part = |part: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<Versions> {
+        let exact = match &v.exact {
+            Some((exact, rules)) => Some((part(exact)?, rules.clone())),
+            None => None,
+        };
+        Ok(Versions { stored: part(&v.stored)?, exact })
+    };
+    Ok([part(&high)?, part(&|x| x - high(x)?)?])
 }
 
 /// The rule of each lane as the kernel reads it: the sink, whether the tail begins at multiples of a number, and the

@@ -3,7 +3,7 @@
 use super::error::UnfitError;
 use crate::compute::round_trip::{Counters, Mirrored, OnCard};
 use crate::kv::calibration::Ranges;
-use crate::kv::codec::{self, Codec};
+use crate::kv::codec::{self, Codec, Exactness};
 use crate::kv::exact::{Exact, Tail};
 use crate::kv::hadamard::hadamard;
 use crate::kv::layout::LayerKv;
@@ -84,6 +84,11 @@ impl SideScheme {
         };
         let exact = side.exact().within(kv.window);
         Ok(SideScheme { codec, rotation, exact, mean, scales })
+    }
+
+    /// Whether every number comes back with all its bits.
+    pub(in crate::kv) fn keeps_f32(&self) -> bool {
+        self.codec.exactness() == Exactness::Exact
     }
 
     /// Whether some queries read some keys exactly.

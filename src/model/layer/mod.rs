@@ -242,7 +242,7 @@ impl AttentionWeights {
         let projected = by_rows(x, |x| self.input.product_of_normed(x, before, rows.lanes))?;
         let heads = |op: Heads| trace_span!("heads").in_scope(|| run(&op, [&projected]));
         let q = heads(self.q(rope, rows))?;
-        let View { k, v, start, queries, checks } = match a.kv {
+        let View { k, v, start, wide_values, queries, checks } = match a.kv {
             Kv::Shared { owner } => cache.shared(owner)?,
             _ => {
                 let stored = (sequences, rows.tokens, a.kv_heads, a.head_dim);
@@ -259,6 +259,7 @@ impl AttentionWeights {
             kv_heads: a.kv_heads,
             head_dim: a.head_dim,
             scale: a.scale,
+            wide_values,
             softcap: a.softcap,
             window: a.window,
             queries: rows.tokens,
