@@ -142,7 +142,7 @@ fn read_by_kernels(
 ) -> Result<()> {
     flag.words(residual.lanes, &HOST)?;
     let card = round_trip.storing.on_card(0);
-    let _ = (card.codec, card.text, card.is_taken, card.group, card.rotation);
+    let _ = (card.codec, card.text, card.variant, card.is_taken, card.group, card.rotation);
     let OnCard { mean, scales, clamped, .. } = card;
     mean.map(|mean| mean.on(&HOST)).transpose()?;
     scales.map(|scales| scales.on(&HOST)).transpose()?;

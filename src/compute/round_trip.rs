@@ -27,6 +27,8 @@ pub(crate) struct OnCard<'a> {
     pub codec: &'a str,
     /// The text of the kernel, if the codec is not part of this crate and brings one.
     pub text: Option<&'static str>,
+    /// A number that the kernel is given.
+    pub variant: u32,
     /// Whether the kernel takes heads of this size.
     pub is_taken: bool,
     /// How many tokens are encoded together.
@@ -225,6 +227,7 @@ mod tests {
             OnCard {
                 codec: "no kernel",
                 text: None,
+                variant: 0,
                 is_taken: true,
                 group: self.0,
                 rotation: None,

@@ -76,7 +76,8 @@ fn every_format_has_a_kernel_of_its_own() {
     let mut names = HashSet::new();
     for codec in formats() {
         assert!(known.contains(codec.kernel_name()), "{}: {}", label(codec), codec.kernel_name());
-        assert!(names.insert(codec.kernel_name()), "{}: {}", label(codec), codec.kernel_name());
+        let own = (codec.kernel_name(), codec.kernel_variant());
+        assert!(names.insert(own), "{}: {own:?}", label(codec));
     }
 }
 

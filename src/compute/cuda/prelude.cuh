@@ -18,7 +18,8 @@
 //       static __device__ void round_trip(float (&x)[32], const Piece& piece);
 //   };
 //   struct Codec : Tiles<128> {                      // a thread block encodes a head of a group of 128 tokens
-//       static __device__ void round_trip(float* x, int stride, int head_dim, unsigned long long* clamped);
+//       static __device__ void round_trip(float* x, int stride, int head_dim, unsigned variant,
+//                                         unsigned long long* clamped);
 //   };
 //
 // In `Blocks` the number of elements is a power of two, or the block lies along tokens. A block of more than 32

@@ -47,6 +47,8 @@ struct RoundTrip {
     int rotation;
     unsigned before_code;
     unsigned after_code;
+    /// By what codecs with one kernel differ.
+    unsigned variant;
 };
 
 __device__ __forceinline__ void lower(unsigned* flag, unsigned code) {
@@ -488,10 +490,10 @@ __device__ __forceinline__ void rotate_rows(float* x, int rows, int stride, int 
 }
 
 /// Encodes and decodes a head of a group of tokens in shared memory.
-template <class Codec>
-__device__ __forceinline__ void apply_to_group(float* tile, int stride, int head_dim, unsigned long long* clamped) {
+template <class Codec> __device__ __forceinline__ void apply_to_group(float* tile, int stride, const RoundTrip& task) {
+    const int head_dim = task.head_dim;
     if constexpr (Codec::FORM == TILES) {
-        Codec::round_trip(tile, stride, head_dim, clamped);
+        Codec::round_trip(tile, stride, head_dim, task.variant, task.clamped);
     } else {
         constexpr int BLOCK = Codec::BLOCK;
         for (int from = threadIdx.x * BLOCK; from < head_dim; from += THREADS * BLOCK) {
@@ -607,7 +609,7 @@ template <class Codec> __device__ __forceinline__ void round_trip_group(const Ro
     if (task.rotation) {
         rotate_rows(tile, Codec::GROUP, stride, task.head_dim, task.rotation);
     }
-    apply_to_group<Codec>(tile, stride, task.head_dim, task.clamped);
+    apply_to_group<Codec>(tile, stride, task);
     __syncthreads();
     if (task.rotation) {
         rotate_rows(tile, Codec::GROUP, stride, task.head_dim, task.rotation);

@@ -80,7 +80,7 @@ impl RoundTrip<'_> {
             tokens as u64,
             pair(heads, head_dim),
             pair(card.rotation.unwrap_or(0), BROKEN),
-            pair(BROKEN, 0),
+            pair(BROKEN, card.variant as usize),
         ];
         let group = card.group;
         let grid = if group == 1 {

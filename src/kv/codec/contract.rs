@@ -104,6 +104,11 @@ pub trait Codec: Send + Sync {
         self.name()
     }
 
+    /// A number that the kernel is given, by which codecs with one kernel differ.
+    fn kernel_variant(&self) -> u32 {
+        0
+    }
+
     /// Whether the kernel takes heads of `head_dim` elements. If it does not, the codec is carried out on the host in
     /// layers with such heads.
     fn kernel_takes(&self, _head_dim: usize) -> bool {

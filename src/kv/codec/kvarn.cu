@@ -1,51 +1,5 @@
-// codec kvarn8: Kvarn<8, 16, false, Keys>
-// codec kvarn8/values: Kvarn<8, 16, false, Values>
-// codec kvarn8:it8: Kvarn<8, 8, false, Keys>
-// codec kvarn8:it8/values: Kvarn<8, 8, false, Values>
-// codec kvarn8:it8:whole: Kvarn<8, 8, true, Keys>
-// codec kvarn8:it8:whole/values: Kvarn<8, 8, true, Values>
-// codec kvarn8:whole: Kvarn<8, 16, true, Keys>
-// codec kvarn8:whole/values: Kvarn<8, 16, true, Values>
-// codec kvarn6: Kvarn<6, 16, false, Keys>
-// codec kvarn6/values: Kvarn<6, 16, false, Values>
-// codec kvarn6:it8: Kvarn<6, 8, false, Keys>
-// codec kvarn6:it8/values: Kvarn<6, 8, false, Values>
-// codec kvarn6:it8:whole: Kvarn<6, 8, true, Keys>
-// codec kvarn6:it8:whole/values: Kvarn<6, 8, true, Values>
-// codec kvarn6:whole: Kvarn<6, 16, true, Keys>
-// codec kvarn6:whole/values: Kvarn<6, 16, true, Values>
-// codec kvarn5: Kvarn<5, 16, false, Keys>
-// codec kvarn5/values: Kvarn<5, 16, false, Values>
-// codec kvarn5:it8: Kvarn<5, 8, false, Keys>
-// codec kvarn5:it8/values: Kvarn<5, 8, false, Values>
-// codec kvarn5:it8:whole: Kvarn<5, 8, true, Keys>
-// codec kvarn5:it8:whole/values: Kvarn<5, 8, true, Values>
-// codec kvarn5:whole: Kvarn<5, 16, true, Keys>
-// codec kvarn5:whole/values: Kvarn<5, 16, true, Values>
-// codec kvarn4: Kvarn<4, 16, false, Keys>
-// codec kvarn4/values: Kvarn<4, 16, false, Values>
-// codec kvarn4:it8: Kvarn<4, 8, false, Keys>
-// codec kvarn4:it8/values: Kvarn<4, 8, false, Values>
-// codec kvarn4:it8:whole: Kvarn<4, 8, true, Keys>
-// codec kvarn4:it8:whole/values: Kvarn<4, 8, true, Values>
-// codec kvarn4:whole: Kvarn<4, 16, true, Keys>
-// codec kvarn4:whole/values: Kvarn<4, 16, true, Values>
-// codec kvarn3: Kvarn<3, 16, false, Keys>
-// codec kvarn3/values: Kvarn<3, 16, false, Values>
-// codec kvarn3:it8: Kvarn<3, 8, false, Keys>
-// codec kvarn3:it8/values: Kvarn<3, 8, false, Values>
-// codec kvarn3:it8:whole: Kvarn<3, 8, true, Keys>
-// codec kvarn3:it8:whole/values: Kvarn<3, 8, true, Values>
-// codec kvarn3:whole: Kvarn<3, 16, true, Keys>
-// codec kvarn3:whole/values: Kvarn<3, 16, true, Values>
-// codec kvarn2: Kvarn<2, 16, false, Keys>
-// codec kvarn2/values: Kvarn<2, 16, false, Values>
-// codec kvarn2:it8: Kvarn<2, 8, false, Keys>
-// codec kvarn2:it8/values: Kvarn<2, 8, false, Values>
-// codec kvarn2:it8:whole: Kvarn<2, 8, true, Keys>
-// codec kvarn2:it8:whole/values: Kvarn<2, 8, true, Values>
-// codec kvarn2:whole: Kvarn<2, 16, true, Keys>
-// codec kvarn2:whole/values: Kvarn<2, 16, true, Values>
+// codec kvarn: Kvarn<Keys>
+// codec kvarn/values: Kvarn<Values>
 //
 // kvarn8 to kvarn2 with their variants, as in kvarn.rs: 128 tokens of a head, or 128 channels of them, form a tile, which is
 // divided by a scale for each row and for each column before its rows are rounded. Rows are channels in K and tokens in V.
@@ -53,8 +7,8 @@
 // Heads of 64, 128 and 256 are taken, as kvarn.rs says. A tile of 128 tokens of a head of 512 is larger than shared
 // memory.
 //
-// Behind this text stands which of them `Codec` is: `Kvarn<4, 16, false, Keys>` for K of kvarn4, which takes 16 iterations,
-// and `Kvarn<4, 8, true, Values>` for V of kvarn4:it8:whole.
+// All variants share one kernel for K and one for V, because a kernel takes long to compile. Behind this text stands which
+// of them `Codec` is.
 
 constexpr int TOKENS = 128, SLICE = 128;
 
@@ -303,8 +257,12 @@ __device__ __forceinline__ void rotate(float* x, int stride, int head_dim) {
     __syncthreads();
 }
 
-template <int BITS, int ITERATIONS, bool IS_WHOLE, class Side> struct Kvarn : Tiles<TOKENS> {
-    static __device__ void round_trip(float* x, int stride, int head_dim, unsigned long long* clamped) {
+template <class Side> struct Kvarn : Tiles<TOKENS> {
+    /// The lowest byte of `variant` is the number of bits, the next one that of iterations, and the third one says whether
+    /// a head is one tile.
+    static __device__ void round_trip(float* x, int stride, int head_dim, unsigned variant, unsigned long long* clamped) {
+        const int bits = variant & 0xffu, iterations = variant >> 8 & 0xffu;
+        const bool is_whole = variant >> 16 != 0;
         __shared__ Sides scales, logs, best, deviations;
         rotate(x, stride, head_dim);
         for (int i = threadIdx.x; i < TOKENS * head_dim; i += THREADS) {
@@ -312,16 +270,16 @@ template <int BITS, int ITERATIONS, bool IS_WHOLE, class Side> struct Kvarn : Ti
             v = in_half(v);
         }
         __syncthreads();
-        const int channels = IS_WHOLE || head_dim < SLICE ? head_dim : SLICE;
+        const int channels = is_whole || head_dim < SLICE ? head_dim : SLICE;
         for (int from = 0; from < head_dim; from += channels) {
             const Tile<Side> tile = {
                 x + from, stride, Side::rows(channels), Side::columns(channels), &scales, &logs, &best, &deviations,
             };
-            tile.balance(ITERATIONS);
+            tile.balance(iterations);
             if (clamped) {
                 tile.count(clamped);
             }
-            tile.round((float)((1 << BITS) - 1));
+            tile.round((float)((1 << bits) - 1));
         }
         rotate(x, stride, head_dim);
     }

@@ -60,8 +60,6 @@ const LANES: usize = 8;
 #[derive(Clone, Copy)]
 pub(super) struct Kvarn {
     name: &'static str,
-    /// The name of its kernel, which differs for K and V.
-    kernel: &'static str,
     accepted_by: &'static str,
     bits: usize,
     iterations: usize,
@@ -77,40 +75,23 @@ macro_rules! variants {
         pub(super) static $id: [Kvarn; 4] = {
             const PLAIN: Kvarn = Kvarn {
                 name: $name,
-                kernel: $name,
                 accepted_by: concat!("beellama.cpp: -ctk ", $name, " -ctv ", $name),
                 bits: $bits,
                 iterations: 16,
                 whole: false,
                 values: None,
             };
-            const IT8: Kvarn = Kvarn {
-                name: concat!($name, ":it8"),
-                kernel: concat!($name, ":it8"),
-                accepted_by: "",
-                iterations: 8,
-                ..PLAIN
-            };
-            const WHOLE: Kvarn = Kvarn {
-                name: concat!($name, ":whole"),
-                kernel: concat!($name, ":whole"),
-                accepted_by: "",
-                whole: true,
-                ..PLAIN
-            };
+            const IT8: Kvarn =
+                Kvarn { name: concat!($name, ":it8"), accepted_by: "", iterations: 8, ..PLAIN };
+            const WHOLE: Kvarn =
+                Kvarn { name: concat!($name, ":whole"), accepted_by: "", whole: true, ..PLAIN };
             const BOTH: Kvarn = Kvarn {
                 name: concat!($name, ":it8:whole"),
-                kernel: concat!($name, ":it8:whole"),
                 accepted_by: $vllm,
                 whole: true,
                 ..IT8
             };
-            static VALUES: [Kvarn; 4] = [
-                Kvarn { kernel: concat!($name, "/values"), ..PLAIN },
-                Kvarn { kernel: concat!($name, ":it8/values"), ..IT8 },
-                Kvarn { kernel: concat!($name, ":it8:whole/values"), ..BOTH },
-                Kvarn { kernel: concat!($name, ":whole/values"), ..WHOLE },
-            ];
+            static VALUES: [Kvarn; 4] = [PLAIN, IT8, BOTH, WHOLE];
             [
                 Kvarn { values: Some(&VALUES[0]), ..PLAIN },
                 Kvarn { values: Some(&VALUES[1]), ..IT8 },
@@ -148,7 +129,14 @@ impl Codec for Kvarn {
     }
 
     fn kernel_name(&self) -> &str {
-        self.kernel
+        match self.values {
+            Some(_) => "kvarn",
+            None => "kvarn/values",
+        }
+    }
+
+    fn kernel_variant(&self) -> u32 {
+        self.bits as u32 | (self.iterations as u32) << 8 | u32::from(self.whole) << 16
     }
 
     fn kernel_takes(&self, head_dim: usize) -> bool {

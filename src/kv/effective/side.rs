@@ -169,6 +169,7 @@ impl SideScheme {
         OnCard {
             codec: codec.kernel_name(),
             text: codec.kernel(),
+            variant: codec.kernel_variant(),
             is_taken: codec.kernel_takes(head_dim),
             group: codec.group(),
             rotation: self.rotation,
