@@ -177,7 +177,7 @@ impl<'a> Reader<'a> {
     /// A tensor of the given shape, f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         if let Purpose::Invent(maker) = self.purpose {
-            return Ok(invented(shape, maker)?.to_device(self.place())?);
+            return Ok(invented(name, shape, maker)?.to_device(self.place())?);
         }
         match self.located(name, shape)? {
             Some((tensors, origin)) => Ok(read(tensors, &origin, shape)?.to_device(self.place())?),
@@ -263,9 +263,16 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Random weights as a model has them before it is trained: norms and biases of 1, and matrices of small numbers.
-fn invented(shape: &[usize], device: &candle_core::Device) -> candle_core::Result<Tensor> {
+/// Random weights as a model has them before it is trained: norms and biases of 1, decays of -1,
+/// and matrices of small numbers.
+fn invented(
+    name: &str,
+    shape: &[usize],
+    device: &candle_core::Device,
+) -> candle_core::Result<Tensor> {
     match shape {
+        // the logarithm of a decay grows without end if it is positive
+        _ if name.ends_with(".ssm_a") => Tensor::ones(shape, DType::F32, device)?.neg(),
         [_] | [] => Tensor::ones(shape, DType::F32, device),
         // released weights are bf16
         _ => Tensor::randn(0f32, 0.02, shape, device)?.to_dtype(DType::BF16)?.to_dtype(DType::F32),
