@@ -327,7 +327,7 @@ mod tests {
     /// Two experts of each row and their weights. Every third row of the last lane has others than the baseline's.
     fn choice() -> Vec<f32> {
         let row = |lane: usize, row: usize| {
-            let moved = if lane == 2 && row % 3 == 0 { row + 1 } else { row };
+            let moved = if lane == 2 && row.is_multiple_of(3) { row + 1 } else { row };
             let expert = |i: usize| ((moved + i) % EXPERTS) as f32;
             [expert(2), expert(0), 0.75, -0.5]
         };
@@ -396,7 +396,7 @@ mod tests {
         // the last lane is a thousandth off the baseline where it has the same experts
         let off = |x: &[f64], others: bool| -> Vec<f64> {
             let rows = lane(x, 2).into_iter().zip(lane(x, 0)).enumerate();
-            let of_kind = rows.filter(|(i, _)| (i / WIDTH % 3 == 0) == others);
+            let of_kind = rows.filter(|(i, _)| (i / WIDTH).is_multiple_of(3) == others);
             of_kind.map(|(_, (lane, base))| lane - base).collect()
         };
         for others in [false, true] {
