@@ -1,6 +1,7 @@
 //! Stands in for kernels of CUDA devices in builds without the feature `cuda`. No device can be opened there, so no
 //! tensor is on one.
 
+use super::attention::SoftmaxAttention;
 use super::delta_rule::Recurrent;
 use super::finite::FiniteFlag;
 use super::gate::Activation;
@@ -139,6 +140,7 @@ fn read_by_kernels(
     round_trip: &RoundTrip,
     recurrent: &Recurrent,
     rope: &RopeTable,
+    attention: &SoftmaxAttention,
 ) -> Result<()> {
     flag.words(residual.lanes, &HOST)?;
     let card = round_trip.storing.on_card(0);
@@ -147,6 +149,6 @@ fn read_by_kernels(
     mean.map(|mean| mean.on(&HOST)).transpose()?;
     scales.map(|scales| scales.on(&HOST)).transpose()?;
     clamped.map(|clamped| clamped.on(&HOST)).transpose()?;
-    let _ = (recurrent.tensors(), rope.tables());
+    let _ = (recurrent.tensors(), rope.tables(), attention.wide_values);
     Ok(())
 }

@@ -49,6 +49,7 @@ fn attend(q: &Tensor, kv: &LayerKv, view: View) -> Vec<f32> {
         kv_heads: HEADS,
         head_dim: kv.head_dim,
         scale: 1.0 / (kv.head_dim as f32).sqrt(),
+        wide_values: view.wide_values,
         softcap: None,
         window: kv.window,
         queries: q.dim(1).unwrap(),
