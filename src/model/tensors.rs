@@ -317,11 +317,12 @@ fn read(tensors: &dyn Tensors, origin: &Origin, shape: &[usize]) -> Result<Tenso
         }
     };
     let whole = whole.reshape(shape)?;
-    Ok(match origin.transform {
-        Transform::None => whole,
-        Transform::PlusOne => (whole + 1.0)?,
-        Transform::NegativeExp => whole.exp()?.neg()?,
-    })
+    match origin.transform {
+        Transform::None => Ok(whole),
+        Transform::PlusOne => Ok((whole + 1.0)?),
+        // the exponential of a finite number may be too large
+        Transform::NegativeExp => finite(tensors, &origin.parts[0], whole.exp()?.neg()?),
+    }
 }
 
 /// The tensor, unless an element is NaN or infinite.

@@ -84,8 +84,8 @@ fn a_router_without_numbers_names_its_layer() {
     }
     let path = folder.path().join("model.safetensors");
     let mut tensors = safetensors::load(&path, &Device::Cpu).unwrap();
-    let decay = tensors.get_mut("model.layers.2.linear_attn.A_log").unwrap();
-    *decay = (decay.ones_like().unwrap() * 1e30).unwrap();
+    let router = tensors.get_mut("model.layers.2.mlp.gate.weight").unwrap();
+    *router = (router.ones_like().unwrap() * 3e38).unwrap();
     safetensors::save(&tensors, &path).unwrap();
     let request = Request {
         model: "damaged",

@@ -4,7 +4,6 @@
 
 use super::kernels::{GATE_SPLIT, NORM_SPLIT, SPLIT};
 use super::launch::{device_of, empty, shared_memory, Call, Grid, Place};
-use super::product::Product;
 use super::{padded_bytes, pair, THREADS};
 use crate::compute::gate::Activation;
 use crate::compute::norm::RmsNorm;
@@ -84,17 +83,17 @@ impl Operand {
         Ok(operand)
     }
 
-    /// Takes the scales out of the sums of a product, gates them, and splits what comes of it.
-    pub fn of_gated(both: Product, gate: &Gate) -> Result<Self> {
+    /// Takes the scales out of the sums of a product, gates them, and splits what comes of it. `scales` are those of the
+    /// product's weights, and `x` is what they were multiplied with.
+    pub fn of_gated(x: &Self, sums: &CudaStorage, scales: &Tensor, gate: &Gate) -> Result<Self> {
         let _span = trace_span!("gates").entered();
-        let Product { weights, device, operand: x, sums } = both;
-        let width = weights.scales().dim(0)? / 2;
+        let (device, width) = (device_of(scales)?, scales.dim(0)? / 2);
         let operand = Self::empty(&device, (x.lanes * x.rows, width), x.lanes, x.precision)?;
         let together = gate.together(&device, x.lanes, width)?;
         let words = [
-            Place::of_storage(&sums)?.address(),
+            Place::of_storage(sums)?.address(),
             Place::of_storage(&x.scales)?.address(),
-            Place::of(weights.scales())?.address(),
+            Place::of(scales)?.address(),
             Place::of_optional(gate.bias)?.address(),
             Place::of_storage(&operand.terms)?.address(),
             Place::of_storage(&operand.scales)?.address(),
@@ -134,14 +133,8 @@ impl Operand {
 }
 
 impl Gate<'_> {
-    /// Whether a row fits into the shared memory of a block.
-    pub fn fits(&self, both: &Product) -> Result<bool> {
-        let width = both.weights.scales().dim(0)? / 2;
-        Ok(self.together(&both.device, both.operand.lanes, width)? > 0)
-    }
-
-    /// How many lanes a block takes at once.
-    fn together(&self, device: &CudaDevice, lanes: usize, width: usize) -> Result<usize> {
+    /// How many lanes a block takes at once. It is 0 if not even one row fits into its shared memory.
+    pub fn together(&self, device: &CudaDevice, lanes: usize, width: usize) -> Result<usize> {
         let room = shared_memory(device)? / padded_bytes(width).max(1);
         Ok(room.min(lanes).min(MOST_TOGETHER))
     }

@@ -171,11 +171,13 @@ impl Weights {
             None => Operand::new(x, lanes, self.precision)?,
         };
         let both = self.prepared(x)?;
-        if !gate.fits(&both)? {
+        if gate.together(&both.device, lanes, self.scales.dim(0)? / 2)? == 0 {
             return Ok(None);
         }
         both.multiply()?;
-        down.prepared(Operand::of_gated(both, gate)?)?.result().map(Some)
+        let inner = Operand::of_gated(&both.operand, &both.sums, &self.scales, gate)?;
+        drop(both);
+        down.prepared(inner)?.result().map(Some)
     }
 
     fn multiplied(&self, x: &Tensor, lanes: usize, precision: Precision) -> Result<Tensor> {
@@ -201,10 +203,10 @@ impl Weights {
 
 /// A product whose rows are split into terms already.
 pub(in crate::compute) struct Product {
-    pub(super) weights: Weights,
-    pub(super) device: CudaDevice,
-    pub(super) operand: Operand,
-    pub(super) sums: CudaStorage,
+    weights: Weights,
+    device: CudaDevice,
+    operand: Operand,
+    sums: CudaStorage,
 }
 
 impl Product {
