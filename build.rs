@@ -25,6 +25,9 @@ const CODE: [&str; 3] = [
 /// That takes a third of the time, for development and for lints.
 const ONLY: &str = "KVGATE_CUDA_ONLY";
 
+/// The variables with which nvcc is given more arguments.
+const FLAGS: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
@@ -32,7 +35,7 @@ fn main() {
     }
     println!("cargo::rerun-if-changed={FOLDER}");
     println!("cargo::rerun-if-changed={CODECS}");
-    for variable in ["CUDA_HOME", "CUDA_PATH", "NVCC_APPEND_FLAGS", ONLY] {
+    for variable in ["CUDA_HOME", "CUDA_PATH", ONLY].into_iter().chain(FLAGS) {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     let mut files = kernels();
@@ -131,6 +134,8 @@ fn compile(file: &Path) {
     if target.exists() && std::fs::read_to_string(&made).is_ok_and(|known| known == inputs) {
         return;
     }
+    // whoever stops the build now must not leave code of one text beside the name of another
+    let _ = std::fs::remove_file(&made);
     let status = nvcc.status().unwrap_or_else(|error| {
         panic!(
             "cannot start {}: {error}; the feature `cuda` needs CUDA's compiler: install the CUDA toolkit and set \
@@ -155,7 +160,10 @@ fn inputs(file: &Path, nvcc: &Command) -> String {
     files.push(file.into());
     let texts = files.iter().map(std::fs::read_to_string);
     let texts = texts.collect::<Result<String, _>>().expect("sources can be read");
-    format!("{nvcc:?} {:?}\n{texts}", std::env::var_os("NVCC_APPEND_FLAGS"))
+    let version = Command::new(nvcc.get_program()).arg("--version").output();
+    let version = version.map_or(Vec::new(), |output| output.stdout);
+    let flags = FLAGS.map(std::env::var_os);
+    format!("{nvcc:?} {flags:?} {}\n{texts}", String::from_utf8_lossy(&version))
 }
 
 /// CUDA's compiler: in the toolkit that CUDA_HOME or CUDA_PATH names, or the one in PATH.

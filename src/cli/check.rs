@@ -183,7 +183,9 @@ fn estimates(model: &ModelPolicy, prepared: &Prepared, pace: Option<f64>) -> Vec
 fn memory(prepared: &Prepared, schemes: usize) -> String {
     let device = &prepared.device;
     let residency = prepared.residency();
-    let weights = decoder::weight_bytes(&prepared.checkpoint.spec, device, residency);
+    let checkpoint = &prepared.checkpoint;
+    let spec = &checkpoint.spec;
+    let weights = decoder::weight_bytes(spec, device, checkpoint.has_short_weights(), residency);
     let (chunks, hidden) = measure::group(prepared, schemes);
     let shown = |n: u64| bytes(n as f64);
     let kept = match residency {
@@ -193,9 +195,7 @@ fn memory(prepared: &Prepared, schemes: usize) -> String {
     let there_is = device.memory();
     let too_much = weights + hidden as u64 > there_is;
     format!(
-        "weights {}{}, {kept}; hidden states of {} {}; {}{}{}",
-        // those that f16 does not hold exactly have a second term there
-        if device.card().is_some() { "at least " } else { "" },
+        "weights {}, {kept}; hidden states of {} {}; {}{}{}",
         shown(weights),
         count(chunks, "chunk"),
         shown(hidden as u64),

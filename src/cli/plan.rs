@@ -44,7 +44,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         return Err(Stop::new(NOTHING_SELECTED, nothing_selected(&project, &arguments.filters)));
     }
     let device = arguments.on.device()?;
-    let measured = plan::measured(&results, &device);
+    let mut measured = plan::measured(&results, &device);
+    // the machine that plans need not be the one that measures
+    if measured.is_empty() && !arguments.on.is_named() {
+        measured = plan::measured_on_one_device(&results);
+    }
     let costs = plan::costs(&project.policy, &lanes, &measured, &device, estimate);
     if let Some(cost) = costs.models.iter().find(|cost| cost.model.contains(',')) {
         let message = format!(

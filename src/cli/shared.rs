@@ -55,10 +55,18 @@ pub(super) struct On {
 }
 
 impl On {
+    /// Whether somebody named the device, by the option or by the environment.
+    pub fn is_named(&self) -> bool {
+        self.asked().names_a_device()
+    }
+
+    fn asked(&self) -> Asked {
+        Asked { device: self.device, precision: self.precision }
+    }
+
     /// Opens the device.
     pub fn device(&self) -> Result<Device, Stop> {
-        let asked = Asked { device: self.device, precision: self.precision };
-        asked.open().map_err(|message| Stop::new(USAGE, message))
+        self.asked().open().map_err(|message| Stop::new(USAGE, message))
     }
 }
 

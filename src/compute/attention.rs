@@ -31,8 +31,8 @@ pub(crate) struct SoftmaxAttention {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub scale: f32,
-    /// Whether values have all bits of f32. Otherwise cards round them to f16.
-    pub wide_values: bool,
+    /// For each lane, whether values have all bits of f32. Otherwise cards round them to f16.
+    pub wide_values: Vec<bool>,
     /// If it is c, scores s become c·tanh(s / c) before the causal mask.
     pub softcap: Option<f32>,
     pub window: Option<usize>,
@@ -636,7 +636,7 @@ mod tests {
             kv_heads,
             head_dim,
             scale,
-            wide_values: false,
+            wide_values: vec![false],
             softcap: None,
             window: None,
             queries,
@@ -749,11 +749,32 @@ mod tests {
             attention(4, 2, 64, 75),
             SoftmaxAttention { window: Some(9), ..attention(4, 1, 256, 40) },
         ] {
-            let error = SoftmaxAttention { wide_values: true, ..wide }.error();
+            let error = SoftmaxAttention { wide_values: vec![true], ..wide }.error();
             // a card takes scores from halves whose sums it truncates
             let most = if place().is_cpu() { 2e-6 } else { 5e-5 };
             assert!(error < most, "{error:e}");
         }
+    }
+
+    /// Both sequences of a batch are lanes here.
+    #[test]
+    fn a_lane_with_values_of_f32_changes_no_bit_of_another() {
+        let numbers = |seed| {
+            let x = random(SEQUENCES * 75 * 2 * 64, seed);
+            Tensor::from_slice(&x, (SEQUENCES, 75, 2, 64), &place()).unwrap()
+        };
+        let attended = |wide_values: Vec<bool>| -> Vec<f32> {
+            let versions = |seed| Versions { stored: numbers(seed), exact: None };
+            let (k, v) = (versions(2), versions(3));
+            let op = SoftmaxAttention { wide_values, k, v, ..attention(2, 2, 64, 75) };
+            run(&op, [&numbers(1)]).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let [short, wide, mixed] =
+            [[false; 2], [true; 2], [false, true]].map(|x| attended(x.into()));
+        let half = short.len() / 2;
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&mixed[..half]), bits(&short[..half]));
+        assert_eq!(bits(&mixed[half..]), bits(&wide[half..]));
     }
 
     #[test]

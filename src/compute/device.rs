@@ -145,9 +145,9 @@ impl Device {
         self.card.is_none() || is_taken && (text.is_some() || cuda::has_codec(name))
     }
 
-    /// Bytes that a weight takes.
-    pub fn weight_bytes(&self) -> u64 {
-        if self.card.is_some() {
+    /// Bytes that a weight takes. On a card it has a second term of f16, unless it is short, as bf16 and f16 are.
+    pub fn weight_bytes(&self, is_short: bool) -> u64 {
+        if self.card.is_some() && is_short {
             2
         } else {
             4

@@ -149,6 +149,6 @@ fn read_by_kernels(
     mean.map(|mean| mean.on(&HOST)).transpose()?;
     scales.map(|scales| scales.on(&HOST)).transpose()?;
     clamped.map(|clamped| clamped.on(&HOST)).transpose()?;
-    let _ = (recurrent.tensors(), rope.tables(), attention.wide_values);
+    let _ = (recurrent.tensors(), rope.tables(), &attention.wide_values);
     Ok(())
 }

@@ -200,7 +200,7 @@ fn elsewhere<T>() -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::textbook::{flat, random, rows, wide};
+    use crate::compute::textbook::{flat, norm, random, rows, vector, wide};
     use half::f16;
 
     const WIDTH: usize = 96;
@@ -319,6 +319,47 @@ mod tests {
         for (row, y) in broken.chunks(OUT).enumerate() {
             assert_eq!(y.iter().all(|y| y.is_nan()), row == 1);
             assert_eq!(y.iter().all(|y| y.is_finite()), row != 1);
+        }
+    }
+
+    /// What a norm, two products, a bias and a gate give one after the other, each as an op of its own.
+    fn step_by_step(mlp: &GatedMlp, x: &Tensor, norm: Option<&RmsNorm>, lanes: usize) -> Tensor {
+        let x = norm.map_or_else(|| x.clone(), |norm| run(norm, [x]).unwrap());
+        let both = mlp.gate_up.product(&x, lanes).unwrap();
+        let both = mlp.bias.map_or(both.clone(), |bias| run(bias, [&both]).unwrap());
+        let inner = run(&GatedActivation(mlp.activation), [&both]).unwrap();
+        mlp.down.product(&inner, lanes).unwrap()
+    }
+
+    /// Cards do some of these steps at once, and not the first time, when products are checked. That changes no bit.
+    #[test]
+    fn steps_that_are_done_at_once_give_the_bits_of_each_by_itself() {
+        for (width, inner) in [(96, 40), (97, 37)] {
+            for precision in [Precision::Differences, Precision::Whole] {
+                let matrix = |out: usize, width: usize| {
+                    Matrix::new(rows(&random(out * width), width), precision).unwrap()
+                };
+                let (gate_up, down) = (matrix(2 * inner, width), matrix(width, inner));
+                let bias = Bias(vector(&random(2 * inner)));
+                for lanes in [1, 3, 6] {
+                    let base = random(lanes * 5 * width);
+                    let x = rows(&base, width);
+                    for activation in [Activation::Silu, Activation::GeluTanh] {
+                        for (bias, norm) in [(None, None), (Some(&bias), Some(norm(width)))] {
+                            let mlp = GatedMlp { gate_up: &gate_up, bias, activation, down: &down };
+                            let want = flat(&step_by_step(&mlp, &x, norm.as_ref(), lanes));
+                            let got = flat(&mlp.run(&x, norm.as_ref(), lanes).unwrap());
+                            let bits =
+                                |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                            assert_eq!(
+                                bits(&got),
+                                bits(&want),
+                                "{width}, {lanes} lanes, {activation:?}"
+                            );
+                        }
+                    }
+                }
+            }
         }
     }
 

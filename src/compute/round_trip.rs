@@ -109,13 +109,13 @@ impl Counters {
             });
         }
         let in_vain = &self.in_vain;
-        [0, 1].map(|i| counts[i] - in_vain[i].load(Ordering::Relaxed))
+        [0, 1].map(|i| counts[i].saturating_sub(in_vain[i].load(Ordering::Relaxed)))
     }
 
     /// Forgets what was counted since the counts were these.
     pub fn set_back(&self, counts: [u64; 2]) {
         for ((in_vain, now), then) in self.in_vain.iter().zip(self.counts()).zip(counts) {
-            in_vain.fetch_add(now - then, Ordering::Relaxed);
+            in_vain.fetch_add(now.saturating_sub(then), Ordering::Relaxed);
         }
     }
 

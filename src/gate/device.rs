@@ -19,6 +19,11 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// Whether a device is named, be it as `auto`.
+    pub fn names_a_device(&self) -> bool {
+        self.device.is_some() || std::env::var_os(DEVICE).is_some_and(|name| !name.is_empty())
+    }
+
     /// The same, with what the environment asks for in the place of what is not given.
     ///
     /// # Errors
@@ -55,9 +60,13 @@ impl Asked {
     }
 }
 
-/// The value of a variable of the environment, if it is set.
+/// The value of a variable of the environment. An empty one counts as not set, because that is how workflows pass on
+/// inputs that nobody gave.
 fn variable<T: FromStr<Err = String>>(name: &str) -> Result<Option<T>, String> {
-    let Ok(value) = std::env::var(name) else { return Ok(None) };
+    let Some(value) = std::env::var_os(name).filter(|value| !value.is_empty()) else {
+        return Ok(None);
+    };
+    let value = value.into_string().map_err(|_| format!("{name} is not text in UTF-8"))?;
     value.parse().map(Some).map_err(|error| format!("{name}: {error}"))
 }
 

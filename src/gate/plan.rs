@@ -98,9 +98,30 @@ fn was_on(measurement: &Measurement, device: &Device) -> bool {
 /// Seconds that a position of a lane of each model took on such a device in earlier runs. If several results hold a
 /// model, the last ones count.
 pub fn measured(results: &[Results], device: &Device) -> BTreeMap<String, f64> {
-    let measurements = results.iter().flat_map(|results| &results.measurements);
-    let of_device = measurements.filter(|measurement| was_on(measurement, device));
-    let rates = of_device.map(|m| {
+    rates(measurements(results).filter(|measurement| was_on(measurement, device)))
+}
+
+/// The same if all results were measured on one device, whichever it is. Nothing otherwise, because the times of
+/// different devices say nothing about each other.
+pub fn measured_on_one_device(results: &[Results]) -> BTreeMap<String, f64> {
+    let mut devices = measurements(results).map(|m| {
+        let card = m.run.card.as_ref().map(|card| &card.name);
+        (&m.conditions.device, card, &m.run.arithmetic)
+    });
+    let first = devices.next();
+    if devices.any(|device| Some(device) != first) {
+        return BTreeMap::new();
+    }
+    rates(measurements(results))
+}
+
+fn measurements(results: &[Results]) -> impl Iterator<Item = &Measurement> {
+    results.iter().flat_map(|results| &results.measurements)
+}
+
+/// Seconds of a position of a lane. If a model is measured several times, the last time counts.
+fn rates<'a>(measurements: impl Iterator<Item = &'a Measurement>) -> BTreeMap<String, f64> {
+    let rates = measurements.map(|m| {
         let tokens = m.conditions.chunks as f64 * m.conditions.context as f64;
         (m.model.clone(), m.run.seconds / ((m.schemes.len() + 1) as f64 * tokens))
     });
@@ -330,6 +351,20 @@ mod tests {
         let gone = |_: &ModelPolicy, _| Err(String::new());
         assert!(!costs(&policy, &lanes, &measured, &card, gone).in_seconds);
         assert!(costs(&policy, &lanes[..1], &measured, &card, gone).in_seconds);
+    }
+
+    #[test]
+    fn times_of_one_device_count_wherever_they_are_planned() {
+        let on_card = || {
+            let mut results = fixture::results();
+            for measurement in &mut results.measurements {
+                fixture::on_a_card(&mut measurement.run);
+                measurement.conditions.device = "cuda".into();
+            }
+            results
+        };
+        assert!(!measured_on_one_device(&[on_card(), on_card()]).is_empty());
+        assert!(measured_on_one_device(&[on_card(), fixture::results()]).is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::policy::Policy;
 use crate::results::case::CaseKind;
 use crate::results::case::CellName;
 use crate::results::verdict::Verdict;
-use crate::results::{CaseResult, Control, Measurement, Results};
+use crate::results::{Card, CaseResult, Control, Measurement, Results};
 use std::collections::BTreeSet;
 
 /// Why results cannot be merged into one run.
@@ -118,9 +118,13 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     known.run.notes.extend(notes);
     known.run.peak_bytes = known.run.peak_bytes.max(new.run.peak_bytes);
     add_arithmetic(&mut known.run.arithmetic, new.run.arithmetic);
-    if let (Some(known), Some(new)) = (&mut known.run.card, new.run.card) {
-        known.peak_bytes = known.peak_bytes.max(new.peak_bytes);
-    }
+    known.run.card = match (known.run.card.take(), new.run.card) {
+        (Some(known), Some(new)) if known.name == new.name => {
+            Some(Card { peak_bytes: known.peak_bytes.max(new.peak_bytes), ..known })
+        }
+        // the time of several cards, or of a card and a processor, is that of neither
+        _ => None,
+    };
     Ok(())
 }
 

@@ -20,9 +20,8 @@ pub struct View {
     pub v: Versions,
     /// Position of the first key in its sequence.
     pub start: usize,
-    /// Whether values have all bits of f32, so that no device may round them to f16. With several lanes it is the
-    /// baseline's cache that says so.
-    pub wide_values: bool,
+    /// For each lane, whether values have all bits of f32, so that no device may round them to f16.
+    pub wide_values: Vec<bool>,
     /// How queries are rounded before they are multiplied with the keys. `None` unless another engine that
     /// does so is mimicked.
     pub queries: Option<SideScheme>,

@@ -88,8 +88,8 @@ impl KvCache for MeasuringCache {
         let (v, of_v) = self.versions("V", layer, |scheme| &scheme.v, v)?;
         let checks = [of_k, of_v].concat();
         // another engine is mimicked in one lane at a time
-        let LayerScheme { kv, v: of_values, queries, .. } = self.lanes[0].layer(layer);
-        let wide_values = of_values.keeps_f32();
+        let LayerScheme { kv, queries, .. } = self.lanes[0].layer(layer);
+        let wide_values = self.lanes.iter().map(|lane| lane.layer(layer).v.keeps_f32()).collect();
         let view = View { k, v, start: 0, wide_values, queries: queries.clone(), checks };
         Ok(self.shared.share(layer, kv, view))
     }

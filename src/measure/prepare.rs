@@ -141,8 +141,9 @@ impl<'r> Prepared<'r> {
 
     /// Where the weights are while the model runs.
     pub fn residency(&self) -> Residency {
-        let parameters = decoder::parameters(&self.checkpoint.spec);
-        self.request.residency.unwrap_or_else(|| residency_for(&self.device, parameters))
+        let bytes = decoder::parameters(&self.checkpoint.spec)
+            * self.device.weight_bytes(self.checkpoint.has_short_weights());
+        self.request.residency.unwrap_or_else(|| residency_for(&self.device, bytes))
     }
 
     /// What people should know before they believe the numbers, warnings first. What was remarked on the
@@ -158,8 +159,8 @@ impl<'r> Prepared<'r> {
         let on_host: BTreeSet<_> = fit.flat_map(|e| e.codecs_on_host(&self.device)).collect();
         notes.extend(on_host.iter().map(|codec| {
             format!(
-                "`{codec}` has no kernel for cards that takes all heads of this model: K and V of the others pass through \
-                 the host, which takes longer"
+                "`{codec}` is carried out on the host, at least for some heads of this model, because it has no kernel \
+                 for them; this takes longer"
             )
         }));
         notes.extend(on_perplexity);
@@ -280,8 +281,8 @@ fn conditions(
 
 /// Keeps the weights in the device's memory if they take no more than half of it. Otherwise they are read from the
 /// file layer by layer. The numbers are the same either way.
-fn residency_for(device: &Device, parameters: u64) -> Residency {
-    if parameters * device.weight_bytes() <= device.memory() / 2 {
+fn residency_for(device: &Device, bytes: u64) -> Residency {
+    if bytes <= device.memory() / 2 {
         Residency::Resident
     } else {
         Residency::Streamed

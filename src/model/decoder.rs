@@ -92,9 +92,9 @@ pub fn parameters(spec: &Spec) -> u64 {
     sizes.sum()
 }
 
-/// Bytes of a device that the weights of a specification take at least. The table of per-layer inputs is not among
-/// them, because it stays in the file, and neither are second terms of weights that f16 does not hold exactly.
-pub fn weight_bytes(spec: &Spec, device: &Device, residency: Residency) -> u64 {
+/// Bytes of a device that the weights of a specification take, which are short or not ([`Device::weight_bytes`]). The
+/// table of per-layer inputs is not among them, because it stays in the file.
+pub fn weight_bytes(spec: &Spec, device: &Device, is_short: bool, residency: Residency) -> u64 {
     let table = (spec.vocab * spec.hidden) as u64;
     let declared = declared(spec);
     let (mut outside, mut layers) = (0, BTreeMap::<&str, u64>::new());
@@ -113,9 +113,9 @@ pub fn weight_bytes(spec: &Spec, device: &Device, residency: Residency) -> u64 {
         // the head's weights are the embedding's, in the same type
         None => 0,
         Some(bytes) if spec.tied_head => table * bytes,
-        Some(bytes) => table * (bytes - device.weight_bytes()),
+        Some(bytes) => table * (bytes - device.weight_bytes(is_short)),
     };
-    (outside + in_layers) * device.weight_bytes() + embedding
+    (outside + in_layers) * device.weight_bytes(is_short) + embedding
 }
 
 /// Checks names and shapes of all tensors without reading them.

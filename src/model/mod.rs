@@ -74,6 +74,15 @@ pub(crate) fn warnings_first(notes: &mut [String]) {
 }
 
 impl Checkpoint {
+    /// Whether the weights are bf16 or f16, which has no more bits than f16. What is stored beside them as f32 are norms
+    /// and biases.
+    pub fn has_short_weights(&self) -> bool {
+        let is = |dtype: &str, names: &[&str]| names.iter().any(|n| dtype.eq_ignore_ascii_case(n));
+        let mut dtypes = self.dtypes.iter().map(|(dtype, _)| dtype.as_str());
+        dtypes.clone().any(|dtype| is(dtype, &["bf16", "f16"]))
+            && dtypes.all(|dtype| is(dtype, &["bf16", "f16", "f32"]))
+    }
+
     /// Opens a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
     ///
     /// # Errors

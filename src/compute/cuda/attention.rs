@@ -91,19 +91,57 @@ impl Kernel<1> for SoftmaxAttention {
         _: &'static str,
         [q]: [(&CudaStorage, &Layout); 1],
     ) -> Result<(CudaStorage, Shape)> {
-        if !self.wide_values {
-            return self.launch_with(&self.v, q);
+        match &self.wide_values[..] {
+            kinds if !kinds.contains(&true) => self.launch_with(&self.v, q),
+            kinds if !kinds.contains(&false) => self.launch_in_two_parts(q),
+            kinds => self.launch_by_lane(kinds.len(), q),
         }
-        // the kernel rounds values to f16, so the high parts and what is left of them pass it one after the other
+    }
+}
+
+impl SoftmaxAttention {
+    /// The kernel rounds values to f16, so their high parts and what is left of them pass it one after the other.
+    fn launch_in_two_parts(&self, q: (&CudaStorage, &Layout)) -> Result<(CudaStorage, Shape)> {
         let attended = |(storage, shape)| tensor(storage, shape);
         let [high, low] = in_two_parts(&self.v)?;
         let high = attended(self.launch_with(&high, q)?);
-        let both = (high + attended(self.launch_with(&low, q)?))?;
-        let (storage, layout) = both.storage_and_layout();
-        match &*storage {
-            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, layout.shape().clone())),
-            _ => candle_core::bail!("attention left the card"),
-        }
+        storage_of(&(high + attended(self.launch_with(&low, q)?))?)
+    }
+
+    /// Attention of one lane after the other.
+    fn launch_by_lane(
+        &self,
+        lanes: usize,
+        (q, layout): (&CudaStorage, &Layout),
+    ) -> Result<(CudaStorage, Shape)> {
+        let rows = layout.shape().dims()[0] / lanes;
+        let attended = |lane: usize| {
+            let layout = layout.narrow(0, lane * rows, rows)?;
+            let (storage, shape) = self.of_lane(lane, lanes)?.launch(Self::NAME, [(q, &layout)])?;
+            Ok(tensor(storage, shape))
+        };
+        storage_of(&Tensor::cat(&(0..lanes).map(attended).collect::<Result<Vec<_>>>()?, 0)?)
+    }
+
+    fn of_lane(&self, lane: usize, lanes: usize) -> Result<Self> {
+        let own = |x: &Tensor| x.narrow(0, lane * (x.dim(0)? / lanes), x.dim(0)? / lanes);
+        let versions = |x: &Versions| -> Result<Versions> {
+            let exact = match &x.exact {
+                Some((exact, rules)) => {
+                    let rule = if rules.len() == lanes { rules[lane] } else { rules[0] };
+                    Some((own(exact)?, vec![rule]))
+                }
+                None => None,
+            };
+            Ok(Versions { stored: own(&x.stored)?, exact })
+        };
+        let wide_values = vec![self.wide_values[lane]];
+        Ok(SoftmaxAttention {
+            k: versions(&self.k)?,
+            v: versions(&self.v)?,
+            wide_values,
+            ..self.clone()
+        })
     }
 }
 
@@ -157,6 +195,15 @@ impl SoftmaxAttention {
         let blocks = [sequences * self.heads, self.queries.div_ceil(tiling.queries), 1];
         call(kernel, blocks, tiling.shared())?;
         Ok((out, shape))
+    }
+}
+
+/// The storage of a tensor that a kernel has written.
+fn storage_of(x: &Tensor) -> Result<(CudaStorage, Shape)> {
+    let (storage, layout) = x.storage_and_layout();
+    match &*storage {
+        Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, layout.shape().clone())),
+        _ => candle_core::bail!("attention left the card"),
     }
 }
 

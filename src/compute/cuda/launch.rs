@@ -196,10 +196,11 @@ impl Grid {
     }
 }
 
-/// What a block may have without being asked for more: 48 KiB with what a kernel itself declares.
-const USUAL_SHARED: usize = (48 << 10) - OWN_SHARED;
+/// What a block may have without being asked for more is 48 KiB, of which a kernel may declare some itself. Asking for
+/// more than is needed does no harm.
+const USUAL_SHARED: usize = 16 << 10;
 
-/// Every kernel here declares less shared memory than this.
+/// More than the kernels declare themselves that are given as much as there is.
 const OWN_SHARED: usize = 1 << 10;
 
 impl<'a> Call<'a> {

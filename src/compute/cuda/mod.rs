@@ -2,8 +2,8 @@
 //! kernel's text beside it.
 //!
 //! Kernels are compiled when the crate is built. All work of a device runs on one stream, in the order in which it was
-//! asked for. A row's result depends on nothing but that row, so that neither other lanes nor the number of chunks in
-//! memory change a bit of it.
+//! asked for. A row's result depends on nothing but that row and the baseline's, so that neither other lanes nor the number of
+//! chunks in memory change a bit of it.
 
 mod attention;
 mod bias;

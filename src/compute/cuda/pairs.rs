@@ -7,7 +7,7 @@
 
 use super::kernels::{PAIRS, SPLIT};
 use super::launch::{device_of, shared_memory, unwritten, Call, Grid, Place};
-use super::product::{agree, Weights, CHECKED_ROWS};
+use super::product::{Farthest, Weights, CHECKED_ROWS};
 use super::THREADS;
 use candle_core::{CudaDevice, DType, Result, Tensor};
 
@@ -91,6 +91,9 @@ impl Pairs {
     pub fn new(choice: Tensor, experts: usize, lanes: usize) -> Result<Self> {
         let (all, width) = choice.dims2()?;
         let (rows, used) = (all / lanes, width / 2);
+        if !all.is_multiple_of(lanes) {
+            candle_core::bail!("{all} rows are not those of {lanes} lanes");
+        }
         let count = all * used;
         if experts > MOST_EXPERTS || i32::try_from(4 * count).is_err() {
             candle_core::bail!(
@@ -124,6 +127,13 @@ impl Pairs {
 
     fn count(&self) -> usize {
         self.lanes * self.rows * self.used
+    }
+
+    fn expect(&self, rows: usize, wanted: usize) -> Result<()> {
+        if rows != wanted {
+            candle_core::bail!("{rows} rows for experts that were chosen for {wanted}");
+        }
+        Ok(())
     }
 
     /// Fills the lists. The tensors are scratch.
@@ -180,6 +190,7 @@ impl Pairs {
     /// If the device has no memory left, and if the first product of several lanes is not what whole rows give.
     pub fn product_of_rows(&self, weights: &Weights, x: &Tensor) -> Result<Tensor> {
         let (all, width) = x.dims2()?;
+        self.expect(all, self.lanes * self.rows)?;
         let device = &self.device;
         // all rows as two terms, and behind them the baseline's two terms and the differences of the other lanes
         let differences = if self.lanes > 1 { all + self.rows } else { 0 };
@@ -226,6 +237,7 @@ impl Pairs {
     /// As of [`Self::product_of_rows`].
     pub fn product_of_pairs(&self, weights: &Weights, y: &Tensor) -> Result<Tensor> {
         let (count, width) = y.dims2()?;
+        self.expect(count, self.count())?;
         let device = &self.device;
         let terms = unwritten(device, (2 * count, width), DType::F16)?;
         let scales = unwritten(device, count, DType::F32)?;
@@ -301,8 +313,8 @@ impl Pairs {
         Ok(sums)
     }
 
-    /// Compares the results of some rows of the last lane with those that `product` gives for these rows alone, which
-    /// are computed whole then. It is done for the first product with the weights.
+    /// Compares the results of some rows of a lane with those that `product` gives for these rows alone, which are
+    /// computed whole then. It is done for the first product with the weights.
     fn check(
         &self,
         weights: &Weights,
@@ -312,18 +324,21 @@ impl Pairs {
         if !weights.is_unchecked(self.lanes) {
             return Ok(());
         }
-        let (first, rows) = ((self.lanes - 1) * self.rows, self.rows.min(CHECKED_ROWS));
+        let rows = self.rows.min(CHECKED_ROWS);
+        let first = |lane: usize| (lane + 1) * self.rows - rows;
+        let farthest = Farthest::of(self.lanes, |lane| {
+            y.index_select(&self.places.narrow(0, first(lane) * self.used, rows * self.used)?, 0)
+        })?;
+        let first = first(farthest.lane);
         let alone = Pairs::new(self.choice.narrow(0, first, rows)?, self.experts, 1)?;
         let whole = product(&alone, first, rows)?.index_select(&alone.places, 0)?;
-        let own = self.places.narrow(0, first * self.used, rows * self.used)?;
-        agree(&y.index_select(&own, 0)?, &whole)?;
-        weights.was_checked();
-        Ok(())
+        weights.compare(&farthest, &whole)
     }
 
     /// Each row's sum of weight · y over its experts, in ascending order of the experts: (pairs, out) → (rows, out).
     pub fn weighted_sum(&self, y: &Tensor) -> Result<Tensor> {
         let (rows, width) = (self.lanes * self.rows, y.dim(1)?);
+        self.expect(y.dim(0)?, self.count())?;
         let out = unwritten(&self.device, (rows, width), DType::F32)?;
         Call::new(&self.device, &PAIRS, "weighted_sum")?
             .at(Place::of(&self.choice)?)

@@ -35,8 +35,14 @@ pub(super) const CHECKED_ROWS: usize = 256;
 /// at most 2⁻²⁵ of it, and no more than products lose in their sums.
 const LEAST: f32 = 1.0 / (1 << 25) as f32;
 
-/// How far the two ways may be apart, relative to the norm of the result.
+/// How far the two ways may be apart, relative to the norm of what the lane adds to the baseline.
 const TOLERANCE: f64 = 1.0 / 512.0;
+
+/// What sums in f32 explain, relative to the norm of the result.
+const NOISE: f64 = 1.0 / (1 << 14) as f64;
+
+/// How much a lane must add for a lost difference to show, relative to the norm of the result.
+const TELLING: f64 = 16.0 * NOISE;
 
 /// Weights of a linear map on a card.
 #[derive(Debug, Clone)]
@@ -50,7 +56,7 @@ pub(in crate::compute) struct Weights {
     scales: Tensor,
     /// In which precision lanes are multiplied.
     precision: Precision,
-    /// Whether a lane's product has been compared with that of whole rows.
+    /// Whether the product of a lane that differs from the baseline has been compared with that of whole rows.
     is_checked: Arc<AtomicBool>,
 }
 
@@ -84,18 +90,36 @@ impl Weights {
     pub fn product(&self, x: &Tensor, lanes: usize) -> Result<Tensor> {
         let y = self.multiplied(x, lanes, self.precision)?;
         if self.is_unchecked(lanes) {
-            self.check_last_lane(x, &y, lanes)?;
-            self.was_checked();
+            let rows = x.dim(0)? / lanes;
+            let count = rows.min(CHECKED_ROWS);
+            // the last rows, because exact tails and sinks spare the first ones
+            let some = |x: &Tensor, lane: usize| x.narrow(0, (lane + 1) * rows - count, count);
+            let farthest = Farthest::of(lanes, |lane| some(&y, lane))?;
+            let whole = self.multiplied(&some(x, farthest.lane)?, 1, Precision::Whole)?;
+            self.compare(&farthest, &whole)?;
         }
         Ok(y)
     }
 
-    /// Computes some rows of the last lane as the baseline is computed, and compares them with what differences gave.
-    fn check_last_lane(&self, x: &Tensor, y: &Tensor, lanes: usize) -> Result<()> {
-        let rows = x.dim(0)? / lanes;
-        let some = |x: &Tensor| x.narrow(0, (lanes - 1) * rows, rows.min(CHECKED_ROWS));
-        let whole = self.multiplied(&some(x)?, 1, Precision::Whole)?;
-        agree(&some(y)?, &whole)
+    /// Compares the rows of a lane with those that were computed as the baseline's are.
+    ///
+    /// # Errors
+    /// If they are further apart than rounding explains.
+    pub(super) fn compare(&self, farthest: &Farthest, whole: &Tensor) -> Result<()> {
+        let (off, size) = (norm(&(&farthest.rows - whole)?)?, norm(whole)?);
+        // numbers that are not finite are the business of flags
+        if off > (TOLERANCE * farthest.difference).max(NOISE * size) {
+            candle_core::bail!(
+                "a product on this card is off by {:.1e} of its size; the card or its driver may be damaged: try \
+                 --precision whole, another driver, or --device cpu",
+                off / size
+            );
+        }
+        // a lane that hardly differs from the baseline could not have shown a fault
+        if farthest.difference > TELLING * size {
+            self.is_checked.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The weights as f16, (out, in).
@@ -125,11 +149,6 @@ impl Weights {
             Precision::Differences => lanes,
             Precision::Whole => 1,
         }
-    }
-
-    /// Notes that a product has been compared.
-    pub fn was_checked(&self) {
-        self.is_checked.store(true, Ordering::Relaxed);
     }
 
     /// The map to the outputs `start..start + len`.
@@ -271,20 +290,33 @@ impl Product {
     }
 }
 
-/// Fails if a product is further from the same product of whole rows than rounding explains.
-pub(super) fn agree(product: &Tensor, whole: &Tensor) -> Result<()> {
-    let norm = |x: &Tensor| -> Result<f64> {
-        Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
-    };
-    let (off, size) = (norm(&(product - whole)?)?, norm(whole)?);
-    // numbers that are not finite are the business of flags
-    if off > TOLERANCE * size {
-        candle_core::bail!(
-            "a product on this card is off by {:.1e} of its size; the card or its driver may be damaged",
-            off / size
-        );
+/// The lane whose rows differ most from the baseline's.
+pub(super) struct Farthest {
+    pub lane: usize,
+    /// Some of its rows.
+    pub rows: Tensor,
+    /// The norm of their difference from the same rows of the baseline.
+    pub difference: f64,
+}
+
+impl Farthest {
+    /// Looks at some rows of each of several lanes.
+    pub fn of(lanes: usize, rows: impl Fn(usize) -> Result<Tensor>) -> Result<Self> {
+        let baseline = rows(0)?;
+        let mut farthest = Farthest { lane: 1, rows: rows(1)?, difference: 0.0 };
+        for lane in 1..lanes {
+            let rows = rows(lane)?;
+            let difference = norm(&(&rows - &baseline)?)?;
+            if difference > farthest.difference {
+                farthest = Farthest { lane, rows, difference };
+            }
+        }
+        Ok(farthest)
     }
-    Ok(())
+}
+
+fn norm(x: &Tensor) -> Result<f64> {
+    Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt())
 }
 
 /// What f16 does not hold of weights, in the same scale. Nothing is left of weights in bf16 or f16, unless they are so

@@ -12,7 +12,7 @@
 //                    `scales` is 2^-t.
 //   `finish`         Makes numbers of sums: y₀ = sums₀·2^-s₀·2^-t for the baseline, and
 //                    y = (sums₀·2^-s₀ + sums·2^-s)·2^-t for another lane, or y = sums·2^-s·2^-t for every lane if
-//                    `whole` is not 0. `finish_with_bias` adds a bias to each column after that.
+//                    `whole` is not 0. 
 //
 // A row of zeros has the scale 1. s and t are at most 126, so that the scale back is a normal number; rows with nothing
 // above 2^-112 (weights: 2^-126) are scaled to less than said above. A row with NaN or an infinity, or whose
@@ -177,14 +177,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) finish(float* sums, const 
                                                              int rows, int columns, int whole) {
     by_alignment(columns, [&](auto aligned) {
         finish_row<aligned.value>(sums, row_scales, column_scales, nullptr, lanes, rows, columns, whole != 0);
-    });
-}
-
-// `finish`, and then a bias, (columns), for every row. It is launched like `finish`.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    finish_with_bias(float* sums, const float* __restrict__ row_scales, const float* __restrict__ column_scales,
-                     const float* __restrict__ bias, int lanes, int rows, int columns, int whole) {
-    by_alignment(columns, [&](auto aligned) {
-        finish_row<aligned.value>(sums, row_scales, column_scales, bias, lanes, rows, columns, whole != 0);
     });
 }

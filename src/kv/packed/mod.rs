@@ -100,7 +100,7 @@ impl KvCache for PackedCache {
             kept_finite(layer, side, store.append(&x, scheme, kv)?)
         });
         let (queries, checks) = (queries.clone(), Vec::new());
-        let wide_values = v_scheme.keeps_f32();
+        let wide_values = vec![v_scheme.keeps_f32()];
         let view = View { k: k?, v: v?, start, wide_values, queries, checks };
         Ok(self.shared.share(layer, kv, view))
     }

@@ -85,12 +85,11 @@ impl Watch {
 
     /// Fails if K or V of a lane was not finite.
     pub fn stored(&self) -> Result<(), CacheError> {
-        for check in &self.checks {
-            if !check.finite.is_finite()? {
-                return Err(check.error(self.layer));
-            }
+        let flags = FiniteFlag::all_by_lane(self.checks.iter().map(|check| (&check.finite, 1)))?;
+        match self.checks.iter().zip(flags).find(|(_, is_finite)| is_finite.contains(&false)) {
+            Some((check, _)) => Err(check.error(self.layer)),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
