@@ -26,8 +26,8 @@
 // two is taken out of the score. A weight is 2^14·e^(s_j - m), as the sum of two f16, too. v is rounded to f16 after a
 // multiplication by a power of two, which is common to a sequence and head. Values of a cache in f16 stay exact. The sum
 // of the weights comes out of the same tensor core products as the weighted values do, as though v had one more column
-// of ones. So the rounding of a weight only moves the result between values. The error against exact arithmetic is that
-// of rounding values to 11 bits, unless they have no more, and otherwise about that of f32.
+// of ones. So the rounding of a weight only moves the result between values. What is left
+// against exact arithmetic is the error of the scores, and that of rounding values with more than 11 bits.
 //
 // A query's bits depend on its own sequence alone. Blocks of keys begin at multiples of the block's size, and a block
 // that a query does not see leaves its sums as they are, whichever queries share its tile. NaN and infinities of a key

@@ -1,7 +1,7 @@
 //! Products with weights on a card, in f16 with sums in f32.
 //!
-//! The baseline's x is split into two terms of f16, x·2^s = hi + lo, and the product is hi·Wᵀ + lo·Wᵀ. Weights that f16
-//! does not hold exactly have a second term, too, which hi is multiplied with. A lane's product is the baseline's plus
+//! The baseline's x is split into two terms of f16, x·2^s = hi + lo, and the product is hi·Wᵀ + lo·Wᵀ. Weights with
+//! more bits than f16 have a second term, too, which hi is multiplied with. A lane's product is the baseline's plus
 //! that of the difference d = x_lane - x_baseline, which is rounded to f16. Rounding d costs a fraction of 2⁻¹¹ of what
 //! the lane adds, whereas rounding x would put a floor under every divergence. A lane that equals the baseline has d = 0
 //! and gives the baseline's very numbers. Rows are scaled by powers of two so that no number leaves the range of f16, and
