@@ -12,7 +12,7 @@ use tracing::trace_span;
 /// The weights of a linear map, (out, in).
 ///
 /// On the CPU both they and their products are f32. On a card weights are f16 with a power of two for each row, and
-/// activations are split into terms of f16 ([`cuda::Weights`]).
+/// activations are split into terms of f16 (`cuda::Weights`).
 #[derive(Debug, Clone)]
 pub struct Matrix(Weights);
 
