@@ -56,9 +56,11 @@ pub(super) fn continuations(
 ) -> Result<Vec<Continuation>, MeasureError> {
     let prompts = &prompts.prompts;
     let failed = |i: usize, why| MeasureError::Generating { prompt: prompts[i].id.clone(), why };
-    let text = |prompt: &Prompt| Writing::after(&prompt.tokens, baseline, decoder.device());
-    let texts = prompts.iter().map(text).collect();
-    let written = greedy(decoder, texts, count, &checkpoint.end_tokens, progress)
+    let begin = |device: &Device| {
+        let text = |prompt: &Prompt| Writing::after(&prompt.tokens, baseline, device);
+        prompts.iter().map(text).collect()
+    };
+    let written = greedy_where_it_fits(decoder, &begin, count, &checkpoint.end_tokens, progress)
         .map_err(|(i, error)| failed(i, error.brief()))?;
     let continuation = |(i, tokens): (usize, Vec<u32>)| {
         let text = checkpoint.tokenizer.decode(&tokens).map_err(|why| failed(i, why))?;
@@ -66,6 +68,25 @@ pub(super) fn continuations(
         Ok(Continuation { prompt, tokens, near_ties: Vec::new(), text })
     };
     written.into_iter().enumerate().map(continuation).collect()
+}
+
+/// Continues texts by greedy decoding. `begin` starts them with caches on a device. If a card turns out to have no memory
+/// for the caches, the texts are begun again with caches on the host.
+///
+/// # Errors
+/// As of [`greedy`].
+pub(super) fn greedy_where_it_fits(
+    decoder: &Decoder,
+    begin: &dyn Fn(&Device) -> Vec<Writing>,
+    count: usize,
+    ends: &[u32],
+    progress: &dyn Fn(u64, u64),
+) -> Result<Vec<Vec<u32>>, (usize, LaneError)> {
+    let write = |device| greedy(decoder, begin(device), count, ends, progress);
+    match write(decoder.device()) {
+        Err((_, LaneError::Memory)) => write(&Device::cpu()),
+        written => written,
+    }
 }
 
 /// Continues texts by greedy decoding: token by token, each time the most likely one, and the one with the lowest

@@ -8,10 +8,11 @@
 use super::baseline_text::BaselineText;
 use super::corpus::Chunk;
 use super::engine::{self, Lane, LaneResult};
-use super::generate::{continuations, greedy, Writing};
+use super::generate::{continuations, greedy_where_it_fits, Writing};
 use super::prepare::Prepared;
 use super::prompts::{Prompt, Prompts};
 use super::request::MeasureError;
+use crate::compute::Device;
 use crate::kv::effective::Effective;
 use crate::model::decoder::Decoder;
 use crate::model::Checkpoint;
@@ -266,17 +267,20 @@ impl<'a> Replayer<'a> {
         let report = |done, all| progress("continuing", done, all);
         loop {
             let mut flips = Vec::new();
-            let mut texts = Vec::new();
             for (l, (replay, lane)) in replays.iter().zip(lanes).enumerate() {
                 let (Ok(replay), Ok(lane)) = (replay, lane) else { continue };
-                for flip in self.first_flips(replay, lane) {
+                flips.extend(self.first_flips(replay, lane).into_iter().map(|flip| (l, flip)));
+            }
+            let begin = |device: &Device| {
+                let text = |(l, flip): &(usize, FirstFlip)| {
                     let prompt = &self.prompts.prompts[flip.prompt].tokens;
                     let common = [prompt, &self.text(flip.prompt)[..flip.at]].concat();
-                    texts.push(Writing::after(&common, &schemes[l], self.decoder.device()));
-                    flips.push((l, flip));
-                }
-            }
-            match greedy(self.decoder, texts, SHOWN_TOKENS, &self.checkpoint.end_tokens, &report) {
+                    Writing::after(&common, &schemes[*l], device)
+                };
+                flips.iter().map(text).collect()
+            };
+            let ends = &self.checkpoint.end_tokens;
+            match greedy_where_it_fits(self.decoder, &begin, SHOWN_TOKENS, ends, &report) {
                 // the other schemes are continued again without this one
                 Err((i, error)) => replays[flips[i].0] = Err(error.brief()),
                 Ok(texts) => return self.add_texts(&flips, &texts, replays),
