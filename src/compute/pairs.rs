@@ -7,10 +7,10 @@ use candle_core::{Device, Result, Tensor};
 
 /// The pairs of a row and an expert that works for it, as [`ExpertChoice`](super::experts::ExpertChoice) has chosen. They
 /// are ordered by expert.
-pub(crate) struct Pairs(pub(super) Place);
+pub(crate) struct Pairs(pub(super) Sorted);
 
-/// Where pairs are.
-pub(super) enum Place {
+/// The pairs where the choice was made: on the host or on a card.
+pub(super) enum Sorted {
     Host(HostPairs),
     Card(cuda::Pairs),
 }
@@ -32,16 +32,16 @@ impl Pairs {
     /// Makes them of what was chosen, (rows, 2·used), for the rows of some lanes, the first of which is the baseline.
     pub fn new(choice: Tensor, experts: usize, lanes: usize) -> Result<Self> {
         Ok(Pairs(match choice.device() {
-            Device::Cuda(_) => Place::Card(cuda::Pairs::new(choice, experts, lanes)?),
-            _ => Place::Host(HostPairs::new(&choice, experts)?),
+            Device::Cuda(_) => Sorted::Card(cuda::Pairs::new(choice, experts, lanes)?),
+            _ => Sorted::Host(HostPairs::new(&choice, experts)?),
         }))
     }
 
     /// Each row's sum of weight · y over its experts, in ascending order of the experts. y are the rows of the pairs.
     pub fn weighted_sum(&self, y: &Tensor) -> Result<Tensor> {
         match &self.0 {
-            Place::Host(pairs) => pairs.weighted_sum(y),
-            Place::Card(pairs) => pairs.weighted_sum(y),
+            Sorted::Host(pairs) => pairs.weighted_sum(y),
+            Sorted::Card(pairs) => pairs.weighted_sum(y),
         }
     }
 }

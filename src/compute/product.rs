@@ -3,7 +3,7 @@
 use super::bias::Bias;
 use super::gate::{Activation, GatedActivation};
 use super::norm::RmsNorm;
-use super::pairs::{HostPairs, Pairs, Place, Share};
+use super::pairs::{HostPairs, Pairs, Share, Sorted};
 use super::precision::Precision;
 use super::{cuda, run};
 use candle_core::{Device, Result, Tensor};
@@ -157,10 +157,10 @@ impl MatrixStack {
     /// For each pair of a row of x and an expert, that row times the expert's matrix: (rows, in) → (pairs, out).
     pub fn product_of_rows(&self, x: &Tensor, pairs: &Pairs) -> Result<Tensor> {
         match (&self.all.0, &pairs.0) {
-            (Weights::Card(weights), Place::Card(pairs)) => {
+            (Weights::Card(weights), Sorted::Card(pairs)) => {
                 trace_span!("experts").in_scope(|| pairs.product_of_rows(weights, x))
             }
-            (_, Place::Host(pairs)) => self.products(pairs, |_, share| {
+            (_, Sorted::Host(pairs)) => self.products(pairs, |_, share| {
                 x.index_select(&Tensor::new(&share.rows[..], x.device())?, 0)
             }),
             _ => elsewhere(),
@@ -170,10 +170,10 @@ impl MatrixStack {
     /// The same for rows of which each belongs to a pair: (pairs, in) → (pairs, out).
     pub fn product_of_pairs(&self, y: &Tensor, pairs: &Pairs) -> Result<Tensor> {
         match (&self.all.0, &pairs.0) {
-            (Weights::Card(weights), Place::Card(pairs)) => {
+            (Weights::Card(weights), Sorted::Card(pairs)) => {
                 trace_span!("experts").in_scope(|| pairs.product_of_pairs(weights, y))
             }
-            (_, Place::Host(pairs)) => {
+            (_, Sorted::Host(pairs)) => {
                 self.products(pairs, |start, share| y.narrow(0, start, share.rows.len()))
             }
             _ => elsewhere(),
