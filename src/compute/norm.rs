@@ -30,7 +30,13 @@ pub(super) struct NormLoop<'a> {
 impl NormLoop<'_> {
     #[inline(always)]
     pub fn scale(&self, x: &[f32]) -> f32 {
-        1.0 / (sum_of_squares(x) / x.len() as f32 + self.eps).sqrt()
+        let mean = sum_of_squares(x) / x.len() as f32;
+        // finite numbers whose squares are too large must not become a row of zeros without a word
+        if mean < f32::INFINITY {
+            1.0 / (mean + self.eps).sqrt()
+        } else {
+            f32::NAN
+        }
     }
 
     #[inline(always)]

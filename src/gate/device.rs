@@ -19,9 +19,10 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Whether a device is named, be it as `auto`.
+    /// Whether one device is named. `auto` names none.
     pub fn names_a_device(&self) -> bool {
-        self.device.is_some() || std::env::var_os(DEVICE).is_some_and(|name| !name.is_empty())
+        let asked = self.or_environment().ok().and_then(|asked| asked.device);
+        asked.is_some_and(|device| device != Choice::Auto)
     }
 
     /// The same, with what the environment asks for in the place of what is not given.

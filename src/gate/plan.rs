@@ -109,7 +109,12 @@ pub fn measured_on_one_device(results: &[Results]) -> BTreeMap<String, f64> {
         (&m.conditions.device, card, &m.run.arithmetic)
     });
     let first = devices.next();
-    if devices.any(|device| Some(device) != first) {
+    // where shards of several devices were merged, the time is that of none of them
+    let is_one = |(device, card, arithmetic): &(&String, Option<&String>, &Option<String>)| {
+        (card.is_some() || *device == "cpu")
+            && arithmetic.as_ref().is_none_or(|arithmetic| !arithmetic.contains("; "))
+    };
+    if !first.as_ref().is_none_or(is_one) || devices.any(|device| Some(device) != first) {
         return BTreeMap::new();
     }
     rates(measurements(results))

@@ -117,7 +117,11 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     let notes: Vec<_> = notes.collect();
     known.run.notes.extend(notes);
     known.run.peak_bytes = known.run.peak_bytes.max(new.run.peak_bytes);
-    add_arithmetic(&mut known.run.arithmetic, new.run.arithmetic);
+    add_once(&mut known.run.device, &new.run.device);
+    match (&mut known.run.arithmetic, new.run.arithmetic) {
+        (Some(known), Some(new)) => add_once(known, &new),
+        (known, new) => *known = known.take().or(new),
+    }
     known.run.card = match (known.run.card.take(), new.run.card) {
         (Some(known), Some(new)) if known.name == new.name => {
             Some(Card { peak_bytes: known.peak_bytes.max(new.peak_bytes), ..known })
@@ -128,13 +132,11 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     Ok(())
 }
 
-/// Shards of a model may have been computed in several precisions, and each is named once.
-fn add_arithmetic(known: &mut Option<String>, new: Option<String>) {
-    let Some(new) = new else { return };
-    match known {
-        None => *known = Some(new),
-        Some(known) if known.split("; ").any(|one| one == new) => {}
-        Some(known) => *known = format!("{known}; {new}"),
+/// Shards of a model may have been computed on several devices and in several precisions, and each is named once.
+fn add_once(known: &mut String, new: &str) {
+    if !known.split("; ").any(|one| one == new) {
+        *known += "; ";
+        *known += new;
     }
 }
 

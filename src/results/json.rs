@@ -1,7 +1,7 @@
 //! Reads and writes `results.json`. A number that is missing or not finite is an error in both directions.
 
 use crate::files::write_atomically;
-use crate::results::{Results, FORMAT};
+use crate::results::{Measurement, Results, FORMAT};
 use crate::text;
 use serde_json::Value;
 use std::io::{self, Write};
@@ -51,6 +51,16 @@ pub enum JsonError {
         path: String,
         /// The number's place: `measurements[0].schemes[1].mean_kld`.
         place: String,
+    },
+    /// A value that no measurement gives.
+    #[error("{path}: {place} {why}; no run writes that: measure again")]
+    Impossible {
+        /// The file.
+        path: String,
+        /// The value's place.
+        place: String,
+        /// What is wrong with it.
+        why: &'static str,
     },
     /// The file is not what kvgate writes.
     #[error("{path}: {source}")]
@@ -178,7 +188,54 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
     }
     no_null(&value, &name)?;
     // parsed from the text and not from the value, so that errors name line and column
-    serde_json::from_str(text).map_err(malformed)
+    let results: Results = serde_json::from_str(text).map_err(malformed)?;
+    for (i, measurement) in results.measurements.iter().enumerate() {
+        if let Err((place, why)) = possible(measurement, &value["measurements"][i]) {
+            let place = format!("measurements[{i}].{place}");
+            return Err(JsonError::Impossible { path: name, place, why });
+        }
+    }
+    Ok(results)
+}
+
+/// Whether a measurement's values can come from a run: those that goldens take over as lines of text, and those that
+/// several places of the file tell. `value` is the same measurement.
+fn possible(measurement: &Measurement, value: &Value) -> Result<(), (String, &'static str)> {
+    for part in ["subject", "conditions"] {
+        if let Some(place) = control_in(&value[part], part.into()) {
+            return Err((place, "has a character that is not printed"));
+        }
+    }
+    let (conditions, run) = (&measurement.conditions, &measurement.run);
+    for (name, word) in [("device", &conditions.device), ("weights", &conditions.weights)] {
+        if word.is_empty() || word.trim() != word {
+            return Err((format!("conditions.{name}"), "is no word"));
+        }
+    }
+    if !(0.0..=LONGEST).contains(&run.seconds) {
+        return Err(("run.seconds".into(), "is no time that a run takes"));
+    }
+    if run.card.as_ref().is_some_and(|card| card.peak_bytes > Some(card.memory_bytes)) {
+        return Err(("run.card.peak_bytes".into(), "is more than the card's memory"));
+    }
+    Ok(())
+}
+
+/// No run takes longer, in seconds: a century.
+const LONGEST: f64 = 3.2e9;
+
+/// The place of the first text with a control character in a value.
+fn control_in(value: &Value, place: String) -> Option<String> {
+    match value {
+        Value::String(text) if text.contains(char::is_control) => Some(place),
+        Value::Array(values) => {
+            values.iter().enumerate().find_map(|(i, v)| control_in(v, format!("{place}[{i}]")))
+        }
+        Value::Object(fields) => {
+            fields.iter().find_map(|(key, v)| control_in(v, format!("{place}.{key}")))
+        }
+        _ => None,
+    }
 }
 
 /// The only keys that may be null: there may be no repository and no policy.
@@ -268,6 +325,20 @@ mod tests {
         );
         says(&text.replace("\"mean_kld\": 0.0612", "\"mean_kld\": NaN"), "expected value at line ");
         says(&text.replace("\"engine\"", "\"motor\""), "motor");
+        let changed = |edit: &dyn Fn(&mut Measurement)| {
+            let mut results = fixture::results();
+            fixture::on_a_card(&mut results.measurements[0].run);
+            edit(&mut results.measurements[0]);
+            text_of(&results, "results").unwrap()
+        };
+        let weights = changed(&|m| m.conditions.weights = String::new());
+        says(&weights, "measurements[0].conditions.weights is no word");
+        let device = changed(&|m| m.conditions.device = "cpu\n  weights f32".into());
+        says(&device, "measurements[0].conditions.device has a character that is not printed");
+        let seconds = changed(&|m| m.run.seconds = -5.0);
+        says(&seconds, "measurements[0].run.seconds is no time");
+        let peak = changed(&|m| m.run.card.as_mut().unwrap().peak_bytes = Some(u64::MAX));
+        says(&peak, "measurements[0].run.card.peak_bytes is more than the card's memory");
         assert!(read(&folder.path().join("no.json"))
             .unwrap_err()
             .to_string()

@@ -208,10 +208,11 @@ __device__ float squares(float* kept, int width) {
     return sum;
 }
 
-// 1/√(mean x² + ε)
+// 1/√(mean x² + ε). It is NaN if the squares are too large, so that the row does not become zeros without a word.
 __device__ float norm_scale(float squares, int width, float eps) {
     const float mean = __fdiv_rn(squares, static_cast<float>(width));
-    return __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, eps)));
+    const float scale = __fdiv_rn(1.0f, __fsqrt_rn(__fadd_rn(mean, eps)));
+    return mean < __uint_as_float(INFINITE) ? scale : __uint_as_float(0x7fc00000u);
 }
 
 __device__ float4 normed(float4 v, float scale, float4 weight) {
