@@ -87,7 +87,7 @@ vectorized!(fn norm_rows['a](norm: NormLoop<'a>, out: &'a mut [f32], x: &'a [f32
 #[cfg(test)]
 mod tests {
     use crate::compute::run;
-    use crate::compute::textbook::{self, assert_near, random, rows, wide, MANY};
+    use crate::compute::textbook::{self, assert_near, flat, random, rows, wide, MANY};
 
     #[test]
     fn rms_norm_is_the_textbooks() {
@@ -97,5 +97,12 @@ mod tests {
                 wide(&x).chunks(width).flat_map(|row| textbook::normed(&norm, row)).collect();
             assert_near(&run(&norm, [&rows(&x, width)]).unwrap(), &want);
         }
+    }
+
+    #[test]
+    fn a_row_whose_squares_overflow_is_not_a_row_of_zeros() {
+        let x = [[1e30f32; 32], [2.0; 32]].concat();
+        let y = flat(&run(&textbook::norm(32), [&rows(&x, 32)]).unwrap());
+        assert!(y[..32].iter().all(|y| y.is_nan()) && y[32..].iter().all(|y| y.is_finite()));
     }
 }
