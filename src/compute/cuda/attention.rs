@@ -17,49 +17,24 @@ struct Tiling {
     padded: usize,
     queries: usize,
     keys: usize,
+    /// The kernel for keys and values in one version, and the one for two.
     kernels: [&'static str; 2],
 }
 
 const TILINGS: [Tiling; 6] = [
-    Tiling {
-        padded: 64,
-        queries: 128,
-        keys: 64,
-        kernels: ["attention_64", "attention_64_versions"],
-    },
-    Tiling {
-        padded: 96,
-        queries: 128,
-        keys: 64,
-        kernels: ["attention_96", "attention_96_versions"],
-    },
-    Tiling {
-        padded: 128,
-        queries: 128,
-        keys: 64,
-        kernels: ["attention_128", "attention_128_versions"],
-    },
-    Tiling {
-        padded: 192,
-        queries: 64,
-        keys: 32,
-        kernels: ["attention_192", "attention_192_versions"],
-    },
-    Tiling {
-        padded: 256,
-        queries: 64,
-        keys: 32,
-        kernels: ["attention_256", "attention_256_versions"],
-    },
-    Tiling {
-        padded: 512,
-        queries: 32,
-        keys: 32,
-        kernels: ["attention_512", "attention_512_versions"],
-    },
+    Tiling::new(64, 128, 64, ["attention_64", "attention_64_versions"]),
+    Tiling::new(96, 128, 64, ["attention_96", "attention_96_versions"]),
+    Tiling::new(128, 128, 64, ["attention_128", "attention_128_versions"]),
+    Tiling::new(192, 64, 32, ["attention_192", "attention_192_versions"]),
+    Tiling::new(256, 64, 32, ["attention_256", "attention_256_versions"]),
+    Tiling::new(512, 32, 32, ["attention_512", "attention_512_versions"]),
 ];
 
 impl Tiling {
+    const fn new(padded: usize, queries: usize, keys: usize, kernels: [&'static str; 2]) -> Self {
+        Tiling { padded, queries, keys, kernels }
+    }
+
     /// The smallest that heads of a size fit into.
     fn of(head_dim: usize) -> Result<&'static Self> {
         let fits = |tiling: &&Self| head_dim.is_multiple_of(8) && head_dim <= tiling.padded;
