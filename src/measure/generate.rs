@@ -10,7 +10,7 @@ use crate::kv::cache::KvCache;
 use crate::kv::effective::Effective;
 use crate::kv::growing::GrowingCache;
 use crate::kv::packed::PackedCache;
-use crate::model::decoder::{Decoder, Rows};
+use crate::model::decoder::{Decoder, Part, PartError, ReadyLayer, Rows};
 use crate::model::layer::RopeTables;
 use crate::model::Checkpoint;
 use crate::results::replay::Continuation;
@@ -42,6 +42,12 @@ impl Writing {
             read: 0,
             written: Vec::new(),
         }
+    }
+
+    /// The rows of the tokens that the model has not read yet.
+    fn part(&mut self) -> Part<'_> {
+        let rows = Rows { lanes: 1, start: self.read, tokens: self.next.len() };
+        Part { rows, sequences: 1, cache: &mut *self.cache }
     }
 }
 
@@ -107,6 +113,9 @@ pub fn greedy(
 ) -> Result<Vec<Vec<u32>>, (usize, LaneError)> {
     let longest = texts.iter().map(|text| text.next.len()).max().unwrap_or(0);
     let ropes = decoder.ropes(longest + count).map_err(|error| (0, error.into()))?;
+    // A step of a card takes as long for a few rows as for one. On the CPU texts do not share steps, so that the bits of
+    // a text do not depend on the others.
+    let together = if decoder.device().at().is_cpu() { 1 } else { texts.len().max(1) };
     for step in 0..count {
         progress(step as u64, count as u64);
         let is_open = |text: &Writing| text.written.last().is_none_or(|last| !ends.contains(last));
@@ -115,56 +124,149 @@ pub fn greedy(
         if open.is_empty() {
             break;
         }
-        write_token(decoder, &ropes, &mut open)?;
+        write_token(decoder, &ropes, &mut open, together)?;
     }
     Ok(texts.into_iter().map(|text| text.written).collect())
 }
 
-/// Writes the next token of each text.
+/// Writes the next token of each text. `together` is how many texts share the steps of a layer.
 fn write_token(
     decoder: &Decoder,
     ropes: &RopeTables,
     texts: &mut [(usize, &mut Writing)],
+    together: usize,
 ) -> Result<(), (usize, LaneError)> {
-    let in_text = |i: usize| move |error: LaneError| (i, error);
-    let embed = |(i, text): &(usize, &mut Writing)| {
-        decoder.embed(&text.next).map_err(|error| in_text(*i)(error.into()))
-    };
-    let embedded = texts.iter().map(embed).collect::<Result<Vec<_>, _>>()?;
-    let mut states: Vec<Tensor> = embedded.iter().map(|embedded| embedded.x.clone()).collect();
+    let batches = texts.chunks_mut(together).map(|texts| Batch::new(decoder, texts));
+    let mut batches = batches.collect::<Result<Vec<_>, _>>()?;
     for index in 0..decoder.spec.layers.len() {
         let layer =
-            decoder.ready(index, ropes).map_err(|error| in_text(texts[0].0)(error.into()))?;
-        for ((x, embedded), (i, text)) in states.iter_mut().zip(&embedded).zip(&mut *texts) {
-            let rows = Rows { lanes: 1, start: text.read, tokens: text.next.len() };
-            *x = layer
-                .run(x, embedded.per_layer.as_ref(), rows, &mut *text.cache)
-                .map_err(|error| in_text(*i)(LaneError::at(index, error)))?;
-        }
+            decoder.ready(index, ropes).map_err(|error| batches[0].failed(0, error.into()))?;
+        batches.iter_mut().try_for_each(|batch| batch.run(index, &layer))?;
     }
-    for (x, (i, text)) in states.iter().zip(texts) {
-        text.read += text.next.len();
-        let token = most_likely(decoder, x, text.read - 1).map_err(in_text(*i))?;
-        text.written.push(token);
-        text.next = vec![token];
-    }
-    Ok(())
+    batches.into_iter().try_for_each(|batch| batch.write(decoder))
 }
 
-/// The most likely token after the last of some rows.
-fn most_likely(decoder: &Decoder, x: &Tensor, position: usize) -> Result<u32, LaneError> {
-    let last = decoder.normed(&x.narrow(0, x.dim(0)? - 1, 1)?)?;
-    let logits = decoder.logits(&last, 1, 0, decoder.spec.vocab)?.contiguous()?;
-    let best = read(&logits, |logits: &[f32]| {
-        let larger = |best: (usize, f32), (id, &x): (usize, &f32)| {
-            if x > best.1 {
-                (id, x)
-            } else {
-                best
-            }
+/// The tokens of some texts that the model has not read yet, on their way through the layers.
+struct Batch<'t, 'w> {
+    texts: &'t mut [(usize, &'w mut Writing)],
+    /// Hidden states of all tokens, text by text, (rows, H).
+    x: Tensor,
+    /// Each layer's own inputs, if the model has such inputs.
+    per_layer: Option<Tensor>,
+}
+
+impl<'t, 'w> Batch<'t, 'w> {
+    fn new(
+        decoder: &Decoder,
+        texts: &'t mut [(usize, &'w mut Writing)],
+    ) -> Result<Self, (usize, LaneError)> {
+        let tokens: Vec<u32> = texts.iter().flat_map(|(_, text)| &text.next).copied().collect();
+        let embedded = decoder.embed(&tokens).map_err(|error| (texts[0].0, error.into()))?;
+        Ok(Batch { texts, x: embedded.x, per_layer: embedded.per_layer })
+    }
+
+    /// An error, beside the index of the text that it belongs to. `place` is the text's place in the batch.
+    fn failed(&self, place: usize, error: LaneError) -> (usize, LaneError) {
+        (self.texts[place].0, error)
+    }
+
+    fn run(&mut self, index: usize, layer: &ReadyLayer) -> Result<(), (usize, LaneError)> {
+        let mut parts: Vec<Part> = self.texts.iter_mut().map(|(_, text)| text.part()).collect();
+        let ran = layer.run_parts(&self.x, self.per_layer.as_ref(), &mut parts);
+        self.x = ran
+            .map_err(|PartError { part, error }| self.failed(part, LaneError::at(index, error)))?;
+        Ok(())
+    }
+
+    /// Appends the most likely token to each text.
+    fn write(self, decoder: &Decoder) -> Result<(), (usize, LaneError)> {
+        let last = self.last_rows().and_then(|last| {
+            decoder.logits(&decoder.normed(&last)?, 1, 0, decoder.spec.vocab)?.contiguous()
+        });
+        let logits = last.map_err(|error| self.failed(0, error.into()))?;
+        let tokens = read(&logits, |logits: &[f32]| {
+            logits.chunks(decoder.spec.vocab).map(most_likely).collect::<Vec<_>>()
+        });
+        let tokens = tokens.map_err(|error| self.failed(0, error.into()))?;
+        for ((index, text), token) in self.texts.iter_mut().zip(tokens) {
+            text.read += text.next.len();
+            let not_finite = LaneError::Logits { position: text.read - 1, chunk: 0 };
+            let token = token.ok_or((*index, not_finite))?;
+            text.written.push(token);
+            text.next = vec![token];
+        }
+        Ok(())
+    }
+
+    /// The hidden state of each text's last token, (texts, H).
+    fn last_rows(&self) -> candle_core::Result<Tensor> {
+        let mut end = 0;
+        let mut last = |(_, text): &(usize, &mut Writing)| {
+            end += text.next.len();
+            self.x.narrow(0, end - 1, 1)
         };
-        let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), larger);
-        all_finite(logits).then_some(best.0 as u32)
-    })?;
-    best.ok_or(LaneError::Logits { position, chunk: 0 })
+        let rows = self.texts.iter().map(&mut last).collect::<candle_core::Result<Vec<_>>>()?;
+        Tensor::cat(&rows, 0)
+    }
+}
+
+/// The token with the largest logit, the first one if several have it. `None` if a logit is not finite.
+fn most_likely(logits: &[f32]) -> Option<u32> {
+    let larger = |best: (usize, f32), (id, &x): (usize, &f32)| {
+        if x > best.1 {
+            (id, x)
+        } else {
+            best
+        }
+    };
+    let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), larger);
+    all_finite(logits).then_some(best.0 as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::textbook;
+    use crate::kv::Scheme;
+    use crate::model::decoder::Residency;
+    use crate::source::Source;
+
+    /// Texts of different lengths, with states of recurrent layers, shared keys, experts and inputs of each layer.
+    #[test]
+    fn texts_that_share_steps_are_what_each_is_alone() {
+        for model in ["gemma4-e2b-mini", "qwen3.6-moe-mini"] {
+            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/");
+            let checkpoint =
+                Checkpoint::open(&Source::at(format!("{path}{model}").into())).unwrap();
+            let device = textbook::device();
+            let decoder = checkpoint.load_on(&device, Residency::Resident).unwrap();
+            let scheme = "q8_0".parse::<Scheme>().unwrap();
+            let scheme = Effective::new(&scheme, &decoder.spec.kv_layout(), None).unwrap();
+            let ropes = decoder.ropes(64).unwrap();
+            let write = |together: usize| {
+                let text = |i: u32| {
+                    let token = |t: u32| (t * t * 11 + t * 5 + i * 97) % 300 + 10;
+                    let tokens: Vec<u32> = (0..7 + 13 * i).map(token).collect();
+                    Writing::after(&tokens, &scheme, &device)
+                };
+                let mut texts: Vec<Writing> = (0..3).map(text).collect();
+                for _ in 0..12 {
+                    let mut open: Vec<_> = texts.iter_mut().enumerate().collect();
+                    write_token(&decoder, &ropes, &mut open, together).unwrap();
+                }
+                texts.into_iter().map(|text| text.written).collect::<Vec<_>>()
+            };
+            let alone = write(1);
+            assert_eq!(write(3), alone, "{model}");
+            assert_eq!(write(2), alone, "{model}");
+            assert!(alone[0] != alone[1] && alone[1] != alone[2], "{model}: {alone:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_equally_likely_tokens_is_taken_and_none_of_bad_ones() {
+        assert_eq!(most_likely(&[-1.0, 2.0, 2.0, 0.5]), Some(1));
+        assert_eq!(most_likely(&[-1.0, f32::NAN]), None);
+        assert_eq!(most_likely(&[f32::INFINITY, 0.0]), None);
+    }
 }

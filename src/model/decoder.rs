@@ -6,7 +6,7 @@
 //! touched.
 
 use super::config::Config;
-pub(crate) use super::layer::{Fault, Watch};
+pub(crate) use super::layer::{Fault, Part, PartError, Watch};
 
 use super::layer::{norm, Layer, RopeTables};
 use super::spec::{PerLayerInputs, Spec};
@@ -329,12 +329,27 @@ impl ReadyLayer {
         rows: Rows,
         cache: &mut dyn KvCache,
     ) -> Result<Tensor, CacheError> {
-        let (x, watch) = self.watched(x, per_layer, rows, cache)?;
+        let sequences = x.dim(0)? / rows.tokens;
+        let mut parts = [Part { rows, sequences, cache }];
+        self.run_parts(x, per_layer, &mut parts).map_err(|refused| refused.error)
+    }
+
+    /// Runs the layer on the rows of several parts, of which each has a cache of its own and one lane.
+    ///
+    /// # Errors
+    /// If a cache refuses the layer's K and V, or a tensor operation fails.
+    pub(crate) fn run_parts(
+        &self,
+        x: &Tensor,
+        per_layer: Option<&Tensor>,
+        parts: &mut [Part],
+    ) -> Result<Tensor, PartError> {
+        let (x, watch) = self.layer.run(self.index, x, per_layer, parts, &self.ropes)?;
         watch.stored()?;
         Ok(x)
     }
 
-    /// Does the same for several lanes, and returns what the layer's ops have seen in each of them.
+    /// Runs the layer on the rows of several lanes, and returns what its ops have seen in each of them.
     ///
     /// # Errors
     /// If a tensor operation fails.
@@ -345,6 +360,9 @@ impl ReadyLayer {
         rows: Rows,
         cache: &mut dyn KvCache,
     ) -> Result<(Tensor, Watch), CacheError> {
-        self.layer.run(self.index, x, per_layer, rows, &self.ropes, cache)
+        let sequences = x.dim(0)? / (rows.lanes * rows.tokens);
+        let mut parts = [Part { rows, sequences, cache }];
+        let ran = self.layer.run(self.index, x, per_layer, &mut parts, &self.ropes);
+        ran.map_err(|refused| refused.error)
     }
 }

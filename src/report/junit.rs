@@ -1,6 +1,6 @@
 //! The report as JUnit's XML, which CI servers show as tests: each model is a suite, each case a test.
 
-use super::view::{ModelView, View};
+use super::view::{arithmetic, ModelView, View};
 use crate::results::case;
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding, Measurement, Results};
@@ -75,8 +75,12 @@ fn is_timed(case: &CaseResult) -> bool {
 fn properties(results: &Results, measured: Option<&Measurement>) -> Vec<Property> {
     let engine = measured.map_or(&results.engine, |m| &m.conditions.engine);
     let device = measured.map(|m| format!("{}, {}", m.conditions.device, m.run.device));
-    let named =
-        [("engine", Some(engine.clone())), ("commit", results.head.clone()), ("device", device)];
+    let named = [
+        ("engine", Some(engine.clone())),
+        ("commit", results.head.clone()),
+        ("device", device),
+        ("arithmetic", measured.map(arithmetic)),
+    ];
     let named = named.into_iter().filter_map(|(name, value)| Some((name, value?)));
     let all = measured.map_or(&[][..], |m| &m.run.notes);
     let more = all.len().saturating_sub(NOTES);
@@ -178,6 +182,7 @@ mod tests {
         assert_eq!(property("engine").as_deref(), Some("kvgate 0.1.0"));
         assert_eq!(property("commit").as_deref(), Some("abc123"));
         assert_eq!(property("device").as_deref(), Some("cpu, Some CPU"));
+        assert_eq!(property("arithmetic").as_deref(), Some("f32"));
         assert_eq!(property("note").as_deref(), Some("code: 37 tokens of the tail dropped"));
     }
 

@@ -47,12 +47,42 @@ impl RopeTables {
     }
 }
 
+/// Rows of a layer's input that have a cache of their own.
+pub struct Part<'c> {
+    /// How they are divided.
+    pub rows: Rows,
+    /// How many sequences each lane has.
+    pub sequences: usize,
+    /// Where their K and V are stored.
+    pub cache: &'c mut dyn KvCache,
+}
+
+impl Part<'_> {
+    fn count(&self) -> usize {
+        self.rows.lanes * self.sequences * self.rows.tokens
+    }
+}
+
+/// Why a layer could not run.
+pub(crate) struct PartError {
+    /// The part whose cache refused. It is the first one if the error concerns all parts.
+    pub part: usize,
+    pub error: CacheError,
+}
+
+impl From<candle_core::Error> for PartError {
+    fn from(error: candle_core::Error) -> Self {
+        PartError { part: 0, error: error.into() }
+    }
+}
+
 /// What the ops of a layer have seen in each lane. It is read once the layer has run, because the flags of a device are
 /// in its own memory.
 pub(crate) struct Watch {
     layer: usize,
     lanes: usize,
-    checks: Vec<StorageCheck>,
+    /// Those of each part.
+    checks: Vec<Vec<StorageCheck>>,
     /// Whether the residual stream behind the layer is finite.
     hidden: FiniteFlag,
 }
@@ -66,16 +96,17 @@ pub(crate) enum Fault {
 }
 
 impl Watch {
-    /// What went wrong in each lane. K and V come first, because if they are damaged, all that follows is damaged by
-    /// them.
+    /// What went wrong in each lane of a single part. K and V come first, because if they are damaged, all that follows
+    /// is damaged by them.
     pub fn faults(&self) -> TensorResult<Vec<Option<Fault>>> {
-        let checks = self.checks.iter().map(|check| (&check.finite, 1));
+        let all = &self.checks[0];
+        let checks = all.iter().map(|check| (&check.finite, 1));
         let flags = std::iter::once((&self.hidden, self.lanes)).chain(checks);
         let flags = FiniteFlag::all_by_lane(flags)?;
         let (hidden, checks) = (&flags[0], &flags[1..]);
         let mut faults: Vec<_> =
             hidden.iter().map(|is_finite| (!is_finite).then_some(Fault::Hidden)).collect();
-        for (check, is_finite) in self.checks.iter().zip(checks).rev() {
+        for (check, is_finite) in all.iter().zip(checks).rev() {
             if is_finite.contains(&false) {
                 faults[check.lane] = Some(Fault::Stored(check.error(self.layer)));
             }
@@ -83,11 +114,14 @@ impl Watch {
         Ok(faults)
     }
 
-    /// Fails if K or V of a lane was not finite.
-    pub fn stored(&self) -> Result<(), CacheError> {
-        let flags = FiniteFlag::all_by_lane(self.checks.iter().map(|check| (&check.finite, 1)))?;
-        match self.checks.iter().zip(flags).find(|(_, is_finite)| is_finite.contains(&false)) {
-            Some((check, _)) => Err(check.error(self.layer)),
+    /// Fails if K or V of a part was not finite.
+    pub fn stored(&self) -> Result<(), PartError> {
+        let of_part = |(part, checks)| std::iter::repeat(part).zip(checks);
+        let all: Vec<(usize, &StorageCheck)> =
+            self.checks.iter().enumerate().flat_map(of_part).collect();
+        let flags = FiniteFlag::all_by_lane(all.iter().map(|(_, check)| (&check.finite, 1)))?;
+        match all.iter().zip(flags).find(|(_, is_finite)| is_finite.contains(&false)) {
+            Some((&(part, check), _)) => Err(PartError { part, error: check.error(self.layer) }),
             None => Ok(()),
         }
     }
@@ -177,26 +211,27 @@ struct MlpWeights {
 }
 
 impl Layer {
-    /// Runs the layer on (lanes·B·T, H).
+    /// Runs the layer on (rows, H). The rows are those of the parts, one part after the other: either of a single part,
+    /// or of several that have one lane each.
     pub fn run(
         &self,
         index: usize,
         x: &Tensor,
         per_layer: Option<&Tensor>,
-        rows: Rows,
+        parts: &mut [Part],
         ropes: &RopeTables,
-        cache: &mut dyn KvCache,
-    ) -> Result<(Tensor, Watch), CacheError> {
+    ) -> Result<(Tensor, Watch), PartError> {
         let (mixed, checks) = match &self.mixer {
             MixerWeights::Attention(attention) => {
-                attention.run(index, x, &self.mixer_norm, rows, ropes, cache)?
+                attention.run(index, x, &self.mixer_norm, parts, ropes)?
             }
             MixerWeights::DeltaNet(net) => {
-                (net.run(index, x, &self.mixer_norm, rows, cache)?, Vec::new())
+                (net.run(index, x, &self.mixer_norm, parts)?, Vec::new())
             }
         };
-        let (x, hidden) = self.behind_mixer(index, x, &mixed, per_layer, rows)?;
-        Ok((x, Watch { layer: index, lanes: rows.lanes, checks, hidden }))
+        let lanes = lanes_of(parts);
+        let (x, hidden) = self.behind_mixer(index, x, &mixed, per_layer, lanes)?;
+        Ok((x, Watch { layer: index, lanes, checks, hidden }))
     }
 
     /// Everything after the mixer. The flag says whether all numbers of the result are finite.
@@ -206,9 +241,9 @@ impl Layer {
         x: &Tensor,
         mixed: &Tensor,
         per_layer: Option<&Tensor>,
-        rows: Rows,
+        lanes: usize,
     ) -> TensorResult<(Tensor, FiniteFlag)> {
-        let (finite, lanes) = (FiniteFlag::default(), rows.lanes);
+        let finite = FiniteFlag::default();
         let inner = |norm| Residual { norm, scale: None, finite: None, lanes };
         let last = |norm| Residual { norm, scale: self.scale, finite: Some(&finite), lanes };
         let x = residual(x, mixed, &inner(self.mixed_norm.as_ref()))?;
@@ -231,23 +266,43 @@ impl AttentionWeights {
         index: usize,
         x: &Tensor,
         before: &RmsNorm,
-        rows: Rows,
+        parts: &mut [Part],
         ropes: &RopeTables,
-        cache: &mut dyn KvCache,
-    ) -> Result<(Tensor, Vec<StorageCheck>), CacheError> {
-        let a = &self.spec;
-        let sequences = x.dim(0)? / rows.tokens;
+    ) -> Result<(Tensor, Vec<Vec<StorageCheck>>), PartError> {
+        let lanes = lanes_of(parts);
+        let projected = by_rows(x, |x| self.input.product_of_normed(x, before, lanes))?;
         let rope = ropes.0[index].as_ref();
-        let projected = by_rows(x, |x| self.input.product_of_normed(x, before, rows.lanes))?;
-        let heads = |op: Heads| trace_span!("heads").in_scope(|| run(&op, [&projected]));
+        let mut checks = Vec::new();
+        let mut attended = by_parts(&projected, parts, |projected, part| {
+            let (attended, own) = self.attend(index, projected, part, rope)?;
+            checks.push(own);
+            Ok(attended)
+        })?;
+        if self.spec.gated {
+            attended = run(&SigmoidGate { start: self.gate_start() }, [&attended, &projected])?;
+        }
+        Ok((by_rows(&attended, |x| self.output.run(x, lanes))?, checks))
+    }
+
+    /// Stores K and V of a part, and has its queries attend.
+    fn attend(
+        &self,
+        index: usize,
+        projected: &Tensor,
+        part: &mut Part,
+        rope: Option<&Arc<RopeTable>>,
+    ) -> Result<(Tensor, Vec<StorageCheck>), CacheError> {
+        let (a, rows) = (&self.spec, part.rows);
+        let sequences = rows.lanes * part.sequences;
+        let heads = |op: Heads| trace_span!("heads").in_scope(|| run(&op, [projected]));
         let q = heads(self.q(rope, rows))?;
         let View { k, v, start, wide_values, queries, checks } = match a.kv {
-            Kv::Shared { owner } => cache.shared(owner)?,
+            Kv::Shared { owner } => part.cache.shared(owner)?,
             _ => {
                 let stored = (sequences, rows.tokens, a.kv_heads, a.head_dim);
                 let k = heads(self.k(rope, rows))?.reshape(stored)?;
                 let v = heads(self.v(rows))?.reshape(stored)?;
-                trace_span!("cache").in_scope(|| cache.append(index, k, v))?
+                trace_span!("cache").in_scope(|| part.cache.append(index, k, v))?
             }
         };
         if let Some(rounding) = queries {
@@ -267,11 +322,8 @@ impl AttentionWeights {
             k,
             v,
         };
-        let mut attended = trace_span!("attention").in_scope(|| run(&op, [&q]))?;
-        if a.gated {
-            attended = run(&SigmoidGate { start: self.gate_start() }, [&attended, &projected])?;
-        }
-        Ok((by_rows(&attended, |x| self.output.run(x, rows.lanes))?, checks))
+        let attended = trace_span!("attention").in_scope(|| run(&op, [&q]))?;
+        Ok((attended, checks))
     }
 
     fn gate_start(&self) -> usize {
@@ -324,18 +376,21 @@ impl DeltaNetWeights {
         index: usize,
         x: &Tensor,
         before: &RmsNorm,
-        rows: Rows,
-        cache: &mut dyn KvCache,
-    ) -> Result<Tensor, CacheError> {
-        let (net, tokens) = (&self.spec, rows.tokens);
-        let projected = by_rows(x, |x| self.input.product_of_normed(x, before, rows.lanes))?;
-        let state = match cache.recurrent(index) {
-            Some(state) => state,
-            none => none.insert(Recurrent::before(net, x.dim(0)? / tokens, x.device())?),
-        };
-        let rule = DeltaRule { net, weights: &self.rule, tokens, state };
-        let out = trace_span!("delta rule").in_scope(|| run(&rule, [&projected]))?;
-        Ok(by_rows(&out, |x| self.output.product(x, rows.lanes))?)
+        parts: &mut [Part],
+    ) -> Result<Tensor, PartError> {
+        let lanes = lanes_of(parts);
+        let projected = by_rows(x, |x| self.input.product_of_normed(x, before, lanes))?;
+        let out = by_parts(&projected, parts, |projected, part| {
+            let (net, tokens) = (&self.spec, part.rows.tokens);
+            let sequences = part.rows.lanes * part.sequences;
+            let state = match part.cache.recurrent(index) {
+                Some(state) => state,
+                none => none.insert(Recurrent::before(net, sequences, x.device())?),
+            };
+            let rule = DeltaRule { net, weights: &self.rule, tokens, state };
+            Ok(trace_span!("delta rule").in_scope(|| run(&rule, [projected]))?)
+        })?;
+        Ok(by_rows(&out, |x| self.output.product(x, lanes))?)
     }
 }
 
@@ -402,6 +457,30 @@ pub(super) fn norm(x: &Tensor, norm: &RmsNorm) -> TensorResult<Tensor> {
 
 fn residual(x: &Tensor, y: &Tensor, residual: &Residual) -> TensorResult<Tensor> {
     trace_span!("residuals").in_scope(|| run(residual, [x, y]))
+}
+
+/// How many lanes the rows of some parts have. Several parts have one each.
+fn lanes_of(parts: &[Part]) -> usize {
+    match parts {
+        [part] => part.rows.lanes,
+        _ => 1,
+    }
+}
+
+/// Applies `f` to the rows of each part and joins what it gives.
+fn by_parts(
+    x: &Tensor,
+    parts: &mut [Part],
+    mut f: impl FnMut(&Tensor, &mut Part) -> Result<Tensor, CacheError>,
+) -> Result<Tensor, PartError> {
+    let (mut start, mut results) = (0, Vec::new());
+    for (index, part) in parts.iter_mut().enumerate() {
+        let count = part.count();
+        let result = f(&x.narrow(0, start, count)?, part);
+        results.push(result.map_err(|error| PartError { part: index, error })?);
+        start += count;
+    }
+    Ok(Tensor::cat(&results, 0)?)
 }
 
 /// Applies `f` to blocks of rows and joins what it gives.
