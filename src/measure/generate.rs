@@ -235,9 +235,9 @@ mod tests {
     #[test]
     fn texts_that_share_steps_are_what_each_is_alone() {
         for model in ["gemma4-e2b-mini", "qwen3.6-moe-mini"] {
-            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/");
-            let checkpoint =
-                Checkpoint::open(&Source::at(format!("{path}{model}").into())).unwrap();
+            let root = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+            let path = std::path::Path::new(&root).join("models").join(model);
+            let checkpoint = Checkpoint::open(&Source::at(path)).unwrap();
             let device = textbook::device();
             let decoder = checkpoint.load_on(&device, Residency::Resident).unwrap();
             let scheme = "q8_0".parse::<Scheme>().unwrap();

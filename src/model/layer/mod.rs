@@ -226,7 +226,7 @@ impl Layer {
                 attention.run(index, x, &self.mixer_norm, parts, ropes)?
             }
             MixerWeights::DeltaNet(net) => {
-                (net.run(index, x, &self.mixer_norm, parts)?, Vec::new())
+                (net.run(index, x, &self.mixer_norm, parts)?, vec![Vec::new(); parts.len()])
             }
         };
         let lanes = lanes_of(parts);
