@@ -1,5 +1,6 @@
 //! Whether numbers are finite.
 
+use super::cuda;
 use super::elements::read;
 use super::simd::vectorized;
 use candle_core::{Device, Result, Tensor};
@@ -101,8 +102,12 @@ vectorized!(fn sum_of_zeros['a](x: &'a [f32]) -> f32 {
     sums.iter().sum::<f32>() + rest.iter().map(|v| v * 0.0).sum::<f32>()
 });
 
-/// Index and value of the first element that is NaN or infinite.
+/// Index and value of the first element that is NaN or infinite. Elements on a card are copied from it only if there is
+/// such a one.
 pub(crate) fn first_non_finite(tensor: &Tensor) -> Result<Option<(usize, f32)>> {
+    if tensor.device().is_cuda() && cuda::all_finite(tensor)? {
+        return Ok(None);
+    }
     read(tensor, |x: &[f32]| {
         if all_finite(x) {
             return None;

@@ -15,6 +15,7 @@ mod cuda;
 
 pub(crate) mod attention;
 pub(crate) mod bias;
+pub mod blocks;
 pub(crate) mod delta_rule;
 pub mod device;
 pub(crate) mod divergence;

@@ -2,6 +2,7 @@
 //! tensor is on one.
 
 use super::attention::SoftmaxAttention;
+use super::blocks::BlockType;
 use super::delta_rule::Recurrent;
 use super::finite::FiniteFlag;
 use super::gate::Activation;
@@ -36,6 +37,26 @@ pub(super) const IS_BUILT: bool = false;
 /// Whether a codec has a kernel of this name.
 pub(super) fn has_codec(_name: &str) -> bool {
     false
+}
+
+/// Whether a type of elements has a kernel that dequantizes it.
+pub(super) fn has_blocks(_name: &str) -> bool {
+    false
+}
+
+/// The numbers of blocks, which are dequantized on a card. There is none in this build.
+pub(super) fn dequantized(
+    _of: &BlockType,
+    _blocks: &[u8],
+    _shape: &[usize],
+    _at: &Device,
+) -> Result<Tensor> {
+    Err(candle_core::Error::NotCompiledWithCudaSupport)
+}
+
+/// Whether all numbers of a tensor on a card are finite. No tensor is on one in this build.
+pub(super) fn all_finite(_x: &Tensor) -> Result<bool> {
+    Err(candle_core::Error::NotCompiledWithCudaSupport)
 }
 
 /// Whether a card has no memory left. There is no card in this build.

@@ -83,8 +83,9 @@ pub(crate) trait Tensors: Config + Send + Sync {
     /// All of the files' own names.
     fn names(&self) -> Vec<String>;
 
-    /// Reads a tensor by its own name, dequantized if it is quantized.
-    fn read(&self, own: &str) -> Result<Tensor, ModelError>;
+    /// Reads a tensor by its own name, dequantized if it is quantized. It is on the device `at` if it was dequantized
+    /// there, and otherwise on the host.
+    fn read(&self, own: &str, at: &candle_core::Device) -> Result<Tensor, ModelError>;
 
     /// Reads some rows of a matrix by its own name.
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError>;
@@ -180,7 +181,9 @@ impl<'a> Reader<'a> {
             return Ok(invented(name, shape, maker)?.to_device(self.place())?);
         }
         match self.located(name, shape)? {
-            Some((tensors, origin)) => Ok(read(tensors, &origin, shape)?.to_device(self.place())?),
+            Some((tensors, origin)) => {
+                Ok(read(tensors, &origin, shape, self.place())?.to_device(self.place())?)
+            }
             None => Ok(Tensor::zeros(0, DType::F32, self.place())?),
         }
     }
@@ -304,8 +307,13 @@ fn significant(shape: &[usize]) -> &[usize] {
     &shape[ones..]
 }
 
-fn read(tensors: &dyn Tensors, origin: &Origin, shape: &[usize]) -> Result<Tensor, ModelError> {
-    let part = |own: &String| finite(tensors, own, tensors.read(own)?.to_dtype(DType::F32)?);
+fn read(
+    tensors: &dyn Tensors,
+    origin: &Origin,
+    shape: &[usize],
+    at: &candle_core::Device,
+) -> Result<Tensor, ModelError> {
+    let part = |own: &String| finite(tensors, own, tensors.read(own, at)?.to_dtype(DType::F32)?);
     let whole = match &origin.parts[..] {
         [one] => part(one)?,
         parts => {

@@ -7,10 +7,12 @@
 
 mod attention;
 mod bias;
+mod blocks;
 mod card;
 mod delta_rule;
 mod divergence;
 mod experts;
+mod finite;
 mod gate;
 mod heads;
 mod kernels;
@@ -23,7 +25,9 @@ mod product;
 mod residual;
 mod round_trip;
 
+pub(super) use blocks::{dequantized, has_blocks};
 pub(super) use card::{free_memory, open};
+pub(super) use finite::all_finite;
 pub(crate) use memory::is_out_of_memory;
 pub(super) use operand::Gate;
 pub(super) use pairs::Pairs;

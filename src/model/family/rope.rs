@@ -5,6 +5,7 @@
 
 use super::common::Reach;
 use super::keys::CONTEXT;
+use crate::compute::device::HOST;
 use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Pairs, Rope};
 use crate::model::tensors::{finite, Tensors};
@@ -121,7 +122,7 @@ pub(super) fn rope(
 }
 
 fn divide(file: &dyn Tensors, frequencies: &mut [f64]) -> Result<(), ModelError> {
-    let divisors = finite(file, DIVISORS, file.read(DIVISORS)?.to_dtype(DType::F32)?)?;
+    let divisors = finite(file, DIVISORS, file.read(DIVISORS, &HOST)?.to_dtype(DType::F32)?)?;
     let divisors: Vec<f32> = divisors.flatten_all()?.to_vec1()?;
     if divisors.len() != frequencies.len() {
         return Err(ModelError::Shape {

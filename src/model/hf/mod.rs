@@ -14,7 +14,7 @@ use super::ModelError;
 use crate::compute::device::HOST;
 use crate::files::safetensors_header;
 use crate::source::pinned::{CONFIG, INDEX, TOKENIZER};
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use convention::Convention;
 use folder::Weights;
 use memmap2::Mmap;
@@ -438,7 +438,7 @@ impl Tensors for HfCheckpoint {
         self.tensors.keys().filter(counts).cloned().collect()
     }
 
-    fn read(&self, own: &str) -> Result<Tensor, ModelError> {
+    fn read(&self, own: &str, _: &Device) -> Result<Tensor, ModelError> {
         let (located, bytes, dtype) = self.located(own)?;
         Ok(Tensor::from_raw_buffer(bytes, dtype, &located.shape, &HOST)?)
     }
