@@ -133,8 +133,14 @@ const RUNS: [Run; 5] = [
 
 fn main() -> Result<()> {
     let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let device = Device::open(Choice::Auto)?;
+    let device = match std::env::var("KVGATE_DEVICE") {
+        Ok(name) => Device::open(name.parse()?)?,
+        Err(_) => Device::open(Choice::Auto)?,
+    };
     println!("{}", device.describe());
+    if device.at().is_cpu() {
+        return Err("this benchmark is of a card, and none was opened".into());
+    }
     let parts: &'static Parts = Box::leak(Box::new(Parts::on(&device)));
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(parts))?;
     for run in RUNS.iter().filter(|run| names.is_empty() || names.iter().any(|n| n == run.name)) {

@@ -83,6 +83,11 @@ impl Op<1> for SoftmaxAttention {
         if tensors.any(|x| x.elem_count() != kv) || self.keys < self.queries {
             candle_core::bail!("{q:?} are not the queries of {} keys", self.keys);
         }
+        let lanes = self.wide_values.len();
+        let mut rules = versions.iter().filter_map(|x| x.exact.as_ref()).map(|(_, rules)| rules);
+        if rules.any(|rules| rules.len() != lanes) {
+            candle_core::bail!("the rules of exact keys and values are not those of {lanes} lanes");
+        }
         Ok(Shape::from((sequences * self.queries, width)))
     }
 

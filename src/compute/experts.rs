@@ -1,7 +1,7 @@
 //! The ops of a mixture of experts: which experts work for a row, and the weighted sum of what they give.
 
 use super::elements::elements;
-use super::finite::FiniteFlag;
+use super::finite::{all_finite, FiniteFlag};
 use super::op::{InPlaceOp, Input, Op, ROWS};
 use candle_core::{Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -10,7 +10,8 @@ use rayon::prelude::*;
 /// indices of the experts, the best one first, and then their weights.
 ///
 /// The weights are a softmax over all experts, or over the chosen ones. Among experts with equal logits the one with
-/// the lowest index is chosen.
+/// the lowest index is chosen. If a logit is not finite, the weights of its row are NaN, so that no result of the row is
+/// finite.
 pub(crate) struct ExpertChoice<'a> {
     pub used: usize,
     /// Whether the softmax is over the chosen experts, so that their weights add up to 1.
@@ -63,6 +64,7 @@ fn chosen(used: usize, normalised: bool, logits: &[f32]) -> Vec<(usize, f32)> {
     let best = &order[..used];
     let summed = if normalised { best } else { &order };
     let sum: f32 = summed.iter().map(|&expert| weight(expert)).sum();
+    let sum = if all_finite(logits) { sum } else { f32::NAN };
     best.iter().map(|&expert| (expert, weight(expert) / sum)).collect()
 }
 
@@ -119,8 +121,14 @@ mod tests {
         );
         assert!(finite.is_finite().unwrap());
         let op = ExpertChoice { used: 1, normalised: true, scales: None, finite: &finite };
-        run(&op, [&rows(&[0.0, f32::NAN], 2)]).unwrap();
-        assert!(!finite.is_finite().unwrap());
+        let good = [3.0, 1.0];
+        for bad in [[0.0, f32::NAN], [0.0, f32::NEG_INFINITY], [f32::INFINITY, 0.0]] {
+            let finite = FiniteFlag::default();
+            let op = ExpertChoice { finite: &finite, ..op };
+            let choice = flat(&run(&op, [&rows(&[bad, good].concat(), 2)]).unwrap());
+            assert!(!finite.is_finite().unwrap());
+            assert!(choice[1].is_nan() && choice[2..] == [0.0, 1.0], "{bad:?}: {choice:?}");
+        }
     }
 
     #[test]

@@ -37,6 +37,18 @@ impl Op<1> for Heads {
         if self.start + width > columns {
             candle_core::bail!("{x:?} has no {} heads from column {} on", self.heads, self.start);
         }
+        let fits = |tensor: Option<&Tensor>, count| tensor.is_none_or(|x| x.elem_count() == count);
+        let norm = self.norm.as_ref().map(|norm| &norm.weight);
+        if !fits(self.bias.as_ref(), width) || !fits(norm, self.head_dim) {
+            candle_core::bail!(
+                "a bias or a norm does not fit {} heads of {}",
+                self.heads,
+                self.head_dim
+            );
+        }
+        if self.rope.as_ref().is_some_and(|rope| rope.positions() < self.first + self.tokens) {
+            candle_core::bail!("a table of RoPE ends before position {}", self.first + self.tokens);
+        }
         Ok(Shape::from((rows, width)))
     }
 

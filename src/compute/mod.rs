@@ -25,6 +25,7 @@ pub(crate) mod experts;
 pub(crate) mod finite;
 pub(crate) mod gate;
 pub(crate) mod heads;
+pub(crate) mod inspect;
 pub(crate) mod machine;
 pub(crate) mod norm;
 pub(crate) mod op;

@@ -42,6 +42,11 @@ impl RopeTable {
         Ok(RopeTable { pairs, cos: scaled(f64::cos)?, sin: scaled(f64::sin)? })
     }
 
+    /// For how many positions the table has angles.
+    pub(super) fn positions(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
     /// The tables of cos and sin, for the kernel of a card.
     pub(super) fn tables(&self) -> (Pairs, [&Tensor; 2]) {
         (self.pairs, [&self.cos, &self.sin])

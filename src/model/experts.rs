@@ -73,7 +73,7 @@ impl Mixture {
             finite: &finite,
         };
         let choice = run(&choice, [&logits])?;
-        // among several lanes, the broken one shows in its residual stream
+        // among several lanes, the broken one shows in its residual stream, because its weights are NaN
         if lanes == 1 && !finite.is_finite()? {
             candle_core::bail!("the router's logits are not finite");
         }

@@ -6,7 +6,7 @@
 
 use super::config::{Config, Format};
 use super::ModelError;
-use crate::compute::finite::first_non_finite;
+use crate::compute::inspect::first_non_finite;
 use crate::compute::norm::RmsNorm;
 use crate::compute::product::{Matrix, MatrixStack};
 use crate::compute::Device;

@@ -102,10 +102,7 @@ impl SoftmaxAttention {
         let own = |x: &Tensor| x.narrow(0, lane * (x.dim(0)? / lanes), x.dim(0)? / lanes);
         let versions = |x: &Versions| -> Result<Versions> {
             let exact = match &x.exact {
-                Some((exact, rules)) => {
-                    let rule = if rules.len() == lanes { rules[lane] } else { rules[0] };
-                    Some((own(exact)?, vec![rule]))
-                }
+                Some((exact, rules)) => Some((own(exact)?, vec![rules[lane]])),
                 None => None,
             };
             Ok(Versions { stored: own(&x.stored)?, exact })

@@ -113,17 +113,17 @@ __device__ bool can_be_wide(const void* x, const void* out, int width) {
 
 // Chooses the `used` experts with the largest logits, and weighs them by a softmax over those if `normalised` is not 0,
 // or else over all experts. Of experts with equal logits the one with the lowest index is chosen. -0 is less than 0,
-// and NaN is more than ∞. The weight of an expert is multiplied by its scale if `scales` (count) is not null.
+// and NaN is more than ∞. The weight of an expert is multiplied by its scale if `scales` (count) is not null. If a logit
+// is not finite, the weights of its row are NaN.
 //
-// logits (rows, count), out (rows, 2·used), used ≤ count. Row r belongs to lane r/rows_per_lane. `flags` (lanes) may be
-// null; flags[lane] becomes at most `code` where a logit of the lane is not finite.
+// logits (rows, count), out (rows, 2·used), used ≤ count. flags[0] becomes at most `code` if a logit is not finite.
 //
 //     grid (⌈rows/8⌉), block 256, no dynamic shared memory
 //
 // A warp works on a row. It reads the logits again for each expert that it chooses, from the first-level cache.
 extern "C" __global__ void __launch_bounds__(256) expert_choice(
     const float* __restrict__ logits, const float* __restrict__ scales, float* out, unsigned* flags, int rows,
-    int rows_per_lane, int count, int used, int normalised, unsigned code) {
+    int count, int used, int normalised, unsigned code) {
     using namespace experts;
     const int row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
     const int thread = threadIdx.x % WARP;
@@ -145,14 +145,16 @@ extern "C" __global__ void __launch_bounds__(256) expert_choice(
             own += weight;
         }
     }
-    const float sum = normalised ? warp_sum(own) : sum_of_all(logits, count, max);
+    const bool is_finite = all_finite(logits, count);
+    const float weights = normalised ? warp_sum(own) : sum_of_all(logits, count, max);
+    const float sum = is_finite ? weights : __uint_as_float(0x7fc00000u);
     // a thread reads what it has written itself
     for (int i = thread; i < used; i += WARP) {
         const float scale = scales == nullptr ? 1.0f : scales[static_cast<int>(out[i])];
         out[used + i] = out[used + i] / sum * scale;
     }
-    if (flags != nullptr && !all_finite(logits, count) && thread == 0) {
-        atomicMin(&flags[row / rows_per_lane], code);
+    if (!is_finite && thread == 0) {
+        atomicMin(&flags[0], code);
     }
 }
 

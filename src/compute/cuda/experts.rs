@@ -28,7 +28,6 @@ impl Kernel<1> for ExpertChoice<'_> {
             .at(Place::of_storage(&out)?)
             .at(Place::of(&flags)?)
             .size(rows)?
-            .size(rows)?
             .size(count)?
             .size(self.used)?
             .flag(self.normalised)

@@ -48,6 +48,14 @@ impl SideScheme {
         SideScheme { codec, rotation, exact: Exact::NEVER, mean: None, scales: None }
     }
 
+    /// The same with a mean (H_kv, D) and with scales (H_kv), for tests.
+    #[cfg(test)]
+    pub(in crate::kv) fn calibrated(self, mean: Option<&[f32]>, scales: Option<&[f32]>) -> Self {
+        let mirrored = |x: &[f32]| Mirrored::from(std::sync::Arc::from(x));
+        let scales = scales.map(|scales| (Scale::Head, mirrored(scales)));
+        SideScheme { mean: mean.map(mirrored), scales, ..self }
+    }
+
     /// Half precision, which is what "exact" means.
     pub(in crate::kv) fn half() -> Self {
         SideScheme::plain(codec::F16, None)

@@ -65,14 +65,14 @@ impl Part<'_> {
 
 /// Why a layer could not run.
 pub(crate) struct PartError {
-    /// The part whose cache refused. It is the first one if the error concerns all parts.
-    pub part: usize,
+    /// The part whose cache refused, or none if an op failed that all parts share.
+    pub part: Option<usize>,
     pub error: CacheError,
 }
 
 impl From<candle_core::Error> for PartError {
     fn from(error: candle_core::Error) -> Self {
-        PartError { part: 0, error: error.into() }
+        PartError { part: None, error: error.into() }
     }
 }
 
@@ -121,7 +121,9 @@ impl Watch {
             self.checks.iter().enumerate().flat_map(of_part).collect();
         let flags = FiniteFlag::all_by_lane(all.iter().map(|(_, check)| (&check.finite, 1)))?;
         match all.iter().zip(flags).find(|(_, is_finite)| is_finite.contains(&false)) {
-            Some((&(part, check), _)) => Err(PartError { part, error: check.error(self.layer) }),
+            Some((&(part, check), _)) => {
+                Err(PartError { part: Some(part), error: check.error(self.layer) })
+            }
             None => Ok(()),
         }
     }
@@ -477,7 +479,7 @@ fn by_parts(
     for (index, part) in parts.iter_mut().enumerate() {
         let count = part.count();
         let result = f(&x.narrow(0, start, count)?, part);
-        results.push(result.map_err(|error| PartError { part: index, error })?);
+        results.push(result.map_err(|error| PartError { part: Some(index), error })?);
         start += count;
     }
     Ok(Tensor::cat(&results, 0)?)
