@@ -9,7 +9,9 @@ little-endian f32. Q1_0 and Q2_0 are dequantized by llama.cpp, because gguf does
 all other types, too: to the last bit, or, in types whose numbers are a difference or a sum, as far as a fused
 multiply-add explains, which a compiler may use there.
 
-With --check nothing is written, and the fixture must equal what is there.
+The script also writes src/compute/blocks/*.grid, the grids of the i-quants as gguf packs them.
+
+With --check nothing is written, and the files must equal those that are there.
 """
 
 import ctypes as C
@@ -25,7 +27,9 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 import llama_cpp
 
-FIXTURE = Path(__file__).parents[2] / "tests/fixtures/blocks.json"
+ROOT = Path(__file__).parents[2]
+FIXTURE = ROOT / "tests/fixtures/blocks.json"
+GRIDS = ROOT / "src/compute/blocks"
 SEED = 20261130
 # numbers to a digest, and digests to a type
 CHUNK, CHUNKS = 256, 24
@@ -148,13 +152,17 @@ def main():
         assert not np.isnan(found).any(), name
         chunks = found.reshape(CHUNKS, CHUNK)
         digests = [hashlib.sha256(chunk.tobytes()).hexdigest()[:16] for chunk in chunks]
-        types[name] = {"code": code, "blocks": made.tobytes().hex(), "digests": digests}
+        types[name] = {"code": code, "halves": HALVES.get(name, []), "blocks": made.tobytes().hex(), "digests": digests}
     source = f"gguf {version('gguf')}, numpy {np.__version__}; Q1_0, Q2_0: {llama_cpp.SOURCE}"
     text = json.dumps({"source": source, "seed": SEED, "types": types}, indent=1) + "\n"
-    if "--check" in sys.argv:
-        assert FIXTURE.read_text() == text
-    else:
-        FIXTURE.write_text(text)
+    written = {FIXTURE: text.encode()}
+    for kind in (quants.IQ1_S, quants.IQ2_XXS, quants.IQ2_XS, quants.IQ2_S, quants.IQ3_XXS, quants.IQ3_S):
+        written[GRIDS / f"{kind.__name__.lower()}.grid"] = bytes.fromhex(kind.grid_hex.decode())
+    for path, content in written.items():
+        if "--check" in sys.argv:
+            assert path.read_bytes() == content, path
+        else:
+            path.write_bytes(content)
     print(len(types), "types")
 
 

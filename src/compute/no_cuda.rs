@@ -39,11 +39,6 @@ pub(super) fn has_codec(_name: &str) -> bool {
     false
 }
 
-/// Whether a type of elements has a kernel that dequantizes it.
-pub(super) fn has_blocks(_name: &str) -> bool {
-    false
-}
-
 /// The numbers of blocks, which are dequantized on a card. There is none in this build.
 pub(super) fn dequantized(
     _of: &BlockType,
@@ -156,6 +151,7 @@ impl Pairs {
 /// not take them for unused.
 #[allow(dead_code)]
 fn read_by_kernels(
+    blocks: &BlockType,
     flag: &FiniteFlag,
     residual: &Residual,
     round_trip: &RoundTrip,
@@ -163,6 +159,7 @@ fn read_by_kernels(
     rope: &RopeTable,
     attention: &SoftmaxAttention,
 ) -> Result<()> {
+    let _ = blocks.grid();
     flag.words(residual.lanes, &HOST)?;
     let card = round_trip.storing.on_card(0);
     let _ = (card.codec, card.text, card.variant, card.is_taken, card.group, card.rotation);

@@ -87,6 +87,11 @@ pub(crate) trait Tensors: Config + Send + Sync {
     /// there, and otherwise on the host.
     fn read(&self, own: &str, at: &candle_core::Device) -> Result<Tensor, ModelError>;
 
+    /// The files' own names of tensors that belong to another one and are read with it, such as its scales.
+    fn companions(&self, _own: &str) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Reads some rows of a matrix by its own name.
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError>;
 }
@@ -242,12 +247,14 @@ impl<'a> Reader<'a> {
         }
         for own in &origin.parts {
             check_shape(tensors, own, &expected)?;
-            // if two parts of the decoder read the same tensor, the names of the family are wrong
-            if !self.books.borrow_mut().used.insert(own.clone()) {
-                return Err(ModelError::unsupported(
-                    tensors.path(),
-                    format!("tensor `{own}` in two places"),
-                ));
+            for name in [vec![own.clone()], tensors.companions(own)].concat() {
+                // if two parts of the decoder read the same tensor, the names of the family are wrong
+                if !self.books.borrow_mut().used.insert(name.clone()) {
+                    return Err(ModelError::unsupported(
+                        tensors.path(),
+                        format!("tensor `{name}` in two places"),
+                    ));
+                }
             }
         }
         Ok(read.then_some((tensors, origin)))

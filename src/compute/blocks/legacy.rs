@@ -1,7 +1,6 @@
 //! ggml's first types: blocks of 32 numbers with a scale d, and with a least number m in the types that end with 1.
-//! The low halves of the bytes hold the first 16 numbers, and the high halves the others.
 
-use super::{half_at, taken};
+use super::{half_at, nibbles, taken};
 
 #[inline(always)]
 pub(super) fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
@@ -35,15 +34,6 @@ pub(super) fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let codes: &[u8; 32] = taken(block, 2);
     for (out, q) in out.iter_mut().zip(codes) {
         *out = f32::from(*q as i8) * d;
-    }
-}
-
-/// Gives each number of a block its code of four bits and its index.
-#[inline(always)]
-pub(super) fn nibbles(bytes: &[u8; 16], out: &mut [f32; 32], number: impl Fn(u8, usize) -> f32) {
-    for (i, q) in bytes.iter().enumerate() {
-        out[i] = number(q & 15, i);
-        out[i + 16] = number(q >> 4, i + 16);
     }
 }
 

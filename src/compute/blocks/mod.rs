@@ -7,8 +7,11 @@
 //! (`cuda/blocks.cu`).
 
 mod floats;
+mod i_quants;
 mod k_quants;
 mod legacy;
+mod microscaling;
+mod ternary;
 
 use super::cuda;
 use super::place::HOST;
@@ -79,28 +82,28 @@ pub static TYPES: &[BlockType] = &[
     read!(12, "Q4_K", 256, 144, k_quants::q4_k),
     read!(13, "Q5_K", 256, 176, k_quants::q5_k),
     read!(14, "Q6_K", 256, 210, k_quants::q6_k),
+    read!(19, "IQ1_S", 256, 50, i_quants::iq1_s),
+    read!(29, "IQ1_M", 256, 56, i_quants::iq1_m),
+    read!(16, "IQ2_XXS", 256, 66, i_quants::iq2_xxs),
+    read!(17, "IQ2_XS", 256, 74, i_quants::iq2_xs),
+    read!(22, "IQ2_S", 256, 82, i_quants::iq2_s),
+    read!(18, "IQ3_XXS", 256, 98, i_quants::iq3_xxs),
+    read!(21, "IQ3_S", 256, 110, i_quants::iq3_s),
+    read!(20, "IQ4_NL", 32, 18, i_quants::iq4_nl),
+    read!(23, "IQ4_XS", 256, 136, i_quants::iq4_xs),
+    read!(34, "TQ1_0", 256, 54, ternary::tq1_0),
+    read!(35, "TQ2_0", 256, 66, ternary::tq2_0),
+    read!(41, "Q1_0", 128, 18, ternary::q1_0),
+    read!(42, "Q2_0", 64, 18, ternary::q2_0),
+    read!(39, "MXFP4", 32, 17, microscaling::mxfp4),
+    read!(40, "NVFP4", 64, 36, microscaling::nvfp4),
     other(9, "Q8_1", 32, 36),
     other(15, "Q8_K", 256, 292),
-    other(16, "IQ2_XXS", 256, 66),
-    other(17, "IQ2_XS", 256, 74),
-    other(18, "IQ3_XXS", 256, 98),
-    other(19, "IQ1_S", 256, 50),
-    other(20, "IQ4_NL", 32, 18),
-    other(21, "IQ3_S", 256, 110),
-    other(22, "IQ2_S", 256, 82),
-    other(23, "IQ4_XS", 256, 136),
     other(24, "I8", 1, 1),
     other(25, "I16", 1, 2),
     other(26, "I32", 1, 4),
     other(27, "I64", 1, 8),
     other(28, "F64", 1, 8),
-    other(29, "IQ1_M", 256, 56),
-    other(34, "TQ1_0", 256, 54),
-    other(35, "TQ2_0", 256, 66),
-    other(39, "MXFP4", 32, 17),
-    other(40, "NVFP4", 64, 36),
-    other(41, "Q1_0", 128, 18),
-    other(42, "Q2_0", 64, 18),
 ];
 
 /// About how many elements one task of the loop dequantizes. Its numbers stay in the processor's caches.
@@ -124,11 +127,19 @@ impl BlockType {
     /// If nothing reads the type, if the blocks are not those of a tensor of this shape, and if the device has no memory
     /// left.
     pub fn dequantized(&self, blocks: &[u8], shape: &[usize], at: &Device) -> Result<Tensor> {
+        let Some(numbers) = self.numbers else {
+            candle_core::bail!("nothing here dequantizes {}", self.name)
+        };
         let elements = self.count(blocks, shape)?;
-        if elements > 0 && !at.is_cpu() && cuda::has_blocks(self.name) {
+        if at.is_cuda() && elements > 0 {
             return cuda::dequantized(self, blocks, shape, at);
         }
-        Tensor::from_vec(self.on_host(blocks, elements)?, shape, &HOST)?.to_device(at)
+        Tensor::from_vec(self.on_host(numbers, blocks, elements), shape, &HOST)?.to_device(at)
+    }
+
+    /// The rows of the grid in which the type looks numbers up, if it has one.
+    pub(super) fn grid(&self) -> Option<&'static [u8]> {
+        i_quants::grid_of(self.name)
     }
 
     /// How many elements a tensor has, if the blocks are its.
@@ -147,17 +158,14 @@ impl BlockType {
         }
     }
 
-    fn on_host(&self, blocks: &[u8], elements: usize) -> Result<Vec<f32>> {
-        let Some(numbers) = self.numbers else {
-            candle_core::bail!("nothing here dequantizes {}", self.name)
-        };
+    fn on_host(&self, numbers: Loop, blocks: &[u8], elements: usize) -> Vec<f32> {
         let mut out = vec![0f32; elements];
         let per_task = TASK / self.elements;
         let tasks = out.par_chunks_mut(per_task * self.elements);
         tasks
             .zip(blocks.par_chunks(per_task * self.bytes))
             .for_each(|(out, blocks)| numbers(blocks, out));
-        Ok(out)
+        out
     }
 }
 
@@ -165,6 +173,16 @@ impl BlockType {
 #[inline(always)]
 fn taken<T, const N: usize>(from: &[T], start: usize) -> &[T; N] {
     from[start..].first_chunk().expect("it has as many")
+}
+
+/// Makes 32 numbers of codes of four bits and their indices. The low halves of the bytes hold the first 16 codes, and
+/// the high halves the others.
+#[inline(always)]
+fn nibbles(bytes: &[u8; 16], out: &mut [f32; 32], number: impl Fn(u8, usize) -> f32) {
+    for (i, q) in bytes.iter().enumerate() {
+        out[i] = number(q & 15, i);
+        out[i + 16] = number(q >> 4, i + 16);
+    }
 }
 
 /// The number in half precision whose bytes begin here.

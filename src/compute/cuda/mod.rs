@@ -25,7 +25,7 @@ mod product;
 mod residual;
 mod round_trip;
 
-pub(super) use blocks::{dequantized, has_blocks};
+pub(super) use blocks::dequantized;
 pub(super) use card::{free_memory, open};
 pub(super) use finite::all_finite;
 pub(crate) use memory::is_out_of_memory;

@@ -387,6 +387,10 @@ impl Tensors for Accounts<'_> {
         self.file.read(own, at)
     }
 
+    fn companions(&self, own: &str) -> Vec<String> {
+        self.file.companions(own)
+    }
+
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {
         self.file.rows(own, ids)
     }

@@ -5,6 +5,7 @@
 
 mod header;
 mod reader;
+mod scales;
 mod types;
 
 use super::config::{Config, Fact, Format};
@@ -47,6 +48,7 @@ impl Gguf {
         gguf.check_texts()?;
         gguf.check_whole()?;
         gguf.check_types()?;
+        gguf.check_scales()?;
         Ok(gguf)
     }
 
@@ -231,7 +233,11 @@ impl Tensors for Gguf {
 
     fn read(&self, own: &str, at: &Device) -> Result<Tensor, ModelError> {
         let (info, blocks) = self.info(own)?;
-        Ok(info.of.dequantized(blocks, &info.shape, at)?)
+        self.scaled(own, info.of.dequantized(blocks, &info.shape, at)?)
+    }
+
+    fn companions(&self, own: &str) -> Vec<String> {
+        self.scales_beside(own)
     }
 
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {

@@ -1,4 +1,4 @@
-//! GGUF files whose metadata is edited and whose tensors stay as they are.
+//! GGUF files whose metadata or tensors are replaced.
 
 /// A file in parts: what stands before the metadata, its entries, the tensors' descriptions, the data.
 pub struct Metadata {
@@ -13,6 +13,16 @@ pub struct Metadata {
 pub struct Entry {
     pub key: String,
     value: Vec<u8>,
+}
+
+/// A tensor as a file holds it.
+pub struct Stored {
+    pub name: String,
+    /// The number of its type.
+    pub code: u32,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
 }
 
 const ALIGNMENT: usize = 32;
@@ -86,6 +96,23 @@ impl Metadata {
 
     pub fn keys(&self) -> Vec<String> {
         self.entries.iter().map(|entry| entry.key.clone()).collect()
+    }
+
+    /// The same metadata with other tensors.
+    pub fn with_tensors(&self, tensors: &[Stored]) -> Vec<u8> {
+        let (mut infos, mut data) = (Vec::new(), Vec::new());
+        for tensor in tensors {
+            infos.extend((tensor.name.len() as u64).to_le_bytes());
+            infos.extend(tensor.name.as_bytes());
+            infos.extend((tensor.shape.len() as u32).to_le_bytes());
+            infos.extend(tensor.shape.iter().rev().flat_map(|n| (*n as u64).to_le_bytes()));
+            infos.extend(tensor.code.to_le_bytes());
+            infos.extend((data.len() as u64).to_le_bytes());
+            data.extend(&tensor.bytes);
+            data.resize(data.len().next_multiple_of(ALIGNMENT), 0);
+        }
+        let entries = self.entries.clone();
+        Metadata { tensors: tensors.len() as u64, entries, infos, data }.edited(|_| ())
     }
 
     /// The file with the entries that an edit makes of its own.
