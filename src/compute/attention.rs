@@ -35,6 +35,8 @@ pub(crate) struct SoftmaxAttention {
     pub wide_values: Vec<bool>,
     /// If it is c, scores s become c·tanh(s / c) before the causal mask.
     pub softcap: Option<f32>,
+    /// A score for each head, (H), that enters the softmax's sum and has no value (gpt-oss).
+    pub sinks: Option<Tensor>,
     pub window: Option<usize>,
     /// How many queries a sequence has, T.
     pub queries: usize,
@@ -92,6 +94,8 @@ impl Op<1> for SoftmaxAttention {
         let v = self.pack(&self.v, sequences, |op, v, head| op.value_rows(v, head))?;
         let packed: Vec<PackedHead> =
             k.into_iter().zip(v).map(|(k, v)| PackedHead { k, v }).collect();
+        let sinks = self.sinks.as_ref().map(elements::<f32>).transpose()?;
+        let sinks: Option<&[f32]> = sinks.as_deref();
         let width = self.heads * self.head_dim;
         let per_sequence = self.queries * width;
         out.par_chunks_mut(per_sequence)
@@ -106,8 +110,9 @@ impl Op<1> for SoftmaxAttention {
                     |scratch, (i, (out, q))| {
                         let first = i * QUERIES;
                         let lane = |lanes: usize| sequence * lanes / sequences;
+                        let lane = &lane;
                         let block =
-                            QueryBlock { op: self, lane: &lane, q, packed, out, first, scratch };
+                            QueryBlock { op: self, lane, sinks, q, packed, out, first, scratch };
                         pulp::Arch::new().dispatch(block);
                     },
                 );
@@ -190,6 +195,8 @@ struct QueryBlock<'a> {
     op: &'a SoftmaxAttention,
     /// The lane of the block, by the number of lanes.
     lane: &'a dyn Fn(usize) -> usize,
+    /// (H)
+    sinks: Option<&'a [f32]>,
     /// (up to 32, H·D)
     q: &'a [f32],
     packed: &'a [PackedHead],
@@ -241,7 +248,7 @@ impl WithSimd for QueryBlock<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let QueryBlock { op, lane, q, packed, out, first, scratch } = self;
+        let QueryBlock { op, lane, sinks, q, packed, out, first, scratch } = self;
         let width = op.heads * op.head_dim;
         let rows = q.len() / width;
         // indices of the key at the first query's own position, and of the one behind the last query's
@@ -262,7 +269,7 @@ impl WithSimd for QueryBlock<'_> {
                 soften(&mut scratch.weights, cap);
             }
             op.mask(&mut scratch.weights, own, start);
-            let inverse = softmax(&mut scratch.weights);
+            let inverse = softmax(&mut scratch.weights, sinks.map(|sinks| sinks[head]));
             let values = Keys { panels: &packed.v, zones: v_zones.as_ref(), seen: start..end };
             let parts = values.parts(&mut scratch.weights, &mut scratch.exact_weights);
             op.weighted_values(simd, &parts, &inverse, &mut out[head * op.head_dim..], rows);
@@ -435,17 +442,18 @@ fn soften(scores: &mut [f32], cap: f32) {
     }
 }
 
-/// Turns each column of scores into e^(s - max). Gives 1 divided by the sum of each column.
+/// Turns each column of scores into e^(s - max). Gives 1 divided by the sum of each column. A sink is a further score
+/// of each column that only the sum contains.
 #[inline(always)]
-fn softmax(scores: &mut [f32]) -> [f32; QUERIES] {
-    let mut max = [f32::NEG_INFINITY; QUERIES];
+fn softmax(scores: &mut [f32], sink: Option<f32>) -> [f32; QUERIES] {
+    let mut max = [sink.unwrap_or(f32::NEG_INFINITY); QUERIES];
     let (lines, _) = scores.as_chunks_mut::<QUERIES>();
     for line in lines.iter() {
         for (max, s) in max.iter_mut().zip(line) {
             *max = if *s > *max { *s } else { *max };
         }
     }
-    let mut sum = [0.0f32; QUERIES];
+    let mut sum = max.map(|max| sink.map_or(0.0, |sink| exp(sink - max)));
     for line in lines.iter_mut() {
         for ((s, max), sum) in line.iter_mut().zip(&max).zip(&mut sum) {
             *s = exp(*s - max);
@@ -513,7 +521,7 @@ mod tests {
     use super::*;
     use crate::compute::exact::Tail;
     use crate::compute::run;
-    use crate::compute::textbook::place;
+    use crate::compute::textbook::{flat, place, vector};
     use candle_core::DType;
 
     /// How many sequences a batch has.
@@ -571,9 +579,11 @@ mod tests {
                     }
                 };
                 let scores: Vec<f64> = seen.iter().map(score).collect();
-                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sink = self.sinks.as_ref().map(|sinks| f64::from(flat(sinks)[head]));
+                let largest = sink.unwrap_or(f64::NEG_INFINITY);
+                let max = scores.iter().copied().fold(largest, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let sum: f64 = weights.iter().sum();
+                let sum = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - max).exp());
                 out.extend((0..d).map(|i| {
                     let terms = seen.iter().zip(&weights).map(|(&j, w)| w * of(v, j, i));
                     terms.sum::<f64>() / sum
@@ -638,6 +648,7 @@ mod tests {
             scale,
             wide_values: vec![false],
             softcap: None,
+            sinks: None,
             window: None,
             queries,
             keys: queries,
@@ -683,6 +694,20 @@ mod tests {
         for window in [1, 2, 7, 8, 9, 31, 32, 33, 40, 99, 100, 1000] {
             for queries in [1, 33, 100] {
                 is_exact(SoftmaxAttention { window: Some(window), ..attention(4, 2, 64, queries) });
+            }
+        }
+    }
+
+    /// Sinks far below all scores, among them, and so far above them that nothing else is left.
+    #[test]
+    fn each_head_may_have_a_sink_in_its_sum() {
+        for sink in [-90.0, 0.0, 3.0, 200.0] {
+            let sinks = Some(vector(&[sink, 1.0, sink, -2.0]));
+            for window in [None, Some(20)] {
+                let op =
+                    SoftmaxAttention { window, sinks: sinks.clone(), ..attention(4, 2, 64, 70) };
+                let error = op.error();
+                assert!(error < tolerance(), "{sink} {window:?}: {error:e}");
             }
         }
     }
