@@ -448,7 +448,7 @@ fn what_no_model_can_have_is_refused_by_name() {
         ("llama", |c| c["num_hidden_layers"] = json!(0), &["a model without layers"]),
         ("llama", |c| c["num_key_value_heads"] = json!(2), &["2 KV heads for 3 heads (layer 0)"]),
         ("llama", |c| c["hidden_act"] = json!("relu"), &["the activation `relu`"]),
-        ("llama", |c| c["rope_parameters"]["rope_type"] = json!("longrope"), &["`longrope`"]),
+        ("llama", |c| c["rope_parameters"]["rope_type"] = json!("longrope"), &["short_factor"]),
         ("llama-yarn", |c| c["rope_parameters"]["factor"] = json!("4"), &["factor", "number"]),
         ("qwen3-moe", |c| c["num_experts_per_tok"] = json!(7), &["7 of 6 experts a token"]),
         ("gemma2", |c| c["sliding_window"] = json!(0), &["an absurd window of 0"]),
