@@ -142,7 +142,13 @@ impl Names {
     /// The names for files that MLX's converter wrote.
     pub fn converted_by_mlx(self) -> Self {
         let zero_centred = if self.mlx.plain_norms { &[] } else { self.zero_centred };
-        Names { converted: self.mlx.own, zero_centred, unit: self.mlx.unit, ..self }
+        let (converted, unit) = (self.mlx.own, self.mlx.unit);
+        Names { converted, zero_centred, unit, ordered: &[], ..self }
+    }
+
+    /// Whether a tensor is stored in another order.
+    pub fn is_ordered(&self, name: &str) -> bool {
+        self.ordered.iter().any(|(end, _)| name.ends_with(end))
     }
 
     /// The shape in which files store a tensor of the given shape.
