@@ -113,9 +113,9 @@ fn attention_words(a: &Attention) -> String {
         true => "no RoPE".into(),
         false => format!("RoPE θ {}", a.rope.base),
     };
-    let sinks = if a.sinks { ", sinks" } else { "" };
+    let own = if a.own_scores { ", scores of their own" } else { "" };
     let (heads, kv_heads, dim) = (a.heads, a.kv_heads, a.head_dim);
-    format!("{heads} heads, {kv_heads} KV heads of {dim}, {reach}{kv}{sinks}, {rope}")
+    format!("{heads} heads, {kv_heads} KV heads of {dim}, {reach}{kv}{own}, {rope}")
 }
 
 /// Prints the size of one sequence's cache under each scheme. Layers with a window keep no more than the window.

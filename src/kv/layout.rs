@@ -12,7 +12,7 @@ pub struct LayerKv {
     /// Whether layers above read this layer's cache.
     pub shared: bool,
     /// Whether adding a constant to all attention scores changes the result: they are capped before the softmax, or
-    /// share it with a sink. Then the option `:center` would not be exact.
+    /// share it with a score of the head's own. Then the option `:center` would not be exact.
     pub absolute_scores: bool,
 }
 

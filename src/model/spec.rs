@@ -95,8 +95,8 @@ pub struct Attention {
     pub kv: Kv,
     /// Whether the files hold Q, K and V as one matrix (Phi-3).
     pub fused: bool,
-    /// Whether each head has a learned score that enters the softmax's sum and has no value (gpt-oss).
-    pub sinks: bool,
+    /// Whether each head has a learned score that enters the softmax's sum and has no value (gpt-oss's sinks).
+    pub own_scores: bool,
     /// Whether Q, K and V have biases.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
@@ -294,7 +294,7 @@ impl Spec {
                     head_dim: attention.head_dim,
                     window: attention.window,
                     shared: shared(index),
-                    absolute_scores: attention.softcap.is_some() || attention.sinks,
+                    absolute_scores: attention.softcap.is_some() || attention.own_scores,
                 })
             })
             .collect()

@@ -140,7 +140,7 @@ fn every_codec_in_parts_is_the_codec_at_once() {
     assert!(with_blocks >= 6, "only {with_blocks}");
 }
 
-/// Sinks take weight from all keys, and do not change what a cache costs: nothing as f32, little in 8 bits, and more in
+/// Scores of the heads' own take weight from all keys, and do not change what a cache costs: nothing as f32, little in 8 bits, and more in
 /// 4.
 #[test]
 fn a_cache_of_gpt_oss_costs_what_its_bits_cost() {

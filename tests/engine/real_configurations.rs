@@ -122,14 +122,14 @@ fn gemma_4_31b_and_26b_take_v_from_k_in_full_layers() {
 
 /// YaRN's bounds of the released files are 8.09 and 17.40 pairs, and transformers does not round them.
 #[test]
-fn gpt_oss_has_sinks_everywhere_and_a_window_in_every_other_layer() {
+fn gpt_oss_has_heads_with_scores_of_their_own_and_a_window_in_every_other_layer() {
     for (model, layers, count) in [("gpt-oss-20b", 24, 32), ("gpt-oss-120b", 36, 128)] {
         let spec = spec(model);
         let window = |i: usize| (i, 8, 64, i.is_multiple_of(2).then_some(128));
         assert_eq!(owners(&spec), (0..layers).map(window).collect::<Vec<_>>());
         for layer in &spec.layers {
             let a = layer.attention().unwrap();
-            assert!(a.sinks && a.qkv_bias && a.output_bias && a.scale == 0.125);
+            assert!(a.own_scores && a.qkv_bias && a.output_bias && a.scale == 0.125);
             assert!((a.rope.magnitude - 1.346_573_6).abs() < 1e-6, "{}", a.rope.magnitude);
             let turn = |i: usize| 150_000f64.powf(-2.0 * i as f64 / 64.0) as f32;
             let scaled = |i: usize| turn(i) / 32.0;

@@ -142,7 +142,7 @@ pub(super) fn plain_attention(
         window: None,
         kv: Kv::Projected,
         fused: false,
-        sinks: false,
+        own_scores: false,
         qkv_bias: false,
         output_bias: false,
         qk_norm: QkNorm::None,

@@ -76,7 +76,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         Format::Hf => config.flag(ATTENTION_BIAS)?,
     };
     let full = Attention {
-        sinks: true,
+        own_scores: true,
         qkv_bias: bias,
         output_bias: bias,
         ..attention(config, spec.hidden, |dim| rope(file, &USUAL, dim))?

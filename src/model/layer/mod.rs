@@ -227,7 +227,7 @@ struct AttentionWeights {
     k_norm: Option<RmsNorm>,
     v_norm: Option<RmsNorm>,
     /// (H)
-    sinks: Option<Tensor>,
+    own_scores: Option<Tensor>,
     output: Linear,
 }
 
@@ -360,7 +360,7 @@ impl AttentionWeights {
             scale: a.scale,
             wide_values,
             softcap: a.softcap,
-            sinks: self.sinks.clone(),
+            own_scores: self.own_scores.clone(),
             window: a.window,
             queries: rows.tokens,
             keys: k.stored.dim(1)?,

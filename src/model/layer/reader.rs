@@ -89,7 +89,7 @@ impl LayerReader<'_> {
             QkNorm::Rows if has => self.norm(part, row).map(Some),
             _ => Ok(None),
         };
-        let sinks = || self.tensor("attn_sinks.weight", &[a.heads]);
+        let own_scores = || self.tensor("attn_sinks.weight", &[a.heads]);
         let v_norm = || self.reader.plain_norm(a.head_dim, self.spec.norm_eps);
         let output_bias = || self.bias(&[("attn_output.bias", self.spec.hidden)]);
         if !a.owns_kv() {
@@ -105,7 +105,7 @@ impl LayerReader<'_> {
             q_norm: qk_norm("attn_q_norm.weight", q, true)?,
             k_norm: qk_norm("attn_k_norm.weight", kv, a.owns_kv())?,
             v_norm: a.v_norm.then(v_norm).transpose()?,
-            sinks: a.sinks.then(sinks).transpose()?,
+            own_scores: a.own_scores.then(own_scores).transpose()?,
             output: Linear {
                 weight: self.matrix("attn_output.weight", &[self.spec.hidden, q])?,
                 bias: a.output_bias.then(output_bias).transpose()?,
