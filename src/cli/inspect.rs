@@ -109,8 +109,13 @@ fn attention_words(a: &Attention) -> String {
         Kv::KeyIsValue => ", V from K".into(),
         Kv::Shared { owner } => format!(", reads the cache of layer {owner}"),
     };
-    let (heads, kv_heads, dim, base) = (a.heads, a.kv_heads, a.head_dim, a.rope.base);
-    format!("{heads} heads, {kv_heads} KV heads of {dim}, {reach}{kv}, RoPE θ {base}")
+    let rope = match a.rope.frequencies.is_empty() {
+        true => "no RoPE".into(),
+        false => format!("RoPE θ {}", a.rope.base),
+    };
+    let own = if a.own_scores { ", scores of their own" } else { "" };
+    let (heads, kv_heads, dim) = (a.heads, a.kv_heads, a.head_dim);
+    format!("{heads} heads, {kv_heads} KV heads of {dim}, {reach}{kv}{own}, {rope}")
 }
 
 /// Prints the size of one sequence's cache under each scheme. Layers with a window keep no more than the window.

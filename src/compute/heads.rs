@@ -160,7 +160,7 @@ mod tests {
             for (with_bias, with_norm, frequencies, magnitude) in
                 [(false, false, whole, 1.0), (true, true, vec![1.0, 0.3, 0.0], 1.25)]
             {
-                let rope = RopeTable::new(pairs, &frequencies, magnitude, 5 + tokens, &place());
+                let rope = RopeTable::new(pairs, &frequencies, |_| magnitude, 5 + tokens, &place());
                 let op = Heads {
                     start,
                     heads,

@@ -40,6 +40,12 @@ pub(crate) enum Transform {
     PlusOne,
     /// A decay that is stored as its logarithm.
     NegativeExp,
+    /// Matrices that are stored as (in, out).
+    Transposed,
+    /// The same, and the outputs of gate and up alternate.
+    TransposedPairs,
+    /// Biases of gate and up, which alternate.
+    Pairs,
 }
 
 impl Origin {
@@ -331,13 +337,31 @@ fn read(
             Tensor::cat(&parts.iter().map(part).collect::<Result<Vec<_>, _>>()?, axis)?
         }
     };
+    if matches!(origin.transform, Transform::Transposed | Transform::TransposedPairs) {
+        let (last, rows) = (shape.len() - 1, shape[shape.len() - 1]);
+        let stored = [&shape[..last - 1], &[rows, shape[last - 1]]].concat();
+        let whole = whole.reshape(stored)?.transpose(last - 1, last)?.contiguous()?;
+        let pairs = origin.transform == Transform::TransposedPairs;
+        return if pairs { gate_before_up(&whole, last - 1) } else { Ok(whole) };
+    }
     let whole = whole.reshape(shape)?;
     match origin.transform {
-        Transform::None => Ok(whole),
+        Transform::None | Transform::Transposed | Transform::TransposedPairs => Ok(whole),
+        Transform::Pairs => gate_before_up(&whole, shape.len() - 1),
         Transform::PlusOne => Ok((whole + 1.0)?),
         // the exponential of a finite number may be too large
         Transform::NegativeExp => finite(tensors, &origin.parts[0], whole.exp()?.neg()?),
     }
+}
+
+/// Brings what alternates between gate and up along an axis into two halves, that of gate first.
+fn gate_before_up(x: &Tensor, axis: usize) -> Result<Tensor, ModelError> {
+    let count = x.dim(axis)? / 2;
+    let half = |at: u32| -> candle_core::Result<Tensor> {
+        let own: Vec<u32> = (0..count as u32).map(|i| 2 * i + at).collect();
+        x.index_select(&Tensor::new(own, x.device())?, axis)
+    };
+    Ok(Tensor::cat(&[half(0)?, half(1)?], axis)?)
 }
 
 /// The tensor, unless an element is NaN or infinite.

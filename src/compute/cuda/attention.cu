@@ -5,7 +5,9 @@
 // j ≤ o, and with a window W only those with j > o - W. For each query and head
 //
 //     s_j = scale·q·k_j,    or c·tanh(scale·q·k_j / c) with a softcap c
-//     out = Σ_j e^(s_j - m)·v_j / Σ_j e^(s_j - m),    where m is the largest s_j
+//     out = Σ_j e^(s_j - m)·v_j / (Σ_j e^(s_j - m) + e^(own - m)),    where m is the largest s_j
+//
+// own is a learned score of the head that has no value. Its term is missing if there are no such scores.
 //
 //     q    (sequences, T, H, D)       out  (sequences, T, H·D)
 //     k, v (sequences, N, H_kv, D)
@@ -52,6 +54,7 @@ struct Attention {
     const float* v_exact;  // the same, or null if v has one version
     const Rule* k_rules;   // one for each lane, read if k_exact is not null; without a rule {0, 0, 0}
     const Rule* v_rules;   // one for each lane, read if v_exact is not null
+    const float* own_scores;  // (heads), or null
     float* out;            // (sequences, queries, heads·head_dim)
     unsigned* flags;       // one for each lane, or null
     unsigned char* scratch;  // scratch_bytes(), aligned to 16 bytes
@@ -943,6 +946,15 @@ struct Warp {
         multiply_values();
     }
 
+    // The weight of the head's own score beside those of a pair of rows. It is infinite, and the result 0, if it is more than
+    // 2^100 times as large as all of them together.
+    __device__ __forceinline__ float own_weight(int m, int half) const {
+        if (a.own_scores == nullptr) {
+            return 0.0f;
+        }
+        return exp2_of(fmaf(__ldg(a.own_scores + queries.head), LOG2_E, exponent(most[m][half], factor[m][half])));
+    }
+
     __device__ __forceinline__ void store(float value_scale) const {
         long long width = 1ll * a.heads * a.head_dim;
 #pragma unroll
@@ -952,7 +964,7 @@ struct Warp {
                 int query = 16 * m + 8 * half + lane / 4;
                 long long row = 1ll * queries.sequence * a.queries + queries.first + first + query;
                 float* to = a.out + row * width + queries.head * a.head_dim;
-                float inverse = 1.0f / sums.x[m][0][2 * half];
+                float inverse = 1.0f / (sums.x[m][0][2 * half] + own_weight(m, half));
 #pragma unroll
                 for (int n = 0; n < COLUMN_TILES; ++n) {
                     int at = column + 8 * n + lane % 4 * 2;

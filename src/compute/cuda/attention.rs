@@ -147,6 +147,7 @@ impl SoftmaxAttention {
             Place::of_optional(v_exact.as_ref())?.address(),
             Place::of_optional(k_rules.as_ref())?.address(),
             Place::of_optional(v_rules.as_ref())?.address(),
+            Place::of_optional(self.own_scores.as_ref())?.address(),
             Place::of_storage(&out)?.address(),
             Place::none().address(),
             Place::of(&scratch)?.address(),

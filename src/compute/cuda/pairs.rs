@@ -125,6 +125,11 @@ impl Pairs {
         Ok(pairs)
     }
 
+    /// For each place of the sorted order, its expert.
+    pub fn owners(&self) -> &Tensor {
+        &self.owners
+    }
+
     fn count(&self) -> usize {
         self.lanes * self.rows * self.used
     }

@@ -76,7 +76,7 @@ impl SideScheme {
         }
         let rotation = if side.may_rotate { rotation_size(codec, head_dim) } else { None };
         let needed = |option| ranges.ok_or(UnfitError::NotCalibrated { option });
-        if side.center && kv.capped {
+        if side.center && kv.absolute_scores {
             return Err(UnfitError::Capped);
         }
         let mean =

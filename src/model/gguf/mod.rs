@@ -213,9 +213,9 @@ impl Config for Gguf {
 impl Tensors for Gguf {
     fn origin(&self, name: &str) -> Origin {
         let own = self.names.own(name).unwrap_or_else(|| name.into());
-        match own.strip_suffix("ffn_gate_up_exps.weight") {
-            Some(block) if self.shape(&own).is_none() => Origin {
-                parts: ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.weight")).into(),
+        match own.split_once("ffn_gate_up_exps.") {
+            Some((block, kind)) if self.shape(&own).is_none() => Origin {
+                parts: ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.{kind}")).into(),
                 joined: Joined::Along(1),
                 ..Origin::one("")
             },

@@ -418,7 +418,8 @@ impl Tensors for HfCheckpoint {
             return Origin { parts: projections, joined: Joined::Along(1), transform };
         }
         match self.experts(&full) {
-            Some(parts) if !self.tensors.contains_key(&full) => {
+            // of families with an order of their own no file has a tensor for each expert
+            Some(parts) if !self.tensors.contains_key(&full) && !self.names.is_ordered(name) => {
                 Origin { parts, joined: Joined::ByEntry, transform }
             }
             _ => Origin { transform, ..Origin::one(full) },

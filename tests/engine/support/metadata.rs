@@ -143,6 +143,13 @@ impl Entry {
         Entry { key: key.into(), value: [4u32.to_le_bytes(), value.to_le_bytes()].concat() }
     }
 
+    pub fn numbers(key: &str, values: &[u32]) -> Self {
+        let head = [9u32.to_le_bytes(), 4u32.to_le_bytes()].concat();
+        let numbers = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let value = [head, (values.len() as u64).to_le_bytes().to_vec(), numbers].concat();
+        Entry { key: key.into(), value }
+    }
+
     pub fn text(key: &str, value: &str) -> Self {
         let length = (value.len() as u64).to_le_bytes();
         let value = [&8u32.to_le_bytes()[..], &length, value.as_bytes()].concat();
