@@ -151,12 +151,12 @@ impl SoftmaxAttention {
             Place::of_storage(&out)?.address(),
             Place::none().address(),
             Place::of(&scratch)?.address(),
-            pair(sequences, sequences / lanes.unwrap_or(sequences)),
-            pair(self.queries, self.keys),
-            pair(self.heads, self.kv_heads),
-            pair(self.head_dim, self.window.unwrap_or(0)),
-            pair(self.start, self.scale.to_bits() as usize),
-            pair(self.softcap.unwrap_or(0.0).to_bits() as usize, BROKEN),
+            pair(sequences, sequences / lanes.unwrap_or(sequences))?,
+            pair(self.queries, self.keys)?,
+            pair(self.heads, self.kv_heads)?,
+            pair(self.head_dim, self.window.unwrap_or(0))?,
+            pair(self.start, self.scale.to_bits() as usize)?,
+            pair(self.softcap.unwrap_or(0.0).to_bits() as usize, BROKEN)?,
         ];
         let call = |kernel, blocks, shared| {
             let grid = Grid { blocks, threads: THREADS, shared };

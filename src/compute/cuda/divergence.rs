@@ -30,8 +30,8 @@ impl Kernel<2> for TileSums<'_> {
             Place::of_input(known)?.address(),
             Place::of_storage(&out)?.address(),
             Place::of(&flags)?.address(),
-            pair(self.lanes, positions),
-            pair(width, self.start as usize),
+            pair(self.lanes, positions)?,
+            pair(width, self.start as usize)?,
             BROKEN as u64,
         ];
         let shared = SHARED + SHARED_OF_LANE * self.lanes;

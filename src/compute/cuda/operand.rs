@@ -98,9 +98,9 @@ impl Operand {
             Place::of_optional(gate.bias)?.address(),
             Place::of_storage(&operand.terms)?.address(),
             Place::of_storage(&operand.scales)?.address(),
-            pair(x.lanes, x.rows),
-            pair(width, together),
-            pair(code_of(gate.activation), (x.precision == Precision::Whole).into()),
+            pair(x.lanes, x.rows)?,
+            pair(width, together)?,
+            pair(code_of(gate.activation), (x.precision == Precision::Whole).into())?,
         ];
         Call::new(&device, &GATE_SPLIT, "gate_split")?.words(&words).launch(Grid {
             shared: together * padded_bytes(width),

@@ -92,9 +92,9 @@ impl RoundTrip<'_> {
             Place::of_optional(clamped.as_ref())?.address(),
             sequences as u64,
             tokens as u64,
-            pair(heads, head_dim),
-            pair(card.rotation.unwrap_or(0), BROKEN),
-            pair(BROKEN, card.variant as usize),
+            pair(heads, head_dim)?,
+            pair(card.rotation.unwrap_or(0), BROKEN)?,
+            pair(BROKEN, card.variant as usize)?,
         ];
         let group = card.group;
         let grid = if group == 1 {
