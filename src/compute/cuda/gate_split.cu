@@ -142,13 +142,13 @@ __device__ void gate_lanes(const GateSplit& op, int first, int count, float* kep
 
 }  // namespace
 
-// The blocks of a row share its lanes, `together` at a time.
+// A block takes a row of all lanes, `together` at a time.
 //
-// Grid: (rows, y) with y from 1, which is best for many rows, to ⌈lanes/together⌉. Block: 512. Dynamic shared memory:
-// together·padded(width)·4 bytes, where padded rounds up to a multiple of 4. `together` is best as large as fits.
+// Grid: rows. Block: 512. Dynamic shared memory: together·padded(width)·4 bytes, where padded rounds up to a multiple
+// of 4. `together` is best as large as fits.
 extern "C" __global__ void __launch_bounds__(GATE_THREADS) gate_split(const GateSplit op) {
     __shared__ GateScratch shared;
-    for (int first = op.together * blockIdx.y; first < op.lanes; first += op.together * gridDim.y) {
+    for (int first = 0; first < op.lanes; first += op.together) {
         const int count = min(op.together, op.lanes - first);
         by_alignment(op.width, [&](auto aligned) {
             gate_lanes<aligned.value>(op, first, count, shared_floats(), shared);
