@@ -2,7 +2,7 @@
 
 use super::kernels::ATTENTION;
 use super::launch::{empty, tensor, Call, Grid, Place};
-use super::{pair, BROKEN};
+use super::pair;
 use crate::compute::attention::{SoftmaxAttention, Versions};
 use crate::compute::exact::{Exact, Tail};
 use crate::compute::op::{Kernel, Op};
@@ -149,14 +149,13 @@ impl SoftmaxAttention {
             Place::of_optional(v_rules.as_ref())?.address(),
             Place::of_optional(self.own_scores.as_ref())?.address(),
             Place::of_storage(&out)?.address(),
-            Place::none().address(),
             Place::of(&scratch)?.address(),
             pair(sequences, sequences / lanes.unwrap_or(sequences))?,
             pair(self.queries, self.keys)?,
             pair(self.heads, self.kv_heads)?,
             pair(self.head_dim, self.window.unwrap_or(0))?,
             pair(self.start, self.scale.to_bits() as usize)?,
-            pair(self.softcap.unwrap_or(0.0).to_bits() as usize, BROKEN)?,
+            u64::from(self.softcap.unwrap_or(0.0).to_bits()),
         ];
         let call = |kernel, blocks, shared| {
             let grid = Grid { blocks, threads: THREADS, shared };

@@ -94,7 +94,7 @@ impl RoundTrip<'_> {
             tokens as u64,
             pair(heads, head_dim)?,
             pair(card.rotation.unwrap_or(0), BROKEN)?,
-            pair(BROKEN, card.variant as usize)?,
+            u64::from(card.variant),
         ];
         let group = card.group;
         let grid = if group == 1 {
