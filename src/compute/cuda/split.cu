@@ -169,8 +169,8 @@ __device__ void finish_row(float* sums, const float* __restrict__ row_scales, co
 
 // sums: (lanes·rows, columns), overwritten by the results. row_scales: (lanes·rows). column_scales: (columns).
 //
-// Grid: rows. Block: 256. Dynamic shared memory: none.
-extern "C" __global__ void __launch_bounds__(THREADS) finish(float* sums, const float* __restrict__ row_scales,
+// Grid: rows. Block: 256, of which four are to be on a multiprocessor at once. Dynamic shared memory: none.
+extern "C" __global__ void __launch_bounds__(THREADS, 4) finish(float* sums, const float* __restrict__ row_scales,
                                                              const float* __restrict__ column_scales, int lanes,
                                                              int rows, int columns, int whole) {
     by_alignment(columns, [&](auto aligned) {
