@@ -1,6 +1,7 @@
 //! Reads and writes `results.json`. A number that is missing or not finite is an error in both directions.
 
 use crate::files::write_atomically;
+use crate::results::statistics::Statistics;
 use crate::results::{Measurement, Results, FORMAT};
 use crate::text;
 use serde_json::Value;
@@ -61,6 +62,14 @@ pub enum JsonError {
         place: String,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// A field that is no part of results, or that holds something else. What it says would be dropped without a word.
+    #[error("{path}: {place} is no field that this kvgate reads; use the version that wrote it, or run again")]
+    Unknown {
+        /// The file.
+        path: String,
+        /// The field's place.
+        place: String,
     },
     /// The file is not what kvgate writes.
     #[error("{path}: {source}")]
@@ -195,7 +204,46 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
             return Err(JsonError::Impossible { path: name, place, why });
         }
     }
-    Ok(results)
+    let known = serde_json::to_value(&results).map_err(malformed)?;
+    match unknown_in(&value, &known, "") {
+        Some(place) => Err(JsonError::Unknown { path: name, place }),
+        None => Ok(results),
+    }
+}
+
+/// The fields that are left out of a file where they say nothing. Other programs may write them all the same.
+const LEFT_OUT: [&str; 9] = [
+    "changes",
+    "findings",
+    "limits",
+    "needs",
+    "not_needed",
+    "notes",
+    "reading",
+    "unknown",
+    "wrong_ties",
+];
+
+/// The place of the first field in a value that the results which were read from it do not have. serde refuses no
+/// unknown field beside one that it flattens, and takes a flattened part that it cannot read for a missing one.
+fn unknown_in(value: &Value, known: &Value, place: &str) -> Option<String> {
+    let says_nothing = |key: &str, value: &Value| {
+        LEFT_OUT.contains(&key) && (*value == 0 || value.as_array().is_some_and(Vec::is_empty))
+    };
+    match value {
+        Value::Array(values) => {
+            let mut all = values.iter().enumerate();
+            all.find_map(|(i, value)| unknown_in(value, &known[i], &format!("{place}[{i}]")))
+        }
+        Value::Object(fields) => fields.iter().find_map(|(key, value)| {
+            let place = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
+            match known.get(key) {
+                Some(known) => unknown_in(value, known, &place),
+                None => (!says_nothing(key, value)).then_some(place),
+            }
+        }),
+        _ => None,
+    }
 }
 
 /// Whether a measurement's values can come from a run: those that goldens take over as lines of text, and those that
@@ -204,6 +252,16 @@ fn possible(measurement: &Measurement, value: &Value) -> Result<(), (String, &'s
     for part in ["subject", "conditions"] {
         if let Some(place) = control_in(&value[part], part.into()) {
             return Err((place, "has a character that is not printed"));
+        }
+    }
+    let results = fields_of_results();
+    for (i, scheme) in value["schemes"].as_array().into_iter().flatten().enumerate() {
+        // one of both would be dropped, and nobody knows which one is true
+        if scheme.get("error").is_some() && results.iter().any(|key| scheme.get(key).is_some()) {
+            return Err((
+                format!("schemes[{i}]"),
+                "must have either `error` or its results, not both",
+            ));
         }
     }
     let (conditions, run) = (&measurement.conditions, &measurement.run);
@@ -219,6 +277,13 @@ fn possible(measurement: &Measurement, value: &Value) -> Result<(), (String, &'s
         return Err(("run.card.peak_bytes".into(), "is more than the card's memory"));
     }
     Ok(())
+}
+
+/// The fields that a scheme has if it was measured.
+fn fields_of_results() -> Vec<String> {
+    let statistics = serde_json::to_value(Statistics::default()).unwrap_or_default();
+    let names = statistics.as_object().into_iter().flat_map(|fields| fields.keys().cloned());
+    names.chain(["parts".to_owned()]).collect()
 }
 
 /// No run takes longer, in seconds: a century.
@@ -343,6 +408,67 @@ mod tests {
             .unwrap_err()
             .to_string()
             .contains("no.json: "));
+    }
+
+    /// Whatever is read is believed, so nothing of a file may be dropped on the way.
+    #[test]
+    fn what_would_be_dropped_is_refused_with_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let read_edited = |edit: &dyn Fn(&mut Value)| {
+            let mut results = fixture::results();
+            results.measurements[0].schemes[0].replay = Some(fixture::replay());
+            let mut value = serde_json::to_value(results).unwrap();
+            edit(&mut value);
+            std::fs::write(&path, value.to_string()).unwrap();
+            read(&path).map_err(|error| error.to_string())
+        };
+        let says = |edit: &dyn Fn(&mut Value), what: &str| {
+            let error = read_edited(edit).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        };
+        fn scheme(value: &mut Value, i: usize) -> &mut Value {
+            &mut value["measurements"][0]["schemes"][i]
+        }
+        let both = "measurements[0].schemes[1] must have either `error` or its results";
+        says(&|v| scheme(v, 1)["error"] = "layer 3: K is NaN".into(), both);
+        let without_a_mean = |v: &mut Value| {
+            let scheme = scheme(v, 1).as_object_mut().unwrap();
+            scheme.remove("mean_kld");
+            scheme.insert("error".into(), "layer 3: K is NaN".into());
+        };
+        says(&without_a_mean, both);
+        for place in [
+            "measurements[0].extra",
+            "measurements[0].subject.extra",
+            "measurements[0].conditions.extra",
+            "measurements[0].run.extra",
+            "measurements[0].controls[1].extra",
+            "measurements[0].schemes[1].extra",
+            "measurements[0].schemes[1].bits_per_element.extra",
+            "measurements[0].schemes[1].parts[0].extra",
+            "measurements[0].schemes[2].extra",
+            "measurements[0].schemes[0].replay.prompts[1].extra",
+            "cases[2].extra",
+            "cases[2].limits[0].extra",
+            "policy.extra",
+        ] {
+            let pointer =
+                format!("/{}", place.replace('[', "/").replace(']', "").replace('.', "/"));
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            says(
+                &|v| v.pointer_mut(parent).unwrap()[key] = 1.into(),
+                &format!("{place} is no field"),
+            );
+        }
+        // a flattened part that cannot be read is not a missing one
+        let bits = "measurements[0].schemes[1].bits_per_element is no field";
+        says(&|v| scheme(v, 1)["bits_per_element"]["k"] = "4.5".into(), bits);
+        let empty = |v: &mut Value| {
+            scheme(v, 1)["needs"] = Value::Array(Vec::new());
+            v["measurements"][0]["conditions"]["reading"] = Value::Array(Vec::new());
+        };
+        read_edited(&empty).unwrap();
     }
 
     #[test]
