@@ -5,7 +5,7 @@ use crate::policy::Policy;
 use crate::results::case::CaseKind;
 use crate::results::case::CellName;
 use crate::results::verdict::Verdict;
-use crate::results::{Card, CaseResult, Control, Measurement, Results};
+use crate::results::{Card, CaseResult, Control, Measurement, Outcome, Results, SchemeResult};
 use std::collections::BTreeSet;
 
 /// Why results cannot be merged into one run.
@@ -111,6 +111,10 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
     let others = new.controls.into_iter().filter(|control| !known.controls.contains(control));
     let others: Vec<_> = others.collect();
     known.controls.extend(others);
+    // a shard without numbers knows the perplexity of its controls' chunks only
+    if !known.schemes.iter().any(is_measured) {
+        known.run.baseline_ppl = new.run.baseline_ppl;
+    }
     known.schemes.extend(new.schemes);
     known.run.seconds += new.run.seconds;
     let notes = new.run.notes.into_iter().filter(|note| !known.run.notes.contains(note));
@@ -130,6 +134,10 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
         _ => None,
     };
     Ok(())
+}
+
+fn is_measured(scheme: &SchemeResult) -> bool {
+    matches!(scheme.outcome, Outcome::Measured { .. })
 }
 
 /// Shards of a model may have been computed on several devices and in several precisions, and each is named once.
@@ -266,6 +274,16 @@ mod tests {
         let merged = merge(shards.into()).unwrap();
         let arithmetic = merged.measurements[0].run.arithmetic.as_deref();
         assert_eq!(arithmetic, Some("f16 weights, sums in f32"));
+    }
+
+    /// A shard in which every scheme failed has the perplexity of its controls' chunks only.
+    #[test]
+    fn the_baseline_of_a_run_is_that_of_a_shard_with_numbers() {
+        let mut shards = shards();
+        shards[0].1.measurements[0].schemes[0].outcome = Outcome::Failed { error: "x".into() };
+        shards[0].1.measurements[0].run.baseline_ppl = 9.5;
+        let merged = merge(shards.into()).unwrap();
+        assert_eq!(merged.measurements[0].run.baseline_ppl, 21.1);
     }
 
     #[test]

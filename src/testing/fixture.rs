@@ -261,7 +261,8 @@ pub(crate) fn make_sound(scheme: &mut SchemeResult) {
     let tokens = f64::from(chunks * each);
     s.tokens_scored = u64::from(chunks * each);
     s.top1_agreement = same_top / f64::from(each);
-    s.baseline_ppl = s.ppl / s.ppl_ratio;
+    // all schemes are compared with one baseline
+    s.ppl = s.baseline_ppl * s.ppl_ratio;
     (s.top1_agreement_se, s.rms_dp_se, s.ppl_se, s.ppl_ratio_se) = (0.0, 0.0, 0.0, 0.0);
     let of = |mean: f64| mean * f64::from(each);
     let part = |chunk: usize| Part {

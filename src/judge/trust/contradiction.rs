@@ -7,6 +7,7 @@ use crate::results::measured_by::MeasuredBy;
 use crate::results::replay::Replay;
 use crate::results::statistics::{Part, Statistic, Statistics};
 use crate::results::{Measurement, Outcome, SchemeResult, Sides, Storage};
+use std::collections::BTreeMap;
 
 /// How far a statistic may be from the sums that it is made of, relative to its value.
 const ROUNDING: f64 = 1e-6;
@@ -27,6 +28,48 @@ pub fn contradiction(
     let own = left_out(statistics, by).or(unlike).or_else(|| contradicting_statistics(statistics));
     own.or_else(|| scheme.storage.as_ref().and_then(impossible_storage))
         .or_else(|| scheme.replay.as_ref().and_then(impossible_replay))
+}
+
+/// How far the sums of one baseline may be apart, relative to their values. The lanes of a run are compared with the
+/// very same numbers. Shards of a run may come from machines that add in different orders, which moves a sum by far less
+/// than another text or another model does.
+const SAME_BASELINE: f64 = 1e-3;
+
+/// How schemes of a measurement contradict each other about the baseline that they were compared with, or what is said
+/// of the run contradicts all of them. Which one is right cannot be told.
+pub fn contradicting_baselines(measurement: &Measurement) -> Option<String> {
+    let measured = measurement.schemes.iter().filter_map(|scheme| match &scheme.outcome {
+        Outcome::Measured { statistics, parts } => Some((scheme, statistics, parts)),
+        Outcome::Failed { .. } => None,
+    });
+    let measured: Vec<_> = measured.collect();
+    let mut known: BTreeMap<(&str, usize), (&str, f64)> = BTreeMap::new();
+    for (scheme, _, parts) in &measured {
+        for part in *parts {
+            let own = (&scheme.scheme[..], part.nll_base);
+            let (first, nll) = *known.entry((&part.category, part.chunk)).or_insert(own);
+            if !is_near(nll, part.nll_base, SAME_BASELINE) {
+                return Some(format!(
+                    "`{first}` and `{}` were compared with different baselines: on chunk {} of {}, its negative \
+                     log-likelihoods add up to {nll} for one and to {} for the other",
+                    scheme.scheme, part.chunk, part.category, part.nll_base
+                ));
+            }
+        }
+    }
+    let chunks = measurement.conditions.chunks;
+    let whole = measured.iter().filter(|(_, _, parts)| parts.len() == chunks);
+    let mut perplexities = whole.map(|(_, statistics, _)| statistics.baseline_ppl).peekable();
+    let (said, first) = (measurement.run.baseline_ppl, *perplexities.peek()?);
+    let is_known = perplexities.any(|perplexity| is_near(said, perplexity, ROUNDING));
+    (!is_known).then(|| {
+        format!("the run's baseline has a perplexity of {said}, and its schemes were compared with one of {first}")
+    })
+}
+
+/// Whether two numbers differ by no more than a share of the larger one. None is near one that is not finite.
+fn is_near(a: f64, b: f64, share: f64) -> bool {
+    (a - b).abs() <= share * a.abs().max(b.abs())
 }
 
 /// Finds a statistic or a sum of parts that is not finite. Everything would agree with what is computed from it.
@@ -298,6 +341,42 @@ mod tests {
         holds(says(&|s, _| s.ppl_ratio_se = f64::INFINITY), "its ppl_ratio_se is inf");
         holds(says(&|s, _| s.top1_agreement_se = 1e15), "the standard error of its top-1");
         holds(says(&|s, _| s.ppl_se = 1e15), "the standard error of its perplexity");
+    }
+
+    #[test]
+    fn schemes_of_a_measurement_share_its_baseline() {
+        let sound = fixture::sound().measurements.remove(0);
+        let says = |edit: &dyn Fn(&mut Measurement)| {
+            let mut measurement = sound.clone();
+            edit(&mut measurement);
+            contradicting_baselines(&measurement).unwrap_or_default()
+        };
+        fn parts(m: &mut Measurement, scheme: usize) -> &mut Vec<Part> {
+            match &mut m.schemes[scheme].outcome {
+                Outcome::Measured { parts, .. } => parts,
+                Outcome::Failed { .. } => panic!("it is measured"),
+            }
+        }
+        assert_eq!(says(&|_| ()), "");
+        let starts = |said: String, start: &str| assert!(said.starts_with(start), "{said}");
+        let headline =
+            "the run's baseline has a perplexity of 22, and its schemes were compared with";
+        starts(says(&|m| m.run.baseline_ppl = 22.0), headline);
+        starts(says(&|m| m.run.baseline_ppl *= 1.00001), "the run's baseline has a perplexity of");
+        assert_eq!(says(&|m| m.run.baseline_ppl *= 1.0000001), "");
+        let partly = |m: &mut Measurement| {
+            m.run.baseline_ppl = 22.0;
+            (0..2).for_each(|scheme| drop(parts(m, scheme).pop()));
+        };
+        assert_eq!(says(&partly), "", "it is that of the identity control on the first chunks");
+        let other =
+            "`q8_0` and `q4_0` were compared with different baselines: on chunk 3 of prose,";
+        starts(says(&|m| parts(m, 1)[3].nll_base *= 1.01), other);
+        starts(says(&|m| parts(m, 1)[3].nll_base = f64::NAN), other);
+        let of_another_machine = |m: &mut Measurement| {
+            parts(m, 1).iter_mut().for_each(|part| part.nll_base *= 1.00001);
+        };
+        assert_eq!(says(&of_another_machine), "");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod contradiction;
 mod mismatch;
 
+use contradiction::contradicting_baselines;
 pub(super) use contradiction::contradiction;
 pub(super) use mismatch::{mismatch_with_cell, mismatch_with_policy};
 
@@ -88,7 +89,7 @@ pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
 
 /// Why schemes of a measurement cannot be trusted, by their labels. A scheme is not trusted if its numbers
 /// are implausible or if it quantized nothing. No scheme is trusted if a control lane does not read as it
-/// must.
+/// must, or if schemes were compared with different baselines.
 ///
 /// `asked` is the engine that a person or a workflow asked for, never the one that a file names: a `results.json` that
 /// calls itself another engine's, and so would need no control lanes, is not trusted where kvgate's results are judged.
@@ -100,7 +101,9 @@ pub fn distrust_by(measurement: &Measurement, asked: MeasuredBy) -> BTreeMap<Str
             measurement.conditions.engine,
             asked.name()
         )),
-        MeasuredBy::Kvgate => broken_control(measurement).or_else(|| broken_text(measurement)),
+        MeasuredBy::Kvgate => broken_control(measurement)
+            .or_else(|| broken_text(measurement))
+            .or_else(|| contradicting_baselines(measurement)),
         MeasuredBy::LlamaCpp => None,
     };
     if let Some(reason) = for_all {
