@@ -87,6 +87,16 @@ pub enum GoldenError {
     NotFinite { statistic: &'static str, value: f64 },
 }
 
+impl GoldenError {
+    /// What is wrong, for a golden that is no file yet.
+    fn problem(self) -> String {
+        match self {
+            GoldenError::Parse { problem, .. } => problem,
+            other => other.to_string(),
+        }
+    }
+}
+
 /// The file of a golden of kvgate's own measurements. `root` is the policy's folder.
 pub fn path(root: &Path, stem: &str) -> PathBuf {
     path_by(root, MeasuredBy::Kvgate, stem)
@@ -203,6 +213,21 @@ impl Golden {
     /// The text of the whole file, as insta would write it.
     pub(crate) fn snapshot(&self) -> String {
         format!("{HEADER}{self}")
+    }
+
+    /// The text of the whole file, if it is read as the same golden again. What a file of results has for a word may be
+    /// none in a golden.
+    ///
+    /// # Errors
+    /// Why the file would not be read, or would be read as another golden.
+    pub(crate) fn readable_snapshot(&self) -> Result<String, String> {
+        let text = self.snapshot();
+        let read = Self::parse(&text, FOLDER).map_err(GoldenError::problem)?;
+        if compare(Some(&read), self).matches() {
+            Ok(text)
+        } else {
+            Err("it would be read as another golden than was written".into())
+        }
     }
 }
 
