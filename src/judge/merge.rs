@@ -4,6 +4,7 @@
 use crate::policy::Policy;
 use crate::results::case::CaseKind;
 use crate::results::case::CellName;
+use crate::results::json;
 use crate::results::verdict::Verdict;
 use crate::results::{Card, CaseResult, Control, Measurement, Outcome, Results, SchemeResult};
 use std::collections::BTreeSet;
@@ -116,7 +117,8 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
         known.run.baseline_ppl = new.run.baseline_ppl;
     }
     known.schemes.extend(new.schemes);
-    known.run.seconds += new.run.seconds;
+    // each may be as long as a reader believes, and the sum is read again
+    known.run.seconds = (known.run.seconds + new.run.seconds).min(json::LONGEST);
     let notes = new.run.notes.into_iter().filter(|note| !known.run.notes.contains(note));
     let notes: Vec<_> = notes.collect();
     known.run.notes.extend(notes);
@@ -127,9 +129,12 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
         (known, new) => *known = known.take().or(new),
     }
     known.run.card = match (known.run.card.take(), new.run.card) {
-        (Some(known), Some(new)) if known.name == new.name => {
-            Some(Card { peak_bytes: known.peak_bytes.max(new.peak_bytes), ..known })
-        }
+        // of cards of one name the one with the most memory stands for all, because no peak is above its memory
+        (Some(known), Some(new)) if known.name == new.name => Some(Card {
+            memory_bytes: known.memory_bytes.max(new.memory_bytes),
+            peak_bytes: known.peak_bytes.max(new.peak_bytes),
+            ..known
+        }),
         // the time of several cards, or of a card and a processor, is that of neither
         _ => None,
     };
@@ -284,6 +289,31 @@ mod tests {
         shards[0].1.measurements[0].run.baseline_ppl = 9.5;
         let merged = merge(shards.into()).unwrap();
         assert_eq!(merged.measurements[0].run.baseline_ppl, 21.1);
+    }
+
+    /// What is merged is written as a file, which must be read again.
+    #[test]
+    fn the_merged_file_of_cards_of_one_name_is_read_again() {
+        let mut shards = shards();
+        for (i, (_, results)) in shards.iter_mut().enumerate() {
+            let run = &mut results.measurements[0].run;
+            fixture::on_a_card(run);
+            results.measurements[0].conditions.device = "cuda".into();
+            let run = &mut results.measurements[0].run;
+            run.seconds = json::LONGEST;
+            let card = run.card.as_mut().unwrap();
+            (card.memory_bytes, card.peak_bytes) = ([80 << 30, 139 << 30][i], Some(79 << 30));
+        }
+        shards[1].1.measurements[0].run.card.as_mut().unwrap().peak_bytes = Some(99 << 30);
+        for order in [[0, 1], [1, 0]] {
+            let merged = merge(order.map(|i| shards[i].clone()).into()).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let read = json::read(&json::write(folder.path(), &merged).unwrap()).unwrap();
+            let run = &read.measurements[0].run;
+            let card = run.card.as_ref().unwrap();
+            assert_eq!((card.memory_bytes, card.peak_bytes), (139 << 30, Some(99 << 30)));
+            assert_eq!(run.seconds, json::LONGEST);
+        }
     }
 
     #[test]
