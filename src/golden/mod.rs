@@ -23,7 +23,8 @@ pub(crate) mod text;
 mod verdict;
 
 pub use compare::{
-    compare, conditions_differ, tolerance, Compared, Comparison, Difference, Row, Tolerance,
+    compare, conditions_differ, provenance_differs, tolerance, Compared, Comparison, Difference,
+    Row, Tolerance,
 };
 pub use replay::GoldenReplay;
 pub use review::{prepare_insta, Review};
