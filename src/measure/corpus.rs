@@ -43,6 +43,9 @@ pub enum CorpusError {
         /// What gives it away.
         why: &'static str,
     },
+    /// Results and goldens name the chunks of a file after it, and such a name would look like another.
+    #[error("corpus {} has a character in its name that nobody sees; rename it", path.display())]
+    Name { path: PathBuf },
     /// The tokenizer cannot encode a text, or it is another model's tokenizer.
     #[error("corpus {}: {message}", path.display())]
     Tokens { path: PathBuf, message: String },
@@ -107,6 +110,9 @@ pub fn read(path: &Path) -> Result<Text, CorpusError> {
         text.pop();
     }
     let category = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    if !category.chars().all(crate::text::is_shown) || category.contains('\n') {
+        return Err(CorpusError::Name { path: path.into() });
+    }
     Ok(Text { path: path.into(), file: CorpusFile { category, sha256 }, text })
 }
 
@@ -303,6 +309,20 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         read(file.path())
+    }
+
+    #[test]
+    fn no_file_has_a_name_that_looks_like_another() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, is_refused) in [("prose.txt", false), ("pro\u{200b}se.txt", true)] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, "some prose").unwrap();
+            assert_eq!(
+                matches!(read(&path), Err(CorpusError::Name { .. })),
+                is_refused,
+                "{name:?}"
+            );
+        }
     }
 
     #[test]

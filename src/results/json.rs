@@ -1,6 +1,7 @@
 //! Reads and writes `results.json`. A number that is missing or not finite is an error in both directions.
 
 use crate::files::write_atomically;
+use crate::results::measured_by::MeasuredBy;
 use crate::results::statistics::Statistics;
 use crate::results::{Measurement, Results, FORMAT};
 use crate::text;
@@ -196,6 +197,13 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
         return Err(JsonError::Format { path: name.clone(), found: found.to_string() });
     }
     no_null(&value, &name)?;
+    if let Some(place) = text_in(&value, "", &looks_like_another) {
+        return Err(JsonError::Impossible {
+            path: name,
+            place,
+            why: "has a character that nobody sees",
+        });
+    }
     // parsed from the text and not from the value, so that errors name line and column
     let results: Results = serde_json::from_str(text).map_err(malformed)?;
     for (i, measurement) in results.measurements.iter().enumerate() {
@@ -250,7 +258,7 @@ fn unknown_in(value: &Value, known: &Value, place: &str) -> Option<String> {
 /// several places of the file tell. `value` is the same measurement.
 fn possible(measurement: &Measurement, value: &Value) -> Result<(), (String, &'static str)> {
     for part in ["subject", "conditions"] {
-        if let Some(place) = control_in(&value[part], part.into()) {
+        if let Some(place) = text_in(&value[part], part, &is_unprintable) {
             return Err((place, "has a character that is not printed"));
         }
     }
@@ -265,6 +273,10 @@ fn possible(measurement: &Measurement, value: &Value) -> Result<(), (String, &'s
         }
     }
     let (conditions, run) = (&measurement.conditions, &measurement.run);
+    let is_own = MeasuredBy::of(&conditions.engine) == MeasuredBy::Kvgate;
+    if is_own && !DEVICES.contains(&&conditions.device[..]) {
+        return Err(("conditions.device".into(), "is none of `cpu`, `cuda` and `metal`"));
+    }
     for (name, word) in [("device", &conditions.device), ("weights", &conditions.weights)] {
         if word.is_empty() || word.trim() != word {
             return Err((format!("conditions.{name}"), "is no word"));
@@ -279,6 +291,9 @@ fn possible(measurement: &Measurement, value: &Value) -> Result<(), (String, &'s
     Ok(())
 }
 
+/// The kinds of devices that kvgate measures on. Other engines have others.
+const DEVICES: [&str; 3] = ["cpu", "cuda", "metal"];
+
 /// The fields that a scheme has if it was measured.
 fn fields_of_results() -> Vec<String> {
     let statistics = serde_json::to_value(Statistics::default()).unwrap_or_default();
@@ -289,19 +304,47 @@ fn fields_of_results() -> Vec<String> {
 /// No run takes longer, in seconds: a century.
 pub(crate) const LONGEST: f64 = 3.2e9;
 
-/// The place of the first text with a control character in a value.
-fn control_in(value: &Value, place: String) -> Option<String> {
+/// The place of the first text in a value that is not as it must be. `is_wrong` is asked with each text and its place.
+fn text_in(value: &Value, place: &str, is_wrong: &dyn Fn(&str, &str) -> bool) -> Option<String> {
     match value {
-        Value::String(text) if text.contains(char::is_control) => Some(place),
+        Value::String(text) => is_wrong(text, place).then(|| place.to_owned()),
         Value::Array(values) => {
-            values.iter().enumerate().find_map(|(i, v)| control_in(v, format!("{place}[{i}]")))
+            let mut all = values.iter().enumerate();
+            all.find_map(|(i, value)| text_in(value, &format!("{place}[{i}]"), is_wrong))
         }
-        Value::Object(fields) => {
-            fields.iter().find_map(|(key, v)| control_in(v, format!("{place}.{key}")))
-        }
+        Value::Object(fields) => fields.iter().find_map(|(key, value)| {
+            let dot = if place.is_empty() { "" } else { "." };
+            text_in(value, &format!("{place}{dot}{key}"), is_wrong)
+        }),
         _ => None,
     }
 }
+
+/// Whether a text has a character that is not printed. What becomes a line of a golden has none.
+fn is_unprintable(text: &str, _: &str) -> bool {
+    text.contains(|c: char| c.is_control() || text::is_invisible(c))
+}
+
+/// Whether a text has a character by which it looks like another. What is quoted may have any, and is escaped wherever
+/// it is shown.
+fn looks_like_another(text: &str, place: &str) -> bool {
+    let mut keys = place.split(['.', '[']);
+    text.contains(text::is_invisible) && !keys.any(|key| QUOTATIONS.contains(&key))
+}
+
+/// The keys of what quotes something: a corpus, prompts, what a model wrote, a path, or an error.
+const QUOTATIONS: [&str; 10] = [
+    "category",
+    "continuations",
+    "error",
+    "message",
+    "notes",
+    "origin",
+    "path",
+    "place",
+    "texts",
+    "worst",
+];
 
 /// The only keys that may be null: there may be no repository and no policy.
 const OPTIONAL: [&str; 2] = ["head", "policy"];
@@ -400,6 +443,19 @@ mod tests {
         says(&weights, "measurements[0].conditions.weights is no word");
         let device = changed(&|m| m.conditions.device = "cpu\n  weights f32".into());
         says(&device, "measurements[0].conditions.device has a character that is not printed");
+        let device = changed(&|m| m.conditions.device = "gpu".into());
+        says(&device, "measurements[0].conditions.device is none of `cpu`, `cuda` and `metal`");
+        for mark in ['\u{200b}', '\u{200f}', '\u{202a}', '\u{2066}', '\u{feff}', '\u{2028}'] {
+            let marked = format!("a{mark}b");
+            let model = changed(&|m| m.model = marked.clone());
+            says(&model, "measurements[0].model has a character that nobody sees");
+            let needs = changed(&|m| m.schemes[1].needs = vec![marked.clone()]);
+            says(&needs, "measurements[0].schemes[1].needs[0] has a character that nobody sees");
+            let scheme = changed(&|m| m.schemes[1].scheme = marked.clone());
+            says(&scheme, "measurements[0].schemes[1].scheme has a character that nobody sees");
+            let weights = changed(&|m| m.subject.architecture = marked.clone());
+            says(&weights, "measurements[0].subject.architecture has a character that");
+        }
         let seconds = changed(&|m| m.run.seconds = -5.0);
         says(&seconds, "measurements[0].run.seconds is no time");
         let peak = changed(&|m| m.run.card.as_mut().unwrap().peak_bytes = Some(u64::MAX));
@@ -469,6 +525,24 @@ mod tests {
             v["measurements"][0]["conditions"]["reading"] = Value::Array(Vec::new());
         };
         read_edited(&empty).unwrap();
+    }
+
+    #[test]
+    fn other_engines_have_other_devices_and_quotations_have_any_character() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut results = fixture::results();
+        let measurement = &mut results.measurements[0];
+        measurement.conditions.engine = "llama.cpp b11434".into();
+        measurement.conditions.device = "vulkan".into();
+        let mut text = fixture::generated();
+        // two emojis of one person each, joined
+        text.continuations[0].text = "\u{1f469}\u{200d}\u{1f680}".into();
+        let mut replay = fixture::replay();
+        replay.texts[0].baseline = "\u{200f}a".into();
+        replay.texts[0].scheme = "b\u{200b}".into();
+        measurement.schemes[0].replay = Some(replay);
+        measurement.generated = Some(text);
+        read(&write(folder.path(), &results).unwrap()).unwrap();
     }
 
     #[test]
