@@ -31,17 +31,11 @@ pub fn scored(context: usize) -> Range<usize> {
 pub enum CorpusError {
     #[error("cannot read corpus {}: {error}", path.display())]
     Io { path: PathBuf, error: std::io::Error },
-    #[error("corpus {} is not UTF-8 (byte {at}); convert it first", path.display())]
+    #[error("corpus {} {why}", path.display())]
     Encoding {
         path: PathBuf,
-        /// The offset of the first byte that is wrong.
-        at: usize,
-    },
-    #[error("corpus {} is UTF-16 or UTF-32 ({why}), of which a model would read noise; convert it: `iconv -f UTF-16 -t UTF-8`", path.display())]
-    Wide {
-        path: PathBuf,
-        /// What gives it away.
-        why: &'static str,
+        /// What it is instead of UTF-8, and what to do.
+        why: String,
     },
     /// Results and goldens name the chunks of a file after it, and such a name would look like another.
     #[error("corpus {} has a character in its name that nobody sees; rename it", path.display())]
@@ -99,13 +93,7 @@ pub fn read(path: &Path) -> Result<Text, CorpusError> {
     let bytes =
         std::fs::read(path).map_err(|error| CorpusError::Io { path: path.into(), error })?;
     let sha256 = crate::hash::of_bytes(&bytes);
-    if let Some(why) = is_wide(&bytes) {
-        return Err(CorpusError::Wide { path: path.into(), why });
-    }
-    let mut text = String::from_utf8(bytes).map_err(|e| CorpusError::Encoding {
-        path: path.into(),
-        at: e.utf8_error().valid_up_to(),
-    })?;
+    let mut text = utf8(bytes).map_err(|why| CorpusError::Encoding { path: path.into(), why })?;
     if text.ends_with('\n') {
         text.pop();
     }
@@ -114,6 +102,21 @@ pub fn read(path: &Path) -> Result<Text, CorpusError> {
         return Err(CorpusError::Name { path: path.into() });
     }
     Ok(Text { path: path.into(), file: CorpusFile { category, sha256 }, text })
+}
+
+/// The text of a file that a model reads.
+///
+/// # Errors
+/// What the file is instead of UTF-8, and what to do.
+pub(super) fn utf8(bytes: Vec<u8>) -> Result<String, String> {
+    if let Some(why) = is_wide(&bytes) {
+        return Err(format!(
+            "is UTF-16 or UTF-32 ({why}), of which a model would read noise; convert it: `iconv -f UTF-16 -t UTF-8`"
+        ));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        format!("is not UTF-8 (byte {}); convert it first", error.utf8_error().valid_up_to())
+    })
 }
 
 /// Says why a file must be UTF-16 or UTF-32, if it is. ASCII in such a file is valid UTF-8 with a zero byte beside

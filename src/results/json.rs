@@ -354,11 +354,18 @@ fn no_null(value: &Value, path: &str) -> Result<(), JsonError> {
     let found = fields
         .filter(|(key, _)| !OPTIONAL.contains(&key.as_str()))
         .find_map(|(key, value)| null_in(value, key.clone()));
-    match found {
-        Some(place) => Err(JsonError::NotANumber { path: path.into(), place }),
-        None => Ok(()),
+    let Some(place) = found else { return Ok(()) };
+    let path = path.to_owned();
+    if NO_NUMBERS.iter().any(|key| place.ends_with(&format!(".{key}"))) {
+        let why = "is null, and a field without a value is left out";
+        return Err(JsonError::Impossible { path, place, why });
     }
+    Err(JsonError::NotANumber { path, place })
 }
+
+/// The fields that are left out where there is nothing, and are no numbers, so that `null` stands for no NaN there.
+const NO_NUMBERS: [&str; 8] =
+    ["arithmetic", "card", "generated", "place", "prompts", "replay", "shape", "tokenizer_sha256"];
 
 /// The place of the first `null` in a value.
 fn null_in(value: &Value, place: String) -> Option<String> {
@@ -433,6 +440,8 @@ mod tests {
         );
         says(&text.replace("\"mean_kld\": 0.0612", "\"mean_kld\": NaN"), "expected value at line ");
         says(&text.replace("\"engine\"", "\"motor\""), "motor");
+        let null = "measurements[0].run.card is null, and a field without a value is left out";
+        says(&text.replace("\"dtype\": \"f32\"", "\"dtype\": \"f32\", \"card\": null"), null);
         let changed = |edit: &dyn Fn(&mut Measurement)| {
             let mut results = fixture::results();
             fixture::on_a_card(&mut results.measurements[0].run);
