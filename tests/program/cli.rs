@@ -681,6 +681,19 @@ fn prompts_that_cannot_be_read_are_errors() {
     kvgate(&repository, &["check"]).exits(4).says(format!("thresholds.toml:{line}:"));
 }
 
+/// The next run would refuse such a golden, after the accepted one was lost.
+#[test]
+fn a_text_that_its_tokens_do_not_spell_is_not_accepted() {
+    let repository = replayed();
+    let text = repository.text(TEXT_GOLDEN);
+    let path = "kvgate-results/results.json";
+    let mut results: serde_json::Value = serde_json::from_str(&repository.text(path)).unwrap();
+    results["measurements"][0]["generated"]["continuations"][1]["text"] = "Another text".into();
+    repository.put(path, &results.to_string());
+    kvgate(&repository, &["accept", path]).exits(2).says("that do not spell its text");
+    assert_eq!(repository.text(TEXT_GOLDEN), text);
+}
+
 /// The lines of a prompt's continuation in the text golden.
 fn lines_of(repository: &Repository, prompt: &str, name: &str) -> String {
     let text = repository.text(TEXT_GOLDEN);
