@@ -243,7 +243,7 @@ class Vocabularies:
         types = own + [NORMAL] * (len(pieces) - len(own))
         # as in Llama 2: the runs of spaces share the lowest score
         ranked = len(pieces) - len(own) - len(runs)
-        scores = [0.0] * len(own) + [-float(n) for n in range(ranked)] + [-1e9] * len(runs)
+        scores = [-float(n) for n in range(len(own) + ranked)] + [-1e9] * len(runs)
         self.pieces = {"tokens": pieces, "types": types, "scores": scores}
 
     def cases(self):

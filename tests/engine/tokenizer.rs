@@ -106,7 +106,8 @@ fn every_pre_tokenizer_gives_llama_cpps_ids() {
         written(case, &path);
         let tokenizer = Tokenizer::from_vocabulary(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
         let is_rendered = case["rendered"] == true;
-        let ids = if is_rendered { tokenizer.encode_rendered(&text) } else { tokenizer.encode(&text) };
+        let ids =
+            if is_rendered { tokenizer.encode_rendered(&text) } else { tokenizer.encode(&text) };
         let ids = ids.unwrap();
         if sha256(&ids) != case["sha256"].as_str().unwrap() {
             wrong.push(format!("{name}: {} ids instead of {}", ids.len(), case["count"]));

@@ -315,7 +315,8 @@ impl Vocabulary {
         }
         let tokens = self.tokens.iter().zip(&self.types);
         let tokens = tokens.filter(|(token, kind)| {
-            matches!(**kind, CONTROL | UNKNOWN | USER_DEFINED) && !KEPT.contains(&token.as_str())
+            let is_cut_out = matches!(**kind, CONTROL | UNKNOWN | USER_DEFINED);
+            is_cut_out && !token.is_empty() && !KEPT.contains(&token.as_str())
         });
         tokens.map(|(token, &kind)| (token.clone(), kind == USER_DEFINED)).collect()
     }
@@ -525,7 +526,8 @@ fn ranked_merges(
     let mut merges: Vec<(f32, usize, (String, String))> = Vec::new();
     for ((token, &kind), score) in vocabulary.tokens.iter().zip(&vocabulary.types).zip(scores) {
         let score = match score {
-            Value::F32(v) if v.is_finite() => *v,
+            // a zero has one sign only, so that equal scores have equal bits
+            Value::F32(v) if v.is_finite() => *v + 0.0,
             _ => return Err(file.bad_key(SCORES, "must be finite floats")),
         };
         // llama.cpp merges pieces of any type. Those that users define are cut out of a text before that.
@@ -568,7 +570,8 @@ fn are_runs(pieces: &[&str]) -> bool {
     let Some(c) = pieces[0].chars().next() else { return false };
     let mut lengths: Vec<_> = pieces.iter().map(|piece| piece.len() / c.len_utf8()).collect();
     lengths.sort_unstable();
-    pieces.iter().all(|piece| piece.chars().all(|other| other == c)) && lengths.into_iter().eq(2..pieces.len() + 2)
+    pieces.iter().all(|piece| piece.chars().all(|other| other == c))
+        && lengths.into_iter().eq(2..pieces.len() + 2)
 }
 
 pub(in crate::model) fn text<'a>(file: &'a Gguf, key: &str) -> Option<&'a str> {

@@ -16,22 +16,30 @@ use super::bos::Rule::{self, Adds, Forced};
 
 /// Endings behind an apostrophe.
 macro_rules! contractions {
-    () => { "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])" };
+    () => {
+        "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+    };
 }
 
 /// What is neither a word nor digits.
 macro_rules! after_words {
-    () => { r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+" };
+    () => {
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    };
 }
 
 /// The same with slashes behind punctuation.
 macro_rules! after_cased_words {
-    () => { r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+" };
+    () => {
+        r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    };
 }
 
 /// Words of letters and their marks, and words of ASCII behind punctuation.
 macro_rules! marked_words {
-    () => { r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"## };
+    () => {
+        r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"##
+    };
 }
 
 /// Han, by the ranges of its blocks.
@@ -60,8 +68,7 @@ const GPT4O: &[&str] = &[concat!(
     after_cased_words!()
 )];
 /// Digits in threes, counted from the right. What stands before them belongs to the first group.
-const DIGITS_FROM_THE_RIGHT: &str =
-    r"[^\p{N}]*\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|[^\p{N}]+";
+const DIGITS_FROM_THE_RIGHT: &str = r"(?>[^\p{N}]*)\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))|[^\p{N}]+";
 const AYA: &[&str] = &[
     DIGITS_FROM_THE_RIGHT,
     concat!(
