@@ -409,10 +409,10 @@ mod tests {
         let root = folder.path();
         let (mut results, policy) = ready(root);
         let measurement = &mut results.measurements[0];
-        let text = fixture::generated();
-        measurement.subject.weights_sha256 = text.weights_sha256.clone();
-        measurement.conditions.prompts = Some(text.conditions());
-        measurement.generated = Some(text);
+        let generated = fixture::generated();
+        measurement.subject.weights_sha256 = generated.weights_sha256.clone();
+        measurement.conditions.prompts = Some(generated.conditions());
+        measurement.generated = Some(generated);
         measurement.schemes.iter_mut().for_each(|s| s.replay = Some(fixture::replay()));
         let says = |edit: &dyn Fn(&mut Measurement), why: &str| {
             let mut results = results.clone();
