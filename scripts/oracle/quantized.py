@@ -401,7 +401,6 @@ def gptq():
         ("gptq-v2", 4, True, "gptq_v2"),
         ("gptq-8", 8, False, "gptq"),
     ]:
-        torch.manual_seed(3)
 
         def quantize(_, weight):
             order = torch.randperm(weight.shape[1]) // 32 if act else None
@@ -543,7 +542,6 @@ def mxfp4():
     """Experts alone: there is no model of this shape but gpt-oss."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-    torch.manual_seed(11)
     stored, dequantized = dict(random_model()), {}
     for name, shape in [("gate_up_proj", (2, 24, 3, 16)), ("down_proj", (2, 8, 2, 16))]:
         full = f"model.layers.0.mlp.experts.{name}"
@@ -565,6 +563,9 @@ def main():
     args = parser.parse_args()
     for maker in MAKERS:
         if not args.makers or maker.__name__ in args.makers:
+            # whether others were made before or not
+            random_weights()
+            torch.manual_seed(11)
             maker()
 
 

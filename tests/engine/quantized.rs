@@ -93,13 +93,19 @@ fn weights_are_those_of_the_formats_own_packages() {
         }
         let note = checkpoint.notes.iter().find(|note| note.contains("weights are quantized"));
         let count = weights.len().to_string();
-        assert!(note.is_some_and(|note| note.starts_with(&count)), "{name}: {:?}", checkpoint.notes);
+        assert!(
+            note.is_some_and(|note| note.starts_with(&count)),
+            "{name}: {:?}",
+            checkpoint.notes
+        );
         let logits = logits(&support::load(&checkpoint), &ids(&oracle["ids"]));
         for want in oracle["positions"].as_array().unwrap() {
             let row = logits.get(want["position"].as_u64().unwrap() as usize).unwrap();
             let got: Vec<f32> = row.to_vec1().unwrap();
-            let distance =
-                relative(&got, want["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()));
+            let distance = relative(
+                &got,
+                want["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()),
+            );
             assert!(distance <= tolerance(1e-4), "{name}: {distance:.1e}");
         }
     }
@@ -112,13 +118,28 @@ fn descriptions_are_read_to_their_last_member() {
         ("fp8-blocks", "fmt", json!("e5m2"), &["quantization_config.fmt", "e5m2"][..]),
         ("fp8-blocks", "surprise", json!(1), &["quantization_config.surprise", "does not know"]),
         ("fp8-blocks", "weight_block_size", json!([32, 32]), &["weight_scale_inv", "does not fit"]),
-        ("fp8-blocks", "modules_to_not_convert", json!(["q_proj"]), &["q_proj", "leaves `q_proj` out"]),
-        ("fp8-tensor", "kv_cache_scheme", json!({"num_bits": 4}), &["kv_cache_scheme.num_bits", "4"]),
+        (
+            "fp8-blocks",
+            "modules_to_not_convert",
+            json!(["q_proj"]),
+            &["q_proj", "leaves `q_proj` out"],
+        ),
+        (
+            "fp8-tensor",
+            "kv_cache_scheme",
+            json!({"num_bits": 4}),
+            &["kv_cache_scheme.num_bits", "4"],
+        ),
         ("fp8-tensor", "kv_cache_scheme", json!("dynamic"), &["kv_cache_scheme", "dynamic"]),
         ("ct-int4", "format", json!("marlin-24"), &["quantization_config.format", "marlin-24"]),
         ("ct-int4", "transform_config", json!({"R1": {}}), &["transform_config", "R1"]),
         ("ct-int4", "quantization_status", json!("frozen"), &["quantization_status", "frozen"]),
-        ("ct-nvfp4", "kv_cache_scheme", json!({"strategy": "attn_head"}), &["strategy", "attn_head"]),
+        (
+            "ct-nvfp4",
+            "kv_cache_scheme",
+            json!({"strategy": "attn_head"}),
+            &["strategy", "attn_head"],
+        ),
         ("modelopt-nvfp4", "quant_algo", json!("W4A8_AWQ"), &["quant_algo", "w4a8_awq"]),
         ("modelopt-nvfp4", "quant_algo", json!("FP8"), &["different ways", "hf_quant_config.json"]),
         ("awq", "version", json!("gemv"), &["quantization_config.version", "gemv"]),
@@ -138,7 +159,8 @@ fn descriptions_are_read_to_their_last_member() {
         }
     }
     let other = described("gptq", |config| {
-        config["quantization_config"] = json!({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"});
+        config["quantization_config"] =
+            json!({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"});
     });
     let error = open(other.path()).err().unwrap();
     assert!(error.contains("different ways"), "{error}");
@@ -156,7 +178,8 @@ fn a_layer_that_no_group_describes_is_refused() {
         ("ct-nvfp4", "group_size", json!(32)),
     ] {
         let folder = described(name, |config| {
-            config["quantization_config"]["config_groups"]["group_0"]["weights"][key] = value.clone();
+            config["quantization_config"]["config_groups"]["group_0"]["weights"][key] =
+                value.clone();
         });
         let error = open(folder.path()).err().unwrap_or_else(|| panic!("{name} {key} {value}"));
         assert!(error.contains("no group of the configuration describes"), "{name} {key}: {error}");

@@ -46,13 +46,18 @@ pub(super) fn take(raw: &mut Raw, layers: &str) -> Result<CacheScales, ModelErro
         for stem in raw.stems(&format!(".{end}")) {
             let name = format!("{stem}.{end}");
             let Some(index) = stem.strip_prefix(layers).and_then(|index| index.parse().ok()) else {
-                return Err(raw.refuse(&name, "is a scale of the cache in no layer of the text model"));
+                return Err(
+                    raw.refuse(&name, "is a scale of the cache in no layer of the text model")
+                );
             };
             let scale = scale(raw, &name)?;
             let layer = found.entry(index).or_default();
             for (known, _) in layer.iter_mut().zip(sides).filter(|(_, is_meant)| *is_meant) {
                 if known.replace(scale).is_some() {
-                    return Err(raw.refuse(&name, "is a second scale of the same cache: nothing says which is meant"));
+                    return Err(raw.refuse(
+                        &name,
+                        "is a second scale of the same cache: nothing says which is meant",
+                    ));
                 }
             }
         }
@@ -73,9 +78,15 @@ fn scale(raw: &mut Raw, name: &str) -> Result<f32, ModelError> {
     let scales = raw.floats(name)?;
     match scales[..] {
         [scale] if scale.is_finite() && scale > 0.0 => Ok(scale),
-        [scale] => Err(raw.refuse(name, format!("is {scale}, and a scale of the cache must be finite and over 0"))),
+        [scale] => Err(raw.refuse(
+            name,
+            format!("is {scale}, and a scale of the cache must be finite and over 0"),
+        )),
         _ => {
-            let message = format!("has {} scales, and a cache with several for a layer is not read", scales.len());
+            let message = format!(
+                "has {} scales, and a cache with several for a layer is not read",
+                scales.len()
+            );
             Err(raw.refuse(name, message))
         }
     }

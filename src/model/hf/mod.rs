@@ -16,8 +16,8 @@ use super::ModelError;
 use crate::compute::device::HOST;
 use crate::files::safetensors_header;
 use crate::source::pinned::{CONFIG, INDEX, TOKENIZER};
-use candle_core::{DType, Tensor};
 use cache_scales::CacheScales;
+use candle_core::{DType, Tensor};
 use convention::Convention;
 use folder::Weights;
 use memmap2::Mmap;
@@ -532,9 +532,7 @@ impl Tensors for HfCheckpoint {
                 let rows = Tensor::from_raw_buffer(&rows, dtype, &[ids.len(), width], &HOST)?;
                 Ok(rows.to_dtype(DType::F32)?)
             }
-            Stored::Quantized(quantized) => {
-                Ok(quantized.some_rows(&self.parts(stored), ids)?)
-            }
+            Stored::Quantized(quantized) => Ok(quantized.some_rows(&self.parts(stored), ids)?),
         }
     }
 }

@@ -29,13 +29,16 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     described.neutral("bits", &[json!(BITS)])?;
     described.neutral("w_bit", &[json!(BITS)])?;
     described.one_of("version", &["gemm"])?;
+    described.one_of("format", &["gemm"])?;
     described.neutral("zero_point", &[json!(true)])?;
     let group = match described.take("group_size").or(described.take("q_group_size")) {
         Some(size) => group(&described, &size)?,
         None => Some(128),
     };
     let plain = described.names("modules_to_not_convert")?;
-    described.pass_over(&["backend", "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config"]);
+    // transformers writes its members for GPTQ here, too
+    described.pass_over(super::gptq::MAKING);
+    described.pass_over(&["do_fuse", "fuse_max_seq_len", "modules_to_fuse"]);
     described.close()?;
     Ok(Box::new(Awq { group, plain }))
 }

@@ -22,7 +22,9 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     let four = [described.flag("load_in_4bit")?, described.flag("_load_in_4bit")?];
     let is_on = |flags: [Option<bool>; 2]| flags.contains(&Some(true));
     if is_on(eight) == is_on(four) {
-        return Err(described.error("load_in_4bit", "must be true if `load_in_8bit` is not, and only then"));
+        return Err(
+            described.error("load_in_4bit", "must be true if `load_in_8bit` is not, and only then")
+        );
     }
     described.one_of("bnb_4bit_quant_type", &["nf4", "fp4"])?;
     let plain = described.names("llm_int8_skip_modules")?;
@@ -151,9 +153,10 @@ fn state(raw: &Raw, stored: &Taken) -> Result<State, ModelError> {
     let whole = json::object(raw.folder, stored.part().bytes)?;
     let refuse = |what: &str| raw.refuse(&stored.name, format!("{what}: {whole}"));
     let number = |key: &str| whole.get(key).and_then(Value::as_u64).filter(|&n| n > 0);
-    let shape: Option<Vec<usize>> = whole.get("shape").and_then(Value::as_array).and_then(|list| {
-        list.iter().map(|n| usize::try_from(n.as_u64()?).ok()).collect()
-    });
+    let shape: Option<Vec<usize>> = whole
+        .get("shape")
+        .and_then(Value::as_array)
+        .and_then(|list| list.iter().map(|n| usize::try_from(n.as_u64()?).ok()).collect());
     let elements =
         shape.iter().flatten().try_fold(1usize, |n, &dimension| n.checked_mul(dimension));
     let (Some(shape @ [_, _]), Some(block), Some(_)) =
@@ -200,15 +203,18 @@ impl Dequantize for Mapped {
     fn rows(&self, parts: &[Part], rows: Rows, out: &mut [f32]) {
         let [codes, map, ..] = parts else { return };
         let map: [f32; 16] = std::array::from_fn(|code| map.float(code));
-        let (mut scale, mut known) = (0.0, None);
-        for (at, x) in out.iter_mut().enumerate() {
-            let at = rows.first * rows.width + at;
-            let block = at / self.block;
-            if known != Some(block) {
-                (scale, known) = (self.scale(parts, block), Some(block));
+        let mut at = rows.first * rows.width;
+        let mut left = out;
+        while !left.is_empty() {
+            let (block, skipped) = (at / self.block, at % self.block);
+            let taken = (self.block - skipped).min(left.len());
+            let (numbers, rest) = std::mem::take(&mut left).split_at_mut(taken);
+            let scale = self.scale(parts, block);
+            for (i, x) in numbers.iter_mut().enumerate() {
+                let code = codes.bytes[(at + i) / 2] >> (4 * (1 - (at + i) % 2)) & 15;
+                *x = map[usize::from(code)] * scale;
             }
-            let code = codes.bytes[at / 2] >> (4 * (1 - at % 2)) & 15;
-            *x = map[usize::from(code)] * scale;
+            (at, left) = (at + taken, rest);
         }
     }
 }

@@ -59,7 +59,13 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     described.neutral("moe_sparsity_config", &[])?;
     if let Some(mut sparsity) = described.object("sparsity_config")? {
         sparsity.neutral("format", &[json!("dense")])?;
-        sparsity.pass_over(&["registry_requires_subclass", "ignore", "targets", "global_sparsity", "sparsity_structure"]);
+        sparsity.pass_over(&[
+            "registry_requires_subclass",
+            "ignore",
+            "targets",
+            "global_sparsity",
+            "sparsity_structure",
+        ]);
         sparsity.close()?;
     }
     let plain = described.names("ignore")?;
@@ -101,7 +107,9 @@ fn weights(mut described: Described) -> Result<Weights, ModelError> {
         Some(value) if value.as_i64() == Some(-1) => None,
         Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
             Some(size) if size > 0 => Some(size),
-            _ => return Err(described.error("group_size", format!("is {value}, no size of a group"))),
+            _ => {
+                return Err(described.error("group_size", format!("is {value}, no size of a group")))
+            }
         },
     };
     let block = super::fp8::block(&mut described, "block_structure")?;
@@ -112,7 +120,9 @@ fn weights(mut described: Described) -> Result<Weights, ModelError> {
         (Some("group" | "tensor_group") | None, Some(size), None) => Strategy::Group(size),
         (Some("block") | None, None, Some(block)) => Strategy::Block(block),
         (strategy, ..) => {
-            let message = format!("is {strategy:?}, which does not go with `group_size` and `block_structure`");
+            let message = format!(
+                "is {strategy:?}, which does not go with `group_size` and `block_structure`"
+            );
             return Err(described.error("strategy", message));
         }
     };
@@ -208,7 +218,9 @@ impl Compressed {
         if group.symmetric {
             // FP8 has none, and symmetric weights have zeros there
             if let Some(zeros) = zeros.filter(|zeros| zeros.part().bytes.iter().any(|&z| z != 0)) {
-                return Err(raw.refuse(&zeros.name, "moves weights that the configuration calls symmetric"));
+                return Err(
+                    raw.refuse(&zeros.name, "moves weights that the configuration calls symmetric")
+                );
             }
         } else {
             let zeros = zeros.ok_or_else(|| raw.absent(&format!("{name}_zero_point")))?;
@@ -259,7 +271,9 @@ impl Compressed {
             }
             (None, false) => return Err(raw.absent(&format!("{name}_zero_point"))),
             (Some(zeros), true) => {
-                return Err(raw.refuse(&zeros.name, "moves weights that the configuration calls symmetric"))
+                return Err(
+                    raw.refuse(&zeros.name, "moves weights that the configuration calls symmetric")
+                )
             }
         };
         let groups = columns.div_ceil(grid.run());
@@ -267,7 +281,8 @@ impl Compressed {
             // the package takes groups in order if an index is negative
             Some(order) if (0..columns).any(|i| order.part().whole(i) == Some(-1)) => None,
             Some(order) => {
-                let is_group = |i| matches!(order.part().whole(i), Some(g) if (0..groups as i64).contains(&g));
+                let is_group =
+                    |i| matches!(order.part().whole(i), Some(g) if (0..groups as i64).contains(&g));
                 if order.shape() != [columns] || !(0..columns).all(is_group) {
                     return Err(raw.misfit(&order, &whole));
                 }
@@ -275,7 +290,8 @@ impl Compressed {
             }
             None => None,
         };
-        let how = PackedInts { packing, words: words.shape()[1], grid, zero, ordered: order.is_some() };
+        let how =
+            PackedInts { packing, words: words.shape()[1], grid, zero, ordered: order.is_some() };
         let label = format!("INT{} packed", group.bits);
         let parts = [Some(words), Some(scales), order, zeros].into_iter().flatten().collect();
         raw.put(name, whole.to_vec(), label, parts, how)
@@ -291,7 +307,8 @@ impl Compressed {
         if let Some(columns) = whole.last_mut() {
             *columns = columns.saturating_mul(2);
         }
-        let (_, grid) = self.group(raw, &whole, &scales, |group| group.is_float && group.bits == 4)?;
+        let (_, grid) =
+            self.group(raw, &whole, &scales, |group| group.is_float && group.bits == 4)?;
         let mut parts = vec![codes, scales];
         let is_nv = parts[1].dtype() == Dtype::F8_E4M3;
         if is_nv {
@@ -317,9 +334,10 @@ impl Packing {
         32 / self.bits
     }
 
+    /// The number at an index, of which this is the word.
     fn unpacked(self, word: u32, index: usize) -> i32 {
         let mask = (1u32 << self.bits) - 1;
-        ((word >> (index * self.bits)) & mask) as i32 - (1 << (self.bits - 1))
+        ((word >> (index * self.bits % 32)) & mask) as i32 - (1 << (self.bits - 1))
     }
 }
 
@@ -328,8 +346,12 @@ impl Packing {
 enum Zero {
     None,
     /// Packed along the rows.
-    Packed { across: usize },
-    Bytes { across: usize },
+    Packed {
+        across: usize,
+    },
+    Bytes {
+        across: usize,
+    },
 }
 
 /// Words, scales, perhaps the group of each column, perhaps zero points.
@@ -347,8 +369,8 @@ impl PackedInts {
         match self.zero {
             Zero::None => 0,
             Zero::Packed { across } => {
-                let (word, index) = (row / self.packing.in_word(), row % self.packing.in_word());
-                self.packing.unpacked(zeros.word(word * across + group), index)
+                let word = row * self.packing.bits / 32;
+                self.packing.unpacked(zeros.word(word * across + group), row)
             }
             Zero::Bytes { across } => i32::from(zeros.bytes[row * across + group] as i8),
         }
@@ -360,7 +382,6 @@ impl Dequantize for PackedInts {
         let [words, scales, rest @ ..] = parts else { return };
         let order = rest.first().filter(|_| self.ordered);
         let zeros = rest.last().unwrap_or(scales);
-        let in_word = self.packing.in_word();
         for (at, numbers) in out.chunks_exact_mut(rows.width.max(1)).enumerate() {
             let row = rows.first + at;
             let first = self.grid.row(row);
@@ -368,14 +389,22 @@ impl Dequantize for PackedInts {
             let scale_of =
                 |group: usize| (scales.float(first + group), self.zero(zeros, row, group));
             let scales: Vec<(f32, i32)> = (0..groups).map(scale_of).collect();
-            for (column, x) in numbers.iter_mut().enumerate() {
-                let word = words.word(row * self.words + column / in_word);
-                let group = match order {
-                    Some(order) => order.whole(column).unwrap_or(0) as usize,
-                    None => column / self.grid.run(),
-                };
-                let (scale, zero) = scales[group];
-                *x = (self.packing.unpacked(word, column % in_word) - zero) as f32 * scale;
+            let number = |column: usize, (scale, zero): (f32, i32)| {
+                let word = words.word(row * self.words + column * self.packing.bits / 32);
+                (self.packing.unpacked(word, column) - zero) as f32 * scale
+            };
+            if let Some(order) = order {
+                for (column, x) in numbers.iter_mut().enumerate() {
+                    let group = order.whole(column).unwrap_or(0) as usize;
+                    *x = number(column, scales[group]);
+                }
+                continue;
+            }
+            let run = self.grid.run();
+            for (group, numbers) in numbers.chunks_mut(run).enumerate() {
+                for (i, x) in numbers.iter_mut().enumerate() {
+                    *x = number(group * run + i, scales[group]);
+                }
             }
         }
     }
@@ -388,9 +417,10 @@ mod tests {
     #[test]
     fn numbers_lie_from_the_lowest_bits_upwards() {
         let four = Packing { bits: 4 };
-        assert_eq!((0..8).map(|i| four.unpacked(0x7654_3210, i)).collect::<Vec<_>>(), [
-            -8, -7, -6, -5, -4, -3, -2, -1
-        ]);
+        assert_eq!(
+            (0..8).map(|i| four.unpacked(0x7654_3210, i)).collect::<Vec<_>>(),
+            [-8, -7, -6, -5, -4, -3, -2, -1]
+        );
         assert_eq!(Packing { bits: 8 }.unpacked(0xff00_0000, 3), 127);
     }
 }

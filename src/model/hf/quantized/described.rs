@@ -53,7 +53,9 @@ impl Described {
         read: impl Fn(&Value) -> Option<T>,
     ) -> Result<Option<T>, ModelError> {
         let Some(value) = self.take(key) else { return Ok(None) };
-        read(&value).map(Some).ok_or_else(|| self.error(key, format!("must be {what}, not {value}")))
+        read(&value)
+            .map(Some)
+            .ok_or_else(|| self.error(key, format!("must be {what}, not {value}")))
     }
 
     pub fn number(&mut self, key: &str) -> Result<Option<usize>, ModelError> {

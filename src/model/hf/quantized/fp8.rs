@@ -24,7 +24,8 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     described.neutral("fmt", &[json!("e4m3"), json!("float8_e4m3fn")])?;
     described.neutral("scale_fmt", &[json!("ue8m0"), json!("float")])?;
     described.one_of("activation_scheme", &["dynamic", "static"])?;
-    described.pass_over(&["activation_scale_ub", "dequantize"]);
+    described.neutral("expert_dtype", &[json!("fp8")])?;
+    described.pass_over(&["activation_scale_ub", "dequantize", "modules_to_convert"]);
     let block = block(&mut described, "weight_block_size")?;
     let mut plain = described.names("modules_to_not_convert")?;
     plain.extend(described.names("ignored_layers")?);

@@ -14,7 +14,7 @@ use serde_json::json;
 pub(super) const GPTQ: Known = Known { names: &["gptq"], read };
 
 /// Members about how the weights were found, and about which kernels run them.
-const MAKING: &[&str] = &[
+pub(super) const MAKING: &[&str] = &[
     "desc_act",
     "sym",
     "damp_percent",
@@ -62,20 +62,27 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
         Some(bits @ (2 | 4 | 8)) => bits,
         other => {
             let found = other.map_or("missing".into(), |bits| bits.to_string());
-            return Err(described.error("bits", format!("is {found}, and kvgate reads GPTQ in 2, 4 or 8 bits")));
+            return Err(described
+                .error("bits", format!("is {found}, and kvgate reads GPTQ in 2, 4 or 8 bits")));
         }
     };
     let group = match described.take("group_size") {
         Some(size) => group(&described, &size)?,
         None => Some(128),
     };
-    let format = described.one_of("checkpoint_format", &["gptq", "gptq_v2"])?;
-    described.neutral("format", &[json!("gptq"), json!("gptq_v2")])?;
+    let formats = ["gptq", "gptq_v2"];
+    let old = described.one_of("format", &formats)?;
+    let format = described.one_of("checkpoint_format", &formats)?;
+    if old.is_some() && format.is_some() && old != format {
+        return Err(described.error("checkpoint_format", "is another format than `format` says"));
+    }
+    let format = format.or(old);
+    described.neutral("method", &[json!("gptq")])?;
     described.neutral("quant_type", &[json!("int"), json!("gptq")])?;
     described.neutral("is_marlin_format", &[json!(false)])?;
     described.neutral("pack_dtype", &[json!("int32")])?;
     // settings for single modules, rotations and adapters, which would have to be carried out
-    for key in ["dynamic", "rotation", "adapter", "quantization"] {
+    for key in ["dynamic", "rotation", "adapter", "activation", "quantization"] {
         described.neutral(key, &[])?;
     }
     described.pass_over(MAKING);
@@ -118,7 +125,8 @@ impl Method for Gptq {
             }
             let (bits, more) = (self.bits, self.more);
             let columns = Packed { bits, outputs, across: outputs.div_ceil(in_word), more };
-            let parts = [Some(words), Some(zeros), Some(scales), order].into_iter().flatten().collect();
+            let parts =
+                [Some(words), Some(zeros), Some(scales), order].into_iter().flatten().collect();
             let label = format!("INT{bits} (GPTQ)");
             raw.put(name, whole, label, parts, ByColumns { columns, outputs, group })?;
         }
@@ -136,8 +144,9 @@ struct Packed {
 }
 
 impl Packed {
+    /// The number at an index, of which this is the word.
     fn number(&self, word: u32, index: usize) -> i32 {
-        ((word >> (self.bits * index)) & self.mask()) as i32
+        ((word >> (self.bits * index % 32)) & self.mask()) as i32
     }
 
     fn mask(&self) -> u32 {
@@ -147,13 +156,12 @@ impl Packed {
 
 impl Columns for Packed {
     fn code(&self, words: &Part, input: usize, output: usize) -> i32 {
-        let in_word = 32 / self.bits;
-        self.number(words.word(input / in_word * self.outputs + output), input % in_word)
+        self.number(words.word(input * self.bits / 32 * self.outputs + output), input)
     }
 
     fn zero(&self, zeros: &Part, group: usize, output: usize) -> i32 {
-        let in_word = 32 / self.bits;
-        let stored = self.number(zeros.word(group * self.across + output / in_word), output % in_word);
+        let word = zeros.word(group * self.across + output * self.bits / 32);
+        let stored = self.number(word, output);
         // a zero point of 0 is stored as -1, that is as the largest number
         (stored + self.more) & self.mask() as i32
     }

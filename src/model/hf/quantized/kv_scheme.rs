@@ -29,7 +29,9 @@ pub(super) fn take(described: &mut Described) -> Result<bool, ModelError> {
         }
         Some(other) => Err(described.error(
             KEY,
-            format!("is {other}, a way to store the cache that this version of kvgate does not know"),
+            format!(
+                "is {other}, a way to store the cache that this version of kvgate does not know"
+            ),
         )),
     }
 }

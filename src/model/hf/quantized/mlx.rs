@@ -68,7 +68,8 @@ fn settings(described: &mut Described) -> Result<Settings, ModelError> {
         _ => (group, bits) == (usual_group, usual_bits),
     };
     if !is_known {
-        let message = format!("is {bits} with groups of {group} in mode `{mode}`, which MLX does not have");
+        let message =
+            format!("is {bits} with groups of {group} in mode `{mode}`, which MLX does not have");
         return Err(described.error("bits", message));
     }
     Ok(Settings { group, bits, mode })

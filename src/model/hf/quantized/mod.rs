@@ -198,13 +198,18 @@ impl Quantization {
 
     /// Modules that the description leaves out must not be quantized.
     fn leaves_out(&self, raw: &Raw) -> Result<(), ModelError> {
-        let weights = raw.tensors.iter().filter(|(_, stored)| matches!(stored, Stored::Quantized(_)));
+        let weights =
+            raw.tensors.iter().filter(|(_, stored)| matches!(stored, Stored::Quantized(_)));
         for (name, _) in weights {
             let module = name.strip_suffix(".weight").unwrap_or(name);
             let is_named = |plain: &&String| {
-                module.strip_suffix(plain.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+                module
+                    .strip_suffix(plain.as_str())
+                    .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
             };
-            if let Some(plain) = self.method.plain().iter().filter(|plain| !plain.is_empty()).find(is_named) {
+            if let Some(plain) =
+                self.method.plain().iter().filter(|plain| !plain.is_empty()).find(is_named)
+            {
                 let message = format!(
                     "is quantized, and {} leaves `{plain}` out: nothing says which is right",
                     self.place

@@ -82,7 +82,11 @@ impl<'a> Raw<'a> {
     }
 
     /// A tensor that may be there, in one of these types.
-    pub(super) fn may(&mut self, name: &str, dtypes: &[Dtype]) -> Result<Option<Taken<'a>>, ModelError> {
+    pub(super) fn may(
+        &mut self,
+        name: &str,
+        dtypes: &[Dtype],
+    ) -> Result<Option<Taken<'a>>, ModelError> {
         let Some(taken) = self.take(name) else { return Ok(None) };
         self.check_dtype(&taken, dtypes)?;
         Ok(Some(taken))
@@ -142,12 +146,15 @@ impl<'a> Raw<'a> {
         // codes of fewer than two bits are not read, so that a small file cannot ask for all memory
         let stored: usize = parts.iter().map(|part| part.bytes.len()).sum();
         if elements.is_none_or(|elements| elements > stored.saturating_mul(8)) {
-            return Err(self.refuse(&name, format!("of shape {shape:?} is larger than what is stored of it")));
+            return Err(self
+                .refuse(&name, format!("of shape {shape:?} is larger than what is stored of it")));
         }
         let parts = parts.into_iter().map(|part| part.located).collect();
         let quantized = Quantized { shape, label: label.into(), parts, how: Box::new(how) };
         if self.tensors.insert(name.clone(), Stored::Quantized(quantized)).is_some() {
-            return Err(self.refuse(&name, "is there as such and quantized: nothing says which is meant"));
+            return Err(
+                self.refuse(&name, "is there as such and quantized: nothing says which is meant")
+            );
         }
         self.count += 1;
         Ok(())

@@ -53,9 +53,11 @@ impl Quantized {
     pub fn read(&self, parts: &[Part]) -> candle_core::Result<Tensor> {
         let width = self.width();
         let mut numbers = vec![0f32; self.shape.iter().product()];
-        numbers.par_chunks_mut((TOGETHER * width).max(1)).enumerate().for_each(|(at, out)| {
-            self.how.rows(parts, Rows { first: at * TOGETHER, width }, out);
-        });
+        numbers.par_chunks_mut(TOGETHER.saturating_mul(width).max(1)).enumerate().for_each(
+            |(at, out)| {
+                self.how.rows(parts, Rows { first: at * TOGETHER, width }, out);
+            },
+        );
         Tensor::from_vec(numbers, &self.shape[..], &crate::compute::device::HOST)
     }
 
@@ -104,7 +106,9 @@ impl Part<'_> {
     /// A whole number.
     pub fn whole(&self, index: usize) -> Option<i64> {
         let number = match self.dtype {
-            Dtype::I64 => i64::from_le_bytes(self.bytes.get(8 * index..)?.get(..8)?.try_into().ok()?),
+            Dtype::I64 => {
+                i64::from_le_bytes(self.bytes.get(8 * index..)?.get(..8)?.try_into().ok()?)
+            }
             Dtype::I32 => i64::from(i32::from_le_bytes(
                 self.bytes.get(4 * index..)?.get(..4)?.try_into().ok()?,
             )),
@@ -147,7 +151,12 @@ impl Grid {
         let [.., columns] = whole else { return None };
         let rows = whole.iter().product::<usize>().checked_div(*columns)?.max(1);
         let is_one = scales.iter().product::<usize>() == 1;
-        is_one.then_some(Grid { matrix: rows, block: [rows, (*columns).max(1)], down: 1, across: 1 })
+        is_one.then_some(Grid {
+            matrix: rows,
+            block: [rows, (*columns).max(1)],
+            down: 1,
+            across: 1,
+        })
     }
 
     /// One scale for each row, with or without a last dimension of 1.
