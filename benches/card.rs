@@ -308,6 +308,7 @@ impl Dense {
                     qk_norm: QkNorm::Heads,
                     fused: false,
                     own_scores: false,
+                    cache_scales: None,
                     v_norm: false,
                     gated: false,
                     rope: Rope {

@@ -408,12 +408,18 @@ struct Seed {
     gguf: Option<Parts>,
 }
 
+/// Quantized folders that open although their numbers are all zero.
+const QUANTIZED: [&str; 7] =
+    ["awq", "bnb-int8", "ct-fp8-blocks", "ct-nvfp4", "fp8-blocks", "gptq-order", "mlx-affine-4"];
+
 fn seeds() -> Vec<Seed> {
     let mut seeds = Vec::new();
     let mut folders: Vec<_> = std::fs::read_dir(fixtures().join("checkpoints")).unwrap().collect();
     folders.sort_by_key(|entry| entry.as_ref().unwrap().file_name());
-    for folder in folders {
-        let folder = folder.unwrap().path();
+    let tokenizer = std::fs::read(fixtures().join("checkpoints/llama/tokenizer.json")).unwrap();
+    let folders = folders.into_iter().map(|entry| entry.unwrap().path());
+    let quantized = QUANTIZED.map(|name| fixtures().join("quantized").join(name));
+    for folder in folders.chain(quantized) {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
         let mut files = BTreeMap::new();
         for entry in std::fs::read_dir(&folder).unwrap() {
@@ -431,11 +437,14 @@ fn seeds() -> Vec<Seed> {
             } else if file.ends_with(".safetensors") {
                 let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
                 files.insert(file, (bytes[..header].to_vec(), bytes.len() as u64));
-            } else if !file.starts_with("logits") {
+            } else if !file.starts_with("logits") && file != "oracle.json" {
                 let size = bytes.len() as u64;
                 files.insert(file, (bytes, size));
             }
         }
+        // quantized folders are stored without
+        let size = tokenizer.len() as u64;
+        files.entry("tokenizer.json".into()).or_insert_with(|| (tokenizer.clone(), size));
         seeds.push(Seed { name, files, gguf: None });
     }
     seeds

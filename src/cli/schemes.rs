@@ -28,6 +28,7 @@ A scheme is a codec for both K and V (q8_0), or one for each (q8_0/q4_0: K first
                     of their own: kvarn4 is kvarn4:tail=128:sink=128)
   :center           K less its mean over a calibration text (kvgate calibrate)
   :tensor :head     fp8 with a calibrated scale for each layer, or each of its KV heads
+  :checkpoint       fp8_e4m3 with the scales that the checkpoint has
 and schemes of their own for some layers: q4_0@first2=q8_0@global=q8_0/q4_0
   @7 @0-2 @firstN @lastN @global @sliding; the last that names a layer counts";
 

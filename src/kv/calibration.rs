@@ -6,7 +6,6 @@
 //! is rotated. The metadata names the format, the model and the texts.
 
 use super::layout::LayerKv;
-use super::scheme::Scale;
 use crate::files::{safetensors_header, write_atomically};
 use crate::hash;
 use crate::results::CorpusFile;
@@ -86,11 +85,11 @@ pub enum CalibrationError {
 }
 
 impl Ranges {
-    /// One scale for each head. Divided by it, the largest magnitude becomes `largest`. If a mean is
+    /// One scale for each head: its own, or that of the layer. Divided by it, the largest magnitude becomes `largest`. If a mean is
     /// subtracted first, the magnitude is what remains.
     pub(super) fn scales(
         &self,
-        scale: Scale,
+        by_head: bool,
         largest: f32,
         mean: Option<&[f32]>,
         kv: &LayerKv,
@@ -105,10 +104,7 @@ impl Ranges {
         };
         let heads: Vec<f32> = (0..kv.heads).map(of_head).collect();
         let all = heads.iter().copied().fold(0.0f32, f32::max);
-        let fitted = |head: f32| match scale {
-            Scale::Tensor => all / largest,
-            Scale::Head => head / largest,
-        };
+        let fitted = |head: f32| if by_head { head / largest } else { all / largest };
         // a head that was always zero needs no scale
         heads.into_iter().map(fitted).map(|s| if s > 0.0 { s } else { 1.0 }).collect()
     }
@@ -393,9 +389,9 @@ mod tests {
     fn scales_bring_the_largest_magnitude_to_the_formats_largest_number() {
         let kv = LayerKv { heads: 2, head_dim: 2, ..LayerKv::default() };
         let [k, _] = &calibration().layers[&3];
-        let scales = |scale, mean: Option<&[f32]>| k.scales(scale, 2.0, mean, &kv).to_vec();
-        assert_eq!(scales(Scale::Tensor, None), [3.0, 3.0]);
-        assert_eq!(scales(Scale::Head, None), [3.0, 2.0]);
-        assert_eq!(scales(Scale::Head, Some(&k.mean)), [2.0, 1.5]);
+        let scales = |by_head, mean: Option<&[f32]>| k.scales(by_head, 2.0, mean, &kv).to_vec();
+        assert_eq!(scales(false, None), [3.0, 3.0]);
+        assert_eq!(scales(true, None), [3.0, 2.0]);
+        assert_eq!(scales(true, Some(&k.mean)), [2.0, 1.5]);
     }
 }

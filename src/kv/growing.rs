@@ -79,7 +79,7 @@ mod tests {
     #[test]
     fn what_it_gives_back_is_what_the_packed_cache_does() {
         let (heads, head_dim) = (2, 64);
-        let kv = LayerKv { heads, head_dim, window: None, shared: true, absolute_scores: false };
+        let kv = LayerKv { heads, head_dim, window: None, shared: true, ..LayerKv::default() };
         for scheme in ["f16", "bf16", "f32", "q8_0", "q4_0/q8_0"] {
             let scheme = scheme.parse::<Scheme>().unwrap();
             let effective = Effective::new(&scheme, &[Some(kv)], None).unwrap();
@@ -109,13 +109,7 @@ mod tests {
 
     #[test]
     fn schemes_that_encode_tokens_together_or_keep_some_exactly_are_not_for_it() {
-        let kv = LayerKv {
-            heads: 1,
-            head_dim: 128,
-            window: None,
-            shared: false,
-            absolute_scores: false,
-        };
+        let kv = LayerKv { heads: 1, head_dim: 128, ..LayerKv::default() };
         for scheme in ["kivi4", "q4_0:tail=8", "f16/q4_0:tail=8"] {
             let scheme = scheme.parse::<Scheme>().unwrap();
             let effective = Effective::new(&scheme, &[Some(kv)], None).unwrap();

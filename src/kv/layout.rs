@@ -1,7 +1,7 @@
 //! The shape of what a layer keeps in the cache.
 
 /// What a layer keeps in the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LayerKv {
     /// Heads of K, and of V.
     pub heads: usize,
@@ -14,6 +14,8 @@ pub struct LayerKv {
     /// Whether adding a constant to all attention scores changes the result: they are capped before the softmax, or
     /// share it with a score of the head's own. Then the option `:center` would not be exact.
     pub absolute_scores: bool,
+    /// The scales of an FP8 cache that the checkpoint has for K and for V.
+    pub stored_scales: Option<[f32; 2]>,
 }
 
 impl LayerKv {

@@ -8,6 +8,7 @@
 //! option = "norot"                        no Hadamard rotation before a codec that has one
 //!        | "center"                       K's mean over a calibration text is subtracted first
 //!        | "tensor" | "head"              a calibrated scale for each layer, or for each KV head (fp8)
+//!        | "checkpoint"                   the scales that the checkpoint has (fp8_e4m3)
 //!        | "tail=" N | "sink=" N          the newest N tokens, or the first N, stay exact
 //!        | "quantile" | …                 a variant of the codec, as the catalogue lists them
 //! layers = N | N "-" N | "first" N | "last" N | "global" | "sliding"
@@ -31,7 +32,7 @@ pub struct Side {
     pub may_rotate: bool,
     /// Whether a calibrated mean is subtracted before the codec.
     pub center: bool,
-    /// What shares a calibrated scale. `None` if there is no such scale.
+    /// Where a scale in front of the codec comes from. `None` if there is no such scale.
     pub scale: Option<Scale>,
     /// How many of the newest tokens stay exact. `None` leaves it to the codec.
     pub tail: Option<usize>,
@@ -39,13 +40,15 @@ pub struct Side {
     pub sink: Option<usize>,
 }
 
-/// What shares a calibrated scale.
+/// Where a scale comes from: from a calibration, with what shares it, or from the checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scale {
     /// All of a layer's K, or all of its V.
     Tensor,
     /// A KV head.
     Head,
+    /// The checkpoint has it, one for K and one for V of each layer.
+    Checkpoint,
 }
 
 /// A codec for K and one for V, with their options.
@@ -156,6 +159,7 @@ fn known_options(codec: &str) -> String {
         (may_center(found), "center"),
         (found.largest().is_some(), "tensor"),
         (found.largest().is_some(), "head"),
+        (has_stored_scales(found), "checkpoint"),
     ];
     let options = options.into_iter().filter(|(has, _)| *has).map(|(_, option)| option);
     let options: Vec<_> = variants.chain(options).map(|option| format!(":{option}")).collect();
@@ -173,6 +177,11 @@ const MOST_TOKENS: usize = 1 << 24;
 /// already takes its mean into account.
 fn may_center(codec: &dyn Codec) -> bool {
     codec.exactness().is_lossy() && codec.group() == 1
+}
+
+/// Whether checkpoints have scales for the codec. They are made for engines' FP8, which is e4m3.
+fn has_stored_scales(codec: &dyn Codec) -> bool {
+    codec.name() == "fp8_e4m3"
 }
 
 fn codec_names() -> impl Iterator<Item = &'static str> {
@@ -224,6 +233,7 @@ impl Side {
                 "center" => std::mem::replace(&mut self.center, true),
                 "tensor" => self.scale.replace(Scale::Tensor).is_some(),
                 "head" => self.scale.replace(Scale::Head).is_some(),
+                "checkpoint" => self.scale.replace(Scale::Checkpoint).is_some(),
                 _ => return Ok(false),
             },
         };
@@ -285,6 +295,9 @@ impl Side {
         if let Some(scale) = self.scale.filter(|_| self.codec.largest().is_none()) {
             return Err(self.without_effect(scale.name(), "which has scales of its own"));
         }
+        if self.scale == Some(Scale::Checkpoint) && !has_stored_scales(self.codec) {
+            return Err(self.without_effect("checkpoint", "for which no checkpoint has scales"));
+        }
         let group = self.codec.group();
         match self.tail {
             Some(tail) if group > 1 && (tail == 0 || tail % group != 0) => {
@@ -301,6 +314,11 @@ impl Side {
     fn without_effect(&self, option: &str, why: &str) -> SchemeError {
         let codec = self.codec.name().into();
         SchemeError::IdleOption { option: option.into(), codec, why: why.into() }
+    }
+
+    /// Whether the side needs a file that `kvgate calibrate` writes.
+    pub fn is_calibrated(&self) -> bool {
+        self.center || matches!(self.scale, Some(Scale::Tensor | Scale::Head))
     }
 
     /// This side as V is stored: with the codec's format of V, if it has one.
@@ -320,6 +338,7 @@ impl Scale {
         match self {
             Scale::Tensor => "tensor",
             Scale::Head => "head",
+            Scale::Checkpoint => "checkpoint",
         }
     }
 }
@@ -422,7 +441,7 @@ impl Scheme {
 
     /// Whether the scheme needs a file that `kvgate calibrate` writes.
     pub fn is_calibrated(&self) -> bool {
-        self.sides().any(|side| side.center || side.scale.is_some())
+        self.sides().any(|side| side.is_calibrated())
     }
 
     /// The shortest context at which the scheme can be measured: its tails and sinks must leave at least
@@ -525,6 +544,7 @@ mod tests {
         assert_eq!(round("q4_0:center/q4_0"), "q4_0:center");
         assert_eq!(round("q4_0:center:norot"), "q4_0:norot:center");
         assert_eq!(round("fp8_e4m3:head"), "fp8_e4m3:head");
+        assert_eq!(round("fp8_e4m3:checkpoint"), "fp8_e4m3:checkpoint");
         assert_eq!(
             round("q4_0@first2=q8_0@7-9=q8_0/q4_0@5-5=f16"),
             "q4_0@first2=q8_0@7-9=q8_0/q4_0@5=f16"
@@ -562,6 +582,8 @@ mod tests {
         assert!(error("f16:tail=4").contains("which is exact"));
         assert!(error("q8_0/q8_0:center").contains("only a mean of K"));
         assert!(error("q8_0:head").contains("scales of its own"));
+        assert!(error("fp8_e5m2:checkpoint").contains("no checkpoint has scales"));
+        assert!(error("fp8_e4m3:head:checkpoint").contains("said twice"));
         for layers in ["q4_0@", "q4_0@first2", "q4_0@firs2=q8_0", "q4_0@first=q8_0", "q4_0@2-=q8_0"]
         {
             assert!(error(layers).contains("is not LAYERS=SCHEME"), "{layers}: {}", error(layers));

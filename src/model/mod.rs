@@ -166,7 +166,8 @@ impl Checkpoint {
     fn open_folder(source: &Source) -> Result<Self, ModelError> {
         let path = &source.path;
         let folder = HfCheckpoint::open(path)?;
-        let (spec, notes) = family::read(&folder, &source.ignore_keys)?;
+        let (mut spec, notes) = family::read(&folder, &source.ignore_keys)?;
+        spec.take_cache_scales(|layer| folder.cache_scales(layer));
         decoder::check(&spec, &folder)?;
         let opened = tokenizer::of_folder(path, &spec, source)?;
         let template = ChatTemplate::from_folder(path)?;
@@ -203,6 +204,17 @@ impl Checkpoint {
     fn remark_on_template(&mut self) {
         let unread = self.template.as_ref().map(|template| template.unread_marks(&self.tokenizer));
         self.notes.extend(unread.flatten());
+    }
+
+    /// A tensor by its name in the files, as f32: dequantized if it is quantized, and not yet transformed.
+    ///
+    /// # Errors
+    /// If the files have no such tensor.
+    pub fn tensor(&self, own: &str) -> Result<candle_core::Tensor, ModelError> {
+        Ok(self
+            .tensors
+            .read(own, &crate::compute::device::HOST)?
+            .to_dtype(candle_core::DType::F32)?)
     }
 
     /// The part that has nothing to do with the tokenizer, with all notes.

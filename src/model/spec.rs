@@ -109,6 +109,8 @@ pub struct Attention {
     pub gated: bool,
     /// Rotary position embedding of Q and K.
     pub rope: Rope,
+    /// Scales of an FP8 cache of K and V that the checkpoint has.
+    pub cache_scales: Option<[f32; 2]>,
 }
 
 /// The RMS norms of Q and K.
@@ -295,9 +297,19 @@ impl Spec {
                     window: attention.window,
                     shared: shared(index),
                     absolute_scores: attention.softcap.is_some() || attention.own_scores,
+                    stored_scales: attention.cache_scales,
                 })
             })
             .collect()
+    }
+
+    /// Records the scales of K's and V's cache that a checkpoint has for its layers.
+    pub(super) fn take_cache_scales(&mut self, of_layer: impl Fn(usize) -> Option<[f32; 2]>) {
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            if let Mixer::Attention(attention) = &mut layer.mixer {
+                attention.cache_scales = of_layer(index);
+            }
+        }
     }
 
     /// How many layers lie below the first one that owns a KV cache. Up to there all lanes have the same hidden

@@ -10,6 +10,7 @@ mod families;
 mod keys;
 mod measuring;
 mod packed;
+mod quantized;
 mod real_configurations;
 mod safetensors;
 mod second_opinion;

@@ -11,7 +11,7 @@ mod catalogue;
 mod contract;
 mod numbers;
 mod pack;
-mod small_float;
+pub(crate) mod small_float;
 
 mod float;
 mod fp8;

@@ -1,7 +1,7 @@
 //! Floats of eight and of four bits, as OCP defines them: sign, exponent and mantissa, with subnormals.
 
 /// A format, without its sign bit.
-pub(super) struct SmallFloat {
+pub(crate) struct SmallFloat {
     /// Bits of the mantissa.
     mantissa: u32,
     /// Exponent of the smallest normal number.
@@ -11,12 +11,12 @@ pub(super) struct SmallFloat {
 }
 
 /// 1-4-3, bias 7, no infinity, one NaN: 448 at most.
-pub(super) const E4M3: SmallFloat = SmallFloat { mantissa: 3, lowest: -6, largest: (0x7e, 448.0) };
+pub(crate) const E4M3: SmallFloat = SmallFloat { mantissa: 3, lowest: -6, largest: (0x7e, 448.0) };
 /// 1-5-2, bias 15: 57344 at most.
-pub(super) const E5M2: SmallFloat =
+pub(crate) const E5M2: SmallFloat =
     SmallFloat { mantissa: 2, lowest: -14, largest: (0x7b, 57344.0) };
 /// 1-2-1, bias 1: 0, ½, 1, 1½, 2, 3, 4, 6.
-pub(super) const E2M1: SmallFloat = SmallFloat { mantissa: 1, lowest: 0, largest: (7, 6.0) };
+pub(crate) const E2M1: SmallFloat = SmallFloat { mantissa: 1, lowest: 0, largest: (7, 6.0) };
 
 impl SmallFloat {
     /// The largest finite number.
@@ -38,7 +38,7 @@ impl SmallFloat {
 
     /// The value of a code without its sign. Codes above that of the largest number are NaN.
     #[inline(always)]
-    pub(super) fn decode(&self, code: u8) -> f32 {
+    pub(crate) fn decode(&self, code: u8) -> f32 {
         if code > self.largest.0 {
             return f32::NAN;
         }

@@ -35,6 +35,9 @@ pub enum UnfitError {
         /// The option that needs it.
         option: &'static str,
     },
+    /// The scheme needs scales that the checkpoint does not have.
+    #[error("`:checkpoint` takes the scales of the cache that a checkpoint has, and this one has none for some layer: write `fp8_e4m3` for the scale 1, as engines do then, or calibrate scales (`:tensor`, `:head`)")]
+    NotStored,
     /// The calibration was made for another model.
     #[error("the calibration has nothing of this shape for layer {layer}: it is another model's")]
     OtherModel {

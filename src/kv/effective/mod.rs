@@ -15,7 +15,7 @@ use super::calibration::Calibration;
 use super::codec::{self, Exactness};
 use super::layout::LayerKv;
 use super::rotate;
-use super::scheme::{Pair, Scheme, Side};
+use super::scheme::{Pair, Scheme};
 use crate::compute::round_trip::Counters;
 use crate::compute::Device;
 use clauses::{clause_by_layer, spans};
@@ -224,18 +224,18 @@ impl LayerScheme {
         calibration: Option<&Calibration>,
     ) -> Result<Self, UnfitError> {
         let v = pair.v.for_values();
-        let is_calibrated = |side: &Side| side.center || side.scale.is_some();
         let [k_ranges, v_ranges] = match calibration {
-            Some(calibration) if is_calibrated(&pair.k) || is_calibrated(&v) => {
+            Some(calibration) if pair.k.is_calibrated() || v.is_calibrated() => {
                 let ranges = calibration.ranges_of(index, &kv);
                 ranges.ok_or(UnfitError::OtherModel { layer: index })?.each_ref().map(Some)
             }
             _ => [None, None],
         };
+        let [k_stored, v_stored] = [0, 1].map(|side| kv.stored_scales.map(|scales| scales[side]));
         Ok(LayerScheme {
             kv,
-            k: SideScheme::new(&pair.k, &kv, rotate::k_size, k_ranges)?,
-            v: SideScheme::new(&v, &kv, rotate::v_size, v_ranges)?,
+            k: SideScheme::new(&pair.k, &kv, rotate::k_size, k_ranges, k_stored)?,
+            v: SideScheme::new(&v, &kv, rotate::v_size, v_ranges, v_stored)?,
             queries: None,
         })
     }

@@ -10,6 +10,7 @@ use crate::kv::layout::LayerKv;
 use crate::kv::scheme::{Scale, Side};
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How one side of a layer is stored: the codec, what really happens before it, and what stays exact.
 #[derive(Clone)]
@@ -62,12 +63,13 @@ impl SideScheme {
     }
 
     /// What `side` of a scheme is for a layer of this shape. `rotation_size` is llama.cpp's rule for K or
-    /// for V; `ranges` are the layer's, if there is a calibration.
+    /// for V; `ranges` are the layer's, if there is a calibration; `stored` is the scale that the checkpoint has.
     pub(super) fn new(
         side: &Side,
         kv: &LayerKv,
         rotation_size: fn(&dyn Codec, usize) -> Option<usize>,
         ranges: Option<&Ranges>,
+        stored: Option<f32>,
     ) -> Result<Self, UnfitError> {
         let (codec, head_dim) = (side.codec, kv.head_dim);
         let block = codec.block(head_dim);
@@ -82,11 +84,16 @@ impl SideScheme {
         let mean =
             if side.center { Some(Mirrored::from(needed("center")?.mean.clone())) } else { None };
         let scales = match (side.scale, codec.largest()) {
+            (Some(Scale::Checkpoint), _) => {
+                let stored = stored.ok_or(UnfitError::NotStored)?;
+                Some((Scale::Checkpoint, Mirrored::from(Arc::from(vec![stored; kv.heads]))))
+            }
             (Some(scale), Some(largest)) => {
                 let ranges = needed(scale.name())?;
                 // in a layer with one head both kinds of scale are the same and get the same name
                 let scale = if kv.heads == 1 { Scale::Tensor } else { scale };
-                Some((scale, ranges.scales(scale, largest, mean.as_deref(), kv).into()))
+                let by_head = scale == Scale::Head;
+                Some((scale, ranges.scales(by_head, largest, mean.as_deref(), kv).into()))
             }
             _ => None,
         };

@@ -149,6 +149,7 @@ pub(super) fn plain_attention(
         v_norm: false,
         gated: false,
         rope,
+        cache_scales: None,
     }
 }
 

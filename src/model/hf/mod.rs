@@ -1,10 +1,12 @@
 //! Checkpoints as transformers saves them: a folder with `config.json` and `model.safetensors`, or
 //! several such files and an index.
 
+mod cache_scales;
 mod convention;
 pub(super) mod files;
 mod folder;
 pub(super) mod json;
+mod quantized;
 mod refused;
 
 use super::config::{Config, Fact, Format};
@@ -14,10 +16,12 @@ use super::ModelError;
 use crate::compute::device::HOST;
 use crate::files::safetensors_header;
 use crate::source::pinned::{CONFIG, INDEX, TOKENIZER};
+use cache_scales::CacheScales;
 use candle_core::{DType, Device, Tensor};
 use convention::Convention;
 use folder::Weights;
 use memmap2::Mmap;
+use quantized::{Part, Quantized, Raw};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -53,7 +57,9 @@ pub(crate) struct HfCheckpoint {
     /// The name of the head, whether the files have it or not.
     head: &'static str,
     shards: Vec<(PathBuf, Mmap)>,
-    tensors: BTreeMap<String, Located>,
+    tensors: BTreeMap<String, Stored>,
+    /// Scales of K's and V's cache that the files have, by layer.
+    cache_scales: CacheScales,
     /// Notes for people about how the checkpoint was read.
     notes: Vec<String>,
 }
@@ -66,10 +72,35 @@ struct Located {
     bytes: Range<usize>,
 }
 
+/// A tensor as the decoder knows it.
+enum Stored {
+    Plain(Located),
+    /// Computed from several tensors when it is read.
+    Quantized(Quantized),
+}
+
+impl Stored {
+    fn shape(&self) -> &[usize] {
+        match self {
+            Stored::Plain(located) => &located.shape,
+            Stored::Quantized(quantized) => &quantized.shape,
+        }
+    }
+
+    /// What the files hold of it.
+    fn parts(&self) -> &[Located] {
+        match self {
+            Stored::Plain(located) => std::slice::from_ref(located),
+            Stored::Quantized(quantized) => quantized.parts(),
+        }
+    }
+}
+
 impl HfCheckpoint {
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let (whole, text) = configuration(folder)?;
-        refused::check(folder, &whole, &text)?;
+        let quantization = quantized::described(folder, &whole, &text)?;
+        refused::check(folder, &whole)?;
         let architecture = match (text.get("model_type"), whole.get("model_type")) {
             (Some(Value::String(name)), _) | (None, Some(Value::String(name))) => name.clone(),
             _ => {
@@ -90,13 +121,22 @@ impl HfCheckpoint {
             head: "",
             shards: Vec::new(),
             tensors: BTreeMap::new(),
+            cache_scales: BTreeMap::new(),
             notes: Vec::new(),
         };
         let weights = Weights::present(folder)?;
         checkpoint.add_all(&weights)?;
-        checkpoint.check_tensors(&weights)?;
-        let names = checkpoint.tensors.keys().filter(|name| !names.not_the_text_model(name));
-        (checkpoint.prefix, checkpoint.head) = convention::prefix_and_head(folder, names)?;
+        checkpoint.check_index(&weights)?;
+        if let Some(quantization) = quantization {
+            let notes = quantization.claim(&mut checkpoint.raw())?;
+            checkpoint.notes.extend(notes);
+        }
+        let own = checkpoint.tensors.keys().filter(|name| !names.not_the_text_model(name));
+        (checkpoint.prefix, checkpoint.head) = convention::prefix_and_head(folder, own)?;
+        let layers = format!("{}{}", checkpoint.prefix, names.layer);
+        checkpoint.cache_scales = cache_scales::take(&mut checkpoint.raw(), &layers)?;
+        checkpoint.notes.extend(cache_scales::note(&checkpoint.cache_scales));
+        checkpoint.check_tensors()?;
         checkpoint.notes.extend(weights.leftover(folder));
         checkpoint.notes.extend(checkpoint.untied());
         checkpoint.embed_by_head();
@@ -154,7 +194,7 @@ impl HfCheckpoint {
                 shape: info.shape().to_vec(),
                 bytes: start..start + info.data().len(),
             };
-            if self.tensors.insert(name.clone(), located).is_some() {
+            if self.tensors.insert(name.clone(), Stored::Plain(located)).is_some() {
                 return Err(ModelError::malformed(
                     path,
                     format!("tensor `{name}` is in another file, too"),
@@ -165,18 +205,37 @@ impl HfCheckpoint {
         Ok(convention)
     }
 
-    /// Refuses tensors of the text model that are not plain weights, or that are in another file than the index says.
-    fn check_tensors(&self, weights: &Weights) -> Result<(), ModelError> {
-        let is_read = |name: &String| !self.names.not_the_text_model(name);
-        let own = self.tensors.iter().filter(|(name, _)| is_read(name));
-        refused::check_names(&self.folder, own.clone().map(|(name, _)| name))?;
-        for (name, located) in own.clone() {
+    /// Refuses files whose tensors are in other files than the index says.
+    fn check_index(&self, weights: &Weights) -> Result<(), ModelError> {
+        let files = self.tensors.iter().flat_map(|(name, stored)| {
+            stored.parts().iter().map(move |at| (name, &*self.shards[at.shard].0))
+        });
+        weights.check_index(&self.folder, files, |name| !self.names.not_the_text_model(name))
+    }
+
+    /// The tensors as the files hold them.
+    fn raw<'a>(&'a mut self) -> Raw<'a> {
+        Raw {
+            folder: &self.folder,
+            tensors: &mut self.tensors,
+            shards: &self.shards,
+            names: self.names,
+            count: 0,
+        }
+    }
+
+    /// Refuses tensors of the text model that are no weights.
+    fn check_tensors(&self) -> Result<(), ModelError> {
+        let own = self.tensors.iter().filter(|(name, _)| !self.names.not_the_text_model(name));
+        let plain = own.clone().filter_map(|(name, stored)| match stored {
+            Stored::Plain(located) => Some((name, located)),
+            Stored::Quantized(_) => None,
+        });
+        refused::check_names(&self.folder, plain.clone().map(|(name, _)| name))?;
+        for (name, located) in plain {
             self.dtype(name, located)?;
         }
-        let files = self.tensors.iter().map(|(name, at)| (name, &*self.shards[at.shard].0));
-        weights.check_index(&self.folder, files, is_read)?;
-        let shapes = own.map(|(name, located)| (name, &located.shape[..]));
-        self.convention.check(&self.folder, shapes)
+        self.convention.check(&self.folder, own.map(|(name, stored)| (name, stored.shape())))
     }
 
     /// A note if the configuration ties the head to the embedding, but the files have a head with other numbers.
@@ -185,8 +244,7 @@ impl HfCheckpoint {
         let tied = self.lookup(TIED) == Some(Fact::Bool(true));
         let embedding = self.tensors.get(&self.full(EMBEDDING)).filter(|_| tied)?;
         let head = self.tensors.get(self.head)?;
-        let bytes = |at: &Located| &self.shards[at.shard].1[at.bytes.clone()];
-        let same = head.dtype == embedding.dtype && bytes(head) == bytes(embedding);
+        let same = self.parts(head) == self.parts(embedding);
         (!same).then(|| {
             format!(
                 "{TIED} holds by config.json or its class's default, and `{}` differs from the embedding: it is read as the head, as \
@@ -216,6 +274,11 @@ impl HfCheckpoint {
         &self.notes
     }
 
+    /// The scales of K's and V's cache that a layer has in the files.
+    pub fn cache_scales(&self, layer: usize) -> Option<[f32; 2]> {
+        self.cache_scales.get(&layer).copied()
+    }
+
     /// The configuration and the files that hold weights, in order.
     pub fn files(&self) -> Vec<PathBuf> {
         let config = self.folder.join(CONFIG);
@@ -235,17 +298,27 @@ impl HfCheckpoint {
     /// Storage types of the tensors with their counts.
     pub fn dtypes(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
-        for located in self.tensors.values() {
-            *counts.entry(format!("{:?}", located.dtype)).or_insert(0) += 1;
+        for stored in self.tensors.values() {
+            let label = match stored {
+                Stored::Plain(located) => format!("{:?}", located.dtype),
+                Stored::Quantized(quantized) => quantized.label.clone(),
+            };
+            *counts.entry(label).or_insert(0) += 1;
         }
         counts
     }
 
-    fn located(&self, own: &str) -> Result<(&Located, &[u8], DType), ModelError> {
-        let located =
-            self.tensors.get(own).ok_or_else(|| ModelError::missing_tensor(&self.folder, own))?;
-        let dtype = self.dtype(own, located)?;
-        Ok((located, &self.shards[located.shard].1[located.bytes.clone()], dtype))
+    fn stored(&self, own: &str) -> Result<&Stored, ModelError> {
+        self.tensors.get(own).ok_or_else(|| ModelError::missing_tensor(&self.folder, own))
+    }
+
+    fn part<'a>(&'a self, at: &'a Located) -> Part<'a> {
+        let bytes = &self.shards[at.shard].1[at.bytes.clone()];
+        Part { dtype: at.dtype, shape: &at.shape, bytes }
+    }
+
+    fn parts<'a>(&'a self, stored: &'a Stored) -> Vec<Part<'a>> {
+        stored.parts().iter().map(|at| self.part(at)).collect()
     }
 
     /// The type of a tensor. F64 is not accepted, because it would be rounded.
@@ -431,7 +504,7 @@ impl Tensors for HfCheckpoint {
     }
 
     fn shape(&self, own: &str) -> Option<Vec<usize>> {
-        self.tensors.get(own).map(|located| located.shape.clone())
+        self.tensors.get(own).map(|stored| stored.shape().to_vec())
     }
 
     fn names(&self) -> Vec<String> {
@@ -440,15 +513,27 @@ impl Tensors for HfCheckpoint {
     }
 
     fn read(&self, own: &str, _: &Device) -> Result<Tensor, ModelError> {
-        let (located, bytes, dtype) = self.located(own)?;
-        Ok(Tensor::from_raw_buffer(bytes, dtype, &located.shape, &HOST)?)
+        let stored = self.stored(own)?;
+        match stored {
+            Stored::Plain(located) => {
+                let (dtype, part) = (self.dtype(own, located)?, self.part(located));
+                Ok(Tensor::from_raw_buffer(part.bytes, dtype, part.shape, &HOST)?)
+            }
+            Stored::Quantized(quantized) => Ok(quantized.read(&self.parts(stored))?),
+        }
     }
 
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {
-        let (located, bytes, dtype) = self.located(own)?;
-        let width = located.shape.last().copied().unwrap_or(1);
-        let rows = gathered(bytes, width * dtype.size_in_bytes(), ids)?;
-        let rows = Tensor::from_raw_buffer(&rows, dtype, &[ids.len(), width], &HOST)?;
-        Ok(rows.to_dtype(DType::F32)?)
+        let stored = self.stored(own)?;
+        match stored {
+            Stored::Plain(located) => {
+                let (dtype, part) = (self.dtype(own, located)?, self.part(located));
+                let width = part.shape.last().copied().unwrap_or(1);
+                let rows = gathered(part.bytes, width * dtype.size_in_bytes(), ids)?;
+                let rows = Tensor::from_raw_buffer(&rows, dtype, &[ids.len(), width], &HOST)?;
+                Ok(rows.to_dtype(DType::F32)?)
+            }
+            Stored::Quantized(quantized) => Ok(quantized.some_rows(&self.parts(stored), ids)?),
+        }
     }
 }

@@ -1,23 +1,10 @@
 //! Refuses folders whose tensors alone are not the model: with quantization that is part of the model, adapters, code
 //! of their own, or classes that are no language models. To read only the tensors would be to measure another model.
 
-use super::files::optional;
-use super::json;
 use crate::model::ModelError;
-use crate::source::pinned::{ADAPTER, CONFIG, QUANTIZATION_FILES};
+use crate::source::pinned::{ADAPTER, CONFIG};
 use serde_json::Value;
 use std::path::Path;
-
-/// Members of config.json that describe how weights, activations or caches are quantized. `quantization` is
-/// MLX's, `compression_config` was that of compressed-tensors, which also has `transform_config` for rotations.
-const QUANTIZATION: [&str; 6] = [
-    "quantization_config",
-    "quantization",
-    "compression_config",
-    "quantize_config",
-    "quant_config",
-    "transform_config",
-];
 
 /// Endings of the names of tensors that quantizers add, and the quantizers.
 const QUANTIZERS: &[(&str, &str)] = &[
@@ -31,8 +18,8 @@ const QUANTIZERS: &[(&str, &str)] = &[
     (".weight_scale_inv", "FP8 in blocks"),
     (".weight_scale", "FP8, compressed-tensors or ModelOpt"),
     (".input_scale", "FP8, compressed-tensors or ModelOpt"),
-    (".k_scale", "a KV cache with scales of its own"),
-    (".v_scale", "a KV cache with scales of its own"),
+    (".k_zero_point", "a KV cache with zero points of its own"),
+    (".v_zero_point", "a KV cache with zero points of its own"),
     (".SCB", "bitsandbytes"),
     (".absmax", "bitsandbytes"),
     (".quant_map", "bitsandbytes"),
@@ -45,28 +32,17 @@ const QUANTIZERS: &[(&str, &str)] = &[
 const INSTEAD: &str = "measure the checkpoint that it was made from, or a GGUF";
 
 /// Checks config.json and the files beside it.
-pub(super) fn check(folder: &Path, whole: &Value, text: &Value) -> Result<(), ModelError> {
+pub(super) fn check(folder: &Path, whole: &Value) -> Result<(), ModelError> {
     let config = folder.join(CONFIG);
-    for key in QUANTIZATION {
-        let mut places = [text, whole].into_iter().filter_map(|place| place.get(key));
-        if let Some(method) = places.find_map(method) {
-            return Err(quantized(&config, &format!("`{key}`"), &method));
-        }
-    }
-    for name in QUANTIZATION_FILES {
-        let path = folder.join(name);
-        let Some(bytes) = optional(&path)? else { continue };
-        if let Some(method) = method(&json::object(&path, &bytes)?) {
-            return Err(quantized(&path, "it", &method));
-        }
-    }
     no_adapter(folder)?;
     known_wrapper(&config, whole)?;
     no_own_code(&config, whole)?;
     language_model(&config, whole)
 }
 
-fn quantized(path: &Path, place: &str, method: &str) -> ModelError {
+/// An error about a description at a place in a file, or, if that is empty, of the whole file.
+pub(super) fn quantized(path: &Path, place: &str, method: &str) -> ModelError {
+    let place = if place.is_empty() { "it".into() } else { format!("`{place}`") };
     ModelError::refused(
         path,
         format!(
@@ -77,7 +53,7 @@ fn quantized(path: &Path, place: &str, method: &str) -> ModelError {
 }
 
 /// The name of the method that a description gives. `None` if the description says that nothing is quantized.
-fn method(described: &Value) -> Option<String> {
+pub(super) fn method(described: &Value) -> Option<String> {
     let described = match described {
         Value::Null => return None,
         Value::Object(members) if members.is_empty() => return None,

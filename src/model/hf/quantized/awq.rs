@@ -1,0 +1,114 @@
+//! AWQ in the packing of its GEMM kernels.
+
+use super::columns::{ByColumns, Columns};
+use super::described::Described;
+use super::raw::Raw;
+use super::scaled::SCALES;
+use super::weight::Part;
+use super::{Known, Method};
+use crate::model::ModelError;
+use safetensors::Dtype;
+use serde_json::json;
+
+pub(super) const AWQ: Known = Known { names: &["awq"], read };
+
+const BITS: usize = 4;
+const IN_WORD: usize = 8;
+/// The place in a word of each of eight neighbouring outputs.
+const PLACES: [usize; IN_WORD] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+#[derive(Debug)]
+struct Awq {
+    /// Inputs that share a scale. `None` if all do.
+    group: Option<usize>,
+    plain: Vec<String>,
+}
+
+fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
+    // the package's own file has other names
+    described.neutral("bits", &[json!(BITS)])?;
+    described.neutral("w_bit", &[json!(BITS)])?;
+    described.one_of("version", &["gemm"])?;
+    described.one_of("format", &["gemm"])?;
+    described.neutral("zero_point", &[json!(true)])?;
+    let group = match described.take("group_size").or(described.take("q_group_size")) {
+        Some(size) => group(&described, &size)?,
+        None => Some(128),
+    };
+    let plain = described.names("modules_to_not_convert")?;
+    // transformers writes its members for GPTQ here, too
+    described.pass_over(super::gptq::MAKING);
+    described.pass_over(&["do_fuse", "fuse_max_seq_len", "modules_to_fuse"]);
+    described.close()?;
+    Ok(Box::new(Awq { group, plain }))
+}
+
+/// The size of a group. -1 stands for all inputs.
+pub(super) fn group(
+    described: &Described,
+    size: &serde_json::Value,
+) -> Result<Option<usize>, ModelError> {
+    match (size.as_i64(), size.as_u64()) {
+        (Some(-1), _) => Ok(None),
+        (_, Some(size)) if size > 0 => Ok(usize::try_from(size).ok()),
+        _ => Err(described.error("group_size", format!("is {size}, no size of a group"))),
+    }
+}
+
+impl Method for Awq {
+    fn plain(&self) -> &[String] {
+        &self.plain
+    }
+
+    /// `quant_config.json` does not have the list.
+    fn settings(&self) -> String {
+        format!("{:?}", self.group)
+    }
+
+    fn claim(&self, raw: &mut Raw) -> Result<(), ModelError> {
+        for stem in raw.stems(".qweight") {
+            let name = format!("{stem}.weight");
+            let words = raw.need(&format!("{stem}.qweight"), &[Dtype::I32])?;
+            let zeros = raw.need(&format!("{stem}.qzeros"), &[Dtype::I32])?;
+            let scales = raw.need(&format!("{stem}.scales"), &SCALES)?;
+            let [inputs, across] = *words.shape() else {
+                return Err(raw.misfit(&words, &[]));
+            };
+            let outputs = across.saturating_mul(IN_WORD);
+            let whole = vec![outputs, inputs];
+            let group = self.group.unwrap_or(inputs).max(1);
+            let groups = inputs.div_ceil(group);
+            for (part, expected) in [(&zeros, across), (&scales, outputs)] {
+                if part.shape() != [groups, expected] {
+                    return Err(raw.misfit(part, &whole));
+                }
+            }
+            let how = ByColumns { columns: Gemm { across }, outputs, group };
+            raw.put(name, whole, "INT4 (AWQ)", vec![words, zeros, scales], how)?;
+        }
+        Ok(())
+    }
+}
+
+/// Eight neighbouring outputs share a word.
+struct Gemm {
+    /// Words in a row.
+    across: usize,
+}
+
+impl Gemm {
+    fn number(&self, words: &Part, row: usize, output: usize) -> i32 {
+        let word = words.word(row * self.across + output / IN_WORD);
+        ((word >> (BITS * PLACES[output % IN_WORD])) & 15) as i32
+    }
+}
+
+impl Columns for Gemm {
+    fn code(&self, words: &Part, input: usize, output: usize) -> i32 {
+        self.number(words, input, output)
+    }
+
+    fn zero(&self, zeros: &Part, group: usize, output: usize) -> i32 {
+        self.number(zeros, group, output)
+    }
+}

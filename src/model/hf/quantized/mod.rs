@@ -1,0 +1,222 @@
+//! Quantized checkpoints: weights that are stored as codes and scales, and are dequantized to f32 tensor by tensor.
+//!
+//! A format is a file with a [`Known`] and a line in [`KNOWN`]. It reads the description that a configuration gives,
+//! of which no member may remain unread, and takes the tensors that make up its weights. What it leaves over is read
+//! as in any other checkpoint: plain weights stay plain, and a tensor that nobody understands is an error.
+
+mod awq;
+mod bitsandbytes;
+mod columns;
+mod compressed;
+mod described;
+mod fp4;
+mod fp8;
+mod gptq;
+mod kv_scheme;
+mod mlx;
+mod modelopt;
+mod mxfp4;
+mod numbers;
+mod raw;
+mod scaled;
+mod weight;
+
+pub(super) use raw::Raw;
+pub(super) use weight::{Part, Quantized};
+
+use super::files::optional;
+use super::{json, refused, Located, Stored};
+use crate::model::ModelError;
+use crate::source::pinned::{CONFIG, QUANTIZATION_FILES};
+use described::Described;
+use serde_json::{Map, Value};
+use std::fmt::Debug;
+use std::path::Path;
+
+/// A method of quantization.
+struct Known {
+    /// Its names as `quant_method`.
+    names: &'static [&'static str],
+    /// Reads a description, whose method is taken already.
+    read: fn(Described) -> Result<Box<dyn Method>, ModelError>,
+}
+
+const KNOWN: &[Known] = &[
+    awq::AWQ,
+    bitsandbytes::BITSANDBYTES,
+    compressed::COMPRESSED,
+    fp8::FP8,
+    gptq::GPTQ,
+    mlx::MLX,
+    modelopt::MODELOPT,
+    mxfp4::MXFP4,
+];
+
+/// How a checkpoint's weights are quantized.
+trait Method: Debug {
+    /// Puts weights in the place of the tensors that they are computed from.
+    fn claim(&self, raw: &mut Raw) -> Result<(), ModelError>;
+
+    /// Modules that the description leaves out.
+    fn plain(&self) -> &[String];
+
+    /// Whether weights are quantized, and not the cache alone.
+    fn has_weights(&self) -> bool {
+        true
+    }
+
+    /// Whether programs that serve the checkpoint quantize activations, too.
+    fn quantizes_activations(&self) -> bool {
+        false
+    }
+
+    /// What two descriptions of one checkpoint must agree in.
+    fn settings(&self) -> String {
+        format!("{self:?}")
+    }
+}
+
+/// How a checkpoint says that it is quantized.
+pub(super) struct Quantization {
+    method: Box<dyn Method>,
+    name: &'static str,
+    /// Where the description stands.
+    place: String,
+}
+
+/// Members of config.json that describe how weights, activations or caches are quantized. `quantization` is
+/// MLX's, `compression_config` was that of compressed-tensors, which also has `transform_config` for rotations.
+const MEMBERS: [&str; 6] = [
+    "quantization_config",
+    "quantization",
+    "compression_config",
+    "quantize_config",
+    "quant_config",
+    "transform_config",
+];
+
+/// Reads all descriptions that a folder has, which must agree.
+pub(super) fn described(
+    folder: &Path,
+    whole: &Value,
+    text: &Value,
+) -> Result<Option<Quantization>, ModelError> {
+    let config = folder.join(CONFIG);
+    let mut found: Option<Quantization> = None;
+    let mut add = |path: &Path, place: &str, value: &Value| -> Result<(), ModelError> {
+        let Some(new) = read(path, place, value)? else { return Ok(()) };
+        if let Some(known) = &found {
+            if known.name != new.name || known.method.settings() != new.method.settings() {
+                let (one, other) = (&known.place, &new.place);
+                let message = format!("{one} and {other} describe quantization in different ways: nothing says which is right");
+                return Err(ModelError::refused(folder, message));
+            }
+            return Ok(());
+        }
+        found = Some(new);
+        Ok(())
+    };
+    for key in MEMBERS {
+        for place in [text, whole] {
+            add(&config, key, &place[key])?;
+        }
+    }
+    for name in QUANTIZATION_FILES {
+        let path = folder.join(name);
+        if let Some(bytes) = optional(&path)? {
+            add(&path, "", &json::object(&path, &bytes)?)?;
+        }
+    }
+    Ok(found)
+}
+
+/// Reads one description. `None` if it says that nothing is quantized.
+fn read(path: &Path, place: &str, value: &Value) -> Result<Option<Quantization>, ModelError> {
+    let Some(words) = refused::method(value) else { return Ok(None) };
+    let unknown = || refused::quantized(path, place, &words);
+    let members = value.as_object().ok_or_else(unknown)?;
+    let name = method_of(members).filter(|_| place != "transform_config").ok_or_else(unknown)?;
+    let known = KNOWN.iter().find_map(|known| {
+        let name = known.names.iter().find(|known| **known == name)?;
+        Some((known, *name))
+    });
+    let (known, name) = known.ok_or_else(unknown)?;
+    let mut described = Described::new(path, place, members);
+    described.pass_over(&["quant_method"]);
+    let method = (known.read)(described)?;
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    let place = if place.is_empty() { format!("`{file}`") } else { format!("`{place}` of {file}") };
+    Ok(Some(Quantization { method, name: known.names.first().unwrap_or(&name), place }))
+}
+
+/// The name of a method, given or by the members that only its descriptions have.
+fn method_of(members: &Map<String, Value>) -> Option<String> {
+    let given = members.get("quant_method").and_then(Value::as_str);
+    if let Some(given) = given {
+        return Some(given.to_ascii_lowercase());
+    }
+    let has = |key: &str| members.get(key).is_some_and(|value| !value.is_null());
+    let signs: [(&str, &[&str]); 5] = [
+        ("modelopt", &["quantization", "quant_algo", "kv_cache_quant_algo"]),
+        ("bitsandbytes", &["load_in_4bit", "load_in_8bit"]),
+        ("awq", &["w_bit"]),
+        ("gptq", &["desc_act"]),
+        ("mlx", &["group_size"]),
+    ];
+    let found = signs.into_iter().find(|(_, keys)| keys.iter().any(|key| has(key)));
+    found.map(|(name, _)| name.into())
+}
+
+impl Quantization {
+    /// Puts the quantized weights together, and returns notes for people about them.
+    pub fn claim(&self, raw: &mut Raw) -> Result<Vec<String>, ModelError> {
+        self.method.claim(raw)?;
+        if raw.count == 0 && self.method.has_weights() {
+            let message = format!(
+                "{} says that the weights are quantized by `{}`, and no tensor is: the description is another \
+                 checkpoint's",
+                self.place, self.name
+            );
+            return Err(ModelError::refused(raw.folder, message));
+        }
+        self.leaves_out(raw)?;
+        let mut notes = Vec::new();
+        if raw.count > 0 {
+            notes.push(format!(
+                "{} of the weights are quantized ({}) and are measured as f32 of what is stored{}",
+                raw.count,
+                self.name,
+                if self.method.quantizes_activations() {
+                    "; activations, which programs that serve the checkpoint quantize, too, are not quantized"
+                } else {
+                    ""
+                }
+            ));
+        }
+        Ok(notes)
+    }
+
+    /// Modules that the description leaves out must not be quantized.
+    fn leaves_out(&self, raw: &Raw) -> Result<(), ModelError> {
+        let weights =
+            raw.tensors.iter().filter(|(_, stored)| matches!(stored, Stored::Quantized(_)));
+        for (name, _) in weights {
+            let module = name.strip_suffix(".weight").unwrap_or(name);
+            let is_named = |plain: &&String| {
+                module
+                    .strip_suffix(plain.as_str())
+                    .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            };
+            if let Some(plain) =
+                self.method.plain().iter().filter(|plain| !plain.is_empty()).find(is_named)
+            {
+                let message = format!(
+                    "is quantized, and {} leaves `{plain}` out: nothing says which is right",
+                    self.place
+                );
+                return Err(raw.refuse(name, message));
+            }
+        }
+        Ok(())
+    }
+}

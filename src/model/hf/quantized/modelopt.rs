@@ -1,0 +1,115 @@
+//! What NVIDIA's ModelOpt exports: FP8 with a scale of the tensor, and NVFP4.
+//!
+//! The configuration stands in `hf_quant_config.json`, and in newer exports in `config.json`, too, in other words.
+
+use super::described::Described;
+use super::fp4::{Blocks, Whole};
+use super::raw::Raw;
+use super::scaled::Scaled;
+use super::weight::Grid;
+use super::{kv_scheme, Known, Method};
+use crate::model::ModelError;
+use safetensors::Dtype;
+use serde_json::json;
+
+pub(super) const MODELOPT: Known = Known { names: &["modelopt", "modelopt_fp4"], read };
+
+/// Elements that share a scale in NVFP4.
+const GROUP: usize = 16;
+
+#[derive(Debug)]
+struct ModelOpt {
+    algorithm: Option<Algorithm>,
+    plain: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Algorithm {
+    Fp8,
+    Nvfp4,
+}
+
+fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
+    described.pass_over(&["producer"]);
+    // the file nests what config.json has at the top
+    let mut inner = match described.object("quantization")? {
+        Some(inner) => {
+            described.close()?;
+            inner
+        }
+        None => described,
+    };
+    let algorithm = match inner.one_of("quant_algo", &["fp8", "nvfp4"])?.as_deref() {
+        Some("fp8") => Some(Algorithm::Fp8),
+        Some(_) => Some(Algorithm::Nvfp4),
+        None => None,
+    };
+    inner.one_of("kv_cache_quant_algo", &["fp8"])?;
+    kv_scheme::take(&mut inner)?;
+    inner.neutral("group_size", &[json!(GROUP)])?;
+    inner.neutral("has_zero_point", &[json!(false)])?;
+    inner.neutral("pre_quant_scale", &[json!(false)])?;
+    // the algorithm in the words of compressed-tensors
+    inner.pass_over(&["config_groups", "quant_method"]);
+    let mut plain = inner.names("ignore")?;
+    plain.extend(inner.names("exclude_modules")?);
+    // of the two files only one says whom it leaves out in full
+    plain.sort();
+    inner.close()?;
+    Ok(Box::new(ModelOpt { algorithm, plain }))
+}
+
+impl Method for ModelOpt {
+    fn plain(&self) -> &[String] {
+        &self.plain
+    }
+
+    fn has_weights(&self) -> bool {
+        self.algorithm.is_some()
+    }
+
+    fn quantizes_activations(&self) -> bool {
+        self.algorithm.is_some()
+    }
+
+    fn settings(&self) -> String {
+        format!("{:?}", self.algorithm)
+    }
+
+    fn claim(&self, raw: &mut Raw) -> Result<(), ModelError> {
+        for stem in raw.stems(".weight_scale") {
+            let name = format!("{stem}.weight");
+            match (self.algorithm, raw.dtype(&name)) {
+                (Some(Algorithm::Fp8), Some(Dtype::F8_E4M3)) => fp8(raw, name)?,
+                (Some(Algorithm::Nvfp4), Some(Dtype::U8)) => nvfp4(raw, name)?,
+                _ => continue,
+            }
+            raw.drop(&format!("{stem}.input_scale"));
+        }
+        Ok(())
+    }
+}
+
+fn fp8(raw: &mut Raw, name: String) -> Result<(), ModelError> {
+    let codes = raw.need(&name, &[Dtype::F8_E4M3])?;
+    let scale = raw.need(&format!("{name}_scale"), &[Dtype::F32])?;
+    let whole = codes.shape().to_vec();
+    let grid = Grid::one(&whole, scale.shape()).ok_or_else(|| raw.misfit(&scale, &whole))?;
+    raw.put(name, whole, "F8_E4M3", vec![codes, scale], Scaled { grid })
+}
+
+fn nvfp4(raw: &mut Raw, name: String) -> Result<(), ModelError> {
+    let codes = raw.need(&name, &[Dtype::U8])?;
+    let scales = raw.need(&format!("{name}_scale"), &[Dtype::F8_E4M3])?;
+    let global = raw.need(&format!("{name}_scale_2"), &[Dtype::F32])?;
+    let mut whole = codes.shape().to_vec();
+    if let Some(columns) = whole.last_mut() {
+        *columns = columns.saturating_mul(2);
+    }
+    let grid = Grid::of_groups(&whole, scales.shape(), GROUP);
+    let grid = grid.ok_or_else(|| raw.misfit(&scales, &whole))?;
+    if global.part().count() != 1 {
+        return Err(raw.misfit(&global, &whole));
+    }
+    raw.put(name, whole, "NVFP4", vec![codes, scales, global], Blocks { grid, whole: Whole::Times })
+}

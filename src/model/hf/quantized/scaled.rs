@@ -1,0 +1,40 @@
+//! Numbers of eight bits with scales: what FP8's and INT8's descriptions have in common.
+
+use super::numbers::e4m3;
+use super::raw::Taken;
+use super::weight::{by_runs, Dequantize, Grid, Part, Rows};
+use safetensors::Dtype;
+
+/// Types in which scales are stored.
+pub(super) const SCALES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+
+/// Codes, scales, and perhaps zero points of whole numbers.
+pub(super) struct Scaled {
+    pub grid: Grid,
+}
+
+impl Dequantize for Scaled {
+    fn rows(&self, parts: &[Part], rows: Rows, out: &mut [f32]) {
+        let [codes, scales, zeros @ ..] = parts else { return };
+        by_runs(&self.grid, rows, out, |at, first, numbers| {
+            let scale = scales.float(at);
+            let codes_of_run = &codes.bytes[first..first + numbers.len()];
+            let of_code = numbers.iter_mut().zip(codes_of_run);
+            if codes.dtype == Dtype::F8_E4M3 {
+                of_code.for_each(|(x, &code)| *x = e4m3(code) * scale);
+            } else {
+                let zero = zeros.first().map_or(0, |zeros| i32::from(zeros.bytes[at] as i8));
+                of_code.for_each(|(x, &code)| *x = (i32::from(code as i8) - zero) as f32 * scale);
+            }
+        });
+    }
+}
+
+/// The grid of scales for all, for each row, or for blocks.
+pub(super) fn grid(whole: &[usize], scales: &Taken, block: Option<[usize; 2]>) -> Option<Grid> {
+    let shape = scales.shape();
+    match block {
+        Some(block) => Grid::new(whole, shape, block),
+        None => Grid::one(whole, shape).or_else(|| Grid::of_rows(whole, shape)),
+    }
+}

@@ -1,0 +1,249 @@
+//! Quantized checkpoints against what the formats' own packages make of them, and against transformers on the
+//! dequantized weights (fixtures: `scripts/oracle/quantized.py`).
+
+use crate::support::forward::{effective, logits, relative};
+use crate::support::{self, fixture, ids, root, tolerance};
+use kvgate::internals::hash;
+use kvgate::internals::model::Checkpoint;
+use kvgate::internals::source::Source;
+use serde_json::{json, Value};
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+const FOLDERS: [&str; 29] = [
+    "awq",
+    "bnb-fp4",
+    "bnb-int8",
+    "bnb-nf4",
+    "ct-fp8",
+    "ct-fp8-blocks",
+    "ct-int4",
+    "ct-int4-order",
+    "ct-int4-zeros",
+    "ct-int8",
+    "ct-int8-packed",
+    "ct-mxfp4",
+    "ct-nvfp4",
+    "fp8-blocks",
+    "fp8-rows",
+    "fp8-tensor",
+    "gptq",
+    "gptq-8",
+    "gptq-order",
+    "gptq-v2",
+    "mlx-affine-3",
+    "mlx-affine-4",
+    "mlx-affine-6",
+    "mlx-affine-8",
+    "mlx-mxfp4-4",
+    "mlx-mxfp8-8",
+    "mlx-nvfp4-4",
+    "modelopt-fp8",
+    "modelopt-nvfp4",
+];
+
+fn stored(name: &str) -> PathBuf {
+    root().join("tests/fixtures/quantized").join(name)
+}
+
+/// A copy of a fixture with a tokenizer.
+fn folder(name: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(stored(name)).unwrap().map(|entry| entry.unwrap().path()) {
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    let tokenizer = root().join("tests/fixtures/checkpoints/llama/tokenizer.json");
+    std::fs::copy(tokenizer, folder.path().join("tokenizer.json")).unwrap();
+    folder
+}
+
+/// A copy with its description edited.
+fn described(name: &str, edit: impl Fn(&mut Value)) -> TempDir {
+    let folder = folder(name);
+    let path = folder.path().join("config.json");
+    let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+    folder
+}
+
+fn open(folder: &Path) -> Result<Checkpoint, String> {
+    Checkpoint::open(&Source::at(folder.into())).map_err(|error| error.to_string())
+}
+
+fn sha256(checkpoint: &Checkpoint, name: &str) -> String {
+    let tensor = checkpoint.tensor(name).unwrap();
+    let numbers: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+    let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    hash::of_file(file.path()).unwrap()
+}
+
+/// Every weight has the bits that the format's package computes in f32, and the model transformers' logits.
+#[test]
+fn weights_are_those_of_the_formats_own_packages() {
+    for name in FOLDERS {
+        let folder = folder(name);
+        let checkpoint = open(folder.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let oracle = fixture(&format!("quantized/{name}/oracle.json"));
+        let weights = oracle["weights"].as_object().unwrap();
+        for (weight, want) in weights {
+            assert_eq!(sha256(&checkpoint, weight), want.as_str().unwrap(), "{name}: {weight}");
+        }
+        let note = checkpoint.notes.iter().find(|note| note.contains("weights are quantized"));
+        let count = weights.len().to_string();
+        assert!(
+            note.is_some_and(|note| note.starts_with(&count)),
+            "{name}: {:?}",
+            checkpoint.notes
+        );
+        let logits = logits(&support::load(&checkpoint), &ids(&oracle["ids"]));
+        for want in oracle["positions"].as_array().unwrap() {
+            let row = logits.get(want["position"].as_u64().unwrap() as usize).unwrap();
+            let got: Vec<f32> = row.to_vec1().unwrap();
+            let distance = relative(
+                &got,
+                want["logits"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()),
+            );
+            assert!(distance <= tolerance(1e-4), "{name}: {distance:.1e}");
+        }
+    }
+}
+
+/// What a description says and nobody understands is an error that names it.
+#[test]
+fn descriptions_are_read_to_their_last_member() {
+    for (name, key, value, words) in [
+        ("fp8-blocks", "fmt", json!("e5m2"), &["quantization_config.fmt", "e5m2"][..]),
+        ("fp8-blocks", "surprise", json!(1), &["quantization_config.surprise", "does not know"]),
+        ("fp8-blocks", "weight_block_size", json!([32, 32]), &["weight_scale_inv", "does not fit"]),
+        (
+            "fp8-blocks",
+            "modules_to_not_convert",
+            json!(["q_proj"]),
+            &["q_proj", "leaves `q_proj` out"],
+        ),
+        (
+            "fp8-tensor",
+            "kv_cache_scheme",
+            json!({"num_bits": 4}),
+            &["kv_cache_scheme.num_bits", "4"],
+        ),
+        ("fp8-tensor", "kv_cache_scheme", json!("dynamic"), &["kv_cache_scheme", "dynamic"]),
+        ("ct-int4", "format", json!("marlin-24"), &["quantization_config.format", "marlin-24"]),
+        ("ct-int4", "transform_config", json!({"R1": {}}), &["transform_config", "R1"]),
+        ("ct-int4", "quantization_status", json!("frozen"), &["quantization_status", "frozen"]),
+        (
+            "ct-nvfp4",
+            "kv_cache_scheme",
+            json!({"strategy": "attn_head"}),
+            &["strategy", "attn_head"],
+        ),
+        ("modelopt-nvfp4", "quant_algo", json!("W4A8_AWQ"), &["quant_algo", "w4a8_awq"]),
+        ("modelopt-nvfp4", "quant_algo", json!("FP8"), &["different ways", "hf_quant_config.json"]),
+        ("awq", "version", json!("gemv"), &["quantization_config.version", "gemv"]),
+        ("awq", "bits", json!(8), &["quantization_config.bits", "8"]),
+        ("gptq", "bits", json!(3), &["quantization_config.bits", "3"]),
+        ("gptq", "dynamic", json!({"-:.*": {}}), &["quantization_config.dynamic"]),
+        ("gptq", "checkpoint_format", json!("marlin"), &["checkpoint_format", "marlin"]),
+        ("gptq", "group_size", json!(64), &["different ways", "quantize_config.json"]),
+        ("bnb-nf4", "bnb_4bit_quant_type", json!("nf3"), &["bnb_4bit_quant_type", "nf3"]),
+        ("bnb-nf4", "load_in_8bit", json!(true), &["load_in_4bit"]),
+        ("mlx-affine-4", "mode", json!("mxfp4"), &["different ways"]),
+    ] {
+        let folder = described(name, |config| config["quantization_config"][key] = value.clone());
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("{name} {key} {value}"));
+        for word in words {
+            assert!(error.contains(word), "{name} {key}: `{word}` was not said: {error}");
+        }
+    }
+    let other = described("gptq", |config| {
+        config["quantization_config"] =
+            json!({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm"});
+    });
+    let error = open(other.path()).err().unwrap();
+    assert!(error.contains("different ways"), "{error}");
+}
+
+/// Groups of the configuration describe each layer of compressed-tensors.
+#[test]
+fn a_layer_that_no_group_describes_is_refused() {
+    for (name, key, value) in [
+        ("ct-int4", "num_bits", json!(8)),
+        ("ct-int4", "group_size", json!(16)),
+        ("ct-int4", "type", json!("float")),
+        ("ct-int8", "strategy", json!("tensor")),
+        ("ct-fp8-blocks", "block_structure", json!([32, 32])),
+        ("ct-nvfp4", "group_size", json!(32)),
+    ] {
+        let folder = described(name, |config| {
+            config["quantization_config"]["config_groups"]["group_0"]["weights"][key] =
+                value.clone();
+        });
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("{name} {key} {value}"));
+        assert!(error.contains("no group of the configuration describes"), "{name} {key}: {error}");
+    }
+}
+
+#[test]
+fn a_description_without_quantized_weights_is_refused() {
+    let folder = described("fp8-blocks", |config| {
+        config["quantization_config"] = json!({"quant_method": "mxfp4"});
+    });
+    let error = open(folder.path()).err().unwrap();
+    assert!(error.contains("no tensor is"), "{error}");
+}
+
+/// `x` rounded to e4m3 by counting steps, as a check of the cache's codec.
+fn e4m3(x: f32) -> f32 {
+    let exponent = x.abs().log2().floor().max(-6.0);
+    let step = (exponent - 3.0).exp2();
+    ((x / step).round_ties_even() * step).clamp(-448.0, 448.0)
+}
+
+#[test]
+fn scales_of_the_cache_are_those_that_the_checkpoint_has() {
+    for name in ["fp8-tensor", "ct-fp8", "modelopt-nvfp4"] {
+        let folder = folder(name);
+        let checkpoint = open(folder.path()).unwrap();
+        let scales = checkpoint.spec.kv_layout()[0].unwrap().stored_scales.unwrap();
+        // ct-fp8 stores them in bfloat16
+        for (scale, want) in scales.into_iter().zip([0.0125f32, 0.003]) {
+            assert!((scale / want - 1.0).abs() < 4e-3, "{name}: {scales:?}");
+        }
+        let note = checkpoint.notes.iter().find(|note| note.contains("`fp8_e4m3:checkpoint`"));
+        assert!(note.is_some(), "{name}: {:?}", checkpoint.notes);
+        let written = effective(&checkpoint.spec, "fp8_e4m3:checkpoint").to_string();
+        assert_eq!(written, "fp8_e4m3:checkpoint/fp8_e4m3:checkpoint");
+    }
+    let folder = folder("gptq");
+    let spec = open(folder.path()).unwrap().spec;
+    let without = kvgate::internals::kv::effective::Effective::new(
+        &"fp8_e4m3:checkpoint".parse().unwrap(),
+        &spec.kv_layout(),
+        None,
+    );
+    let error = without.err().unwrap().to_string();
+    assert!(error.contains("has none") && error.contains("scale 1"), "{error}");
+}
+
+/// What the cache gives back of K and V is e4m3 of their quotient, times the scale.
+#[test]
+fn a_cache_with_the_checkpoints_scales_rounds_as_engines_do() {
+    use candle_core::{Device, Tensor};
+    use kvgate::internals::kv::cache::KvCache;
+    use kvgate::internals::kv::measuring::MeasuringCache;
+    let folder = folder("fp8-tensor");
+    let spec = open(folder.path()).unwrap().spec;
+    let mut cache = MeasuringCache::new(effective(&spec, "fp8_e4m3:checkpoint"));
+    let numbers: Vec<f32> = (0..64).map(|i| (i as f32 - 31.5) * 0.071).collect();
+    // two tokens of two heads
+    let x = || Tensor::from_vec(numbers.clone(), (1, 2, 2, 16), &Device::Cpu).unwrap();
+    let view = cache.append(0, x(), x()).unwrap();
+    for (stored, scale) in [(&view.k.stored, 0.0125f32), (&view.v.stored, 0.003)] {
+        let got: Vec<f32> = stored.flatten_all().unwrap().to_vec1().unwrap();
+        let want: Vec<f32> = numbers.iter().map(|x| e4m3(x / scale) * scale).collect();
+        assert_eq!(got, want);
+    }
+}
