@@ -22,7 +22,7 @@ use kvgate::internals::measure::corpus::{self, Chunk};
 use kvgate::internals::measure::engine::{self, Lane};
 use kvgate::internals::model::decoder::{parameters, Decoder};
 use kvgate::internals::model::spec::{
-    Activation, Attention, FeedForward, Kv, Layer, Mixer, Mlp, Pairs, Rope, Spec,
+    Activation, Attention, FeedForward, Kv, Layer, Mixer, Mlp, Pairs, QkNorm, Rope, Spec,
 };
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;
@@ -133,8 +133,14 @@ const RUNS: [Run; 5] = [
 
 fn main() -> Result<()> {
     let names: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let device = Device::open(Choice::Auto)?;
+    let device = match std::env::var("KVGATE_DEVICE") {
+        Ok(name) => Device::open(name.parse()?)?,
+        Err(_) => Device::open(Choice::Auto)?,
+    };
     println!("{}", device.describe());
+    if device.at().is_cpu() {
+        return Err("this benchmark is of a card, and none was opened".into());
+    }
     let parts: &'static Parts = Box::leak(Box::new(Parts::on(&device)));
     tracing::subscriber::set_global_default(tracing_subscriber::registry().with(parts))?;
     for run in RUNS.iter().filter(|run| names.is_empty() || names.iter().any(|n| n == run.name)) {
@@ -299,7 +305,9 @@ impl Dense {
                     kv: Kv::Projected,
                     qkv_bias: false,
                     output_bias: false,
-                    qk_norm: true,
+                    qk_norm: QkNorm::Heads,
+                    fused: false,
+                    own_scores: false,
                     v_norm: false,
                     gated: false,
                     rope: Rope {
@@ -307,11 +315,19 @@ impl Dense {
                         pairs: Pairs::Halves,
                         frequencies: (0..self.head_dim / 2).map(frequency).collect(),
                         magnitude: 1.0,
+                        temperature: None,
+                        longest: None,
                     },
                 }),
-                feed_forward: FeedForward::Dense(Mlp { width: self.mlp, bias: false }),
+                feed_forward: FeedForward::Dense(Mlp {
+                    width: self.mlp,
+                    bias: false,
+                    fused: false,
+                }),
                 activation: Activation::Silu,
+                pre_norms: true,
                 post_norms: self.post_norms,
+                added_scale: 1.0,
                 scaled: false,
             }
         };
@@ -323,6 +339,7 @@ impl Dense {
             embed_scale: 1.0,
             tied_head: self.tied,
             norm_eps: 1e-6,
+            logit_scale: 1.0,
             final_softcap: None,
             per_layer_inputs: None,
             layers: (0..self.layers).map(layer).collect(),

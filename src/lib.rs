@@ -105,8 +105,8 @@
 //!
 //! - Models are computed on the CPU in f32, or on one CUDA card in arithmetic that keeps KL divergences right. What is
 //!   measured is the scheme, not the kernels of a serving engine.
-//! - Checkpoints are GGUF files, or folders of safetensors, of the families Llama, Qwen2 to Qwen3.6, and Gemma 2
-//!   to 4.
+//! - Checkpoints are GGUF files, or folders of safetensors, of the families Llama, Mistral, Ministral 3, gpt-oss,
+//!   Phi-3, SmolLM3, OLMo 2 and 3, Granite, GLM-4, Qwen2 to Qwen3.6, Qwen3-VL, and Gemma 2 to 4.
 //!
 //! # Features
 //!

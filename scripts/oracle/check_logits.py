@@ -72,7 +72,8 @@ def context_params(n):
 
 def all_logits(path, ids):
     with Model(path) as model:
-        context = init(model.handle, context_params(1024))
+        # no longer than needed, because LongRoPE depends on it
+        context = init(model.handle, context_params(256 if len(ids) <= 256 else 1024))
         batch = batch_init(len(ids), 0, 1)
         batch.n = len(ids)
         for i, token in enumerate(ids):

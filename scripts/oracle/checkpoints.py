@@ -242,6 +242,168 @@ CHECKPOINTS = {
         ),
         103,
     ),
+    # the window is shorter than the sequence; llama.cpp's `llama` has none
+    "mistral": (
+        hf.MistralConfig,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+        | dict(sliding_window=26, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+        84,
+    ),
+    # the factor of Q is 1 up to position 31, and grows twice behind it
+    "ministral3": (
+        hf.Ministral3Config,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+        | dict(head_dim=32, tie_word_embeddings=True, max_position_embeddings=128)
+        | dict(
+            rope_parameters={
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "max_position_embeddings": 128,
+                "beta_fast": 4.0,
+                "beta_slow": 0.5,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.3,
+            }
+        ),
+        91,
+    ),
+    # of four heads one has a sink far above the scores, and two have one among them
+    "gpt-oss": (
+        hf.GptOssConfig,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1)
+        | dict(head_dim=32, sliding_window=22, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=256)
+        | dict(
+            rope_parameters={
+                "rope_type": "yarn",
+                "rope_theta": 150_000.0,
+                "factor": 8.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 128,
+            }
+        ),
+        87,
+    ),
+    # not named phi3: llama.cpp looks for tokens of that model by the name in the file
+    "phi-longrope": (
+        hf.Phi3Config,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+        | dict(max_position_embeddings=1024, original_max_position_embeddings=256, sliding_window=None)
+        | dict(
+            rope_parameters={
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "partial_rotary_factor": 0.75,
+                "short_factor": [1.0, 1.1, 1.2, 1.4, 1.7, 2.0],
+                "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
+            }
+        ),
+        77,
+    ),
+    "smollm3": (
+        hf.SmolLM3Config,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=40, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2)
+        | dict(tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 2e6}),
+        73,
+    ),
+    "olmo2": (
+        hf.Olmo2Config,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+        | dict(tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+        71,
+    ),
+    "olmo3": (
+        hf.Olmo3Config,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=40, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1)
+        | dict(sliding_window=19, max_position_embeddings=256, tie_word_embeddings=False)
+        | dict(
+            rope_parameters={
+                S: {"rope_type": "default", "rope_theta": 5e5},
+                F: {
+                    "rope_type": "yarn",
+                    "rope_theta": 5e5,
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                    "beta_fast": 32.0,
+                    "beta_slow": 1.0,
+                },
+            }
+        ),
+        86,
+    ),
+    "granite": (
+        hf.GraniteConfig,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+        | dict(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.7, logits_scaling=2.5)
+        | dict(tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+        74,
+    ),
+    "granite-moe": (
+        hf.GraniteMoeSharedConfig,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+        | dict(embedding_multiplier=2.0, attention_multiplier=0.3, residual_multiplier=0.8, logits_scaling=1.5)
+        | dict(num_local_experts=6, num_experts_per_tok=3, shared_intermediate_size=24, tie_word_embeddings=True)
+        | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
+        72,
+    ),
+    "glm4": (
+        hf.Glm4Config,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+        | dict(head_dim=16, attention_bias=True, tie_word_embeddings=False)
+        | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}),
+        78,
+    ),
+    "glm4-moe": (
+        hf.Glm4MoeConfig,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+        | dict(head_dim=16, attention_bias=True, use_qk_norm=True, first_k_dense_replace=1, routed_scaling_factor=1.5)
+        | dict(n_routed_experts=6, num_experts_per_tok=3, moe_intermediate_size=16, n_shared_experts=1)
+        | dict(num_nextn_predict_layers=0, tie_word_embeddings=False)
+        | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.5}),
+        88,
+    ),
+    "qwen3-vl": (
+        hf.Qwen3VLConfig,
+        wrapped(
+            QWEN_VISION,
+            TEXT
+            | dict(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
+            | dict(num_key_value_heads=2, head_dim=16, tie_word_embeddings=True)
+            | dict(
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": 5e6,
+                    "mrope_section": [4, 2, 2],
+                    "mrope_interleaved": True,
+                }
+            ),
+        ),
+        82,
+    ),
+    # Qwen2 with a window from the second layer on; llama.cpp's `qwen2` has none
+    "qwen2-window": (
+        hf.Qwen2Config,
+        TEXT
+        | dict(hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+        | dict(use_sliding_window=True, sliding_window=18, max_window_layers=1, tie_word_embeddings=True)
+        | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
+        70,
+    ),
 }
 SHARDED = {"llama3-rope": "60KB"}
 # experts as one tensor, as Qwen3.5's files have them; transformers saves one tensor for each expert by itself
@@ -251,13 +413,22 @@ GLOBAL_HEADS = {"gemma4-e2b", "gemma4-26b"}
 # kept in float32, unrounded, as files with mixed types have them
 FLOAT32 = {"qwen3_5-moe": ("A_log", "linear_attn.norm.weight")}
 # GGUF does not record query_pre_attn_scalar; llama.cpp takes head_dim
-GGUF_SETTINGS = {"gemma2": dict(query_pre_attn_scalar=16), "gemma3": dict(query_pre_attn_scalar=32)}
+GGUF_SETTINGS = {
+    "gemma2": dict(query_pre_attn_scalar=16),
+    "gemma3": dict(query_pre_attn_scalar=32),
+    # nor the window of `llama` and `qwen2`
+    "mistral": dict(sliding_window=None),
+    "qwen2-window": dict(use_sliding_window=False, layer_types=None),
+    # nor that YaRN's bounds are not whole; llama.cpp rounds them
+    "gpt-oss": dict(rope_parameters=CHECKPOINTS["gpt-oss"][1]["rope_parameters"] | {"truncate": True}),
+}
 
 
 def model_of(config):
     whole = {
         hf.Qwen3_5MoeConfig: hf.Qwen3_5MoeForConditionalGeneration,
         hf.Gemma4Config: hf.Gemma4ForConditionalGeneration,
+        hf.Qwen3VLConfig: hf.Qwen3VLForConditionalGeneration,
     }
     kind = whole.get(type(config)) or hf.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return kind._from_config(config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32)
@@ -279,13 +450,17 @@ def draw(model, name, seed):
         shape, leaf = old.shape, key.rsplit(".", 1)[-1]
         if key not in model.state_dict():  # rope tables
             continue
-        if leaf == "A_log":
+        if leaf == "sinks":
+            new = torch.tensor([6.0, 1.5, -2.0, 0.5]) + normal(shape, 0.3)
+        elif leaf == "e_score_correction_bias":
+            new = normal(shape, 0.2)
+        elif leaf == "A_log":
             new = uniform(shape, 0.5, 8.0).log()
         elif leaf == "dt_bias":
             new = uniform(shape, -6.0, -2.0)
         elif leaf in ("layer_scalar", "per_expert_scale"):
             new = uniform(shape, 0.5, 1.5)
-        elif leaf == "bias":
+        elif leaf == "bias" or leaf.endswith("_proj_bias"):
             new = normal(shape, 0.3)
         elif old.ndim == 1:  # norms, router.scale; with ones or zeros by transformers
             new = normal(shape, 0.3, old.float().mean())
@@ -297,10 +472,12 @@ def draw(model, name, seed):
             new = normal(shape, 2 * width**-0.5 if gemma else 4 * width**-0.5)
         elif "router.proj" in key:  # gemma4's input has a norm of one
             new = normal(shape, 3.0)
-        elif key.endswith("mlp.gate.weight"):
+        elif key.endswith(("mlp.gate.weight", "mlp.router.weight", "moe.router.weight")):
             new = normal(shape, 3 * shape[-1] ** -0.5)
         else:
             new = normal(shape, 1.3 * old[0].numel() ** -0.5 if old.ndim != 3 or "conv" in key else 1.3 * shape[-1] ** -0.5)
+        if name == "gpt-oss" and key.endswith("gate_up_proj"):
+            new *= 4  # some gates and ups go beyond the limit
         if not key.endswith(FLOAT32.get(name, ("/",))):
             new = new.bfloat16().float()
         with torch.no_grad():
@@ -336,7 +513,11 @@ def gaps_of(model, ids):
 
     def hook(module, _, out):
         k = getattr(module, "top_k", None) or module.config.top_k_experts
-        probabilities = out[0] if "Gemma4" in type(module).__name__ else out[0].softmax(-1)
+        correction = getattr(module, "e_score_correction_bias", None)
+        if correction is not None:
+            probabilities = out[0].sigmoid() + correction
+        else:
+            probabilities = out[0] if "Gemma4" in type(module).__name__ else out[0].softmax(-1)
         best = probabilities.topk(k + 1).values
         torch.minimum(gaps, best[:, k - 1] - best[:, k], out=gaps)
 
@@ -411,8 +592,8 @@ def make(name, tokenizer):
     folder.mkdir(parents=True)
     write_logits(folder / "logits.json", ids, logits, positions)
 
-    for key, value in GGUF_SETTINGS.get(name, {}).items():
-        other = model_of(kind(**settings | {key: value})).eval()
+    if name in GGUF_SETTINGS:
+        other = model_of(kind(**settings | GGUF_SETTINGS[name])).eval()
         other.load_state_dict(model.state_dict())
         write_logits(folder / "logits-gguf.json", ids, logits_of(other, ids), positions)
 
@@ -491,6 +672,13 @@ SETTINGS = {
     "qwen3-moe": dict(norm_topk_prob=False, num_experts_per_tok=2),
     "qwen3-moe-mixed": dict(norm_topk_prob=True, num_experts_per_tok=1),
     "qwen3_5-moe": dict(num_experts_per_tok=2),
+    "mistral": dict(sliding_window=27),
+    "gpt-oss": dict(sliding_window=23, num_experts_per_tok=2, swiglu_limit=7.5, swiglu_alpha=1.6),
+    "olmo3": dict(sliding_window=20),
+    "granite": dict(residual_multiplier=0.6, attention_multiplier=0.25, logits_scaling=2.0, embedding_multiplier=2.5),
+    "granite-moe": dict(num_experts_per_tok=2, residual_multiplier=0.7),
+    "glm4-moe": dict(num_experts_per_tok=2, routed_scaling_factor=1.0, norm_topk_prob=False),
+    "qwen2-window": dict(sliding_window=19),
 }
 
 

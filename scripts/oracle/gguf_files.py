@@ -29,13 +29,15 @@ SKIPPED = {"qwen3-moe-mixed"}
 def convert(converter, names):
     sys.path[:0] = [str(converter), str(converter / "gguf-py")]
     import transformers
-    from conversion import base, gemma
+    from conversion import base, gemma, glm, phi
 
     # by config.json's model_type the automatic choice is a class that adds tokens of its own
     transformers.AutoTokenizer = transformers.PreTrainedTokenizerFast
 
     base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
     base.TextModel._set_vocab_sentencepiece = gemma.Gemma4Model.set_vocab = lambda self: self._set_vocab_gpt2()
+    for kind in (glm.Glm4Model, glm.Glm4MoeModel, phi.Phi3MiniModel):
+        kind.set_vocab = lambda self: self._set_vocab_gpt2()
     for name in names:
         # a name that says nothing of the folder's path goes into the metadata
         args = [str(OUT / name), "--outtype", "bf16", "--outfile", str(OUT / name / "model.gguf"), "--model-name", name]

@@ -149,7 +149,7 @@ FILES = {
     "rows-no-blocks": file(tensors=with_tensor(1, "b.weight", [16, 4], 8, 68)),
     "type-99": file(tensors=with_tensor(3, "d.weight", [8], 99, 16)),
     "type-removed": file(tensors=with_tensor(1, "b.weight", [32, 2], 31, 36)),
-    "type-unread": file(tensors=with_tensor(1, "b.weight", [256], 23, 136)),
+    "type-unread": file(tensors=with_tensor(1, "b.weight", [256], 15, 292)),
     "part": file(with_key("split.count", U16, 3)),
     "adapter": file(with_key("general.type", STRING, "adapter")),
     "blocks-3": file(with_key("general.quantization_version", U32, 3)),

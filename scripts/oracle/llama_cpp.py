@@ -42,8 +42,8 @@ _tokenize = declare(
 
 
 class Model:
-    def __init__(self, path):
-        self.handle = _load(str(path).encode(), _model_params())
+    def __init__(self, path, params=None):
+        self.handle = _load(str(path).encode(), params or _model_params())
         if not self.handle:
             raise SystemExit(f"llama.cpp cannot load {path}")
         self.vocab = _vocab(self.handle)
@@ -74,3 +74,16 @@ class Model:
         if n < 0:
             raise SystemExit("llama.cpp cannot tokenize this text")
         return array("i", ids[:n]).tolist()
+
+
+class Vocabulary(Model):
+    """A model's vocabulary without its weights."""
+
+    # of the field `vocab_only`; a file without tensors does not load if it is elsewhere
+    _AT = 72
+
+    def __init__(self, path):
+        params = _model_params()
+        assert params.blob[self._AT] == 0
+        params.blob[self._AT] = 1
+        super().__init__(path, params)

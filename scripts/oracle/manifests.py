@@ -67,6 +67,36 @@ BIG_VISION = dict(
 ) | dict(head_dim=72, standardize=True)
 SMALL_VISION = dict(use_clipped_linears=True)
 
+GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 150_000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+OLMO3_ROPE = {
+    S: {"rope_type": "default", "rope_theta": 500_000.0},
+    F: {
+        "rope_type": "yarn",
+        "rope_theta": 500_000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 8192,
+        "attention_factor": 1.2079441541679836,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    },
+}
+GRANITE = dict(
+    max_position_embeddings=131072,
+    rms_norm_eps=1e-5,
+    embedding_multiplier=12.0,
+    residual_multiplier=0.22,
+    tie_word_embeddings=True,
+    rope_parameters={"rope_type": "default", "rope_theta": 10_000_000.0},
+)
+
 MODELS = {
     "Qwen3.6-35B-A3B": (hf.Qwen3_5MoeForConditionalGeneration, hf.Qwen3_5MoeConfig, QWEN36),
     "Gemma4-E2B": (
@@ -122,6 +152,115 @@ MODELS = {
             dtype="bfloat16",
         ),
     ),
+    "Mistral-7B-v0.3": (
+        hf.MistralForCausalLM,
+        hf.MistralConfig,
+        dict(
+            vocab_size=32768,
+            max_position_embeddings=32768,
+            rms_norm_eps=1e-5,
+            sliding_window=None,
+            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        ),
+    ),
+    # the class's defaults are its sizes
+    "Ministral-3-8B": (hf.Ministral3ForCausalLM, hf.Ministral3Config, {}),
+    "gpt-oss-20b": (
+        hf.GptOssForCausalLM,
+        hf.GptOssConfig,
+        dict(num_hidden_layers=24, num_local_experts=32, rope_parameters=GPT_OSS_ROPE),
+    ),
+    "gpt-oss-120b": (hf.GptOssForCausalLM, hf.GptOssConfig, dict(rope_parameters=GPT_OSS_ROPE)),
+    "Phi-4": (
+        hf.Phi3ForCausalLM,
+        hf.Phi3Config,
+        dict(
+            vocab_size=100352,
+            hidden_size=5120,
+            intermediate_size=17920,
+            num_hidden_layers=40,
+            num_attention_heads=40,
+            num_key_value_heads=10,
+            max_position_embeddings=16384,
+            original_max_position_embeddings=16384,
+            rope_parameters={"rope_type": "default", "rope_theta": 250_000.0},
+        )
+        | dict(bos_token_id=100257, eos_token_id=100265, pad_token_id=100349),
+    ),
+    "SmolLM3-3B": (
+        hf.SmolLM3ForCausalLM,
+        hf.SmolLM3Config,
+        dict(max_position_embeddings=65536, rope_parameters={"rope_type": "default", "rope_theta": 5_000_000.0}),
+    ),
+    "OLMo-2-7B": (
+        hf.Olmo2ForCausalLM,
+        hf.Olmo2Config,
+        dict(
+            vocab_size=100352,
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        ),
+    ),
+    "Olmo-3-7B": (
+        hf.Olmo3ForCausalLM,
+        hf.Olmo3Config,
+        dict(vocab_size=100278, max_position_embeddings=65536, rms_norm_eps=1e-6, rope_parameters=OLMO3_ROPE),
+    ),
+    "Granite-3.3-2B": (
+        hf.GraniteForCausalLM,
+        hf.GraniteConfig,
+        GRANITE
+        | dict(vocab_size=49159, hidden_size=2048, intermediate_size=8192, num_hidden_layers=40)
+        | dict(num_attention_heads=32, num_key_value_heads=8, attention_multiplier=0.015625, logits_scaling=8.0),
+    ),
+    "Granite-3.1-3B-A800M": (
+        hf.GraniteMoeForCausalLM,
+        hf.GraniteMoeConfig,
+        GRANITE
+        | dict(vocab_size=49155, hidden_size=1536, intermediate_size=512, num_hidden_layers=32, num_local_experts=40)
+        | dict(num_experts_per_tok=8, num_attention_heads=24, num_key_value_heads=8)
+        | dict(attention_multiplier=0.015625, logits_scaling=6.0),
+    ),
+    "GLM-4-9B": (
+        hf.Glm4ForCausalLM,
+        hf.Glm4Config,
+        dict(
+            max_position_embeddings=32768,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5},
+        ),
+    ),
+    "GLM-4.5-Air": (
+        hf.Glm4MoeForCausalLM,
+        hf.Glm4MoeConfig,
+        dict(
+            head_dim=128,
+            attention_bias=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.5},
+        ),
+    ),
+    "Qwen3-VL-8B": (
+        hf.Qwen3VLForConditionalGeneration,
+        hf.Qwen3VLConfig,
+        dict(
+            text_config=dict(
+                hidden_size=4096,
+                intermediate_size=12288,
+                num_hidden_layers=36,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+                max_position_embeddings=262144,
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": 5_000_000,
+                    "mrope_section": [24, 20, 20],
+                    "mrope_interleaved": True,
+                },
+            ),
+            vision_config=dict(out_hidden_size=4096),
+        ),
+    ),
 }
 # what the totals must come to, exactly or in rounded billions
 EXPECTED = {
@@ -131,7 +270,22 @@ EXPECTED = {
     "Gemma4-26B-A4B": "25.23",
     "Gemma4-31B": "30.697",
     "Qwen3-30B-A3B": "30.53",
+    "Mistral-7B-v0.3": 7_248_023_552,
+    "Ministral-3-8B": "8.49",
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
+    "Phi-4": 14_659_507_200,
+    "SmolLM3-3B": 3_075_098_624,
+    "OLMo-2-7B": "7.30",
+    "Olmo-3-7B": 7_298_011_136,
+    "Granite-3.3-2B": "2.53",
+    "Granite-3.1-3B-A800M": "3.30",
+    "GLM-4-9B": 9_400_279_040,
+    "GLM-4.5-Air": "106.85",
+    "Qwen3-VL-8B": 8_190_735_360,
 }
+# the files have a tensor for each expert, or other names than transformers' classes
+CONVERTED = {"Qwen3-30B-A3B", "Granite-3.1-3B-A800M", "GLM-4.5-Air"}
 
 
 def hub_form(config, settings, architecture):
@@ -167,6 +321,17 @@ def mtp(shapes, text):
         yield f"mtp.{part}.weight", (text.hidden_size,)
 
 
+def glm_mtp(shapes, text):
+    """The layer behind the last one of GLM-4.5's files, which predicts a second token."""
+    last, further = (f"model.layers.{text.num_hidden_layers - back}." for back in (1, 0))
+    yield from ((further + k.removeprefix(last), v) for k, v in shapes.items() if k.startswith(last))
+    yield further + "eh_proj.weight", (text.hidden_size, 2 * text.hidden_size)
+    for part in ("enorm", "hnorm", "shared_head.norm"):
+        yield f"{further}{part}.weight", (text.hidden_size,)
+    for part in ("embed_tokens", "shared_head.head"):
+        yield f"{further}{part}.weight", (text.vocab_size, text.hidden_size)
+
+
 def fold(shapes):
     """Runs of a number in names that are otherwise equal, and of equal shape, in one line."""
     runs = {}
@@ -189,7 +354,7 @@ def write(name):
     with torch.device("meta"):
         model = architecture(config)
     state = model.state_dict()
-    if name.startswith("Qwen3-"):
+    if name in CONVERTED:
         state = revert_weight_conversion(model, state)  # one tensor for each expert
     if config.tie_word_embeddings:
         state.pop("lm_head.weight")
@@ -202,6 +367,8 @@ def write(name):
     decoder = config.get_text_config()
     if getattr(decoder, "mtp_num_hidden_layers", 0):
         shapes |= dict(mtp(shapes, decoder))
+    if name == "GLM-4.5-Air":
+        shapes |= dict(glm_mtp(shapes, decoder))
     optional = dict(redundant(decoder)) if getattr(decoder, "num_kv_shared_layers", 0) else {}
     assert not optional.keys() & shapes.keys()
     lines = [f"{k} {','.join(map(str, v))}" for k, v in fold(shapes)]

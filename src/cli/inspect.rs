@@ -6,10 +6,10 @@ use crate::kv::codec;
 use crate::kv::effective::Effective;
 use crate::kv::Scheme;
 use crate::model::spec::{Attention, Kv, Mixer, Spec};
-use crate::model::{decoder, Checkpoint};
+use crate::model::{decoder, Checkpoint, Geometry, ModelError};
 use crate::progress::Bar;
 use crate::results::shown_bits;
-use crate::source;
+use crate::source::{self, Source};
 use crate::text::numbers::bytes;
 use indicatif::HumanCount;
 use std::path::PathBuf;
@@ -37,15 +37,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         source::fetch(&source, &|what, done, all| bar.update(what, done, all))
             .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     }
-    let checkpoint =
-        Checkpoint::open(&source).map_err(|error| Stop::new(USAGE, error.to_string()))?;
-    let spec = &checkpoint.spec;
-    let (size, dtypes) = checkpoint.contents();
+    let seen = Seen::of(&source)?;
+    let Geometry { spec, bytes: size, dtypes, notes } = &seen.geometry;
     let dtypes: Vec<_> = dtypes.iter().map(|(name, n)| format!("{n} {name}")).collect();
     say(format!(
         "file          {} ({}; {})",
-        checkpoint.path().display(),
-        bytes(size as f64),
+        source.path.display(),
+        bytes(*size as f64),
         dtypes.join(", ")
     ))?;
     say(format!(
@@ -53,14 +51,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         spec.architecture,
         HumanCount(decoder::parameters(spec))
     ))?;
-    say(format!(
-        "tokenizer     {}, {} tokens, {}",
-        checkpoint.tokenizer.kind,
-        spec.vocab,
-        bos(&checkpoint)
-    ))?;
+    say(format!("tokenizer     {}", seen.tokenizer))?;
     say(format!("context       {} tokens trained", spec.trained_context))?;
-    for note in &checkpoint.notes {
+    for note in notes {
         say(format!("note          {note}"))?;
     }
     layers(spec)?;
@@ -68,10 +61,32 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(0)
 }
 
-fn bos(checkpoint: &Checkpoint) -> String {
-    match checkpoint.tokenizer.bos {
-        Some(id) => format!("BOS {id}"),
-        None => "no BOS".into(),
+/// What there is to show of a checkpoint.
+struct Seen {
+    geometry: Geometry,
+    /// The tokenizer, or why there is none.
+    tokenizer: String,
+}
+
+impl Seen {
+    /// Opens a checkpoint. A tokenizer that cannot be used does not hide the rest.
+    fn of(source: &Source) -> Result<Self, Stop> {
+        let stop = |error: ModelError| Stop::new(USAGE, error.to_string());
+        match Checkpoint::open(source) {
+            Ok(checkpoint) => {
+                let tokenizer = &checkpoint.tokenizer;
+                let bos = tokenizer.bos.map_or("no BOS".into(), |id| format!("BOS {id}"));
+                let tokenizer =
+                    format!("{}, {} tokens, {bos}", tokenizer.kind, checkpoint.spec.vocab);
+                Ok(Seen { geometry: checkpoint.into_geometry(), tokenizer })
+            }
+            Err(error @ ModelError::Tokenizer { .. }) => {
+                let geometry = Geometry::read(source).map_err(stop)?;
+                let tokenizer = format!("none, so that nothing can be measured: {error}");
+                Ok(Seen { geometry, tokenizer })
+            }
+            Err(error) => Err(stop(error)),
+        }
     }
 }
 
@@ -109,8 +124,13 @@ fn attention_words(a: &Attention) -> String {
         Kv::KeyIsValue => ", V from K".into(),
         Kv::Shared { owner } => format!(", reads the cache of layer {owner}"),
     };
-    let (heads, kv_heads, dim, base) = (a.heads, a.kv_heads, a.head_dim, a.rope.base);
-    format!("{heads} heads, {kv_heads} KV heads of {dim}, {reach}{kv}, RoPE θ {base}")
+    let rope = match a.rope.frequencies.is_empty() {
+        true => "no RoPE".into(),
+        false => format!("RoPE θ {}", a.rope.base),
+    };
+    let own = if a.own_scores { ", scores of their own" } else { "" };
+    let (heads, kv_heads, dim) = (a.heads, a.kv_heads, a.head_dim);
+    format!("{heads} heads, {kv_heads} KV heads of {dim}, {reach}{kv}{own}, {rope}")
 }
 
 /// Prints the size of one sequence's cache under each scheme. Layers with a window keep no more than the window.

@@ -1,8 +1,7 @@
 //! `kvgate plan` splits a gate over CI jobs, and prints the matrix of these jobs.
 
 use super::shared::{say_whole, Config, Earlier, On, Stop, NOTHING_SELECTED, USAGE};
-use crate::compute::Device;
-use crate::gate::plan::{self, Cost, CostBasis, Costs};
+use crate::gate::plan::{self, Cost, CostBasis, Costs, Place};
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::model::Checkpoint;
 use crate::policy::ModelPolicy;
@@ -43,13 +42,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     if lanes.is_empty() {
         return Err(Stop::new(NOTHING_SELECTED, nothing_selected(&project, &arguments.filters)));
     }
-    let device = arguments.on.device()?;
-    let mut measured = plan::measured(&results, &device);
+    let place = arguments.on.place()?;
+    let mut measured = place.measured(&results);
     // the machine that plans need not be the one that measures
     if measured.is_empty() && !arguments.on.is_named() {
         measured = plan::measured_on_one_device(&results);
     }
-    let costs = plan::costs(&project.policy, &lanes, &measured, &device, estimate);
+    let costs = plan::costs(&project.policy, &lanes, &measured, place.is_card(), estimate);
     if let Some(cost) = costs.models.iter().find(|cost| cost.model.contains(',')) {
         let message = format!(
             "the model `{}` has a comma in its name, which separates models in a matrix; rename it",
@@ -57,15 +56,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         );
         return Err(Stop::new(USAGE, message));
     }
-    warn(&costs, &results, &device);
+    warn(&costs, &results, &place);
     let shards = plan::pack(&costs.models, arguments.shards.into());
     say_whole(plan::matrix(&shards, costs.in_seconds))?;
     Ok(0)
 }
 
 /// Says of which costs less is known than people may think.
-fn warn(costs: &Costs, results: &[Results], device: &Device) {
-    let device = device.describe();
+fn warn(costs: &Costs, results: &[Results], place: &Place) {
+    let device = place.describe();
     let has_results = |model: &str| {
         let mut measurements = results.iter().flat_map(|results| &results.measurements);
         measurements.any(|measurement| measurement.model == model)

@@ -3,6 +3,7 @@
 use crate::compute::device::Choice;
 use crate::compute::{Device, Precision};
 use crate::gate::device::Asked;
+use crate::gate::plan::Place;
 use crate::gate::Project;
 use crate::kv::Scheme;
 use crate::policy::{Diagnostic, DEFAULT_PATH, LEAST_CONTEXT};
@@ -62,6 +63,17 @@ impl On {
 
     fn asked(&self) -> Asked {
         Asked { device: self.device, precision: self.precision }
+    }
+
+    /// The device to plan for. A card that is named is not opened, because the machine that plans need not have one.
+    pub fn place(&self) -> Result<Place, Stop> {
+        let asked = self.asked().or_environment().map_err(|message| Stop::new(USAGE, message))?;
+        match asked.device {
+            Some(card @ Choice::Cuda(_)) => {
+                Ok(Place::Card(card, asked.precision.unwrap_or_default()))
+            }
+            _ => self.device().map(Place::Here),
+        }
     }
 
     /// Opens the device.

@@ -35,6 +35,8 @@ pub(crate) struct SoftmaxAttention {
     pub wide_values: Vec<bool>,
     /// If it is c, scores s become c·tanh(s / c) before the causal mask.
     pub softcap: Option<f32>,
+    /// A score of each head, (H), that enters the softmax's sum and has no value (gpt-oss's sinks).
+    pub own_scores: Option<Tensor>,
     pub window: Option<usize>,
     /// How many queries a sequence has, T.
     pub queries: usize,
@@ -83,6 +85,11 @@ impl Op<1> for SoftmaxAttention {
         if tensors.any(|x| x.elem_count() != kv) || self.keys < self.queries {
             candle_core::bail!("{q:?} are not the queries of {} keys", self.keys);
         }
+        let lanes = self.wide_values.len();
+        let mut rules = versions.iter().filter_map(|x| x.exact.as_ref()).map(|(_, rules)| rules);
+        if rules.any(|rules| rules.len() != lanes) {
+            candle_core::bail!("the rules of exact keys and values are not those of {lanes} lanes");
+        }
         Ok(Shape::from((sequences * self.queries, width)))
     }
 
@@ -92,6 +99,8 @@ impl Op<1> for SoftmaxAttention {
         let v = self.pack(&self.v, sequences, |op, v, head| op.value_rows(v, head))?;
         let packed: Vec<PackedHead> =
             k.into_iter().zip(v).map(|(k, v)| PackedHead { k, v }).collect();
+        let own_scores = self.own_scores.as_ref().map(elements::<f32>).transpose()?;
+        let own_scores: Option<&[f32]> = own_scores.as_deref();
         let width = self.heads * self.head_dim;
         let per_sequence = self.queries * width;
         out.par_chunks_mut(per_sequence)
@@ -106,8 +115,17 @@ impl Op<1> for SoftmaxAttention {
                     |scratch, (i, (out, q))| {
                         let first = i * QUERIES;
                         let lane = |lanes: usize| sequence * lanes / sequences;
-                        let block =
-                            QueryBlock { op: self, lane: &lane, q, packed, out, first, scratch };
+                        let lane = &lane;
+                        let block = QueryBlock {
+                            op: self,
+                            lane,
+                            own_scores,
+                            q,
+                            packed,
+                            out,
+                            first,
+                            scratch,
+                        };
                         pulp::Arch::new().dispatch(block);
                     },
                 );
@@ -190,6 +208,8 @@ struct QueryBlock<'a> {
     op: &'a SoftmaxAttention,
     /// The lane of the block, by the number of lanes.
     lane: &'a dyn Fn(usize) -> usize,
+    /// (H)
+    own_scores: Option<&'a [f32]>,
     /// (up to 32, H·D)
     q: &'a [f32],
     packed: &'a [PackedHead],
@@ -241,7 +261,7 @@ impl WithSimd for QueryBlock<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let QueryBlock { op, lane, q, packed, out, first, scratch } = self;
+        let QueryBlock { op, lane, own_scores, q, packed, out, first, scratch } = self;
         let width = op.heads * op.head_dim;
         let rows = q.len() / width;
         // indices of the key at the first query's own position, and of the one behind the last query's
@@ -262,7 +282,7 @@ impl WithSimd for QueryBlock<'_> {
                 soften(&mut scratch.weights, cap);
             }
             op.mask(&mut scratch.weights, own, start);
-            let inverse = softmax(&mut scratch.weights);
+            let inverse = softmax(&mut scratch.weights, own_scores.map(|scores| scores[head]));
             let values = Keys { panels: &packed.v, zones: v_zones.as_ref(), seen: start..end };
             let parts = values.parts(&mut scratch.weights, &mut scratch.exact_weights);
             op.weighted_values(simd, &parts, &inverse, &mut out[head * op.head_dim..], rows);
@@ -435,17 +455,18 @@ fn soften(scores: &mut [f32], cap: f32) {
     }
 }
 
-/// Turns each column of scores into e^(s - max). Gives 1 divided by the sum of each column.
+/// Turns each column of scores into e^(s - max). Gives 1 divided by the sum of each column. A head's own score is a
+/// further score of each column, which only the sum contains.
 #[inline(always)]
-fn softmax(scores: &mut [f32]) -> [f32; QUERIES] {
-    let mut max = [f32::NEG_INFINITY; QUERIES];
+fn softmax(scores: &mut [f32], own_score: Option<f32>) -> [f32; QUERIES] {
+    let mut max = [own_score.unwrap_or(f32::NEG_INFINITY); QUERIES];
     let (lines, _) = scores.as_chunks_mut::<QUERIES>();
     for line in lines.iter() {
         for (max, s) in max.iter_mut().zip(line) {
             *max = if *s > *max { *s } else { *max };
         }
     }
-    let mut sum = [0.0f32; QUERIES];
+    let mut sum = max.map(|max| own_score.map_or(0.0, |score| exp(score - max)));
     for line in lines.iter_mut() {
         for ((s, max), sum) in line.iter_mut().zip(&max).zip(&mut sum) {
             *s = exp(*s - max);
@@ -513,7 +534,7 @@ mod tests {
     use super::*;
     use crate::compute::exact::Tail;
     use crate::compute::run;
-    use crate::compute::textbook::place;
+    use crate::compute::textbook::{flat, place, vector};
     use candle_core::DType;
 
     /// How many sequences a batch has.
@@ -571,9 +592,11 @@ mod tests {
                     }
                 };
                 let scores: Vec<f64> = seen.iter().map(score).collect();
-                let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let own = self.own_scores.as_ref().map(|scores| f64::from(flat(scores)[head]));
+                let largest = own.unwrap_or(f64::NEG_INFINITY);
+                let max = scores.iter().copied().fold(largest, f64::max);
                 let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
-                let sum: f64 = weights.iter().sum();
+                let sum = weights.iter().sum::<f64>() + own.map_or(0.0, |s| (s - max).exp());
                 out.extend((0..d).map(|i| {
                     let terms = seen.iter().zip(&weights).map(|(&j, w)| w * of(v, j, i));
                     terms.sum::<f64>() / sum
@@ -638,6 +661,7 @@ mod tests {
             scale,
             wide_values: vec![false],
             softcap: None,
+            own_scores: None,
             window: None,
             queries,
             keys: queries,
@@ -683,6 +707,23 @@ mod tests {
         for window in [1, 2, 7, 8, 9, 31, 32, 33, 40, 99, 100, 1000] {
             for queries in [1, 33, 100] {
                 is_exact(SoftmaxAttention { window: Some(window), ..attention(4, 2, 64, queries) });
+            }
+        }
+    }
+
+    /// Such scores far below all others, among them, and so far above them that nothing else is left.
+    #[test]
+    fn each_head_may_have_a_score_of_its_own_in_its_sum() {
+        for score in [-90.0, 0.0, 3.0, 200.0] {
+            let own_scores = Some(vector(&[score, 1.0, score, -2.0]));
+            for window in [None, Some(20)] {
+                let op = SoftmaxAttention {
+                    window,
+                    own_scores: own_scores.clone(),
+                    ..attention(4, 2, 64, 70)
+                };
+                let error = op.error();
+                assert!(error < tolerance(), "{score} {window:?}: {error:e}");
             }
         }
     }

@@ -12,6 +12,10 @@ impl Op<1> for Bias {
     const NAME: &'static str = "bias";
 
     fn shape(&self, [x]: [&Shape; 1]) -> Result<Shape> {
+        let (width, bias) = (x.dims().last().copied(), self.0.elem_count());
+        if bias == 0 || width != Some(bias) {
+            candle_core::bail!("a bias of {bias} numbers does not fit {x:?}");
+        }
         Ok(x.clone())
     }
 

@@ -176,13 +176,7 @@ impl Device {
 
     /// The arithmetic of products, as reports name it.
     pub fn arithmetic(&self) -> &'static str {
-        match self.card.as_ref().map(|card| card.precision) {
-            None => "f32",
-            Some(Precision::Differences) => {
-                "f16 weights, differences from the baseline in f16, sums in f32"
-            }
-            Some(Precision::Whole) => "f16 weights, activations in two terms of f16, sums in f32",
-        }
+        self.card.as_ref().map_or("f32", |card| card.precision.arithmetic())
     }
 
     /// Notes how much of the card's memory is free now. Freed memory stays with the program, so it is enough to look

@@ -30,13 +30,17 @@ impl FiniteFlag {
     /// The words that a kernel writes, (lanes) as u32. They are made when the first kernel asks for them.
     ///
     /// # Errors
-    /// If the device has no memory left.
+    /// If the device has no memory left, or another kernel had another number of lanes.
     pub fn words(&self, lanes: usize, device: &Device) -> Result<Tensor> {
         if self.words.get().is_none() {
             // another thread may be first, whose words are as good
             let _ = self.words.set(Tensor::full(u32::MAX, lanes, device)?);
         }
-        Ok(self.words.get().expect("was set").clone())
+        let words = self.words.get().expect("was set");
+        if words.elem_count() != lanes {
+            candle_core::bail!("a flag of {} lanes is used for {lanes}", words.elem_count());
+        }
+        Ok(words.clone())
     }
 
     /// Whether all numbers so far were finite, in all lanes.
@@ -100,16 +104,6 @@ vectorized!(fn sum_of_zeros['a](x: &'a [f32]) -> f32 {
     }
     sums.iter().sum::<f32>() + rest.iter().map(|v| v * 0.0).sum::<f32>()
 });
-
-/// Index and value of the first element that is NaN or infinite.
-pub(crate) fn first_non_finite(tensor: &Tensor) -> Result<Option<(usize, f32)>> {
-    read(tensor, |x: &[f32]| {
-        if all_finite(x) {
-            return None;
-        }
-        x.iter().copied().enumerate().find(|(_, v)| !v.is_finite())
-    })
-}
 
 #[cfg(test)]
 mod tests {

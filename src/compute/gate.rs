@@ -12,7 +12,13 @@ pub enum Activation {
     Silu,
     /// The tanh approximation of GELU.
     GeluTanh,
+    /// gpt-oss: g·σ(1.702 g), and up is raised by 1. Before that, gate is at most 7, and up lies between -7 and 7.
+    Clamped,
 }
+
+/// Where [`Activation::Clamped`] cuts gate and up off, and the factor of its sigmoid's argument.
+pub const CLAMP_LIMIT: f32 = 7.0;
+pub const CLAMP_ALPHA: f32 = 1.702;
 
 /// act(gate) ⊙ up, where each row holds gate and up side by side: (rows, 2F) → (rows, F).
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +57,25 @@ fn gelu_argument(g: f32) -> f32 {
     TWICE_ROOT_2_OVER_PI * (g + 0.044_715 * g * g * g)
 }
 
+/// NaN stays NaN, unlike in `f32::min`.
+#[inline(always)]
+fn at_most(x: f32, limit: f32) -> f32 {
+    if x > limit {
+        limit
+    } else {
+        x
+    }
+}
+
+#[inline(always)]
+fn clamped(out: &mut [f32], gate: &[f32], up: &[f32]) {
+    for ((out, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+        let g = at_most(g, CLAMP_LIMIT);
+        let u = -at_most(-at_most(u, CLAMP_LIMIT), CLAMP_LIMIT);
+        *out = g / (1.0 + exp(-(CLAMP_ALPHA * g))) * (u + 1.0);
+    }
+}
+
 vectorized!(fn gate_rows['a](
     activation: &'a Activation,
     width: usize,
@@ -62,6 +87,7 @@ vectorized!(fn gate_rows['a](
         match activation {
             Activation::Silu => gated(out, gate, up, |g| g),
             Activation::GeluTanh => gated(out, gate, up, gelu_argument),
+            Activation::Clamped => clamped(out, gate, up),
         }
     }
 });
@@ -137,21 +163,30 @@ mod tests {
     use crate::compute::textbook::{assert_near, random, rows, wide, MANY};
 
     #[test]
-    fn gates_are_silu_and_the_tanh_form_of_gelu() {
+    fn gates_are_silu_and_the_tanh_form_of_gelu_and_that_of_gpt_oss() {
         let width = 40;
         let mut x = random(2 * MANY * width);
         // where exponentials leave the range of f32
         x[..4].copy_from_slice(&[-200.0, 200.0, -20.0, 20.0]);
-        let silu = |g: f64| g / (1.0 + (-g).exp());
-        let gelu = |g: f64| {
+        // and, of up, where it is cut off
+        x[width + 4..width + 8].copy_from_slice(&[-200.0, 200.0, -7.5, 7.5]);
+        let silu = |g: f64, u: f64| g / (1.0 + (-g).exp()) * u;
+        let gelu = |g: f64, u: f64| {
             let t = (2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3));
-            g / 2.0 * (1.0 + t.tanh())
+            g / 2.0 * (1.0 + t.tanh()) * u
         };
-        let activations: [(Activation, &dyn Fn(f64) -> f64); 2] =
-            [(Activation::Silu, &silu), (Activation::GeluTanh, &gelu)];
+        let clamped = |g: f64, u: f64| {
+            let g = g.min(7.0);
+            g / (1.0 + (-1.702 * g).exp()) * (u.clamp(-7.0, 7.0) + 1.0)
+        };
+        let activations: [(Activation, &dyn Fn(f64, f64) -> f64); 3] = [
+            (Activation::Silu, &silu),
+            (Activation::GeluTanh, &gelu),
+            (Activation::Clamped, &clamped),
+        ];
         for (activation, naive) in activations {
             let gated = |row: &[f64]| -> Vec<f64> {
-                (0..width).map(|i| naive(row[i]) * row[width + i]).collect()
+                (0..width).map(|i| naive(row[i], row[width + i])).collect()
             };
             let want: Vec<f64> = wide(&x).chunks(2 * width).flat_map(gated).collect();
             let got = run(&GatedActivation(activation), [&rows(&x, 2 * width)]).unwrap();

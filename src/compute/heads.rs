@@ -37,6 +37,18 @@ impl Op<1> for Heads {
         if self.start + width > columns {
             candle_core::bail!("{x:?} has no {} heads from column {} on", self.heads, self.start);
         }
+        let fits = |tensor: Option<&Tensor>, count| tensor.is_none_or(|x| x.elem_count() == count);
+        let norm = self.norm.as_ref().map(|norm| &norm.weight);
+        if !fits(self.bias.as_ref(), width) || !fits(norm, self.head_dim) {
+            candle_core::bail!(
+                "a bias or a norm does not fit {} heads of {}",
+                self.heads,
+                self.head_dim
+            );
+        }
+        if self.rope.as_ref().is_some_and(|rope| rope.positions() < self.first + self.tokens) {
+            candle_core::bail!("a table of RoPE ends before position {}", self.first + self.tokens);
+        }
         Ok(Shape::from((rows, width)))
     }
 
@@ -148,7 +160,7 @@ mod tests {
             for (with_bias, with_norm, frequencies, magnitude) in
                 [(false, false, whole, 1.0), (true, true, vec![1.0, 0.3, 0.0], 1.25)]
             {
-                let rope = RopeTable::new(pairs, &frequencies, magnitude, 5 + tokens, &place());
+                let rope = RopeTable::new(pairs, &frequencies, |_| magnitude, 5 + tokens, &place());
                 let op = Heads {
                     start,
                     heads,

@@ -15,6 +15,7 @@ mod cuda;
 
 pub(crate) mod attention;
 pub(crate) mod bias;
+pub mod blocks;
 pub(crate) mod delta_rule;
 pub mod device;
 pub(crate) mod divergence;
@@ -24,6 +25,7 @@ pub(crate) mod experts;
 pub(crate) mod finite;
 pub(crate) mod gate;
 pub(crate) mod heads;
+pub(crate) mod inspect;
 pub(crate) mod machine;
 pub(crate) mod norm;
 pub(crate) mod op;

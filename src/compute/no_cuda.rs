@@ -2,6 +2,7 @@
 //! tensor is on one.
 
 use super::attention::SoftmaxAttention;
+use super::blocks::BlockType;
 use super::delta_rule::Recurrent;
 use super::finite::FiniteFlag;
 use super::gate::Activation;
@@ -36,6 +37,21 @@ pub(super) const IS_BUILT: bool = false;
 /// Whether a codec has a kernel of this name.
 pub(super) fn has_codec(_name: &str) -> bool {
     false
+}
+
+/// The numbers of blocks, which are dequantized on a card. There is none in this build.
+pub(super) fn dequantized(
+    _of: &BlockType,
+    _blocks: &[u8],
+    _shape: &[usize],
+    _at: &Device,
+) -> Result<Tensor> {
+    Err(candle_core::Error::NotCompiledWithCudaSupport)
+}
+
+/// Whether all numbers of a tensor on a card are finite. No tensor is on one in this build.
+pub(super) fn all_finite(_x: &Tensor) -> Result<bool> {
+    Err(candle_core::Error::NotCompiledWithCudaSupport)
 }
 
 /// Whether a card has no memory left. There is no card in this build.
@@ -126,6 +142,10 @@ impl Pairs {
         match *self {}
     }
 
+    pub fn owners(&self) -> &Tensor {
+        match *self {}
+    }
+
     pub fn weighted_sum(&self, _y: &Tensor) -> Result<Tensor> {
         match *self {}
     }
@@ -135,6 +155,7 @@ impl Pairs {
 /// not take them for unused.
 #[allow(dead_code)]
 fn read_by_kernels(
+    blocks: &BlockType,
     flag: &FiniteFlag,
     residual: &Residual,
     round_trip: &RoundTrip,
@@ -142,6 +163,7 @@ fn read_by_kernels(
     rope: &RopeTable,
     attention: &SoftmaxAttention,
 ) -> Result<()> {
+    let _ = blocks.grid();
     flag.words(residual.lanes, &HOST)?;
     let card = round_trip.storing.on_card(0);
     let _ = (card.codec, card.text, card.variant, card.is_taken, card.group, card.rotation);

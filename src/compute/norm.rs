@@ -64,6 +64,10 @@ impl Op<1> for RmsNorm {
     const NAME: &'static str = "rms-norm";
 
     fn shape(&self, [x]: [&Shape; 1]) -> Result<Shape> {
+        let (width, weights) = (x.dims().last().copied(), self.weight.elem_count());
+        if weights == 0 || width != Some(weights) {
+            candle_core::bail!("a norm of {weights} weights does not fit {x:?}");
+        }
         Ok(x.clone())
     }
 

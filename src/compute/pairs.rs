@@ -37,6 +37,15 @@ impl Pairs {
         }))
     }
 
+    /// Adds to each row of y, which are those of the pairs, the bias of the pair's expert: biases are (experts, out).
+    pub fn biased(&self, y: &Tensor, biases: &Tensor) -> Result<Tensor> {
+        let owners = match &self.0 {
+            Sorted::Host(pairs) => pairs.owners(y.device())?,
+            Sorted::Card(pairs) => pairs.owners().clone(),
+        };
+        y + biases.index_select(&owners, 0)?
+    }
+
     /// Each row's sum of weight · y over its experts, in ascending order of the experts. y are the rows of the pairs.
     pub fn weighted_sum(&self, y: &Tensor) -> Result<Tensor> {
         match &self.0 {
@@ -71,6 +80,14 @@ impl HostPairs {
             start += share.rows.len();
             (!share.rows.is_empty()).then_some((expert, own, share))
         })
+    }
+
+    /// The expert of each pair.
+    fn owners(&self, at: &Device) -> Result<Tensor> {
+        let of_share = |(expert, _, share): (usize, _, &Share)| {
+            std::iter::repeat_n(expert as u32, share.rows.len())
+        };
+        Tensor::new(self.shares().flat_map(of_share).collect::<Vec<_>>(), at)
     }
 
     fn weighted_sum(&self, y: &Tensor) -> Result<Tensor> {

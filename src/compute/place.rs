@@ -8,7 +8,8 @@ pub(crate) const HOST: candle_core::Device = candle_core::Device::Cpu;
 pub struct Card {
     /// As its driver calls it.
     pub name: String,
-    /// The newest version of CUDA that the driver knows, such as `13.0`.
+    /// The newest version of CUDA that the driver knows, the driver's own version if it is known, and the version of
+    /// cuBLAS, such as `13.0 (580.65.06), cuBLAS 13.1.0`.
     pub driver: String,
     /// Bytes of its memory.
     pub memory: u64,

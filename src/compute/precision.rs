@@ -14,6 +14,18 @@ pub enum Precision {
     Whole,
 }
 
+impl Precision {
+    /// The arithmetic of products on a card, as reports name it.
+    pub fn arithmetic(self) -> &'static str {
+        match self {
+            Precision::Differences => {
+                "f16 weights, differences from the baseline in f16, sums in f32"
+            }
+            Precision::Whole => "f16 weights, activations in two terms of f16, sums in f32",
+        }
+    }
+}
+
 impl FromStr for Precision {
     type Err = String;
 

@@ -344,7 +344,8 @@ mod tests {
                 for lanes in [1, 3, 6] {
                     let base = random(lanes * 5 * width);
                     let x = rows(&base, width);
-                    for activation in [Activation::Silu, Activation::GeluTanh] {
+                    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Clamped]
+                    {
                         for (bias, norm) in [(None, None), (Some(&bias), Some(norm(width)))] {
                             let mlp = GatedMlp { gate_up: &gate_up, bias, activation, down: &down };
                             let want = flat(&step_by_step(&mlp, &x, norm.as_ref(), lanes));

@@ -23,12 +23,12 @@ pub(crate) struct RopeTable {
 }
 
 impl RopeTable {
-    /// Computes angles as position · frequency in f32, as HF transformers and llama.cpp do. cos and sin are multiplied
-    /// by `magnitude`.
+    /// Computes angles as position · frequency in f32, as HF transformers and llama.cpp do. cos and sin at a position
+    /// are multiplied by its `magnitude`.
     pub fn new(
         pairs: Pairs,
         frequencies: &[f32],
-        magnitude: f32,
+        magnitude: impl Fn(usize) -> f32,
         positions: usize,
         device: &Device,
     ) -> Result<Self> {
@@ -36,10 +36,20 @@ impl RopeTable {
             .flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)))
             .collect();
         let scaled = |f: fn(f64) -> f64| {
-            let column: Vec<f32> = angles.iter().map(|&a| f(a) as f32 * magnitude).collect();
+            let rows = angles.chunks_exact(frequencies.len().max(1)).enumerate();
+            let row = |(position, angles): (usize, &[f64])| {
+                let magnitude = magnitude(position);
+                angles.iter().map(move |&a| f(a) as f32 * magnitude).collect::<Vec<_>>()
+            };
+            let column: Vec<f32> = rows.flat_map(row).collect();
             Tensor::from_vec(column, (positions, frequencies.len()), device)
         };
         Ok(RopeTable { pairs, cos: scaled(f64::cos)?, sin: scaled(f64::sin)? })
+    }
+
+    /// For how many positions the table has angles.
+    pub(super) fn positions(&self) -> usize {
+        self.cos.dims()[0]
     }
 
     /// The tables of cos and sin, for the kernel of a card.

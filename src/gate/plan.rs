@@ -1,7 +1,8 @@
 //! Splits a gate over the jobs of a CI matrix. Models are dealt by what they cost, the most expensive first,
 //! each to the job that has the least to do so far.
 
-use crate::compute::Device;
+use crate::compute::device::Choice;
+use crate::compute::{Device, Precision};
 use crate::gate::{Case, Project};
 use crate::model::decoder;
 use crate::model::spec::Spec;
@@ -9,7 +10,7 @@ use crate::policy::{ModelPolicy, Policy};
 use crate::results::{Measurement, Results};
 use crate::text::suggest::did_you_mean;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The speed that estimates assume of each core, in floating-point operations per second. Nothing is assumed of cards.
 pub const FLOPS_PER_CORE: f64 = 60e9;
@@ -17,6 +18,52 @@ pub const FLOPS_PER_CORE: f64 = 60e9;
 /// The cost of one position in one lane when nothing is known about a model, in seconds: what a model of 500 million
 /// parameters takes on sixteen cores.
 const SECONDS_PER_POSITION: f64 = 1e-3;
+
+/// The device that a plan is for.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// A device of the machine that plans.
+    Here(Device),
+    /// A card that somebody named. The machine that plans computes nothing, so it need not have one.
+    Card(Choice, Precision),
+}
+
+impl Place {
+    /// Whether it is a card, of which no speed is assumed.
+    pub fn is_card(&self) -> bool {
+        match self {
+            Place::Here(device) => device.card().is_some(),
+            Place::Card(..) => true,
+        }
+    }
+
+    /// The device in words.
+    pub fn describe(&self) -> String {
+        match self {
+            Place::Here(device) => device.describe(),
+            Place::Card(card, _) => format!("the card {card}"),
+        }
+    }
+
+    /// Seconds that a position of a lane of each model took there in earlier runs. Those of a card that was named are
+    /// of any card in the same arithmetic, as long as all are of one card.
+    pub fn measured(&self, results: &[Results]) -> BTreeMap<String, f64> {
+        match self {
+            Place::Here(device) => measured(results, device),
+            Place::Card(_, precision) => {
+                let was_there = |m: &&Measurement| {
+                    m.conditions.device == "cuda"
+                        && m.run.arithmetic.as_deref() == Some(precision.arithmetic())
+                };
+                let name = |m: &Measurement| m.run.card.as_ref().map(|card| card.name.clone());
+                let names: BTreeSet<_> =
+                    measurements(results).filter(was_there).map(name).collect();
+                let is_one = names.len() == 1 && !names.contains(&None);
+                rates(measurements(results).filter(was_there).filter(|_| is_one))
+            }
+        }
+    }
+}
 
 /// What it costs to measure a model of the policy.
 #[derive(Debug, Clone, PartialEq)]
@@ -152,7 +199,7 @@ pub fn costs(
     policy: &Policy,
     lanes: &[(usize, usize)],
     measured: &BTreeMap<String, f64>,
-    device: &Device,
+    on_card: bool,
     estimate: impl Fn(&ModelPolicy, usize) -> Result<f64, String>,
 ) -> Costs {
     let known = lanes.iter().map(|&(model, lanes)| {
@@ -170,7 +217,7 @@ pub fn costs(
         known.iter().filter_map(|model| Some((model.measured?, *model.estimated.as_ref().ok()?)));
     let scale = quotient(both);
     let all_measured = known.iter().all(|model| model.measured.is_some());
-    let in_seconds = device.card().is_none() || scale.is_some() || all_measured;
+    let in_seconds = !on_card || scale.is_some() || all_measured;
     let scale = scale.unwrap_or(1.0);
     let seconds =
         |model: &Known| model.measured.or_else(|| Some(model.estimated.as_ref().ok()? * scale));
@@ -323,8 +370,7 @@ mod tests {
             "b" => Ok(3.0),
             _ => Err("it is missing".into()),
         };
-        let cpu = Device::cpu();
-        let found = costs(&policy, &lanes, &measured, &cpu, estimate).models;
+        let found = costs(&policy, &lanes, &measured, false, estimate).models;
         let found: Vec<_> = found.into_iter().map(|c| (c.seconds, c.basis)).collect();
         // c: as many positions as half of a, at the mean of a and b
         let of_c = (20.0 + 6.0) / 4.0;
@@ -333,7 +379,7 @@ mod tests {
             found,
             [(20.0, CostBasis::Measured), (6.0, CostBasis::Estimated), (of_c, guessed)]
         );
-        let nothing = costs(&policy, &lanes, &BTreeMap::new(), &cpu, |_, _| Err(String::new()));
+        let nothing = costs(&policy, &lanes, &BTreeMap::new(), false, |_, _| Err(String::new()));
         assert!(nothing.in_seconds);
         let nothing = nothing.models;
         assert!(nothing[0].seconds > nothing[2].seconds && nothing[2].seconds > 0.0);
@@ -342,20 +388,19 @@ mod tests {
     #[test]
     fn a_card_has_no_speed_before_something_was_measured_on_it() {
         let (policy, lanes) = (policy(&["a", "b"]), [(0, 4), (1, 4)]);
-        let card = pretended_card();
         let estimate = |model: &ModelPolicy, _| Ok(if model.name == "a" { 10.0 } else { 30.0 });
-        let unknown = costs(&policy, &lanes, &BTreeMap::new(), &card, estimate);
+        let unknown = costs(&policy, &lanes, &BTreeMap::new(), true, estimate);
         assert!(!unknown.in_seconds);
         assert!(unknown.models[0].seconds < unknown.models[1].seconds);
         let lane = positions(&policy.models[0], 1);
         let measured = BTreeMap::from([("a".to_string(), 0.5 / lane)]);
-        let known = costs(&policy, &lanes, &measured, &card, estimate);
+        let known = costs(&policy, &lanes, &measured, true, estimate);
         assert!(known.in_seconds);
         assert_eq!(known.models.iter().map(|c| c.seconds).collect::<Vec<_>>(), [2.0, 6.0]);
         // a is measured, but nothing tells how b compares with it
         let gone = |_: &ModelPolicy, _| Err(String::new());
-        assert!(!costs(&policy, &lanes, &measured, &card, gone).in_seconds);
-        assert!(costs(&policy, &lanes[..1], &measured, &card, gone).in_seconds);
+        assert!(!costs(&policy, &lanes, &measured, true, gone).in_seconds);
+        assert!(costs(&policy, &lanes[..1], &measured, true, gone).in_seconds);
     }
 
     #[test]
@@ -370,6 +415,30 @@ mod tests {
         };
         assert!(!measured_on_one_device(&[on_card(), on_card()]).is_empty());
         assert!(measured_on_one_device(&[on_card(), fixture::results()]).is_empty());
+    }
+
+    /// There is no card where these tests run.
+    #[test]
+    fn times_of_a_named_card_are_known_without_it() {
+        let on = |name: &str, precision: Precision| {
+            let mut results = fixture::results();
+            let measurement = &mut results.measurements[0];
+            measurement.conditions.device = "cuda".into();
+            fixture::on_a_card(&mut measurement.run);
+            measurement.run.card.as_mut().unwrap().name = name.into();
+            measurement.run.arithmetic = Some(precision.arithmetic().into());
+            results
+        };
+        let (differences, whole) = (Precision::Differences, Precision::Whole);
+        let place = Place::Card(Choice::Cuda(1), differences);
+        let counts = |results: &[Results]| !place.measured(results).is_empty();
+        let card = on("A Card", differences);
+        assert!(counts(&[card.clone(), card.clone(), fixture::results()]));
+        assert!(!counts(&[fixture::results()]), "the CPU's time is not a card's");
+        assert!(!counts(&[on("A Card", whole)]), "nor is that of another precision");
+        assert!(!counts(&[card, on("Another Card", differences)]), "which card is it?");
+        assert!(place.is_card());
+        assert_eq!(place.describe(), "the card cuda:1");
     }
 
     #[test]

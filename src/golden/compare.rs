@@ -4,7 +4,7 @@ use super::{condition_lines, rounded, subject_lines, Golden};
 use crate::results::measured_by::MeasuredBy;
 use crate::results::replay::Generated;
 use crate::results::statistics::Statistic;
-use crate::results::Conditions;
+use crate::results::{Conditions, Subject};
 use std::fmt;
 
 // Tolerances. Two exact runs that add in another order agree on a mean over 2,048 positions to 2–5 % (one
@@ -208,6 +208,16 @@ pub fn conditions_differ(old: &Conditions, new: &Conditions) -> Vec<Difference> 
         }
     }
     differences(&lines[0], &lines[1])
+}
+
+/// How what was measured, and the conditions under which it was, differ in any respect, the device included.
+pub fn provenance_differs(
+    old: (&Subject, &Conditions),
+    new: (&Subject, &Conditions),
+) -> Vec<Difference> {
+    let mut found = differences(&subject_lines(old.0), &subject_lines(new.0));
+    found.extend(differences(&condition_lines(old.1), &condition_lines(new.1)));
+    found
 }
 
 /// The rows of all numbers that both have.

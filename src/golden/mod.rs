@@ -23,7 +23,8 @@ pub(crate) mod text;
 mod verdict;
 
 pub use compare::{
-    compare, conditions_differ, tolerance, Compared, Comparison, Difference, Row, Tolerance,
+    compare, conditions_differ, provenance_differs, tolerance, Compared, Comparison, Difference,
+    Row, Tolerance,
 };
 pub use replay::GoldenReplay;
 pub use review::{prepare_insta, Review};
@@ -85,6 +86,16 @@ pub enum GoldenError {
     /// A number is not finite. No golden may hold it.
     #[error("{statistic} is {value}: the measurement cannot be trusted")]
     NotFinite { statistic: &'static str, value: f64 },
+}
+
+impl GoldenError {
+    /// What is wrong, for a golden that is no file yet.
+    fn problem(self) -> String {
+        match self {
+            GoldenError::Parse { problem, .. } => problem,
+            other => other.to_string(),
+        }
+    }
 }
 
 /// The file of a golden of kvgate's own measurements. `root` is the policy's folder.
@@ -203,6 +214,21 @@ impl Golden {
     /// The text of the whole file, as insta would write it.
     pub(crate) fn snapshot(&self) -> String {
         format!("{HEADER}{self}")
+    }
+
+    /// The text of the whole file, if it is read as the same golden again. What a file of results has for a word may be
+    /// none in a golden.
+    ///
+    /// # Errors
+    /// Why the file would not be read, or would be read as another golden.
+    pub(crate) fn readable_snapshot(&self) -> Result<String, String> {
+        let text = self.snapshot();
+        let read = Self::parse(&text, FOLDER).map_err(GoldenError::problem)?;
+        if compare(Some(&read), self).matches() {
+            Ok(text)
+        } else {
+            Err("it would be read as another golden than was written".into())
+        }
     }
 }
 

@@ -49,6 +49,21 @@ pub(crate) fn snapshot(generated: &Generated) -> String {
     format!("{HEADER}{}", Shown(generated))
 }
 
+/// The text of the whole file, if it is read as the same text again.
+///
+/// # Errors
+/// Why the file would not be read, or would be read as another text.
+pub(crate) fn readable_snapshot(generated: &Generated) -> Result<String, String> {
+    let text = snapshot(generated);
+    let read = parse(&text, super::FOLDER).map_err(GoldenError::problem)?;
+    let same = read.is_of(generated) || generated.template_sha256 == UNKNOWN_TEMPLATE;
+    if same && read.continuations == generated.continuations {
+        Ok(text)
+    } else {
+        Err("it would be read as another text than was written".into())
+    }
+}
+
 pub(super) struct Shown<'a>(pub &'a Generated);
 
 impl fmt::Display for Shown<'_> {

@@ -5,11 +5,14 @@ use crate::golden::review::pending;
 use crate::golden::{engine, path_by, text, Golden};
 use crate::judge::trust;
 use crate::judge::Evidence;
+use crate::measure::baseline_text::fault_in_continuation;
 use crate::measure::corpus::{self, CorpusError};
+use crate::model::Checkpoint;
 use crate::policy::{ModelPolicy, Policy};
 use crate::results::case::CaseKind;
 use crate::results::case::CellName;
 use crate::results::measured_by::MeasuredBy;
+use crate::results::replay::Generated;
 use crate::results::verdict::Verdict;
 use crate::results::{Measurement, Results, SchemeResult};
 use crate::text::suggest::did_you_mean;
@@ -72,9 +75,13 @@ pub fn accept(
     refuse_other_run(results, policy, head)?;
     let selected = selected(results, only)?;
     let mut refusals = Vec::new();
-    let mut goldens = Vec::new();
+    let (mut goldens, mut texts) = (Vec::new(), Vec::new());
     for (measurement, schemes) in &selected {
         refusals.extend(mismatch(results, measurement, policy));
+        match acceptable_text(measurement, policy) {
+            Ok(text) => texts.extend(text),
+            Err(reason) => refusals.push(reason),
+        }
         // use the engine that the measurement names: it decides in which folder the golden lies
         let evidence = Evidence::new(Cow::Borrowed(measurement), engine(measurement));
         for scheme in schemes {
@@ -95,21 +102,46 @@ pub fn accept(
     let accepted = goldens.into_iter().map(|(by, cell, golden)| write(root, by, &cell, &golden));
     let mut accepted = accepted.collect::<Result<Vec<_>, _>>()?;
     // texts come last: goldens hold the hash of their text, so a failure in between leaves red cases
-    for (measurement, _) in &selected {
-        accepted.extend(write_text(root, measurement)?);
+    for (model, snapshot) in &texts {
+        accepted.push(write_text(root, model, snapshot)?);
     }
     Ok(accepted)
 }
 
-/// Writes the baseline's text as a golden of its own. The model's cells were measured on this text.
-fn write_text(root: &Path, measurement: &Measurement) -> Result<Option<Accepted>, AcceptError> {
+/// The golden that the baseline's text of a model would become, by the model's name, or why it must not become one.
+fn acceptable_text(
+    measurement: &Measurement,
+    policy: &Policy,
+) -> Result<Option<(String, String)>, String> {
     let Some(generated) = &measurement.generated else { return Ok(None) };
-    let path = text::text_path(root, &measurement.model);
-    write_atomically(&path, |w| w.write_all(text::snapshot(generated).as_bytes()))
+    let model = &measurement.model;
+    let snapshot = text::readable_snapshot(generated).and_then(|snapshot| {
+        let own = policy.models.iter().find(|own| own.name == *model);
+        match own.and_then(|own| misspelled(generated, own)) {
+            Some(why) => Err(why),
+            None => Ok(snapshot),
+        }
+    });
+    let snapshot = snapshot.map_err(|why| format!("the text of {model} cannot be read: {why}"))?;
+    Ok(Some((model.clone(), snapshot)))
+}
+
+/// Says which text is not the one that its tokens spell, if the model is on this machine. Where it is not, the next run
+/// finds out.
+fn misspelled(generated: &Generated, model: &ModelPolicy) -> Option<String> {
+    let is_here = model.source.hub.is_none() && model.source.path.exists();
+    let checkpoint = is_here.then(|| Checkpoint::open(&model.source).ok()).flatten()?;
+    let fault = |c| fault_in_continuation(c, generated.tokens, &checkpoint);
+    generated.continuations.iter().find_map(fault).map(|why| format!("it {why}"))
+}
+
+/// Writes the baseline's text as a golden of its own. The model's cells were measured on this text.
+fn write_text(root: &Path, model: &str, snapshot: &str) -> Result<Accepted, AcceptError> {
+    let path = text::text_path(root, model);
+    write_atomically(&path, |w| w.write_all(snapshot.as_bytes()))
         .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
-    let stem = text::text_stem(&measurement.model);
-    let _ = std::fs::remove_file(pending(root, MeasuredBy::Kvgate, &stem));
-    Ok(Some(Accepted { case: format!("the text of {}", measurement.model), cell: None, path }))
+    let _ = std::fs::remove_file(pending(root, MeasuredBy::Kvgate, &text::text_stem(model)));
+    Ok(Accepted { case: format!("the text of {model}"), cell: None, path })
 }
 
 fn cell_name(measurement: &Measurement, scheme: &SchemeResult) -> CellName {
@@ -209,13 +241,13 @@ fn other_conditions(measurement: &Measurement, policy: &ModelPolicy) -> Option<S
     }
 }
 
-/// The golden that a result would become, or why it must not become one.
+/// The file of the golden that a result would become, or why it must not become one.
 fn acceptable(
     results: &Results,
     policy: &Policy,
     evidence: &Evidence,
     scheme: &SchemeResult,
-) -> Result<Golden, String> {
+) -> Result<String, String> {
     let measurement = evidence.measurement();
     let case = cell_name(measurement, scheme);
     let models = policy.models.iter().filter(|m| m.name == measurement.model);
@@ -232,7 +264,8 @@ fn acceptable(
     if let Some(error) = judged.filter(|c| c.verdict == Verdict::Error) {
         return Err(untrusted(&error.message));
     }
-    Golden::of(measurement, scheme).map_err(|error| format!("{case}: {error}"))
+    let golden = Golden::of(measurement, scheme).map_err(|error| format!("{case}: {error}"))?;
+    golden.readable_snapshot().map_err(|why| format!("{case}: its golden cannot be read: {why}"))
 }
 
 /// Writes one golden, and removes a snapshot of it that waits for review.
@@ -240,11 +273,11 @@ fn write(
     root: &Path,
     by: MeasuredBy,
     cell: &CellName,
-    golden: &Golden,
+    snapshot: &str,
 ) -> Result<Accepted, AcceptError> {
     let stem = cell.file_stem();
     let path = path_by(root, by, &stem);
-    write_atomically(&path, |w| w.write_all(golden.snapshot().as_bytes()))
+    write_atomically(&path, |w| w.write_all(snapshot.as_bytes()))
         .map_err(|source| AcceptError::Write { path: path.display().to_string(), source })?;
     // a pending snapshot would offer for review what has just been decided; usually there is none
     let _ = std::fs::remove_file(pending(root, by, &stem));
@@ -367,6 +400,46 @@ mod tests {
         says(&|r| forge(r, &|s| s.mean_kld *= 0.8), "and its parts make 0.06");
         says(&|r| forge(r, &|s| s.p99_kld = 1e-7), "its quantiles contradict each other");
         says(&|r| forge(r, &|s| s.ppl_ratio = 0.5), "its ppl_ratio is 0.5");
+    }
+
+    /// kvgate would refuse to read the golden afterwards, and the accepted one would be lost.
+    #[test]
+    fn refuses_what_could_not_be_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (mut results, policy) = ready(root);
+        let measurement = &mut results.measurements[0];
+        let generated = fixture::generated();
+        measurement.subject.weights_sha256 = generated.weights_sha256.clone();
+        measurement.conditions.prompts = Some(generated.conditions());
+        measurement.generated = Some(generated);
+        measurement.schemes.iter_mut().for_each(|s| s.replay = Some(fixture::replay()));
+        let says = |edit: &dyn Fn(&mut Measurement), why: &str| {
+            let mut results = results.clone();
+            edit(&mut results.measurements[0]);
+            let error = error(&results, &policy, &[], root);
+            assert!(error.contains(why), "{error}");
+            assert!(!root.join("goldens").exists());
+        };
+        fn text(m: &mut Measurement) -> &mut Generated {
+            m.generated.as_mut().unwrap()
+        }
+        let ends =
+            "the text of gemma-3-270m cannot be read: the file ends where `prompt` must stand";
+        says(&|m| text(m).continuations.clear(), ends);
+        says(&|m| text(m).continuations[0].near_ties = vec![7], "`near_ties` go beyond the 3 ids");
+        says(&|m| text(m).continuations[0].tokens.truncate(1), "or other lengths of them");
+        says(&|m| drop(text(m).continuations.pop()), "its replay has other prompts");
+        let other =
+            |m: &mut Measurement| m.schemes[0].replay.as_mut().unwrap().text_sha256.push('0');
+        says(&other, "its replay is of the text");
+        says(&|m| text(m).weights_sha256 = "b5".repeat(32), "is of other weights than the measu");
+        says(
+            &|m| m.schemes[0].needs = vec!["a\nb".into()],
+            "its golden cannot be read: unexpected",
+        );
+        let all = accept(&results, &policy, Some("abc123"), &[], root).unwrap();
+        assert_eq!(all.last().unwrap().case, "the text of gemma-3-270m");
     }
 
     #[test]

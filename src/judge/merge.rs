@@ -1,11 +1,13 @@
 //! Merges the results of several jobs, each of which measured a part of one policy at one commit, into those
 //! of one run.
 
+use crate::golden;
 use crate::policy::Policy;
 use crate::results::case::CaseKind;
 use crate::results::case::CellName;
+use crate::results::json;
 use crate::results::verdict::Verdict;
-use crate::results::{Card, CaseResult, Control, Measurement, Results};
+use crate::results::{Card, CaseResult, Control, Measurement, Outcome, Results, SchemeResult};
 use std::collections::BTreeSet;
 
 /// Why results cannot be merged into one run.
@@ -31,6 +33,14 @@ pub enum MergeError {
         what: String,
         second: String,
     },
+    /// Two files hold schemes of one model that were not measured in the same way.
+    #[error("{second} measured `{model}` in another way than another of these files: {how}; merge shards of a model only if all were measured in the same way")]
+    OtherWay {
+        model: String,
+        second: String,
+        /// What differs, and how.
+        how: String,
+    },
 }
 
 /// Merges results, each given with the name of its file.
@@ -42,13 +52,13 @@ pub fn merge(files: Vec<(String, Results)>) -> Result<Results, MergeError> {
     let (first, mut merged) = files.next().ok_or(MergeError::Nothing)?;
     for (second, results) in files {
         refuse_other_run(&first, &merged, &second, &results)?;
-        let twice = |what| MergeError::Twice { what, second: second.clone() };
         for measurement in results.measurements {
-            add_measurement(&mut merged.measurements, measurement).map_err(twice)?;
+            add_measurement(&mut merged.measurements, measurement, &second)?;
         }
         merged.findings.extend(results.findings);
         for case in results.cases {
-            add_case(&mut merged.cases, case).map_err(twice)?;
+            add_case(&mut merged.cases, case)
+                .map_err(|what| MergeError::Twice { what, second: second.clone() })?;
         }
         merged.not_needed.extend(results.not_needed);
     }
@@ -91,28 +101,35 @@ fn refuse_other_run(
 }
 
 /// Adds a measurement. A model may have been measured by two shards, each of which measured other schemes.
-fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), String> {
+fn add_measurement(
+    all: &mut Vec<Measurement>,
+    new: Measurement,
+    second: &str,
+) -> Result<(), MergeError> {
     let Some(known) = all.iter_mut().find(|measurement| measurement.model == new.model) else {
         all.push(new);
         return Ok(());
     };
     let twice = new.schemes.iter().find(|s| known.schemes.iter().any(|k| k.scheme == s.scheme));
     if let Some(twice) = twice {
-        return Err(CellName::new(new.model, &twice.scheme).to_string());
+        let what = CellName::new(new.model, &twice.scheme).to_string();
+        return Err(MergeError::Twice { what, second: second.into() });
     }
-    let alike = (&known.subject, &known.conditions) == (&new.subject, &new.conditions)
-        && known.generated == new.generated
-        && names(&known.controls) == names(&new.controls);
-    if !alike {
-        return Err(new.model);
+    if let Some(how) = other_way(known, &new) {
+        return Err(MergeError::OtherWay { model: new.model, second: second.into(), how });
     }
     // each shard has control lanes of its own: if they read differently both are kept, and a bad one counts
     // for all schemes
     let others = new.controls.into_iter().filter(|control| !known.controls.contains(control));
     let others: Vec<_> = others.collect();
     known.controls.extend(others);
+    // a shard without numbers knows the perplexity of its controls' chunks only
+    if !known.schemes.iter().any(is_measured) {
+        known.run.baseline_ppl = new.run.baseline_ppl;
+    }
     known.schemes.extend(new.schemes);
-    known.run.seconds += new.run.seconds;
+    // each may be as long as a reader believes, and the sum is read again
+    known.run.seconds = (known.run.seconds + new.run.seconds).min(json::LONGEST);
     let notes = new.run.notes.into_iter().filter(|note| !known.run.notes.contains(note));
     let notes: Vec<_> = notes.collect();
     known.run.notes.extend(notes);
@@ -123,13 +140,42 @@ fn add_measurement(all: &mut Vec<Measurement>, new: Measurement) -> Result<(), S
         (known, new) => *known = known.take().or(new),
     }
     known.run.card = match (known.run.card.take(), new.run.card) {
-        (Some(known), Some(new)) if known.name == new.name => {
-            Some(Card { peak_bytes: known.peak_bytes.max(new.peak_bytes), ..known })
-        }
+        // of cards of one name the one with the most memory stands for all, because no peak is above its memory
+        (Some(known), Some(new)) if known.name == new.name => Some(Card {
+            memory_bytes: known.memory_bytes.max(new.memory_bytes),
+            peak_bytes: known.peak_bytes.max(new.peak_bytes),
+            ..known
+        }),
         // the time of several cards, or of a card and a processor, is that of neither
         _ => None,
     };
     Ok(())
+}
+
+/// How two measurements of a model were made in different ways.
+fn other_way(one: &Measurement, other: &Measurement) -> Option<String> {
+    let differences = golden::provenance_differs(
+        (&one.subject, &one.conditions),
+        (&other.subject, &other.conditions),
+    );
+    if !differences.is_empty() {
+        return Some(differences.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+    }
+    let words = |measurement: &Measurement| {
+        names(&measurement.controls).into_iter().collect::<Vec<_>>().join(", ")
+    };
+    let (ours, theirs) = (words(one), words(other));
+    if ours != theirs {
+        Some(format!("its control lanes are `{theirs}`, not `{ours}`"))
+    } else if one.generated != other.generated {
+        Some("its text of the baseline is another one".into())
+    } else {
+        None
+    }
+}
+
+fn is_measured(scheme: &SchemeResult) -> bool {
+    matches!(scheme.outcome, Outcome::Measured { .. })
 }
 
 /// Shards of a model may have been computed on several devices and in several precisions, and each is named once.
@@ -225,10 +271,21 @@ mod tests {
         assert!(
             error(&|r| r.cases = fixture::results().cases).contains("`gemma-3-270m::q8_0::kld`")
         );
-        let conditions = |r: &mut Results| r.measurements[0].conditions.chunks = 2;
-        assert!(error(&conditions).starts_with("b.json holds `gemma-3-270m`, which"));
-        let controls = |r: &mut Results| r.measurements[0].controls.clear();
-        assert!(error(&controls).starts_with("b.json holds `gemma-3-270m`, which"));
+        let way = "b.json measured `gemma-3-270m` in another way than another of these files: ";
+        let differs = |edit: &dyn Fn(&mut Measurement), how: &str| {
+            let error = error(&|r| edit(&mut r.measurements[0]));
+            assert!(error.starts_with(&format!("{way}{how}; merge shards of a model")), "{error}");
+        };
+        differs(&|m| m.conditions.chunks = 2, "chunks: 16 → 2");
+        let on_a_card = |m: &mut Measurement| {
+            (m.conditions.device, m.conditions.weights) = ("cuda".into(), "f16".into());
+        };
+        differs(&on_a_card, "device: cpu → cuda, weights: f32 → f16");
+        differs(&|m| m.subject.architecture = "llama".into(), "architecture: gemma3 → llama");
+        let none = "its control lanes are ``, not `bad lane, identity`";
+        differs(&|m| m.controls.clear(), none);
+        let text = "its text of the baseline is another one";
+        differs(&|m| m.generated = Some(fixture::generated()), text);
         assert!(merge(Vec::new()).is_err());
     }
 
@@ -266,6 +323,41 @@ mod tests {
         let merged = merge(shards.into()).unwrap();
         let arithmetic = merged.measurements[0].run.arithmetic.as_deref();
         assert_eq!(arithmetic, Some("f16 weights, sums in f32"));
+    }
+
+    /// A shard in which every scheme failed has the perplexity of its controls' chunks only.
+    #[test]
+    fn the_baseline_of_a_run_is_that_of_a_shard_with_numbers() {
+        let mut shards = shards();
+        shards[0].1.measurements[0].schemes[0].outcome = Outcome::Failed { error: "x".into() };
+        shards[0].1.measurements[0].run.baseline_ppl = 9.5;
+        let merged = merge(shards.into()).unwrap();
+        assert_eq!(merged.measurements[0].run.baseline_ppl, 21.1);
+    }
+
+    /// What is merged is written as a file, which must be read again.
+    #[test]
+    fn the_merged_file_of_cards_of_one_name_is_read_again() {
+        let mut shards = shards();
+        for (i, (_, results)) in shards.iter_mut().enumerate() {
+            let run = &mut results.measurements[0].run;
+            fixture::on_a_card(run);
+            results.measurements[0].conditions.device = "cuda".into();
+            let run = &mut results.measurements[0].run;
+            run.seconds = json::LONGEST;
+            let card = run.card.as_mut().unwrap();
+            (card.memory_bytes, card.peak_bytes) = ([80 << 30, 139 << 30][i], Some(79 << 30));
+        }
+        shards[1].1.measurements[0].run.card.as_mut().unwrap().peak_bytes = Some(99 << 30);
+        for order in [[0, 1], [1, 0]] {
+            let merged = merge(order.map(|i| shards[i].clone()).into()).unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let read = json::read(&json::write(folder.path(), &merged).unwrap()).unwrap();
+            let run = &read.measurements[0].run;
+            let card = run.card.as_ref().unwrap();
+            assert_eq!((card.memory_bytes, card.peak_bytes), (139 << 30, Some(99 << 30)));
+            assert_eq!(run.seconds, json::LONGEST);
+        }
     }
 
     #[test]

@@ -11,9 +11,9 @@ pub struct LayerKv {
     pub window: Option<usize>,
     /// Whether layers above read this layer's cache.
     pub shared: bool,
-    /// Whether attention scores are capped before the softmax. If they are, adding a constant to all of
-    /// them changes the softmax, so that the option `:center` would not be exact.
-    pub capped: bool,
+    /// Whether adding a constant to all attention scores changes the result: they are capped before the softmax, or
+    /// share it with a score of the head's own. Then the option `:center` would not be exact.
+    pub absolute_scores: bool,
     /// The scales of an FP8 cache that the checkpoint has for K and for V.
     pub stored_scales: Option<[f32; 2]>,
 }

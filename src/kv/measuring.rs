@@ -188,11 +188,15 @@ mod tests {
         rotation: Option<usize>,
         head_dim: usize,
     ) {
-        let shape = (2, 300, 3, head_dim);
-        let scheme = SideScheme::plain(codec, rotation);
+        has_the_same_bits(&SideScheme::plain(codec, rotation), head_dim);
+    }
+
+    /// Fails unless a scheme gives the same bits on the card as on the host.
+    fn has_the_same_bits(scheme: &SideScheme, head_dim: usize) {
+        let (codec, shape) = (scheme.codec, (2, 300, 3, head_dim));
         let x = values(shape);
         let [(on_host, share), (there, share_there)] =
-            [&HOST, &place()].map(|at| rounded(&scheme, &x, shape.into(), at));
+            [&HOST, &place()].map(|at| rounded(scheme, &x, shape.into(), at));
         let counted = (codec.name(), head_dim, share_there);
         assert_eq!(counted, (codec.name(), head_dim, share), "scales at their limit");
         let differs = on_host.iter().zip(&there).position(|(a, b)| a.to_bits() != b.to_bits());
@@ -217,16 +221,60 @@ mod tests {
             let of_v = codec.for_values().unwrap_or(*codec);
             let sizes =
                 |head_dim| [rotate::k_size(*codec, head_dim), rotate::v_size(of_v, head_dim)];
-            for head_dim in [64, 128, 256, 512] {
+            for head_dim in [64, 80, 96, 128, 192, 256, 512] {
                 for (codec, rotation) in [*codec, of_v].into_iter().zip(sizes(head_dim)) {
-                    gives_the_same_bits(codec, rotation, head_dim);
+                    if head_dim.is_multiple_of(codec.block(head_dim)) {
+                        gives_the_same_bits(codec, rotation, head_dim);
+                    }
                 }
             }
         }
     }
 
+    #[test]
+    #[ignore = "needs a card, which KVGATE_DEVICE names; on the CPU it would compare the CPU with itself"]
+    fn a_mean_and_scales_give_the_same_bits_on_every_device() {
+        assert!(!place().is_cpu(), "KVGATE_DEVICE names no card");
+        let scales = [0.5f32, 1.5, 0.031];
+        for name in ["q4_0", "q8_0", "fp8_e4m3", "kivi4"] {
+            for head_dim in [64usize, 80, 96, 128] {
+                let codec = codec::find(name).unwrap();
+                if !head_dim.is_multiple_of(codec.block(head_dim)) {
+                    continue;
+                }
+                let mean: Vec<f32> =
+                    values((1, 1, 3, head_dim)).iter().map(|x| x.clamp(-2.0, 2.0) * 0.1).collect();
+                for (m, s) in [(true, false), (false, true), (true, true)] {
+                    let (mean, scales) = (m.then_some(&mean[..]), s.then_some(&scales[..]));
+                    let plain = SideScheme::plain(codec, None);
+                    has_the_same_bits(&plain.calibrated(mean, scales), head_dim);
+                }
+            }
+        }
+    }
+
+    /// A number that is not finite is noticed in each codec, before it is stored and, if it stays, after that.
+    #[test]
+    #[ignore = "needs a card, which KVGATE_DEVICE names; on the CPU it would compare the CPU with itself"]
+    fn what_is_not_finite_breaks_a_flag_on_every_device() {
+        assert!(!place().is_cpu(), "KVGATE_DEVICE names no card");
+        let shape = (2, 300, 3, 64);
+        for codec in codec::built_in() {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = values(shape);
+                x[64 * 3 * 450 + 7] = bad;
+                let x = Tensor::from_slice(&x, shape, &place()).unwrap();
+                let scheme = &SideScheme::plain(*codec, rotate::k_size(*codec, 64));
+                let storing = &CountedStorage { scheme, clamped: &Counters::default() };
+                let (before, after) = (&FiniteFlag::default(), &FiniteFlag::default());
+                change(&RoundTrip { storing, before, after }, &x).unwrap();
+                assert!(!before.is_finite().unwrap(), "{}: {bad}", codec.name());
+            }
+        }
+    }
+
     /// A codec of another crate, which does what `q4_0` does and brings its kernel as a text.
-    struct Foreign;
+    struct Foreign(&'static str);
 
     impl codec::Codec for Foreign {
         fn name(&self) -> &str {
@@ -262,7 +310,7 @@ mod tests {
         }
 
         fn kernel(&self) -> Option<&'static str> {
-            Some(include_str!("codec/q4_0.cu"))
+            Some(self.0)
         }
     }
 
@@ -270,12 +318,23 @@ mod tests {
         codec::find(name).unwrap()
     }
 
+    /// The text of another codec is noticed when it runs for the first time.
+    #[test]
+    #[ignore = "needs a card, which KVGATE_DEVICE names; on the CPU no kernel is compiled"]
+    fn a_text_that_is_not_the_codecs_is_an_error() {
+        assert!(!place().is_cpu(), "KVGATE_DEVICE names no card");
+        let wrong = SideScheme::plain(&Foreign(include_str!("codec/q5_0.cu")), Some(64));
+        let x = Tensor::from_slice(&values((1, 40, 2, 64)), (1, 40, 2, 64), &place()).unwrap();
+        let error = wrong.round(&x).unwrap_err().to_string();
+        assert!(error.contains("the kernel of the codec `foreign4` gives"), "{error}");
+    }
+
     #[test]
     #[ignore = "needs a card, which KVGATE_DEVICE names; on the CPU no kernel is compiled"]
     fn the_kernel_of_a_codec_from_outside_is_compiled_when_it_runs() {
         assert!(!place().is_cpu(), "KVGATE_DEVICE names no card");
         for head_dim in [64, 256] {
-            gives_the_same_bits(&Foreign, Some(64), head_dim);
+            gives_the_same_bits(&Foreign(include_str!("codec/q4_0.cu")), Some(64), head_dim);
         }
     }
 }

@@ -81,7 +81,9 @@ fn fault(kept: &Generated, prompts: &Prompts, checkpoint: &Checkpoint) -> Option
     kept.continuations.iter().find_map(fault)
 }
 
-fn fault_in_continuation(
+/// Says why a model cannot have written a continuation of so many tokens at most: it does not end where it would, or
+/// its tokens do not spell its text.
+pub(crate) fn fault_in_continuation(
     Continuation { prompt, tokens, text, .. }: &Continuation,
     most: usize,
     checkpoint: &Checkpoint,

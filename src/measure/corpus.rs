@@ -31,18 +31,15 @@ pub fn scored(context: usize) -> Range<usize> {
 pub enum CorpusError {
     #[error("cannot read corpus {}: {error}", path.display())]
     Io { path: PathBuf, error: std::io::Error },
-    #[error("corpus {} is not UTF-8 (byte {at}); convert it first", path.display())]
+    #[error("corpus {} {why}", path.display())]
     Encoding {
         path: PathBuf,
-        /// The offset of the first byte that is wrong.
-        at: usize,
+        /// What it is instead of UTF-8, and what to do.
+        why: String,
     },
-    #[error("corpus {} is UTF-16 or UTF-32 ({why}), of which a model would read noise; convert it: `iconv -f UTF-16 -t UTF-8`", path.display())]
-    Wide {
-        path: PathBuf,
-        /// What gives it away.
-        why: &'static str,
-    },
+    /// Results and goldens name the chunks of a file after it, and such a name would look like another.
+    #[error("corpus {} has a character in its name that nobody sees; rename it", path.display())]
+    Name { path: PathBuf },
     /// The tokenizer cannot encode a text, or it is another model's tokenizer.
     #[error("corpus {}: {message}", path.display())]
     Tokens { path: PathBuf, message: String },
@@ -96,18 +93,30 @@ pub fn read(path: &Path) -> Result<Text, CorpusError> {
     let bytes =
         std::fs::read(path).map_err(|error| CorpusError::Io { path: path.into(), error })?;
     let sha256 = crate::hash::of_bytes(&bytes);
-    if let Some(why) = is_wide(&bytes) {
-        return Err(CorpusError::Wide { path: path.into(), why });
-    }
-    let mut text = String::from_utf8(bytes).map_err(|e| CorpusError::Encoding {
-        path: path.into(),
-        at: e.utf8_error().valid_up_to(),
-    })?;
+    let mut text = utf8(bytes).map_err(|why| CorpusError::Encoding { path: path.into(), why })?;
     if text.ends_with('\n') {
         text.pop();
     }
     let category = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    if !category.chars().all(crate::text::is_shown) || category.contains('\n') {
+        return Err(CorpusError::Name { path: path.into() });
+    }
     Ok(Text { path: path.into(), file: CorpusFile { category, sha256 }, text })
+}
+
+/// The text of a file that a model reads.
+///
+/// # Errors
+/// What the file is instead of UTF-8, and what to do.
+pub(super) fn utf8(bytes: Vec<u8>) -> Result<String, String> {
+    if let Some(why) = is_wide(&bytes) {
+        return Err(format!(
+            "is UTF-16 or UTF-32 ({why}), of which a model would read noise; convert it: `iconv -f UTF-16 -t UTF-8`"
+        ));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        format!("is not UTF-8 (byte {}); convert it first", error.utf8_error().valid_up_to())
+    })
 }
 
 /// Says why a file must be UTF-16 or UTF-32, if it is. ASCII in such a file is valid UTF-8 with a zero byte beside
@@ -303,6 +312,20 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         read(file.path())
+    }
+
+    #[test]
+    fn no_file_has_a_name_that_looks_like_another() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, is_refused) in [("prose.txt", false), ("pro\u{200b}se.txt", true)] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, "some prose").unwrap();
+            assert_eq!(
+                matches!(read(&path), Err(CorpusError::Name { .. })),
+                is_refused,
+                "{name:?}"
+            );
+        }
     }
 
     #[test]

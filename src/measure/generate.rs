@@ -77,7 +77,8 @@ pub(super) fn continuations(
 }
 
 /// Continues texts by greedy decoding. `begin` starts them with caches on a device. If a card turns out to have no memory
-/// for the caches, the texts are begun again with caches on the host.
+/// for the caches, the texts are begun again with caches on the host. If a step that texts share fails and nobody knows
+/// for which of them, they are begun again, and none shares a step.
 ///
 /// # Errors
 /// As of [`greedy`].
@@ -88,10 +89,32 @@ pub(super) fn greedy_where_it_fits(
     ends: &[u32],
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Vec<u32>>, (usize, LaneError)> {
-    let write = |device| greedy(decoder, begin(device), count, ends, progress);
-    match write(decoder.device()) {
-        Err((_, LaneError::Memory)) => write(&Device::cpu()),
-        written => written,
+    let on_host = Device::cpu();
+    let mut device = decoder.device();
+    let write = |device, sharing| write_all(decoder, begin(device), count, ends, sharing, progress);
+    let mut written = write(device, sharing(decoder));
+    if matches!(written, Err((_, LaneError::Memory))) {
+        device = &on_host;
+        written = write(device, sharing(decoder));
+    }
+    if matches!(written, Err((None, _))) {
+        written = write(device, 1);
+    }
+    written.map_err(of_first)
+}
+
+/// The error of a text, or of the first one if it is that of all.
+fn of_first((index, error): (Option<usize>, LaneError)) -> (usize, LaneError) {
+    (index.unwrap_or(0), error)
+}
+
+/// How many texts share the steps of a layer. A step of a card takes as long for a few rows as for one. On the CPU texts
+/// share none, so that the bits of a text do not depend on the others.
+fn sharing(decoder: &Decoder) -> usize {
+    if decoder.device().at().is_cpu() {
+        1
+    } else {
+        usize::MAX
     }
 }
 
@@ -106,16 +129,28 @@ pub(super) fn greedy_where_it_fits(
 /// error.
 pub fn greedy(
     decoder: &Decoder,
-    mut texts: Vec<Writing>,
+    texts: Vec<Writing>,
     count: usize,
     ends: &[u32],
     progress: &dyn Fn(u64, u64),
 ) -> Result<Vec<Vec<u32>>, (usize, LaneError)> {
+    write_all(decoder, texts, count, ends, sharing(decoder), progress).map_err(of_first)
+}
+
+/// Why texts were not written, beside the index of the text if it is known.
+type Failed = (Option<usize>, LaneError);
+
+/// Does the same. So many texts share the steps of a layer.
+fn write_all(
+    decoder: &Decoder,
+    mut texts: Vec<Writing>,
+    count: usize,
+    ends: &[u32],
+    sharing: usize,
+    progress: &dyn Fn(u64, u64),
+) -> Result<Vec<Vec<u32>>, Failed> {
     let longest = texts.iter().map(|text| text.next.len()).max().unwrap_or(0);
-    let ropes = decoder.ropes(longest + count).map_err(|error| (0, error.into()))?;
-    // A step of a card takes as long for a few rows as for one. On the CPU texts do not share steps, so that the bits of
-    // a text do not depend on the others.
-    let together = if decoder.device().at().is_cpu() { 1 } else { texts.len().max(1) };
+    let ropes = decoder.ropes(longest + count).map_err(|error| (None, error.into()))?;
     for step in 0..count {
         progress(step as u64, count as u64);
         let is_open = |text: &Writing| text.written.last().is_none_or(|last| !ends.contains(last));
@@ -124,23 +159,23 @@ pub fn greedy(
         if open.is_empty() {
             break;
         }
-        write_token(decoder, &ropes, &mut open, together)?;
+        write_token(decoder, &ropes, &mut open, sharing)?;
     }
     Ok(texts.into_iter().map(|text| text.written).collect())
 }
 
-/// Writes the next token of each text. `together` is how many texts share the steps of a layer.
+/// Writes the next token of each text. So many texts share the steps of a layer.
 fn write_token(
     decoder: &Decoder,
     ropes: &RopeTables,
     texts: &mut [(usize, &mut Writing)],
-    together: usize,
-) -> Result<(), (usize, LaneError)> {
-    let batches = texts.chunks_mut(together).map(|texts| Batch::new(decoder, texts));
+    sharing: usize,
+) -> Result<(), Failed> {
+    let batches = texts.chunks_mut(sharing).map(|texts| Batch::new(decoder, texts));
     let mut batches = batches.collect::<Result<Vec<_>, _>>()?;
     for index in 0..decoder.spec.layers.len() {
         let layer =
-            decoder.ready(index, ropes).map_err(|error| batches[0].failed(0, error.into()))?;
+            decoder.ready(index, ropes).map_err(|error| batches[0].failed(None, error.into()))?;
         batches.iter_mut().try_for_each(|batch| batch.run(index, &layer))?;
     }
     batches.into_iter().try_for_each(|batch| batch.write(decoder))
@@ -156,21 +191,19 @@ struct Batch<'t, 'w> {
 }
 
 impl<'t, 'w> Batch<'t, 'w> {
-    fn new(
-        decoder: &Decoder,
-        texts: &'t mut [(usize, &'w mut Writing)],
-    ) -> Result<Self, (usize, LaneError)> {
+    fn new(decoder: &Decoder, texts: &'t mut [(usize, &'w mut Writing)]) -> Result<Self, Failed> {
         let tokens: Vec<u32> = texts.iter().flat_map(|(_, text)| &text.next).copied().collect();
-        let embedded = decoder.embed(&tokens).map_err(|error| (texts[0].0, error.into()))?;
+        let embedded =
+            decoder.embed(&tokens).map_err(|error| (index_of(texts, None), error.into()))?;
         Ok(Batch { texts, x: embedded.x, per_layer: embedded.per_layer })
     }
 
-    /// An error, beside the index of the text that it belongs to. `place` is the text's place in the batch.
-    fn failed(&self, place: usize, error: LaneError) -> (usize, LaneError) {
-        (self.texts[place].0, error)
+    /// An error, beside the index of the text at a place in the batch.
+    fn failed(&self, place: Option<usize>, error: LaneError) -> Failed {
+        (index_of(self.texts, place), error)
     }
 
-    fn run(&mut self, index: usize, layer: &ReadyLayer) -> Result<(), (usize, LaneError)> {
+    fn run(&mut self, index: usize, layer: &ReadyLayer) -> Result<(), Failed> {
         let mut parts: Vec<Part> = self.texts.iter_mut().map(|(_, text)| text.part()).collect();
         let ran = layer.run_parts(&self.x, self.per_layer.as_ref(), &mut parts);
         self.x = ran
@@ -179,19 +212,19 @@ impl<'t, 'w> Batch<'t, 'w> {
     }
 
     /// Appends the most likely token to each text.
-    fn write(self, decoder: &Decoder) -> Result<(), (usize, LaneError)> {
+    fn write(self, decoder: &Decoder) -> Result<(), Failed> {
         let last = self.last_rows().and_then(|last| {
             decoder.logits(&decoder.normed(&last)?, 1, 0, decoder.spec.vocab)?.contiguous()
         });
-        let logits = last.map_err(|error| self.failed(0, error.into()))?;
+        let logits = last.map_err(|error| self.failed(None, error.into()))?;
         let tokens = read(&logits, |logits: &[f32]| {
             logits.chunks(decoder.spec.vocab).map(most_likely).collect::<Vec<_>>()
         });
-        let tokens = tokens.map_err(|error| self.failed(0, error.into()))?;
+        let tokens = tokens.map_err(|error| self.failed(None, error.into()))?;
         for ((index, text), token) in self.texts.iter_mut().zip(tokens) {
             text.read += text.next.len();
             let not_finite = LaneError::Logits { position: text.read - 1, chunk: 0 };
-            let token = token.ok_or((*index, not_finite))?;
+            let token = token.ok_or((Some(*index), not_finite))?;
             text.written.push(token);
             text.next = vec![token];
         }
@@ -208,6 +241,12 @@ impl<'t, 'w> Batch<'t, 'w> {
         let rows = self.texts.iter().map(&mut last).collect::<candle_core::Result<Vec<_>>>()?;
         Tensor::cat(&rows, 0)
     }
+}
+
+/// The index of the text at a place among some, or of the only one.
+fn index_of(texts: &[(usize, &mut Writing)], place: Option<usize>) -> Option<usize> {
+    let place = if texts.len() == 1 { Some(0) } else { place };
+    place.map(|place| texts[place].0)
 }
 
 /// The token with the largest logit, the first one if several have it. `None` if a logit is not finite.
@@ -235,9 +274,9 @@ mod tests {
     #[test]
     fn texts_that_share_steps_are_what_each_is_alone() {
         for model in ["gemma4-e2b-mini", "qwen3.6-moe-mini"] {
-            let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/");
-            let checkpoint =
-                Checkpoint::open(&Source::at(format!("{path}{model}").into())).unwrap();
+            let root = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+            let path = std::path::Path::new(&root).join("models").join(model);
+            let checkpoint = Checkpoint::open(&Source::at(path)).unwrap();
             let device = textbook::device();
             let decoder = checkpoint.load_on(&device, Residency::Resident).unwrap();
             let scheme = "q8_0".parse::<Scheme>().unwrap();

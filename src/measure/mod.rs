@@ -5,7 +5,7 @@
 //! side, and `divergence` compares their logits at its end. `replay` feeds the schemes a text that the baseline
 //! has written. [`measure()`] puts the parts together.
 
-mod baseline_text;
+pub(crate) mod baseline_text;
 pub mod calibrate;
 pub mod corpus;
 mod divergence;

@@ -6,6 +6,7 @@ use crate::model::chat::{Message, THINKING};
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Checkpoint, ModelError};
 use crate::results::replay::{NO_TEMPLATE, UNKNOWN_TEMPLATE};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
 use std::collections::BTreeSet;
@@ -145,7 +146,10 @@ enum Body {
 /// Reads JSON that stands in a string. TOML itself has other types, and does not keep the order of keys.
 fn json<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    serde_json::from_str(&text).map(Some).map_err(serde::de::Error::custom)
+    let wrong = |error: serde_json::Error| {
+        D::Error::custom(format!("the value must be JSON in a string: {error}"))
+    };
+    serde_json::from_str(&text).map(Some).map_err(wrong)
 }
 
 /// The documents that a file of prompts names, relative to its folder. A text that is no such file names none.
@@ -389,10 +393,47 @@ fn sentence_ends(text: &str) -> impl Iterator<Item = usize> + '_ {
 }
 
 fn read(path: &Path) -> Result<String, PromptError> {
-    std::fs::read_to_string(path).map_err(|error| PromptError::Io { path: path.into(), error })
+    let bytes =
+        std::fs::read(path).map_err(|error| PromptError::Io { path: path.into(), error })?;
+    corpus::utf8(bytes).map_err(|message| PromptError::Format { path: path.into(), message })
 }
 
 /// The line that a byte is in, counted from 1.
 fn line(text: &str, byte: usize) -> usize {
     1 + text[..byte].matches('\n').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(bytes: &[u8]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompts.toml");
+        std::fs::write(&path, bytes).unwrap();
+        PromptSet::read(&path).unwrap_err().to_string()
+    }
+
+    const FILE: &str = "version = 1\n[[prompts]]\nid = \"a\"\ncategory = \"list\"\n\
+                        messages = [{ role = \"user\", content = \"Hello\" }]\n";
+
+    #[test]
+    fn a_file_of_two_bytes_a_letter_is_refused_by_its_name() {
+        let wide: Vec<u8> = FILE.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let marked = [&[0xff, 0xfe], &wide[..]].concat();
+        for bytes in [wide, marked] {
+            let error = error(&bytes);
+            assert!(error.contains("prompts.toml: is UTF-16 or UTF-32 ("), "{error}");
+            assert!(error.ends_with("convert it: `iconv -f UTF-16 -t UTF-8`"), "{error}");
+        }
+        let error = error(b"version = 1 # \xff");
+        assert!(error.ends_with("is not UTF-8 (byte 14); convert it first"), "{error}");
+    }
+
+    #[test]
+    fn tools_are_json() {
+        let error = error(format!("{FILE}tools = \"not json\"\n").as_bytes());
+        assert!(error.contains("the value must be JSON in a string: expected ident"), "{error}");
+        assert!(error.contains("tools = \"not json\""), "{error}");
+    }
 }

@@ -137,7 +137,19 @@ impl<'a> dyn Config + 'a {
     }
 
     pub fn optional_number(&self, key: Key) -> Result<Option<usize>, ModelError> {
-        self.fact(key).map(|fact| self.unsigned(key, &fact)).transpose()
+        self.fact(key).map(|fact| self.unsigned(key, self.same_for_all(&fact))).transpose()
+    }
+
+    /// The one number that a GGUF file gives for each layer, if it is the same for all.
+    fn same_for_all<'f>(&self, fact: &'f Fact) -> &'f Fact {
+        match (fact, self.lookup("block_count"), self.format()) {
+            (Fact::List(list), Some(Fact::Integer(layers)), Format::Gguf)
+                if list.len() as i128 == layers && list.iter().all(|one| *one == list[0]) =>
+            {
+                list.first().unwrap_or(fact)
+            }
+            _ => fact,
+        }
     }
 
     fn unsigned(&self, key: Key, fact: &Fact) -> Result<usize, ModelError> {
@@ -204,6 +216,20 @@ impl<'a> dyn Config + 'a {
         match self.fact(key) {
             Some(Fact::List(list)) => list.iter().map(|fact| self.unsigned(key, fact)).collect(),
             None => Ok(Vec::new()),
+            Some(_) => Err(self.bad(key, "must be a list")),
+        }
+    }
+
+    /// A list of finite numbers of any length.
+    pub fn floats(&self, key: Key) -> Result<Vec<f64>, ModelError> {
+        let float = |fact: &Fact| match fact {
+            Fact::Float(x) if x.is_finite() => Ok(*x),
+            Fact::Integer(n) => Ok(*n as f64),
+            _ => Err(self.bad(key, "must be a list of finite numbers")),
+        };
+        match self.fact(key) {
+            Some(Fact::List(list)) => list.iter().map(float).collect(),
+            None => Err(self.bad(key, "is missing")),
             Some(_) => Err(self.bad(key, "must be a list")),
         }
     }

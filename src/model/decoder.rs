@@ -8,6 +8,7 @@
 use super::config::Config;
 pub(crate) use super::layer::{Fault, Part, PartError, Watch};
 
+use super::family::{DIVISORS, LONG_DIVISORS, SHORT_DIVISORS};
 use super::layer::{norm, Layer, RopeTables};
 use super::spec::{PerLayerInputs, Spec};
 use super::tensors::{Reader, Tensors};
@@ -152,7 +153,9 @@ impl Top {
             reader.tensor("output.weight", &table)?
         };
         // the frequencies of the specification already contain these factors
-        reader.allow_unused("rope_freqs.weight");
+        for divisors in [DIVISORS, SHORT_DIVISORS, LONG_DIVISORS] {
+            reader.allow_unused(divisors);
+        }
         let per_layer = spec.per_layer_inputs.as_ref();
         Ok(Top {
             embedding,
@@ -297,6 +300,10 @@ impl Decoder {
         len: usize,
     ) -> TensorResult<Tensor> {
         let logits = self.top.head.rows(start, len)?.product(normed, lanes)?;
+        let logits = match self.spec.logit_scale {
+            1.0 => logits,
+            scale => logits.affine(f64::from(scale), 0.0)?,
+        };
         match self.spec.final_softcap {
             None => Ok(logits),
             Some(cap) => (logits / f64::from(cap))?.tanh()? * f64::from(cap),

@@ -1,7 +1,8 @@
 //! Mixtures of experts: a router chooses some gated MLPs for each token and weighs what they give.
 
-use super::spec::{Activation, Experts};
-use crate::compute::experts::{ExpertChoice, WeightedScatter};
+use super::spec::{self, Activation, Experts};
+use crate::compute::bias::Bias;
+use crate::compute::experts::{ExpertChoice, Scoring, WeightedScatter};
 use crate::compute::finite::FiniteFlag;
 use crate::compute::gate::{GatedActivation, Sigmoid};
 use crate::compute::norm::RmsNorm;
@@ -15,13 +16,19 @@ use tracing::trace_span;
 pub(crate) struct Mixture {
     /// (E, H)
     pub router: Matrix,
+    /// (E)
+    pub router_bias: Option<Bias>,
+    /// What is added to the experts' weights when they are chosen (E).
+    pub correction: Option<Tensor>,
     /// The norm of the router's input (Gemma 4).
     pub router_norm: Option<RmsNorm>,
     /// (E, 2I, H): gate and up rows, one after the other.
     pub gate_up: MatrixStack,
     /// (E, H, I)
     pub down: MatrixStack,
-    /// A factor for each expert's weight (Gemma 4).
+    /// The biases of gate and up, (E, 2I), and those of down, (E, H).
+    pub biases: Option<[Tensor; 2]>,
+    /// A factor for each expert's weight, (E).
     pub scales: Option<Tensor>,
     pub shared: Option<SharedExpert>,
 }
@@ -32,8 +39,8 @@ pub(crate) struct SharedExpert {
     pub gate_up: Matrix,
     /// (H, I)
     pub down: Matrix,
-    /// (1, H). The expert's output is multiplied by σ of the product with it.
-    pub weight: Matrix,
+    /// (1, H). The expert's output is multiplied by σ of the product with it, if it is there.
+    pub weight: Option<Matrix>,
 }
 
 impl Mixture {
@@ -47,15 +54,19 @@ impl Mixture {
         lanes: usize,
     ) -> Result<Tensor> {
         let pairs = self.pairs(spec, routed, lanes)?;
-        let both = self.gate_up.product_of_rows(x, &pairs)?;
+        let biased = |y: Tensor, part: usize| match &self.biases {
+            None => Ok(y),
+            Some(biases) => pairs.biased(&y, &biases[part]),
+        };
+        let both = biased(self.gate_up.product_of_rows(x, &pairs)?, 0)?;
         let inner = trace_span!("gates").in_scope(|| run(&GatedActivation(activation), [&both]))?;
         drop(both);
-        let out = pairs.weighted_sum(&self.down.product_of_pairs(&inner, &pairs)?)?;
-        if let Some(shared) = &self.shared {
-            let weights = run(&Sigmoid, [&shared.weight.product(x, lanes)?])?;
-            let y = shared.run(x, activation, lanes)?;
-            change(&WeightedScatter { rows: None, weights: &weights, y: &y }, &out)?;
-        }
+        let out = pairs.weighted_sum(&biased(self.down.product_of_pairs(&inner, &pairs)?, 1)?)?;
+        let Some(shared) = &self.shared else { return Ok(out) };
+        let y = shared.run(x, activation, lanes)?;
+        let Some(weight) = &shared.weight else { return out + y };
+        let weights = run(&Sigmoid, [&weight.product(x, lanes)?])?;
+        change(&WeightedScatter { rows: None, weights: &weights, y: &y }, &out)?;
         Ok(out)
     }
 
@@ -65,15 +76,24 @@ impl Mixture {
             Some(norm) => self.router.product(&run(norm, [x])?, lanes)?,
             None => self.router.product(x, lanes)?,
         };
+        let logits = match &self.router_bias {
+            None => logits,
+            Some(bias) => run(bias, [&logits])?,
+        };
+        let scoring = match (spec.scoring, &self.correction) {
+            (spec::Scoring::Sigmoid, Some(correction)) => Scoring::Sigmoid { correction },
+            _ => Scoring::Softmax,
+        };
         let finite = FiniteFlag::default();
         let choice = ExpertChoice {
             used: spec.used,
+            scoring,
             normalised: spec.normalised,
             scales: self.scales.as_ref(),
             finite: &finite,
         };
         let choice = run(&choice, [&logits])?;
-        // among several lanes, the broken one shows in its residual stream
+        // among several lanes, the broken one shows in its residual stream, because its weights are NaN
         if lanes == 1 && !finite.is_finite()? {
             candle_core::bail!("the router's logits are not finite");
         }

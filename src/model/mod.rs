@@ -59,6 +59,39 @@ pub struct Checkpoint {
     pub reading: Vec<String>,
 }
 
+/// What is known of a checkpoint without its tokenizer.
+pub struct Geometry {
+    pub spec: Spec,
+    /// Size of the weights in bytes.
+    pub bytes: u64,
+    /// Storage types of the tensors with their counts.
+    pub dtypes: Vec<(String, usize)>,
+    /// What people should know about how the checkpoint was read.
+    pub notes: Vec<String>,
+}
+
+impl Geometry {
+    /// Reads a checkpoint whose tokenizer cannot be used.
+    ///
+    /// # Errors
+    /// As of [`Checkpoint::open`], without those about tokenizers and chat templates.
+    pub fn read(source: &Source) -> Result<Self, ModelError> {
+        let Source { path, ignore_keys, .. } = source;
+        if path.is_dir() {
+            let folder = HfCheckpoint::open(path)?;
+            let (mut spec, notes) = family::read(&folder, ignore_keys)?;
+            spec.take_cache_scales(|layer| folder.cache_scales(layer));
+            let notes = [folder.notes().to_vec(), notes].concat();
+            let dtypes = folder.dtypes().into_iter().collect();
+            return Ok(Geometry { spec, bytes: folder.bytes(), dtypes, notes });
+        }
+        let file = Gguf::open(path)?;
+        let (spec, notes) = family::read(&file, ignore_keys)?;
+        let dtypes = file.dtypes().into_iter().collect();
+        Ok(Geometry { spec, bytes: file.bytes(), dtypes, notes })
+    }
+}
+
 /// The files that the checkpoint at `path` consists of, whether they exist or not.
 pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
     if path.is_dir() {
@@ -179,12 +212,13 @@ impl Checkpoint {
     /// # Errors
     /// If the files have no such tensor.
     pub fn tensor(&self, own: &str) -> Result<candle_core::Tensor, ModelError> {
-        Ok(self.tensors.read(own)?.to_dtype(candle_core::DType::F32)?)
+        Ok(self.tensors.read(own, &crate::compute::device::HOST)?.to_dtype(candle_core::DType::F32)?)
     }
 
-    /// Size of the weights in bytes, and the storage types of their tensors with their counts.
-    pub fn contents(&self) -> (u64, &[(String, usize)]) {
-        (self.bytes, &self.dtypes)
+    /// The part that has nothing to do with the tokenizer, with all notes.
+    pub fn into_geometry(self) -> Geometry {
+        let Checkpoint { spec, bytes, dtypes, notes, .. } = self;
+        Geometry { spec, bytes, dtypes, notes }
     }
 
     /// The weights file, or the folder.

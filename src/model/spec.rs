@@ -24,6 +24,8 @@ pub struct Spec {
     pub tied_head: bool,
     /// ε of every RMS norm.
     pub norm_eps: f32,
+    /// Logits are multiplied by this, before they are capped (1, or less in Granite).
+    pub logit_scale: f32,
     /// Logits are capped to c·tanh(logits / c).
     pub final_softcap: Option<f32>,
     /// An additional input for each layer (Gemma 4 E2B and E4B).
@@ -44,7 +46,7 @@ pub struct PerLayerInputs {
     pub vocab: usize,
 }
 
-/// One layer: a mixer of tokens, then a feed-forward part, each with a norm before and perhaps after.
+/// One layer: a mixer of tokens, then a feed-forward part, each with norms before, after, or both.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layer {
     /// The part that mixes tokens.
@@ -53,9 +55,14 @@ pub struct Layer {
     pub feed_forward: FeedForward,
     /// Activation of gated MLPs.
     pub activation: Activation,
+    /// Whether the inputs of the mixer and of the feed-forward part are normalised. They are, but in OLMo 2 and 3.
+    pub pre_norms: bool,
     /// Whether the outputs of the mixer and of the feed-forward part are normalised before they are added to the
     /// residual stream (Gemma).
     pub post_norms: bool,
+    /// What the mixer and the feed-forward part add to the residual stream is multiplied by this (1, or less in
+    /// Granite).
+    pub added_scale: f32,
     /// Whether the residual stream is multiplied by a learned number after the layer (Gemma 4).
     pub scaled: bool,
 }
@@ -86,12 +93,16 @@ pub struct Attention {
     pub window: Option<usize>,
     /// Where K and V come from.
     pub kv: Kv,
+    /// Whether the files hold Q, K and V as one matrix (Phi-3).
+    pub fused: bool,
+    /// Whether each head has a learned score that enters the softmax's sum and has no value (gpt-oss's sinks).
+    pub own_scores: bool,
     /// Whether Q, K and V have biases.
     pub qkv_bias: bool,
     /// Whether the output projection has a bias.
     pub output_bias: bool,
-    /// Whether each head of Q and K passes an RMS norm before RoPE.
-    pub qk_norm: bool,
+    /// The RMS norms that Q and K pass before RoPE.
+    pub qk_norm: QkNorm,
     /// Whether each head of V passes an RMS norm without weights (Gemma 4).
     pub v_norm: bool,
     /// Whether the output is multiplied by σ of a projection of the layer's input (Qwen 3.5).
@@ -100,6 +111,17 @@ pub struct Attention {
     pub rope: Rope,
     /// Scales of an FP8 cache of K and V that the checkpoint has.
     pub cache_scales: Option<[f32; 2]>,
+}
+
+/// The RMS norms of Q and K.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// There are none.
+    None,
+    /// Each head has its own mean square, and all heads share the weights.
+    Heads,
+    /// All heads of Q are one row, and so are all heads of K (OLMo 2 and 3).
+    Rows,
 }
 
 /// Where an attention layer's K and V come from.
@@ -134,6 +156,8 @@ pub struct Mlp {
     pub width: usize,
     /// Whether gate, up and down have biases.
     pub bias: bool,
+    /// Whether the files hold gate and up as one matrix (Phi-3, GLM-4).
+    pub fused: bool,
 }
 
 /// A mixture of gated MLPs.
@@ -145,12 +169,38 @@ pub struct Experts {
     pub used: usize,
     /// Width of an expert between up and down.
     pub width: usize,
+    /// How the router's logits become the weights of experts.
+    pub scoring: Scoring,
     /// Whether the weights of the chosen experts are divided by their sum.
     pub normalised: bool,
-    /// Width of the shared expert, which every token passes. Its output is multiplied by σ of a projection.
-    pub shared: Option<usize>,
+    /// The weights of the chosen experts are multiplied by this.
+    pub factor: f32,
+    /// Whether the router, and gate, up and down of each expert have biases (gpt-oss).
+    pub biases: bool,
+    /// The shared expert, which every token passes.
+    pub shared: Option<SharedExpert>,
     /// Whether the router is Gemma 4's, which normalises and scales its input and scales the weight of each expert.
     pub scaled_router: bool,
+}
+
+/// How the router's logits become the weights of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// By a softmax. Experts are chosen by their logits.
+    Softmax,
+    /// By σ. Experts are chosen by their weights and a learned correction (GLM-4.5).
+    Sigmoid,
+}
+
+/// The expert that every token passes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SharedExpert {
+    /// Width between up and down.
+    pub width: usize,
+    /// Whether its output is multiplied by σ of a projection (Qwen 3.5).
+    pub gated: bool,
+    /// Whether the files hold gate and up as one matrix (Granite).
+    pub fused: bool,
 }
 
 /// Rotary position embedding.
@@ -161,10 +211,44 @@ pub struct Rope {
     /// Which elements turn together.
     pub pairs: Pairs,
     /// Radians per position of each pair, beginning with the head's first pair. A frequency of 0 leaves its pair as
-    /// it is. So are elements behind the last pair.
+    /// it is. So are elements behind the last pair. Without any frequency nothing turns (some layers of SmolLM3).
     pub frequencies: Arc<[f32]>,
     /// cos and sin are multiplied by this (YaRN's attention factor).
     pub magnitude: f32,
+    /// A factor of Q that grows with its position (Ministral 3).
+    pub temperature: Option<Temperature>,
+    /// For longer contexts the frequencies would be others (LongRoPE, dynamic scaling).
+    pub longest: Option<usize>,
+}
+
+/// Q at position p is multiplied by 1 + β·ln(1 + ⌊p / steps⌋).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Temperature {
+    /// β
+    pub beta: f64,
+    /// How many positions have the same factor.
+    pub steps: usize,
+}
+
+impl Rope {
+    /// A RoPE that turns nothing.
+    pub fn none() -> Self {
+        Rope {
+            base: 1.0,
+            pairs: Pairs::Halves,
+            frequencies: Arc::default(),
+            magnitude: 1.0,
+            temperature: None,
+            longest: None,
+        }
+    }
+}
+
+impl Temperature {
+    /// The factor of Q at a position.
+    pub fn at(&self, position: usize) -> f32 {
+        (1.0 + self.beta * ((1 + position / self.steps) as f64).ln()) as f32
+    }
 }
 
 impl Layer {
@@ -212,7 +296,7 @@ impl Spec {
                     head_dim: attention.head_dim,
                     window: attention.window,
                     shared: shared(index),
-                    capped: attention.softcap.is_some(),
+                    absolute_scores: attention.softcap.is_some() || attention.own_scores,
                     stored_scales: attention.cache_scales,
                 })
             })

@@ -6,7 +6,7 @@
 
 use super::config::{Config, Format};
 use super::ModelError;
-use crate::compute::finite::first_non_finite;
+use crate::compute::inspect::first_non_finite;
 use crate::compute::norm::RmsNorm;
 use crate::compute::product::{Matrix, MatrixStack};
 use crate::compute::Device;
@@ -40,6 +40,12 @@ pub(crate) enum Transform {
     PlusOne,
     /// A decay that is stored as its logarithm.
     NegativeExp,
+    /// Matrices that are stored as (in, out).
+    Transposed,
+    /// The same, and the outputs of gate and up alternate.
+    TransposedPairs,
+    /// Biases of gate and up, which alternate.
+    Pairs,
 }
 
 impl Origin {
@@ -83,8 +89,14 @@ pub(crate) trait Tensors: Config + Send + Sync {
     /// All of the files' own names.
     fn names(&self) -> Vec<String>;
 
-    /// Reads a tensor by its own name, dequantized if it is quantized.
-    fn read(&self, own: &str) -> Result<Tensor, ModelError>;
+    /// Reads a tensor by its own name, dequantized if it is quantized. It is on the device `at` if it was dequantized
+    /// there, and otherwise on the host.
+    fn read(&self, own: &str, at: &candle_core::Device) -> Result<Tensor, ModelError>;
+
+    /// The files' own names of tensors that belong to another one and are read with it, such as its scales.
+    fn companions(&self, _own: &str) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Reads some rows of a matrix by its own name.
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError>;
@@ -180,7 +192,9 @@ impl<'a> Reader<'a> {
             return Ok(invented(name, shape, maker)?.to_device(self.place())?);
         }
         match self.located(name, shape)? {
-            Some((tensors, origin)) => Ok(read(tensors, &origin, shape)?.to_device(self.place())?),
+            Some((tensors, origin)) => {
+                Ok(read(tensors, &origin, shape, self.place())?.to_device(self.place())?)
+            }
             None => Ok(Tensor::zeros(0, DType::F32, self.place())?),
         }
     }
@@ -239,12 +253,14 @@ impl<'a> Reader<'a> {
         }
         for own in &origin.parts {
             check_shape(tensors, own, &expected)?;
-            // if two parts of the decoder read the same tensor, the names of the family are wrong
-            if !self.books.borrow_mut().used.insert(own.clone()) {
-                return Err(ModelError::unsupported(
-                    tensors.path(),
-                    format!("tensor `{own}` in two places"),
-                ));
+            for name in [vec![own.clone()], tensors.companions(own)].concat() {
+                // if two parts of the decoder read the same tensor, the names of the family are wrong
+                if !self.books.borrow_mut().used.insert(name.clone()) {
+                    return Err(ModelError::unsupported(
+                        tensors.path(),
+                        format!("tensor `{name}` in two places"),
+                    ));
+                }
             }
         }
         Ok(read.then_some((tensors, origin)))
@@ -304,8 +320,13 @@ fn significant(shape: &[usize]) -> &[usize] {
     &shape[ones..]
 }
 
-fn read(tensors: &dyn Tensors, origin: &Origin, shape: &[usize]) -> Result<Tensor, ModelError> {
-    let part = |own: &String| finite(tensors, own, tensors.read(own)?.to_dtype(DType::F32)?);
+fn read(
+    tensors: &dyn Tensors,
+    origin: &Origin,
+    shape: &[usize],
+    at: &candle_core::Device,
+) -> Result<Tensor, ModelError> {
+    let part = |own: &String| finite(tensors, own, tensors.read(own, at)?.to_dtype(DType::F32)?);
     let whole = match &origin.parts[..] {
         [one] => part(one)?,
         parts => {
@@ -316,13 +337,31 @@ fn read(tensors: &dyn Tensors, origin: &Origin, shape: &[usize]) -> Result<Tenso
             Tensor::cat(&parts.iter().map(part).collect::<Result<Vec<_>, _>>()?, axis)?
         }
     };
+    if matches!(origin.transform, Transform::Transposed | Transform::TransposedPairs) {
+        let (last, rows) = (shape.len() - 1, shape[shape.len() - 1]);
+        let stored = [&shape[..last - 1], &[rows, shape[last - 1]]].concat();
+        let whole = whole.reshape(stored)?.transpose(last - 1, last)?.contiguous()?;
+        let pairs = origin.transform == Transform::TransposedPairs;
+        return if pairs { gate_before_up(&whole, last - 1) } else { Ok(whole) };
+    }
     let whole = whole.reshape(shape)?;
     match origin.transform {
-        Transform::None => Ok(whole),
+        Transform::None | Transform::Transposed | Transform::TransposedPairs => Ok(whole),
+        Transform::Pairs => gate_before_up(&whole, shape.len() - 1),
         Transform::PlusOne => Ok((whole + 1.0)?),
         // the exponential of a finite number may be too large
         Transform::NegativeExp => finite(tensors, &origin.parts[0], whole.exp()?.neg()?),
     }
+}
+
+/// Brings what alternates between gate and up along an axis into two halves, that of gate first.
+fn gate_before_up(x: &Tensor, axis: usize) -> Result<Tensor, ModelError> {
+    let count = x.dim(axis)? / 2;
+    let half = |at: u32| -> candle_core::Result<Tensor> {
+        let own: Vec<u32> = (0..count as u32).map(|i| 2 * i + at).collect();
+        x.index_select(&Tensor::new(own, x.device())?, axis)
+    };
+    Ok(Tensor::cat(&[half(0)?, half(1)?], axis)?)
 }
 
 /// The tensor, unless an element is NaN or infinite.

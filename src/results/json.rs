@@ -1,6 +1,8 @@
 //! Reads and writes `results.json`. A number that is missing or not finite is an error in both directions.
 
 use crate::files::write_atomically;
+use crate::results::measured_by::MeasuredBy;
+use crate::results::statistics::Statistics;
 use crate::results::{Measurement, Results, FORMAT};
 use crate::text;
 use serde_json::Value;
@@ -61,6 +63,14 @@ pub enum JsonError {
         place: String,
         /// What is wrong with it.
         why: &'static str,
+    },
+    /// A field that is no part of results, or that holds something else. What it says would be dropped without a word.
+    #[error("{path}: {place} is no field that this kvgate reads; use the version that wrote it, or run again")]
+    Unknown {
+        /// The file.
+        path: String,
+        /// The field's place.
+        place: String,
     },
     /// The file is not what kvgate writes.
     #[error("{path}: {source}")]
@@ -187,6 +197,13 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
         return Err(JsonError::Format { path: name.clone(), found: found.to_string() });
     }
     no_null(&value, &name)?;
+    if let Some(place) = text_in(&value, "", &looks_like_another) {
+        return Err(JsonError::Impossible {
+            path: name,
+            place,
+            why: "has a character that nobody sees",
+        });
+    }
     // parsed from the text and not from the value, so that errors name line and column
     let results: Results = serde_json::from_str(text).map_err(malformed)?;
     for (i, measurement) in results.measurements.iter().enumerate() {
@@ -195,18 +212,71 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
             return Err(JsonError::Impossible { path: name, place, why });
         }
     }
-    Ok(results)
+    let known = serde_json::to_value(&results).map_err(malformed)?;
+    match unknown_in(&value, &known, "") {
+        Some(place) => Err(JsonError::Unknown { path: name, place }),
+        None => Ok(results),
+    }
+}
+
+/// The fields that are left out of a file where they say nothing. Other programs may write them all the same.
+const LEFT_OUT: [&str; 9] = [
+    "changes",
+    "findings",
+    "limits",
+    "needs",
+    "not_needed",
+    "notes",
+    "reading",
+    "unknown",
+    "wrong_ties",
+];
+
+/// The place of the first field in a value that the results which were read from it do not have. serde refuses no
+/// unknown field beside one that it flattens, and takes a flattened part that it cannot read for a missing one.
+fn unknown_in(value: &Value, known: &Value, place: &str) -> Option<String> {
+    let says_nothing = |key: &str, value: &Value| {
+        LEFT_OUT.contains(&key) && (*value == 0 || value.as_array().is_some_and(Vec::is_empty))
+    };
+    match value {
+        Value::Array(values) => {
+            let mut all = values.iter().enumerate();
+            all.find_map(|(i, value)| unknown_in(value, &known[i], &format!("{place}[{i}]")))
+        }
+        Value::Object(fields) => fields.iter().find_map(|(key, value)| {
+            let place = if place.is_empty() { key.clone() } else { format!("{place}.{key}") };
+            match known.get(key) {
+                Some(known) => unknown_in(value, known, &place),
+                None => (!says_nothing(key, value)).then_some(place),
+            }
+        }),
+        _ => None,
+    }
 }
 
 /// Whether a measurement's values can come from a run: those that goldens take over as lines of text, and those that
 /// several places of the file tell. `value` is the same measurement.
 fn possible(measurement: &Measurement, value: &Value) -> Result<(), (String, &'static str)> {
     for part in ["subject", "conditions"] {
-        if let Some(place) = control_in(&value[part], part.into()) {
+        if let Some(place) = text_in(&value[part], part, &is_unprintable) {
             return Err((place, "has a character that is not printed"));
         }
     }
+    let results = fields_of_results();
+    for (i, scheme) in value["schemes"].as_array().into_iter().flatten().enumerate() {
+        // one of both would be dropped, and nobody knows which one is true
+        if scheme.get("error").is_some() && results.iter().any(|key| scheme.get(key).is_some()) {
+            return Err((
+                format!("schemes[{i}]"),
+                "must have either `error` or its results, not both",
+            ));
+        }
+    }
     let (conditions, run) = (&measurement.conditions, &measurement.run);
+    let is_own = MeasuredBy::of(&conditions.engine) == MeasuredBy::Kvgate;
+    if is_own && !DEVICES.contains(&&conditions.device[..]) {
+        return Err(("conditions.device".into(), "is none of `cpu`, `cuda` and `metal`"));
+    }
     for (name, word) in [("device", &conditions.device), ("weights", &conditions.weights)] {
         if word.is_empty() || word.trim() != word {
             return Err((format!("conditions.{name}"), "is no word"));
@@ -221,22 +291,60 @@ fn possible(measurement: &Measurement, value: &Value) -> Result<(), (String, &'s
     Ok(())
 }
 
-/// No run takes longer, in seconds: a century.
-const LONGEST: f64 = 3.2e9;
+/// The kinds of devices that kvgate measures on. Other engines have others.
+const DEVICES: [&str; 3] = ["cpu", "cuda", "metal"];
 
-/// The place of the first text with a control character in a value.
-fn control_in(value: &Value, place: String) -> Option<String> {
+/// The fields that a scheme has if it was measured.
+fn fields_of_results() -> Vec<String> {
+    let statistics = serde_json::to_value(Statistics::default()).unwrap_or_default();
+    let names = statistics.as_object().into_iter().flat_map(|fields| fields.keys().cloned());
+    names.chain(["parts".to_owned()]).collect()
+}
+
+/// No run takes longer, in seconds: a century.
+pub(crate) const LONGEST: f64 = 3.2e9;
+
+/// The place of the first text in a value that is not as it must be. `is_wrong` is asked with each text and its place.
+fn text_in(value: &Value, place: &str, is_wrong: &dyn Fn(&str, &str) -> bool) -> Option<String> {
     match value {
-        Value::String(text) if text.contains(char::is_control) => Some(place),
+        Value::String(text) => is_wrong(text, place).then(|| place.to_owned()),
         Value::Array(values) => {
-            values.iter().enumerate().find_map(|(i, v)| control_in(v, format!("{place}[{i}]")))
+            let mut all = values.iter().enumerate();
+            all.find_map(|(i, value)| text_in(value, &format!("{place}[{i}]"), is_wrong))
         }
-        Value::Object(fields) => {
-            fields.iter().find_map(|(key, v)| control_in(v, format!("{place}.{key}")))
-        }
+        Value::Object(fields) => fields.iter().find_map(|(key, value)| {
+            let dot = if place.is_empty() { "" } else { "." };
+            text_in(value, &format!("{place}{dot}{key}"), is_wrong)
+        }),
         _ => None,
     }
 }
+
+/// Whether a text has a character that is not printed. What becomes a line of a golden has none.
+fn is_unprintable(text: &str, _: &str) -> bool {
+    text.contains(|c: char| c.is_control() || text::is_invisible(c))
+}
+
+/// Whether a text has a character by which it looks like another. What is quoted may have any, and is escaped wherever
+/// it is shown.
+fn looks_like_another(text: &str, place: &str) -> bool {
+    let mut keys = place.split(['.', '[']);
+    text.contains(text::is_invisible) && !keys.any(|key| QUOTATIONS.contains(&key))
+}
+
+/// The keys of what quotes something: a corpus, prompts, what a model wrote, a path, or an error.
+const QUOTATIONS: [&str; 10] = [
+    "category",
+    "continuations",
+    "error",
+    "message",
+    "notes",
+    "origin",
+    "path",
+    "place",
+    "texts",
+    "worst",
+];
 
 /// The only keys that may be null: there may be no repository and no policy.
 const OPTIONAL: [&str; 2] = ["head", "policy"];
@@ -246,11 +354,18 @@ fn no_null(value: &Value, path: &str) -> Result<(), JsonError> {
     let found = fields
         .filter(|(key, _)| !OPTIONAL.contains(&key.as_str()))
         .find_map(|(key, value)| null_in(value, key.clone()));
-    match found {
-        Some(place) => Err(JsonError::NotANumber { path: path.into(), place }),
-        None => Ok(()),
+    let Some(place) = found else { return Ok(()) };
+    let path = path.to_owned();
+    if NO_NUMBERS.iter().any(|key| place.ends_with(&format!(".{key}"))) {
+        let why = "is null, and a field without a value is left out";
+        return Err(JsonError::Impossible { path, place, why });
     }
+    Err(JsonError::NotANumber { path, place })
 }
+
+/// The fields that are left out where there is nothing, and are no numbers, so that `null` stands for no NaN there.
+const NO_NUMBERS: [&str; 8] =
+    ["arithmetic", "card", "generated", "place", "prompts", "replay", "shape", "tokenizer_sha256"];
 
 /// The place of the first `null` in a value.
 fn null_in(value: &Value, place: String) -> Option<String> {
@@ -325,6 +440,8 @@ mod tests {
         );
         says(&text.replace("\"mean_kld\": 0.0612", "\"mean_kld\": NaN"), "expected value at line ");
         says(&text.replace("\"engine\"", "\"motor\""), "motor");
+        let null = "measurements[0].run.card is null, and a field without a value is left out";
+        says(&text.replace("\"dtype\": \"f32\"", "\"dtype\": \"f32\", \"card\": null"), null);
         let changed = |edit: &dyn Fn(&mut Measurement)| {
             let mut results = fixture::results();
             fixture::on_a_card(&mut results.measurements[0].run);
@@ -335,6 +452,19 @@ mod tests {
         says(&weights, "measurements[0].conditions.weights is no word");
         let device = changed(&|m| m.conditions.device = "cpu\n  weights f32".into());
         says(&device, "measurements[0].conditions.device has a character that is not printed");
+        let device = changed(&|m| m.conditions.device = "gpu".into());
+        says(&device, "measurements[0].conditions.device is none of `cpu`, `cuda` and `metal`");
+        for mark in ['\u{200b}', '\u{200f}', '\u{202a}', '\u{2066}', '\u{feff}', '\u{2028}'] {
+            let marked = format!("a{mark}b");
+            let model = changed(&|m| m.model = marked.clone());
+            says(&model, "measurements[0].model has a character that nobody sees");
+            let needs = changed(&|m| m.schemes[1].needs = vec![marked.clone()]);
+            says(&needs, "measurements[0].schemes[1].needs[0] has a character that nobody sees");
+            let scheme = changed(&|m| m.schemes[1].scheme = marked.clone());
+            says(&scheme, "measurements[0].schemes[1].scheme has a character that nobody sees");
+            let weights = changed(&|m| m.subject.architecture = marked.clone());
+            says(&weights, "measurements[0].subject.architecture has a character that");
+        }
         let seconds = changed(&|m| m.run.seconds = -5.0);
         says(&seconds, "measurements[0].run.seconds is no time");
         let peak = changed(&|m| m.run.card.as_mut().unwrap().peak_bytes = Some(u64::MAX));
@@ -343,6 +473,85 @@ mod tests {
             .unwrap_err()
             .to_string()
             .contains("no.json: "));
+    }
+
+    /// Whatever is read is believed, so nothing of a file may be dropped on the way.
+    #[test]
+    fn what_would_be_dropped_is_refused_with_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(FILE);
+        let read_edited = |edit: &dyn Fn(&mut Value)| {
+            let mut results = fixture::results();
+            results.measurements[0].schemes[0].replay = Some(fixture::replay());
+            let mut value = serde_json::to_value(results).unwrap();
+            edit(&mut value);
+            std::fs::write(&path, value.to_string()).unwrap();
+            read(&path).map_err(|error| error.to_string())
+        };
+        let says = |edit: &dyn Fn(&mut Value), what: &str| {
+            let error = read_edited(edit).unwrap_err();
+            assert!(error.contains(what), "{error}");
+        };
+        fn scheme(value: &mut Value, i: usize) -> &mut Value {
+            &mut value["measurements"][0]["schemes"][i]
+        }
+        let both = "measurements[0].schemes[1] must have either `error` or its results";
+        says(&|v| scheme(v, 1)["error"] = "layer 3: K is NaN".into(), both);
+        let without_a_mean = |v: &mut Value| {
+            let scheme = scheme(v, 1).as_object_mut().unwrap();
+            scheme.remove("mean_kld");
+            scheme.insert("error".into(), "layer 3: K is NaN".into());
+        };
+        says(&without_a_mean, both);
+        for place in [
+            "measurements[0].extra",
+            "measurements[0].subject.extra",
+            "measurements[0].conditions.extra",
+            "measurements[0].run.extra",
+            "measurements[0].controls[1].extra",
+            "measurements[0].schemes[1].extra",
+            "measurements[0].schemes[1].bits_per_element.extra",
+            "measurements[0].schemes[1].parts[0].extra",
+            "measurements[0].schemes[2].extra",
+            "measurements[0].schemes[0].replay.prompts[1].extra",
+            "cases[2].extra",
+            "cases[2].limits[0].extra",
+            "policy.extra",
+        ] {
+            let pointer =
+                format!("/{}", place.replace('[', "/").replace(']', "").replace('.', "/"));
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            says(
+                &|v| v.pointer_mut(parent).unwrap()[key] = 1.into(),
+                &format!("{place} is no field"),
+            );
+        }
+        // a flattened part that cannot be read is not a missing one
+        let bits = "measurements[0].schemes[1].bits_per_element is no field";
+        says(&|v| scheme(v, 1)["bits_per_element"]["k"] = "4.5".into(), bits);
+        let empty = |v: &mut Value| {
+            scheme(v, 1)["needs"] = Value::Array(Vec::new());
+            v["measurements"][0]["conditions"]["reading"] = Value::Array(Vec::new());
+        };
+        read_edited(&empty).unwrap();
+    }
+
+    #[test]
+    fn other_engines_have_other_devices_and_quotations_have_any_character() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut results = fixture::results();
+        let measurement = &mut results.measurements[0];
+        measurement.conditions.engine = "llama.cpp b11434".into();
+        measurement.conditions.device = "vulkan".into();
+        let mut text = fixture::generated();
+        // two emojis of one person each, joined
+        text.continuations[0].text = "\u{1f469}\u{200d}\u{1f680}".into();
+        let mut replay = fixture::replay();
+        replay.texts[0].baseline = "\u{200f}a".into();
+        replay.texts[0].scheme = "b\u{200b}".into();
+        measurement.schemes[0].replay = Some(replay);
+        measurement.generated = Some(text);
+        read(&write(folder.path(), &results).unwrap()).unwrap();
     }
 
     #[test]

@@ -81,6 +81,7 @@ pub(crate) const EDITS: [(&str, Edit); 7] = [
     ("no result", |m| drop(m.schemes.remove(1))),
     ("two results", |m| m.schemes.push(m.schemes[1].clone())),
     ("prompts", |m| {
+        m.subject.weights_sha256 = generated().weights_sha256;
         m.conditions.prompts = Some(generated().conditions());
         m.generated = Some(Generated { accepted: true, ..generated() });
         m.schemes.iter_mut().for_each(|scheme| scheme.replay = Some(replay()));
@@ -204,7 +205,7 @@ pub(crate) fn replay() -> Replay {
         first_flip,
     };
     Replay {
-        text_sha256: "c0ffee".into(),
+        text_sha256: generated().sha256(),
         mean_kld: 0.0123,
         charged_share: Sides { k: 1.0, v: 1.0 },
         prompts: vec![prompt("tides", 3, 1, Some(2)), prompt("list", 1, 0, None)],
@@ -261,7 +262,8 @@ pub(crate) fn make_sound(scheme: &mut SchemeResult) {
     let tokens = f64::from(chunks * each);
     s.tokens_scored = u64::from(chunks * each);
     s.top1_agreement = same_top / f64::from(each);
-    s.baseline_ppl = s.ppl / s.ppl_ratio;
+    // all schemes are compared with one baseline
+    s.ppl = s.baseline_ppl * s.ppl_ratio;
     (s.top1_agreement_se, s.rms_dp_se, s.ppl_se, s.ppl_ratio_se) = (0.0, 0.0, 0.0, 0.0);
     let of = |mean: f64| mean * f64::from(each);
     let part = |chunk: usize| Part {

@@ -99,7 +99,7 @@ fn is_harmless(c: char) -> bool {
 
 /// Marks of direction and width, fillers, tags and other characters by which one text looks like another. The
 /// characters that select an emoji's shape are harmless.
-fn is_invisible(c: char) -> bool {
+pub(crate) fn is_invisible(c: char) -> bool {
     matches!(
         c,
         '\u{AD}' | '\u{34F}' | '\u{61C}' | '\u{115F}' | '\u{1160}' | '\u{17B4}' | '\u{17B5}'

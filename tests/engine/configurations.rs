@@ -325,6 +325,79 @@ fn a_share_of_the_head_is_transformers_share() {
     }
 }
 
+/// Longer contexts have other frequencies, by LongRoPE and by dynamic scaling.
+#[test]
+fn contexts_are_refused_beyond_which_frequencies_change() {
+    let dynamic = |c: &mut Value| {
+        c["rope_parameters"] = json!({"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4});
+    };
+    for (folder, longest) in
+        [(edited("phi-longrope", |_| {}), 256), (edited("llama", dynamic), 512)]
+    {
+        let decoder = support::load(&open(folder.path()).unwrap());
+        assert!(decoder.ropes(longest).is_ok());
+        let error = decoder.ropes(longest + 1).err().unwrap().to_string();
+        assert!(error.contains(&format!("a context of {longest} or less")), "{error}");
+    }
+    means_the_same("llama", dynamic);
+}
+
+#[test]
+fn what_a_new_family_does_not_compute_is_refused() {
+    type Edit = fn(&mut Value);
+    let cases: [(&str, Edit, &[&str]); 14] = [
+        (
+            "mistral",
+            |c| c["layer_types"] = json!(["full_attention", "sliding_attention"]),
+            &["by `sliding_window` all are"],
+        ),
+        (
+            "ministral3",
+            |c| drop(remove_at(c, "rope_parameters", "llama_4_scaling_beta")),
+            &["is missing"],
+        ),
+        ("gpt-oss", |c| c["swiglu_limit"] = json!(6.0), &["swiglu_limit", "is 6"]),
+        ("gpt-oss", |c| c["swiglu_alpha"] = json!(1.5), &["swiglu_alpha", "is 1.5"]),
+        ("gpt-oss", |c| c["experts_per_token"] = json!(4), &["experts_per_token", "is not the 2"]),
+        (
+            "phi-longrope",
+            |c| c["rope_parameters"]["short_factor"] = json!([1.0, 2.0]),
+            &["must be 6 positive numbers"],
+        ),
+        (
+            "smollm3",
+            |c| {
+                c["layer_types"] = json!([
+                    "full_attention",
+                    "sliding_attention",
+                    "full_attention",
+                    "full_attention",
+                    "full_attention"
+                ])
+            },
+            &["layer_types"],
+        ),
+        ("olmo2", |c| c["attention_bias"] = json!(true), &["biases in attention"]),
+        ("granite", |c| c["head_dim"] = json!(8), &["head_dim", "2 heads in 32"]),
+        ("granite", |c| c["residual_multiplier"] = json!(0.0), &["must not be 0"]),
+        ("glm4-moe", |c| c["n_group"] = json!(2), &["n_group", "is 2"]),
+        ("qwen3", |c| c["attention_bias"] = json!(true), &["self_attn.q_proj.bias` is missing"]),
+        ("qwen2-window", |c| c["use_sliding_window"] = json!(false), &["give none"]),
+        (
+            "qwen3-vl",
+            |c| c["text_config"]["rope_parameters"]["mrope_sections"] = json!([1]),
+            &["mrope_section"],
+        ),
+    ];
+    for (name, edit, words) in cases {
+        is_refused(name, edit, words);
+    }
+}
+
+fn remove_at(config: &mut Value, object: &str, key: &str) -> Value {
+    remove(&mut config[object], key)
+}
+
 /// Configurations as transformers' classes with vision towers save them.
 #[test]
 fn wrappers_of_llava_are_read() {
@@ -448,7 +521,7 @@ fn what_no_model_can_have_is_refused_by_name() {
         ("llama", |c| c["num_hidden_layers"] = json!(0), &["a model without layers"]),
         ("llama", |c| c["num_key_value_heads"] = json!(2), &["2 KV heads for 3 heads (layer 0)"]),
         ("llama", |c| c["hidden_act"] = json!("relu"), &["the activation `relu`"]),
-        ("llama", |c| c["rope_parameters"]["rope_type"] = json!("longrope"), &["`longrope`"]),
+        ("llama", |c| c["rope_parameters"]["rope_type"] = json!("longrope"), &["short_factor"]),
         ("llama-yarn", |c| c["rope_parameters"]["factor"] = json!("4"), &["factor", "number"]),
         ("qwen3-moe", |c| c["num_experts_per_tok"] = json!(7), &["7 of 6 experts a token"]),
         ("gemma2", |c| c["sliding_window"] = json!(0), &["an absurd window of 0"]),

@@ -190,7 +190,8 @@ fn difference(one: &str, other: &str) -> String {
 
 /// Where the reference has its default of a key whose name ends so: of GGUF in llama.cpp, of config.json in
 /// transformers. A change that has none is silent, and no such change may be.
-const SOURCES: [(&str, &str); 15] = [
+const SOURCES: [(&str, &str); 16] = [
+    ("tokenizer.ggml.pre", "llama_vocab::impl::load, LLAMA_VOCAB_PRE_TYPE_DEFAULT"),
     ("eos_token_id", "GenerationConfig: nothing ends an answer then"),
     (".rope.freq_base", "llama_model_base::load_hparams, rope_freq_base_train"),
     (".rope.dimension_count", "llama_model_base::load_hparams, n_rot_full"),
@@ -351,6 +352,11 @@ fn keys_of_other_converters_are_refused_with_the_one_that_is_meant() {
         ("llama", Entry::number("llama.attention.sliding_window", 24), "is 24"),
         ("llama", Entry::float("llama.logit_scale", 0.5), "is 0.5"),
         ("llama", Entry::number("llama.expert_count", 8), "mixture of experts"),
+        ("llama", Entry::numbers("llama.feed_forward_length", &[80, 79]), "unsigned integer"),
+        ("llama", Entry::numbers("llama.feed_forward_length", &[80]), "unsigned integer"),
+        ("granite", Entry::number("granite.rope.scaling.finetuned", 0), "is 0"),
+        ("gpt-oss", Entry::float("gpt-oss.rope.freq_base_swa", 5e5), "differs from the base"),
+        ("glm4-moe", Entry::number("glm4moe.expert_gating_func", 1), "is 1"),
         ("qwen3-moe", Entry::number("qwen3moe.expert_gating_func", 2), "is 2"),
         (
             "llama",
@@ -385,6 +391,9 @@ fn neutral_keys_and_vendors_keys_change_nothing() {
     let neutral = [
         ("llama", Entry::float("llama.logit_scale", 1.0)),
         ("llama", Entry::number("llama.expert_count", 0)),
+        // one number for each layer
+        ("llama", Entry::numbers("llama.feed_forward_length", &[80, 80])),
+        ("llama", Entry::numbers("llama.attention.head_count_kv", &[1, 1])),
         ("llama", Entry::float("llama.rope.scaling.yarn_attn_factor", 1.0)),
         ("llama", Entry::float("llama.rope.scaling.yarn_beta_fast", 32.0)),
         ("llama-yarn", Entry::float("llama.rope.scaling.yarn_ext_factor", 1.0)),

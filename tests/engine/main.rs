@@ -1,5 +1,6 @@
 //! Tests of numbers and of files: codecs, checkpoints, tokenizers, and what the engine measures with them.
 
+mod blocks;
 mod chat;
 mod codecs;
 mod configurations;

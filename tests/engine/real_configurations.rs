@@ -7,7 +7,7 @@ use crate::support::forward::{difference, logits};
 use crate::support::manifest::{manifest, write, Tensor};
 use kvgate::internals::compute::Device;
 use kvgate::internals::model::decoder::Decoder;
-use kvgate::internals::model::spec::{Attention, FeedForward, Kv, Layer, Mixer, Spec};
+use kvgate::internals::model::spec::{Attention, FeedForward, Kv, Layer, Mixer, QkNorm, Spec};
 use kvgate::internals::model::{decoder, Checkpoint};
 use kvgate::internals::source::Source;
 
@@ -17,13 +17,26 @@ fn open(model: &str, tensors: &[Tensor]) -> Result<Checkpoint, String> {
     Checkpoint::open(&Source::at(folder.path().into())).map_err(|error| error.to_string())
 }
 
-const MODELS: [&str; 6] = [
+const MODELS: [&str; 19] = [
     "Qwen3.6-35B-A3B",
     "Gemma4-E2B",
     "Gemma4-E4B",
     "Gemma4-26B-A4B",
     "Gemma4-31B",
     "Qwen3-30B-A3B",
+    "Mistral-7B-v0.3",
+    "Ministral-3-8B",
+    "gpt-oss-20b",
+    "gpt-oss-120b",
+    "Phi-4",
+    "SmolLM3-3B",
+    "OLMo-2-7B",
+    "Olmo-3-7B",
+    "Granite-3.3-2B",
+    "Granite-3.1-3B-A800M",
+    "GLM-4-9B",
+    "GLM-4.5-Air",
+    "Qwen3-VL-8B",
 ];
 
 /// Opening checks that every tensor is used once or deliberately not at all.
@@ -57,7 +70,7 @@ fn qwen_3_6_is_three_recurrent_layers_to_one_of_gated_attention() {
     let full: Vec<_> = (0..10).map(|i| (4 * i + 3, 2, 256, None)).collect();
     assert_eq!(owners(&spec), full);
     let a = spec.layers[3].attention().unwrap();
-    assert!(a.gated && a.qk_norm && !a.v_norm && a.softcap.is_none());
+    assert!(a.gated && a.qk_norm == QkNorm::Heads && !a.v_norm && a.softcap.is_none());
     assert_eq!((a.heads, a.scale, a.rope.frequencies.len(), a.rope.base), (16, 0.0625, 32, 1e7));
     // 1e7^(-2/64)
     assert!((a.rope.frequencies[1] - 0.604_296_4).abs() < 1e-6, "{}", a.rope.frequencies[1]);
@@ -65,7 +78,10 @@ fn qwen_3_6_is_three_recurrent_layers_to_one_of_gated_attention() {
     assert_eq!((net.key_heads, net.value_heads, net.kernel), (16, 32, 4));
     assert_eq!(net.state_bytes(), 98_304 + 2_097_152);
     let FeedForward::Experts(experts) = &spec.layers[0].feed_forward else { panic!() };
-    assert_eq!((experts.count, experts.used, experts.shared), (256, 8, Some(512)));
+    assert_eq!(
+        (experts.count, experts.used, experts.shared.as_ref().map(|shared| shared.width)),
+        (256, 8, Some(512))
+    );
     assert_eq!(spec.layers_before_kv(), 3);
 }
 
@@ -80,7 +96,8 @@ fn gemma_4_e2b_shares_two_caches_among_twenty_layers() {
     assert_eq!(owners(&spec), (0..15).map(own).collect::<Vec<_>>());
     for (i, layer) in spec.layers.iter().enumerate() {
         let a = layer.attention().unwrap();
-        assert!(a.scale == 1.0 && a.qk_norm && a.v_norm && layer.scaled && layer.post_norms);
+        assert!(a.scale == 1.0 && a.qk_norm == QkNorm::Heads && a.v_norm);
+        assert!(layer.scaled && layer.post_norms);
         let turning = a.rope.frequencies.iter().filter(|f| **f != 0.0).count();
         let (owner, turns) = if i % 5 == 4 { (14, 64) } else { (13, 128) };
         assert_eq!(turning, turns, "layer {i}");
@@ -102,6 +119,28 @@ fn gemma_4_31b_and_26b_take_v_from_k_in_full_layers() {
                 _ => (sliding, 256, Some(1024), Kv::Projected),
             };
             assert_eq!((a.kv_heads, a.head_dim, a.window, a.kv), want, "{model}, layer {i}");
+        }
+    }
+}
+
+/// YaRN's bounds of the released files are 8.09 and 17.40 pairs, and transformers does not round them.
+#[test]
+fn gpt_oss_has_heads_with_scores_of_their_own_and_a_window_in_every_other_layer() {
+    for (model, layers, count) in [("gpt-oss-20b", 24, 32), ("gpt-oss-120b", 36, 128)] {
+        let spec = spec(model);
+        let window = |i: usize| (i, 8, 64, i.is_multiple_of(2).then_some(128));
+        assert_eq!(owners(&spec), (0..layers).map(window).collect::<Vec<_>>());
+        for layer in &spec.layers {
+            let a = layer.attention().unwrap();
+            assert!(a.own_scores && a.qkv_bias && a.output_bias && a.scale == 0.125);
+            assert!((a.rope.magnitude - 1.346_573_6).abs() < 1e-6, "{}", a.rope.magnitude);
+            let turn = |i: usize| 150_000f64.powf(-2.0 * i as f64 / 64.0) as f32;
+            let scaled = |i: usize| turn(i) / 32.0;
+            let f = &a.rope.frequencies;
+            assert_eq!((f[8], f[18]), (turn(8), scaled(18)));
+            assert!(f[9] < turn(9) && f[17] > scaled(17));
+            let FeedForward::Experts(experts) = &layer.feed_forward else { panic!() };
+            assert_eq!((experts.count, experts.used, experts.biases), (count, 4, true));
         }
     }
 }

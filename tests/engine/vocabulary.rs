@@ -345,7 +345,7 @@ fn merges_tell_where_the_checkpoints_own_tokenizer_cannot_be_rebuilt() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
     rewritten(&base().join("model.gguf"), &path, |metadata| {
-        metadata.insert("tokenizer.ggml.pre".into(), Gguf::String("llama-bpe".into()));
+        metadata.insert("tokenizer.ggml.pre".into(), Gguf::String("mine".into()));
     });
     let same = changed(folder.path(), |_| ());
     let checkpoint = open(&with_tokenizer(path.clone(), &same)).unwrap();
@@ -865,6 +865,47 @@ fn pieces_with_one_score_are_refused() {
     sentence_piece(&path, &[&LETTERS[..], &pieces([-1.0, -1.0])].concat());
     let error = refused(&Source::at(path));
     assert!(error.contains("`th` and `he` have one score"), "{error}");
+}
+
+/// llama.cpp merges these from the left. Ranks can express it for the runs of spaces of Llama 2.
+#[test]
+fn runs_of_one_character_may_have_one_score() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let runs = |lengths: &[usize]| {
+        let runs: Vec<_> = lengths.iter().map(|length| "t".repeat(*length)).collect();
+        let runs: Vec<_> = runs.iter().map(|run| (run.as_str(), 1, -1.0)).collect();
+        sentence_piece(&path, &[&LETTERS[..], &runs].concat());
+        open(&Source::at(path.clone()))
+    };
+    // pieces 6, 7 and 8 are runs of four, two and three
+    let encode = |text: &str| runs(&[4, 2, 3]).unwrap().tokenizer.encode(text).unwrap();
+    assert_eq!(encode("ttttttt"), [6, 8]);
+    assert_eq!(encode("ttttthtt"), [6, 3, 4, 7]);
+    let error = runs(&[4, 2]).map(|_| ()).unwrap_err();
+    assert!(error.contains("have one score"), "{error}");
+}
+
+/// llama.cpp joins pieces by the text that they make, also if one of them is a character without a piece.
+#[test]
+fn a_piece_of_characters_without_pieces_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    sentence_piece(&path, &[&LETTERS[..], &[("tx", 1, -1.0)]].concat());
+    let error = refused(&Source::at(path));
+    assert!(error.contains("`tx` has a character that is no piece"), "{error}");
+}
+
+#[test]
+fn a_file_without_a_pre_tokenizer_is_read_by_llama_cpps_default_with_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    rewritten(&base().join("model.gguf"), &path, |metadata| {
+        metadata.remove("tokenizer.ggml.pre");
+    });
+    let checkpoint = open(&Source::at(path)).unwrap();
+    assert_eq!(checkpoint.tokenizer.kind, "BPE, default, from the GGUF");
+    assert!(checkpoint.notes[0].starts_with("warning: the file does not say how text is split"));
 }
 
 /// llama.cpp asks for a piece's score where it merges, and never for its type.

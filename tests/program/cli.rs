@@ -212,7 +212,8 @@ fn a_damaged_checkpoint_is_named_with_its_tensor_or_file() {
             &["RoPE scaling `longrope`"],
         ),
         (Damage::Metadata("tokenizer.ggml.add_bos_token", Value::Bool(true)), &["BOS"]),
-        (Damage::Metadata("tokenizer.ggml.pre", text("llama-bpe")), &["`llama-bpe` is unknown"]),
+        (Damage::Metadata("tokenizer.ggml.pre", text("mine")), &["`mine` is unknown", "qwen35"]),
+        (Damage::Metadata("tokenizer.ggml.model", text("bert")), &["`bert` is unknown", "gemma4"]),
         (
             Damage::Extra("blk.0.attn_q_norm.weight"),
             &["tensors that `llama` does not have", "attn_q_norm.weight"],
@@ -681,6 +682,19 @@ fn prompts_that_cannot_be_read_are_errors() {
     kvgate(&repository, &["check"]).exits(4).says(format!("thresholds.toml:{line}:"));
 }
 
+/// The next run would refuse such a golden, after the accepted one was lost.
+#[test]
+fn a_text_that_its_tokens_do_not_spell_is_not_accepted() {
+    let repository = replayed();
+    let text = repository.text(TEXT_GOLDEN);
+    let path = "kvgate-results/results.json";
+    let mut results: serde_json::Value = serde_json::from_str(&repository.text(path)).unwrap();
+    results["measurements"][0]["generated"]["continuations"][1]["text"] = "Another text".into();
+    repository.put(path, &results.to_string());
+    kvgate(&repository, &["accept", path]).exits(2).says("that do not spell its text");
+    assert_eq!(repository.text(TEXT_GOLDEN), text);
+}
+
 /// The lines of a prompt's continuation in the text golden.
 fn lines_of(repository: &Repository, prompt: &str, name: &str) -> String {
     let text = repository.text(TEXT_GOLDEN);
@@ -914,6 +928,20 @@ fn inspect_says_what_schemes_cost_at_a_context() {
         .exits(2)
         .says("trained for 0 tokens")
         .never_says("NaN");
+}
+
+#[test]
+fn inspect_shows_a_model_whose_tokenizer_cannot_be_rebuilt() {
+    let repository = Repository::new();
+    repository.write_model(&[Damage::Metadata("tokenizer.ggml.pre", text("mine"))]);
+    kvgate(&repository, &["inspect", "tiny.gguf", "--schemes", "q8_0"])
+        .exits(0)
+        .says("tokenizer     none, so that nothing can be measured")
+        .says("`mine` is unknown")
+        .says("4 heads, 2 KV heads of 64")
+        .says("8.5 / 8.5");
+    let missing = ["inspect", "tiny.gguf", "--tokenizer", "nothing.json"];
+    kvgate(&repository, &missing).exits(2).says("nothing.json");
 }
 
 /// What a file says that it found counts as little as its verdicts.

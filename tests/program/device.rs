@@ -131,3 +131,24 @@ fn a_plan_counts_no_times_of_another_device() {
     repository.edit(path, "\"device\": \"cpu\"", "\"device\": \"cuda\"");
     plan().exits(0).says("warning: tiny: its results in --costs do not tell its cost on ");
 }
+
+/// A plan computes nothing, so the machine that makes it needs no card.
+#[test]
+fn a_plan_for_a_card_needs_none() {
+    let repository = Repository::new();
+    kvgate(&repository, &["run", "--device", "cpu"]).exits(1);
+    let path = "kvgate-results/results.json";
+    let plan = ["plan", "--device", "cuda:1", "--shards", "1", "--costs", path];
+    kvgate(&repository, &plan)
+        .exits(0)
+        .says("warning: tiny: its results in --costs do not tell its cost on the card cuda:1")
+        .says("the matrix has no seconds");
+    let mut results: Value = serde_json::from_str(&repository.text(path)).unwrap();
+    let measurement = &mut results["measurements"][0];
+    measurement["conditions"]["device"] = "cuda".into();
+    let run = &mut measurement["run"];
+    run["card"] = serde_json::json!({ "name": "A Card", "driver": "13.0", "memory_bytes": 1 });
+    run["arithmetic"] = "f16 weights, differences from the baseline in f16, sums in f32".into();
+    repository.put(path, &results.to_string());
+    kvgate(&repository, &plan).exits(0).says("\"seconds\":").never_says("warning");
+}

@@ -5,7 +5,9 @@
 // j ≤ o, and with a window W only those with j > o - W. For each query and head
 //
 //     s_j = scale·q·k_j,    or c·tanh(scale·q·k_j / c) with a softcap c
-//     out = Σ_j e^(s_j - m)·v_j / Σ_j e^(s_j - m),    where m is the largest s_j
+//     out = Σ_j e^(s_j - m)·v_j / (Σ_j e^(s_j - m) + e^(own - m)),    where m is the largest s_j
+//
+// own is a learned score of the head that has no value. Its term is missing if there are no such scores.
 //
 //     q    (sequences, T, H, D)       out  (sequences, T, H·D)
 //     k, v (sequences, N, H_kv, D)
@@ -31,7 +33,8 @@
 //
 // A query's bits depend on its own sequence alone. Blocks of keys begin at multiples of the block's size, and a block
 // that a query does not see leaves its sums as they are, whichever queries share its tile. NaN and infinities of a key
-// that some query reads set the lane's flag and make the results that see it non-finite.
+// that some query reads make the results that see it non-finite. Nothing here reports them: the flag of the residual,
+// behind the layer's output, catches a result that is not finite.
 
 #include <cuda_fp16.h>
 
@@ -52,8 +55,8 @@ struct Attention {
     const float* v_exact;  // the same, or null if v has one version
     const Rule* k_rules;   // one for each lane, read if k_exact is not null; without a rule {0, 0, 0}
     const Rule* v_rules;   // one for each lane, read if v_exact is not null
+    const float* own_scores;  // (heads), or null
     float* out;            // (sequences, queries, heads·head_dim)
-    unsigned* flags;       // one for each lane, or null
     unsigned char* scratch;  // scratch_bytes(), aligned to 16 bytes
     int sequences;
     int batch;  // sequences of a lane
@@ -66,7 +69,6 @@ struct Attention {
     int start;     // the position of the first key in its sequence
     float scale;
     float softcap;  // 0 if there is none
-    unsigned code;  // what becomes of a flag, unless it is smaller already
 
     __host__ __device__ int padded() const {
         return head_dim <= 128 ? (head_dim <= 64 ? 64 : head_dim <= 96 ? 96 : 128)
@@ -87,6 +89,8 @@ struct Attention {
     }
     __host__ __device__ long long scratch_bytes() const { return peaks_at() + tiles() * 4; }
 };
+
+static_assert(sizeof(Attention) == 128, "callers mirror the layout");
 
 namespace {
 
@@ -122,14 +126,14 @@ __device__ int tile_byte(int padded, int row, int column) {
 }
 
 // A power of two and 1 divided by it.
-struct Power {
+struct Scaling {
     float scale;
     float inverse;
 };
 
 // Brings numbers of at most this magnitude, given as the bits of an f32, below 2^15. The largest of them comes to
 // 2^14 or more, unless it is below 2^-112.
-__device__ Power power_for(unsigned magnitude) {
+__device__ Scaling scaling_for(unsigned magnitude) {
     int exponent = static_cast<int>(magnitude >> 23);
     int scale = min(268 - exponent, 253);
     return {__int_as_float(scale << 23), __int_as_float((254 - scale) << 23)};
@@ -154,12 +158,6 @@ __device__ float4 remainder_of(float4 x, uint2 halves) {
     float2 a = __half22float2(*reinterpret_cast<__half2*>(&halves.x));
     float2 b = __half22float2(*reinterpret_cast<__half2*>(&halves.y));
     return make_float4(x.x - a.x, x.y - a.y, x.z - b.x, x.w - b.y);
-}
-
-__device__ void flag(const Attention& a, int sequence) {
-    if (a.flags != nullptr) {
-        atomicMin(&a.flags[sequence / a.batch], a.code);
-    }
 }
 
 // A rule in terms of keys: their indices instead of their positions.
@@ -259,18 +257,18 @@ struct Row {
 
     // Writes the row of a tile as high + low, after a multiplication by a power of two. Gives 1 divided by that.
     __device__ float store_split(unsigned char* high, unsigned char* low, int padded, int row, unsigned peak) const {
-        Power power = power_for(peak);
+        Scaling scaling = scaling_for(peak);
 #pragma unroll
         for (int slot = 0; slot < SLOTS; ++slot) {
             if (column_of(slot) < padded) {
                 int byte = tile_byte(padded, row, column_of(slot));
-                float4 scaled = times(x[slot], power.scale);
+                float4 scaled = times(x[slot], scaling.scale);
                 uint2 halves = to_halves(scaled);
                 *reinterpret_cast<uint2*>(high + byte) = halves;
                 *reinterpret_cast<uint2*>(low + byte) = to_halves(remainder_of(scaled, halves));
             }
         }
-        return power.inverse;
+        return scaling.inverse;
     }
 };
 
@@ -325,18 +323,13 @@ __device__ void pack_keys(const Attention& a, const KeyBlock& at, bool exact) {
     unsigned char* high = a.scratch + tile * a.key_tile_bytes();
     unsigned char* low = high + 2 * rows * padded;
     float* scales = reinterpret_cast<float*>(high + 4 * rows * padded);
-    bool finite = true;
     for_each_row(a, source, at, [&](int row, const KeyRow& x) {
         unsigned peak = __reduce_max_sync(ALL_LANES, x.peak());
-        finite = finite && peak < INFINITE;
         float scale = x.store_split(high, low, padded, row, peak);
         if (threadIdx.x % LANES == 0) {
             scales[row] = scale;
         }
     });
-    if (!finite && threadIdx.x % LANES == 0) {
-        flag(a, at.sequence);
-    }
 }
 
 // The largest magnitude of the finite elements of the values of a head, from all of its blocks.
@@ -358,13 +351,13 @@ __device__ void pack_values(const Attention& a, const KeyBlock& at, bool exact) 
     long long head = 1ll * at.sequence * a.kv_heads + at.kv_head;
     long long tile = (head * a.v_versions() + exact) * a.key_blocks() + at.block;
     unsigned char* values = a.scratch + a.value_tiles_at() + tile * a.value_tile_bytes();
-    Power power = power_for(value_peak(a, head));
+    Scaling scaling = scaling_for(value_peak(a, head));
     for_each_row(a, source, at, [&](int row, const KeyRow& x) {
 #pragma unroll
         for (int slot = 0; slot < MAX_SLOTS; ++slot) {
             if (column_of(slot) < padded) {
                 int byte = tile_byte(padded, row, column_of(slot));
-                *reinterpret_cast<uint2*>(values + byte) = to_halves(times(x.x[slot], power.scale));
+                *reinterpret_cast<uint2*>(values + byte) = to_halves(times(x.x[slot], scaling.scale));
             }
         }
     });
@@ -383,10 +376,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_peaks(const Atte
     __shared__ unsigned peaks[WARPS];
     const KeyBlock at(a, blockIdx.x);
     unsigned peak = 0;
-    bool finite = true;
     for (int exact = 0; exact < a.v_versions(); ++exact) {
         for_each_row(a, values_of(a, at.sequence, exact != 0), at, [&](int, const KeyRow& x) {
-            finite = finite && x.peak() < INFINITE;
 #pragma unroll
             for (int slot = 0; slot < MAX_SLOTS; ++slot) {
                 peak = max(peak, magnitude(finite_part(x.x[slot])));
@@ -397,9 +388,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_peaks(const Atte
     if (threadIdx.x % LANES == 0) {
         peaks[threadIdx.x / LANES] = peak;
     }
-    if (__syncthreads_or(!finite) && threadIdx.x == 0) {
-        flag(a, at.sequence);
-    }
+    __syncthreads();
     if (threadIdx.x == 0) {
         unsigned* out = reinterpret_cast<unsigned*>(a.scratch + a.peaks_at());
         out[blockIdx.x] = max(max(peaks[0], peaks[1]), max(peaks[2], peaks[3]));
@@ -943,6 +932,15 @@ struct Warp {
         multiply_values();
     }
 
+    // The weight of the head's own score beside those of a pair of rows. It is infinite, and the result 0, if it is more than
+    // 2^100 times as large as all of them together.
+    __device__ __forceinline__ float own_weight(int m, int half) const {
+        if (a.own_scores == nullptr) {
+            return 0.0f;
+        }
+        return exp2_of(fmaf(__ldg(a.own_scores + queries.head), LOG2_E, exponent(most[m][half], factor[m][half])));
+    }
+
     __device__ __forceinline__ void store(float value_scale) const {
         long long width = 1ll * a.heads * a.head_dim;
 #pragma unroll
@@ -952,7 +950,7 @@ struct Warp {
                 int query = 16 * m + 8 * half + lane / 4;
                 long long row = 1ll * queries.sequence * a.queries + queries.first + first + query;
                 float* to = a.out + row * width + queries.head * a.head_dim;
-                float inverse = 1.0f / sums.x[m][0][2 * half];
+                float inverse = 1.0f / (sums.x[m][0][2 * half] + own_weight(m, half));
 #pragma unroll
                 for (int n = 0; n < COLUMN_TILES; ++n) {
                     int at = column + 8 * n + lane % 4 * 2;
@@ -975,7 +973,6 @@ __device__ void load_queries(const Attention& a, const Queries& queries, unsigne
     float* scales = reinterpret_cast<float*>(memory + S::SCALES_AT);
     const long long stride = 1ll * a.heads * a.head_dim;
     const float* q = a.q + (1ll * queries.sequence * a.queries + queries.first) * stride + queries.head * a.head_dim;
-    bool finite = true;
     for (int begin = threadIdx.x / LANES; begin < S::QUERIES; begin += UNDER_WAY * WARPS) {
         Row<SLOTS> x[UNDER_WAY];
 #pragma unroll
@@ -988,15 +985,11 @@ __device__ void load_queries(const Attention& a, const Queries& queries, unsigne
             int row = begin + i * WARPS;
             x[i].multiply(a.scale);
             unsigned peak = __reduce_max_sync(ALL_LANES, x[i].peak());
-            finite = finite && peak < INFINITE;
             float scale = x[i].store_split(memory, memory + S::Q_BYTES, S::PADDED, row, peak);
             if (threadIdx.x % LANES == 0) {
                 scales[row] = scale;
             }
         }
-    }
-    if (!finite && threadIdx.x % LANES == 0) {
-        flag(a, queries.sequence);
     }
 }
 
@@ -1062,7 +1055,7 @@ __device__ void attend(const Attention& a) {
             warp.add_values();
         }
     }
-    warp.store(power_for(value_peak(a, head)).inverse);
+    warp.store(scaling_for(value_peak(a, head)).inverse);
 }
 
 using Attention64 = Shape<64, 2, 1, 2>;

@@ -2,7 +2,7 @@
 
 use super::kernels::ATTENTION;
 use super::launch::{empty, tensor, Call, Grid, Place};
-use super::{pair, BROKEN};
+use super::pair;
 use crate::compute::attention::{SoftmaxAttention, Versions};
 use crate::compute::exact::{Exact, Tail};
 use crate::compute::op::{Kernel, Op};
@@ -102,10 +102,7 @@ impl SoftmaxAttention {
         let own = |x: &Tensor| x.narrow(0, lane * (x.dim(0)? / lanes), x.dim(0)? / lanes);
         let versions = |x: &Versions| -> Result<Versions> {
             let exact = match &x.exact {
-                Some((exact, rules)) => {
-                    let rule = if rules.len() == lanes { rules[lane] } else { rules[0] };
-                    Some((own(exact)?, vec![rule]))
-                }
+                Some((exact, rules)) => Some((own(exact)?, vec![rules[lane]])),
                 None => None,
             };
             Ok(Versions { stored: own(&x.stored)?, exact })
@@ -150,15 +147,15 @@ impl SoftmaxAttention {
             Place::of_optional(v_exact.as_ref())?.address(),
             Place::of_optional(k_rules.as_ref())?.address(),
             Place::of_optional(v_rules.as_ref())?.address(),
+            Place::of_optional(self.own_scores.as_ref())?.address(),
             Place::of_storage(&out)?.address(),
-            Place::none().address(),
             Place::of(&scratch)?.address(),
-            pair(sequences, sequences / lanes.unwrap_or(sequences)),
-            pair(self.queries, self.keys),
-            pair(self.heads, self.kv_heads),
-            pair(self.head_dim, self.window.unwrap_or(0)),
-            pair(self.start, self.scale.to_bits() as usize),
-            pair(self.softcap.unwrap_or(0.0).to_bits() as usize, BROKEN),
+            pair(sequences, sequences / lanes.unwrap_or(sequences))?,
+            pair(self.queries, self.keys)?,
+            pair(self.heads, self.kv_heads)?,
+            pair(self.head_dim, self.window.unwrap_or(0))?,
+            pair(self.start, self.scale.to_bits() as usize)?,
+            u64::from(self.softcap.unwrap_or(0.0).to_bits()),
         ];
         let call = |kernel, blocks, shared| {
             let grid = Grid { blocks, threads: THREADS, shared };

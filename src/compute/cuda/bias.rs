@@ -4,7 +4,7 @@ use super::kernels::BIAS;
 use super::launch::{empty, Call, Place};
 use super::over_rows;
 use crate::compute::bias::Bias;
-use crate::compute::op::Kernel;
+use crate::compute::op::{Kernel, Op};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape};
 
@@ -14,7 +14,7 @@ impl Kernel<1> for Bias {
         _: &'static str,
         [x]: [(&CudaStorage, &Layout); 1],
     ) -> Result<(CudaStorage, Shape)> {
-        let shape = x.1.shape().clone();
+        let shape = Op::<1>::shape(self, [x.1.shape()])?;
         let width = self.0.dim(0)?;
         let device = x.0.device();
         let out = empty(device, &shape, DType::F32)?;

@@ -35,17 +35,29 @@ fn open_anew(ordinal: usize) -> Result<Opened, NoDevice> {
         return Err(NoDevice::TooOld { name, capability });
     }
     let (free, memory) = context.mem_get_info().map_err(said)?;
-    let version = launch::driver_version().map_err(tensor)?;
     // a stream of its own: the default one of candle differs from thread to thread
     let device = CudaDevice::new_with_stream(ordinal).map_err(tensor)?;
     launch::prepare(&device).map_err(tensor)?;
-    let card = Card {
-        name,
-        driver: format!("{}.{}", version / 1000, version % 1000 / 10),
-        memory: memory as u64,
-        free: free as u64,
-    };
+    let driver = versions(&device).map_err(tensor)?;
+    let card = Card { name, driver, memory: memory as u64, free: free as u64 };
     Ok((Device::Cuda(device), card))
+}
+
+/// The versions of what numbers depend on: of CUDA that the driver knows, of the driver where the system tells it, and of
+/// cuBLAS.
+fn versions(device: &CudaDevice) -> candle_core::Result<String> {
+    let (cuda, blas) = (launch::driver_version()?, launch::blas_version(device)?);
+    let cuda = format!("{}.{}", cuda / 1000, cuda % 1000 / 10);
+    let driver = own_version().map_or(String::new(), |version| format!(" ({version})"));
+    Ok(format!("{cuda}{driver}, cuBLAS {}.{}.{}", blas / 10_000, blas % 10_000 / 100, blas % 100))
+}
+
+/// The driver's own version, which Linux tells in a file.
+fn own_version() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let is_version =
+        |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    text.split_whitespace().find(is_version).map(str::to_owned)
 }
 
 /// The bytes of a card's memory that are free now.

@@ -233,8 +233,27 @@ __device__ float gelu_argument(float g) {
     return __fmul_rn(TWICE_ROOT_2_OVER_PI, __fadd_rn(g, cubic));
 }
 
-__device__ float4 activated(float4 gate, float4 up, bool gelu) {
-    return each(gate, up, [=](float g, float u) { return gated(g, u, gelu ? gelu_argument(g) : g); });
+// The activations of gated MLPs, by the numbers that callers give.
+enum Activation { SILU, GELU, CLAMPED };
+
+constexpr float CLAMP_LIMIT = 7.0f;
+constexpr float CLAMP_ALPHA = 1.702f;
+
+// NaN stays NaN, unlike in fminf.
+__device__ float at_most(float x, float limit) { return x > limit ? limit : x; }
+
+// gpt-oss: the gate's σ has a factor, and up is raised by 1, after both were cut off.
+__device__ float clamped(float gate, float up) {
+    const float g = at_most(gate, CLAMP_LIMIT);
+    const float u = -at_most(-at_most(up, CLAMP_LIMIT), CLAMP_LIMIT);
+    return gated(g, __fadd_rn(u, 1.0f), __fmul_rn(CLAMP_ALPHA, g));
+}
+
+__device__ float4 activated(float4 gate, float4 up, int activation) {
+    if (activation == CLAMPED) {
+        return each(gate, up, clamped);
+    }
+    return each(gate, up, [=](float g, float u) { return gated(g, u, activation == GELU ? gelu_argument(g) : g); });
 }
 
 // x·σ(g)

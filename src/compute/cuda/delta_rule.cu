@@ -62,6 +62,8 @@ struct DeltaRule {
     __host__ __device__ int padded_key() const { return (key_dim + 3) / 4 * 4; }
 };
 
+static_assert(sizeof(DeltaRule) == 120, "callers mirror the layout");
+
 namespace {
 
 constexpr int LANES = 32;

@@ -65,7 +65,8 @@ impl Kernel<1> for DeltaRule<'_> {
             (net.order == HeadOrder::Tiled).into(),
         ];
         let mut words: Vec<u64> = places.iter().map(|place| place.address()).collect();
-        words.extend(sizes.chunks(2).map(|sizes| pair(sizes[0], sizes[1])));
+        let pairs = sizes.chunks(2).map(|sizes| pair(sizes[0], sizes[1]));
+        words.extend(pairs.collect::<Result<Vec<_>>>()?);
         words.push(u64::from(weights.norm.eps.to_bits()));
         let call = |kernel, blocks: [usize; 3], threads| {
             let grid = Grid { blocks, threads, shared: 0 };

@@ -22,18 +22,11 @@
 // the logits of the baseline and of the one lane, and on nothing else. A lane that equals the baseline gives μ = 0 and
 // X = 0 exactly. A logit of a lane that is not finite makes that lane's μ or X NaN or infinite; one of the baseline
 // does that to all lanes.
-//
-//   tile_sums                reads logits
-//   divergence_of_product    reads what a product gave, as described at `Product`, and makes logits of it first; its
-//                            sums are those of `tile_sums` for these logits, to the last bit up to a width of 6144,
-//                            and else but for rounding, because it keeps shorter segments
 
-// The argument of both kernels. All pointers are to device memory. Accesses are of 16 bytes only where the width is a
-// multiple of 4 and `logits` and `col_scale` are aligned to 16 bytes. The result is the same in either case.
+// The argument of the kernel. All pointers are to device memory. Accesses are of 16 bytes only where the width is a
+// multiple of 4 and `logits` is aligned to 16 bytes. The result is the same in either case.
 struct TileSums {
-    const float* logits;      // (lanes·positions, width), or the sums of a product; lane 0 is the baseline
-    const float* row_scale;   // (lanes·positions), which only `divergence_of_product` reads
-    const float* col_scale;   // (width), likewise
+    const float* logits;      // (lanes·positions, width); lane 0 is the baseline
     const unsigned* targets;  // (positions): the tokens that the positions are to predict
     // (positions, 1 + lanes): what earlier tiles have shown, which is the baseline's largest and second largest logit
     // and then the largest logit of each other lane; -∞ before the first tile
@@ -51,8 +44,9 @@ struct TileSums {
     int width;       // at least 1
     unsigned start;  // the vocabulary entry that the tile begins with
     unsigned code;
-    float cap;  // `divergence_of_product` replaces a logit x by cap·tanh(x/cap), unless cap is 0
 };
+
+static_assert(sizeof(TileSums) == 64, "callers mirror the layout");
 
 namespace divergence {
 
@@ -119,15 +113,11 @@ __device__ Quad load_once(const float* row, int column, int width) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Where logits come from
+// The logits
 // ---------------------------------------------------------------------------------------------------------------------
 
-// The rows of one position that are logits already.
+// The rows of one position, one for each lane.
 struct Logits {
-    // What a lane's logits are computed from, besides the lane's own row: nothing.
-    struct Origin {};
-    static constexpr int ORIGIN_QUADS = 0;
-
     const float* row;
     long long stride;
     int width;
@@ -138,111 +128,13 @@ struct Logits {
           width(tile.width) {}
 
     __device__ const float* of_lane(int lane) const { return row + lane * stride; }
-    __device__ float scale(int) const { return 1.0f; }
 
     template <bool ALIGNED>
-    __device__ Origin origin(int) const {
-        return {};
-    }
-    __device__ static void save(const Origin&, float4*, int) {}
-    __device__ static Origin saved(const float4*, int) { return {}; }
-
-    template <bool ALIGNED>
-    __device__ Quad baseline(int column, const Origin&) const {
+    __device__ Quad baseline(int column) const {
         return load<ALIGNED>(row, column, width);
     }
-    __device__ Quad logits(const Quad& raw, float, const Origin&) const { return raw; }
 
     __device__ float at(int lane, int column) const { return of_lane(lane)[column]; }
-};
-
-// The rows of one position that are sums of a product in scaled units. With z = sum_0·row_scale_0, the baseline's
-// logits are z·col_scale and those of lane l are (z + sum_l·row_scale_l)·col_scale: the operand of a lane was its
-// difference from the baseline. Scales are powers of two, so that only the addition rounds. Then the logits are capped.
-struct Product {
-    // z and the scales of the columns.
-    struct Origin {
-        Quad z, scale;
-    };
-    static constexpr int ORIGIN_QUADS = 2;
-
-    const float* row;
-    long long stride;
-    const float* row_scale;
-    const float* col_scale;
-    int positions;
-    int width;
-    float cap;
-    float inverse;
-
-    __device__ Product(const TileSums& tile, int position)
-        : row(tile.logits + static_cast<long long>(position) * tile.width),
-          stride(static_cast<long long>(tile.positions) * tile.width),
-          row_scale(tile.row_scale + position),
-          col_scale(tile.col_scale),
-          positions(tile.positions),
-          width(tile.width),
-          cap(tile.cap),
-          inverse(1.0f / tile.cap) {}
-
-    __device__ const float* of_lane(int lane) const { return row + lane * stride; }
-    __device__ float scale(int lane) const { return __ldg(row_scale + static_cast<long long>(lane) * positions); }
-
-    // Multiplications are rounded here and below, because a difference of logits is taken of the result: if the
-    // compiler fused the two, then a lane that equals the baseline would not give 0.
-    __device__ float bent(float x) const { return __fmul_rn(cap, tanhf(__fmul_rn(x, inverse))); }
-    __device__ float capped(float x) const { return cap == 0.0f ? x : bent(x); }
-    __device__ Quad capped(const Quad& x) const {
-        if (cap == 0.0f) {
-            return x;
-        }
-        Quad y;
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            y.x[k] = bent(x.x[k]);
-        }
-        return y;
-    }
-
-    template <bool ALIGNED>
-    __device__ Origin origin(int column) const {
-        Origin origin = {load<ALIGNED>(row, column, width), load<ALIGNED>(col_scale, column, width)};
-        const float of_row = scale(0);
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            origin.z.x[k] = __fmul_rn(origin.z.x[k], of_row);
-        }
-        return origin;
-    }
-    __device__ static void save(const Origin& origin, float4* kept, int slots) {
-        kept[0] = vector(origin.z);
-        kept[slots] = vector(origin.scale);
-    }
-    __device__ static Origin saved(const float4* kept, int slots) { return {quad(kept[0]), quad(kept[slots])}; }
-
-    template <bool ALIGNED>
-    __device__ Quad baseline(int, const Origin& origin) const {
-        Quad y;
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            y.x[k] = __fmul_rn(origin.z.x[k], origin.scale.x[k]);
-        }
-        return capped(y);
-    }
-    __device__ Quad logits(const Quad& raw, float of_row, const Origin& origin) const {
-        Quad y;
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            y.x[k] = __fmul_rn(fmaf(raw.x[k], of_row, origin.z.x[k]), origin.scale.x[k]);
-        }
-        return capped(y);
-    }
-
-    __device__ float at(int lane, int column) const {
-        const float z = __fmul_rn(row[column], scale(0));
-        const float sum = lane == 0 ? z : fmaf(of_lane(lane)[column], scale(lane), z);
-        return capped(__fmul_rn(sum, col_scale[column]));
-    }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -299,12 +191,11 @@ struct Largest {
 };
 
 // The column of a lane's largest logit.
-template <typename Source>
-__device__ int exact_column(const Source& source, int lane, Largest largest) {
+__device__ int exact_column(const Logits& logits, int lane, Largest largest) {
     int column = largest.column;
     for (int k = 3; k >= 0; k--) {
         const int candidate = largest.column + k;
-        if (candidate < source.width && source.at(lane, candidate) == largest.x) {
+        if (candidate < logits.width && logits.at(lane, candidate) == largest.x) {
             column = candidate;
         }
     }
@@ -345,16 +236,16 @@ struct Peak {
 };
 
 // Looks at the whole row of the baseline. Every thread gets the result. `scratch` has an entry for each warp.
-template <bool ALIGNED, typename Source>
-__device__ Peak baseline_peak(const Source& source, Peak* scratch) {
+template <bool ALIGNED>
+__device__ Peak baseline_peak(const Logits& logits, Peak* scratch) {
     Peak peak;
 #pragma unroll 4
-    for (int column = 4 * threadIdx.x; column < source.width; column += STEP) {
-        const Quad b = source.template baseline<ALIGNED>(column, source.template origin<ALIGNED>(column));
+    for (int column = 4 * threadIdx.x; column < logits.width; column += STEP) {
+        const Quad b = logits.baseline<ALIGNED>(column);
         const float before = peak.largest.x;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            if (is_there<ALIGNED>(column + k, source.width)) {
+            if (is_there<ALIGNED>(column + k, logits.width)) {
                 peak.add(b.x[k]);
             }
         }
@@ -388,26 +279,21 @@ struct Partial {
 
 static_assert(WARPS * sizeof(Partial) + 8 == 296, "the launch says how much shared memory a lane takes");
 
-// What a block keeps of a segment of the baseline's row: its logits, its weights and what the lanes' logits are
-// computed from. Every thread reads only what it has written itself.
-template <typename Source>
+// What a block keeps of a segment of the baseline's row: its logits and its weights. Every thread reads only what it
+// has written itself.
 struct Kept {
-    static constexpr int SLOTS = KEPT_BYTES / 16 / (2 + Source::ORIGIN_QUADS);
+    static constexpr int SLOTS = KEPT_BYTES / 16 / 2;
     static constexpr int COLUMNS = 4 * SLOTS;
     static_assert(COLUMNS % STEP == 0, "a segment is read in whole steps");
 
     float4* memory;
 
-    __device__ void write(int slot, const Quad& logits, const Quad& weights, const typename Source::Origin& origin) {
+    __device__ void write(int slot, const Quad& logits, const Quad& weights) {
         memory[slot] = vector(logits);
         memory[SLOTS + slot] = vector(weights);
-        Source::save(origin, memory + 2 * SLOTS + slot, SLOTS);
     }
     __device__ Quad logits(int slot) const { return quad(memory[slot]); }
     __device__ Quad weights(int slot) const { return quad(memory[SLOTS + slot]); }
-    __device__ typename Source::Origin origin(int slot) const {
-        return Source::saved(memory + 2 * SLOTS + slot, SLOTS);
-    }
 };
 
 // What a block knows of each lane, in dynamic shared memory behind what is kept of the baseline.
@@ -425,23 +311,22 @@ struct LaneMemory {
 };
 
 // Keeps a segment of the baseline's row. Gives the sum of the thread's weights.
-template <bool ALIGNED, typename Source>
-__device__ double keep_segment(const Source& source, Kept<Source> kept, float max, int start, int end) {
+template <bool ALIGNED>
+__device__ double keep_segment(const Logits& logits, Kept kept, float max, int start, int end) {
     double sum = 0.0;
     int slot = threadIdx.x;
 #pragma unroll 4
     for (int column = start + 4 * threadIdx.x; column < end; column += STEP, slot += THREADS) {
-        const typename Source::Origin origin = source.template origin<ALIGNED>(column);
-        const Quad b = source.template baseline<ALIGNED>(column, origin);
+        const Quad b = logits.baseline<ALIGNED>(column);
         Quad w;
         float own = 0.0f;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            w.x[k] = is_there<ALIGNED>(column + k, source.width) ? expf(b.x[k] - max) : 0.0f;
+            w.x[k] = is_there<ALIGNED>(column + k, logits.width) ? expf(b.x[k] - max) : 0.0f;
             own += w.x[k];
         }
         sum += own;
-        kept.write(slot, b, w, origin);
+        kept.write(slot, b, w);
     }
     return sum;
 }
@@ -518,34 +403,32 @@ struct LaneSum {
 };
 
 // Adds up a segment of some lanes, and merges it into what the warp has of them.
-template <int COUNT, bool ALIGNED, typename Source>
+template <int COUNT, bool ALIGNED>
 __device__ __noinline__ void add_lanes(
-    Source source, Kept<Source> kept, LaneMemory memory, int lane, int start, int end) {
+    Logits logits, Kept kept, LaneMemory memory, int lane, int start, int end) {
     const float* rows[COUNT];
-    float shifts[COUNT], scales[COUNT];
+    float shifts[COUNT];
     LaneSum sums[COUNT];
     Quad next[COUNT];
     int column = start + 4 * threadIdx.x;
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
-        rows[i] = source.of_lane(lane + i);
+        rows[i] = logits.of_lane(lane + i);
         shifts[i] = memory.shifts[lane + i];
-        scales[i] = source.scale(lane + i);
         if (column < end) {
-            next[i] = load_once<ALIGNED>(rows[i], column, source.width);
+            next[i] = load_once<ALIGNED>(rows[i], column, logits.width);
         }
     }
     for (int slot = threadIdx.x; column < end; column += STEP, slot += THREADS) {
         const Quad b = kept.logits(slot), w = kept.weights(slot);
-        const typename Source::Origin origin = kept.origin(slot);
 #pragma unroll
         for (int i = 0; i < COUNT; i++) {
-            const Quad l = source.logits(next[i], scales[i], origin);
+            const Quad l = next[i];
             // the next columns are on their way while these are summed
             if (column + STEP < end) {
-                next[i] = load_once<ALIGNED>(rows[i], column + STEP, source.width);
+                next[i] = load_once<ALIGNED>(rows[i], column + STEP, logits.width);
             }
-            sums[i].template add<ALIGNED>(l, b, w, shifts[i], column, source.width);
+            sums[i].template add<ALIGNED>(l, b, w, shifts[i], column, logits.width);
         }
     }
 #pragma unroll
@@ -561,17 +444,17 @@ __device__ __noinline__ void add_lanes(
     }
 }
 
-template <bool ALIGNED, typename Source>
+template <bool ALIGNED>
 __device__ void add_all_lanes(
-    const Source& source, Kept<Source> kept, LaneMemory memory, int lanes, int start, int end) {
+    const Logits& logits, Kept kept, LaneMemory memory, int lanes, int start, int end) {
     int lane = 1;
     for (; lane + GROUP <= lanes; lane += GROUP) {
-        add_lanes<GROUP, ALIGNED>(source, kept, memory, lane, start, end);
+        add_lanes<GROUP, ALIGNED>(logits, kept, memory, lane, start, end);
     }
     if (lane + 2 == lanes) {
-        add_lanes<2, ALIGNED>(source, kept, memory, lane, start, end);
+        add_lanes<2, ALIGNED>(logits, kept, memory, lane, start, end);
     } else if (lane + 1 == lanes) {
-        add_lanes<1, ALIGNED>(source, kept, memory, lane, start, end);
+        add_lanes<1, ALIGNED>(logits, kept, memory, lane, start, end);
     }
     static_assert(GROUP == 3, "one or two lanes may be left");
 }
@@ -592,11 +475,10 @@ __device__ double excess_of(double x) { return expm1(x) - x; }
 
 // The sums of a lane in f64 throughout, with weights relative to the baseline's largest logit in the tile. All threads
 // of the block call this, and get the result.
-template <typename Source>
-__device__ __noinline__ Moments in_f64(Source source, int lane, float max, double* scratch) {
+__device__ __noinline__ Moments in_f64(Logits logits, int lane, float max, double* scratch) {
     double weight = 0.0, weighted = 0.0, zeros = 0.0;
-    for (int column = threadIdx.x; column < source.width; column += THREADS) {
-        const double b = source.at(0, column), l = source.at(lane, column);
+    for (int column = threadIdx.x; column < logits.width; column += THREADS) {
+        const double b = logits.at(0, column), l = logits.at(lane, column);
         const double w = exp(b - max);
         weight += w;
         weighted += w * (l - b);
@@ -606,8 +488,8 @@ __device__ __noinline__ Moments in_f64(Source source, int lane, float max, doubl
     weight = block_sum(weight, scratch);
     const double mean = block_sum(weighted, scratch) / weight;
     double excess = 0.0;
-    for (int column = threadIdx.x; column < source.width; column += THREADS) {
-        const double b = source.at(0, column), l = source.at(lane, column);
+    for (int column = threadIdx.x; column < logits.width; column += THREADS) {
+        const double b = logits.at(0, column), l = logits.at(lane, column);
         const double x = l - b - mean;
         const double w = exp(b - max);
         // w·e^x in one step overflows only if the result does
@@ -634,10 +516,9 @@ __device__ bool moved_to_mean(const Partial& sums, double weight, float shift, M
     return excess < INFINITE && excess * CANCELLED >= -moved;
 }
 
-template <typename Source>
-__device__ double target_logit(const Source& source, const TileSums& tile, int position, int lane) {
+__device__ double target_logit(const Logits& logits, const TileSums& tile, int position, int lane) {
     const unsigned column = tile.targets[position] - tile.start;
-    return column < static_cast<unsigned>(tile.width) ? source.at(lane, static_cast<int>(column)) : NOT_A_NUMBER;
+    return column < static_cast<unsigned>(tile.width) ? logits.at(lane, static_cast<int>(column)) : NOT_A_NUMBER;
 }
 
 __device__ double* numbers(const TileSums& tile, int position, int lane) {
@@ -668,14 +549,13 @@ struct Baseline {
 };
 
 // Writes the baseline's numbers. One thread calls this.
-template <typename Source>
-__device__ void write_baseline(const Source& source, const TileSums& tile, int position, const Baseline& base) {
+__device__ void write_baseline(const Logits& logits, const TileSums& tile, int position, const Baseline& base) {
     const bool matters = base.peak.largest.x > known(tile, position, 1);
     double* out = numbers(tile, position, 0);
     out[0] = matters ? base.peak.largest.x : -INFINITE;
     out[1] = matters ? tile.start + base.top : 0u;
     out[2] = matters ? base.peak.second : -INFINITE;
-    out[3] = target_logit(source, tile, position, 0);
+    out[3] = target_logit(logits, tile, position, 0);
     out[4] = base.weight * base.faint;
     out[5] = 0.0;
     if (!base.is_finite()) {
@@ -684,9 +564,8 @@ __device__ void write_baseline(const Source& source, const TileSums& tile, int p
 }
 
 // Writes a lane's numbers. One thread calls this.
-template <typename Source>
 __device__ void write_lane(
-    const Source& source, const TileSums& tile, int position, int lane, const Baseline& base, const Moments& moments,
+    const Logits& logits, const TileSums& tile, int position, int lane, const Baseline& base, const Moments& moments,
     Largest largest) {
     // the tile counts for nothing, and 0·∞ would be NaN
     const bool nothing = base.faint == 0.0 && base.is_finite() && moments.is_finite;
@@ -696,18 +575,17 @@ __device__ void write_lane(
     out[1] = nothing ? 0.0 : moments.mean;
     out[2] = nothing ? 0.0 : moments.excess * base.faint;
     out[3] = largest.x;
-    out[4] = matters ? tile.start + exact_column(source, lane, largest) : 0u;
-    out[5] = target_logit(source, tile, position, lane);
+    out[4] = matters ? tile.start + exact_column(logits, lane, largest) : 0u;
+    out[5] = target_logit(logits, tile, position, lane);
     if (!moments.is_finite) {
         raise_flag(tile, lane);
     }
 }
 
 // Makes the shared memory ready for sums around the logits' differences at `top`, the baseline's most probable entry.
-template <typename Source>
-__device__ void begin_lanes(const Source& source, LaneMemory memory, int lanes, int top) {
+__device__ void begin_lanes(const Logits& logits, LaneMemory memory, int lanes, int top) {
     for (int lane = threadIdx.x; lane < lanes; lane += THREADS) {
-        memory.shifts[lane] = __fsub_rn(source.at(lane, top), source.at(0, top));
+        memory.shifts[lane] = __fsub_rn(logits.at(lane, top), logits.at(0, top));
     }
     for (int i = threadIdx.x; i < lanes * WARPS; i += THREADS) {
         memory.partials[i] = {0.0, 0.0, Largest{}};
@@ -716,9 +594,8 @@ __device__ void begin_lanes(const Source& source, LaneMemory memory, int lanes, 
 }
 
 // Writes the numbers of all lanes but the baseline, from the sums of their warps.
-template <typename Source>
 __device__ void end_lanes(
-    const Source& source, const TileSums& tile, int position, LaneMemory memory, const Baseline& base,
+    const Logits& logits, const TileSums& tile, int position, LaneMemory memory, const Baseline& base,
     double* scratch) {
     __syncthreads();
     for (int lane = 1 + threadIdx.x / WARP; lane < tile.lanes; lane += WARPS) {
@@ -728,38 +605,38 @@ __device__ void end_lanes(
         if (threadIdx.x % WARP == 0) {
             memory.is_open[lane] = !is_done;
             if (is_done) {
-                write_lane(source, tile, position, lane, base, moments, sums.largest);
+                write_lane(logits, tile, position, lane, base, moments, sums.largest);
             }
         }
     }
     __syncthreads();
     for (int lane = 1; lane < tile.lanes; lane++) {
         if (memory.is_open[lane]) {
-            const Moments moments = in_f64(source, lane, base.peak.largest.x, scratch);
+            const Moments moments = in_f64(logits, lane, base.peak.largest.x, scratch);
             const Partial sums = merged(&memory.partial(lane, 0));
             if (threadIdx.x == 0) {
-                write_lane(source, tile, position, lane, base, moments, sums.largest);
+                write_lane(logits, tile, position, lane, base, moments, sums.largest);
             }
         }
     }
 }
 
-template <bool ALIGNED, typename Source>
+template <bool ALIGNED>
 __device__ void sum_up(const TileSums& tile, float4* memory) {
     const int position = blockIdx.x;
-    const Source source(tile, position);
-    const Kept<Source> kept = {memory};
+    const Logits logits(tile, position);
+    const Kept kept = {memory};
     const LaneMemory lanes(memory, tile.lanes);
     // what is kept of the baseline is not there yet, or not needed any more, whenever the scratch is in use
     Baseline base;
-    base.peak = baseline_peak<ALIGNED>(source, reinterpret_cast<Peak*>(memory));
-    base.top = exact_column(source, 0, base.peak.largest);
-    begin_lanes(source, lanes, tile.lanes, base.top);
+    base.peak = baseline_peak<ALIGNED>(logits, reinterpret_cast<Peak*>(memory));
+    base.top = exact_column(logits, 0, base.peak.largest);
+    begin_lanes(logits, lanes, tile.lanes, base.top);
     double weight = 0.0;
-    for (int start = 0; start < tile.width; start += Kept<Source>::COLUMNS) {
-        const int end = min(start + Kept<Source>::COLUMNS, tile.width);
-        weight += keep_segment<ALIGNED>(source, kept, base.peak.largest.x, start, end);
-        add_all_lanes<ALIGNED>(source, kept, lanes, tile.lanes, start, end);
+    for (int start = 0; start < tile.width; start += Kept::COLUMNS) {
+        const int end = min(start + Kept::COLUMNS, tile.width);
+        weight += keep_segment<ALIGNED>(logits, kept, base.peak.largest.x, start, end);
+        add_all_lanes<ALIGNED>(logits, kept, lanes, tile.lanes, start, end);
     }
     double* scratch = reinterpret_cast<double*>(memory);
     base.weight = block_sum(weight, scratch);
@@ -767,26 +644,24 @@ __device__ void sum_up(const TileSums& tile, float4* memory) {
     const float largest = base.peak.largest.x > before ? base.peak.largest.x : before;
     base.faint = exp(static_cast<double>(base.peak.largest.x) - static_cast<double>(largest));
     if (threadIdx.x == 0) {
-        write_baseline(source, tile, position, base);
+        write_baseline(logits, tile, position, base);
     }
-    end_lanes(source, tile, position, lanes, base, scratch);
+    end_lanes(logits, tile, position, lanes, base, scratch);
 }
 
-template <typename Source>
 __device__ void sum_up_tile(const TileSums& tile) {
     extern __shared__ float4 memory[];
-    const bool is_aligned = tile.width % 4 == 0 && reinterpret_cast<unsigned long long>(tile.logits) % 16 == 0 &&
-                            reinterpret_cast<unsigned long long>(tile.col_scale) % 16 == 0;
+    const bool is_aligned = tile.width % 4 == 0 && reinterpret_cast<unsigned long long>(tile.logits) % 16 == 0;
     if (is_aligned) {
-        sum_up<true, Source>(tile, memory);
+        sum_up<true>(tile, memory);
     } else {
-        sum_up<false, Source>(tile, memory);
+        sum_up<false>(tile, memory);
     }
 }
 
 }  // namespace divergence
 
-// Both kernels are launched with
+// The kernel is launched with
 //
 //     grid (positions), block 384, dynamic shared memory 98304 + 296·lanes bytes
 //
@@ -794,9 +669,5 @@ __device__ void sum_up_tile(const TileSums& tile) {
 // them let two blocks run on a multiprocessor of Hopper, if cudaFuncAttributePreferredSharedMemoryCarveout is 100.
 
 extern "C" __global__ void __launch_bounds__(384, 2) tile_sums(const TileSums tile) {
-    divergence::sum_up_tile<divergence::Logits>(tile);
-}
-
-extern "C" __global__ void __launch_bounds__(384, 2) divergence_of_product(const TileSums tile) {
-    divergence::sum_up_tile<divergence::Product>(tile);
+    divergence::sum_up_tile(tile);
 }

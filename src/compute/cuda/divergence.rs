@@ -26,16 +26,13 @@ impl Kernel<2> for TileSums<'_> {
         let flags = self.finite.words(self.lanes, &Device::Cuda(device.clone()))?;
         let tile = [
             Place::of_input(logits)?.address(),
-            Place::none().address(),
-            Place::none().address(),
             Place::of(self.targets)?.address(),
             Place::of_input(known)?.address(),
             Place::of_storage(&out)?.address(),
             Place::of(&flags)?.address(),
-            pair(self.lanes, positions),
-            pair(width, self.start as usize),
-            // without a cap: the logits are capped already
-            pair(BROKEN, 0),
+            pair(self.lanes, positions)?,
+            pair(width, self.start as usize)?,
+            BROKEN as u64,
         ];
         let shared = SHARED + SHARED_OF_LANE * self.lanes;
         Call::new(device, &DIVERGENCE, "tile_sums")?

@@ -42,12 +42,26 @@ struct Expert {
     }
 };
 
+// σ computed as for the gates of rows.
+__device__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// What experts are chosen by: their logits, or σ of them and a correction if there is one.
+struct Scores {
+    const float* logits;
+    const float* correction;  // null, or one for each expert
+
+    __device__ float at(int expert) const {
+        const float logit = __ldg(logits + expert);
+        return correction == nullptr ? logit : sigmoid(logit) + __ldg(correction + expert);
+    }
+};
+
 // The best expert of all, or of those that are chosen after `last`. All threads of a warp call this, and get the
 // result.
-__device__ Expert best_expert(const float* logits, int count, const Expert* last) {
+__device__ Expert best_expert(const Scores& scores, int count, const Expert* last) {
     Expert best = {0, ALL};
     for (int i = threadIdx.x % WARP; i < count; i += WARP) {
-        const Expert candidate = {key_of(__ldg(logits + i)), static_cast<unsigned>(i)};
+        const Expert candidate = {key_of(scores.at(i)), static_cast<unsigned>(i)};
         if ((last == nullptr || last->is_before(candidate)) && candidate.is_before(best)) {
             best = candidate;
         }
@@ -112,18 +126,19 @@ __device__ bool can_be_wide(const void* x, const void* out, int width) {
 }  // namespace experts
 
 // Chooses the `used` experts with the largest logits, and weighs them by a softmax over those if `normalised` is not 0,
-// or else over all experts. Of experts with equal logits the one with the lowest index is chosen. -0 is less than 0,
-// and NaN is more than ∞. The weight of an expert is multiplied by its scale if `scales` (count) is not null.
+// or else over all experts. If `correction` (count) is not null, it chooses those with the largest σ + correction, and
+// weighs them by σ, divided by the sum of the chosen ones if `normalised` is not 0. Of experts with equal scores the one
+// with the lowest index is chosen. -0 is less than 0, and NaN is more than ∞. The weight of an expert is multiplied by
+// its scale if `scales` (count) is not null. If a logit is not finite, the weights of its row are NaN.
 //
-// logits (rows, count), out (rows, 2·used), used ≤ count. Row r belongs to lane r/rows_per_lane. `flags` (lanes) may be
-// null; flags[lane] becomes at most `code` where a logit of the lane is not finite.
+// logits (rows, count), out (rows, 2·used), used ≤ count. flags[0] becomes at most `code` if a logit is not finite.
 //
 //     grid (⌈rows/8⌉), block 256, no dynamic shared memory
 //
 // A warp works on a row. It reads the logits again for each expert that it chooses, from the first-level cache.
 extern "C" __global__ void __launch_bounds__(256) expert_choice(
-    const float* __restrict__ logits, const float* __restrict__ scales, float* out, unsigned* flags, int rows,
-    int rows_per_lane, int count, int used, int normalised, unsigned code) {
+    const float* __restrict__ logits, const float* __restrict__ correction, const float* __restrict__ scales,
+    float* out, unsigned* flags, int rows, int count, int used, int normalised, unsigned code) {
     using namespace experts;
     const int row = blockIdx.x * (THREADS / WARP) + threadIdx.x / WARP;
     const int thread = threadIdx.x % WARP;
@@ -132,27 +147,30 @@ extern "C" __global__ void __launch_bounds__(256) expert_choice(
     }
     logits += static_cast<long long>(row) * count;
     out += static_cast<long long>(row) * 2 * used;
+    const Scores scores = {logits, correction};
     Expert chosen = {};
     float max = 0.0f, own = 0.0f;
     for (int i = 0; i < used; i++) {
-        chosen = best_expert(logits, count, i == 0 ? nullptr : &chosen);
+        chosen = best_expert(scores, count, i == 0 ? nullptr : &chosen);
         const float logit = number_of(chosen.key);
         max = i == 0 ? logit : max;
         if (thread == i % WARP) {
-            const float weight = expf(logit - max);
+            const float weight = correction == nullptr ? expf(logit - max) : sigmoid(__ldg(logits + chosen.index));
             out[i] = static_cast<float>(chosen.index);
             out[used + i] = weight;
             own += weight;
         }
     }
-    const float sum = normalised ? warp_sum(own) : sum_of_all(logits, count, max);
+    const bool is_finite = all_finite(logits, count);
+    const float weights = normalised ? warp_sum(own) : correction == nullptr ? sum_of_all(logits, count, max) : 1.0f;
+    const float sum = is_finite ? weights : __uint_as_float(0x7fc00000u);
     // a thread reads what it has written itself
     for (int i = thread; i < used; i += WARP) {
         const float scale = scales == nullptr ? 1.0f : scales[static_cast<int>(out[i])];
         out[used + i] = out[used + i] / sum * scale;
     }
-    if (flags != nullptr && !all_finite(logits, count) && thread == 0) {
-        atomicMin(&flags[row / rows_per_lane], code);
+    if (!is_finite && thread == 0) {
+        atomicMin(&flags[0], code);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::kernels::EXPERTS;
 use super::launch::{empty, Call, Grid, Place};
 use super::{BROKEN, THREADS};
-use crate::compute::experts::{ExpertChoice, WeightedScatter};
+use crate::compute::experts::{ExpertChoice, Scoring, WeightedScatter};
 use crate::compute::op::{InPlaceKernel, Kernel, Op};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Device, Layout, Result, Shape};
@@ -22,12 +22,16 @@ impl Kernel<1> for ExpertChoice<'_> {
         let device = logits.0.device();
         let flags = self.finite.words(1, &Device::Cuda(device.clone()))?;
         let out = empty(device, &shape, DType::F32)?;
+        let correction = match self.scoring {
+            Scoring::Softmax => None,
+            Scoring::Sigmoid { correction } => Some(correction),
+        };
         Call::new(device, &EXPERTS, "expert_choice")?
             .at(Place::of_input(logits)?)
+            .at(Place::of_optional(correction)?)
             .at(Place::of_optional(self.scales)?)
             .at(Place::of_storage(&out)?)
             .at(Place::of(&flags)?)
-            .size(rows)?
             .size(rows)?
             .size(count)?
             .size(self.used)?

@@ -1,7 +1,8 @@
 // Elementwise gates.
 //
 //   `gated_activation`  act(gate) ⊙ up, where a row holds gate and up side by side: (rows, 2·width) → (rows, width).
-//                       act(g) is g·σ(g) (SiLU), or the tanh form of GELU, g·σ(2t) with t = √(2/π)(g + 0.044715 g³).
+//                       act(g) is g·σ(g) (SiLU), or the tanh form of GELU, g·σ(2t) with t = √(2/π)(g + 0.044715 g³),
+//                       or that of gpt-oss (`clamped`).
 //   `sigmoid_gate`      x ⊙ σ(gate), where the gate stands in wider rows, from the column `start` on.
 //   `sigmoid`           σ(x).
 //
@@ -9,17 +10,18 @@
 
 #include "common.cuh"
 
-// x: (rows, 2·width). out: (rows, width). GELU if `gelu` is not 0, otherwise SiLU.
+// x: (rows, 2·width). out: (rows, width). `activation` is one of `Activation`.
 //
 // Grid: rows, or (rows, y) with y up to ⌈width/1024⌉, which the blocks of a row then share; it pays for few rows.
 // Block: 256. Dynamic shared memory: none.
 extern "C" __global__ void __launch_bounds__(THREADS) gated_activation(const float* __restrict__ x,
-                                                                       float* __restrict__ out, int width, int gelu) {
+                                                                       float* __restrict__ out, int width,
+                                                                       int activation) {
     const float* gate = x + 2 * (static_cast<long long>(blockIdx.x) * width);
     const float* up = gate + width;
     float* to = out + static_cast<long long>(blockIdx.x) * width;
     for (int column = GROUP * threadIdx.x + STRIDE * blockIdx.y; column < width; column += STRIDE * gridDim.y) {
-        store(to, column, width, activated(load(gate, column, width), load(up, column, width), gelu != 0));
+        store(to, column, width, activated(load(gate, column, width), load(up, column, width), activation));
     }
 }
 

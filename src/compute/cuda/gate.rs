@@ -8,6 +8,15 @@ use crate::compute::op::{Kernel, Op};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape};
 
+/// The number by which the kernels know an activation.
+pub(super) fn code_of(activation: Activation) -> usize {
+    match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+        Activation::Clamped => 2,
+    }
+}
+
 impl Kernel<1> for GatedActivation {
     fn launch(
         &self,
@@ -22,7 +31,7 @@ impl Kernel<1> for GatedActivation {
             .at(Place::of_input(x)?)
             .at(Place::of_storage(&out)?)
             .size(width)?
-            .flag(self.0 == Activation::GeluTanh)
+            .size(code_of(self.0))?
             .launch(over_rows(rows, width))?;
         Ok((out, shape))
     }

@@ -42,12 +42,12 @@ struct Columns {
     Gates scales;
     Gates bias;
     bool has_bias;
-    bool gelu;
+    int kind;
 
     __device__ float4 activation(const Gates& v) const {
         const float4 gate = unscaled(v.gate, scales.gate);
         const float4 up = unscaled(v.up, scales.up);
-        return has_bias ? activated(plus(gate, bias.gate), plus(up, bias.up), gelu) : activated(gate, up, gelu);
+        return has_bias ? activated(plus(gate, bias.gate), plus(up, bias.up), kind) : activated(gate, up, kind);
     }
 };
 
@@ -65,7 +65,7 @@ struct GateSplit {
     int rows;
     int width;
     int together;  // how many lanes a block works on at once, 1 to 4
-    int gelu;      // GELU if it is not 0, otherwise SiLU
+    int activation;  // one of `Activation`
     int whole;     // as that of `split`
 };
 
@@ -88,7 +88,7 @@ __device__ void gate_columns(const GateSplit& op, int first, int count, int colu
             sums[k] = load_gates<ALIGNED>(op.sums + index(first + k) * (2 * width), column, width);
         }
     }
-    Columns columns{load_gates<ALIGNED>(op.column_scales, column, width), {}, op.bias != nullptr, op.gelu != 0};
+    Columns columns{load_gates<ALIGNED>(op.column_scales, column, width), {}, op.bias != nullptr, op.activation};
     if (columns.has_bias) {
         columns.bias = load_gates<ALIGNED>(op.bias, column, width);
     }
@@ -142,13 +142,13 @@ __device__ void gate_lanes(const GateSplit& op, int first, int count, float* kep
 
 }  // namespace
 
-// The blocks of a row share its lanes, `together` at a time.
+// A block takes a row of all lanes, `together` at a time.
 //
-// Grid: (rows, y) with y from 1, which is best for many rows, to ⌈lanes/together⌉. Block: 512. Dynamic shared memory:
-// together·padded(width)·4 bytes, where padded rounds up to a multiple of 4. `together` is best as large as fits.
+// Grid: rows. Block: 512. Dynamic shared memory: together·padded(width)·4 bytes, where padded rounds up to a multiple
+// of 4. `together` is best as large as fits.
 extern "C" __global__ void __launch_bounds__(GATE_THREADS) gate_split(const GateSplit op) {
     __shared__ GateScratch shared;
-    for (int first = op.together * blockIdx.y; first < op.lanes; first += op.together * gridDim.y) {
+    for (int first = 0; first < op.lanes; first += op.together) {
         const int count = min(op.together, op.lanes - first);
         by_alignment(op.width, [&](auto aligned) {
             gate_lanes<aligned.value>(op, first, count, shared_floats(), shared);

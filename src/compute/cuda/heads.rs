@@ -39,11 +39,11 @@ impl Kernel<1> for Heads {
             Place::of_optional(cos)?.address(),
             Place::of_optional(sin)?.address(),
             Place::of_storage(&out)?.address(),
-            pair(rows, columns),
-            pair(self.start, self.heads),
-            pair(self.head_dim, pairs),
-            pair(adjacent.into(), self.first),
-            pair(self.tokens, eps.to_bits() as usize),
+            pair(rows, columns)?,
+            pair(self.start, self.heads)?,
+            pair(self.head_dim, pairs)?,
+            pair(adjacent.into(), self.first)?,
+            pair(self.tokens, eps.to_bits() as usize)?,
         ];
         let of_warp = (NUMBERS / self.head_dim).max(1);
         let shared = WARPS * of_warp * self.head_dim.next_multiple_of(4) * size_of::<f32>();

@@ -14,10 +14,12 @@ macro_rules! module {
 
 pub(super) static ATTENTION: Module = module!("attention");
 pub(super) static BIAS: Module = module!("bias");
+pub(super) static BLOCKS: Module = module!("blocks");
 pub(super) static CODECS: Module = module!("codecs");
 pub(super) static DELTA_RULE: Module = module!("delta_rule");
 pub(super) static DIVERGENCE: Module = module!("divergence");
 pub(super) static EXPERTS: Module = module!("experts");
+pub(super) static FINITE: Module = module!("finite");
 pub(super) static GATE: Module = module!("gate");
 pub(super) static GATE_SPLIT: Module = module!("gate_split");
 pub(super) static HEADS: Module = module!("heads");

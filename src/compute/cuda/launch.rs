@@ -403,6 +403,14 @@ pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
     Ok(())
 }
 
+/// The version of cuBLAS, whose kernels decide the bits of products, as 10,000 · major + 100 · minor + patch.
+pub(super) fn blas_version(device: &CudaDevice) -> Result<i32> {
+    let mut version = 0;
+    let handle = device.cublas_handle();
+    unsafe { blas_sys::cublasGetVersion_v2(*handle.handle(), &mut version).result().w()? };
+    Ok(version)
+}
+
 /// The newest version of CUDA that the driver knows, as 1000 · major + 10 · minor.
 pub(super) fn driver_version() -> Result<i32> {
     let mut version = 0;

@@ -7,10 +7,12 @@
 
 mod attention;
 mod bias;
+mod blocks;
 mod card;
 mod delta_rule;
 mod divergence;
 mod experts;
+mod finite;
 mod gate;
 mod heads;
 mod kernels;
@@ -23,7 +25,9 @@ mod product;
 mod residual;
 mod round_trip;
 
+pub(super) use blocks::dequantized;
 pub(super) use card::{free_memory, open};
+pub(super) use finite::all_finite;
 pub(crate) use memory::is_out_of_memory;
 pub(super) use operand::Gate;
 pub(super) use pairs::Pairs;
@@ -62,8 +66,11 @@ fn padded_bytes(width: usize) -> usize {
 }
 
 /// Two fields of four bytes of a structure that is handed to a kernel.
-fn pair(low: usize, high: usize) -> u64 {
-    low as u64 | (high as u64) << 32
+fn pair(low: usize, high: usize) -> candle_core::Result<u64> {
+    match (u32::try_from(low), u32::try_from(high)) {
+        (Ok(low), Ok(high)) => Ok(u64::from(low) | u64::from(high) << 32),
+        _ => candle_core::bail!("{low} or {high} is too large for a kernel"),
+    }
 }
 
 /// What changes a tensor by a closure belongs to loops on the CPU.

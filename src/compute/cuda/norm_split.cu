@@ -41,17 +41,15 @@ __device__ void split_kept(float* kept, unsigned largest, const Terms& terms, fl
 
 }  // namespace
 
-// The blocks of a row share its lanes: block y takes the lanes y, y + gridDim.y and so on. Each needs the baseline's
-// norm. A lane is copied to shared memory while the one before it is worked on.
+// A block takes a row of all lanes, one lane after the other. A lane is copied to shared memory while the one before it
+// is worked on.
 //
-// Grid: (rows, y) with y from 1, which is best for many rows, to `lanes`. Block: 256. Dynamic shared memory:
-// 3·padded(width)·4 bytes, where padded rounds up to a multiple of 4.
+// Grid: rows. Block: 256. Dynamic shared memory: 3·padded(width)·4 bytes, where padded rounds up to a multiple of 4.
 extern "C" __global__ void __launch_bounds__(THREADS)
     norm_split(const float* __restrict__ x, const float* __restrict__ weight, half* __restrict__ terms,
                float* __restrict__ scales, int lanes, int rows, int width, float eps, int whole) {
     __shared__ NormScratch shared;
     const int row = blockIdx.x;
-    const int step = gridDim.y;
     float* baseline = shared_floats();
     const auto index = [=](int lane) { return static_cast<long long>(lane) * rows + row; };
     const auto buffer = [=](int turn) { return baseline + (1 + turn % 2) * padded(width); };
@@ -62,7 +60,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
     // without differences the baseline is a lane like the others
     const bool has_baseline = whole == 0;
-    int lane = has_baseline && blockIdx.y == 0 ? step : blockIdx.y;
+    int lane = has_baseline ? 1 : 0;
     if (has_baseline) {
         begin_row(baseline, x + index(0) * width, width);
     }
@@ -74,13 +72,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (has_baseline) {
         __pipeline_wait_prior(1);
         const unsigned largest = normalize_row(shared, baseline, nullptr, weight, width, eps);
-        if (blockIdx.y == 0) {
-            write(0, baseline, largest);
-        }
+        write(0, baseline, largest);
     }
-    for (int turn = 0; lane < lanes; lane += step, ++turn) {
-        if (lane + step < lanes) {
-            begin_row(buffer(turn + 1), x + index(lane + step) * width, width);
+    for (int turn = 0; lane < lanes; ++lane, ++turn) {
+        if (lane + 1 < lanes) {
+            begin_row(buffer(turn + 1), x + index(lane + 1) * width, width);
         }
         __pipeline_commit();
         __pipeline_wait_prior(1);

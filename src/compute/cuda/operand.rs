@@ -2,6 +2,7 @@
 //! a gate makes of the product before. The latter two give the bits that norm or gate and then the split would give one
 //! after the other, and read and write less.
 
+use super::gate::code_of;
 use super::kernels::{GATE_SPLIT, NORM_SPLIT, SPLIT};
 use super::launch::{device_of, empty, shared_memory, Call, Grid, Place};
 use super::{padded_bytes, pair, THREADS};
@@ -97,12 +98,9 @@ impl Operand {
             Place::of_optional(gate.bias)?.address(),
             Place::of_storage(&operand.terms)?.address(),
             Place::of_storage(&operand.scales)?.address(),
-            pair(x.lanes, x.rows),
-            pair(width, together),
-            pair(
-                (gate.activation == Activation::GeluTanh).into(),
-                (x.precision == Precision::Whole).into(),
-            ),
+            pair(x.lanes, x.rows)?,
+            pair(width, together)?,
+            pair(code_of(gate.activation), (x.precision == Precision::Whole).into())?,
         ];
         Call::new(&device, &GATE_SPLIT, "gate_split")?.words(&words).launch(Grid {
             shared: together * padded_bytes(width),

@@ -125,6 +125,11 @@ impl Pairs {
         Ok(pairs)
     }
 
+    /// For each place of the sorted order, its expert.
+    pub fn owners(&self) -> &Tensor {
+        &self.owners
+    }
+
     fn count(&self) -> usize {
         self.lanes * self.rows * self.used
     }
@@ -326,9 +331,17 @@ impl Pairs {
         }
         let rows = self.rows.min(CHECKED_ROWS);
         let first = |lane: usize| (lane + 1) * self.rows - rows;
-        let farthest = Farthest::of(self.lanes, |lane| {
+        let experts =
+            |lane: usize| self.choice.narrow(0, first(lane), rows)?.narrow(1, 0, self.used);
+        let results = |lane: usize| {
             y.index_select(&self.places.narrow(0, first(lane) * self.used, rows * self.used)?, 0)
-        })?;
+        };
+        // what two experts give is no difference that was computed as one
+        let of_one_expert = |lane: usize, difference: Tensor| {
+            let is_one = experts(lane)?.eq(&experts(0)?)?.to_dtype(DType::F32)?;
+            difference.broadcast_mul(&is_one.reshape((rows * self.used, 1))?)
+        };
+        let farthest = Farthest::of(self.lanes, results, of_one_expert)?;
         let first = first(farthest.lane);
         let alone = Pairs::new(self.choice.narrow(0, first, rows)?, self.experts, 1)?;
         let whole = product(&alone, first, rows)?.index_select(&alone.places, 0)?;

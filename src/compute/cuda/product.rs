@@ -18,8 +18,8 @@ use crate::compute::norm::RmsNorm;
 use crate::compute::precision::Precision;
 use crate::compute::run;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Tensor};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::trace_span;
 
 /// The most rows of one call.
@@ -56,8 +56,9 @@ pub(in crate::compute) struct Weights {
     scales: Tensor,
     /// In which precision lanes are multiplied.
     precision: Precision,
-    /// Whether the product of a lane that differs from the baseline has been compared with that of whole rows.
-    is_checked: Arc<AtomicBool>,
+    /// Numbers of outputs for which the product of a lane that differs from the baseline has been compared with that of
+    /// whole rows. cuBLAS may have another kernel for another number.
+    checked: Arc<Mutex<BTreeSet<usize>>>,
 }
 
 impl Weights {
@@ -79,7 +80,7 @@ impl Weights {
             .launch(Grid::row(out, 256))?;
         let (halves, scales) = (tensor(halves, (out, width)), tensor(scales, out));
         let rest = rest(weights, &halves, &scales)?;
-        Ok(Weights { halves, rest, scales, precision, is_checked: Arc::default() })
+        Ok(Weights { halves, rest, scales, precision, checked: Arc::default() })
     }
 
     /// x·Wᵀ for the rows of some lanes, the first of which is the baseline.
@@ -94,7 +95,8 @@ impl Weights {
             let count = rows.min(CHECKED_ROWS);
             // the last rows, because exact tails and sinks spare the first ones
             let some = |x: &Tensor, lane: usize| x.narrow(0, (lane + 1) * rows - count, count);
-            let farthest = Farthest::of(lanes, |lane| some(&y, lane))?;
+            let farthest =
+                Farthest::of(lanes, |lane| some(&y, lane), |_, difference| Ok(difference))?;
             let whole = self.multiplied(&some(x, farthest.lane)?, 1, Precision::Whole)?;
             self.compare(&farthest, &whole)?;
         }
@@ -115,9 +117,9 @@ impl Weights {
                 off / size
             );
         }
-        // a lane that hardly differs from the baseline could not have shown a fault
-        if farthest.difference > TELLING * size {
-            self.is_checked.store(true, Ordering::Relaxed);
+        // a lane that hardly differs from the baseline could not have shown a fault, nor one that is too far off
+        if farthest.difference > TELLING * size && farthest.difference.is_finite() {
+            self.checked().insert(self.outputs());
         }
         Ok(())
     }
@@ -140,7 +142,16 @@ impl Weights {
     /// Whether a product of several lanes must be compared with that of whole rows, because none with these weights has
     /// been.
     pub fn is_unchecked(&self, lanes: usize) -> bool {
-        self.related(lanes) > 1 && !self.is_checked.load(Ordering::Relaxed)
+        self.related(lanes) > 1 && !self.checked().contains(&self.outputs())
+    }
+
+    fn outputs(&self) -> usize {
+        self.scales.elem_count()
+    }
+
+    fn checked(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        // a panic elsewhere leaves the set whole
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many of so many lanes are multiplied with regard to each other: all, or only one if each row is whole.
@@ -155,9 +166,9 @@ impl Weights {
     pub fn rows(&self, start: usize, len: usize) -> Result<Self> {
         let halves = self.halves.narrow(0, start, len)?;
         let rest = self.rest.as_ref().map(|rest| rest.narrow(0, start, len)).transpose()?;
-        let is_checked = self.is_checked.clone();
+        let checked = self.checked.clone();
         let scales = self.scales.narrow(0, start, len)?;
-        Ok(Weights { halves, rest, scales, precision: self.precision, is_checked })
+        Ok(Weights { halves, rest, scales, precision: self.precision, checked })
     }
 
     /// x·Wᵀ for the norms of rows of some lanes, the first of which is the baseline.
@@ -186,7 +197,8 @@ impl Weights {
         gate: &Gate,
         lanes: usize,
     ) -> Result<Option<Tensor>> {
-        if self.is_unchecked(lanes) || down.is_unchecked(lanes) {
+        let fits = gate.together(&device_of(&self.halves)?, lanes, self.outputs() / 2)? > 0;
+        if !fits || self.is_unchecked(lanes) || down.is_unchecked(lanes) {
             return Ok(None);
         }
         let x = match norm {
@@ -194,9 +206,6 @@ impl Weights {
             None => Operand::new(x, lanes, self.precision)?,
         };
         let both = self.prepared(x)?;
-        if gate.together(&both.device, lanes, self.scales.dim(0)? / 2)? == 0 {
-            return Ok(None);
-        }
         both.multiply()?;
         let inner = Operand::of_gated(&both.operand, &both.sums, &self.scales, gate)?;
         drop(both);
@@ -295,18 +304,23 @@ pub(super) struct Farthest {
     pub lane: usize,
     /// Some of its rows.
     pub rows: Tensor,
-    /// The norm of their difference from the same rows of the baseline.
+    /// The norm of their difference from the same rows of the baseline, as far as these are related.
     pub difference: f64,
 }
 
 impl Farthest {
-    /// Looks at some rows of each of several lanes.
-    pub fn of(lanes: usize, rows: impl Fn(usize) -> Result<Tensor>) -> Result<Self> {
+    /// Looks at some rows of each of several lanes. `related` is given a lane and the difference of its rows from the
+    /// baseline's, and makes those rows zero that are not computed as differences.
+    pub fn of(
+        lanes: usize,
+        rows: impl Fn(usize) -> Result<Tensor>,
+        related: impl Fn(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Self> {
         let baseline = rows(0)?;
         let mut farthest = Farthest { lane: 1, rows: rows(1)?, difference: 0.0 };
         for lane in 1..lanes {
             let rows = rows(lane)?;
-            let difference = norm(&(&rows - &baseline)?)?;
+            let difference = norm(&related(lane, (&rows - &baseline)?)?)?;
             if difference > farthest.difference {
                 farthest = Farthest { lane, rows, difference };
             }

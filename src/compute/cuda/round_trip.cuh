@@ -33,9 +33,9 @@ struct RoundTrip {
     const float* mean;
     /// (heads), or null.
     const float* scales;
-    /// Becomes at most `before_code` if a number is not finite before it is stored. May be null.
+    /// Becomes at most `code` if a number is not finite before it is stored. May be null.
     unsigned* before;
-    /// Becomes at most `after_code` if a number is not finite once it is read back. May be null.
+    /// Becomes at most `code` if a number is not finite once it is read back. May be null.
     unsigned* after;
     /// Two counters: how many scales stand at a limit of their format, and how many scales there are. May be null.
     unsigned long long* clamped;
@@ -45,11 +45,13 @@ struct RoundTrip {
     int head_dim;
     /// A power of two from 16 to 1024 that divides head_dim, or 0 if numbers are not rotated.
     int rotation;
-    unsigned before_code;
-    unsigned after_code;
+    /// What becomes of a flag, unless it is smaller already.
+    unsigned code;
     /// By what codecs with one kernel differ.
     unsigned variant;
 };
+
+static_assert(sizeof(RoundTrip) == 88, "callers mirror the layout");
 
 __device__ __forceinline__ void lower(unsigned* flag, unsigned code) {
     if (flag) {
@@ -429,13 +431,13 @@ __device__ __forceinline__ void round_trip_batch(const RoundTrip& task, const Cu
     }
     __syncwarp();
     if (bad && lane_of_warp() == 0) {
-        lower(task.before, task.before_code);
+        lower(task.before, task.code);
     }
     if (!offset.is_none()) {
         batch.put_back(tile);
     }
     if (!batch.put(tile, bad ? spread(bad, cut.span) : 0)) {
-        lower(task.after, task.after_code);
+        lower(task.after, task.code);
     }
     __syncwarp();
 }
@@ -593,7 +595,7 @@ template <class Codec> __device__ __forceinline__ void round_trip_group(const Ro
     const bool is_aligned = has_aligned_heads(task), has_offset = !group.offset.is_none();
     if (!__syncthreads_and(is_aligned ? group.fetch<true>(group_tile) : group.fetch<false>(group_tile))) {
         if (threadIdx.x == 0) {
-            lower(task.before, task.before_code);
+            lower(task.before, task.code);
         }
         return;
     }
@@ -618,7 +620,7 @@ template <class Codec> __device__ __forceinline__ void round_trip_group(const Ro
         group.put_back(group_tile);
     }
     if (!(is_aligned ? group.put<true>(group_tile) : group.put<false>(group_tile))) {
-        lower(task.after, task.after_code);
+        lower(task.after, task.code);
     }
 }
 

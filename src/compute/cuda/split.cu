@@ -12,7 +12,7 @@
 //                    `scales` is 2^-t.
 //   `finish`         Makes numbers of sums: y₀ = sums₀·2^-s₀·2^-t for the baseline, and
 //                    y = (sums₀·2^-s₀ + sums·2^-s)·2^-t for another lane, or y = sums·2^-s·2^-t for every lane if
-//                    `whole` is not 0. 
+//                    `whole` is not 0.
 //
 // A row of zeros has the scale 1. s and t are at most 126, so that the scale back is a normal number; rows with nothing
 // above 2^-112 (weights: 2^-126) are scaled to less than said above. A row with NaN or an infinity, or whose
@@ -133,16 +133,15 @@ constexpr int LANES_AT_ONCE = 4;
 
 template <bool ALIGNED>
 __device__ void finish_row(float* sums, const float* __restrict__ row_scales, const float* __restrict__ column_scales,
-                           const float* __restrict__ bias, int lanes, int rows, int columns, bool whole) {
+                           int lanes, int rows, int columns, bool whole) {
     const int row = blockIdx.x;
     const long long lane_size = static_cast<long long>(rows) * columns;
     float* first = sums + static_cast<long long>(row) * columns;
     const float baseline_scale = row_scales[row];
-    for (int column = GROUP * threadIdx.x + STRIDE * blockIdx.y; column < columns; column += STRIDE * gridDim.y) {
+    for (int column = GROUP * threadIdx.x; column < columns; column += STRIDE) {
         const float4 scales = load(column_scales, column, columns, ALIGNED);
         const auto finish_group = [&](float* to, float4 v) {
-            v = unscaled(v, scales);
-            store(to, column, columns, bias == nullptr ? v : plus(v, load(bias, column, columns, ALIGNED)), ALIGNED);
+            store(to, column, columns, unscaled(v, scales), ALIGNED);
         };
         const float4 baseline = unscaled(load(first, column, columns, ALIGNED), baseline_scale);
         for (int lane = 1; lane < lanes; lane += LANES_AT_ONCE) {
@@ -170,12 +169,11 @@ __device__ void finish_row(float* sums, const float* __restrict__ row_scales, co
 
 // sums: (lanes·rows, columns), overwritten by the results. row_scales: (lanes·rows). column_scales: (columns).
 //
-// Grid: rows, or (rows, y) with y up to ⌈columns/1024⌉, which the blocks of a row then share; it pays for few rows.
-// Block: 256. Dynamic shared memory: none.
-extern "C" __global__ void __launch_bounds__(THREADS) finish(float* sums, const float* __restrict__ row_scales,
+// Grid: rows. Block: 256, of which four are to be on a multiprocessor at once. Dynamic shared memory: none.
+extern "C" __global__ void __launch_bounds__(THREADS, 4) finish(float* sums, const float* __restrict__ row_scales,
                                                              const float* __restrict__ column_scales, int lanes,
                                                              int rows, int columns, int whole) {
     by_alignment(columns, [&](auto aligned) {
-        finish_row<aligned.value>(sums, row_scales, column_scales, nullptr, lanes, rows, columns, whole != 0);
+        finish_row<aligned.value>(sums, row_scales, column_scales, lanes, rows, columns, whole != 0);
     });
 }

@@ -440,7 +440,10 @@ fn a_failed_control_takes_all() {
 fn a_text_that_the_baseline_would_not_write_takes_all() {
     let lanes = [("f16", "f16", identical()), ("q8_0", "q8_0", with_mean(0.001, 0.0001))];
     let mut measurement = measurement(&lanes);
-    measurement.generated = Some(crate::testing::fixture::generated());
+    let text = crate::testing::fixture::generated();
+    measurement.subject.weights_sha256 = text.weights_sha256.clone();
+    measurement.conditions.prompts = Some(text.conditions());
+    measurement.generated = Some(text);
     assert_distrust(&measurement, &[]);
     measurement.generated.as_mut().unwrap().own_flips = 1;
     let words = "would not write its own text again: 1 flip";

@@ -4,9 +4,10 @@ use super::LEAST_MEAN_KLD;
 use crate::golden::GoldenReplay;
 use crate::measure::corpus::scored;
 use crate::results::measured_by::MeasuredBy;
-use crate::results::replay::Replay;
+use crate::results::replay::{Generated, Replay};
 use crate::results::statistics::{Part, Statistic, Statistics};
 use crate::results::{Measurement, Outcome, SchemeResult, Sides, Storage};
+use std::collections::BTreeMap;
 
 /// How far a statistic may be from the sums that it is made of, relative to its value.
 const ROUNDING: f64 = 1e-6;
@@ -25,8 +26,74 @@ pub fn contradiction(
     let has_parts = by == MeasuredBy::Kvgate || !parts.is_empty();
     let unlike = has_parts.then(|| mismatch_with_parts(measurement, statistics, parts)).flatten();
     let own = left_out(statistics, by).or(unlike).or_else(|| contradicting_statistics(statistics));
-    own.or_else(|| scheme.storage.as_ref().and_then(impossible_storage))
-        .or_else(|| scheme.replay.as_ref().and_then(impossible_replay))
+    own.or_else(|| scheme.storage.as_ref().and_then(impossible_storage)).or_else(|| {
+        let replay = scheme.replay.as_ref()?;
+        impossible_replay(replay)
+            .or_else(|| of_another_text(replay, measurement.generated.as_ref()))
+    })
+}
+
+/// How a replay is not that of the text which the measurement holds.
+fn of_another_text(replay: &Replay, text: Option<&Generated>) -> Option<String> {
+    let Some(text) = text else {
+        return Some("it has a replay, and the baseline's text is missing".into());
+    };
+    let lengths = text.continuations.iter().map(|c| (&c.prompt, c.tokens.len() as u64));
+    let (found, sha256) = (&replay.text_sha256, text.sha256());
+    if !replay.prompts.iter().map(|prompt| (&prompt.prompt, prompt.positions)).eq(lengths) {
+        Some(
+            "its replay has other prompts than the baseline's text, or other lengths of them"
+                .into(),
+        )
+    } else if *found != sha256 {
+        Some(format!("its replay is of the text {found}, and the baseline's text is {sha256}"))
+    } else {
+        None
+    }
+}
+
+/// How far the sums of one baseline may be apart, relative to their values, or in nats if they are small. The lanes of a run are compared with the
+/// very same numbers. Shards of a run may come from machines that add in different orders, which moves a sum by far less
+/// than another text or another model does.
+const SAME_BASELINE: f64 = 1e-3;
+
+/// How schemes of a measurement contradict each other about the baseline that they were compared with, or what is said
+/// of the run contradicts all of them. Which one is right cannot be told.
+pub fn contradicting_baselines(measurement: &Measurement) -> Option<String> {
+    let measured = measurement.schemes.iter().filter_map(|scheme| match &scheme.outcome {
+        Outcome::Measured { statistics, parts } => Some((scheme, statistics, parts)),
+        Outcome::Failed { .. } => None,
+    });
+    let measured: Vec<_> = measured.collect();
+    let mut known: BTreeMap<(&str, usize), (&str, f64)> = BTreeMap::new();
+    for (scheme, _, parts) in &measured {
+        for part in *parts {
+            let own = (&scheme.scheme[..], part.nll_base);
+            let (first, nll) = *known.entry((&part.category, part.chunk)).or_insert(own);
+            let is_same = is_near(nll, part.nll_base, SAME_BASELINE)
+                || (nll - part.nll_base).abs() < SAME_BASELINE;
+            if !is_same {
+                return Some(format!(
+                    "`{first}` and `{}` were compared with different baselines: on chunk {} of {}, its negative \
+                     log-likelihoods add up to {nll} for one and to {} for the other",
+                    scheme.scheme, part.chunk, part.category, part.nll_base
+                ));
+            }
+        }
+    }
+    let chunks = measurement.conditions.chunks;
+    let whole = measured.iter().filter(|(_, _, parts)| parts.len() == chunks);
+    let mut perplexities = whole.map(|(_, statistics, _)| statistics.baseline_ppl).peekable();
+    let (said, first) = (measurement.run.baseline_ppl, *perplexities.peek()?);
+    let is_known = perplexities.any(|perplexity| is_near(said, perplexity, ROUNDING));
+    (!is_known).then(|| {
+        format!("the run's baseline has a perplexity of {said}, and its schemes were compared with one of {first}")
+    })
+}
+
+/// Whether two numbers differ by no more than a share of the larger one. None is near one that is not finite.
+fn is_near(a: f64, b: f64, share: f64) -> bool {
+    (a - b).abs() <= share * a.abs().max(b.abs())
 }
 
 /// Finds a statistic or a sum of parts that is not finite. Everything would agree with what is computed from it.
@@ -301,11 +368,78 @@ mod tests {
     }
 
     #[test]
+    fn schemes_of_a_measurement_share_its_baseline() {
+        let sound = fixture::sound().measurements.remove(0);
+        let says = |edit: &dyn Fn(&mut Measurement)| {
+            let mut measurement = sound.clone();
+            edit(&mut measurement);
+            contradicting_baselines(&measurement).unwrap_or_default()
+        };
+        fn parts(m: &mut Measurement, scheme: usize) -> &mut Vec<Part> {
+            match &mut m.schemes[scheme].outcome {
+                Outcome::Measured { parts, .. } => parts,
+                Outcome::Failed { .. } => panic!("it is measured"),
+            }
+        }
+        assert_eq!(says(&|_| ()), "");
+        let starts = |said: String, start: &str| assert!(said.starts_with(start), "{said}");
+        let headline =
+            "the run's baseline has a perplexity of 22, and its schemes were compared with";
+        starts(says(&|m| m.run.baseline_ppl = 22.0), headline);
+        starts(says(&|m| m.run.baseline_ppl *= 1.00001), "the run's baseline has a perplexity of");
+        assert_eq!(says(&|m| m.run.baseline_ppl *= 1.0000001), "");
+        let partly = |m: &mut Measurement| {
+            m.run.baseline_ppl = 22.0;
+            (0..2).for_each(|scheme| drop(parts(m, scheme).pop()));
+        };
+        assert_eq!(says(&partly), "", "it is that of the identity control on the first chunks");
+        let other =
+            "`q8_0` and `q4_0` were compared with different baselines: on chunk 3 of prose,";
+        starts(says(&|m| parts(m, 1)[3].nll_base *= 1.01), other);
+        starts(says(&|m| parts(m, 1)[3].nll_base = f64::NAN), other);
+        let of_another_machine = |m: &mut Measurement| {
+            parts(m, 1).iter_mut().for_each(|part| part.nll_base *= 1.00001);
+        };
+        assert_eq!(says(&of_another_machine), "");
+    }
+
+    #[test]
+    fn a_replay_is_of_the_text_that_the_measurement_holds() {
+        let says = |edit: &dyn Fn(&mut Measurement)| {
+            let mut measurement = fixture::edited("prompts");
+            edit(&mut measurement);
+            let scheme = &measurement.schemes[1];
+            contradiction(&measurement, scheme, MeasuredBy::Kvgate).unwrap_or_default()
+        };
+        fn text(m: &mut Measurement) -> &mut Generated {
+            m.generated.as_mut().unwrap()
+        }
+        assert_eq!(says(&|_| ()), "");
+        let missing = "it has a replay, and the baseline's text is missing";
+        assert_eq!(says(&|m| m.generated = None), missing);
+        let other =
+            "its replay has other prompts than the baseline's text, or other lengths of them";
+        assert_eq!(says(&|m| text(m).continuations.clear()), other);
+        assert_eq!(says(&|m| drop(text(m).continuations.pop())), other);
+        assert_eq!(
+            says(&|m| {
+                text(m).continuations[0].tokens.pop();
+            }),
+            other
+        );
+        let sha256 = says(&|m| text(m).continuations[0].tokens[0] = 1);
+        assert!(sha256.starts_with("its replay is of the text "), "{sha256}");
+        let forged = says(&|m| m.schemes[1].replay.as_mut().unwrap().text_sha256 = "0".into());
+        assert!(forged.starts_with("its replay is of the text 0, and the"), "{forged}");
+    }
+
+    #[test]
     fn what_no_cache_and_no_replay_can_give_is_told() {
         let mut measurement = fixture::results().measurements[0].clone();
         let mut sound = measurement.schemes.remove(0);
         fixture::make_sound(&mut sound);
         sound.replay = Some(fixture::replay());
+        measurement.generated = Some(fixture::generated());
         let says = |edit: &dyn Fn(&mut Storage, &mut Replay)| {
             let mut scheme = sound.clone();
             let (storage, replay) = (scheme.storage.as_mut(), scheme.replay.as_mut());

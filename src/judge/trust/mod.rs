@@ -7,6 +7,7 @@
 mod contradiction;
 mod mismatch;
 
+use contradiction::contradicting_baselines;
 pub(super) use contradiction::contradiction;
 pub(super) use mismatch::{mismatch_with_cell, mismatch_with_policy};
 
@@ -61,11 +62,20 @@ fn reads_well(control: &Control) -> bool {
     }
 }
 
-/// Says why the baseline's text cannot be trusted. When the baseline is fed its own text, it must predict it
-/// again, except at near ties.
+/// Says why the baseline's text cannot be trusted. It must be of the model and the prompts that were measured. When the
+/// baseline is fed its own text, it must predict it again, except at near ties.
 fn broken_text(measurement: &Measurement) -> Option<String> {
     let generated = measurement.generated.as_ref()?;
     let (flips, ties) = (generated.own_flips, generated.wrong_ties);
+    let conditions = &measurement.conditions;
+    let differs = [
+        ("other weights", generated.weights_sha256 != measurement.subject.weights_sha256),
+        ("another baseline", generated.baseline != conditions.baseline),
+        ("other prompts", Some(generated.conditions()) != conditions.prompts),
+    ];
+    if let Some((what, _)) = differs.into_iter().find(|(_, differs)| *differs) {
+        return Some(format!("the baseline's text is of {what} than the measurement"));
+    }
     let what = if flips > 0 {
         format!(
             "the baseline would not write its own text again: {flips} flips at positions that are no near ties"
@@ -88,7 +98,7 @@ pub fn distrust(measurement: &Measurement) -> BTreeMap<String, String> {
 
 /// Why schemes of a measurement cannot be trusted, by their labels. A scheme is not trusted if its numbers
 /// are implausible or if it quantized nothing. No scheme is trusted if a control lane does not read as it
-/// must.
+/// must, or if schemes were compared with different baselines.
 ///
 /// `asked` is the engine that a person or a workflow asked for, never the one that a file names: a `results.json` that
 /// calls itself another engine's, and so would need no control lanes, is not trusted where kvgate's results are judged.
@@ -100,7 +110,9 @@ pub fn distrust_by(measurement: &Measurement, asked: MeasuredBy) -> BTreeMap<Str
             measurement.conditions.engine,
             asked.name()
         )),
-        MeasuredBy::Kvgate => broken_control(measurement).or_else(|| broken_text(measurement)),
+        MeasuredBy::Kvgate => broken_control(measurement)
+            .or_else(|| broken_text(measurement))
+            .or_else(|| contradicting_baselines(measurement)),
         MeasuredBy::LlamaCpp => None,
     };
     if let Some(reason) = for_all {
@@ -204,6 +216,23 @@ fn same_statistics(one: &str, other: &str) -> String {
 mod tests {
     use super::*;
     use crate::testing::fixture;
+
+    #[test]
+    fn a_text_is_of_what_was_measured() {
+        let says = |edit: &dyn Fn(&mut Measurement)| {
+            let mut measurement = fixture::edited("prompts");
+            edit(&mut measurement);
+            broken_text(&measurement).unwrap_or_default()
+        };
+        assert_eq!(says(&|_| ()), "");
+        let weights = "the baseline's text is of other weights than the measurement";
+        assert_eq!(says(&|m| m.subject.weights_sha256 = "b5".repeat(32)), weights);
+        let prompts = "the baseline's text is of other prompts than the measurement";
+        assert_eq!(says(&|m| m.conditions.prompts = None), prompts);
+        assert_eq!(says(&|m| m.generated.as_mut().unwrap().tokens = 65), prompts);
+        let baseline = "the baseline's text is of another baseline than the measurement";
+        assert_eq!(says(&|m| m.conditions.baseline = "f32".into()), baseline);
+    }
 
     /// A control is what it reads, not what is said of it.
     #[test]

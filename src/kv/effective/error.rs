@@ -45,6 +45,6 @@ pub enum UnfitError {
         layer: usize,
     },
     /// The model caps its attention scores, so that `:center` would change them.
-    #[error("`:center` is not exact for this model: its scores are capped (tanh), and a constant does not fall out of a capped softmax")]
+    #[error("`:center` is not exact for this model: its scores are capped (tanh) or share the softmax with a score of the head's own, so that a constant does not fall out of it")]
     Capped,
 }

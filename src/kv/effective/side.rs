@@ -49,6 +49,14 @@ impl SideScheme {
         SideScheme { codec, rotation, exact: Exact::NEVER, mean: None, scales: None }
     }
 
+    /// The same with a mean (H_kv, D) and with scales (H_kv), for tests.
+    #[cfg(test)]
+    pub(in crate::kv) fn calibrated(self, mean: Option<&[f32]>, scales: Option<&[f32]>) -> Self {
+        let mirrored = |x: &[f32]| Mirrored::from(std::sync::Arc::from(x));
+        let scales = scales.map(|scales| (Scale::Head, mirrored(scales)));
+        SideScheme { mean: mean.map(mirrored), scales, ..self }
+    }
+
     /// Half precision, which is what "exact" means.
     pub(in crate::kv) fn half() -> Self {
         SideScheme::plain(codec::F16, None)
@@ -70,7 +78,7 @@ impl SideScheme {
         }
         let rotation = if side.may_rotate { rotation_size(codec, head_dim) } else { None };
         let needed = |option| ranges.ok_or(UnfitError::NotCalibrated { option });
-        if side.center && kv.capped {
+        if side.center && kv.absolute_scores {
             return Err(UnfitError::Capped);
         }
         let mean =

@@ -51,6 +51,7 @@ fn attend(q: &Tensor, kv: &LayerKv, view: View) -> Vec<f32> {
         scale: 1.0 / (kv.head_dim as f32).sqrt(),
         wide_values: view.wide_values,
         softcap: None,
+        own_scores: None,
         window: kv.window,
         queries: q.dim(1).unwrap(),
         keys: view.k.stored.dim(1).unwrap(),

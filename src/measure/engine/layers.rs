@@ -81,7 +81,10 @@ impl Pass<'_> {
             Err(LaneError::Memory) => return Err(LaneError::Memory),
             Err(error) if tile.lanes.len() == 1 => self.fail(tile.lanes[0], error),
             // where lanes travel together, an op that fails fails for all of them
-            Err(error) => self.fail_all(&error.brief()),
+            Err(error) => {
+                let why = format!("in a step that it shares with all schemes: {}", error.brief());
+                self.fail_all(&why);
+            }
         }
         Ok(())
     }

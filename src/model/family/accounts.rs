@@ -8,7 +8,7 @@ use super::idle::{self, Idle, Standing};
 use crate::model::config::{Config, Fact, Format};
 use crate::model::tensors::{Origin, Tensors};
 use crate::model::ModelError;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -383,8 +383,12 @@ impl Tensors for Accounts<'_> {
         self.file.names()
     }
 
-    fn read(&self, own: &str) -> Result<Tensor, ModelError> {
-        self.file.read(own)
+    fn read(&self, own: &str, at: &Device) -> Result<Tensor, ModelError> {
+        self.file.read(own, at)
+    }
+
+    fn companions(&self, own: &str) -> Vec<String> {
+        self.file.companions(own)
     }
 
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {

@@ -8,7 +8,9 @@ use super::keys::{
 use super::names::Names;
 use super::sound::bounded;
 use crate::model::config::{Config, Format, Key};
-use crate::model::spec::{Activation, Attention, FeedForward, Kv, Layer, Mixer, Mlp, Rope, Spec};
+use crate::model::spec::{
+    Activation, Attention, Experts, FeedForward, Kv, Layer, Mixer, Mlp, QkNorm, Rope, Scoring, Spec,
+};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -56,6 +58,7 @@ pub(super) fn common(file: &dyn Tensors) -> Result<Spec, ModelError> {
         // if the file has a head, it is used, whatever the configuration says
         tied_head: !file.has("output.weight") && config.optional_flag(TIED)?.unwrap_or(gguf),
         norm_eps: config.float(NORM_EPS)? as f32,
+        logit_scale: 1.0,
         final_softcap: None,
         per_layer_inputs: None,
         layers: Vec::new(),
@@ -63,16 +66,27 @@ pub(super) fn common(file: &dyn Tensors) -> Result<Spec, ModelError> {
     })
 }
 
+/// A norm that every layer of most families has.
+const FIRST_NORM: &str = "attn_norm.weight";
+
 /// The number of layers. The file must have the last one, so that a damaged count is an error before that many layers
 /// are made.
 pub(super) fn layers(file: &dyn Tensors, count: usize) -> Result<usize, ModelError> {
+    layers_with(FIRST_NORM, file, count)
+}
+
+/// The same for layers that have a tensor of another name.
+pub(super) fn layers_with(
+    part: &str,
+    file: &dyn Tensors,
+    count: usize,
+) -> Result<usize, ModelError> {
     let tensors = file.names().len();
     if count > tensors {
         let config: &dyn Config = file;
         return Err(config.unsupported(format!("{count} layers in {tensors} tensors")));
     }
-    let last =
-        count.checked_sub(1).map(|last| file.origin(&format!("blk.{last}.attn_norm.weight")));
+    let last = count.checked_sub(1).map(|last| file.origin(&format!("blk.{last}.{part}")));
     match last.and_then(|origin| origin.parts.into_iter().find(|own| file.shape(own).is_none())) {
         None => Ok(count),
         Some(tensor) => Err(ModelError::missing_tensor(file.path(), &tensor)),
@@ -127,9 +141,11 @@ pub(super) fn plain_attention(
         softcap: None,
         window: None,
         kv: Kv::Projected,
+        fused: false,
+        own_scores: false,
         qkv_bias: false,
         output_bias: false,
-        qk_norm: false,
+        qk_norm: QkNorm::None,
         v_norm: false,
         gated: false,
         rope,
@@ -139,12 +155,35 @@ pub(super) fn plain_attention(
 
 /// A layer of Llama and of the families after it: two norms, SiLU.
 pub(super) fn llama_layer(mixer: Mixer, feed_forward: FeedForward) -> Layer {
-    let activation = Activation::Silu;
-    Layer { mixer, feed_forward, activation, post_norms: false, scaled: false }
+    Layer {
+        mixer,
+        feed_forward,
+        activation: Activation::Silu,
+        pre_norms: true,
+        post_norms: false,
+        added_scale: 1.0,
+        scaled: false,
+    }
+}
+
+/// Experts as most families have them: weighed by a softmax over those that were chosen, without biases, and without
+/// a shared expert.
+pub(super) fn plain_experts(count: usize, used: usize, width: usize) -> Experts {
+    Experts {
+        count,
+        used,
+        width,
+        scoring: Scoring::Softmax,
+        normalised: true,
+        factor: 1.0,
+        biases: false,
+        shared: None,
+        scaled_router: false,
+    }
 }
 
 pub(super) fn mlp(config: &dyn Config) -> Result<Mlp, ModelError> {
-    Ok(Mlp { width: config.number(MLP)?, bias: false })
+    Ok(Mlp { width: config.number(MLP)?, bias: false, fused: false })
 }
 
 /// Refuses an activation that is not the family's.

@@ -1,6 +1,6 @@
 //! What the families of Gemma have in common.
 
-use super::common::Reach;
+use super::common::{llama_layer, Reach};
 use super::keys::LAYER_TYPES;
 use super::names;
 use super::names::Names;
@@ -57,6 +57,5 @@ pub(super) fn causal(config: &dyn Config) -> Result<(), ModelError> {
 
 /// A layer of Gemma, with norms before and after both halves and the tanh form of GELU.
 pub(super) fn gemma_layer(mixer: Mixer, feed_forward: FeedForward) -> Layer {
-    let activation = Activation::GeluTanh;
-    Layer { mixer, feed_forward, activation, post_norms: true, scaled: false }
+    Layer { activation: Activation::GeluTanh, post_norms: true, ..llama_layer(mixer, feed_forward) }
 }

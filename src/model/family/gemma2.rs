@@ -95,7 +95,7 @@ fn window(config: &dyn Config) -> Result<usize, ModelError> {
 }
 
 /// Refuses a separate RoPE base for sliding layers, which llama.cpp could read but no model has.
-fn one_base(config: &dyn Config, full: &Attention) -> Result<(), ModelError> {
+pub(super) fn one_base(config: &dyn Config, full: &Attention) -> Result<(), ModelError> {
     if config.optional_float(SLIDING_BASE)?.is_some_and(|base| base != full.rope.base) {
         Err(config.bad(SLIDING_BASE, "differs from the base of full attention"))
     } else {

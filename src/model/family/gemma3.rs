@@ -10,7 +10,7 @@ use super::keys::{FINAL_SOFTCAP, GEMMA_ACTIVATION, WINDOW};
 use super::names;
 use super::rope::{rope, Layout, Wanted, USUAL};
 use crate::model::config::{Config, Fact, Format, Key};
-use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
+use crate::model::spec::{Attention, FeedForward, Mixer, QkNorm, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -63,7 +63,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         (Format::Gguf, LAYERS_27B) => scale_27b(spec.hidden, full.heads),
         _ => scale(config, &full)?,
     };
-    let full = Attention { scale, qk_norm: true, ..full };
+    let full = Attention { scale, qk_norm: QkNorm::Heads, ..full };
     one_head(config, full.head_dim)?;
     let sliding = Attention {
         window: Some(config.number(WINDOW)?),

@@ -2,8 +2,10 @@
 //! not scaled, and V is normalised. The small models have additional inputs for each layer, and their upper layers
 //! read the caches of lower layers. The large models have experts, or take V from K.
 
-use super::common::{activation, common, layer_count, plain_attention, softcap, Family, Reach};
-use super::gemma::{causal, reaches, POST_NORMS};
+use super::common::{
+    activation, common, layer_count, plain_attention, plain_experts, softcap, Family, Reach,
+};
+use super::gemma::{causal, gemma_layer, reaches, POST_NORMS};
 use super::idle::{hf, Any};
 use super::keys::{
     EXPERTS, EXPERTS_USED, EXPERT_MLP, FINAL_SOFTCAP, GEMMA_ACTIVATION, HEADS, KV_HEADS, MLP,
@@ -15,7 +17,7 @@ use super::rope::{rope, Layout, Wanted, DIVISORS, USUAL};
 use super::sound::bounded;
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{
-    Activation, Attention, Experts, FeedForward, Kv, Layer, Mixer, Mlp, PerLayerInputs, Spec,
+    Attention, Experts, FeedForward, Kv, Layer, Mixer, Mlp, PerLayerInputs, QkNorm, Spec,
 };
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
@@ -118,17 +120,14 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         } else {
             Kv::Projected
         };
-        let mlp = Mlp { width: widths[i], bias: false };
-        layers.push(Layer {
-            mixer: Mixer::Attention(Attention { kv_heads: heads[i].count, kv, ..kind.clone() }),
-            feed_forward: match &experts {
-                Some(experts) => FeedForward::Both(mlp, experts.clone()),
-                None => FeedForward::Dense(mlp),
-            },
-            activation: Activation::GeluTanh,
-            post_norms: true,
-            scaled: true,
-        });
+        let mlp = Mlp { width: widths[i], bias: false, fused: false };
+        let attention = Attention { kv_heads: heads[i].count, kv, ..kind.clone() };
+        let feed_forward = match &experts {
+            Some(experts) => FeedForward::Both(mlp, experts.clone()),
+            None => FeedForward::Dense(mlp),
+        };
+        let layer = gemma_layer(Mixer::Attention(attention), feed_forward);
+        layers.push(Layer { scaled: true, ..layer });
     }
     let per_layer_inputs = per_layer_inputs(file, spec.vocab)?;
     let embed_scale = (spec.hidden as f32).sqrt();
@@ -266,7 +265,7 @@ impl Kinds {
         // KV heads are each layer's own
         let kind = |head_dim, rope| Attention {
             scale: 1.0,
-            qk_norm: true,
+            qk_norm: QkNorm::Heads,
             v_norm: true,
             ..plain_attention(heads, heads, head_dim, rope)
         };
@@ -312,14 +311,9 @@ fn experts(config: &dyn Config) -> Result<Option<Experts>, ModelError> {
         Format::Gguf => config.optional_number(EXPERTS)?.unwrap_or(0) > 0,
     };
     let experts = || {
-        Ok(Experts {
-            count: config.number(EXPERTS)?,
-            used: config.number(EXPERTS_USED_HF)?,
-            width: config.number(EXPERT_MLP)?,
-            normalised: true,
-            shared: None,
-            scaled_router: true,
-        })
+        let (count, used) = (config.number(EXPERTS)?, config.number(EXPERTS_USED_HF)?);
+        let plain = plain_experts(count, used, config.number(EXPERT_MLP)?);
+        Ok(Experts { scaled_router: true, ..plain })
     };
     has.then(experts).transpose()
 }

@@ -7,18 +7,31 @@ mod gemma;
 mod gemma2;
 mod gemma3;
 mod gemma4;
+mod glm4;
+mod glm4_moe;
+mod gpt_oss;
+mod granite;
 mod idle;
 mod keys;
 mod llama;
+mod ministral3;
+mod mistral;
 mod names;
+mod olmo2;
+mod olmo3;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_5;
 mod qwen3_moe;
+mod qwen3_vl;
+mod qwen3_vl_moe;
 mod rope;
+mod smollm3;
 mod sound;
 
 pub(super) use names::Names;
+pub(super) use rope::{DIVISORS, LONG_DIVISORS, SHORT_DIVISORS};
 
 use super::config::Format;
 use super::spec::Spec;
@@ -32,11 +45,23 @@ const FAMILIES: &[Family] = &[
     gemma2::FAMILY,
     gemma3::FAMILY,
     gemma4::FAMILY,
+    glm4::FAMILY,
+    glm4_moe::FAMILY,
+    gpt_oss::FAMILY,
+    granite::FAMILY,
     llama::FAMILY,
+    ministral3::FAMILY,
+    mistral::FAMILY,
+    olmo2::FAMILY,
+    olmo3::FAMILY,
+    phi3::FAMILY,
     qwen2::FAMILY,
     qwen3::FAMILY,
     qwen3_5::FAMILY,
     qwen3_moe::FAMILY,
+    qwen3_vl::FAMILY,
+    qwen3_vl_moe::FAMILY,
+    smollm3::FAMILY,
 ];
 
 fn find(

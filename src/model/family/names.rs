@@ -20,6 +20,8 @@ pub(in crate::model) struct Names {
     /// Endings of the names of tensors that are stored with an additional dimension of 1, and the place of that
     /// dimension.
     pub unit: &'static [(&'static str, usize)],
+    /// Names of tensors that are stored in another order.
+    pub ordered: &'static [(&'static str, Transform)],
     /// How files that MLX's converter wrote differ.
     pub mlx: Mlx,
     /// Pairs of names that the convention of the files brings. They are empty for transformers' convention.
@@ -47,6 +49,7 @@ pub(super) const GGUF: Names = Names {
     zero_centred: &[],
     logarithmic: &[],
     unit: &[],
+    ordered: &[],
     mlx: Mlx { own: &[], plain_norms: false, unit: &[] },
     converted: &[],
     other_parts: &[],
@@ -78,6 +81,7 @@ pub(super) const HF: Names = Names {
     zero_centred: &[],
     logarithmic: &[],
     unit: &[],
+    ordered: &[],
     mlx: MLX,
     converted: &[],
     other_parts: ELSEWHERE,
@@ -138,11 +142,23 @@ impl Names {
     /// The names for files that MLX's converter wrote.
     pub fn converted_by_mlx(self) -> Self {
         let zero_centred = if self.mlx.plain_norms { &[] } else { self.zero_centred };
-        Names { converted: self.mlx.own, zero_centred, unit: self.mlx.unit, ..self }
+        let (converted, unit) = (self.mlx.own, self.mlx.unit);
+        Names { converted, zero_centred, unit, ordered: &[], ..self }
+    }
+
+    /// Whether a tensor is stored in another order.
+    pub fn is_ordered(&self, name: &str) -> bool {
+        self.ordered.iter().any(|(end, _)| name.ends_with(end))
     }
 
     /// The shape in which files store a tensor of the given shape.
     pub fn stored(&self, name: &str, mut shape: Vec<usize>) -> Vec<usize> {
+        let transposed = [Transform::Transposed, Transform::TransposedPairs];
+        if transposed.contains(&self.transform(name)) {
+            if let [.., out, input] = &mut shape[..] {
+                std::mem::swap(out, input);
+            }
+        }
         if let Some((_, place)) = self.unit.iter().find(|(end, _)| name.ends_with(end)) {
             shape.insert(*place, 1);
         }
@@ -151,6 +167,9 @@ impl Names {
 
     /// What is done to a tensor after it has been read.
     pub fn transform(&self, name: &str) -> Transform {
+        if let Some((_, order)) = self.ordered.iter().find(|(end, _)| name.ends_with(end)) {
+            return *order;
+        }
         if self.logarithmic.iter().any(|end| name.ends_with(end)) {
             return Transform::NegativeExp;
         }

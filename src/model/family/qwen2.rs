@@ -2,7 +2,7 @@
 
 use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
 use super::idle::{hf, Any};
-use super::keys::{ACTIVATION, LAYERS, LAYER_TYPES, WINDOW};
+use super::keys::{ACTIVATION, LAYER_TYPES, WINDOW};
 use super::names;
 use super::rope::{rope, USUAL};
 use crate::model::config::{Config, Key};
@@ -28,35 +28,38 @@ pub(super) const USE_WINDOW: Key<'static> = Key { gguf: "", hf: "use_sliding_win
 
 const WINDOW_FROM: Key = Key { gguf: "", hf: "max_window_layers" };
 
-/// Refuses sliding windows. No released model of the Qwen 2 and 3 families has them, so there is nothing to check an
-/// implementation against. transformers looks at the window only if `use_sliding_window` is set. Then the layers'
-/// types say which layers slide, or else all do from `max_window_layers` on.
-pub(super) fn without_windows(config: &dyn Config) -> Result<(), ModelError> {
-    let layers = config.number(LAYERS)?;
-    let types = config.words(LAYER_TYPES, layers)?;
+/// The window of each layer. transformers looks at it only if `use_sliding_window` is set. Then the layers' types say
+/// which layers have it, or else all do from `max_window_layers` on. In GGUF and for llama.cpp there are no windows.
+pub(super) fn windows(config: &dyn Config, count: usize) -> Result<Vec<Option<usize>>, ModelError> {
+    let types = config.words(LAYER_TYPES, count)?;
     let window = config.optional_number(Key { gguf: "", ..WINDOW })?;
     let from = config.optional_number(WINDOW_FROM)?.unwrap_or(0);
-    let used = config.flag(USE_WINDOW)? && window.is_some();
-    let slides = match types {
-        Some(types) => types.iter().any(|word| word != "full_attention"),
-        None => used && from < layers,
+    let window = if config.flag(USE_WINDOW)? { window } else { None };
+    let Some(types) = types else {
+        return Ok((0..count).map(|i| window.filter(|_| i >= from)).collect());
     };
-    if slides {
-        Err(config.unsupported("a sliding window (use_sliding_window, layer_types)"))
-    } else {
-        Ok(())
-    }
+    let of_type = |word: &String| match word.as_str() {
+        "full_attention" => Ok(None),
+        "sliding_attention" if window.is_some() => Ok(window),
+        "sliding_attention" => {
+            let message = "names layers with a window, and `use_sliding_window` and `sliding_window` give none";
+            Err(config.bad(LAYER_TYPES, message))
+        }
+        other => Err(config.bad(LAYER_TYPES, format!("names a `{other}` layer"))),
+    };
+    types.iter().map(of_type).collect()
 }
 
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
     let spec = common(file)?;
     activation(config, ACTIVATION, "silu")?;
-    without_windows(config)?;
-    let attention = attention(config, spec.hidden, |dim| rope(file, &USUAL, dim))?;
-    let layer = llama_layer(
-        Mixer::Attention(Attention { qkv_bias: true, ..attention }),
-        FeedForward::Dense(mlp(config)?),
-    );
-    Ok(Spec { layers: vec![layer; layer_count(file)?], ..spec })
+    let (attention, mlp) =
+        (attention(config, spec.hidden, |dim| rope(file, &USUAL, dim))?, mlp(config)?);
+    let layer = |window| {
+        let attention = Attention { qkv_bias: true, window, ..attention.clone() };
+        llama_layer(Mixer::Attention(attention), FeedForward::Dense(mlp.clone()))
+    };
+    let layers = windows(config, layer_count(file)?)?.into_iter().map(layer).collect();
+    Ok(Spec { layers, ..spec })
 }

@@ -3,10 +3,10 @@
 use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
 use super::keys::{ACTIVATION, ATTENTION_BIAS};
 use super::names;
-use super::qwen2::without_windows;
+use super::qwen2::windows;
 use super::rope::{rope, USUAL};
-use crate::model::config::Config;
-use crate::model::spec::{Attention, FeedForward, Mixer, Spec};
+use crate::model::config::{Config, Format};
+use crate::model::spec::{Attention, FeedForward, Mixer, QkNorm, Spec};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -27,21 +27,23 @@ pub(super) const FAMILY: Family = Family {
 /// The attention of Qwen3, dense or not.
 pub(super) fn qk_normed(file: &dyn Tensors, hidden: usize) -> Result<Attention, ModelError> {
     let config: &dyn Config = file;
-    if config.flag(ATTENTION_BIAS)? {
-        return Err(config.unsupported("biases in attention (attention_bias)"));
-    }
+    let (qkv_bias, output_bias) = match file.format() {
+        Format::Gguf => (file.has("blk.0.attn_q.bias"), file.has("blk.0.attn_output.bias")),
+        Format::Hf => [config.flag(ATTENTION_BIAS)?; 2].into(),
+    };
     let attention = attention(config, hidden, |dim| rope(file, &USUAL, dim))?;
-    Ok(Attention { qk_norm: true, ..attention })
+    Ok(Attention { qk_norm: QkNorm::Heads, qkv_bias, output_bias, ..attention })
 }
 
-fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+pub(super) fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
     let spec = common(file)?;
     activation(config, ACTIVATION, "silu")?;
-    without_windows(config)?;
-    let layer = llama_layer(
-        Mixer::Attention(qk_normed(file, spec.hidden)?),
-        FeedForward::Dense(mlp(config)?),
-    );
-    Ok(Spec { layers: vec![layer; layer_count(file)?], ..spec })
+    let (attention, mlp) = (qk_normed(file, spec.hidden)?, mlp(config)?);
+    let layer = |window| {
+        let attention = Attention { window, ..attention.clone() };
+        llama_layer(Mixer::Attention(attention), FeedForward::Dense(mlp.clone()))
+    };
+    let layers = windows(config, layer_count(file)?)?.into_iter().map(layer).collect();
+    Ok(Spec { layers, ..spec })
 }

@@ -2,14 +2,18 @@
 //! gated attention, which applies RoPE to the first quarter of each head. The feed-forward parts are MLPs, or experts
 //! with a shared expert.
 
-use super::common::{activation, attention, common, layers, llama_layer, mlp, Family};
+use super::common::{
+    activation, attention, common, layers, llama_layer, mlp, plain_experts, Family,
+};
 use super::idle::{gguf, hf, Any, DENSE, ON};
 use super::keys::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
 use super::names;
 use super::names::{Mlx, Names};
 use super::rope::{rope, Wanted, USUAL};
 use crate::model::config::{Config, Format, Key};
-use crate::model::spec::{Attention, DeltaNet, Experts, FeedForward, HeadOrder, Mixer, Spec};
+use crate::model::spec::{
+    Attention, DeltaNet, Experts, FeedForward, HeadOrder, Mixer, QkNorm, SharedExpert, Spec,
+};
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -105,7 +109,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     sections(config)?;
     let attention = Attention {
         gated: true,
-        qk_norm: true,
+        qk_norm: QkNorm::Heads,
         ..attention(config, spec.hidden, |dim| rope(file, &wanted, dim))?
     };
     let delta_net = delta_net(config)?;
@@ -201,12 +205,8 @@ fn delta_net(config: &dyn Config) -> Result<DeltaNet, ModelError> {
 }
 
 fn experts(config: &dyn Config) -> Result<Experts, ModelError> {
-    Ok(Experts {
-        count: config.number(EXPERTS)?,
-        used: config.number(EXPERTS_USED)?,
-        width: config.number(EXPERT_MLP)?,
-        normalised: true,
-        shared: Some(config.number(SHARED_MLP)?),
-        scaled_router: false,
-    })
+    let (count, used) = (config.number(EXPERTS)?, config.number(EXPERTS_USED)?);
+    let width = config.number(SHARED_MLP)?;
+    let shared = Some(SharedExpert { width, gated: true, fused: false });
+    Ok(Experts { shared, ..plain_experts(count, used, config.number(EXPERT_MLP)?) })
 }

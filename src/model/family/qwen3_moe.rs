@@ -1,6 +1,6 @@
 //! `qwen3_moe`: Qwen3 whose MLPs are experts, in all layers or in some.
 
-use super::common::{activation, common, layer_count, llama_layer, mlp, Family};
+use super::common::{activation, common, layer_count, llama_layer, mlp, plain_experts, Family};
 use super::idle::{gguf, hf, Any, DENSE, ON};
 use super::keys::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, WINDOW};
 use super::names;
@@ -41,7 +41,7 @@ const NORMALISED: Key = Key { gguf: "", hf: "norm_topk_prob" };
 const LOCAL_EXPERTS: Key = Key { gguf: "", hf: "num_local_experts" };
 
 /// The number of experts, for which the class has two names.
-fn expert_count(config: &dyn Config) -> Result<usize, ModelError> {
+pub(super) fn expert_count(config: &dyn Config) -> Result<usize, ModelError> {
     match (config.optional_number(LOCAL_EXPERTS)?, config.optional_number(EXPERTS)?) {
         (Some(local), Some(count)) if local != count => {
             let message = format!("says {local}, and `{}` says {count}", EXPERTS.hf);
@@ -52,7 +52,7 @@ fn expert_count(config: &dyn Config) -> Result<usize, ModelError> {
     }
 }
 
-fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+pub(super) fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
     let spec = common(file)?;
     activation(config, ACTIVATION, "silu")?;
@@ -60,13 +60,10 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         return Err(config.unsupported("a sliding window (use_sliding_window)"));
     }
     let attention = qk_normed(file, spec.hidden)?;
+    let (count, used) = (expert_count(config)?, config.number(EXPERTS_USED)?);
     let experts = Experts {
-        count: expert_count(config)?,
-        used: config.number(EXPERTS_USED)?,
-        width: config.number(EXPERT_MLP)?,
         normalised: config.optional_flag(NORMALISED)?.unwrap_or(true),
-        shared: None,
-        scaled_router: false,
+        ..plain_experts(count, used, config.number(EXPERT_MLP)?)
     };
     let dense = config.list(DENSE_LAYERS)?;
     let step = config.optional_number(STEP)?.unwrap_or(1).max(1);

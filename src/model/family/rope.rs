@@ -5,6 +5,7 @@
 
 use super::common::Reach;
 use super::keys::CONTEXT;
+use crate::compute::device::HOST;
 use crate::model::config::{Config, Fact, Format, Key};
 use crate::model::spec::{Pairs, Rope};
 use crate::model::tensors::{finite, Tensors};
@@ -23,17 +24,26 @@ const KIND: Key = Key { gguf: "rope.scaling.type", hf: "" };
 const FACTOR: Key = Key { gguf: "rope.scaling.factor", hf: "" };
 /// The key of linear scaling's factor in the first GGUF files.
 const LINEAR_SCALE: Key = Key { gguf: "rope.scale_linear", hf: "" };
-const ORIGINAL: Key =
+pub(super) const ORIGINAL: Key =
     Key { gguf: "rope.scaling.original_context_length", hf: "original_max_position_embeddings" };
+const YARN_LOG: Key = Key { gguf: "rope.scaling.yarn_log_multiplier", hf: "" };
+const YARN_FAST: Key = Key { gguf: "rope.scaling.yarn_beta_fast", hf: "" };
+const YARN_SLOW: Key = Key { gguf: "rope.scaling.yarn_beta_slow", hf: "" };
+const MAGNITUDE: Key = Key { gguf: "rope.scaling.attn_factor", hf: "" };
 const YARN_MAGNITUDE: Key = Key { gguf: "rope.scaling.yarn_attn_factor", hf: "" };
 const DIMS: Key = Key { gguf: "rope.dimension_count", hf: "" };
 const SLIDING_DIMS: Key = Key { gguf: "rope.dimension_count_swa", hf: "" };
+/// Divisors of frequencies that GGUF files of Phi-3 keep for contexts up to the original one. Others are for longer
+/// contexts.
+pub(in crate::model) const SHORT_DIVISORS: &str = "rope_factors_short.weight";
+pub(in crate::model) const LONG_DIVISORS: &str = "rope_factors_long.weight";
+
 /// The object of transformers 4. The base stands beside it.
 const OLDER: &str = "rope_scaling";
 const NEWER: &str = "rope_parameters";
 
 /// Members that an object about RoPE in config.json may have, besides its kind and θ.
-const MEMBERS: [&str; 11] = [
+const MEMBERS: [&str; 13] = [
     "factor",
     "original_max_position_embeddings",
     "low_freq_factor",
@@ -45,6 +55,8 @@ const MEMBERS: [&str; 11] = [
     "mscale_all_dim",
     "truncate",
     "partial_rotary_factor",
+    "short_factor",
+    "long_factor",
 ];
 
 /// What a family knows about its RoPE apart from the configuration.
@@ -55,6 +67,12 @@ pub(super) struct Wanted {
     /// The share of a head that is rotated if config.json does not name one. If this is `None`, transformers' class
     /// rotates whole heads, whatever the file says.
     pub share: Option<f64>,
+    /// Whether llama.cpp reads all keys about YaRN for this architecture.
+    pub own_yarn: bool,
+    /// Whether it is Phi-3, whose class knows LongRoPE by an older name, too, and whose GGUF has divisors for it.
+    pub phi: bool,
+    /// The base of layers with a window in a GGUF that has no key for it. `None` is that of layers without one.
+    pub sliding_base: Option<f64>,
 }
 
 /// The place where config.json describes RoPE.
@@ -69,8 +87,15 @@ pub(super) enum Layout {
 }
 
 /// The usual case: in every layer whole heads are rotated, in pairs of one element from each half.
-pub(super) const USUAL: Wanted =
-    Wanted { reach: Reach::Full, pairs: Pairs::Halves, layout: Layout::Once, share: None };
+pub(super) const USUAL: Wanted = Wanted {
+    reach: Reach::Full,
+    pairs: Pairs::Halves,
+    layout: Layout::Once,
+    share: None,
+    own_yarn: false,
+    phi: false,
+    sliding_base: Some(DEFAULT_BASE),
+};
 
 /// RoPE over heads of `head_dim` elements.
 pub(super) fn rope(
@@ -78,6 +103,7 @@ pub(super) fn rope(
     wanted: &Wanted,
     head_dim: usize,
 ) -> Result<Rope, ModelError> {
+    let config: &dyn Config = file;
     let parameters = Parameters::find(file, wanted)?;
     let base = parameters.base()?;
     let dims = parameters.rotated(wanted, head_dim)?;
@@ -86,7 +112,7 @@ pub(super) fn rope(
         (0..pairs).map(|i| base.powf(-2.0 * i as f64 / dims as f64)).collect()
     };
     let whole = || plain(dims, dims.div_ceil(2));
-    let mut magnitude = 1.0;
+    let (mut magnitude, mut longest) = (1.0, None);
     let mut frequencies = match parameters.kind()? {
         Kind::Plain => whole(),
         Kind::Linear(factor) => whole().iter().map(|f| f / factor).collect(),
@@ -100,6 +126,18 @@ pub(super) fn rope(
             magnitude = parameters.attention_factor()?;
             parameters.yarn(base, whole())?
         }
+        Kind::Long => {
+            let original = parameters.original()?;
+            magnitude = parameters.long_magnitude(original)?;
+            longest = Some(original as usize);
+            parameters.short(file, whole())?
+        }
+        // the frequencies change only beyond the context that the model was trained for
+        Kind::Dynamic => {
+            parameters.positive("factor")?;
+            longest = Some(config.number(CONTEXT)?);
+            whole()
+        }
         // the whole head's frequencies, of which only the first ones turn (Gemma 4)
         Kind::Proportional => {
             let factor = parameters.float("factor")?.unwrap_or(1.0);
@@ -110,23 +148,25 @@ pub(super) fn rope(
         }
     };
     if wanted.reach == Reach::Full && file.has(DIVISORS) {
-        divide(file, &mut frequencies)?;
+        divide(file, DIVISORS, &mut frequencies)?;
     }
     Ok(Rope {
         base,
         pairs: wanted.pairs,
         frequencies: frequencies.into_iter().map(|f| f as f32).collect(),
         magnitude: magnitude as f32,
+        temperature: None,
+        longest,
     })
 }
 
-fn divide(file: &dyn Tensors, frequencies: &mut [f64]) -> Result<(), ModelError> {
-    let divisors = finite(file, DIVISORS, file.read(DIVISORS)?.to_dtype(DType::F32)?)?;
+fn divide(file: &dyn Tensors, name: &str, frequencies: &mut [f64]) -> Result<(), ModelError> {
+    let divisors = finite(file, name, file.read(name, &HOST)?.to_dtype(DType::F32)?)?;
     let divisors: Vec<f32> = divisors.flatten_all()?.to_vec1()?;
     if divisors.len() != frequencies.len() {
         return Err(ModelError::Shape {
             path: file.path().into(),
-            tensor: DIVISORS.into(),
+            tensor: name.into(),
             expected: vec![frequencies.len()],
             found: vec![divisors.len()],
         });
@@ -145,6 +185,8 @@ enum Kind {
     Linear(f64),
     Llama3,
     Yarn,
+    Long,
+    Dynamic,
     Proportional,
 }
 
@@ -153,6 +195,11 @@ struct Parameters<'c> {
     config: &'c dyn Config,
     reach: Reach,
     layout: Layout,
+    own_yarn: bool,
+    phi: bool,
+    /// Whether a GGUF has divisors for LongRoPE.
+    divides: bool,
+    sliding_base: Option<f64>,
     /// The objects of config.json that describe RoPE. If there are two, they agree.
     objects: Vec<&'static str>,
     /// The object that current versions of transformers write.
@@ -160,7 +207,8 @@ struct Parameters<'c> {
 }
 
 impl<'c> Parameters<'c> {
-    fn find(config: &'c dyn Config, wanted: &Wanted) -> Result<Self, ModelError> {
+    fn find(file: &'c dyn Tensors, wanted: &Wanted) -> Result<Self, ModelError> {
+        let config: &dyn Config = file;
         let own = match wanted.reach {
             Reach::Full => "rope_parameters.full_attention",
             Reach::Sliding => "rope_parameters.sliding_attention",
@@ -170,8 +218,18 @@ impl<'c> Parameters<'c> {
             (Layout::ByKindOrOlder, Reach::Full) => (own, vec![OLDER, own]),
             (Layout::ByKindOrOlder, Reach::Sliding) | (Layout::ByKind, _) => (own, vec![own]),
         };
-        let (reach, layout) = (wanted.reach, wanted.layout);
-        let mut parameters = Parameters { config, reach, layout, objects: Vec::new(), newest };
+        let Wanted { reach, layout, own_yarn, phi, sliding_base, .. } = *wanted;
+        let mut parameters = Parameters {
+            config,
+            reach,
+            layout,
+            own_yarn,
+            phi,
+            divides: file.has(SHORT_DIVISORS),
+            sliding_base,
+            objects: Vec::new(),
+            newest,
+        };
         parameters.is_object(NEWER)?;
         for object in objects {
             if parameters.is_object(object)? && !parameters.is_empty(object) {
@@ -272,7 +330,11 @@ impl<'c> Parameters<'c> {
             (None, None) if self.layout == Layout::ByKind && self.config.format() == Format::Hf => {
                 return Err(self.config.bad(own, "is missing"));
             }
-            (own, beside) => own.or(beside).unwrap_or(DEFAULT_BASE),
+            (None, None) if self.reach == Reach::Sliding && self.sliding_base.is_none() => {
+                let full = Key { gguf: "rope.freq_base", hf: "rope_theta" };
+                self.config.optional_float(full)?.unwrap_or(DEFAULT_BASE)
+            }
+            (own, beside) => own.or(beside).or(self.sliding_base).unwrap_or(DEFAULT_BASE),
         };
         if base > 1.0 {
             Ok(base)
@@ -290,7 +352,10 @@ impl<'c> Parameters<'c> {
             "default" => Kind::Plain,
             "linear" => Kind::Linear(self.positive("factor")?),
             "llama3" => Kind::Llama3,
-            "yarn" => Kind::Yarn,
+            "yarn" if !self.phi => Kind::Yarn,
+            "longrope" => Kind::Long,
+            "su" if self.phi => Kind::Long,
+            "dynamic" => Kind::Dynamic,
             "proportional" => Kind::Proportional,
             other => return Err(self.unknown(other)),
         })
@@ -320,6 +385,11 @@ impl<'c> Parameters<'c> {
             return Ok(Kind::Plain);
         }
         let named = self.config.optional_text(KIND)?;
+        if self.phi && named.as_deref().is_none_or(|kind| kind == "longrope") {
+            // Phi-3's converter writes no kind, but the original context of every model
+            self.config.fact(ORIGINAL);
+            return Ok(if self.divides { Kind::Long } else { Kind::Plain });
+        }
         if named.as_deref().is_some_and(|kind| kind != "yarn") {
             // llama.cpp's own writer keeps it beside every kind
             self.config.fact(ORIGINAL);
@@ -408,8 +478,8 @@ impl<'c> Parameters<'c> {
             _ => DIMS,
         };
         let Some(count) = self.config.optional_number(own)? else { return Ok(head_dim) };
-        // llama.cpp refuses less of a head for the one architecture that turns neighbours
-        let whole = wanted.pairs == Pairs::Adjacent && count != head_dim;
+        // llama.cpp refuses less of a head for most architectures that turn neighbours
+        let whole = wanted.pairs == Pairs::Adjacent && wanted.share.is_none() && count != head_dim;
         if whole || count == 0 || count > head_dim || !count.is_multiple_of(2) {
             let message = format!("says that {count} elements of a head of {head_dim} turn");
             Err(self.config.bad(own, message))
@@ -466,7 +536,14 @@ impl<'c> Parameters<'c> {
         let turns = |member, usual: f64| -> Result<f64, ModelError> {
             Ok(self.float(member)?.filter(|turns| *turns != 0.0).unwrap_or(usual))
         };
-        let (fast, slow) = (turns("beta_fast", 32.0)?, turns("beta_slow", 1.0)?);
+        let (fast, slow) = if self.own_yarn && self.config.format() == Format::Gguf {
+            let own = |key, usual| -> Result<f64, ModelError> {
+                Ok(self.config.optional_float(key)?.unwrap_or(usual))
+            };
+            (own(YARN_FAST, 32.0)?, own(YARN_SLOW, 1.0)?)
+        } else {
+            (turns("beta_fast", 32.0)?, turns("beta_slow", 1.0)?)
+        };
         let dims = 2.0 * plain.len() as f64;
         // the pair that turns so often within the original context
         let pair = |turns: f64| dims * (original / (turns * 2.0 * PI)).ln() / (2.0 * base.ln());
@@ -495,7 +572,11 @@ impl<'c> Parameters<'c> {
         let factor = self.factor()?;
         let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
         if self.config.format() == Format::Gguf {
-            return self.gguf_magnitude(mscale(1.0));
+            let all = if self.own_yarn { self.config.optional_float(YARN_LOG)? } else { None };
+            return match all.filter(|all| *all != 0.0) {
+                Some(all) => self.gguf_magnitude(mscale(1.0) / mscale(all)),
+                None => self.gguf_magnitude(mscale(1.0)),
+            };
         }
         let given = self.float("attention_factor")?;
         let (one, all) = (self.float("mscale")?, self.float("mscale_all_dim")?);
@@ -517,7 +598,42 @@ impl<'c> Parameters<'c> {
             );
             return Err(self.config.bad(YARN_MAGNITUDE, message));
         }
-        let beside = Key { gguf: "rope.scaling.attn_factor", hf: "" };
-        Ok(usual * self.config.optional_float(beside)?.unwrap_or(1.0))
+        Ok(usual * self.config.optional_float(MAGNITUDE)?.unwrap_or(1.0))
+    }
+
+    /// The factor of cos and sin in LongRoPE. GGUF gives it, and in config.json it follows from how much longer the
+    /// context became, unless it is given there, too.
+    fn long_magnitude(&self, original: f64) -> Result<f64, ModelError> {
+        if self.config.format() == Format::Gguf {
+            return Ok(self.config.optional_float(MAGNITUDE)?.unwrap_or(1.0));
+        }
+        let factor = match self.float("factor")? {
+            Some(factor) => factor,
+            None => self.config.float(CONTEXT)? / original,
+        };
+        Ok(match self.float("attention_factor")? {
+            Some(given) => given,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / original.ln()).sqrt(),
+        })
+    }
+
+    /// LongRoPE (arXiv 2402.13753) within the original context: each frequency has a divisor of its own.
+    fn short(&self, file: &dyn Tensors, mut plain: Vec<f64>) -> Result<Vec<f64>, ModelError> {
+        if self.config.format() == Format::Gguf {
+            divide(file, SHORT_DIVISORS, &mut plain)?;
+            return Ok(plain);
+        }
+        // other divisors, for contexts that are refused
+        self.at("long_factor", |key| self.config.fact(key));
+        let (divisors, key) = self.at("short_factor", |key| {
+            Ok::<_, ModelError>((self.config.floats(key)?, key.hf.to_owned()))
+        })?;
+        let key = Key { gguf: "", hf: &key };
+        if divisors.len() != plain.len() || divisors.iter().any(|divisor| *divisor <= 0.0) {
+            let message = format!("must be {} positive numbers", plain.len());
+            return Err(self.config.bad(key, message));
+        }
+        Ok(plain.iter().zip(divisors).map(|(f, divisor)| f / divisor).collect())
     }
 }

@@ -75,6 +75,8 @@ fn attention_is_sound(a: &Attention) -> Result<(), String> {
     let (heads, kv_heads, dim) = (a.heads, a.kv_heads, a.head_dim);
     demand(heads.is_multiple_of(kv_heads), || format!("{kv_heads} KV heads for {heads} heads"))?;
     demand(dim.is_multiple_of(2), || format!("an odd head size of {dim}"))?;
+    let steps = a.rope.temperature.as_ref().map_or(1, |temperature| temperature.steps);
+    demand(steps > 0, || "a factor of Q that grows at every position".into())?;
     let turns = &a.rope.frequencies;
     let sound = 2 * turns.len() <= dim && turns.iter().all(|f| f.is_finite());
     demand(sound, || format!("RoPE with {} pairs in heads of {dim}", turns.len()))
@@ -91,6 +93,7 @@ fn delta_net_is_sound(d: &DeltaNet) -> Result<(), String> {
 
 fn experts_are_sound(e: &Experts) -> Result<(), String> {
     sizes(&[("number of experts", e.count), ("number of experts a token", e.used)])?;
-    sizes(&[("expert width", e.width), ("shared expert's width", e.shared.unwrap_or(1))])?;
+    sizes(&[("expert width", e.width)])?;
+    sizes(&[("shared expert's width", e.shared.as_ref().map_or(1, |shared| shared.width))])?;
     demand(e.used <= e.count, || format!("{} of {} experts a token", e.used, e.count))
 }

@@ -9,7 +9,8 @@
 //! fewer, and then the offsets of all others are wrong as well. And texts that are read are UTF-8.
 
 use super::reader::Reader;
-use super::types::{self, GgmlType};
+use super::types;
+use crate::compute::blocks::BlockType;
 use crate::files::foreign;
 use candle_core::quantized::gguf_file::Value;
 use std::collections::hash_map::Entry;
@@ -37,7 +38,7 @@ pub(super) struct Header {
 /// A tensor of the file.
 #[derive(Debug)]
 pub(super) struct TensorInfo {
-    pub of: &'static GgmlType,
+    pub of: &'static BlockType,
     /// Outermost dimension first.
     pub shape: Vec<usize>,
     /// Its place in the file.
@@ -49,7 +50,7 @@ struct Described<'b> {
     name: &'b str,
     /// The offset of the description.
     at: usize,
-    of: &'static GgmlType,
+    of: &'static BlockType,
     /// Innermost dimension first.
     shape: Vec<u64>,
     /// Its size in bytes.
@@ -186,16 +187,16 @@ fn description<'b>(
 }
 
 /// The size of a tensor in bytes.
-fn size(of: &GgmlType, shape: &[u64]) -> Result<u64, String> {
+fn size(of: &BlockType, shape: &[u64]) -> Result<u64, String> {
     let row = shape.first().copied().unwrap_or(1);
-    if !row.is_multiple_of(of.block) {
-        let (name, block) = (of.name, of.block);
+    let (name, block) = (of.name, of.elements as u64);
+    if !row.is_multiple_of(block) {
         return Err(format!(
             "has rows of {row} elements, which are no whole blocks of {block} as {name} has"
         ));
     }
     let rows = shape.iter().skip(1).try_fold(1u64, |rows, dimension| rows.checked_mul(*dimension));
-    let size = rows.and_then(|rows| (row / of.block).checked_mul(of.bytes)?.checked_mul(rows));
+    let size = rows.and_then(|rows| (row / block).checked_mul(of.bytes as u64)?.checked_mul(rows));
     // later computations add offsets and paddings to this size
     size.filter(|size| *size <= 1 << 62).ok_or_else(|| format!("has an absurd shape, {shape:?}"))
 }

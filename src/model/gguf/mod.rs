@@ -1,10 +1,11 @@
 //! GGUF files: metadata and tensors, with errors that name file, key and tensor.
 //!
-//! The header is read here and not by candle, since a gate must refuse what a lenient reader passes over. candle
-//! dequantizes the blocks. Rows of a quantized table are read without the rest of it.
+//! The header is read here and not by candle, since a gate must refuse what a lenient reader passes over. Blocks are
+//! dequantized by `compute/blocks/`. Rows of a quantized table are read without the rest of it.
 
 mod header;
 mod reader;
+mod scales;
 mod types;
 
 use super::config::{Config, Fact, Format};
@@ -13,13 +14,10 @@ use super::tensors::{gathered, Joined, Origin, Tensors};
 use super::ModelError;
 use crate::compute::device::HOST;
 use crate::files;
-use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::gguf_file::Value;
-use candle_core::quantized::GgmlDType;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use header::{Header, TensorInfo};
 use memmap2::Mmap;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -50,6 +48,7 @@ impl Gguf {
         gguf.check_texts()?;
         gguf.check_whole()?;
         gguf.check_types()?;
+        gguf.check_scales()?;
         Ok(gguf)
     }
 
@@ -94,7 +93,7 @@ impl Gguf {
     /// Every tensor must have a type that kvgate can read.
     fn check_types(&self) -> Result<(), ModelError> {
         let tensors = self.header.tensors.iter();
-        let unread = tensors.filter(|(_, info)| info.of.reader.is_none());
+        let unread = tensors.filter(|(_, info)| !info.of.is_read());
         // the first in the file, so that the same file always gives the same words
         let Some((tensor, info)) = unread.min_by_key(|(_, info)| info.bytes.start) else {
             return Ok(());
@@ -143,30 +142,15 @@ impl Gguf {
         }
     }
 
-    /// A tensor with its bytes and the type that reads them.
-    fn info(&self, own: &str) -> Result<(&TensorInfo, &[u8], GgmlDType), ModelError> {
+    /// A tensor with its bytes.
+    fn info(&self, own: &str) -> Result<(&TensorInfo, &[u8]), ModelError> {
         let info = self
             .header
             .tensors
             .get(own)
             .ok_or_else(|| ModelError::missing_tensor(&self.path, own))?;
-        let dtype = info.of.reader.expect("types are checked when the file is opened");
-        Ok((info, &self.bytes[info.bytes.clone()], dtype))
+        Ok((info, &self.bytes[info.bytes.clone()]))
     }
-}
-
-/// The bytes, copied if their address is not aligned as every block type needs. This happens in files with a small
-/// alignment.
-fn aligned(bytes: &[u8]) -> Cow<'_, [u8]> {
-    if bytes.as_ptr().addr().is_multiple_of(align_of::<u64>()) {
-        return Cow::Borrowed(bytes);
-    }
-    Cow::Owned(bytes.to_vec())
-}
-
-/// candle's message without the backtrace, which it appends if RUST_BACKTRACE is set.
-fn brief(error: &candle_core::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().into()
 }
 
 fn fact(value: &Value) -> Fact {
@@ -229,9 +213,9 @@ impl Config for Gguf {
 impl Tensors for Gguf {
     fn origin(&self, name: &str) -> Origin {
         let own = self.names.own(name).unwrap_or_else(|| name.into());
-        match own.strip_suffix("ffn_gate_up_exps.weight") {
-            Some(block) if self.shape(&own).is_none() => Origin {
-                parts: ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.weight")).into(),
+        match own.split_once("ffn_gate_up_exps.") {
+            Some((block, kind)) if self.shape(&own).is_none() => Origin {
+                parts: ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.{kind}")).into(),
                 joined: Joined::Along(1),
                 ..Origin::one("")
             },
@@ -247,22 +231,22 @@ impl Tensors for Gguf {
         self.header.tensors.keys().cloned().collect()
     }
 
-    fn read(&self, own: &str) -> Result<Tensor, ModelError> {
-        let (info, bytes, dtype) = self.info(own)?;
-        qtensor_from_ggml(dtype, &aligned(bytes), info.shape.clone(), &HOST)
-            .and_then(|quantized| quantized.dequantize(&HOST))
-            .map_err(|e| self.malformed(format!("tensor `{own}`: {}", brief(&e))))
+    fn read(&self, own: &str, at: &Device) -> Result<Tensor, ModelError> {
+        let (info, blocks) = self.info(own)?;
+        self.scaled(own, info.of.dequantized(blocks, &info.shape, at)?)
+    }
+
+    fn companions(&self, own: &str) -> Vec<String> {
+        self.scales_beside(own)
     }
 
     fn rows(&self, own: &str, ids: &[u32]) -> Result<Tensor, ModelError> {
-        let (info, table, dtype) = self.info(own)?;
-        let &[_, width] = &info.shape[..] else {
+        let (info, table) = self.info(own)?;
+        let (&[_, width], of) = (&info.shape[..], info.of) else {
             return Err(self.malformed(format!("tensor `{own}` is no table")));
         };
-        let row_bytes = width / dtype.block_size() * dtype.type_size();
-        let bytes = gathered(table, row_bytes, ids)?;
-        let quantized = qtensor_from_ggml(dtype, &bytes, vec![ids.len(), width], &HOST)?;
-        Ok(quantized.dequantize(&HOST)?)
+        let row = of.row_bytes(width).expect("rows are whole blocks, as the header says");
+        Ok(of.dequantized(&gathered(table, row, ids)?, &[ids.len(), width], &HOST)?)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::compute::device::HOST;
 use crate::files::safetensors_header;
 use crate::source::pinned::{CONFIG, INDEX, TOKENIZER};
 use cache_scales::CacheScales;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use convention::Convention;
 use folder::Weights;
 use memmap2::Mmap;
@@ -491,7 +491,8 @@ impl Tensors for HfCheckpoint {
             return Origin { parts: projections, joined: Joined::Along(1), transform };
         }
         match self.experts(&full) {
-            Some(parts) if !self.tensors.contains_key(&full) => {
+            // of families with an order of their own no file has a tensor for each expert
+            Some(parts) if !self.tensors.contains_key(&full) && !self.names.is_ordered(name) => {
                 Origin { parts, joined: Joined::ByEntry, transform }
             }
             _ => Origin { transform, ..Origin::one(full) },
@@ -511,7 +512,7 @@ impl Tensors for HfCheckpoint {
         self.tensors.keys().filter(counts).cloned().collect()
     }
 
-    fn read(&self, own: &str) -> Result<Tensor, ModelError> {
+    fn read(&self, own: &str, _: &Device) -> Result<Tensor, ModelError> {
         let stored = self.stored(own)?;
         match stored {
             Stored::Plain(located) => {

@@ -142,7 +142,7 @@ pub(super) fn check_metadata<'m>(
 
 /// Models with towers (in transformers 5.24) whose text model treats plain text like the model without towers. In
 /// others it does not: PaliGemma attends to the whole prompt in both directions.
-const WRAPPERS: [&str; 10] = [
+const WRAPPERS: [&str; 13] = [
     "gemma3",
     "gemma4",
     "gemma4_unified",
@@ -150,8 +150,11 @@ const WRAPPERS: [&str; 10] = [
     "llava",
     "llava_next",
     "llava_onevision",
+    "mistral3",
     "qwen3_5",
     "qwen3_5_moe",
+    "qwen3_vl",
+    "qwen3_vl_moe",
     "vipllava",
 ];
 

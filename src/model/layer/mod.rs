@@ -1,7 +1,7 @@
 //! One layer of the decoder: mixer, feed-forward part, and what Gemma 4 adds behind them.
 
 use super::experts::Mixture;
-use super::spec::{Activation, Attention, DeltaNet, Experts, Kv, Rope, Spec};
+use super::spec::{Activation, Attention, DeltaNet, Experts, Kv, QkNorm, Rope, Spec};
 use crate::compute::attention::SoftmaxAttention;
 use crate::compute::bias::Bias;
 use crate::compute::delta_rule::{DeltaRule, Recurrent, RuleWeights};
@@ -23,15 +23,46 @@ mod reader;
 
 /// RoPE tables for every layer of a decoder, for contexts up to some length.
 #[derive(Clone)]
-pub struct RopeTables(Arc<Vec<Option<Arc<RopeTable>>>>);
+pub struct RopeTables(Arc<Vec<LayerRope>>);
+
+/// The RoPE tables of a layer. A layer in which nothing turns has none.
+#[derive(Clone, Default)]
+struct LayerRope {
+    q: Option<Arc<RopeTable>>,
+    k: Option<Arc<RopeTable>>,
+}
+
+impl LayerRope {
+    /// The tables of a RoPE for `tokens` positions. A factor of Q is a factor of Q's cos and sin.
+    fn new(rope: &Rope, tokens: usize, device: &Device) -> TensorResult<Self> {
+        let Rope { pairs, frequencies, magnitude, temperature, longest, .. } = rope;
+        if let Some(longest) = longest.filter(|longest| tokens > *longest) {
+            candle_core::bail!(
+                "RoPE of this model has other frequencies for contexts above {longest} tokens, which this version does \
+                 not compute: measure with a context of {longest} or less"
+            );
+        }
+        if frequencies.is_empty() {
+            return Ok(LayerRope::default());
+        }
+        let table = |magnitude: &dyn Fn(usize) -> f32| {
+            RopeTable::new(*pairs, frequencies, magnitude, tokens, device.at()).map(Arc::new)
+        };
+        let k = table(&|_| *magnitude)?;
+        let q = match temperature {
+            // the first positions have a factor of 1
+            Some(temperature) if tokens > temperature.steps => {
+                table(&|position| *magnitude * temperature.at(position))?
+            }
+            _ => k.clone(),
+        };
+        Ok(LayerRope { q: Some(q), k: Some(k) })
+    }
+}
 
 impl RopeTables {
     pub(super) fn new(spec: &Spec, tokens: usize, device: &Device) -> TensorResult<Self> {
-        let table = |rope: &Rope| {
-            let Rope { pairs, frequencies, magnitude, .. } = rope;
-            RopeTable::new(*pairs, frequencies, *magnitude, tokens, device.at()).map(Arc::new)
-        };
-        let mut tables: Vec<Option<Arc<RopeTable>>> = Vec::new();
+        let mut tables: Vec<LayerRope> = Vec::new();
         let ropes: Vec<_> =
             spec.layers.iter().map(|layer| layer.attention().map(|a| &a.rope)).collect();
         for (i, rope) in ropes.iter().enumerate() {
@@ -39,8 +70,8 @@ impl RopeTables {
             let known = ropes[..i].iter().position(|r| r == rope);
             tables.push(match (known, rope) {
                 (Some(same), _) => tables[same].clone(),
-                (None, Some(rope)) => Some(table(rope)?),
-                (None, None) => None,
+                (None, Some(rope)) => LayerRope::new(rope, tokens, device)?,
+                (None, None) => LayerRope::default(),
             });
         }
         Ok(RopeTables(Arc::new(tables)))
@@ -65,14 +96,14 @@ impl Part<'_> {
 
 /// Why a layer could not run.
 pub(crate) struct PartError {
-    /// The part whose cache refused. It is the first one if the error concerns all parts.
-    pub part: usize,
+    /// The part whose cache refused, or none if an op failed that all parts share.
+    pub part: Option<usize>,
     pub error: CacheError,
 }
 
 impl From<candle_core::Error> for PartError {
     fn from(error: candle_core::Error) -> Self {
-        PartError { part: 0, error: error.into() }
+        PartError { part: None, error: error.into() }
     }
 }
 
@@ -121,7 +152,9 @@ impl Watch {
             self.checks.iter().enumerate().flat_map(of_part).collect();
         let flags = FiniteFlag::all_by_lane(all.iter().map(|(_, check)| (&check.finite, 1)))?;
         match all.iter().zip(flags).find(|(_, is_finite)| is_finite.contains(&false)) {
-            Some((&(part, check), _)) => Err(PartError { part, error: check.error(self.layer) }),
+            Some((&(part, check), _)) => {
+                Err(PartError { part: Some(part), error: check.error(self.layer) })
+            }
             None => Ok(()),
         }
     }
@@ -129,15 +162,19 @@ impl Watch {
 
 /// A layer with its weights; matrices are (out, in).
 pub(super) struct Layer {
-    mixer_norm: RmsNorm,
+    /// The norm of the mixer's input, if it has one.
+    mixer_norm: Option<RmsNorm>,
     mixer: MixerWeights,
     /// The norm of the mixer's output, if it has one.
     mixed_norm: Option<RmsNorm>,
-    feed_norm: RmsNorm,
+    /// The norm of the feed-forward part's input, if it has one.
+    feed_norm: Option<RmsNorm>,
     feed: Feed,
     /// The norm of the feed-forward part's output, if it has one.
     fed_norm: Option<RmsNorm>,
     inputs: Option<OwnInputs>,
+    /// A factor of what the mixer and the feed-forward part add, if it is not 1.
+    added_scale: Option<f32>,
     /// A factor of the residual stream after the layer.
     scale: Option<f32>,
 }
@@ -191,6 +228,8 @@ struct AttentionWeights {
     q_norm: Option<RmsNorm>,
     k_norm: Option<RmsNorm>,
     v_norm: Option<RmsNorm>,
+    /// (H)
+    own_scores: Option<Tensor>,
     output: Linear,
 }
 
@@ -223,14 +262,14 @@ impl Layer {
     ) -> Result<(Tensor, Watch), PartError> {
         let (mixed, checks) = match &self.mixer {
             MixerWeights::Attention(attention) => {
-                attention.run(index, x, &self.mixer_norm, parts, ropes)?
+                attention.run(index, x, self.mixer_norm.as_ref(), parts, ropes)?
             }
             MixerWeights::DeltaNet(net) => {
-                (net.run(index, x, &self.mixer_norm, parts)?, Vec::new())
+                (net.run(index, x, self.mixer_norm.as_ref(), parts)?, vec![Vec::new(); parts.len()])
             }
         };
         let lanes = lanes_of(parts);
-        let (x, hidden) = self.behind_mixer(index, x, &mixed, per_layer, lanes)?;
+        let (x, hidden) = self.behind_mixer(index, x, mixed, per_layer, lanes)?;
         Ok((x, Watch { layer: index, lanes, checks, hidden }))
     }
 
@@ -239,15 +278,19 @@ impl Layer {
         &self,
         index: usize,
         x: &Tensor,
-        mixed: &Tensor,
+        mixed: Tensor,
         per_layer: Option<&Tensor>,
         lanes: usize,
     ) -> TensorResult<(Tensor, FiniteFlag)> {
         let finite = FiniteFlag::default();
         let inner = |norm| Residual { norm, scale: None, finite: None, lanes };
         let last = |norm| Residual { norm, scale: self.scale, finite: Some(&finite), lanes };
-        let x = residual(x, mixed, &inner(self.mixed_norm.as_ref()))?;
-        let added = by_rows(&x, |x| self.feed.run(x, &self.feed_norm, lanes))?;
+        let scaled = |added: Tensor| match self.added_scale {
+            None => Ok(added),
+            Some(scale) => added.affine(f64::from(scale), 0.0),
+        };
+        let x = residual(x, &scaled(mixed)?, &inner(self.mixed_norm.as_ref()))?;
+        let added = scaled(by_rows(&x, |x| self.feed.run(x, self.feed_norm.as_ref(), lanes))?)?;
         let norm = self.fed_norm.as_ref();
         let x = match (&self.inputs, per_layer) {
             (Some(own), Some(inputs)) => {
@@ -265,13 +308,13 @@ impl AttentionWeights {
         &self,
         index: usize,
         x: &Tensor,
-        before: &RmsNorm,
+        before: Option<&RmsNorm>,
         parts: &mut [Part],
         ropes: &RopeTables,
     ) -> Result<(Tensor, Vec<Vec<StorageCheck>>), PartError> {
         let lanes = lanes_of(parts);
-        let projected = by_rows(x, |x| self.input.product_of_normed(x, before, lanes))?;
-        let rope = ropes.0[index].as_ref();
+        let projected = by_rows(x, |x| product_of(&self.input, x, before, lanes))?;
+        let rope = &ropes.0[index];
         let mut checks = Vec::new();
         let mut attended = by_parts(&projected, parts, |projected, part| {
             let (attended, own) = self.attend(index, projected, part, rope)?;
@@ -290,17 +333,21 @@ impl AttentionWeights {
         index: usize,
         projected: &Tensor,
         part: &mut Part,
-        rope: Option<&Arc<RopeTable>>,
+        rope: &LayerRope,
     ) -> Result<(Tensor, Vec<StorageCheck>), CacheError> {
         let (a, rows) = (&self.spec, part.rows);
         let sequences = rows.lanes * part.sequences;
         let heads = |op: Heads| trace_span!("heads").in_scope(|| run(&op, [projected]));
-        let q = heads(self.q(rope, rows))?;
+        let normed = |op: Heads, norm| match a.qk_norm {
+            QkNorm::Rows => of_normed_row(op, norm, projected),
+            QkNorm::Heads | QkNorm::None => heads(op),
+        };
+        let q = normed(self.q(rope, rows), &self.q_norm)?;
         let View { k, v, start, wide_values, queries, checks } = match a.kv {
             Kv::Shared { owner } => part.cache.shared(owner)?,
             _ => {
                 let stored = (sequences, rows.tokens, a.kv_heads, a.head_dim);
-                let k = heads(self.k(rope, rows))?.reshape(stored)?;
+                let k = normed(self.k(rope, rows), &self.k_norm)?.reshape(stored)?;
                 let v = heads(self.v(rows))?.reshape(stored)?;
                 trace_span!("cache").in_scope(|| part.cache.append(index, k, v))?
             }
@@ -315,6 +362,7 @@ impl AttentionWeights {
             scale: a.scale,
             wide_values,
             softcap: a.softcap,
+            own_scores: self.own_scores.clone(),
             window: a.window,
             queries: rows.tokens,
             keys: k.stored.dim(1)?,
@@ -336,14 +384,19 @@ impl AttentionWeights {
         a.q_width() + stored * a.kv_width()
     }
 
-    fn q(&self, rope: Option<&Arc<RopeTable>>, rows: Rows) -> Heads {
-        let norm = self.q_norm.clone();
-        Heads { norm, rope: rope.cloned(), ..self.part(0, 0, self.spec.heads, rows) }
+    fn q(&self, rope: &LayerRope, rows: Rows) -> Heads {
+        let norm = self.head_norm(&self.q_norm);
+        Heads { norm, rope: rope.q.clone(), ..self.part(0, 0, self.spec.heads, rows) }
     }
 
-    fn k(&self, rope: Option<&Arc<RopeTable>>, rows: Rows) -> Heads {
-        let (start, norm) = (self.spec.q_width(), self.k_norm.clone());
-        Heads { norm, rope: rope.cloned(), ..self.part(1, start, self.spec.kv_heads, rows) }
+    fn k(&self, rope: &LayerRope, rows: Rows) -> Heads {
+        let (start, norm) = (self.spec.q_width(), self.head_norm(&self.k_norm));
+        Heads { norm, rope: rope.k.clone(), ..self.part(1, start, self.spec.kv_heads, rows) }
+    }
+
+    /// A norm of Q or K, if it is one of single heads.
+    fn head_norm(&self, norm: &Option<RmsNorm>) -> Option<RmsNorm> {
+        norm.clone().filter(|_| self.spec.qk_norm == QkNorm::Heads)
     }
 
     fn v(&self, rows: Rows) -> Heads {
@@ -375,11 +428,11 @@ impl DeltaNetWeights {
         &self,
         index: usize,
         x: &Tensor,
-        before: &RmsNorm,
+        before: Option<&RmsNorm>,
         parts: &mut [Part],
     ) -> Result<Tensor, PartError> {
         let lanes = lanes_of(parts);
-        let projected = by_rows(x, |x| self.input.product_of_normed(x, before, lanes))?;
+        let projected = by_rows(x, |x| product_of(&self.input, x, before, lanes))?;
         let out = by_parts(&projected, parts, |projected, part| {
             let (net, tokens) = (&self.spec, part.rows.tokens);
             let sequences = part.rows.lanes * part.sequences;
@@ -396,11 +449,11 @@ impl DeltaNetWeights {
 
 impl Feed {
     /// Computes what is added to the residual stream, (rows, H) → (rows, H).
-    fn run(&self, x: &Tensor, before: &RmsNorm, lanes: usize) -> TensorResult<Tensor> {
+    fn run(&self, x: &Tensor, before: Option<&RmsNorm>, lanes: usize) -> TensorResult<Tensor> {
         match self {
             Feed::Dense(mlp) => mlp.run(x, before, lanes),
             Feed::Experts { spec, activation, mixture } => {
-                let x = norm(x, before)?;
+                let x = before.map_or_else(|| Ok(x.clone()), |before| norm(x, before))?;
                 mixture.run(spec, *activation, &x, &x, lanes)
             }
             Feed::Both(both) => {
@@ -414,15 +467,15 @@ impl Feed {
 }
 
 impl MlpWeights {
-    /// The MLP of the norms of rows.
-    fn run(&self, x: &Tensor, before: &RmsNorm, lanes: usize) -> TensorResult<Tensor> {
+    /// The MLP of rows, or of their norms.
+    fn run(&self, x: &Tensor, before: Option<&RmsNorm>, lanes: usize) -> TensorResult<Tensor> {
         let mlp = GatedMlp {
             gate_up: &self.gate_up.weight,
             bias: self.gate_up.bias.as_ref(),
             activation: self.activation,
             down: &self.down.weight,
         };
-        self.down.biased(mlp.run(x, Some(before), lanes)?)
+        self.down.biased(mlp.run(x, before, lanes)?)
     }
 }
 
@@ -451,6 +504,27 @@ impl Linear {
     }
 }
 
+/// The product of rows, or of their norms.
+fn product_of(
+    matrix: &Matrix,
+    x: &Tensor,
+    before: Option<&RmsNorm>,
+    lanes: usize,
+) -> TensorResult<Tensor> {
+    match before {
+        Some(before) => matrix.product_of_normed(x, before, lanes),
+        None => matrix.product(x, lanes),
+    }
+}
+
+/// The heads of rows that are normalised as wholes.
+fn of_normed_row(op: Heads, row: &Option<RmsNorm>, projected: &Tensor) -> TensorResult<Tensor> {
+    let width = op.heads * op.head_dim;
+    let rows = projected.narrow(1, op.start, width)?.contiguous()?;
+    let rows = row.as_ref().map_or_else(|| Ok(rows.clone()), |row| norm(&rows, row))?;
+    trace_span!("heads").in_scope(|| run(&Heads { start: 0, ..op }, [&rows]))
+}
+
 pub(super) fn norm(x: &Tensor, norm: &RmsNorm) -> TensorResult<Tensor> {
     trace_span!("norms").in_scope(|| run(norm, [x]))
 }
@@ -477,7 +551,7 @@ fn by_parts(
     for (index, part) in parts.iter_mut().enumerate() {
         let count = part.count();
         let result = f(&x.narrow(0, start, count)?, part);
-        results.push(result.map_err(|error| PartError { part: index, error })?);
+        results.push(result.map_err(|error| PartError { part: Some(index), error })?);
         start += count;
     }
     Ok(Tensor::cat(&results, 0)?)

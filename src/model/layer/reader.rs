@@ -8,11 +8,12 @@ use crate::compute::norm::RmsNorm;
 use crate::compute::product::{Matrix, MatrixStack};
 use crate::model::experts::{Mixture, SharedExpert};
 use crate::model::spec::{
-    self, Activation, Attention, DeltaNet, Experts, FeedForward, Kv, Mixer, Mlp, Spec,
+    self, Activation, Attention, DeltaNet, Experts, FeedForward, Kv, Mixer, Mlp, QkNorm, Scoring,
+    Spec,
 };
 use crate::model::tensors::Reader;
 use crate::model::ModelError;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// Reads the tensors of one layer.
 struct LayerReader<'a> {
@@ -26,16 +27,17 @@ impl Layer {
         let layer = &spec.layers[index];
         let own = LayerReader { spec, index, reader };
         Ok(Layer {
-            mixer_norm: own.norm("attn_norm.weight", spec.hidden)?,
+            mixer_norm: own.half_norm("attn_norm.weight", layer.pre_norms)?,
             mixer: match &layer.mixer {
                 Mixer::Attention(attention) => MixerWeights::Attention(own.attention(attention)?),
                 Mixer::DeltaNet(net) => MixerWeights::DeltaNet(own.delta_net(net)?),
             },
-            mixed_norm: own.post_norm("post_attention_norm.weight", layer.post_norms)?,
-            feed_norm: own.norm("ffn_norm.weight", spec.hidden)?,
+            mixed_norm: own.half_norm("post_attention_norm.weight", layer.post_norms)?,
+            feed_norm: own.half_norm("ffn_norm.weight", layer.pre_norms)?,
             feed: own.feed(layer)?,
-            fed_norm: own.post_norm("post_ffw_norm.weight", layer.post_norms)?,
+            fed_norm: own.half_norm("post_ffw_norm.weight", layer.post_norms)?,
             inputs: own.inputs(layer.activation)?,
+            added_scale: (layer.added_scale != 1.0).then_some(layer.added_scale),
             scale: layer.scaled.then(|| own.scale()).transpose()?,
         })
     }
@@ -58,8 +60,8 @@ impl LayerReader<'_> {
         self.reader.norm(&self.name(part), len, self.spec.norm_eps)
     }
 
-    /// Reads the norm of the output of a half-layer, if it has one.
-    fn post_norm(&self, part: &str, normed: bool) -> Result<Option<RmsNorm>, ModelError> {
+    /// Reads a norm before or behind a half of the layer, if there is one.
+    fn half_norm(&self, part: &str, normed: bool) -> Result<Option<RmsNorm>, ModelError> {
         normed.then(|| self.norm(part, self.spec.hidden)).transpose()
     }
 
@@ -82,7 +84,12 @@ impl LayerReader<'_> {
             let bias = |part: &str, len| self.tensor(part, &[len]);
             Ok([bias("attn_q.bias", q)?, bias("attn_k.bias", kv)?, bias("attn_v.bias", kv)?])
         };
-        let qk_norm = |part: &str, has: bool| has.then(|| self.norm(part, a.head_dim)).transpose();
+        let qk_norm = |part: &str, row: usize, has: bool| match a.qk_norm {
+            QkNorm::Heads if has => self.norm(part, a.head_dim).map(Some),
+            QkNorm::Rows if has => self.norm(part, row).map(Some),
+            _ => Ok(None),
+        };
+        let own_scores = || self.tensor("attn_sinks.weight", &[a.heads]);
         let v_norm = || self.reader.plain_norm(a.head_dim, self.spec.norm_eps);
         let output_bias = || self.bias(&[("attn_output.bias", self.spec.hidden)]);
         if !a.owns_kv() {
@@ -95,9 +102,10 @@ impl LayerReader<'_> {
             spec: a.clone(),
             input: self.attention_input(a)?,
             biases: a.qkv_bias.then(biases).transpose()?,
-            q_norm: qk_norm("attn_q_norm.weight", a.qk_norm)?,
-            k_norm: qk_norm("attn_k_norm.weight", a.qk_norm && a.owns_kv())?,
+            q_norm: qk_norm("attn_q_norm.weight", q, true)?,
+            k_norm: qk_norm("attn_k_norm.weight", kv, a.owns_kv())?,
             v_norm: a.v_norm.then(v_norm).transpose()?,
+            own_scores: a.own_scores.then(own_scores).transpose()?,
             output: Linear {
                 weight: self.matrix("attn_output.weight", &[self.spec.hidden, q])?,
                 bias: a.output_bias.then(output_bias).transpose()?,
@@ -108,6 +116,9 @@ impl LayerReader<'_> {
     /// Stacks the rows of Q, K, V and the gate. In the files the gate of each head follows its Q.
     fn attention_input(&self, a: &Attention) -> Result<Matrix, ModelError> {
         let (q, kv, hidden) = (a.q_width(), a.kv_width(), self.spec.hidden);
+        if a.fused {
+            return self.matrix("attn_qkv.weight", &[q + 2 * kv, hidden]);
+        }
         let both = self.tensor("attn_q.weight", &[if a.gated { 2 * q } else { q }, hidden])?;
         let half = |at: usize| {
             self.reader.arranged(both.clone(), |both| {
@@ -177,7 +188,12 @@ impl LayerReader<'_> {
         Ok(MlpWeights {
             activation,
             gate_up: Linear {
-                weight: self.stacked(&[("ffn_gate.weight", width), ("ffn_up.weight", width)])?,
+                weight: match mlp.fused {
+                    true => self.matrix("ffn_up.weight", &[2 * width, hidden])?,
+                    false => {
+                        self.stacked(&[("ffn_gate.weight", width), ("ffn_up.weight", width)])?
+                    }
+                },
                 bias: mlp.bias.then(inner).transpose()?,
             },
             down: Linear {
@@ -191,14 +207,20 @@ impl LayerReader<'_> {
         let (hidden, count, width) = (self.spec.hidden, spec.count, spec.width);
         Ok(Mixture {
             router: self.matrix("ffn_gate_inp.weight", &[count, hidden])?,
+            router_bias: spec
+                .biases
+                .then(|| self.bias(&[("ffn_gate_inp.bias", count)]))
+                .transpose()?,
+            correction: match spec.scoring {
+                Scoring::Softmax => None,
+                Scoring::Sigmoid => Some(self.tensor("exp_probs_b.bias", &[count])?),
+            },
             router_norm: spec.scaled_router.then(|| self.router_norm()).transpose()?,
             gate_up: self.experts("ffn_gate_up_exps.weight", &[count, 2 * width, hidden])?,
             down: self.experts("ffn_down_exps.weight", &[count, hidden, width])?,
-            scales: spec
-                .scaled_router
-                .then(|| self.tensor("ffn_down_exps.scale", &[count]))
-                .transpose()?,
-            shared: spec.shared.map(|width| self.shared_expert(width)).transpose()?,
+            biases: spec.biases.then(|| self.expert_biases(spec)).transpose()?,
+            scales: self.expert_scales(spec)?,
+            shared: spec.shared.as_ref().map(|shared| self.shared_expert(shared)).transpose()?,
         })
     }
 
@@ -214,12 +236,34 @@ impl LayerReader<'_> {
         Ok(RmsNorm { weight: norm.weight.broadcast_div(&root)?, ..norm })
     }
 
-    fn shared_expert(&self, width: usize) -> Result<SharedExpert, ModelError> {
+    fn expert_biases(&self, spec: &Experts) -> Result<[Tensor; 2], ModelError> {
+        Ok([
+            self.tensor("ffn_gate_up_exps.bias", &[spec.count, 2 * spec.width])?,
+            self.tensor("ffn_down_exps.bias", &[spec.count, self.spec.hidden])?,
+        ])
+    }
+
+    /// The factors of the experts' weights, unless all of them are 1.
+    fn expert_scales(&self, spec: &Experts) -> Result<Option<Tensor>, ModelError> {
+        let scales = match spec.scaled_router {
+            true => self.tensor("ffn_down_exps.scale", &[spec.count])?,
+            false if spec.factor == 1.0 => return Ok(None),
+            false => Tensor::ones(spec.count, DType::F32, self.reader.place())?,
+        };
+        Ok(Some(scales.affine(f64::from(spec.factor), 0.0)?))
+    }
+
+    fn shared_expert(&self, shared: &spec::SharedExpert) -> Result<SharedExpert, ModelError> {
+        let (hidden, width) = (self.spec.hidden, shared.width);
+        let weight = || self.matrix("ffn_gate_inp_shexp.weight", &[1, hidden]);
         Ok(SharedExpert {
-            gate_up: self
-                .stacked(&[("ffn_gate_shexp.weight", width), ("ffn_up_shexp.weight", width)])?,
-            down: self.matrix("ffn_down_shexp.weight", &[self.spec.hidden, width])?,
-            weight: self.matrix("ffn_gate_inp_shexp.weight", &[1, self.spec.hidden])?,
+            gate_up: match shared.fused {
+                true => self.matrix("ffn_gate_up_shexp.weight", &[2 * width, hidden])?,
+                false => self
+                    .stacked(&[("ffn_gate_shexp.weight", width), ("ffn_up_shexp.weight", width)])?,
+            },
+            down: self.matrix("ffn_down_shexp.weight", &[hidden, width])?,
+            weight: shared.gated.then(weight).transpose()?,
         })
     }
 

@@ -15,7 +15,8 @@
 //! (`tokenizer.ggml.bos_token_id`, `bos_token`), or else the first that is named in the order above. An end-of-text
 //! token is never added (`add_eos_token` is ignored), since a chunk is only a part of a text.
 
-use super::gguf::{text, Vocabulary, MODEL, PRE};
+use super::gguf::{self, text, Vocabulary, MODEL};
+use super::pre;
 use crate::model::config::Config;
 use crate::model::gguf::Gguf;
 use crate::model::hf::files::optional_json;
@@ -28,27 +29,8 @@ use std::path::Path;
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 
-/// Pre-tokenizers of byte-level vocabularies for which llama.cpp adds BOS if the file does not say
-/// (`llama_vocab::impl::load`).
-const PRE_WITH_BOS: [&str; 11] = [
-    "llama3",
-    "llama-v3",
-    "llama-bpe",
-    "falcon3",
-    "falcon-h1",
-    "pixtral",
-    "midm-2.0",
-    "lfm2",
-    "jina-v5-nano",
-    "tekken",
-    "chameleon",
-];
-
 /// Vocabularies for which llama.cpp adds BOS if the file does not say.
 const MODELS_WITH_BOS: [&str; 2] = ["llama", "bert"];
-
-/// Vocabularies that llama.cpp treats as Gemma 4's.
-const GEMMA4: [&str; 2] = ["gemma4", "granite-embed-multi-311m"];
 
 /// What one file says about BOS.
 pub(super) struct Says {
@@ -130,19 +112,16 @@ impl Rule {
     /// llama.cpp's for a GGUF file.
     pub fn of_gguf(file: &Gguf) -> Self {
         let model = text(file, MODEL).unwrap_or_default();
-        let pre = text(file, PRE).unwrap_or_default();
         match Self::of_architecture(file.architecture()) {
-            Rule::Silent if model == GEMMA4[0] => Rule::Forced,
-            Rule::Silent if model == "gpt2" && GEMMA4.contains(&pre) => Rule::Forced,
             Rule::Silent if MODELS_WITH_BOS.contains(&model) => Rule::Adds,
-            Rule::Silent if model == "gpt2" && PRE_WITH_BOS.contains(&pre) => Rule::Adds,
+            Rule::Silent => gguf::pre(file).map_or(Rule::Silent, |pre| pre.bos),
             rule => rule,
         }
     }
 
     /// The same by the architecture alone.
     pub fn of_architecture(architecture: &str) -> Self {
-        if architecture.starts_with(GEMMA4[0]) {
+        if architecture.starts_with(pre::GEMMA4) {
             Rule::Forced
         } else {
             Rule::Silent

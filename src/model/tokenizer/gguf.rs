@@ -1,11 +1,13 @@
 //! Rebuilds a tokenizer from the tables of a GGUF file.
 //!
 //! A GGUF file holds a vocabulary and names the kind of its tokenizer: `gpt2` (byte-level BPE with merges and a named
-//! pre-tokenizer) or `llama` (SentencePiece pieces with scores). Both become a BPE of the `tokenizers` crate. An
-//! unknown pre-tokenizer is an error, because a wrong one would give plausible tokens and wrong numbers.
+//! pre-tokenizer, see `pre.rs`), `gemma4` (BPE with merges over pieces that SentencePiece spelled) or `llama`
+//! (SentencePiece pieces with scores). All become a BPE of the `tokenizers` crate. An unknown pre-tokenizer is an
+//! error, because a wrong one would give plausible tokens and wrong numbers.
 
 use super::guard::guarded;
 use super::markers::{self, INFILL};
+use super::pre::{self, Pre};
 use super::vocabulary::{cut, Piece, Pieces, Spelling};
 use super::{Tokenizer, SPACE};
 use crate::model::config::Config;
@@ -13,11 +15,14 @@ use crate::model::gguf::Gguf;
 use crate::model::ModelError;
 use candle_core::quantized::gguf_file::Value;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::Path;
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
 use tokenizers::decoders::sequence::Sequence as DecoderSequence;
 use tokenizers::models::bpe::{Merges, BPE};
+use tokenizers::normalizers::prepend::Prepend;
 use tokenizers::normalizers::replace::{Replace, ReplacePattern};
+use tokenizers::normalizers::{NormalizerWrapper, Sequence as NormalizerSequence};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
@@ -55,13 +60,34 @@ const ENDS: [&str; 3] =
 /// Several tokens that end a text, as Ollama's converter writes them.
 const LISTED_ENDS: &str = "tokenizer.ggml.eos_token_ids";
 
-const GPT2_SPLIT: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Stands in a tokenizer of the library for text that a byte-level vocabulary cannot spell. No text has this
+/// character, because a pre-tokenizer replaces all bytes by printable characters.
+const UNSPELLED: &str = "\u{10ffff}";
 
-/// Pre-tokenizers by their names in `tokenizer.ggml.pre`: patterns that split one after the other.
-const PRE_TOKENIZERS: &[(&str, &[&str])] =
-    &[("gpt-2", &[GPT2_SPLIT]), ("smollm", &[r"\p{N}", GPT2_SPLIT]), ("qwen2", &[QWEN2_SPLIT])];
+/// White space that is dropped behind some tokens of Phi-3.
+const DROPPED: [char; 6] = [' ', '\t', '\n', '\u{b}', '\u{c}', '\r'];
+
+/// The pre-tokenizer of a file with merges, if it is known.
+pub(super) fn pre(file: &Gguf) -> Option<&'static Pre> {
+    let named = text(file, PRE).filter(|name| !name.is_empty());
+    match text(file, MODEL)? {
+        "gpt2" => pre::named(named.unwrap_or(pre::DEFAULT)),
+        pre::GEMMA4 => pre::named(pre::GEMMA4),
+        _ => None,
+    }
+}
+
+/// A warning if a file with merges names no pre-tokenizer.
+pub(super) fn unnamed_pre(file: &Gguf) -> Option<String> {
+    let is_named = text(file, PRE).is_some_and(|name| !name.is_empty());
+    (!is_named && text(file, MODEL) == Some("gpt2")).then(|| {
+        format!(
+            "warning: the file does not say how text is split (`{PRE}`): kvgate takes the rule `{}`, as llama.cpp \
+             does, which the model was hardly trained with; convert the model again",
+            pre::DEFAULT
+        )
+    })
+}
 
 impl Tokenizer {
     /// The tokenizer that a GGUF file holds, without a BOS yet.
@@ -69,26 +95,46 @@ impl Tokenizer {
         file: &Gguf,
         vocabulary: &Vocabulary,
     ) -> Result<Self, ModelError> {
-        let model = text(file, MODEL).unwrap_or_default();
-        let pre = text(file, PRE).unwrap_or_default();
         let build = || {
-            let mut inner = match model {
-                "gpt2" => byte_level(file, vocabulary, pre)?,
-                "llama" => sentence_piece(file, vocabulary)?,
-                other => return Err(unusable(file, format!("its tokenizer `{other}` is unknown"))),
+            let (mut inner, kind) = match (text(file, MODEL).unwrap_or_default(), pre(file)) {
+                ("llama", _) => (sentence_piece(file, vocabulary)?, "SentencePiece".to_owned()),
+                (_, Some(pre)) => (merging(file, vocabulary, pre)?, format!("BPE, {}", pre.name)),
+                (model, None) => return Err(unknown(file, model)),
             };
             inner
                 .add_tokens(vocabulary.added(&[USER_DEFINED]))
                 .and_then(|_| inner.add_special_tokens(vocabulary.added(&[CONTROL, UNKNOWN])))
                 .map_err(|e| unusable(file, e.to_string()))?;
-            Ok(inner)
+            Ok((inner, kind))
         };
-        let inner = guarded(build).map_err(|why| unusable(file, why))??;
-        let kind = if model == "gpt2" { format!("BPE, {pre}") } else { "SentencePiece".into() };
+        let (inner, kind) = guarded(build).map_err(|why| unusable(file, why))??;
+        let unspelled = inner.token_to_id(UNSPELLED);
         let mut tokenizer = Tokenizer::new(inner, format!("{kind}, from the GGUF"));
+        tokenizer.unspelled = unspelled;
         tokenizer.marks = vocabulary.begins.clone();
+        tokenizer.drops = vocabulary.drops(file);
         Ok(tokenizer)
     }
+
+    /// Rebuilds the tokenizer of a GGUF file, which needs no weights. It adds no BOS.
+    ///
+    /// # Errors
+    /// If the file is no GGUF, or its tokenizer cannot be rebuilt.
+    pub fn from_vocabulary(path: &Path) -> Result<Self, ModelError> {
+        let file = Gguf::open(path)?;
+        Self::from_gguf(&file, &Vocabulary::read(&file, false)?)
+    }
+}
+
+/// Why neither the kind nor the pre-tokenizer is known.
+fn unknown(file: &Gguf, model: &str) -> ModelError {
+    if model != "gpt2" {
+        let message = format!("its tokenizer `{model}` is unknown (known: gpt2, gemma4, llama)");
+        return unusable(file, message);
+    }
+    let name = text(file, PRE).unwrap_or_default();
+    let message = format!("its pre-tokenizer `{name}` is unknown (known: {})", pre::names());
+    unusable(file, message)
 }
 
 /// The vocabulary of a GGUF file.
@@ -136,8 +182,9 @@ impl Vocabulary {
                 return Err(file.bad_key(TOKENS, message));
             }
         }
+        let is_text = pre(file).is_some_and(|pre| pre.is_spelled_as_text);
         let spelling = match text(file, MODEL) {
-            Some("gpt2") => Spelling::ByteLevel,
+            Some("gpt2") if !is_text => Spelling::ByteLevel,
             _ => Spelling::SentencePiece,
         };
         let (end_tokens, begins, remarks) = (BTreeSet::new(), Vec::new(), Vec::new());
@@ -258,6 +305,22 @@ impl Vocabulary {
         })
     }
 
+    /// Tokens behind which llama.cpp drops white space, and whether they are found in plain text. It knows Phi-3 by
+    /// the model's name.
+    fn drops(&self, file: &Gguf) -> Vec<(String, bool)> {
+        const KEPT: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
+        let name = text(file, "general.name").unwrap_or_default().to_ascii_lowercase();
+        if !name.contains("phi-3") && !name.contains("phi3") {
+            return Vec::new();
+        }
+        let tokens = self.tokens.iter().zip(&self.types);
+        let tokens = tokens.filter(|(token, kind)| {
+            let is_cut_out = matches!(**kind, CONTROL | UNKNOWN | USER_DEFINED);
+            is_cut_out && !token.is_empty() && !KEPT.contains(&token.as_str())
+        });
+        tokens.map(|(token, &kind)| (token.clone(), kind == USER_DEFINED)).collect()
+    }
+
     /// The pieces, to be compared with those of another file.
     pub(super) fn pieces(&self, file: &Gguf) -> Pieces {
         let piece = |(id, (token, &kind)): (u32, (&String, &u64))| {
@@ -293,46 +356,120 @@ fn unsigned(value: &Value) -> Option<Vec<u64>> {
     entries.iter().map(number).collect()
 }
 
-fn byte_level(
+/// The text without the white space behind tokens that drop it. Tokens of plain text are all that counts in plain
+/// text.
+pub(super) fn without_dropped(text: &str, drops: &[(String, bool)], is_plain: bool) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let found = drops.iter().filter(|(_, in_plain)| *in_plain || !is_plain);
+        let found = found.filter(|(token, _)| rest.starts_with(token)).max_by_key(|(t, _)| t.len());
+        let length = found.map_or(c.len_utf8(), |(token, _)| token.len());
+        let (head, tail) = rest.split_at(length);
+        kept.push_str(head);
+        rest = if found.is_some() { tail.trim_start_matches(DROPPED) } else { tail };
+    }
+    kept
+}
+
+/// A BPE with merges.
+fn merging(
     file: &Gguf,
     vocabulary: &Vocabulary,
-    pre: &str,
+    pre: &Pre,
 ) -> Result<tokenizers::Tokenizer, ModelError> {
-    let Some((_, patterns)) = PRE_TOKENIZERS.iter().find(|(name, _)| *name == pre) else {
-        let known: Vec<_> = PRE_TOKENIZERS.iter().map(|(name, _)| *name).collect();
-        return Err(unusable(
-            file,
-            format!("its pre-tokenizer `{pre}` is unknown (known: {})", known.join(", ")),
-        ));
-    };
+    let failed = |e: tokenizers::Error| unusable(file, e.to_string());
     // if a merge is listed twice, llama.cpp uses the first rank, the library would use the last
     let mut seen = HashSet::new();
     let merges = strings(file, MERGES)?
         .into_iter()
         .filter(|merge| seen.insert(merge.clone()))
-        .map(|merge| match merge.split_once(' ') {
+        .map(|merge| match parts(&merge) {
             Some((left, right)) => Ok((left.to_string(), right.to_string())),
             None => Err(file.bad_key(MERGES, format!("`{merge}` is no pair"))),
         })
         .collect::<Result<Merges, _>>()?;
-    let bpe = BPE::builder()
-        .vocab_and_merges(
-            vocabulary.ids().into_iter().collect::<tokenizers::models::bpe::Vocab>(),
-            merges,
-        )
-        .build()
-        .map_err(|e| unusable(file, e.to_string()))?;
+    let mut ids = vocabulary.ids();
+    let bpe = BPE::builder().ignore_merges(pre.has_whole_words);
+    let bpe = if pre.is_spelled_as_text {
+        check_bytes(file, &ids)?;
+        bpe.byte_fallback(true)
+    } else if spells_all_bytes(&ids) {
+        bpe
+    } else {
+        // the characters must stay where they are until everything is merged, so that no pair closes over them
+        ids.insert(UNSPELLED.into(), vocabulary.tokens.len() as u32);
+        bpe.unk_token(UNSPELLED.into())
+    };
+    let ids = ids.into_iter().collect::<tokenizers::models::bpe::Vocab>();
+    let bpe = bpe.vocab_and_merges(ids, merges).build().map_err(failed)?;
     let mut steps: Vec<PreTokenizerWrapper> = Vec::new();
-    for pattern in *patterns {
+    for pattern in pre.splits {
         let pattern = SplitPattern::Regex((*pattern).into());
         let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
-        steps.push(split.map_err(|e| unusable(file, e.to_string()))?.into());
+        steps.push(split.map_err(failed)?.into());
     }
-    steps.push(ByteLevel::new(false, true, false).into());
     let mut tokenizer = tokenizers::Tokenizer::new(bpe);
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
-    tokenizer.with_decoder(Some(ByteLevel::default()));
+    if pre.is_spelled_as_text {
+        tokenizer.with_normalizer(Some(replaced(file, " ", SPACE)?)).map_err(failed)?;
+        tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
+        tokenizer.with_decoder(Some(text_decoder(file)?));
+        check_line_feeds(file, vocabulary, &tokenizer)?;
+    } else {
+        steps.push(ByteLevel::new(false, true, false).into());
+        tokenizer.with_pre_tokenizer(Some(Sequence::new(steps)));
+        tokenizer.with_decoder(Some(ByteLevel::default()));
+    }
     Ok(tokenizer)
+}
+
+/// The two parts of a merge. A space at the beginning belongs to the first.
+fn parts(merge: &str) -> Option<(&str, &str)> {
+    let (at, _) = merge.char_indices().skip(1).find(|(_, c)| *c == ' ')?;
+    Some((&merge[..at], &merge[at + 1..]))
+}
+
+/// Whether every byte of a text is a piece.
+fn spells_all_bytes(ids: &HashMap<String, u32>) -> bool {
+    ByteLevel::alphabet().iter().all(|c| ids.contains_key(c.encode_utf8(&mut [0; 4]) as &str))
+}
+
+/// Vocabularies that are spelled as text need a piece for each byte.
+fn check_bytes(file: &Gguf, ids: &HashMap<String, u32>) -> Result<(), ModelError> {
+    let lacks = |byte: &u8| !ids.contains_key(&format!("<{byte:#04X}>"));
+    match (0..=u8::MAX).find(lacks) {
+        None => Ok(()),
+        Some(byte) => Err(file.bad_key(TOKENS, format!("lacks the piece of byte {byte:#04X}"))),
+    }
+}
+
+/// llama.cpp takes lines that have a piece of their own as they are, without merging. The merges must come to the same.
+fn check_line_feeds(
+    file: &Gguf,
+    vocabulary: &Vocabulary,
+    tokenizer: &tokenizers::Tokenizer,
+) -> Result<(), ModelError> {
+    let lines = vocabulary.tokens.iter().zip(0u32..);
+    for (line, id) in lines.filter(|(t, _)| !t.is_empty() && t.bytes().all(|b| b == b'\n')) {
+        let read = tokenizer.encode_fast(line.as_str(), false);
+        let read = read.map_err(|e| unusable(file, e.to_string()))?;
+        if read.get_ids() != [id] {
+            let message = format!("its merges do not make the piece of {} line feeds", line.len());
+            return Err(unusable(file, message));
+        }
+    }
+    Ok(())
+}
+
+fn replaced(file: &Gguf, from: &str, to: &str) -> Result<Replace, ModelError> {
+    let replace = Replace::new(ReplacePattern::String(from.into()), to);
+    replace.map_err(|e| unusable(file, e.to_string()))
+}
+
+/// Makes text of pieces that are spelled as text.
+fn text_decoder(file: &Gguf) -> Result<DecoderSequence, ModelError> {
+    let space = replaced(file, SPACE, " ")?;
+    Ok(DecoderSequence::new(vec![space.into(), ByteFallback::new().into(), Fuse::new().into()]))
 }
 
 /// SentencePiece's BPE merges the adjacent pair whose joined piece scores highest. Merges that are ranked by the score
@@ -341,7 +478,6 @@ fn sentence_piece(
     file: &Gguf,
     vocabulary: &Vocabulary,
 ) -> Result<tokenizers::Tokenizer, ModelError> {
-    refuse_space_prefix(file)?;
     let ids = vocabulary.ids();
     let merges = ranked_merges(file, vocabulary, &ids)?;
     let unknown = file.any_number("tokenizer.ggml.unknown_token_id")?;
@@ -352,31 +488,31 @@ fn sentence_piece(
         bpe = bpe.unk_token(unknown.clone());
     }
     let failed = |e: tokenizers::Error| unusable(file, e.to_string());
-    let replaced = |from: &str, to: &str| {
-        Replace::new(ReplacePattern::String(from.into()), to).map_err(failed)
-    };
     let mut tokenizer = tokenizers::Tokenizer::new(bpe.build().map_err(failed)?);
-    tokenizer.with_normalizer(Some(replaced(" ", SPACE)?)).map_err(failed)?;
-    tokenizer.with_decoder(Some(DecoderSequence::new(vec![
-        replaced(SPACE, " ")?.into(),
-        ByteFallback::new().into(),
-        Fuse::new().into(),
-    ])));
+    let mut steps: Vec<NormalizerWrapper> = vec![replaced(file, " ", SPACE)?.into()];
+    if has_space_prefix(file)? {
+        steps.insert(0, Prepend::new(SPACE.into()).into());
+    }
+    tokenizer.with_normalizer(Some(NormalizerSequence::new(steps))).map_err(failed)?;
+    tokenizer.with_decoder(Some(text_decoder(file)?));
     Ok(tokenizer)
 }
 
-/// A tokenizer that puts a space before each text, which is what a missing key means, cannot be rebuilt here.
-fn refuse_space_prefix(file: &Gguf) -> Result<(), ModelError> {
+/// Whether a space stands before each text, and before text behind a token that is cut out. It does if the key is
+/// missing.
+fn has_space_prefix(file: &Gguf) -> Result<bool, ModelError> {
     match file.value(SPACE_PREFIX) {
-        Some(Value::Bool(false)) => Ok(()),
-        None | Some(Value::Bool(true)) => {
-            Err(unusable(file, "a SentencePiece tokenizer with a space prefix is unsupported"))
-        }
+        None => Ok(true),
+        Some(Value::Bool(has)) => Ok(*has),
         Some(_) => Err(file.bad_key(SPACE_PREFIX, "must be true or false")),
     }
 }
 
 /// All pairs of pieces that make a piece, those with the highest score first.
+///
+/// Of two possible merges with the same score llama.cpp and SentencePiece take the left one, which ranks cannot
+/// express. There is one exception: in the vocabularies of Llama 2 runs of two to sixteen spaces share the lowest
+/// score. To merge such a run from the left is to prefer the longest piece.
 fn ranked_merges(
     file: &Gguf,
     vocabulary: &Vocabulary,
@@ -386,11 +522,12 @@ fn ranked_merges(
         Some(Value::Array(scores)) if scores.len() == vocabulary.tokens.len() => scores,
         _ => return Err(file.bad_key(SCORES, "must have one entry a token")),
     };
-    let mut scored: HashMap<u32, &str> = HashMap::new();
-    let mut merges: Vec<(f32, (String, String))> = Vec::new();
+    let mut with_score: HashMap<u32, Vec<&str>> = HashMap::new();
+    let mut merges: Vec<(f32, usize, (String, String))> = Vec::new();
     for ((token, &kind), score) in vocabulary.tokens.iter().zip(&vocabulary.types).zip(scores) {
         let score = match score {
-            Value::F32(v) if v.is_finite() => *v,
+            // a zero has one sign only, so that equal scores have equal bits
+            Value::F32(v) if v.is_finite() => *v + 0.0,
             _ => return Err(file.bad_key(SCORES, "must be finite floats")),
         };
         // llama.cpp merges pieces of any type. Those that users define are cut out of a text before that.
@@ -400,21 +537,41 @@ fn ranked_merges(
         let before = merges.len();
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
-            if ids.contains_key(left) && ids.contains_key(right) {
-                merges.push((score, (left.into(), right.into())));
+            if [left, right].iter().all(|part| ids.contains_key(*part)) {
+                merges.push((score, token.len(), (left.into(), right.into())));
+            } else if [left, right].iter().all(|part| ids.contains_key(*part) || is_one(part)) {
+                let what = format!("its piece `{}` has a character that is no piece", cut(token));
+                return Err(unusable(file, what));
             }
         }
-        // of two possible merges with the same score SentencePiece takes the left one, which a rank cannot express
-        let is_made = merges.len() > before;
-        let tied = is_made.then(|| scored.insert(score.to_bits(), token)).flatten();
-        if let Some(other) = tied {
-            let (other, token) = (cut(other), cut(token));
-            let what = format!("its pieces `{other}` and `{token}` have one score, {score}, so that their order is not told");
-            return Err(unusable(file, what));
+        if merges.len() > before {
+            with_score.entry(score.to_bits()).or_default().push(token);
         }
     }
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0));
-    Ok(merges.into_iter().map(|(_, pair)| pair).collect())
+    let tied = with_score.into_values().filter(|pieces| pieces.len() > 1 && !are_runs(pieces));
+    if let Some(pieces) = tied.min() {
+        let (one, other) = (cut(pieces[0]), cut(pieces[1]));
+        let what = format!(
+            "its pieces `{one}` and `{other}` have one score, so that their order is not told"
+        );
+        return Err(unusable(file, what));
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
+    Ok(merges.into_iter().map(|(_, _, pair)| pair).collect())
+}
+
+/// Whether a text is a single character.
+fn is_one(text: &str) -> bool {
+    text.chars().nth(1).is_none()
+}
+
+/// Whether pieces are the runs of one character, from two on without a gap.
+fn are_runs(pieces: &[&str]) -> bool {
+    let Some(c) = pieces[0].chars().next() else { return false };
+    let mut lengths: Vec<_> = pieces.iter().map(|piece| piece.len() / c.len_utf8()).collect();
+    lengths.sort_unstable();
+    pieces.iter().all(|piece| piece.chars().all(|other| other == c))
+        && lengths.into_iter().eq(2..pieces.len() + 2)
 }
 
 pub(in crate::model) fn text<'a>(file: &'a Gguf, key: &str) -> Option<&'a str> {

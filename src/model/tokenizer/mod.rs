@@ -11,6 +11,7 @@ mod gguf;
 mod guard;
 pub(crate) mod markers;
 mod own;
+mod pre;
 mod vocabulary;
 
 pub(super) use gguf::{text, Vocabulary};
@@ -26,6 +27,7 @@ use bos::{Bos, Rule, Says};
 use file::TokenizerFile;
 use guard::guarded;
 use own::Own;
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -47,6 +49,10 @@ pub struct Tokenizer {
     with_specials: OnceLock<tokenizers::Tokenizer>,
     /// Tokens that count as special only in text that a chat template wrote.
     marks: Vec<String>,
+    /// Tokens behind which white space is dropped, and whether they are found in plain text.
+    drops: Vec<(String, bool)>,
+    /// The id of text that the vocabulary cannot spell. Like llama.cpp, kvgate leaves such text out.
+    unspelled: Option<u32>,
     /// The token that stands before a text and before each of its chunks, if any.
     pub bos: Option<u32>,
     /// What the tokenizer was built from, for people.
@@ -68,6 +74,8 @@ impl Tokenizer {
             inner,
             with_specials: OnceLock::new(),
             marks: Vec::new(),
+            drops: Vec::new(),
+            unspelled: None,
             bos: None,
             kind,
             is_from_outside: false,
@@ -156,7 +164,7 @@ impl Tokenizer {
     }
 
     fn plain(&self, text: &str) -> Result<Vec<u32>, String> {
-        ids(&self.inner, text)
+        self.ids(&self.inner, text, true)
     }
 
     fn rendered(&self, text: &str) -> Result<Vec<u32>, String> {
@@ -168,7 +176,22 @@ impl Tokenizer {
             let _ = inner.add_special_tokens(marks.map(|mark| mark.normalized(false)));
             inner
         });
-        ids(inner, text)
+        self.ids(inner, text, false)
+    }
+
+    fn ids(
+        &self,
+        inner: &tokenizers::Tokenizer,
+        text: &str,
+        is_plain: bool,
+    ) -> Result<Vec<u32>, String> {
+        let text = match &*self.drops {
+            [] => Cow::Borrowed(text),
+            drops => gguf::without_dropped(text, drops, is_plain).into(),
+        };
+        let encoding = guarded(|| inner.encode_fast(text, false))?.map_err(|e| e.to_string())?;
+        let ids = encoding.get_ids().iter().copied();
+        Ok(ids.filter(|id| Some(*id) != self.unspelled).collect())
     }
 
     /// Refuses a tokenizer from outside that takes several seconds for the beginning of a text.
@@ -196,11 +219,6 @@ impl Tokenizer {
     }
 }
 
-fn ids(inner: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, String> {
-    let encoding = guarded(|| inner.encode_fast(text, false))?.map_err(|e| e.to_string())?;
-    Ok(encoding.get_ids().to_vec())
-}
-
 /// The tokenizer of a checkpoint, and notes about it.
 pub(super) struct Opened {
     pub tokenizer: Tokenizer,
@@ -226,7 +244,8 @@ pub(super) fn of_gguf(
         None => {
             vocabulary.check_size(file, spec.vocab)?;
             let tokenizer = Tokenizer::from_gguf(file, vocabulary)?;
-            opened = Opened { tokenizer, file: None, notes: Vec::new(), reading: Vec::new() };
+            let notes = gguf::unnamed_pre(file).into_iter().collect();
+            opened = Opened { tokenizer, file: None, notes, reading: Vec::new() };
             (bos_of_0_1_0(file, &says[0]), None)
         }
         Some(path) => {

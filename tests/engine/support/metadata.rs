@@ -1,4 +1,4 @@
-//! GGUF files whose metadata is edited and whose tensors stay as they are.
+//! GGUF files whose metadata or tensors are replaced.
 
 /// A file in parts: what stands before the metadata, its entries, the tensors' descriptions, the data.
 pub struct Metadata {
@@ -13,6 +13,16 @@ pub struct Metadata {
 pub struct Entry {
     pub key: String,
     value: Vec<u8>,
+}
+
+/// A tensor as a file holds it.
+pub struct Stored {
+    pub name: String,
+    /// The number of its type.
+    pub code: u32,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
 }
 
 const ALIGNMENT: usize = 32;
@@ -88,6 +98,23 @@ impl Metadata {
         self.entries.iter().map(|entry| entry.key.clone()).collect()
     }
 
+    /// The same metadata with other tensors.
+    pub fn with_tensors(&self, tensors: &[Stored]) -> Vec<u8> {
+        let (mut infos, mut data) = (Vec::new(), Vec::new());
+        for tensor in tensors {
+            infos.extend((tensor.name.len() as u64).to_le_bytes());
+            infos.extend(tensor.name.as_bytes());
+            infos.extend((tensor.shape.len() as u32).to_le_bytes());
+            infos.extend(tensor.shape.iter().rev().flat_map(|n| (*n as u64).to_le_bytes()));
+            infos.extend(tensor.code.to_le_bytes());
+            infos.extend((data.len() as u64).to_le_bytes());
+            data.extend(&tensor.bytes);
+            data.resize(data.len().next_multiple_of(ALIGNMENT), 0);
+        }
+        let entries = self.entries.clone();
+        Metadata { tensors: tensors.len() as u64, entries, infos, data }.edited(|_| ())
+    }
+
     /// The file with the entries that an edit makes of its own.
     pub fn edited(&self, edit: impl FnOnce(&mut Vec<Entry>)) -> Vec<u8> {
         let mut entries = self.entries.clone();
@@ -114,6 +141,13 @@ impl Entry {
 
     pub fn number(key: &str, value: u32) -> Self {
         Entry { key: key.into(), value: [4u32.to_le_bytes(), value.to_le_bytes()].concat() }
+    }
+
+    pub fn numbers(key: &str, values: &[u32]) -> Self {
+        let head = [9u32.to_le_bytes(), 4u32.to_le_bytes()].concat();
+        let numbers = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let value = [head, (values.len() as u64).to_le_bytes().to_vec(), numbers].concat();
+        Entry { key: key.into(), value }
     }
 
     pub fn text(key: &str, value: &str) -> Self {

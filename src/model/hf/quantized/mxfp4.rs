@@ -81,6 +81,7 @@ impl Dequantize for Turned {
 
 #[cfg(test)]
 mod tests {
+    use crate::compute::device::HOST;
     use crate::hash;
     use crate::model::hf::HfCheckpoint;
     use crate::model::tensors::Tensors;
@@ -98,7 +99,7 @@ mod tests {
         assert_eq!(weights.len(), 2);
         for (name, want) in weights {
             let numbers: Vec<f32> =
-                checkpoint.read(name).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                checkpoint.read(name, &HOST).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
             assert_eq!(hash::of_bytes(&bytes), want.as_str().unwrap(), "{name}");
         }

@@ -1,0 +1,31 @@
+//! The launches of the kernels that dequantize blocks.
+
+use super::kernels::BLOCKS;
+use super::launch::{unwritten, Call, Grid, Place};
+use super::THREADS;
+use crate::compute::blocks::BlockType;
+use candle_core::{DType, Device, Result, Tensor};
+
+/// How many neighbouring elements of a block a thread computes.
+const GROUP: usize = 4;
+
+/// The numbers of a tensor's blocks, which are uploaded as they are. Their size has been checked, and there are some.
+pub(in crate::compute) fn dequantized(
+    of: &BlockType,
+    blocks: &[u8],
+    shape: &[usize],
+    at: &Device,
+) -> Result<Tensor> {
+    let upload = |bytes: &[u8]| Tensor::from_slice(bytes, bytes.len(), at);
+    let (blocks, grid) = (upload(blocks)?, of.grid().map(upload).transpose()?);
+    let out = unwritten(at.as_cuda_device()?, shape, DType::F32)?;
+    let threads = out.elem_count() / of.elements.min(GROUP);
+    // a type's kernel is named by it
+    Call::named(at.as_cuda_device()?, &BLOCKS, &of.name.to_lowercase())?
+        .at(Place::of(&blocks)?)
+        .at(Place::of_optional(grid.as_ref())?)
+        .at(Place::of(&out)?)
+        .wide(out.elem_count())
+        .launch(Grid::over(threads, THREADS))?;
+    Ok(out)
+}

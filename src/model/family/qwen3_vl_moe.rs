@@ -1,0 +1,49 @@
+//! `qwen3_vl_moe`: the text model of Qwen3-VL's mixtures, which is Qwen3-MoE with the experts' matrices stored as
+//! (in, out).
+
+use super::common::Family;
+use super::idle::{gguf, hf, Any, DENSE, ON};
+use super::names;
+use super::names::Names;
+use super::qwen3_moe;
+use crate::model::tensors::Transform;
+
+pub(super) const FAMILY: Family = Family {
+    gguf: &["qwen3vlmoe"],
+    hf: &["qwen3_vl_moe", "qwen3_vl_moe_text"],
+    gguf_names: names::GGUF,
+    hf_names: Names {
+        ordered: &[
+            ("ffn_gate_up_exps.weight", Transform::Transposed),
+            ("ffn_down_exps.weight", Transform::Transposed),
+        ],
+        ..names::HF
+    },
+    // Qwen3VLMoeTextConfig, whose weights of experts are always divided by their sum
+    hf_defaults: r#"{
+    "tie_word_embeddings": false, "num_key_value_heads": 16, "attention_bias": false,
+    "rope_theta": 500000.0, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "num_experts_per_tok": 4, "moe_intermediate_size": 1408
+}"#,
+    idle: &[
+        hf("intermediate_size", Any, DENSE),
+        gguf("feed_forward_length", Any, DENSE),
+        hf(
+            "norm_topk_prob",
+            ON,
+            "the class divides experts' weights by their sum, whatever it says",
+        ),
+        hf("rope_parameters.mrope_section", Any, PLAIN),
+        hf("rope_parameters.mrope_interleaved", Any, PLAIN),
+        hf("rope_scaling.mrope_section", Any, PLAIN),
+        hf("rope_scaling.mrope_interleaved", Any, PLAIN),
+        gguf("rope.dimension_sections", Any, PLAIN),
+        gguf("n_deepstack_layers", Any, DEEP),
+    ],
+    spec: qwen3_moe::spec,
+};
+
+/// Why keys about multimodal RoPE may be passed over.
+pub(super) const PLAIN: &str = "for a text, all parts of multimodal RoPE turn by one position";
+/// Why layers that images enter may be passed over.
+pub(super) const DEEP: &str = "only images enter the residual stream between layers";
