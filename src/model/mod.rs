@@ -212,7 +212,10 @@ impl Checkpoint {
     /// # Errors
     /// If the files have no such tensor.
     pub fn tensor(&self, own: &str) -> Result<candle_core::Tensor, ModelError> {
-        Ok(self.tensors.read(own, &crate::compute::device::HOST)?.to_dtype(candle_core::DType::F32)?)
+        Ok(self
+            .tensors
+            .read(own, &crate::compute::device::HOST)?
+            .to_dtype(candle_core::DType::F32)?)
     }
 
     /// The part that has nothing to do with the tokenizer, with all notes.
