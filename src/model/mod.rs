@@ -79,7 +79,8 @@ impl Geometry {
         let Source { path, ignore_keys, .. } = source;
         if path.is_dir() {
             let folder = HfCheckpoint::open(path)?;
-            let (spec, notes) = family::read(&folder, ignore_keys)?;
+            let (mut spec, notes) = family::read(&folder, ignore_keys)?;
+            spec.take_cache_scales(|layer| folder.cache_scales(layer));
             let notes = [folder.notes().to_vec(), notes].concat();
             let dtypes = folder.dtypes().into_iter().collect();
             return Ok(Geometry { spec, bytes: folder.bytes(), dtypes, notes });

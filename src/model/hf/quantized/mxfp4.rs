@@ -81,6 +81,7 @@ impl Dequantize for Turned {
 
 #[cfg(test)]
 mod tests {
+    use crate::compute::device::HOST;
     use crate::hash;
     use crate::model::hf::HfCheckpoint;
     use crate::model::tensors::Tensors;
@@ -97,13 +98,8 @@ mod tests {
         let weights = oracle["weights"].as_object().unwrap();
         assert_eq!(weights.len(), 2);
         for (name, want) in weights {
-            let numbers: Vec<f32> = checkpoint
-                .read(name, &crate::compute::device::HOST)
-                .unwrap()
-                .flatten_all()
-                .unwrap()
-                .to_vec1()
-                .unwrap();
+            let numbers: Vec<f32> =
+                checkpoint.read(name, &HOST).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
             assert_eq!(hash::of_bytes(&bytes), want.as_str().unwrap(), "{name}");
         }
