@@ -104,7 +104,7 @@ def random_text(seed, size):
 
 
 def every_character():
-    """Every assigned character in front of, behind and between letters, digits and spaces."""
+    """Every assigned character in front of, behind and between letters, digits and spaces; some of the Han and Hangul."""
     parts = []
     for code in range(1, 0x30000):
         c = chr(code)
