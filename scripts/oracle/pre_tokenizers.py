@@ -104,7 +104,7 @@ def random_text(seed, size):
 
 
 def every_character():
-    """Every assigned character in front of, behind and between letters, digits and spaces."""
+    """Every assigned character in front of, behind and between letters, digits and spaces; some of the Han and Hangul."""
     parts = []
     for code in range(1, 0x30000):
         c = chr(code)
@@ -239,7 +239,7 @@ class Vocabularies:
         types = own + [NORMAL] * (len(tokens) - len(own))
         self.text = {"tokens": tokens, "types": types, "merges": merges}
         runs = [SPACE * n for n in range(2, 17)]
-        pieces = [t for t in tokens if t not in runs] + runs
+        pieces = [t for t in tokens if len(t) < 2 or set(t) != {SPACE}] + runs
         types = own + [NORMAL] * (len(pieces) - len(own))
         # as in Llama 2: the runs of spaces share the lowest score
         ranked = len(pieces) - len(own) - len(runs)

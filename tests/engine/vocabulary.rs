@@ -867,22 +867,25 @@ fn pieces_with_one_score_are_refused() {
     assert!(error.contains("`th` and `he` have one score"), "{error}");
 }
 
-/// llama.cpp merges these from the left. Ranks can express it for the runs of spaces of Llama 2.
+/// llama.cpp merges these from the left. Ranks can express it for the runs of spaces of Llama 2 and Mistral 7B.
 #[test]
 fn runs_of_one_character_may_have_one_score() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
-    let runs = |lengths: &[usize]| {
-        let runs: Vec<_> = lengths.iter().map(|length| "t".repeat(*length)).collect();
-        let runs: Vec<_> = runs.iter().map(|run| (run.as_str(), 1, -1.0)).collect();
+    let runs = |runs: &[(&str, f32)]| {
+        let runs: Vec<_> = runs.iter().map(|(run, score)| (*run, 1, *score)).collect();
         sentence_piece(&path, &[&LETTERS[..], &runs].concat());
         open(&Source::at(path.clone()))
     };
-    // pieces 6, 7 and 8 are runs of four, two and three
-    let encode = |text: &str| runs(&[4, 2, 3]).unwrap().tokenizer.encode(text).unwrap();
+    // pieces 6, 7 and 8
+    let three = [("tttt", -1.0), ("tt", -1.0), ("ttt", -1.0)];
+    let encode = |text: &str| runs(&three).unwrap().tokenizer.encode(text).unwrap();
     assert_eq!(encode("ttttttt"), [6, 8]);
     assert_eq!(encode("ttttthtt"), [6, 3, 4, 7]);
-    let error = runs(&[4, 2]).map(|_| ()).unwrap_err();
+    // a run of five is four and one, also if three is no piece
+    let two = runs(&[("tttt", -1.0), ("tt", -1.0)]).unwrap();
+    assert_eq!(two.tokenizer.encode("ttttt").unwrap(), [6, 3]);
+    let error = runs(&[("tttt", -1.0), ("tt", -1.0), ("ttt", -2.0)]).map(|_| ()).unwrap_err();
     assert!(error.contains("have one score"), "{error}");
 }
 

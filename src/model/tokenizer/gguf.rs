@@ -511,8 +511,8 @@ fn has_space_prefix(file: &Gguf) -> Result<bool, ModelError> {
 /// All pairs of pieces that make a piece, those with the highest score first.
 ///
 /// Of two possible merges with the same score llama.cpp and SentencePiece take the left one, which ranks cannot
-/// express. There is one exception: in the vocabularies of Llama 2 runs of two to sixteen spaces share the lowest
-/// score. To merge such a run from the left is to prefer the longest piece.
+/// express. There is one exception: in the vocabularies of Llama 2 and Mistral 7B runs of spaces share the lowest score.
+/// To merge such a run from the left is to prefer the longest piece.
 fn ranked_merges(
     file: &Gguf,
     vocabulary: &Vocabulary,
@@ -548,7 +548,7 @@ fn ranked_merges(
             with_score.entry(score.to_bits()).or_default().push(token);
         }
     }
-    let tied = with_score.into_values().filter(|pieces| pieces.len() > 1 && !are_runs(pieces));
+    let tied = with_score.values().filter(|tied| tied.len() > 1 && !are_runs(tied, &with_score));
     if let Some(pieces) = tied.min() {
         let (one, other) = (cut(pieces[0]), cut(pieces[1]));
         let what = format!(
@@ -565,13 +565,15 @@ fn is_one(text: &str) -> bool {
     text.chars().nth(1).is_none()
 }
 
-/// Whether pieces are the runs of one character, from two on without a gap.
-fn are_runs(pieces: &[&str]) -> bool {
-    let Some(c) = pieces[0].chars().next() else { return false };
-    let mut lengths: Vec<_> = pieces.iter().map(|piece| piece.len() / c.len_utf8()).collect();
-    lengths.sort_unstable();
-    pieces.iter().all(|piece| piece.chars().all(|other| other == c))
-        && lengths.into_iter().eq(2..pieces.len() + 2)
+/// Whether pieces with one score are all the runs of one character.
+///
+/// Merged from the left, such a run always consists of runs that grow no more, one that grows, and single characters.
+/// Of the possible merges the one further left then makes the longer piece.
+fn are_runs(tied: &[&str], with_score: &HashMap<u32, Vec<&str>>) -> bool {
+    let Some(c) = tied[0].chars().next() else { return false };
+    let is_run = |piece: &&&str| piece.chars().all(|other| other == c);
+    let all = with_score.values().flatten().filter(is_run).count();
+    tied.iter().filter(is_run).count() == tied.len() && all == tied.len()
 }
 
 pub(in crate::model) fn text<'a>(file: &'a Gguf, key: &str) -> Option<&'a str> {
