@@ -36,12 +36,15 @@ fn auto_says_which_device_it_took_only_where_there_was_a_choice() {
 }
 
 #[test]
-fn a_device_that_cannot_be_used_is_refused_by_every_command() {
+fn a_device_that_cannot_be_used_is_refused_by_every_command_that_computes() {
     let repository = Repository::new();
     // no machine has so many cards
     let asked = ["--device", "cuda:99"];
+    for command in ["run", "check"] {
+        let on_card = [command, asked[0], asked[1]];
+        kvgate(&repository, &on_card).exits(2).says("use --device cpu");
+    }
     for command in [&["run"][..], &["check"], &["plan", "--shards", "1"]] {
-        kvgate(&repository, &[command, &asked].concat()).exits(2).says("use --device cpu");
         kvgate_with(&repository, command, &[("KVGATE_DEVICE", "gpu")])
             .exits(2)
             .says("KVGATE_DEVICE: `gpu` is no device");
