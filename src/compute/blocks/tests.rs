@@ -12,7 +12,9 @@ fn named(name: &str) -> &'static BlockType {
 
 /// The types of the fixture with their blocks and the digests of their numbers.
 fn fixture() -> Vec<(&'static BlockType, Vec<u8>, Vec<String>)> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/blocks.json");
+    // where the tests run, which may be another machine than that which has built them
+    let path =
+        format!("{}/tests/fixtures/blocks.json", std::env::var("CARGO_MANIFEST_DIR").unwrap());
     let fixture: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     let types = fixture["types"].as_object().unwrap().iter().map(|(name, one)| {
         let hex = one["blocks"].as_str().unwrap();
