@@ -69,7 +69,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// Opens a checkpoint. A tokenizer that cannot be used does not hide the rest.
+    /// Opens a checkpoint. A tokenizer of its own that cannot be used does not hide the rest.
     fn of(source: &Source) -> Result<Self, Stop> {
         let stop = |error: ModelError| Stop::new(USAGE, error.to_string());
         match Checkpoint::open(source) {
@@ -80,7 +80,7 @@ impl Seen {
                     format!("{}, {} tokens, {bos}", tokenizer.kind, checkpoint.spec.vocab);
                 Ok(Seen { geometry: checkpoint.into_geometry(), tokenizer })
             }
-            Err(error @ ModelError::Tokenizer { .. }) => {
+            Err(error @ ModelError::Tokenizer { .. }) if source.tokenizer.is_none() => {
                 let geometry = Geometry::read(source).map_err(stop)?;
                 let tokenizer = format!("none, so that nothing can be measured: {error}");
                 Ok(Seen { geometry, tokenizer })

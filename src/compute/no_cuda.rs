@@ -2,7 +2,6 @@
 //! tensor is on one.
 
 use super::attention::SoftmaxAttention;
-use super::blocks::BlockType;
 use super::delta_rule::Recurrent;
 use super::finite::FiniteFlag;
 use super::gate::Activation;
@@ -41,7 +40,8 @@ pub(super) fn has_codec(_name: &str) -> bool {
 
 /// The numbers of blocks, which are dequantized on a card. There is none in this build.
 pub(super) fn dequantized(
-    _of: &BlockType,
+    _of: (&str, usize),
+    _grid: Option<&[u8]>,
     _blocks: &[u8],
     _shape: &[usize],
     _at: &Device,
@@ -155,7 +155,6 @@ impl Pairs {
 /// not take them for unused.
 #[allow(dead_code)]
 fn read_by_kernels(
-    blocks: &BlockType,
     flag: &FiniteFlag,
     residual: &Residual,
     round_trip: &RoundTrip,
@@ -163,7 +162,6 @@ fn read_by_kernels(
     rope: &RopeTable,
     attention: &SoftmaxAttention,
 ) -> Result<()> {
-    let _ = blocks.grid();
     flag.words(residual.lanes, &HOST)?;
     let card = round_trip.storing.on_card(0);
     let _ = (card.codec, card.text, card.variant, card.is_taken, card.group, card.rotation);

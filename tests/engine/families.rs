@@ -140,8 +140,8 @@ fn every_codec_in_parts_is_the_codec_at_once() {
     assert!(with_blocks >= 6, "only {with_blocks}");
 }
 
-/// Scores of the heads' own take weight from all keys, and do not change what a cache costs: nothing as f32, little in 8 bits, and more in
-/// 4.
+/// Scores of the heads' own take weight from all keys. A cache of f32 costs nothing, one of 8 bits little, and one of 4
+/// bits more.
 #[test]
 fn a_cache_of_gpt_oss_costs_what_its_bits_cost() {
     let folder = root().join("tests/fixtures/checkpoints/gpt-oss");
@@ -159,7 +159,7 @@ fn a_cache_of_gpt_oss_costs_what_its_bits_cost() {
     let [same, eight, four] = ["f32", "q8_0", "q4_0"].map(cost);
     println!("{same:e} {eight:e} {four:e}");
     assert_eq!(same, 0.0);
-    assert!(eight > 1e-7 && 20.0 * eight < four && four < 0.1, "{eight:e} {four:e}");
+    assert!(eight > 1e-7 && 20.0 * eight < four && four < 0.3, "{eight:e} {four:e}");
 }
 
 /// The KL divergence of two softmaxes, in f64.

@@ -132,14 +132,10 @@ impl BlockType {
         };
         let elements = self.count(blocks, shape)?;
         if at.is_cuda() && elements > 0 {
-            return cuda::dequantized(self, blocks, shape, at);
+            let (of, grid) = ((self.name, self.elements), i_quants::grid_of(self.name));
+            return cuda::dequantized(of, grid, blocks, shape, at);
         }
         Tensor::from_vec(self.on_host(numbers, blocks, elements), shape, &HOST)?.to_device(at)
-    }
-
-    /// The rows of the grid in which the type looks numbers up, if it has one.
-    pub(super) fn grid(&self) -> Option<&'static [u8]> {
-        i_quants::grid_of(self.name)
     }
 
     /// How many elements a tensor has, if the blocks are its.

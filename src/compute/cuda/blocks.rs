@@ -3,25 +3,26 @@
 use super::kernels::BLOCKS;
 use super::launch::{unwritten, Call, Grid, Place};
 use super::THREADS;
-use crate::compute::blocks::BlockType;
 use candle_core::{DType, Device, Result, Tensor};
 
 /// How many neighbouring elements of a block a thread computes.
 const GROUP: usize = 4;
 
 /// The numbers of a tensor's blocks, which are uploaded as they are. Their size has been checked, and there are some.
+/// `name` is that of the type, `elements` says how many a block has, and some types look numbers up in a grid.
 pub(in crate::compute) fn dequantized(
-    of: &BlockType,
+    (name, elements): (&str, usize),
+    grid: Option<&[u8]>,
     blocks: &[u8],
     shape: &[usize],
     at: &Device,
 ) -> Result<Tensor> {
     let upload = |bytes: &[u8]| Tensor::from_slice(bytes, bytes.len(), at);
-    let (blocks, grid) = (upload(blocks)?, of.grid().map(upload).transpose()?);
+    let (blocks, grid) = (upload(blocks)?, grid.map(upload).transpose()?);
     let out = unwritten(at.as_cuda_device()?, shape, DType::F32)?;
-    let threads = out.elem_count() / of.elements.min(GROUP);
+    let threads = out.elem_count() / elements.min(GROUP);
     // a type's kernel is named by it
-    Call::named(at.as_cuda_device()?, &BLOCKS, &of.name.to_lowercase())?
+    Call::named(at.as_cuda_device()?, &BLOCKS, &name.to_lowercase())?
         .at(Place::of(&blocks)?)
         .at(Place::of_optional(grid.as_ref())?)
         .at(Place::of(&out)?)

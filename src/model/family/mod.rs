@@ -17,6 +17,7 @@ mod llama;
 mod ministral3;
 mod mistral;
 mod names;
+mod olmo;
 mod olmo2;
 mod olmo3;
 mod phi3;

@@ -1,15 +1,14 @@
 //! `olmo2`: OLMo 2, whose layers have norms behind their halves and none before, and norms of whole rows of Q and K.
 
-use super::common::{activation, attention, common, layers_with, llama_layer, mlp, Family, Reach};
-use super::gemma::POST_NORMS;
+use super::common::{attention, common, Family, Reach};
 use super::idle::{hf, Numbers};
-use super::keys::{ACTIVATION, ATTENTION_BIAS, LAYERS, WINDOW};
+use super::keys::WINDOW;
 use super::names;
-use super::names::Names;
+use super::olmo::{count, normed_behind, HF_NAMES};
 use super::olmo3;
 use super::rope::{rope, USUAL};
 use crate::model::config::{Config, Format};
-use crate::model::spec::{Attention, FeedForward, Layer, Mixer, QkNorm, Spec};
+use crate::model::spec::Spec;
 use crate::model::tensors::Tensors;
 use crate::model::ModelError;
 
@@ -25,8 +24,6 @@ pub(super) const FAMILY: Family = Family {
     spec,
 };
 
-pub(super) const HF_NAMES: Names = Names { own: &[POST_NORMS[0], POST_NORMS[2]], ..names::HF };
-
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
     if file.format() == Format::Gguf && config.optional_number(WINDOW)?.unwrap_or(0) > 0 {
@@ -36,35 +33,4 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let full = attention(config, spec.hidden, |dim| rope(file, &USUAL, dim))?;
     let layers = normed_behind(file, full)?;
     Ok(Spec { layers: vec![layers(Reach::Full, None); count(file)?], ..spec })
-}
-
-pub(super) fn count(file: &dyn Tensors) -> Result<usize, ModelError> {
-    let config: &dyn Config = file;
-    layers_with("post_attention_norm.weight", file, config.number(LAYERS)?)
-}
-
-/// Makes layers of the attention of layers without a window, and of that of the others if there are any.
-pub(super) fn normed_behind(
-    file: &dyn Tensors,
-    full: Attention,
-) -> Result<impl Fn(Reach, Option<&Attention>) -> Layer, ModelError> {
-    let config: &dyn Config = file;
-    activation(config, ACTIVATION, "silu")?;
-    // the norms stand between the biases and what llama.cpp's converter would make of them
-    if config.flag(ATTENTION_BIAS)? {
-        return Err(config.unsupported("biases in attention (attention_bias)"));
-    }
-    let mlp = mlp(config)?;
-    Ok(move |reach, sliding: Option<&Attention>| {
-        let attention = match (reach, sliding) {
-            (Reach::Sliding, Some(sliding)) => sliding.clone(),
-            _ => full.clone(),
-        };
-        let attention = Attention { qk_norm: QkNorm::Rows, ..attention };
-        Layer {
-            pre_norms: false,
-            post_norms: true,
-            ..llama_layer(Mixer::Attention(attention), FeedForward::Dense(mlp.clone()))
-        }
-    })
 }

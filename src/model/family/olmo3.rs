@@ -4,7 +4,7 @@ use super::common::{attention, common, Family, Reach};
 use super::gemma::reaches;
 use super::keys::WINDOW;
 use super::names;
-use super::olmo2::{count, normed_behind, HF_NAMES};
+use super::olmo::{count, normed_behind, HF_NAMES};
 use super::rope::{rope, Layout, Wanted, USUAL};
 use crate::model::config::{Config, Key};
 use crate::model::spec::{Attention, Spec};

@@ -2,7 +2,7 @@
 //! heads turn, in some models by LongRoPE.
 
 use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
-use super::idle::{gguf, Any};
+use super::idle::{gguf, hf, Any};
 use super::keys::{ACTIVATION, WINDOW};
 use super::mistral::one_kind;
 use super::names;
@@ -25,11 +25,14 @@ pub(super) const FAMILY: Family = Family {
     hf_defaults: r#"{
     "tie_word_embeddings": false, "original_max_position_embeddings": 4096
 }"#,
-    idle: &[gguf(
-        "attention.sliding_window",
-        Any,
-        "llama.cpp computes this architecture without a window",
-    )],
+    idle: &[
+        gguf(
+            "attention.sliding_window",
+            Any,
+            "llama.cpp computes this architecture without a window",
+        ),
+        hf("original_max_position_embeddings", Any, "only LongRoPE reads it"),
+    ],
     spec,
 };
 

@@ -16,7 +16,7 @@
 //! token is never added (`add_eos_token` is ignored), since a chunk is only a part of a text.
 
 use super::gguf::{self, text, Vocabulary, MODEL};
-use super::pre;
+use super::pre::{self, Rule};
 use crate::model::config::Config;
 use crate::model::gguf::Gguf;
 use crate::model::hf::files::optional_json;
@@ -38,17 +38,6 @@ pub(super) struct Says {
     place: String,
     pub adds: Option<bool>,
     pub token: Option<u32>,
-}
-
-/// What llama.cpp does if no file says anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rule {
-    /// It adds BOS, even if the file says otherwise.
-    Forced,
-    /// BOS.
-    Adds,
-    /// Nothing.
-    Silent,
 }
 
 /// The decision, and who made it.

@@ -12,7 +12,18 @@
 //! A new name is a new row of [`KNOWN`]. A name that is not there is refused, because a wrong pre-tokenizer would
 //! give plausible tokens and wrong numbers. Left out are names of models that only embed texts.
 
-use super::bos::Rule::{self, Adds, Forced};
+use Rule::{Adds, Forced};
+
+/// Whether llama.cpp puts BOS before a text if no file says anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// It adds BOS, even if the file says otherwise.
+    Forced,
+    /// BOS.
+    Adds,
+    /// Nothing.
+    Silent,
+}
 
 /// Endings behind an apostrophe.
 macro_rules! contractions {

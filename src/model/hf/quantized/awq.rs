@@ -2,6 +2,7 @@
 
 use super::columns::{ByColumns, Columns};
 use super::described::Described;
+use super::gptq::{group, MAKING};
 use super::raw::Raw;
 use super::scaled::SCALES;
 use super::weight::Part;
@@ -37,22 +38,10 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     };
     let plain = described.names("modules_to_not_convert")?;
     // transformers writes its members for GPTQ here, too
-    described.pass_over(super::gptq::MAKING);
+    described.pass_over(MAKING);
     described.pass_over(&["do_fuse", "fuse_max_seq_len", "modules_to_fuse"]);
     described.close()?;
     Ok(Box::new(Awq { group, plain }))
-}
-
-/// The size of a group. -1 stands for all inputs.
-pub(super) fn group(
-    described: &Described,
-    size: &serde_json::Value,
-) -> Result<Option<usize>, ModelError> {
-    match (size.as_i64(), size.as_u64()) {
-        (Some(-1), _) => Ok(None),
-        (_, Some(size)) if size > 0 => Ok(usize::try_from(size).ok()),
-        _ => Err(described.error("group_size", format!("is {size}, no size of a group"))),
-    }
 }
 
 impl Method for Awq {

@@ -1,6 +1,5 @@
 //! GPTQ as AutoGPTQ and GPTQModel write it, in both versions of the format: version 1 stores zero points less one.
 
-use super::awq::group;
 use super::columns::{ByColumns, Columns};
 use super::described::Described;
 use super::raw::Raw;
@@ -89,6 +88,18 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     described.close()?;
     let more = i32::from(format.as_deref() != Some("gptq_v2"));
     Ok(Box::new(Gptq { bits, group, more }))
+}
+
+/// The size of a group. -1 stands for all inputs.
+pub(super) fn group(
+    described: &Described,
+    size: &serde_json::Value,
+) -> Result<Option<usize>, ModelError> {
+    match (size.as_i64(), size.as_u64()) {
+        (Some(-1), _) => Ok(None),
+        (_, Some(size)) if size > 0 => Ok(usize::try_from(size).ok()),
+        _ => Err(described.error("group_size", format!("is {size}, no size of a group"))),
+    }
 }
 
 impl Method for Gptq {
