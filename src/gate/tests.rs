@@ -138,9 +138,9 @@ golden changed: 1 statistic left its tolerance
   max_kld           2.250    2.250       0 %  shown
   top1_agreement   0.8727   0.8627   -0.0100  ± 0.04
   rms_dp          0.08100  0.08100       0 %  ± 25 %
-  ppl               22.03    22.03       0 %  shown
+  ppl               22.03    22.03    +0.0 %  shown
   ppl_ratio        1.0442   1.0442       0 %  shown
-  baseline_ppl      21.10    21.10    -0.0 %  ± 0.5 %
+  baseline_ppl      21.10    21.10       0 %  ± 0.5 %
 to accept what was measured: `cargo insta review`, or `kvgate accept kvgate-results/results.json gemma-3-270m::q4_0`";
     assert_eq!(output, message);
     let pending = std::fs::read_to_string(file.with_extension("snap.new")).unwrap();
