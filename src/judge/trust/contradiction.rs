@@ -93,7 +93,8 @@ pub fn contradicting_baselines(measurement: &Measurement) -> Option<String> {
 
 /// Whether two numbers differ by no more than a share of the larger one. None is near one that is not finite.
 fn is_near(a: f64, b: f64, share: f64) -> bool {
-    (a - b).abs() <= share * a.abs().max(b.abs())
+    let apart = (a - b).abs();
+    apart.is_finite() && apart <= share * a.abs().max(b.abs())
 }
 
 /// Finds a statistic or a sum of parts that is not finite. Everything would agree with what is computed from it.
