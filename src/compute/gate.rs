@@ -179,7 +179,8 @@ mod tests {
             let g = g.min(7.0);
             g / (1.0 + (-1.702 * g).exp()) * (u.clamp(-7.0, 7.0) + 1.0)
         };
-        let activations: [(Activation, &dyn Fn(f64, f64) -> f64); 3] = [
+        type Product<'a> = &'a dyn Fn(f64, f64) -> f64;
+        let activations: [(Activation, Product); 3] = [
             (Activation::Silu, &silu),
             (Activation::GeluTanh, &gelu),
             (Activation::Clamped, &clamped),

@@ -190,7 +190,7 @@ fn difference(one: &str, other: &str) -> String {
 
 /// Where the reference has its default of a key whose name ends so: of GGUF in llama.cpp, of config.json in
 /// transformers. A change that has none is silent, and no such change may be.
-const SOURCES: [(&str, &str); 15] = [
+const SOURCES: &[(&str, &str)] = &[
     ("eos_token_id", "GenerationConfig: nothing ends an answer then"),
     (".rope.freq_base", "llama_model_base::load_hparams, rope_freq_base_train"),
     (".rope.dimension_count", "llama_model_base::load_hparams, n_rot_full"),

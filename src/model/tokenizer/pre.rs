@@ -130,7 +130,7 @@ impl Pre {
         self
     }
 
-    const fn as_text(mut self) -> Self {
+    const fn read_as_text(mut self) -> Self {
         self.is_spelled_as_text = true;
         self
     }
@@ -242,7 +242,7 @@ const KNOWN: &[Pre] = &[
     Pre::new("viking", &[BLOOM_WORDS, r"\p{N}"]),
     Pre::new("superbpe", &[r"\p{N}+", "(?=([0-9]{3})+(?![0-9]))"]),
     // pieces as SentencePiece spells them: words are lines
-    Pre::new(GEMMA4, LINES).as_text().bos(Forced),
-    Pre::new("granite-embed-multi-311m", LINES).as_text().bos(Forced),
-    Pre::new("sarvam-moe", LINES).as_text(),
+    Pre::new(GEMMA4, LINES).read_as_text().bos(Forced),
+    Pre::new("granite-embed-multi-311m", LINES).read_as_text().bos(Forced),
+    Pre::new("sarvam-moe", LINES).read_as_text(),
 ];
