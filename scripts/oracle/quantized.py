@@ -462,7 +462,8 @@ def bitsandbytes():
 
         def quantize(_, weight):
             codes, state = F.quantize_4bit(weight.float(), blocksize=64, quant_type=kind, compress_statistics=double)
-            whole = F.dequantize_4bit(codes, state)
+            # the package's loop for CPUs gives -0 where the table that it writes into the file has 0
+            whole = F.dequantize_4bit(codes, state) + 0.0
             packed = state.as_dict(packed=True)
             return {"weight": codes} | {f"weight.{end}": part for end, part in packed.items()}, whole
 

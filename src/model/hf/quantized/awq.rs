@@ -3,8 +3,7 @@
 use super::columns::{ByColumns, Columns};
 use super::described::Described;
 use super::gptq::{group, MAKING};
-use super::raw::Raw;
-use super::scaled::SCALES;
+use super::raw::{Raw, SCALES};
 use super::weight::Part;
 use super::{Known, Method};
 use crate::model::ModelError;

@@ -5,8 +5,8 @@
 
 use super::described::Described;
 use super::fp4::{Blocks, Whole};
-use super::raw::{Raw, Taken};
-use super::scaled::{Scaled, SCALES};
+use super::raw::{Raw, Taken, SCALES};
+use super::scaled::Scaled;
 use super::weight::{Dequantize, Grid, Part, Rows};
 use super::{kv_scheme, Known, Method};
 use crate::model::ModelError;

@@ -2,8 +2,8 @@
 //! tensor, of the row, or of its block. The scale of blocks is called `weight_scale_inv` although it multiplies, too.
 
 use super::described::Described;
-use super::raw::Raw;
-use super::scaled::{grid, Scaled, SCALES};
+use super::raw::{Raw, SCALES};
+use super::scaled::{grid, Scaled};
 use super::{kv_scheme, Known, Method};
 use crate::model::ModelError;
 use safetensors::Dtype;

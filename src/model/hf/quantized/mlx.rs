@@ -2,8 +2,7 @@
 
 use super::described::Described;
 use super::fp4::{Blocks, Whole};
-use super::raw::{Raw, Taken};
-use super::scaled::SCALES;
+use super::raw::{Raw, Taken, SCALES};
 use super::weight::{by_runs, Dequantize, Grid, Part, Rows};
 use super::{Known, Method};
 use crate::model::ModelError;

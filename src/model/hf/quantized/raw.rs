@@ -1,6 +1,5 @@
 //! The stored tensors of a checkpoint, from which a method takes those that make up its weights.
 
-use super::scaled::SCALES;
 use super::weight::{Dequantize, Part, Quantized};
 use super::{Located, Stored};
 use crate::model::family::Names;
@@ -9,6 +8,9 @@ use memmap2::Mmap;
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// Types in which scales are stored.
+pub(super) const SCALES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 
 pub(in crate::model::hf) struct Raw<'a> {
     pub folder: &'a Path,

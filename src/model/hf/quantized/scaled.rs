@@ -5,9 +5,6 @@ use super::raw::Taken;
 use super::weight::{by_runs, Dequantize, Grid, Part, Rows};
 use safetensors::Dtype;
 
-/// Types in which scales are stored.
-pub(super) const SCALES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
-
 /// Codes, scales, and perhaps zero points of whole numbers.
 pub(super) struct Scaled {
     pub grid: Grid,
