@@ -55,6 +55,15 @@ LINEAR = [
 # this one stays plain where a format has a list of such modules
 PLAIN = "model.layers.0.self_attn.o_proj"
 EMBEDDING = "model.embed_tokens"
+# the numbers of FP4's codes
+E2M1 = torch.tensor([sign * x for sign in (1.0, -1.0) for x in (0, 0.5, 1, 1.5, 2, 3, 4, 6)])
+
+
+def e2m1(codes):
+    """The numbers of packed FP4 codes, the first of two in a byte's lower half."""
+    both = torch.stack([codes & 15, codes >> 4], -1)
+    return E2M1[both.flatten(-2).long()]
+
 
 
 @functools.cache
@@ -249,6 +258,12 @@ def compressed(name, form, weights, inputs=None, order=False, extra=None, kv=Non
         given = {"weight": weight.float(), "weight_scale": scale.float(), "weight_zero_point": zero, **more}
         parts = compressor.compress(given, scheme)
         whole = compressor.decompress(parts, scheme)["weight"].float()
+        if form.startswith("nvfp4"):
+            # the package rounds what it gives to bf16, which is no part of the format
+            scale_32 = parts["weight_scale"].float() / more["weight_global_scale"]
+            exact = e2m1(parts["weight_packed"]) * scale_32.repeat_interleave(group, 1)
+            assert torch.equal(exact.bfloat16().float(), whole)
+            whole = exact
         parts.pop("weight_zero_point") if args.symmetric and "weight_zero_point" in parts else None
         if form == "pack-quantized":
             parts["weight_scale"] = parts["weight_scale"].to(torch.bfloat16)
@@ -318,6 +333,10 @@ def modelopt():
     def nvfp4(_, weight):
         tensor, scale, scale_2 = NVFP4QTensor.quantize(weight.float(), 16)
         whole = tensor.dequantize(dtype=torch.float32, scale=scale, double_scale=scale_2, block_sizes={-1: 16})
+        exact = e2m1(tensor._quantized_data) * (scale.float() * scale_2).repeat_interleave(16, 1)
+        # the package's table has 0 for the code of -0
+        assert torch.equal(exact, whole)
+        whole = exact
         parts = {"weight": tensor._quantized_data, "weight_scale": scale, "weight_scale_2": scale_2}
         return parts | {"input_scale": torch.tensor(0.02)}, whole
 

@@ -5,7 +5,7 @@ use super::gemma::reaches;
 use super::keys::WINDOW;
 use super::names;
 use super::olmo::{count, normed_behind, HF_NAMES};
-use super::rope::{rope, Layout, Wanted, USUAL};
+use super::rope::{needs_base, rope, Layout, Wanted, USUAL};
 use crate::model::config::{Config, Key};
 use crate::model::spec::{Attention, Spec};
 use crate::model::tensors::Tensors;
@@ -30,6 +30,7 @@ const PATTERN: Key = Key { gguf: "attention.sliding_window_pattern", hf: "" };
 pub(super) fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let config: &dyn Config = file;
     let spec = common(file)?;
+    needs_base(file)?;
     let kind = |reach| Wanted { reach, layout: Layout::ByKindOrOlder, sliding_base: None, ..USUAL };
     let full = attention(config, spec.hidden, |dim| rope(file, &kind(Reach::Full), dim))?;
     let sliding = Attention {

@@ -5,6 +5,10 @@ use super::idle::{gguf, hf, Any};
 use super::names;
 use super::qwen3;
 use super::qwen3_vl_moe::{DEEP, PLAIN};
+use super::rope::needs_base;
+use crate::model::spec::Spec;
+use crate::model::tensors::Tensors;
+use crate::model::ModelError;
 
 pub(super) const FAMILY: Family = Family {
     gguf: &["qwen3vl"],
@@ -24,5 +28,10 @@ pub(super) const FAMILY: Family = Family {
         gguf("rope.dimension_sections", Any, PLAIN),
         gguf("n_deepstack_layers", Any, DEEP),
     ],
-    spec: qwen3::spec,
+    spec,
 };
+
+fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+    needs_base(file)?;
+    qwen3::spec(file)
+}

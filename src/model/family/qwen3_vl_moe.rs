@@ -6,7 +6,10 @@ use super::idle::{gguf, hf, Any, DENSE, ON};
 use super::names;
 use super::names::Names;
 use super::qwen3_moe;
-use crate::model::tensors::Transform;
+use super::rope::needs_base;
+use crate::model::spec::Spec;
+use crate::model::tensors::{Tensors, Transform};
+use crate::model::ModelError;
 
 pub(super) const FAMILY: Family = Family {
     gguf: &["qwen3vlmoe"],
@@ -40,8 +43,13 @@ pub(super) const FAMILY: Family = Family {
         gguf("rope.dimension_sections", Any, PLAIN),
         gguf("n_deepstack_layers", Any, DEEP),
     ],
-    spec: qwen3_moe::spec,
+    spec,
 };
+
+fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
+    needs_base(file)?;
+    qwen3_moe::spec(file)
+}
 
 /// Why keys about multimodal RoPE may be passed over.
 pub(super) const PLAIN: &str = "for a text, all parts of multimodal RoPE turn by one position";

@@ -160,6 +160,16 @@ pub(super) fn rope(
     })
 }
 
+/// Refuses a GGUF file without the base of its RoPE, for architectures of which llama.cpp then computes something else
+/// than its default of 10,000 says. Converters always write the base.
+pub(super) fn needs_base(file: &dyn Tensors) -> Result<(), ModelError> {
+    let config: &dyn Config = file;
+    match file.format() {
+        Format::Gguf => config.float(Key { gguf: "rope.freq_base", hf: "" }).map(drop),
+        Format::Hf => Ok(()),
+    }
+}
+
 fn divide(file: &dyn Tensors, name: &str, frequencies: &mut [f64]) -> Result<(), ModelError> {
     let divisors = finite(file, name, file.read(name, &HOST)?.to_dtype(DType::F32)?)?;
     let divisors: Vec<f32> = divisors.flatten_all()?.to_vec1()?;
