@@ -247,3 +247,20 @@ fn a_cache_with_the_checkpoints_scales_rounds_as_engines_do() {
         assert_eq!(got, want);
     }
 }
+
+/// A wrong size of groups or a lost order of them would give plausible weights.
+#[test]
+fn groups_are_those_that_the_description_says() {
+    let says = |key: &str, value: Value, why: &str| {
+        let folder = described("ct-int4", |config| {
+            config["quantization_config"]["config_groups"]["group_0"]["weights"][key] =
+                value.clone();
+        });
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("{key} = {value}"));
+        assert!(error.contains(why), "{error}");
+    };
+    says("group_size", 33.into(), "as no group of the configuration describes");
+    says("group_size", 40.into(), "as no group of the configuration describes");
+    says("actorder", "group".into(), "weight_g_idx");
+    says("actorder", "mine".into(), "no known order");
+}

@@ -67,7 +67,7 @@ impl Method for Awq {
             let group = self.group.unwrap_or(inputs).max(1);
             let groups = inputs.div_ceil(group);
             for (part, expected) in [(&zeros, across), (&scales, outputs)] {
-                if part.shape() != [groups, expected] {
+                if part.shape() != [groups, expected] || !inputs.is_multiple_of(group) {
                     return Err(raw.misfit(part, &whole));
                 }
             }

@@ -99,6 +99,44 @@ impl Dequantize for Rowwise {
     }
 }
 
+/// The numbers of the codes.
+const NF4: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+const FP4: [f32; 16] = [
+    0.0,
+    0.005_208_333_5,
+    0.666_666_7,
+    1.0,
+    0.333_333_34,
+    0.5,
+    0.166_666_67,
+    0.25,
+    0.0,
+    -0.005_208_333_5,
+    -0.666_666_7,
+    -1.0,
+    -0.333_333_34,
+    -0.5,
+    -0.166_666_67,
+    -0.25,
+];
+
 /// What a weight's own description says.
 struct State {
     shape: Vec<usize>,
@@ -113,6 +151,14 @@ fn four(raw: &mut Raw, name: String, end: &str) -> Result<(), ModelError> {
     let state = state(raw, &stored)?;
     let elements: usize = state.shape.iter().product();
     let map = table(raw, &format!("{name}.quant_map"), 16)?;
+    let known = if end.ends_with("nf4") { NF4 } else { FP4 };
+    let is_known = |(i, known): (usize, f32)| (map.part().float(i) - known).abs() < 1e-6;
+    if !known.into_iter().enumerate().all(is_known) {
+        return Err(raw.refuse(
+            &map.name,
+            "has other numbers than the package's kernels, which do not read it",
+        ));
+    }
     let blocks = elements.div_ceil(state.block);
     let mut parts;
     let scales = if let Some((size, _)) = state.nested {

@@ -41,6 +41,8 @@ struct Weights {
     is_float: bool,
     symmetric: bool,
     strategy: Strategy,
+    /// Whether each weight must say to which group an input belongs.
+    is_ordered: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,8 +101,18 @@ fn weights(mut described: Described) -> Result<Weights, ModelError> {
     }
     let symmetric = described.flag("symmetric")?.unwrap_or(true);
     described.neutral("dynamic", &[json!(false)])?;
-    let orders = ["group", "weight", "static", "dynamic"].map(|word| json!(word));
-    described.neutral("actorder", &[&orders[..], &[json!(true), json!(false)]].concat())?;
+    let is_ordered = match described.take("actorder") {
+        None => false,
+        Some(order)
+            if [json!(null), json!(false), json!("weight"), json!("static")].contains(&order) =>
+        {
+            false
+        }
+        Some(order) if [json!(true), json!("group"), json!("dynamic")].contains(&order) => true,
+        Some(order) => {
+            return Err(described.error("actorder", format!("is {order}, no known order")))
+        }
+    };
     described.pass_over(&["observer", "observer_kwargs", "scale_dtype", "zp_dtype"]);
     let group = match described.take("group_size") {
         None => None,
@@ -127,7 +139,7 @@ fn weights(mut described: Described) -> Result<Weights, ModelError> {
         }
     };
     described.close()?;
-    Ok(Weights { bits, is_float, symmetric, strategy })
+    Ok(Weights { bits, is_float, symmetric, strategy, is_ordered })
 }
 
 impl Method for Compressed {
@@ -276,6 +288,9 @@ impl Compressed {
                 )
             }
         };
+        if group.is_ordered && order.is_none() {
+            return Err(raw.absent(&format!("{name}_g_idx")));
+        }
         let groups = columns.div_ceil(grid.run());
         let order = match order {
             // the package takes groups in order if an index is negative
@@ -315,6 +330,9 @@ impl Compressed {
             let global = raw.need(&format!("{name}_global_scale"), &[Dtype::F32])?;
             if global.part().count() != 1 {
                 return Err(raw.misfit(&global, &whole));
+            }
+            if global.part().float(0) <= 0.0 {
+                return Err(raw.refuse(&global.name, "is not above 0"));
             }
             parts.push(global);
         }

@@ -52,6 +52,8 @@ struct Gptq {
     group: Option<usize>,
     /// What is added to stored zero points.
     more: i32,
+    /// Whether each weight must say to which group an input belongs.
+    is_ordered: bool,
 }
 
 fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
@@ -83,10 +85,12 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     for key in ["dynamic", "rotation", "adapter", "activation", "quantization"] {
         described.neutral(key, &[])?;
     }
+    let acts = described.flag("desc_act")?.unwrap_or(false);
+    let is_ordered = acts && !described.flag("static_groups")?.unwrap_or(false);
     described.pass_over(MAKING);
     described.close()?;
     let more = i32::from(format.as_deref() != Some("gptq_v2"));
-    Ok(Box::new(Gptq { bits, group, more }))
+    Ok(Box::new(Gptq { bits, group, more, is_ordered }))
 }
 
 /// The size of a group. -1 stands for all inputs.
@@ -113,7 +117,11 @@ impl Method for Gptq {
             let words = raw.need(&format!("{stem}.qweight"), &[Dtype::I32])?;
             let zeros = raw.need(&format!("{stem}.qzeros"), &[Dtype::I32])?;
             let scales = raw.need(&format!("{stem}.scales"), &SCALES)?;
-            let order = raw.may(&format!("{stem}.g_idx"), &[Dtype::I32])?;
+            let order = format!("{stem}.g_idx");
+            let order = match self.is_ordered {
+                true => Some(raw.need(&order, &[Dtype::I32])?),
+                false => raw.may(&order, &[Dtype::I32])?,
+            };
             let [down, outputs] = *words.shape() else {
                 return Err(raw.misfit(&words, &[]));
             };
@@ -122,7 +130,7 @@ impl Method for Gptq {
             let group = self.group.unwrap_or(inputs).max(1);
             let groups = inputs.div_ceil(group);
             for (part, expected) in [(&zeros, outputs.div_ceil(in_word)), (&scales, outputs)] {
-                if part.shape() != [groups, expected] {
+                if part.shape() != [groups, expected] || !inputs.is_multiple_of(group) {
                     return Err(raw.misfit(part, &whole));
                 }
             }

@@ -173,8 +173,10 @@ impl Grid {
         })
     }
 
-    /// One scale for each group of a row's elements.
+    /// One scale for each group of a row's elements. Rows are whole groups: the number of scales alone would not say how
+    /// large a group is.
     pub fn of_groups(whole: &[usize], scales: &[usize], group: usize) -> Option<Self> {
+        whole.last().filter(|columns| columns.is_multiple_of(group))?;
         Self::new(whole, scales, [1, group])
     }
 
