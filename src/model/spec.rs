@@ -303,15 +303,6 @@ impl Spec {
             .collect()
     }
 
-    /// Records the scales of K's and V's cache that a checkpoint has for its layers.
-    pub(super) fn take_cache_scales(&mut self, of_layer: impl Fn(usize) -> Option<[f32; 2]>) {
-        for (index, layer) in self.layers.iter_mut().enumerate() {
-            if let Mixer::Attention(attention) = &mut layer.mixer {
-                attention.cache_scales = of_layer(index);
-            }
-        }
-    }
-
     /// How many layers lie below the first one that owns a KV cache. Up to there all lanes have the same hidden
     /// state.
     pub fn layers_before_kv(&self) -> usize {

@@ -1,13 +1,13 @@
 //! Quantized checkpoints against what the formats' own packages make of them, and against transformers on the
 //! dequantized weights (fixtures: `scripts/oracle/quantized.py`).
 
+use crate::support::folder::{copied, edit_config, edit_weights, open, File};
 use crate::support::forward::{effective, logits, relative};
 use crate::support::{self, fixture, ids, root, tolerance};
 use kvgate::internals::hash;
 use kvgate::internals::model::Checkpoint;
-use kvgate::internals::source::Source;
 use serde_json::{json, Value};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tempfile::TempDir;
 
 const FOLDERS: [&str; 29] = [
@@ -48,10 +48,7 @@ fn stored(name: &str) -> PathBuf {
 
 /// A copy of a fixture with a tokenizer.
 fn folder(name: &str) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(stored(name)).unwrap().map(|entry| entry.unwrap().path()) {
-        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
-    }
+    let folder = copied(&stored(name));
     let tokenizer = root().join("tests/fixtures/checkpoints/llama/tokenizer.json");
     std::fs::copy(tokenizer, folder.path().join("tokenizer.json")).unwrap();
     folder
@@ -60,15 +57,15 @@ fn folder(name: &str) -> TempDir {
 /// A copy with its description edited.
 fn described(name: &str, edit: impl Fn(&mut Value)) -> TempDir {
     let folder = folder(name);
-    let path = folder.path().join("config.json");
-    let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    edit(&mut config);
-    std::fs::write(&path, config.to_string()).unwrap();
+    edit_config(&folder, edit);
     folder
 }
 
-fn open(folder: &Path) -> Result<Checkpoint, String> {
-    Checkpoint::open(&Source::at(folder.into())).map_err(|error| error.to_string())
+/// A copy with its weights edited.
+fn edited(name: &str, edit: impl Fn(&mut File)) -> TempDir {
+    let folder = folder(name);
+    edit_weights(&folder, edit);
+    folder
 }
 
 fn sha256(checkpoint: &Checkpoint, name: &str) -> String {
@@ -263,4 +260,59 @@ fn groups_are_those_that_the_description_says() {
     says("group_size", 40.into(), "as no group of the configuration describes");
     says("actorder", "group".into(), "weight_g_idx");
     says("actorder", "mine".into(), "no known order");
+}
+
+/// Orders and sizes of groups that AWQ and GPTQ need, and a table that bitsandbytes does not read.
+#[test]
+fn what_would_be_computed_otherwise_than_by_the_package_is_refused() {
+    let refused = |folder: &TempDir, why: &str| {
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("opened, and not: {why}"));
+        assert!(error.contains(why), "{error}");
+    };
+    refused(
+        &edited("gptq-order", |file| file.tensors.retain(|name, _| !name.ends_with("g_idx"))),
+        ".g_idx",
+    );
+    let ct =
+        edited("ct-int4-order", |file| file.tensors.retain(|name, _| !name.ends_with("g_idx")));
+    refused(&ct, "weight_g_idx");
+    for (name, beside) in [("awq", "quant_config.json"), ("gptq", "quantize_config.json")] {
+        let other = edited(name, |file| file.tensors.retain(|name, _| !name.ends_with("g_idx")));
+        edit_config(&other, |config| config["quantization_config"]["group_size"] = 40.into());
+        std::fs::remove_file(other.path().join(beside)).unwrap();
+        refused(&other, "as the configuration describes it");
+    }
+    let turned = edited("bnb-nf4", |file| {
+        let maps = file.tensors.iter_mut().filter(|(name, _)| name.ends_with("weight.quant_map"));
+        maps.for_each(|(_, map)| map.bytes[3] ^= 0x80);
+    });
+    refused(&turned, "quant_map");
+    let below = edited("ct-nvfp4", |file| {
+        let scales = file.tensors.iter_mut().filter(|(name, _)| name.ends_with("global_scale"));
+        scales.for_each(|(_, scale)| scale.bytes[3] ^= 0x80);
+    });
+    refused(&below, "is not above 0");
+}
+
+/// Scales of a cache that the model does not have are damage, and one for both sides is said.
+#[test]
+fn scales_of_the_cache_belong_to_layers() {
+    let key = |file: &File, end: &str| {
+        file.tensors.keys().find(|name| name.ends_with(end)).unwrap().clone()
+    };
+    for (layer, why) in [("7", "layer 7"), ("00", "no layer")] {
+        let far = edited("ct-fp8", |file| {
+            for end in ["k_proj.output_scale", "v_proj.output_scale"] {
+                let scale = file.tensors[&key(file, end)].clone();
+                file.tensors.insert(format!("model.layers.{layer}.self_attn.{end}"), scale);
+            }
+        });
+        let error = open(far.path()).err().unwrap_or_else(|| panic!("layer {layer}"));
+        assert!(error.contains(why), "{error}");
+    }
+    let one = edited("ct-fp8", |file| {
+        file.tensors.remove(&key(file, "v_proj.output_scale"));
+    });
+    let notes = open(one.path()).unwrap().notes;
+    assert!(notes.iter().any(|note| note.contains("no scale for V")), "{notes:?}");
 }

@@ -2,116 +2,32 @@
 //! shapes, and what makes it another model than its tensors alone (fixtures: `scripts/oracle/checkpoints.py`,
 //! `scripts/oracle/mlx_twins.py`).
 
+use crate::support::folder::{copied, edit_config, edit_weights, open, File, WEIGHTS};
 use crate::support::forward::{logits, relative};
 use crate::support::{self, fixture, ids, root, tolerance};
 use kvgate::internals::model::decoder::Decoder;
-use kvgate::internals::model::Checkpoint;
-use kvgate::internals::source::Source;
 use serde_json::{json, Map, Value};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-
-/// A file in safetensors, to be edited and written again.
-struct File {
-    metadata: Map<String, Value>,
-    tensors: BTreeMap<String, Stored>,
-}
-
-#[derive(Clone)]
-struct Stored {
-    dtype: String,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl File {
-    fn read(path: &Path) -> Self {
-        let bytes = std::fs::read(path).unwrap();
-        let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
-        let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
-        let mut header: Map<String, Value> = serde_json::from_slice(header).unwrap();
-        let metadata = header.remove("__metadata__").unwrap_or(json!({}));
-        let stored = |(name, info): (String, Value)| {
-            let numbers = |key: &str| -> Vec<usize> {
-                info[key].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect()
-            };
-            let at = numbers("data_offsets");
-            let dtype = info["dtype"].as_str().unwrap().into();
-            (name, Stored { dtype, shape: numbers("shape"), bytes: data[at[0]..at[1]].to_vec() })
-        };
-        File {
-            metadata: metadata.as_object().unwrap().clone(),
-            tensors: header.into_iter().map(stored).collect(),
-        }
-    }
-
-    fn write(&self, path: &Path) {
-        let (mut header, mut data) = (Map::new(), Vec::new());
-        if !self.metadata.is_empty() {
-            header.insert("__metadata__".into(), self.metadata.clone().into());
-        }
-        for (name, Stored { dtype, shape, bytes }) in &self.tensors {
-            let start = data.len();
-            data.extend_from_slice(bytes);
-            let at = [start, data.len()];
-            header
-                .insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": at}));
-        }
-        let mut header = Value::from(header).to_string();
-        header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
-        let length = (header.len() as u64).to_le_bytes();
-        std::fs::write(path, [&length, header.as_bytes(), &data].concat()).unwrap();
-    }
-
-    /// Gives every tensor another name.
-    fn renamed(&mut self, rename: impl Fn(&str) -> String) {
-        let tensors = std::mem::take(&mut self.tensors).into_iter();
-        self.tensors = tensors.map(|(name, stored)| (rename(&name), stored)).collect();
-    }
-
-    fn add(&mut self, name: &str, dtype: &str, shape: &[usize], width: usize) {
-        let bytes = vec![0; shape.iter().product::<usize>() * width];
-        let stored = Stored { dtype: dtype.into(), shape: shape.into(), bytes };
-        self.tensors.insert(name.into(), stored);
-    }
-}
 
 fn checkpoint(name: &str) -> PathBuf {
     root().join("tests/fixtures/checkpoints").join(name)
 }
 
-/// A copy of a folder's files but for its GGUF, in which a test writes.
-fn copied(from: &Path) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
-        if file.extension().is_none_or(|extension| extension != "gguf") {
-            std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
-        }
-    }
-    folder
-}
-
 /// A small checkpoint with its weights edited.
 fn edited(name: &str, edit: impl Fn(&mut File)) -> TempDir {
     let folder = copied(&checkpoint(name));
-    let path = folder.path().join(WEIGHTS);
-    let mut file = File::read(&path);
-    edit(&mut file);
-    file.write(&path);
+    edit_weights(&folder, edit);
     folder
 }
 
 /// A small checkpoint with its configuration edited.
 fn configured(name: &str, edit: impl Fn(&mut Value)) -> TempDir {
     let folder = copied(&checkpoint(name));
-    let path = folder.path().join("config.json");
-    let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    edit(&mut config);
-    std::fs::write(&path, config.to_string()).unwrap();
+    edit_config(&folder, edit);
     folder
 }
 
@@ -121,10 +37,6 @@ fn mlx(name: &str) -> TempDir {
     let tokenizer = "tokenizer.json";
     std::fs::copy(checkpoint(name).join(tokenizer), folder.path().join(tokenizer)).unwrap();
     folder
-}
-
-fn open(folder: &Path) -> Result<Checkpoint, String> {
-    Checkpoint::open(&Source::at(folder.into())).map_err(|error| error.to_string())
 }
 
 fn load(folder: &Path) -> Decoder {

@@ -31,8 +31,14 @@ const OTHERS: [&str; 6] = [
     "self_attn.prob_output_scale",
 ];
 
-/// The scales of K and V of each layer that has some.
-pub(super) type CacheScales = BTreeMap<usize, [f32; 2]>;
+/// The scales of K and, if it has one of its own, V of each layer that has some.
+pub(super) type CacheScales = BTreeMap<usize, (f32, Option<f32>)>;
+
+/// The index of a layer as checkpoints write it, without leading zeros.
+fn index_of(text: &str) -> Option<usize> {
+    let index: usize = text.parse().ok()?;
+    (index.to_string() == text).then_some(index)
+}
 
 /// Takes the scales from a checkpoint whose layers' names begin with `layers`.
 pub(super) fn take(raw: &mut Raw, layers: &str) -> Result<CacheScales, ModelError> {
@@ -45,7 +51,7 @@ pub(super) fn take(raw: &mut Raw, layers: &str) -> Result<CacheScales, ModelErro
     for (end, sides) in NAMES {
         for stem in raw.stems(&format!(".{end}")) {
             let name = format!("{stem}.{end}");
-            let Some(index) = stem.strip_prefix(layers).and_then(|index| index.parse().ok()) else {
+            let Some(index) = stem.strip_prefix(layers).and_then(index_of) else {
                 return Err(
                     raw.refuse(&name, "is a scale of the cache in no layer of the text model")
                 );
@@ -63,9 +69,7 @@ pub(super) fn take(raw: &mut Raw, layers: &str) -> Result<CacheScales, ModelErro
         }
     }
     let both = |(index, sides): (usize, [Option<f32>; 2])| match sides {
-        [Some(k), Some(v)] => Ok((index, [k, v])),
-        // as vLLM does
-        [Some(k), None] => Ok((index, [k, k])),
+        [Some(k), v] => Ok((index, (k, v))),
         _ => Err(ModelError::refused(
             raw.folder,
             format!("layer {index} has a scale for the cache of V and none for that of K"),
@@ -94,11 +98,17 @@ fn scale(raw: &mut Raw, name: &str) -> Result<f32, ModelError> {
 
 /// A note for people about the scales.
 pub(super) fn note(scales: &CacheScales) -> Option<String> {
-    let layers = scales.len();
+    let (layers, alone) = (scales.len(), scales.values().filter(|(_, v)| v.is_none()).count());
+    let alone = match alone {
+        0 => String::new(),
+        alone => format!(
+            " ({alone} of these layers have no scale for V, which then has K's, as in vLLM)"
+        ),
+    };
     (layers > 0).then(|| {
         format!(
-            "the checkpoint has scales for an FP8 cache in {layers} layer{}: the scheme `fp8_e4m3:checkpoint` uses \
-             them, and `fp8_e4m3` has the scale 1",
+            "the checkpoint has scales for an FP8 cache in {layers} layer{}{alone}: the scheme \
+             `fp8_e4m3:checkpoint` uses them, and `fp8_e4m3` has the scale 1",
             if layers == 1 { "" } else { "s" }
         )
     })

@@ -274,9 +274,9 @@ impl HfCheckpoint {
         &self.notes
     }
 
-    /// The scales of K's and V's cache that a layer has in the files.
-    pub fn cache_scales(&self, layer: usize) -> Option<[f32; 2]> {
-        self.cache_scales.get(&layer).copied()
+    /// The scales of K's and V's cache that layers have in the files. A V without a scale has that of K, as in vLLM.
+    pub fn cache_scales(&self) -> impl Iterator<Item = (usize, [f32; 2])> + use<'_> {
+        self.cache_scales.iter().map(|(layer, (k, v))| (*layer, [*k, v.unwrap_or(*k)]))
     }
 
     /// The configuration and the files that hold weights, in order.

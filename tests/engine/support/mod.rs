@@ -4,6 +4,7 @@
 //! that `KVGATE_DEVICE` names, so that they show what a card computes, too. All other tests run on the CPU: they are about
 //! files, about texts, or about caches that keep their bytes on the host.
 
+pub mod folder;
 pub mod forward;
 pub mod generation;
 #[path = "../../support/manifest.rs"]

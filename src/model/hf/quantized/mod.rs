@@ -196,7 +196,8 @@ impl Quantization {
         Ok(notes)
     }
 
-    /// Modules that the description leaves out must not be quantized.
+    /// Modules that the description leaves out by their whole name or its end must not be quantized. Patterns (`re:`, `*`)
+    /// and names of classes are not compared.
     fn leaves_out(&self, raw: &Raw) -> Result<(), ModelError> {
         let weights =
             raw.tensors.iter().filter(|(_, stored)| matches!(stored, Stored::Quantized(_)));
