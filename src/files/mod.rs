@@ -2,6 +2,7 @@
 //! be said of a file before it is read.
 
 pub(crate) mod foreign;
+pub(crate) mod gguf_parts;
 pub(crate) mod safetensors_header;
 
 use memmap2::Mmap;

@@ -11,12 +11,51 @@ use std::collections::BTreeMap;
 ///
 /// It is for schemes that encode each token by itself and keep none exactly
 /// ([`Effective::encodes_tokens_alone`]): what such a scheme gives back of a token never changes, so nothing but that is
-/// kept. It takes four bytes for each number, whatever the scheme would take.
+/// kept. It takes four bytes for each number, whatever the scheme would take, and room for at most as many more.
 pub struct GrowingCache {
     /// Rounds new tokens, and has the states of recurrent layers.
     rounding: MeasuringCache,
-    /// K and V of each layer so far, (1, T, H_kv, D).
-    layers: BTreeMap<usize, [Tensor; 2]>,
+    /// K and V of each layer so far.
+    layers: BTreeMap<usize, [Tokens; 2]>,
+}
+
+/// K or V of a layer, in memory that has room for more tokens, so that a step writes only its own.
+struct Tokens {
+    /// (1, room, H_kv, D), of which the first `count` tokens have been written.
+    memory: Tensor,
+    count: usize,
+}
+
+/// The least number of tokens for which there is room.
+const LEAST_ROOM: usize = 64;
+
+impl Tokens {
+    /// Some tokens, (1, T, H_kv, D).
+    fn new(tokens: &Tensor) -> Result<Self> {
+        let (batch, count, heads, head_dim) = tokens.dims4()?;
+        let room = (2 * count).max(LEAST_ROOM);
+        let memory =
+            Tensor::zeros((batch, room, heads, head_dim), tokens.dtype(), tokens.device())?;
+        memory.slice_set(&tokens.contiguous()?, 1, 0)?;
+        Ok(Tokens { memory, count })
+    }
+
+    /// All tokens, (1, T, H_kv, D).
+    fn all(&self) -> Result<Tensor> {
+        self.memory.narrow(1, 0, self.count)
+    }
+
+    /// Appends some tokens. If there is no room for them, memory is doubled, so that each token is copied about once more.
+    fn append(&mut self, tokens: &Tensor) -> Result<()> {
+        let count = tokens.dim(1)?;
+        if self.count + count > self.memory.dim(1)? {
+            *self = Self::new(&Tensor::cat(&[&self.all()?, tokens], 1)?)?;
+        } else {
+            self.memory.slice_set(&tokens.contiguous()?, 1, self.count)?;
+            self.count += count;
+        }
+        Ok(())
+    }
 }
 
 impl GrowingCache {
@@ -28,10 +67,11 @@ impl GrowingCache {
 
     /// A view of all tokens of a layer instead of the new ones.
     fn grown(&self, layer: usize, view: View) -> std::result::Result<View, CacheError> {
-        let [k, v] =
-            self.layers.get(&layer).cloned().ok_or(CacheError::NoOwner { owner: layer })?;
-        let all = |stored| Versions { stored, exact: None };
-        Ok(View { k: all(k), v: all(v), ..view })
+        let [k, v] = self.layers.get(&layer).ok_or(CacheError::NoOwner { owner: layer })?;
+        let all = |tokens: &Tokens| -> Result<Versions> {
+            Ok(Versions { stored: tokens.all()?, exact: None })
+        };
+        Ok(View { k: all(k)?, v: all(v)?, ..view })
     }
 }
 
@@ -43,12 +83,16 @@ impl KvCache for GrowingCache {
         v: Tensor,
     ) -> std::result::Result<View, CacheError> {
         let view = self.rounding.append(layer, k, v)?;
-        let new = [&view.k, &view.v].map(|versions| versions.stored.clone());
-        let all = match self.layers.remove(&layer) {
-            None => new,
-            Some([k, v]) => [longer(&k, &new[0])?, longer(&v, &new[1])?],
-        };
-        self.layers.insert(layer, all);
+        let (new_k, new_v) = (&view.k.stored, &view.v.stored);
+        match self.layers.get_mut(&layer) {
+            Some([k, v]) => {
+                k.append(new_k)?;
+                v.append(new_v)?;
+            }
+            None => {
+                self.layers.insert(layer, [Tokens::new(new_k)?, Tokens::new(new_v)?]);
+            }
+        }
         self.grown(layer, view)
     }
 
@@ -60,11 +104,6 @@ impl KvCache for GrowingCache {
     fn recurrent(&mut self, layer: usize) -> &mut Option<Recurrent> {
         self.rounding.recurrent(layer)
     }
-}
-
-/// Some tokens, and others behind them.
-fn longer(tokens: &Tensor, new: &Tensor) -> Result<Tensor> {
-    Tensor::cat(&[tokens, new], 1)
 }
 
 #[cfg(test)]
@@ -86,7 +125,7 @@ mod tests {
             assert!(effective.encodes_tokens_alone());
             let mut packed = PackedCache::new(effective.clone());
             let mut growing = GrowingCache::new(effective);
-            for (i, tokens) in [7, 1, 1, 40].into_iter().enumerate() {
+            for (i, tokens) in [7, 1, 1, 40, 1, 60, 1].into_iter().enumerate() {
                 let tensor = |offset: usize| {
                     let numbers = random(1000 * i + offset + tokens * heads * head_dim);
                     let shape = (1, tokens, heads, head_dim);

@@ -19,13 +19,15 @@ pub mod tokenizer;
 pub use error::ModelError;
 
 use crate::compute::Device;
+use crate::files::gguf_parts;
 use crate::source::pinned::{Pinned, GENERATION_CONFIG};
 use crate::source::Source;
 use chat::ChatTemplate;
+use config::Config;
 use decoder::{Decoder, Residency};
 use gguf::Gguf;
 use hf::HfCheckpoint;
-use spec::Spec;
+use spec::{Kv, Mixer, Spec};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tensors::Tensors;
@@ -80,7 +82,7 @@ impl Geometry {
         if path.is_dir() {
             let folder = HfCheckpoint::open(path)?;
             let (mut spec, notes) = family::read(&folder, ignore_keys)?;
-            spec.take_cache_scales(|layer| folder.cache_scales(layer));
+            take_cache_scales(&mut spec, &folder)?;
             let notes = [folder.notes().to_vec(), notes].concat();
             let dtypes = folder.dtypes().into_iter().collect();
             return Ok(Geometry { spec, bytes: folder.bytes(), dtypes, notes });
@@ -97,13 +99,34 @@ pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
     if path.is_dir() {
         HfCheckpoint::files_in(path)
     } else {
-        vec![path.into()]
+        gguf_parts::files(path)
     }
 }
 
 /// Puts warnings before other notes, because whoever shows only a few notes shows the first ones.
 pub(crate) fn warnings_first(notes: &mut [String]) {
     notes.sort_by_key(|note| !note.starts_with("warning"));
+}
+
+/// Records the scales of the cache that a folder has for the layers of its model.
+///
+/// # Errors
+/// If they are of a layer that stores no K and V.
+fn take_cache_scales(spec: &mut Spec, folder: &HfCheckpoint) -> Result<(), ModelError> {
+    for (index, scales) in folder.cache_scales() {
+        match spec.layers.get_mut(index).map(|layer| &mut layer.mixer) {
+            Some(Mixer::Attention(attention)) if !matches!(attention.kv, Kv::Shared { .. }) => {
+                attention.cache_scales = Some(scales);
+            }
+            _ => {
+                let message = format!(
+                    "scales for the cache of layer {index}, which the model does not have,"
+                );
+                return Err((folder as &dyn Config).unsupported(message));
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Checkpoint {
@@ -123,8 +146,10 @@ impl Checkpoint {
     /// or has another shape; or if there are tensors that the architecture does not have.
     pub fn open(source: &Source) -> Result<Self, ModelError> {
         let path = &source.path;
+        let missing =
+            |path: &Path| ModelError::Missing { path: path.into(), fetch: source.fetch.clone() };
         if !path.exists() {
-            return Err(ModelError::Missing { path: path.clone(), fetch: source.fetch.clone() });
+            return Err(missing(path));
         }
         let extension = path.extension().and_then(|extension| extension.to_str());
         if matches!(extension, Some("safetensors" | "json")) {
@@ -134,7 +159,10 @@ impl Checkpoint {
         if path.is_dir() {
             Self::open_folder(source)
         } else {
-            Self::open_gguf(source)
+            Self::open_gguf(source).map_err(|error| match error {
+                ModelError::Missing { path: part, .. } => missing(&part),
+                other => other,
+            })
         }
     }
 
@@ -146,7 +174,7 @@ impl Checkpoint {
         let opened = tokenizer::of_gguf(&file, &vocabulary, &spec, source)?;
         let mut checkpoint = Checkpoint {
             path: source.path.clone(),
-            files: vec![source.path.clone()],
+            files: file.files(),
             bytes: file.bytes(),
             dtypes: file.dtypes().into_iter().collect(),
             tokenizer: opened.tokenizer,
@@ -168,7 +196,7 @@ impl Checkpoint {
         let path = &source.path;
         let folder = HfCheckpoint::open(path)?;
         let (mut spec, notes) = family::read(&folder, &source.ignore_keys)?;
-        spec.take_cache_scales(|layer| folder.cache_scales(layer));
+        take_cache_scales(&mut spec, &folder)?;
         decoder::check(&spec, &folder)?;
         let opened = tokenizer::of_folder(path, &spec, source)?;
         let template = ChatTemplate::from_folder(path)?;
@@ -224,7 +252,7 @@ impl Checkpoint {
         Geometry { spec, bytes, dtypes, notes }
     }
 
-    /// The weights file, or the folder.
+    /// The weights file or its first part, or the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }

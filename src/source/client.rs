@@ -40,8 +40,10 @@ pub(super) fn fetch(
     }
     progress("asking the hub", 0, 0);
     let client = Client::new(pinned, progress)?;
-    let Some(file) = &pinned.file else { return client.safetensors(own_tokenizer) };
-    client.get(file)
+    match &pinned.file {
+        Some(_) => pinned.weights().iter().try_for_each(|file| client.get(file)),
+        None => client.safetensors(own_tokenizer),
+    }
 }
 
 /// Fetches files that a commit need not have, and notes those that it does not have.

@@ -1,5 +1,6 @@
 //! A checkpoint on the Hugging Face hub, pinned to a commit, and its place in the hub's cache.
 
+use crate::files::gguf_parts::PartName;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -42,7 +43,7 @@ pub struct Pinned {
     pub repository: String,
     /// The commit, in 40 hexadecimal digits.
     pub revision: String,
-    /// A GGUF file of the repository. `None` means the repository's checkpoint in safetensors.
+    /// A GGUF file of the repository, or the first of the parts of one. `None` means the repository's checkpoint in safetensors.
     pub file: Option<String>,
 }
 
@@ -142,7 +143,12 @@ pub(crate) fn revision_fault(text: &str) -> Option<Fault> {
 /// What is wrong with a text that should be a GGUF file of a repository.
 pub(crate) fn file_fault(text: &str) -> Option<Fault> {
     if is_inside(text) && text.ends_with(".gguf") {
-        return None;
+        let later = PartName::read(text).filter(|part| part.number > 1)?;
+        let message = format!("`{text}` is not the first part of a model");
+        return Some((
+            message,
+            format!("name that, `{}`: the others are read as well", later.of(1)),
+        ));
     }
     let help = "give its path in the repository, as in `model-Q4_K_M.gguf`; a checkpoint in \
                 safetensors needs no `file`";
@@ -230,14 +236,16 @@ impl Pinned {
 
     /// The command that fetches it into the same cache.
     pub fn command(&self) -> String {
-        let file = self.file.as_ref().map(|file| format!(" {file}")).unwrap_or_default();
-        format!("hf download {}{file} --revision {}", self.repository, self.revision)
+        let files = self.file.as_ref().map(|_| self.weights().join(" "));
+        let files = files.map_or(String::new(), |files| format!(" {files}"));
+        format!("hf download {}{files} --revision {}", self.repository, self.revision)
     }
 
     /// The files that hold its weights, as far as the cache knows them.
     pub(super) fn weights(&self) -> Vec<String> {
         if let Some(file) = &self.file {
-            return vec![file.clone()];
+            let part = PartName::read(file);
+            return part.map_or_else(|| vec![file.clone()], |part| part.all());
         }
         match shards(&self.cached(INDEX)) {
             Some(shards) if !self.cached(WEIGHTS).exists() => shards.into_iter().collect(),

@@ -1,6 +1,7 @@
 //! Configurations that spell the same model otherwise, and those that no model can have.
 
 use crate::support;
+use crate::support::folder::{copied, edit_config, open};
 use crate::support::forward::logits;
 use crate::support::root;
 use kvgate::internals::model::Checkpoint;
@@ -10,20 +11,9 @@ use std::path::Path;
 
 /// A copy of a small checkpoint with its configuration edited.
 fn edited(name: &str, edit: impl Fn(&mut Value)) -> tempfile::TempDir {
-    let from = root().join("tests/fixtures/checkpoints").join(name);
-    let folder = tempfile::tempdir().unwrap();
-    for file in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
-        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
-    }
-    let path = folder.path().join("config.json");
-    let mut config = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    edit(&mut config);
-    std::fs::write(&path, config.to_string()).unwrap();
+    let folder = copied(&root().join("tests/fixtures/checkpoints").join(name));
+    edit_config(&folder, edit);
     folder
-}
-
-fn open(folder: &Path) -> Result<Checkpoint, String> {
-    Checkpoint::open(&Source::at(folder.into())).map_err(|error| error.to_string())
 }
 
 fn some_logits(folder: &Path) -> Vec<f32> {
@@ -345,7 +335,7 @@ fn contexts_are_refused_beyond_which_frequencies_change() {
 #[test]
 fn what_a_new_family_does_not_compute_is_refused() {
     type Edit = fn(&mut Value);
-    let cases: [(&str, Edit, &[&str]); 14] = [
+    let cases: [(&str, Edit, &[&str]); 15] = [
         (
             "mistral",
             |c| c["layer_types"] = json!(["full_attention", "sliding_attention"]),
@@ -362,7 +352,12 @@ fn what_a_new_family_does_not_compute_is_refused() {
         (
             "phi-longrope",
             |c| c["rope_parameters"]["short_factor"] = json!([1.0, 2.0]),
-            &["must be 6 positive numbers"],
+            &["short_factor", "must be 6 positive numbers"],
+        ),
+        (
+            "phi-longrope",
+            |c| c["rope_parameters"]["long_factor"] = json!([0, 1, 1, 1, 1, 1]),
+            &["long_factor", "must be 6 positive numbers"],
         ),
         (
             "smollm3",

@@ -590,8 +590,6 @@ fn keys_that_writers_know_are_no_slips_of_the_pen() {
         "add_seperator_token",
     ];
     let whole = [
-        "split.no",
-        "split.tensors.count",
         "tokenizer.huggingface.json",
         "tokenizer.rwkv.world",
         "tokenizer.chat_template.tool_use",

@@ -7,6 +7,7 @@ mod configurations;
 mod decoder;
 mod embedded;
 mod families;
+mod gguf_parts;
 mod keys;
 mod measuring;
 mod packed;

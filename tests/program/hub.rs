@@ -380,6 +380,35 @@ fn a_checkpoint_in_safetensors_is_its_configuration_tokenizer_and_shards() {
     assert_eq!(place.hub.requests(), [""; 0]);
 }
 
+/// A model in several files is fetched whole, and a part that is missing is named.
+#[test]
+fn all_parts_of_a_gguf_are_fetched() {
+    let place = Place::new();
+    let names = [1, 2, 3].map(|part| format!("llama-0000{part}-of-00003.gguf"));
+    for name in &names {
+        let part =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf-parts").join(name);
+        let (bytes, sha256) = (std::fs::read(&part).unwrap(), hash::of_file(&part).unwrap());
+        place.hub.large(&format!("q8/{name}"), &bytes, &sha256);
+    }
+    let argument = |part: usize| format!("hf:{REPOSITORY}@{COMMIT}/q8/{}", names[part]);
+    let first = argument(0);
+    place.kvgate(&["inspect", &first]).exits(0).says("q8/llama-00003-of-00003.gguf");
+    assert_eq!(place.hub.transfers(), ["bytes=0-"; 3]);
+    place.kvgate(&["inspect", &first]).exits(0).never_says("fetching");
+    place
+        .kvgate(&["inspect", &argument(1)])
+        .exits(2)
+        .says("name that, `q8/llama-00001-of-00003.gguf`");
+    std::fs::remove_file(place.snapshot("q8").join(&names[1])).unwrap();
+    let offline = place.kvgate_with(&["inspect", &first], &[("HF_HUB_OFFLINE", "1")]);
+    let words = "q8/llama-00001-of-00003.gguf q8/llama-00002-of-00003.gguf";
+    offline.exits(4).says("q8/llama-00002-of-00003.gguf not in the cache").says(words);
+    std::fs::remove_file(place.snapshot("q8").join(&names[0])).unwrap();
+    std::fs::write(place.snapshot("q8").join(&names[1]), "damaged").unwrap();
+    place.kvgate(&["inspect", &first]).says(format!("{} is not a sound checkpoint", names[1]));
+}
+
 /// A small checkpoint in safetensors on the hub, with a chat template, and a cache that another program filled
 /// with what it needed itself.
 fn half_cached(place: &Place) -> String {

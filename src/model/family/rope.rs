@@ -161,7 +161,8 @@ pub(super) fn rope(
 }
 
 /// Refuses a GGUF file without the base of its RoPE, for architectures of which llama.cpp then computes something else
-/// than its default of 10,000 says. Converters always write the base.
+/// than its default of 10,000 says (measured on OLMo 3 and Qwen3-VL; Qwen3-VL's mixture of experts has the same code there).
+/// Converters always write the base.
 pub(super) fn needs_base(file: &dyn Tensors) -> Result<(), ModelError> {
     let config: &dyn Config = file;
     match file.format() {
@@ -634,16 +635,20 @@ impl<'c> Parameters<'c> {
             divide(file, SHORT_DIVISORS, &mut plain)?;
             return Ok(plain);
         }
-        // other divisors, for contexts that are refused
-        self.at("long_factor", |key| self.config.fact(key));
-        let (divisors, key) = self.at("short_factor", |key| {
-            Ok::<_, ModelError>((self.config.floats(key)?, key.hf.to_owned()))
-        })?;
-        let key = Key { gguf: "", hf: &key };
-        if divisors.len() != plain.len() || divisors.iter().any(|divisor| *divisor <= 0.0) {
-            let message = format!("must be {} positive numbers", plain.len());
-            return Err(self.config.bad(key, message));
-        }
+        let divisors = self.divisors("short_factor", plain.len())?;
+        // these are for contexts that are refused; if they are damaged, the file may be so elsewhere
+        self.divisors("long_factor", plain.len())?;
         Ok(plain.iter().zip(divisors).map(|(f, divisor)| f / divisor).collect())
+    }
+
+    /// The divisors of so many frequencies that a member of config.json lists.
+    fn divisors(&self, member: &str, count: usize) -> Result<Vec<f64>, ModelError> {
+        let (divisors, key) = self
+            .at(member, |key| Ok::<_, ModelError>((self.config.floats(key)?, key.hf.to_owned())))?;
+        if divisors.len() != count || divisors.iter().any(|divisor| *divisor <= 0.0) {
+            let message = format!("must be {count} positive numbers");
+            return Err(self.config.bad(Key { gguf: "", hf: &key }, message));
+        }
+        Ok(divisors)
     }
 }

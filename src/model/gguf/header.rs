@@ -41,6 +41,8 @@ pub(super) struct TensorInfo {
     pub of: &'static BlockType,
     /// Outermost dimension first.
     pub shape: Vec<usize>,
+    /// The index of the file that it is in, if the model has several.
+    pub part: usize,
     /// Its place in the file.
     pub bytes: Range<usize>,
 }
@@ -206,7 +208,7 @@ impl Described<'_> {
         let begin = (start + self.offset) as usize;
         let shape = self.shape.iter().rev().map(|dimension| *dimension as usize).collect();
         let bytes = begin..begin + self.size as usize;
-        (self.name.to_owned(), TensorInfo { of: self.of, shape, bytes })
+        (self.name.to_owned(), TensorInfo { of: self.of, shape, part: 0, bytes })
     }
 }
 

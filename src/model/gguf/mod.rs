@@ -4,6 +4,7 @@
 //! dequantized by `compute/blocks/`. Rows of a quantized table are read without the rest of it.
 
 mod header;
+mod parts;
 mod reader;
 mod scales;
 mod types;
@@ -13,7 +14,6 @@ use super::family::{self, Names};
 use super::tensors::{gathered, Joined, Origin, Tensors};
 use super::ModelError;
 use crate::compute::device::HOST;
-use crate::files;
 use candle_core::quantized::gguf_file::Value;
 use candle_core::{Device, Tensor};
 use header::{Header, TensorInfo};
@@ -24,10 +24,12 @@ use std::path::{Path, PathBuf};
 /// The key with the version of ggml's block formats, which has been 2 since before GGUF.
 const QUANTIZATION_VERSION: &str = "general.quantization_version";
 
-/// An open GGUF file whose header has been read.
+/// An open GGUF file whose header has been read, or several that are the parts of one model.
 pub(crate) struct Gguf {
+    /// The file, or the first part.
     path: PathBuf,
-    bytes: Mmap,
+    /// Path and content of each part.
+    parts: Vec<(PathBuf, Mmap)>,
     header: Header,
     architecture: String,
     names: Names,
@@ -35,16 +37,14 @@ pub(crate) struct Gguf {
 
 impl Gguf {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let bytes =
-            files::map(path).map_err(|error| ModelError::Io { path: path.into(), error })?;
+        let parts::Joined { header, parts } = parts::open(path)?;
         let malformed = |message: String| ModelError::malformed(path, message);
-        let header = Header::read(&bytes).map_err(malformed)?;
         let architecture = match header.metadata.get("general.architecture") {
             Some(Value::String(name)) => name.clone(),
             _ => return Err(malformed("it has no general.architecture".into())),
         };
         let names = family::gguf_names(path, &architecture)?;
-        let gguf = Gguf { path: path.into(), bytes, header, architecture, names };
+        let gguf = Gguf { path: path.into(), parts, header, architecture, names };
         gguf.check_texts()?;
         gguf.check_whole()?;
         gguf.check_types()?;
@@ -75,14 +75,6 @@ impl Gguf {
                 return unsupported(format!("a GGUF of type `{kind}`, which is no model,"));
             }
         }
-        match self.any_number("split.count")? {
-            Some(count) if count > 1 => {
-                return unsupported(format!(
-                    "a GGUF that is one of {count} parts (`llama-gguf-split --merge` joins them)"
-                ))
-            }
-            _ => {}
-        }
         // in another version of the block formats the same bytes would mean something else
         match self.any_number(QUANTIZATION_VERSION)? {
             None | Some(2) => Ok(()),
@@ -95,7 +87,8 @@ impl Gguf {
         let tensors = self.header.tensors.iter();
         let unread = tensors.filter(|(_, info)| !info.of.is_read());
         // the first in the file, so that the same file always gives the same words
-        let Some((tensor, info)) = unread.min_by_key(|(_, info)| info.bytes.start) else {
+        let Some((tensor, info)) = unread.min_by_key(|(_, info)| (info.part, info.bytes.start))
+        else {
             return Ok(());
         };
         Err(ModelError::WeightType {
@@ -106,8 +99,14 @@ impl Gguf {
         })
     }
 
+    /// The size of all parts.
     pub fn bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.parts.iter().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
+    /// The file, or the parts in order.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.parts.iter().map(|(path, _)| path.clone()).collect()
     }
 
     /// Storage types of the tensors with their counts.
@@ -149,7 +148,11 @@ impl Gguf {
             .tensors
             .get(own)
             .ok_or_else(|| ModelError::missing_tensor(&self.path, own))?;
-        Ok((info, &self.bytes[info.bytes.clone()]))
+        Ok((info, self.bytes_of(info)))
+    }
+
+    fn bytes_of(&self, info: &TensorInfo) -> &[u8] {
+        &self.parts[info.part].1[info.bytes.clone()]
     }
 }
 

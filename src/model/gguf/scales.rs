@@ -58,7 +58,7 @@ impl Gguf {
     /// Weights, multiplied with their scales if they have any.
     pub(super) fn scaled(&self, own: &str, weights: Tensor) -> Result<Tensor, ModelError> {
         let Some((_, scale)) = self.scale(own, OF_WEIGHTS) else { return Ok(weights) };
-        let bytes = &self.bytes[scale.bytes.clone()];
+        let bytes = self.bytes_of(scale);
         // one for each matrix: (experts, 1, 1) or (1, 1)
         let mut shape = vec![1; weights.rank()];
         shape[0] = count(weights.dims());

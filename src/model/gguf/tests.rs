@@ -151,7 +151,7 @@ fn a_type_that_is_not_read_is_named_with_those_that_are() {
 #[test]
 fn what_is_no_whole_model_in_known_blocks_is_refused() {
     for (name, words) in [
-        ("part.gguf", &["one of 3 parts", "--merge"][..]),
+        ("part.gguf", &["one of 3 parts", "by its name a whole model"][..]),
         ("adapter.gguf", &["type `adapter`", "no model"]),
         ("blocks-3.gguf", &["general.quantization_version 3"]),
     ] {
