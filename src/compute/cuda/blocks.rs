@@ -23,9 +23,9 @@ pub(in crate::compute) fn dequantized(
     let threads = out.elem_count() / elements.min(GROUP);
     // a type's kernel is named by it
     Call::named(at.as_cuda_device()?, &BLOCKS, &name.to_lowercase())?
-        .at(Place::of(&blocks)?)
-        .at(Place::of_optional(grid.as_ref())?)
-        .at(Place::of(&out)?)
+        .at(Place::<u8>::of(&blocks)?)
+        .at(Place::<u8>::of_optional(grid.as_ref())?)
+        .at(Place::<f32>::of(&out)?)
         .wide(out.elem_count())
         .launch(Grid::over(threads, THREADS))?;
     Ok(out)

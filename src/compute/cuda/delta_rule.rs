@@ -43,16 +43,16 @@ impl Kernel<1> for DeltaRule<'_> {
         let weights = self.weights;
         let (history, states) = self.state.tensors();
         let places = [
-            Place::of_input((x, layout))?,
-            Place::of(&weights.convolution)?,
-            Place::of(&weights.decay)?,
-            Place::of(&weights.time_bias)?,
-            Place::of(&weights.norm.weight)?,
-            Place::of(history)?,
-            Place::of(states)?,
-            Place::of(&keys)?,
-            Place::of(&gates)?,
-            Place::of_storage(&out)?,
+            Place::<f32>::of_input((x, layout))?,
+            Place::<f32>::of(&weights.convolution)?,
+            Place::<f32>::of(&weights.decay)?,
+            Place::<f32>::of(&weights.time_bias)?,
+            Place::<f32>::of(&weights.norm.weight)?,
+            Place::<f32>::of(history)?,
+            Place::<f32>::of(states)?,
+            Place::<f32>::of(&keys)?,
+            Place::<f32>::of(&gates)?,
+            Place::<f32>::of_storage(&out)?,
         ];
         let sizes = [
             sequences,

@@ -25,11 +25,11 @@ impl Kernel<2> for TileSums<'_> {
         let out = empty(device, &shape, DType::F64)?;
         let flags = self.finite.words(self.lanes, &Device::Cuda(device.clone()))?;
         let tile = [
-            Place::of_input(logits)?.address(),
-            Place::of(self.targets)?.address(),
-            Place::of_input(known)?.address(),
-            Place::of_storage(&out)?.address(),
-            Place::of(&flags)?.address(),
+            Place::<f32>::of_input(logits)?.address(),
+            Place::<u32>::of(self.targets)?.address(),
+            Place::<f32>::of_input(known)?.address(),
+            Place::<f64>::of_storage(&out)?.address(),
+            Place::<u32>::of(&flags)?.address(),
             pair(self.lanes, positions)?,
             pair(width, self.start as usize)?,
             BROKEN as u64,

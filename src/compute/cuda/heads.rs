@@ -33,12 +33,12 @@ impl Kernel<1> for Heads {
             None => (None, 0.0),
         };
         let op = [
-            Place::of_input(x)?.address(),
-            Place::of_optional(self.bias.as_ref())?.address(),
-            Place::of_optional(norm)?.address(),
-            Place::of_optional(cos)?.address(),
-            Place::of_optional(sin)?.address(),
-            Place::of_storage(&out)?.address(),
+            Place::<f32>::of_input(x)?.address(),
+            Place::<f32>::of_optional(self.bias.as_ref())?.address(),
+            Place::<f32>::of_optional(norm)?.address(),
+            Place::<f32>::of_optional(cos)?.address(),
+            Place::<f32>::of_optional(sin)?.address(),
+            Place::<f32>::of_storage(&out)?.address(),
             pair(rows, columns)?,
             pair(self.start, self.heads)?,
             pair(self.head_dim, pairs)?,

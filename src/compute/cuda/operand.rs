@@ -11,6 +11,7 @@ use crate::compute::norm::RmsNorm;
 use crate::compute::precision::Precision;
 use crate::compute::run;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Tensor};
+use half::f16;
 use tracing::trace_span;
 
 /// Rows in terms of f16. In the precision of differences, those of the first lane are split into two terms, and those of
@@ -45,9 +46,9 @@ impl Operand {
         let device = device_of(x)?;
         let operand = Self::empty(&device, x.dims2()?, lanes, precision)?;
         Call::new(&device, &SPLIT, "split")?
-            .at(Place::of(x)?)
-            .at(Place::of_storage(&operand.terms)?)
-            .at(Place::of_storage(&operand.scales)?)
+            .at(Place::<f32>::of(x)?)
+            .at(Place::<f16>::of_storage(&operand.terms)?)
+            .at(Place::<f32>::of_storage(&operand.scales)?)
             .size(lanes)?
             .size(operand.rows)?
             .size(operand.width)?
@@ -71,10 +72,10 @@ impl Operand {
         let _span = trace_span!("norms").entered();
         let operand = Self::empty(&device, x.dims2()?, lanes, precision)?;
         Call::new(&device, &NORM_SPLIT, "norm_split")?
-            .at(Place::of(x)?)
-            .at(Place::of(&norm.weight)?)
-            .at(Place::of_storage(&operand.terms)?)
-            .at(Place::of_storage(&operand.scales)?)
+            .at(Place::<f32>::of(x)?)
+            .at(Place::<f32>::of(&norm.weight)?)
+            .at(Place::<f16>::of_storage(&operand.terms)?)
+            .at(Place::<f32>::of_storage(&operand.scales)?)
             .size(lanes)?
             .size(operand.rows)?
             .size(operand.width)?
@@ -92,12 +93,12 @@ impl Operand {
         let operand = Self::empty(&device, (x.lanes * x.rows, width), x.lanes, x.precision)?;
         let together = gate.together(&device, x.lanes, width)?;
         let words = [
-            Place::of_storage(sums)?.address(),
-            Place::of_storage(&x.scales)?.address(),
-            Place::of(scales)?.address(),
-            Place::of_optional(gate.bias)?.address(),
-            Place::of_storage(&operand.terms)?.address(),
-            Place::of_storage(&operand.scales)?.address(),
+            Place::<f32>::of_storage(sums)?.address(),
+            Place::<f32>::of_storage(&x.scales)?.address(),
+            Place::<f32>::of(scales)?.address(),
+            Place::<f32>::of_optional(gate.bias)?.address(),
+            Place::<f16>::of_storage(&operand.terms)?.address(),
+            Place::<f32>::of_storage(&operand.scales)?.address(),
             pair(x.lanes, x.rows)?,
             pair(width, together)?,
             pair(code_of(gate.activation), (x.precision == Precision::Whole).into())?,

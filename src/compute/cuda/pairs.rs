@@ -10,6 +10,7 @@ use super::launch::{device_of, shared_memory, unwritten, Call, Grid, Place};
 use super::product::{Farthest, Weights, CHECKED_ROWS};
 use super::THREADS;
 use candle_core::{CudaDevice, DType, Result, Tensor};
+use half::f16;
 
 /// The pairs that a block sorts.
 const SORTED: usize = 2048;
@@ -147,41 +148,41 @@ impl Pairs {
         let blocks = count.div_ceil(SORTED);
         let call = |name| Call::new(&self.device, &PAIRS, name);
         call("pair_keys")?
-            .at(Place::of(&self.choice)?)
-            .at(Place::of(keys)?)
-            .at(Place::of(counts)?)
+            .at(Place::<f32>::of(&self.choice)?)
+            .at(Place::<u32>::of(keys)?)
+            .at(Place::<u32>::of(counts)?)
             .size(count)?
             .size(self.rows)?
             .size(self.used)?
             .size(self.experts)?
             .launch(Grid::row(blocks, THREADS))?;
         call("pair_offsets")?
-            .at(Place::of(counts)?)
-            .at(Place::of(totals)?)
+            .at(Place::<u32>::of(counts)?)
+            .at(Place::<u32>::of(totals)?)
             .size(blocks)?
             .launch(Grid::row(groups, THREADS))?;
         call("pair_starts")?
-            .at(Place::of(totals)?)
-            .at(Place::of(&self.starts)?)
-            .at(Place::of(&self.tiles)?)
+            .at(Place::<u32>::of(totals)?)
+            .at(Place::<u32>::of(&self.starts)?)
+            .at(Place::<u32>::of(&self.tiles)?)
             .size(groups)?
             .launch(Grid::row(1, 2 * MOST_EXPERTS))?;
         call("pair_places")?
-            .at(Place::of(keys)?)
-            .at(Place::of(counts)?)
-            .at(Place::of(&self.starts)?)
-            .at(Place::of(&self.sorted)?)
-            .at(Place::of(&self.places)?)
+            .at(Place::<u32>::of(keys)?)
+            .at(Place::<u32>::of(counts)?)
+            .at(Place::<u32>::of(&self.starts)?)
+            .at(Place::<u32>::of(&self.sorted)?)
+            .at(Place::<u32>::of(&self.places)?)
             .size(count)?
             .size(groups)?
             .launch(Grid::row(blocks, THREADS))?;
         call("pair_mates")?
-            .at(Place::of(keys)?)
-            .at(Place::of(&self.sorted)?)
-            .at(Place::of(&self.places)?)
-            .at(Place::of(&self.mates)?)
-            .at(Place::of(&self.owners)?)
-            .at(Place::of(&self.high)?)
+            .at(Place::<u32>::of(keys)?)
+            .at(Place::<u32>::of(&self.sorted)?)
+            .at(Place::<u32>::of(&self.places)?)
+            .at(Place::<u32>::of(&self.mates)?)
+            .at(Place::<u32>::of(&self.owners)?)
+            .at(Place::<u32>::of(&self.high)?)
             .size(count)?
             .size(self.lanes)?
             .size(self.rows)?
@@ -203,21 +204,20 @@ impl Pairs {
         let terms = unwritten(device, shape, DType::F16)?;
         let scales = || unwritten(device, all, DType::F32);
         let (whole, different) = (scales()?, scales()?);
-        let split = |whole: bool, to: Place, scales: &Tensor| {
+        let split = |whole: bool, to: Place<f16>, scales: &Tensor| {
             Call::new(device, &SPLIT, "split")?
-                .at(Place::of(x)?)
+                .at(Place::<f32>::of(x)?)
                 .at(to)
-                .at(Place::of(scales)?)
+                .at(Place::<f32>::of(scales)?)
                 .size(self.lanes)?
                 .size(self.rows)?
                 .size(width)?
                 .flag(whole)
                 .launch(Grid::row(all, THREADS))
         };
-        split(true, Place::of(&terms)?, &whole)?;
+        split(true, Place::<f16>::of(&terms)?, &whole)?;
         if self.lanes > 1 {
-            let behind = 2 * all * width * DType::F16.size_in_bytes();
-            split(false, Place::of(&terms)?.later(behind), &different)?;
+            split(false, Place::<f16>::of(&terms)?.later(2 * all * width), &different)?;
         }
         let y = self.multiply(
             weights,
@@ -247,10 +247,10 @@ impl Pairs {
         let terms = unwritten(device, (2 * count, width), DType::F16)?;
         let scales = unwritten(device, count, DType::F32)?;
         Call::new(device, &PAIRS, "split_pairs")?
-            .at(Place::of(y)?)
-            .at(Place::of(&self.mates)?)
-            .at(Place::of(&terms)?)
-            .at(Place::of(&scales)?)
+            .at(Place::<f32>::of(y)?)
+            .at(Place::<u32>::of(&self.mates)?)
+            .at(Place::<f16>::of(&terms)?)
+            .at(Place::<f32>::of(&scales)?)
             .size(count)?
             .size(width)?
             .launch(Grid::row(count.div_ceil(THREADS / 32), THREADS))?;
@@ -284,13 +284,13 @@ impl Pairs {
         let tiling = Tiling::of(device, width)?;
         let tiles = (count.div_ceil(TILE_ROWS) + groups) * out.div_ceil(tiling.columns);
         Call::new(device, &PAIRS, tiling.kernel)?
-            .at(Place::of(factors.terms)?)
-            .at(Place::of_optional(factors.high)?)
-            .at(Place::of(weights.halves())?)
-            .at(Place::of_optional(weights.rest())?)
-            .at(Place::of(&sums)?)
-            .at(Place::of(&self.starts)?)
-            .at(Place::of(&self.tiles)?)
+            .at(Place::<f16>::of(factors.terms)?)
+            .at(Place::<u32>::of_optional(factors.high)?)
+            .at(Place::<f16>::of(weights.halves())?)
+            .at(Place::<f16>::of_optional(weights.rest())?)
+            .at(Place::<f32>::of(&sums)?)
+            .at(Place::<u32>::of(&self.starts)?)
+            .at(Place::<u32>::of(&self.tiles)?)
             .size(factors.low)?
             .size(groups)?
             .size(width)?
@@ -299,13 +299,13 @@ impl Pairs {
         // differences are added to results of the baseline, which must be there
         for differences in [false, true] {
             Call::new(device, &PAIRS, "finish_pairs")?
-                .at(Place::of(&sums)?)
-                .at(Place::of(&self.mates)?)
-                .at(Place::of(&self.owners)?)
-                .at(Place::of_optional(factors.high)?)
-                .at(Place::of(factors.whole)?)
-                .at(Place::of(factors.different)?)
-                .at(Place::of(weights.scales())?)
+                .at(Place::<f32>::of(&sums)?)
+                .at(Place::<u32>::of(&self.mates)?)
+                .at(Place::<u32>::of(&self.owners)?)
+                .at(Place::<u32>::of_optional(factors.high)?)
+                .at(Place::<f32>::of(factors.whole)?)
+                .at(Place::<f32>::of(factors.different)?)
+                .at(Place::<f32>::of(weights.scales())?)
                 .size(factors.first_different)?
                 .size(count)?
                 .size(out)?
@@ -354,10 +354,10 @@ impl Pairs {
         self.expect(y.dim(0)?, self.count())?;
         let out = unwritten(&self.device, (rows, width), DType::F32)?;
         Call::new(&self.device, &PAIRS, "weighted_sum")?
-            .at(Place::of(&self.choice)?)
-            .at(Place::of(&self.places)?)
-            .at(Place::of(y)?)
-            .at(Place::of(&out)?)
+            .at(Place::<f32>::of(&self.choice)?)
+            .at(Place::<u32>::of(&self.places)?)
+            .at(Place::<f32>::of(y)?)
+            .at(Place::<f32>::of(&out)?)
             .size(width)?
             .size(self.used)?
             .launch(Grid::row(rows, THREADS))?;

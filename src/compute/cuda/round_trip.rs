@@ -84,12 +84,12 @@ impl RoundTrip<'_> {
         let scales = card.scales.map(|scales| scales.on(&at)).transpose()?;
         let clamped = card.clamped.map(|clamped| clamped.on(&at)).transpose()?;
         let task = [
-            Place::of_input((x, layout))?.address(),
-            Place::of_optional(mean.as_ref())?.address(),
-            Place::of_optional(scales.as_ref())?.address(),
-            Place::of(&before)?.address(),
-            Place::of(&after)?.address(),
-            Place::of_optional(clamped.as_ref())?.address(),
+            Place::<f32>::of_input((x, layout))?.address(),
+            Place::<f32>::of_optional(mean.as_ref())?.address(),
+            Place::<f32>::of_optional(scales.as_ref())?.address(),
+            Place::<u32>::of(&before)?.address(),
+            Place::<u32>::of(&after)?.address(),
+            Place::<i64>::of_optional(clamped.as_ref())?.address(),
             sequences as u64,
             tokens as u64,
             pair(heads, head_dim)?,
