@@ -1,8 +1,8 @@
 //! The launch of causal attention.
 
+use super::by_value::{by_value, size};
 use super::kernels::ATTENTION;
 use super::launch::{empty, tensor, Call, Grid, Place};
-use super::pair;
 use crate::compute::attention::{SoftmaxAttention, Versions};
 use crate::compute::exact::{Exact, Tail};
 use crate::compute::op::{Kernel, Op};
@@ -57,6 +57,33 @@ impl Tiling {
     /// Bytes of shared memory of a block.
     fn shared(&self) -> usize {
         4 * self.queries * (self.padded + 1) + 2 * self.keys * (3 * self.padded + 2)
+    }
+}
+
+by_value! {
+    /// `Attention` in `attention.cu`.
+    struct Arguments<'a>: 128 bytes {
+        q: Place<'a, f32>,
+        k: Place<'a, f32>,
+        k_exact: Place<'a, f32>,
+        v: Place<'a, f32>,
+        v_exact: Place<'a, f32>,
+        k_rules: Place<'a, u32>,
+        v_rules: Place<'a, u32>,
+        own_scores: Place<'a, f32>,
+        out: Place<'a, f32>,
+        scratch: Place<'a, u8>,
+        sequences: i32,
+        batch: i32,
+        queries: i32,
+        keys: i32,
+        heads: i32,
+        kv_heads: i32,
+        head_dim: i32,
+        window: i32,
+        start: i32,
+        scale: f32,
+        softcap: f32,
     }
 }
 
@@ -139,27 +166,32 @@ impl SoftmaxAttention {
         let lanes = [&self.k, v].iter().find_map(|x| Some(x.exact.as_ref()?.1.len()));
         let exact = |x: &'_ Versions| x.exact.as_ref().map(|(exact, _)| exact.clone());
         let (k_exact, v_exact) = (exact(&self.k), exact(v));
-        let words = [
-            Place::<f32>::of_input(q)?.address(),
-            Place::<f32>::of(&self.k.stored)?.address(),
-            Place::<f32>::of_optional(k_exact.as_ref())?.address(),
-            Place::<f32>::of(&v.stored)?.address(),
-            Place::<f32>::of_optional(v_exact.as_ref())?.address(),
-            Place::<u32>::of_optional(k_rules.as_ref())?.address(),
-            Place::<u32>::of_optional(v_rules.as_ref())?.address(),
-            Place::<f32>::of_optional(self.own_scores.as_ref())?.address(),
-            Place::<f32>::of_storage(&out)?.address(),
-            Place::<u8>::of(&scratch)?.address(),
-            pair(sequences, sequences / lanes.unwrap_or(sequences))?,
-            pair(self.queries, self.keys)?,
-            pair(self.heads, self.kv_heads)?,
-            pair(self.head_dim, self.window.unwrap_or(0))?,
-            pair(self.start, self.scale.to_bits() as usize)?,
-            u64::from(self.softcap.unwrap_or(0.0).to_bits()),
-        ];
+        let arguments = Arguments {
+            q: Place::of_input(q)?,
+            k: Place::of(&self.k.stored)?,
+            k_exact: Place::of_optional(k_exact.as_ref())?,
+            v: Place::of(&v.stored)?,
+            v_exact: Place::of_optional(v_exact.as_ref())?,
+            k_rules: Place::of_optional(k_rules.as_ref())?,
+            v_rules: Place::of_optional(v_rules.as_ref())?,
+            own_scores: Place::of_optional(self.own_scores.as_ref())?,
+            out: Place::of_storage(&out)?,
+            scratch: Place::of(&scratch)?,
+            sequences: size(sequences)?,
+            batch: size(sequences / lanes.unwrap_or(sequences))?,
+            queries: size(self.queries)?,
+            keys: size(self.keys)?,
+            heads: size(self.heads)?,
+            kv_heads: size(self.kv_heads)?,
+            head_dim: size(self.head_dim)?,
+            window: size(self.window.unwrap_or(0))?,
+            start: size(self.start)?,
+            scale: self.scale,
+            softcap: self.softcap.unwrap_or(0.0),
+        };
         let call = |kernel, blocks, shared| {
             let grid = Grid { blocks, threads: THREADS, shared };
-            Call::new(device, &ATTENTION, kernel)?.words(&words).launch(grid)
+            Call::new(device, &ATTENTION, kernel)?.value(&arguments).launch(grid)
         };
         call("attention_peaks", [tiles, 1, 1], 0)?;
         call("attention_pack", [tiles, 4, 1], 0)?;

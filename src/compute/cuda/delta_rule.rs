@@ -1,8 +1,8 @@
 //! The launch of the gated delta rule.
 
+use super::by_value::{by_value, size};
 use super::kernels::DELTA_RULE;
 use super::launch::{empty, tensor, Call, Grid, Place};
-use super::pair;
 use crate::compute::delta_rule::{DeltaRule, HeadOrder};
 use crate::compute::op::{Kernel, Op};
 use candle_core::backend::BackendStorage;
@@ -12,6 +12,31 @@ use candle_core::{CudaStorage, DType, Layout, Result, Shape};
 const WIDEST_KEY: usize = 128;
 /// The longest convolution.
 const LONGEST: usize = 4;
+
+by_value! {
+    /// `DeltaRule` in `delta_rule.cu`.
+    struct Arguments<'a>: 120 bytes {
+        projected: Place<'a, f32>,
+        convolution: Place<'a, f32>,
+        decay: Place<'a, f32>,
+        time_bias: Place<'a, f32>,
+        norm: Place<'a, f32>,
+        history: Place<'a, f32>,
+        states: Place<'a, f32>,
+        keys: Place<'a, f32>,
+        gates: Place<'a, f32>,
+        out: Place<'a, f32>,
+        sequences: i32,
+        tokens: i32,
+        key_heads: i32,
+        value_heads: i32,
+        key_dim: i32,
+        value_dim: i32,
+        kernel: i32,
+        tiled: i32,
+        norm_eps: f32,
+    }
+}
 
 impl Kernel<1> for DeltaRule<'_> {
     fn launch(
@@ -42,35 +67,30 @@ impl Kernel<1> for DeltaRule<'_> {
         let out = empty(device, &shape, DType::F32)?;
         let weights = self.weights;
         let (history, states) = self.state.tensors();
-        let places = [
-            Place::<f32>::of_input((x, layout))?,
-            Place::<f32>::of(&weights.convolution)?,
-            Place::<f32>::of(&weights.decay)?,
-            Place::<f32>::of(&weights.time_bias)?,
-            Place::<f32>::of(&weights.norm.weight)?,
-            Place::<f32>::of(history)?,
-            Place::<f32>::of(states)?,
-            Place::<f32>::of(&keys)?,
-            Place::<f32>::of(&gates)?,
-            Place::<f32>::of_storage(&out)?,
-        ];
-        let sizes = [
-            sequences,
-            tokens,
-            net.key_heads,
-            net.value_heads,
-            net.key_dim,
-            net.value_dim,
-            net.kernel,
-            (net.order == HeadOrder::Tiled).into(),
-        ];
-        let mut words: Vec<u64> = places.iter().map(|place| place.address()).collect();
-        let pairs = sizes.chunks(2).map(|sizes| pair(sizes[0], sizes[1]));
-        words.extend(pairs.collect::<Result<Vec<_>>>()?);
-        words.push(u64::from(weights.norm.eps.to_bits()));
+        let arguments = Arguments {
+            projected: Place::of_input((x, layout))?,
+            convolution: Place::of(&weights.convolution)?,
+            decay: Place::of(&weights.decay)?,
+            time_bias: Place::of(&weights.time_bias)?,
+            norm: Place::of(&weights.norm.weight)?,
+            history: Place::of(history)?,
+            states: Place::of(states)?,
+            keys: Place::of(&keys)?,
+            gates: Place::of(&gates)?,
+            out: Place::of_storage(&out)?,
+            sequences: size(sequences)?,
+            tokens: size(tokens)?,
+            key_heads: size(net.key_heads)?,
+            value_heads: size(net.value_heads)?,
+            key_dim: size(net.key_dim)?,
+            value_dim: size(net.value_dim)?,
+            kernel: size(net.kernel)?,
+            tiled: (net.order == HeadOrder::Tiled).into(),
+            norm_eps: weights.norm.eps,
+        };
         let call = |kernel, blocks: [usize; 3], threads| {
             let grid = Grid { blocks, threads, shared: 0 };
-            Call::new(device, &DELTA_RULE, kernel)?.words(&words).launch(grid)
+            Call::new(device, &DELTA_RULE, kernel)?.value(&arguments).launch(grid)
         };
         let units = 2 * net.key_heads + net.value_width().div_ceil(128) + 1;
         call("delta_mix", [units.div_ceil(8), tokens.div_ceil(32), sequences], 256)?;

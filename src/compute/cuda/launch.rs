@@ -6,6 +6,7 @@
 //! the sizes that the op has checked.
 #![allow(unsafe_code)]
 
+use super::by_value::{size, ByValue};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::cublas::{result as blas, sys as blas_sys};
 use candle_core::cuda_backend::cudarc::driver::{
@@ -112,7 +113,7 @@ impl<'a, T: CudaDType> Place<'a, T> {
         Place { address: self.address + (elements * size_of::<T>()) as u64, ..self }
     }
 
-    /// The number that stands for it in a kernel's parameters.
+    /// The number that stands for it in a kernel's structure.
     pub fn address(self) -> u64 {
         self.address
     }
@@ -219,17 +220,14 @@ impl<'a> Call<'a> {
         Self::new(device, module, name)
     }
 
-    pub fn at<T>(mut self, place: Place<'a, T>) -> Self {
-        self.arguments.push(Argument::Wide(place.address));
+    pub fn at<T: CudaDType>(mut self, place: Place<'a, T>) -> Self {
+        self.arguments.push(Argument::Wide(place.address()));
         self
     }
 
-    /// A size or an index, which is an `int` or an `unsigned` in a kernel's parameters.
-    pub fn size(mut self, size: usize) -> Result<Self> {
-        let Ok(size) = u32::try_from(size) else {
-            candle_core::bail!("{size} is too large for a kernel")
-        };
-        self.arguments.push(Argument::Narrow(size));
+    /// A size or an index, which is an `int` or an `unsigned` in a kernel's parameters, and fits both.
+    pub fn size(mut self, x: usize) -> Result<Self> {
+        self.arguments.push(Argument::Narrow(size::<i32>(x)?.cast_unsigned()));
         Ok(self)
     }
 
@@ -249,8 +247,9 @@ impl<'a> Call<'a> {
         self
     }
 
-    pub fn words(mut self, words: &[u64]) -> Self {
-        self.arguments.push(Argument::Words(words.into()));
+    /// A structure that the kernel takes by value.
+    pub fn value(mut self, value: &impl ByValue<'a>) -> Self {
+        self.arguments.push(Argument::Words(value.words()));
         self
     }
 

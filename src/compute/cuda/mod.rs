@@ -8,6 +8,7 @@
 mod attention;
 mod bias;
 mod blocks;
+mod by_value;
 mod card;
 mod delta_rule;
 mod divergence;
@@ -63,14 +64,6 @@ fn over_rows(rows: usize, width: usize) -> launch::Grid {
 /// The bytes of a row in shared memory, which is padded to groups of four numbers.
 fn padded_bytes(width: usize) -> usize {
     width.next_multiple_of(4) * size_of::<f32>()
-}
-
-/// Two fields of four bytes of a structure that is handed to a kernel.
-fn pair(low: usize, high: usize) -> candle_core::Result<u64> {
-    match (u32::try_from(low), u32::try_from(high)) {
-        (Ok(low), Ok(high)) => Ok(u64::from(low) | u64::from(high) << 32),
-        _ => candle_core::bail!("{low} or {high} is too large for a kernel"),
-    }
 }
 
 /// What changes a tensor by a closure belongs to loops on the CPU.

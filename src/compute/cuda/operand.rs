@@ -2,10 +2,11 @@
 //! a gate makes of the product before. The latter two give the bits that norm or gate and then the split would give one
 //! after the other, and read and write less.
 
+use super::by_value::{by_value, size};
 use super::gate::code_of;
 use super::kernels::{GATE_SPLIT, NORM_SPLIT, SPLIT};
 use super::launch::{device_of, empty, shared_memory, Call, Grid, Place};
-use super::{padded_bytes, pair, THREADS};
+use super::{padded_bytes, THREADS};
 use crate::compute::gate::Activation;
 use crate::compute::norm::RmsNorm;
 use crate::compute::precision::Precision;
@@ -38,6 +39,24 @@ pub(in crate::compute) struct Gate<'a> {
 /// The threads of a block of the kernel that gates, and the most lanes that it takes at once.
 const GATE_THREADS: usize = 512;
 const MOST_TOGETHER: usize = 4;
+
+by_value! {
+    /// `GateSplit` in `gate_split.cu`.
+    struct Arguments<'a>: 72 bytes {
+        sums: Place<'a, f32>,
+        row_scales: Place<'a, f32>,
+        column_scales: Place<'a, f32>,
+        bias: Place<'a, f32>,
+        terms: Place<'a, f16>,
+        scales: Place<'a, f32>,
+        lanes: i32,
+        rows: i32,
+        width: i32,
+        together: i32,
+        activation: i32,
+        whole: i32,
+    }
+}
 
 impl Operand {
     /// Splits rows, (lanes·rows, in).
@@ -92,18 +111,21 @@ impl Operand {
         let (device, width) = (device_of(scales)?, scales.dim(0)? / 2);
         let operand = Self::empty(&device, (x.lanes * x.rows, width), x.lanes, x.precision)?;
         let together = gate.together(&device, x.lanes, width)?;
-        let words = [
-            Place::<f32>::of_storage(sums)?.address(),
-            Place::<f32>::of_storage(&x.scales)?.address(),
-            Place::<f32>::of(scales)?.address(),
-            Place::<f32>::of_optional(gate.bias)?.address(),
-            Place::<f16>::of_storage(&operand.terms)?.address(),
-            Place::<f32>::of_storage(&operand.scales)?.address(),
-            pair(x.lanes, x.rows)?,
-            pair(width, together)?,
-            pair(code_of(gate.activation), (x.precision == Precision::Whole).into())?,
-        ];
-        Call::new(&device, &GATE_SPLIT, "gate_split")?.words(&words).launch(Grid {
+        let arguments = Arguments {
+            sums: Place::of_storage(sums)?,
+            row_scales: Place::of_storage(&x.scales)?,
+            column_scales: Place::of(scales)?,
+            bias: Place::of_optional(gate.bias)?,
+            terms: Place::of_storage(&operand.terms)?,
+            scales: Place::of_storage(&operand.scales)?,
+            lanes: size(x.lanes)?,
+            rows: size(x.rows)?,
+            width: size(width)?,
+            together: size(together)?,
+            activation: size(code_of(gate.activation))?,
+            whole: (x.precision == Precision::Whole).into(),
+        };
+        Call::new(&device, &GATE_SPLIT, "gate_split")?.value(&arguments).launch(Grid {
             shared: together * padded_bytes(width),
             ..Grid::row(x.rows, GATE_THREADS)
         })?;
