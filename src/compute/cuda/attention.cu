@@ -38,6 +38,14 @@
 
 #include <cuda_fp16.h>
 
+// How many queries a block takes and how many keys a tile holds, for heads that are padded up to so many elements, or
+// beyond.
+constexpr int QUERIES_TO_128 = 128;  // for the launch
+constexpr int QUERIES_TO_256 = 64;  // for the launch
+constexpr int QUERIES_TO_512 = 32;  // for the launch
+constexpr int KEYS_TO_128 = 64;  // for the launch
+constexpr int KEYS_BEYOND_128 = 32;  // for the launch
+
 // Which version of a key a query reads. It reads exactly the keys at positions below `sink` and those of its tail:
 // those that are newest at its own position p, or those from the last multiple of the tail's size that is not above p.
 struct Rule {
@@ -75,7 +83,7 @@ struct Attention {
                                : (head_dim <= 192 ? 192 : head_dim <= 256 ? 256 : 512);
     }
     // How many keys a tile holds.
-    __host__ __device__ int block_keys() const { return padded() <= 128 ? 64 : 32; }
+    __host__ __device__ int block_keys() const { return padded() <= 128 ? KEYS_TO_128 : KEYS_BEYOND_128; }
     __host__ __device__ int key_blocks() const { return (keys + block_keys() - 1) / block_keys(); }
     __host__ __device__ long long key_tile_bytes() const { return 4ll * block_keys() * (padded() + 1); }
     __host__ __device__ long long value_tile_bytes() const { return 2ll * block_keys() * padded(); }
@@ -90,14 +98,15 @@ struct Attention {
     __host__ __device__ long long scratch_bytes() const { return peaks_at() + tiles() * 4; }
 };
 
-static_assert(sizeof(Attention) == 128, "callers mirror the layout");
+constexpr int ARGUMENT_BYTES = 128;  // for the launch
+static_assert(sizeof(Attention) == ARGUMENT_BYTES, "the launch mirrors the layout");
 
 namespace {
 
 constexpr int LANES = 32;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 // Threads of every block.
-constexpr int THREADS = 128;
+constexpr int THREADS = 128;  // for the launch
 constexpr int WARPS = THREADS / LANES;
 
 // Bits of an f32: its magnitude, and the magnitude of infinity.
@@ -417,9 +426,10 @@ struct Shape {
     static constexpr int PADDED = P;
     static constexpr int ROW_TILES = M;
     static constexpr int BLOCKS = B;  // of threads, on one multiprocessor
-    static constexpr int KEYS = P <= 128 ? 64 : 32;
+    static constexpr int KEYS = P <= 128 ? KEYS_TO_128 : KEYS_BEYOND_128;
     static constexpr int WARP_QUERIES = 16 * M;
     static constexpr int QUERIES = WARPS / G * WARP_QUERIES;
+    static_assert(QUERIES == (P <= 128 ? QUERIES_TO_128 : P <= 256 ? QUERIES_TO_256 : QUERIES_TO_512));
     static constexpr int COLUMNS = P / G;
     // The tensor cores truncate sums, which adds up if there are many terms. Then the products high·low and low·high
     // have sums of their own, and a sum ends after MAX_STEPS products of 16 columns.

@@ -1,6 +1,10 @@
 //! The launch of causal attention.
 
 use super::by_value::{by_value, size};
+use super::constants::attention::{
+    ARGUMENT_BYTES, KEYS_BEYOND_128, KEYS_TO_128, QUERIES_TO_128, QUERIES_TO_256, QUERIES_TO_512,
+    THREADS,
+};
 use super::kernels::ATTENTION;
 use super::launch::{empty, tensor, Call, Grid, Place};
 use crate::compute::attention::{SoftmaxAttention, Versions};
@@ -8,8 +12,6 @@ use crate::compute::exact::{Exact, Tail};
 use crate::compute::op::{Kernel, Op};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, Storage, Tensor};
-
-const THREADS: usize = 128;
 
 /// How heads of a size are computed: they are padded to `padded` elements, a block takes `queries` queries, and a tile
 /// holds `keys` keys.
@@ -22,12 +24,12 @@ struct Tiling {
 }
 
 const TILINGS: [Tiling; 6] = [
-    Tiling::new(64, 128, 64, ["attention_64", "attention_64_versions"]),
-    Tiling::new(96, 128, 64, ["attention_96", "attention_96_versions"]),
-    Tiling::new(128, 128, 64, ["attention_128", "attention_128_versions"]),
-    Tiling::new(192, 64, 32, ["attention_192", "attention_192_versions"]),
-    Tiling::new(256, 64, 32, ["attention_256", "attention_256_versions"]),
-    Tiling::new(512, 32, 32, ["attention_512", "attention_512_versions"]),
+    Tiling::new(64, QUERIES_TO_128, KEYS_TO_128, ["attention_64", "attention_64_versions"]),
+    Tiling::new(96, QUERIES_TO_128, KEYS_TO_128, ["attention_96", "attention_96_versions"]),
+    Tiling::new(128, QUERIES_TO_128, KEYS_TO_128, ["attention_128", "attention_128_versions"]),
+    Tiling::new(192, QUERIES_TO_256, KEYS_BEYOND_128, ["attention_192", "attention_192_versions"]),
+    Tiling::new(256, QUERIES_TO_256, KEYS_BEYOND_128, ["attention_256", "attention_256_versions"]),
+    Tiling::new(512, QUERIES_TO_512, KEYS_BEYOND_128, ["attention_512", "attention_512_versions"]),
 ];
 
 impl Tiling {
@@ -62,7 +64,7 @@ impl Tiling {
 
 by_value! {
     /// `Attention` in `attention.cu`.
-    struct Arguments<'a>: 128 bytes {
+    struct Arguments<'a>: ARGUMENT_BYTES bytes {
         q: Place<'a, f32>,
         k: Place<'a, f32>,
         k_exact: Place<'a, f32>,

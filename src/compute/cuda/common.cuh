@@ -17,13 +17,13 @@
 
 namespace {
 
-constexpr int WARP = 32;
+constexpr int WARP = 32;  // for the launch
 constexpr unsigned WHOLE_WARP = 0xffffffffu;
-constexpr int THREADS = 256;
+constexpr int THREADS = 256;  // for the launch
 constexpr int WARPS = THREADS / WARP;
 
 // How many neighbouring elements a thread works on.
-constexpr int GROUP = 4;
+constexpr int GROUP = 4;  // for the launch
 // From one group of a thread to its next.
 constexpr int STRIDE = GROUP * THREADS;
 
@@ -233,8 +233,10 @@ __device__ float gelu_argument(float g) {
     return __fmul_rn(TWICE_ROOT_2_OVER_PI, __fadd_rn(g, cubic));
 }
 
-// The activations of gated MLPs, by the numbers that callers give.
-enum Activation { SILU, GELU, CLAMPED };
+// The activations of gated MLPs.
+constexpr int SILU = 0;  // for the launch
+constexpr int GELU = 1;  // for the launch
+constexpr int CLAMPED = 2;  // for the launch
 
 constexpr float CLAMP_LIMIT = 7.0f;
 constexpr float CLAMP_ALPHA = 1.702f;

@@ -62,16 +62,20 @@ struct DeltaRule {
     __host__ __device__ int padded_key() const { return (key_dim + 3) / 4 * 4; }
 };
 
-static_assert(sizeof(DeltaRule) == 120, "callers mirror the layout");
+constexpr int ARGUMENT_BYTES = 120;  // for the launch
+static_assert(sizeof(DeltaRule) == ARGUMENT_BYTES, "the launch mirrors the layout");
 
 namespace {
 
-constexpr int LANES = 32;
+constexpr int LANES = 32;  // for the launch
 constexpr unsigned ALL_LANES = 0xffffffffu;
+// Threads of every block, except those of `delta_recur_*`, which have up to MAX_WARPS warps.
+constexpr int THREADS = 256;  // for the launch
 // What a warp reads in one instruction if each of its lanes reads 16 bytes.
-constexpr int WARP_WIDTH = 4 * LANES;
+constexpr int WARP_WIDTH = 128;  // for the launch
+static_assert(WARP_WIDTH == 4 * LANES);
 
-constexpr int MAX_KERNEL = 4;
+constexpr int MAX_KERNEL = 4;  // for the launch
 // How many inputs before the current one the longest kernel spans.
 constexpr int PAST = MAX_KERNEL - 1;
 constexpr float L2_EPS = 1e-6f;
@@ -134,7 +138,7 @@ __device__ const float* inputs(const DeltaRule& rule, int sequence, int token) {
 // ---------------------------------------------------------------------------------------------------------------------
 
 // How many tokens a warp mixes. It reads each input once, and in addition those before its first token.
-constexpr int RUN = 32;
+constexpr int RUN = 32;  // for the launch
 // How many tokens a warp loads before it waits for the first of them.
 constexpr int BATCH = 4;
 
@@ -314,8 +318,9 @@ constexpr int COLUMNS = 4;
 constexpr int GROUPS = 4;
 constexpr int STAGE_TOKENS = 8;
 constexpr int STAGES = 3;
-constexpr int MAX_WARPS = 4;
-constexpr int WARP_COLUMNS = LANES / GROUPS * COLUMNS;
+constexpr int MAX_WARPS = 4;  // for the launch
+constexpr int WARP_COLUMNS = 32;  // for the launch
+static_assert(WARP_COLUMNS == LANES / GROUPS * COLUMNS);
 constexpr int BLOCK_COLUMNS = MAX_WARPS * WARP_COLUMNS;
 
 // The state is rescaled when c leaves these bounds, in which neither S/c nor δ/c comes near the range of f32.
@@ -601,7 +606,7 @@ __device__ void recur(const DeltaRule& rule) {
 // Its loads of 4 tokens at a time need 24 warps a multiprocessor to hide their latency, hence the bound on registers.
 //
 // Grid: x = ⌈(2·key_heads + ⌈value_width/128⌉ + 1) / 8⌉, y = ⌈tokens/32⌉, z = sequences. Block: 256. Shared memory: 0.
-extern "C" __global__ void __launch_bounds__(256, 3) delta_mix(DeltaRule rule) {
+extern "C" __global__ void __launch_bounds__(THREADS, 3) delta_mix(DeltaRule rule) {
     const int lane = threadIdx.x % LANES;
     const int unit = blockIdx.x * (blockDim.x / LANES) + threadIdx.x / LANES;
     const int first = blockIdx.y * RUN;
@@ -618,7 +623,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) delta_mix(DeltaRule rule) {
 // thread has a channel of a sequence to itself and reads all of it before it writes.
 //
 // Grid: x = ⌈channels/256⌉, y = sequences. Block: 256. Shared memory: 0.
-extern "C" __global__ void __launch_bounds__(256) delta_history(DeltaRule rule) {
+extern "C" __global__ void __launch_bounds__(THREADS) delta_history(DeltaRule rule) {
     const int channel = blockIdx.x * blockDim.x + threadIdx.x;
     const int sequence = blockIdx.y;
     if (channel >= rule.channels()) {
@@ -641,14 +646,14 @@ extern "C" __global__ void __launch_bounds__(256) delta_history(DeltaRule rule) 
 // multiprocessor leave a thread the 240 registers that its part of the state and of k needs.
 //
 // Grid: x = sequences·value_heads, y = ⌈value_dim/128⌉. Block: 32·min(4, ⌈value_dim/32⌉). Shared memory: 0 dynamic.
-extern "C" __global__ void __launch_bounds__(128, 2) delta_recur_32(DeltaRule rule) { recur<8>(rule); }
-extern "C" __global__ void __launch_bounds__(128, 2) delta_recur_64(DeltaRule rule) { recur<16>(rule); }
-extern "C" __global__ void __launch_bounds__(128, 2) delta_recur_128(DeltaRule rule) { recur<32>(rule); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS * LANES, 2) delta_recur_32(DeltaRule rule) { recur<8>(rule); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS * LANES, 2) delta_recur_64(DeltaRule rule) { recur<16>(rule); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS * LANES, 2) delta_recur_128(DeltaRule rule) { recur<32>(rule); }
 
 // Step 5. A block norms one row, and each of its warps every eighth head.
 //
 // Grid: x = sequences·tokens. Block: 256. Shared memory: 0.
-extern "C" __global__ void __launch_bounds__(256) delta_norm(DeltaRule rule) {
+extern "C" __global__ void __launch_bounds__(THREADS) delta_norm(DeltaRule rule) {
     const int lane = threadIdx.x % LANES;
     const int warps = blockDim.x / LANES;
     const int size = rule.value_dim;

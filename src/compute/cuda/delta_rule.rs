@@ -1,6 +1,9 @@
 //! The launch of the gated delta rule.
 
 use super::by_value::{by_value, size};
+use super::constants::delta_rule::{
+    ARGUMENT_BYTES, LANES, MAX_KERNEL, MAX_WARPS, RUN, THREADS, WARP_COLUMNS, WARP_WIDTH,
+};
 use super::kernels::DELTA_RULE;
 use super::launch::{empty, tensor, Call, Grid, Place};
 use crate::compute::delta_rule::{DeltaRule, HeadOrder};
@@ -10,12 +13,10 @@ use candle_core::{CudaStorage, DType, Layout, Result, Shape};
 
 /// The widest key that the kernel holds in registers.
 const WIDEST_KEY: usize = 128;
-/// The longest convolution.
-const LONGEST: usize = 4;
 
 by_value! {
     /// `DeltaRule` in `delta_rule.cu`.
-    struct Arguments<'a>: 120 bytes {
+    struct Arguments<'a>: ARGUMENT_BYTES bytes {
         projected: Place<'a, f32>,
         convolution: Place<'a, f32>,
         decay: Place<'a, f32>,
@@ -46,10 +47,10 @@ impl Kernel<1> for DeltaRule<'_> {
     ) -> Result<(CudaStorage, Shape)> {
         let shape = Op::<1>::shape(self, [layout.shape()])?;
         let (net, tokens) = (self.net, self.tokens);
-        if net.key_dim > WIDEST_KEY || !(2..=LONGEST).contains(&net.kernel) {
+        if net.key_dim > WIDEST_KEY || !(2..=MAX_KERNEL).contains(&net.kernel) {
             candle_core::bail!(
                 "{name}: cards have no kernel for keys of {} and a convolution of {}, only for up to {WIDEST_KEY} and \
-                 2 to {LONGEST}; use --device cpu",
+                 2 to {MAX_KERNEL}; use --device cpu",
                 net.key_dim,
                 net.kernel
             );
@@ -92,18 +93,19 @@ impl Kernel<1> for DeltaRule<'_> {
             let grid = Grid { blocks, threads, shared: 0 };
             Call::new(device, &DELTA_RULE, kernel)?.value(&arguments).launch(grid)
         };
-        let units = 2 * net.key_heads + net.value_width().div_ceil(128) + 1;
-        call("delta_mix", [units.div_ceil(8), tokens.div_ceil(32), sequences], 256)?;
-        call("delta_history", [net.channels().div_ceil(256), sequences, 1], 256)?;
+        let units = 2 * net.key_heads + net.value_width().div_ceil(WARP_WIDTH) + 1;
+        let blocks = [units.div_ceil(THREADS / LANES), tokens.div_ceil(RUN), sequences];
+        call("delta_mix", blocks, THREADS)?;
+        call("delta_history", [net.channels().div_ceil(THREADS), sequences, 1], THREADS)?;
         let recur = match net.key_dim {
             0..=32 => "delta_recur_32",
             33..=64 => "delta_recur_64",
             _ => "delta_recur_128",
         };
-        let warps = net.value_dim.div_ceil(32).min(4);
-        let columns = net.value_dim.div_ceil(128);
-        call(recur, [sequences * net.value_heads, columns, 1], 32 * warps)?;
-        call("delta_norm", [rows, 1, 1], 256)?;
+        let warps = net.value_dim.div_ceil(WARP_COLUMNS).min(MAX_WARPS);
+        let columns = net.value_dim.div_ceil(MAX_WARPS * WARP_COLUMNS);
+        call(recur, [sequences * net.value_heads, columns, 1], LANES * warps)?;
+        call("delta_norm", [rows, 1, 1], THREADS)?;
         Ok((out, shape))
     }
 }

@@ -46,25 +46,27 @@ struct TileSums {
     unsigned code;
 };
 
-static_assert(sizeof(TileSums) == 64, "callers mirror the layout");
+constexpr int ARGUMENT_BYTES = 64;  // for the launch
+static_assert(sizeof(TileSums) == ARGUMENT_BYTES, "the launch mirrors the layout");
 
 namespace divergence {
 
 constexpr unsigned ALL = 0xffffffffu;
 constexpr int WARP = 32;
-constexpr int THREADS = 384;
+constexpr int THREADS = 384;  // for the launch
 constexpr int WARPS = THREADS / WARP;
 // How many columns a block reads at once. Thread i reads four of them, beginning with 4·i.
 constexpr int STEP = 4 * THREADS;
 // The shared memory for what is kept of the baseline. It lets two blocks run on a multiprocessor of Hopper.
-constexpr int KEPT_BYTES = 8 * STEP * 8;
+constexpr int KEPT_BYTES = 98304;  // for the launch
+static_assert(KEPT_BYTES == 8 * STEP * 8);
 // How many lanes are summed at once. It is a matter of registers.
 constexpr int GROUP = 3;
 
 constexpr float INFINITE = __builtin_huge_valf();
 constexpr float NOT_A_NUMBER = __builtin_nanf("");
 
-constexpr int NUMBERS = 6;
+constexpr int NUMBERS = 6;  // for the launch
 // Up to here a polynomial gives e^x - 1 - x, in which the exponential would lose digits.
 constexpr float SMALL = 1.0f;
 // The largest D - c that is summed in f32. Above it e^(D-c) might overflow, or be multiplied by a denormal weight.
@@ -277,7 +279,9 @@ struct Partial {
     Largest largest;
 };
 
-static_assert(WARPS * sizeof(Partial) + 8 == 296, "the launch says how much shared memory a lane takes");
+// The shared memory of a lane: see `LaneMemory`.
+constexpr int LANE_BYTES = 296;  // for the launch
+static_assert(LANE_BYTES == WARPS * sizeof(Partial) + sizeof(float) + sizeof(int));
 
 // What a block keeps of a segment of the baseline's row: its logits and its weights. Every thread reads only what it
 // has written itself.
@@ -663,11 +667,11 @@ __device__ void sum_up_tile(const TileSums& tile) {
 
 // The kernel is launched with
 //
-//     grid (positions), block 384, dynamic shared memory 98304 + 296·lanes bytes
+//     grid (positions), block THREADS, dynamic shared memory KEPT_BYTES + LANE_BYTES·lanes bytes
 //
 // which needs cudaFuncAttributeMaxDynamicSharedMemorySize to be raised. There may be up to 400 lanes, and up to 50 of
 // them let two blocks run on a multiprocessor of Hopper, if cudaFuncAttributePreferredSharedMemoryCarveout is 100.
 
-extern "C" __global__ void __launch_bounds__(384, 2) tile_sums(const TileSums tile) {
+extern "C" __global__ void __launch_bounds__(divergence::THREADS, 2) tile_sums(const TileSums tile) {
     divergence::sum_up_tile(tile);
 }

@@ -1,22 +1,20 @@
 //! The launch of the sums over a tile of the vocabulary.
 
 use super::by_value::{by_value, size};
+use super::constants::divergence::{ARGUMENT_BYTES, KEPT_BYTES, LANE_BYTES, NUMBERS, THREADS};
 use super::kernels::DIVERGENCE;
 use super::launch::{empty, Call, Grid, Place};
 use super::BROKEN;
-use crate::compute::divergence::TileSums;
+use crate::compute::divergence::{self, TileSums};
 use crate::compute::op::{Kernel, Op};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Device, Layout, Result, Shape};
 
-const THREADS: usize = 384;
-/// Bytes of shared memory of a block, without those for each lane.
-const SHARED: usize = 98_304;
-const SHARED_OF_LANE: usize = 296;
+const _: () = assert!(NUMBERS == divergence::NUMBERS, "the kernel writes what the host reads");
 
 by_value! {
     /// `TileSums` in `divergence.cu`.
-    struct Arguments<'a>: 64 bytes {
+    struct Arguments<'a>: ARGUMENT_BYTES bytes {
         logits: Place<'a, f32>,
         targets: Place<'a, u32>,
         known: Place<'a, f32>,
@@ -53,7 +51,7 @@ impl Kernel<2> for TileSums<'_> {
             start: self.start,
             code: size(BROKEN)?,
         };
-        let shared = SHARED + SHARED_OF_LANE * self.lanes;
+        let shared = KEPT_BYTES + LANE_BYTES * self.lanes;
         Call::new(device, &DIVERGENCE, "tile_sums")?
             .value(&arguments)
             .launch(Grid { shared, ..Grid::row(positions, THREADS) })?;

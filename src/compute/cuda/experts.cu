@@ -9,8 +9,8 @@
 namespace experts {
 
 constexpr unsigned ALL = 0xffffffffu;
-constexpr int WARP = 32;
-constexpr int THREADS = 256;
+constexpr int WARP = 32;  // for the launch
+constexpr int THREADS = 256;  // for the launch
 // How many columns of a row a block reads at once, and how often it does so before it waits.
 constexpr int STEP = 4 * THREADS;
 constexpr int BATCH = 4;
@@ -136,7 +136,7 @@ __device__ bool can_be_wide(const void* x, const void* out, int width) {
 //     grid (⌈rows/8⌉), block 256, no dynamic shared memory
 //
 // A warp works on a row. It reads the logits again for each expert that it chooses, from the first-level cache.
-extern "C" __global__ void __launch_bounds__(256) expert_choice(
+extern "C" __global__ void __launch_bounds__(experts::THREADS) expert_choice(
     const float* __restrict__ logits, const float* __restrict__ correction, const float* __restrict__ scales,
     float* out, unsigned* flags, int rows, int count, int used, int normalised, unsigned code) {
     using namespace experts;
@@ -178,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(256) expert_choice(
 // `rows`. If `rows` is null, then rows_i = i.
 //
 //     grid (n), block 256, no dynamic shared memory
-extern "C" __global__ void __launch_bounds__(256) weighted_scatter(
+extern "C" __global__ void __launch_bounds__(experts::THREADS) weighted_scatter(
     float* __restrict__ out, const unsigned* __restrict__ rows, const float* __restrict__ weights,
     const float* __restrict__ y, int width) {
     using namespace experts;

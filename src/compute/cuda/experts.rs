@@ -1,15 +1,16 @@
 //! The launches of a mixture's ops.
 
+use super::constants::experts::{THREADS, WARP};
 use super::kernels::EXPERTS;
 use super::launch::{empty, Call, Grid, Place};
-use super::{BROKEN, THREADS};
+use super::BROKEN;
 use crate::compute::experts::{ExpertChoice, Scoring, WeightedScatter};
 use crate::compute::op::{InPlaceKernel, Kernel, Op};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Device, Layout, Result, Shape};
 
 /// The rows of a block, one a warp.
-const ROWS: usize = THREADS / 32;
+const ROWS: usize = THREADS / WARP;
 
 impl Kernel<1> for ExpertChoice<'_> {
     fn launch(

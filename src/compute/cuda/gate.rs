@@ -1,5 +1,6 @@
 //! The launches of ops that multiply by a gate.
 
+use super::constants::common::{CLAMPED, GELU, SILU};
 use super::kernels::GATE;
 use super::launch::{empty, Call, Grid, Place};
 use super::{over_rows, THREADS};
@@ -11,9 +12,9 @@ use candle_core::{CudaStorage, DType, Layout, Result, Shape};
 /// The number by which the kernels know an activation.
 pub(super) fn code_of(activation: Activation) -> usize {
     match activation {
-        Activation::Silu => 0,
-        Activation::GeluTanh => 1,
-        Activation::Clamped => 2,
+        Activation::Silu => SILU,
+        Activation::GeluTanh => GELU,
+        Activation::Clamped => CLAMPED,
     }
 }
 

@@ -29,15 +29,18 @@ struct Heads {
     __host__ __device__ int width() const { return heads * head_dim; }
 };
 
-static_assert(sizeof(Heads) == 88, "callers mirror the layout");
+constexpr int ARGUMENT_BYTES = 88;  // for the launch
+static_assert(sizeof(Heads) == ARGUMENT_BYTES, "the launch mirrors the layout");
 
 namespace {
 
 constexpr int WARP_STRIDE = GROUP * WARP;
 
-// How many heads a warp reads at once. With a single short one it would wait for memory most of the time.
+// How many elements a warp reads at once, in whole heads. With a single short one it would wait for memory most of the
+// time.
+constexpr int ELEMENTS = 512;  // for the launch
+
 __host__ __device__ constexpr int heads_of_warp(int head_dim) {
-    constexpr int ELEMENTS = 512;
     return head_dim < ELEMENTS ? ELEMENTS / head_dim : 1;
 }
 

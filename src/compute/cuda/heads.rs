@@ -1,9 +1,11 @@
 //! The launch of what lies between the projection of Q, K and V and the attention.
 
 use super::by_value::{by_value, size};
+use super::constants::common::WARP;
+use super::constants::heads::{ARGUMENT_BYTES, ELEMENTS};
 use super::kernels::HEADS;
 use super::launch::{empty, Call, Grid, Place};
-use super::THREADS;
+use super::{padded_bytes, THREADS};
 use crate::compute::heads::Heads;
 use crate::compute::op::{Kernel, Op};
 use crate::compute::rope::Pairs;
@@ -11,13 +13,11 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape};
 
 /// How many warps a block has.
-const WARPS: usize = THREADS / 32;
-/// How many numbers a warp takes at once.
-const NUMBERS: usize = 512;
+const WARPS: usize = THREADS / WARP;
 
 by_value! {
     /// `Heads` in `heads.cu`.
-    struct Arguments<'a>: 88 bytes {
+    struct Arguments<'a>: ARGUMENT_BYTES bytes {
         x: Place<'a, f32>,
         bias: Place<'a, f32>,
         norm: Place<'a, f32>,
@@ -73,8 +73,8 @@ impl Kernel<1> for Heads {
             tokens: size(self.tokens)?,
             eps,
         };
-        let of_warp = (NUMBERS / self.head_dim).max(1);
-        let shared = WARPS * of_warp * self.head_dim.next_multiple_of(4) * size_of::<f32>();
+        let of_warp = (ELEMENTS / self.head_dim).max(1);
+        let shared = WARPS * of_warp * padded_bytes(self.head_dim);
         let blocks = (rows * self.heads).div_ceil(WARPS * of_warp);
         Call::new(device, &HEADS, "heads")?
             .value(&arguments)

@@ -3,6 +3,7 @@
 //! after the other, and read and write less.
 
 use super::by_value::{by_value, size};
+use super::constants::gate_split::{ARGUMENT_BYTES, GATE_THREADS, MOST_TOGETHER};
 use super::gate::code_of;
 use super::kernels::{GATE_SPLIT, NORM_SPLIT, SPLIT};
 use super::launch::{device_of, empty, shared_memory, Call, Grid, Place};
@@ -36,13 +37,9 @@ pub(in crate::compute) struct Gate<'a> {
     pub bias: Option<&'a Tensor>,
 }
 
-/// The threads of a block of the kernel that gates, and the most lanes that it takes at once.
-const GATE_THREADS: usize = 512;
-const MOST_TOGETHER: usize = 4;
-
 by_value! {
     /// `GateSplit` in `gate_split.cu`.
-    struct Arguments<'a>: 72 bytes {
+    struct Arguments<'a>: ARGUMENT_BYTES bytes {
         sums: Place<'a, f32>,
         row_scales: Place<'a, f32>,
         column_scales: Place<'a, f32>,

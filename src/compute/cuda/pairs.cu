@@ -36,12 +36,12 @@ constexpr unsigned NONE = 0xffffffffu;
 // ------------------------------------------------------------------------------------------------------ sorting pairs
 
 // The pairs that a block sorts: 8 warps, each of which has 256 successive pairs.
-constexpr int PAIRS_OF_LANE = 8;
+constexpr int PAIRS_OF_LANE = 8;  // for the launch
 constexpr int PAIRS_OF_WARP = WARP * PAIRS_OF_LANE;
 constexpr int CHUNK = WARPS * PAIRS_OF_WARP;
-constexpr int MOST_GROUPS = 1024;
+constexpr int MOST_GROUPS = 1024;  // for the launch
 // The rows of a tile of the product.
-constexpr int TILE_ROWS = 128;
+constexpr int TILE_ROWS = 128;  // for the launch
 
 // The expert of a pair. A number that is none becomes one, so that nothing is written out of bounds.
 __device__ unsigned expert_at(const float* choice, long long row, int slot, int used, int count) {
@@ -556,8 +556,18 @@ __device__ void multiply_tile(Factors factors, const unsigned* high, float* sums
                        factors.out);
 }
 
-using Small = Tiling<128, 64, 3>;
-using Large = Tiling<256, 64, 3>;
+constexpr int SMALL_COLUMNS = 128;  // for the launch
+constexpr int SMALL_THREADS = 128;  // for the launch
+constexpr int SMALL_BYTES = 98304;  // for the launch
+constexpr int LARGE_COLUMNS = 256;  // for the launch
+constexpr int LARGE_THREADS = 256;  // for the launch
+constexpr int LARGE_BYTES = 147456;  // for the launch
+
+using Small = Tiling<SMALL_COLUMNS, 64, 3>;
+using Large = Tiling<LARGE_COLUMNS, 64, 3>;
+
+static_assert(Small::THREADS == SMALL_THREADS && Small::STAGES * Small::STAGE_BYTES == SMALL_BYTES);
+static_assert(Large::THREADS == LARGE_THREADS && Large::STAGES * Large::STAGE_BYTES == LARGE_BYTES);
 
 }  // namespace grouped
 

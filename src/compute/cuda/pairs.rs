@@ -5,6 +5,11 @@
 //! too, the product is computed as the difference from the baseline's ([`super::product`]), and otherwise as the
 //! baseline's own.
 
+use super::constants::common::WARP;
+use super::constants::pairs::{
+    LARGE_BYTES, LARGE_COLUMNS, LARGE_THREADS, MOST_GROUPS, PAIRS_OF_LANE, SMALL_BYTES,
+    SMALL_COLUMNS, SMALL_THREADS, TILE_ROWS,
+};
 use super::kernels::{PAIRS, SPLIT};
 use super::launch::{device_of, shared_memory, unwritten, Call, Grid, Place};
 use super::product::{Farthest, Weights, CHECKED_ROWS};
@@ -13,13 +18,10 @@ use candle_core::{CudaDevice, DType, Result, Tensor};
 use half::f16;
 
 /// The pairs that a block sorts.
-const SORTED: usize = 2048;
+const SORTED: usize = PAIRS_OF_LANE * THREADS;
 
-/// The rows of a tile of the product.
-const TILE_ROWS: usize = 128;
-
-/// The most experts that the kernels sort for.
-const MOST_EXPERTS: usize = 512;
+/// The most experts that the kernels sort for. Each has two groups.
+const MOST_EXPERTS: usize = MOST_GROUPS / 2;
 
 /// How a kernel tiles the product.
 struct Tiling {
@@ -29,14 +31,21 @@ struct Tiling {
     shared: usize,
 }
 
-const ANY_WIDTH: Tiling =
-    Tiling { kernel: "grouped_product_of_any_width", columns: 128, threads: 128, shared: 98_304 };
+const SMALL: Tiling = Tiling {
+    kernel: "grouped_product",
+    columns: SMALL_COLUMNS,
+    threads: SMALL_THREADS,
+    shared: SMALL_BYTES,
+};
 
-const SMALL: Tiling =
-    Tiling { kernel: "grouped_product", columns: 128, threads: 128, shared: 98_304 };
+const ANY_WIDTH: Tiling = Tiling { kernel: "grouped_product_of_any_width", ..SMALL };
 
-const LARGE: Tiling =
-    Tiling { kernel: "grouped_product_large", columns: 256, threads: 256, shared: 147_456 };
+const LARGE: Tiling = Tiling {
+    kernel: "grouped_product_large",
+    columns: LARGE_COLUMNS,
+    threads: LARGE_THREADS,
+    shared: LARGE_BYTES,
+};
 
 impl Tiling {
     /// The fastest one for rows of a width. All give the same bits.
@@ -166,7 +175,7 @@ impl Pairs {
             .at(Place::<u32>::of(&self.starts)?)
             .at(Place::<u32>::of(&self.tiles)?)
             .size(groups)?
-            .launch(Grid::row(1, 2 * MOST_EXPERTS))?;
+            .launch(Grid::row(1, MOST_GROUPS))?;
         call("pair_places")?
             .at(Place::<u32>::of(keys)?)
             .at(Place::<u32>::of(counts)?)
@@ -253,7 +262,7 @@ impl Pairs {
             .at(Place::<f32>::of(&scales)?)
             .size(count)?
             .size(width)?
-            .launch(Grid::row(count.div_ceil(THREADS / 32), THREADS))?;
+            .launch(Grid::row(count.div_ceil(THREADS / WARP), THREADS))?;
         let out = self.multiply(
             weights,
             &Factors {
@@ -310,7 +319,7 @@ impl Pairs {
                 .size(count)?
                 .size(out)?
                 .flag(differences)
-                .launch(Grid::row(count.div_ceil(THREADS / 32), THREADS))?;
+                .launch(Grid::row(count.div_ceil(THREADS / WARP), THREADS))?;
             if self.lanes == 1 {
                 break;
             }

@@ -14,6 +14,7 @@
 use super::kernels::SPLIT;
 use super::launch::{device_of, empty, tensor, Call, Gemm, Grid, Place};
 use super::operand::{Gate, Operand};
+use super::THREADS;
 use crate::compute::norm::RmsNorm;
 use crate::compute::precision::Precision;
 use crate::compute::run;
@@ -75,7 +76,7 @@ impl Weights {
             .at(Place::<f32>::of_storage(&scales)?)
             .size(out)?
             .size(width)?
-            .launch(Grid::row(out, 256))?;
+            .launch(Grid::row(out, THREADS))?;
         let (halves, scales) = (tensor(halves, (out, width)), tensor(scales, out));
         let rest = rest(weights, &halves, &scales)?;
         Ok(Weights { halves, rest, scales, precision, checked: Arc::default() })
@@ -293,7 +294,7 @@ impl Product {
             .size(operand.rows)?
             .size(out)?
             .flag(operand.precision == Precision::Whole)
-            .launch(Grid::row(operand.rows, 256))?;
+            .launch(Grid::row(operand.rows, THREADS))?;
         Ok(tensor(sums, (operand.lanes * operand.rows, out)))
     }
 }

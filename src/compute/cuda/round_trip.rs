@@ -2,6 +2,9 @@
 //! template. A codec without a text, and one whose text does not take heads of a size, is carried out on the host.
 
 use super::by_value::{by_value, size};
+use super::constants::common::WARP;
+use super::constants::prelude::{OWN, WARPS};
+use super::constants::round_trip::ARGUMENT_BYTES;
 use super::kernels::CODECS;
 use super::launch::{compiled_at_run_time, Call, Grid, Place};
 use super::{has_codec, BROKEN};
@@ -13,13 +16,13 @@ use std::collections::HashSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// The threads of a block.
-const THREADS: usize = 128;
+const THREADS: usize = WARP * WARPS;
 /// How many numbers a block of the kernels for single tokens takes.
-const NUMBERS: usize = 4096;
+const NUMBERS: usize = OWN * THREADS;
 
 by_value! {
     /// `RoundTrip` in `round_trip.cuh`.
-    struct Arguments<'a>: 88 bytes {
+    struct Arguments<'a>: ARGUMENT_BYTES bytes {
         x: Place<'a, f32>,
         mean: Place<'a, f32>,
         scales: Place<'a, f32>,
