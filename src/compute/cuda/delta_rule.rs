@@ -2,8 +2,9 @@
 
 use super::by_value::{by_value, size};
 use super::constants::delta_rule::{
-    ARGUMENT_BYTES, LANES, MAX_KERNEL, MAX_WARPS, RUN, THREADS, WARP_COLUMNS, WARP_WIDTH,
+    ARGUMENT_BYTES, MAX_KERNEL, MAX_WARPS, RUN, THREADS, WARP_COLUMNS, WARP_WIDTH,
 };
+use super::constants::warp::WARP;
 use super::kernels::DELTA_RULE;
 use super::launch::{empty, tensor, Call, Grid, Place};
 use crate::compute::delta_rule::{DeltaRule, HeadOrder};
@@ -94,7 +95,7 @@ impl Kernel<1> for DeltaRule<'_> {
             Call::new(device, &DELTA_RULE, kernel)?.value(&arguments).launch(grid)
         };
         let units = 2 * net.key_heads + net.value_width().div_ceil(WARP_WIDTH) + 1;
-        let blocks = [units.div_ceil(THREADS / LANES), tokens.div_ceil(RUN), sequences];
+        let blocks = [units.div_ceil(THREADS / WARP), tokens.div_ceil(RUN), sequences];
         call("delta_mix", blocks, THREADS)?;
         call("delta_history", [net.channels().div_ceil(THREADS), sequences, 1], THREADS)?;
         let recur = match net.key_dim {
@@ -104,7 +105,7 @@ impl Kernel<1> for DeltaRule<'_> {
         };
         let warps = net.value_dim.div_ceil(WARP_COLUMNS).min(MAX_WARPS);
         let columns = net.value_dim.div_ceil(MAX_WARPS * WARP_COLUMNS);
-        call(recur, [sequences * net.value_heads, columns, 1], LANES * warps)?;
+        call(recur, [sequences * net.value_heads, columns, 1], WARP * warps)?;
         call("delta_norm", [rows, 1, 1], THREADS)?;
         Ok((out, shape))
     }

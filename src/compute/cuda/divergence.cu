@@ -23,6 +23,8 @@
 // X = 0 exactly. A logit of a lane that is not finite makes that lane's μ or X NaN or infinite; one of the baseline
 // does that to all lanes.
 
+#include "warp.cuh"
+
 // The argument of the kernel. All pointers are to device memory. Accesses are of 16 bytes only where the width is a
 // multiple of 4 and `logits` is aligned to 16 bytes. The result is the same in either case.
 struct TileSums {
@@ -51,8 +53,6 @@ static_assert(sizeof(TileSums) == ARGUMENT_BYTES, "the launch mirrors the layout
 
 namespace divergence {
 
-constexpr unsigned ALL = 0xffffffffu;
-constexpr int WARP = 32;
 constexpr int THREADS = 384;  // for the launch
 constexpr int WARPS = THREADS / WARP;
 // How many columns a block reads at once. Thread i reads four of them, beginning with 4·i.
@@ -143,15 +143,6 @@ struct Logits {
 // Reductions
 // ---------------------------------------------------------------------------------------------------------------------
 
-template <typename T>
-__device__ T warp_sum(T x) {
-#pragma unroll
-    for (int mask = WARP / 2; mask > 0; mask /= 2) {
-        x += __shfl_xor_sync(ALL, x, mask);
-    }
-    return x;
-}
-
 // The sum over a block, which every thread gets. `scratch` has a number for each warp.
 __device__ double block_sum(double x, double* scratch) {
     x = warp_sum(x);
@@ -171,7 +162,7 @@ __device__ double block_sum(double x, double* scratch) {
 __device__ float warp_max(float x) {
     // bits that are ordered as the numbers are
     const unsigned bits = __float_as_uint(x);
-    const unsigned key = __reduce_max_sync(ALL, bits >> 31 ? ~bits : bits | 0x80000000u);
+    const unsigned key = __reduce_max_sync(WHOLE_WARP, bits >> 31 ? ~bits : bits | 0x80000000u);
     return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
 }
 
@@ -188,7 +179,7 @@ struct Largest {
 
     __device__ Largest of_warp() const {
         const float most = warp_max(x);
-        return {most, static_cast<int>(__reduce_min_sync(ALL, x == most ? static_cast<unsigned>(column) : ALL))};
+        return {most, static_cast<int>(__reduce_min_sync(WHOLE_WARP, x == most ? static_cast<unsigned>(column) : ~0u))};
     }
 };
 
@@ -229,10 +220,10 @@ struct Peak {
 
     __device__ Peak moved(int mask) const {
         Peak other;
-        other.largest.x = __shfl_xor_sync(ALL, largest.x, mask);
-        other.largest.column = __shfl_xor_sync(ALL, largest.column, mask);
-        other.second = __shfl_xor_sync(ALL, second, mask);
-        other.zeros = __shfl_xor_sync(ALL, zeros, mask);
+        other.largest.x = __shfl_xor_sync(WHOLE_WARP, largest.x, mask);
+        other.largest.column = __shfl_xor_sync(WHOLE_WARP, largest.column, mask);
+        other.second = __shfl_xor_sync(WHOLE_WARP, second, mask);
+        other.zeros = __shfl_xor_sync(WHOLE_WARP, zeros, mask);
         return other;
     }
 };

@@ -1,6 +1,7 @@
 //! The launches of a mixture's ops.
 
-use super::constants::experts::{THREADS, WARP};
+use super::constants::experts::THREADS;
+use super::constants::warp::WARP;
 use super::kernels::EXPERTS;
 use super::launch::{empty, Call, Grid, Place};
 use super::BROKEN;

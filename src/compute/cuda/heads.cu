@@ -82,7 +82,7 @@ __device__ void normalize(const Heads& op, int head, float* kept) {
     for (int column = own; column < op.head_dim; column += WARP_STRIDE) {
         sum = add_squares(sum, group(kept, column));
     }
-    const float scale = norm_scale(warp_sum(sum), op.head_dim, op.eps);
+    const float scale = norm_scale(rounded_warp_sum(sum), op.head_dim, op.eps);
     for (int column = own; column < op.head_dim; column += WARP_STRIDE) {
         const float4 weight = unscaled(load(op.norm, column, op.head_dim), scale);
         group(kept, column) = each(group(kept, column), weight, [](float x, float w) { return __fmul_rn(x, w); });

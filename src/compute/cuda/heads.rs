@@ -1,8 +1,8 @@
 //! The launch of what lies between the projection of Q, K and V and the attention.
 
 use super::by_value::{by_value, size};
-use super::constants::common::WARP;
 use super::constants::heads::{ARGUMENT_BYTES, ELEMENTS};
+use super::constants::warp::WARP;
 use super::kernels::HEADS;
 use super::launch::{empty, Call, Grid, Place};
 use super::{padded_bytes, THREADS};

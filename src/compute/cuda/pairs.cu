@@ -28,6 +28,7 @@
 // element of a product is summed over k in steps of 16 in ascending order, wherever the pair stands in a tile.
 
 #include "common.cuh"
+#include "tensor_cores.cuh"
 
 namespace grouped {
 
@@ -384,21 +385,6 @@ template <int COUNT>
 __device__ void await_steps() {
     asm volatile("cp.async.wait_group %0;" ::"n"(COUNT) : "memory");
     __syncthreads();
-}
-
-__device__ void load_matrices(unsigned (&to)[4], unsigned address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-// c += a·bᵀ for a (16, 16) and b (8, 16).
-__device__ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // A warp's part of a tile, and what it reads of 16 of the depth: 64 rows and 64 columns in pieces of 16.

@@ -5,11 +5,11 @@
 //! too, the product is computed as the difference from the baseline's ([`super::product`]), and otherwise as the
 //! baseline's own.
 
-use super::constants::common::WARP;
 use super::constants::pairs::{
     LARGE_BYTES, LARGE_COLUMNS, LARGE_THREADS, MOST_GROUPS, PAIRS_OF_LANE, SMALL_BYTES,
     SMALL_COLUMNS, SMALL_THREADS, TILE_ROWS,
 };
+use super::constants::warp::WARP;
 use super::kernels::{PAIRS, SPLIT};
 use super::launch::{device_of, shared_memory, unwritten, Call, Grid, Place};
 use super::product::{Farthest, Weights, CHECKED_ROWS};

@@ -2,9 +2,9 @@
 //! template. A codec without a text, and one whose text does not take heads of a size, is carried out on the host.
 
 use super::by_value::{by_value, size};
-use super::constants::common::WARP;
 use super::constants::prelude::{OWN, WARPS};
 use super::constants::round_trip::ARGUMENT_BYTES;
+use super::constants::warp::WARP;
 use super::kernels::CODECS;
 use super::launch::{compiled_at_run_time, Call, Grid, Place};
 use super::{has_codec, BROKEN};
