@@ -7,6 +7,9 @@
 //! `codecs`, which is made of `src/compute/cuda/round_trip.cuh`, a template over the codec. A text for several codecs
 //! begins with a line for each of them, such as `// codec mlx8: Mlx<8>`, and one that builds on another text names it:
 //! `// after turbo`.
+//!
+//! Numbers that a kernel shares with its launch are stated in the kernel's file, in lines such as
+//! `constexpr int THREADS = 256;  // for the launch`, and become constants of the crate in a module named by the file.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,6 +41,7 @@ fn main() {
     for variable in ["CUDA_HOME", "CUDA_PATH", ONLY].into_iter().chain(FLAGS) {
         println!("cargo::rerun-if-env-changed={variable}");
     }
+    std::fs::write(out_dir().join("constants.rs"), constants()).expect("OUT_DIR can be written to");
     let mut files = kernels();
     files.push(codecs());
     let threads = std::thread::available_parallelism().map_or(1, Into::into);
@@ -64,6 +68,35 @@ fn files_in(folder: &str) -> Vec<PathBuf> {
         entries.map(|entry| entry.expect("the folder can be read").path()).collect();
     files.sort();
     files
+}
+
+/// The constants of all files that their launches share, one module for each file that has some.
+fn constants() -> String {
+    let mut modules = String::new();
+    for path in files_in(FOLDER) {
+        let is_kernel = path.extension().is_some_and(|kind| kind == "cu" || kind == "cuh");
+        if !is_kernel {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("the text of a kernel can be read");
+        let constants: String = text.lines().filter_map(constant).collect();
+        if !constants.is_empty() {
+            let name = path.file_stem().expect("a kernel has a name").display();
+            modules += &format!("pub mod {name} {{\n{constants}}}\n");
+        }
+    }
+    modules
+}
+
+/// The constant of a line that says it is for the launch.
+fn constant(line: &str) -> Option<String> {
+    let stated = line.strip_suffix("// for the launch")?;
+    let parts = stated.trim().strip_prefix("constexpr int ").and_then(|x| x.strip_suffix(';'));
+    let (name, number) = parts
+        .and_then(|constant| constant.split_once(" = "))
+        .filter(|(_, number)| number.bytes().all(|digit| digit.is_ascii_digit()))
+        .unwrap_or_else(|| panic!("`{line}` is not `constexpr int NAME = NUMBER;`"));
+    Some(format!("pub const {name}: usize = {number};\n"))
 }
 
 /// Writes the source of the kernels of all codecs, and the list of their names for the crate. Gives the source.

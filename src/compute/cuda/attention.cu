@@ -38,6 +38,17 @@
 
 #include <cuda_fp16.h>
 
+#include "tensor_cores.cuh"
+#include "warp.cuh"
+
+// How many queries a block takes and how many keys a tile holds, for heads that are padded up to so many elements, or
+// beyond.
+constexpr int QUERIES_TO_128 = 128;  // for the launch
+constexpr int QUERIES_TO_256 = 64;  // for the launch
+constexpr int QUERIES_TO_512 = 32;  // for the launch
+constexpr int KEYS_TO_128 = 64;  // for the launch
+constexpr int KEYS_BEYOND_128 = 32;  // for the launch
+
 // Which version of a key a query reads. It reads exactly the keys at positions below `sink` and those of its tail:
 // those that are newest at its own position p, or those from the last multiple of the tail's size that is not above p.
 struct Rule {
@@ -75,7 +86,7 @@ struct Attention {
                                : (head_dim <= 192 ? 192 : head_dim <= 256 ? 256 : 512);
     }
     // How many keys a tile holds.
-    __host__ __device__ int block_keys() const { return padded() <= 128 ? 64 : 32; }
+    __host__ __device__ int block_keys() const { return padded() <= 128 ? KEYS_TO_128 : KEYS_BEYOND_128; }
     __host__ __device__ int key_blocks() const { return (keys + block_keys() - 1) / block_keys(); }
     __host__ __device__ long long key_tile_bytes() const { return 4ll * block_keys() * (padded() + 1); }
     __host__ __device__ long long value_tile_bytes() const { return 2ll * block_keys() * padded(); }
@@ -90,15 +101,14 @@ struct Attention {
     __host__ __device__ long long scratch_bytes() const { return peaks_at() + tiles() * 4; }
 };
 
-static_assert(sizeof(Attention) == 128, "callers mirror the layout");
+constexpr int ARGUMENT_BYTES = 128;  // for the launch
+static_assert(sizeof(Attention) == ARGUMENT_BYTES, "the launch mirrors the layout");
 
 namespace {
 
-constexpr int LANES = 32;
-constexpr unsigned ALL_LANES = 0xffffffffu;
 // Threads of every block.
-constexpr int THREADS = 128;
-constexpr int WARPS = THREADS / LANES;
+constexpr int THREADS = 128;  // for the launch
+constexpr int WARPS = THREADS / WARP;
 
 // Bits of an f32: its magnitude, and the magnitude of infinity.
 constexpr unsigned MAGNITUDE = 0x7fffffffu;
@@ -220,7 +230,7 @@ struct KeyBlock {
 };
 
 // The first element of a lane's part of a row.
-__device__ int column_of(int slot) { return 4 * (slot * LANES + threadIdx.x % LANES); }
+__device__ int column_of(int slot) { return 4 * (slot * WARP + threadIdx.x % WARP); }
 
 // A lane's part of a row of q, k or v that is up to 128·SLOTS wide.
 template <int SLOTS>
@@ -290,7 +300,7 @@ __device__ void for_each_row(const Attention& a, const Source& source, const Key
     const int rows = a.block_keys();
     const long long stride = 1ll * a.kv_heads * a.head_dim;
     const float* head = source.x + 1ll * at.sequence * a.keys * stride + at.kv_head * a.head_dim;
-    for (int begin = threadIdx.x / LANES; begin < rows; begin += UNDER_WAY * WARPS) {
+    for (int begin = threadIdx.x / WARP; begin < rows; begin += UNDER_WAY * WARPS) {
         KeyRow x[UNDER_WAY];
 #pragma unroll
         for (int i = 0; i < UNDER_WAY; ++i) {
@@ -324,9 +334,9 @@ __device__ void pack_keys(const Attention& a, const KeyBlock& at, bool exact) {
     unsigned char* low = high + 2 * rows * padded;
     float* scales = reinterpret_cast<float*>(high + 4 * rows * padded);
     for_each_row(a, source, at, [&](int row, const KeyRow& x) {
-        unsigned peak = __reduce_max_sync(ALL_LANES, x.peak());
+        unsigned peak = __reduce_max_sync(WHOLE_WARP, x.peak());
         float scale = x.store_split(high, low, padded, row, peak);
-        if (threadIdx.x % LANES == 0) {
+        if (threadIdx.x % WARP == 0) {
             scales[row] = scale;
         }
     });
@@ -336,10 +346,10 @@ __device__ void pack_keys(const Attention& a, const KeyBlock& at, bool exact) {
 __device__ unsigned value_peak(const Attention& a, long long head) {
     const unsigned* peaks = reinterpret_cast<const unsigned*>(a.scratch + a.peaks_at()) + head * a.key_blocks();
     unsigned peak = 0;
-    for (int i = threadIdx.x % LANES; i < a.key_blocks(); i += LANES) {
+    for (int i = threadIdx.x % WARP; i < a.key_blocks(); i += WARP) {
         peak = max(peak, peaks[i]);
     }
-    return __reduce_max_sync(ALL_LANES, peak);
+    return __reduce_max_sync(WHOLE_WARP, peak);
 }
 
 __device__ void pack_values(const Attention& a, const KeyBlock& at, bool exact) {
@@ -384,9 +394,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_peaks(const Atte
             }
         });
     }
-    peak = __reduce_max_sync(ALL_LANES, peak);
-    if (threadIdx.x % LANES == 0) {
-        peaks[threadIdx.x / LANES] = peak;
+    peak = __reduce_max_sync(WHOLE_WARP, peak);
+    if (threadIdx.x % WARP == 0) {
+        peaks[threadIdx.x / WARP] = peak;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -417,9 +427,10 @@ struct Shape {
     static constexpr int PADDED = P;
     static constexpr int ROW_TILES = M;
     static constexpr int BLOCKS = B;  // of threads, on one multiprocessor
-    static constexpr int KEYS = P <= 128 ? 64 : 32;
+    static constexpr int KEYS = P <= 128 ? KEYS_TO_128 : KEYS_BEYOND_128;
     static constexpr int WARP_QUERIES = 16 * M;
     static constexpr int QUERIES = WARPS / G * WARP_QUERIES;
+    static_assert(QUERIES == (P <= 128 ? QUERIES_TO_128 : P <= 256 ? QUERIES_TO_256 : QUERIES_TO_512));
     static constexpr int COLUMNS = P / G;
     // The tensor cores truncate sums, which adds up if there are many terms. Then the products high·low and low·high
     // have sums of their own, and a sum ends after MAX_STEPS products of 16 columns.
@@ -457,27 +468,11 @@ __device__ void copy_tile(unsigned shared, const unsigned char* global) {
     commit_copies();
 }
 
-// Four 8x8 matrices of f16. Lane i gives the address of a row of matrix i/8.
-__device__ void load_matrices(unsigned (&x)[4], unsigned address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
-                 : "r"(address)
-                 : "memory");
-}
-
 __device__ void load_transposed(unsigned (&x)[4], unsigned address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
                  : "r"(address)
                  : "memory");
-}
-
-// sum += a·b for a 16x16 and b 16x8.
-__device__ void multiply(float (&sum)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // 2^x to 2^-22. 0 for -∞, and NaN for NaN.
@@ -678,9 +673,9 @@ struct Warp {
     float factor[M][2];
 
     __device__ __forceinline__ Warp(const Attention& a, const Queries& queries, unsigned shared)
-        : a(a), queries(queries), shared(shared), lane(threadIdx.x % LANES) {
+        : a(a), queries(queries), shared(shared), lane(threadIdx.x % WARP) {
         constexpr int GROUP = S::PADDED / S::COLUMNS;
-        int warp = threadIdx.x / LANES;
+        int warp = threadIdx.x / WARP;
         first = warp / GROUP * S::WARP_QUERIES;
         count = min(S::WARP_QUERIES, queries.count - first);
         column = warp % GROUP * S::COLUMNS;
@@ -716,7 +711,7 @@ struct Warp {
             for (int i = 0; i < 2; ++i) {
 #pragma unroll
                 for (int m = 0; m < M; ++m) {
-                    multiply(sums.x[m][n + 2 * pair + i], q[m], k[pair][2 * i], k[pair][2 * i + 1]);
+                    multiply_add(sums.x[m][n + 2 * pair + i], q[m], k[pair][2 * i], k[pair][2 * i + 1]);
                 }
             }
         }
@@ -859,8 +854,8 @@ struct Warp {
         for (int n = 0; n < KEY_TILES; ++n) {
             largest = fmaxf(largest, fmaxf(scores.x[m][n][2 * half], scores.x[m][n][2 * half + 1]));
         }
-        largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 1));
-        largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, 2));
+        largest = fmaxf(largest, __shfl_xor_sync(WHOLE_WARP, largest, 1));
+        largest = fmaxf(largest, __shfl_xor_sync(WHOLE_WARP, largest, 2));
         // fmaxf drops NaN, but a score that is NaN has a weight that is NaN
         float f = factor[m][half];
         float before = exponent(most[m][half], f);
@@ -905,8 +900,8 @@ struct Warp {
                     high[m][i] = __float_as_uint(scores.x[m][2 * step + i / 2][i % 2 * 2]);
                     low[m][i] = __float_as_uint(scores.x[m][2 * step + i / 2][i % 2 * 2 + 1]);
                 }
-                multiply(sums.x[m][0], high[m], ONES, ONES);
-                multiply(sums.x[m][0], low[m], ONES, ONES);
+                multiply_add(sums.x[m][0], high[m], ONES, ONES);
+                multiply_add(sums.x[m][0], low[m], ONES, ONES);
             }
 #pragma unroll
             for (int n = 0; n < COLUMN_TILES; n += 2) {
@@ -914,10 +909,10 @@ struct Warp {
                 load_transposed(v, v_at.at(16 * step, n) + column * 2);
 #pragma unroll
                 for (int m = 0; m < M; ++m) {
-                    multiply(out.x[m][n], high[m], v[0], v[1]);
-                    multiply(out.x[m][n + 1], high[m], v[2], v[3]);
-                    multiply(out.x[m][n], low[m], v[0], v[1]);
-                    multiply(out.x[m][n + 1], low[m], v[2], v[3]);
+                    multiply_add(out.x[m][n], high[m], v[0], v[1]);
+                    multiply_add(out.x[m][n + 1], high[m], v[2], v[3]);
+                    multiply_add(out.x[m][n], low[m], v[0], v[1]);
+                    multiply_add(out.x[m][n + 1], low[m], v[2], v[3]);
                 }
             }
         }
@@ -968,12 +963,12 @@ struct Warp {
 // Splits the queries of a block, times `scale`, into high + low in shared memory. A warp takes a row at a time.
 template <class S>
 __device__ void load_queries(const Attention& a, const Queries& queries, unsigned char* memory) {
-    constexpr int SLOTS = (S::PADDED + 4 * LANES - 1) / (4 * LANES);
+    constexpr int SLOTS = (S::PADDED + 4 * WARP - 1) / (4 * WARP);
     constexpr int UNDER_WAY = 8 / SLOTS;
     float* scales = reinterpret_cast<float*>(memory + S::SCALES_AT);
     const long long stride = 1ll * a.heads * a.head_dim;
     const float* q = a.q + (1ll * queries.sequence * a.queries + queries.first) * stride + queries.head * a.head_dim;
-    for (int begin = threadIdx.x / LANES; begin < S::QUERIES; begin += UNDER_WAY * WARPS) {
+    for (int begin = threadIdx.x / WARP; begin < S::QUERIES; begin += UNDER_WAY * WARPS) {
         Row<SLOTS> x[UNDER_WAY];
 #pragma unroll
         for (int i = 0; i < UNDER_WAY; ++i) {
@@ -984,9 +979,9 @@ __device__ void load_queries(const Attention& a, const Queries& queries, unsigne
         for (int i = 0; i < UNDER_WAY; ++i) {
             int row = begin + i * WARPS;
             x[i].multiply(a.scale);
-            unsigned peak = __reduce_max_sync(ALL_LANES, x[i].peak());
+            unsigned peak = __reduce_max_sync(WHOLE_WARP, x[i].peak());
             float scale = x[i].store_split(memory, memory + S::Q_BYTES, S::PADDED, row, peak);
-            if (threadIdx.x % LANES == 0) {
+            if (threadIdx.x % WARP == 0) {
                 scales[row] = scale;
             }
         }

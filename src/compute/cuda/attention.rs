@@ -1,15 +1,17 @@
 //! The launch of causal attention.
 
+use super::by_value::{by_value, size};
+use super::constants::attention::{
+    ARGUMENT_BYTES, KEYS_BEYOND_128, KEYS_TO_128, QUERIES_TO_128, QUERIES_TO_256, QUERIES_TO_512,
+    THREADS,
+};
 use super::kernels::ATTENTION;
 use super::launch::{empty, tensor, Call, Grid, Place};
-use super::pair;
 use crate::compute::attention::{SoftmaxAttention, Versions};
 use crate::compute::exact::{Exact, Tail};
 use crate::compute::op::{Kernel, Op};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape, Storage, Tensor};
-
-const THREADS: usize = 128;
 
 /// How heads of a size are computed: they are padded to `padded` elements, a block takes `queries` queries, and a tile
 /// holds `keys` keys.
@@ -22,12 +24,12 @@ struct Tiling {
 }
 
 const TILINGS: [Tiling; 6] = [
-    Tiling::new(64, 128, 64, ["attention_64", "attention_64_versions"]),
-    Tiling::new(96, 128, 64, ["attention_96", "attention_96_versions"]),
-    Tiling::new(128, 128, 64, ["attention_128", "attention_128_versions"]),
-    Tiling::new(192, 64, 32, ["attention_192", "attention_192_versions"]),
-    Tiling::new(256, 64, 32, ["attention_256", "attention_256_versions"]),
-    Tiling::new(512, 32, 32, ["attention_512", "attention_512_versions"]),
+    Tiling::new(64, QUERIES_TO_128, KEYS_TO_128, ["attention_64", "attention_64_versions"]),
+    Tiling::new(96, QUERIES_TO_128, KEYS_TO_128, ["attention_96", "attention_96_versions"]),
+    Tiling::new(128, QUERIES_TO_128, KEYS_TO_128, ["attention_128", "attention_128_versions"]),
+    Tiling::new(192, QUERIES_TO_256, KEYS_BEYOND_128, ["attention_192", "attention_192_versions"]),
+    Tiling::new(256, QUERIES_TO_256, KEYS_BEYOND_128, ["attention_256", "attention_256_versions"]),
+    Tiling::new(512, QUERIES_TO_512, KEYS_BEYOND_128, ["attention_512", "attention_512_versions"]),
 ];
 
 impl Tiling {
@@ -57,6 +59,33 @@ impl Tiling {
     /// Bytes of shared memory of a block.
     fn shared(&self) -> usize {
         4 * self.queries * (self.padded + 1) + 2 * self.keys * (3 * self.padded + 2)
+    }
+}
+
+by_value! {
+    /// `Attention` in `attention.cu`.
+    struct Arguments<'a>: ARGUMENT_BYTES bytes {
+        q: Place<'a, f32>,
+        k: Place<'a, f32>,
+        k_exact: Place<'a, f32>,
+        v: Place<'a, f32>,
+        v_exact: Place<'a, f32>,
+        k_rules: Place<'a, u32>,
+        v_rules: Place<'a, u32>,
+        own_scores: Place<'a, f32>,
+        out: Place<'a, f32>,
+        scratch: Place<'a, u8>,
+        sequences: i32,
+        batch: i32,
+        queries: i32,
+        keys: i32,
+        heads: i32,
+        kv_heads: i32,
+        head_dim: i32,
+        window: i32,
+        start: i32,
+        scale: f32,
+        softcap: f32,
     }
 }
 
@@ -139,27 +168,32 @@ impl SoftmaxAttention {
         let lanes = [&self.k, v].iter().find_map(|x| Some(x.exact.as_ref()?.1.len()));
         let exact = |x: &'_ Versions| x.exact.as_ref().map(|(exact, _)| exact.clone());
         let (k_exact, v_exact) = (exact(&self.k), exact(v));
-        let words = [
-            Place::of_input(q)?.address(),
-            Place::of(&self.k.stored)?.address(),
-            Place::of_optional(k_exact.as_ref())?.address(),
-            Place::of(&v.stored)?.address(),
-            Place::of_optional(v_exact.as_ref())?.address(),
-            Place::of_optional(k_rules.as_ref())?.address(),
-            Place::of_optional(v_rules.as_ref())?.address(),
-            Place::of_optional(self.own_scores.as_ref())?.address(),
-            Place::of_storage(&out)?.address(),
-            Place::of(&scratch)?.address(),
-            pair(sequences, sequences / lanes.unwrap_or(sequences))?,
-            pair(self.queries, self.keys)?,
-            pair(self.heads, self.kv_heads)?,
-            pair(self.head_dim, self.window.unwrap_or(0))?,
-            pair(self.start, self.scale.to_bits() as usize)?,
-            u64::from(self.softcap.unwrap_or(0.0).to_bits()),
-        ];
+        let arguments = Arguments {
+            q: Place::of_input(q)?,
+            k: Place::of(&self.k.stored)?,
+            k_exact: Place::of_optional(k_exact.as_ref())?,
+            v: Place::of(&v.stored)?,
+            v_exact: Place::of_optional(v_exact.as_ref())?,
+            k_rules: Place::of_optional(k_rules.as_ref())?,
+            v_rules: Place::of_optional(v_rules.as_ref())?,
+            own_scores: Place::of_optional(self.own_scores.as_ref())?,
+            out: Place::of_storage(&out)?,
+            scratch: Place::of(&scratch)?,
+            sequences: size(sequences)?,
+            batch: size(sequences / lanes.unwrap_or(sequences))?,
+            queries: size(self.queries)?,
+            keys: size(self.keys)?,
+            heads: size(self.heads)?,
+            kv_heads: size(self.kv_heads)?,
+            head_dim: size(self.head_dim)?,
+            window: size(self.window.unwrap_or(0))?,
+            start: size(self.start)?,
+            scale: self.scale,
+            softcap: self.softcap.unwrap_or(0.0),
+        };
         let call = |kernel, blocks, shared| {
             let grid = Grid { blocks, threads: THREADS, shared };
-            Call::new(device, &ATTENTION, kernel)?.words(&words).launch(grid)
+            Call::new(device, &ATTENTION, kernel)?.value(&arguments).launch(grid)
         };
         call("attention_peaks", [tiles, 1, 1], 0)?;
         call("attention_pack", [tiles, 4, 1], 0)?;

@@ -19,9 +19,9 @@ impl Kernel<1> for Bias {
         let device = x.0.device();
         let out = empty(device, &shape, DType::F32)?;
         Call::new(device, &BIAS, "bias")?
-            .at(Place::of_input(x)?)
-            .at(Place::of(&self.0)?)
-            .at(Place::of_storage(&out)?)
+            .at(Place::<f32>::of_input(x)?)
+            .at(Place::<f32>::of(&self.0)?)
+            .at(Place::<f32>::of_storage(&out)?)
             .size(width)?
             .launch(over_rows(shape.elem_count() / width, width))?;
         Ok((out, shape))

@@ -11,10 +11,10 @@ namespace {
 
 using Bytes = const unsigned char*;
 
-constexpr int THREADS = 256;
+constexpr int THREADS = 256;  // for the launch
 
 // How many neighbouring elements a thread computes, if blocks have as many.
-constexpr int GROUP = 4;
+constexpr int GROUP = 4;  // for the launch
 
 __device__ unsigned word(Bytes at) { return at[0] | at[1] << 8; }
 

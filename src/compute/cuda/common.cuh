@@ -15,15 +15,15 @@
 #include <cuda_fp16.h>
 #include <cuda_pipeline_primitives.h>
 
+#include "warp.cuh"
+
 namespace {
 
-constexpr int WARP = 32;
-constexpr unsigned WHOLE_WARP = 0xffffffffu;
-constexpr int THREADS = 256;
+constexpr int THREADS = 256;  // for the launch
 constexpr int WARPS = THREADS / WARP;
 
 // How many neighbouring elements a thread works on.
-constexpr int GROUP = 4;
+constexpr int GROUP = 4;  // for the launch
 // From one group of a thread to its next.
 constexpr int STRIDE = GROUP * THREADS;
 
@@ -125,7 +125,8 @@ __device__ void await_rows() {
 
 // ----------------------------------------------------------------------------------------------- sums and maxima
 
-__device__ float warp_sum(float x) {
+// `warp_sum` whose first addition is not contracted either, where x is a product.
+__device__ float rounded_warp_sum(float x) {
 #pragma unroll
     for (int mask = WARP / 2; mask > 0; mask /= 2) {
         x = __fadd_rn(x, __shfl_xor_sync(WHOLE_WARP, x, mask));
@@ -136,7 +137,7 @@ __device__ float warp_sum(float x) {
 // The sum over all threads of a block of 256. Every thread calls it and gets it. A barrier must stand between two uses
 // of one `scratch`.
 __device__ float block_sum(float x, float (&scratch)[WARPS]) {
-    x = warp_sum(x);
+    x = rounded_warp_sum(x);
     if (threadIdx.x % WARP == 0) {
         scratch[threadIdx.x / WARP] = x;
     }
@@ -233,8 +234,10 @@ __device__ float gelu_argument(float g) {
     return __fmul_rn(TWICE_ROOT_2_OVER_PI, __fadd_rn(g, cubic));
 }
 
-// The activations of gated MLPs, by the numbers that callers give.
-enum Activation { SILU, GELU, CLAMPED };
+// The activations of gated MLPs.
+constexpr int SILU = 0;  // for the launch
+constexpr int GELU = 1;  // for the launch
+constexpr int CLAMPED = 2;  // for the launch
 
 constexpr float CLAMP_LIMIT = 7.0f;
 constexpr float CLAMP_ALPHA = 1.702f;

@@ -31,6 +31,8 @@
 
 #include <cuda_pipeline_primitives.h>
 
+#include "warp.cuh"
+
 // The argument of every kernel. All pointers are to device memory and are aligned to 16 bytes. Widths may be odd, but
 // only where key_dim, value_dim and 2·value_heads are multiples of 4 are all accesses of 16 bytes.
 struct DeltaRule {
@@ -62,27 +64,21 @@ struct DeltaRule {
     __host__ __device__ int padded_key() const { return (key_dim + 3) / 4 * 4; }
 };
 
-static_assert(sizeof(DeltaRule) == 120, "callers mirror the layout");
+constexpr int ARGUMENT_BYTES = 120;  // for the launch
+static_assert(sizeof(DeltaRule) == ARGUMENT_BYTES, "the launch mirrors the layout");
 
 namespace {
 
-constexpr int LANES = 32;
-constexpr unsigned ALL_LANES = 0xffffffffu;
+// Threads of every block, except those of `delta_recur_*`, which have up to MAX_WARPS warps.
+constexpr int THREADS = 256;  // for the launch
 // What a warp reads in one instruction if each of its lanes reads 16 bytes.
-constexpr int WARP_WIDTH = 4 * LANES;
+constexpr int WARP_WIDTH = 128;  // for the launch
+static_assert(WARP_WIDTH == 4 * WARP);
 
-constexpr int MAX_KERNEL = 4;
+constexpr int MAX_KERNEL = 4;  // for the launch
 // How many inputs before the current one the longest kernel spans.
 constexpr int PAST = MAX_KERNEL - 1;
 constexpr float L2_EPS = 1e-6f;
-
-__device__ float warp_sum(float x) {
-#pragma unroll
-    for (int mask = LANES / 2; mask > 0; mask /= 2) {
-        x += __shfl_xor_sync(ALL_LANES, x, mask);
-    }
-    return x;
-}
 
 // ln(1 + e^x). For large x, where e^x would overflow, that is x.
 __device__ float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
@@ -134,7 +130,7 @@ __device__ const float* inputs(const DeltaRule& rule, int sequence, int token) {
 // ---------------------------------------------------------------------------------------------------------------------
 
 // How many tokens a warp mixes. It reads each input once, and in addition those before its first token.
-constexpr int RUN = 32;
+constexpr int RUN = 32;  // for the launch
 // How many tokens a warp loads before it waits for the first of them.
 constexpr int BATCH = 4;
 
@@ -284,7 +280,7 @@ __device__ void mix_gates(const DeltaRule& rule, Run run, int lane) {
     const long long first = row_of(rule, run.sequence, run.first);
     float2* gates = reinterpret_cast<float2*>(rule.gates) + first * heads;
     const float* rows = rule.projected + first * rule.width() + rule.channels() + rule.value_width();
-    for (int i = lane; i < run.count * heads; i += LANES) {
+    for (int i = lane; i < run.count * heads; i += WARP) {
         const int token = i / heads;
         const int head = i - token * heads;
         const float* row = rows + static_cast<long long>(token) * rule.width();
@@ -314,8 +310,9 @@ constexpr int COLUMNS = 4;
 constexpr int GROUPS = 4;
 constexpr int STAGE_TOKENS = 8;
 constexpr int STAGES = 3;
-constexpr int MAX_WARPS = 4;
-constexpr int WARP_COLUMNS = LANES / GROUPS * COLUMNS;
+constexpr int MAX_WARPS = 4;  // for the launch
+constexpr int WARP_COLUMNS = 32;  // for the launch
+static_assert(WARP_COLUMNS == WARP / GROUPS * COLUMNS);
 constexpr int BLOCK_COLUMNS = MAX_WARPS * WARP_COLUMNS;
 
 // The state is rescaled when c leaves these bounds, in which neither S/c nor δ/c comes near the range of f32.
@@ -353,9 +350,9 @@ __device__ Place place_of(const DeltaRule& rule) {
     place.key_head =
         rule.tiled ? place.head % rule.key_heads : place.head / (rule.value_heads / rule.key_heads);
     place.first_column = blockIdx.y * BLOCK_COLUMNS;
-    place.warp = threadIdx.x / LANES;
-    place.warps = blockDim.x / LANES;
-    place.lane = threadIdx.x % LANES;
+    place.warp = threadIdx.x / WARP;
+    place.warps = blockDim.x / WARP;
+    place.lane = threadIdx.x % WARP;
     return place;
 }
 
@@ -380,7 +377,7 @@ __device__ void fetch(const DeltaRule& rule, const Place& place, int first, Stag
             const int at = 4 * place.lane;
             if (at < columns) __pipeline_memcpy_async(&stage.v[i][at], v + at, 4 * sizeof(float));
         } else {
-            for (int at = place.lane; at < columns; at += LANES) {
+            for (int at = place.lane; at < columns; at += WARP) {
                 __pipeline_memcpy_async(&stage.v[i][at], v + at, sizeof(float));
             }
         }
@@ -408,8 +405,8 @@ struct Part {
 };
 
 __device__ float sum_over_groups(float x) {
-    x += __shfl_xor_sync(ALL_LANES, x, 1);
-    return x + __shfl_xor_sync(ALL_LANES, x, 2);
+    x += __shfl_xor_sync(WHOLE_WARP, x, 1);
+    return x + __shfl_xor_sync(WHOLE_WARP, x, 2);
 }
 
 // The sum over the groups of the column that belongs to this lane: lane g of the four that share columns gets column g.
@@ -418,10 +415,10 @@ __device__ float own_sum_over_groups(const float (&x)[COLUMNS], int group) {
     const bool upper = group & 2;
     float low = odd ? x[1] : x[0];
     float high = odd ? x[3] : x[2];
-    low += __shfl_xor_sync(ALL_LANES, odd ? x[0] : x[1], 1);
-    high += __shfl_xor_sync(ALL_LANES, odd ? x[2] : x[3], 1);
+    low += __shfl_xor_sync(WHOLE_WARP, odd ? x[0] : x[1], 1);
+    high += __shfl_xor_sync(WHOLE_WARP, odd ? x[2] : x[3], 1);
     const float own = upper ? high : low;
-    return own + __shfl_xor_sync(ALL_LANES, upper ? low : high, 2);
+    return own + __shfl_xor_sync(WHOLE_WARP, upper ? low : high, 2);
 }
 
 // Where a lane's part of a state begins in memory.
@@ -601,9 +598,9 @@ __device__ void recur(const DeltaRule& rule) {
 // Its loads of 4 tokens at a time need 24 warps a multiprocessor to hide their latency, hence the bound on registers.
 //
 // Grid: x = ⌈(2·key_heads + ⌈value_width/128⌉ + 1) / 8⌉, y = ⌈tokens/32⌉, z = sequences. Block: 256. Shared memory: 0.
-extern "C" __global__ void __launch_bounds__(256, 3) delta_mix(DeltaRule rule) {
-    const int lane = threadIdx.x % LANES;
-    const int unit = blockIdx.x * (blockDim.x / LANES) + threadIdx.x / LANES;
+extern "C" __global__ void __launch_bounds__(THREADS, 3) delta_mix(DeltaRule rule) {
+    const int lane = threadIdx.x % WARP;
+    const int unit = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
     const int first = blockIdx.y * RUN;
     const Run run = {static_cast<int>(blockIdx.z), first, min(RUN, rule.tokens - first)};
     const int channel_units = 2 * rule.key_heads + (rule.value_width() + WARP_WIDTH - 1) / WARP_WIDTH;
@@ -618,7 +615,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) delta_mix(DeltaRule rule) {
 // thread has a channel of a sequence to itself and reads all of it before it writes.
 //
 // Grid: x = ⌈channels/256⌉, y = sequences. Block: 256. Shared memory: 0.
-extern "C" __global__ void __launch_bounds__(256) delta_history(DeltaRule rule) {
+extern "C" __global__ void __launch_bounds__(THREADS) delta_history(DeltaRule rule) {
     const int channel = blockIdx.x * blockDim.x + threadIdx.x;
     const int sequence = blockIdx.y;
     if (channel >= rule.channels()) {
@@ -641,22 +638,22 @@ extern "C" __global__ void __launch_bounds__(256) delta_history(DeltaRule rule) 
 // multiprocessor leave a thread the 240 registers that its part of the state and of k needs.
 //
 // Grid: x = sequences·value_heads, y = ⌈value_dim/128⌉. Block: 32·min(4, ⌈value_dim/32⌉). Shared memory: 0 dynamic.
-extern "C" __global__ void __launch_bounds__(128, 2) delta_recur_32(DeltaRule rule) { recur<8>(rule); }
-extern "C" __global__ void __launch_bounds__(128, 2) delta_recur_64(DeltaRule rule) { recur<16>(rule); }
-extern "C" __global__ void __launch_bounds__(128, 2) delta_recur_128(DeltaRule rule) { recur<32>(rule); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS * WARP, 2) delta_recur_32(DeltaRule rule) { recur<8>(rule); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS * WARP, 2) delta_recur_64(DeltaRule rule) { recur<16>(rule); }
+extern "C" __global__ void __launch_bounds__(MAX_WARPS * WARP, 2) delta_recur_128(DeltaRule rule) { recur<32>(rule); }
 
 // Step 5. A block norms one row, and each of its warps every eighth head.
 //
 // Grid: x = sequences·tokens. Block: 256. Shared memory: 0.
-extern "C" __global__ void __launch_bounds__(256) delta_norm(DeltaRule rule) {
-    const int lane = threadIdx.x % LANES;
-    const int warps = blockDim.x / LANES;
+extern "C" __global__ void __launch_bounds__(THREADS) delta_norm(DeltaRule rule) {
+    const int lane = threadIdx.x % WARP;
+    const int warps = blockDim.x / WARP;
     const int size = rule.value_dim;
     const bool aligned = size % 4 == 0 && rule.width() % 4 == 0 && rule.channels() % 4 == 0;
     const long long row = blockIdx.x;
     const float* z_row = rule.projected + row * rule.width() + rule.channels();
     float* out_row = rule.out + row * rule.value_width();
-    for (int head = threadIdx.x / LANES; head < rule.value_heads; head += warps) {
+    for (int head = threadIdx.x / WARP; head < rule.value_heads; head += warps) {
         const float* z = z_row + head * size;
         float* out = out_row + head * size;
         // most heads have no more than these, so that they are read once

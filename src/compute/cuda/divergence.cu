@@ -23,6 +23,8 @@
 // X = 0 exactly. A logit of a lane that is not finite makes that lane's μ or X NaN or infinite; one of the baseline
 // does that to all lanes.
 
+#include "warp.cuh"
+
 // The argument of the kernel. All pointers are to device memory. Accesses are of 16 bytes only where the width is a
 // multiple of 4 and `logits` is aligned to 16 bytes. The result is the same in either case.
 struct TileSums {
@@ -46,25 +48,25 @@ struct TileSums {
     unsigned code;
 };
 
-static_assert(sizeof(TileSums) == 64, "callers mirror the layout");
+constexpr int ARGUMENT_BYTES = 64;  // for the launch
+static_assert(sizeof(TileSums) == ARGUMENT_BYTES, "the launch mirrors the layout");
 
 namespace divergence {
 
-constexpr unsigned ALL = 0xffffffffu;
-constexpr int WARP = 32;
-constexpr int THREADS = 384;
+constexpr int THREADS = 384;  // for the launch
 constexpr int WARPS = THREADS / WARP;
 // How many columns a block reads at once. Thread i reads four of them, beginning with 4·i.
 constexpr int STEP = 4 * THREADS;
 // The shared memory for what is kept of the baseline. It lets two blocks run on a multiprocessor of Hopper.
-constexpr int KEPT_BYTES = 8 * STEP * 8;
+constexpr int KEPT_BYTES = 98304;  // for the launch
+static_assert(KEPT_BYTES == 8 * STEP * 8);
 // How many lanes are summed at once. It is a matter of registers.
 constexpr int GROUP = 3;
 
 constexpr float INFINITE = __builtin_huge_valf();
 constexpr float NOT_A_NUMBER = __builtin_nanf("");
 
-constexpr int NUMBERS = 6;
+constexpr int NUMBERS = 6;  // for the launch
 // Up to here a polynomial gives e^x - 1 - x, in which the exponential would lose digits.
 constexpr float SMALL = 1.0f;
 // The largest D - c that is summed in f32. Above it e^(D-c) might overflow, or be multiplied by a denormal weight.
@@ -141,15 +143,6 @@ struct Logits {
 // Reductions
 // ---------------------------------------------------------------------------------------------------------------------
 
-template <typename T>
-__device__ T warp_sum(T x) {
-#pragma unroll
-    for (int mask = WARP / 2; mask > 0; mask /= 2) {
-        x += __shfl_xor_sync(ALL, x, mask);
-    }
-    return x;
-}
-
 // The sum over a block, which every thread gets. `scratch` has a number for each warp.
 __device__ double block_sum(double x, double* scratch) {
     x = warp_sum(x);
@@ -169,7 +162,7 @@ __device__ double block_sum(double x, double* scratch) {
 __device__ float warp_max(float x) {
     // bits that are ordered as the numbers are
     const unsigned bits = __float_as_uint(x);
-    const unsigned key = __reduce_max_sync(ALL, bits >> 31 ? ~bits : bits | 0x80000000u);
+    const unsigned key = __reduce_max_sync(WHOLE_WARP, bits >> 31 ? ~bits : bits | 0x80000000u);
     return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
 }
 
@@ -186,7 +179,7 @@ struct Largest {
 
     __device__ Largest of_warp() const {
         const float most = warp_max(x);
-        return {most, static_cast<int>(__reduce_min_sync(ALL, x == most ? static_cast<unsigned>(column) : ALL))};
+        return {most, static_cast<int>(__reduce_min_sync(WHOLE_WARP, x == most ? static_cast<unsigned>(column) : ~0u))};
     }
 };
 
@@ -227,10 +220,10 @@ struct Peak {
 
     __device__ Peak moved(int mask) const {
         Peak other;
-        other.largest.x = __shfl_xor_sync(ALL, largest.x, mask);
-        other.largest.column = __shfl_xor_sync(ALL, largest.column, mask);
-        other.second = __shfl_xor_sync(ALL, second, mask);
-        other.zeros = __shfl_xor_sync(ALL, zeros, mask);
+        other.largest.x = __shfl_xor_sync(WHOLE_WARP, largest.x, mask);
+        other.largest.column = __shfl_xor_sync(WHOLE_WARP, largest.column, mask);
+        other.second = __shfl_xor_sync(WHOLE_WARP, second, mask);
+        other.zeros = __shfl_xor_sync(WHOLE_WARP, zeros, mask);
         return other;
     }
 };
@@ -277,7 +270,9 @@ struct Partial {
     Largest largest;
 };
 
-static_assert(WARPS * sizeof(Partial) + 8 == 296, "the launch says how much shared memory a lane takes");
+// The shared memory of a lane: see `LaneMemory`.
+constexpr int LANE_BYTES = 296;  // for the launch
+static_assert(LANE_BYTES == WARPS * sizeof(Partial) + sizeof(float) + sizeof(int));
 
 // What a block keeps of a segment of the baseline's row: its logits and its weights. Every thread reads only what it
 // has written itself.
@@ -663,11 +658,11 @@ __device__ void sum_up_tile(const TileSums& tile) {
 
 // The kernel is launched with
 //
-//     grid (positions), block 384, dynamic shared memory 98304 + 296·lanes bytes
+//     grid (positions), block THREADS, dynamic shared memory KEPT_BYTES + LANE_BYTES·lanes bytes
 //
 // which needs cudaFuncAttributeMaxDynamicSharedMemorySize to be raised. There may be up to 400 lanes, and up to 50 of
 // them let two blocks run on a multiprocessor of Hopper, if cudaFuncAttributePreferredSharedMemoryCarveout is 100.
 
-extern "C" __global__ void __launch_bounds__(384, 2) tile_sums(const TileSums tile) {
+extern "C" __global__ void __launch_bounds__(divergence::THREADS, 2) tile_sums(const TileSums tile) {
     divergence::sum_up_tile(tile);
 }

@@ -1,17 +1,32 @@
 //! The launch of the sums over a tile of the vocabulary.
 
+use super::by_value::{by_value, size};
+use super::constants::divergence::{ARGUMENT_BYTES, KEPT_BYTES, LANE_BYTES, NUMBERS, THREADS};
 use super::kernels::DIVERGENCE;
 use super::launch::{empty, Call, Grid, Place};
-use super::{pair, BROKEN};
-use crate::compute::divergence::TileSums;
+use super::BROKEN;
+use crate::compute::divergence::{self, TileSums};
 use crate::compute::op::{Kernel, Op};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Device, Layout, Result, Shape};
 
-const THREADS: usize = 384;
-/// Bytes of shared memory of a block, without those for each lane.
-const SHARED: usize = 98_304;
-const SHARED_OF_LANE: usize = 296;
+const _: () = assert!(NUMBERS == divergence::NUMBERS, "the kernel writes what the host reads");
+
+by_value! {
+    /// `TileSums` in `divergence.cu`.
+    struct Arguments<'a>: ARGUMENT_BYTES bytes {
+        logits: Place<'a, f32>,
+        targets: Place<'a, u32>,
+        known: Place<'a, f32>,
+        out: Place<'a, f64>,
+        flags: Place<'a, u32>,
+        lanes: i32,
+        positions: i32,
+        width: i32,
+        start: u32,
+        code: u32,
+    }
+}
 
 impl Kernel<2> for TileSums<'_> {
     fn launch(
@@ -24,19 +39,21 @@ impl Kernel<2> for TileSums<'_> {
         let device = logits.0.device();
         let out = empty(device, &shape, DType::F64)?;
         let flags = self.finite.words(self.lanes, &Device::Cuda(device.clone()))?;
-        let tile = [
-            Place::of_input(logits)?.address(),
-            Place::of(self.targets)?.address(),
-            Place::of_input(known)?.address(),
-            Place::of_storage(&out)?.address(),
-            Place::of(&flags)?.address(),
-            pair(self.lanes, positions)?,
-            pair(width, self.start as usize)?,
-            BROKEN as u64,
-        ];
-        let shared = SHARED + SHARED_OF_LANE * self.lanes;
+        let arguments = Arguments {
+            logits: Place::of_input(logits)?,
+            targets: Place::of(self.targets)?,
+            known: Place::of_input(known)?,
+            out: Place::of_storage(&out)?,
+            flags: Place::of(&flags)?,
+            lanes: size(self.lanes)?,
+            positions: size(positions)?,
+            width: size(width)?,
+            start: self.start,
+            code: size(BROKEN)?,
+        };
+        let shared = KEPT_BYTES + LANE_BYTES * self.lanes;
         Call::new(device, &DIVERGENCE, "tile_sums")?
-            .words(&tile)
+            .value(&arguments)
             .launch(Grid { shared, ..Grid::row(positions, THREADS) })?;
         Ok((out, shape))
     }

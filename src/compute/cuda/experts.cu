@@ -6,11 +6,13 @@
 //
 // A row of a result depends on that row's own numbers only. Sums are always taken in the same order.
 
+#include "warp.cuh"
+
 namespace experts {
 
-constexpr unsigned ALL = 0xffffffffu;
-constexpr int WARP = 32;
-constexpr int THREADS = 256;
+// What stands for the index of an expert where there is none.
+constexpr unsigned NONE = 0xffffffffu;
+constexpr int THREADS = 256;  // for the launch
 // How many columns of a row a block reads at once, and how often it does so before it waits.
 constexpr int STEP = 4 * THREADS;
 constexpr int BATCH = 4;
@@ -22,14 +24,6 @@ __device__ unsigned key_of(float x) {
 }
 
 __device__ float number_of(unsigned key) { return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
-
-__device__ float warp_sum(float x) {
-#pragma unroll
-    for (int mask = WARP / 2; mask > 0; mask /= 2) {
-        x += __shfl_xor_sync(ALL, x, mask);
-    }
-    return x;
-}
 
 // An expert and the key of its logit.
 struct Expert {
@@ -59,15 +53,15 @@ struct Scores {
 // The best expert of all, or of those that are chosen after `last`. All threads of a warp call this, and get the
 // result.
 __device__ Expert best_expert(const Scores& scores, int count, const Expert* last) {
-    Expert best = {0, ALL};
+    Expert best = {0, NONE};
     for (int i = threadIdx.x % WARP; i < count; i += WARP) {
         const Expert candidate = {key_of(scores.at(i)), static_cast<unsigned>(i)};
         if ((last == nullptr || last->is_before(candidate)) && candidate.is_before(best)) {
             best = candidate;
         }
     }
-    const unsigned key = __reduce_max_sync(ALL, best.key);
-    return {key, __reduce_min_sync(ALL, best.key == key ? best.index : ALL)};
+    const unsigned key = __reduce_max_sync(WHOLE_WARP, best.key);
+    return {key, __reduce_min_sync(WHOLE_WARP, best.key == key ? best.index : NONE)};
 }
 
 // The softmax's sum over all experts, times e^-max. It is NaN if a logit is.
@@ -85,7 +79,7 @@ __device__ bool all_finite(const float* logits, int count) {
     for (int i = threadIdx.x % WARP; i < count; i += WARP) {
         zeros = fmaf(__ldg(logits + i), 0.0f, zeros);
     }
-    return __all_sync(ALL, zeros == 0.0f);
+    return __all_sync(WHOLE_WARP, zeros == 0.0f);
 }
 
 // Four numbers of a row, or as many as it has left. Rows of widths that are not multiples of 4 are not aligned.
@@ -136,7 +130,7 @@ __device__ bool can_be_wide(const void* x, const void* out, int width) {
 //     grid (⌈rows/8⌉), block 256, no dynamic shared memory
 //
 // A warp works on a row. It reads the logits again for each expert that it chooses, from the first-level cache.
-extern "C" __global__ void __launch_bounds__(256) expert_choice(
+extern "C" __global__ void __launch_bounds__(experts::THREADS) expert_choice(
     const float* __restrict__ logits, const float* __restrict__ correction, const float* __restrict__ scales,
     float* out, unsigned* flags, int rows, int count, int used, int normalised, unsigned code) {
     using namespace experts;
@@ -178,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(256) expert_choice(
 // `rows`. If `rows` is null, then rows_i = i.
 //
 //     grid (n), block 256, no dynamic shared memory
-extern "C" __global__ void __launch_bounds__(256) weighted_scatter(
+extern "C" __global__ void __launch_bounds__(experts::THREADS) weighted_scatter(
     float* __restrict__ out, const unsigned* __restrict__ rows, const float* __restrict__ weights,
     const float* __restrict__ y, int width) {
     using namespace experts;

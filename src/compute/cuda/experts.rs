@@ -1,15 +1,17 @@
 //! The launches of a mixture's ops.
 
+use super::constants::experts::THREADS;
+use super::constants::warp::WARP;
 use super::kernels::EXPERTS;
 use super::launch::{empty, Call, Grid, Place};
-use super::{BROKEN, THREADS};
+use super::BROKEN;
 use crate::compute::experts::{ExpertChoice, Scoring, WeightedScatter};
 use crate::compute::op::{InPlaceKernel, Kernel, Op};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaStorage, DType, Device, Layout, Result, Shape};
 
 /// The rows of a block, one a warp.
-const ROWS: usize = THREADS / 32;
+const ROWS: usize = THREADS / WARP;
 
 impl Kernel<1> for ExpertChoice<'_> {
     fn launch(
@@ -27,11 +29,11 @@ impl Kernel<1> for ExpertChoice<'_> {
             Scoring::Sigmoid { correction } => Some(correction),
         };
         Call::new(device, &EXPERTS, "expert_choice")?
-            .at(Place::of_input(logits)?)
-            .at(Place::of_optional(correction)?)
-            .at(Place::of_optional(self.scales)?)
-            .at(Place::of_storage(&out)?)
-            .at(Place::of(&flags)?)
+            .at(Place::<f32>::of_input(logits)?)
+            .at(Place::<f32>::of_optional(correction)?)
+            .at(Place::<f32>::of_optional(self.scales)?)
+            .at(Place::<f32>::of_storage(&out)?)
+            .at(Place::<u32>::of(&flags)?)
             .size(rows)?
             .size(count)?
             .size(self.used)?
@@ -47,10 +49,10 @@ impl InPlaceKernel for WeightedScatter<'_> {
         let (count, width) = self.y.dims2()?;
         let device = x.device().clone();
         Call::new(&device, &EXPERTS, "weighted_scatter")?
-            .at(Place::of_input((x, layout))?)
-            .at(Place::of_optional(self.rows)?)
-            .at(Place::of(self.weights)?)
-            .at(Place::of(self.y)?)
+            .at(Place::<f32>::of_input((x, layout))?)
+            .at(Place::<u32>::of_optional(self.rows)?)
+            .at(Place::<f32>::of(self.weights)?)
+            .at(Place::<f32>::of(self.y)?)
             .size(width)?
             .launch(Grid::row(count, THREADS))
     }

@@ -15,8 +15,8 @@ pub(in crate::compute) fn all_finite(x: &Tensor) -> Result<bool> {
     let flag = FiniteFlag::default();
     let words = flag.words(1, x.device())?;
     Call::new(&device, &FINITE, "look_at")?
-        .at(Place::of(x)?)
-        .at(Place::of(&words)?)
+        .at(Place::<f32>::of(x)?)
+        .at(Place::<u32>::of(&words)?)
         .wide(count)
         .size(BROKEN)?
         .launch(Grid::row(count.div_ceil(THREADS).min(MOST_BLOCKS), THREADS))?;

@@ -10,7 +10,7 @@
 
 #include "common.cuh"
 
-// x: (rows, 2·width). out: (rows, width). `activation` is one of `Activation`.
+// x: (rows, 2·width). out: (rows, width). `activation` is SILU, GELU or CLAMPED.
 //
 // Grid: rows, or (rows, y) with y up to ⌈width/1024⌉, which the blocks of a row then share; it pays for few rows.
 // Block: 256. Dynamic shared memory: none.

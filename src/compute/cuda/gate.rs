@@ -1,5 +1,6 @@
 //! The launches of ops that multiply by a gate.
 
+use super::constants::common::{CLAMPED, GELU, SILU};
 use super::kernels::GATE;
 use super::launch::{empty, Call, Grid, Place};
 use super::{over_rows, THREADS};
@@ -11,9 +12,9 @@ use candle_core::{CudaStorage, DType, Layout, Result, Shape};
 /// The number by which the kernels know an activation.
 pub(super) fn code_of(activation: Activation) -> usize {
     match activation {
-        Activation::Silu => 0,
-        Activation::GeluTanh => 1,
-        Activation::Clamped => 2,
+        Activation::Silu => SILU,
+        Activation::GeluTanh => GELU,
+        Activation::Clamped => CLAMPED,
     }
 }
 
@@ -28,8 +29,8 @@ impl Kernel<1> for GatedActivation {
         let device = x.0.device();
         let out = empty(device, &shape, DType::F32)?;
         Call::new(device, &GATE, "gated_activation")?
-            .at(Place::of_input(x)?)
-            .at(Place::of_storage(&out)?)
+            .at(Place::<f32>::of_input(x)?)
+            .at(Place::<f32>::of_storage(&out)?)
             .size(width)?
             .size(code_of(self.0))?
             .launch(over_rows(rows, width))?;
@@ -48,9 +49,9 @@ impl Kernel<2> for SigmoidGate {
         let device = x.0.device();
         let out = empty(device, &shape, DType::F32)?;
         Call::new(device, &GATE, "sigmoid_gate")?
-            .at(Place::of_input(x)?)
-            .at(Place::of_input(gate)?)
-            .at(Place::of_storage(&out)?)
+            .at(Place::<f32>::of_input(x)?)
+            .at(Place::<f32>::of_input(gate)?)
+            .at(Place::<f32>::of_storage(&out)?)
             .size(width)?
             .size(gate.1.shape().dims2()?.1)?
             .size(self.start)?
@@ -69,8 +70,8 @@ impl Kernel<1> for Sigmoid {
         let device = x.0.device();
         let out = empty(device, &shape, DType::F32)?;
         Call::new(device, &GATE, "sigmoid")?
-            .at(Place::of_input(x)?)
-            .at(Place::of_storage(&out)?)
+            .at(Place::<f32>::of_input(x)?)
+            .at(Place::<f32>::of_storage(&out)?)
             .wide(shape.elem_count())
             .launch(Grid::over(shape.elem_count(), THREADS))?;
         Ok((out, shape))

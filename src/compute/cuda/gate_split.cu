@@ -9,12 +9,12 @@
 
 namespace {
 
-constexpr int GATE_THREADS = 512;
+constexpr int GATE_THREADS = 512;  // for the launch
 constexpr int GATE_STRIDE = GROUP * GATE_THREADS;
 
 // The most lanes that a block works on at once. They share the columns' scales, and the baseline's sums and
 // activations, which each further turn needs again.
-constexpr int MOST_TOGETHER = 4;
+constexpr int MOST_TOGETHER = 4;  // for the launch
 
 struct GateScratch {
     unsigned largest[MOST_TOGETHER][GATE_THREADS / WARP];
@@ -65,11 +65,12 @@ struct GateSplit {
     int rows;
     int width;
     int together;  // how many lanes a block works on at once, 1 to 4
-    int activation;  // one of `Activation`
+    int activation;  // SILU, GELU or CLAMPED
     int whole;     // as that of `split`
 };
 
-static_assert(sizeof(GateSplit) == 72, "callers mirror the layout");
+constexpr int ARGUMENT_BYTES = 72;  // for the launch
+static_assert(sizeof(GateSplit) == ARGUMENT_BYTES, "the launch mirrors the layout");
 
 namespace {
 

@@ -29,15 +29,18 @@ struct Heads {
     __host__ __device__ int width() const { return heads * head_dim; }
 };
 
-static_assert(sizeof(Heads) == 88, "callers mirror the layout");
+constexpr int ARGUMENT_BYTES = 88;  // for the launch
+static_assert(sizeof(Heads) == ARGUMENT_BYTES, "the launch mirrors the layout");
 
 namespace {
 
 constexpr int WARP_STRIDE = GROUP * WARP;
 
-// How many heads a warp reads at once. With a single short one it would wait for memory most of the time.
+// How many elements a warp reads at once, in whole heads. With a single short one it would wait for memory most of the
+// time.
+constexpr int ELEMENTS = 512;  // for the launch
+
 __host__ __device__ constexpr int heads_of_warp(int head_dim) {
-    constexpr int ELEMENTS = 512;
     return head_dim < ELEMENTS ? ELEMENTS / head_dim : 1;
 }
 
@@ -79,7 +82,7 @@ __device__ void normalize(const Heads& op, int head, float* kept) {
     for (int column = own; column < op.head_dim; column += WARP_STRIDE) {
         sum = add_squares(sum, group(kept, column));
     }
-    const float scale = norm_scale(warp_sum(sum), op.head_dim, op.eps);
+    const float scale = norm_scale(rounded_warp_sum(sum), op.head_dim, op.eps);
     for (int column = own; column < op.head_dim; column += WARP_STRIDE) {
         const float4 weight = unscaled(load(op.norm, column, op.head_dim), scale);
         group(kept, column) = each(group(kept, column), weight, [](float x, float w) { return __fmul_rn(x, w); });

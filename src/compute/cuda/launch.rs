@@ -6,15 +6,17 @@
 //! the sizes that the op has checked.
 #![allow(unsafe_code)]
 
+use super::by_value::{size, ByValue};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::cublas::{result as blas, sys as blas_sys};
 use candle_core::cuda_backend::cudarc::driver::{
     sys, CudaFunction, CudaModule, DevicePtr, LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::{compile_ptx_with_opts, CompileOptions, Ptx};
-use candle_core::cuda_backend::{CudaDevice, WrapErr};
+use candle_core::cuda_backend::{CudaDType, CudaDevice, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor};
+use half::f16;
 use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -60,22 +62,22 @@ fn lock_poisoned() -> candle_core::Error {
     candle_core::Error::Msg("a thread that loaded kernels panicked".into())
 }
 
-/// An address in the memory of a device, which is valid while `'a` lasts.
+/// An address of elements in the memory of a device, which is valid while `'a` lasts. A kernel cannot know what it is
+/// handed, so whoever makes a place names the element that the kernel's parameter points to, and a tensor of another
+/// one is refused.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct Place<'a, T> {
     address: u64,
-    lives: PhantomData<&'a ()>,
+    lives: PhantomData<&'a T>,
 }
 
-impl<'a> Place<'a> {
+impl<'a, T: CudaDType> Place<'a, T> {
     /// Where the elements of a contiguous tensor begin.
     pub fn of(tensor: &'a Tensor) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();
         match &*storage {
             // the storage lives as long as the tensor, which is borrowed
-            Storage::Cuda(storage) => {
-                Ok(Place { address: address(storage, layout)?, lives: PhantomData })
-            }
+            Storage::Cuda(storage) => Ok(Self::first(start::<T>(storage)?).later(offset(layout)?)),
             _ => {
                 candle_core::bail!("a kernel cannot read a tensor that is on {:?}", tensor.device())
             }
@@ -84,17 +86,21 @@ impl<'a> Place<'a> {
 
     /// Where the elements of a contiguous input begin.
     pub fn of_input((storage, layout): (&'a CudaStorage, &'a Layout)) -> Result<Self> {
-        Ok(Place { address: address(storage, layout)?, lives: PhantomData })
+        Ok(Self::of_storage(storage)?.later(offset(layout)?))
     }
 
     /// Where the elements of a whole storage begin.
     pub fn of_storage(storage: &'a CudaStorage) -> Result<Self> {
-        Ok(Place { address: start(storage)?, lives: PhantomData })
+        start::<T>(storage).map(Self::first)
+    }
+
+    fn first(address: u64) -> Self {
+        Place { address, lives: PhantomData }
     }
 
     /// The address of nothing, for arguments that are left out.
     pub fn none() -> Self {
-        Place { address: 0, lives: PhantomData }
+        Self::first(0)
     }
 
     /// The place of an optional tensor.
@@ -102,35 +108,30 @@ impl<'a> Place<'a> {
         tensor.map_or(Ok(Place::none()), Place::of)
     }
 
-    /// A place so many bytes later.
-    pub fn later(self, bytes: usize) -> Self {
-        Place { address: self.address + bytes as u64, ..self }
+    /// A place so many elements later.
+    pub fn later(self, elements: usize) -> Self {
+        Place { address: self.address + (elements * size_of::<T>()) as u64, ..self }
     }
 
-    /// The number that stands for it in a kernel's parameters.
+    /// The number that stands for it in a kernel's structure.
     pub fn address(self) -> u64 {
         self.address
     }
 }
 
-fn address(storage: &CudaStorage, layout: &Layout) -> Result<u64> {
-    let Some((first, _)) = layout.contiguous_offsets() else {
-        candle_core::bail!("a kernel needs contiguous elements, not {layout:?}")
-    };
-    Ok(start(storage)? + (first * storage.dtype().size_in_bytes()) as u64)
+/// Where the elements of a storage begin, which are refused if they are of another type.
+fn start<T: CudaDType>(storage: &CudaStorage) -> Result<u64> {
+    let stream = storage.device().cuda_stream();
+    let (address, _) = storage.as_cuda_slice::<T>()?.device_ptr(&stream);
+    Ok(address)
 }
 
-fn start(storage: &CudaStorage) -> Result<u64> {
-    let stream = storage.device().cuda_stream();
-    Ok(match storage.dtype() {
-        DType::F32 => storage.as_cuda_slice::<f32>()?.device_ptr(&stream).0,
-        DType::F16 => storage.as_cuda_slice::<half::f16>()?.device_ptr(&stream).0,
-        DType::F64 => storage.as_cuda_slice::<f64>()?.device_ptr(&stream).0,
-        DType::U32 => storage.as_cuda_slice::<u32>()?.device_ptr(&stream).0,
-        DType::U8 => storage.as_cuda_slice::<u8>()?.device_ptr(&stream).0,
-        DType::I64 => storage.as_cuda_slice::<i64>()?.device_ptr(&stream).0,
-        other => candle_core::bail!("no kernel reads {other:?}"),
-    })
+/// How many elements lie before those of a contiguous layout.
+fn offset(layout: &Layout) -> Result<usize> {
+    match layout.contiguous_offsets() {
+        Some((first, _)) => Ok(first),
+        None => candle_core::bail!("a kernel needs contiguous elements, not {layout:?}"),
+    }
 }
 
 /// Memory of a device whose elements nobody has written yet.
@@ -219,17 +220,14 @@ impl<'a> Call<'a> {
         Self::new(device, module, name)
     }
 
-    pub fn at(mut self, place: Place<'a>) -> Self {
-        self.arguments.push(Argument::Wide(place.address));
+    pub fn at<T: CudaDType>(mut self, place: Place<'a, T>) -> Self {
+        self.arguments.push(Argument::Wide(place.address()));
         self
     }
 
-    /// A size or an index, which is an `int` or an `unsigned` in a kernel's parameters.
-    pub fn size(mut self, size: usize) -> Result<Self> {
-        let Ok(size) = u32::try_from(size) else {
-            candle_core::bail!("{size} is too large for a kernel")
-        };
-        self.arguments.push(Argument::Narrow(size));
+    /// A size or an index, which is an `int` or an `unsigned` in a kernel's parameters, and fits both.
+    pub fn size(mut self, x: usize) -> Result<Self> {
+        self.arguments.push(Argument::Narrow(size::<i32>(x)?.cast_unsigned()));
         Ok(self)
     }
 
@@ -249,8 +247,9 @@ impl<'a> Call<'a> {
         self
     }
 
-    pub fn words(mut self, words: &[u64]) -> Self {
-        self.arguments.push(Argument::Words(words.into()));
+    /// A structure that the kernel takes by value.
+    pub fn value(mut self, value: &impl ByValue<'a>) -> Self {
+        self.arguments.push(Argument::Words(value.words()));
         self
     }
 
@@ -348,8 +347,14 @@ pub(super) struct Gemm {
 }
 
 impl Gemm {
-    /// Queues the product. `c` is f32, the others are f16.
-    pub fn launch(&self, device: &CudaDevice, x: Place, w: Place, c: Place) -> Result<()> {
+    /// Queues the product.
+    pub fn launch(
+        &self,
+        device: &CudaDevice,
+        x: Place<f16>,
+        w: Place<f16>,
+        c: Place<f32>,
+    ) -> Result<()> {
         use blas_sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
         use blas_sys::cudaDataType::{CUDA_R_16F, CUDA_R_32F};
         let size = |x: usize| i32::try_from(x).map_err(candle_core::Error::wrap);
@@ -416,4 +421,20 @@ pub(super) fn driver_version() -> Result<i32> {
     let mut version = 0;
     unsafe { sys::cuDriverGetVersion(&mut version).result().w()? };
     Ok(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compute::textbook::{place, rows};
+
+    #[test]
+    #[ignore = "needs a card, which KVGATE_DEVICE names"]
+    fn a_kernel_is_not_handed_elements_of_another_type() {
+        assert!(!place().is_cpu(), "KVGATE_DEVICE names no card");
+        let x = rows(&[1.0, 2.0], 2);
+        assert!(Place::<f32>::of(&x).is_ok());
+        assert!(Place::<f32>::of(&x.to_dtype(DType::F16).unwrap()).is_err());
+        assert!(Place::<u32>::of(&x).is_err());
+    }
 }

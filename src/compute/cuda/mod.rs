@@ -8,7 +8,9 @@
 mod attention;
 mod bias;
 mod blocks;
+mod by_value;
 mod card;
+mod constants;
 mod delta_rule;
 mod divergence;
 mod experts;
@@ -35,6 +37,7 @@ pub(super) use product::Weights;
 
 use super::op::InPlaceKernel;
 use candle_core::{CudaStorage, Layout, Result};
+use constants::common::{GROUP, THREADS};
 
 /// Whether this build has kernels.
 pub(super) const IS_BUILT: bool = true;
@@ -44,11 +47,8 @@ pub(super) fn has_codec(name: &str) -> bool {
     kernels::CODECS_WITH_KERNEL.contains(&name)
 }
 
-/// The threads of a block of the kernels over rows.
-const THREADS: usize = 256;
-
-/// How many columns of a row a block of these kernels takes at once.
-const COLUMNS: usize = 4 * THREADS;
+/// How many columns of a row a block of the kernels over rows takes at once.
+const COLUMNS: usize = GROUP * THREADS;
 
 /// What a kernel writes into the word of a lane whose numbers are not finite.
 const BROKEN: usize = 0;
@@ -60,17 +60,9 @@ fn over_rows(rows: usize, width: usize) -> launch::Grid {
     launch::Grid { blocks: [rows, blocks, 1], threads: THREADS, shared: 0 }
 }
 
-/// The bytes of a row in shared memory, which is padded to groups of four numbers.
+/// The bytes of a row in shared memory, which is padded to whole groups of numbers.
 fn padded_bytes(width: usize) -> usize {
-    width.next_multiple_of(4) * size_of::<f32>()
-}
-
-/// Two fields of four bytes of a structure that is handed to a kernel.
-fn pair(low: usize, high: usize) -> candle_core::Result<u64> {
-    match (u32::try_from(low), u32::try_from(high)) {
-        (Ok(low), Ok(high)) => Ok(u64::from(low) | u64::from(high) << 32),
-        _ => candle_core::bail!("{low} or {high} is too large for a kernel"),
-    }
+    width.next_multiple_of(GROUP) * size_of::<f32>()
 }
 
 /// What changes a tensor by a closure belongs to loops on the CPU.

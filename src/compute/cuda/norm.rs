@@ -19,9 +19,9 @@ impl Kernel<1> for RmsNorm {
         let device = x.0.device();
         let out = empty(device, &shape, DType::F32)?;
         Call::new(device, &NORM, "rms_norm")?
-            .at(Place::of_input(x)?)
-            .at(Place::of(&self.weight)?)
-            .at(Place::of_storage(&out)?)
+            .at(Place::<f32>::of_input(x)?)
+            .at(Place::<f32>::of(&self.weight)?)
+            .at(Place::<f32>::of_storage(&out)?)
             .size(width)?
             .real(self.eps)
             .launch(Grid {

@@ -2,15 +2,18 @@
 //! a gate makes of the product before. The latter two give the bits that norm or gate and then the split would give one
 //! after the other, and read and write less.
 
+use super::by_value::{by_value, size};
+use super::constants::gate_split::{ARGUMENT_BYTES, GATE_THREADS, MOST_TOGETHER};
 use super::gate::code_of;
 use super::kernels::{GATE_SPLIT, NORM_SPLIT, SPLIT};
 use super::launch::{device_of, empty, shared_memory, Call, Grid, Place};
-use super::{padded_bytes, pair, THREADS};
+use super::{padded_bytes, THREADS};
 use crate::compute::gate::Activation;
 use crate::compute::norm::RmsNorm;
 use crate::compute::precision::Precision;
 use crate::compute::run;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Tensor};
+use half::f16;
 use tracing::trace_span;
 
 /// Rows in terms of f16. In the precision of differences, those of the first lane are split into two terms, and those of
@@ -34,9 +37,23 @@ pub(in crate::compute) struct Gate<'a> {
     pub bias: Option<&'a Tensor>,
 }
 
-/// The threads of a block of the kernel that gates, and the most lanes that it takes at once.
-const GATE_THREADS: usize = 512;
-const MOST_TOGETHER: usize = 4;
+by_value! {
+    /// `GateSplit` in `gate_split.cu`.
+    struct Arguments<'a>: ARGUMENT_BYTES bytes {
+        sums: Place<'a, f32>,
+        row_scales: Place<'a, f32>,
+        column_scales: Place<'a, f32>,
+        bias: Place<'a, f32>,
+        terms: Place<'a, f16>,
+        scales: Place<'a, f32>,
+        lanes: i32,
+        rows: i32,
+        width: i32,
+        together: i32,
+        activation: i32,
+        whole: i32,
+    }
+}
 
 impl Operand {
     /// Splits rows, (lanes·rows, in).
@@ -45,9 +62,9 @@ impl Operand {
         let device = device_of(x)?;
         let operand = Self::empty(&device, x.dims2()?, lanes, precision)?;
         Call::new(&device, &SPLIT, "split")?
-            .at(Place::of(x)?)
-            .at(Place::of_storage(&operand.terms)?)
-            .at(Place::of_storage(&operand.scales)?)
+            .at(Place::<f32>::of(x)?)
+            .at(Place::<f16>::of_storage(&operand.terms)?)
+            .at(Place::<f32>::of_storage(&operand.scales)?)
             .size(lanes)?
             .size(operand.rows)?
             .size(operand.width)?
@@ -71,10 +88,10 @@ impl Operand {
         let _span = trace_span!("norms").entered();
         let operand = Self::empty(&device, x.dims2()?, lanes, precision)?;
         Call::new(&device, &NORM_SPLIT, "norm_split")?
-            .at(Place::of(x)?)
-            .at(Place::of(&norm.weight)?)
-            .at(Place::of_storage(&operand.terms)?)
-            .at(Place::of_storage(&operand.scales)?)
+            .at(Place::<f32>::of(x)?)
+            .at(Place::<f32>::of(&norm.weight)?)
+            .at(Place::<f16>::of_storage(&operand.terms)?)
+            .at(Place::<f32>::of_storage(&operand.scales)?)
             .size(lanes)?
             .size(operand.rows)?
             .size(operand.width)?
@@ -91,18 +108,21 @@ impl Operand {
         let (device, width) = (device_of(scales)?, scales.dim(0)? / 2);
         let operand = Self::empty(&device, (x.lanes * x.rows, width), x.lanes, x.precision)?;
         let together = gate.together(&device, x.lanes, width)?;
-        let words = [
-            Place::of_storage(sums)?.address(),
-            Place::of_storage(&x.scales)?.address(),
-            Place::of(scales)?.address(),
-            Place::of_optional(gate.bias)?.address(),
-            Place::of_storage(&operand.terms)?.address(),
-            Place::of_storage(&operand.scales)?.address(),
-            pair(x.lanes, x.rows)?,
-            pair(width, together)?,
-            pair(code_of(gate.activation), (x.precision == Precision::Whole).into())?,
-        ];
-        Call::new(&device, &GATE_SPLIT, "gate_split")?.words(&words).launch(Grid {
+        let arguments = Arguments {
+            sums: Place::of_storage(sums)?,
+            row_scales: Place::of_storage(&x.scales)?,
+            column_scales: Place::of(scales)?,
+            bias: Place::of_optional(gate.bias)?,
+            terms: Place::of_storage(&operand.terms)?,
+            scales: Place::of_storage(&operand.scales)?,
+            lanes: size(x.lanes)?,
+            rows: size(x.rows)?,
+            width: size(width)?,
+            together: size(together)?,
+            activation: size(code_of(gate.activation))?,
+            whole: (x.precision == Precision::Whole).into(),
+        };
+        Call::new(&device, &GATE_SPLIT, "gate_split")?.value(&arguments).launch(Grid {
             shared: together * padded_bytes(width),
             ..Grid::row(x.rows, GATE_THREADS)
         })?;

@@ -28,6 +28,7 @@
 // element of a product is summed over k in steps of 16 in ascending order, wherever the pair stands in a tile.
 
 #include "common.cuh"
+#include "tensor_cores.cuh"
 
 namespace grouped {
 
@@ -36,12 +37,12 @@ constexpr unsigned NONE = 0xffffffffu;
 // ------------------------------------------------------------------------------------------------------ sorting pairs
 
 // The pairs that a block sorts: 8 warps, each of which has 256 successive pairs.
-constexpr int PAIRS_OF_LANE = 8;
+constexpr int PAIRS_OF_LANE = 8;  // for the launch
 constexpr int PAIRS_OF_WARP = WARP * PAIRS_OF_LANE;
 constexpr int CHUNK = WARPS * PAIRS_OF_WARP;
-constexpr int MOST_GROUPS = 1024;
+constexpr int MOST_GROUPS = 1024;  // for the launch
 // The rows of a tile of the product.
-constexpr int TILE_ROWS = 128;
+constexpr int TILE_ROWS = 128;  // for the launch
 
 // The expert of a pair. A number that is none becomes one, so that nothing is written out of bounds.
 __device__ unsigned expert_at(const float* choice, long long row, int slot, int used, int count) {
@@ -386,21 +387,6 @@ __device__ void await_steps() {
     __syncthreads();
 }
 
-__device__ void load_matrices(unsigned (&to)[4], unsigned address) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-// c += a·bᵀ for a (16, 16) and b (8, 16).
-__device__ void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 // A warp's part of a tile, and what it reads of 16 of the depth: 64 rows and 64 columns in pieces of 16.
 template <typename T>
 struct WarpTile {
@@ -556,8 +542,18 @@ __device__ void multiply_tile(Factors factors, const unsigned* high, float* sums
                        factors.out);
 }
 
-using Small = Tiling<128, 64, 3>;
-using Large = Tiling<256, 64, 3>;
+constexpr int SMALL_COLUMNS = 128;  // for the launch
+constexpr int SMALL_THREADS = 128;  // for the launch
+constexpr int SMALL_BYTES = 98304;  // for the launch
+constexpr int LARGE_COLUMNS = 256;  // for the launch
+constexpr int LARGE_THREADS = 256;  // for the launch
+constexpr int LARGE_BYTES = 147456;  // for the launch
+
+using Small = Tiling<SMALL_COLUMNS, 64, 3>;
+using Large = Tiling<LARGE_COLUMNS, 64, 3>;
+
+static_assert(Small::THREADS == SMALL_THREADS && Small::STAGES * Small::STAGE_BYTES == SMALL_BYTES);
+static_assert(Large::THREADS == LARGE_THREADS && Large::STAGES * Large::STAGE_BYTES == LARGE_BYTES);
 
 }  // namespace grouped
 

@@ -5,20 +5,23 @@
 //! too, the product is computed as the difference from the baseline's ([`super::product`]), and otherwise as the
 //! baseline's own.
 
+use super::constants::pairs::{
+    LARGE_BYTES, LARGE_COLUMNS, LARGE_THREADS, MOST_GROUPS, PAIRS_OF_LANE, SMALL_BYTES,
+    SMALL_COLUMNS, SMALL_THREADS, TILE_ROWS,
+};
+use super::constants::warp::WARP;
 use super::kernels::{PAIRS, SPLIT};
 use super::launch::{device_of, shared_memory, unwritten, Call, Grid, Place};
 use super::product::{Farthest, Weights, CHECKED_ROWS};
 use super::THREADS;
 use candle_core::{CudaDevice, DType, Result, Tensor};
+use half::f16;
 
 /// The pairs that a block sorts.
-const SORTED: usize = 2048;
+const SORTED: usize = PAIRS_OF_LANE * THREADS;
 
-/// The rows of a tile of the product.
-const TILE_ROWS: usize = 128;
-
-/// The most experts that the kernels sort for.
-const MOST_EXPERTS: usize = 512;
+/// The most experts that the kernels sort for. Each has two groups.
+const MOST_EXPERTS: usize = MOST_GROUPS / 2;
 
 /// How a kernel tiles the product.
 struct Tiling {
@@ -28,14 +31,21 @@ struct Tiling {
     shared: usize,
 }
 
-const ANY_WIDTH: Tiling =
-    Tiling { kernel: "grouped_product_of_any_width", columns: 128, threads: 128, shared: 98_304 };
+const SMALL: Tiling = Tiling {
+    kernel: "grouped_product",
+    columns: SMALL_COLUMNS,
+    threads: SMALL_THREADS,
+    shared: SMALL_BYTES,
+};
 
-const SMALL: Tiling =
-    Tiling { kernel: "grouped_product", columns: 128, threads: 128, shared: 98_304 };
+const ANY_WIDTH: Tiling = Tiling { kernel: "grouped_product_of_any_width", ..SMALL };
 
-const LARGE: Tiling =
-    Tiling { kernel: "grouped_product_large", columns: 256, threads: 256, shared: 147_456 };
+const LARGE: Tiling = Tiling {
+    kernel: "grouped_product_large",
+    columns: LARGE_COLUMNS,
+    threads: LARGE_THREADS,
+    shared: LARGE_BYTES,
+};
 
 impl Tiling {
     /// The fastest one for rows of a width. All give the same bits.
@@ -147,41 +157,41 @@ impl Pairs {
         let blocks = count.div_ceil(SORTED);
         let call = |name| Call::new(&self.device, &PAIRS, name);
         call("pair_keys")?
-            .at(Place::of(&self.choice)?)
-            .at(Place::of(keys)?)
-            .at(Place::of(counts)?)
+            .at(Place::<f32>::of(&self.choice)?)
+            .at(Place::<u32>::of(keys)?)
+            .at(Place::<u32>::of(counts)?)
             .size(count)?
             .size(self.rows)?
             .size(self.used)?
             .size(self.experts)?
             .launch(Grid::row(blocks, THREADS))?;
         call("pair_offsets")?
-            .at(Place::of(counts)?)
-            .at(Place::of(totals)?)
+            .at(Place::<u32>::of(counts)?)
+            .at(Place::<u32>::of(totals)?)
             .size(blocks)?
             .launch(Grid::row(groups, THREADS))?;
         call("pair_starts")?
-            .at(Place::of(totals)?)
-            .at(Place::of(&self.starts)?)
-            .at(Place::of(&self.tiles)?)
+            .at(Place::<u32>::of(totals)?)
+            .at(Place::<u32>::of(&self.starts)?)
+            .at(Place::<u32>::of(&self.tiles)?)
             .size(groups)?
-            .launch(Grid::row(1, 2 * MOST_EXPERTS))?;
+            .launch(Grid::row(1, MOST_GROUPS))?;
         call("pair_places")?
-            .at(Place::of(keys)?)
-            .at(Place::of(counts)?)
-            .at(Place::of(&self.starts)?)
-            .at(Place::of(&self.sorted)?)
-            .at(Place::of(&self.places)?)
+            .at(Place::<u32>::of(keys)?)
+            .at(Place::<u32>::of(counts)?)
+            .at(Place::<u32>::of(&self.starts)?)
+            .at(Place::<u32>::of(&self.sorted)?)
+            .at(Place::<u32>::of(&self.places)?)
             .size(count)?
             .size(groups)?
             .launch(Grid::row(blocks, THREADS))?;
         call("pair_mates")?
-            .at(Place::of(keys)?)
-            .at(Place::of(&self.sorted)?)
-            .at(Place::of(&self.places)?)
-            .at(Place::of(&self.mates)?)
-            .at(Place::of(&self.owners)?)
-            .at(Place::of(&self.high)?)
+            .at(Place::<u32>::of(keys)?)
+            .at(Place::<u32>::of(&self.sorted)?)
+            .at(Place::<u32>::of(&self.places)?)
+            .at(Place::<u32>::of(&self.mates)?)
+            .at(Place::<u32>::of(&self.owners)?)
+            .at(Place::<u32>::of(&self.high)?)
             .size(count)?
             .size(self.lanes)?
             .size(self.rows)?
@@ -203,21 +213,20 @@ impl Pairs {
         let terms = unwritten(device, shape, DType::F16)?;
         let scales = || unwritten(device, all, DType::F32);
         let (whole, different) = (scales()?, scales()?);
-        let split = |whole: bool, to: Place, scales: &Tensor| {
+        let split = |whole: bool, to: Place<f16>, scales: &Tensor| {
             Call::new(device, &SPLIT, "split")?
-                .at(Place::of(x)?)
+                .at(Place::<f32>::of(x)?)
                 .at(to)
-                .at(Place::of(scales)?)
+                .at(Place::<f32>::of(scales)?)
                 .size(self.lanes)?
                 .size(self.rows)?
                 .size(width)?
                 .flag(whole)
                 .launch(Grid::row(all, THREADS))
         };
-        split(true, Place::of(&terms)?, &whole)?;
+        split(true, Place::<f16>::of(&terms)?, &whole)?;
         if self.lanes > 1 {
-            let behind = 2 * all * width * DType::F16.size_in_bytes();
-            split(false, Place::of(&terms)?.later(behind), &different)?;
+            split(false, Place::<f16>::of(&terms)?.later(2 * all * width), &different)?;
         }
         let y = self.multiply(
             weights,
@@ -247,13 +256,13 @@ impl Pairs {
         let terms = unwritten(device, (2 * count, width), DType::F16)?;
         let scales = unwritten(device, count, DType::F32)?;
         Call::new(device, &PAIRS, "split_pairs")?
-            .at(Place::of(y)?)
-            .at(Place::of(&self.mates)?)
-            .at(Place::of(&terms)?)
-            .at(Place::of(&scales)?)
+            .at(Place::<f32>::of(y)?)
+            .at(Place::<u32>::of(&self.mates)?)
+            .at(Place::<f16>::of(&terms)?)
+            .at(Place::<f32>::of(&scales)?)
             .size(count)?
             .size(width)?
-            .launch(Grid::row(count.div_ceil(THREADS / 32), THREADS))?;
+            .launch(Grid::row(count.div_ceil(THREADS / WARP), THREADS))?;
         let out = self.multiply(
             weights,
             &Factors {
@@ -284,13 +293,13 @@ impl Pairs {
         let tiling = Tiling::of(device, width)?;
         let tiles = (count.div_ceil(TILE_ROWS) + groups) * out.div_ceil(tiling.columns);
         Call::new(device, &PAIRS, tiling.kernel)?
-            .at(Place::of(factors.terms)?)
-            .at(Place::of_optional(factors.high)?)
-            .at(Place::of(weights.halves())?)
-            .at(Place::of_optional(weights.rest())?)
-            .at(Place::of(&sums)?)
-            .at(Place::of(&self.starts)?)
-            .at(Place::of(&self.tiles)?)
+            .at(Place::<f16>::of(factors.terms)?)
+            .at(Place::<u32>::of_optional(factors.high)?)
+            .at(Place::<f16>::of(weights.halves())?)
+            .at(Place::<f16>::of_optional(weights.rest())?)
+            .at(Place::<f32>::of(&sums)?)
+            .at(Place::<u32>::of(&self.starts)?)
+            .at(Place::<u32>::of(&self.tiles)?)
             .size(factors.low)?
             .size(groups)?
             .size(width)?
@@ -299,18 +308,18 @@ impl Pairs {
         // differences are added to results of the baseline, which must be there
         for differences in [false, true] {
             Call::new(device, &PAIRS, "finish_pairs")?
-                .at(Place::of(&sums)?)
-                .at(Place::of(&self.mates)?)
-                .at(Place::of(&self.owners)?)
-                .at(Place::of_optional(factors.high)?)
-                .at(Place::of(factors.whole)?)
-                .at(Place::of(factors.different)?)
-                .at(Place::of(weights.scales())?)
+                .at(Place::<f32>::of(&sums)?)
+                .at(Place::<u32>::of(&self.mates)?)
+                .at(Place::<u32>::of(&self.owners)?)
+                .at(Place::<u32>::of_optional(factors.high)?)
+                .at(Place::<f32>::of(factors.whole)?)
+                .at(Place::<f32>::of(factors.different)?)
+                .at(Place::<f32>::of(weights.scales())?)
                 .size(factors.first_different)?
                 .size(count)?
                 .size(out)?
                 .flag(differences)
-                .launch(Grid::row(count.div_ceil(THREADS / 32), THREADS))?;
+                .launch(Grid::row(count.div_ceil(THREADS / WARP), THREADS))?;
             if self.lanes == 1 {
                 break;
             }
@@ -354,10 +363,10 @@ impl Pairs {
         self.expect(y.dim(0)?, self.count())?;
         let out = unwritten(&self.device, (rows, width), DType::F32)?;
         Call::new(&self.device, &PAIRS, "weighted_sum")?
-            .at(Place::of(&self.choice)?)
-            .at(Place::of(&self.places)?)
-            .at(Place::of(y)?)
-            .at(Place::of(&out)?)
+            .at(Place::<f32>::of(&self.choice)?)
+            .at(Place::<u32>::of(&self.places)?)
+            .at(Place::<f32>::of(y)?)
+            .at(Place::<f32>::of(&out)?)
             .size(width)?
             .size(self.used)?
             .launch(Grid::row(rows, THREADS))?;

@@ -28,9 +28,9 @@
 
 // A thread block has this many threads, and each of them holds 32 numbers in registers. A text that needs shared
 // memory declares it for every warp of the block.
-constexpr int WARPS = 4;
+constexpr int WARPS = 4;  // for the launch
 constexpr int THREADS = 32 * WARPS;
-constexpr int OWN = 32;
+constexpr int OWN = 32;  // for the launch
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr float LARGEST_FLOAT = 3.4028235e38f;

@@ -14,19 +14,18 @@
 use super::kernels::SPLIT;
 use super::launch::{device_of, empty, tensor, Call, Gemm, Grid, Place};
 use super::operand::{Gate, Operand};
+use super::THREADS;
 use crate::compute::norm::RmsNorm;
 use crate::compute::precision::Precision;
 use crate::compute::run;
 use candle_core::{CudaDevice, CudaStorage, DType, Result, Shape, Tensor};
+use half::f16;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tracing::trace_span;
 
 /// The most rows of one call.
 const ROWS: usize = 8192;
-
-const F16: usize = 2;
-const F32: usize = 4;
 
 /// How many rows of a lane are computed in both ways once, to see that differences give what whole rows give.
 pub(super) const CHECKED_ROWS: usize = 256;
@@ -72,12 +71,12 @@ impl Weights {
         let halves = empty(&device, &Shape::from((out, width)), DType::F16)?;
         let scales = empty(&device, &Shape::from(out), DType::F32)?;
         Call::new(&device, &SPLIT, "split_weights")?
-            .at(Place::of(weights)?)
-            .at(Place::of_storage(&halves)?)
-            .at(Place::of_storage(&scales)?)
+            .at(Place::<f32>::of(weights)?)
+            .at(Place::<f16>::of_storage(&halves)?)
+            .at(Place::<f32>::of_storage(&scales)?)
             .size(out)?
             .size(width)?
-            .launch(Grid::row(out, 256))?;
+            .launch(Grid::row(out, THREADS))?;
         let (halves, scales) = (tensor(halves, (out, width)), tensor(scales, out));
         let rest = rest(weights, &halves, &scales)?;
         Ok(Weights { halves, rest, scales, precision, checked: Arc::default() })
@@ -257,12 +256,13 @@ impl Product {
     fn multiply_rows(&self, start: usize, len: usize) -> Result<()> {
         let Product { weights, device, operand, sums } = self;
         let out = weights.halves.dim(0)?;
-        let (x, w) = (Place::of_storage(&operand.terms)?, Place::of(&weights.halves)?);
-        let rest = weights.rest.as_ref().map(Place::of).transpose()?;
-        let c = Place::of_storage(sums)?;
-        let product = |term: usize, lane: usize, w: Place, adds: bool| {
-            let x = x.later((term * operand.rows + start) * operand.width * F16);
-            let c = c.later((lane * operand.rows + start) * out * F32);
+        let (x, w) =
+            (Place::<f16>::of_storage(&operand.terms)?, Place::<f16>::of(&weights.halves)?);
+        let rest = weights.rest.as_ref().map(Place::<f16>::of).transpose()?;
+        let c = Place::<f32>::of_storage(sums)?;
+        let product = |term: usize, lane: usize, w: Place<f16>, adds: bool| {
+            let x = x.later((term * operand.rows + start) * operand.width);
+            let c = c.later((lane * operand.rows + start) * out);
             Gemm { rows: len, out, width: operand.width, adds }.launch(device, x, w, c)
         };
         let whole = |high: usize, low: usize, lane: usize| {
@@ -287,14 +287,14 @@ impl Product {
         let Product { weights, device, operand, sums } = self;
         let out = weights.scales.dim(0)?;
         Call::new(&device, &SPLIT, "finish")?
-            .at(Place::of_storage(&sums)?)
-            .at(Place::of_storage(&operand.scales)?)
-            .at(Place::of(&weights.scales)?)
+            .at(Place::<f32>::of_storage(&sums)?)
+            .at(Place::<f32>::of_storage(&operand.scales)?)
+            .at(Place::<f32>::of(&weights.scales)?)
             .size(operand.lanes)?
             .size(operand.rows)?
             .size(out)?
             .flag(operand.precision == Precision::Whole)
-            .launch(Grid::row(operand.rows, 256))?;
+            .launch(Grid::row(operand.rows, THREADS))?;
         Ok(tensor(sums, (operand.lanes * operand.rows, out)))
     }
 }

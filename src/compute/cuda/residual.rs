@@ -22,11 +22,11 @@ impl Kernel<2> for Residual<'_> {
         let flags = self.finite.map(|finite| finite.words(self.lanes, &at)).transpose()?;
         let shared = self.norm.map_or(0, |_| padded_bytes(width));
         Call::new(device, &RESIDUAL, "residual")?
-            .at(Place::of_input(x)?)
-            .at(Place::of_input(y)?)
-            .at(Place::of_optional(self.norm.map(|norm| &norm.weight))?)
-            .at(Place::of_storage(&out)?)
-            .at(Place::of_optional(flags.as_ref())?)
+            .at(Place::<f32>::of_input(x)?)
+            .at(Place::<f32>::of_input(y)?)
+            .at(Place::<f32>::of_optional(self.norm.map(|norm| &norm.weight))?)
+            .at(Place::<f32>::of_storage(&out)?)
+            .at(Place::<u32>::of_optional(flags.as_ref())?)
             .size(BROKEN)?
             .size(rows / self.lanes)?
             .size(width)?

@@ -1,9 +1,13 @@
 //! The launch of the round trip of K and V. Each codec has a kernel of its own, which is made of the codec's text and a
 //! template. A codec without a text, and one whose text does not take heads of a size, is carried out on the host.
 
+use super::by_value::{by_value, size};
+use super::constants::prelude::{OWN, WARPS};
+use super::constants::round_trip::ARGUMENT_BYTES;
+use super::constants::warp::WARP;
 use super::kernels::CODECS;
 use super::launch::{compiled_at_run_time, Call, Grid, Place};
-use super::{has_codec, pair, BROKEN};
+use super::{has_codec, BROKEN};
 use crate::compute::op::{InPlaceKernel, InPlaceOp};
 use crate::compute::round_trip::{Counters, OnCard, RoundTrip};
 use candle_core::backend::BackendStorage;
@@ -12,9 +16,28 @@ use std::collections::HashSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 /// The threads of a block.
-const THREADS: usize = 128;
+const THREADS: usize = WARP * WARPS;
 /// How many numbers a block of the kernels for single tokens takes.
-const NUMBERS: usize = 4096;
+const NUMBERS: usize = OWN * THREADS;
+
+by_value! {
+    /// `RoundTrip` in `round_trip.cuh`.
+    struct Arguments<'a>: ARGUMENT_BYTES bytes {
+        x: Place<'a, f32>,
+        mean: Place<'a, f32>,
+        scales: Place<'a, f32>,
+        before: Place<'a, u32>,
+        after: Place<'a, u32>,
+        clamped: Place<'a, i64>,
+        sequences: i64,
+        tokens: i64,
+        heads: i32,
+        head_dim: i32,
+        rotation: i32,
+        code: u32,
+        variant: u32,
+    }
+}
 
 impl InPlaceKernel for RoundTrip<'_> {
     fn launch(&self, _: &'static str, x: &mut CudaStorage, layout: &Layout) -> Result<()> {
@@ -83,19 +106,21 @@ impl RoundTrip<'_> {
         let mean = card.mean.map(|mean| mean.on(&at)).transpose()?;
         let scales = card.scales.map(|scales| scales.on(&at)).transpose()?;
         let clamped = card.clamped.map(|clamped| clamped.on(&at)).transpose()?;
-        let task = [
-            Place::of_input((x, layout))?.address(),
-            Place::of_optional(mean.as_ref())?.address(),
-            Place::of_optional(scales.as_ref())?.address(),
-            Place::of(&before)?.address(),
-            Place::of(&after)?.address(),
-            Place::of_optional(clamped.as_ref())?.address(),
-            sequences as u64,
-            tokens as u64,
-            pair(heads, head_dim)?,
-            pair(card.rotation.unwrap_or(0), BROKEN)?,
-            u64::from(card.variant),
-        ];
+        let arguments = Arguments {
+            x: Place::of_input((x, layout))?,
+            mean: Place::of_optional(mean.as_ref())?,
+            scales: Place::of_optional(scales.as_ref())?,
+            before: Place::of(&before)?,
+            after: Place::of(&after)?,
+            clamped: Place::of_optional(clamped.as_ref())?,
+            sequences: size(sequences)?,
+            tokens: size(tokens)?,
+            heads: size(heads)?,
+            head_dim: size(head_dim)?,
+            rotation: size(card.rotation.unwrap_or(0))?,
+            code: size(BROKEN)?,
+            variant: card.variant,
+        };
         let group = card.group;
         let grid = if group == 1 {
             Grid::over(sequences * tokens * heads * head_dim, NUMBERS)
@@ -104,7 +129,7 @@ impl RoundTrip<'_> {
             let shared = group * (head_dim.next_multiple_of(4) + 4) * size_of::<f32>();
             Grid { shared, ..Grid::row(blocks, THREADS) }
         };
-        call.words(&task).launch(Grid { threads: THREADS, ..grid })
+        call.value(&arguments).launch(Grid { threads: THREADS, ..grid })
     }
 
     /// Copies the numbers to the host, has the loop for the CPU change them, and copies them back.
