@@ -4,6 +4,11 @@
 //! Kernels are compiled when the crate is built. All work of a device runs on one stream, in the order in which it was
 //! asked for. A row's result depends on nothing but that row and the baseline's, so that neither other lanes nor the number of
 //! chunks in memory change a bit of it.
+//!
+//! Whoever launches a kernel says what its parameters are, because nothing else can compare them: [`launch::Place`] names
+//! the element that a pointer is to, [`by_value`] repeats a structure that is handed over by value, and
+//! `constants` has the numbers that both sides need, which the kernel's file states in lines marked
+//! `// for the launch`.
 
 mod attention;
 mod bias;
