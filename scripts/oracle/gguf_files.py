@@ -26,7 +26,8 @@ OUT = ROOT / "tests/fixtures/checkpoints"
 SKIPPED = {"qwen3-moe-mixed"}
 
 
-def convert(converter, names):
+def prepare(converter, pre):
+    """Loads llama.cpp's converter, and gives every model the vocabulary "gpt2" with the pre-tokenizer `pre`."""
     sys.path[:0] = [str(converter), str(converter / "gguf-py")]
     import transformers
     from conversion import base, gemma, glm, phi
@@ -34,20 +35,22 @@ def convert(converter, names):
     # by config.json's model_type the automatic choice is a class that adds tokens of its own
     transformers.AutoTokenizer = transformers.PreTrainedTokenizerFast
 
-    base.TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+    base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
     base.TextModel._set_vocab_sentencepiece = gemma.Gemma4Model.set_vocab = lambda self: self._set_vocab_gpt2()
     for kind in (glm.Glm4Model, glm.Glm4MoeModel, phi.Phi3MiniModel):
         kind.set_vocab = lambda self: self._set_vocab_gpt2()
-    for name in names:
-        # a name that says nothing of the folder's path goes into the metadata
-        args = [str(OUT / name), "--outtype", "bf16", "--outfile", str(OUT / name / "model.gguf"), "--model-name", name]
-        # it looks for the head that predicts a second token in every Qwen3.5
-        sys.argv = ["convert_hf_to_gguf.py", *args, *["--no-mtp"] * (name == "qwen3_5")]
-        runpy.run_path(str(converter / "convert_hf_to_gguf.py"), run_name="__main__")
 
 
-def logits_with_rounded_gelu(name, ids):
-    import checkpoints
+def convert(converter, folder, file, weights, mtp=True):
+    # a name that says nothing of the folder's path goes into the metadata
+    args = [str(folder), "--outtype", weights, "--outfile", str(file), "--model-name", folder.name]
+    # without --no-mtp it looks for the head that predicts a second token in every Qwen3.5
+    sys.argv = ["convert_hf_to_gguf.py", *args, *([] if mtp else ["--no-mtp"])]
+    runpy.run_path(str(converter / "convert_hf_to_gguf.py"), run_name="__main__")
+
+
+def round_gelu(model):
+    """Puts llama.cpp's GELU of the CPU, which rounds to f16, into a model of transformers."""
     import torch
 
     class Gelu(torch.nn.Module):
@@ -56,12 +59,18 @@ def logits_with_rounded_gelu(name, ids):
             y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * y * (1 + 0.044715 * y * y)))
             return y.half().float().where(x < 10, x).where(x > -10, 0.0)
 
-    checkpoints.hf.utils.logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    model = checkpoints.load(name, **checkpoints.GGUF_SETTINGS.get(name, {}))
     for module in model.modules():
         if hasattr(module, "act_fn"):
             module.act_fn = Gelu()
+
+
+def logits_with_rounded_gelu(name, ids):
+    import checkpoints
+
+    checkpoints.hf.utils.logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    model = checkpoints.load(name, **checkpoints.GGUF_SETTINGS.get(name, {}))
+    round_gelu(model)
     return checkpoints.logits_of(model, ids).double().numpy()
 
 
@@ -98,7 +107,10 @@ def main():
     if args.check:
         check(names)
     elif args.llama_cpp:
-        convert(args.llama_cpp.resolve(), names)
+        converter = args.llama_cpp.resolve()
+        prepare(converter, "gpt-2")
+        for name in names:
+            convert(converter, OUT / name, OUT / name / "model.gguf", "bf16", mtp=name != "qwen3_5")
     else:
         parser.error("--llama-cpp is needed")
 
