@@ -2,35 +2,64 @@
 //!
 //! A program that is built for CUDA does not start where the card's driver is missing, because it is linked with the
 //! driver's library. Releases therefore hold two programs in one folder. `kvgate` runs everywhere. If a command
-//! has to do with devices, it looks for `kvgate-cuda` beside itself, tries whether that program starts on this machine,
-//! and lets it run the command.
+//! has to do with devices, it looks for `kvgate-cuda` beside itself, asks that program for its version, which shows whether
+//! it starts on this machine, and lets it run the command.
 
 use crate::compute::device::Choice;
 use crate::compute::Device;
 use crate::gate::device::Asked;
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 /// The commands that compute a model, or say what computing it takes.
 const COMPUTING: [&str; 6] = ["calibrate", "check", "init", "measure", "plan", "run"];
 
 /// Runs the command with `kvgate-cuda` if it may run on a card and that program can run here. Gives its exit code, or
-/// nothing if this program has to run the command itself.
+/// nothing if this program has to run the command itself. A program of another version would measure otherwise, so that is
+/// an error.
 pub(super) fn to_cards_program(arguments: &[OsString]) -> Option<ExitCode> {
     let command = arguments.get(1)?.to_str()?;
     if !COMPUTING.contains(&command) || Device::knows_cards() || asks_for_cpu(arguments) {
         return None;
     }
     let program = beside_this_one()?;
-    let starts = Command::new(&program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    starts.then(|| run(&program, &arguments[1..]))
+    match version(&program) {
+        Ok(theirs) if theirs == own_version() => Some(run(&program, &arguments[1..])),
+        Ok(theirs) => {
+            crate::text::out::eprint(format!(
+                "error: {} is of another version ({theirs}) than this program ({}): put the two programs of one \
+                 release into one folder, or use --device cpu",
+                program.display(),
+                own_version()
+            ));
+            Some(ExitCode::from(super::shared::NOT_MEASURED))
+        }
+        Err(why) => {
+            crate::text::out::eprint(format!(
+                "note: {} does not start on this machine, so no card is used: {why}",
+                program.display()
+            ));
+            None
+        }
+    }
+}
+
+/// What this program prints as its version.
+fn own_version() -> String {
+    format!("kvgate {}", env!("CARGO_PKG_VERSION"))
+}
+
+/// What the other program prints as its version, or why it does not start.
+fn version(program: &Path) -> Result<String, String> {
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+    let output = output.map_err(|error| error.to_string())?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() {
+        return Ok(text(&output.stdout));
+    }
+    let said = text(&output.stderr);
+    Err(said.lines().next().map_or_else(|| output.status.to_string(), str::to_owned))
 }
 
 /// Whether the options or the environment ask for the CPU. What cannot be understood is left to the command to refuse.
@@ -59,7 +88,7 @@ fn beside_this_one() -> Option<PathBuf> {
 
 /// Lets the other program take this one's place.
 #[cfg(unix)]
-fn run(program: &PathBuf, arguments: &[OsString]) -> ExitCode {
+fn run(program: &Path, arguments: &[OsString]) -> ExitCode {
     use std::os::unix::process::CommandExt;
     let error = Command::new(program).args(arguments).exec();
     failed(program, &error)
@@ -67,14 +96,14 @@ fn run(program: &PathBuf, arguments: &[OsString]) -> ExitCode {
 
 /// Runs the other program and takes its exit code.
 #[cfg(not(unix))]
-fn run(program: &PathBuf, arguments: &[OsString]) -> ExitCode {
+fn run(program: &Path, arguments: &[OsString]) -> ExitCode {
     match Command::new(program).args(arguments).status() {
         Ok(status) => status.code().map_or(ExitCode::FAILURE, |code| ExitCode::from(code as u8)),
         Err(error) => failed(program, &error),
     }
 }
 
-fn failed(program: &std::path::Path, error: &std::io::Error) -> ExitCode {
+fn failed(program: &Path, error: &std::io::Error) -> ExitCode {
     crate::text::out::eprint(format!("error: cannot run {}: {error}", program.display()));
     ExitCode::from(super::shared::NOT_MEASURED)
 }

@@ -179,6 +179,15 @@ impl Device {
         self.card.as_ref().map_or("f32", |card| card.precision.arithmetic())
     }
 
+    /// Begins to look at the card's memory anew, for another measurement: what earlier ones have freed is given back.
+    pub fn begin_noting_memory(&self) {
+        let Some(card) = &self.card else { return };
+        // only people read the number that comes of this
+        let _ = cuda::release_memory(&self.at);
+        card.least_free.store(card.known.free, Ordering::Relaxed);
+        self.note_memory();
+    }
+
     /// Notes how much of the card's memory is free now. Freed memory stays with the program, so it is enough to look
     /// now and then.
     pub fn note_memory(&self) {
@@ -189,7 +198,7 @@ impl Device {
         }
     }
 
-    /// The most bytes of the card's memory that were taken at once since it was opened, as far as
+    /// The most bytes of the card's memory that were taken at once since [`Device::begin_noting_memory`], as far as
     /// [`Device::note_memory`] has seen. What other programs take meanwhile counts, too.
     pub fn peak_bytes(&self) -> Option<u64> {
         let card = self.card.as_ref()?;
@@ -220,6 +229,11 @@ impl Device {
             None => 2 << 30,
             Some(card) => (card.free / 4) as usize,
         }
+    }
+
+    /// How many lanes can travel at once, the baseline included.
+    pub fn most_lanes(&self) -> usize {
+        self.card().map_or(usize::MAX, |card| card.lanes)
     }
 
     /// Which of `lanes` lanes travel together: on a card all of them, because a lane's products there are computed as
@@ -287,7 +301,7 @@ impl fmt::Display for Choice {
 #[cfg(test)]
 pub(crate) fn pretended_card() -> Device {
     let (name, driver) = ("Pretended Card".into(), "13.0".into());
-    let known = Card { name, driver, memory: 139 << 30, free: 100 << 30 };
+    let known = Card { name, driver, memory: 139 << 30, free: 100 << 30, lanes: 453 };
     let least_free = Arc::new(known.free.into());
     let card = OpenCard { known, precision: Precision::default(), least_free };
     Device { at: HOST, card: Some(card) }

@@ -15,6 +15,8 @@ pub struct Card {
     pub memory: u64,
     /// Bytes that were free when it was opened.
     pub free: u64,
+    /// How many lanes its kernels can take at once, the baseline included.
+    pub lanes: usize,
 }
 
 /// Why a device cannot be used.

@@ -45,6 +45,7 @@ pub const NUMERICS: &str = "kvgate numerics 1";
 pub fn measure(request: &Request, progress: Progress) -> Result<Measured, MeasureError> {
     let began = Instant::now();
     let mut prepared = Prepared::open(request, progress)?;
+    prepared.device.begin_noting_memory();
     let decoder = prepared.load()?;
 
     let found = lanes::run(&prepared, &decoder, progress)?;

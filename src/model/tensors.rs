@@ -320,12 +320,23 @@ fn significant(shape: &[usize]) -> &[usize] {
     &shape[ones..]
 }
 
+/// The most elements of a tensor on a card. Kernels of the library candle count in 32 bits, with steps as large as the
+/// tensor.
+const MOST_ON_CARD: usize = 1 << 31;
+
 fn read(
     tensors: &dyn Tensors,
     origin: &Origin,
     shape: &[usize],
     at: &candle_core::Device,
 ) -> Result<Tensor, ModelError> {
+    let elements: usize = shape.iter().product();
+    if !at.is_cpu() && elements > MOST_ON_CARD {
+        let name = origin.parts.join(" and ");
+        let most = MOST_ON_CARD;
+        let what = format!("`{name}` with {elements} elements on a card, which takes {most} at most (--device cpu),");
+        return Err(ModelError::unsupported(tensors.path(), what));
+    }
     let part = |own: &String| finite(tensors, own, tensors.read(own, at)?.to_dtype(DType::F32)?);
     let whole = match &origin.parts[..] {
         [one] => part(one)?,

@@ -1,6 +1,6 @@
 //! The device as a user sees it: which one computes, what is said of it, and what would run where.
 
-use crate::support::program::{accepted, kvgate, kvgate_with, Ran};
+use crate::support::program::{accepted, command, kvgate, kvgate_with, Ran};
 use crate::support::tiny::Repository;
 use kvgate::internals::compute::Device;
 use serde_json::Value;
@@ -154,4 +154,39 @@ fn a_plan_for_a_card_needs_none() {
     run["arithmetic"] = "f16 weights, differences from the baseline in f16, sums in f32".into();
     repository.put(path, &results.to_string());
     kvgate(&repository, &plan).exits(0).says("\"seconds\":").never_says("warning");
+}
+
+/// `kvgate` in a folder of its own, beside a `kvgate-cuda` that is a script.
+#[cfg(unix)]
+fn beside(script: &str, repository: &Repository, arguments: &[&str]) -> Ran {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("kvgate");
+    std::fs::copy(env!("CARGO_BIN_EXE_kvgate"), &program).unwrap();
+    let other = folder.path().join("kvgate-cuda");
+    std::fs::write(&other, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
+    Ran::of(command(&program, repository).args(arguments).output().unwrap())
+}
+
+/// The program for cards takes over if it starts and is of the same release. An older one would measure otherwise.
+#[cfg(unix)]
+#[test]
+fn the_program_for_cards_takes_over_if_it_is_of_the_same_release() {
+    let repository = Repository::new();
+    let version = format!("kvgate {}", env!("CARGO_PKG_VERSION"));
+    let ours = format!(
+        "if [ \"$1\" = --version ]; then echo '{version}'; else echo \"took over $*\"; exit 7; fi"
+    );
+    let check = ["check", "llama"];
+    beside(&ours, &repository, &check).exits(7).says("took over check llama");
+    beside(&ours, &repository, &["check", "--device", "cpu"]).exits(0).never_says("took over");
+    beside(&ours, &repository, &["schemes"]).exits(0).never_says("took over");
+    let other = beside("echo kvgate 9.9.9", &repository, &check).exits(4);
+    other.says("of another version (kvgate 9.9.9)").says("--device cpu");
+    let broken = "echo 'libcublas.so.13: cannot open shared object file' >&2; exit 127";
+    beside(broken, &repository, &check)
+        .exits(0)
+        .says("does not start on this machine")
+        .says("libcublas.so.13");
 }

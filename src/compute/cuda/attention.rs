@@ -6,7 +6,7 @@ use super::constants::attention::{
     THREADS,
 };
 use super::kernels::ATTENTION;
-use super::launch::{empty, tensor, Call, Grid, Place};
+use super::launch::{empty, shared_memory, tensor, Call, Grid, Place};
 use crate::compute::attention::{SoftmaxAttention, Versions};
 use crate::compute::exact::{Exact, Tail};
 use crate::compute::op::{Kernel, Op};
@@ -37,14 +37,22 @@ impl Tiling {
         Tiling { padded, queries, keys, kernels }
     }
 
-    /// The smallest that heads of a size fit into.
-    fn of(head_dim: usize) -> Result<&'static Self> {
-        let fits = |tiling: &&Self| head_dim.is_multiple_of(8) && head_dim <= tiling.padded;
-        match TILINGS.iter().find(fits) {
-            Some(tiling) => Ok(tiling),
-            None => candle_core::bail!(
+    /// The first that heads of a size fit into, and that fits into so many bytes of shared memory. So heads of 128 are
+    /// computed as if they had 192 elements on cards whose blocks have less than 113 KiB.
+    fn of(head_dim: usize, shared: usize) -> Result<&'static Self> {
+        let takes = |tiling: &&Self| head_dim.is_multiple_of(8) && head_dim <= tiling.padded;
+        let mut all = TILINGS.iter().filter(takes);
+        let Some(smallest) = all.clone().map(Self::shared).min() else {
+            candle_core::bail!(
                 "attention: cards have no kernel for heads of {head_dim} elements, only for multiples of 8 up to 512; \
                  use --device cpu"
+            );
+        };
+        match all.find(|tiling| tiling.shared() <= shared) {
+            Some(tiling) => Ok(tiling),
+            None => candle_core::bail!(
+                "attention: heads of {head_dim} elements need {smallest} bytes of shared memory for a block, and this \
+                 card has {shared}; use --device cpu"
             ),
         }
     }
@@ -155,7 +163,7 @@ impl SoftmaxAttention {
     ) -> Result<(CudaStorage, Shape)> {
         let shape = Op::<1>::shape(self, [q.1.shape()])?;
         let device = q.0.device();
-        let tiling = Tiling::of(self.head_dim)?;
+        let tiling = Tiling::of(self.head_dim, shared_memory(device)?)?;
         let sequences = shape.dims2()?.0 / self.queries;
         let versions = [&self.k, v].map(|x| if x.exact.is_some() { 2 } else { 1 });
         let tiles = sequences * self.kv_heads * self.keys.div_ceil(tiling.keys);

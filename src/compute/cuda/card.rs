@@ -39,7 +39,8 @@ fn open_anew(ordinal: usize) -> Result<Opened, NoDevice> {
     let device = CudaDevice::new_with_stream(ordinal).map_err(tensor)?;
     launch::prepare(&device).map_err(tensor)?;
     let driver = versions(&device).map_err(tensor)?;
-    let card = Card { name, driver, memory: memory as u64, free: free as u64 };
+    let lanes = super::divergence::most_lanes(&device).map_err(tensor)?;
+    let card = Card { name, driver, memory: memory as u64, free: free as u64, lanes };
     Ok((Device::Cuda(device), card))
 }
 
@@ -58,6 +59,11 @@ fn own_version() -> Option<String> {
     let is_version =
         |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
     text.split_whitespace().find(is_version).map(str::to_owned)
+}
+
+/// Gives memory that is free, but that the program has kept, back to the card.
+pub(in crate::compute) fn release_memory(at: &Device) -> candle_core::Result<()> {
+    launch::release_memory(at.as_cuda_device()?)
 }
 
 /// The bytes of a card's memory that are free now.

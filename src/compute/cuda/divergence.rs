@@ -3,12 +3,12 @@
 use super::by_value::{by_value, size};
 use super::constants::divergence::{ARGUMENT_BYTES, KEPT_BYTES, LANE_BYTES, NUMBERS, THREADS};
 use super::kernels::DIVERGENCE;
-use super::launch::{empty, Call, Grid, Place};
+use super::launch::{empty, most_shared, Call, Grid, Place};
 use super::BROKEN;
 use crate::compute::divergence::{self, TileSums};
 use crate::compute::op::{Kernel, Op};
 use candle_core::backend::BackendStorage;
-use candle_core::{CudaStorage, DType, Device, Layout, Result, Shape};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Layout, Result, Shape};
 
 const _: () = assert!(NUMBERS == divergence::NUMBERS, "the kernel writes what the host reads");
 
@@ -26,6 +26,11 @@ by_value! {
         start: u32,
         code: u32,
     }
+}
+
+/// How many lanes fit into a block's shared memory.
+pub(super) fn most_lanes(device: &CudaDevice) -> Result<usize> {
+    Ok(most_shared(device)?.saturating_sub(KEPT_BYTES) / LANE_BYTES)
 }
 
 impl Kernel<2> for TileSums<'_> {

@@ -263,12 +263,12 @@ impl<'a> Call<'a> {
             candle_core::bail!("{grid:?} is too large a grid");
         };
         if grid.shared > USUAL_SHARED {
-            let most = shared_memory(&self.device)?;
-            if grid.shared > most {
+            let own = self.function.shared_size_bytes().w()?;
+            let (most, needed) = (most_shared(&self.device)?, grid.shared + own as usize);
+            if needed > most {
                 candle_core::bail!(
-                    "this card has {} KiB of shared memory for a block, and a kernel needs {}; use --device cpu",
-                    most >> 10,
-                    grid.shared.div_ceil(1 << 10)
+                    "this card has {most} bytes of shared memory for a block, and a kernel needs {needed}; use --device \
+                     cpu"
                 );
             }
             let attribute =
@@ -296,11 +296,15 @@ impl<'a> Call<'a> {
     }
 }
 
+/// Bytes of shared memory that a block may have.
+pub(super) fn most_shared(device: &CudaDevice) -> Result<usize> {
+    let most = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+    Ok(device.cuda_stream().context().attribute(most).w()? as usize)
+}
+
 /// Bytes of shared memory that a block may have beside what the kernel itself declares.
 pub(super) fn shared_memory(device: &CudaDevice) -> Result<usize> {
-    let most = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
-    let most = device.cuda_stream().context().attribute(most).w()?;
-    Ok((most as usize).saturating_sub(OWN_SHARED))
+    Ok(most_shared(device)?.saturating_sub(OWN_SHARED))
 }
 
 /// The kernel of a source that is compiled now, or was compiled before in this process. Its arithmetic has the bits of
@@ -393,19 +397,37 @@ impl Gemm {
 /// Freed memory stays with the program instead of going back to the driver each time the host waits for the device.
 /// Events that would order several streams are switched off, because there is one stream.
 pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
-    let stream = device.cuda_stream();
-    let context = stream.context();
-    if context.has_async_alloc() {
-        let mut pool = std::ptr::null_mut();
+    if let Some(pool) = pool(device)? {
         let mut all = u64::MAX;
         let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        unsafe {
-            sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()).result().w()?;
-            sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut all).cast()).result().w()?;
-        }
+        unsafe { sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut all).cast()) }
+            .result()
+            .w()?;
     }
     unsafe { device.disable_event_tracking() };
     Ok(())
+}
+
+/// The pool that a device's memory is taken from, if it has one.
+fn pool(device: &CudaDevice) -> Result<Option<sys::CUmemoryPool>> {
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    if !context.has_async_alloc() {
+        return Ok(None);
+    }
+    let mut pool = std::ptr::null_mut();
+    unsafe { sys::cuDeviceGetDefaultMemPool(&mut pool, context.cu_device()) }.result().w()?;
+    Ok(Some(pool))
+}
+
+/// Gives memory that is free, but that the program has kept, back to the device.
+pub(super) fn release_memory(device: &CudaDevice) -> Result<()> {
+    // what is queued may free memory
+    device.cuda_stream().synchronize().w()?;
+    match pool(device)? {
+        Some(pool) => unsafe { sys::cuMemPoolTrimTo(pool, 0) }.result().w(),
+        None => Ok(()),
+    }
 }
 
 /// The version of cuBLAS, whose kernels decide the bits of products, as 10,000 · major + 100 · minor + patch.

@@ -2,8 +2,9 @@
 //! kernel's text beside it.
 //!
 //! Kernels are compiled when the crate is built. All work of a device runs on one stream, in the order in which it was
-//! asked for. A row's result depends on nothing but that row and the baseline's, so that neither other lanes nor the number of
-//! chunks in memory change a bit of it.
+//! asked for. A row's result depends on nothing but that row, the baseline's, and in products on how many rows a lane has in
+//! the call. Tiles are whole so that this number is fixed, and then neither other lanes nor the number of chunks in memory
+//! change a bit of it.
 //!
 //! Whoever launches a kernel says what its parameters are, because nothing else can compare them: [`launch::Place`] names
 //! the element that a pointer is to, [`by_value`] repeats a structure that is handed over by value, and
@@ -33,7 +34,7 @@ mod residual;
 mod round_trip;
 
 pub(super) use blocks::dequantized;
-pub(super) use card::{free_memory, open};
+pub(super) use card::{free_memory, open, release_memory};
 pub(super) use finite::all_finite;
 pub(crate) use memory::is_out_of_memory;
 pub(super) use operand::Gate;

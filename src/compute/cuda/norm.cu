@@ -1,7 +1,7 @@
 // The RMS norm of rows: out = x/√(mean x² + ε) ⊙ weight, where x and out are (rows, width) and weight is (width).
 //
-// The squares are summed in f32, in one order for each width. NaN makes the whole row NaN, and an infinity its own
-// element.
+// The squares are summed in f32, in one order for each width. NaN, an infinity, or squares that are too large for f32 make
+// the whole row NaN.
 
 #include "common.cuh"
 

@@ -335,7 +335,8 @@ impl Pairs {
         y: &Tensor,
         product: impl Fn(&Pairs, usize, usize) -> Result<Tensor>,
     ) -> Result<()> {
-        if !weights.is_unchecked(self.lanes) {
+        // the kernel is one for any number of rows
+        if !weights.is_unchecked(self.lanes, 1) {
             return Ok(());
         }
         let rows = self.rows.min(CHECKED_ROWS);
@@ -354,7 +355,7 @@ impl Pairs {
         let first = first(farthest.lane);
         let alone = Pairs::new(self.choice.narrow(0, first, rows)?, self.experts, 1)?;
         let whole = product(&alone, first, rows)?.index_select(&alone.places, 0)?;
-        weights.compare(&farthest, &whole)
+        weights.compare(&farthest, &whole, 1)
     }
 
     /// Each row's sum of weight · y over its experts, in ascending order of the experts: (pairs, out) → (rows, out).

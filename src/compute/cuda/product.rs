@@ -9,7 +9,8 @@
 //!
 //! In the precision `whole` every lane is multiplied as the baseline is. That is the slower reference.
 //!
-//! Every call of cuBLAS has rows of one lane only, so what a lane gets does not depend on the others.
+//! Every call of cuBLAS has rows of one lane only, so what a lane gets does not depend on the others. It may depend on how
+//! many rows the call has, so tiles are whole wherever that is possible.
 
 use super::kernels::SPLIT;
 use super::launch::{device_of, empty, tensor, Call, Gemm, Grid, Place};
@@ -55,9 +56,19 @@ pub(in crate::compute) struct Weights {
     scales: Tensor,
     /// In which precision lanes are multiplied.
     precision: Precision,
-    /// Numbers of outputs for which the product of a lane that differs from the baseline has been compared with that of
-    /// whole rows. cuBLAS may have another kernel for another number.
-    checked: Arc<Mutex<BTreeSet<usize>>>,
+    /// The number of the first output among those of the whole map.
+    first: usize,
+    /// The products of a lane that differs from the baseline which have been compared with those of whole rows.
+    checked: Arc<Mutex<BTreeSet<Kind>>>,
+}
+
+/// What decides which of its kernels cuBLAS takes for the outputs of a map: their number, and that of the rows. Numbers of
+/// rows between the same powers of two count as one, so that texts of many lengths are not all compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    first: usize,
+    outputs: usize,
+    rows: usize,
 }
 
 impl Weights {
@@ -79,7 +90,7 @@ impl Weights {
             .launch(Grid::row(out, THREADS))?;
         let (halves, scales) = (tensor(halves, (out, width)), tensor(scales, out));
         let rest = rest(weights, &halves, &scales)?;
-        Ok(Weights { halves, rest, scales, precision, checked: Arc::default() })
+        Ok(Weights { halves, rest, scales, precision, first: 0, checked: Arc::default() })
     }
 
     /// x·Wᵀ for the rows of some lanes, the first of which is the baseline.
@@ -89,24 +100,24 @@ impl Weights {
     /// control lane that equals the baseline cannot see such a fault, because its differences are 0.
     pub fn product(&self, x: &Tensor, lanes: usize) -> Result<Tensor> {
         let y = self.multiplied(x, lanes, self.precision)?;
-        if self.is_unchecked(lanes) {
-            let rows = x.dim(0)? / lanes;
+        let rows = x.dim(0)? / lanes;
+        if self.is_unchecked(lanes, rows) {
             let count = rows.min(CHECKED_ROWS);
             // the last rows, because exact tails and sinks spare the first ones
             let some = |x: &Tensor, lane: usize| x.narrow(0, (lane + 1) * rows - count, count);
             let farthest =
                 Farthest::of(lanes, |lane| some(&y, lane), |_, difference| Ok(difference))?;
             let whole = self.multiplied(&some(x, farthest.lane)?, 1, Precision::Whole)?;
-            self.compare(&farthest, &whole)?;
+            self.compare(&farthest, &whole, rows)?;
         }
         Ok(y)
     }
 
-    /// Compares the rows of a lane with those that were computed as the baseline's are.
+    /// Compares the rows of a lane with those that were computed as the baseline's are. The lane has so many rows in all.
     ///
     /// # Errors
     /// If they are further apart than rounding explains.
-    pub(super) fn compare(&self, farthest: &Farthest, whole: &Tensor) -> Result<()> {
+    pub(super) fn compare(&self, farthest: &Farthest, whole: &Tensor, rows: usize) -> Result<()> {
         let (off, size) = (norm(&(&farthest.rows - whole)?)?, norm(whole)?);
         // numbers that are not finite are the business of flags
         if off > (TOLERANCE * farthest.difference).max(NOISE * size) {
@@ -118,7 +129,7 @@ impl Weights {
         }
         // a lane that hardly differs from the baseline could not have shown a fault, nor one that is too far off
         if farthest.difference > TELLING * size && farthest.difference.is_finite() {
-            self.checked().insert(self.outputs());
+            self.checked().insert(self.kind(rows));
         }
         Ok(())
     }
@@ -138,17 +149,21 @@ impl Weights {
         &self.scales
     }
 
-    /// Whether a product of several lanes must be compared with that of whole rows, because none with these weights has
-    /// been.
-    pub fn is_unchecked(&self, lanes: usize) -> bool {
-        self.related(lanes) > 1 && !self.checked().contains(&self.outputs())
+    /// Whether a product of several lanes of so many rows must be compared with that of whole rows, because none of its
+    /// kind has been.
+    pub fn is_unchecked(&self, lanes: usize, rows: usize) -> bool {
+        self.related(lanes) > 1 && !self.checked().contains(&self.kind(rows))
+    }
+
+    fn kind(&self, rows: usize) -> Kind {
+        Kind { first: self.first, outputs: self.outputs(), rows: rows.next_power_of_two() }
     }
 
     fn outputs(&self) -> usize {
         self.scales.elem_count()
     }
 
-    fn checked(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+    fn checked(&self) -> MutexGuard<'_, BTreeSet<Kind>> {
         // a panic elsewhere leaves the set whole
         self.checked.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -165,9 +180,9 @@ impl Weights {
     pub fn rows(&self, start: usize, len: usize) -> Result<Self> {
         let halves = self.halves.narrow(0, start, len)?;
         let rest = self.rest.as_ref().map(|rest| rest.narrow(0, start, len)).transpose()?;
-        let checked = self.checked.clone();
+        let (first, checked) = (self.first + start, self.checked.clone());
         let scales = self.scales.narrow(0, start, len)?;
-        Ok(Weights { halves, rest, scales, precision: self.precision, checked })
+        Ok(Weights { halves, rest, scales, precision: self.precision, first, checked })
     }
 
     /// x·Wᵀ for the norms of rows of some lanes, the first of which is the baseline.
@@ -175,7 +190,7 @@ impl Weights {
     /// # Errors
     /// As of [`Self::product`].
     pub fn product_of_normed(&self, x: &Tensor, norm: &RmsNorm, lanes: usize) -> Result<Tensor> {
-        if self.is_unchecked(lanes) {
+        if self.is_unchecked(lanes, x.dim(0)? / lanes) {
             return self.product(&run(norm, [x])?, lanes);
         }
         let operand = Operand::of_normed(x, norm, lanes, self.precision)?;
@@ -197,7 +212,8 @@ impl Weights {
         lanes: usize,
     ) -> Result<Option<Tensor>> {
         let fits = gate.together(&device_of(&self.halves)?, lanes, self.outputs() / 2)? > 0;
-        if !fits || self.is_unchecked(lanes) || down.is_unchecked(lanes) {
+        let rows = x.dim(0)? / lanes;
+        if !fits || self.is_unchecked(lanes, rows) || down.is_unchecked(lanes, rows) {
             return Ok(None);
         }
         let x = match norm {

@@ -13,7 +13,7 @@ use crate::compute::round_trip::{Counters, OnCard, RoundTrip};
 use candle_core::backend::BackendStorage;
 use candle_core::{CudaDevice, CudaStorage, Layout, Result};
 use std::collections::HashSet;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// The threads of a block.
 const THREADS: usize = WARP * WARPS;
@@ -44,23 +44,35 @@ impl InPlaceKernel for RoundTrip<'_> {
         let device = x.device().clone();
         let (.., head_dim) = layout.shape().dims4()?;
         let card = self.storing.on_card(head_dim);
-        match kernel(&device, &card)? {
-            Some(call) if is_unproven(&card, head_dim) => {
-                self.compared(&device, call, &card, x, layout)
+        let Some(call) = kernel(&device, &card)? else {
+            return self.on_host(&device, x, layout);
+        };
+        match unproven(&card, head_dim) {
+            None => self.queue(&device, call, &card, x, layout),
+            Some(kind) => {
+                self.compared(&device, call, &card, x, layout)?;
+                proven().insert(kind);
+                Ok(())
             }
-            Some(call) => self.queue(&device, call, &card, x, layout),
-            None => self.on_host(&device, x, layout),
         }
     }
 }
 
-/// Whether a kernel has the text of a codec from outside and has not been compared with the codec yet. It is compared
-/// once for each size of heads and of rotation.
-fn is_unproven(card: &OnCard, head_dim: usize) -> bool {
-    type Kind = (&'static str, u32, usize, Option<usize>);
-    static COMPARED: LazyLock<Mutex<HashSet<Kind>>> = LazyLock::new(Mutex::default);
-    let mut compared = COMPARED.lock().unwrap_or_else(PoisonError::into_inner);
-    card.text.is_some_and(|text| compared.insert((text, card.variant, head_dim, card.rotation)))
+/// What a text from outside was compared for: text, variant, heads and rotation.
+type Kind = (&'static str, u32, usize, Option<usize>);
+
+/// The texts from outside that have given what their codecs give. Each is compared once for each size of heads and of
+/// rotation.
+static PROVEN: LazyLock<Mutex<HashSet<Kind>>> = LazyLock::new(Mutex::default);
+
+fn proven() -> MutexGuard<'static, HashSet<Kind>> {
+    PROVEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What must be compared before the kernel of a codec is used, if that has a text from outside.
+fn unproven(card: &OnCard, head_dim: usize) -> Option<Kind> {
+    let kind = (card.text?, card.variant, head_dim, card.rotation);
+    (!proven().contains(&kind)).then_some(kind)
 }
 
 /// The kernel of a codec, if it has one that takes these heads.
@@ -141,7 +153,7 @@ impl RoundTrip<'_> {
         device.memcpy_htod(&numbers, &mut view)
     }
 
-    /// Runs a kernel, and fails if it gives other bits than the codec itself.
+    /// Runs a kernel, and fails if it gives other bits than the codec itself, or counts other scales at their limit.
     fn compared<'a>(
         &'a self,
         device: &CudaDevice,
@@ -150,26 +162,29 @@ impl RoundTrip<'_> {
         x: &'a mut CudaStorage,
         layout: &'a Layout,
     ) -> Result<()> {
+        let counts = || card.clamped.map(Counters::counts);
         let mut own = numbers(device, x, layout)?;
-        let counts = card.clamped.map(Counters::counts);
+        let before = counts();
         InPlaceOp::cpu(self, &mut own, layout.shape())?;
-        if let (Some(clamped), Some(counts)) = (card.clamped, counts) {
-            clamped.set_back(counts);
+        let counted = counts();
+        if let (Some(clamped), Some(before)) = (card.clamped, before) {
+            clamped.set_back(before);
         }
         self.queue(device, call, card, &mut *x, layout)?;
         let there = numbers(device, x, layout)?;
         let differ =
             |(a, b): (&f32, &f32)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan());
-        match own.iter().zip(&there).position(differ) {
-            None => Ok(()),
-            Some(i) => candle_core::bail!(
-                "the kernel of the codec `{}` gives {:e} where the codec gives {:e}; mend its text, or leave it out so \
-                 that the codec runs on the host",
-                card.codec,
-                there[i],
-                own[i]
-            ),
-        }
+        let fault = match own.iter().zip(&there).position(differ) {
+            Some(i) => format!("gives {:e} where the codec gives {:e}", there[i], own[i]),
+            None if counts() != counted => {
+                "counts other scales at their limit than the codec".into()
+            }
+            None => return Ok(()),
+        };
+        candle_core::bail!(
+            "the kernel of the codec `{}` {fault}; mend its text, or leave it out so that the codec runs on the host",
+            card.codec
+        )
     }
 }
 

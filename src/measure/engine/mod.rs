@@ -41,7 +41,8 @@ pub fn run(
     all.extend_from_slice(lanes);
     let group = Group::of(&decoder.spec, decoder.device(), context, all.len());
     let tile = chunks_per_tile(decoder.device(), context);
-    let mut share = Share { chunks: group.chunks, lanes: lanes.len(), tile };
+    let most = decoder.device().most_lanes().saturating_sub(1).max(1);
+    let mut share = Share { chunks: group.chunks, lanes: lanes.len().min(most), tile };
     in_shares(&mut share, decoder, chunks, &all, mimic, progress)
 }
 
@@ -175,7 +176,8 @@ impl Pass<'_> {
     /// Runs some lanes over some chunks, and the baseline beside them.
     ///
     /// # Errors
-    /// If the device has no memory for that. Everything is then as if nothing had been run.
+    /// If the device has no memory for that. Everything is then as if nothing had been run, except that a lane that failed
+    /// stays failed, because it would fail again.
     fn run_share(&mut self, chunks: Range<usize>, lanes: Range<usize>) -> Result<(), NoMemory> {
         let mark = self.mark(lanes.clone());
         let ran = self.run_group(chunks, lanes);
