@@ -27,6 +27,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.overrides import TorchFunctionMode
+from transformers.integrations.mxfp4 import FP4_VALUES, convert_moe_packed_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "tests/fixtures/checkpoints"
@@ -43,6 +44,9 @@ GEMMA4_ROPE = {
 QWEN_VISION = dict(
     depth=1, hidden_size=8, intermediate_size=8, num_heads=1, patch_size=2, temporal_patch_size=1, out_hidden_size=32
 ) | dict(num_position_embeddings=4, spatial_merge_size=1, deepstack_visual_indexes=[])
+PIXTRAL_VISION = dict(
+    model_type="pixtral", hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, head_dim=8
+) | dict(image_size=4, patch_size=2)
 GEMMA_VISION = dict(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=8
 ) | dict(patch_size=2, position_embedding_size=4)
@@ -404,7 +408,47 @@ CHECKPOINTS = {
         | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
         70,
     ),
+    "qwen3-vl-moe": (
+        hf.Qwen3VLMoeConfig,
+        wrapped(
+            QWEN_VISION,
+            TEXT
+            | dict(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
+            | dict(num_key_value_heads=2, head_dim=16, tie_word_embeddings=False)
+            | dict(num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24)
+            | dict(
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": 5e6,
+                    "mrope_section": [4, 2, 2],
+                    "mrope_interleaved": True,
+                }
+            ),
+        ),
+        80,
+    ),
+    # the text model of Mistral Small 3.1: heads that are not hidden / heads wide, no window
+    "mistral3": (
+        hf.Mistral3Config,
+        wrapped(
+            PIXTRAL_VISION,
+            TEXT
+            | dict(model_type="mistral", hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+            | dict(num_attention_heads=4, num_key_value_heads=2, head_dim=16, sliding_window=None)
+            | dict(rms_norm_eps=1e-5, tie_word_embeddings=False)
+            | dict(rope_parameters={"rope_type": "default", "rope_theta": 1e9}),
+            image_token_index=3,
+        ),
+        76,
+    ),
 }
+CHECKPOINTS["gpt-oss-mxfp4"] = (
+    hf.GptOssConfig,
+    CHECKPOINTS["gpt-oss"][1] | dict(hidden_size=64, intermediate_size=32, num_local_experts=3),
+    73,
+)
+# experts in blocks of FP4, as the released files have them
+MXFP4 = {"gpt-oss-mxfp4"}
 SHARDED = {"llama3-rope": "60KB"}
 # experts as one tensor, as Qwen3.5's files have them; transformers saves one tensor for each expert by itself
 FUSED = {"qwen3_5-moe", "qwen3-moe-mixed"}
@@ -420,7 +464,10 @@ GGUF_SETTINGS = {
     "mistral": dict(sliding_window=None),
     "qwen2-window": dict(use_sliding_window=False, layer_types=None),
     # nor that YaRN's bounds are not whole; llama.cpp rounds them
-    "gpt-oss": dict(rope_parameters=CHECKPOINTS["gpt-oss"][1]["rope_parameters"] | {"truncate": True}),
+    **dict.fromkeys(
+        ("gpt-oss", "gpt-oss-mxfp4"),
+        dict(rope_parameters=CHECKPOINTS["gpt-oss"][1]["rope_parameters"] | {"truncate": True}),
+    ),
 }
 
 
@@ -429,6 +476,8 @@ def model_of(config):
         hf.Qwen3_5MoeConfig: hf.Qwen3_5MoeForConditionalGeneration,
         hf.Gemma4Config: hf.Gemma4ForConditionalGeneration,
         hf.Qwen3VLConfig: hf.Qwen3VLForConditionalGeneration,
+        hf.Qwen3VLMoeConfig: hf.Qwen3VLMoeForConditionalGeneration,
+        hf.Mistral3Config: hf.Mistral3ForConditionalGeneration,
     }
     kind = whole.get(type(config)) or hf.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return kind._from_config(config, attn_implementation="eager", experts_implementation="eager", dtype=torch.float32)
@@ -476,7 +525,7 @@ def draw(model, name, seed):
             new = normal(shape, 3 * shape[-1] ** -0.5)
         else:
             new = normal(shape, 1.3 * old[0].numel() ** -0.5 if old.ndim != 3 or "conv" in key else 1.3 * shape[-1] ** -0.5)
-        if name == "gpt-oss" and key.endswith("gate_up_proj"):
+        if name.startswith("gpt-oss") and key.endswith("gate_up_proj"):
             new *= 4  # some gates and ups go beyond the limit
         if not key.endswith(FLOAT32.get(name, ("/",))):
             new = new.bfloat16().float()
@@ -581,6 +630,7 @@ def make(name, tokenizer):
     text = model.config.get_text_config()
     positions = positions_of(text, length)
     generator = draw(model, name, list(CHECKPOINTS).index(name))
+    blocks = in_blocks(model) if name in MXFP4 else {}
 
     def token():
         return int(torch.randint(text.vocab_size, (), generator=generator))
@@ -620,11 +670,48 @@ def make(name, tokenizer):
         part["global_head_dim"] = asked["global_head_dim"]
         part["num_global_key_value_heads"] = asked.get("num_global_key_value_heads")
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    if name in UNUSED:
-        edit(folder, lambda tensors: UNUSED[name](tensors, text, generator))
+    if blocks:
+        edit(folder, lambda tensors: put_blocks(tensors, blocks))
+        path = folder / "config.json"
+        config = json.loads(path.read_text()) | {"quantization_config": DESCRIBED}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if name in RELEASED:
+        edit(folder, lambda tensors: RELEASED[name](tensors, text, generator))
     choices = f", smallest gap {gap:.1e}" if gap < 1 else ""
     size = sum(f.stat().st_size for f in folder.iterdir())
     print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, {size} bytes{choices}", flush=True)
+
+
+# as in the released files
+DESCRIBED = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
+}
+
+
+def in_blocks(model):
+    """Rounds the experts to MXFP4: their blocks and scales, by name. The model has transformers' numbers of them."""
+    blocks = {}
+    for key, weight in model.named_parameters():
+        if weight.ndim != 3:
+            continue
+        # (experts, in, out); blocks lie along the inputs
+        parts = weight.detach().transpose(1, 2).unflatten(-1, (-1, 32))
+        exponent = parts.abs().amax(-1, keepdim=True).log2().floor() - 2
+        numbers = torch.tensor(FP4_VALUES)
+        codes = (parts * torch.exp2(-exponent))[..., None].sub(numbers).abs().argmin(-1).to(torch.uint8)
+        packed = codes[..., 0::2] | codes[..., 1::2] << 4
+        scales = (exponent.squeeze(-1) + 127).to(torch.uint8)
+        with torch.no_grad():
+            weight.copy_(convert_moe_packed_tensors(packed, scales, dtype=torch.float32))
+        blocks |= {f"{key}_blocks": packed, f"{key}_scales": scales}
+    return blocks
+
+
+def put_blocks(tensors, blocks):
+    for key in blocks:
+        tensors.pop(key.removesuffix("_blocks"), None)
+    tensors |= blocks
 
 
 def add_redundant(tensors, text, generator):
@@ -647,7 +734,15 @@ def add_mtp(tensors, text, generator):
         tensors["mtp." + key] = torch.randn(shape, generator=generator).bfloat16()
 
 
-UNUSED = {"gemma4-e2b": add_redundant, "qwen3_5-moe": add_mtp}
+def turn_experts(tensors, text, generator):
+    """(in, out), as the released files have them. transformers saves (out, in), and reads both by their shapes."""
+    for key in tensors:
+        if ".experts." in key:
+            tensors[key] = tensors[key].transpose(1, 2).contiguous()
+
+
+# what released files have and saved ones have not
+RELEASED = {"gemma4-e2b": add_redundant, "qwen3_5-moe": add_mtp, "qwen3-vl-moe": turn_experts}
 
 
 def load(name, **settings):
@@ -679,6 +774,8 @@ SETTINGS = {
     "granite-moe": dict(num_experts_per_tok=2, residual_multiplier=0.7),
     "glm4-moe": dict(num_experts_per_tok=2, routed_scaling_factor=1.0, norm_topk_prob=False),
     "qwen2-window": dict(sliding_window=19),
+    "qwen3-vl-moe": dict(num_experts_per_tok=2),
+    "gpt-oss-mxfp4": dict(sliding_window=23, num_experts_per_tok=1),
 }
 
 
@@ -694,7 +791,7 @@ def check(name):
     effects = {}
     with torch.no_grad():
         for key in model.state_dict():
-            if "visual" in key or "vision" in key or key == "lm_head.weight" and model.config.tie_word_embeddings:
+            if re.search("visual|vision|multi_modal", key) or key == "lm_head.weight" and model.config.tie_word_embeddings:
                 continue
             tensor = model.get_parameter_or_buffer(key)
             old = tensor.clone()

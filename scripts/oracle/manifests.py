@@ -4,7 +4,7 @@
 transformers' classes are built with the real configurations on torch's meta device, so nothing is
 downloaded and no weight exists. A line of tensors.txt is `name d0,d1,...` (for a scalar nothing follows
 the blank). `{a..b}` in a name stands for every number from a to b; it is used only for experts and for
-the vision and audio towers. ` optional` at the end marks tensors that some of the published files
+the vision and audio towers. ` U8` behind the shape marks bytes; all else is bfloat16. ` optional` at the end marks tensors that some of the published files
 have and others do not. totals.json has the number of parameters and of tensors of the text model,
 without the optional ones.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import transformers as hf
+from checkpoints import DESCRIBED
 from transformers.core_model_loading import revert_weight_conversion
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -286,6 +287,8 @@ EXPECTED = {
 }
 # the files have a tensor for each expert, or other names than transformers' classes
 CONVERTED = {"Qwen3-30B-A3B", "Granite-3.1-3B-A800M", "GLM-4.5-Air"}
+# the files have experts in blocks of FP4
+MXFP4 = {"gpt-oss-20b", "gpt-oss-120b"}
 
 
 def hub_form(config, settings, architecture):
@@ -295,6 +298,22 @@ def hub_form(config, settings, architecture):
     if text.pop("per_layer_config", None):
         text |= {k: settings["text_config"][k] for k in ("global_head_dim", "num_global_key_value_heads")}
     return out
+
+
+def in_mxfp4(shapes):
+    """Blocks and scales in place of experts, which the class has as (experts, in, out)."""
+    for name, shape in shapes.items():
+        if len(shape) == 3:
+            experts, inputs, outputs = shape
+            yield f"{name}_blocks", (experts, outputs, inputs // 32, 16)
+            yield f"{name}_scales", (experts, outputs, inputs // 32)
+        else:
+            yield name, shape
+
+
+def line(name, shape):
+    bytes_ = " U8" if name.endswith(("_blocks", "_scales")) else ""
+    return f"{name} {','.join(map(str, shape))}{bytes_}"
 
 
 def is_text(name):
@@ -364,6 +383,8 @@ def write(name):
     expected = EXPECTED[name]
     assert total == expected or f"{total / 1e9:.{len(expected.split('.')[1])}f}" == expected, (name, total)
 
+    if name in MXFP4:
+        text = shapes = dict(in_mxfp4(shapes))
     decoder = config.get_text_config()
     if getattr(decoder, "mtp_num_hidden_layers", 0):
         shapes |= dict(mtp(shapes, decoder))
@@ -371,12 +392,14 @@ def write(name):
         shapes |= dict(glm_mtp(shapes, decoder))
     optional = dict(redundant(decoder)) if getattr(decoder, "num_kv_shared_layers", 0) else {}
     assert not optional.keys() & shapes.keys()
-    lines = [f"{k} {','.join(map(str, v))}" for k, v in fold(shapes)]
-    lines += [f"{k} {','.join(map(str, v))} optional" for k, v in optional.items()]
+    lines = [line(k, v) for k, v in fold(shapes)]
+    lines += [f"{line(k, v)} optional" for k, v in optional.items()]
     folder = OUT / name
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tensors.txt").write_text("\n".join(sorted(lines)) + "\n")
     form = hub_form(config, settings, architecture.__name__)
+    if name in MXFP4:
+        form["quantization_config"] = DESCRIBED
     (folder / "config.json").write_text(json.dumps(form, indent=2, sort_keys=True) + "\n")
     # what was written must give the same model when it is read
     again = kind(**json.loads((folder / "config.json").read_text()))

@@ -185,7 +185,7 @@ fn a_mean_of_k_is_refused_where_scores_are_capped() {
     });
     assert_eq!(
         refused.map(|folder| name(&folder).to_owned()).collect::<Vec<_>>(),
-        ["gemma2", "gpt-oss"]
+        ["gemma2", "gpt-oss", "gpt-oss-mxfp4"]
     );
 }
 
@@ -217,4 +217,27 @@ fn biases_of_attention_need_none_of_its_output() {
         logits(&load(path), &[5, 7, 11, 13]).flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };
     assert_eq!(run("without.gguf", false), run("zero.gguf", true));
+}
+
+/// The released files of Qwen3-VL's mixtures store experts as (in, out), and transformers 5 saves them as (out, in).
+#[test]
+fn experts_of_qwen3_vl_are_read_in_both_orders() {
+    let from = root().join("tests/fixtures/checkpoints/qwen3-vl-moe");
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(from.join(file), folder.path().join(file)).unwrap();
+    }
+    let mut tensors =
+        candle_core::safetensors::load(from.join("model.safetensors"), &Device::Cpu).unwrap();
+    let mut turned = 0;
+    for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains(".experts.")) {
+        *tensor = tensor.transpose(1, 2).unwrap().contiguous().unwrap();
+        turned += 1;
+    }
+    assert_eq!(turned, 4);
+    candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+    let run = |path: PathBuf| -> Vec<Vec<f32>> {
+        logits(&load(path), &[5, 7, 11, 13]).to_vec2().unwrap()
+    };
+    assert_eq!(run(folder.path().into()), run(from));
 }

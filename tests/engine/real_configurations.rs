@@ -178,7 +178,7 @@ fn a_tensor_too_few_or_too_many_or_of_another_shape_is_named() {
 
         let mut more = manifest(model);
         let extra = name.replace("layers.1.", "layers.1.unheard_of.");
-        more.push(Tensor { name: extra.clone(), shape: vec![4], optional: false });
+        more.push(Tensor { name: extra.clone(), shape: vec![4], bytes: false, optional: false });
         let error = open(model, &more).err().unwrap();
         assert!(error.contains(&extra), "{error}");
     }

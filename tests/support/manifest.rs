@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 pub struct Tensor {
     pub name: String,
     pub shape: Vec<usize>,
+    /// Bytes (U8), where all else is BF16.
+    pub bytes: bool,
     /// Some releases of the model leave it out.
     pub optional: bool,
 }
@@ -25,7 +27,7 @@ fn folder(model: &str) -> PathBuf {
     root().join("tests/fixtures/real").join(model)
 }
 
-/// Lines `name d0,d1,…`; `{a..b}` stands for every number from a to b.
+/// Lines `name d0,d1,…`, and ` U8` behind the shape of bytes; `{a..b}` stands for every number from a to b.
 pub fn manifest(model: &str) -> Vec<Tensor> {
     let text = std::fs::read_to_string(folder(model).join("tensors.txt")).unwrap();
     text.lines().flat_map(tensors).collect()
@@ -36,10 +38,15 @@ fn tensors(line: &str) -> Vec<Tensor> {
         Some(line) => (line, true),
         None => (line, false),
     };
+    let (line, bytes) = match line.strip_suffix(" U8") {
+        Some(line) => (line, true),
+        None => (line, false),
+    };
     let (name, shape) = line.split_once(' ').unwrap_or((line, ""));
     let dims = shape.split(',').filter(|dim| !dim.is_empty());
     let shape: Vec<usize> = dims.map(|dim| dim.parse().unwrap()).collect();
-    names(name).into_iter().map(|name| Tensor { name, shape: shape.clone(), optional }).collect()
+    let tensor = |name| Tensor { name, shape: shape.clone(), bytes, optional };
+    names(name).into_iter().map(tensor).collect()
 }
 
 fn names(pattern: &str) -> Vec<String> {
@@ -60,8 +67,9 @@ pub fn write(folder: &Path, model: &str, tensors: &[Tensor]) {
     let mut end = 0;
     for tensor in tensors {
         let start = end;
-        end += 2 * tensor.shape.iter().product::<usize>();
-        let entry = json!({"dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end]});
+        let (dtype, size) = if tensor.bytes { ("U8", 1) } else { ("BF16", 2) };
+        end += size * tensor.shape.iter().product::<usize>();
+        let entry = json!({"dtype": dtype, "shape": tensor.shape, "data_offsets": [start, end]});
         header.insert(tensor.name.clone(), entry);
     }
     let header = Value::from(header).to_string();

@@ -22,6 +22,8 @@ pub(in crate::model) struct Names {
     pub unit: &'static [(&'static str, usize)],
     /// Names of tensors that are stored in another order.
     pub ordered: &'static [(&'static str, Transform)],
+    /// Whether some files hold the experts of `ordered` in the decoder's order. Their shapes tell.
+    pub either_order: bool,
     /// How files that MLX's converter wrote differ.
     pub mlx: Mlx,
     /// Pairs of names that the convention of the files brings. They are empty for transformers' convention.
@@ -50,6 +52,7 @@ pub(super) const GGUF: Names = Names {
     logarithmic: &[],
     unit: &[],
     ordered: &[],
+    either_order: false,
     mlx: Mlx { own: &[], plain_norms: false, unit: &[] },
     converted: &[],
     other_parts: &[],
@@ -82,6 +85,7 @@ pub(super) const HF: Names = Names {
     logarithmic: &[],
     unit: &[],
     ordered: &[],
+    either_order: false,
     mlx: MLX,
     converted: &[],
     other_parts: ELSEWHERE,
@@ -144,6 +148,11 @@ impl Names {
         let zero_centred = if self.mlx.plain_norms { &[] } else { self.zero_centred };
         let (converted, unit) = (self.mlx.own, self.mlx.unit);
         Names { converted, zero_centred, unit, ordered: &[], ..self }
+    }
+
+    /// The names for files whose tensors have the decoder's order.
+    pub fn in_order(self) -> Self {
+        Names { ordered: &[], ..self }
     }
 
     /// Whether a tensor is stored in another order.

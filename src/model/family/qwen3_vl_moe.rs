@@ -1,5 +1,5 @@
-//! `qwen3_vl_moe`: the text model of Qwen3-VL's mixtures, which is Qwen3-MoE with the experts' matrices stored as
-//! (in, out).
+//! `qwen3_vl_moe`: the text model of Qwen3-VL's mixtures, which is Qwen3-MoE. The released files store the experts'
+//! matrices as (in, out), and files that transformers 5 saves store them as (out, in).
 
 use super::common::Family;
 use super::idle::{gguf, hf, Any, DENSE, ON};
@@ -20,6 +20,7 @@ pub(super) const FAMILY: Family = Family {
             ("ffn_gate_up_exps.weight", Transform::Transposed),
             ("ffn_down_exps.weight", Transform::Transposed),
         ],
+        either_order: true,
         ..names::HF
     },
     // Qwen3VLMoeTextConfig, whose weights of experts are always divided by their sum

@@ -131,6 +131,7 @@ impl HfCheckpoint {
             let notes = quantization.claim(&mut checkpoint.raw())?;
             checkpoint.notes.extend(notes);
         }
+        checkpoint.settle_order();
         let own = checkpoint.tensors.keys().filter(|name| !names.not_the_text_model(name));
         (checkpoint.prefix, checkpoint.head) = convention::prefix_and_head(folder, own)?;
         let layers = format!("{}{}", checkpoint.prefix, names.layer);
@@ -203,6 +204,24 @@ impl HfCheckpoint {
         }
         self.shards.push((path.into(), bytes));
         Ok(convention)
+    }
+
+    /// Settles in which order experts are stored, where files of a family differ. As in transformers, the shapes tell.
+    /// With those of both matrices of an expert no case is left in which they do not.
+    fn settle_order(&mut self) {
+        let in_order = |(name, stored): (&String, &Stored)| {
+            let down = name.strip_suffix("gate_up_proj").map(|stem| format!("{stem}down_proj"));
+            let down = down.and_then(|down| self.tensors.get(&down));
+            match (stored.shape(), down.map(Stored::shape)) {
+                ([_, both, inputs], Some([_, outputs, width])) => {
+                    inputs == outputs && *both == width.saturating_mul(2)
+                }
+                _ => false,
+            }
+        };
+        if self.names.either_order && self.tensors.iter().any(in_order) {
+            self.names = self.names.in_order();
+        }
     }
 
     /// Refuses files whose tensors are in other files than the index says.
