@@ -199,8 +199,12 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(file: &[u8]) -> Self {
-        let content = Content::read(&mut Cursor::new(file)).unwrap();
+    /// `None` if candle, which takes the file apart here, does not know one of its types, such as MXFP4.
+    fn of(file: &[u8]) -> Option<Self> {
+        let content = match Content::read(&mut Cursor::new(file)) {
+            Err(error) if error.to_string().contains("unknown dtype") => return None,
+            content => content.unwrap(),
+        };
         let mut keys: Vec<_> = content.metadata.into_iter().collect();
         keys.sort_by(|a, b| a.0.cmp(&b.0));
         let mut tensors: Vec<_> = content
@@ -214,7 +218,7 @@ impl Parts {
             })
             .collect();
         tensors.sort_by_key(|(.., offset)| *offset);
-        Parts { keys, tensors, data: file.len() as u64 - content.tensor_data_offset }
+        Some(Parts { keys, tensors, data: file.len() as u64 - content.tensor_data_offset })
     }
 
     /// The header, and the size of the file.
@@ -427,7 +431,7 @@ fn seeds() -> Vec<Seed> {
             let file = path.file_name().unwrap().to_string_lossy().into_owned();
             let bytes = std::fs::read(&path).unwrap();
             if file.ends_with(".gguf") {
-                let parts = Parts::of(&bytes);
+                let Some(parts) = Parts::of(&bytes) else { continue };
                 let name = format!("{name}/{file}");
                 let beside = folder.join("tokenizer.json");
                 seeds.extend(

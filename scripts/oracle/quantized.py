@@ -550,7 +550,7 @@ def mlx():
         stored, dequantized = each(random_model(), quantize, but=[PLAIN], names=[*LINEAR, EMBEDDING])
         described = {"group_size": group, "bits": bits, "mode": mode, PLAIN: False}
         if own:
-            described["model.layers.0.mlp.down_proj"] = own
+            described |= {module: own for module in LINEAR if module.endswith("down_proj")}
         config = {"quantization": described, "quantization_config": described}
         write(f"mlx-{mode}-{bits}", config, stored, dequantized, metadata="mlx")
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 MEASURE = ["--context", "512", "--chunks", "2", "--corpus", str(quantized.ROOT / "corpora/persuasion.txt")]
 # of the variants of a format that quantized.py makes, those that differ in more than packing
 LEFT_OUT = {"ct-int4-zeros", "ct-int8-packed", "ct-fp8-blocks", "gptq-v2", "gptq-8"}
-LEFT_OUT |= {"mlx-affine-3", "mlx-affine-6", "mlx-mxfp8", "mlx-nvfp4"}
+LEFT_OUT |= {"mlx-affine-3", "mlx-affine-6", "mlx-mxfp8-8", "mlx-nvfp4-4"}
 PER_LAYER = ("k_scale", "v_scale", "output_scale")
 
 

@@ -3,8 +3,6 @@
 //! Such a structure is written twice: in the kernel's file, and by [`by_value!`] beside the launch, with the same fields
 //! in the same order. `repr(C)` places them as CUDA does, and the size is asserted on either side.
 
-use super::launch::Place;
-use candle_core::cuda_backend::CudaDType;
 use candle_core::Result;
 
 /// A structure that a kernel takes by value. What it points to lives as long as `'a`.
@@ -17,12 +15,6 @@ pub(super) trait ByValue<'a> {
 pub(super) trait Field {
     /// The field's bits, lowest first, as in memory.
     fn bits(self) -> u64;
-}
-
-impl<T: CudaDType> Field for Place<'_, T> {
-    fn bits(self) -> u64 {
-        self.address()
-    }
 }
 
 impl Field for i32 {
@@ -92,6 +84,7 @@ pub(super) use by_value;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::cuda::launch::Place;
 
     by_value! {
         struct Mixed<'a>: 32 bytes {

@@ -6,7 +6,7 @@
 //! the sizes that the op has checked.
 #![allow(unsafe_code)]
 
-use super::by_value::{size, ByValue};
+use super::by_value::{size, ByValue, Field};
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::cublas::{result as blas, sys as blas_sys};
 use candle_core::cuda_backend::cudarc::driver::{
@@ -69,6 +69,12 @@ fn lock_poisoned() -> candle_core::Error {
 pub(super) struct Place<'a, T> {
     address: u64,
     lives: PhantomData<&'a T>,
+}
+
+impl<T: CudaDType> Field for Place<'_, T> {
+    fn bits(self) -> u64 {
+        self.address()
+    }
 }
 
 impl<'a, T: CudaDType> Place<'a, T> {

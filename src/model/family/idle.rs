@@ -254,6 +254,7 @@ const ALL: &[Idle] = &[
     hf("vision_feature_select_strategy", Any, TOWERS),
     hf("vision_aspect_ratio", Any, TOWERS),
     hf("image_seq_length", Any, TOWERS),
+    hf("spatial_merge_size", Any, TOWERS),
     hf("image_grid_pinpoints", Any, TOWERS),
     hf("use_image_newline_parameter", Any, TOWERS),
     hf("video_token_index", Any, TOWERS),
