@@ -186,6 +186,14 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Whether files that are read hold all of a tensor.
+    pub fn has(&self, name: &str) -> bool {
+        match self.purpose {
+            Purpose::Check(tensors) | Purpose::Read(tensors) => tensors.has(name),
+            Purpose::Declare | Purpose::Invent(_) => false,
+        }
+    }
+
     /// A tensor of the given shape, f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         if let Purpose::Invent(maker) = self.purpose {

@@ -241,3 +241,65 @@ fn experts_of_qwen3_vl_are_read_in_both_orders() {
     };
     assert_eq!(run(folder.path().into()), run(from));
 }
+
+/// A copy of a GGUF whose Q, K and V are joined in every layer, as some converters write them.
+fn joined(from: &Path, to: &Path) {
+    let mut file = File::open(from).unwrap();
+    let content = Content::read(&mut file).unwrap();
+    let read = |name: &str| {
+        content
+            .tensor(&mut File::open(from).unwrap(), name, &Device::Cpu)
+            .unwrap()
+            .dequantize(&Device::Cpu)
+            .unwrap()
+    };
+    let mut tensors = Vec::new();
+    for name in content.tensor_infos.keys() {
+        let part = ["attn_q.", "attn_k.", "attn_v."].iter().find(|part| name.contains(**part));
+        let whole = match part {
+            None => read(name),
+            Some(&"attn_q.") => {
+                let all = ["attn_q.", "attn_k.", "attn_v."]
+                    .map(|other| read(&name.replace("attn_q.", other)));
+                Tensor::cat(&all, 0).unwrap()
+            }
+            Some(_) => continue,
+        };
+        let stored = QTensor::quantize(&whole, GgmlDType::F32).unwrap();
+        tensors.push((name.replace("attn_q.", "attn_qkv."), stored));
+    }
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let metadata: Vec<_> = content.metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    gguf_file::write(&mut File::create(to).unwrap(), &metadata, &tensors).unwrap();
+}
+
+/// llama.cpp reads joined matrices of Q, K and V, and joined biases, in every family.
+#[test]
+fn joined_matrices_of_attention_are_those_of_each() {
+    for name in ["llama", "qwen2", "llama-linear"] {
+        let from = root().join("tests/fixtures/checkpoints").join(name).join("model.gguf");
+        let folder = tempfile::tempdir().unwrap();
+        let to = folder.path().join("joined.gguf");
+        joined(&from, &to);
+        let run = |path: PathBuf| -> Vec<f32> {
+            logits(&load(path), &[5, 7, 11, 13]).flatten_all().unwrap().to_vec1().unwrap()
+        };
+        assert_eq!(run(to), run(from), "{name}");
+    }
+}
+
+/// llama.cpp leaves pairs unturned that no section of multimodal RoPE takes. transformers' classes have no such pairs.
+#[test]
+fn pairs_of_qwen3_vl_that_no_section_takes_do_not_turn_in_gguf() {
+    for name in ["qwen3-vl", "qwen3-vl-moe"] {
+        let folder = root().join("tests/fixtures/checkpoints").join(name);
+        let unturned = |path: PathBuf| -> Vec<usize> {
+            let spec = Checkpoint::open(&Source::at(path)).unwrap().spec;
+            let rope = &spec.layers[0].attention().unwrap().rope;
+            (0..rope.frequencies.len()).filter(|pair| rope.frequencies[*pair] == 0.0).collect()
+        };
+        // the sections are 4, 2 and 2 of 8 pairs
+        assert_eq!(unturned(folder.join("model.gguf")), [7], "{name}");
+        assert_eq!(unturned(folder), [0; 0], "{name}");
+    }
+}

@@ -316,3 +316,27 @@ fn scales_of_the_cache_belong_to_layers() {
     let notes = open(one.path()).unwrap().notes;
     assert!(notes.iter().any(|note| note.contains("no scale for V")), "{notes:?}");
 }
+
+/// Scales of activations are not used, under whatever name, and trained-out models of compressed-tensors are `frozen`.
+#[test]
+fn what_people_publish_beside_the_weights_is_passed_over() {
+    let still = edited("fp8-tensor", |file| {
+        let of_weights =
+            |name: &&String| name.ends_with("weight_scale_inv") || name.ends_with("weight_scale");
+        let scales: Vec<_> = file.tensors.keys().filter(of_weights).cloned().collect();
+        for name in scales {
+            let module = name.rsplit_once("weight_").unwrap().0;
+            let scale = file.tensors[&name].clone();
+            file.tensors.insert(format!("{module}activation_scale"), scale);
+        }
+    });
+    let frozen = described("ct-fp8", |config| {
+        config["quantization_config"]["quantization_status"] = "frozen".into();
+    });
+    for (name, other) in [("fp8-tensor", &still), ("ct-fp8", &frozen)] {
+        let one = folder(name);
+        let (one, other) = (open(one.path()).unwrap(), open(other.path()).unwrap());
+        let weight = "model.layers.0.self_attn.q_proj.weight";
+        assert_eq!(sha256(&one, weight), sha256(&other, weight), "{name}");
+    }
+}

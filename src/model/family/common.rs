@@ -127,6 +127,11 @@ pub(super) fn attention(
     Ok(plain_attention(heads, kv_heads, head_dim, rope(head_dim)?))
 }
 
+/// Whether a GGUF file has biases of Q, K and V, each by itself or joined.
+pub(super) fn has_qkv_bias(file: &dyn Tensors) -> bool {
+    file.has("blk.0.attn_q.bias") || file.has("blk.0.attn_qkv.bias")
+}
+
 pub(super) fn plain_attention(
     heads: usize,
     kv_heads: usize,

@@ -1,7 +1,9 @@
 //! `glm4`: GLM-4 0414. Four norms to a layer, as in Gemma, RoPE of neighbours in the first half of each head, and gate
 //! and up in one matrix.
 
-use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
+use super::common::{
+    activation, attention, common, has_qkv_bias, layer_count, llama_layer, mlp, Family,
+};
 use super::keys::{ACTIVATION, ATTENTION_BIAS};
 use super::names;
 use super::names::Names;
@@ -36,7 +38,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let spec = common(file)?;
     activation(config, ACTIVATION, "silu")?;
     let qkv_bias = match file.format() {
-        Format::Gguf => file.has("blk.0.attn_q.bias"),
+        Format::Gguf => has_qkv_bias(file),
         Format::Hf => config.flag(ATTENTION_BIAS)?,
     };
     let wanted = Wanted { pairs: Pairs::Adjacent, share: Some(0.5), ..USUAL };

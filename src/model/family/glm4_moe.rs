@@ -2,7 +2,7 @@
 //! correction, and a shared expert stands beside them. RoPE turns the first half of each head.
 
 use super::common::{
-    activation, attention, common, layers, llama_layer, mlp, plain_experts, Family,
+    activation, attention, common, has_qkv_bias, layers, llama_layer, mlp, plain_experts, Family,
 };
 use super::idle::{gguf, hf, Any, Numbers};
 use super::keys::{ACTIVATION, ATTENTION_BIAS, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS};
@@ -67,7 +67,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let spec = common(file)?;
     activation(config, ACTIVATION, "silu")?;
     let (qkv_bias, normed) = match file.format() {
-        Format::Gguf => (file.has("blk.0.attn_q.bias"), file.has("blk.0.attn_q_norm.weight")),
+        Format::Gguf => (has_qkv_bias(file), file.has("blk.0.attn_q_norm.weight")),
         Format::Hf => (config.flag(ATTENTION_BIAS)?, config.flag(QK_NORM)?),
     };
     let wanted = Wanted { share: Some(0.5), ..USUAL };

@@ -2,7 +2,8 @@
 //! experts with a gate of their own.
 
 use super::common::{
-    activation, attention, common, layer_count, llama_layer, plain_experts, Family, Reach,
+    activation, attention, common, has_qkv_bias, layer_count, llama_layer, plain_experts, Family,
+    Reach,
 };
 use super::gemma::reaches;
 use super::gemma2::one_base;
@@ -72,7 +73,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let spec = common(file)?;
     activation(config, ACTIVATION, "silu")?;
     let bias = match file.format() {
-        Format::Gguf => file.has("blk.0.attn_q.bias"),
+        Format::Gguf => has_qkv_bias(file),
         Format::Hf => config.flag(ATTENTION_BIAS)?,
     };
     let full = Attention {

@@ -2,7 +2,8 @@
 //! residuals and logits. Some have experts, and a shared expert beside them.
 
 use super::common::{
-    activation, attention, common, layer_count, llama_layer, mlp, plain_experts, Family,
+    activation, attention, common, has_qkv_bias, layer_count, llama_layer, mlp, plain_experts,
+    Family,
 };
 use super::idle::{gguf, hf, Any, DENSE, ON};
 use super::keys::{ACTIVATION, ATTENTION_BIAS, EXPERTS, EXPERTS_USED, HEAD_DIM, MLP, MLP_BIAS};
@@ -70,7 +71,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let attention = attention(config, spec.hidden, |dim| rope(file, &wanted, dim))?;
     one_size(config, &attention, spec.hidden)?;
     let (qkv_bias, output_bias) = match file.format() {
-        Format::Gguf => (file.has("blk.0.attn_q.bias"), file.has("blk.0.attn_output.bias")),
+        Format::Gguf => (has_qkv_bias(file), file.has("blk.0.attn_output.bias")),
         Format::Hf => [config.flag(ATTENTION_BIAS)?; 2].into(),
     };
     let scale = factor(config, SCORES)?.unwrap_or(attention.scale);

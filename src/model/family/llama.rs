@@ -1,6 +1,8 @@
 //! `llama`: Llama, SmolLM2 and their kin.
 
-use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
+use super::common::{
+    activation, attention, common, has_qkv_bias, layer_count, llama_layer, mlp, Family,
+};
 use super::keys::{ACTIVATION, ATTENTION_BIAS, EXPERTS, MLP_BIAS};
 use super::names;
 use super::rope::{rope, Wanted, USUAL};
@@ -30,7 +32,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     // the GGUF converter permuted Q and K to adjacent pairs
     let pairs = if file.format() == Format::Gguf { Pairs::Adjacent } else { Pairs::Halves };
     let bias = match file.format() {
-        Format::Gguf => file.has("blk.0.attn_q.bias"),
+        Format::Gguf => has_qkv_bias(file),
         Format::Hf => config.flag(ATTENTION_BIAS)?,
     };
     let output_bias = match file.format() {

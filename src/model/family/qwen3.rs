@@ -1,6 +1,8 @@
 //! `qwen3`: Qwen2 without biases, with norms on Q and K and a head size of its own.
 
-use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
+use super::common::{
+    activation, attention, common, has_qkv_bias, layer_count, llama_layer, mlp, Family,
+};
 use super::keys::{ACTIVATION, ATTENTION_BIAS};
 use super::names;
 use super::qwen2::windows;
@@ -28,7 +30,7 @@ pub(super) const FAMILY: Family = Family {
 pub(super) fn qk_normed(file: &dyn Tensors, hidden: usize) -> Result<Attention, ModelError> {
     let config: &dyn Config = file;
     let (qkv_bias, output_bias) = match file.format() {
-        Format::Gguf => (file.has("blk.0.attn_q.bias"), file.has("blk.0.attn_output.bias")),
+        Format::Gguf => (has_qkv_bias(file), file.has("blk.0.attn_output.bias")),
         Format::Hf => [config.flag(ATTENTION_BIAS)?; 2].into(),
     };
     let attention = attention(config, hidden, |dim| rope(file, &USUAL, dim))?;

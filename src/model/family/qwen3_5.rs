@@ -9,7 +9,7 @@ use super::idle::{gguf, hf, Any, DENSE, ON};
 use super::keys::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
 use super::names;
 use super::names::{Mlx, Names};
-use super::rope::{rope, Wanted, USUAL};
+use super::rope::{rope, turns, Wanted, SECTIONS, USUAL};
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{
     Attention, DeltaNet, Experts, FeedForward, HeadOrder, Mixer, QkNorm, SharedExpert, Spec,
@@ -82,7 +82,6 @@ const KEY_HEADS: Key = Key { gguf: "ssm.group_count", hf: "linear_num_key_heads"
 const VALUE_HEADS: Key = Key { gguf: "ssm.time_step_rank", hf: "linear_num_value_heads" };
 const VALUE_DIM: Key = Key { gguf: "", hf: "linear_value_head_dim" };
 const VALUE_WIDTH: Key = Key { gguf: "ssm.inner_size", hf: "" };
-const SECTIONS: Key = Key { gguf: "rope.dimension_sections", hf: "" };
 const SHARED_MLP: Key =
     Key { gguf: "expert_shared_feed_forward_length", hf: "shared_expert_intermediate_size" };
 
@@ -139,8 +138,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
 fn sections(config: &dyn Config) -> Result<(), ModelError> {
     let counts = config.list(SECTIONS)?;
     let all: usize = counts.iter().sum();
-    let turns = |pair: usize| counts.get(pair % 3).is_some_and(|count| pair < 3 * count);
-    if all > 1 << 16 || (0..all).any(|pair| !turns(pair)) {
+    if all > 1 << 16 || (0..all).any(|pair| !turns(&counts, pair)) {
         Err(config.bad(SECTIONS, "leaves pairs of a text where they are"))
     } else {
         Ok(())

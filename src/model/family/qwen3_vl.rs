@@ -4,7 +4,7 @@ use super::common::Family;
 use super::idle::{gguf, hf, Any};
 use super::names;
 use super::qwen3;
-use super::qwen3_vl_moe::{DEEP, PLAIN};
+use super::qwen3_vl_moe::{of_a_text, DEEP, PLAIN};
 use super::rope::needs_base;
 use crate::model::spec::Spec;
 use crate::model::tensors::Tensors;
@@ -25,7 +25,6 @@ pub(super) const FAMILY: Family = Family {
         hf("rope_parameters.mrope_interleaved", Any, PLAIN),
         hf("rope_scaling.mrope_section", Any, PLAIN),
         hf("rope_scaling.mrope_interleaved", Any, PLAIN),
-        gguf("rope.dimension_sections", Any, PLAIN),
         gguf("n_deepstack_layers", Any, DEEP),
     ],
     spec,
@@ -33,5 +32,5 @@ pub(super) const FAMILY: Family = Family {
 
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     needs_base(file)?;
-    qwen3::spec(file)
+    of_a_text(file, qwen3::spec(file)?)
 }

@@ -6,8 +6,9 @@ use super::idle::{gguf, hf, Any, DENSE, ON};
 use super::names;
 use super::names::Names;
 use super::qwen3_moe;
-use super::rope::needs_base;
-use crate::model::spec::Spec;
+use super::rope::{needs_base, turns, SECTIONS};
+use crate::model::config::{Config, Format};
+use crate::model::spec::{Mixer, Spec};
 use crate::model::tensors::{Tensors, Transform};
 use crate::model::ModelError;
 
@@ -41,7 +42,6 @@ pub(super) const FAMILY: Family = Family {
         hf("rope_parameters.mrope_interleaved", Any, PLAIN),
         hf("rope_scaling.mrope_section", Any, PLAIN),
         hf("rope_scaling.mrope_interleaved", Any, PLAIN),
-        gguf("rope.dimension_sections", Any, PLAIN),
         gguf("n_deepstack_layers", Any, DEEP),
     ],
     spec,
@@ -49,7 +49,32 @@ pub(super) const FAMILY: Family = Family {
 
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     needs_base(file)?;
-    qwen3_moe::spec(file)
+    of_a_text(file, qwen3_moe::spec(file)?)
+}
+
+/// What llama.cpp computes of a text: pairs that no section of multimodal RoPE takes do not turn. In transformers' classes
+/// there are no such pairs.
+pub(super) fn of_a_text(file: &dyn Tensors, mut spec: Spec) -> Result<Spec, ModelError> {
+    let config: &dyn Config = file;
+    if config.format() == Format::Hf {
+        return Ok(spec);
+    }
+    let sections = config.list(SECTIONS)?;
+    let all: usize = sections.iter().sum();
+    if all == 0 {
+        return Err(config.bad(SECTIONS, "is missing, or takes no pair of a head"));
+    }
+    let of_pair = |(pair, frequency): (usize, &f32)| match turns(&sections, pair % all) {
+        true => *frequency,
+        false => 0.0,
+    };
+    for layer in &mut spec.layers {
+        if let Mixer::Attention(attention) = &mut layer.mixer {
+            let frequencies = attention.rope.frequencies.iter().enumerate();
+            attention.rope.frequencies = frequencies.map(of_pair).collect();
+        }
+    }
+    Ok(spec)
 }
 
 /// Why keys about multimodal RoPE may be passed over.

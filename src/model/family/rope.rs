@@ -160,6 +160,16 @@ pub(super) fn rope(
     })
 }
 
+/// How many pairs of a head turn by each position of multimodal RoPE: time, height, width, and a fourth one.
+pub(super) const SECTIONS: Key = Key { gguf: "rope.dimension_sections", hf: "" };
+
+/// Whether a pair of a head turns in a text, by the sections of interleaved multimodal RoPE. Time, height and width take
+/// every third pair in turn, as far as their sections reach, and have the position of the text. What they leave turns by a
+/// fourth position, which is 0 in a text (llama.cpp's `ggml_mrope_cache_init` and `llama_batch_allocr`).
+pub(super) fn turns(sections: &[usize], pair: usize) -> bool {
+    sections.get(pair % 3).is_some_and(|count| pair < 3 * count)
+}
+
 /// Refuses a GGUF file without the base of its RoPE, for architectures of which llama.cpp then computes something else
 /// than its default of 10,000 says (measured on OLMo 3 and Qwen3-VL; Qwen3-VL's mixture of experts has the same code there).
 /// Converters always write the base.

@@ -1,6 +1,8 @@
 //! `smollm3`: Llama, in which every fourth layer has no RoPE.
 
-use super::common::{activation, attention, common, layer_count, llama_layer, mlp, Family};
+use super::common::{
+    activation, attention, common, has_qkv_bias, layer_count, llama_layer, mlp, Family,
+};
 use super::keys::{ACTIVATION, ATTENTION_BIAS, MLP_BIAS};
 use super::names;
 use super::qwen2::windows;
@@ -38,7 +40,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let pairs = if file.format() == Format::Gguf { Pairs::Adjacent } else { Pairs::Halves };
     let wanted = Wanted { pairs, ..USUAL };
     let bias = match file.format() {
-        Format::Gguf => file.has("blk.0.attn_q.bias"),
+        Format::Gguf => has_qkv_bias(file),
         Format::Hf => config.flag(ATTENTION_BIAS)?,
     };
     let turning = Attention {

@@ -82,6 +82,15 @@ impl LayerReader<'_> {
         let (q, kv) = (a.q_width(), a.kv_width());
         let biases = || -> Result<_, ModelError> {
             let bias = |part: &str, len| self.tensor(part, &[len]);
+            let joined = "attn_qkv.bias";
+            if self.reader.has(&self.name(joined)) {
+                let all = bias(joined, q + 2 * kv)?;
+                return Ok([
+                    all.narrow(0, 0, q)?,
+                    all.narrow(0, q, kv)?,
+                    all.narrow(0, q + kv, kv)?,
+                ]);
+            }
             Ok([bias("attn_q.bias", q)?, bias("attn_k.bias", kv)?, bias("attn_v.bias", kv)?])
         };
         let qk_norm = |part: &str, row: usize, has: bool| match a.qk_norm {
@@ -116,8 +125,11 @@ impl LayerReader<'_> {
     /// Stacks the rows of Q, K, V and the gate. In the files the gate of each head follows its Q.
     fn attention_input(&self, a: &Attention) -> Result<Matrix, ModelError> {
         let (q, kv, hidden) = (a.q_width(), a.kv_width(), self.spec.hidden);
-        if a.fused {
-            return self.matrix("attn_qkv.weight", &[q + 2 * kv, hidden]);
+        // some GGUF files of other families have joined matrices, too
+        let joined = "attn_qkv.weight";
+        let is_plain = !a.gated && a.kv == Kv::Projected;
+        if a.fused || is_plain && self.reader.has(&self.name(joined)) {
+            return self.matrix(joined, &[q + 2 * kv, hidden]);
         }
         let both = self.tensor("attn_q.weight", &[if a.gated { 2 * q } else { q }, hidden])?;
         let half = |at: usize| {

@@ -55,7 +55,8 @@ enum Strategy {
 
 fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     described.one_of("format", &FORMATS)?;
-    described.one_of("quantization_status", &["compressed"])?;
+    // in both states the tensors are packed; the package writes the second one for models whose training is over
+    described.one_of("quantization_status", &["compressed", "frozen"])?;
     described.pass_over(&["version", "global_compression_ratio"]);
     described.neutral("transform_config", &[])?;
     described.neutral("moe_sparsity_config", &[])?;

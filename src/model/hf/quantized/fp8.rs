@@ -81,6 +81,8 @@ impl Fp8 {
         let grid = grid.ok_or_else(|| raw.misfit(&scales, &whole))?;
         if let Some(module) = name.strip_suffix("weight") {
             raw.drop(&format!("{module}input_scale"));
+            // as transformers' class names the scale of a linear layer's activations
+            raw.drop(&format!("{module}activation_scale"));
         }
         raw.drop(&format!("{name}_activation_scale"));
         raw.put(name, whole, "F8_E4M3", vec![codes, scales], Scaled { grid })
