@@ -14,6 +14,7 @@ tensor and setting changes the logits, so that none of them is without effect.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import logging
@@ -622,6 +623,16 @@ def edit(folder, change):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+# pairs of a head that no section of multimodal RoPE takes: llama.cpp does not turn them in a text
+UNTURNED = {"qwen3-vl": [7], "qwen3-vl-moe": [7]}
+
+
+def unturned(model, name):
+    other = copy.deepcopy(model)
+    other.model.language_model.rotary_emb.inv_freq[UNTURNED[name]] = 0
+    return other
+
+
 def make(name, tokenizer):
     kind, settings, length = CHECKPOINTS[name]
     folder = OUT / name
@@ -646,6 +657,8 @@ def make(name, tokenizer):
         other = model_of(kind(**settings | GGUF_SETTINGS[name])).eval()
         other.load_state_dict(model.state_dict())
         write_logits(folder / "logits-gguf.json", ids, logits_of(other, ids), positions)
+    if name in UNTURNED:
+        write_logits(folder / "logits-gguf.json", ids, logits_of(unturned(model, name), ids), positions)
 
     gap = float(gaps_of(model, ids).min())
     wide = {k: v.clone() for k, v in model.named_parameters() if k.endswith(FLOAT32.get(name, ("/",)))}

@@ -9,8 +9,10 @@ use crate::compute::device::Choice;
 use crate::compute::Device;
 use crate::gate::device::Asked;
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::time::{Duration, Instant};
 
 /// The commands that compute a model, or say what computing it takes.
 const COMPUTING: [&str; 6] = ["calibrate", "check", "init", "measure", "plan", "run"];
@@ -45,6 +47,24 @@ pub(super) fn to_cards_program(arguments: &[OsString]) -> Option<ExitCode> {
     }
 }
 
+/// How long the other program may take to say its version. It opens the driver's library, which may be slow at first.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a command prints. One that takes too long is stopped.
+fn answer(command: &mut Command) -> io::Result<Output> {
+    let began = Instant::now();
+    let pipes = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn()?;
+    while child.try_wait()?.is_none() {
+        if began.elapsed() > PATIENCE {
+            child.kill()?;
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "it does not say its version"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output()
+}
+
 /// What this program prints as its version.
 fn own_version() -> String {
     format!("kvgate {}", env!("CARGO_PKG_VERSION"))
@@ -52,7 +72,7 @@ fn own_version() -> String {
 
 /// What the other program prints as its version, or why it does not start.
 fn version(program: &Path) -> Result<String, String> {
-    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output();
+    let output = answer(Command::new(program).arg("--version"));
     let output = output.map_err(|error| error.to_string())?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     if output.status.success() {

@@ -285,11 +285,21 @@ fn possible(measurement: &Measurement, value: &Value) -> Result<(), (String, &'s
     if !(0.0..=LONGEST).contains(&run.seconds) {
         return Err(("run.seconds".into(), "is no time that a run takes"));
     }
+    let of_device = KINDS_OF_WEIGHTS.iter().find(|(device, _)| *device == conditions.device);
+    if is_own && of_device.is_some_and(|(_, weights)| *weights != conditions.weights) {
+        return Err(("conditions.weights".into(), "is not what products on this device read"));
+    }
+    if is_own && conditions.device == "cpu" && run.card.is_some() {
+        return Err(("run.card".into(), "is there, although `conditions.device` is `cpu`"));
+    }
     if run.card.as_ref().is_some_and(|card| card.peak_bytes > Some(card.memory_bytes)) {
         return Err(("run.card.peak_bytes".into(), "is more than the card's memory"));
     }
     Ok(())
 }
+
+/// The number type of weights in products, on each kind of device.
+const KINDS_OF_WEIGHTS: [(&str, &str); 2] = [("cpu", "f32"), ("cuda", "f16")];
 
 /// The kinds of devices that kvgate measures on. Other engines have others.
 const DEVICES: [&str; 3] = ["cpu", "cuda", "metal"];

@@ -130,7 +130,12 @@ fn descriptions_are_read_to_their_last_member() {
         ("fp8-tensor", "kv_cache_scheme", json!("dynamic"), &["kv_cache_scheme", "dynamic"]),
         ("ct-int4", "format", json!("marlin-24"), &["quantization_config.format", "marlin-24"]),
         ("ct-int4", "transform_config", json!({"R1": {}}), &["transform_config", "R1"]),
-        ("ct-int4", "quantization_status", json!("frozen"), &["quantization_status", "frozen"]),
+        (
+            "ct-int4",
+            "quantization_status",
+            json!("calibration"),
+            &["quantization_status", "calibration"],
+        ),
         (
             "ct-nvfp4",
             "kv_cache_scheme",

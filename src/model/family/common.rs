@@ -127,6 +127,23 @@ pub(super) fn attention(
     Ok(plain_attention(heads, kv_heads, head_dim, rope(head_dim)?))
 }
 
+/// Fails unless a GGUF file has what belongs to each of some layers that predict further tokens. A wrong count would take
+/// layers of the model itself for such layers.
+pub(super) fn predict_further(
+    file: &dyn Tensors,
+    key: Key,
+    layers: std::ops::Range<usize>,
+) -> Result<(), ModelError> {
+    let (config, names): (&dyn Config, _) = (file, file.names());
+    for layer in layers {
+        let start = format!("blk.{layer}.nextn.");
+        if !names.iter().any(|name| name.starts_with(&start)) {
+            return Err(config.bad(key, format!("counts layer {layer}, which has no {start}*")));
+        }
+    }
+    Ok(())
+}
+
 /// Whether a GGUF file has biases of Q, K and V, each by itself or joined.
 pub(super) fn has_qkv_bias(file: &dyn Tensors) -> bool {
     file.has("blk.0.attn_q.bias") || file.has("blk.0.attn_qkv.bias")

@@ -261,7 +261,7 @@ impl Kinds {
         if file.format() == Format::Gguf && !file.has(DIVISORS) {
             return Err(ModelError::missing_tensor(file.path(), DIVISORS));
         }
-        let kinds = |reach| Wanted { reach, layout: Layout::ByKind, ..USUAL };
+        let kinds = |reach| Wanted { reach, layout: Layout::ByKind, divisors: true, ..USUAL };
         // KV heads are each layer's own
         let kind = |head_dim, rope| Attention {
             scale: 1.0,

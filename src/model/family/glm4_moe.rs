@@ -2,7 +2,8 @@
 //! correction, and a shared expert stands beside them. RoPE turns the first half of each head.
 
 use super::common::{
-    activation, attention, common, has_qkv_bias, layers, llama_layer, mlp, plain_experts, Family,
+    activation, attention, common, has_qkv_bias, layers, llama_layer, mlp, plain_experts,
+    predict_further, Family,
 };
 use super::idle::{gguf, hf, Any, Numbers};
 use super::keys::{ACTIVATION, ATTENTION_BIAS, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS};
@@ -84,6 +85,9 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     };
     let count = count.ok_or_else(|| config.bad(FURTHER, format!("is more than {blocks}")))?;
     let count = layers(file, count)?;
+    if file.format() == Format::Gguf {
+        predict_further(file, FURTHER, count..blocks)?;
+    }
     let dense = config.optional_number(DENSE_LAYERS)?.unwrap_or(0);
     let experts = experts(config)?;
     let layer = |i: usize| {

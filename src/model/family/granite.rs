@@ -67,7 +67,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     activation(config, ACTIVATION, "silu")?;
     // the GGUF converter permuted Q and K to adjacent pairs
     let pairs = if file.format() == Format::Gguf { Pairs::Adjacent } else { Pairs::Halves };
-    let wanted = Wanted { pairs, ..USUAL };
+    let wanted = Wanted { pairs, divisors: true, ..USUAL };
     let attention = attention(config, spec.hidden, |dim| rope(file, &wanted, dim))?;
     one_size(config, &attention, spec.hidden)?;
     let (qkv_bias, output_bias) = match file.format() {

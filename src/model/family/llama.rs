@@ -43,7 +43,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         Format::Gguf => file.has("blk.0.ffn_gate.bias"),
         Format::Hf => config.flag(MLP_BIAS)?,
     };
-    let wanted = Wanted { pairs, ..USUAL };
+    let wanted = Wanted { pairs, divisors: true, ..USUAL };
     let layer = llama_layer(
         Mixer::Attention(Attention {
             qkv_bias: bias,

@@ -47,7 +47,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     activation(config, ACTIVATION, "silu")?;
     // the GGUF converter permuted Q and K to adjacent pairs
     let pairs = if file.format() == Format::Gguf { Pairs::Adjacent } else { Pairs::Halves };
-    let wanted = Wanted { pairs, own_yarn: true, ..USUAL };
+    let wanted = Wanted { pairs, own_yarn: true, divisors: true, ..USUAL };
     let temperature = temperature(config)?;
     let attention = attention(config, spec.hidden, |dim| {
         Ok(Rope { temperature, ..rope(file, &wanted, dim)? })

@@ -3,7 +3,7 @@
 //! with a shared expert.
 
 use super::common::{
-    activation, attention, common, layers, llama_layer, mlp, plain_experts, Family,
+    activation, attention, common, layers, llama_layer, mlp, plain_experts, predict_further, Family,
 };
 use super::idle::{gguf, hf, Any, DENSE, ON};
 use super::keys::{ACTIVATION, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS, LAYER_TYPES};
@@ -93,15 +93,7 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
     let all = layers(file, config.number(LAYERS)?)?;
     let count =
         all.checked_sub(further).ok_or_else(|| config.bad(FURTHER, "exceeds all layers"))?;
-    let names = file.names();
-    for further in count..all {
-        let start = format!("blk.{further}.nextn.");
-        if !names.iter().any(|name| name.starts_with(&start)) {
-            return Err(
-                config.bad(FURTHER, format!("counts layer {further}, which has no {start}*"))
-            );
-        }
-    }
+    predict_further(file, FURTHER, count..all)?;
     let full = full_layers(config, count, further)?;
     // the class sets `partial_rotary_factor` where the file does not
     let wanted = Wanted { share: Some(0.25), ..USUAL };

@@ -71,6 +71,8 @@ pub(super) struct Wanted {
     pub own_yarn: bool,
     /// Whether it is Phi-3, whose class knows LongRoPE by an older name, too, and whose GGUF has divisors for it.
     pub phi: bool,
+    /// Whether llama.cpp reads divisors of frequencies ([`DIVISORS`]) for this architecture.
+    pub divisors: bool,
     /// The base of layers with a window in a GGUF that has no key for it. `None` is that of layers without one.
     pub sliding_base: Option<f64>,
 }
@@ -94,6 +96,7 @@ pub(super) const USUAL: Wanted = Wanted {
     share: None,
     own_yarn: false,
     phi: false,
+    divisors: false,
     sliding_base: Some(DEFAULT_BASE),
 };
 
@@ -147,8 +150,11 @@ pub(super) fn rope(
             all
         }
     };
-    if wanted.reach == Reach::Full && file.has(DIVISORS) {
-        divide(file, DIVISORS, &mut frequencies)?;
+    if wanted.reach == Reach::Full {
+        refuse_foreign_divisors(file, wanted)?;
+        if file.has(DIVISORS) {
+            divide(file, DIVISORS, &mut frequencies)?;
+        }
     }
     Ok(Rope {
         base,
@@ -158,6 +164,19 @@ pub(super) fn rope(
         temperature: None,
         longest,
     })
+}
+
+/// Refuses divisors of frequencies in a GGUF of an architecture for which llama.cpp does not read them.
+fn refuse_foreign_divisors(file: &dyn Tensors, wanted: &Wanted) -> Result<(), ModelError> {
+    let config: &dyn Config = file;
+    let read = |name: &str| if name == DIVISORS { wanted.divisors } else { wanted.phi };
+    let all = [DIVISORS, SHORT_DIVISORS, LONG_DIVISORS];
+    match all.into_iter().find(|name| !read(name) && file.has(name)) {
+        Some(name) if config.format() == Format::Gguf => Err(config.unsupported(format!(
+            "`{name}`, which llama.cpp does not read for this architecture,"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// How many pairs of a head turn by each position of multimodal RoPE: time, height, width, and a fourth one.

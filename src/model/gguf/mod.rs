@@ -24,6 +24,10 @@ use std::path::{Path, PathBuf};
 /// The key with the version of ggml's block formats, which has been 2 since before GGUF.
 const QUANTIZATION_VERSION: &str = "general.quantization_version";
 
+/// The beginnings of names of what only images pass through, in files that hold the tower beside the text model, as
+/// Ollama's do.
+const TOWERS: [&str; 2] = ["v.", "mm."];
+
 /// An open GGUF file whose header has been read, or several that are the parts of one model.
 pub(crate) struct Gguf {
     /// The file, or the first part.
@@ -231,7 +235,8 @@ impl Tensors for Gguf {
     }
 
     fn names(&self) -> Vec<String> {
-        self.header.tensors.keys().cloned().collect()
+        let of_text = |name: &&String| !TOWERS.iter().any(|start| name.starts_with(start));
+        self.header.tensors.keys().filter(of_text).cloned().collect()
     }
 
     fn read(&self, own: &str, at: &Device) -> Result<Tensor, ModelError> {

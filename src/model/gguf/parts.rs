@@ -67,8 +67,8 @@ impl Part {
         Err(ModelError::malformed(
             &self.path,
             format!(
-                "by its header it is {} ({COUNT}), and by its name {}: give it the name that it had when it was written, \
-                 as in `model-00001-of-00003.gguf`",
+                "by its header it is {} ({COUNT}), and by its name {}: it must be named as in \
+                 `model-00001-of-00003.gguf`, in lower case, and so must a link to it",
                 parts(count),
                 parts(name.map(|name| name.count))
             ),

@@ -85,11 +85,9 @@ impl LayerReader<'_> {
             let joined = "attn_qkv.bias";
             if self.reader.has(&self.name(joined)) {
                 let all = bias(joined, q + 2 * kv)?;
-                return Ok([
-                    all.narrow(0, 0, q)?,
-                    all.narrow(0, q, kv)?,
-                    all.narrow(0, q + kv, kv)?,
-                ]);
+                let part =
+                    |start, len| self.reader.arranged(all.clone(), |all| all.narrow(0, start, len));
+                return Ok([part(0, q)?, part(q, kv)?, part(q + kv, kv)?]);
             }
             Ok([bias("attn_q.bias", q)?, bias("attn_k.bias", kv)?, bias("attn_v.bias", kv)?])
         };

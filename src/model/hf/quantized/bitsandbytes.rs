@@ -15,7 +15,12 @@ pub(super) const BITSANDBYTES: Known = Known { names: &["bitsandbytes"], read };
 struct BitsAndBytes {
     plain: Vec<String>,
     is_eight: bool,
+    /// The kind of 4-bit numbers, if the configuration says one.
+    kind: Option<String>,
 }
+
+/// The kinds of 4-bit numbers.
+const KINDS: [&str; 2] = ["nf4", "fp4"];
 
 fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     let eight = [described.flag("load_in_8bit")?, described.flag("_load_in_8bit")?];
@@ -26,7 +31,7 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
             described.error("load_in_4bit", "must be true if `load_in_8bit` is not, and only then")
         );
     }
-    described.one_of("bnb_4bit_quant_type", &["nf4", "fp4"])?;
+    let kind = described.one_of("bnb_4bit_quant_type", &KINDS)?;
     let plain = described.names("llm_int8_skip_modules")?;
     // how transformers computes with the weights and keeps them; each weight says how it is stored
     described.pass_over(&[
@@ -38,7 +43,7 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
         "llm_int8_threshold",
     ]);
     described.close()?;
-    Ok(Box::new(BitsAndBytes { plain, is_eight: is_on(eight) }))
+    Ok(Box::new(BitsAndBytes { plain, is_eight: is_on(eight), kind }))
 }
 
 impl Method for BitsAndBytes {
@@ -54,9 +59,13 @@ impl Method for BitsAndBytes {
         if self.is_eight {
             return raw.stems(".SCB").into_iter().try_for_each(|stem| eight(raw, &stem));
         }
-        for kind in ["nf4", "fp4"] {
+        for kind in KINDS {
             let end = format!(".quant_state.bitsandbytes__{kind}");
             for name in raw.stems(&end) {
+                if let Some(said) = self.kind.as_ref().filter(|said| *said != kind) {
+                    let message = format!("is stored as {kind}, and the configuration says {said}");
+                    return Err(raw.refuse(&name, message));
+                }
                 four(raw, name, &end)?;
             }
         }
