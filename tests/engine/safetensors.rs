@@ -389,7 +389,10 @@ fn what_makes_a_folder_another_model_is_refused() {
         is_refused(&folder, &["config.json", class, "no language model"]);
     }
     let own = json!({"AutoConfig": "c.C", "AutoModelForCausalLM": "modeling_x.XForCausalLM"});
-    let folder = configured("llama", |c| c["auto_map"] = own.clone());
+    let folder = configured("llama", |c| {
+        c["auto_map"] = own.clone();
+        c["model_type"] = json!("llama_x");
+    });
     is_refused(&folder, &["auto_map", "AutoModelForCausalLM", "modeling_x.XForCausalLM"]);
     for (key, value) in [
         ("auto_map", json!({"AutoConfig": "c.C", "AutoTokenizer": ["t.T", null]})),

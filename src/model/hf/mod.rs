@@ -100,7 +100,7 @@ impl HfCheckpoint {
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let (whole, text) = configuration(folder)?;
         let quantization = quantized::described(folder, &whole, &text)?;
-        refused::check(folder, &whole)?;
+        let notes = refused::check(folder, &whole)?.into_iter().collect();
         let architecture = match (text.get("model_type"), whole.get("model_type")) {
             (Some(Value::String(name)), _) | (None, Some(Value::String(name))) => name.clone(),
             _ => {
@@ -122,7 +122,7 @@ impl HfCheckpoint {
             shards: Vec::new(),
             tensors: BTreeMap::new(),
             cache_scales: BTreeMap::new(),
-            notes: Vec::new(),
+            notes,
         };
         let weights = Weights::present(folder)?;
         checkpoint.add_all(&weights)?;
