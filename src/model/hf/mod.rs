@@ -401,14 +401,28 @@ impl HfCheckpoint {
 
     /// The tensors of the single experts, if the files have those instead of one for all experts.
     fn experts(&self, own: &str) -> Option<Vec<String>> {
-        let (stem, parts): (_, &[&str]) = match own.strip_suffix("gate_up_proj") {
-            Some(stem) => (stem, &["gate_proj", "up_proj"]),
-            None => (own.strip_suffix("down_proj")?, &["down_proj"]),
+        let (all, end) = match own.strip_suffix("_bias") {
+            Some(all) => (all, "bias"),
+            None => (own, "weight"),
         };
-        let name = |e: usize, part: &str| format!("{stem}{e}.{part}.weight");
+        let (stem, parts): (_, &[&str]) = match all.strip_suffix("gate_up_proj") {
+            Some(stem) => (stem, &["gate_proj", "up_proj"]),
+            None => (all.strip_suffix("down_proj")?, &["down_proj"]),
+        };
+        let name = |e: usize, part: &str| format!("{stem}{e}.{part}.{end}");
         let count = (0..).take_while(|&e| self.tensors.contains_key(&name(e, parts[0]))).count();
         let names = (0..count).flat_map(|e| parts.iter().map(move |part| name(e, part)));
-        (count > 0).then(|| names.collect())
+        (count > 0 && !self.tensors.contains_key(own)).then(|| names.collect())
+    }
+
+    /// The names by which a tensor is read. Whatever the order of a family's stacks of experts, the matrix of a single
+    /// expert is (out, in), gate and up apart.
+    fn names_of(&self, own: &str) -> Names {
+        if self.experts(own).is_some() {
+            self.names.in_order()
+        } else {
+            self.names
+        }
     }
 }
 
@@ -505,21 +519,18 @@ impl Config for HfCheckpoint {
 impl Tensors for HfCheckpoint {
     fn origin(&self, name: &str) -> Origin {
         let full = self.full_origin(name);
-        let transform = self.names.transform(name);
+        let transform = self.names_of(&full).transform(name);
         if let Some(projections) = self.projections(name) {
             return Origin { parts: projections, joined: Joined::Along(1), transform };
         }
         match self.experts(&full) {
-            // of families with an order of their own no file has a tensor for each expert
-            Some(parts) if !self.tensors.contains_key(&full) && !self.names.is_ordered(name) => {
-                Origin { parts, joined: Joined::ByEntry, transform }
-            }
-            _ => Origin { transform, ..Origin::one(full) },
+            Some(parts) => Origin { parts, joined: Joined::ByEntry, transform },
+            None => Origin { transform, ..Origin::one(full) },
         }
     }
 
     fn stored_shape(&self, name: &str, part: Vec<usize>) -> Vec<usize> {
-        self.names.stored(name, part)
+        self.names_of(&self.full_origin(name)).stored(name, part)
     }
 
     fn shape(&self, own: &str) -> Option<Vec<usize>> {
