@@ -67,7 +67,7 @@ fn distance(folder: &Path, oracle: &Value) -> f64 {
     positions.fold(0.0, f64::max)
 }
 
-const MLX: [&str; 8] = [
+const MLX: [&str; 9] = [
     "llama",
     "qwen3-moe",
     "qwen3_5",
@@ -76,6 +76,7 @@ const MLX: [&str; 8] = [
     "gemma3",
     "gemma4-26b",
     "gemma4-e2b",
+    "gpt-oss-mxfp4",
 ];
 
 /// What MLX's converter wrote is the model that it was made from. Where it adds 1 to norms in bfloat16 the sums

@@ -393,8 +393,8 @@ impl HfCheckpoint {
 
     /// The tensors of the experts' gate and up projections, which MLX's converter stores separately.
     fn projections(&self, name: &str) -> Option<Vec<String>> {
-        let block = name.strip_suffix("ffn_gate_up_exps.weight")?;
-        let parts = ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.weight"));
+        let (block, end) = name.rsplit_once("ffn_gate_up_exps.")?;
+        let parts = ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.{end}"));
         (self.convention == Convention::Mlx)
             .then(|| parts.map(|part| self.full_origin(&part)).into())
     }
