@@ -24,7 +24,7 @@ use memmap2::Mmap;
 use quantized::{Part, Quantized, Raw};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -58,6 +58,8 @@ pub(crate) struct HfCheckpoint {
     head: &'static str,
     shards: Vec<(PathBuf, Mmap)>,
     tensors: BTreeMap<String, Stored>,
+    /// Biases that change nothing. A family that has none there leaves them unread.
+    zero_biases: BTreeSet<String>,
     /// Scales of K's and V's cache that the files have, by layer.
     cache_scales: CacheScales,
     /// Notes for people about how the checkpoint was read.
@@ -121,6 +123,7 @@ impl HfCheckpoint {
             head: "",
             shards: Vec::new(),
             tensors: BTreeMap::new(),
+            zero_biases: BTreeSet::new(),
             cache_scales: BTreeMap::new(),
             notes,
         };
@@ -240,6 +243,7 @@ impl HfCheckpoint {
             shards: &self.shards,
             names: self.names,
             count: 0,
+            zero_biases: &mut self.zero_biases,
         }
     }
 
@@ -538,7 +542,9 @@ impl Tensors for HfCheckpoint {
     }
 
     fn names(&self) -> Vec<String> {
-        let counts = |name: &&String| !self.names.not_the_text_model(name);
+        let counts = |name: &&String| {
+            !self.names.not_the_text_model(name) && !self.zero_biases.contains(*name)
+        };
         self.tensors.keys().filter(counts).cloned().collect()
     }
 
