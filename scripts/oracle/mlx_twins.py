@@ -3,14 +3,15 @@
 
 mlx-lm itself loads each folder of tests/fixtures/checkpoints and saves it. What it saves has other names, experts in
 stacks by projection, Qwen3.5's norms as 1 + w and its convolution as (C, K, 1), no head if the head is tied, and
-no `mtp.*`.
+no `mtp.*`. gpt-oss's experts keep their codes of MXFP4, as words of MLX's own quantization.
 
 `qwen3_5` is converted to float32, so that 1 + w loses nothing and transformers' logits of the original remain valid.
 `qwen3_5-moe` is in bfloat16, as such files are. There 1 + w was rounded, so it has logits of its own, which mlx-lm
 computed in float32 on the weights as it stored them. The others hold exactly the weights of the original.
 
 The script prints how far mlx-lm is from what transformers makes of the original, relative to the largest logit. The
-distance is large for Gemma 2 and 3, because mlx-lm leaves out windows and the scaling of RoPE for them.
+distance is large for Gemma 2 and 3, because mlx-lm leaves out windows and the scaling of RoPE for them, and for
+gpt-oss, because it does not read the scaling of RoPE from `rope_parameters`.
 """
 
 import argparse
@@ -29,9 +30,14 @@ ROOT = Path(__file__).resolve().parents[2]
 FROM = ROOT / "tests/fixtures/checkpoints"
 OUT = ROOT / "tests/fixtures/mlx"
 
-NAMES = ["llama", "qwen3-moe", "qwen3_5", "qwen3_5-moe", "gemma2", "gemma3", "gemma4-26b", "gemma4-e2b"]
+NAMES = [
+    *["llama", "qwen3-moe", "qwen3_5", "qwen3_5-moe", "gemma2", "gemma3", "gemma4-26b", "gemma4-e2b"],
+    "gpt-oss-mxfp4",
+]
 # mlx-lm finds a class by `model_type`: it has none for the text model of Qwen3.5 by itself
 SETTINGS = {"qwen3_5": {"model_type": "qwen3_5"}}
+# what mlx-lm makes of the description of OpenAI's files
+QUANTIZATION = {"gpt-oss-mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"}}
 FLOAT32 = {"qwen3_5"}
 ROUNDED = {"qwen3_5-moe"}
 
@@ -60,7 +66,12 @@ def wide_copy(name, folder):
 
 
 def widen(model):
-    model.update(tree_map(lambda v: v.astype(mx.float32), model.parameters()))
+    """Widens floats. Codes and their scales are whole numbers and stay as they are."""
+
+    def wide(v):
+        return v.astype(mx.float32) if mx.issubdtype(v.dtype, mx.floating) else v
+
+    model.update(tree_map(wide, model.parameters()))
 
 
 def make(name):
@@ -68,7 +79,10 @@ def make(name):
     with tempfile.TemporaryDirectory() as folder:
         model = load(name, wide_copy(name, Path(folder)) if name in FLOAT32 else FROM / name)
         save_model(OUT / name, model)
-    save_config(read(name)[0], OUT / name / "config.json")
+    config = read(name)[0]
+    if name in QUANTIZATION:
+        config |= {"quantization": QUANTIZATION[name], "quantization_config": QUANTIZATION[name]}
+    save_config(config, OUT / name / "config.json")
 
     oracle = json.loads((FROM / name / "logits.json").read_text())
     model = load(name, OUT / name)

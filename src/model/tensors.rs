@@ -86,7 +86,7 @@ pub(crate) trait Tensors: Config + Send + Sync {
     /// The shape of a tensor by its own name, outermost dimension first.
     fn shape(&self, own: &str) -> Option<Vec<usize>>;
 
-    /// All of the files' own names.
+    /// The files' own names of all tensors that some part of the model must read.
     fn names(&self) -> Vec<String>;
 
     /// Reads a tensor by its own name, dequantized if it is quantized. It is on the device `at` if it was dequantized

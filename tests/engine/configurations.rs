@@ -541,3 +541,38 @@ fn what_no_model_can_have_is_refused_by_name() {
         is_refused(name, edit, words);
     }
 }
+
+/// Microsoft's own Phi folders bring code, which transformers does not run unless it is told to, and keys of theirs.
+#[test]
+fn code_of_a_folder_is_passed_over_if_transformers_has_the_class() {
+    let microsofts = |config: &mut Value| {
+        config["auto_map"] = json!({
+            "AutoConfig": "configuration_phi3.Phi3Config",
+            "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+            "AutoTokenizer": "Xenova/gpt-4o",
+        });
+        for (key, value) in [
+            ("attention_bias", json!(false)),
+            ("full_attn_mod", json!(1)),
+            ("interpolate_factor", json!(1)),
+            ("lm_head_bias", json!(false)),
+            ("mlp_bias", json!(false)),
+        ] {
+            config[key] = value;
+        }
+    };
+    means_the_same("phi-longrope", microsofts);
+    let notes = open(edited("phi-longrope", microsofts).path()).unwrap().notes;
+    let note = notes.iter().find(|note| note.contains("own code")).unwrap();
+    for word in ["modeling_phi3.Phi3ForCausalLM", "does not run", "class for `phi3`"] {
+        assert!(note.contains(word), "`{word}` was not said: {note}");
+    }
+    let unknown = |config: &mut Value| {
+        microsofts(config);
+        config["model_type"] = json!("phi3small");
+    };
+    let code = ["`auto_map`", "modeling_phi3.Phi3ForCausalLM", "`model_type`"];
+    is_refused("phi-longrope", unknown, &code);
+    let biased = |config: &mut Value| config["lm_head_bias"] = json!(true);
+    is_refused("phi-longrope", biased, &["lm_head_bias"]);
+}

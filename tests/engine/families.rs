@@ -2,6 +2,7 @@
 //! safetensors and through GGUF, whole and in parts, and every codec in parts (fixtures:
 //! `scripts/oracle/checkpoints.py`).
 
+use crate::support::folder::copied;
 use crate::support::forward::{
     difference, effective, in_parts_by_layer, logits, logits_in_parts, portions, relative, run_part,
 };
@@ -15,6 +16,7 @@ use kvgate::internals::model::decoder::Decoder;
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;
 use serde_json::Value;
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -223,19 +225,13 @@ fn biases_of_attention_need_none_of_its_output() {
 #[test]
 fn experts_of_qwen3_vl_are_read_in_both_orders() {
     let from = root().join("tests/fixtures/checkpoints/qwen3-vl-moe");
-    let folder = tempfile::tempdir().unwrap();
-    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
-        std::fs::copy(from.join(file), folder.path().join(file)).unwrap();
-    }
-    let mut tensors =
-        candle_core::safetensors::load(from.join("model.safetensors"), &Device::Cpu).unwrap();
-    let mut turned = 0;
-    for (_, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains(".experts.")) {
-        *tensor = tensor.transpose(1, 2).unwrap().contiguous().unwrap();
-        turned += 1;
-    }
-    assert_eq!(turned, 4);
-    candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+    let folder = rewritten("qwen3-vl-moe", |tensors| {
+        let stacks = tensors.iter_mut().filter(|(name, _)| name.contains(".experts."));
+        let turned = stacks.map(|(_, stack)| {
+            *stack = stack.transpose(1, 2).unwrap().contiguous().unwrap();
+        });
+        assert_eq!(turned.count(), 4);
+    });
     let run = |path: PathBuf| -> Vec<Vec<f32>> {
         logits(&load(path), &[5, 7, 11, 13]).to_vec2().unwrap()
     };
@@ -301,5 +297,68 @@ fn pairs_of_qwen3_vl_that_no_section_takes_do_not_turn_in_gguf() {
         // the sections are 4, 2 and 2 of 8 pairs
         assert_eq!(unturned(folder.join("model.gguf")), [7], "{name}");
         assert_eq!(unturned(folder), [0; 0], "{name}");
+    }
+}
+
+/// A copy of a small checkpoint with its weights edited.
+fn rewritten(name: &str, edit: impl Fn(&mut HashMap<String, Tensor>)) -> tempfile::TempDir {
+    let from = root().join("tests/fixtures/checkpoints").join(name);
+    let weights = "model.safetensors";
+    let folder = copied(&from);
+    let mut tensors = candle_core::safetensors::load(from.join(weights), &Device::Cpu).unwrap();
+    edit(&mut tensors);
+    candle_core::safetensors::save(&tensors, folder.path().join(weights)).unwrap();
+    folder
+}
+
+/// Of so many rows of the joined gate and up, those that are gate's, and those that are up's.
+type Halves = fn(usize) -> [Vec<u32>; 2];
+
+/// Takes the stacks of experts apart into linear maps of single experts, as tools that quantize do.
+fn unroll(tensors: &mut HashMap<String, Tensor>, halves: Halves) -> usize {
+    let is_stack = |name: &&String| name.contains(".experts.");
+    let stacks: Vec<String> = tensors.keys().filter(is_stack).cloned().collect();
+    for own in &stacks {
+        let stack = tensors.remove(own).unwrap();
+        let (all, end) = match own.strip_suffix("_bias") {
+            Some(all) => (all, "bias"),
+            None => (own.as_str(), "weight"),
+        };
+        let (block, part) = all.rsplit_once('.').unwrap();
+        for e in 0..stack.dim(0).unwrap() {
+            let expert = stack.get(e).unwrap();
+            let expert = if end == "weight" { expert.t().unwrap() } else { expert };
+            let mut put = |part: &str, tensor: Tensor| {
+                let name = format!("{block}.{e}.{part}.{end}");
+                tensors.insert(name, tensor.contiguous().unwrap());
+            };
+            if part == "down_proj" {
+                put(part, expert);
+                continue;
+            }
+            for (part, rows) in ["gate_proj", "up_proj"].iter().zip(halves(expert.dim(0).unwrap()))
+            {
+                let rows = Tensor::new(rows, &Device::Cpu).unwrap();
+                put(part, expert.contiguous().unwrap().index_select(&rows, 0).unwrap());
+            }
+        }
+    }
+    stacks.len()
+}
+
+/// Single experts are linear maps, (out, in), also in families that store their stacks in another order.
+#[test]
+fn single_experts_are_read_whatever_the_order_of_their_stacks() {
+    let apart = |n: usize| [(0..n as u32 / 2).collect(), (n as u32 / 2..n as u32).collect()];
+    let alternating = |n: usize| [0, 1].map(|first| (first..n as u32).step_by(2).collect());
+    let cases: [(&str, usize, Halves); 2] =
+        [("qwen3-vl-moe", 4, apart), ("gpt-oss", 8, alternating)];
+    for (name, stacks, halves) in cases {
+        let folder = rewritten(name, |tensors| assert_eq!(unroll(tensors, halves), stacks));
+        let run = |path: PathBuf| -> Vec<Vec<f32>> {
+            logits(&load(path), &[5, 7, 11, 13]).to_vec2().unwrap()
+        };
+        let whole = run(root().join("tests/fixtures/checkpoints").join(name));
+        assert!(run(folder.path().into()) == whole, "{name}");
     }
 }

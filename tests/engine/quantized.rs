@@ -345,3 +345,39 @@ fn what_people_publish_beside_the_weights_is_passed_over() {
         assert_eq!(sha256(&one, weight), sha256(&other, weight), "{name}");
     }
 }
+
+/// Old AutoGPTQ wrote a bias for every layer, of zeros where the model has none.
+#[test]
+fn biases_of_zeros_are_passed_over_and_others_are_refused() {
+    for (name, in_word) in [("gptq", 1), ("awq", 8)] {
+        let biased = |last: u8| {
+            edited(name, move |file| {
+                let words = file.tensors.iter().filter_map(|(name, words)| {
+                    Some((name.strip_suffix("qweight")?.to_owned(), words.shape[1] * in_word))
+                });
+                let words: Vec<_> = words.collect();
+                assert!(!words.is_empty());
+                for (stem, outputs) in words {
+                    file.add(&format!("{stem}bias"), "F16", &[outputs], 2);
+                    *file
+                        .tensors
+                        .get_mut(&format!("{stem}bias"))
+                        .unwrap()
+                        .bytes
+                        .last_mut()
+                        .unwrap() = last;
+                }
+            })
+        };
+        let run = |folder: &TempDir| -> Vec<f32> {
+            let decoder = support::load(&open(folder.path()).unwrap());
+            logits(&decoder, &[5, 7, 11, 13]).flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let zeros = biased(0);
+        assert!(run(&zeros) == run(&folder(name)), "{name}");
+        let notes = open(zeros.path()).unwrap().notes;
+        assert!(notes.iter().any(|note| note.contains("are all zeros")), "{notes:?}");
+        let error = open(biased(0x3c).path()).err().unwrap();
+        assert!(error.contains("_proj.bias"), "{name}: {error}");
+    }
+}

@@ -67,7 +67,7 @@ fn distance(folder: &Path, oracle: &Value) -> f64 {
     positions.fold(0.0, f64::max)
 }
 
-const MLX: [&str; 8] = [
+const MLX: [&str; 9] = [
     "llama",
     "qwen3-moe",
     "qwen3_5",
@@ -76,6 +76,7 @@ const MLX: [&str; 8] = [
     "gemma3",
     "gemma4-26b",
     "gemma4-e2b",
+    "gpt-oss-mxfp4",
 ];
 
 /// What MLX's converter wrote is the model that it was made from. Where it adds 1 to norms in bfloat16 the sums
@@ -389,7 +390,10 @@ fn what_makes_a_folder_another_model_is_refused() {
         is_refused(&folder, &["config.json", class, "no language model"]);
     }
     let own = json!({"AutoConfig": "c.C", "AutoModelForCausalLM": "modeling_x.XForCausalLM"});
-    let folder = configured("llama", |c| c["auto_map"] = own.clone());
+    let folder = configured("llama", |c| {
+        c["auto_map"] = own.clone();
+        c["model_type"] = json!("llama_x");
+    });
     is_refused(&folder, &["auto_map", "AutoModelForCausalLM", "modeling_x.XForCausalLM"]);
     for (key, value) in [
         ("auto_map", json!({"AutoConfig": "c.C", "AutoTokenizer": ["t.T", null]})),

@@ -10,7 +10,7 @@ use super::gemma2::one_base;
 use super::idle::{gguf, hf, Any, Numbers, DENSE};
 use super::keys::{ACTIVATION, ATTENTION_BIAS, EXPERTS_USED, EXPERT_MLP, MLP, WINDOW};
 use super::names;
-use super::names::Names;
+use super::names::{Mlx, Names};
 use super::qwen3_moe::expert_count;
 use super::rope::{rope, USUAL};
 use crate::model::config::{Config, Fact, Format, Key};
@@ -38,6 +38,7 @@ pub(super) const FAMILY: Family = Family {
             ("ffn_down_exps.weight", Transform::Transposed),
             ("ffn_gate_up_exps.bias", Transform::Pairs),
         ],
+        mlx: Mlx { own: MLX_OWN, ..names::MLX },
         ..names::HF
     },
     // GptOssConfig
@@ -61,6 +62,16 @@ pub(super) const FAMILY: Family = Family {
     ],
     spec,
 };
+
+/// Names that MLX's converter gives to experts, which has gate and up apart and not alternating.
+const MLX_OWN: &[(&str, &str)] = &[
+    ("ffn_gate_exps.weight", "mlp.experts.gate_proj.weight"),
+    ("ffn_up_exps.weight", "mlp.experts.up_proj.weight"),
+    ("ffn_down_exps.weight", "mlp.experts.down_proj.weight"),
+    ("ffn_gate_exps.bias", "mlp.experts.gate_proj.bias"),
+    ("ffn_up_exps.bias", "mlp.experts.up_proj.bias"),
+    ("ffn_down_exps.bias", "mlp.experts.down_proj.bias"),
+];
 
 const GATE: &str = "llama.cpp knows no other number, and no released model has one";
 

@@ -266,6 +266,7 @@ const ALL: &[Idle] = &[
     hf("attention_bias", OFF, BIASES),
     hf("mlp_bias", OFF, BIASES),
     hf("qkv_bias", OFF, BIASES),
+    hf("lm_head_bias", OFF, "heads have no biases here"),
     hf("partial_rotary_factor", ON, "transformers' class turns whole heads"),
     hf("rope_parameters.partial_rotary_factor", ON, "transformers' class turns whole heads"),
     hf("rope_scaling.partial_rotary_factor", ON, "transformers' class turns whole heads"),

@@ -85,6 +85,11 @@ pub(super) fn gguf_names(path: &Path, architecture: &str) -> Result<Names, Model
     Ok(find(path, architecture, |family| family.gguf)?.gguf_names)
 }
 
+/// Whether a family reads a model type of transformers.
+pub(super) fn has_model_type(model_type: &str) -> bool {
+    FAMILIES.iter().any(|family| family.hf.contains(&model_type))
+}
+
 /// Tensor names of a model type of transformers, and the defaults for keys that its configuration leaves out.
 pub(super) fn hf(path: &Path, model_type: &str) -> Result<(Names, &'static str), ModelError> {
     let family = find(path, model_type, |family| family.hf)?;

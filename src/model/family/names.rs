@@ -155,11 +155,6 @@ impl Names {
         Names { ordered: &[], ..self }
     }
 
-    /// Whether a tensor is stored in another order.
-    pub fn is_ordered(&self, name: &str) -> bool {
-        self.ordered.iter().any(|(end, _)| name.ends_with(end))
-    }
-
     /// The shape in which files store a tensor of the given shape.
     pub fn stored(&self, name: &str, mut shape: Vec<usize>) -> Vec<usize> {
         let transposed = [Transform::Transposed, Transform::TransposedPairs];

@@ -24,7 +24,7 @@ use memmap2::Mmap;
 use quantized::{Part, Quantized, Raw};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -58,6 +58,8 @@ pub(crate) struct HfCheckpoint {
     head: &'static str,
     shards: Vec<(PathBuf, Mmap)>,
     tensors: BTreeMap<String, Stored>,
+    /// Biases that change nothing. A family that has none there leaves them unread.
+    zero_biases: BTreeSet<String>,
     /// Scales of K's and V's cache that the files have, by layer.
     cache_scales: CacheScales,
     /// Notes for people about how the checkpoint was read.
@@ -100,7 +102,7 @@ impl HfCheckpoint {
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let (whole, text) = configuration(folder)?;
         let quantization = quantized::described(folder, &whole, &text)?;
-        refused::check(folder, &whole)?;
+        let notes = refused::check(folder, &whole)?.into_iter().collect();
         let architecture = match (text.get("model_type"), whole.get("model_type")) {
             (Some(Value::String(name)), _) | (None, Some(Value::String(name))) => name.clone(),
             _ => {
@@ -121,8 +123,9 @@ impl HfCheckpoint {
             head: "",
             shards: Vec::new(),
             tensors: BTreeMap::new(),
+            zero_biases: BTreeSet::new(),
             cache_scales: BTreeMap::new(),
-            notes: Vec::new(),
+            notes,
         };
         let weights = Weights::present(folder)?;
         checkpoint.add_all(&weights)?;
@@ -240,6 +243,7 @@ impl HfCheckpoint {
             shards: &self.shards,
             names: self.names,
             count: 0,
+            zero_biases: &mut self.zero_biases,
         }
     }
 
@@ -393,22 +397,36 @@ impl HfCheckpoint {
 
     /// The tensors of the experts' gate and up projections, which MLX's converter stores separately.
     fn projections(&self, name: &str) -> Option<Vec<String>> {
-        let block = name.strip_suffix("ffn_gate_up_exps.weight")?;
-        let parts = ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.weight"));
+        let (block, end) = name.rsplit_once("ffn_gate_up_exps.")?;
+        let parts = ["gate", "up"].map(|part| format!("{block}ffn_{part}_exps.{end}"));
         (self.convention == Convention::Mlx)
             .then(|| parts.map(|part| self.full_origin(&part)).into())
     }
 
     /// The tensors of the single experts, if the files have those instead of one for all experts.
     fn experts(&self, own: &str) -> Option<Vec<String>> {
-        let (stem, parts): (_, &[&str]) = match own.strip_suffix("gate_up_proj") {
-            Some(stem) => (stem, &["gate_proj", "up_proj"]),
-            None => (own.strip_suffix("down_proj")?, &["down_proj"]),
+        let (all, end) = match own.strip_suffix("_bias") {
+            Some(all) => (all, "bias"),
+            None => (own, "weight"),
         };
-        let name = |e: usize, part: &str| format!("{stem}{e}.{part}.weight");
+        let (stem, parts): (_, &[&str]) = match all.strip_suffix("gate_up_proj") {
+            Some(stem) => (stem, &["gate_proj", "up_proj"]),
+            None => (all.strip_suffix("down_proj")?, &["down_proj"]),
+        };
+        let name = |e: usize, part: &str| format!("{stem}{e}.{part}.{end}");
         let count = (0..).take_while(|&e| self.tensors.contains_key(&name(e, parts[0]))).count();
         let names = (0..count).flat_map(|e| parts.iter().map(move |part| name(e, part)));
-        (count > 0).then(|| names.collect())
+        (count > 0 && !self.tensors.contains_key(own)).then(|| names.collect())
+    }
+
+    /// The names by which a tensor is read. Whatever the order of a family's stacks of experts, the matrix of a single
+    /// expert is (out, in), gate and up apart.
+    fn names_of(&self, own: &str) -> Names {
+        if self.experts(own).is_some() {
+            self.names.in_order()
+        } else {
+            self.names
+        }
     }
 }
 
@@ -505,21 +523,18 @@ impl Config for HfCheckpoint {
 impl Tensors for HfCheckpoint {
     fn origin(&self, name: &str) -> Origin {
         let full = self.full_origin(name);
-        let transform = self.names.transform(name);
+        let transform = self.names_of(&full).transform(name);
         if let Some(projections) = self.projections(name) {
             return Origin { parts: projections, joined: Joined::Along(1), transform };
         }
         match self.experts(&full) {
-            // of families with an order of their own no file has a tensor for each expert
-            Some(parts) if !self.tensors.contains_key(&full) && !self.names.is_ordered(name) => {
-                Origin { parts, joined: Joined::ByEntry, transform }
-            }
-            _ => Origin { transform, ..Origin::one(full) },
+            Some(parts) => Origin { parts, joined: Joined::ByEntry, transform },
+            None => Origin { transform, ..Origin::one(full) },
         }
     }
 
     fn stored_shape(&self, name: &str, part: Vec<usize>) -> Vec<usize> {
-        self.names.stored(name, part)
+        self.names_of(&self.full_origin(name)).stored(name, part)
     }
 
     fn shape(&self, own: &str) -> Option<Vec<usize>> {
@@ -527,7 +542,9 @@ impl Tensors for HfCheckpoint {
     }
 
     fn names(&self) -> Vec<String> {
-        let counts = |name: &&String| !self.names.not_the_text_model(name);
+        let counts = |name: &&String| {
+            !self.names.not_the_text_model(name) && !self.zero_biases.contains(*name)
+        };
         self.tensors.keys().filter(counts).cloned().collect()
     }
 

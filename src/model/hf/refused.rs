@@ -1,7 +1,7 @@
 //! Refuses folders whose tensors alone are not the model: with quantization that is part of the model, adapters, code
 //! of their own, or classes that are no language models. To read only the tensors would be to measure another model.
 
-use crate::model::ModelError;
+use crate::model::{family, ModelError};
 use crate::source::pinned::{ADAPTER, CONFIG};
 use serde_json::Value;
 use std::path::Path;
@@ -31,13 +31,14 @@ const QUANTIZERS: &[(&str, &str)] = &[
 
 const INSTEAD: &str = "measure the checkpoint that it was made from, or a GGUF";
 
-/// Checks config.json and the files beside it.
-pub(super) fn check(folder: &Path, whole: &Value) -> Result<(), ModelError> {
+/// Checks config.json and the files beside it. Returns a note if the folder brings code that nobody needs.
+pub(super) fn check(folder: &Path, whole: &Value) -> Result<Option<String>, ModelError> {
     let config = folder.join(CONFIG);
     no_adapter(folder)?;
     known_wrapper(&config, whole)?;
-    no_own_code(&config, whole)?;
-    language_model(&config, whole)
+    let note = own_code(&config, whole)?;
+    language_model(&config, whole)?;
+    Ok(note)
 }
 
 /// An error about a description at a place in a file, or, if that is empty, of the whole file.
@@ -172,26 +173,34 @@ fn known_wrapper(config: &Path, whole: &Value) -> Result<(), ModelError> {
     }
 }
 
-/// Refuses a folder that brings its own model class, because the families here follow transformers' classes. It may
-/// bring its own classes of configuration and tokenizer.
-fn no_own_code(config: &Path, whole: &Value) -> Result<(), ModelError> {
+/// Refuses a folder that brings its own model class, because the families here follow transformers' classes. If
+/// transformers has a class for the `model_type`, it takes that one unless it is told to trust the folder's code, so
+/// the folder's is passed over with a note. A folder may bring its own classes of configuration and tokenizer.
+fn own_code(config: &Path, whole: &Value) -> Result<Option<String>, ModelError> {
     if let Some(Value::String(file)) = whole.get("model_file") {
         let what = format!(
             "`model_file` names MLX code of the model's own ({file}), which kvgate does not run"
         );
         return Err(ModelError::refused(config, what));
     }
-    let Some(Value::Object(own)) = whole.get("auto_map") else { return Ok(()) };
+    let Some(Value::Object(own)) = whole.get("auto_map") else { return Ok(None) };
     let harmless = |class: &str| {
         ["AutoConfig", "AutoTokenizer", "AutoProcessor", "AutoImageProcessor"].contains(&class)
     };
-    match own.iter().find(|(class, _)| !harmless(class)) {
-        None => Ok(()),
-        Some((class, code)) => Err(ModelError::refused(
+    let Some((class, code)) = own.iter().find(|(class, _)| !harmless(class)) else {
+        return Ok(None);
+    };
+    let kind = whole.get("model_type").and_then(Value::as_str);
+    match kind.filter(|kind| family::has_model_type(kind) || WRAPPERS.contains(kind)) {
+        Some(kind) => Ok(Some(format!(
+            "the folder brings its own code for {class} (`auto_map`: {code}), which kvgate does not run: the model is \
+             read as transformers' class for `{kind}`, as transformers does without `trust_remote_code`"
+        ))),
+        None => Err(ModelError::refused(
             config,
             format!(
-                "`auto_map` names code of the model's own for {class} ({code}), which kvgate does not run: if \
-                 transformers' class for its `model_type` computes the same, remove `auto_map` from a copy of it"
+                "`auto_map` names code of the model's own for {class} ({code}), which kvgate does not run, and its \
+                 `model_type` is none of those whose classes in transformers kvgate follows"
             ),
         )),
     }

@@ -73,6 +73,7 @@ impl Method for Awq {
             }
             let how = ByColumns { columns: Gemm { across }, outputs, group };
             raw.put(name, whole, "INT4 (AWQ)", vec![words, zeros, scales], how)?;
+            raw.zero_bias(&stem, outputs);
         }
         Ok(())
     }

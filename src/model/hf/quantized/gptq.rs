@@ -147,6 +147,7 @@ impl Method for Gptq {
                 [Some(words), Some(zeros), Some(scales), order].into_iter().flatten().collect();
             let label = format!("INT{bits} (GPTQ)");
             raw.put(name, whole, label, parts, ByColumns { columns, outputs, group })?;
+            raw.zero_bias(&stem, outputs);
         }
         Ok(())
     }

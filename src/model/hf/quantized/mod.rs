@@ -193,6 +193,13 @@ impl Quantization {
                 }
             ));
         }
+        if !raw.zero_biases.is_empty() {
+            notes.push(format!(
+                "{} biases beside quantized weights are all zeros, as old tools wrote one for every layer: where the \
+                 family has no bias, they are passed over",
+                raw.zero_biases.len()
+            ));
+        }
         Ok(notes)
     }
 

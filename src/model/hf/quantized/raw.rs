@@ -6,7 +6,7 @@ use crate::model::family::Names;
 use crate::model::ModelError;
 use memmap2::Mmap;
 use safetensors::Dtype;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// Types in which scales are stored.
@@ -19,6 +19,8 @@ pub(in crate::model::hf) struct Raw<'a> {
     pub names: Names,
     /// How many weights were put together.
     pub count: usize,
+    /// Biases that change nothing. A family that has none there leaves them unread.
+    pub zero_biases: &'a mut BTreeSet<String>,
 }
 
 /// A tensor that a method has taken.
@@ -132,6 +134,19 @@ impl<'a> Raw<'a> {
     pub fn drop(&mut self, name: &str) {
         if self.dtype(name).is_some() {
             self.tensors.remove(name);
+        }
+    }
+
+    /// Records the bias beside a weight of so many outputs if all its numbers are 0. Old tools wrote one for every
+    /// layer.
+    pub(super) fn zero_bias(&mut self, stem: &str, outputs: usize) {
+        let name = format!("{stem}.bias");
+        let Some(Stored::Plain(at)) = self.tensors.get(&name) else { return };
+        let bytes = &self.shards[at.shard].1[at.bytes.clone()];
+        let part = Part { dtype: at.dtype, shape: &at.shape, bytes };
+        let is_bias = at.shape == [outputs] && SCALES.contains(&at.dtype);
+        if is_bias && (0..outputs).all(|i| part.float(i) == 0.0) {
+            self.zero_biases.insert(name);
         }
     }
 
