@@ -452,6 +452,9 @@ fn keys_that_other_parts_of_the_program_read_cannot_be_ignored() {
         "fim_pad",
         "fim_rep",
         "fim_sep",
+        "prefix",
+        "suffix",
+        "middle",
     ];
     let tokens = tokens.map(|name| Entry::number(&format!("tokenizer.ggml.{name}_token_id"), 1));
     let others = [
@@ -578,9 +581,6 @@ fn keys_that_writers_know_are_no_slips_of_the_pen() {
         "add_sep_token",
         "remove_extra_whitespaces",
         "precompiled_charsmap",
-        "prefix_token_id",
-        "suffix_token_id",
-        "middle_token_id",
         "cls_token_id",
         "separator_token_id",
         "add_cls_token",
