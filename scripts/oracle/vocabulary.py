@@ -55,6 +55,28 @@ GGUF = {
     "infilling by a key": {"metadata": {"tokenizer.ggml.fim_pad_token_id": 8}, "tokens": [["<|fim_pad|>", CONTROL]]},
     "harmony": {"tokens": [["<|return|>", CONTROL], ["<|call|>", CONTROL], ["<|end|>", CONTROL]]},
     "no harmony": {"tokens": [["<|return|>", CONTROL], ["<|end|>", CONTROL]]},
+    "marks of harmony": {
+        "tokens": [["<|channel|>", CONTROL], ["<|message|>", NORMAL], ["<|start|>", CONTROL], ["<|constrain|>", USER_DEFINED]]
+    },
+    "a mark of harmony that ends an answer": {
+        "metadata": {"tokenizer.ggml.eos_token_id": 292}, "tokens": [["<|message|>", CONTROL]]
+    },
+    "harmony with calls": {"tokens": [["<|return|>", CONTROL], ["<|calls|>", CONTROL], ["<|end|>", CONTROL]]},
+    "a flush and a call": {"tokens": [["<|flush|>", CONTROL], ["<|call|>", CONTROL], ["<|end|>", CONTROL]]},
+    "a flush and calls": {"tokens": [["<|flush|>", NORMAL], ["<|calls|>", NORMAL], ["<|end|>", NORMAL]]},
+    "a flush without a call": {"tokens": [["<|flush|>", CONTROL], ["<|return|>", CONTROL], ["<|end|>", CONTROL]]},
+    "HTML of PLaMo": {
+        "metadata": {"tokenizer.ggml.eos_token_id": 293}, "tokens": [["</s>", CONTROL], ["<|plamo:eos|>", CONTROL]]
+    },
+    "no HTML of PLaMo": {"tokens": [["</s>", CONTROL], ["<|plamo:eos|>", CONTROL]]},
+    "infilling by older keys": {
+        "metadata": {f"tokenizer.ggml.{name}_token_id": 8 for name in ("prefix", "suffix", "middle")},
+        "tokens": [["<|fim_prefix|>", NORMAL], ["<|fim_suffix|>", NORMAL], ["<|fim_middle|>", NORMAL]],
+    },
+    "an older key without a token": {
+        "metadata": {"tokenizer.ggml.prefix_token_id": 300, "tokenizer.ggml.suffix_token_id": 300, "tokenizer.ggml.fim_suf_token_id": 8},
+        "tokens": [["<|fim_prefix|>", NORMAL], ["<|fim_suffix|>", NORMAL]],
+    },
 }
 
 TEMPLATE = {

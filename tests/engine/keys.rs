@@ -429,9 +429,11 @@ fn neutral_keys_and_vendors_keys_change_nothing() {
         assert_eq!(support::notes_on_keys(&now), [""; 0], "{key}");
         assert_eq!(rendered(&now), rendered(&open(&as_is).unwrap()), "{key}");
     }
-    let (_folder, path) = with("llama", Entry::text("vendor.build", "7"));
-    let strange = support::notes_on_keys(&open(&path).unwrap());
-    assert_eq!(strange, ["keys that nothing reads: vendor.build"]);
+    for key in ["vendor.build", "tokenizer.ggml.vendor_build", "tokenizer.vendor.build"] {
+        let (_folder, path) = with("llama", Entry::text(key, "7"));
+        let strange = support::notes_on_keys(&open(&path).unwrap());
+        assert_eq!(strange, [format!("keys that nothing reads: {key}")]);
+    }
 }
 
 /// `ignore_keys` would pretend that they are passed over.
@@ -452,6 +454,9 @@ fn keys_that_other_parts_of_the_program_read_cannot_be_ignored() {
         "fim_pad",
         "fim_rep",
         "fim_sep",
+        "prefix",
+        "suffix",
+        "middle",
     ];
     let tokens = tokens.map(|name| Entry::number(&format!("tokenizer.ggml.{name}_token_id"), 1));
     let others = [
@@ -512,8 +517,8 @@ fn slips_of_two_letters_are_refused_where_others_read_the_key_too() {
     }
 }
 
-/// The keys that gguf-py (`constants.py`, 0.17) knows outside of architectures and that kvgate does not read, and those of
-/// other programs that resemble one that it reads.
+/// The keys that gguf-py (`constants.py`, 0.17) and llama.cpp know outside of architectures and that kvgate does not
+/// read, and those of other programs that resemble one that it reads.
 #[test]
 fn keys_that_writers_know_are_no_slips_of_the_pen() {
     let general = [
@@ -578,9 +583,9 @@ fn keys_that_writers_know_are_no_slips_of_the_pen() {
         "add_sep_token",
         "remove_extra_whitespaces",
         "precompiled_charsmap",
-        "prefix_token_id",
-        "suffix_token_id",
-        "middle_token_id",
+        "normalizer.lowercase",
+        "normalizer.strip_accents",
+        "suppress_tokens",
         "cls_token_id",
         "separator_token_id",
         "add_cls_token",

@@ -102,6 +102,7 @@ const OFF_OR_ONE: Standing = Numbers(&[0.0, 1.0]);
 
 const KIND: &str = "it says what the checkpoint is";
 const TOKENS: &str = "it is about special tokens, which come from the tokenizer";
+const OTHER_KINDS: &str = "llama.cpp reads it of kinds of tokenizers that are not rebuilt here";
 const OLLAMA: &str = "Ollama's converter writes it, and what is read stands under other keys";
 const TRAINING: &str = "it is about training";
 const GENERATION: &str = "it is about how text is chosen";
@@ -330,12 +331,22 @@ const ALL: &[Idle] = &[
     gguf("tokenizer.ggml.fim_pre_token_id", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.fim_suf_token_id", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.fim_mid_token_id", Elsewhere, TOKENS),
+    gguf("tokenizer.ggml.prefix_token_id", Elsewhere, TOKENS),
+    gguf("tokenizer.ggml.suffix_token_id", Elsewhere, TOKENS),
+    gguf("tokenizer.ggml.middle_token_id", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.fim_pad_token_id", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.fim_rep_token_id", Elsewhere, TOKENS),
     gguf("tokenizer.ggml.fim_sep_token_id", Elsewhere, TOKENS),
     gguf("tokenizer.chat_template", Elsewhere, TOKENS),
     gguf("tokenizer.chat_templates", Any, TOKENS),
-    gguf("tokenizer.*", Any, TOKENS),
+    gguf("tokenizer.chat_template.*", Any, "it is a template for a purpose of its own"),
+    gguf("tokenizer.ggml.suppress_tokens", Any, GENERATION),
+    gguf("tokenizer.ggml.remove_extra_whitespaces", Any, OTHER_KINDS),
+    gguf("tokenizer.ggml.precompiled_charsmap", Any, OTHER_KINDS),
+    gguf("tokenizer.ggml.normalizer.lowercase", Any, OTHER_KINDS),
+    gguf("tokenizer.ggml.normalizer.strip_accents", Any, OTHER_KINDS),
+    gguf("tokenizer.rwkv.world", Any, OTHER_KINDS),
+    gguf("tokenizer.huggingface.json", Any, "the file's own tables say the same"),
     // GGUF: the architecture's
     gguf("vision.*", Any, TOWERS),
     gguf("audio.*", Any, TOWERS),

@@ -6,7 +6,7 @@
 //! error, because a wrong one would give plausible tokens and wrong numbers.
 
 use super::guard::guarded;
-use super::markers::{self, INFILL};
+use super::markers::{self, EXCEPTIONS, INFILL};
 use super::pre::{self, Pre};
 use super::vocabulary::{cut, Piece, Pieces, Spelling};
 use super::{Tokenizer, SPACE};
@@ -47,10 +47,10 @@ const SCORES: &str = "tokenizer.ggml.scores";
 /// Types of `tokenizer.ggml.token_type`: pieces that merging makes; what stands for text that the vocabulary
 /// cannot spell; tokens that text spells only where special tokens are asked for; tokens that it always
 /// spells; single bytes.
-const NORMAL: u64 = 1;
+pub(super) const NORMAL: u64 = 1;
 const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
-const USER_DEFINED: u64 = 4;
+pub(super) const USER_DEFINED: u64 = 4;
 const BYTE: u64 = 6;
 
 /// Keys of the tokens that end a text, a turn and a message.
@@ -200,8 +200,12 @@ impl Vocabulary {
             ids.iter().filter(|(text, _)| markers::ends_answers(text)).map(|(_, id)| *id).collect();
         self.end_tokens.extend(&marks);
         for infill in &INFILL {
-            // like llama.cpp, ignore a key that names no token
-            let named = file.any_number(infill.key)?.filter(|id| *id < self.tokens.len());
+            let mut named = None;
+            for key in infill.keys {
+                // like llama.cpp, ignore a key that names no token
+                let id = file.any_number(key)?.filter(|id| *id < self.tokens.len());
+                named = named.or(id);
+            }
             let spelled = || infill.spelled(|text| ids.get(text).copied());
             let found = named.map_or_else(spelled, |id| Some(id as u32));
             marks.extend(found.filter(|_| named.is_none()));
@@ -211,21 +215,23 @@ impl Vocabulary {
             self.end_tokens.extend(self.named(file, key)?);
         }
         self.end_tokens.extend(self.listed_ends(file)?);
-        // in harmony's format `<|end|>` ends a message and the answer goes on; for Gemma 4 `</s>` is HTML
-        let has = |text: &str| ids.get(text).copied();
-        let is_harmony = has("<|call|>").is_some() && has("<|return|>").is_some();
-        let is_gemma4 = has("<|tool_response>").is_some();
-        for (text, is_text, kind) in
-            [("<|end|>", is_harmony, USER_DEFINED), ("</s>", is_gemma4, NORMAL)]
-        {
-            if let Some(id) = has(text).filter(|_| is_text) {
-                self.end_tokens.remove(&id);
-                marks.remove(&id);
-                self.types[id as usize] = kind;
-            }
-        }
+        self.except(&ids, &mut marks);
         self.retype(&marks);
         Ok(())
+    }
+
+    /// Applies the exceptions from the lists of marks and from the file's types.
+    fn except(&mut self, ids: &HashMap<String, u32>, marks: &mut BTreeSet<u32>) {
+        for exception in &EXCEPTIONS {
+            let ends = |text: &str| ids.get(text).is_some_and(|id| self.end_tokens.contains(id));
+            let is_met = exception.holds(ends);
+            let Some(id) = ids.get(exception.token).filter(|_| is_met) else { continue };
+            if !exception.may_end {
+                self.end_tokens.remove(id);
+            }
+            marks.remove(id);
+            self.types[*id as usize] = exception.kind;
+        }
     }
 
     fn retype(&mut self, marks: &BTreeSet<u32>) {

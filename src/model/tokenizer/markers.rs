@@ -2,7 +2,9 @@
 //!
 //! Some files declare such a token as ordinary text, or as text that is always one token. llama.cpp treats ends of
 //! answers and marks of infilling as control tokens whatever the file says (`llama_vocab::impl::load`). kvgate uses
-//! the same lists, so that its token ids are those of llama.cpp.
+//! the same lists and the same exceptions, so that its token ids are those of llama.cpp.
+
+use super::gguf::{NORMAL, USER_DEFINED};
 
 /// Tokens that end an answer.
 const ENDS: [&str; 23] = [
@@ -31,18 +33,67 @@ const ENDS: [&str; 23] = [
     "<|ifm|im_end|>",
 ];
 
-/// A mark of infilling: the key that names its token, the spellings by which it is recognised if no key does, and
-/// whether it ends an answer.
+/// A token that llama.cpp reads otherwise than by the file's type or by the list above.
+pub(super) struct Exception {
+    pub token: &'static str,
+    /// The row holds if all tokens of one of these groups end an answer.
+    beside: &'static [&'static [&'static str]],
+    /// The type that the token has instead, as in `tokenizer.ggml.token_type`.
+    pub kind: u64,
+    /// Whether it still ends an answer if a key says so.
+    pub may_end: bool,
+}
+
+impl Exception {
+    /// A token that is always one token, also in plain text, whatever else the vocabulary has.
+    const fn always_one(token: &'static str) -> Self {
+        Exception { token, beside: &[&[]], kind: USER_DEFINED, may_end: true }
+    }
+
+    /// Whether the row holds in a vocabulary in which these tokens end an answer.
+    pub fn holds(&self, ends: impl Fn(&str) -> bool) -> bool {
+        self.beside.iter().any(|group| group.iter().all(|token| ends(token)))
+    }
+}
+
+/// The exceptions. The marks of harmony, the format of gpt-oss, are always one token. Its `<|end|>` and that of Solar
+/// Open end a message, and the answer goes on. For Gemma 4 and PLaMo `</s>` is HTML.
+pub(super) const EXCEPTIONS: [Exception; 6] = [
+    Exception::always_one("<|channel|>"),
+    Exception::always_one("<|message|>"),
+    Exception::always_one("<|start|>"),
+    Exception::always_one("<|constrain|>"),
+    Exception {
+        token: "<|end|>",
+        beside: &[
+            &["<|return|>", "<|call|>"],
+            &["<|return|>", "<|calls|>"],
+            &["<|flush|>", "<|call|>"],
+            &["<|flush|>", "<|calls|>"],
+        ],
+        kind: USER_DEFINED,
+        may_end: false,
+    },
+    Exception {
+        token: "</s>",
+        beside: &[&["<|tool_response>"], &["<|plamo:eos|>"]],
+        kind: NORMAL,
+        may_end: false,
+    },
+];
+
+/// A mark of infilling: the keys that name its token, of which the first that names one counts; the spellings by which
+/// it is recognised if no key does; and whether it ends an answer.
 pub(super) struct Infill {
-    pub key: &'static str,
+    pub keys: &'static [&'static str],
     spellings: &'static [&'static str],
     pub ends: bool,
 }
 
-/// The marks of infilling.
+/// The marks of infilling. Older files name three of them by other keys, which llama.cpp reads last, so that they count.
 pub(super) const INFILL: [Infill; 6] = [
     Infill {
-        key: "tokenizer.ggml.fim_pre_token_id",
+        keys: &["tokenizer.ggml.prefix_token_id", "tokenizer.ggml.fim_pre_token_id"],
         spellings: &[
             "<|fim_prefix|>",
             "<fim-prefix>",
@@ -57,7 +108,7 @@ pub(super) const INFILL: [Infill; 6] = [
         ends: false,
     },
     Infill {
-        key: "tokenizer.ggml.fim_suf_token_id",
+        keys: &["tokenizer.ggml.suffix_token_id", "tokenizer.ggml.fim_suf_token_id"],
         spellings: &[
             "<|fim_suffix|>",
             "<fim-suffix>",
@@ -72,7 +123,7 @@ pub(super) const INFILL: [Infill; 6] = [
         ends: false,
     },
     Infill {
-        key: "tokenizer.ggml.fim_mid_token_id",
+        keys: &["tokenizer.ggml.middle_token_id", "tokenizer.ggml.fim_mid_token_id"],
         spellings: &[
             "<|fim_middle|>",
             "<fim-middle>",
@@ -87,17 +138,17 @@ pub(super) const INFILL: [Infill; 6] = [
         ends: false,
     },
     Infill {
-        key: "tokenizer.ggml.fim_pad_token_id",
+        keys: &["tokenizer.ggml.fim_pad_token_id"],
         spellings: &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
         ends: true,
     },
     Infill {
-        key: "tokenizer.ggml.fim_rep_token_id",
+        keys: &["tokenizer.ggml.fim_rep_token_id"],
         spellings: &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
         ends: true,
     },
     Infill {
-        key: "tokenizer.ggml.fim_sep_token_id",
+        keys: &["tokenizer.ggml.fim_sep_token_id"],
         spellings: &["<|file_sep|>", "<|plamo:file_separator|>"],
         ends: true,
     },
