@@ -408,8 +408,7 @@ mod tests {
         let on_card = || {
             let mut results = fixture::results();
             for measurement in &mut results.measurements {
-                fixture::on_a_card(&mut measurement.run);
-                measurement.conditions.device = "cuda".into();
+                fixture::on_a_card(measurement);
             }
             results
         };
@@ -423,8 +422,7 @@ mod tests {
         let on = |name: &str, precision: Precision| {
             let mut results = fixture::results();
             let measurement = &mut results.measurements[0];
-            measurement.conditions.device = "cuda".into();
-            fixture::on_a_card(&mut measurement.run);
+            fixture::on_a_card(measurement);
             measurement.run.card.as_mut().unwrap().name = name.into();
             measurement.run.arithmetic = Some(precision.arithmetic().into());
             results
@@ -451,7 +449,7 @@ mod tests {
         };
         let on_card = |m: &mut Measurement| {
             m.conditions.device = "cuda".into();
-            fixture::on_a_card(&mut m.run);
+            fixture::on_a_card(m);
             m.run.card.as_mut().unwrap().name = "Pretended Card".into();
             m.run.arithmetic = Some(card.arithmetic().into());
         };

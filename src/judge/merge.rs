@@ -310,7 +310,7 @@ mod tests {
     fn the_card_of_a_run_was_as_full_as_in_its_fullest_shard_and_each_arithmetic_is_named() {
         let mut shards = shards();
         for (_, results) in &mut shards {
-            fixture::on_a_card(&mut results.measurements[0].run);
+            fixture::on_a_card(&mut results.measurements[0]);
         }
         let run = &mut shards[1].1.measurements[0].run;
         run.arithmetic = Some("another".into());
@@ -340,9 +340,7 @@ mod tests {
     fn the_merged_file_of_cards_of_one_name_is_read_again() {
         let mut shards = shards();
         for (i, (_, results)) in shards.iter_mut().enumerate() {
-            let run = &mut results.measurements[0].run;
-            fixture::on_a_card(run);
-            results.measurements[0].conditions.device = "cuda".into();
+            fixture::on_a_card(&mut results.measurements[0]);
             let run = &mut results.measurements[0].run;
             run.seconds = json::LONGEST;
             let card = run.card.as_mut().unwrap();

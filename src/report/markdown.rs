@@ -372,7 +372,7 @@ layer 3: K is NaN
     #[test]
     fn a_card_is_named_with_its_driver_its_arithmetic_and_the_memory_taken_there() {
         let mut report = fixture::report();
-        fixture::on_a_card(&mut report.results.measurements[0].run);
+        fixture::on_a_card(&mut report.results.measurements[0]);
         let text = render(&report.view(), STEP_SUMMARY);
         let facts = "`Some Card, 139 GiB, driver for CUDA 13.0`, `f16 weights, sums in f32`, 12.5 GiB of the card";
         assert!(text.contains(facts), "{text}");

@@ -214,7 +214,7 @@ kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
     #[test]
     fn a_card_is_named_with_its_driver_its_arithmetic_and_the_memory_taken_there() {
         let mut report = fixture::report();
-        fixture::on_a_card(&mut report.results.measurements[0].run);
+        fixture::on_a_card(&mut report.results.measurements[0]);
         let text = plain(&report);
         let facts = "of prose, code · Some Card, 139 GiB, driver for CUDA 13.0, f16 weights, sums in f32 · 61.3 s · \
                      1.5 GiB · 12.5 GiB of the card\n";

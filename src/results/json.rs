@@ -420,7 +420,7 @@ mod tests {
         let (card, arithmetic, without) = text(&results);
         assert_eq!((card, arithmetic), (None, None));
         assert!(!without.contains("\"card\"") && !without.contains("\"arithmetic\""), "{without}");
-        fixture::on_a_card(&mut results.measurements[0].run);
+        fixture::on_a_card(&mut results.measurements[0]);
         let (card, arithmetic, _) = text(&results);
         assert_eq!(card.unwrap().peak_bytes, Some(25 << 29));
         assert_eq!(arithmetic.as_deref(), Some("f16 weights, sums in f32"));
@@ -454,7 +454,7 @@ mod tests {
         says(&text.replace("\"dtype\": \"f32\"", "\"dtype\": \"f32\", \"card\": null"), null);
         let changed = |edit: &dyn Fn(&mut Measurement)| {
             let mut results = fixture::results();
-            fixture::on_a_card(&mut results.measurements[0].run);
+            fixture::on_a_card(&mut results.measurements[0]);
             edit(&mut results.measurements[0]);
             text_of(&results, "results").unwrap()
         };
@@ -477,6 +477,13 @@ mod tests {
         }
         let seconds = changed(&|m| m.run.seconds = -5.0);
         says(&seconds, "measurements[0].run.seconds is no time");
+        let weights = changed(&|m| m.conditions.weights = "f32".into());
+        says(&weights, "measurements[0].conditions.weights is not what products on this device");
+        let device = changed(&|m| {
+            m.conditions.device = "cpu".into();
+            m.conditions.weights = "f32".into();
+        });
+        says(&device, "measurements[0].run.card is there, although");
         let peak = changed(&|m| m.run.card.as_mut().unwrap().peak_bytes = Some(u64::MAX));
         says(&peak, "measurements[0].run.card.peak_bytes is more than the card's memory");
         assert!(read(&folder.path().join("no.json"))

@@ -159,8 +159,11 @@ fn measurement() -> Measurement {
     }
 }
 
-/// Lets a run have been made on a card.
-pub(crate) fn on_a_card(run: &mut RunInfo) {
+/// Lets a measurement have been made on a card.
+pub(crate) fn on_a_card(measurement: &mut Measurement) {
+    measurement.conditions.device = "cuda".into();
+    measurement.conditions.weights = "f16".into();
+    let run = &mut measurement.run;
     run.device = "Some Card, 139 GiB, driver for CUDA 13.0".into();
     run.arithmetic = Some("f16 weights, sums in f32".into());
     let (name, driver) = ("Some Card".into(), "13.0".into());

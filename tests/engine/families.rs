@@ -362,3 +362,45 @@ fn single_experts_are_read_whatever_the_order_of_their_stacks() {
         assert!(run(folder.path().into()) == whole, "{name}");
     }
 }
+
+/// A copy of a GGUF with one tensor more.
+fn with_tensor(from: &Path, to: &Path, name: &str, values: &[f32]) {
+    let content = Content::read(&mut File::open(from).unwrap()).unwrap();
+    let read = |name: &String| {
+        let tensor = content.tensor(&mut File::open(from).unwrap(), name, &Device::Cpu).unwrap();
+        (name.clone(), tensor)
+    };
+    let mut tensors: Vec<_> = content.tensor_infos.keys().map(read).collect();
+    let more = Tensor::from_slice(values, values.len(), &Device::Cpu).unwrap();
+    tensors.push((name.into(), QTensor::quantize(&more, GgmlDType::F32).unwrap()));
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let metadata: Vec<_> = content.metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
+    gguf_file::write(&mut File::create(to).unwrap(), &metadata, &tensors).unwrap();
+}
+
+/// llama.cpp reads divisors of frequencies for some architectures and refuses the file of another one. Ollama's files
+/// hold the tower of a vision model beside the text model.
+#[test]
+fn divisors_that_llama_cpp_does_not_read_are_refused_and_towers_are_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("more.gguf");
+    let open = |checkpoint: &str, tensor: &str, values: &[f32]| {
+        let from = root().join("tests/fixtures/checkpoints").join(checkpoint).join("model.gguf");
+        with_tensor(&from, &to, tensor, values);
+        Checkpoint::open(&Source::at(to.clone())).map_err(|error| error.to_string())
+    };
+    for name in ["qwen3", "gemma3", "smollm3", "olmo2"] {
+        for divisors in ["rope_freqs.weight", "rope_factors_short.weight"] {
+            let error = open(name, divisors, &[2.0; 8]).err().unwrap();
+            assert!(error.contains(divisors) && error.contains("does not read"), "{name}: {error}");
+        }
+    }
+    assert!(open("llama", "rope_freqs.weight", &[2.0; 8]).is_ok());
+    for tower in ["v.blk.0.attn_k.weight", "mm.mm_input_projection.weight"] {
+        let text = open("qwen3-vl", tower, &[1.0; 8]).unwrap();
+        let alone = root().join("tests/fixtures/checkpoints/qwen3-vl/model.gguf");
+        let alone = Checkpoint::open(&Source::at(alone)).unwrap();
+        assert_eq!(format!("{:?}", text.spec), format!("{:?}", alone.spec), "{tower}");
+        assert!(open("qwen3-vl", &format!("un{tower}"), &[1.0; 8]).is_err());
+    }
+}

@@ -716,3 +716,20 @@ fn defaults(list: &str) -> Vec<[String; 3]> {
     }
     found
 }
+
+/// A wrong count would take layers of the model itself for layers that predict further tokens.
+#[test]
+fn layers_that_predict_further_tokens_are_what_the_count_says() {
+    for count in [1, 2] {
+        let (_folder, path) = edited("glm4-moe", |entries| {
+            entries.retain(|entry| entry.key != "glm4moe.nextn_predict_layers");
+            entries.push(Entry::number("glm4moe.nextn_predict_layers", count));
+        });
+        let opened = open(&path).err();
+        let error = opened.unwrap_or_else(|| panic!("{count} layers"));
+        assert!(
+            error.contains("nextn_predict_layers") && error.contains("which has no"),
+            "{error}"
+        );
+    }
+}

@@ -381,3 +381,14 @@ fn biases_of_zeros_are_passed_over_and_others_are_refused() {
         assert!(error.contains("_proj.bias"), "{name}: {error}");
     }
 }
+
+#[test]
+fn numbers_of_another_kind_than_the_configuration_says_are_refused() {
+    for (name, kind) in [("bnb-nf4", "fp4"), ("bnb-fp4", "nf4")] {
+        let other = described(name, |config| {
+            config["quantization_config"]["bnb_4bit_quant_type"] = kind.into();
+        });
+        let error = open(other.path()).err().unwrap_or_else(|| panic!("{name}"));
+        assert!(error.contains("is stored as") && error.contains(kind), "{error}");
+    }
+}

@@ -111,7 +111,7 @@ fn page(report: &Report) -> (String, Vec<Element>) {
 #[test]
 fn a_card_is_named_with_its_driver_its_arithmetic_and_the_memory_taken_there() {
     let mut report = report();
-    fixture::on_a_card(&mut report.results.measurements[0].run);
+    fixture::on_a_card(&mut report.results.measurements[0]);
     let (page, _) = page(&report);
     for words in [
         "Some Card, 139 GiB, driver for CUDA 13.0",
