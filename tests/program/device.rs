@@ -118,9 +118,15 @@ fn a_check_says_what_would_run_where() {
     check(&[]).says(" s, as in an earlier run on such a device\n");
     // what a card took says nothing of the CPU
     let path = "kvgate-results/results.json";
-    repository.edit(path, "\"device\": \"cpu\"", "\"device\": \"cuda\"");
+    as_of_a_card(&repository, path);
     check(&[]).says("no results of an earlier run on the CPU are at hand");
     check(&["--costs", "none.json"]).exits(2).says("none.json");
+}
+
+/// Has results say that a card measured.
+fn as_of_a_card(repository: &Repository, path: &str) {
+    repository.edit(path, "\"device\": \"cpu\"", "\"device\": \"cuda\"");
+    repository.edit(path, "\"weights\": \"f32\"", "\"weights\": \"f16\"");
 }
 
 #[test]
@@ -131,7 +137,7 @@ fn a_plan_counts_no_times_of_another_device() {
     let plan =
         || kvgate(&repository, &["plan", "--device", "cpu", "--shards", "1", "--costs", path]);
     plan().exits(0).never_says("warning");
-    repository.edit(path, "\"device\": \"cpu\"", "\"device\": \"cuda\"");
+    as_of_a_card(&repository, path);
     plan().exits(0).says("warning: tiny: its results in --costs do not tell its cost on ");
 }
 
@@ -149,6 +155,7 @@ fn a_plan_for_a_card_needs_none() {
     let mut results: Value = serde_json::from_str(&repository.text(path)).unwrap();
     let measurement = &mut results["measurements"][0];
     measurement["conditions"]["device"] = "cuda".into();
+    measurement["conditions"]["weights"] = "f16".into();
     let run = &mut measurement["run"];
     run["card"] = serde_json::json!({ "name": "A Card", "driver": "13.0", "memory_bytes": 1 });
     run["arithmetic"] = "f16 weights, differences from the baseline in f16, sums in f32".into();

@@ -6,6 +6,7 @@
 //! error, because a wrong one would give plausible tokens and wrong numbers.
 
 use super::guard::guarded;
+use super::kinds::{BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED};
 use super::markers::{self, EXCEPTIONS, INFILL};
 use super::pre::{self, Pre};
 use super::vocabulary::{cut, Piece, Pieces, Spelling};
@@ -43,15 +44,6 @@ const MERGES: &str = "tokenizer.ggml.merges";
 const LONGEST_PIECE: usize = 2048;
 const SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 const SCORES: &str = "tokenizer.ggml.scores";
-
-/// Types of `tokenizer.ggml.token_type`: pieces that merging makes; what stands for text that the vocabulary
-/// cannot spell; tokens that text spells only where special tokens are asked for; tokens that it always
-/// spells; single bytes.
-pub(super) const NORMAL: u64 = 1;
-const UNKNOWN: u64 = 2;
-const CONTROL: u64 = 3;
-pub(super) const USER_DEFINED: u64 = 4;
-const BYTE: u64 = 6;
 
 /// Keys of the tokens that end a text, a turn and a message.
 const ENDS: [&str; 3] =

@@ -4,7 +4,7 @@
 //! answers and marks of infilling as control tokens whatever the file says (`llama_vocab::impl::load`). kvgate uses
 //! the same lists and the same exceptions, so that its token ids are those of llama.cpp.
 
-use super::gguf::{NORMAL, USER_DEFINED};
+use super::kinds::{NORMAL, USER_DEFINED};
 
 /// Tokens that end an answer.
 const ENDS: [&str; 23] = [

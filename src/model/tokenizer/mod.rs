@@ -9,6 +9,7 @@ mod bos;
 mod file;
 mod gguf;
 mod guard;
+mod kinds;
 pub(crate) mod markers;
 mod own;
 mod pre;

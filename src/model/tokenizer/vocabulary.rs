@@ -4,6 +4,7 @@
 //! writes a space as `▁` and a single byte as `<0x0A>`, and added tokens are written as they are. Therefore the bytes
 //! that tokens stand for are compared.
 
+use super::kinds::{CONTROL, USER_DEFINED};
 use super::SPACE;
 use crate::model::hf::files::{optional, optional_json};
 use crate::model::ModelError;
@@ -192,8 +193,6 @@ pub(super) fn cut(text: &str) -> String {
 /// The pieces of a `tokenizer.model`: a message of protocol buffers, in which each field 1 is a piece, a
 /// message with its text in field 1 and its kind in field 3.
 fn sentence_pieces(mut bytes: &[u8]) -> Option<Vec<Piece>> {
-    const CONTROL: u64 = 3;
-    const USER_DEFINED: u64 = 4;
     let mut pieces = Vec::new();
     while !bytes.is_empty() {
         let (number, Field::Bytes(mut piece)) = field(&mut bytes)? else { continue };
