@@ -29,6 +29,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf_parts import split
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ROOT / "models/real"
@@ -406,25 +407,6 @@ def importance_of(source):
             entries.append((name.encode(), held[-1].ctypes.data, held[-1].size))
     matrix = (Importance * (len(entries) + 1))(*entries, (None, None, 0))
     return matrix, held + [matrix]
-
-
-def split(source, target, parts):
-    reader = gguf.GGUFReader(source)
-    name = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(target, name, split_max_tensors=-(-len(reader.tensors) // parts))
-    for key, field in reader.fields.items():
-        if not key.startswith("GGUF.") and key != "general.architecture":
-            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(key, field.contents(), field.types[0], sub_type=inner)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    whole = sorted(target.parent.glob(f"{target.stem}-0*-of-0*.gguf"))
-    assert len(whole) == parts, whole
-    return whole[0]
 
 
 def opened(path, twin=None):

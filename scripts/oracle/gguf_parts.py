@@ -13,12 +13,12 @@ WHOLE = ROOT / "tests/fixtures/checkpoints/llama/model.gguf"
 OUT = ROOT / "tests/fixtures/gguf-parts"
 
 
-def main():
-    reader = gguf.GGUFReader(WHOLE)
-    tensors = len(reader.tensors)
+def split(source, target, parts):
+    """Splits a GGUF file, and gives the path of the first part."""
+    reader = gguf.GGUFReader(source)
     # the writer adds the architecture and the parts' own keys itself
-    OUT.mkdir(exist_ok=True)
-    writer = gguf.GGUFWriter(OUT / "llama.gguf", "llama", split_max_tensors=tensors // 3 + 1)
+    name = reader.fields[gguf.Keys.General.ARCHITECTURE].contents()
+    writer = gguf.GGUFWriter(target, name, split_max_tensors=-(-len(reader.tensors) // parts))
     for key, field in reader.fields.items():
         if key.startswith("GGUF.") or key == gguf.Keys.General.ARCHITECTURE:
             continue
@@ -31,6 +31,14 @@ def main():
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    whole = sorted(target.parent.glob(f"{target.stem}-0*-of-0*.gguf"))
+    assert len(whole) == parts, whole
+    return whole[0]
+
+
+def main():
+    OUT.mkdir(exist_ok=True)
+    split(WHOLE, OUT / "llama.gguf", 3)
 
 
 if __name__ == "__main__":
