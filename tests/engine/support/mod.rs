@@ -106,7 +106,7 @@ pub fn worst_logit(logits: &Tensor, model: &Value) -> f64 {
         for pair in pairs {
             let (id, logit) = (pair[0].as_u64().unwrap() as usize, pair[1].as_f64().unwrap());
             let error = (f64::from(row[id]) - logit).abs() / largest;
-            worst = if error <= worst { worst } else { error };
+            worst = worst.max(error);
         }
         let best = (0..row.len()).fold(0, |b, i| if row[i] > row[b] { i } else { b });
         assert_eq!(best as u64, want["argmax"].as_u64().unwrap(), "position {position}");
