@@ -6,6 +6,7 @@
 //! error.
 
 pub mod accept;
+pub mod interval;
 pub mod limits;
 pub mod merge;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! How a scheme's divergence is spread over the scored positions. People look at it; no verdict rests on it.
 
 use super::corpus::Chunk;
-use crate::results::shape::{Run, Shape, WorstToken, BINS, LOWEST, PER_DECADE};
+use crate::results::shape::{histogram, Run, Shape, WorstToken};
 use crate::results::statistics::Position;
 
 /// How many runs the scored positions of a chunk are cut into.
@@ -18,24 +18,10 @@ pub(super) fn shape(
     chunks: &[Chunk],
     decode: &dyn Fn(&[u32]) -> String,
 ) -> Shape {
-    let mut histogram = vec![0; BINS];
-    for position in positions {
-        histogram[bin(position.kld)] += 1;
-    }
     Shape {
-        histogram,
+        histogram: histogram(positions.iter().map(|position| position.kld)),
         by_position: by_position(positions, chunks),
         worst: worst(positions, chunks, decode),
-    }
-}
-
-/// The bin of the histogram that a KLD belongs to. A KLD that rounding made negative belongs to the first one.
-fn bin(kld: f32) -> usize {
-    let at = (f64::from(kld).log10() - LOWEST) * PER_DECADE;
-    if at >= 0.0 {
-        (at as usize + 1).min(BINS - 1)
-    } else {
-        0
     }
 }
 
@@ -85,6 +71,7 @@ fn worst(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::shape::bin;
 
     fn decode(ids: &[u32]) -> String {
         ids.iter().map(|id| format!("{id} ")).collect()

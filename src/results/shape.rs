@@ -1,4 +1,5 @@
-//! How a scheme's divergence is distributed over positions. It is for people; no verdict depends on it.
+//! How a scheme's divergence is distributed over positions. [`Shape`] is for people; no verdict depends on it. The
+//! histogram's bins are also those of the histograms of chunks, from which intervals of quantiles follow.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,36 @@ pub const LOWEST: f64 = -7.0;
 
 /// The number of bins in a factor of ten.
 pub const PER_DECADE: f64 = 4.0;
+
+/// The bin that a KLD belongs to. A KLD that rounding made negative belongs to the first one.
+#[must_use]
+pub fn bin(kld: f32) -> usize {
+    let at = (f64::from(kld).log10() - LOWEST) * PER_DECADE;
+    if at >= 0.0 {
+        (at as usize + 1).min(BINS - 1)
+    } else {
+        0
+    }
+}
+
+/// How many KLDs belong to each bin.
+#[must_use]
+pub fn histogram(klds: impl Iterator<Item = f32>) -> Vec<u64> {
+    let mut histogram = vec![0; BINS];
+    for kld in klds {
+        histogram[bin(kld)] += 1;
+    }
+    histogram
+}
+
+/// The KLD in nats at which a bin begins. That of the first bin is 0.
+#[must_use]
+pub fn begin(bin: usize) -> f64 {
+    match bin.checked_sub(1) {
+        None => 0.0,
+        Some(above) => 10f64.powf(LOWEST + above as f64 / PER_DECADE),
+    }
+}
 
 /// The distribution of one scheme's KLD.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! Statistics of a scheme against the baseline, as llama-perplexity defines them.
 
+use super::shape::histogram;
 use serde::{Deserialize, Serialize};
 
 /// One scored position. Percentiles, plots and worst tokens are made of positions.
@@ -57,6 +58,10 @@ pub struct Part {
     pub dp4: f64,
     /// The number of positions at which both have the same most likely token.
     pub same_top: u64,
+    /// The number of positions in each of the [bins](super::shape::BINS) of KLD, of which intervals of quantiles are
+    /// made. Empty in files of format 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub histogram: Vec<u64>,
 }
 
 /// The statistics of one scheme.
@@ -297,7 +302,8 @@ impl Statistics {
 impl Part {
     /// Sums over the positions of one chunk.
     pub fn of(category: &str, chunk: usize, positions: &[Position]) -> Self {
-        let mut part = Part { category: category.into(), chunk, ..Part::default() };
+        let histogram = histogram(positions.iter().map(|position| position.kld));
+        let mut part = Part { category: category.into(), chunk, histogram, ..Part::default() };
         for p in positions {
             part.tokens += 1;
             part.kld += f64::from(p.kld);

@@ -1,0 +1,148 @@
+//! How often the intervals of statistics hold the truth, measured on real chunks.
+//!
+//!     cargo bench --bench coverage -- RESULTS.json [SCHEME,SCHEME,...]
+//!
+//! The file holds a measurement of many chunks of several categories, each category with as many. Their statistics are
+//! the truth. From them chunks are drawn at random, as many of each category, and the interval of 95 % of these is
+//! compared with the truth. A line has the share of draws whose interval lies below the truth (the upper end missed),
+//! above it, and how far the median upper end lies above the truth. `today` is the value ± 2 standard errors that take
+//! positions as independent.
+
+use kvgate::internals::judge::interval;
+use kvgate::results::statistics::{Part, Statistic, Statistics};
+use kvgate::results::{json, Outcome};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const DRAWS: usize = 1000;
+const COUNTS: [usize; 3] = [8, 16, 32];
+const STATISTICS: [Statistic; 6] = [
+    Statistic::MeanKld,
+    Statistic::Top1Agreement,
+    Statistic::MedianKld,
+    Statistic::P99Kld,
+    Statistic::RmsDp,
+    Statistic::PplRatio,
+];
+
+/// Numbers that look random and are the same in each run (Steele, Lea and Flood's SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((x ^ (x >> 31)) % n as u64) as usize
+    }
+
+    /// So many chunks, as many of each category.
+    fn draw(&mut self, categories: &[Vec<Part>], count: usize) -> Vec<Part> {
+        let of_each = count / categories.len();
+        let mut drawn = Vec::new();
+        for parts in categories {
+            let mut left: Vec<&Part> = parts.iter().collect();
+            for _ in 0..of_each {
+                drawn.push(left.swap_remove(self.below(left.len())).clone());
+            }
+        }
+        drawn
+    }
+}
+
+/// The statistics that parts make, as far as this needs them. Quantiles are those of the histogram's bins.
+fn made(parts: &[Part]) -> Statistics {
+    let n: f64 = parts.iter().map(|part| part.tokens as f64).sum();
+    let mean = |of: &dyn Fn(&Part) -> f64| parts.iter().map(of).sum::<f64>() / n;
+    let error = |square: f64, mean: f64| ((square - mean * mean).max(0.0) / (n - 1.0)).sqrt();
+    let (kld, top1) = (mean(&|p| p.kld), mean(&|p| p.same_top as f64));
+    Statistics {
+        tokens_scored: n as u64,
+        mean_kld: kld,
+        mean_kld_se: error(mean(&|p| p.kld2), kld),
+        median_kld: interval::quantile_of(parts, 0.5),
+        p99_kld: interval::quantile_of(parts, 0.99),
+        top1_agreement: top1,
+        top1_agreement_se: error(top1, top1),
+        rms_dp: mean(&|p| p.dp2).sqrt(),
+        ppl_ratio: mean(&|p| p.nll - p.nll_base).exp(),
+        ..Statistics::default()
+    }
+}
+
+#[derive(Default)]
+struct Misses {
+    above: usize,
+    below: usize,
+    reach: Vec<f64>,
+}
+
+impl Misses {
+    fn note(&mut self, truth: f64, low: f64, high: f64) {
+        self.above += usize::from(high < truth);
+        self.below += usize::from(low > truth);
+        self.reach.push(high / truth - 1.0);
+    }
+
+    fn line(&mut self) -> String {
+        self.reach.sort_by(f64::total_cmp);
+        let share = |count: usize| 100.0 * count as f64 / DRAWS as f64;
+        let reach = self.reach[self.reach.len() / 2];
+        format!("{:5.1} {:5.1} {:+6.2}", share(self.above), share(self.below), reach)
+    }
+}
+
+fn main() {
+    let arguments: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let Some(file) = arguments.first() else {
+        println!("name a results.json of many chunks, and schemes");
+        return;
+    };
+    let wanted: Vec<&str> = arguments.get(1).map_or(Vec::new(), |names| names.split(',').collect());
+    let results = json::read(Path::new(file)).unwrap_or_else(|error| panic!("{error}"));
+    println!("{:48} {:>21}   {:>21}", "", "today", "interval of 95 %");
+    for measurement in &results.measurements {
+        for scheme in &measurement.schemes {
+            let Outcome::Measured { parts, .. } = &scheme.outcome else { continue };
+            if wanted.is_empty() || wanted.contains(&scheme.scheme.as_str()) {
+                coverage(&format!("{} {}", measurement.model, scheme.scheme), parts);
+            }
+        }
+    }
+}
+
+fn coverage(name: &str, parts: &[Part]) {
+    let mut categories: BTreeMap<&str, Vec<Part>> = BTreeMap::new();
+    for part in parts {
+        categories.entry(&part.category).or_default().push(part.clone());
+    }
+    let categories: Vec<_> = categories.into_values().collect();
+    let truth = made(parts);
+    for count in COUNTS {
+        let mut random = Random(count as u64);
+        let mut misses: Vec<[Misses; 2]> = STATISTICS.map(|_| Default::default()).into();
+        for _ in 0..DRAWS {
+            let drawn = random.draw(&categories, count);
+            let found = made(&drawn);
+            for (statistic, [today, now]) in STATISTICS.iter().zip(&mut misses) {
+                let (value, truth) = (found.get(*statistic), truth.get(*statistic));
+                if let (Some(error), true) =
+                    (found.standard_error(*statistic), *statistic == Statistic::MeanKld)
+                {
+                    today.note(truth, value - 2.0 * error, value + 2.0 * error);
+                }
+                let interval = interval::of(*statistic, &found, &drawn, 0.95).expect("it has one");
+                now.note(truth, interval.low, interval.high);
+            }
+        }
+        for (statistic, [today, now]) in STATISTICS.iter().zip(&mut misses) {
+            let today = if today.reach.is_empty() { String::new() } else { today.line() };
+            println!(
+                "{name:24} {:15} {count:3}     {today:>21}   {:>21}",
+                statistic.name(),
+                now.line()
+            );
+        }
+    }
+}
