@@ -54,6 +54,8 @@ pub(super) struct Section {
     pub corpus: Option<Vec<Spanned<PathBuf>>>,
     pub context: Option<usize>,
     pub chunks: Option<usize>,
+    /// The inner `None` means that `false` drops an inherited confidence.
+    pub confidence: Option<Option<f64>>,
     pub baseline: Option<Scheme>,
     /// The inner `None` means that `false` drops an inherited file.
     pub prompts: Option<Option<Spanned<PathBuf>>>,
@@ -109,6 +111,9 @@ enum Table {
     At,
     Scheme,
 }
+
+/// The least and the largest confidence that a policy may ask for. Coverage was measured within them.
+const CONFIDENCES: (f64, f64) = (0.8, 0.999);
 
 const MODEL: &[Table] = &[Table::Model];
 const MODEL_AND_AT: &[Table] = &[Table::Model, Table::At];
@@ -217,6 +222,14 @@ const SECTION_KEYS: &[KeyRow<Section>] = &[
         example: "chunks = 16",
         tables: EVERYWHERE,
         read: |reader, key, value, section| section.chunks = Some(reader.count(key, value, 1)),
+    },
+    KeyRow {
+        name: "confidence",
+        example: "confidence = 0.95",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| {
+            section.confidence = Some(reader.confidence(key, value))
+        },
     },
     KeyRow {
         name: "baseline",
@@ -699,6 +712,26 @@ impl<'f> Reader<'f> {
                 least
             }
         }
+    }
+
+    /// One of [`CONFIDENCES`], or `false`. Anything else is reported, and read as `false`.
+    fn confidence(&mut self, key: &Key, value: &Value) -> Option<f64> {
+        let number = match value.get_ref() {
+            DeValue::Boolean(false) => return None,
+            DeValue::Float(number) => number.as_str().parse::<f64>().ok(),
+            _ => {
+                self.wrong_type(key, value, "a number such as 0.95, or `false`");
+                return None;
+            }
+        };
+        let is_sound = |number: &f64| (CONFIDENCES.0..=CONFIDENCES.1).contains(number);
+        let sound = number.filter(is_sound);
+        if sound.is_none() {
+            let (least, most) = CONFIDENCES;
+            let message = format!("`confidence` must be within {least} and {most}");
+            self.findings.error(value.span(), message, "usual is `confidence = 0.95`");
+        }
+        sound
     }
 
     /// Names of configuration keys. Goldens and reports quote each in one line, so they must not contain white space.

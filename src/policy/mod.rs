@@ -52,6 +52,8 @@ pub struct ModelPolicy {
     pub context: usize,
     /// Chunks to measure.
     pub chunks: usize,
+    /// The confidence with which limits must be kept. None if the values decide as they are.
+    pub confidence: Option<f64>,
     /// The scheme that all others are compared with.
     pub baseline: Scheme,
     /// The prompts that the baseline continues. Every scheme is then fed the baseline's text.

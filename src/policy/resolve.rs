@@ -120,6 +120,7 @@ impl Resolver<'_> {
             corpus: corpus.iter().map(|file| file.get_ref().clone()).collect(),
             context,
             chunks,
+            confidence: last(sections, |s| s.confidence).flatten(),
             baseline,
             cells,
             places: Places {

@@ -240,6 +240,10 @@ impl Loosenings<'_> {
         self.add_if(new.context < old.context, pair, "context", "context shortened", contexts);
         let chunks = values(&|model| model.chunks.to_string());
         self.add_if(new.chunks < old.chunks, pair, "chunks", "chunks reduced", chunks);
+        let shown = |confidence: Option<f64>| confidence.map_or("none".into(), |c| c.to_string());
+        let confidences = values(&|model| shown(model.confidence));
+        let is_lower = new.confidence < old.confidence;
+        self.add_if(is_lower, pair, "confidence", "confidence lowered", confidences);
         let baselines = values(&|model| model.baseline.to_string());
         let is_other = new.baseline != old.baseline;
         self.add_if(is_other, pair, "baseline", "baseline changed", baselines);

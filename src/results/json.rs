@@ -3,7 +3,7 @@
 use crate::files::write_atomically;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::statistics::Statistics;
-use crate::results::{Measurement, Results, FORMAT};
+use crate::results::{Measurement, Results, FORMAT, OLDEST_FORMAT};
 use crate::text;
 use serde_json::Value;
 use std::io::{self, Write};
@@ -37,7 +37,7 @@ pub enum JsonError {
         line: usize,
     },
     /// The file has the format of another version.
-    #[error("{path}: format {found}, and this kvgate reads format {FORMAT}; use the version that wrote it, or run again")]
+    #[error("{path}: format {found}, and this kvgate reads formats {OLDEST_FORMAT} to {FORMAT}; use the version that wrote it, or run again")]
     Format {
         /// The file.
         path: String,
@@ -193,7 +193,7 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
     let value: Value = serde_json::from_str(text).map_err(malformed)?;
     // checked first, as another format may have other fields
     let found = &value["format"];
-    if *found != FORMAT {
+    if !(OLDEST_FORMAT..=FORMAT).any(|format| *found == format) {
         return Err(JsonError::Format { path: name.clone(), found: found.to_string() });
     }
     no_null(&value, &name)?;
@@ -215,7 +215,8 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
     let known = serde_json::to_value(&results).map_err(malformed)?;
     match unknown_in(&value, &known, "") {
         Some(place) => Err(JsonError::Unknown { path: name, place }),
-        None => Ok(results),
+        // whatever is made of it is written in the newest format
+        None => Ok(Results { format: FORMAT, ..results }),
     }
 }
 
@@ -439,8 +440,8 @@ mod tests {
         says(&text[..text.len() / 2], "truncated at line ");
         says("", "truncated at line 1");
         says(
-            &text.replace("\"format\": 1", "\"format\": 2"),
-            "format 2, and this kvgate reads for",
+            &text.replace("\"format\": 2", "\"format\": 3"),
+            "format 3, and this kvgate reads formats 1 to 2",
         );
         says("{}", "format null");
         says("[]", "format null");

@@ -1,4 +1,4 @@
-//! What a run found, as `results.json` holds it, in format 1.
+//! What a run found, as `results.json` holds it, in format 2.
 //!
 //! The file holds the measurements (statistics, the sums that they are made of, and where they come from) and the
 //! verdicts of the policy that the run was made under. Goldens are accepted from it and reports are rendered from it,
@@ -32,8 +32,12 @@ use serde::{Deserialize, Serialize};
 /// This crate and its version, as results and goldens name the engine that measured.
 pub const ENGINE: &str = concat!("kvgate ", env!("CARGO_PKG_VERSION"));
 
-/// The version of the file format. Readers refuse any other.
-pub const FORMAT: u32 = 1;
+/// The version of the file format that is written. Readers refuse what is neither this one nor [`OLDEST_FORMAT`] or any
+/// between.
+pub const FORMAT: u32 = 2;
+
+/// The oldest version that is read. Format 1 has no histograms of chunks and no intervals.
+pub const OLDEST_FORMAT: u32 = 1;
 
 /// A whole run.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -67,7 +67,8 @@ pub enum Verdict {
     GoldenChanged,
     /// The golden was made under other conditions. Measure and accept again.
     Stale,
-    /// The measured positions are too few to decide. This version writes no such verdict, and reads it.
+    /// The policy asks for a confidence, and a limit is neither kept nor broken with it: more text must be measured, or
+    /// the limit must move.
     Inconclusive,
     /// The case is listed and was not run.
     Ignored,
@@ -153,11 +154,58 @@ pub struct JudgedLimit {
     pub origin: String,
     /// Whether the value keeps the bound.
     pub holds: bool,
-    /// Whether the value is within two standard errors of the bound.
+    /// Whether the bound is within the value's interval, or within two standard errors if there is no interval.
     pub borderline: bool,
+    /// The confidence with which the bound must be kept. None if the value decides as it is, because the policy says no
+    /// confidence or because the value has no interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f64>,
+    /// The lower end of the value's interval, if it has one. Its confidence is 0.95 if the policy says none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low: Option<f64>,
+    /// The upper end of the interval. None if nothing bounds the value from above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub high: Option<f64>,
+    /// Why the value decides as it is although the policy says a confidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_interval: Option<String>,
+}
+
+/// What is known of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// It is kept, with the confidence that the policy asks for.
+    Kept,
+    /// It is broken, with that confidence.
+    Broken,
+    /// The interval holds the bound, so it may be either.
+    Undecided,
 }
 
 impl JudgedLimit {
+    /// What is known of the limit.
+    #[must_use]
+    pub fn decision(&self) -> Decision {
+        let Some((low, high)) = self.confidence.and(self.interval()) else {
+            return if self.holds { Decision::Kept } else { Decision::Broken };
+        };
+        let (harmless, harmful) = match self.statistic.direction() {
+            Direction::AtMost => (high <= self.bound, low > self.bound),
+            Direction::AtLeast => (low >= self.bound, high < self.bound),
+        };
+        match (harmless, harmful) {
+            (true, _) => Decision::Kept,
+            (false, true) => Decision::Broken,
+            (false, false) => Decision::Undecided,
+        }
+    }
+
+    /// The ends of the value's interval. The upper one may be infinite.
+    #[must_use]
+    pub fn interval(&self) -> Option<(f64, f64)> {
+        self.low.map(|low| (low, self.high.unwrap_or(f64::INFINITY)))
+    }
+
     /// The harm divided by the harm that the limit allows: above 1 if the limit is broken.
     ///
     /// Where a statistic must be large, its complement is the harm: an agreement of 0.70 where 0.85 is required has the
@@ -193,7 +241,7 @@ impl JudgedLimit {
 
 /// The limit that is broken the most, if one is broken.
 pub(crate) fn worst_broken(limits: &[JudgedLimit]) -> Option<&JudgedLimit> {
-    let broken = limits.iter().filter(|limit| !limit.holds);
+    let broken = limits.iter().filter(|limit| limit.decision() == Decision::Broken);
     broken.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
 }
 

@@ -30,6 +30,7 @@ pub(crate) fn policy() -> Policy {
         corpus: vec!["prose.txt".into(), "code.txt".into()],
         context: 512,
         chunks: 16,
+        confidence: None,
         baseline: "f16".parse::<Scheme>().unwrap(),
         cells: ["q8_0", "q4_0", "q8_0/q4_0"].map(cell).into(),
     };
@@ -348,6 +349,10 @@ fn cases() -> Vec<CaseResult> {
         origin: "thresholds.toml:9".into(),
         holds,
         borderline: false,
+        confidence: None,
+        low: None,
+        high: None,
+        no_interval: None,
     };
     let change = |golden, now, within| Moved { name: "mean_kld".into(), golden, now, within };
     cases[0].limits = vec![limit(0.00051, true)];

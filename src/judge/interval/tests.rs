@@ -72,7 +72,10 @@ fn more_confidence_is_a_wider_interval() {
         let Ok(wide) = of(statistic, &statistics, &parts, 0.99) else { continue };
         let narrow = of(statistic, &statistics, &parts, 0.8).unwrap();
         assert!(wide.low <= narrow.low && narrow.high <= wide.high, "{statistic:?}");
-        assert!(wide.low < narrow.low || narrow.high < wide.high, "{statistic:?}");
+        // ends of quantiles are edges of bins
+        if [Statistic::MeanKld, Statistic::RmsDp, Statistic::PplRatio].contains(&statistic) {
+            assert!(wide.low < narrow.low && narrow.high < wide.high, "{statistic:?}");
+        }
     }
 }
 

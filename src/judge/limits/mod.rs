@@ -3,13 +3,14 @@
 //! A measurement that cannot be trusted is an error, whatever the policy expects: not even `expect = "fail"`
 //! is met by it.
 
+mod confidence;
+
 use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
 use crate::results::case::CaseKind;
-use crate::results::statistics::{Direction, Statistic, Statistics};
+use crate::results::statistics::{Direction, Part, Statistic, Statistics};
 use crate::results::verdict::GoldenValues;
-use crate::results::verdict::JudgedLimit;
-use crate::results::verdict::Verdict;
+use crate::results::verdict::{Decision, JudgedLimit, Verdict};
 use crate::results::Outcome;
 use crate::text::command::{self, Measure};
 use crate::text::numbers::significant;
@@ -28,23 +29,41 @@ pub struct Judgement {
 }
 
 impl Judgement {
-    /// The limits that do not hold.
+    /// The limits that are broken.
     pub fn broken(&self) -> impl Iterator<Item = &JudgedLimit> {
-        self.limits.iter().filter(|limit| !limit.holds)
+        self.limits.iter().filter(|limit| limit.decision() == Decision::Broken)
     }
 }
 
-/// Judges one limit.
-fn judged(limit: &Limit, statistics: &Statistics) -> JudgedLimit {
+/// Judges one limit, with the confidence that the policy asks for, if it asks for one.
+fn judged(
+    limit: &Limit,
+    (statistics, parts): (&Statistics, &[Part]),
+    confidence: Option<f64>,
+) -> JudgedLimit {
     let Limit { statistic, bound, ref origin } = *limit;
     let value = statistics.get(statistic);
+    let interval = confidence::interval(statistic, (statistics, parts), confidence);
+    let borderline = match &interval {
+        Ok(interval) => {
+            (interval.low..=interval.high).contains(&bound) && interval.low < interval.high
+        }
+        Err(_) => is_borderline(statistics, limit),
+    };
+    let (low, high) = interval.as_ref().map_or((None, None), |interval| {
+        (Some(interval.low), Some(interval.high).filter(|high| high.is_finite()))
+    });
     JudgedLimit {
         statistic,
         value,
         bound,
         origin: origin.clone(),
         holds: holds(statistic, value, bound),
-        borderline: is_borderline(statistics, limit),
+        borderline,
+        confidence: confidence.filter(|_| low.is_some()),
+        low,
+        high,
+        no_interval: confidence.and(interval.err()).map(|why| why.to_string()),
     }
 }
 
@@ -59,8 +78,8 @@ pub fn judge(
     distrust: Option<&str>,
     golden: Option<&GoldenValues>,
 ) -> Judgement {
-    let statistics = match trusted(cell, outcome, distrust) {
-        Ok(statistics) => statistics,
+    let (statistics, parts) = match trusted(cell, outcome, distrust) {
+        Ok(measured) => measured,
         Err(reason) => {
             let message = format!(
                 "{}: {reason}\n{}",
@@ -74,35 +93,30 @@ pub fn judge(
         Expectation::Report => &[],
         Expectation::Pass | Expectation::Fail => &cell.limits,
     };
-    let limits: Vec<_> = applied.iter().map(|limit| judged(limit, statistics)).collect();
-    let broken: Vec<_> = limits.iter().filter(|limit| !limit.holds).collect();
+    let judged = |limit| judged(limit, (statistics, parts), model.confidence);
+    let limits: Vec<_> = applied.iter().map(judged).collect();
     let borderline = limits.iter().any(|limit| limit.borderline);
-    // a limit on the baseline is about the model, and a damaged model does not show that a scheme fails as required
-    let damaged = broken.iter().any(|limit| limit.statistic == Statistic::BaselinePpl);
-    let verdict = match (cell.expect, broken.is_empty()) {
-        (Expectation::Pass, true) => Verdict::Pass,
-        (Expectation::Pass, false) => Verdict::Regressed,
-        (Expectation::Fail, true) => Verdict::UnexpectedPass,
-        (Expectation::Fail, false) if damaged => Verdict::Regressed,
-        (Expectation::Fail, false) => Verdict::FailsAsRequired,
-        (Expectation::Report, _) => Verdict::Reported,
-    };
+    let verdict = confidence::verdict(cell.expect, &limits);
     let message = match (verdict, borderline) {
         (Verdict::Pass, false) => String::new(),
-        _ => Message { model, cell, statistics, limits: &limits, verdict, golden }.to_string(),
+        _ => {
+            let chunks = parts.len();
+            Message { model, cell, statistics, chunks, limits: &limits, verdict, golden }
+                .to_string()
+        }
     };
     Judgement { verdict, limits, message }
 }
 
-/// Returns the statistics, or the reason why they cannot be judged.
+/// Returns the statistics and their parts, or the reason why they cannot be judged.
 fn trusted<'o>(
     cell: &Cell,
     outcome: &'o Outcome,
     distrust: Option<&str>,
-) -> Result<&'o Statistics, String> {
-    let statistics = match outcome {
+) -> Result<(&'o Statistics, &'o [Part]), String> {
+    let (statistics, parts) = match outcome {
         Outcome::Failed { error } => return Err(format!("could not be measured: {error}")),
-        Outcome::Measured { statistics, .. } => statistics,
+        Outcome::Measured { statistics, parts } => (statistics, parts),
     };
     if let Some(reason) = distrust {
         return Err(format!("the measurement cannot be trusted: {reason}"));
@@ -132,7 +146,7 @@ fn trusted<'o>(
     if cell.limits.is_empty() && cell.expect != Expectation::Report {
         return Err("no limit applies: there is nothing to judge by".into());
     }
-    Ok(statistics)
+    Ok((statistics, parts))
 }
 
 fn holds(statistic: Statistic, value: f64, bound: f64) -> bool {
@@ -154,6 +168,7 @@ struct Message<'a> {
     model: &'a ModelPolicy,
     cell: &'a Cell,
     statistics: &'a Statistics,
+    chunks: usize,
     limits: &'a [JudgedLimit],
     verdict: Verdict,
     golden: Option<&'a GoldenValues>,
@@ -162,11 +177,15 @@ struct Message<'a> {
 impl fmt::Display for Message<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let case = self.model.case(self.cell, CaseKind::Kld);
-        let broken = self.limits.iter().filter(|limit| !limit.holds).count();
+        let count = |decision| self.limits.iter().filter(|l| l.decision() == decision).count();
+        let (broken, undecided) = (count(Decision::Broken), count(Decision::Undecided));
         write!(f, "{case}: {}", self.verdict.label())?;
-        match self.limits.len() {
-            0 => writeln!(f)?,
-            limits => writeln!(f, ", {broken} of {limits} limits broken")?,
+        match (self.limits.len(), undecided) {
+            (0, _) => writeln!(f)?,
+            (limits, 0) => writeln!(f, ", {broken} of {limits} limits broken")?,
+            (limits, _) => {
+                writeln!(f, ", {broken} of {limits} limits broken, {undecided} undecided")?
+            }
         }
         for statistic in Statistic::ALL.into_iter().filter(|s| self.statistics.knows(*s)) {
             self.row(f, statistic)?;
@@ -193,9 +212,10 @@ impl Message<'_> {
         let error = self.statistics.standard_error(statistic);
         let error = error.map(|error| format!(" ± {}", significant(error, 2))).unwrap_or_default();
         let limit = self.limits.iter().find(|limit| limit.statistic == statistic);
-        let mark = match limit.map(|limit| limit.holds) {
-            Some(true) => "✓",
-            Some(false) => "✗",
+        let mark = match limit.map(JudgedLimit::decision) {
+            Some(Decision::Kept) => "✓",
+            Some(Decision::Broken) => "✗",
+            Some(Decision::Undecided) => "?",
             None => " ",
         };
         let shown = format!("{}{error} {}", significant(value, 5), statistic.unit());
@@ -209,15 +229,13 @@ impl Message<'_> {
         };
         let JudgedLimit { bound, origin, .. } = limit;
         write!(f, "{mark} {name:<15} {shown:<27} limit: {side} {bound} ({origin})")?;
-        if !limit.holds {
+        if limit.decision() == Decision::Broken {
             write!(f, ", {}", limit.excess())?;
         }
         let borderline = if limit.borderline { ", borderline" } else { "" };
         writeln!(f, "{borderline}")?;
-        match self.moved(limit) {
-            Some(moved) => writeln!(f, "    {moved}"),
-            None => Ok(()),
-        }
+        let remarks = confidence::remarks(limit, self.chunks).into_iter().chain(self.moved(limit));
+        remarks.into_iter().try_for_each(|remark| writeln!(f, "    {remark}"))
     }
 
     /// Says whether the value or the limit has moved since the golden was accepted.

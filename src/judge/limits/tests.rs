@@ -2,6 +2,7 @@ use super::*;
 use crate::judge::trust::{distrust, distrust_by};
 use crate::policy::Policy;
 use crate::results::measured_by::MeasuredBy;
+use crate::results::statistics::Position;
 use crate::results::{Conditions, Control, RunInfo, Subject};
 use crate::results::{Measurement, SchemeResult};
 use std::path::Path;
@@ -504,4 +505,94 @@ fn a_file_does_not_say_by_whom_it_may_be_measured() {
     // nor the reverse: controls are no licence for another engine's place
     let own = measurement(&[("q8_0", "q8_0", with_mean(0.001, 0.0001))]);
     assert!(distrust_by(&own, MeasuredBy::LlamaCpp)["q8_0"].contains("what llama.cpp measured"));
+}
+
+/// Eight chunks whose mean KLDs are 0.02, but for one.
+fn chunks(last: f64, confidence: Option<f64>) -> impl Fn(&str, &str) -> Judgement {
+    let position =
+        |kld: f64| Position { kld: kld as f32, logp: -1.0, logp_base: -1.0, ..Default::default() };
+    let chunk = move |i: usize| {
+        vec![position(if i == 7 { last } else { 0.018 + 0.004 * (i % 2) as f64 }); 100]
+    };
+    move |limits, expect| {
+        let parts = (0..8).map(|i| Part::of("x", i, &chunk(i))).collect();
+        let statistics = Statistics::of(&(0..8).flat_map(chunk).collect::<Vec<_>>());
+        let model = ModelPolicy { confidence, ..model(limits, expect) };
+        judge(&model, &model.cells[0], &Outcome::Measured { statistics, parts }, None, None)
+    }
+}
+
+#[test]
+fn with_a_confidence_a_limit_may_be_undecided() {
+    use Verdict::*;
+    for (bound, pass, fail) in [
+        (0.015, Regressed, FailsAsRequired),
+        (0.019, Inconclusive, Inconclusive),
+        (0.021, Inconclusive, Inconclusive),
+        (0.04, Pass, UnexpectedPass),
+    ] {
+        let limits = format!("mean_kld = {bound}, baseline_ppl = 40.0");
+        let judged = chunks(0.02, Some(0.95));
+        assert_eq!(judged(&limits, "pass").verdict, pass, "{bound}");
+        assert_eq!(judged(&limits, "fail").verdict, fail, "{bound}");
+        // without it the value decides, and a bound within the interval is a note
+        let judged = chunks(0.02, None)(&limits, "pass");
+        assert_eq!(judged.verdict, if bound < 0.02 { Regressed } else { Pass }, "{bound}");
+        assert_eq!(judged.limits[0].borderline, pass == Inconclusive, "{bound}");
+    }
+    // a limit that is broken with confidence decides beside one that nobody knows
+    let both = chunks(0.02, Some(0.95))("mean_kld = 0.021, median_kld = 0.001", "pass");
+    assert_eq!(both.verdict, Regressed);
+    let damaged = chunks(0.02, Some(0.95))("mean_kld = 0.001, baseline_ppl = 2.0", "fail");
+    assert_eq!(damaged.verdict, Regressed);
+}
+
+#[test]
+fn an_undecided_limit_says_what_would_decide() {
+    let message = chunks(0.02, Some(0.95))("mean_kld = 0.021", "pass").message;
+    for words in [
+        "m::q4_0::kld: inconclusive, 0 of 1 limits broken, 1 undecided",
+        "? mean_kld ",
+        "95 % interval: 0.01",
+        " chunks would decide if the value stays; a limit of 0.02",
+    ] {
+        assert!(message.contains(words), "{words}: {message}");
+    }
+}
+
+/// The same values but for one chunk, which is ten times as far: the mean is known much worse.
+#[test]
+fn one_far_chunk_makes_a_verdict_unsure() {
+    let judged = |last: f64| chunks(last, Some(0.95))("mean_kld = 0.06", "pass").verdict;
+    assert_eq!(judged(0.02), Verdict::Pass);
+    assert_eq!(judged(0.2), Verdict::Inconclusive);
+}
+
+#[test]
+fn what_has_no_interval_decides_as_it_is_and_says_so() {
+    let judgement = chunks(0.02, Some(0.95))("max_kld = 0.01, mean_kld = 1.0", "pass");
+    assert_eq!(judgement.verdict, Verdict::Regressed);
+    let why = "the value decides as it is: so few positions decide the value";
+    assert!(judgement.message.contains(why), "{}", judgement.message);
+    // logs of another engine have no chunks
+    let model = ModelPolicy { confidence: Some(0.95), ..model("mean_kld = 0.041", "pass") };
+    let judgement = judge(&model, &model.cells[0], &measured(statistics()), None, None);
+    assert_eq!(judgement.verdict, Verdict::Pass);
+    assert_eq!(judgement.limits[0].confidence, None);
+    let why = judgement.limits[0].no_interval.as_deref().unwrap();
+    assert!(why.contains("gives no values of chunks"), "{why}");
+}
+
+/// Results without histograms would otherwise pass by the value alone.
+#[test]
+fn a_quantile_without_histograms_is_undecided() {
+    let model = ModelPolicy { confidence: Some(0.95), ..model("p99_kld = 1.0", "pass") };
+    let position = Position { kld: 0.02, ..Default::default() };
+    let part = |i| Part { histogram: Vec::new(), ..Part::of("x", i, &[position; 100]) };
+    let statistics = Statistics::of(&[position; 800]);
+    let outcome = Outcome::Measured { statistics, parts: (0..8).map(part).collect() };
+    let judgement = judge(&model, &model.cells[0], &outcome, None, None);
+    assert_eq!(judgement.verdict, Verdict::Inconclusive);
+    let mend = "measure again with a kvgate that writes histograms of chunks";
+    assert!(judgement.message.contains(mend), "{}", judgement.message);
 }

@@ -5,6 +5,7 @@ use crate::golden::GoldenReplay;
 use crate::measure::corpus::scored;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::replay::{Generated, Replay};
+use crate::results::shape::{bin, BINS};
 use crate::results::statistics::{Part, Statistic, Statistics};
 use crate::results::{Measurement, Outcome, SchemeResult, Sides, Storage};
 use std::collections::BTreeMap;
@@ -257,7 +258,37 @@ fn mismatch_with_parts(
     if mean(|part| part.kld2) > squares {
         return Some("its parts have larger squares of KLD than its largest KLD makes".into());
     }
-    wrong_error(s, tokens as f64, &mean)
+    wrong_error(s, tokens as f64, &mean).or_else(|| wrong_histogram(s, parts))
+}
+
+/// Finds histograms of chunks that do not hold the chunks' positions, or from which other quantiles follow. Files of
+/// format 1 have none.
+fn wrong_histogram(s: &Statistics, parts: &[Part]) -> Option<String> {
+    if parts.iter().all(|part| part.histogram.is_empty()) {
+        return None;
+    }
+    let count = |part: &Part| part.histogram.iter().try_fold(0u64, |sum, n| sum.checked_add(*n));
+    if parts.iter().any(|part| part.histogram.len() != BINS || count(part) != Some(part.tokens)) {
+        return Some("a histogram of its parts does not count the part's positions".into());
+    }
+    let below = |bin: usize| -> u64 { parts.iter().flat_map(|part| &part.histogram[..bin]).sum() };
+    let quantiles = [
+        ("median", 0.5, s.median_kld),
+        ("p90", 0.9, s.p90_kld),
+        ("p95", 0.95, s.p95_kld),
+        ("p99", 0.99, s.p99_kld),
+        ("p999", 0.999, s.p999_kld),
+        ("largest", 1.0, s.max_kld),
+    ];
+    let last = s.tokens_scored.saturating_sub(1) as f64;
+    // a quantile lies between the positions before and behind its place
+    let is_so = |(_, f, value): &(&str, f64, f64)| {
+        let (bin, at) = (bin(*value as f32), f * last);
+        let (first, end) = (below(bin) as f64, below(bin + 1) as f64);
+        first <= at.ceil() && at.floor() < end
+    };
+    let (name, _, value) = quantiles.into_iter().find(|quantile| !is_so(quantile))?;
+    Some(format!("its {name} KLD is {value}, and the histograms of its parts leave no room for it"))
 }
 
 /// Finds a standard error that does not follow from the parts.
@@ -331,13 +362,22 @@ mod tests {
             says(&|s, _| s.unknown = vec![Statistic::P90Kld]),
             "it leaves out p90_kld, which kvgate measures",
         );
-        holds(says(&|s, _| s.p90_kld = 1.0), "its quantiles contradict each other");
-        let none = |s: &mut Statistics| {
+        let without = |p: &mut Vec<Part>| p.iter_mut().for_each(|p| p.histogram.clear());
+        let p90: fn(&mut Statistics) = |s| s.p90_kld = 1.0;
+        holds(says(&|s, _| p90(s)), "its p90 KLD is 1, and the histograms of its parts leave");
+        let plain = |edit: fn(&mut Statistics)| {
+            says(&move |s, p| {
+                without(p);
+                edit(s);
+            })
+        };
+        holds(plain(p90), "its quantiles contradict each other");
+        let none: fn(&mut Statistics) = |s| {
             (s.median_kld, s.p90_kld, s.p95_kld, s.p99_kld) = (0.0, 0.0, 0.0, 0.0);
         };
-        holds(says(&|s, _| none(s)), "its mean KLD is 0.030");
+        holds(plain(none), "its mean KLD is 0.030");
         holds(
-            says(&|s, _| (s.median_kld, s.p90_kld, s.p95_kld) = (0.061, 0.061, 0.061)),
+            plain(|s| (s.median_kld, s.p90_kld, s.p95_kld) = (0.061, 0.061, 0.061)),
             "its quantiles",
         );
         holds(says(&|s, _| s.rms_dp = -0.1), "its rms_dp is -0.1");
@@ -363,6 +403,15 @@ mod tests {
         no_number(says(&|_, p| largest(p, |part| &mut part.nll_base)), "nll_base");
         no_number(says(&|_, p| largest(p, |part| &mut part.dp4)), "dp4");
         holds(says(&|_, p| p[0].kld2 = 1e300), "larger squares of KLD");
+        let histogram = "a histogram of its parts does not count the part's positions";
+        holds(says(&|_, p| p[0].histogram[3] += 1), histogram);
+        holds(says(&|_, p| p[1].histogram.truncate(33)), histogram);
+        holds(says(&|_, p| p[0].histogram = vec![u64::MAX; BINS]), histogram);
+        let moved = |p: &mut Vec<Part>| {
+            p.iter_mut().for_each(|part| part.histogram.rotate_right(2));
+        };
+        holds(says(&|_, p| moved(p)), "its median KLD is 0.030");
+        assert_eq!(says(&|_, p| without(p)), "", "format 1 has none");
         holds(says(&|s, _| s.ppl_ratio_se = f64::INFINITY), "its ppl_ratio_se is inf");
         holds(says(&|s, _| s.top1_agreement_se = 1e15), "the standard error of its top-1");
         holds(says(&|s, _| s.ppl_se = 1e15), "the standard error of its perplexity");

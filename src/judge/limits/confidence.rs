@@ -1,0 +1,117 @@
+//! Verdicts with a confidence: what intervals make of limits.
+
+use crate::judge::interval::{self, Interval, NoInterval};
+use crate::policy::Expectation;
+use crate::results::statistics::{Direction, Part, Statistic, Statistics};
+use crate::results::verdict::{Decision, JudgedLimit, Verdict};
+use crate::text::numbers::significant;
+
+/// The confidence of intervals that are only shown.
+const SHOWN: f64 = 0.95;
+
+/// The interval of a value that a limit is judged by.
+///
+/// # Errors
+/// Why the value has none and decides as it is. A kvgate that wrote no histograms is no such reason where the policy asks
+/// for a confidence: the value may then be anything.
+pub(super) fn interval(
+    statistic: Statistic,
+    (statistics, parts): (&Statistics, &[Part]),
+    confidence: Option<f64>,
+) -> Result<Interval, NoInterval> {
+    match interval::of(statistic, statistics, parts, confidence.unwrap_or(SHOWN)) {
+        Err(NoInterval::NoHistograms) if confidence.is_some() => {
+            Ok(Interval { low: statistic.range().0, high: f64::INFINITY })
+        }
+        found => found,
+    }
+}
+
+/// The verdict that limits make together. A scheme passes if all are kept and regressed if one is broken; whatever must
+/// fail fails if one is broken. If neither is known, the verdict is inconclusive.
+pub(super) fn verdict(expect: Expectation, limits: &[JudgedLimit]) -> Verdict {
+    let is = |decision| move |limit: &&JudgedLimit| limit.decision() == decision;
+    let mut broken = limits.iter().filter(is(Decision::Broken)).peekable();
+    let is_undecided = limits.iter().any(|limit| limit.decision() == Decision::Undecided);
+    match (expect, broken.peek().is_some(), is_undecided) {
+        (Expectation::Report, _, _) => Verdict::Reported,
+        (Expectation::Pass, true, _) => Verdict::Regressed,
+        (Expectation::Pass, false, false) => Verdict::Pass,
+        // a limit on the baseline is about the model, and a damaged model does not show that a scheme fails as required
+        (Expectation::Fail, true, _)
+            if broken.any(|limit| limit.statistic == Statistic::BaselinePpl) =>
+        {
+            Verdict::Regressed
+        }
+        (Expectation::Fail, true, _) => Verdict::FailsAsRequired,
+        (Expectation::Fail, false, false) => Verdict::UnexpectedPass,
+        (_, false, true) => Verdict::Inconclusive,
+    }
+}
+
+/// What to say of a limit beside its value: the interval if it matters, what would decide, or why there is none.
+pub(super) fn remarks(limit: &JudgedLimit, chunks: usize) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if let Some((low, high)) = limit.interval().filter(|_| limit.borderline) {
+        let confidence = (limit.confidence.unwrap_or(SHOWN) * 1000.0).round() / 10.0;
+        remarks.push(format!("{confidence} % interval: {}", shown(low, high)));
+    }
+    if limit.decision() == Decision::Undecided {
+        remarks.push(what_would_decide(limit, chunks));
+    }
+    match &limit.no_interval {
+        Some(why) if limit.statistic != Statistic::BaselinePpl => {
+            remarks.push(format!("the value decides as it is: {why}"));
+        }
+        _ => (),
+    }
+    remarks
+}
+
+fn shown(low: f64, high: f64) -> String {
+    match high.is_finite() {
+        true => format!("{} to {}", significant(low, 4), significant(high, 4)),
+        false => format!("{} and more", significant(low, 4)),
+    }
+}
+
+/// How many chunks would probably decide an undecided limit, and how far the limit would have to move.
+fn what_would_decide(limit: &JudgedLimit, chunks: usize) -> String {
+    let (low, high) = limit.interval().unwrap_or((limit.value, limit.value));
+    let [kept, broken] = match limit.statistic.direction() {
+        Direction::AtMost => [high, low],
+        Direction::AtLeast => [low, high],
+    };
+    let move_to = match kept.is_finite() {
+        true => format!(
+            "a limit of {} would be kept, and one of {} broken",
+            significant(kept, 3),
+            significant(broken, 3)
+        ),
+        false => {
+            "measure again with a kvgate that writes histograms of chunks, or measure more chunks"
+                .into()
+        }
+    };
+    match chunks_that_decide(limit, (low, high), chunks) {
+        Some(needed) => format!("about {needed} chunks would decide if the value stays; {move_to}"),
+        None => format!("the value is too near the limit for more chunks to decide; {move_to}"),
+    }
+}
+
+/// An interval shrinks with the root of the number of chunks. None if more than a hundred times as many are needed.
+fn chunks_that_decide(
+    limit: &JudgedLimit,
+    (low, high): (f64, f64),
+    chunks: usize,
+) -> Option<usize> {
+    let harm = |x: f64| match limit.statistic.direction() {
+        Direction::AtMost => x,
+        Direction::AtLeast => 1.0 - x,
+    };
+    let (value, bound) = (harm(limit.value), harm(limit.bound));
+    let ends = [harm(low), harm(high)];
+    let end = if value <= bound { ends[0].max(ends[1]) } else { ends[0].min(ends[1]) };
+    let times = ((end / value).ln() / (bound / value).ln()).powi(2);
+    (times.is_finite() && times < 100.0).then(|| (chunks as f64 * times).ceil() as usize)
+}
