@@ -244,6 +244,13 @@ fn descriptions_in_two_files_must_agree() {
             assert!(error.contains(word), "{name} {key}: `{word}` was not said: {error}");
         }
     }
+    let cache = both(
+        "modelopt-nvfp4",
+        "hf_quant_config.json",
+        |own| own["kv_cache_scheme"] = Value::Null,
+        |_| {},
+    );
+    assert!(open(cache.path()).err().unwrap().contains("differ in the cache"));
     let twice = both("awq", "quant_config.json", |own| own["zero_point"] = json!(false), |_| {});
     let error = open(twice.path()).err().unwrap();
     assert!(error.contains("differ in `zero_point`"), "{error}");
@@ -323,6 +330,20 @@ fn autoround_is_read_by_the_name_of_its_packing() {
     });
     let plain = open(plain.path()).unwrap();
     assert_eq!(Ok(sha256(&plain, "model.layers.0.self_attn.q_proj.weight")), own);
+    // a symmetric export in AWQ's packing has the middle of the range as each zero point
+    let symmetric = edited("autoround-awq", |file| {
+        let zeros = file.tensors.iter_mut().filter(|(name, _)| name.ends_with(".qzeros"));
+        zeros.for_each(|(_, zeros)| zeros.bytes.fill(0x88));
+    });
+    edit_config(&symmetric, |config| {
+        config["quantization_config"]["quant_method"] = "awq".into();
+        config["quantization_config"]["version"] = "gemm".into();
+        config["quantization_config"]["zero_point"] = false.into();
+        let described = config["quantization_config"].as_object_mut().unwrap();
+        described.remove("packing_format");
+        described.remove("extra_config");
+    });
+    open(symmetric.path()).unwrap();
     let wrapped = edited("autoround", |file| {
         let zeros = file.tensors.iter_mut().filter(|(name, _)| name.ends_with(".qzeros"));
         zeros.for_each(|(_, zeros)| zeros.bytes.fill(0xff));

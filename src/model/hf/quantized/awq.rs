@@ -15,7 +15,7 @@ pub(super) const AWQ: Known = Known { names: &["awq"], read };
 
 pub(super) const BITS: usize = 4;
 /// Names of kernels for this packing, in transformers. Others read another packing.
-const KERNELS: [&str; 10] = [
+const KERNELS: [&str; 11] = [
     "autoawq",
     "auto",
     "auto_trainable",
@@ -26,6 +26,7 @@ const KERNELS: [&str; 10] = [
     "gemm",
     "gemm_triton",
     "torch_awq",
+    "torch_fused_awq",
 ];
 const IN_WORD: usize = 8;
 /// The place in a word of each of eight neighbouring outputs.

@@ -48,7 +48,8 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
         Some(_) => Some(Algorithm::Nvfp4),
         None => None,
     };
-    let denied = inner.is_null(KV_ALGORITHM).then_some(false);
+    let is_denied = inner.is_null(KV_ALGORITHM) || kv_scheme::is_denied(&inner);
+    let denied = is_denied.then_some(false);
     let named = inner.one_of(KV_ALGORITHM, &["fp8"])?.is_some();
     let cache = if kv_scheme::take(&mut inner)? || named { Some(true) } else { denied };
     inner.neutral("group_size", &[json!(GROUP)])?;
