@@ -448,6 +448,24 @@ CHECKPOINTS["gpt-oss-mxfp4"] = (
     CHECKPOINTS["gpt-oss"][1] | dict(hidden_size=64, intermediate_size=32, num_local_experts=3),
     73,
 )
+# Granite 4 without Mamba: what would be the shared expert is the MLP
+CHECKPOINTS["granite-hybrid"] = (
+    hf.GraniteMoeHybridConfig,
+    CHECKPOINTS["granite"][1]
+    | dict(num_local_experts=0, num_experts_per_tok=0, shared_intermediate_size=48, mamba_n_heads=4)
+    | dict(layer_types=[F] * 2, position_embedding_type="rope"),
+    68,
+)
+# the same with experts, and without RoPE
+CHECKPOINTS["granite-hybrid-moe"] = (
+    hf.GraniteMoeHybridConfig,
+    CHECKPOINTS["granite-moe"][1]
+    | dict(num_local_experts=4, num_experts_per_tok=2, intermediate_size=8, shared_intermediate_size=12)
+    | dict(mamba_n_heads=4, layer_types=[F] * 2, position_embedding_type="nope"),
+    66,
+)
+# layers as the released files call them
+LAYERS = {"granite-hybrid": ["attention"] * 2, "granite-hybrid-moe": ["attention"] * 2}
 # experts in blocks of FP4, as the released files have them
 MXFP4 = {"gpt-oss-mxfp4"}
 SHARDED = {"llama3-rope": "60KB"}
@@ -464,6 +482,8 @@ GGUF_SETTINGS = {
     # nor the window of `llama` and `qwen2`
     "mistral": dict(sliding_window=None),
     "qwen2-window": dict(use_sliding_window=False, layer_types=None),
+    # nor that there is no RoPE, if no layer is of Mamba
+    "granite-hybrid-moe": dict(position_embedding_type="rope"),
     # nor that YaRN's bounds are not whole; llama.cpp rounds them
     **dict.fromkeys(
         ("gpt-oss", "gpt-oss-mxfp4"),
@@ -683,6 +703,10 @@ def make(name, tokenizer):
         part["global_head_dim"] = asked["global_head_dim"]
         part["num_global_key_value_heads"] = asked.get("num_global_key_value_heads")
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if name in LAYERS:
+        path = folder / "config.json"
+        config = json.loads(path.read_text()) | {"layer_types": LAYERS[name]}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     if blocks:
         edit(folder, lambda tensors: put_blocks(tensors, blocks))
         path = folder / "config.json"
@@ -785,6 +809,8 @@ SETTINGS = {
     "olmo3": dict(sliding_window=20),
     "granite": dict(residual_multiplier=0.6, attention_multiplier=0.25, logits_scaling=2.0, embedding_multiplier=2.5),
     "granite-moe": dict(num_experts_per_tok=2, residual_multiplier=0.7),
+    "granite-hybrid": dict(position_embedding_type=None, logits_scaling=2.0),
+    "granite-hybrid-moe": dict(position_embedding_type="rope", num_experts_per_tok=1),
     "glm4-moe": dict(num_experts_per_tok=2, routed_scaling_factor=1.0, norm_topk_prob=False),
     "qwen2-window": dict(sliding_window=19),
     "qwen3-vl-moe": dict(num_experts_per_tok=2),

@@ -98,6 +98,14 @@ GRANITE = dict(
     rope_parameters={"rope_type": "default", "rope_theta": 10_000_000.0},
 )
 
+
+def granite4(layers, **sizes):
+    """Granite 4 without Mamba."""
+    kind = dict(vocab_size=100352, num_hidden_layers=layers, layer_types=[F] * layers, position_embedding_type="rope")
+    none = dict(num_local_experts=0, num_experts_per_tok=0)
+    return GRANITE | kind | none | dict(intermediate_size=sizes["shared_intermediate_size"]) | sizes
+
+
 MODELS = {
     "Qwen3.6-35B-A3B": (hf.Qwen3_5MoeForConditionalGeneration, hf.Qwen3_5MoeConfig, QWEN36),
     "Gemma4-E2B": (
@@ -223,6 +231,18 @@ MODELS = {
         | dict(num_experts_per_tok=8, num_attention_heads=24, num_key_value_heads=8)
         | dict(attention_multiplier=0.015625, logits_scaling=6.0),
     ),
+    "Granite-4.0-Micro": (
+        hf.GraniteMoeHybridForCausalLM,
+        hf.GraniteMoeHybridConfig,
+        granite4(40, hidden_size=2560, num_attention_heads=40, num_key_value_heads=8, shared_intermediate_size=8192)
+        | dict(attention_multiplier=0.015625, logits_scaling=10.0, mamba_n_heads=80, mamba_d_head=64),
+    ),
+    "Granite-4.0-350M": (
+        hf.GraniteMoeHybridForCausalLM,
+        hf.GraniteMoeHybridConfig,
+        granite4(28, hidden_size=1024, num_attention_heads=16, num_key_value_heads=4, shared_intermediate_size=2048)
+        | dict(attention_multiplier=0.015625, logits_scaling=4.0, mamba_n_heads=32, mamba_d_head=64),
+    ),
     "GLM-4-9B": (
         hf.Glm4ForCausalLM,
         hf.Glm4Config,
@@ -281,6 +301,8 @@ EXPECTED = {
     "Olmo-3-7B": 7_298_011_136,
     "Granite-3.3-2B": "2.53",
     "Granite-3.1-3B-A800M": "3.30",
+    "Granite-4.0-Micro": "3.40",
+    "Granite-4.0-350M": "0.35",
     "GLM-4-9B": 9_400_279_040,
     "GLM-4.5-Air": "106.85",
     "Qwen3-VL-8B": 8_190_735_360,
@@ -292,9 +314,12 @@ MXFP4 = {"gpt-oss-20b", "gpt-oss-120b"}
 
 
 def hub_form(config, settings, architecture):
-    """config.json as the hub has it: Gemma's wide heads by global_head_dim, not layer by layer."""
+    """config.json as the hub has it: Gemma's wide heads by global_head_dim, and Granite's layers by their older names."""
     out = config.to_dict() | {"architectures": [architecture], "dtype": "bfloat16"}
     text = out.get("text_config", out)
+    if config.model_type == "granitemoehybrid":
+        out["layer_types"] = ["attention"] * config.num_hidden_layers
+        del out["time_step_limit"]
     if text.pop("per_layer_config", None):
         text |= {k: settings["text_config"][k] for k in ("global_head_dim", "num_global_key_value_heads")}
     return out

@@ -32,7 +32,7 @@ OUT = ROOT / "tests/fixtures/mlx"
 
 NAMES = [
     *["llama", "qwen3-moe", "qwen3_5", "qwen3_5-moe", "gemma2", "gemma3", "gemma4-26b", "gemma4-e2b"],
-    "gpt-oss-mxfp4",
+    *["gpt-oss-mxfp4", "granite-hybrid", "granite-hybrid-moe"],
 ]
 # mlx-lm finds a class by `model_type`: it has none for the text model of Qwen3.5 by itself
 SETTINGS = {"qwen3_5": {"model_type": "qwen3_5"}}

@@ -2,15 +2,15 @@
 """A small Llama in the formats of quantized checkpoints -> tests/fixtures/quantized/<format>/{config,oracle}.json, …
 
 Each format's own package quantizes random weights and gives the dequantized ones: compressed-tensors, ModelOpt,
-AutoAWQ, GPTQModel, bitsandbytes and MLX. FP8 of transformers, and of AutoFP8 before it, is a product of two numbers,
-which PyTorch computes. The packages dequantize to the type of the scales; here scales are widened to float32 before,
+AutoAWQ, GPTQModel, AutoRound, bitsandbytes and MLX. FP8 of transformers, and of AutoFP8 before it, is a product of
+two numbers, which PyTorch computes. The packages dequantize to the type of the scales; here scales are widened to float32 before,
 so that nothing is rounded that the format does not round.
 
 `oracle.json` has the SHA-256 of every dequantized weight in float32 (little-endian), and logits that transformers
 computes in float32 from these weights.
 
-Packages: torch, transformers, compressed-tensors, nvidia-modelopt, autoawq, gptqmodel, bitsandbytes, mlx (their
-versions are in the README).
+Packages: torch, transformers, compressed-tensors, nvidia-modelopt, autoawq, gptqmodel, auto-round, bitsandbytes, mlx
+(their versions are in the README).
 """
 
 import argparse
@@ -19,6 +19,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy
 import torch
@@ -471,6 +472,69 @@ def less_one(words, bits):
     return torch.from_numpy(out.view(numpy.int32))
 
 
+# AutoRound -----------------------------------------------------------------------------------------------------------
+
+
+def autoround():
+    from auto_round.export.export_to_awq.utils import WQLinear_GEMM, dequantize_gemm
+    from auto_round_extension.torch import qlinear_torch, qlinear_torch_zp
+
+    def full_range(weight):
+        """Scales by which the largest number of a group has the code 0, so that some are below 0: (out, groups)."""
+        parts = weight.float().view(weight.shape[0], -1, 32)
+        peaks = parts.gather(2, parts.abs().argmax(2, keepdim=True)).squeeze(2)
+        return (peaks / -8).half()
+
+    def gptq(kind, symmetric):
+        def quantize(_, weight):
+            if symmetric:
+                scales, zeros = full_range(weight), 8
+            else:
+                scales, zeros, _ = affine(weight, 32)
+                scales, zeros = scales.t().contiguous(), zeros.t().contiguous()
+            linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            linear.weight.data = weight.float()
+            layer = kind(4, 32, weight.shape[1], weight.shape[0], False)
+            layer.device = "cpu"
+            layer.pack(linear, scales.float(), zeros, device="cpu")
+            parts = {"qweight": layer.qweight, "qzeros": layer.qzeros, "scales": layer.scales.clone()}
+            layer.scales = layer.scales.float()
+            # what it multiplies with; a product with the identity would lose the sign of zeros
+            with mock.patch("torch.matmul") as product:
+                layer(torch.eye(weight.shape[1]))
+            return parts, product.call_args.args[1].t()
+
+        return quantize
+
+    def awq_packing(_, weight):
+        scales, zeros, _ = affine(weight, 32)
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        linear.weight.data = weight.float()
+        layer = WQLinear_GEMM.from_linear(linear, 4, 32, scales=scales.float(), zeros=zeros, device="cpu")
+        whole = dequantize_gemm(layer.qweight, layer.qzeros, layer.scales.float(), 4, 32).t()
+        return {"qweight": layer.qweight, "qzeros": layer.qzeros, "scales": layer.scales}, whole
+
+    for name, packing, symmetric, quantize in [
+        ("autoround", "auto_round:auto_gptq", True, gptq(qlinear_torch_zp.QuantLinear, True)),
+        ("autoround-zeros", "auto_round", False, gptq(qlinear_torch.QuantLinear, False)),
+        ("autoround-awq", "auto_round:auto_awq", False, awq_packing),
+    ]:
+        stored, dequantized = each(random_model(), quantize, but=[PLAIN])
+        described = {
+            "quant_method": "auto-round",
+            "packing_format": packing,
+            "bits": 4,
+            "group_size": 32,
+            "sym": symmetric,
+            "data_type": "int",
+            "iters": 0,
+            "autoround_version": "0.16.1",
+            "block_name_to_quantize": "model.layers",
+            "extra_config": {PLAIN: {"bits": 16, "data_type": "float"}},
+        }
+        write(name, {"quantization_config": described}, stored, dequantized)
+
+
 # bitsandbytes --------------------------------------------------------------------------------------------------------
 
 
@@ -574,7 +638,7 @@ def mxfp4():
     write("mxfp4", {"quantization_config": described}, stored, dequantized, run=False)
 
 
-MAKERS = [fp8_blocks, fp8_tensor, fp8_rows, compressed_tensors, modelopt, awq, gptq, bitsandbytes, mlx, mxfp4]
+MAKERS = [fp8_blocks, fp8_tensor, fp8_rows, compressed_tensors, modelopt, awq, gptq, autoround, bitsandbytes, mlx, mxfp4]
 
 
 def main():

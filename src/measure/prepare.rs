@@ -185,8 +185,12 @@ fn subject_of(source: &Source, checkpoint: &Checkpoint) -> Result<Subject, Measu
     };
     let found = hash_of(checkpoint.files())?;
     if let Some(expected) = source.sha256.as_ref().filter(|expected| **expected != found) {
-        let (path, expected) = (checkpoint.path().into(), expected.clone());
-        return Err(MeasureError::Hash { path, expected, found });
+        let path = checkpoint.path().display();
+        let what = match checkpoint.files().len() {
+            1 => path.to_string(),
+            count => format!("the list, as `sha256sum` prints it, of the {count} files of {path}"),
+        };
+        return Err(MeasureError::Hash { what, expected: expected.clone(), found });
     }
     let tokenizer = checkpoint.tokenizer_file().map(|file| hash_of(&[file.into()]));
     Ok(Subject {

@@ -106,8 +106,13 @@ pub enum MeasureError {
     #[error("{model}: {doubt}: {SUSPICION}; for weights that are known to be untrained say `untrained = true` in the policy, or --untrained")]
     Implausible { model: String, doubt: Doubt },
     /// The weights are not those that the policy names.
-    #[error("{} has SHA-256 {found}, the policy says {expected}; fetch the right file, or accept it as the new subject by editing `sha256`", path.display())]
-    Hash { path: PathBuf, expected: String, found: String },
+    #[error("{what} has SHA-256 {found}, the policy says {expected}; fetch what is right, or accept it as the new subject by editing `sha256`")]
+    Hash {
+        /// The file, or the list of the files if there are several.
+        what: String,
+        expected: String,
+        found: String,
+    },
     /// A file cannot be hashed.
     #[error("cannot read {}: {error}", path.display())]
     Io { path: PathBuf, error: std::io::Error },

@@ -1,14 +1,15 @@
 //! Whole files whose weights are blocks of each of ggml's types, against files with the same numbers as F32.
 
 use crate::support::forward::logits;
-use crate::support::metadata::{Metadata, Stored};
+use crate::support::metadata::{Entry, Metadata, Stored};
 use crate::support::tiny::{self, Damage, Random};
-use crate::support::{fixture, load};
-use candle_core::quantized::gguf_file::Value;
+use crate::support::{fixture, load, root};
+use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::Device;
 use kvgate::internals::compute::blocks::{BlockType, TYPES};
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;
+use std::fs::File;
 use std::path::PathBuf;
 
 const HIDDEN: usize = 256;
@@ -212,4 +213,49 @@ fn scales_beside_nvfp4_are_multiplied_into_its_weights() {
     other.push(scale("blk.0.attn_q.scale".into(), &[0.7]));
     let error = opened(files.write("refused.gguf", &other)).err().unwrap();
     assert!(error.contains("blk.0.attn_q.scale"), "{error}");
+}
+
+/// A small Gemma 4 with experts whose matrices down are NVFP4, and wide enough for its blocks.
+fn gemma_4() -> (Metadata, Vec<Stored>) {
+    let path = root().join("tests/fixtures/checkpoints/gemma4-26b/model.gguf");
+    let mut file = File::open(&path).unwrap();
+    let content = Content::read(&mut file).unwrap();
+    let (of, mut random) = (named("NVFP4"), Random(11));
+    let blocks = blocks(of).unwrap();
+    let mut tensors = Vec::new();
+    for (name, info) in &content.tensor_infos {
+        let mut shape = info.shape.dims().to_vec();
+        if name.ends_with("ffn_down_exps.weight") {
+            shape[2] = of.elements;
+            let needed = shape[0] * shape[1] * of.bytes;
+            let bytes = blocks.iter().copied().cycle().take(needed).collect();
+            tensors.push(Stored { name: name.clone(), code: of.code, shape, bytes });
+        } else if name.ends_with("_exps.weight") {
+            shape[1] = 2 * of.elements;
+            let count = shape.iter().product();
+            let numbers: Vec<_> = (0..count).map(|_| SPREAD * random.normal()).collect();
+            tensors.push(of_f32(name.clone(), shape, &numbers));
+        } else {
+            let tensor = content.tensor(&mut file, name, &Device::Cpu).unwrap();
+            let numbers = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
+            tensors.push(of_f32(name.clone(), shape, &numbers.to_vec1().unwrap()));
+        }
+    }
+    let width = Entry::number("gemma4.expert_feed_forward_length", of.elements as u32);
+    let metadata = Metadata::of(&std::fs::read(path).unwrap()).edited(|entries| {
+        entries.retain(|entry| entry.key != width.key);
+        entries.push(width);
+    });
+    (Metadata::of(&metadata), tensors)
+}
+
+/// `ffn_down_exps.scale` of Gemma 4 has the factors of its experts, and the scales of NVFP4 are multiplied into them.
+#[test]
+fn a_scale_of_gemma_4s_experts_counts_once_beside_nvfp4() {
+    let (metadata, tensors) = gemma_4();
+    let files = Files { folder: tempfile::tempdir().unwrap(), metadata };
+    let found = files.logits(&tensors);
+    assert!(found == files.logits(&twin(&tensors, |_| 1.0)));
+    let other = |name: &str| if name.ends_with("ffn_down_exps.scale") { 3.0 } else { 1.0 };
+    assert!(found != files.logits(&twin(&tensors, other)));
 }

@@ -335,7 +335,7 @@ fn contexts_are_refused_beyond_which_frequencies_change() {
 #[test]
 fn what_a_new_family_does_not_compute_is_refused() {
     type Edit = fn(&mut Value);
-    let cases: [(&str, Edit, &[&str]); 15] = [
+    let cases: [(&str, Edit, &[&str]); 19] = [
         (
             "mistral",
             |c| c["layer_types"] = json!(["full_attention", "sliding_attention"]),
@@ -375,6 +375,22 @@ fn what_a_new_family_does_not_compute_is_refused() {
         ("olmo2", |c| c["attention_bias"] = json!(true), &["biases in attention"]),
         ("granite", |c| c["head_dim"] = json!(8), &["head_dim", "2 heads in 32"]),
         ("granite", |c| c["residual_multiplier"] = json!(0.0), &["must not be 0"]),
+        (
+            "granite-hybrid",
+            |c| c["layer_types"] = json!(["attention", "mamba"]),
+            &["a layer of Mamba", "`mamba` of layer 1"],
+        ),
+        (
+            "granite-hybrid",
+            |c| c["layer_types"] = json!(["linear_attention", "attention"]),
+            &["a layer of Mamba", "`linear_attention` of layer 0"],
+        ),
+        ("granite-hybrid", |c| c["layer_types"] = json!(null), &["layer_types` is missing"]),
+        (
+            "granite-hybrid",
+            |c| c["position_embedding_type"] = json!("learned"),
+            &["position_embedding_type", "is `learned`"],
+        ),
         ("glm4-moe", |c| c["n_group"] = json!(2), &["n_group", "is 2"]),
         ("qwen3", |c| c["attention_bias"] = json!(true), &["self_attn.q_proj.bias` is missing"]),
         ("qwen2-window", |c| c["use_sliding_window"] = json!(false), &["give none"]),

@@ -2,10 +2,11 @@
 //! safetensors and through GGUF, whole and in parts, and every codec in parts (fixtures:
 //! `scripts/oracle/checkpoints.py`).
 
-use crate::support::folder::copied;
+use crate::support::folder::{copied, edit_config};
 use crate::support::forward::{
     difference, effective, in_parts_by_layer, logits, logits_in_parts, portions, relative, run_part,
 };
+use crate::support::metadata::{Entry, Metadata};
 use crate::support::{self, ids, root, tolerance};
 use candle_core::quantized::gguf_file::{self, Content};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -360,7 +361,35 @@ fn single_experts_are_read_whatever_the_order_of_their_stacks() {
         };
         let whole = run(root().join("tests/fixtures/checkpoints").join(name));
         assert!(run(folder.path().into()) == whole, "{name}");
+        // older versions of llm-compressor kept them in a list of the same name
+        let listed = rewritten(name, |tensors| {
+            unroll(tensors, halves);
+            let all = std::mem::take(tensors).into_iter();
+            tensors
+                .extend(all.map(|(name, x)| (name.replace(".experts.", ".experts.experts."), x)));
+        });
+        assert!(run(listed.path().into()) == whole, "{name}");
     }
+}
+
+/// llama.cpp's converter writes into a GGUF of Granite whether there is RoPE, where config.json says it by another key.
+#[test]
+fn granite_without_rope_is_the_same_in_both_formats() {
+    let from = root().join("tests/fixtures/checkpoints/granite-hybrid");
+    let key = "granite.rope.scaling.finetuned";
+    let gguf = Metadata::of(&std::fs::read(from.join("model.gguf")).unwrap()).edited(|entries| {
+        entries.retain(|entry| entry.key != key);
+        entries.push(Entry::flag(key, false));
+    });
+    let folder = copied(&from);
+    edit_config(&folder, |config| config["position_embedding_type"] = Value::Null);
+    let path = folder.path().join("still.gguf");
+    std::fs::write(&path, gguf).unwrap();
+    let ids = ids(&oracle(&from)["ids"]);
+    let [one, other, turned] =
+        [path, folder.path().into(), from].map(|path| logits(&load(path), &ids));
+    assert!(difference(&one, &other) <= tolerance(TOLERANCE));
+    assert!(difference(&turned, &other) > 0.01);
 }
 
 /// A copy of a GGUF with one tensor more.

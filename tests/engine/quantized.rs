@@ -10,7 +10,10 @@ use serde_json::{json, Value};
 use std::path::PathBuf;
 use tempfile::TempDir;
 
-const FOLDERS: [&str; 29] = [
+const FOLDERS: [&str; 32] = [
+    "autoround",
+    "autoround-awq",
+    "autoround-zeros",
     "awq",
     "bnb-fp4",
     "bnb-int8",
@@ -143,13 +146,16 @@ fn descriptions_are_read_to_their_last_member() {
             &["strategy", "attn_head"],
         ),
         ("modelopt-nvfp4", "quant_algo", json!("W4A8_AWQ"), &["quant_algo", "w4a8_awq"]),
-        ("modelopt-nvfp4", "quant_algo", json!("FP8"), &["different ways", "hf_quant_config.json"]),
+        ("modelopt-nvfp4", "quant_algo", json!("FP8"), &["num_bits` is 4", "says FP8"]),
         ("awq", "version", json!("gemv"), &["quantization_config.version", "gemv"]),
         ("awq", "bits", json!(8), &["quantization_config.bits", "8"]),
         ("gptq", "bits", json!(3), &["quantization_config.bits", "3"]),
         ("gptq", "dynamic", json!({"-:.*": {}}), &["quantization_config.dynamic"]),
         ("gptq", "checkpoint_format", json!("marlin"), &["checkpoint_format", "marlin"]),
-        ("gptq", "group_size", json!(64), &["different ways", "quantize_config.json"]),
+        ("gptq", "group_size", json!(64), &["`group_size`", "quantize_config.json"]),
+        ("awq", "backend", json!("llm-awq"), &["quantization_config.backend", "llm-awq"]),
+        ("awq", "desc_act", json!(true), &["quantization_config.desc_act", "true"]),
+        ("gptq", "data_type", json!("mx_fp"), &["quantization_config.data_type", "mx_fp"]),
         ("bnb-nf4", "bnb_4bit_quant_type", json!("nf3"), &["bnb_4bit_quant_type", "nf3"]),
         ("bnb-nf4", "load_in_8bit", json!(true), &["load_in_4bit"]),
         ("mlx-affine-4", "mode", json!("mxfp4"), &["different ways"]),
@@ -194,7 +200,193 @@ fn a_description_without_quantized_weights_is_refused() {
         config["quantization_config"] = json!({"quant_method": "mxfp4"});
     });
     let error = open(folder.path()).err().unwrap();
+    assert!(error.contains("is F8_E4M3, which is not what") && error.contains("mxfp4"), "{error}");
+    let plain = copied(&root().join("tests/fixtures/checkpoints/llama"));
+    edit_config(&plain, |config| {
+        config["quantization_config"] = json!({"quant_method": "mxfp4"});
+    });
+    let error = open(plain.path()).err().unwrap();
     assert!(error.contains("no tensor is"), "{error}");
+}
+
+/// A copy with the description in config.json edited, and the one in another file in the same way or in another.
+fn both(name: &str, beside: &str, own: impl Fn(&mut Value), other: impl Fn(&mut Value)) -> TempDir {
+    let folder = described(name, |config| own(&mut config["quantization_config"]));
+    let path = folder.path().join(beside);
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let nested = file.get("quantization").is_some();
+    other(if nested { &mut file["quantization"] } else { &mut file });
+    std::fs::write(path, file.to_string()).unwrap();
+    folder
+}
+
+/// What two files say in different ways is an error even where the numbers would be the same.
+#[test]
+fn descriptions_in_two_files_must_agree() {
+    for (name, beside, key, value, word) in [
+        ("gptq", "quantize_config.json", "sym", json!(true), "`sym`"),
+        ("gptq", "quantize_config.json", "desc_act", json!(true), "`desc_act`"),
+        ("gptq", "quantize_config.json", "bits", json!(8), "`bits`"),
+        ("gptq", "quantize_config.json", "checkpoint_format", json!("gptq_v2"), "`format`"),
+        ("awq", "quant_config.json", "q_group_size", json!(64), "`group_size`"),
+        ("modelopt-nvfp4", "hf_quant_config.json", "quant_algo", json!("FP8"), "`quant_algo`"),
+        (
+            "modelopt-nvfp4",
+            "hf_quant_config.json",
+            "kv_cache_quant_algo",
+            Value::Null,
+            "the cache (`kv_cache_quant_algo`",
+        ),
+    ] {
+        let folder = both(name, beside, |_| {}, |other| other[key] = value.clone());
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("{name} {key}"));
+        for word in ["config.json", beside, "different ways", word] {
+            assert!(error.contains(word), "{name} {key}: `{word}` was not said: {error}");
+        }
+    }
+    let cache = both(
+        "modelopt-nvfp4",
+        "hf_quant_config.json",
+        |own| own["kv_cache_scheme"] = Value::Null,
+        |_| {},
+    );
+    assert!(open(cache.path()).err().unwrap().contains("differ in the cache"));
+    let twice = both("awq", "quant_config.json", |own| own["zero_point"] = json!(false), |_| {});
+    let error = open(twice.path()).err().unwrap();
+    assert!(error.contains("differ in `zero_point`"), "{error}");
+}
+
+/// Kernels take zero points and orders from the description, and do not look at what is stored.
+#[test]
+fn a_description_that_the_tensors_contradict_is_refused() {
+    for (name, beside, key, value, word) in [
+        ("gptq", "quantize_config.json", "sym", json!(true), "`sym: true`, by which all are 8"),
+        ("gptq-8", "quantize_config.json", "sym", json!(true), "by which all are 128"),
+        ("gptq-order", "quantize_config.json", "desc_act", json!(false), "`desc_act: false`"),
+        ("awq", "quant_config.json", "zero_point", json!(false), "all are 8"),
+    ] {
+        let edit = |described: &mut Value| described[key] = value.clone();
+        let error = open(both(name, beside, edit, edit).path()).err();
+        let error = error.unwrap_or_else(|| panic!("{name} {key}"));
+        assert!(error.contains(word), "{name} {key}: {error}");
+    }
+    let format = |name: &str, format: &str, own: Value| {
+        let folder = described(name, |config| {
+            config["quantization_config"]["format"] = format.into();
+            config["quantization_config"]["config_groups"]["group_0"]["format"] = own.clone();
+        });
+        open(folder.path()).map(drop)
+    };
+    for (name, said, own) in [
+        ("ct-int4", "float-quantized", Value::Null),
+        ("ct-int4", "pack-quantized", json!("int-quantized")),
+        ("ct-int4", "dense", Value::Null),
+        ("ct-fp8", "pack-quantized", Value::Null),
+        ("ct-int8", "float-quantized", Value::Null),
+        ("ct-nvfp4", "mxfp4-pack-quantized", Value::Null),
+        ("ct-mxfp4", "mixed-precision", json!("nvfp4-pack-quantized")),
+    ] {
+        let error = format(name, said, own).err().unwrap_or_else(|| panic!("{name} {said}"));
+        assert!(error.contains("is there for a weight that is stored as"), "{name}: {error}");
+    }
+    assert_eq!(format("ct-int8", "naive-quantized", Value::Null), Ok(()));
+    assert_eq!(format("ct-int4", "mixed-precision", json!("pack-quantized")), Ok(()));
+}
+
+/// AutoRound in packings and with settings that are not read, and its export as plain GPTQ.
+#[test]
+fn autoround_is_read_by_the_name_of_its_packing() {
+    let said = |name: &str, key: &str, value: Value| {
+        let folder = described(name, |config| config["quantization_config"][key] = value.clone());
+        open(folder.path())
+            .map(|checkpoint| sha256(&checkpoint, "model.layers.0.self_attn.q_proj.weight"))
+    };
+    for (name, key, value, word) in [
+        ("autoround", "packing_format", json!("auto_round:llm_compressor"), "llm_compressor"),
+        ("autoround", "packing_format", json!("auto_round:exllamav2"), "exllamav2"),
+        ("autoround", "packing_format", json!("auto_round"), "`sym: true`, by which all are 8"),
+        ("autoround", "bits", json!(3), "is 3"),
+        ("autoround", "data_type", json!("mx_fp"), "mx_fp"),
+        ("autoround", "act_bits", json!(8), "act_bits"),
+        ("autoround", "rotation_config", json!({"R1": true}), "rotation_config"),
+        ("autoround", "extra_config", json!({"model.layers.0.mlp": {"bits": 8}}), "another way"),
+        ("autoround", "extra_config", json!({"q_proj": {"bits": 16}}), "leaves `q_proj` out"),
+        ("autoround-zeros", "sym", json!(true), "by which all are 8"),
+        ("autoround-awq", "sym", json!(true), "all are 8"),
+        ("autoround-awq", "bits", json!(8), "is 8"),
+    ] {
+        let error = said(name, key, value).err().unwrap_or_else(|| panic!("{name} {key}"));
+        assert!(error.contains(word), "{name} {key}: `{word}` was not said: {error}");
+    }
+    // transformers takes this packing if none is named
+    let own = said("autoround", "iters", json!(200));
+    assert_eq!(said("autoround", "packing_format", Value::Null), own);
+    let plain = described("autoround", |config| {
+        let described = config["quantization_config"].as_object_mut().unwrap();
+        described.remove("packing_format");
+        described.remove("extra_config");
+        described.insert("quant_method".into(), "gptq".into());
+        described.insert("provider".into(), "auto-round".into());
+    });
+    let plain = open(plain.path()).unwrap();
+    assert_eq!(Ok(sha256(&plain, "model.layers.0.self_attn.q_proj.weight")), own);
+    // a symmetric export in AWQ's packing has the middle of the range as each zero point
+    let symmetric = edited("autoround-awq", |file| {
+        let zeros = file.tensors.iter_mut().filter(|(name, _)| name.ends_with(".qzeros"));
+        zeros.for_each(|(_, zeros)| zeros.bytes.fill(0x88));
+    });
+    edit_config(&symmetric, |config| {
+        config["quantization_config"]["quant_method"] = "awq".into();
+        config["quantization_config"]["version"] = "gemm".into();
+        config["quantization_config"]["zero_point"] = false.into();
+        let described = config["quantization_config"].as_object_mut().unwrap();
+        described.remove("packing_format");
+        described.remove("extra_config");
+    });
+    open(symmetric.path()).unwrap();
+    let wrapped = edited("autoround", |file| {
+        let zeros = file.tensors.iter_mut().filter(|(name, _)| name.ends_with(".qzeros"));
+        zeros.for_each(|(_, zeros)| zeros.bytes.fill(0xff));
+    });
+    edit_config(&wrapped, |config| config["quantization_config"]["sym"] = false.into());
+    let error = open(wrapped.path()).err().unwrap();
+    assert!(error.contains("a zero point of 15, less one"), "{error}");
+}
+
+/// No program writes scales of FP8 below 0, and engines take the largest of several.
+#[test]
+fn scales_of_fp8_below_0_are_refused() {
+    for name in ["fp8-tensor", "fp8-blocks", "fp8-rows", "ct-fp8", "ct-fp8-blocks", "modelopt-fp8"]
+    {
+        let below = edited(name, |file| {
+            let is_scale = |name: &str| name.contains("q_proj.weight_scale");
+            let mut scales = file.tensors.iter_mut().filter(|(name, _)| is_scale(name));
+            let (_, scale) = scales.next().unwrap();
+            *scale.bytes.last_mut().unwrap() ^= 0x80;
+        });
+        let error = open(below.path()).err().unwrap_or_else(|| panic!("{name}"));
+        assert!(error.contains("q_proj.weight_scale") && error.contains("below 0"), "{error}");
+    }
+}
+
+/// A weight whose codes have no scale is named with the scale that is missing.
+#[test]
+fn a_missing_scale_is_named() {
+    for (name, scale) in [
+        ("fp8-tensor", "q_proj.weight_scale"),
+        ("fp8-blocks", "q_proj.weight_scale_inv"),
+        ("ct-fp8", "q_proj.weight_scale"),
+        ("ct-int4", "q_proj.weight_scale"),
+        ("modelopt-fp8", "q_proj.weight_scale"),
+        ("modelopt-nvfp4", "q_proj.weight_scale"),
+        ("mlx-affine-4", "q_proj.scales"),
+        ("bnb-int8", "q_proj.SCB"),
+        ("gptq", "q_proj.scales"),
+    ] {
+        let without = edited(name, |file| file.tensors.retain(|name, _| !name.ends_with(scale)));
+        let error = open(without.path()).err().unwrap_or_else(|| panic!("{name}"));
+        assert!(error.contains(scale) && error.contains("missing"), "{name}: {error}");
+    }
 }
 
 /// `x` rounded to e4m3 by counting steps, as a check of the cache's codec.

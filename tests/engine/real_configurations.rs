@@ -17,7 +17,7 @@ fn open(model: &str, tensors: &[Tensor]) -> Result<Checkpoint, String> {
     Checkpoint::open(&Source::at(folder.path().into())).map_err(|error| error.to_string())
 }
 
-const MODELS: [&str; 19] = [
+const MODELS: [&str; 21] = [
     "Qwen3.6-35B-A3B",
     "Gemma4-E2B",
     "Gemma4-E4B",
@@ -34,6 +34,8 @@ const MODELS: [&str; 19] = [
     "Olmo-3-7B",
     "Granite-3.3-2B",
     "Granite-3.1-3B-A800M",
+    "Granite-4.0-Micro",
+    "Granite-4.0-350M",
     "GLM-4-9B",
     "GLM-4.5-Air",
     "Qwen3-VL-8B",

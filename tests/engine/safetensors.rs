@@ -67,7 +67,7 @@ fn distance(folder: &Path, oracle: &Value) -> f64 {
     positions.fold(0.0, f64::max)
 }
 
-const MLX: [&str; 9] = [
+const MLX: [&str; 11] = [
     "llama",
     "qwen3-moe",
     "qwen3_5",
@@ -77,6 +77,8 @@ const MLX: [&str; 9] = [
     "gemma4-26b",
     "gemma4-e2b",
     "gpt-oss-mxfp4",
+    "granite-hybrid",
+    "granite-hybrid-moe",
 ];
 
 /// What MLX's converter wrote is the model that it was made from. Where it adds 1 to norms in bfloat16 the sums
@@ -113,6 +115,7 @@ fn a_file_in_a_convention_that_its_metadata_does_not_name_is_refused() {
             ("qwen3_5", "linear_attn.conv1d.weight` [96, 4, 1]"),
             ("qwen3-moe", "switch_mlp"),
             ("gemma4-26b", "switch_glu"),
+            ("gpt-oss-mxfp4", "experts.gate_proj"),
         ] {
             is_refused(&with_format(mlx(name), format), &[word, "MLX", "format: mlx", "convert"]);
         }

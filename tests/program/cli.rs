@@ -276,6 +276,23 @@ fn the_wrong_file_is_told_by_its_hash() {
     kvgate(&repository, &["check"]).exits(4).says(format!("the policy says {zeros}"));
 }
 
+/// The hash of a model in several files is that of their list, which the message says.
+#[test]
+fn the_wrong_files_are_told_by_the_hash_of_their_list() {
+    let repository = accepted();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf-parts");
+    for file in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+        std::fs::copy(&file, repository.path(file.file_name().unwrap().to_str().unwrap())).unwrap();
+    }
+    repository.edit("thresholds.toml", "tiny.gguf", "llama-00001-of-00003.gguf");
+    let hash = format!("fetch = \"scripts/fetch tiny\"\nsha256 = \"{}\"", "0".repeat(64));
+    repository.edit("thresholds.toml", "fetch = \"scripts/fetch tiny\"", &hash);
+    kvgate(&repository, &["run"])
+        .exits(4)
+        .says("the list, as `sha256sum` prints it, of the 3 files of")
+        .says("llama-00001-of-00003.gguf has SHA-256");
+}
+
 #[test]
 fn a_corpus_that_is_too_short_says_how_short() {
     let repository = accepted();

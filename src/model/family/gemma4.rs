@@ -25,7 +25,8 @@ use crate::model::ModelError;
 pub(super) const FAMILY: Family = Family {
     gguf: &["gemma4"],
     hf: &["gemma4_text", "gemma4", "gemma4_unified_text"],
-    gguf_names: names::GGUF,
+    // a factor of each expert. llama.cpp's converter multiplies the scales of NVFP4 into it
+    gguf_names: Names { own_scales: &["ffn_down_exps.scale"], ..names::GGUF },
     hf_names: Names { own: HF_OWN, mlx: Mlx { own: MLX_OWN, ..names::MLX }, ..names::HF },
     // Gemma4TextConfig
     hf_defaults: r#"{

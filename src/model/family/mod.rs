@@ -50,6 +50,7 @@ const FAMILIES: &[Family] = &[
     glm4_moe::FAMILY,
     gpt_oss::FAMILY,
     granite::FAMILY,
+    granite::HYBRID,
     llama::FAMILY,
     ministral3::FAMILY,
     mistral::FAMILY,

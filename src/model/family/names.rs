@@ -24,6 +24,9 @@ pub(in crate::model) struct Names {
     pub ordered: &'static [(&'static str, Transform)],
     /// Whether some files hold the experts of `ordered` in the decoder's order. Their shapes tell.
     pub either_order: bool,
+    /// Endings of the names of scales in GGUF files that the decoder reads itself, so that they are not multiplied into
+    /// the weights beside them.
+    pub own_scales: &'static [&'static str],
     /// How files that MLX's converter wrote differ.
     pub mlx: Mlx,
     /// Pairs of names that the convention of the files brings. They are empty for transformers' convention.
@@ -53,6 +56,7 @@ pub(super) const GGUF: Names = Names {
     unit: &[],
     ordered: &[],
     either_order: false,
+    own_scales: &[],
     mlx: Mlx { own: &[], plain_norms: false, unit: &[] },
     converted: &[],
     other_parts: &[],
@@ -86,6 +90,7 @@ pub(super) const HF: Names = Names {
     unit: &[],
     ordered: &[],
     either_order: false,
+    own_scales: &[],
     mlx: MLX,
     converted: &[],
     other_parts: ELSEWHERE,

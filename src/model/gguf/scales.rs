@@ -2,7 +2,8 @@
 //!
 //! An NVFP4 weight is the number of its block times a scale of the whole matrix, or of the whole expert. llama.cpp's
 //! converter writes these scales as tensors of their own, unless they are 1: `blk.0.attn_q.scale` beside
-//! `blk.0.attn_q.weight`. llama.cpp multiplies products with them; here they are multiplied into the weights.
+//! `blk.0.attn_q.weight`. llama.cpp multiplies products with them; here they are multiplied into the weights. The decoder
+//! itself reads the scales of Gemma 4's experts, which are factors of their weights in files of every type.
 //!
 //! `blk.0.attn_q.input_scale` is for engines that round activations to 4 bits. Nothing here rounds them, and llama.cpp
 //! does not use these scales either.
@@ -33,6 +34,9 @@ impl Gguf {
         let tensors = &self.header.tensors;
         let stem = own.strip_suffix(".weight").filter(|stem| !stem.ends_with("token_embd"))?;
         let name = format!("{stem}.{suffix}");
+        if self.names.own_scales.iter().any(|own| name.ends_with(own)) {
+            return None;
+        }
         let scale = tensors.get(&name)?;
         (tensors.get(own)?.of.name == SCALED).then_some((name, scale))
     }

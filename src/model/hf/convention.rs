@@ -50,6 +50,8 @@ impl Convention {
         let is_mlx = |name: &str, shape: &[usize]| {
             name.contains(".switch_mlp.")
                 || name.contains(".switch_glu.")
+                // gpt-oss: transformers has gate and up in one tensor
+                || name.ends_with(".experts.gate_proj.weight")
                 || name.ends_with("linear_attn.conv1d.weight")
                     && matches!(shape, [_, kernel, 1] if *kernel != 1)
         };

@@ -413,10 +413,17 @@ impl HfCheckpoint {
             Some(stem) => (stem, &["gate_proj", "up_proj"]),
             None => (all.strip_suffix("down_proj")?, &["down_proj"]),
         };
-        let name = |e: usize, part: &str| format!("{stem}{e}.{part}.{end}");
-        let count = (0..).take_while(|&e| self.tensors.contains_key(&name(e, parts[0]))).count();
-        let names = (0..count).flat_map(|e| parts.iter().map(move |part| name(e, part)));
-        (count > 0 && !self.tensors.contains_key(own)).then(|| names.collect())
+        if self.tensors.contains_key(own) {
+            return None;
+        }
+        // older versions of llm-compressor kept gpt-oss's experts in a list of that name
+        ["", "experts."].into_iter().find_map(|list| {
+            let name = |e: usize, part: &str| format!("{stem}{list}{e}.{part}.{end}");
+            let has = |e: &usize| self.tensors.contains_key(&name(*e, parts[0]));
+            let count = (0..).take_while(has).count();
+            let names = (0..count).flat_map(|e| parts.iter().map(move |part| name(e, part)));
+            (count > 0).then(|| names.collect())
+        })
     }
 
     /// The names by which a tensor is read. Whatever the order of a family's stacks of experts, the matrix of a single

@@ -139,6 +139,10 @@ impl Entry {
         Entry { key: key.into(), value: [6u32.to_le_bytes(), value.to_le_bytes()].concat() }
     }
 
+    pub fn flag(key: &str, value: bool) -> Self {
+        Entry { key: key.into(), value: [&7u32.to_le_bytes()[..], &[u8::from(value)]].concat() }
+    }
+
     pub fn number(key: &str, value: u32) -> Self {
         Entry { key: key.into(), value: [4u32.to_le_bytes(), value.to_le_bytes()].concat() }
     }

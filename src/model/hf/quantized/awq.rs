@@ -1,27 +1,44 @@
 //! AWQ in the packing of its GEMM kernels.
 
-use super::columns::{ByColumns, Columns};
+use super::autoround;
+use super::columns::{off_middle, ByColumns, Columns};
 use super::described::Described;
 use super::gptq::{group, MAKING};
 use super::raw::{Raw, SCALES};
 use super::weight::Part;
-use super::{Known, Method};
+use super::{Known, Method, Setting};
 use crate::model::ModelError;
 use safetensors::Dtype;
 use serde_json::json;
 
 pub(super) const AWQ: Known = Known { names: &["awq"], read };
 
-const BITS: usize = 4;
+pub(super) const BITS: usize = 4;
+/// Names of kernels for this packing, in transformers. Others read another packing.
+const KERNELS: [&str; 11] = [
+    "autoawq",
+    "auto",
+    "auto_trainable",
+    "machete",
+    "marlin",
+    "exllama_v1",
+    "exllama_v2",
+    "gemm",
+    "gemm_triton",
+    "torch_awq",
+    "torch_fused_awq",
+];
 const IN_WORD: usize = 8;
 /// The place in a word of each of eight neighbouring outputs.
 const PLACES: [usize; IN_WORD] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 #[derive(Debug)]
-struct Awq {
+pub(super) struct Awq {
     /// Inputs that share a scale. `None` if all do.
-    group: Option<usize>,
-    plain: Vec<String>,
+    pub group: Option<usize>,
+    /// Whether zero points differ. `Some(false)` if all are in the middle of the range.
+    pub zero_point: Option<bool>,
+    pub plain: Vec<String>,
 }
 
 fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
@@ -30,7 +47,11 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     described.neutral("w_bit", &[json!(BITS)])?;
     described.one_of("version", &["gemm"])?;
     described.one_of("format", &["gemm"])?;
-    described.neutral("zero_point", &[json!(true)])?;
+    described.one_of("backend", &KERNELS)?;
+    let zero_point = described.flag("zero_point")?;
+    // a member of GPTQ's: AWQ's inputs have no order
+    described.neutral("desc_act", &[json!(false)])?;
+    autoround::made(&mut described)?;
     let group = match described.take("group_size").or(described.take("q_group_size")) {
         Some(size) => group(&described, &size)?,
         None => Some(128),
@@ -40,7 +61,7 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     described.pass_over(MAKING);
     described.pass_over(&["do_fuse", "fuse_max_seq_len", "modules_to_fuse"]);
     described.close()?;
-    Ok(Box::new(Awq { group, plain }))
+    Ok(Box::new(Awq { group, zero_point, plain }))
 }
 
 impl Method for Awq {
@@ -49,8 +70,12 @@ impl Method for Awq {
     }
 
     /// `quant_config.json` does not have the list.
-    fn settings(&self) -> String {
-        format!("{:?}", self.group)
+    fn settings(&self) -> Vec<Setting> {
+        let zero_point = self.zero_point.map(|flag| flag.to_string());
+        vec![
+            ("`group_size` (`q_group_size`)", Some(format!("{:?}", self.group))),
+            ("`zero_point`", zero_point),
+        ]
     }
 
     fn claim(&self, raw: &mut Raw) -> Result<(), ModelError> {
@@ -71,7 +96,14 @@ impl Method for Awq {
                     return Err(raw.misfit(part, &whole));
                 }
             }
-            let how = ByColumns { columns: Gemm { across }, outputs, group };
+            let columns = Gemm { across };
+            if self.zero_point == Some(false) {
+                if let Some(point) = off_middle(&columns, &zeros.part(), [groups, outputs], BITS) {
+                    let message = format!("has a zero point of {point}, and the description says that all are 8 (no zero points)");
+                    return Err(raw.refuse(&zeros.name, message));
+                }
+            }
+            let how = ByColumns { columns, outputs, group };
             raw.put(name, whole, "INT4 (AWQ)", vec![words, zeros, scales], how)?;
             raw.zero_bias(&stem, outputs);
         }

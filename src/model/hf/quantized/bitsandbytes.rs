@@ -55,6 +55,15 @@ impl Method for BitsAndBytes {
         self.is_eight
     }
 
+    fn scales(&self) -> &'static [&'static str] {
+        match self.is_eight {
+            true => &["SCB"],
+            false => {
+                &["weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandbytes__fp4"]
+            }
+        }
+    }
+
     fn claim(&self, raw: &mut Raw) -> Result<(), ModelError> {
         if self.is_eight {
             return raw.stems(".SCB").into_iter().try_for_each(|stem| eight(raw, &stem));

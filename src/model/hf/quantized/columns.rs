@@ -10,6 +10,20 @@ pub(super) trait Columns: Send + Sync {
     fn zero(&self, zeros: &Part, group: usize, output: usize) -> i32;
 }
 
+/// The first zero point that is not in the middle of the range, by which kernels for symmetric weights reckon without
+/// reading any.
+pub(super) fn off_middle(
+    columns: &impl Columns,
+    zeros: &Part,
+    [groups, outputs]: [usize; 2],
+    bits: usize,
+) -> Option<i32> {
+    let middle = 1 << (bits - 1);
+    let places = (0..groups).flat_map(|group| (0..outputs).map(move |output| (group, output)));
+    let mut points = places.map(|(group, output)| columns.zero(zeros, group, output));
+    points.find(|point| *point != middle)
+}
+
 /// Words, zero points, scales, and perhaps the group of each input.
 pub(super) struct ByColumns<C> {
     pub columns: C,

@@ -1,12 +1,12 @@
 //! What `llm-compressor` writes by the package `compressed-tensors`.
 //!
 //! A layer's tensors say how it is quantized, and the configuration has groups of layers. A layer that is quantized as
-//! no group describes is an error.
+//! no group describes is an error, and so is one that is stored in another format than the description says.
 
 use super::described::Described;
 use super::fp4::{Blocks, Whole};
 use super::raw::{Raw, Taken, SCALES};
-use super::scaled::Scaled;
+use super::scaled::{not_negative, Scaled};
 use super::weight::{Dequantize, Grid, Part, Rows};
 use super::{kv_scheme, Known, Method};
 use crate::model::ModelError;
@@ -22,13 +22,16 @@ const FORMATS: [&str; 8] = [
     "naive-quantized",
     "nvfp4-pack-quantized",
     "mxfp4-pack-quantized",
-    // formats of the groups
-    "mixed-precision",
     "dense",
+    MIXED,
 ];
+/// Each group has a format of its own.
+const MIXED: &str = "mixed-precision";
 
 #[derive(Debug)]
 struct Compressed {
+    /// The format of groups that do not have their own, unless groups differ.
+    format: Option<String>,
     groups: Vec<Weights>,
     activations: bool,
     plain: Vec<String>,
@@ -37,6 +40,8 @@ struct Compressed {
 /// How a group's weights are quantized.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Weights {
+    /// The group's own format.
+    format: Option<String>,
     bits: usize,
     is_float: bool,
     symmetric: bool,
@@ -54,7 +59,7 @@ enum Strategy {
 }
 
 fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
-    described.one_of("format", &FORMATS)?;
+    let format = described.one_of("format", &FORMATS)?.filter(|format| format != MIXED);
     // in both states the tensors are packed; the package writes the second one for models whose training is over
     described.one_of("quantization_status", &["compressed", "frozen"])?;
     described.pass_over(&["version", "global_compression_ratio"]);
@@ -78,15 +83,15 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
         None => Vec::new(),
     };
     described.close()?;
-    let mut method = Compressed { groups: Vec::new(), activations: false, plain };
+    let mut method = Compressed { format, groups: Vec::new(), activations: false, plain };
     for mut group in groups {
         group.pass_over(&["targets"]);
-        group.one_of("format", &FORMATS)?;
+        let format = group.one_of("format", &FORMATS)?;
         for key in ["input_activations", "output_activations"] {
             method.activations |= group.take(key).is_some();
         }
         let weights = group.object("weights")?.map(weights).transpose()?;
-        method.groups.extend(weights);
+        method.groups.extend(weights.map(|weights| Weights { format, ..weights }));
         group.close()?;
     }
     Ok(Box::new(method))
@@ -140,7 +145,7 @@ fn weights(mut described: Described) -> Result<Weights, ModelError> {
         }
     };
     described.close()?;
-    Ok(Weights { bits, is_float, symmetric, strategy, is_ordered })
+    Ok(Weights { format: None, bits, is_float, symmetric, strategy, is_ordered })
 }
 
 impl Method for Compressed {
@@ -154,6 +159,10 @@ impl Method for Compressed {
 
     fn quantizes_activations(&self) -> bool {
         self.activations
+    }
+
+    fn scales(&self) -> &'static [&'static str] {
+        &["weight_scale"]
     }
 
     fn claim(&self, raw: &mut Raw) -> Result<(), ModelError> {
@@ -192,18 +201,34 @@ fn grid(strategy: Strategy, whole: &[usize], scales: &[usize]) -> Option<Grid> {
 }
 
 impl Compressed {
-    /// The group that describes a layer, and the grid of its scales.
+    /// The group that describes a layer, which is stored in one of these formats, and the grid of its scales.
     fn group(
         &self,
         raw: &Raw,
         whole: &[usize],
-        scales: &Taken,
+        (scales, formats): (&Taken, &[&str]),
         fits: impl Fn(&Weights) -> bool,
     ) -> Result<(&Weights, Grid), ModelError> {
         let groups = self.groups.iter().filter(|group| fits(group));
-        let mut found =
+        let found =
             groups.filter_map(|group| Some((group, grid(group.strategy, whole, scales.shape())?)));
-        found.next().ok_or_else(|| {
+        let found: Vec<_> = found.collect();
+        let format = |group: &Weights| group.format.clone().or(self.format.clone());
+        let is_stored_so = |(group, _): &&(&Weights, Grid)| {
+            format(group).is_none_or(|format| formats.contains(&format.as_str()))
+        };
+        if let Some(found) = found.iter().find(is_stored_so) {
+            return Ok(*found);
+        }
+        if let Some(said) = found.first().and_then(|(group, _)| format(group)) {
+            let formats = formats.join("` or `");
+            let message = format!(
+                "is there for a weight that is stored as `{formats}`, and the configuration says `format: {said}`: \
+                 nothing says which is right"
+            );
+            return Err(raw.refuse(&scales.name, message));
+        }
+        Err({
             raw.refuse(
                 &scales.name,
                 format!(
@@ -223,10 +248,15 @@ impl Compressed {
         let zeros = raw.may(&format!("{name}_zero_point"), &[Dtype::I8, Dtype::F8_E4M3])?;
         let whole = codes.shape().to_vec();
         let is_float = codes.dtype() == Dtype::F8_E4M3;
-        let (group, grid) = self.group(raw, &whole, &scales, |group| {
+        let formats =
+            [if is_float { "float-quantized" } else { "int-quantized" }, "naive-quantized"];
+        let (group, grid) = self.group(raw, &whole, (&scales, &formats), |group| {
             let may_be_narrow = !is_float && group.bits < 8;
             group.is_float == is_float && (group.bits == 8 || may_be_narrow)
         })?;
+        if is_float {
+            not_negative(raw, &scales)?;
+        }
         let mut parts = vec![codes, scales];
         if group.symmetric {
             // FP8 has none, and symmetric weights have zeros there
@@ -261,7 +291,7 @@ impl Compressed {
             return Err(raw.refuse(&shape.name, "does not say rows and columns"));
         };
         let whole = [rows, columns];
-        let (group, grid) = self.group(raw, &whole, &scales, |group| {
+        let (group, grid) = self.group(raw, &whole, (&scales, &["pack-quantized"]), |group| {
             let across = columns.div_ceil(32 / group.bits);
             !group.is_float && words.shape() == [rows, across]
         })?;
@@ -323,10 +353,11 @@ impl Compressed {
         if let Some(columns) = whole.last_mut() {
             *columns = columns.saturating_mul(2);
         }
-        let (_, grid) =
-            self.group(raw, &whole, &scales, |group| group.is_float && group.bits == 4)?;
+        let is_nv = scales.dtype() == Dtype::F8_E4M3;
+        let format = if is_nv { "nvfp4-pack-quantized" } else { "mxfp4-pack-quantized" };
+        let fits = |group: &Weights| group.is_float && group.bits == 4;
+        let (_, grid) = self.group(raw, &whole, (&scales, &[format]), fits)?;
         let mut parts = vec![codes, scales];
-        let is_nv = parts[1].dtype() == Dtype::F8_E4M3;
         if is_nv {
             let global = raw.need(&format!("{name}_global_scale"), &[Dtype::F32])?;
             if global.part().count() != 1 {

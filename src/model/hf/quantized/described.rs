@@ -3,6 +3,7 @@
 
 use crate::model::ModelError;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// An object of a configuration, and those of its members that nobody has taken yet.
@@ -11,6 +12,8 @@ pub(super) struct Described {
     /// The object's place in the file, such as `quantization_config`. Empty if it is the whole file.
     place: String,
     left: Map<String, Value>,
+    /// The members that are null.
+    nulls: BTreeSet<String>,
 }
 
 impl Described {
@@ -18,7 +21,14 @@ impl Described {
         // a null says nothing, as in transformers
         let left = members.iter().filter(|(_, value)| !value.is_null());
         let left = left.map(|(key, value)| (key.clone(), value.clone())).collect();
-        Described { path: path.into(), place: place.into(), left }
+        let nulls = members.iter().filter(|(_, value)| value.is_null());
+        let nulls = nulls.map(|(key, _)| key.clone()).collect();
+        Described { path: path.into(), place: place.into(), left, nulls }
+    }
+
+    /// Whether a member says that there is nothing, and is not only absent.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.nulls.contains(key)
     }
 
     /// The place of a member in the file.

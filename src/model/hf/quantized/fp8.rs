@@ -3,7 +3,7 @@
 
 use super::described::Described;
 use super::raw::{Raw, SCALES};
-use super::scaled::{grid, Scaled};
+use super::scaled::{grid, not_negative, Scaled};
 use super::{kv_scheme, Known, Method};
 use crate::model::ModelError;
 use safetensors::Dtype;
@@ -58,6 +58,10 @@ impl Method for Fp8 {
         true
     }
 
+    fn scales(&self) -> &'static [&'static str] {
+        &["weight_scale_inv", "weight_scale"]
+    }
+
     fn claim(&self, raw: &mut Raw) -> Result<(), ModelError> {
         for end in ["_scale_inv", "_scale"] {
             for stem in raw.stems(end) {
@@ -79,6 +83,7 @@ impl Fp8 {
         let usual = || grid(&whole, &scales, Some(USUAL_BLOCK)).filter(|_| self.block.is_none());
         let grid = grid(&whole, &scales, self.block).or_else(usual);
         let grid = grid.ok_or_else(|| raw.misfit(&scales, &whole))?;
+        not_negative(raw, &scales)?;
         if let Some(module) = name.strip_suffix("weight") {
             raw.drop(&format!("{module}input_scale"));
             // as transformers' class names the scale of a linear layer's activations

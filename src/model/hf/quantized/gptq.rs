@@ -1,10 +1,11 @@
 //! GPTQ as AutoGPTQ and GPTQModel write it, in both versions of the format: version 1 stores zero points less one.
 
-use super::columns::{ByColumns, Columns};
+use super::autoround;
+use super::columns::{off_middle, ByColumns, Columns};
 use super::described::Described;
-use super::raw::{Raw, SCALES};
+use super::raw::{Raw, Taken, SCALES};
 use super::weight::Part;
-use super::{Known, Method};
+use super::{Known, Method, Setting};
 use crate::model::ModelError;
 use safetensors::Dtype;
 use serde_json::json;
@@ -13,7 +14,6 @@ pub(super) const GPTQ: Known = Known { names: &["gptq"], read };
 
 /// Members about how the weights were found, and about which kernels run them.
 pub(super) const MAKING: &[&str] = &[
-    "desc_act",
     "sym",
     "damp_percent",
     "damp_auto_increment",
@@ -47,13 +47,21 @@ pub(super) const MAKING: &[&str] = &[
 ];
 
 #[derive(Debug)]
-struct Gptq {
-    bits: usize,
-    group: Option<usize>,
+pub(super) struct Gptq {
+    pub bits: usize,
+    pub group: Option<usize>,
     /// What is added to stored zero points.
-    more: i32,
+    pub more: i32,
+    /// Whether the largest stored zero point stands for 0 where `more` is 1. If not, it is refused.
+    pub wraps: bool,
     /// Whether each weight must say to which group an input belongs.
-    is_ordered: bool,
+    pub is_ordered: bool,
+    /// Whether inputs were ordered, and whether their groups were chosen before that.
+    pub desc_act: Option<bool>,
+    pub static_groups: Option<bool>,
+    /// Whether all zero points are in the middle of the range.
+    pub symmetric: Option<bool>,
+    pub plain: Vec<String>,
 }
 
 fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
@@ -85,12 +93,24 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     for key in ["dynamic", "rotation", "adapter", "activation", "quantization"] {
         described.neutral(key, &[])?;
     }
-    let acts = described.flag("desc_act")?.unwrap_or(false);
-    let is_ordered = acts && !described.flag("static_groups")?.unwrap_or(false);
+    let (desc_act, static_groups) = (described.flag("desc_act")?, described.flag("static_groups")?);
+    let is_ordered = desc_act == Some(true) && static_groups != Some(true);
+    let symmetric = described.flag("sym")?;
+    autoround::made(&mut described)?;
     described.pass_over(MAKING);
     described.close()?;
     let more = i32::from(format.as_deref() != Some("gptq_v2"));
-    Ok(Box::new(Gptq { bits, group, more, is_ordered }))
+    Ok(Box::new(Gptq {
+        bits,
+        group,
+        more,
+        wraps: true,
+        is_ordered,
+        desc_act,
+        static_groups,
+        symmetric,
+        plain: Vec::new(),
+    }))
 }
 
 /// The size of a group. -1 stands for all inputs.
@@ -107,7 +127,19 @@ pub(super) fn group(
 
 impl Method for Gptq {
     fn plain(&self) -> &[String] {
-        &[]
+        &self.plain
+    }
+
+    fn settings(&self) -> Vec<Setting> {
+        let said = |flag: Option<bool>| flag.map(|flag| flag.to_string());
+        vec![
+            ("`bits`", Some(self.bits.to_string())),
+            ("`group_size`", Some(format!("{:?}", self.group))),
+            ("`checkpoint_format` (`format`)", Some(self.more.to_string())),
+            ("`desc_act`", said(self.desc_act.or(Some(self.is_ordered)))),
+            ("`static_groups`", said(self.static_groups)),
+            ("`sym`", said(self.symmetric)),
+        ]
     }
 
     fn claim(&self, raw: &mut Raw) -> Result<(), ModelError> {
@@ -140,14 +172,63 @@ impl Method for Gptq {
                 if order.shape() != [inputs] || !(0..inputs).all(is_group) {
                     return Err(raw.misfit(order, &whole));
                 }
+                self.is_as_described(raw, order, group)?;
             }
             let (bits, more) = (self.bits, self.more);
             let columns = Packed { bits, outputs, across: outputs.div_ceil(in_word), more };
+            self.zeros_are_as_described(raw, &zeros, &columns, groups)?;
             let parts =
                 [Some(words), Some(zeros), Some(scales), order].into_iter().flatten().collect();
             let label = format!("INT{bits} (GPTQ)");
             raw.put(name, whole, label, parts, ByColumns { columns, outputs, group })?;
             raw.zero_bias(&stem, outputs);
+        }
+        Ok(())
+    }
+}
+
+impl Gptq {
+    /// Refuses an order of inputs that the description denies: kernels for weights without one do not look at it.
+    fn is_as_described(&self, raw: &Raw, order: &Taken, group: usize) -> Result<(), ModelError> {
+        let part = order.part();
+        let in_order = |i| part.whole(i) == Some((i / group) as i64);
+        if self.desc_act != Some(false) || (0..part.count()).all(in_order) {
+            return Ok(());
+        }
+        Err(raw.refuse(
+            &order.name,
+            "has inputs in an order of their own, and the description says `desc_act: false`: nothing says which is \
+             right",
+        ))
+    }
+
+    /// Refuses zero points that the description denies, and one that programs take for different numbers.
+    fn zeros_are_as_described(
+        &self,
+        raw: &Raw,
+        zeros: &Taken,
+        columns: &Packed,
+        groups: usize,
+    ) -> Result<(), ModelError> {
+        let (part, shape) = (zeros.part(), [groups, columns.outputs]);
+        if self.symmetric == Some(true) {
+            if let Some(point) = off_middle(columns, &part, shape, self.bits) {
+                let middle = 1 << (self.bits - 1);
+                let message = format!(
+                    "has a zero point of {point}, and the description says `sym: true`, by which all are {middle}: \
+                     nothing says which is right"
+                );
+                return Err(raw.refuse(&zeros.name, message));
+            }
+        }
+        let mut outputs = (0..groups).flat_map(|g| (0..columns.outputs).map(move |o| (g, o)));
+        let is_wrapped = |(group, output)| columns.zero(&part, group, output) == 0;
+        if self.more == 1 && !self.wraps && outputs.any(is_wrapped) {
+            let (largest, next) = (columns.mask(), columns.mask() + 1);
+            let message = format!(
+                "stores a zero point of {largest}, less one, which AutoRound's kernels take for {next} and others for 0"
+            );
+            return Err(raw.refuse(&zeros.name, message));
         }
         Ok(())
     }

@@ -7,6 +7,11 @@ use serde_json::{json, Value};
 
 const KEY: &str = "kv_cache_scheme";
 
+/// Whether a description says that the cache is not quantized.
+pub(super) fn is_denied(described: &Described) -> bool {
+    described.is_null(KEY)
+}
+
 /// Takes the description of the cache. Returns whether there is one.
 pub(super) fn take(described: &mut Described) -> Result<bool, ModelError> {
     match described.take(KEY) {

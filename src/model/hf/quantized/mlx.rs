@@ -79,6 +79,10 @@ impl Method for Mlx {
         &self.plain
     }
 
+    fn scales(&self) -> &'static [&'static str] {
+        &["scales"]
+    }
+
     fn claim(&self, raw: &mut Raw) -> Result<(), ModelError> {
         for stem in raw.stems(".scales") {
             let settings = match self.own.get(&stem) {

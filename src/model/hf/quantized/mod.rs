@@ -4,6 +4,7 @@
 //! of which no member may remain unread, and takes the tensors that make up its weights. What it leaves over is read
 //! as in any other checkpoint: plain weights stay plain, and a tensor that nobody understands is an error.
 
+mod autoround;
 mod awq;
 mod bitsandbytes;
 mod columns;
@@ -29,6 +30,7 @@ use super::{json, refused, Located, Stored};
 use crate::model::ModelError;
 use crate::source::pinned::{CONFIG, QUANTIZATION_FILES};
 use described::Described;
+use safetensors::Dtype;
 use serde_json::{Map, Value};
 use std::fmt::Debug;
 use std::path::Path;
@@ -42,6 +44,7 @@ struct Known {
 }
 
 const KNOWN: &[Known] = &[
+    autoround::AUTOROUND,
     awq::AWQ,
     bitsandbytes::BITSANDBYTES,
     compressed::COMPRESSED,
@@ -71,9 +74,25 @@ trait Method: Debug {
     }
 
     /// What two descriptions of one checkpoint must agree in.
-    fn settings(&self) -> String {
-        format!("{self:?}")
+    fn settings(&self) -> Vec<Setting> {
+        vec![("what they say of the weights", Some(format!("{self:?}")))]
     }
+
+    /// What the names of scales end with, beside a weight whose own name does not tell that it is quantized. One of
+    /// them must be there.
+    fn scales(&self) -> &'static [&'static str] {
+        &[]
+    }
+}
+
+/// What a description says of one thing, which messages name so. `None` if it says nothing.
+type Setting = (&'static str, Option<String>);
+
+/// What two methods of one name say in different ways, if both speak of it.
+fn difference(one: &dyn Method, other: &dyn Method) -> Option<&'static str> {
+    let mut pairs = one.settings().into_iter().zip(other.settings());
+    let differ = |((_, a), (_, b)): &(Setting, Setting)| a.is_some() && b.is_some() && a != b;
+    pairs.find(differ).map(|((name, _), _)| name)
 }
 
 /// How a checkpoint says that it is quantized.
@@ -106,12 +125,17 @@ pub(super) fn described(
     let mut add = |path: &Path, place: &str, value: &Value| -> Result<(), ModelError> {
         let Some(new) = read(path, place, value)? else { return Ok(()) };
         if let Some(known) = &found {
-            if known.name != new.name || known.method.settings() != new.method.settings() {
-                let (one, other) = (&known.place, &new.place);
-                let message = format!("{one} and {other} describe quantization in different ways: nothing says which is right");
-                return Err(ModelError::refused(folder, message));
-            }
-            return Ok(());
+            let differ = match known.name == new.name {
+                true => difference(&*known.method, &*new.method),
+                false => Some("the method"),
+            };
+            let Some(differ) = differ else { return Ok(()) };
+            let (one, other) = (&known.place, &new.place);
+            let message = format!(
+                "{one} and {other} describe quantization in different ways: they differ in {differ}, and nothing says \
+                 which is right"
+            );
+            return Err(ModelError::refused(folder, message));
         }
         found = Some(new);
         Ok(())
@@ -171,6 +195,7 @@ impl Quantization {
     /// Puts the quantized weights together, and returns notes for people about them.
     pub fn claim(&self, raw: &mut Raw) -> Result<Vec<String>, ModelError> {
         self.method.claim(raw)?;
+        self.has_no_codes_left(raw)?;
         if raw.count == 0 && self.method.has_weights() {
             let message = format!(
                 "{} says that the weights are quantized by `{}`, and no tensor is: the description is another \
@@ -201,6 +226,32 @@ impl Quantization {
             ));
         }
         Ok(notes)
+    }
+
+    /// Refuses codes that the method has left, because their scales are missing, or because the description is about
+    /// others.
+    fn has_no_codes_left(&self, raw: &Raw) -> Result<(), ModelError> {
+        let codes = [Dtype::F8_E4M3, Dtype::I8, Dtype::U8, Dtype::I32, Dtype::U32];
+        let mut left = raw.stems(".weight").into_iter().filter_map(|module| {
+            let dtype = raw.dtype(&format!("{module}.weight"))?;
+            codes.contains(&dtype).then_some((module, dtype))
+        });
+        let Some((module, dtype)) = left.next() else { return Ok(()) };
+        let scales = self.method.scales().iter().map(|end| format!("{module}.{end}"));
+        let scales: Vec<_> = scales.collect();
+        let is_there = scales.is_empty() || scales.iter().any(|name| raw.dtype(name).is_some());
+        let message = match is_there {
+            true => format!(
+                "is {dtype:?}, which is not what {} describes (`{}`)",
+                self.place, self.name
+            ),
+            false => format!(
+                "is {dtype:?}, and the scales that `{}` has beside it are missing (`{}`)",
+                self.name,
+                scales.join("` or `")
+            ),
+        };
+        Err(raw.refuse(&format!("{module}.weight"), message))
     }
 
     /// Modules that the description leaves out by their whole name or its end must not be quantized. Patterns (`re:`, `*`)

@@ -1,8 +1,9 @@
 //! Numbers of eight bits with scales: what FP8's and INT8's descriptions have in common.
 
 use super::numbers::e4m3;
-use super::raw::Taken;
+use super::raw::{Raw, Taken};
 use super::weight::{by_runs, Dequantize, Grid, Part, Rows};
+use crate::model::ModelError;
 use safetensors::Dtype;
 
 /// Codes, scales, and perhaps zero points of whole numbers.
@@ -24,6 +25,18 @@ impl Dequantize for Scaled {
                 of_code.for_each(|(x, &code)| *x = (i32::from(code as i8) - zero) as f32 * scale);
             }
         });
+    }
+}
+
+/// Refuses scales of FP8 below 0. All programs that write them take them from magnitudes, and engines take the largest
+/// of several, so that one below 0 is damage.
+pub(super) fn not_negative(raw: &Raw, scales: &Taken) -> Result<(), ModelError> {
+    let part = scales.part();
+    match (0..part.count()).map(|i| part.float(i)).find(|scale| *scale < 0.0) {
+        None => Ok(()),
+        Some(scale) => {
+            Err(raw.refuse(&scales.name, format!("has the scale {scale}, which is below 0")))
+        }
     }
 }
 

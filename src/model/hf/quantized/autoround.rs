@@ -1,0 +1,119 @@
+//! AutoRound: whole numbers in the packing of GPTQ or of AWQ, by the name of the packing.
+
+use super::awq::{self, Awq};
+use super::described::Described;
+use super::gptq::{group, Gptq};
+use super::{Known, Method};
+use crate::model::ModelError;
+use serde_json::json;
+
+pub(super) const AUTOROUND: Known = Known { names: &["auto-round", "auto_round"], read };
+
+/// Members about how the weights were found.
+const MAKING: &[&str] = &[
+    "autoround_version",
+    "provider",
+    "amp",
+    "batch_size",
+    "dataset",
+    "enable_minmax_tuning",
+    "enable_norm_bias_tuning",
+    "enable_quanted_input",
+    "enable_torch_compile",
+    "gradient_accumulate_steps",
+    "iters",
+    "low_cpu_mem_usage",
+    "low_gpu_mem_usage",
+    "lr",
+    "minmax_lr",
+    "nsamples",
+    "not_use_best_mse",
+    "scale_dtype",
+    "seqlen",
+    "static_kv_granularity",
+    "static_attention_granularity",
+];
+
+/// Names of packings, and what is added to stored zero points in that of GPTQ. That of AWQ has `None`.
+const PACKINGS: [(&str, Option<i32>); 6] = [
+    ("auto_round:auto_gptq", Some(1)),
+    ("auto_round:gptq", Some(1)),
+    ("auto_round", Some(0)),
+    ("auto_round:gptqmodel", Some(0)),
+    ("auto_round:auto_awq", None),
+    ("auto_round:awq", None),
+];
+
+/// Takes the members that AutoRound writes beside those of the formats in which it exports.
+pub(super) fn made(described: &mut Described) -> Result<(), ModelError> {
+    described.one_of("data_type", &["int"])?;
+    described.neutral("act_bits", &[json!(16), json!(32)])?;
+    // what would have to be carried out
+    for key in ["super_bits", "super_group_size", "rotation_config", "rotation_configs"] {
+        described.neutral(key, &[])?;
+    }
+    for key in ["static_kv_dtype", "static_attention_dtype", "regex_config"] {
+        described.neutral(key, &[])?;
+    }
+    // they say something of activations that are rounded, and none are
+    described.pass_over(&["act_data_type", "act_dynamic", "act_group_size", "act_sym"]);
+    described.pass_over(MAKING);
+    Ok(())
+}
+
+fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
+    let names = PACKINGS.map(|(name, _)| name);
+    // transformers takes the first version of GPTQ's packing if a description does not say
+    let packing = described.one_of("packing_format", &names)?;
+    let packing = packing.unwrap_or_else(|| "auto_round:gptq".into());
+    let more = PACKINGS.iter().find(|(name, _)| *name == packing).and_then(|(_, more)| *more);
+    let known: &[usize] = if more.is_some() { &[2, 4, 8] } else { &[awq::BITS] };
+    let bits = described.number("bits")?.unwrap_or(4);
+    if !known.contains(&bits) {
+        let message =
+            format!("is {bits}, which this version of kvgate does not read as `{packing}`");
+        return Err(described.error("bits", message));
+    }
+    let group = match described.take("group_size") {
+        Some(size) => group(&described, &size)?,
+        None => Some(128),
+    };
+    let symmetric = described.flag("sym")?.unwrap_or(true);
+    let plain = layers_of_their_own(&mut described)?;
+    made(&mut described)?;
+    // the blocks outside of these are plain, and kernels are a matter of who runs the model
+    described.pass_over(&["block_name_to_quantize", "to_quant_block_names", "backend", "lm_head"]);
+    described.close()?;
+    let Some(more) = more else {
+        return Ok(Box::new(Awq { group, zero_point: Some(!symmetric), plain }));
+    };
+    Ok(Box::new(Gptq {
+        bits,
+        group,
+        more,
+        wraps: false,
+        is_ordered: false,
+        desc_act: Some(false),
+        static_groups: None,
+        symmetric: Some(symmetric),
+        plain,
+    }))
+}
+
+/// The modules that `extra_config` leaves plain. Modules that it quantizes in another way are refused.
+fn layers_of_their_own(described: &mut Described) -> Result<Vec<String>, ModelError> {
+    let Some(extra) = described.take("extra_config") else { return Ok(Vec::new()) };
+    let Some(modules) = extra.as_object() else {
+        return Err(described.error("extra_config", "must be an object"));
+    };
+    for (module, own) in modules {
+        let bits = own.get("bits").and_then(serde_json::Value::as_u64);
+        if bits.is_none_or(|bits| bits < 16) {
+            let message = format!(
+                "quantizes `{module}` in another way ({own}), which this version of kvgate does not carry out"
+            );
+            return Err(described.error("extra_config", message));
+        }
+    }
+    Ok(modules.keys().cloned().collect())
+}
