@@ -15,6 +15,7 @@
 //!
 //! Provenance is part of the content, so that a review shows it in the diff. Limits, timings and paths are not in it.
 
+mod chunks;
 mod compare;
 mod lines;
 mod replay;
@@ -22,6 +23,7 @@ pub mod review;
 pub(crate) mod text;
 mod verdict;
 
+pub use chunks::ChunkMeans;
 pub use compare::{
     compare, conditions_differ, provenance_differs, tolerance, Compared, Comparison, Difference,
     Row, Tolerance,
@@ -60,6 +62,7 @@ pub struct Golden {
     pub values: [f64; Statistic::ALL.len()],
     /// How the scheme does on the baseline's text, if the policy names prompts.
     pub replay: Option<GoldenReplay>,
+    pub chunk_means: ChunkMeans,
     pub subject: Subject,
     pub conditions: Conditions,
 }
@@ -135,8 +138,8 @@ pub(crate) fn engine(measurement: &Measurement) -> MeasuredBy {
 impl Golden {
     /// The golden that a measurement would be accepted as. Its values are not rounded yet.
     pub fn of(measurement: &Measurement, scheme: &SchemeResult) -> Result<Self, GoldenError> {
-        let statistics = match &scheme.outcome {
-            Outcome::Measured { statistics, .. } => statistics,
+        let (statistics, parts) = match &scheme.outcome {
+            Outcome::Measured { statistics, parts } => (statistics, parts),
             Outcome::Failed { error } => return Err(GoldenError::NotMeasured(error.clone())),
         };
         let values = Statistic::ALL.map(|s| statistics.get(s));
@@ -150,11 +153,19 @@ impl Golden {
         if replay.as_ref().is_some_and(|replay| !replay.is_finite()) {
             return Err(GoldenError::NotFinite { statistic: "generated_kld", value: f64::NAN });
         }
+        let chunk_means = ChunkMeans::of(parts);
+        if !chunk_means.is_finite() {
+            return Err(GoldenError::NotFinite {
+                statistic: "a chunk's mean_kld",
+                value: f64::NAN,
+            });
+        }
         Ok(Self {
             effective: scheme.effective.clone(),
             tokens_scored: statistics.tokens_scored,
             values,
             replay,
+            chunk_means,
             subject: measurement.subject.clone(),
             conditions: Conditions {
                 needs: scheme.needs.clone(),
@@ -187,6 +198,7 @@ impl Golden {
             effective,
             tokens_scored,
             values,
+            chunk_means: ChunkMeans::parse(&mut lines)?,
             replay: GoldenReplay::parse(&mut lines)?,
             subject: lines.subject()?,
             conditions: lines.conditions()?,
@@ -294,6 +306,7 @@ impl fmt::Display for Golden {
         for (statistic, value) in Statistic::ALL.into_iter().zip(self.values) {
             writeln!(f, "{:<16}{}", statistic.name(), rounded(statistic, value))?;
         }
+        write!(f, "{}", self.chunk_means)?;
         if let Some(replay) = &self.replay {
             write!(f, "\n{replay}")?;
         }
@@ -314,6 +327,7 @@ impl fmt::Display for Golden {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::statistics::Part;
     use crate::testing::fixture;
 
     fn golden() -> Golden {
@@ -345,6 +359,9 @@ ppl             22.03
 ppl_ratio       1.0442
 baseline_ppl    21.10
 
+chunk means
+  prose: 0
+
 subject
   weights       a5fd3b62
   architecture  gemma3
@@ -369,7 +386,25 @@ conditions
         golden.conditions.corpus[0].category = "long prose".into();
         golden.conditions.reading = vec!["untrained".into(), "ignored key llama.foo".into()];
         golden.values[0] = 1.234e-7;
+        let part = |category: &str, kld| Part {
+            category: category.into(),
+            tokens: 1,
+            kld,
+            ..Part::default()
+        };
+        let parts = [part("long: prose", 0.25), part("text", 0.5), part("long: prose", 0.125)];
+        golden.chunk_means = ChunkMeans::of(&parts);
+        assert_eq!(golden.chunk_means.get(&Part { chunk: 1, ..parts[0].clone() }), Some(0.125));
         assert_eq!(Golden::parse(&golden.snapshot(), "g.snap").unwrap(), golden);
+        // those of earlier states have no chunk means
+        let (head, tail) = golden
+            .snapshot()
+            .split_once("\nchunk means\n")
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .unwrap();
+        let old = format!("{head}{}", &tail[tail.find("\nsubject").unwrap()..]);
+        let without = Golden { chunk_means: ChunkMeans::default(), ..golden.clone() };
+        assert_eq!(Golden::parse(&old, "g.snap").unwrap(), without);
         // a checkout with CRLF and insta's richer header are the same golden
         let other = golden.snapshot().replace("kvgate\n-", "a.rs\nassertion_line: 3\n-");
         let other = other.replace('\n', "\r\n");
@@ -411,8 +446,11 @@ conditions
         );
         starts(&text.replace("0.06120", ""), "g.snap:7: expected `mean_kld` and a value");
         starts(text.split("p99_").next().unwrap(), "g.snap:11: the file ends where `p99_kld` must");
-        starts(text.split("  device").next().unwrap(), "g.snap:31: the file ends where `device` m");
-        starts(&format!("{text}more\n"), "g.snap:33: unexpected line `more`");
+        starts(text.split("  device").next().unwrap(), "g.snap:34: the file ends where `device` m");
+        let expected = "g.snap:21: expected a category and its chunk means, found `prose: ";
+        starts(&text.replace("prose: 0", "prose: x"), expected);
+        starts(&text.replace("prose: 0", "prose: inf"), expected);
+        starts(&format!("{text}more\n"), "g.snap:36: unexpected line `more`");
     }
 
     /// Edited by hand, or accepted from a file that was.

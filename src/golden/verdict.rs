@@ -50,7 +50,8 @@ impl Comparison {
 
 impl From<&Row> for Moved {
     fn from(row: &Row) -> Self {
-        Moved { name: row.name.into(), golden: row.old, now: row.new, within: row.holds() }
+        let (name, within) = (row.name.into(), row.holds());
+        Moved { name, golden: row.old, now: row.new, within, change: None }
     }
 }
 

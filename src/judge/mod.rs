@@ -18,6 +18,7 @@ use crate::policy::{Cell, ModelPolicy, Policy};
 use crate::results::case::{CaseKind, CellName};
 use crate::results::measured_by::MeasuredBy;
 use crate::results::replay::Generated;
+use crate::results::statistics::Statistic;
 use crate::results::verdict::{GoldenValues, Verdict};
 use crate::results::{CaseResult, Measurement, Moved, Outcome, Results, SchemeResult};
 use std::borrow::Cow;
@@ -99,6 +100,22 @@ fn result_of<'e>(
     cell: &Cell,
 ) -> Result<(&'e SchemeResult, Option<String>), String> {
     evidence.as_ref().map_err(Clone::clone)?.result_of(model, cell)
+}
+
+/// Adds to the change of the mean KLD how well it is known, if the golden holds the means of the same chunks.
+fn with_change(
+    mut moved: Vec<Moved>,
+    golden: Option<&Golden>,
+    scheme: Option<&SchemeResult>,
+) -> Vec<Moved> {
+    let mean = moved.iter_mut().find(|moved| moved.name == Statistic::MeanKld.name());
+    let outcome = scheme.map(|scheme| &scheme.outcome);
+    if let (Some(mean), Some(golden), Some(Outcome::Measured { parts, .. })) =
+        (mean, golden, outcome)
+    {
+        mean.change = interval::of_change(parts, &golden.chunk_means);
+    }
+    moved
 }
 
 /// Why a scheme could not be compared with its golden.
@@ -208,7 +225,11 @@ impl Judge<'_> {
             Err(error) => (Verdict::Error, error.to_string(), Vec::new()),
             Ok(compared) => {
                 let judged = compared.verdict();
-                (judged.verdict, judged.message, judged.moved)
+                let by = evidence.as_ref().map_or(MeasuredBy::Kvgate, |evidence| evidence.by);
+                let golden = self.golden(model, cell, by).ok().flatten();
+                let scheme = result_of(evidence, model, cell).ok().map(|(scheme, _)| scheme);
+                let moved = with_change(judged.moved, golden.as_ref(), scheme);
+                (judged.verdict, judged.message, moved)
             }
         };
         let message = format!("{}\n{}", message.trim_end(), offered.unwrap_or_default());
@@ -254,9 +275,10 @@ impl Judge<'_> {
         let compared = own.and_then(|measurement| {
             let scheme = measurement.schemes.iter().find(|scheme| scheme.scheme == cell.label)?;
             let golden = self.golden(model, cell, by).ok()??;
-            Some(golden::compare(Some(&golden), &Golden::of(measurement, scheme).ok()?))
+            let comparison = golden::compare(Some(&golden), &Golden::of(measurement, scheme).ok()?);
+            Some(with_change(comparison.moved(), Some(&golden), Some(scheme)))
         });
-        compared.map_or(Vec::new(), |comparison| comparison.moved())
+        compared.unwrap_or_default()
     }
 
     /// The accepted values of a cell. A golden that cannot be read is an error of the `golden` case only.

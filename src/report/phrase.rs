@@ -86,7 +86,7 @@ fn green(results: &Results) -> String {
 /// Says in a few words what is wrong with a case: `mean_kld 2.40 × its limit`.
 fn harm(case: &CaseResult) -> String {
     let harm = match case.verdict {
-        Verdict::Regressed => worst_limit(case),
+        Verdict::Regressed | Verdict::Inconclusive => worst_limit(case),
         Verdict::UnexpectedPass => Some("passes, and must break a limit".into()),
         Verdict::GoldenChanged => worst_change(case).or(Some("no accepted golden".into())),
         _ => None,

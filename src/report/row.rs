@@ -1,10 +1,12 @@
 //! One row of a report: a scheme of a model with its numbers and its cases.
 
+use crate::judge::interval;
 use crate::results::case::{CaseKind, CellName};
 use crate::results::replay::Replay;
 use crate::results::statistics::{Statistic, Statistics};
-use crate::results::verdict::{worst_broken, Verdict};
-use crate::results::{shown_bits, CaseResult, Outcome, Results, SchemeResult, Storage};
+use crate::results::verdict::{worst_broken, worst_undecided, Verdict};
+use crate::results::{shown_bits, CaseResult, Moved, Outcome, Results, SchemeResult, Storage};
+use crate::text::numbers::significant;
 use std::collections::HashMap;
 
 /// Schemes and cases by their names. If a stranger's results have a name twice, the first one counts.
@@ -72,8 +74,21 @@ impl<'a> Row<'a> {
             let bits = storage.bits_at_context;
             format!("{} / {}", shown_bits(bits.k), shown_bits(bits.v))
         });
-        let mean = |s: &Statistics| format!("{:.5} ± {:.5}", s.mean_kld, s.mean_kld_se);
-        [bits, self.statistics().map_or(dash(), mean)]
+        [bits, self.mean_kld().unwrap_or_else(dash)]
+    }
+
+    /// The mean KLD with its interval, or with its standard error if it has none.
+    fn mean_kld(&self) -> Option<String> {
+        let Outcome::Measured { statistics: s, parts } = &self.scheme?.outcome else { return None };
+        let limits = self.cases[0].map_or(&[][..], |case| &case.limits);
+        let confidence = limits.iter().find_map(|limit| limit.confidence).unwrap_or(SHOWN);
+        Some(match interval::of(Statistic::MeanKld, s, parts, confidence) {
+            Ok(interval) => {
+                let [low, high] = [interval.low, interval.high].map(|end| significant(end, 2));
+                format!("{:.5} ({low}–{high})", s.mean_kld)
+            }
+            Err(_) => format!("{:.5} ± {:.5}", s.mean_kld, s.mean_kld_se),
+        })
     }
 
     /// Cells of the columns of [`JUDGED`].
@@ -83,10 +98,7 @@ impl<'a> Row<'a> {
         let limit = limits.iter().find(|limit| limit.statistic == Statistic::MeanKld);
         let changes = golden.map_or(&[][..], |case| &case.changes);
         let change = changes.iter().find(|change| change.name == Statistic::MeanKld.name());
-        [
-            limit.map_or(dash(), |limit| limit.bound.to_string()),
-            change.map_or(dash(), |change| relative(change.golden, change.now)),
-        ]
+        [limit.map_or(dash(), |limit| limit.bound.to_string()), change.map_or(dash(), moved)]
     }
 
     /// Cells of the columns of [`TAILS`].
@@ -192,21 +204,39 @@ fn dash() -> String {
     "–".into()
 }
 
+/// The change from the golden's value, in percent of it, and how well it is known: `+12 % ± 3 %`.
+fn moved(change: &Moved) -> String {
+    let moved = relative(change.golden, change.now);
+    match change.change {
+        Some([low, high]) if change.golden > 0.0 && moved != SAME => {
+            let half = (high - low) / 2.0 / change.golden * 100.0;
+            format!("{moved} ± {} %", significant(half, 2))
+        }
+        _ => moved,
+    }
+}
+
+/// What stands for no change.
+const SAME: &str = "=";
+
 /// The change from an older value, in percent of it.
 pub(super) fn relative(old: f64, new: f64) -> String {
     match (new / old - 1.0) * 100.0 {
         _ if old == 0.0 && new != 0.0 => "from 0".into(),
         // goldens have four digits, so a smaller change may be their rounding
-        percent if old == new || percent.abs() < 0.05 => "=".into(),
+        percent if old == new || percent.abs() < 0.05 => SAME.into(),
         percent if percent.abs() < 10.0 => format!("{percent:+.1} %"),
         percent => format!("{percent:+.0} %"),
     }
 }
 
-/// The limit that a case breaks the most, and by how much: `mean_kld 1.22 × its limit`.
+/// The limit that a case breaks the most, and by how much: `mean_kld 1.22 × its limit`. If it breaks none, the undecided
+/// one that is nearest to that: `mean_kld 0.95 × its limit (0.78 to 1.40)`.
 pub(super) fn worst_limit(case: &CaseResult) -> Option<String> {
-    let worst = worst_broken(&case.limits)?;
-    Some(format!("{} {}", worst.statistic.name(), worst.excess()))
+    let broken = worst_broken(&case.limits).map(|limit| (limit, limit.excess()));
+    let undecided = || worst_undecided(&case.limits).map(|limit| (limit, limit.doubt()));
+    let (limit, words) = broken.or_else(undecided)?;
+    Some(format!("{} {words}", limit.statistic.name()))
 }
 
 /// Says the same, but only of a case that is not as the policy wants: a case that must fail may break limits.
@@ -224,6 +254,9 @@ pub(super) fn verdict_words(case: &CaseResult) -> String {
     let words = format!("{} {}", verdict.symbol(), verdict.label());
     red_limit(case).map_or(words.clone(), |limit| format!("{words} {limit}"))
 }
+
+/// The confidence of intervals if the policy says none.
+const SHOWN: f64 = 0.95;
 
 /// The first columns: bits per element of K and V, and the mean KLD.
 const MEANS: [&str; 2] = ["bits K/V", "mean KLD"];

@@ -47,6 +47,10 @@ pub struct Moved {
     pub now: f64,
     /// Whether the value is within the golden's tolerance.
     pub within: bool,
+    /// The interval of 95 % of the change, `now` - `golden`, from the differences of chunks. Only the mean KLD has one, and
+    /// only if the golden holds those of its chunks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<[f64; 2]>,
 }
 
 /// The verdict of a case.
@@ -223,6 +227,23 @@ impl JudgedLimit {
         }
     }
 
+    /// How an undecided value stands to its limit: `0.95 × its limit (0.78 to 1.40)`.
+    #[must_use]
+    pub fn doubt(&self) -> String {
+        let ratio = |value: f64| JudgedLimit { value, ..self.clone() }.ratio();
+        let (low, high) = self.interval().unwrap_or((self.value, self.value));
+        let [least, most] = match self.statistic.direction() {
+            Direction::AtMost => [ratio(low), ratio(high)],
+            Direction::AtLeast => [ratio(high), ratio(low)],
+        };
+        let what = match self.statistic.direction() {
+            Direction::AtMost => "its limit",
+            Direction::AtLeast => "the misses that its limit allows",
+        };
+        let most = if most.is_finite() { format!("to {most:.2}") } else { "and more".into() };
+        format!("{:.2} × {what} ({least:.2} {most})", self.ratio())
+    }
+
     /// By how much the limit is broken: `2.40 × its limit`. Of a statistic that must be large the misses are
     /// counted: agreement 0.70 where 0.85 is asked for is `2.00 × the misses that its limit allows`.
     #[must_use]
@@ -237,6 +258,12 @@ impl JudgedLimit {
             Direction::AtLeast => format!("under its limit of {}", self.bound),
         }
     }
+}
+
+/// The undecided limit whose value is the farthest to the harmful side, if one is undecided.
+pub(crate) fn worst_undecided(limits: &[JudgedLimit]) -> Option<&JudgedLimit> {
+    let undecided = limits.iter().filter(|limit| limit.decision() == Decision::Undecided);
+    undecided.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
 }
 
 /// The limit that is broken the most, if one is broken.

@@ -354,7 +354,8 @@ fn cases() -> Vec<CaseResult> {
         high: None,
         no_interval: None,
     };
-    let change = |golden, now, within| Moved { name: "mean_kld".into(), golden, now, within };
+    let change =
+        |golden, now, within| Moved { name: "mean_kld".into(), golden, now, within, change: None };
     cases[0].limits = vec![limit(0.00051, true)];
     cases[1].changes = vec![change(0.0005, 0.00051, true)];
     cases[2].limits = vec![limit(0.0612, false)];

@@ -4,8 +4,9 @@
 //! those limits. One that is far beyond them is proposed with `expect = "fail"`. One that is near them gets limits of
 //! its own.
 
+use crate::judge::interval;
 use crate::policy::FLIPS_PER_ROOT_KLD;
-use crate::results::statistics::{Direction, Statistic, Statistics};
+use crate::results::statistics::{Direction, Part, Statistic, Statistics};
 use crate::results::ENGINE;
 use crate::results::{Measurement, Outcome, SchemeResult};
 use crate::source::Source;
@@ -15,10 +16,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// A value that is nearer to its limit than this share of the limit is too near: on another machine, rounding alone
 /// moves means by 2 to 5 % (docs/metrics.md).
 const MARGIN: f64 = 0.25;
-/// A value must also be at least this many standard errors away from its limit.
+/// A value without an interval must also be at least this many standard errors away from its limit.
 const ERRORS: f64 = 2.0;
 /// A scheme's own limit is this many times the measured value.
 const HEADROOM: f64 = 1.5;
+/// It is also this many times the upper end of the value's interval, so that another machine's rounding leaves it kept.
+const HEADROOM_OF_INTERVAL: f64 = 1.1;
+/// The confidence that is proposed.
+const CONFIDENCE: f64 = 0.95;
 /// The range of flips over the root of mean KLD that proposed limits keep. It is narrower than
 /// [`FLIPS_PER_ROOT_KLD`], outside of which the policy refuses a limit that never binds: people who round or edit
 /// one of the two limits by a little still have a policy that is accepted.
@@ -64,8 +69,8 @@ impl Start {
 enum Proposal {
     /// The limits to start from.
     Start,
-    /// Limits of its own.
-    Own(Vec<(Statistic, f64)>),
+    /// Limits of its own. None drops a limit to start from, because nothing bounds the value from above.
+    Own(Vec<(Statistic, Option<f64>)>),
     /// `expect = "fail"`, since it breaks the limits to start from.
     Fail,
 }
@@ -78,13 +83,15 @@ fn harm(statistic: Statistic, value: f64) -> f64 {
     }
 }
 
-fn propose(found: &Statistics, start: &Start) -> Proposal {
+/// What is proposed for a scheme: no verdict that its own measurement leaves open, at the confidence that the policy gets.
+fn propose(found: &Statistics, parts: &[Part], start: &Start) -> Proposal {
     let judged = start.bounds().map(|(statistic, bound)| {
         let (value, bound) = (harm(statistic, found.get(statistic)), harm(statistic, bound));
-        let error = ERRORS * found.standard_error(statistic).unwrap_or(0.0);
-        let margin = error.max(MARGIN * bound);
-        let own = (HEADROOM * value).max(value + HEADROOM * error).max(bound);
-        (statistic, value >= bound + margin, value <= bound - margin, own)
+        let (least, most) = ends(statistic, found, parts);
+        let own = (HEADROOM * value).max(HEADROOM_OF_INTERVAL * most).max(bound);
+        let margin = MARGIN * bound;
+        let is_over = value >= bound + margin && least > bound;
+        (statistic, is_over, value <= bound - margin && most <= bound, own)
     });
     if judged.iter().any(|(_, is_over, ..)| *is_over) {
         return Proposal::Fail;
@@ -95,11 +102,27 @@ fn propose(found: &Statistics, start: &Start) -> Proposal {
     let [(.., kld), (_, _, has_thin_tail, tail), (.., flips)] = judged;
     let flips = rounded_up(flips.max(FLIPS.0 * rounded_up(kld).sqrt()));
     let kld = rounded_up(kld.max((flips / FLIPS.1).powi(2)));
-    let mut own = vec![(Statistic::MeanKld, kld), (Statistic::Top1Agreement, 1.0 - flips)];
+    let mut own =
+        vec![(Statistic::MeanKld, Some(kld)), (Statistic::Top1Agreement, Some(1.0 - flips))];
     if !has_thin_tail {
-        own.push((Statistic::P99Kld, rounded_up(tail)));
+        own.push((Statistic::P99Kld, Some(tail).filter(|tail| tail.is_finite()).map(rounded_up)));
     }
     Proposal::Own(own)
+}
+
+/// The least and the largest harm that a statistic may stand for.
+fn ends(statistic: Statistic, found: &Statistics, parts: &[Part]) -> (f64, f64) {
+    match interval::of(statistic, found, parts, CONFIDENCE) {
+        Ok(interval) => {
+            let ends = [interval.low, interval.high].map(|end| harm(statistic, end));
+            (ends[0].min(ends[1]), ends[0].max(ends[1]))
+        }
+        Err(_) => {
+            let value = harm(statistic, found.get(statistic));
+            let error = ERRORS * found.standard_error(statistic).unwrap_or(0.0);
+            (value - error, value + error)
+        }
+    }
 }
 
 /// Rounds up to two digits.
@@ -160,8 +183,10 @@ impl Draft<'_> {
         }
         for result in own {
             let Start { mean_kld, top1_agreement, .. } = Start::for_scheme(result);
-            let limits =
-                [(Statistic::MeanKld, mean_kld), (Statistic::Top1Agreement, top1_agreement)];
+            let limits = [
+                (Statistic::MeanKld, Some(mean_kld)),
+                (Statistic::Top1Agreement, Some(top1_agreement)),
+            ];
             let _ = writeln!(text, "{} = {{ {} }}", key(&result.scheme), limits_of(&limits));
         }
         let name = key(&found.model);
@@ -196,13 +221,21 @@ impl Draft<'_> {
     fn head(&self, said: &str) -> String {
         let corpus: Vec<_> = self.corpus.iter().map(|file| quoted(file)).collect();
         let Start { mean_kld, p99_kld, top1_agreement } = ANY;
+        // fewer chunks have no intervals, and then a confidence changes nothing
+        let confidence = match self.chunks >= interval::LEAST_CHUNKS {
+            true => format!(
+                "confidence = {CONFIDENCE} # that a limit is kept or broken, by the spread of chunks; without it the values decide\n"
+            ),
+            false => String::new(),
+        };
         format!(
             "# What a quantized KV cache may do to these models. `kvgate check` checks this file.\n\
              # {said}\n\n\
              [defaults]\n\
              corpus = [{}]\n\
              context = {} # tokens in a chunk: use the context that the model is served with\n\
-             chunks = {}\n\n\
+             chunks = {}\n\
+             {confidence}\n\
              # Limits to start from. top1_agreement is derived from mean_kld: changes of the top token grow with its square root.\n\
              [defaults.limits]\n\
              mean_kld = {mean_kld} # nats per token, at most\n\
@@ -235,8 +268,8 @@ fn place(source: &Source) -> String {
 /// The lines of a scheme, with the numbers that they are based on.
 fn scheme(result: &SchemeResult) -> String {
     let label = key(&result.scheme);
-    let found = match &result.outcome {
-        Outcome::Measured { statistics, .. } => statistics,
+    let (found, parts) = match &result.outcome {
+        Outcome::Measured { statistics, parts } => (statistics, parts),
         Outcome::Failed { error } => {
             let why = error.lines().next().unwrap_or_default();
             return format!("# {label} cannot be measured: {why}\n");
@@ -248,7 +281,7 @@ fn scheme(result: &SchemeResult) -> String {
         short(found.p99_kld),
         100.0 * found.top1_agreement
     );
-    match propose(found, &Start::for_scheme(result)) {
+    match propose(found, parts, &Start::for_scheme(result)) {
         Proposal::Start => format!("{label} = {{}} # {said}\n"),
         Proposal::Own(limits) => format!(
             "# Close to the limits above, so it has limits of its own: about {HEADROOM} times what was measured.\n\
@@ -262,10 +295,11 @@ fn scheme(result: &SchemeResult) -> String {
     }
 }
 
-fn limits_of(limits: &[(Statistic, f64)]) -> String {
-    let limit = |(statistic, bound): &(Statistic, f64)| {
+fn limits_of(limits: &[(Statistic, Option<f64>)]) -> String {
+    let limit = |(statistic, bound): &(Statistic, Option<f64>)| {
         // 1 - 0.15 is not exactly 0.85
-        format!("{} = {:?}", statistic.name(), (bound * 1e9).round() / 1e9)
+        let bound = bound.map(|bound| format!("{:?}", (bound * 1e9).round() / 1e9));
+        format!("{} = {}", statistic.name(), bound.unwrap_or("false".into()))
     };
     let limits: Vec<_> = limits.iter().map(limit).collect();
     format!("limits = {{ {} }}", limits.join(", "))

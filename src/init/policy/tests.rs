@@ -1,6 +1,7 @@
 use super::*;
 use crate::judge::limits;
 use crate::policy::{Expectation, Policy};
+use crate::results::statistics::Position;
 use crate::results::verdict::{JudgedLimit, Verdict};
 use crate::results::{Sides, Storage};
 use crate::testing::fixture;
@@ -23,19 +24,19 @@ fn found(mean_kld: f64, p99_kld: f64, top1_agreement: f64) -> Statistics {
 
 #[test]
 fn far_from_the_starting_point_it_stands_near_it_there_is_another() {
-    assert_eq!(propose(&found(0.0375, 0.37, 0.91), &ANY), Proposal::Start);
-    assert_eq!(propose(&found(0.0625, 0.37, 0.91), &ANY), Proposal::Fail);
-    assert_eq!(propose(&found(0.01, 0.63, 0.91), &ANY), Proposal::Fail, "the tail alone");
-    assert_eq!(propose(&found(0.01, 0.1, 0.83), &ANY), Proposal::Fail, "flips alone");
-    let Proposal::Own(own) = propose(&found(0.055, 0.4, 0.86), &ANY) else { panic!("near") };
-    let bound = |statistic| own.iter().find(|(s, _)| *s == statistic).unwrap().1;
+    assert_eq!(propose(&found(0.0375, 0.37, 0.91), &[], &ANY), Proposal::Start);
+    assert_eq!(propose(&found(0.0625, 0.37, 0.91), &[], &ANY), Proposal::Fail);
+    assert_eq!(propose(&found(0.01, 0.63, 0.91), &[], &ANY), Proposal::Fail, "the tail alone");
+    assert_eq!(propose(&found(0.01, 0.1, 0.83), &[], &ANY), Proposal::Fail, "flips alone");
+    let Proposal::Own(own) = propose(&found(0.055, 0.4, 0.86), &[], &ANY) else { panic!("near") };
+    let bound = |statistic| own.iter().find(|(s, _)| *s == statistic).unwrap().1.unwrap();
     assert!((bound(Statistic::MeanKld) - 0.083).abs() < 1e-9, "{own:?}");
     assert!((bound(Statistic::Top1Agreement) - 0.79).abs() < 1e-9, "{own:?}");
     assert!((bound(Statistic::P99Kld) - 0.6).abs() < 1e-9, "{own:?}");
     // 0.02 is near to nothing but two errors of 0.02
     let unsure = Statistics { mean_kld_se: 0.02, ..found(0.02, 0.1, 0.95) };
-    let Proposal::Own(own) = propose(&unsure, &ANY) else { panic!("near by its error") };
-    assert!(own[0].1 >= 0.06, "{own:?}");
+    let Proposal::Own(own) = propose(&unsure, &[], &ANY) else { panic!("near by its error") };
+    assert!(own[0].1 >= Some(0.06), "{own:?}");
 }
 
 #[test]
@@ -97,6 +98,42 @@ fn a_policy_of_any_numbers_holds_for_them() {
                 };
                 assert!(is_apart, "{} {mean} {flips}: {:?}\n{text}", cell.label, judged.limits);
             }
+        }
+    }
+}
+
+/// Chunks that are alike, that differ, and of which one is far from the others: the policy asks for a confidence, and its
+/// own measurement leaves nothing open.
+#[test]
+fn a_policy_of_any_chunks_is_decided_by_them() {
+    let corpus = ["corpora/a.txt".to_string()];
+    for (mean, spread) in
+        [(0.004, 0.1), (0.02, 0.8), (0.03, 3.0), (0.045, 0.5), (0.09, 6.0), (0.4, 0.2)]
+    {
+        let chunk = |i: usize| -> Vec<Position> {
+            let factor = if i == 5 { 1.0 + spread } else { 1.0 };
+            let position = |j: usize| Position {
+                kld: (mean * factor * (j % 20) as f64 / 10.0) as f32,
+                logp: -2.9,
+                logp_base: -2.9,
+                top: u32::from(j % 30 == i),
+                ..Position::default()
+            };
+            (0..240).map(position).collect()
+        };
+        let parts: Vec<_> = (0..12).map(|i| Part::of("x", i, &chunk(i))).collect();
+        let statistics = Statistics::of(&(0..12).flat_map(chunk).collect::<Vec<_>>());
+        let outcome = Outcome::Measured { statistics: statistics.clone(), parts };
+        let mut measurement =
+            measurement(&[("q8_0", 8.5, statistics.clone()), ("q4_0", 4.5, statistics)]);
+        measurement.schemes.iter_mut().for_each(|scheme| scheme.outcome = outcome.clone());
+        let text = draft(&corpus).of_model(&Source::at("m/o.gguf".into()), &measurement);
+        let (policy, _) = Policy::parse(&text, Path::new("thresholds.toml")).unwrap();
+        assert_eq!(policy.models[0].confidence, Some(CONFIDENCE));
+        for cell in &policy.models[0].cells {
+            let judged = limits::judge(&policy.models[0], cell, &outcome, None, None);
+            let as_said = [Verdict::Pass, Verdict::FailsAsRequired].contains(&judged.verdict);
+            assert!(as_said, "{} {mean} {spread}: {}\n{text}", cell.label, judged.message);
         }
     }
 }

@@ -9,11 +9,25 @@ mod quantile;
 #[cfg(test)]
 mod tests;
 
+use crate::golden::ChunkMeans;
 use crate::results::statistics::{Part, Statistic, Statistics};
 use chunks::{Chunks, Unseen};
 
 /// With fewer chunks than these there is no interval: whatever is computed of them misses too often.
 pub const LEAST_CHUNKS: usize = 8;
+
+/// The interval of 95 % of how far the mean KLD has moved from that of a golden, from the differences of the same chunks.
+/// Chunks move together, so it is much narrower than the intervals of both means are. None if there are too few chunks,
+/// or not the same.
+#[must_use]
+pub fn of_change(parts: &[Part], golden: &ChunkMeans) -> Option<[f64; 2]> {
+    if parts.len() < LEAST_CHUNKS || parts.iter().any(|part| golden.get(part).is_none()) {
+        return None;
+    }
+    let moved = |part: &Part| per_token(part, part.kld) - golden.get(part).unwrap_or(f64::NAN);
+    let found = Chunks::of(parts, Unseen::SHARE, false, &moved).mean_of_differences(0.95);
+    Some([found.low, found.high])
+}
 
 /// The quantile of chunks together as their histograms show it, in nats: within a few percent of that of the positions.
 /// NaN if a chunk has no histogram.
