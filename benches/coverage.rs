@@ -5,9 +5,13 @@
 //! The file holds a measurement of many chunks of several categories, each category with as many. Their statistics are
 //! the truth. From them chunks are drawn at random, as many of each category, and the interval of 95 % of these is
 //! compared with the truth. A line has the share of draws whose interval lies below the truth (the upper end missed),
-//! above it, and how far the median upper end lies above the truth. `today` is the value ± 2 standard errors that take
+//! above it, and how far the median upper end lies above the truth. `positions` is the value ± 2 standard errors that take
 //! positions as independent.
+//!
+//! Then it says what verdicts a limit gets that is so many times the true mean KLD, and how often two schemes whose true
+//! means differ by 5 to 60 % are told apart on the same chunks, by their intervals and by the differences of their chunks.
 
+use kvgate::internals::golden::ChunkMeans;
 use kvgate::internals::judge::interval;
 use kvgate::results::statistics::{Part, Statistic, Statistics};
 use kvgate::results::{json, Outcome};
@@ -101,29 +105,113 @@ fn main() {
     };
     let wanted: Vec<&str> = arguments.get(1).map_or(Vec::new(), |names| names.split(',').collect());
     let results = json::read(Path::new(file)).unwrap_or_else(|error| panic!("{error}"));
-    println!("{:48} {:>21}   {:>21}", "", "today", "interval of 95 %");
     for measurement in &results.measurements {
-        for scheme in &measurement.schemes {
-            let Outcome::Measured { parts, .. } = &scheme.outcome else { continue };
-            if wanted.is_empty() || wanted.contains(&scheme.scheme.as_str()) {
-                coverage(&format!("{} {}", measurement.model, scheme.scheme), parts);
+        let measured = measurement.schemes.iter().filter_map(|scheme| match &scheme.outcome {
+            Outcome::Measured { parts, .. } => Some((scheme.scheme.as_str(), by_category(parts))),
+            Outcome::Failed { .. } => None,
+        });
+        let measured: Vec<_> = measured.collect();
+        let is_wanted = |name: &str| wanted.is_empty() || wanted.contains(&name);
+        println!("{:48} {:>21}   {:>21}", "", "positions", "interval of 95 %");
+        for (scheme, categories) in measured.iter().filter(|(scheme, _)| is_wanted(scheme)) {
+            coverage(&format!("{} {scheme}", measurement.model), categories);
+        }
+        println!(
+            "\n{:24} chunks: pass, regressed and inconclusive at 1, 1.25, 1.5 and 2 × the truth",
+            ""
+        );
+        for (scheme, categories) in measured.iter().filter(|(scheme, _)| is_wanted(scheme)) {
+            verdicts(&format!("{} {scheme}", measurement.model), categories);
+        }
+        println!("\n{:48} truth  by intervals  by differences of chunks", "");
+        for (old, old_categories) in &measured {
+            for (new, new_categories) in &measured {
+                change(
+                    &format!("{} {old} → {new}", measurement.model),
+                    old_categories,
+                    new_categories,
+                );
             }
         }
     }
 }
 
-fn coverage(name: &str, parts: &[Part]) {
+fn by_category(parts: &[Part]) -> Vec<Vec<Part>> {
     let mut categories: BTreeMap<&str, Vec<Part>> = BTreeMap::new();
     for part in parts {
         categories.entry(&part.category).or_default().push(part.clone());
     }
-    let categories: Vec<_> = categories.into_values().collect();
-    let truth = made(parts);
+    categories.into_values().collect()
+}
+
+/// What is made of limits on the mean KLD, by the interval of drawn chunks.
+fn verdicts(name: &str, categories: &[Vec<Part>]) {
+    let truth = made(&categories.concat()).mean_kld;
+    for count in COUNTS {
+        let mut random = Random(count as u64);
+        let mut found = [[0; 3]; 4];
+        for _ in 0..DRAWS {
+            let drawn = random.draw(categories, count);
+            let interval = mean_interval(&drawn);
+            for (found, times) in found.iter_mut().zip([1.0, 1.25, 1.5, 2.0]) {
+                let bound = times * truth;
+                found[if interval.high <= bound {
+                    0
+                } else if interval.low > bound {
+                    1
+                } else {
+                    2
+                }] += 1;
+            }
+        }
+        let shares = found.map(|found| {
+            found.map(|n| format!("{:5.1}", 100.0 * f64::from(n) / DRAWS as f64)).join(" ")
+        });
+        println!("{name:24} {count:3}  {}", shares.join("  |"));
+    }
+}
+
+fn mean_interval(drawn: &[Part]) -> interval::Interval {
+    interval::of(Statistic::MeanKld, &made(drawn), drawn, 0.95).expect("it has one")
+}
+
+/// How often a change from one scheme to another is seen on the same chunks.
+fn change(name: &str, old: &[Vec<Part>], new: &[Vec<Part>]) {
+    let [was, is] = [old, new].map(|categories| made(&categories.concat()).mean_kld);
+    if !(1.05..=1.6).contains(&(is / was)) {
+        return;
+    }
+    for count in COUNTS {
+        let (mut apart, mut seen) = (0, 0);
+        for draw in 0..DRAWS {
+            // the same seed draws the same chunks
+            let [old, new] = [old, new].map(|categories| {
+                let mut parts = Random((draw * 1000 + count) as u64).draw(categories, count);
+                let of_each = count / categories.len();
+                parts.iter_mut().enumerate().for_each(|(i, part)| part.chunk = i % of_each);
+                parts
+            });
+            apart += usize::from(mean_interval(&old).high < mean_interval(&new).low);
+            let [low, _] = interval::of_change(&new, &ChunkMeans::of(&old)).expect("it is known");
+            seen += usize::from(low > 0.0);
+        }
+        let share = |n: usize| 100.0 * n as f64 / DRAWS as f64;
+        println!(
+            "{name:40} {count:3}   {:+6.1} % {:8.1} % {:8.1} %",
+            (is / was - 1.0) * 100.0,
+            share(apart),
+            share(seen)
+        );
+    }
+}
+
+fn coverage(name: &str, categories: &[Vec<Part>]) {
+    let truth = made(&categories.concat());
     for count in COUNTS {
         let mut random = Random(count as u64);
         let mut misses: Vec<[Misses; 2]> = STATISTICS.map(|_| Default::default()).into();
         for _ in 0..DRAWS {
-            let drawn = random.draw(&categories, count);
+            let drawn = random.draw(categories, count);
             let found = made(&drawn);
             for (statistic, [today, now]) in STATISTICS.iter().zip(&mut misses) {
                 let (value, truth) = (found.get(*statistic), truth.get(*statistic));

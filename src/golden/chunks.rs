@@ -15,7 +15,9 @@ const TITLE: &str = "chunk means";
 pub struct ChunkMeans(Vec<(String, Vec<f64>)>);
 
 impl ChunkMeans {
-    pub(super) fn of(parts: &[Part]) -> Self {
+    /// The means of these chunks, which stand in order within each category.
+    #[must_use]
+    pub fn of(parts: &[Part]) -> Self {
         let mut categories: Vec<(String, Vec<f64>)> = Vec::new();
         for part in parts {
             let mean = part.kld / part.tokens.max(1) as f64;
