@@ -367,7 +367,7 @@ fn json_has_what_is_documented() {
     measure(&repository, &["--chunks", "2", "--schemes", "q8_0/q4_0", "--json", "out.json"])
         .exits(0);
     let json: serde_json::Value = serde_json::from_str(&repository.text("out.json")).unwrap();
-    assert_eq!(json["format"], 1);
+    assert_eq!(json["format"], 2);
     assert!(json["policy"].is_null());
     let measurement = &json["measurements"][0];
     for name in ["baseline_ppl", "seconds", "peak_bytes"] {

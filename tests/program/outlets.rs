@@ -62,7 +62,7 @@ fn errors_that_quote_a_file_are_escaped_and_bounded() {
         ("a long key", results.replacen("\"engine\"", &format!("\"{long}\""), 1)),
         (
             "a format",
-            results.replacen("\"format\": 1", &format!("\"format\": \"\u{202e}{long}\""), 1),
+            results.replacen("\"format\": 2", &format!("\"format\": \"\u{202e}{long}\""), 1),
         ),
     ] {
         assert_ne!(edited, results, "{what}");

@@ -1,5 +1,6 @@
 //! AutoRound: whole numbers in the packing of GPTQ or of AWQ, by the name of the packing.
 
+use super::autoround_members::members_of_autoround;
 use super::awq::{self, Awq};
 use super::described::Described;
 use super::gptq::{group, Gptq};
@@ -8,31 +9,6 @@ use crate::model::ModelError;
 use serde_json::json;
 
 pub(super) const AUTOROUND: Known = Known { names: &["auto-round", "auto_round"], read };
-
-/// Members about how the weights were found.
-const MAKING: &[&str] = &[
-    "autoround_version",
-    "provider",
-    "amp",
-    "batch_size",
-    "dataset",
-    "enable_minmax_tuning",
-    "enable_norm_bias_tuning",
-    "enable_quanted_input",
-    "enable_torch_compile",
-    "gradient_accumulate_steps",
-    "iters",
-    "low_cpu_mem_usage",
-    "low_gpu_mem_usage",
-    "lr",
-    "minmax_lr",
-    "nsamples",
-    "not_use_best_mse",
-    "scale_dtype",
-    "seqlen",
-    "static_kv_granularity",
-    "static_attention_granularity",
-];
 
 /// Names of packings, and what is added to stored zero points in that of GPTQ. That of AWQ has `None`.
 const PACKINGS: [(&str, Option<i32>); 6] = [
@@ -43,23 +19,6 @@ const PACKINGS: [(&str, Option<i32>); 6] = [
     ("auto_round:auto_awq", None),
     ("auto_round:awq", None),
 ];
-
-/// Takes the members that AutoRound writes beside those of the formats in which it exports.
-pub(super) fn made(described: &mut Described) -> Result<(), ModelError> {
-    described.one_of("data_type", &["int"])?;
-    described.neutral("act_bits", &[json!(16), json!(32)])?;
-    // what would have to be carried out
-    for key in ["super_bits", "super_group_size", "rotation_config", "rotation_configs"] {
-        described.neutral(key, &[])?;
-    }
-    for key in ["static_kv_dtype", "static_attention_dtype", "regex_config"] {
-        described.neutral(key, &[])?;
-    }
-    // they say something of activations that are rounded, and none are
-    described.pass_over(&["act_data_type", "act_dynamic", "act_group_size", "act_sym"]);
-    described.pass_over(MAKING);
-    Ok(())
-}
 
 fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     let names = PACKINGS.map(|(name, _)| name);
@@ -80,7 +39,7 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     };
     let symmetric = described.flag("sym")?.unwrap_or(true);
     let plain = layers_of_their_own(&mut described)?;
-    made(&mut described)?;
+    members_of_autoround(&mut described)?;
     // the blocks outside of these are plain, and kernels are a matter of who runs the model
     described.pass_over(&["block_name_to_quantize", "to_quant_block_names", "backend", "lm_head"]);
     described.close()?;

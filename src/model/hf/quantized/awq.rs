@@ -1,6 +1,6 @@
 //! AWQ in the packing of its GEMM kernels.
 
-use super::autoround;
+use super::autoround_members::members_of_autoround;
 use super::columns::{off_middle, ByColumns, Columns};
 use super::described::Described;
 use super::gptq::{group, MAKING};
@@ -51,7 +51,7 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     let zero_point = described.flag("zero_point")?;
     // a member of GPTQ's: AWQ's inputs have no order
     described.neutral("desc_act", &[json!(false)])?;
-    autoround::made(&mut described)?;
+    members_of_autoround(&mut described)?;
     let group = match described.take("group_size").or(described.take("q_group_size")) {
         Some(size) => group(&described, &size)?,
         None => Some(128),

@@ -1,6 +1,6 @@
 //! GPTQ as AutoGPTQ and GPTQModel write it, in both versions of the format: version 1 stores zero points less one.
 
-use super::autoround;
+use super::autoround_members::members_of_autoround;
 use super::columns::{off_middle, ByColumns, Columns};
 use super::described::Described;
 use super::raw::{Raw, Taken, SCALES};
@@ -96,7 +96,7 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     let (desc_act, static_groups) = (described.flag("desc_act")?, described.flag("static_groups")?);
     let is_ordered = desc_act == Some(true) && static_groups != Some(true);
     let symmetric = described.flag("sym")?;
-    autoround::made(&mut described)?;
+    members_of_autoround(&mut described)?;
     described.pass_over(MAKING);
     described.close()?;
     let more = i32::from(format.as_deref() != Some("gptq_v2"));

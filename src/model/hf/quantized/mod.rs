@@ -5,6 +5,7 @@
 //! as in any other checkpoint: plain weights stay plain, and a tensor that nobody understands is an error.
 
 mod autoround;
+mod autoround_members;
 mod awq;
 mod bitsandbytes;
 mod columns;
