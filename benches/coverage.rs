@@ -123,7 +123,10 @@ fn main() {
         for (scheme, categories) in measured.iter().filter(|(scheme, _)| is_wanted(scheme)) {
             verdicts(&format!("{} {scheme}", measurement.model), categories);
         }
-        println!("\n{:48} truth  by intervals  by differences of chunks", "");
+        println!(
+            "\n{:48} truth  by intervals  by differences of chunks, which missed the truth",
+            ""
+        );
         for (old, old_categories) in &measured {
             for (new, new_categories) in &measured {
                 change(
@@ -182,7 +185,7 @@ fn change(name: &str, old: &[Vec<Part>], new: &[Vec<Part>]) {
         return;
     }
     for count in COUNTS {
-        let (mut apart, mut seen) = (0, 0);
+        let (mut apart, mut seen, mut missed) = (0, 0, 0);
         for draw in 0..DRAWS {
             // the same seed draws the same chunks
             let [old, new] = [old, new].map(|categories| {
@@ -192,15 +195,18 @@ fn change(name: &str, old: &[Vec<Part>], new: &[Vec<Part>]) {
                 parts
             });
             apart += usize::from(mean_interval(&old).high < mean_interval(&new).low);
-            let [low, _] = interval::of_change(&new, &ChunkMeans::of(&old)).expect("it is known");
+            let [low, high] =
+                interval::of_change(&new, &ChunkMeans::of(&old)).expect("it is known");
             seen += usize::from(low > 0.0);
+            missed += usize::from(!(low..=high).contains(&(is - was)));
         }
         let share = |n: usize| 100.0 * n as f64 / DRAWS as f64;
         println!(
-            "{name:40} {count:3}   {:+6.1} % {:8.1} % {:8.1} %",
+            "{name:40} {count:3}   {:+6.1} % {:8.1} % {:8.1} % {:8.1} %",
             (is / was - 1.0) * 100.0,
             share(apart),
-            share(seen)
+            share(seen),
+            share(missed)
         );
     }
 }

@@ -6,7 +6,6 @@ use super::described::Described;
 use super::gptq::{group, Gptq};
 use super::{Known, Method};
 use crate::model::ModelError;
-use serde_json::json;
 
 pub(super) const AUTOROUND: Known = Known { names: &["auto-round", "auto_round"], read };
 
