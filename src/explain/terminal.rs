@@ -1,0 +1,117 @@
+//! An explanation for a terminal.
+
+use super::map::{heat, HeatMap};
+use super::words::kld;
+use super::Explanation;
+use crate::text;
+use crate::text::numbers::significant;
+use crate::text::table::{self, Align, Cell};
+use anstyle::{AnsiColor, Style};
+
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+/// The width of a line of words.
+const WIDTH: usize = 100;
+/// The shade of a site, and its colour, by its heat.
+const SHADES: [(&str, Style); 5] = [
+    ("  ", DIM),
+    ("░░", Style::new()),
+    ("▒▒", AnsiColor::Yellow.on_default()),
+    ("▓▓", AnsiColor::Yellow.on_default()),
+    ("██", AnsiColor::Red.on_default()),
+];
+
+/// The whole explanation with its colours. Print it through a stream that strips them where they are not wanted.
+pub fn render(explanation: &Explanation) -> String {
+    let Explanation { model, scheme, conditions, device, arithmetic, seconds, .. } = explanation;
+    let mut out = format!(
+        "\n{BOLD}{}{BOLD:#}  {} as {} · baseline {} PPL {:.3} · {}, {} · {seconds:.1} s\n",
+        text::name(model),
+        text::name(scheme),
+        text::name(&explanation.effective),
+        text::name(&conditions.baseline),
+        explanation.baseline_ppl,
+        text::name(device),
+        text::name(arithmetic),
+    );
+    for note in &explanation.notes {
+        out += &format!("  {DIM}note: {}{DIM:#}\n", text::remark(note));
+    }
+    out.push('\n');
+    for sentence in &explanation.answer {
+        out += &wrapped(&text::message(sentence));
+    }
+    out + &heat_map(explanation) + &trials(explanation) + &skipped(explanation)
+}
+
+/// Sites by layer. A lane quantizes that site alone.
+fn heat_map(explanation: &Explanation) -> String {
+    let map = HeatMap::of(&explanation.sites);
+    let mut head = vec![Cell::styled("layer", DIM)];
+    for column in &map.columns {
+        head.extend([Cell::new(""), Cell::styled(format!("{column} alone"), DIM)]);
+        head.push(Cell::styled("of the sum", DIM));
+    }
+    let mut rows = vec![head];
+    for (layer, sites) in &map.rows {
+        let mut row = vec![Cell::new(layer.to_string())];
+        for site in sites {
+            row.extend(match site {
+                None => ["", "", ""].map(Cell::new),
+                Some(site) => {
+                    let (shade, style) = SHADES[heat(site.share)];
+                    let share = format!("{:.1} %", 100.0 * site.share);
+                    [shade.to_string(), kld(site.reading.mean_kld), share]
+                        .map(|text| Cell::styled(text, style))
+                }
+            });
+        }
+        rows.push(row);
+    }
+    let mut align = vec![Align::Right];
+    align.extend(map.columns.iter().flat_map(|_| [Align::Left, Align::Right, Align::Right]));
+    format!("\n{}", table::render(&align, &rows))
+}
+
+fn trials(explanation: &Explanation) -> String {
+    let head = ["the whole scheme, but", "mean KLD", "of the whole", "top-1"];
+    let mut rows = vec![head.map(|name| Cell::styled(name, DIM)).into()];
+    let row = |words: &str, reading: &super::Reading, of_whole: f64| {
+        let cells = [
+            text::name(words),
+            format!("{} ± {}", kld(reading.mean_kld), kld(reading.mean_kld_se)),
+            significant(of_whole, 2),
+            format!("{:.2} %", 100.0 * reading.top1_agreement),
+        ];
+        cells.map(Cell::new).into()
+    };
+    rows.push(row("(as it is)", &explanation.whole, 1.0));
+    let trials = explanation.experiments.iter();
+    rows.extend(trials.map(|trial| row(&trial.words, &trial.reading, trial.of_whole)));
+    let align = [Align::Left, Align::Right, Align::Right, Align::Right];
+    format!("\n{}", table::render(&align, &rows))
+}
+
+fn skipped(explanation: &Explanation) -> String {
+    let line = |skipped: &super::Skipped| {
+        format!("  {DIM}not tried: {}: {}{DIM:#}\n", skipped.experiment, skipped.why)
+    };
+    explanation.skipped.iter().map(line).collect()
+}
+
+/// Breaks a sentence into lines, all but the first indented.
+fn wrapped(sentence: &str) -> String {
+    let (mut out, mut width) = (String::from(" "), 1);
+    for word in sentence.split(' ') {
+        let long = word.chars().count();
+        if width + 1 + long > WIDTH && width > 3 {
+            out += "\n   ";
+            width = 3;
+        }
+        out.push(' ');
+        out += word;
+        width += 1 + long;
+    }
+    out.push('\n');
+    out
+}

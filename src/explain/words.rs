@@ -1,0 +1,282 @@
+//! The answer in words, by fixed rules.
+
+use super::findings::{culprit_heads, Suspects, HARMS, HELPS, MOST};
+use super::lanes::{Experiment, Site};
+use super::statistics::{ChannelStatistics, HeadStatistics, OUTLIER};
+use super::{Explanation, Trial};
+use crate::kv::effective::spans;
+use crate::kv::layout::KvSide;
+use crate::text::numbers::{count, significant};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// For how many heads the outlier channels are named, and how many channels of each.
+const NAMED_HEADS: usize = 6;
+const NAMED_CHANNELS: usize = 8;
+
+/// The answer, a sentence or two for each question.
+pub fn answer(explanation: &Explanation) -> Vec<String> {
+    let suspects = Suspects::of(explanation);
+    let sentences = [
+        Some(cost(explanation)),
+        sides(explanation),
+        Some(place(explanation)),
+        Some(additivity(explanation)),
+        channels(&suspects),
+        mean(&suspects),
+        error(explanation),
+        Some(experiments(explanation)),
+    ];
+    sentences.into_iter().flatten().collect()
+}
+
+/// Names sites: `K of layers 0-3, 5 and V of layer 1`, or `head 1 of K in layer 3`.
+pub fn sites(sites: &[Site]) -> String {
+    let mut groups: BTreeMap<(KvSide, Option<usize>), Vec<usize>> = BTreeMap::new();
+    for site in sites {
+        groups.entry((site.side, site.head)).or_default().push(site.layer);
+    }
+    let named = groups.into_iter().map(|((side, head), mut layers)| {
+        layers.sort_unstable();
+        let layers = format!(
+            "{} {}",
+            if layers.len() == 1 { "layer" } else { "layers" },
+            spans(&layers).replace(',', ", ")
+        );
+        match head {
+            None => format!("{side} of {layers}"),
+            Some(head) => format!("head {head} of {side} in {layers}"),
+        }
+    });
+    listed(named)
+}
+
+fn cost(explanation: &Explanation) -> String {
+    let Explanation { model, scheme, whole, conditions, .. } = explanation;
+    let texts = listed(conditions.corpus.iter().map(|file| file.category.clone()));
+    format!(
+        "{scheme} costs {model} a mean KLD of {} ± {} nats per token ({} × {} of {texts}).",
+        kld(whole.mean_kld),
+        kld(whole.mean_kld_se),
+        conditions.context,
+        conditions.chunks,
+    )
+}
+
+fn sides(explanation: &Explanation) -> Option<String> {
+    let only = |side| trial(explanation, Experiment::Only(side).name());
+    let [k, v] = KvSide::BOTH.map(only);
+    let (k, v) = (k?.reading.mean_kld, v?.reading.mean_kld);
+    let judged = |more: f64, less: f64, side: KvSide| {
+        if more >= 9.0 * less {
+            format!("nearly all of it comes from {side}")
+        } else if more >= 2.0 * less {
+            format!("most of it comes from {side}")
+        } else {
+            "K and V both have a part in it".into()
+        }
+    };
+    let judged = if k >= v { judged(k, v, KvSide::K) } else { judged(v, k, KvSide::V) };
+    Some(format!("With only K quantized it is {}, with only V {}: {judged}.", kld(k), kld(v)))
+}
+
+fn place(explanation: &Explanation) -> String {
+    let Explanation { culprits, sites: all, .. } = explanation;
+    let named = sites(&culprits.sites);
+    let check = trial(explanation, "culprits_exact").map_or(String::new(), |check| {
+        let reading = kld(check.reading.mean_kld);
+        format!(" With {} exact and all else as before, {reading} remains.", it(&culprits.sites))
+    });
+    if culprits.are_spread {
+        return format!(
+            "The harm has no single place: it takes {} of {} to hold {:.0} % of what single ones add up to ({named}).{check}",
+            culprits.sites.len(),
+            count(all.len(), "part"),
+            100.0 * MOST,
+        );
+    }
+    format!(
+        "{:.0} % of what single parts add up to {} {named}, which is {} of {}.{check}",
+        100.0 * culprits.share,
+        if culprits.sites.len() == 1 { "is" } else { "are" },
+        culprits.sites.len(),
+        count(all.len(), "part"),
+    )
+}
+
+/// The word for some sites that were just named.
+fn it(sites: &[Site]) -> &'static str {
+    if sites.len() == 1 {
+        "it"
+    } else {
+        "these"
+    }
+}
+
+fn additivity(explanation: &Explanation) -> String {
+    let additivity = &explanation.additivity;
+    let sum = format!(
+        "One by one, the parts add up to {}, which is {} × the whole",
+        kld(additivity.sum),
+        significant(additivity.ratio, 2)
+    );
+    if additivity.holds() {
+        return format!("{sum}.");
+    }
+    let why = if additivity.ratio < 1.0 {
+        "together they do more harm than each by itself, so the shares only rank the parts"
+    } else {
+        "together they do less harm than each by itself, because a model that is already wrong cannot become much \
+         more wrong, or because errors cancel each other; so the shares only rank the parts"
+    };
+    format!("{sum}: {why}.")
+}
+
+fn channels(suspects: &Suspects) -> Option<String> {
+    if suspects.outliers.is_empty() {
+        let (head, largest) = suspects.largest?;
+        return Some(format!(
+            "There, no channel has {OUTLIER} × the rms of its head's median channel; the largest has {} × ({}).",
+            significant(largest, 2),
+            head_words(head)
+        ));
+    }
+    let named = suspects.outliers.iter().take(NAMED_HEADS);
+    let named: Vec<String> = named.map(|(head, outliers)| outlier_words(head, outliers)).collect();
+    let more = suspects.outliers.len().saturating_sub(NAMED_HEADS);
+    let more = if more > 0 {
+        format!("; and there are outliers in {} more", count(more, "head"))
+    } else {
+        String::new()
+    };
+    Some(format!("Outlier channels there: {}{more}.", named.join("; ")))
+}
+
+fn outlier_words(head: &HeadStatistics, outliers: &[ChannelStatistics]) -> String {
+    let mut shown: Vec<usize> =
+        outliers.iter().take(NAMED_CHANNELS).map(|outlier| outlier.channel).collect();
+    shown.sort_unstable();
+    let more = outliers.len().saturating_sub(NAMED_CHANNELS);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let pairs: BTreeSet<usize> = outliers
+        .iter()
+        .take(NAMED_CHANNELS)
+        .filter_map(|outlier| Some(outlier.pair?.index))
+        .collect();
+    let pairs = if pairs.is_empty() {
+        String::new()
+    } else {
+        let word = if pairs.len() == 1 { "RoPE pair" } else { "RoPE pairs" };
+        format!(" ({word} {})", listed(pairs.iter().map(usize::to_string)))
+    };
+    let ratio = outliers[0].of_median.map_or("all other channels are nearly 0".into(), |ratio| {
+        format!("up to {} × the rms of the median channel", significant(ratio, 2))
+    });
+    let energy: f64 = outliers.iter().map(|outlier| outlier.energy).sum();
+    format!(
+        "{} of {}{more}{pairs}, {ratio}, {:.0} % of the energy",
+        listed(shown.iter().map(usize::to_string)),
+        head_words(head),
+        100.0 * energy
+    )
+}
+
+/// Names a head: `K in layer 3`, or `head 1 of K in layer 3` if there may be several.
+fn head_words(head: &HeadStatistics) -> String {
+    format!("{} in layer {}, head {}", head.side, head.layer, head.head)
+}
+
+/// Told if the mean has at least half of the energy in some head.
+fn mean(suspects: &Suspects) -> Option<String> {
+    let [least, most] = suspects.mean_share?;
+    let [_, most_before] = suspects.mean_share_before_rope.unwrap_or_default();
+    if most.max(most_before) < 0.5 {
+        return None;
+    }
+    let range = |[least, most]: [f64; 2]| {
+        if (most - least) < 0.01 {
+            format!("{:.0} %", 100.0 * most)
+        } else {
+            format!("{:.0} to {:.0} %", 100.0 * least, 100.0 * most)
+        }
+    };
+    let before = suspects
+        .mean_share_before_rope
+        .map_or(String::new(), |before| format!(" (before RoPE {})", range(before)));
+    Some(format!(
+        "There, {}{before} of the energy of K's heads is their mean.",
+        range([least, most])
+    ))
+}
+
+/// The codec's error in the head of the worst culprit.
+fn error(explanation: &Explanation) -> Option<String> {
+    let head = *culprit_heads(explanation).first()?;
+    let percent = |error: f64| format!("{} %", significant(100.0 * error, 2));
+    let other = match (head.error_rotated, head.error_unrotated) {
+        (Some(rotated), Some(unrotated)) => {
+            format!(": {} with rotation, {} without", percent(rotated), percent(unrotated))
+        }
+        _ => format!(": {}", percent(head.error?)),
+    };
+    Some(format!("The codec's relative error in {}{other}.", head_words(head)))
+}
+
+fn experiments(explanation: &Explanation) -> String {
+    let tried: Vec<&Trial> = explanation.experiments.iter().filter(|t| is_remedy(t)).collect();
+    let mut sorted = tried.clone();
+    sorted.sort_by(|a, b| a.of_whole.total_cmp(&b.of_whole));
+    let helps = |trial: &&&Trial| trial.of_whole <= HELPS;
+    let told = |trial: &&Trial| {
+        format!("{} ({}, {})", trial.words, kld(trial.reading.mean_kld), times(trial.of_whole))
+    };
+    let helpful: Vec<String> = sorted.iter().filter(helps).map(told).collect();
+    let harmful = sorted.iter().filter(|trial| trial.of_whole >= HARMS);
+    let harmful: Vec<String> = harmful.map(told).collect();
+    let idle = sorted.iter().filter(|trial| trial.of_whole > HELPS && trial.of_whole < HARMS);
+    let idle: Vec<String> = idle.map(|trial| trial.words.clone()).collect();
+    let mut sentences = Vec::new();
+    sentences.push(match helpful.len() {
+        0 => "Of the experiments, none helps.".to_string(),
+        _ => format!("Of the experiments, these help: {}.", listed(helpful.into_iter())),
+    });
+    if !idle.is_empty() {
+        sentences.push(format!("These change little: {}.", listed(idle.into_iter())));
+    }
+    if !harmful.is_empty() {
+        sentences.push(format!("These make it worse: {}.", listed(harmful.into_iter())));
+    }
+    sentences.join(" ")
+}
+
+/// Whether an experiment is told among those that help or not. The others are told elsewhere.
+fn is_remedy(trial: &Trial) -> bool {
+    !["only_k", "only_v", "culprits_exact"].contains(&trial.experiment)
+}
+
+/// A share of the whole as a factor.
+fn times(of_whole: f64) -> String {
+    if of_whole < 1.0 && of_whole > 0.0 {
+        format!("÷ {}", significant(1.0 / of_whole, 2))
+    } else {
+        format!("× {}", significant(of_whole, 2))
+    }
+}
+
+fn trial<'a>(explanation: &'a Explanation, name: &str) -> Option<&'a Trial> {
+    explanation.experiments.iter().find(|trial| trial.experiment == name)
+}
+
+/// A KLD as people read it.
+pub fn kld(value: f64) -> String {
+    significant(value, 3)
+}
+
+/// `a, b and c`.
+fn listed(words: impl Iterator<Item = String>) -> String {
+    let words: Vec<String> = words.collect();
+    match words.split_last() {
+        None => String::new(),
+        Some((only, [])) => only.clone(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+    }
+}
