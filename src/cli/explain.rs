@@ -163,7 +163,7 @@ fn write(arguments: &Arguments, explanation: &Explanation) -> Result<(), Stop> {
     }
     #[cfg(feature = "reports")]
     if let Some(path) = &arguments.html {
-        let page = page::render(explanation).map_err(|error| stop(path, error))?;
+        let page = page::render(explanation).map_err(|error| stop(path, error.to_string()))?;
         write_atomically(path, |file| file.write_all(page.as_bytes()))
             .map_err(|error| stop(path, error.to_string()))?;
     }

@@ -6,6 +6,8 @@
 //! (`findings`), which are told in words (`words`), in a terminal and on a page.
 
 pub mod findings;
+#[cfg(test)]
+mod fixture;
 pub mod lanes;
 mod map;
 #[cfg(feature = "reports")]
@@ -163,8 +165,9 @@ pub fn explain(
     let mut tap = Tap::new(&prepared.checkpoint.spec, whole);
     let report = |done, all| progress("looking at K and V", done, all);
     observe(&decoder, &prepared.corpus.chunks, &prepared.baseline, &mut tap, &report)?;
-    let heads = tap.statistics();
+    let mut heads = tap.statistics();
     let worst = worst_channels(&heads, options.channels);
+    heads.iter_mut().for_each(HeadStatistics::shorten);
     let makings = Makings {
         exact: &prepared.baseline,
         whole,

@@ -1,6 +1,7 @@
 //! An explanation as a page of HTML: one file without scripts.
 
 use super::map::HeatMap;
+use super::statistics::CodecError;
 use super::words::kld;
 use super::{Explanation, Reading};
 use crate::text;
@@ -19,7 +20,6 @@ struct Page {
     trials: Vec<[String; 4]>,
     skipped: Vec<String>,
     heads: Vec<Vec<String>>,
-    json: String,
 }
 
 /// A site on the heat map.
@@ -33,9 +33,8 @@ struct Spot {
 /// Makes the page.
 ///
 /// # Errors
-/// If the template cannot be filled, or if the explanation is no JSON.
-pub fn render(explanation: &Explanation) -> Result<String, String> {
-    let json = serde_json::to_string_pretty(explanation).map_err(|error| error.to_string())?;
+/// If the template cannot be filled.
+pub fn render(explanation: &Explanation) -> Result<String, askama::Error> {
     let page = Page {
         title: format!(
             "{} under {}",
@@ -54,9 +53,8 @@ pub fn render(explanation: &Explanation) -> Result<String, String> {
             .map(|skipped| format!("{}: {}", skipped.experiment, skipped.why))
             .collect(),
         heads: explanation.heads.iter().map(head).collect(),
-        json: text::json(&json).into_owned(),
     };
-    page.render().map_err(|error| error.to_string())
+    page.render()
 }
 
 fn facts(explanation: &Explanation) -> Vec<String> {
@@ -108,6 +106,10 @@ fn trials(explanation: &Explanation) -> Vec<[String; 4]> {
 fn head(head: &super::HeadStatistics) -> Vec<String> {
     let number = |value: f64| significant(value, 3);
     let share = |value: Option<f64>| value.map_or("–".into(), percent);
+    let error = |error: Option<CodecError>| match error {
+        None => "–".into(),
+        Some(error) => format!("{} / {}", percent(error.head), percent(error.median_channel)),
+    };
     let worst = head.channels.iter().take(4).map(|channel| {
         let ratio = channel.of_median.map_or("∞".into(), |ratio| significant(ratio, 2));
         match channel.pair {
@@ -122,12 +124,31 @@ fn head(head: &super::HeadStatistics) -> Vec<String> {
         number(head.kurtosis),
         share(Some(head.mean_share)),
         share(head.mean_share_before_rope),
-        share(head.error_rotated),
-        share(head.error_unrotated),
+        error(head.error_rotated),
+        error(head.error_unrotated),
         worst.collect::<Vec<_>>().join(", "),
     ]
 }
 
 fn percent(value: f64) -> String {
     format!("{} %", significant(100.0 * value, 3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::explanation;
+    use super::*;
+
+    #[test]
+    fn strangers_texts_are_escaped() {
+        let mut explanation = explanation([[0.1, 0.01], [0.5, 0.02]], 0.6);
+        explanation.model = "<b>bold</b>".into();
+        explanation.notes = vec!["<script>".into()];
+        explanation.answer.push("<i>".into());
+        let page = render(&explanation).unwrap();
+        for raw in ["<b>", "<script", "<i>"] {
+            assert!(!page.contains(raw), "{raw}");
+        }
+        assert!(page.contains("--heat: 89"), "the root of 0.5 / 0.63");
+    }
 }

@@ -22,19 +22,31 @@ pub struct HeadStatistics {
     /// The same share of K before RoPE, which turns a constant into a wave. None for V and without RoPE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_share_before_rope: Option<f64>,
-    /// ‖x − Q(x)‖ / ‖x‖, where Q is what the scheme stores. None if the scheme keeps it exact.
+    /// What the codec does, as the scheme has it. None if the scheme keeps the head exact.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<f64>,
-    /// The same error with a Hadamard rotation before the codec. None if the codec is never rotated.
+    pub error: Option<CodecError>,
+    /// The same with a Hadamard rotation before the codec. None if the codec is never rotated.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub error_rotated: Option<f64>,
-    /// The same error without a rotation.
+    pub error_rotated: Option<CodecError>,
+    /// The same without a rotation.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub error_unrotated: Option<f64>,
+    pub error_unrotated: Option<CodecError>,
     /// The rms of the median channel, by which outliers are told.
     pub median_channel_rms: f64,
-    /// All channels, those with the largest rms first.
+    /// The channels with the largest rms, the largest first.
     pub channels: Vec<ChannelStatistics>,
+}
+
+/// The relative error ‖x − Q(x)‖ / ‖x‖ of a codec.
+///
+/// In a head with outliers the two numbers are far apart: the whole head's error is measured by the outliers, and the
+/// noise that they bring about covers the other channels.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct CodecError {
+    /// Of all numbers of the head.
+    pub head: f64,
+    /// The median over channels, each by itself.
+    pub median_channel: f64,
 }
 
 /// The statistics of one channel, an element of a head, over all tokens.
@@ -54,6 +66,9 @@ pub struct ChannelStatistics {
     pub pair: Option<Pair>,
 }
 
+/// How many channels of a head are kept that are no outliers.
+const KEPT: usize = 16;
+
 /// From this multiple of the median channel's rms on, a channel is an outlier.
 pub const OUTLIER: f64 = 6.0;
 
@@ -67,6 +82,11 @@ impl HeadStatistics {
         let count = self.channels.iter().take_while(|channel| is_outlier(channel)).count();
         &self.channels[..count]
     }
+
+    /// Forgets channels that are neither outliers nor among the largest. Models have thousands of them.
+    pub fn shorten(&mut self) {
+        self.channels.truncate(self.outliers().len().max(KEPT));
+    }
 }
 
 /// Sums over the tokens of one head.
@@ -76,8 +96,8 @@ pub struct HeadSums {
     fourth: f64,
     /// Those of K before RoPE.
     unturned: Option<Vec<ChannelSums>>,
-    /// What a codec changes: without a rotation, and with one.
-    changed: [Option<Change>; 2],
+    /// What a codec changes in each channel: without a rotation, and with one.
+    changed: [Option<Vec<Change>>; 2],
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -103,8 +123,20 @@ impl ChannelSums {
 }
 
 impl Change {
-    fn share(self) -> f64 {
+    fn relative(self) -> f64 {
         share(self.error, self.energy).sqrt()
+    }
+
+    fn add(self, other: Change) -> Change {
+        Change { error: self.error + other.error, energy: self.energy + other.energy }
+    }
+}
+
+impl CodecError {
+    fn of(channels: &[Change]) -> Self {
+        let all = channels.iter().copied().fold(Change::default(), Change::add);
+        let by_channel = channels.iter().map(|change| change.relative()).collect();
+        CodecError { head: all.relative(), median_channel: median(by_channel) }
     }
 }
 
@@ -129,7 +161,7 @@ impl HeadSums {
             channels: vec![ChannelSums::default(); head_dim],
             fourth: 0.0,
             unturned: None,
-            changed: [None; 2],
+            changed: [None, None],
         }
     }
 
@@ -151,10 +183,11 @@ impl HeadSums {
 
     /// Adds what a codec makes of the head's numbers of one token.
     pub fn add_change(&mut self, x: &[f32], stored: &[f32], is_rotated: bool) {
-        let change = self.changed[usize::from(is_rotated)].get_or_insert_default();
-        for (&x, &stored) in x.iter().zip(stored) {
-            change.error += (f64::from(x) - f64::from(stored)).powi(2);
-            change.energy += f64::from(x).powi(2);
+        let none = || vec![Change::default(); x.len()];
+        let changes = self.changed[usize::from(is_rotated)].get_or_insert_with(none);
+        for ((change, &x), &stored) in changes.iter_mut().zip(x).zip(stored) {
+            let error = (f64::from(x) - f64::from(stored)).powi(2);
+            *change = change.add(Change { error, energy: f64::from(x).powi(2) });
         }
     }
 
@@ -186,7 +219,8 @@ impl HeadSums {
         };
         let mut channels: Vec<_> = self.channels.iter().enumerate().map(channel).collect();
         channels.sort_by(|a, b| b.rms.total_cmp(&a.rms));
-        let [unrotated, rotated] = self.changed.map(|change| change.map(Change::share));
+        let error = |changes: &Option<Vec<Change>>| changes.as_deref().map(CodecError::of);
+        let [unrotated, rotated] = self.changed.each_ref().map(error);
         HeadStatistics {
             layer,
             side,
@@ -270,12 +304,28 @@ mod tests {
         sums.add_change(&[3.0, 4.0], &[3.0, 3.5], true);
         sums.add_change(&[0.0, 0.0], &[0.0, 0.0], true);
         let found = |is_rotated| sums.statistics((0, KvSide::V, 0), is_rotated, |_| None);
-        assert_eq!(found(false).error, Some(0.2));
-        assert_eq!(found(true).error, Some(0.1));
-        assert_eq!(
-            (found(true).error_rotated, found(true).error_unrotated),
-            (Some(0.1), Some(0.2))
-        );
+        // of the channels, one has no error and one 1 / 4
+        let unrotated = CodecError { head: 0.2, median_channel: 0.125 };
+        let rotated = CodecError { head: 0.1, median_channel: 0.0625 };
+        assert_eq!(found(false).error, Some(unrotated));
+        assert_eq!(found(true).error, Some(rotated));
+        let both = (found(true).error_rotated, found(true).error_unrotated);
+        assert_eq!(both, (Some(rotated), Some(unrotated)));
+    }
+
+    #[test]
+    fn outliers_are_never_forgotten() {
+        let mut sums = HeadSums::new(64);
+        let x: Vec<f32> = (0..64).map(|i| if i < 20 { 9.0 } else { 1.0 }).collect();
+        sums.add(&x, None);
+        let mut found = statistics(&sums);
+        found.shorten();
+        assert_eq!(found.channels.len(), 20);
+        let mut even = HeadSums::new(64);
+        even.add(&[1.0; 64], None);
+        let mut found = statistics(&even);
+        found.shorten();
+        assert_eq!(found.channels.len(), KEPT);
     }
 
     /// A constant that RoPE turns by half a turn a token has no mean afterwards, and is all mean before.

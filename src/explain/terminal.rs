@@ -115,3 +115,30 @@ fn wrapped(sentence: &str) -> String {
     out.push('\n');
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::explanation;
+    use super::*;
+
+    fn plain(explanation: &Explanation) -> String {
+        anstream::adapter::strip_str(&render(explanation)).to_string()
+    }
+
+    #[test]
+    fn whole_explanation() {
+        let shown = plain(&explanation([[0.1, 0.01], [0.5, 0.02]], 0.6));
+        insta::assert_snapshot!(shown, @"");
+    }
+
+    #[test]
+    fn strangers_texts_command_nobody() {
+        let mut explanation = explanation([[0.1, 0.01], [0.5, 0.02]], 0.6);
+        explanation.model = "\u{1b}]0;x".into();
+        explanation.notes = vec!["one\n::error::two".into()];
+        explanation.answer = vec!["a\u{1b}[2Jb".into()];
+        let shown = plain(&explanation);
+        assert!(shown.contains("\\u{1b}]0;x") && shown.contains("a\\u{1b}[2Jb"), "{shown}");
+        assert!(!shown.lines().any(|line| line.trim_start().starts_with("::")), "{shown}");
+    }
+}

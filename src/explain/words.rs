@@ -2,7 +2,7 @@
 
 use super::findings::{culprit_heads, Suspects, HARMS, HELPS, MOST};
 use super::lanes::{Experiment, Site};
-use super::statistics::{ChannelStatistics, HeadStatistics, OUTLIER};
+use super::statistics::{ChannelStatistics, CodecError, HeadStatistics, OUTLIER};
 use super::{Explanation, Trial};
 use crate::kv::effective::spans;
 use crate::kv::layout::KvSide;
@@ -21,7 +21,7 @@ pub fn answer(explanation: &Explanation) -> Vec<String> {
         sides(explanation),
         Some(place(explanation)),
         Some(additivity(explanation)),
-        channels(&suspects),
+        channels(explanation, &suspects),
         mean(&suspects),
         error(explanation),
         Some(experiments(explanation)),
@@ -80,27 +80,36 @@ fn sides(explanation: &Explanation) -> Option<String> {
 }
 
 fn place(explanation: &Explanation) -> String {
-    let Explanation { culprits, sites: all, .. } = explanation;
+    let culprits = &explanation.culprits;
     let named = sites(&culprits.sites);
     let check = trial(explanation, "culprits_exact").map_or(String::new(), |check| {
         let reading = kld(check.reading.mean_kld);
-        format!(" With {} exact and all else as before, {reading} remains.", it(&culprits.sites))
+        format!(" With {} exact, {reading} remains.", it(&culprits.sites))
     });
     if culprits.are_spread {
         return format!(
-            "The harm has no single place: it takes {} of {} to hold {:.0} % of what single ones add up to ({named}).{check}",
+            "The harm has no single place: of {}, it takes {} to hold {:.0} % of what they add up to ({named}).{check}",
+            parts(explanation),
             culprits.sites.len(),
-            count(all.len(), "part"),
             100.0 * MOST,
         );
     }
     format!(
-        "{:.0} % of what single parts add up to {} {named}, which is {} of {}.{check}",
-        100.0 * culprits.share,
+        "{named} {} {:.0} % of what all {} add up to.{check}",
         if culprits.sites.len() == 1 { "is" } else { "are" },
-        culprits.sites.len(),
-        count(all.len(), "part"),
+        100.0 * culprits.share,
+        parts(explanation),
     )
+}
+
+/// How many sites there are, and what a site is.
+fn parts(explanation: &Explanation) -> String {
+    let sites = &explanation.sites;
+    let of_what = match sites.first().and_then(|site| site.site.head) {
+        None => "K or V of a layer",
+        Some(_) => "a head of K or V",
+    };
+    format!("{} (each {of_what})", count(sites.len(), "part"))
 }
 
 /// The word for some sites that were just named.
@@ -131,17 +140,19 @@ fn additivity(explanation: &Explanation) -> String {
     format!("{sum}: {why}.")
 }
 
-fn channels(suspects: &Suspects) -> Option<String> {
+fn channels(explanation: &Explanation, suspects: &Suspects) -> Option<String> {
     if suspects.outliers.is_empty() {
         let (head, largest) = suspects.largest?;
         return Some(format!(
-            "There, no channel has {OUTLIER} × the rms of its head's median channel; the largest has {} × ({}).",
+            "No channel there has {OUTLIER} × the rms of its head's median channel; the largest has {} × ({}).",
             significant(largest, 2),
-            head_words(head)
+            head_words(explanation, head)
         ));
     }
     let named = suspects.outliers.iter().take(NAMED_HEADS);
-    let named: Vec<String> = named.map(|(head, outliers)| outlier_words(head, outliers)).collect();
+    let named: Vec<String> = named
+        .map(|(head, outliers)| outlier_words(&head_words(explanation, head), outliers))
+        .collect();
     let more = suspects.outliers.len().saturating_sub(NAMED_HEADS);
     let more = if more > 0 {
         format!("; and there are outliers in {} more", count(more, "head"))
@@ -151,7 +162,7 @@ fn channels(suspects: &Suspects) -> Option<String> {
     Some(format!("Outlier channels there: {}{more}.", named.join("; ")))
 }
 
-fn outlier_words(head: &HeadStatistics, outliers: &[ChannelStatistics]) -> String {
+fn outlier_words(head: &str, outliers: &[ChannelStatistics]) -> String {
     let mut shown: Vec<usize> =
         outliers.iter().take(NAMED_CHANNELS).map(|outlier| outlier.channel).collect();
     shown.sort_unstable();
@@ -173,16 +184,19 @@ fn outlier_words(head: &HeadStatistics, outliers: &[ChannelStatistics]) -> Strin
     });
     let energy: f64 = outliers.iter().map(|outlier| outlier.energy).sum();
     format!(
-        "{} of {}{more}{pairs}, {ratio}, {:.0} % of the energy",
+        "{}{more} of {head}{pairs}, {ratio}, {:.0} % of the energy",
         listed(shown.iter().map(usize::to_string)),
-        head_words(head),
         100.0 * energy
     )
 }
 
-/// Names a head: `K in layer 3`, or `head 1 of K in layer 3` if there may be several.
-fn head_words(head: &HeadStatistics) -> String {
-    format!("{} in layer {}, head {}", head.side, head.layer, head.head)
+/// Names a head: `K of layer 3`, or `head 1 of K in layer 3` if there are several.
+fn head_words(explanation: &Explanation, head: &HeadStatistics) -> String {
+    let HeadStatistics { layer, side, head, .. } = *head;
+    let is_sibling =
+        |other: &HeadStatistics| (other.layer, other.side) == (layer, side) && other.head != head;
+    let is_one_of_several = explanation.heads.iter().any(is_sibling);
+    sites(&[Site { layer, side, head: is_one_of_several.then_some(head) }])
 }
 
 /// Told if the mean has at least half of the energy in some head.
@@ -199,11 +213,11 @@ fn mean(suspects: &Suspects) -> Option<String> {
             format!("{:.0} to {:.0} %", 100.0 * least, 100.0 * most)
         }
     };
-    let before = suspects
-        .mean_share_before_rope
-        .map_or(String::new(), |before| format!(" (before RoPE {})", range(before)));
+    let before = suspects.mean_share_before_rope.map_or(String::new(), |before| {
+        format!(" (before RoPE, which makes waves of constants, {})", range(before))
+    });
     Some(format!(
-        "There, {}{before} of the energy of K's heads is their mean.",
+        "K's mean holds {} of the energy of its heads there{before}.",
         range([least, most])
     ))
 }
@@ -212,13 +226,17 @@ fn mean(suspects: &Suspects) -> Option<String> {
 fn error(explanation: &Explanation) -> Option<String> {
     let head = *culprit_heads(explanation).first()?;
     let percent = |error: f64| format!("{} %", significant(100.0 * error, 2));
+    let both = |error: CodecError| {
+        let [head, median] = [error.head, error.median_channel].map(percent);
+        format!("{head} of the whole and {median} in its median channel")
+    };
     let other = match (head.error_rotated, head.error_unrotated) {
         (Some(rotated), Some(unrotated)) => {
-            format!(": {} with rotation, {} without", percent(rotated), percent(unrotated))
+            format!("{} with rotation, {} without", both(rotated), both(unrotated))
         }
-        _ => format!(": {}", percent(head.error?)),
+        _ => both(head.error?),
     };
-    Some(format!("The codec's relative error in {}{other}.", head_words(head)))
+    Some(format!("The codec's relative error in {} is {other}.", head_words(explanation, head)))
 }
 
 fn experiments(explanation: &Explanation) -> String {
@@ -278,5 +296,95 @@ fn listed(words: impl Iterator<Item = String>) -> String {
         None => String::new(),
         Some((only, [])) => only.clone(),
         Some((last, others)) => format!("{} and {last}", others.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{explanation, reading, told};
+    use super::*;
+
+    fn answer_of(klds: [[f64; 2]; 2], whole: f64) -> String {
+        explanation(klds, whole).answer.join("\n")
+    }
+
+    #[test]
+    fn the_whole_answer() {
+        insta::assert_snapshot!(answer_of([[0.1, 0.01], [0.5, 0.02]], 0.6), @"");
+    }
+
+    #[test]
+    fn harm_without_a_place_is_said_to_have_none() {
+        let answer = answer_of([[0.1, 0.1], [0.1, 0.1]], 0.4);
+        let spread = "The harm has no single place: of 4 parts (each K or V of a layer), it takes 4 to hold 80 %";
+        assert!(answer.contains(spread), "{answer}");
+        assert!(
+            answer.contains("(K of layers 0-1 and V of layers 0-1). With these exact,"),
+            "{answer}"
+        );
+    }
+
+    #[test]
+    fn a_sum_that_is_not_the_whole_is_told() {
+        let klds = [[0.1, 0.01], [0.5, 0.02]];
+        let below = answer_of(klds, 1.2);
+        assert!(below.contains("0.52 × the whole: together they do more harm"), "{below}");
+        let above = answer_of(klds, 0.3);
+        assert!(above.contains("2.1 × the whole: together they do less harm"), "{above}");
+        assert!(answer_of(klds, 0.6).contains("which is 1.0 × the whole.\n"));
+    }
+
+    #[test]
+    fn sides_are_weighed() {
+        let judged = |k: f64, v: f64| {
+            let mut explanation = explanation([[0.1, 0.01], [0.5, 0.02]], 0.6);
+            explanation.experiments[0].reading = reading(k);
+            explanation.experiments[1].reading = reading(v);
+            let told = told(explanation).answer.remove(1);
+            told.split(": ").nth(1).unwrap().to_string()
+        };
+        assert_eq!(judged(0.9, 0.1), "nearly all of it comes from K.");
+        assert_eq!(judged(0.3, 0.1), "most of it comes from K.");
+        assert_eq!(judged(0.15, 0.1), "K and V both have a part in it.");
+        assert_eq!(judged(0.1, 0.9), "nearly all of it comes from V.");
+    }
+
+    #[test]
+    fn without_outliers_the_largest_channel_is_named() {
+        let mut explanation = explanation([[0.5, 0.01], [0.1, 0.02]], 0.6);
+        let of = |e: &Explanation| told(e.clone()).answer.join("\n");
+        // the culprit is K of layer 0, and layer 1 has the outliers
+        let answer = of(&explanation);
+        let largest = "No channel there has 6 × the rms of its head's median channel; the largest has 1.5 × (K of layer 0).";
+        assert!(answer.contains(largest), "{answer}");
+        // a mean that has little of the energy is not worth a sentence
+        assert!(answer.contains("K's mean holds 12 %"), "{answer}");
+        explanation.heads.iter_mut().for_each(|head| head.mean_share_before_rope = Some(0.2));
+        assert!(!of(&explanation).contains("K's mean holds"));
+    }
+
+    #[test]
+    fn experiments_are_sorted_by_what_they_do() {
+        let mut explanation = explanation([[0.1, 0.01], [0.5, 0.02]], 0.6);
+        for trial in &mut explanation.experiments {
+            trial.of_whole = 1.0;
+        }
+        let answer = told(explanation).answer.pop().unwrap();
+        assert!(
+            answer.starts_with("Of the experiments, none helps. These change little:"),
+            "{answer}"
+        );
+    }
+
+    #[test]
+    fn sites_are_grouped() {
+        let site = |layer, side, head| Site { layer, side, head };
+        let (k, v) = (KvSide::K, KvSide::V);
+        let named = |list: &[Site]| sites(list);
+        assert_eq!(named(&[site(3, k, None)]), "K of layer 3");
+        let several = [site(5, k, None), site(1, v, None), site(0, k, None), site(1, k, None)];
+        assert_eq!(named(&several), "K of layers 0-1, 5 and V of layer 1");
+        let heads = [site(3, k, Some(1)), site(4, k, Some(1)), site(4, k, Some(0))];
+        assert_eq!(named(&heads), "head 0 of K in layer 4 and head 1 of K in layers 3-4");
     }
 }
