@@ -72,7 +72,8 @@ pub fn culprits(sites: &[SiteReading]) -> Culprits {
     sorted.sort_by(|a, b| b.share.total_cmp(&a.share));
     let (mut chosen, mut share) = (Vec::new(), 0.0);
     for site in sorted {
-        if share >= MOST {
+        // shares are rounded, and so is their sum
+        if share >= MOST - 1e-9 {
             break;
         }
         chosen.push(site.site);

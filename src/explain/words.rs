@@ -10,7 +10,7 @@ use crate::text::numbers::{count, significant};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// For how many heads the outlier channels are named, and how many channels of each.
-const NAMED_HEADS: usize = 6;
+const NAMED_HEADS: usize = 3;
 const NAMED_CHANNELS: usize = 8;
 
 /// The answer, a sentence or two for each question.
@@ -310,7 +310,16 @@ mod tests {
 
     #[test]
     fn the_whole_answer() {
-        insta::assert_snapshot!(answer_of([[0.1, 0.01], [0.5, 0.02]], 0.6), @"");
+        insta::assert_snapshot!(answer_of([[0.05, 0.01], [0.5, 0.02]], 0.6), @r"
+        q4_0 costs tiny a mean KLD of 0.600 ± 0.0300 nats per token (512 × 16 of prose and code).
+        With only K quantized it is 0.570, with only V 0.0300: nearly all of it comes from K.
+        K of layer 1 is 86 % of what all 4 parts (each K or V of a layer) add up to. With it exact, 0.0600 remains.
+        One by one, the parts add up to 0.580, which is 0.97 × the whole.
+        Outlier channels there: 11 and 43 of K of layer 1 (RoPE pair 11), up to 24 × the rms of the median channel, 44 % of the energy.
+        K's mean holds 12 % of the energy of its heads there (before RoPE, which makes waves of constants, 75 %).
+        The codec's relative error in K of layer 1 is 6.0 % of the whole and 18 % in its median channel with rotation, 10 % of the whole and 30 % in its median channel without.
+        Of the experiments, these help: the 4 worst channels of each head exact (0.0150, ÷ 40) and the last layer exact (0.300, ÷ 2.0). These change little: K's mean taken out. These make it worse: without rotation (2.70, × 4.5).
+        ");
     }
 
     #[test]
@@ -326,18 +335,18 @@ mod tests {
 
     #[test]
     fn a_sum_that_is_not_the_whole_is_told() {
-        let klds = [[0.1, 0.01], [0.5, 0.02]];
+        let klds = [[0.05, 0.01], [0.5, 0.02]];
         let below = answer_of(klds, 1.2);
-        assert!(below.contains("0.52 × the whole: together they do more harm"), "{below}");
+        assert!(below.contains("0.48 × the whole: together they do more harm"), "{below}");
         let above = answer_of(klds, 0.3);
-        assert!(above.contains("2.1 × the whole: together they do less harm"), "{above}");
-        assert!(answer_of(klds, 0.6).contains("which is 1.0 × the whole.\n"));
+        assert!(above.contains("1.9 × the whole: together they do less harm"), "{above}");
+        assert!(answer_of(klds, 0.6).contains("which is 0.97 × the whole.\n"));
     }
 
     #[test]
     fn sides_are_weighed() {
         let judged = |k: f64, v: f64| {
-            let mut explanation = explanation([[0.1, 0.01], [0.5, 0.02]], 0.6);
+            let mut explanation = explanation([[0.05, 0.01], [0.5, 0.02]], 0.6);
             explanation.experiments[0].reading = reading(k);
             explanation.experiments[1].reading = reading(v);
             let told = told(explanation).answer.remove(1);
@@ -351,7 +360,7 @@ mod tests {
 
     #[test]
     fn without_outliers_the_largest_channel_is_named() {
-        let mut explanation = explanation([[0.5, 0.01], [0.1, 0.02]], 0.6);
+        let mut explanation = explanation([[0.5, 0.01], [0.05, 0.02]], 0.6);
         let of = |e: &Explanation| told(e.clone()).answer.join("\n");
         // the culprit is K of layer 0, and layer 1 has the outliers
         let answer = of(&explanation);
@@ -365,7 +374,7 @@ mod tests {
 
     #[test]
     fn experiments_are_sorted_by_what_they_do() {
-        let mut explanation = explanation([[0.1, 0.01], [0.5, 0.02]], 0.6);
+        let mut explanation = explanation([[0.05, 0.01], [0.5, 0.02]], 0.6);
         for trial in &mut explanation.experiments {
             trial.of_whole = 1.0;
         }
