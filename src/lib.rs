@@ -131,13 +131,14 @@
 //! engine     compute → kv → source → model → measure
 //! judgement  policy → golden → judge
 //! outside    report · repo · github · logs
-//! gate       gate → proposal → init → cli → entry
+//! gate       gate → proposal → init → explain → cli → entry
 //! ```
 #![deny(unsafe_code)]
 
 mod cli;
 mod compute;
 mod entry;
+mod explain;
 mod files;
 mod gate;
 #[cfg(feature = "github")]
@@ -177,7 +178,7 @@ pub mod internals {
     }
 
     reach! {
-        cli, compute, gate, golden, hash, judge, kv, logs, measure, model, policy, repo, report, results, source,
+        cli, compute, explain, gate, golden, hash, judge, kv, logs, measure, model, policy, repo, report, results, source,
         #[cfg(feature = "github")]
         github,
         #[cfg(feature = "git")]

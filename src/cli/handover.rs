@@ -15,7 +15,7 @@ use std::process::{Command, ExitCode, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// The commands that compute a model, or say what computing it takes.
-const COMPUTING: [&str; 6] = ["calibrate", "check", "init", "measure", "plan", "run"];
+const COMPUTING: [&str; 7] = ["calibrate", "check", "explain", "init", "measure", "plan", "run"];
 
 /// Runs the command with `kvgate-cuda` if it may run on a card and that program can run here. Gives its exit code, or
 /// nothing if this program has to run the command itself. A program of another version would measure otherwise, so that is

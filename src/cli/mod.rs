@@ -3,6 +3,7 @@
 mod accept;
 mod calibrate;
 mod check;
+mod explain;
 mod handover;
 mod init;
 mod inspect;
@@ -41,6 +42,8 @@ enum Command {
     Plan(plan::Arguments),
     /// Measures schemes of one model without a policy
     Measure(measure::Arguments),
+    /// Says where the harm that a scheme does to a model comes from: which layers, K or V, channels, and what helps
+    Explain(explain::Arguments),
     /// Checks the policy, files, hashes, tokenizers, memory and goldens without running a model
     Check(check::Arguments),
     /// Measures a model, and writes what its repository needs: policy, test target and workflows
@@ -72,6 +75,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Measure(arguments) => measure::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Init(arguments) => init::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

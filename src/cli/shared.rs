@@ -155,6 +155,12 @@ pub(super) struct Reading {
 }
 
 impl Reading {
+    /// Whether any of these options was given.
+    pub fn is_given(&self) -> bool {
+        let Reading { tokenizer, bos, ignore_keys, untrained } = self;
+        tokenizer.is_some() || bos.is_some() || !ignore_keys.is_empty() || *untrained
+    }
+
     /// The checkpoint that a MODEL argument names, with these options.
     pub fn source(&self, model: &Path) -> Result<Source, Stop> {
         Ok(Source {

@@ -1,5 +1,41 @@
 //! The shape of what a layer keeps in the cache.
 
+use serde::Serialize;
+use std::fmt;
+
+/// One of the two things that a layer keeps in the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub enum KvSide {
+    /// Keys.
+    K,
+    /// Values.
+    V,
+}
+
+impl KvSide {
+    /// Both, K first.
+    pub const BOTH: [KvSide; 2] = [KvSide::K, KvSide::V];
+}
+
+impl fmt::Display for KvSide {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KvSide::K => "K",
+            KvSide::V => "V",
+        })
+    }
+}
+
+/// K or V of one layer: the smallest part of a cache that a scheme stores in a way of its own. Only layers that own
+/// a cache have slots, so a cache that several layers read is one layer's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot {
+    /// Index of the layer in the checkpoint.
+    pub layer: usize,
+    /// Which of the two.
+    pub side: KvSide,
+}
+
 /// What a layer keeps in the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct LayerKv {

@@ -175,7 +175,7 @@ const MOST_TOKENS: usize = 1 << 24;
 
 /// Whether `:center` has an effect. Codecs that store tokens together fit the range of each channel, which
 /// already takes its mean into account.
-fn may_center(codec: &dyn Codec) -> bool {
+pub(super) fn may_center(codec: &dyn Codec) -> bool {
     codec.exactness().is_lossy() && codec.group() == 1
 }
 

@@ -1,18 +1,14 @@
 //! `kvgate calibrate`: ranges and means of a model's K and V over a text.
 
-use super::corpus::{Chunk, Text};
+use super::corpus::Text;
 use super::prepare::Prepared;
 use super::request::{MeasureError, Request};
+use super::tap::{observe, Observer};
 use crate::compute::elements::read;
 use crate::compute::Device;
-use crate::kv::cache::{CacheError, KvCache, View};
 use crate::kv::calibration::{Calibration, Ranges};
-use crate::kv::effective::Effective;
 use crate::kv::layout::LayerKv;
-use crate::kv::measuring::MeasuringCache;
-use crate::kv::recurrent::Recurrent;
 use crate::kv::Scheme;
-use crate::model::decoder::{Decoder, Rows};
 use crate::progress::Progress;
 use crate::source::Source;
 use candle_core::Tensor;
@@ -56,10 +52,12 @@ pub fn calibrate(
     };
     let prepared = Prepared::open(&request, progress)?;
     let decoder = prepared.load()?;
-    let mut observer = Observer::new(&prepared);
-    observe(&decoder, &prepared.corpus.chunks, &mut observer, progress)?;
+    let mut recorded = Recorded { layout: prepared.layout.clone(), sides: BTreeMap::new() };
+    let report = |done, all| progress("calibrating", done, all);
+    // the baseline is f16, which rounds nothing else
+    observe(&decoder, &prepared.corpus.chunks, &prepared.baseline, &mut recorded, &report)?;
     let remarks = prepared.texts.iter().flat_map(Text::remarks);
-    let sides = observer.sides.into_iter();
+    let sides = recorded.sides.into_iter();
     Ok(Calibrated {
         calibration: Calibration {
             weights_sha256: prepared.subject.weights_sha256,
@@ -71,40 +69,8 @@ pub fn calibrate(
     })
 }
 
-/// Runs all chunks layer by layer, so that weights are read once.
-fn observe(
-    decoder: &Decoder,
-    chunks: &[Chunk],
-    observer: &mut Observer,
-    progress: Progress,
-) -> Result<(), MeasureError> {
-    let context = chunks.first().map_or(0, |chunk| chunk.tokens.len());
-    let ropes =
-        decoder.ropes(context).map_err(CacheError::from).map_err(MeasureError::Calibrating)?;
-    let embedded = chunks.iter().map(|chunk| decoder.embed(&chunk.tokens));
-    let embedded = embedded.collect::<Result<Vec<_>, _>>()?;
-    let mut states: Vec<Tensor> = embedded.iter().map(|e| e.x.clone()).collect();
-    // a layer may read the cache of a layer below it, so each chunk keeps a cache of its own
-    let mut caches = vec![MeasuringCache::new(observer.exact.clone()); chunks.len()];
-    let layers = decoder.spec.layers.len();
-    for index in 0..layers {
-        let layer = decoder.ready(index, &ropes)?;
-        for ((x, embedded), cache) in states.iter_mut().zip(&embedded).zip(&mut caches) {
-            let mut cache = Observed { cache, observer };
-            let rows = Rows::of_lane(context);
-            *x = layer
-                .run(x, embedded.per_layer.as_ref(), rows, &mut cache)
-                .map_err(MeasureError::Calibrating)?;
-        }
-        progress("calibrating", index as u64 + 1, layers as u64);
-    }
-    Ok(())
-}
-
 /// What has been recorded of each layer's K and V.
-struct Observer {
-    /// The scheme of the caches, which round nothing but to f16.
-    exact: Effective,
+struct Recorded {
     layout: Vec<Option<LayerKv>>,
     sides: BTreeMap<usize, [Sums; 2]>,
 }
@@ -117,13 +83,8 @@ struct Sums {
     max: Vec<f32>,
 }
 
-impl Observer {
-    fn new(prepared: &Prepared) -> Self {
-        let exact = prepared.baseline.clone();
-        Observer { exact, layout: prepared.layout.clone(), sides: BTreeMap::new() }
-    }
-
-    fn record(&mut self, layer: usize, [k, v]: [&Tensor; 2]) -> candle_core::Result<()> {
+impl Observer for Recorded {
+    fn record(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> candle_core::Result<()> {
         let width = self.layout[layer].map_or(0, |kv| kv.width());
         let sides = self.sides.entry(layer).or_insert_with(|| [Sums::new(width), Sums::new(width)]);
         read(k, |x| sides[0].add(x))?;
@@ -155,26 +116,5 @@ impl Sums {
     fn ranges(self) -> Ranges {
         let mean = self.sum.iter().map(|sum| (sum / self.tokens as f64) as f32);
         Ranges { mean: mean.collect(), min: self.min.into(), max: self.max.into() }
-    }
-}
-
-/// A cache that shows its observer what it is given.
-struct Observed<'a> {
-    cache: &'a mut MeasuringCache,
-    observer: &'a mut Observer,
-}
-
-impl KvCache for Observed<'_> {
-    fn append(&mut self, layer: usize, k: Tensor, v: Tensor) -> Result<View, CacheError> {
-        self.observer.record(layer, [&k, &v])?;
-        self.cache.append(layer, k, v)
-    }
-
-    fn shared(&mut self, owner: usize) -> Result<View, CacheError> {
-        self.cache.shared(owner)
-    }
-
-    fn recurrent(&mut self, layer: usize) -> &mut Option<Recurrent> {
-        self.cache.recurrent(layer)
     }
 }

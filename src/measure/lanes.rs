@@ -31,14 +31,14 @@ pub(crate) fn group(prepared: &Prepared, schemes: usize) -> (usize, usize) {
 }
 
 /// What the engine gave.
-pub(super) struct LaneResults {
+pub(crate) struct LaneResults {
     /// The baseline against itself, then the bad lane. Both are measured on the first tile of chunks only.
     pub controls: Vec<LaneResult>,
-    /// One for each scheme that fits the model, in the request's order.
+    /// One for each scheme that was run, in their order.
     pub schemes: Vec<LaneResult>,
 }
 
-/// Runs the controls and the schemes over the corpus.
+/// Runs the controls and the request's schemes over the corpus.
 ///
 /// # Errors
 /// If the baseline has no numbers. A scheme that fails carries its own error.
@@ -47,9 +47,27 @@ pub(super) fn run(
     decoder: &Decoder,
     progress: Progress,
 ) -> Result<LaneResults, MeasureError> {
+    let fit = prepared.schemes.iter().filter_map(|scheme| scheme.effective.as_ref().ok());
+    let schemes = fit.cloned().map(|scheme| match prepared.request.mimic {
+        None => scheme,
+        Some(mimic) => mimic.adapt(scheme),
+    });
+    run_schemes(prepared, decoder, schemes.collect(), progress)
+}
+
+/// Runs the controls and these schemes over the corpus.
+///
+/// # Errors
+/// As for [`run`].
+pub(crate) fn run_schemes(
+    prepared: &Prepared,
+    decoder: &Decoder,
+    schemes: Vec<Effective>,
+    progress: Progress,
+) -> Result<LaneResults, MeasureError> {
     let report = |done, all| progress("measuring", done, all);
     let Prepared { request, corpus, baseline, .. } = prepared;
-    let lanes = lanes(prepared);
+    let lanes = lanes(prepared, schemes);
     let mut controls =
         engine::run(decoder, &corpus.chunks, baseline, &lanes, request.mimic, &report);
     let schemes = controls.split_off(CONTROLS);
@@ -64,20 +82,13 @@ pub(super) fn run(
 }
 
 /// The lanes that travel beside the baseline.
-fn lanes(prepared: &Prepared) -> Vec<Lane> {
+fn lanes(prepared: &Prepared, schemes: Vec<Effective>) -> Vec<Lane> {
     let request = prepared.request;
     let chunks = engine::chunks_per_tile(&prepared.device, request.context).min(request.chunks);
     let control = |scheme| Lane { scheme, chunks };
     let mut lanes =
         vec![control(prepared.baseline.clone()), control(Effective::bad(&prepared.layout))];
-    let fit = prepared.schemes.iter().filter_map(|scheme| scheme.effective.as_ref().ok());
-    lanes.extend(fit.cloned().map(|scheme| Lane {
-        scheme: match request.mimic {
-            None => scheme,
-            Some(mimic) => mimic.adapt(scheme),
-        },
-        chunks: request.chunks,
-    }));
+    lanes.extend(schemes.into_iter().map(|scheme| Lane { scheme, chunks: request.chunks }));
     lanes
 }
 
@@ -182,7 +193,7 @@ pub(super) fn replay(
 }
 
 /// What the two control lanes read, and whether that is what they must read.
-pub(super) fn controls(prepared: &Prepared, lanes: Vec<LaneResult>) -> Vec<Control> {
+pub(crate) fn controls(prepared: &Prepared, lanes: Vec<LaneResult>) -> Vec<Control> {
     let mut lanes = lanes.into_iter();
     let mut control =
         |name: &str, effective: String, must: String, holds: fn(&Statistics) -> bool| {

@@ -19,9 +19,11 @@ mod replay;
 mod request;
 pub mod sanity;
 mod shape;
+mod tap;
 
-pub(crate) use lanes::{group, BAD_LANE_KLD};
+pub(crate) use lanes::{controls, group, run_schemes, BAD_LANE_KLD};
 pub use request::{Generate, MeasureError, Measured, Request};
+pub(crate) use tap::{observe, Observer};
 
 use crate::compute::{machine, Device};
 use crate::progress::Progress;
@@ -103,7 +105,7 @@ fn baseline_positions<'p>(
 /// # Errors
 /// If the perplexity is worse than the vocabulary's size, or worse than a unigram model's and verdicts will rest on
 /// the measurement. Weights that are declared untrained are never refused.
-fn remark_on_perplexity(
+pub(crate) fn remark_on_perplexity(
     prepared: &Prepared,
     perplexity: f64,
     scored: &[Position],

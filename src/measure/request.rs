@@ -89,9 +89,9 @@ pub enum MeasureError {
     /// The accepted text cannot be what the baseline wrote.
     #[error("the golden {model}.text.snap {why}; take it from version control again, or remove it and accept anew")]
     Text { model: String, why: String },
-    /// The cache refused K or V while the model was calibrated, as it does if weights are damaged.
-    #[error("cannot calibrate: {0}")]
-    Calibrating(CacheError),
+    /// The cache refused K or V while they were observed, as it does if weights are damaged.
+    #[error("cannot observe K and V: {0}")]
+    Observing(CacheError),
     /// The baseline has no numbers, so there is nothing to compare schemes with.
     #[error(
         "{model}: the baseline {scheme} cannot be measured: {why}; the weights may be damaged"

@@ -6,6 +6,7 @@ mod codecs;
 mod configurations;
 mod decoder;
 mod embedded;
+mod explaining;
 mod families;
 mod gguf_parts;
 mod keys;

@@ -973,3 +973,66 @@ fn judge_takes_no_findings_from_a_file() {
     kvgate(&repository, &["report", "found.json"]).exits(1).says("policy::weakened");
     kvgate(&repository, &["judge", "found.json"]).exits(0).never_says("policy::weakened");
 }
+
+fn explain(repository: &Repository, more: &[&str]) -> Ran {
+    kvgate(repository, &[&["explain", "tiny"], more].concat())
+}
+
+#[test]
+fn explain_takes_a_model_of_the_policy_and_writes_what_it_found() {
+    let repository = Repository::new();
+    explain(&repository, &["--scheme", "q4_0", "--chunks", "2", "--json", "out.json"])
+        .exits(0)
+        .says("q4_0 costs tiny a mean KLD of")
+        .says("(64 × 2 of corpus)")
+        .says("One by one, the parts add up to")
+        .says("K alone")
+        .says("K's mean taken out");
+    let json: serde_json::Value = serde_json::from_str(&repository.text("out.json")).unwrap();
+    assert_eq!(json["format"], 1);
+    assert_eq!(json["conditions"]["chunks"], 2);
+    for list in ["sites", "experiments", "heads", "answer", "controls"] {
+        assert!(!json[list].as_array().unwrap().is_empty(), "{list}");
+    }
+    assert_eq!(json["sites"][0]["side"], "K");
+    assert!(json["sites"][0]["mean_kld"].as_f64().unwrap() > 0.0);
+    assert!(json["heads"][0]["channels"][0]["pair"]["partner"].is_number());
+}
+
+#[test]
+fn explain_takes_a_path_and_says_what_it_needs() {
+    let repository = Repository::new();
+    let path = ["explain", "tiny.gguf", "--untrained", "--context", "64", "--chunks", "1"];
+    let by_path = |more: &[&str]| kvgate(&repository, &[&path[..], more].concat());
+    by_path(&["--scheme", "q8_0", "--corpus", "corpus.txt"]).exits(0).says("64 × 1 of corpus");
+    by_path(&["--scheme", "q8_0"]).exits(2).says("--corpus is needed");
+    explain(&repository, &["--scheme", "f16"]).exits(2).says("there is nothing to explain");
+    explain(&repository, &["--scheme", "q4_O"]).exits(2).says("did you mean `q4_0`");
+    explain(&repository, &["--scheme", "q4_0", "--untrained"]).exits(2).says("the model's path");
+    explain(&repository, &["--scheme", "q4_0", "--config", "no.toml"]).exits(2).says("no.toml");
+    explain(&repository, &["--scheme", "q4_0:center"]).exits(4).says("needs a calibration");
+}
+
+#[test]
+#[cfg(feature = "reports")]
+fn explain_makes_a_page_that_is_well_formed() {
+    let repository = Repository::new();
+    explain(
+        &repository,
+        &["--scheme", "q4_0/f16", "--chunks", "1", "--heads", "--html", "out.html"],
+    )
+    .exits(0)
+    .says("not tried: only_k: the scheme quantizes one side only");
+    let page = repository.text("out.html");
+    let mut reader = quick_xml::Reader::from_str(page.trim_start_matches("<!DOCTYPE html>"));
+    loop {
+        match reader.read_event() {
+            Ok(quick_xml::events::Event::Eof) => break,
+            Ok(_) => {}
+            Err(error) => panic!("{error} at {}", reader.error_position()),
+        }
+    }
+    let has_column = |name: &str| page.contains(&format!("<th scope=\"col\">{name}</th>"));
+    assert!(has_column("K head 1") && !has_column("V head 1"), "heads of K only");
+    assert!(page.contains("style=\"--heat: ") && !page.contains("<script"));
+}

@@ -75,7 +75,7 @@ pub(crate) fn remarks_on_missing_layers(
 }
 
 /// Writes ascending indices as ranges: `0-2,7`.
-pub(super) fn spans(indices: &[usize]) -> String {
+pub(crate) fn spans(indices: &[usize]) -> String {
     let mut spans: Vec<Range<usize>> = Vec::new();
     for &index in indices {
         match spans.last_mut() {

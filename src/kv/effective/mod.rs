@@ -1,11 +1,12 @@
 //! A scheme carried out for one model: what reports call the *effective scheme*.
 
 mod clauses;
+mod composed;
 mod error;
 mod names;
 mod side;
 
-pub(crate) use clauses::remarks_on_missing_layers;
+pub(crate) use clauses::{remarks_on_missing_layers, spans};
 pub use error::UnfitError;
 pub use names::codec_names;
 pub(super) use side::Held;
@@ -18,7 +19,7 @@ use super::rotate;
 use super::scheme::{Pair, Scheme};
 use crate::compute::round_trip::Counters;
 use crate::compute::Device;
-use clauses::{clause_by_layer, spans};
+use clauses::clause_by_layer;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;

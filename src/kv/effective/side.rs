@@ -7,7 +7,7 @@ use crate::kv::codec::{self, Codec, Exactness};
 use crate::kv::exact::{Exact, Tail};
 use crate::kv::hadamard::hadamard;
 use crate::kv::layout::LayerKv;
-use crate::kv::scheme::{Scale, Side};
+use crate::kv::scheme::{may_center, Scale, Side};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,6 +23,40 @@ pub struct SideScheme {
     mean: Option<Mirrored>,
     /// (H_kv): numbers are divided by it before the codec and multiplied with it when they are read.
     scales: Option<(Scale, Mirrored)>,
+    /// What the codec never sees. `None` in every scheme that a text can name.
+    spared: Option<Spared>,
+}
+
+/// Channels that stay in half precision, whatever the codec does to the others.
+#[derive(Clone)]
+struct Spared {
+    /// For each head.
+    channels: Arc<[Vec<usize>]>,
+}
+
+impl Spared {
+    /// Takes the channels out of some tokens of a head, (n, D). The codec then finds the head's mean there, or zero
+    /// if no mean is subtracted, so that they have no influence on its scales.
+    fn take(&self, head: usize, x: &mut [f32], head_dim: usize, mean: Option<&[f32]>) -> Vec<f32> {
+        let mut taken = Vec::new();
+        for token in x.chunks_exact_mut(head_dim) {
+            for &channel in &self.channels[head] {
+                taken.push(token[channel]);
+                token[channel] = mean.map_or(0.0, |mean| mean[head * head_dim + channel]);
+            }
+        }
+        codec::F16.round_trip(&mut taken);
+        taken
+    }
+
+    /// Puts them back.
+    fn put(&self, head: usize, x: &mut [f32], head_dim: usize, taken: &[f32]) {
+        let channels = &self.channels[head];
+        let tokens = x.chunks_exact_mut(head_dim).zip(taken.chunks_exact(channels.len().max(1)));
+        for (token, taken) in tokens {
+            channels.iter().zip(taken).for_each(|(&channel, &x)| token[channel] = x);
+        }
+    }
 }
 
 /// What a cache holds of one side of one layer of a sequence.
@@ -46,7 +80,7 @@ impl Held {
 impl SideScheme {
     /// A codec without calibration, tail and sink.
     pub(in crate::kv) fn plain(codec: &'static dyn Codec, rotation: Option<usize>) -> Self {
-        SideScheme { codec, rotation, exact: Exact::NEVER, mean: None, scales: None }
+        SideScheme { codec, rotation, exact: Exact::NEVER, mean: None, scales: None, spared: None }
     }
 
     /// The same with a mean (H_kv, D) and with scales (H_kv), for tests.
@@ -98,7 +132,40 @@ impl SideScheme {
             _ => None,
         };
         let exact = side.exact().within(kv.window);
-        Ok(SideScheme { codec, rotation, exact, mean, scales })
+        Ok(SideScheme { codec, rotation, exact, mean, scales, spared: None })
+    }
+
+    /// The same, except that these channels of each head stay in half precision. No engine stores a cache like this, and
+    /// no cache but the one for measuring can: it is for experiments about what does the harm.
+    pub(super) fn sparing(self, channels: Arc<[Vec<usize>]>) -> Self {
+        SideScheme { spared: Some(Spared { channels }), ..self }
+    }
+
+    /// The same with a mean (H_kv, D) that is subtracted first. `None` if that changes nothing: if the codec is exact, or
+    /// fits the range of each channel, or if a mean is subtracted already.
+    pub(super) fn centred(self, mean: Arc<[f32]>) -> Option<Self> {
+        let has_effect = self.mean.is_none() && may_center(self.codec);
+        has_effect.then(|| SideScheme { mean: Some(Mirrored::from(mean)), ..self })
+    }
+
+    /// The same behind a Hadamard rotation of this size, or without one.
+    pub(super) fn rotated_by(self, rotation: Option<usize>) -> Self {
+        SideScheme { rotation, ..self }
+    }
+
+    /// Whether something is rotated before the codec.
+    pub(crate) fn is_rotated(&self) -> bool {
+        self.rotation.is_some()
+    }
+
+    /// Whether numbers lose something that half precision would keep.
+    pub(crate) fn is_lossy(&self) -> bool {
+        self.codec.exactness().is_lossy()
+    }
+
+    /// How many of some tokens are encoded in whole groups.
+    pub(crate) fn encoded_of(&self, tokens: usize) -> usize {
+        tokens / self.codec.group() * self.codec.group()
     }
 
     /// Whether every number comes back with all its bits.
@@ -166,12 +233,19 @@ impl SideScheme {
     /// Replaces a group of tokens of one head, (group, D), by what a cache gives back.
     pub(in crate::kv) fn round_trip(&self, head: usize, x: &mut [f32], clamped: &Counters) {
         let head_dim = x.len() / self.codec.group();
+        let spared = self.spared.as_ref().map(|spared| {
+            let mean = self.mean.as_deref();
+            (spared, spared.take(head, x, head_dim, mean))
+        });
         self.enter_codec_basis(head, x, head_dim);
         if let Some(counts) = self.codec.clamped(x) {
             clamped.add(counts);
         }
         self.codec.round_trip(x);
         self.leave_codec_basis(head, x, head_dim);
+        if let Some((spared, taken)) = spared {
+            spared.put(head, x, head_dim, &taken);
+        }
     }
 
     /// The same as plain values, for the kernel of a card.
@@ -185,7 +259,8 @@ impl SideScheme {
             codec: codec.kernel_name(),
             text: codec.kernel(),
             variant: codec.kernel_variant(),
-            is_taken: codec.kernel_takes(head_dim),
+            // no kernel spares channels
+            is_taken: codec.kernel_takes(head_dim) && self.spared.is_none(),
             group: codec.group(),
             rotation: self.rotation,
             mean: self.mean.as_ref(),
@@ -196,6 +271,7 @@ impl SideScheme {
 
     /// Encodes a group of tokens of one head, (group, D). Afterwards `x` is in the codec's basis.
     pub(in crate::kv) fn encode(&self, head: usize, x: &mut [f32], bytes: &mut [u8]) {
+        assert!(self.spared.is_none(), "no format has room for channels that are spared");
         self.enter_codec_basis(head, x, x.len() / self.codec.group());
         self.codec.encode(x, bytes);
     }
@@ -220,6 +296,10 @@ impl fmt::Display for SideScheme {
         }
         if let Some((scale, _)) = &self.scales {
             write!(f, ":{}", scale.name())?;
+        }
+        if let Some(spared) = &self.spared {
+            let channels: usize = spared.channels.iter().map(Vec::len).sum();
+            write!(f, ":spared={channels}")?;
         }
         match self.exact.tail {
             Tail::Newest(0) => {}

@@ -58,7 +58,7 @@ impl LaneError {
     }
 
     /// What went wrong, without the backtrace that candle appends to its errors.
-    pub(in crate::measure) fn brief(&self) -> String {
+    pub(crate) fn brief(&self) -> String {
         first_line(self)
     }
 }
