@@ -74,7 +74,7 @@ fn mark(view: &View) -> &'static str {
 /// Says which engine measured, at which commit, and which goldens the numbers are compared with.
 fn provenance(view: &View) -> String {
     let results = view.results;
-    let mut facts: Vec<_> = view.measured_by(&code).into_iter().collect();
+    let mut facts: Vec<_> = view.measured_by(&code).into_iter().chain(view.confidence()).collect();
     facts.extend(results.head.as_ref().map(|head| format!("commit {}", code(&short(head)))));
     let base = view.links.base.as_ref();
     facts.extend(base.map(|base| format!("changes are against {}", code(&short(base)))));

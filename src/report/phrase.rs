@@ -39,6 +39,25 @@ pub(super) fn measured_by(results: &Results) -> Option<Phrase> {
     Some(Phrase { before: "measured by ".into(), name: Some(name), after })
 }
 
+/// Says how many cases were judged with a confidence, and how often chance alone turns one red.
+pub(super) fn confidence(results: &Results) -> Option<String> {
+    let of_case = |case: &CaseResult| case.limits.iter().find_map(|limit| limit.confidence);
+    let confidences: Vec<f64> = results.cases.iter().filter_map(of_case).collect();
+    let least = confidences.iter().copied().fold(1.0, f64::min);
+    // an interval is too high or too low with half of what its confidence leaves
+    let one = (1.0 - least) / 2.0;
+    let any = 1.0 - (1.0 - one).powi(confidences.len() as i32);
+    (!confidences.is_empty()).then(|| {
+        format!(
+            "{} judged with {} % confidence: if every value stood exactly at its limit, at least one would be called \
+             broken by chance with {:.0} %",
+            count(confidences.len(), "case"),
+            (least * 1000.0).round() / 10.0,
+            any * 100.0
+        )
+    })
+}
+
 /// Says how a run ended. `red` are its red cases, the worst first.
 pub(super) fn sentence(results: &Results, red: &[&CaseResult]) -> Phrase {
     let findings: Vec<&Finding> = results.findings.iter().filter(|f| f.is_red).collect();
@@ -113,4 +132,27 @@ fn tally(results: &Results) -> String {
     }
     let words: Vec<_> = counts.iter().map(|(label, n)| format!("{n} {label}")).collect();
     words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::fixture;
+
+    #[test]
+    fn chance_is_told_of_cases_with_a_confidence() {
+        let mut results = fixture::results();
+        assert_eq!(confidence(&results), None);
+        let judged = results.cases.iter().filter(|case| !case.limits.is_empty()).count();
+        for limit in results.cases.iter_mut().flat_map(|case| &mut case.limits) {
+            limit.confidence = Some(0.95);
+        }
+        let told = confidence(&results).unwrap();
+        let any = 100.0 * (1.0 - 0.975f64.powi(judged as i32));
+        assert!(
+            told.starts_with(&format!("{judged} cases judged with 95 % confidence: ")),
+            "{told}"
+        );
+        assert!(told.ends_with(&format!("by chance with {any:.0} %")), "{told}");
+    }
 }

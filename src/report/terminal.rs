@@ -28,8 +28,11 @@ fn render_with(view: &View, messages: &str) -> String {
     let mut out: String = view.models.iter().map(|one| model(one, is_judged)).collect();
     out += messages;
     out.extend(view.results.findings.iter().map(finding));
-    let measured_by = view.measured_by(&text::name);
-    out.extend(measured_by.map(|by| format!("\n{DIM}{by}{DIM:#}\n")));
+    let facts = view.measured_by(&text::name).into_iter().chain(view.confidence());
+    let facts = facts.map(|fact| format!("{DIM}{fact}{DIM:#}\n")).collect::<String>();
+    if !facts.is_empty() {
+        out.push_str(&format!("\n{facts}"));
+    }
     out + &sentence(view)
 }
 

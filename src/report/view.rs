@@ -105,6 +105,11 @@ impl<'a> View<'a> {
         self.sentence.with(named)
     }
 
+    /// How many cases were judged with a confidence, and what chance does to so many.
+    pub(super) fn confidence(&self) -> Option<String> {
+        phrase::confidence(self.results)
+    }
+
     /// The engine that measured. Every report says it: a scheme in kvgate's engine is not a serving kernel.
     pub(super) fn measured_by(&self, named: &dyn Fn(&str) -> String) -> Option<String> {
         self.measured_by.as_ref().map(|phrase| phrase.with(named))

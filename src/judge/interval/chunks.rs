@@ -7,7 +7,7 @@
 //!
 //! The values are skewed: a few chunks can hold most of a scheme's divergence, and a sample that missed them looks
 //! harmless. So an upper end is not taken from the sample alone, but from the sample and one chunk more, which nobody has
-//! seen, and which is some [times](Unseen) as far above the mean as the farthest chunk that was seen. `docs/metrics.md` has
+//! seen, and which is some [times](Unseen) as far above the mean as the farthest chunk that was seen. `docs/intervals.md` has
 //! the coverage that was measured with this rule and with others.
 
 use super::Interval;

@@ -228,7 +228,8 @@ fn left_out(all: usize, most: usize, what: &str) -> Option<String> {
 
 fn facts(view: &View) -> Vec<String> {
     let results = view.results;
-    let mut facts: Vec<_> = view.measured_by(&text::name).into_iter().collect();
+    let mut facts: Vec<_> =
+        view.measured_by(&text::name).into_iter().chain(view.confidence()).collect();
     let base = view.links.base.as_deref().map(text::name);
     facts.extend(base.map(|base| format!("changes are against the goldens at {base}")));
     if !results.not_needed.is_empty() {
