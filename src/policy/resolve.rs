@@ -5,7 +5,7 @@ use super::document::{Document, Keys, Limits, SchemeBody, SchemeEntry, Section};
 use crate::kv::scheme::{Scheme, Side};
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy, Places, Prompts, IGNORED, MEANING};
 use crate::results::case::CellName;
-use crate::results::statistics::Statistic;
+use crate::results::statistics::{Statistic, LEAST_CHUNKS};
 use crate::source::pinned::Pinned;
 use crate::source::Source;
 use crate::text::suggest::nearest;
@@ -105,6 +105,8 @@ impl Resolver<'_> {
         let chunks = self.required(model, "chunks", "16", last(sections, |s| s.chunks));
         let (source, corpus, context, chunks) = (source?, corpus?, context?, chunks?);
         self.measurable(&asked, context, model);
+        let confidence = last(sections, |s| s.confidence).flatten();
+        self.idle_confidence(&name, innermost, (confidence, chunks));
         let prompts = last(sections, |s| s.prompts.as_ref()).and_then(Option::as_ref);
         let files = model.tokenizer.iter().chain(&model.calibration).chain(prompts).chain(corpus);
         let files = files.map(|file| (file.get_ref().clone(), file.span()));
@@ -120,7 +122,7 @@ impl Resolver<'_> {
             corpus: corpus.iter().map(|file| file.get_ref().clone()).collect(),
             context,
             chunks,
-            confidence: last(sections, |s| s.confidence).flatten(),
+            confidence,
             baseline,
             cells,
             places: Places {
@@ -344,6 +346,25 @@ impl Resolver<'_> {
         );
         let help = "say what the model itself must hold: `limits = { baseline_ppl = 40.0 }`";
         let span = asked.span.clone();
+        let warning = Diagnostic::new(Severity::Warning, text, span, message, help);
+        self.findings.add(warning);
+    }
+
+    /// Warns if a confidence has no effect, because values of so few chunks have no intervals.
+    fn idle_confidence(
+        &mut self,
+        name: &str,
+        section: &Section,
+        (confidence, chunks): (Option<f64>, usize),
+    ) {
+        if confidence.is_none() || chunks >= LEAST_CHUNKS {
+            return;
+        }
+        let message = format!("the `confidence` of `{name}` has no effect with {chunks} chunks");
+        let help =
+            format!("measure `chunks = {LEAST_CHUNKS}` at least, or drop it: `confidence = false`");
+        let span = section.keys.get("confidence").unwrap_or(&section.name_span).clone();
+        let text = self.findings.text();
         let warning = Diagnostic::new(Severity::Warning, text, span, message, help);
         self.findings.add(warning);
     }

@@ -454,6 +454,28 @@ fn a_finding_shows_nothing_that_a_terminal_obeys() {
 }
 
 #[test]
+fn a_confidence_is_a_share_and_needs_chunks() {
+    assert_faults(&[
+        ("context = 512", "context = 512\nconfidence = «95»", &["a number such as 0.95"]),
+        ("context = 512", "context = 512\nconfidence = «1.0»", &["within 0.8 and 0.999"]),
+        ("context = 512", "context = 512\nconfidence = «nan»", &["within 0.8 and 0.999"]),
+        ("context = 512", "context = 512\nconfidence = «\"0.95\"»", &["a number such as 0.95"]),
+    ]);
+    let of = |chunks: usize, confidence: &str| {
+        let text = edited("chunks = 4", &format!("chunks = {chunks}\nconfidence = {confidence}"));
+        let (policy, warnings) = parse(&text).unwrap();
+        let warnings: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+        (policy.models[0].confidence, warnings.join("\n"))
+    };
+    assert_eq!(of(8, "0.9"), (Some(0.9), String::new()));
+    assert_eq!(of(8, "false"), (None, String::new()));
+    assert_eq!(of(7, "false"), (None, String::new()));
+    let (confidence, warning) = of(7, "0.95");
+    assert_eq!(confidence, Some(0.95));
+    assert!(warning.contains("has no effect with 7 chunks"), "{warning}");
+}
+
+#[test]
 fn limits_far_from_the_law_of_flips_are_warned_about() {
     let with = |marked: &str| {
         let text = edited("mean_kld = 0.05\n", marked);

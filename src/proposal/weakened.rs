@@ -656,6 +656,16 @@ prompts = false
             &[("chunks = 4", "chunks = 3")],
             &["thresholds.toml:4: chunks reduced: 4 → 3 (m, m@long, n)"],
         );
+        let sure = BASE.replace("chunks = 4", "chunks = 8\nconfidence = 0.95");
+        let less = sure.replace("0.95", "0.9");
+        let what = "thresholds.toml:5: confidence lowered: 0.95";
+        assert_eq!(between(&sure, &less), [format!("{what} → 0.9 (m, m@long, n)")]);
+        let none = sure.replace("confidence = 0.95\n", "");
+        assert_eq!(
+            between(&sure, &none),
+            [format!("{what} → none (m, m@long, n)").replace(":5:", ":5 at the base:")]
+        );
+        assert_eq!(between(&less, &sure), [""; 0]);
         let fewer = BASE.replace("[\"c.txt\", \"d.txt\"]", "[\"d.txt\"]");
         let removed = "thresholds.toml:2: corpus file removed: c.txt → none (m, m@long, n)";
         assert_eq!(between(BASE, &fewer), [removed]);

@@ -64,6 +64,9 @@ pub struct Part {
     pub histogram: Vec<u64>,
 }
 
+/// With fewer chunks than these a statistic has no interval: whatever is computed of them misses too often.
+pub const LEAST_CHUNKS: usize = 8;
+
 /// The statistics of one scheme.
 ///
 /// Divergences are in nats per token; shares and probabilities are within 0 and 1. Fields named `_se` are

@@ -10,11 +10,9 @@ mod quantile;
 mod tests;
 
 use crate::golden::ChunkMeans;
+pub use crate::results::statistics::LEAST_CHUNKS;
 use crate::results::statistics::{Part, Statistic, Statistics};
 use chunks::{Chunks, Unseen};
-
-/// With fewer chunks than these there is no interval: whatever is computed of them misses too often.
-pub const LEAST_CHUNKS: usize = 8;
 
 /// The interval of 95 % of how far the mean KLD has moved from that of a golden, from the differences of the same chunks.
 /// Chunks move together, so it is much narrower than the intervals of both means are. None if there are too few chunks,
@@ -74,6 +72,11 @@ pub fn of(
         0 => return Err(NoInterval::NoParts),
         few if few < LEAST_CHUNKS => return Err(NoInterval::FewChunks(few)),
         _ => (),
+    }
+    if parts.iter().all(|part| part.kld == 0.0) {
+        // equal distributions everywhere: nothing is lost, and that is no matter of chance
+        let value = statistics.get(statistic);
+        return Ok(Interval { low: value, high: value });
     }
     let ratios = |unseen: Unseen, step: f64, value: &dyn Fn(&Part) -> f64| {
         Chunks::of(parts, unseen, true, value).mean_of_ratios(confidence, step)
