@@ -1,5 +1,6 @@
 //! `kvgate check` checks everything that can be checked without running a model.
 
+use super::memory;
 use super::shared::{say, say_coloured, Config, Earlier, On, Stop, NOT_MEASURED};
 use crate::compute::Device;
 use crate::gate::{plan, request, Project};
@@ -145,6 +146,7 @@ fn report(
     let text = prepared.text.as_ref();
     let mut lines = estimates(model, &prepared, pace);
     lines.extend(text.map(|text| format!("prompts  {}", text.prompts.prompts.len())));
+    lines.extend(cache(model, &prepared));
     lines.extend(prepared.notes(None).iter().map(|note| format!("note     {note}")));
     let errors =
         prepared.schemes.iter().filter_map(|PreparedScheme { scheme, effective, .. }| {
@@ -203,6 +205,17 @@ fn memory(prepared: &Prepared, schemes: usize) -> String {
         if device.card().is_some() { " free on the card" } else { " in this machine" },
         if too_much { ", which is too little" } else { "" }
     )
+}
+
+/// What the cache of one sequence takes where people serve the model, under each scheme of the policy that fits.
+fn cache(model: &ModelPolicy, prepared: &Prepared) -> Vec<String> {
+    let schemes = model.cells.iter().zip(&prepared.schemes).filter(|(cell, _)| !cell.ignored);
+    let fitting =
+        schemes.filter_map(|(_, scheme)| Some((scheme.label, scheme.effective.as_ref().ok()?)));
+    let spec = &prepared.checkpoint.spec;
+    let lines = memory::lines(spec.trained_context, spec.state_bytes(), fitting);
+    let titles = std::iter::once("cache").chain(std::iter::repeat(""));
+    lines.iter().zip(titles).map(|(line, title)| format!("{title:<7}{line}")).collect()
 }
 
 /// How long the model takes, as far as somebody knows.

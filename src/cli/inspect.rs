@@ -1,5 +1,7 @@
-//! `kvgate inspect` shows a model's architecture, its KV geometry, and the cache's size under each scheme.
+//! `kvgate inspect` shows a model's architecture, its KV geometry, and the cache's size under each scheme, at one context
+//! and at those at which people serve models.
 
+use super::memory;
 use super::shared::{name, say, Reading, Stop, NOT_MEASURED, USAGE};
 use crate::kv::calibration::Calibration;
 use crate::kv::codec;
@@ -58,6 +60,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     }
     layers(spec)?;
     costs(spec, arguments)?;
+    served(spec, arguments)?;
     Ok(0)
 }
 
@@ -169,6 +172,28 @@ fn costs(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
         }
     }
     Ok(())
+}
+
+/// The schemes whose sizes are shown at several contexts if none was asked for.
+const SERVED: [&str; 4] = ["f16", "q8_0", "q8_0/q4_0", "q4_0"];
+
+/// Prints the size of one sequence's cache at the contexts at which people serve models. A scheme that does not fit the
+/// model has been reported, and is left out.
+fn served(spec: &Spec, arguments: &Arguments) -> Result<(), Stop> {
+    let layout = spec.kv_layout();
+    let calibration = Calibration::placeholder(&layout);
+    let asked = if arguments.schemes.is_empty() {
+        SERVED.map(String::from).to_vec()
+    } else {
+        arguments.schemes.clone()
+    };
+    let fitting = schemes(&asked)?.into_iter().filter_map(|(name, scheme)| {
+        Some((name, Effective::new(&scheme, &layout, Some(&calibration)).ok()?))
+    });
+    let fitting: Vec<_> = fitting.collect();
+    let fitting = fitting.iter().map(|(name, effective)| (name.as_str(), effective));
+    let lines = memory::lines(spec.trained_context, spec.state_bytes(), fitting);
+    say(format!("\n{}", lines.join("\n")))
 }
 
 /// The schemes that were asked for. If none was, each codec of the catalogue for both K and V.

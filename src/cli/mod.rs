@@ -9,6 +9,7 @@ mod init;
 mod inspect;
 mod judge;
 mod measure;
+mod memory;
 mod plan;
 #[cfg(feature = "github")]
 mod post;

@@ -4,9 +4,9 @@ use super::judge::read_results;
 use super::shared::{say_coloured, say_whole, Config, Stop, NOT_MEASURED, USAGE};
 use crate::files::write_atomically;
 use crate::judge::merge::complete;
+use crate::report::{badge, card, markdown, terminal, Report};
 #[cfg(feature = "reports")]
 use crate::report::{html, junit};
-use crate::report::{markdown, terminal, Report};
 use crate::results::json;
 use std::io::Write;
 use std::path::PathBuf;
@@ -32,6 +32,10 @@ enum Format {
     Terminal,
     /// Markdown for pull requests and step summaries
     Markdown,
+    /// A section of a model card, in Markdown: which scheme to serve, by which options
+    Card,
+    /// The JSON of a badge of shields.io
+    Badge,
     /// One page of HTML with plots
     #[cfg(feature = "reports")]
     Html,
@@ -73,6 +77,8 @@ fn rendered(report: &Report, format: Format) -> Result<String, String> {
     Ok(match format {
         Format::Terminal => terminal::render(&view),
         Format::Markdown => markdown::render(&view, markdown::STEP_SUMMARY),
+        Format::Card => card::render(&view),
+        Format::Badge => badge::render(&view).map_err(|error| error.to_string())?,
         #[cfg(feature = "reports")]
         Format::Html => html::render(&view).map_err(|error| error.to_string())?,
         #[cfg(feature = "reports")]

@@ -303,6 +303,15 @@ impl Spec {
             .collect()
     }
 
+    /// How many bytes the states of recurrent layers take for one sequence, whatever its length.
+    pub fn state_bytes(&self) -> usize {
+        let states = self.layers.iter().map(|layer| match &layer.mixer {
+            Mixer::DeltaNet(net) => net.state_bytes(),
+            Mixer::Attention(_) => 0,
+        });
+        states.sum()
+    }
+
     /// How many layers lie below the first one that owns a KV cache. Up to there all lanes have the same hidden
     /// state.
     pub fn layers_before_kv(&self) -> usize {

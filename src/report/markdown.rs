@@ -3,6 +3,7 @@
 //! Names and messages may be a stranger's. They stand in code spans and fenced blocks only, where nothing in them is
 //! taken for markup, a link, a mention or a reference.
 
+use super::advice::Advice;
 use super::row::{numbers, red_limit, Row};
 use super::view::{arithmetic, memory_of_card, Standing, View};
 use crate::results::verdict::Verdict;
@@ -30,6 +31,8 @@ enum Detail {
 const MESSAGES: [usize; 4] = [20, 3, 0, 0];
 /// The most findings that are shown.
 const FINDINGS: usize = 50;
+/// The most models of which it is said what to serve.
+const MODELS: usize = 30;
 /// The most notes on measurements that are shown.
 const NOTES: usize = 30;
 
@@ -46,6 +49,7 @@ fn at(view: &View, detail: Detail) -> String {
     let sentence = view.sentence_with(&code);
     let mut out = format!("### {}{sentence}\n\n", mark(view));
     if detail < Detail::Sentence {
+        out += &advice(view);
         out += &provenance(view);
         out += &notes(view);
         out += &findings(&view.results.findings);
@@ -69,6 +73,23 @@ fn mark(view: &View) -> &'static str {
         Standing::Pass => "✅ ",
         Standing::Expected | Standing::Unjudged => "",
     }
+}
+
+/// Which scheme to serve, of each model that was judged.
+fn advice(view: &View) -> String {
+    let models = view.models.iter().filter_map(|model| Some((model.name, model.advice.as_ref()?)));
+    let line =
+        |(name, advice): (&str, &Advice)| format!("- {}: {}\n", code(name), advice.words(&code));
+    let mut lines: Vec<String> = models.map(line).collect();
+    let more = lines.len().saturating_sub(MODELS);
+    lines.truncate(MODELS);
+    if more > 0 {
+        lines.push(format!("- … and {more} more\n"));
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    lines.concat() + "\n"
 }
 
 /// Says which engine measured, at which commit, and which goldens the numbers are compared with.
@@ -257,12 +278,12 @@ fn fenced_as(language: &str, text: &str) -> String {
 
 /// A name in a code span. Characters that would end the span or a table's cell are replaced by others that look like
 /// them.
-fn code(name: &str) -> String {
+pub(super) fn code(name: &str) -> String {
     span(&text::name(name))
 }
 
 /// A longer text in a code span.
-fn code_of(remark: &str) -> String {
+pub(super) fn code_of(remark: &str) -> String {
     span(&text::remark(remark))
 }
 
@@ -282,6 +303,9 @@ mod tests {
     fn whole_report() {
         insta::assert_snapshot!(render(&fixture::report().view(), STEP_SUMMARY), @"
 ### ❌ kvgate: 3 of 7 cases red (worst: `gemma-3-270m q4_0`: mean_kld 1.22 × its limit)
+
+- `gemma-3-270m`: serve `q8_0` (8.5 bits, KLD 0.00051 of 0.05) · not `q4_0` · open `q8_0/q4_0`
+- `tiny`: no scheme passes · not `q4_0`
 
 measured by `kvgate 0.1.0`: the scheme in its own engine, not a serving kernel · commit `abc123` · `gemma-3-270m`: baseline PPL 21.100, 512 × 16, `Some CPU`, `f32`
 

@@ -1,8 +1,10 @@
-//! Reports for people: a terminal's tables, Markdown, a page of HTML, and JUnit's XML.
+//! Reports for people: a terminal's tables, Markdown, a model card, a badge, a page of HTML, and JUnit's XML.
 //!
 //! A [`Report`] holds results that were judged. Its [`View`] is everything that is shown of it, computed once, and
 //! renderers only give the view a form. A renderer that fails silences none of the others and changes no verdict.
 
+pub mod badge;
+pub mod card;
 #[cfg(feature = "reports")]
 pub mod html;
 #[cfg(feature = "reports")]
@@ -10,6 +12,8 @@ pub mod junit;
 pub mod markdown;
 pub mod terminal;
 
+mod advice;
+mod flags;
 mod phrase;
 mod row;
 mod view;
@@ -257,6 +261,8 @@ mod tests {
                 ("terminal, coloured", without_colours(&terminal::render(&view))),
                 ("tables", without_colours(&terminal::render_tables(&view))),
                 ("Markdown", markdown::render(&view, markdown::STEP_SUMMARY)),
+                ("card", card::render(&view)),
+                ("badge", badge::render(&view).unwrap()),
                 ("sentence", view.sentence()),
                 ("JSON", json::text(&report.results).unwrap()),
                 #[cfg(feature = "reports")]

@@ -93,12 +93,19 @@ impl<'a> Row<'a> {
 
     /// Cells of the columns of [`JUDGED`].
     fn judged(&self) -> [String; 2] {
-        let [kld, golden] = self.cases;
-        let limits = kld.map_or(&[][..], |case| &case.limits);
-        let limit = limits.iter().find(|limit| limit.statistic == Statistic::MeanKld);
+        let golden = self.cases[1];
         let changes = golden.map_or(&[][..], |case| &case.changes);
         let change = changes.iter().find(|change| change.name == Statistic::MeanKld.name());
-        [limit.map_or(dash(), |limit| limit.bound.to_string()), change.map_or(dash(), moved)]
+        [
+            mean_kld_limit(self).map_or(dash(), |bound| bound.to_string()),
+            change.map_or(dash(), moved),
+        ]
+    }
+
+    /// Cells of a model card: bits, the mean KLD and its limit, and how often both choose the same token.
+    pub fn card(&self) -> [String; 4] {
+        let ([bits, kld], [limit, _], [_, top1]) = (self.means(), self.judged(), self.tails());
+        [bits, kld, limit, top1]
     }
 
     /// Cells of the columns of [`TAILS`].
@@ -165,6 +172,13 @@ impl<'a> Row<'a> {
             (!at_work.is_empty()).then(|| format!("{}: {}", self.label, at_work.join("; ")));
         effective.into_iter().chain(at_work).collect()
     }
+}
+
+/// The bound of the mean KLD, if it was judged by one.
+pub(super) fn mean_kld_limit(row: &Row) -> Option<f64> {
+    let limits = &row.cases[0]?.limits;
+    let limit = limits.iter().find(|limit| limit.statistic == Statistic::MeanKld);
+    limit.map(|limit| limit.bound)
 }
 
 /// Says how much of the cache was quantized, if the scheme leaves some keys exact.

@@ -47,12 +47,15 @@ fn finding(finding: &Finding) -> String {
 }
 
 fn model(model: &ModelView, is_judged: bool) -> String {
-    let ModelView { name, measurement, rows, .. } = model;
+    let ModelView { name, measurement, rows, advice, .. } = model;
     if rows.iter().all(Row::is_ignored) {
         return ignored(name, rows);
     }
-    let facts = measurement.map_or("\n".into(), facts);
-    format!("\n{BOLD}{}{BOLD:#}{facts}", text::name(name)) + &scheme_table(rows, is_judged)
+    let title = format!("{BOLD}{}{BOLD:#}", text::name(name));
+    let advice = advice.as_ref().map(|advice| format!("  {}\n", advice.words(&text::name)));
+    let advice = advice.unwrap_or_default();
+    let [how, controls] = measurement.map_or_else(Default::default, |m| [how(m), controls(m)]);
+    format!("\n{title}{how}\n{advice}{controls}") + &scheme_table(rows, is_judged)
 }
 
 /// Shows a model of which no case was run as one line, because its table would hold dashes only.
@@ -68,17 +71,16 @@ fn sentence(view: &View) -> String {
     format!("\n{style}{}{style:#}\n", view.sentence())
 }
 
-/// Shows what was measured, on which text and machine, and the controls, which show that the measurement itself
-/// works.
-fn facts(measurement: &Measurement) -> String {
+/// Shows what was measured, on which text and machine.
+fn how(measurement: &Measurement) -> String {
     let (run, conditions) = (&measurement.run, &measurement.conditions);
     let corpus: Vec<_> = conditions.corpus.iter().map(|f| f.category.as_str()).collect();
     // another engine's log does not say how much memory it took
     let of_process = (run.peak_bytes > 0).then(|| bytes(run.peak_bytes as f64));
     let memory = of_process.into_iter().chain(memory_of_card(run));
     let memory: String = memory.map(|taken| format!(" · {taken}")).collect();
-    let mut out = format!(
-        "  baseline {} PPL {:.3} · {} × {} of {} · {}, {} · {:.1} s{memory}\n",
+    format!(
+        "  baseline {} PPL {:.3} · {} × {} of {} · {}, {} · {:.1} s{memory}",
         text::name(&conditions.baseline),
         run.baseline_ppl,
         conditions.context,
@@ -87,12 +89,17 @@ fn facts(measurement: &Measurement) -> String {
         text::name(&run.device),
         text::name(&arithmetic(measurement)),
         run.seconds,
-    );
+    )
+}
+
+/// Shows the controls, which show that the measurement itself works, and the notes.
+fn controls(measurement: &Measurement) -> String {
+    let mut out = String::new();
     if !measurement.controls.is_empty() {
         let controls: Vec<_> = measurement.controls.iter().map(control).collect();
         out += &format!("  controls: {}\n", controls.join(" · "));
     }
-    for note in &run.notes {
+    for note in &measurement.run.notes {
         out += &format!("  {DIM}note: {}{DIM:#}\n", text::remark(note));
     }
     out
@@ -176,6 +183,7 @@ mod tests {
         insta::assert_snapshot!(plain(&fixture::report()), @"
 
 gemma-3-270m  baseline f16 PPL 21.100 · 512 × 16 of prose, code · Some CPU, f32 · 61.3 s · 1.5 GiB
+  serve q8_0 (8.5 bits, KLD 0.00051 of 0.05) · not q4_0 · open q8_0/q4_0
   controls: identity f16 KLD 0.0000 ✓ exactly 0 · bad lane q4_0:norot KLD 2.5000 ✓ at least 0.5
   note: code: 37 tokens of the tail dropped
   scheme      bits K/V           mean KLD  limit  Δ golden     p99    top-1  limits                                 golden
@@ -184,6 +192,7 @@ gemma-3-270m  baseline f16 PPL 21.100 · 512 × 16 of prose, code · Some CPU, f
   q8_0/q4_0  8.5 / 4.5                  –      –         –       –        –  ! error
 
 tiny
+  no scheme passes · not q4_0
   scheme  bits K/V  mean KLD  limit  Δ golden  p99  top-1  limits        golden
   q4_0           –         –      –         –    –      –  ✗ (expected)  – ignored
 

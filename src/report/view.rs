@@ -1,5 +1,6 @@
 //! What a report shows, computed once. Renderers only decide in which form it is shown, and how much of it.
 
+use super::advice::Advice;
 use super::phrase::{self, Phrase};
 use super::row::{Cells, Row};
 use super::Links;
@@ -43,6 +44,8 @@ pub(super) struct ModelView<'a> {
     /// Schemes in the order of the measurement, and after them those that have cases only.
     pub rows: Vec<Row<'a>>,
     pub cases: Vec<&'a CaseResult>,
+    /// Which scheme to serve. None if no scheme was judged.
+    pub advice: Option<Advice<'a>>,
 }
 
 /// How a row, a case or the whole run stands with the policy.
@@ -205,12 +208,13 @@ fn places<'a>(red: &[&'a CaseResult]) -> HashMap<&'a str, usize> {
 }
 
 fn models<'a>(results: &'a Results, cells: &Cells<'a>) -> Vec<ModelView<'a>> {
+    let has_red_finding = results.findings.iter().any(|finding| finding.is_red);
     let mut models: Vec<ModelView> = Vec::new();
     let mut known: HashMap<&str, usize> = HashMap::new();
     let mut index = |models: &mut Vec<ModelView<'a>>, name: &'a str| {
         *known.entry(name).or_insert_with(|| {
             let (rows, cases) = (Vec::new(), Vec::new());
-            models.push(ModelView { name, measurement: None, rows, cases });
+            models.push(ModelView { name, measurement: None, rows, cases, advice: None });
             models.len() - 1
         })
     };
@@ -227,6 +231,7 @@ fn models<'a>(results: &'a Results, cells: &Cells<'a>) -> Vec<ModelView<'a>> {
         let judged = model.cases.iter().map(|case| case.words().1);
         let labels = unique(measured.map(|scheme| scheme.scheme.as_str()).chain(judged));
         model.rows = labels.into_iter().map(|label| cells.row(model.name, label)).collect();
+        model.advice = Advice::of(model.measurement, &model.rows, has_red_finding);
     }
     models
 }

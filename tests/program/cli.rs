@@ -961,6 +961,44 @@ fn inspect_shows_a_model_whose_tokenizer_cannot_be_rebuilt() {
     kvgate(&repository, &missing).exits(2).says("nothing.json");
 }
 
+/// The model was trained for 2,048 tokens. In halves, its 2 layers with 2 heads of 64 take 1,024 bytes a token.
+#[test]
+fn inspect_and_check_say_what_the_cache_of_a_sequence_takes() {
+    let repository = accepted();
+    let row = |ran: &Ran, scheme: &str| -> Vec<String> {
+        let sizes = ran.stdout.lines().skip_while(|line| !line.contains("KV of a sequence"));
+        let mut words = sizes.map(|line| line.split_whitespace().map(String::from).collect());
+        words.find(|words: &Vec<String>| words[0] == scheme).unwrap()
+    };
+    let ran =
+        kvgate(&repository, &["inspect", "tiny.gguf"]).exits(0).says("trained for 2048 tokens");
+    assert_eq!(row(&ran, "f16")[1..], ["2", "MiB"]);
+    assert_eq!(row(&ran, "q8_0/q4_0")[1..], ["832", "KiB"]);
+    let ran = kvgate(&repository, &["check"]).exits(0).says("trained for 2048 tokens");
+    assert_eq!(row(&ran, "q8_0")[1..], ["1.1", "MiB"]);
+}
+
+#[test]
+fn a_card_and_a_badge_say_which_scheme_to_serve() {
+    let repository = accepted();
+    kvgate(&repository, &["run"]).exits(0).says("serve q8_0 (8.5 bits, KLD ").says("· not ");
+    let report = |format| {
+        kvgate(&repository, &["report", "kvgate-results/results.json", "--format", format])
+    };
+    report("card")
+        .exits(0)
+        .says("## KV cache")
+        .says("- `tiny`: serve `q8_0` (8.5 bits, KLD ")
+        .says("`-fa on -ctk q8_0 -ctv q8_0`");
+    let badge: serde_json::Value = serde_json::from_str(&report("badge").exits(0).stdout).unwrap();
+    assert_eq!(badge["message"], "q8_0 passes");
+    repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 1e-9");
+    kvgate(&repository, &["run"]).exits(1).says("no scheme passes · not q8_0");
+    report("card").exits(1).never_says("-ctk");
+    let badge: serde_json::Value = serde_json::from_str(&report("badge").exits(1).stdout).unwrap();
+    assert_eq!(badge["color"], "red");
+}
+
 /// What a file says that it found counts as little as its verdicts.
 #[test]
 fn judge_takes_no_findings_from_a_file() {

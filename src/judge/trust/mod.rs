@@ -49,6 +49,12 @@ fn broken_control(measurement: &Measurement) -> Option<String> {
     ))
 }
 
+/// Whether nothing of a measurement can be trusted because of its control lanes. Other engines than kvgate carry none.
+pub fn has_broken_control(measurement: &Measurement) -> bool {
+    let by = MeasuredBy::of(&measurement.conditions.engine);
+    by == MeasuredBy::Kvgate && broken_control(measurement).is_some()
+}
+
 /// Whether kvgate imitated another engine's numerics, in which the baseline is not exactly 0.
 fn mimics(measurement: &Measurement) -> bool {
     measurement.conditions.engine.contains("mimicking")

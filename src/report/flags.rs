@@ -1,0 +1,169 @@
+//! The options by which engines are told to serve a scheme.
+//!
+//! Options are given only if the engine then stores what was measured: one format for all K and one for all V, without
+//! options that the engine does not have. What ran decides, which is the effective scheme.
+
+use super::row::Row;
+use crate::kv::codec;
+use crate::kv::Scheme;
+
+/// An engine, and what its users type.
+pub(super) struct Flags {
+    pub engine: String,
+    pub flags: String,
+    /// The same in short, if the engine has short options.
+    pub short: Option<String>,
+}
+
+/// llama.cpp's types of its cache that are floating-point numbers, which it neither rotates nor needs flash attention
+/// for.
+const LLAMA_CPP_FLOATS: [&str; 3] = ["f32", "f16", "bf16"];
+
+/// Its other types.
+const LLAMA_CPP_BLOCKS: [&str; 6] = ["q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"];
+
+/// K or V, as the effective scheme writes it for all layers.
+#[derive(Clone, Copy)]
+struct Stored<'a> {
+    /// The codec with its options, and without its rotation.
+    codec: &'a str,
+    /// Whether it is rotated in every layer.
+    is_rotated: bool,
+}
+
+/// What the users of each engine that has the row's scheme type.
+pub(super) fn of(row: &Row) -> Vec<Flags> {
+    let Some(sides) = row.scheme.and_then(|scheme| stored(&scheme.effective)) else {
+        return Vec::new();
+    };
+    llama_cpp(row.label, sides).into_iter().chain(vllm(sides)).collect()
+}
+
+/// K and V, if each is stored in one way in all layers. Only the size of the rotation may differ, which follows from that
+/// of the heads.
+fn stored(effective: &str) -> Option<[Stored<'_>; 2]> {
+    let ways = effective.split(" + ").map(|way| {
+        let way = way.split_once(" in ").map_or(way, |(way, _)| way);
+        let (k, v) = way.split_once('/').unwrap_or((way, way));
+        [side(k), side(v)]
+    });
+    ways.map(Some).reduce(|all, way| {
+        let (all, way) = (all?, way?);
+        let alike = all.iter().zip(&way).all(|(a, b)| a.codec == b.codec);
+        let merged =
+            [0, 1].map(|i| Stored { is_rotated: all[i].is_rotated && way[i].is_rotated, ..all[i] });
+        alike.then_some(merged)
+    })?
+}
+
+fn side(text: &str) -> Stored<'_> {
+    match text.split_once('·') {
+        // options behind the rotation stay with the codec, so that no engine has it
+        Some((codec, rotation)) if !rotation.contains(':') => Stored { codec, is_rotated: true },
+        _ => Stored { codec: text, is_rotated: false },
+    }
+}
+
+/// llama.cpp rotates before its block formats wherever the size of the heads allows it. A scheme that is not rotated is
+/// the same only if it did not forbid the rotation, which its label says.
+fn llama_cpp(label: &str, [k, v]: [Stored; 2]) -> Option<Flags> {
+    let asked = label.parse::<Scheme>().ok().filter(|scheme| scheme.layers.is_empty());
+    let asked = asked.map(|scheme| [scheme.default.k, scheme.default.v]);
+    let has = |side: Stored, i: usize| {
+        let may_rotate = || {
+            let asked = asked.as_ref().map(|sides| sides[i]);
+            asked.is_some_and(|asked| asked.may_rotate && asked.codec.name() == side.codec)
+        };
+        LLAMA_CPP_FLOATS.contains(&side.codec)
+            || LLAMA_CPP_BLOCKS.contains(&side.codec) && (side.is_rotated || may_rotate())
+    };
+    if !(has(k, 0) && has(v, 1)) {
+        return None;
+    }
+    let needs_flash = !LLAMA_CPP_FLOATS.contains(&v.codec);
+    let [long, short] =
+        [["--flash-attn on ", "--cache-type-k", "--cache-type-v"], ["-fa on ", "-ctk", "-ctv"]]
+            .map(|[flash, k_type, v_type]| {
+                let flash = if needs_flash { flash } else { "" };
+                format!("{flash}{k_type} {} {v_type} {}", k.codec, v.codec)
+            });
+    Some(Flags { engine: "llama.cpp".into(), flags: long, short: Some(short) })
+}
+
+/// vLLM has one type for K and V. The codec says what its users type, and which engines understand the same.
+fn vllm([k, v]: [Stored; 2]) -> Option<Flags> {
+    if k.codec != v.codec {
+        return None;
+    }
+    let (name, of_checkpoint) = match k.codec.strip_suffix(":checkpoint") {
+        Some(name) => (name, true),
+        None => (k.codec, false),
+    };
+    let (engines, flags) = codec::find(name)?.accepted_by().split_once(": ")?;
+    let has = engines.starts_with("vLLM") && flags.starts_with("--kv-cache-dtype ");
+    // what a pull request proposes is not in the engine
+    if !has || engines.contains("pull request") {
+        return None;
+    }
+    // only vLLM is known to read a checkpoint's scales as they were measured
+    let engine = if of_checkpoint { "vLLM" } else { engines };
+    Some(Flags { engine: engine.into(), flags: flags.into(), short: None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::Results;
+    use crate::testing::fixture;
+
+    /// What an engine's users type for a scheme with this label that ran as `effective`.
+    fn typed(label: &str, effective: &str) -> Vec<String> {
+        let mut results: Results = fixture::results();
+        let scheme = &mut results.measurements[0].schemes[0];
+        (scheme.scheme, scheme.effective) = (label.into(), effective.into());
+        let cells = super::super::row::Cells::new(&results);
+        let flags = of(&cells.row("gemma-3-270m", label));
+        flags.into_iter().map(|one| format!("{}: {}", one.engine, one.flags)).collect()
+    }
+
+    #[test]
+    fn engines_get_what_was_measured() {
+        let q8_q4 = "llama.cpp: --flash-attn on --cache-type-k q8_0 --cache-type-v q4_0";
+        for (label, effective, flags) in [
+            ("q8_0/q4_0", "q8_0·H256/q4_0·H64", q8_q4),
+            ("q8_0/q4_0", "q8_0·H64/q4_0·H64 + q8_0·H256/q4_0·H64", q8_q4),
+            ("prod", "q8_0·H64/q4_0·H64", q8_q4),
+            // heads that 64 does not divide are rotated nowhere
+            ("q8_0/q4_0", "q8_0/q4_0", q8_q4),
+            ("q8_0/f16", "q8_0·H64/f16", "llama.cpp: --cache-type-k q8_0 --cache-type-v f16"),
+            ("fp8_e4m3", "fp8_e4m3/fp8_e4m3", "vLLM, SGLang: --kv-cache-dtype fp8_e4m3"),
+            (
+                "fp8_e4m3:checkpoint",
+                "fp8_e4m3:checkpoint/fp8_e4m3:checkpoint",
+                "vLLM: --kv-cache-dtype fp8_e4m3",
+            ),
+            ("int8_pth", "int8_pth/int8_pth", "vLLM: --kv-cache-dtype int8_per_token_head"),
+        ] {
+            assert_eq!(typed(label, effective), [flags], "{label} as {effective}");
+        }
+    }
+
+    #[test]
+    fn no_engine_gets_what_it_does_not_have() {
+        for (label, effective) in [
+            ("q4_0:norot", "q4_0/q4_0"),
+            ("prod", "q4_0/q4_0"),
+            ("q6_0", "q6_0·H64/q6_0·H64"),
+            ("q4_0:tail=32", "q4_0·H64:tail=32/q4_0·H64:tail=32"),
+            ("q4_0@first2=q8_0", "q8_0·H64/q8_0·H64 in 0-1 + q4_0·H64/q4_0·H64 in 2-5"),
+            ("q8_0/q4_0", "q8_0·H64/q4_0·H64 + q8_0·H64/q8_0·H64"),
+            ("fp8_e4m3:head", "fp8_e4m3:head/fp8_e4m3:head"),
+            ("fp8_e4m3/fp8_e5m2", "fp8_e4m3/fp8_e5m2"),
+            ("mxfp4", "mxfp4·H64/mxfp4·H64"),
+            ("kvarn4:it8:whole", "kvarn4:it8:whole/kvarn4:it8:whole"),
+            ("q4_0", ""),
+        ] {
+            assert_eq!(typed(label, effective), [""; 0], "{label} as {effective}");
+        }
+    }
+}
