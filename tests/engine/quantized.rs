@@ -293,6 +293,77 @@ fn a_description_that_the_tensors_contradict_is_refused() {
     assert_eq!(format("ct-int4", "mixed-precision", json!("pack-quantized")), Ok(()));
 }
 
+/// What only the file beside config.json says is held against the tensors, too.
+#[test]
+fn every_description_is_compared_with_the_tensors() {
+    for (name, beside, key, value, word) in [
+        ("gptq", "quantize_config.json", "sym", json!(true), "`sym: true`"),
+        ("gptq-order", "quantize_config.json", "desc_act", json!(false), "`desc_act: false`"),
+        ("awq", "quant_config.json", "zero_point", json!(false), "all are 8"),
+        (
+            "modelopt-nvfp4",
+            "hf_quant_config.json",
+            "exclude_modules",
+            json!(["self_attn.q_proj"]),
+            "leaves `self_attn.q_proj` out",
+        ),
+    ] {
+        let own = |own: &mut Value| drop(own.as_object_mut().unwrap().remove(key));
+        let folder = both(name, beside, own, |other| other[key] = value.clone());
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("{name} {key}"));
+        assert!(error.contains(word), "{name} {key}: {error}");
+    }
+    // the file that AutoRound writes in every format
+    let folder = folder("autoround");
+    let own = fixture("quantized/autoround/config.json")["quantization_config"].clone();
+    let path = folder.path().join("quantization_config.json");
+    std::fs::write(&path, own.to_string()).unwrap();
+    open(folder.path()).unwrap();
+    let mut other = own;
+    other["group_size"] = json!(64);
+    std::fs::write(&path, other.to_string()).unwrap();
+    let error = open(folder.path()).err().unwrap();
+    assert!(error.contains("differ in `group_size`"), "{error}");
+}
+
+/// Numbers that no program writes, and kernels take for others.
+#[test]
+fn damaged_orders_and_scales_are_refused() {
+    let set = |name: &str, tensor: &str, bytes: &[u8]| {
+        let folder = edited(name, |file| {
+            let found = file.tensors.iter_mut().find(|(name, _)| name.ends_with(tensor));
+            let data = &mut found.unwrap().1.bytes;
+            data.iter_mut().zip(bytes.iter().cycle()).for_each(|(to, from)| *to = *from);
+        });
+        open(folder.path()).err().unwrap_or_else(|| panic!("{name} {tensor}"))
+    };
+    let minus_one = (-1f32).to_le_bytes();
+    for (name, tensor, bytes, word) in [
+        ("gptq-order", "q_proj.g_idx", &[0; 4][..], "the order is damaged"),
+        ("ct-int4-order", "q_proj.weight_g_idx", &[0; 4], "the order is damaged"),
+        ("ct-int4-order", "q_proj.weight_g_idx", &[255; 4], "the order is damaged"),
+        ("ct-nvfp4", "q_proj.weight_scale", &[0xb8], "below 0"),
+        ("ct-nvfp4", "q_proj.weight_global_scale", &minus_one, "is -1"),
+        ("modelopt-nvfp4", "q_proj.weight_scale", &[0xb8], "below 0"),
+        ("modelopt-nvfp4", "q_proj.weight_scale_2", &minus_one, "is -1"),
+        ("modelopt-nvfp4", "q_proj.weight_scale_2", &[0; 4], "is 0"),
+    ] {
+        let error = set(name, tensor, bytes);
+        assert!(error.contains(word), "{name} {tensor}: {error}");
+    }
+    let folder = edited("bnb-nf4", |file| {
+        for (name, stored) in &mut file.tensors {
+            if name.contains("quant_state") {
+                let data = &mut stored.bytes;
+                let at = data.windows(3).position(|word| word == b"nf4").unwrap();
+                data[at..at + 3].copy_from_slice(b"fp4");
+            }
+        }
+    });
+    let error = open(folder.path()).err().unwrap();
+    assert!(error.contains("names another kind"), "{error}");
+}
+
 /// AutoRound in packings and with settings that are not read, and its export as plain GPTQ.
 #[test]
 fn autoround_is_read_by_the_name_of_its_packing() {

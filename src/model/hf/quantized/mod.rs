@@ -102,6 +102,8 @@ pub(super) struct Quantization {
     name: &'static str,
     /// Where the description stands.
     place: String,
+    /// Further descriptions, which contradict nothing in this one and may say more.
+    others: Vec<Quantization>,
 }
 
 /// Members of config.json that describe how weights, activations or caches are quantized. `quantization` is
@@ -125,12 +127,16 @@ pub(super) fn described(
     let mut found: Option<Quantization> = None;
     let mut add = |path: &Path, place: &str, value: &Value| -> Result<(), ModelError> {
         let Some(new) = read(path, place, value)? else { return Ok(()) };
-        if let Some(known) = &found {
+        let Some(first) = &mut found else {
+            found = Some(new);
+            return Ok(());
+        };
+        for known in std::iter::once(&*first).chain(&first.others) {
             let differ = match known.name == new.name {
                 true => difference(&*known.method, &*new.method),
                 false => Some("the method"),
             };
-            let Some(differ) = differ else { return Ok(()) };
+            let Some(differ) = differ else { continue };
             let (one, other) = (&known.place, &new.place);
             let message = format!(
                 "{one} and {other} describe quantization in different ways: they differ in {differ}, and nothing says \
@@ -138,12 +144,13 @@ pub(super) fn described(
             );
             return Err(ModelError::refused(folder, message));
         }
-        found = Some(new);
+        first.others.push(new);
         Ok(())
     };
     for key in MEMBERS {
-        for place in [text, whole] {
-            add(&config, key, &place[key])?;
+        add(&config, key, &text[key])?;
+        if whole[key] != text[key] {
+            add(&config, key, &whole[key])?;
         }
     }
     for name in QUANTIZATION_FILES {
@@ -171,7 +178,8 @@ fn read(path: &Path, place: &str, value: &Value) -> Result<Option<Quantization>,
     let method = (known.read)(described)?;
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let place = if place.is_empty() { format!("`{file}`") } else { format!("`{place}` of {file}") };
-    Ok(Some(Quantization { method, name: known.names.first().unwrap_or(&name), place }))
+    let name = known.names.first().unwrap_or(&name);
+    Ok(Some(Quantization { method, name, place, others: Vec::new() }))
 }
 
 /// The name of a method, given or by the members that only its descriptions have.
@@ -195,6 +203,7 @@ fn method_of(members: &Map<String, Value>) -> Option<String> {
 impl Quantization {
     /// Puts the quantized weights together, and returns notes for people about them.
     pub fn claim(&self, raw: &mut Raw) -> Result<Vec<String>, ModelError> {
+        self.others.iter().try_for_each(|other| other.fits(raw))?;
         self.method.claim(raw)?;
         self.has_no_codes_left(raw)?;
         if raw.count == 0 && self.method.has_weights() {
@@ -227,6 +236,15 @@ impl Quantization {
             ));
         }
         Ok(notes)
+    }
+
+    /// Checks a description by itself, since it may say of the tensors what no other one says.
+    fn fits(&self, raw: &Raw) -> Result<(), ModelError> {
+        raw.on_a_copy(|copy| {
+            self.method.claim(copy)?;
+            self.has_no_codes_left(copy)?;
+            self.leaves_out(copy)
+        })
     }
 
     /// Refuses codes that the method has left, because their scales are missing, or because the description is about

@@ -28,7 +28,21 @@ impl Dequantize for Scaled {
     }
 }
 
-/// Refuses scales of FP8 below 0. All programs that write them take them from magnitudes, and engines take the largest
+/// Refuses a scale of the whole tensor that no program writes.
+pub(super) fn one_above_zero(raw: &Raw, scale: &Taken, whole: &[usize]) -> Result<(), ModelError> {
+    let part = scale.part();
+    if part.count() != 1 {
+        return Err(raw.misfit(scale, whole));
+    }
+    let why = match part.float(0) {
+        number if number <= 0.0 => format!("is {number}, and so is not above 0"),
+        number if !number.is_finite() => format!("is {number}, which is not finite"),
+        _ => return Ok(()),
+    };
+    Err(raw.refuse(&scale.name, why))
+}
+
+/// Refuses scales of FP8 or NVFP4 below 0. All programs that write them take them from magnitudes, and engines take the largest
 /// of several, so that one below 0 is damage.
 pub(super) fn not_negative(raw: &Raw, scales: &Taken) -> Result<(), ModelError> {
     let part = scales.part();
