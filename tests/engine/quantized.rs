@@ -337,7 +337,7 @@ fn damaged_orders_and_scales_are_refused() {
         });
         open(folder.path()).err().unwrap_or_else(|| panic!("{name} {tensor}"))
     };
-    let minus_one = (-1f32).to_le_bytes();
+    let (minus_one, not_a_number) = ((-1f32).to_le_bytes(), f32::NAN.to_le_bytes());
     for (name, tensor, bytes, word) in [
         ("gptq-order", "q_proj.g_idx", &[0; 4][..], "the order is damaged"),
         ("ct-int4-order", "q_proj.weight_g_idx", &[0; 4], "the order is damaged"),
@@ -347,6 +347,10 @@ fn damaged_orders_and_scales_are_refused() {
         ("modelopt-nvfp4", "q_proj.weight_scale", &[0xb8], "below 0"),
         ("modelopt-nvfp4", "q_proj.weight_scale_2", &minus_one, "is -1"),
         ("modelopt-nvfp4", "q_proj.weight_scale_2", &[0; 4], "is 0"),
+        ("modelopt-nvfp4", "q_proj.weight_scale", &[0x7f], "not finite"),
+        ("ct-nvfp4", "q_proj.weight_global_scale", &not_a_number, "not finite"),
+        ("mlx-nvfp4-4", "q_proj.scales", &[0xb8], "below 0"),
+        ("mlx-nvfp4-4", "q_proj.scales", &[0x7f], "not finite"),
     ] {
         let error = set(name, tensor, bytes);
         assert!(error.contains(word), "{name} {tensor}: {error}");
