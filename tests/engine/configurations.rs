@@ -222,7 +222,19 @@ fn opened(folder: &Path, ignore_keys: &[&str]) -> Result<Checkpoint, String> {
 #[test]
 fn keys_that_nothing_reads_are_refused_noted_or_passed_over() {
     type Edit = fn(&mut Value);
-    let refused: [(&str, Edit, &[&str]); 12] = [
+    let refused: [(&str, Edit, &[&str]); 16] = [
+        ("llama", |c| c["attn_config"] = json!({"rope_theta": 5e5}), &["attn_config.rope_theta"]),
+        ("llama", |c| c["vendor"] = json!({"a": {"softcap": 5}}), &["vendor.a.softcap"]),
+        (
+            "llama",
+            |c| c["per_layer_config"] = json!({"0": {"intermediate_size": 8}}),
+            &["per_layer_config.0.intermediate_size", "does not compute"],
+        ),
+        (
+            "granite-hybrid",
+            |c| c["layers_block_type"] = json!(["mamba"]),
+            &["layers_block_type", "does not compute"],
+        ),
         (
             "llama",
             |c| c["ropeTheta"] = json!(5e5),
