@@ -326,6 +326,40 @@ fn every_description_is_compared_with_the_tensors() {
     assert!(error.contains("differ in `group_size`"), "{error}");
 }
 
+/// A list may name modules by any parts of their names, or by patterns.
+#[test]
+fn modules_that_are_left_out_are_not_quantized() {
+    let with = |name: &str, key: &str, list: Value| {
+        described(name, |config| config["quantization_config"][key] = list.clone())
+    };
+    for (name, key, entry) in [
+        ("awq", "modules_to_not_convert", "self_attn"),
+        ("awq", "modules_to_not_convert", "model.layers.0."),
+        ("fp8-tensor", "modules_to_not_convert", "mlp"),
+        ("modelopt-fp8", "ignore", "model.layers.0.self_attn*"),
+        ("ct-int4", "ignore", "re:.*q_proj"),
+    ] {
+        let folder = with(name, key, json!([entry]));
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("{name} {entry}"));
+        assert!(error.contains(&format!("leaves `{entry}` out")), "{name} {entry}: {error}");
+    }
+    let (compared, plain) = ("are not compared", "does not leave them out");
+    for (name, key, list, said) in [
+        ("ct-int4", "ignore", json!([r"re:.*\.\d\..*", "lm_head"]), Some(compared)),
+        ("ct-int4", "ignore", json!(["lm_head"]), Some(plain)),
+        ("ct-int4", "ignore", json!(["lm_head", "re:.*o_proj"]), None),
+        ("awq", "modules_to_not_convert", json!([]), Some(plain)),
+        ("awq", "modules_to_not_convert", json!(["o_proj"]), None),
+        ("awq", "modules_to_not_convert", json!(["model.layers.*.self_attn.o_*"]), None),
+    ] {
+        let notes = open(with(name, key, list.clone()).path()).unwrap().notes;
+        for word in [compared, plain] {
+            let is_said = notes.iter().any(|note| note.contains(word));
+            assert_eq!(is_said, said == Some(word), "{name} {list}: {notes:?}");
+        }
+    }
+}
+
 /// Numbers that no program writes, and kernels take for others.
 #[test]
 fn damaged_orders_and_scales_are_refused() {
