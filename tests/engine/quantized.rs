@@ -182,6 +182,8 @@ fn a_layer_that_no_group_describes_is_refused() {
         ("ct-int4", "group_size", json!(16)),
         ("ct-int4", "type", json!("float")),
         ("ct-int8", "strategy", json!("tensor")),
+        // its codes need more
+        ("ct-int8", "num_bits", json!(4)),
         ("ct-fp8-blocks", "block_structure", json!([32, 32])),
         ("ct-nvfp4", "group_size", json!(32)),
     ] {
@@ -566,6 +568,14 @@ fn groups_are_those_that_the_description_says() {
     says("group_size", 40.into(), "as no group of the configuration describes");
     says("actorder", "group".into(), "weight_g_idx");
     says("actorder", "mine".into(), "no known order");
+    for order in [Value::Null, "weight".into()] {
+        let folder = described("ct-int4-order", |config| {
+            config["quantization_config"]["config_groups"]["group_0"]["weights"]["actorder"] =
+                order.clone();
+        });
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("actorder {order}"));
+        assert!(error.contains("does not say so"), "{error}");
+    }
 }
 
 /// Orders and sizes of groups that AWQ and GPTQ need, and a table that bitsandbytes does not read.

@@ -11,6 +11,7 @@ use super::scaled::{not_negative, one_above_zero, Scaled};
 use super::weight::{Dequantize, Grid, Part, Rows};
 use super::{kv_scheme, Known, Method};
 use crate::model::ModelError;
+use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::json;
 
@@ -185,6 +186,12 @@ impl Method for Compressed {
     }
 }
 
+/// Whether all codes of eight bits are in the range of fewer.
+fn are_narrow(codes: &Taken, bits: usize) -> bool {
+    let end = 1i8 << (bits - 1);
+    codes.part().bytes.par_iter().all(|&code| (-end..end).contains(&(code as i8)))
+}
+
 fn drop_activations(raw: &mut Raw, stem: &str) {
     for end in ["input_scale", "input_zero_point", "input_global_scale"] {
         raw.drop(&format!("{stem}.{end}"));
@@ -252,8 +259,8 @@ impl Compressed {
         let formats =
             [if is_float { "float-quantized" } else { "int-quantized" }, "naive-quantized"];
         let (group, grid) = self.group(raw, &whole, (&scales, &formats), |group| {
-            let may_be_narrow = !is_float && group.bits < 8;
-            group.is_float == is_float && (group.bits == 8 || may_be_narrow)
+            group.is_float == is_float
+                && (group.bits == 8 || !is_float && are_narrow(&codes, group.bits))
         })?;
         if is_float {
             not_negative(raw, &scales)?;
@@ -329,9 +336,17 @@ impl Compressed {
                 return Err(raw.misfit(&order, &whole));
             }
             // the package writes -1 everywhere if groups are in order
-            Some(order)
-                if !group.is_ordered && (0..columns).all(|i| order.part().whole(i) == Some(-1)) =>
-            {
+            Some(order) if !group.is_ordered => {
+                let run = grid.run();
+                let stands = |i| order.part().whole(i);
+                let is_in_order = (0..columns).all(|i| stands(i) == Some((i / run) as i64));
+                if !is_in_order && !(0..columns).all(|i| stands(i) == Some(-1)) {
+                    return Err(raw.refuse(
+                        &order.name,
+                        "has inputs in an order of their own, and `actorder` of the description does not say so: \
+                         nothing says which is right",
+                    ));
+                }
                 None
             }
             Some(order) if !groups_are_even(&order.part(), groups, grid.run()) => {
