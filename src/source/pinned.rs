@@ -25,9 +25,13 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub(crate) const LONGEST_TEXT: u64 = 128 << 20;
 
 /// Files that show that the tensors alone are not the model: descriptions of how it was quantized (by AutoGPTQ,
-/// AutoAWQ and ModelOpt), and an adapter.
-pub(crate) const QUANTIZATION_FILES: [&str; 3] =
-    ["quantize_config.json", "quant_config.json", "hf_quant_config.json"];
+/// AutoAWQ, ModelOpt and AutoRound), and an adapter.
+pub(crate) const QUANTIZATION_FILES: [&str; 4] = [
+    "quantize_config.json",
+    "quant_config.json",
+    "hf_quant_config.json",
+    "quantization_config.json",
+];
 pub(crate) const ADAPTER: &str = "adapter_config.json";
 
 /// Files that a commit need not have, and on which prompts and their ends depend.

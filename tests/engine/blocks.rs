@@ -202,6 +202,8 @@ fn scales_beside_nvfp4_are_multiplied_into_its_weights() {
         // one scale too many, another type, and scales that no engine reads
         (scale("blk.0.attn_q.scale".into(), &[1.0; 2]), "must hold 1 numbers"),
         (Stored { code: 1, bytes: vec![0; 2], ..scale("output.scale".into(), &[1.0]) }, "is F16"),
+        (scale("blk.0.attn_q.scale".into(), &[-0.7]), "holds -0.7"),
+        (scale("output.scale".into(), &[f32::NAN]), "must be finite and above 0"),
         (scale("token_embd.scale".into(), &[2.0]), "token_embd.scale"),
         (scale("blk.0.attn_norm.scale".into(), &[2.0]), "attn_norm.scale"),
     ] {

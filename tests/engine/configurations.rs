@@ -80,7 +80,7 @@ fn rope_in_both_layouts_at_once() {
 #[test]
 fn two_descriptions_of_one_fact_must_agree() {
     type Edit = fn(&mut Value);
-    let cases: [(&str, Edit, &[&str]); 13] = [
+    let cases: [(&str, Edit, &[&str]); 16] = [
         (
             "llama-yarn",
             |c| {
@@ -141,6 +141,21 @@ fn two_descriptions_of_one_fact_must_agree() {
             "qwen3-moe",
             |c| c["num_experts"] = json!(7),
             &["num_local_experts", "says 6, and `num_experts` says 7"],
+        ),
+        (
+            "glm4-moe",
+            |c| c["num_local_experts"] = json!(3),
+            &["num_local_experts", "says 3, and `n_routed_experts` says"],
+        ),
+        (
+            "smollm3",
+            |c| c["no_rope_layer_interval"] = json!(2),
+            &["no_rope_layer_interval", "contradicts `no_rope_layers`"],
+        ),
+        (
+            "qwen2-window",
+            |c| c["max_window_layers"] = json!(0),
+            &["max_window_layers", "contradicts `layer_types`"],
         ),
         (
             "gemma3",
@@ -222,7 +237,19 @@ fn opened(folder: &Path, ignore_keys: &[&str]) -> Result<Checkpoint, String> {
 #[test]
 fn keys_that_nothing_reads_are_refused_noted_or_passed_over() {
     type Edit = fn(&mut Value);
-    let refused: [(&str, Edit, &[&str]); 12] = [
+    let refused: [(&str, Edit, &[&str]); 16] = [
+        ("llama", |c| c["attn_config"] = json!({"rope_theta": 5e5}), &["attn_config.rope_theta"]),
+        ("llama", |c| c["vendor"] = json!({"a": {"softcap": 5}}), &["vendor.a.softcap"]),
+        (
+            "llama",
+            |c| c["per_layer_config"] = json!({"0": {"intermediate_size": 8}}),
+            &["per_layer_config.0.intermediate_size", "does not compute"],
+        ),
+        (
+            "granite-hybrid",
+            |c| c["layers_block_type"] = json!(["mamba"]),
+            &["layers_block_type", "does not compute"],
+        ),
         (
             "llama",
             |c| c["ropeTheta"] = json!(5e5),

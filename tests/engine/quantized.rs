@@ -182,6 +182,8 @@ fn a_layer_that_no_group_describes_is_refused() {
         ("ct-int4", "group_size", json!(16)),
         ("ct-int4", "type", json!("float")),
         ("ct-int8", "strategy", json!("tensor")),
+        // its codes need more
+        ("ct-int8", "num_bits", json!(4)),
         ("ct-fp8-blocks", "block_structure", json!([32, 32])),
         ("ct-nvfp4", "group_size", json!(32)),
     ] {
@@ -291,6 +293,115 @@ fn a_description_that_the_tensors_contradict_is_refused() {
     }
     assert_eq!(format("ct-int8", "naive-quantized", Value::Null), Ok(()));
     assert_eq!(format("ct-int4", "mixed-precision", json!("pack-quantized")), Ok(()));
+}
+
+/// What only the file beside config.json says is held against the tensors, too.
+#[test]
+fn every_description_is_compared_with_the_tensors() {
+    for (name, beside, key, value, word) in [
+        ("gptq", "quantize_config.json", "sym", json!(true), "`sym: true`"),
+        ("gptq-order", "quantize_config.json", "desc_act", json!(false), "`desc_act: false`"),
+        ("awq", "quant_config.json", "zero_point", json!(false), "all are 8"),
+        (
+            "modelopt-nvfp4",
+            "hf_quant_config.json",
+            "exclude_modules",
+            json!(["self_attn.q_proj"]),
+            "leaves `self_attn.q_proj` out",
+        ),
+    ] {
+        let own = |own: &mut Value| drop(own.as_object_mut().unwrap().remove(key));
+        let folder = both(name, beside, own, |other| other[key] = value.clone());
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("{name} {key}"));
+        assert!(error.contains(word), "{name} {key}: {error}");
+    }
+    // the file that AutoRound writes in every format
+    let folder = folder("autoround");
+    let own = fixture("quantized/autoround/config.json")["quantization_config"].clone();
+    let path = folder.path().join("quantization_config.json");
+    std::fs::write(&path, own.to_string()).unwrap();
+    open(folder.path()).unwrap();
+    let mut other = own;
+    other["group_size"] = json!(64);
+    std::fs::write(&path, other.to_string()).unwrap();
+    let error = open(folder.path()).err().unwrap();
+    assert!(error.contains("differ in `group_size`"), "{error}");
+}
+
+/// A list may name modules by any parts of their names, or by patterns.
+#[test]
+fn modules_that_are_left_out_are_not_quantized() {
+    let with = |name: &str, key: &str, list: Value| {
+        described(name, |config| config["quantization_config"][key] = list.clone())
+    };
+    for (name, key, entry) in [
+        ("awq", "modules_to_not_convert", "self_attn"),
+        ("awq", "modules_to_not_convert", "model.layers.0."),
+        ("fp8-tensor", "modules_to_not_convert", "mlp"),
+        ("modelopt-fp8", "ignore", "model.layers.0.self_attn*"),
+        ("ct-int4", "ignore", "re:.*q_proj"),
+    ] {
+        let folder = with(name, key, json!([entry]));
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("{name} {entry}"));
+        assert!(error.contains(&format!("leaves `{entry}` out")), "{name} {entry}: {error}");
+    }
+    let (compared, plain) = ("are not compared", "does not leave them out");
+    for (name, key, list, said) in [
+        ("ct-int4", "ignore", json!([r"re:.*\.\d\..*", "lm_head"]), Some(compared)),
+        ("ct-int4", "ignore", json!(["lm_head"]), Some(plain)),
+        ("ct-int4", "ignore", json!(["lm_head", "re:.*o_proj"]), None),
+        ("awq", "modules_to_not_convert", json!([]), Some(plain)),
+        ("awq", "modules_to_not_convert", json!(["o_proj"]), None),
+        ("awq", "modules_to_not_convert", json!(["model.layers.*.self_attn.o_*"]), None),
+    ] {
+        let notes = open(with(name, key, list.clone()).path()).unwrap().notes;
+        for word in [compared, plain] {
+            let is_said = notes.iter().any(|note| note.contains(word));
+            assert_eq!(is_said, said == Some(word), "{name} {list}: {notes:?}");
+        }
+    }
+}
+
+/// Numbers that no program writes, and kernels take for others.
+#[test]
+fn damaged_orders_and_scales_are_refused() {
+    let set = |name: &str, tensor: &str, bytes: &[u8]| {
+        let folder = edited(name, |file| {
+            let found = file.tensors.iter_mut().find(|(name, _)| name.ends_with(tensor));
+            let data = &mut found.unwrap().1.bytes;
+            data.iter_mut().zip(bytes.iter().cycle()).for_each(|(to, from)| *to = *from);
+        });
+        open(folder.path()).err().unwrap_or_else(|| panic!("{name} {tensor}"))
+    };
+    let (minus_one, not_a_number) = ((-1f32).to_le_bytes(), f32::NAN.to_le_bytes());
+    for (name, tensor, bytes, word) in [
+        ("gptq-order", "q_proj.g_idx", &[0; 4][..], "the order is damaged"),
+        ("ct-int4-order", "q_proj.weight_g_idx", &[0; 4], "the order is damaged"),
+        ("ct-int4-order", "q_proj.weight_g_idx", &[255; 4], "the order is damaged"),
+        ("ct-nvfp4", "q_proj.weight_scale", &[0xb8], "below 0"),
+        ("ct-nvfp4", "q_proj.weight_global_scale", &minus_one, "is -1"),
+        ("modelopt-nvfp4", "q_proj.weight_scale", &[0xb8], "below 0"),
+        ("modelopt-nvfp4", "q_proj.weight_scale_2", &minus_one, "is -1"),
+        ("modelopt-nvfp4", "q_proj.weight_scale_2", &[0; 4], "is 0"),
+        ("modelopt-nvfp4", "q_proj.weight_scale", &[0x7f], "not finite"),
+        ("ct-nvfp4", "q_proj.weight_global_scale", &not_a_number, "not finite"),
+        ("mlx-nvfp4-4", "q_proj.scales", &[0xb8], "below 0"),
+        ("mlx-nvfp4-4", "q_proj.scales", &[0x7f], "not finite"),
+    ] {
+        let error = set(name, tensor, bytes);
+        assert!(error.contains(word), "{name} {tensor}: {error}");
+    }
+    let folder = edited("bnb-nf4", |file| {
+        for (name, stored) in &mut file.tensors {
+            if name.contains("quant_state") {
+                let data = &mut stored.bytes;
+                let at = data.windows(3).position(|word| word == b"nf4").unwrap();
+                data[at..at + 3].copy_from_slice(b"fp4");
+            }
+        }
+    });
+    let error = open(folder.path()).err().unwrap();
+    assert!(error.contains("names another kind"), "{error}");
 }
 
 /// AutoRound in packings and with settings that are not read, and its export as plain GPTQ.
@@ -457,6 +568,14 @@ fn groups_are_those_that_the_description_says() {
     says("group_size", 40.into(), "as no group of the configuration describes");
     says("actorder", "group".into(), "weight_g_idx");
     says("actorder", "mine".into(), "no known order");
+    for order in [Value::Null, "weight".into()] {
+        let folder = described("ct-int4-order", |config| {
+            config["quantization_config"]["config_groups"]["group_0"]["weights"]["actorder"] =
+                order.clone();
+        });
+        let error = open(folder.path()).err().unwrap_or_else(|| panic!("actorder {order}"));
+        assert!(error.contains("does not say so"), "{error}");
+    }
 }
 
 /// Orders and sizes of groups that AWQ and GPTQ need, and a table that bitsandbytes does not read.

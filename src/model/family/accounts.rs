@@ -217,22 +217,17 @@ impl Known {
         }
     }
 
-    /// Judges an unknown key by its name, or by the name of the object that it is in if nothing of the object is
-    /// read.
+    /// Judges an unknown key by its name, with the names of the objects that it is in if nothing of them is read.
     fn by_name(&self, own: &str) -> Verdict {
-        let speaking = match (self.format, own.split_once('.')) {
-            (Format::Hf, Some((object, _))) => {
-                let inside = format!("{object}.");
-                if self.active.iter().any(|known| known.starts_with(&inside)) {
-                    let why =
-                        format!("is read by nothing, and stands in `{object}`, which is read");
-                    return Verdict::Refused(why);
-                }
-                object
+        let object = own.split_once('.').filter(|_| self.format == Format::Hf);
+        if let Some((object, _)) = object {
+            let inside = format!("{object}.");
+            if self.active.iter().any(|known| known.starts_with(&inside)) {
+                let why = format!("is read by nothing, and stands in `{object}`, which is read");
+                return Verdict::Refused(why);
             }
-            _ => own,
-        };
-        match speaking.split(|c: char| !c.is_alphanumeric()).find(|word| telling(word)) {
+        }
+        match own.split(|c: char| !c.is_alphanumeric()).find(|word| telling(word)) {
             None => Verdict::Strange,
             Some(word) => {
                 let near = self.nearest(own);

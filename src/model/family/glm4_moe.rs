@@ -5,10 +5,11 @@ use super::common::{
     activation, attention, common, has_qkv_bias, layers, llama_layer, mlp, plain_experts,
     predict_further, Family,
 };
-use super::idle::{gguf, hf, Any, Numbers};
+use super::idle::{gguf, hf, Numbers};
 use super::keys::{ACTIVATION, ATTENTION_BIAS, EXPERTS, EXPERTS_USED, EXPERT_MLP, LAYERS};
 use super::names;
 use super::names::Names;
+use super::qwen3_moe::expert_count;
 use super::rope::{rope, Wanted, USUAL};
 use crate::model::config::{Config, Format, Key};
 use crate::model::spec::{
@@ -47,7 +48,6 @@ pub(super) const FAMILY: Family = Family {
         gguf("expert_group_count", Numbers(&[0.0, 1.0]), GROUPS),
         gguf("expert_group_used_count", Numbers(&[0.0, 1.0]), GROUPS),
         gguf("expert_gating_func", Numbers(&[0.0, 2.0]), "experts are chosen by σ"),
-        hf("num_local_experts", Any, "the class reads n_routed_experts"),
     ],
     spec,
 };
@@ -126,6 +126,6 @@ fn experts(config: &dyn Config) -> Result<Experts, ModelError> {
             gated: false,
             fused: false,
         }),
-        ..plain_experts(config.number(COUNT)?, config.number(EXPERTS_USED)?, width)
+        ..plain_experts(expert_count(config, COUNT)?, config.number(EXPERTS_USED)?, width)
     })
 }

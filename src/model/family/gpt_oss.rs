@@ -8,7 +8,7 @@ use super::common::{
 use super::gemma::reaches;
 use super::gemma2::one_base;
 use super::idle::{gguf, hf, Any, Numbers, DENSE};
-use super::keys::{ACTIVATION, ATTENTION_BIAS, EXPERTS_USED, EXPERT_MLP, MLP, WINDOW};
+use super::keys::{ACTIVATION, ATTENTION_BIAS, EXPERTS, EXPERTS_USED, EXPERT_MLP, MLP, WINDOW};
 use super::names;
 use super::names::{Mlx, Names};
 use super::qwen3_moe::expert_count;
@@ -127,6 +127,6 @@ fn experts(config: &dyn Config) -> Result<Experts, ModelError> {
         return Err(config.bad(ALSO_USED, format!("is not the {used} of `{}`", EXPERTS_USED.hf)));
     }
     let width = Key { gguf: EXPERT_MLP.gguf, hf: MLP.hf };
-    let plain = plain_experts(expert_count(config)?, used, config.number(width)?);
+    let plain = plain_experts(expert_count(config, EXPERTS)?, used, config.number(width)?);
     Ok(Experts { biases: true, ..plain })
 }

@@ -6,7 +6,7 @@ use super::common::{
     activation, attention, common, has_qkv_bias, layer_count, llama_layer, mlp, plain_experts,
     Family,
 };
-use super::idle::{gguf, hf, Any, DENSE, ON};
+use super::idle::{gguf, hf, Any, DENSE, NONE, ON};
 use super::keys::{
     ACTIVATION, ATTENTION_BIAS, EXPERTS, EXPERTS_USED, HEAD_DIM, LAYER_TYPES, MLP, MLP_BIAS,
 };
@@ -62,6 +62,7 @@ pub(super) const HYBRID: Family = Family {
     "num_local_experts": 8, "num_experts_per_tok": 2, "shared_intermediate_size": 1024
 }"#,
     idle: &[
+        hf("layers_block_type", NONE, "transformers takes it for `layer_types`"),
         hf("mamba_*", Any, NO_MAMBA),
         hf("time_step_*", Any, NO_MAMBA),
         hf("init_method", Any, "it is about training"),

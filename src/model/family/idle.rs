@@ -97,6 +97,8 @@ pub(super) const DENSE: &str =
 
 const OFF: Standing = Numbers(&[0.0]);
 pub(super) const ON: Standing = Numbers(&[1.0]);
+/// No value: what the key says would have to be carried out.
+pub(super) const NONE: Standing = Numbers(&[]);
 /// For llama.cpp 0 means "not set".
 const OFF_OR_ONE: Standing = Numbers(&[0.0, 1.0]);
 
@@ -122,6 +124,7 @@ const YARN: &str =
 const ALL: &[Idle] = &[
     // config.json: what transformers' PreTrainedConfig and its kin keep
     hf("model_type", Elsewhere, KIND),
+    hf("per_layer_config.*", NONE, "transformers gives layers settings of their own by it"),
     hf("architectures", Elsewhere, KIND),
     hf("_name_or_path", Any, KIND),
     hf("name_or_path", Any, KIND),

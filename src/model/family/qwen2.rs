@@ -47,7 +47,12 @@ pub(super) fn windows(config: &dyn Config, count: usize) -> Result<Vec<Option<us
         }
         other => Err(config.bad(LAYER_TYPES, format!("names a `{other}` layer"))),
     };
-    types.iter().map(of_type).collect()
+    let windows = types.iter().map(of_type).collect::<Result<Vec<_>, _>>()?;
+    let by_number = (0..count).map(|i| window.filter(|_| i >= from));
+    if config.in_file(WINDOW_FROM) && by_number.ne(windows.iter().copied()) {
+        return Err(config.bad(WINDOW_FROM, "contradicts `layer_types`"));
+    }
+    Ok(windows)
 }
 
 fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {

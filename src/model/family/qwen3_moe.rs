@@ -40,15 +40,15 @@ const NORMALISED: Key = Key { gguf: "", hf: "norm_topk_prob" };
 /// transformers 5 saves the number of experts under this name.
 const LOCAL_EXPERTS: Key = Key { gguf: "", hf: "num_local_experts" };
 
-/// The number of experts, for which the class has two names.
-pub(super) fn expert_count(config: &dyn Config) -> Result<usize, ModelError> {
-    match (config.optional_number(LOCAL_EXPERTS)?, config.optional_number(EXPERTS)?) {
+/// The number of experts, for which classes have this name beside their own.
+pub(super) fn expert_count(config: &dyn Config, own: Key) -> Result<usize, ModelError> {
+    match (config.optional_number(LOCAL_EXPERTS)?, config.optional_number(own)?) {
         (Some(local), Some(count)) if local != count => {
-            let message = format!("says {local}, and `{}` says {count}", EXPERTS.hf);
+            let message = format!("says {local}, and `{}` says {count}", own.hf);
             Err(config.bad(LOCAL_EXPERTS, message))
         }
         (Some(count), _) => Ok(count),
-        (None, _) => config.number(EXPERTS),
+        (None, _) => config.number(own),
     }
 }
 
@@ -60,7 +60,7 @@ pub(super) fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
         return Err(config.unsupported("a sliding window (use_sliding_window)"));
     }
     let attention = qk_normed(file, spec.hidden)?;
-    let (count, used) = (expert_count(config)?, config.number(EXPERTS_USED)?);
+    let (count, used) = (expert_count(config, EXPERTS)?, config.number(EXPERTS_USED)?);
     let experts = Experts {
         normalised: config.optional_flag(NORMALISED)?.unwrap_or(true),
         ..plain_experts(count, used, config.number(EXPERT_MLP)?)

@@ -20,7 +20,7 @@ pub(super) const FAMILY: Family = Family {
     // SmolLM3Config
     hf_defaults: r#"{
     "tie_word_embeddings": true, "num_key_value_heads": 4, "rope_theta": 2000000.0,
-    "no_rope_layer_interval": 4, "use_sliding_window": false, "attention_bias": false, "mlp_bias": false
+    "use_sliding_window": false, "attention_bias": false, "mlp_bias": false
 }"#,
     idle: &[],
     spec,
@@ -66,10 +66,14 @@ fn spec(file: &dyn Tensors) -> Result<Spec, ModelError> {
 
 /// Whether each layer has RoPE.
 fn ropes(config: &dyn Config, count: usize) -> Result<Vec<bool>, ModelError> {
-    let step = config.optional_number(STEP)?.unwrap_or(USUAL_STEP);
-    match config.flags(ROPES, count)? {
-        Some(flags) => Ok(flags),
-        None if step == 0 => Err(config.bad(STEP, "must not be 0")),
-        None => Ok((0..count).map(|i| !(i + 1).is_multiple_of(step)).collect()),
+    let said = config.optional_number(STEP)?;
+    let by_step = |step: usize| (1..=count).map(move |n| !n.is_multiple_of(step));
+    match (config.flags(ROPES, count)?, said) {
+        (Some(flags), Some(step)) if by_step(step).ne(flags.iter().copied()) => {
+            Err(config.bad(STEP, "contradicts `no_rope_layers`"))
+        }
+        (Some(flags), _) => Ok(flags),
+        (None, Some(0)) => Err(config.bad(STEP, "must not be 0")),
+        (None, _) => Ok(by_step(said.unwrap_or(USUAL_STEP)).collect()),
     }
 }

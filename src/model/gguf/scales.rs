@@ -41,19 +41,26 @@ impl Gguf {
         (tensors.get(own)?.of.name == SCALED).then_some((name, scale))
     }
 
-    /// Checks that every weight with scales has one, or one for each expert.
+    /// Checks that every weight with scales has one, or one for each expert, all finite and above 0.
     pub(super) fn check_scales(&self) -> Result<(), ModelError> {
         let faults = self.header.tensors.iter().filter_map(|(own, weights)| {
             let (name, scale) = self.scale(own, OF_WEIGHTS)?;
             let expected = count(&weights.shape);
             let is_sound =
                 scale.of.name == "F32" && scale.shape.iter().product::<usize>() == expected;
-            (!is_sound).then(|| {
-                format!(
+            if !is_sound {
+                return Some(format!(
                     "tensor `{name}` must hold {expected} numbers of F32, the scales of `{own}`; it is {} of the shape {:?}",
                     scale.of.name, scale.shape
-                )
-            })
+                ));
+            }
+            // programs that write them take them from magnitudes
+            let (numbers, _) = self.bytes_of(scale).as_chunks::<4>();
+            let mut numbers = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes));
+            let damaged = numbers.find(|number| *number <= 0.0 || !number.is_finite())?;
+            Some(format!(
+                "tensor `{name}` holds {damaged}, and the scales of `{own}` must be finite and above 0"
+            ))
         });
         // the first by its words, so that the same file always gives the same
         faults.min().map_or(Ok(()), |fault| Err(self.malformed(fault)))

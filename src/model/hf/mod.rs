@@ -67,6 +67,7 @@ pub(crate) struct HfCheckpoint {
 }
 
 /// A tensor in a file.
+#[derive(Clone)]
 struct Located {
     shard: usize,
     dtype: Dtype,

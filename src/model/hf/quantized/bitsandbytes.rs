@@ -166,7 +166,8 @@ struct State {
 fn four(raw: &mut Raw, name: String, end: &str) -> Result<(), ModelError> {
     let codes = raw.take(&name).ok_or_else(|| raw.absent(&name))?;
     let stored = raw.need(&format!("{name}{end}"), &[Dtype::U8])?;
-    let state = state(raw, &stored)?;
+    let kind = end.rsplit('_').next().unwrap_or_default();
+    let state = state(raw, &stored, kind)?;
     let elements: usize = state.shape.iter().product();
     let map = table(raw, &format!("{name}.quant_map"), 16)?;
     let known = if end.ends_with("nf4") { NF4 } else { FP4 };
@@ -199,7 +200,7 @@ fn four(raw: &mut Raw, name: String, end: &str) -> Result<(), ModelError> {
         return Err(raw.misfit(&codes, &state.shape));
     }
     parts.splice(0..0, [codes, map, scales]);
-    let label = end.rsplit('_').next().unwrap_or_default().to_ascii_uppercase();
+    let label = kind.to_ascii_uppercase();
     let how = Mapped { block: state.block, nested: state.nested };
     raw.put(name, state.shape, label, parts, how)
 }
@@ -213,9 +214,13 @@ fn table<'a>(raw: &mut Raw<'a>, name: &str, codes: usize) -> Result<Taken<'a>, M
     Err(raw.refuse(name, format!("has {:?} numbers and not {codes}", table.shape())))
 }
 
-fn state(raw: &Raw, stored: &Taken) -> Result<State, ModelError> {
+fn state(raw: &Raw, stored: &Taken, kind: &str) -> Result<State, ModelError> {
     let whole = json::object(raw.folder, stored.part().bytes)?;
     let refuse = |what: &str| raw.refuse(&stored.name, format!("{what}: {whole}"));
+    // the package chooses its kernel by this member, and not by the tensor's name
+    if whole.get("quant_type").is_some_and(|said| said != kind) {
+        return Err(refuse("names another kind of numbers than the tensor's name"));
+    }
     let number = |key: &str| whole.get(key).and_then(Value::as_u64).filter(|&n| n > 0);
     let shape: Option<Vec<usize>> = whole
         .get("shape")

@@ -24,6 +24,17 @@ pub(super) fn off_middle(
     points.find(|point| *point != middle)
 }
 
+/// Whether every one of the groups has as many inputs as it should. Kernels sort the inputs by their groups and then
+/// count them off, so in groups of other sizes they would take other scales.
+pub(super) fn groups_are_even(order: &Part, groups: usize, group: usize) -> bool {
+    let mut sizes = vec![0; groups];
+    let all_are_known = (0..order.count()).all(|input| {
+        let size = order.whole(input).and_then(|g| sizes.get_mut(usize::try_from(g).ok()?));
+        size.map(|size| *size += 1).is_some()
+    });
+    all_are_known && sizes.into_iter().all(|size| size == group)
+}
+
 /// Words, zero points, scales, and perhaps the group of each input.
 pub(super) struct ByColumns<C> {
     pub columns: C,

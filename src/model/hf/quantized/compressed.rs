@@ -3,13 +3,15 @@
 //! A layer's tensors say how it is quantized, and the configuration has groups of layers. A layer that is quantized as
 //! no group describes is an error, and so is one that is stored in another format than the description says.
 
+use super::columns::groups_are_even;
 use super::described::Described;
 use super::fp4::{Blocks, Whole};
 use super::raw::{Raw, Taken, SCALES};
-use super::scaled::{not_negative, Scaled};
+use super::scaled::{not_negative, one_above_zero, Scaled};
 use super::weight::{Dequantize, Grid, Part, Rows};
 use super::{kv_scheme, Known, Method};
 use crate::model::ModelError;
+use rayon::prelude::*;
 use safetensors::Dtype;
 use serde_json::json;
 
@@ -184,6 +186,12 @@ impl Method for Compressed {
     }
 }
 
+/// Whether all codes of eight bits are in the range of fewer.
+fn are_narrow(codes: &Taken, bits: usize) -> bool {
+    let end = 1i8 << (bits - 1);
+    codes.part().bytes.par_iter().all(|&code| (-end..end).contains(&(code as i8)))
+}
+
 fn drop_activations(raw: &mut Raw, stem: &str) {
     for end in ["input_scale", "input_zero_point", "input_global_scale"] {
         raw.drop(&format!("{stem}.{end}"));
@@ -251,8 +259,8 @@ impl Compressed {
         let formats =
             [if is_float { "float-quantized" } else { "int-quantized" }, "naive-quantized"];
         let (group, grid) = self.group(raw, &whole, (&scales, &formats), |group| {
-            let may_be_narrow = !is_float && group.bits < 8;
-            group.is_float == is_float && (group.bits == 8 || may_be_narrow)
+            group.is_float == is_float
+                && (group.bits == 8 || !is_float && are_narrow(&codes, group.bits))
         })?;
         if is_float {
             not_negative(raw, &scales)?;
@@ -324,16 +332,27 @@ impl Compressed {
         }
         let groups = columns.div_ceil(grid.run());
         let order = match order {
-            // the package takes groups in order if an index is negative
-            Some(order) if (0..columns).any(|i| order.part().whole(i) == Some(-1)) => None,
-            Some(order) => {
-                let is_group =
-                    |i| matches!(order.part().whole(i), Some(g) if (0..groups as i64).contains(&g));
-                if order.shape() != [columns] || !(0..columns).all(is_group) {
-                    return Err(raw.misfit(&order, &whole));
-                }
-                Some(order)
+            Some(order) if order.shape() != [columns] => {
+                return Err(raw.misfit(&order, &whole));
             }
+            // the package writes -1 everywhere if groups are in order
+            Some(order) if !group.is_ordered => {
+                let run = grid.run();
+                let stands = |i| order.part().whole(i);
+                let is_in_order = (0..columns).all(|i| stands(i) == Some((i / run) as i64));
+                if !is_in_order && !(0..columns).all(|i| stands(i) == Some(-1)) {
+                    return Err(raw.refuse(
+                        &order.name,
+                        "has inputs in an order of their own, and `actorder` of the description does not say so: \
+                         nothing says which is right",
+                    ));
+                }
+                None
+            }
+            Some(order) if !groups_are_even(&order.part(), groups, grid.run()) => {
+                return Err(raw.uneven(&order, groups, grid.run()));
+            }
+            Some(order) => Some(order),
             None => None,
         };
         let how =
@@ -357,15 +376,11 @@ impl Compressed {
         let format = if is_nv { "nvfp4-pack-quantized" } else { "mxfp4-pack-quantized" };
         let fits = |group: &Weights| group.is_float && group.bits == 4;
         let (_, grid) = self.group(raw, &whole, (&scales, &[format]), fits)?;
+        not_negative(raw, &scales)?;
         let mut parts = vec![codes, scales];
         if is_nv {
             let global = raw.need(&format!("{name}_global_scale"), &[Dtype::F32])?;
-            if global.part().count() != 1 {
-                return Err(raw.misfit(&global, &whole));
-            }
-            if global.part().float(0) <= 0.0 {
-                return Err(raw.refuse(&global.name, "is not above 0"));
-            }
+            one_above_zero(raw, &global, &whole)?;
             parts.push(global);
         }
         let (label, scale) = if is_nv { ("NVFP4", Whole::Over) } else { ("MXFP4", Whole::Nothing) };

@@ -1,7 +1,7 @@
 //! GPTQ as AutoGPTQ and GPTQModel write it, in both versions of the format: version 1 stores zero points less one.
 
 use super::autoround_members::members_of_autoround;
-use super::columns::{off_middle, ByColumns, Columns};
+use super::columns::{groups_are_even, off_middle, ByColumns, Columns};
 use super::described::Described;
 use super::raw::{Raw, Taken, SCALES};
 use super::weight::Part;
@@ -167,10 +167,11 @@ impl Method for Gptq {
                 }
             }
             if let Some(order) = &order {
-                let is_group =
-                    |i| matches!(order.part().whole(i), Some(g) if (0..groups as i64).contains(&g));
-                if order.shape() != [inputs] || !(0..inputs).all(is_group) {
+                if order.shape() != [inputs] {
                     return Err(raw.misfit(order, &whole));
+                }
+                if !groups_are_even(&order.part(), groups, group) {
+                    return Err(raw.uneven(order, groups, group));
                 }
                 self.is_as_described(raw, order, group)?;
             }

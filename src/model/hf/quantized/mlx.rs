@@ -3,6 +3,7 @@
 use super::described::Described;
 use super::fp4::{Blocks, Whole};
 use super::raw::{Raw, Taken, SCALES};
+use super::scaled::not_negative;
 use super::weight::{by_runs, Dequantize, Grid, Part, Rows};
 use super::{Known, Method};
 use crate::model::ModelError;
@@ -122,6 +123,7 @@ fn weight(raw: &mut Raw, stem: &str, settings: &Settings) -> Result<(), ModelErr
         "mxfp8" => raw.put(name, whole, "MXFP8", vec![words, scales], Eight { grid }),
         mode => {
             let scales = if mode == "nvfp4" { scales.seen_as(Dtype::F8_E4M3) } else { scales };
+            not_negative(raw, &scales)?;
             let parts: Vec<Taken> = vec![words, scales];
             let how = Blocks { grid, whole: Whole::Nothing };
             raw.put(name, whole, mode.to_ascii_uppercase(), parts, how)

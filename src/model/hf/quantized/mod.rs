@@ -15,6 +15,7 @@ mod fp4;
 mod fp8;
 mod gptq;
 mod kv_scheme;
+mod left_out;
 mod mlx;
 mod modelopt;
 mod mxfp4;
@@ -31,6 +32,7 @@ use super::{json, refused, Located, Stored};
 use crate::model::ModelError;
 use crate::source::pinned::{CONFIG, QUANTIZATION_FILES};
 use described::Described;
+use left_out::LeftOut;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 use std::fmt::Debug;
@@ -102,6 +104,10 @@ pub(super) struct Quantization {
     name: &'static str,
     /// Where the description stands.
     place: String,
+    /// Whether it is about all projections, and not about such as it names.
+    is_about_all: bool,
+    /// Further descriptions, which contradict nothing in this one and may say more.
+    others: Vec<Quantization>,
 }
 
 /// Members of config.json that describe how weights, activations or caches are quantized. `quantization` is
@@ -125,12 +131,16 @@ pub(super) fn described(
     let mut found: Option<Quantization> = None;
     let mut add = |path: &Path, place: &str, value: &Value| -> Result<(), ModelError> {
         let Some(new) = read(path, place, value)? else { return Ok(()) };
-        if let Some(known) = &found {
+        let Some(first) = &mut found else {
+            found = Some(new);
+            return Ok(());
+        };
+        for known in std::iter::once(&*first).chain(&first.others) {
             let differ = match known.name == new.name {
                 true => difference(&*known.method, &*new.method),
                 false => Some("the method"),
             };
-            let Some(differ) = differ else { return Ok(()) };
+            let Some(differ) = differ else { continue };
             let (one, other) = (&known.place, &new.place);
             let message = format!(
                 "{one} and {other} describe quantization in different ways: they differ in {differ}, and nothing says \
@@ -138,12 +148,13 @@ pub(super) fn described(
             );
             return Err(ModelError::refused(folder, message));
         }
-        found = Some(new);
+        first.others.push(new);
         Ok(())
     };
     for key in MEMBERS {
-        for place in [text, whole] {
-            add(&config, key, &place[key])?;
+        add(&config, key, &text[key])?;
+        if whole[key] != text[key] {
+            add(&config, key, &whole[key])?;
         }
     }
     for name in QUANTIZATION_FILES {
@@ -171,7 +182,24 @@ fn read(path: &Path, place: &str, value: &Value) -> Result<Option<Quantization>,
     let method = (known.read)(described)?;
     let file = path.file_name().unwrap_or_default().to_string_lossy();
     let place = if place.is_empty() { format!("`{file}`") } else { format!("`{place}` of {file}") };
-    Ok(Some(Quantization { method, name: known.names.first().unwrap_or(&name), place }))
+    let name = known.names.first().unwrap_or(&name);
+    let is_about_all = is_about_all(name, members);
+    Ok(Some(Quantization { method, name, place, is_about_all, others: Vec::new() }))
+}
+
+/// Whether a description is about all projections that its lists do not leave out.
+fn is_about_all(name: &str, members: &Map<String, Value>) -> bool {
+    let names = ["modules_in_block_to_quantize", "modules_to_convert"];
+    let has_names = names.iter().any(|key| members.get(*key).is_some_and(|list| !list.is_null()));
+    let linear = Value::from("Linear");
+    let is_of_class = |group: &Value| {
+        let targets = group.get("targets").and_then(Value::as_array);
+        targets.is_none_or(|targets| targets.contains(&linear))
+    };
+    let groups = members.get("config_groups").and_then(Value::as_object);
+    let is_of_classes = groups.is_none_or(|groups| groups.values().any(is_of_class));
+    // MXFP4 is for experts alone
+    name != "mxfp4" && !has_names && is_of_classes
 }
 
 /// The name of a method, given or by the members that only its descriptions have.
@@ -195,6 +223,7 @@ fn method_of(members: &Map<String, Value>) -> Option<String> {
 impl Quantization {
     /// Puts the quantized weights together, and returns notes for people about them.
     pub fn claim(&self, raw: &mut Raw) -> Result<Vec<String>, ModelError> {
+        self.others.iter().try_for_each(|other| other.fits(raw))?;
         self.method.claim(raw)?;
         self.has_no_codes_left(raw)?;
         if raw.count == 0 && self.method.has_weights() {
@@ -219,6 +248,7 @@ impl Quantization {
                 }
             ));
         }
+        notes.extend(self.unexplained(raw));
         if !raw.zero_biases.is_empty() {
             notes.push(format!(
                 "{} biases beside quantized weights are all zeros, as old tools wrote one for every layer: where the \
@@ -227,6 +257,15 @@ impl Quantization {
             ));
         }
         Ok(notes)
+    }
+
+    /// Checks a description by itself, since it may say of the tensors what no other one says.
+    fn fits(&self, raw: &Raw) -> Result<(), ModelError> {
+        raw.on_a_copy(|copy| {
+            self.method.claim(copy)?;
+            self.has_no_codes_left(copy)?;
+            self.leaves_out(copy)
+        })
     }
 
     /// Refuses codes that the method has left, because their scales are missing, or because the description is about
@@ -255,21 +294,41 @@ impl Quantization {
         Err(raw.refuse(&format!("{module}.weight"), message))
     }
 
-    /// Modules that the description leaves out by their whole name or its end must not be quantized. Patterns (`re:`, `*`)
-    /// and names of classes are not compared.
+    /// A note about what the descriptions do not explain: patterns that are not compared with the tensors, or plain
+    /// projections that nothing leaves out.
+    fn unexplained(&self, raw: &Raw) -> Option<String> {
+        let all = || std::iter::once(self).chain(&self.others);
+        let left_out = LeftOut::new(all().flat_map(|one| one.method.plain()));
+        let unread = left_out.unread();
+        if let Some(first) = unread.first() {
+            return Some(format!(
+                "{} patterns in the lists of modules that are left out, such as `{first}`, are not compared with the \
+                 tensors",
+                unread.len()
+            ));
+        }
+        let is_plain = |module: &String| {
+            let dtype = raw.dtype(&format!("{module}.weight"));
+            module.ends_with("_proj") && dtype.is_some_and(|dtype| raw::SCALES.contains(&dtype))
+        };
+        let plain = raw.stems(".weight").into_iter().filter(is_plain);
+        let plain: Vec<_> = plain.filter(|module| left_out.entry(module).is_none()).collect();
+        let first = plain.first().filter(|_| raw.count > 0 && all().all(|one| one.is_about_all))?;
+        Some(format!(
+            "{} projections, such as `{first}`, are not quantized, although {} does not leave them out",
+            plain.len(),
+            self.place
+        ))
+    }
+
+    /// Modules that the description leaves out must not be quantized.
     fn leaves_out(&self, raw: &Raw) -> Result<(), ModelError> {
+        let left_out = LeftOut::new(self.method.plain().iter());
         let weights =
             raw.tensors.iter().filter(|(_, stored)| matches!(stored, Stored::Quantized(_)));
         for (name, _) in weights {
             let module = name.strip_suffix(".weight").unwrap_or(name);
-            let is_named = |plain: &&String| {
-                module
-                    .strip_suffix(plain.as_str())
-                    .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-            };
-            if let Some(plain) =
-                self.method.plain().iter().filter(|plain| !plain.is_empty()).find(is_named)
-            {
+            if let Some(plain) = left_out.entry(module) {
                 let message = format!(
                     "is quantized, and {} leaves `{plain}` out: nothing says which is right",
                     self.place

@@ -5,7 +5,7 @@
 use super::described::Described;
 use super::fp4::{Blocks, Whole};
 use super::raw::Raw;
-use super::scaled::{not_negative, Scaled};
+use super::scaled::{not_negative, one_above_zero, Scaled};
 use super::weight::Grid;
 use super::{kv_scheme, Known, Method, Setting};
 use crate::model::ModelError;
@@ -142,8 +142,7 @@ fn nvfp4(raw: &mut Raw, name: String) -> Result<(), ModelError> {
     }
     let grid = Grid::of_groups(&whole, scales.shape(), GROUP);
     let grid = grid.ok_or_else(|| raw.misfit(&scales, &whole))?;
-    if global.part().count() != 1 {
-        return Err(raw.misfit(&global, &whole));
-    }
+    not_negative(raw, &scales)?;
+    one_above_zero(raw, &global, &whole)?;
     raw.put(name, whole, "NVFP4", vec![codes, scales, global], Blocks { grid, whole: Whole::Times })
 }

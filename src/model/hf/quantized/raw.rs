@@ -51,6 +51,17 @@ impl Taken<'_> {
 }
 
 impl<'a> Raw<'a> {
+    /// Does something with a copy of the tensors that nobody has taken, and leaves them as they are.
+    pub(super) fn on_a_copy<T>(&self, with: impl FnOnce(&mut Raw) -> T) -> T {
+        let plain = self.tensors.iter().filter_map(|(name, stored)| match stored {
+            Stored::Plain(located) => Some((name.clone(), Stored::Plain(located.clone()))),
+            Stored::Quantized(_) => None,
+        });
+        let (mut tensors, mut zero_biases) = (plain.collect(), BTreeSet::new());
+        let (tensors, zero_biases) = (&mut tensors, &mut zero_biases);
+        with(&mut Raw { tensors, zero_biases, count: 0, ..*self })
+    }
+
     /// What is left of the names of the text model's tensors that end so.
     pub fn stems(&self, end: &str) -> Vec<String> {
         let names = self.tensors.iter().filter(|(name, stored)| {
@@ -127,6 +138,14 @@ impl<'a> Raw<'a> {
         self.refuse(
             &taken.name,
             format!("has shape {shape:?}, which does not fit a weight of shape {whole:?} as the configuration describes it"),
+        )
+    }
+
+    /// An error about an order of inputs whose groups are not of one size.
+    pub(super) fn uneven(&self, order: &Taken, groups: usize, group: usize) -> ModelError {
+        self.refuse(
+            &order.name,
+            format!("does not give each of {groups} groups {group} inputs: the order is damaged"),
         )
     }
 

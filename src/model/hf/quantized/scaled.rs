@@ -4,6 +4,7 @@ use super::numbers::e4m3;
 use super::raw::{Raw, Taken};
 use super::weight::{by_runs, Dequantize, Grid, Part, Rows};
 use crate::model::ModelError;
+use rayon::prelude::*;
 use safetensors::Dtype;
 
 /// Codes, scales, and perhaps zero points of whole numbers.
@@ -28,14 +29,31 @@ impl Dequantize for Scaled {
     }
 }
 
-/// Refuses scales of FP8 below 0. All programs that write them take them from magnitudes, and engines take the largest
-/// of several, so that one below 0 is damage.
+/// Refuses a scale of the whole tensor that no program writes.
+pub(super) fn one_above_zero(raw: &Raw, scale: &Taken, whole: &[usize]) -> Result<(), ModelError> {
+    let part = scale.part();
+    if part.count() != 1 {
+        return Err(raw.misfit(scale, whole));
+    }
+    let why = match part.float(0) {
+        number if number <= 0.0 => format!("is {number}, and so is not above 0"),
+        number if !number.is_finite() => format!("is {number}, which is not finite"),
+        _ => return Ok(()),
+    };
+    Err(raw.refuse(&scale.name, why))
+}
+
+/// Refuses scales of FP8 or FP4 that are below 0 or not finite. All programs that write them take them from magnitudes,
+/// and engines take the largest of several, so that one below 0 is damage.
 pub(super) fn not_negative(raw: &Raw, scales: &Taken) -> Result<(), ModelError> {
     let part = scales.part();
-    match (0..part.count()).map(|i| part.float(i)).find(|scale| *scale < 0.0) {
+    let is_damaged = |scale: &f32| *scale < 0.0 || !scale.is_finite();
+    let scales_of_all = (0..part.count()).into_par_iter().map(|i| part.float(i));
+    match scales_of_all.find_first(is_damaged) {
         None => Ok(()),
         Some(scale) => {
-            Err(raw.refuse(&scales.name, format!("has the scale {scale}, which is below 0")))
+            let why = if scale < 0.0 { "below 0" } else { "not finite" };
+            Err(raw.refuse(&scales.name, format!("has the scale {scale}, which is {why}")))
         }
     }
 }
