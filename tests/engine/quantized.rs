@@ -432,6 +432,22 @@ fn autoround_is_read_by_the_name_of_its_packing() {
     // transformers takes this packing if none is named
     let own = said("autoround", "iters", json!(200));
     assert_eq!(said("autoround", "packing_format", Value::Null), own);
+    for (name, packing) in [
+        ("autoround", "auto_round:gptq"),
+        ("autoround-zeros", "auto_round:gptqmodel"),
+        ("autoround-awq", "auto_round:awq"),
+    ] {
+        let as_it_is = said(name, "iters", json!(200)).unwrap();
+        assert_eq!(said(name, "packing_format", json!(packing)).unwrap(), as_it_is, "{name}");
+    }
+    // old versions named the packing by another member, and its zero points would be read as others
+    let old = described("autoround-zeros", |config| {
+        let described = config["quantization_config"].as_object_mut().unwrap();
+        described.remove("packing_format");
+        described.insert("backend".into(), json!("auto_round:exllamav2"));
+    });
+    let error = open(old.path()).err().unwrap();
+    assert!(error.contains("is missing beside a `backend` of"), "{error}");
     let plain = described("autoround", |config| {
         let described = config["quantization_config"].as_object_mut().unwrap();
         described.remove("packing_format");

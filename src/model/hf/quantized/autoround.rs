@@ -20,10 +20,7 @@ const PACKINGS: [(&str, Option<i32>); 6] = [
 ];
 
 fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
-    let names = PACKINGS.map(|(name, _)| name);
-    // transformers takes the first version of GPTQ's packing if a description does not say
-    let packing = described.one_of("packing_format", &names)?;
-    let packing = packing.unwrap_or_else(|| "auto_round:gptq".into());
+    let packing = packing(&mut described)?;
     let more = PACKINGS.iter().find(|(name, _)| *name == packing).and_then(|(_, more)| *more);
     let known: &[usize] = if more.is_some() { &[2, 4, 8] } else { &[awq::BITS] };
     let bits = described.number("bits")?.unwrap_or(4);
@@ -39,8 +36,8 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     let symmetric = described.flag("sym")?.unwrap_or(true);
     let plain = layers_of_their_own(&mut described)?;
     members_of_autoround(&mut described)?;
-    // the blocks outside of these are plain, and kernels are a matter of who runs the model
-    described.pass_over(&["block_name_to_quantize", "to_quant_block_names", "backend", "lm_head"]);
+    // the blocks outside of these are plain
+    described.pass_over(&["block_name_to_quantize", "to_quant_block_names", "lm_head"]);
     described.close()?;
     let Some(more) = more else {
         return Ok(Box::new(Awq { group, zero_point: Some(!symmetric), plain }));
@@ -56,6 +53,26 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
         symmetric: Some(symmetric),
         plain,
     }))
+}
+
+/// The name of the packing. If a description has none, transformers takes the first version of GPTQ's. Beside a packing,
+/// `backend` is about kernels, which are a matter of who runs the model. Without one, it may be what versions of AutoRound
+/// before 0.5 called the packing.
+fn packing(described: &mut Described) -> Result<String, ModelError> {
+    let packing = described.one_of("packing_format", &PACKINGS.map(|(name, _)| name))?;
+    let backend = described.text("backend")?.filter(|backend| backend != "auto");
+    match (packing, backend) {
+        (Some(packing), _) => Ok(packing),
+        (None, None) => Ok("auto_round:gptq".into()),
+        (None, Some(backend)) => {
+            let message = format!(
+                "is missing beside a `backend` of `{backend}`, by which old versions of AutoRound named the packing: \
+                 say by `packing_format` whether zero points are stored less one (`auto_round:auto_gptq`) or not \
+                 (`auto_round`)"
+            );
+            Err(described.error("packing_format", message))
+        }
+    }
 }
 
 /// The modules that `extra_config` leaves plain. Modules that it quantizes in another way are refused.
