@@ -8,14 +8,14 @@
 //! The values are skewed: a few chunks can hold most of a scheme's divergence, and a sample that missed them looks
 //! harmless. So an upper end is not taken from the sample alone, but from the sample and one chunk more, which nobody has
 //! seen, and which is some [times](Unseen) as far above the mean as the farthest chunk that was seen. `docs/intervals.md` has
-//! the coverage that was measured with this rule and with others.
+//! the coverage that was measured.
 
 use super::Interval;
 use crate::results::statistics::Part;
 use std::collections::BTreeMap;
 
-/// How much farther above its mean than the farthest chunk the unseen one is. These are the least numbers, in halves, by
-/// which intervals of three real models missed in fewer than 7 of 100 draws of 8, 16 and 32 chunks.
+/// How much farther above its mean than the farthest chunk the unseen one is. The numbers were chosen by coverage: with
+/// them intervals of three real models missed in fewer than 7 of 100 draws of 8, 16 and 32 chunks.
 #[derive(Clone, Copy)]
 pub(super) struct Unseen(f64);
 
