@@ -149,6 +149,7 @@ fn descriptions_are_read_to_their_last_member() {
         ("modelopt-nvfp4", "quant_algo", json!("FP8"), &["num_bits` is 4", "says FP8"]),
         ("awq", "version", json!("gemv"), &["quantization_config.version", "gemv"]),
         ("awq", "bits", json!(8), &["quantization_config.bits", "8"]),
+        ("awq", "q_group_size", json!(64), &["q_group_size", "is 64, and `group_size` is"]),
         ("gptq", "bits", json!(3), &["quantization_config.bits", "3"]),
         ("gptq", "dynamic", json!({"-:.*": {}}), &["quantization_config.dynamic"]),
         ("gptq", "checkpoint_format", json!("marlin"), &["checkpoint_format", "marlin"]),

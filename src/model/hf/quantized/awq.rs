@@ -52,7 +52,15 @@ fn read(mut described: Described) -> Result<Box<dyn Method>, ModelError> {
     // a member of GPTQ's: AWQ's inputs have no order
     described.neutral("desc_act", &[json!(false)])?;
     members_of_autoround(&mut described)?;
-    let group = match described.take("group_size").or(described.take("q_group_size")) {
+    let sizes = [described.take("group_size"), described.take("q_group_size")];
+    if let [Some(one), Some(other)] = &sizes {
+        if one != other {
+            let message =
+                format!("is {other}, and `group_size` is {one}: nothing says which is right");
+            return Err(described.error("q_group_size", message));
+        }
+    }
+    let group = match sizes.into_iter().flatten().next() {
         Some(size) => group(&described, &size)?,
         None => Some(128),
     };
