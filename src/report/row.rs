@@ -81,7 +81,8 @@ impl<'a> Row<'a> {
     fn mean_kld(&self) -> Option<String> {
         let Outcome::Measured { statistics: s, parts } = &self.scheme?.outcome else { return None };
         let limits = self.cases[0].map_or(&[][..], |case| &case.limits);
-        let confidence = limits.iter().find_map(|limit| limit.confidence).unwrap_or(SHOWN);
+        let confidence =
+            limits.iter().find_map(|limit| limit.confidence).unwrap_or(interval::SHOWN);
         Some(match interval::of(Statistic::MeanKld, s, parts, confidence) {
             Ok(interval) => {
                 let [low, high] = [interval.low, interval.high].map(|end| significant(end, 2));
@@ -268,9 +269,6 @@ pub(super) fn verdict_words(case: &CaseResult) -> String {
     let words = format!("{} {}", verdict.symbol(), verdict.label());
     red_limit(case).map_or(words.clone(), |limit| format!("{words} {limit}"))
 }
-
-/// The confidence of intervals if the policy says none.
-const SHOWN: f64 = 0.95;
 
 /// The first columns: bits per element of K and V, and the mean KLD.
 const MEANS: [&str; 2] = ["bits K/V", "mean KLD"];

@@ -221,9 +221,10 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
 }
 
 /// The fields that are left out of a file where they say nothing. Other programs may write them all the same.
-const LEFT_OUT: [&str; 9] = [
+const LEFT_OUT: [&str; 10] = [
     "changes",
     "findings",
+    "histogram",
     "limits",
     "needs",
     "not_needed",

@@ -23,7 +23,7 @@ const HEADROOM: f64 = 1.5;
 /// It is also this many times the upper end of the value's interval, so that another machine's rounding leaves it kept.
 const HEADROOM_OF_INTERVAL: f64 = 1.1;
 /// The confidence that is proposed.
-const CONFIDENCE: f64 = 0.95;
+const CONFIDENCE: f64 = interval::SHOWN;
 /// The range of flips over the root of mean KLD that proposed limits keep. It is narrower than
 /// [`FLIPS_PER_ROOT_KLD`], outside of which the policy refuses a limit that never binds: people who round or edit
 /// one of the two limits by a little still have a policy that is accepted.

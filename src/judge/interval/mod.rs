@@ -14,7 +14,10 @@ pub use crate::results::statistics::LEAST_CHUNKS;
 use crate::results::statistics::{Part, Statistic, Statistics};
 use chunks::{Chunks, Unseen};
 
-/// The interval of 95 % of how far the mean KLD has moved from that of a golden, from the differences of the same chunks.
+/// The confidence of intervals that are shown where nobody asks for another.
+pub const SHOWN: f64 = 0.95;
+
+/// The interval, at the confidence [`SHOWN`], of how far the mean KLD has moved from that of a golden, from the differences of the same chunks.
 /// Chunks move together, so it is much narrower than the intervals of both means are. None if there are too few chunks,
 /// or not the same.
 #[must_use]
@@ -23,7 +26,7 @@ pub fn of_change(parts: &[Part], golden: &ChunkMeans) -> Option<[f64; 2]> {
         return None;
     }
     let moved = |part: &Part| per_token(part, part.kld) - golden.get(part).unwrap_or(f64::NAN);
-    let found = Chunks::of(parts, Unseen::SHARE, false, &moved).mean_of_differences(0.95);
+    let found = Chunks::of(parts, Unseen::SHARE, false, &moved).mean_of_differences(SHOWN);
     Some([found.low, found.high])
 }
 
@@ -58,7 +61,8 @@ pub enum NoInterval {
     OfTheModel,
 }
 
-/// The interval of a statistic, two-sided: its ends miss with (1 - `confidence`)/2 each, or less.
+/// The interval of a statistic, two-sided: each of its ends is meant to miss in (1 - `confidence`)/2 of all draws of
+/// chunks. `docs/intervals.md` has how often they did.
 ///
 /// # Errors
 /// Why it has none.

@@ -1,13 +1,10 @@
 //! Verdicts with a confidence: what intervals make of limits.
 
-use crate::judge::interval::{self, Interval, NoInterval};
+use crate::judge::interval::{self, Interval, NoInterval, SHOWN};
 use crate::policy::Expectation;
 use crate::results::statistics::{Direction, Part, Statistic, Statistics};
 use crate::results::verdict::{Decision, JudgedLimit, Verdict};
 use crate::text::numbers::significant;
-
-/// The confidence of intervals that are only shown.
-const SHOWN: f64 = 0.95;
 
 /// The interval of a value that a limit is judged by.
 ///
@@ -82,17 +79,16 @@ fn what_would_decide(limit: &JudgedLimit, chunks: usize) -> String {
         Direction::AtMost => [high, low],
         Direction::AtLeast => [low, high],
     };
-    let move_to = match kept.is_finite() {
-        true => format!(
-            "a limit of {} would be kept, and one of {} broken",
-            significant(kept, 3),
-            significant(broken, 3)
-        ),
-        false => {
-            "measure again with a kvgate that writes histograms of chunks, or measure more chunks"
-                .into()
-        }
-    };
+    if !kept.is_finite() {
+        return "nothing bounds the value from above: measure more chunks, or measure again with a kvgate that writes \
+                histograms of chunks"
+            .into();
+    }
+    let move_to = format!(
+        "a limit of {} would be kept, and one of {} broken",
+        significant(kept, 3),
+        significant(broken, 3)
+    );
     match chunks_that_decide(limit, (low, high), chunks) {
         Some(needed) => format!("about {needed} chunks would decide if the value stays; {move_to}"),
         None => format!("the value is too near the limit for more chunks to decide; {move_to}"),
