@@ -8,7 +8,7 @@ use crate::explain::page;
 use crate::explain::{self, terminal, ExplainError, Explanation, Options};
 use crate::files::write_atomically;
 use crate::kv::Scheme;
-use crate::measure::Request;
+use crate::measure::{Draw, Request};
 use crate::policy::{ModelPolicy, Policy, DEFAULT_PATH};
 use crate::progress::Bar;
 use crate::source::Source;
@@ -78,6 +78,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         corpus: &subject.corpus,
         context: subject.context,
         chunks: subject.chunks,
+        draw: Draw::First,
         baseline: Scheme::f16(),
         schemes: vec![(arguments.scheme.trim().into(), subject.scheme)],
         calibration: subject.calibration.as_deref(),

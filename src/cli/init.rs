@@ -8,7 +8,7 @@ use crate::init::policy::{is_skeleton, Draft, SCHEMES};
 use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
 use crate::judge::trust;
 use crate::kv::Scheme;
-use crate::measure::{measure, Request};
+use crate::measure::{measure, Draw, Request};
 use crate::policy::DEFAULT_PATH as POLICY;
 use crate::progress::Bar;
 use crate::repo;
@@ -181,6 +181,7 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
         corpus: &corpus,
         context: arguments.context,
         chunks: arguments.chunks,
+        draw: Draw::First,
         baseline: Scheme::f16(),
         schemes: schemes(&arguments.schemes)?,
         calibration: None,

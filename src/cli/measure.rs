@@ -5,7 +5,7 @@ use super::shared::{
 };
 use crate::judge::trust;
 use crate::measure::mimic::Mimic;
-use crate::measure::{measure, Generate, Request};
+use crate::measure::{measure, Draw, Generate, Request};
 use crate::model::decoder::Residency;
 use crate::progress::Bar;
 use crate::repo;
@@ -80,6 +80,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         corpus: &arguments.corpus,
         context: arguments.context,
         chunks: arguments.chunks,
+        draw: Draw::First,
         baseline: scheme(&arguments.baseline)?,
         schemes,
         calibration: arguments.calibration.as_deref(),

@@ -15,7 +15,7 @@ use crate::compute::Device;
 use crate::files::folder_of;
 use crate::golden::{self, Compared, Review};
 use crate::judge::{self, CompareError, Evidence, Judge, ModelEvidence};
-use crate::measure::{self, Generate, Request};
+use crate::measure::{self, Draw, Generate, Request};
 use crate::policy::{Cell, Diagnostic, ModelPolicy, Policy, PolicyError};
 use crate::progress::{Bar, Progress};
 use crate::repo;
@@ -73,6 +73,7 @@ pub(crate) fn request<'a>(
         corpus: &model.corpus,
         context: model.context,
         chunks: model.chunks,
+        draw: Draw::First,
         baseline: model.baseline.clone(),
         calibration: model.calibration.as_deref(),
         schemes: cells.iter().map(|cell| (cell.label.clone(), cell.scheme.clone())).collect(),

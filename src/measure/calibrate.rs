@@ -1,6 +1,6 @@
 //! `kvgate calibrate`: ranges and means of a model's K and V over a text.
 
-use super::corpus::Text;
+use super::corpus::{Draw, Text};
 use super::prepare::Prepared;
 use super::request::{MeasureError, Request};
 use super::tap::{observe, Observer};
@@ -41,6 +41,7 @@ pub fn calibrate(
         corpus,
         context,
         chunks,
+        draw: Draw::First,
         baseline: Scheme::f16(),
         schemes: Vec::new(),
         calibration: None,

@@ -26,6 +26,20 @@ pub fn scored(context: usize) -> Range<usize> {
     context / 2..context.saturating_sub(1)
 }
 
+/// Which chunks of the texts are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Draw {
+    /// The first ones of each text.
+    First,
+    /// Chunks from all over the texts, among those that [`Draw::First`] does not take.
+    Further {
+        /// How many chunks `First` takes.
+        first: usize,
+        /// How many of the further chunks have been taken before and are left out.
+        taken: usize,
+    },
+}
+
 /// Why a corpus gives no chunks.
 #[derive(Debug, thiserror::Error)]
 pub enum CorpusError {
@@ -44,9 +58,10 @@ pub enum CorpusError {
     #[error("corpus {}: {message}", path.display())]
     Tokens { path: PathBuf, message: String },
     /// The corpus has fewer chunks than were asked for.
-    #[error("the corpus has {found} chunks of {context} tokens, {wanted} were asked for ({lengths}); lower `chunks` or `context`, or add text")]
+    #[error("the corpus has {found} {}chunks of {context} tokens, {wanted} were asked for ({lengths}); lower `chunks` or `context`, or add text", further(*draw))]
     TooShort {
         found: usize,
+        draw: Draw,
         wanted: usize,
         context: usize,
         /// How many tokens each file has, in words.
@@ -59,6 +74,13 @@ pub enum CorpusError {
         repeated: usize,
         all: usize,
     },
+}
+
+fn further(draw: Draw) -> &'static str {
+    match draw {
+        Draw::First => "",
+        Draw::Further { .. } => "further ",
+    }
 }
 
 /// A file of the corpus that has been read.
@@ -81,6 +103,8 @@ impl Text {
 pub struct Corpus {
     /// The chunks that are measured.
     pub chunks: Vec<Chunk>,
+    /// How many further chunks could be drawn after these.
+    pub left: usize,
     /// All tokens of each text, including those that no chunk has.
     pub tokens: Vec<Vec<u32>>,
 }
@@ -221,8 +245,8 @@ pub fn repeated(chunks: &[Chunk]) -> Option<String> {
     ))
 }
 
-/// Cuts each text into chunks of `context` tokens and drops what is left at its end. Then takes chunks from the texts
-/// in turn until there are `wanted`.
+/// Cuts each text into chunks of `context` tokens and drops what is left at its end. Then takes the first chunks of
+/// the texts in turn until there are `wanted`.
 ///
 /// # Errors
 /// If the corpus has fewer chunks, or the tokenizer cannot encode it.
@@ -232,10 +256,10 @@ pub fn chunks(
     context: usize,
     wanted: usize,
 ) -> Result<Vec<Chunk>, CorpusError> {
-    tokenized(texts, tokenizer, context, wanted).map(|corpus| corpus.chunks)
+    tokenized(texts, tokenizer, context, (Draw::First, wanted)).map(|corpus| corpus.chunks)
 }
 
-/// As [`chunks`], and gives all tokens of the texts beside them.
+/// As [`chunks`], for chunks that are drawn in any way, and gives all tokens of the texts beside them.
 ///
 /// # Errors
 /// As [`chunks`].
@@ -243,7 +267,7 @@ pub fn tokenized(
     texts: &[Text],
     tokenizer: &Tokenizer,
     context: usize,
-    wanted: usize,
+    (draw, wanted): (Draw, usize),
 ) -> Result<Corpus, CorpusError> {
     let mut files = Vec::new();
     let mut all = Vec::new();
@@ -256,14 +280,47 @@ pub fn tokenized(
         files.push(cut(&text.file.category, &tokens, context, tokenizer.bos));
         all.push(tokens);
     }
-    let found = files.iter().map(Vec::len).sum();
+    let seeds: Vec<&str> = texts.iter().map(|text| text.file.sha256.as_str()).collect();
+    let mut chunks = drawn(files, &seeds, draw);
+    let found = chunks.len();
     if found < wanted {
         let lengths = lengths.join(", ");
-        return Err(CorpusError::TooShort { found, wanted, context, lengths });
+        return Err(CorpusError::TooShort { found, draw, wanted, context, lengths });
     }
+    chunks.truncate(wanted);
+    Ok(Corpus { chunks, left: found - wanted, tokens: all })
+}
+
+/// The chunks of files in the order in which they are taken. Files take turns. The further chunks of a file are in an
+/// order that looks random and that the seed of the file decides, which is the hash of its text: so they come from all
+/// over the text, and every run draws the same ones.
+fn drawn(files: Vec<Vec<Chunk>>, seeds: &[&str], draw: Draw) -> Vec<Chunk> {
+    let Draw::Further { first, taken } = draw else { return in_turn(files) };
+    let mut places = vec![0; files.len()];
+    for (file, _) in turns(&files).take(first) {
+        places[file] += 1;
+    }
+    let rest = files.into_iter().zip(places).zip(seeds).map(|((mut file, first), seed)| {
+        let mut rest = file.split_off(first.min(file.len()));
+        rest.sort_by_cached_key(|chunk| {
+            crate::hash::of_bytes(format!("kvgate chunk {} of {seed}", chunk.index).as_bytes())
+        });
+        rest
+    });
+    let mut further = in_turn(rest.collect());
+    further.drain(..taken.min(further.len()));
+    further
+}
+
+/// The places of chunks, each as file and number, if files take turns.
+fn turns(files: &[Vec<Chunk>]) -> impl Iterator<Item = (usize, usize)> + '_ {
     let longest = files.iter().map(Vec::len).max().unwrap_or(0);
-    let dealt = (0..longest).flat_map(|i| files.iter().filter_map(move |file| file.get(i)));
-    Ok(Corpus { chunks: dealt.take(wanted).cloned().collect(), tokens: all })
+    let turn = |i: usize| files.iter().enumerate().filter(move |(_, f)| i < f.len());
+    (0..longest).flat_map(move |i| turn(i).map(move |(file, _)| (file, i)))
+}
+
+fn in_turn(files: Vec<Vec<Chunk>>) -> Vec<Chunk> {
+    turns(&files).map(|(file, i)| files[file][i].clone()).collect()
 }
 
 fn cut(category: &str, tokens: &[u32], context: usize, bos: Option<u32>) -> Vec<Chunk> {
@@ -291,6 +348,35 @@ mod tests {
         assert_eq!(cut.len(), 2);
         assert_eq!((cut[1].tokens[0], cut[1].tokens[1], cut[1].index), (99, 17, 1));
         assert_eq!(cut[0].scored, 8..15);
+    }
+
+    /// Further chunks are those that were not first, each once, from all over the texts, whatever the portions.
+    #[test]
+    fn further_chunks_come_from_all_over_what_is_left() {
+        let file = |name: &str, chunks: u32| {
+            let tokens: Vec<u32> = (0..4 * chunks).collect();
+            cut(name, &tokens, 4, None)
+        };
+        let files = || vec![file("a", 40), file("b", 3), file("c", 40)];
+        let names = |draw: Draw| -> Vec<(String, usize)> {
+            let chunks = drawn(files(), &["x", "y", "z"], draw).into_iter();
+            chunks.map(|chunk| (chunk.category, chunk.index)).collect()
+        };
+        let first = names(Draw::First);
+        assert_eq!(first.len(), 83);
+        let further = |taken| names(Draw::Further { first: 8, taken });
+        let rest = further(0);
+        let mut all = [&first[..8], &rest[..]].concat();
+        all.sort();
+        let mut every = first.clone();
+        every.sort();
+        assert_eq!(all, every, "each chunk once");
+        assert_eq!(further(10), rest[10..], "portions do not change the order");
+        assert_eq!(further(500), []);
+        let of_a: Vec<usize> = rest[..20].iter().filter(|c| c.0 == "a").map(|c| c.1).collect();
+        assert!(of_a.iter().any(|i| *i < 15) && of_a.iter().any(|i| *i > 27), "{of_a:?}");
+        let other = drawn(files(), &["w", "y", "z"], Draw::Further { first: 8, taken: 0 });
+        assert_ne!(other[0].index, rest[0].1, "another text, another order");
     }
 
     #[test]

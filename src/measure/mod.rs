@@ -21,6 +21,7 @@ pub mod sanity;
 mod shape;
 mod tap;
 
+pub use corpus::Draw;
 pub(crate) use lanes::{controls, group, run_schemes, BAD_LANE_KLD};
 pub use request::{Generate, MeasureError, Measured, Request};
 pub(crate) use tap::{observe, Observer};
@@ -74,9 +75,10 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         notes: prepared.notes(remark),
     };
     let controls = lanes::controls(&prepared, found.controls);
+    let chunks_left = prepared.corpus.left;
     let (model, Prepared { subject, conditions, .. }) = (request.model.to_string(), prepared);
     let measurement = Measurement { model, subject, conditions, run, controls, schemes, generated };
-    Ok(Measured { measurement, positions })
+    Ok(Measured { measurement, positions, chunks_left })
 }
 
 /// The card that computed, with the memory that was taken there.

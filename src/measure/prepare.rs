@@ -90,8 +90,8 @@ impl<'r> Prepared<'r> {
         let texts = request.corpus.iter().map(|path| corpus::read(path));
         let texts = texts.collect::<Result<Vec<_>, _>>()?;
         let schemes = prepare_schemes(request, &subject, &texts, &layout)?;
-        let corpus =
-            corpus::tokenized(&texts, &checkpoint.tokenizer, request.context, request.chunks)?;
+        let wanted = (request.draw, request.chunks);
+        let corpus = corpus::tokenized(&texts, &checkpoint.tokenizer, request.context, wanted)?;
         if request.is_gated {
             corpus::mostly_new(&corpus.chunks)?;
         }

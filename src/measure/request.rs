@@ -1,6 +1,6 @@
 //! What is to be measured, what a measurement gives, and why there may be none.
 
-use super::corpus::CorpusError;
+use super::corpus::{CorpusError, Draw};
 use super::mimic::Mimic;
 use super::prompts::PromptError;
 use super::sanity::{Doubt, SUSPICION};
@@ -30,6 +30,8 @@ pub struct Request<'a> {
     pub context: usize,
     /// How many chunks are measured.
     pub chunks: usize,
+    /// Which chunks these are.
+    pub draw: Draw,
     /// The scheme that all others are compared with.
     pub baseline: Scheme,
     /// The schemes to measure, each with the label that its result will have.
@@ -65,6 +67,8 @@ pub struct Measured {
     pub measurement: Measurement,
     /// The scored positions of each scheme that has numbers, by its label.
     pub positions: Vec<(String, Vec<Position>)>,
+    /// How many further chunks could be drawn from the texts after those that were measured.
+    pub chunks_left: usize,
 }
 
 /// Why a model could not be measured at all. What concerns one scheme alone stands in the result of that scheme.

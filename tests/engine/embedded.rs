@@ -9,7 +9,7 @@ use candle_core::{safetensors, Device};
 use kvgate::internals::compute;
 use kvgate::internals::kv::packed::PackedCache;
 use kvgate::internals::measure::sanity::Unigram;
-use kvgate::internals::measure::{corpus, measure, Request};
+use kvgate::internals::measure::{corpus, measure, Draw, Request};
 use kvgate::internals::model::decoder::{Decoder, Residency};
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::results::statistics::Position;
@@ -55,6 +55,7 @@ fn identity_is_exact_for_any_number_of_chunks() {
                 corpus: &[support::corpus("persuasion.txt")],
                 context,
                 chunks,
+                draw: Draw::First,
                 baseline: "f16".parse().unwrap(),
                 schemes: vec![("f16".into(), "f16".parse().unwrap())],
                 calibration: None,
@@ -93,6 +94,7 @@ fn a_router_without_numbers_names_its_layer() {
         corpus: &[support::corpus("persuasion.txt")],
         context: 64,
         chunks: 1,
+        draw: Draw::First,
         baseline: "f16".parse().unwrap(),
         schemes: Vec::new(),
         calibration: None,
@@ -113,7 +115,8 @@ fn a_unigram_model_has_the_perplexity_that_an_independent_script_gives_it() {
         let checkpoint = Checkpoint::open(&Source::at(root().join("models").join(model))).unwrap();
         let text = corpus::read(&support::corpus("persuasion.txt")).unwrap();
         assert!(text.remarks().is_empty());
-        let corpus = corpus::tokenized(&[text], &checkpoint.tokenizer, 512, 12).unwrap();
+        let corpus =
+            corpus::tokenized(&[text], &checkpoint.tokenizer, 512, (Draw::First, 12)).unwrap();
         assert_eq!(corpus::repeated(&corpus.chunks), None);
         let targets = corpus.chunks.iter().flat_map(|chunk| {
             let scored = chunk.scored.clone();
@@ -140,6 +143,7 @@ fn a_baseline_worse_than_a_unigram_model_is_judged_by_nobody() {
             corpus: std::slice::from_ref(&text),
             context: 64,
             chunks: 1,
+            draw: Draw::First,
             baseline: "f16".parse().unwrap(),
             schemes: vec![("q8_0".into(), "q8_0".parse().unwrap())],
             calibration: None,

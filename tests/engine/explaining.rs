@@ -5,7 +5,7 @@ use crate::support::root;
 use kvgate::internals::compute::Device;
 use kvgate::internals::explain::{explain, Explanation, Options};
 use kvgate::internals::kv::layout::KvSide;
-use kvgate::internals::measure::{measure, Request};
+use kvgate::internals::measure::{measure, Draw, Request};
 use kvgate::internals::results::Outcome;
 use kvgate::internals::source::Source;
 use std::collections::BTreeSet;
@@ -17,6 +17,7 @@ fn with_request<R>(model: &str, scheme: &str, f: impl FnOnce(&Request) -> R) -> 
         corpus: &[support::corpus("persuasion.txt")],
         context: 256,
         chunks: 2,
+        draw: Draw::First,
         baseline: "f16".parse().unwrap(),
         schemes: vec![(scheme.into(), scheme.parse().unwrap())],
         calibration: None,

@@ -14,7 +14,7 @@ use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::kv::Scheme;
 use kvgate::internals::measure::corpus::{self, scored, Chunk};
 use kvgate::internals::measure::engine::{self, Lane, LaneResult};
-use kvgate::internals::measure::{measure, Measured, Request};
+use kvgate::internals::measure::{measure, Draw, Measured, Request};
 use kvgate::internals::model::decoder::{Decoder, Residency, Rows};
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::results::statistics::Position;
@@ -236,6 +236,7 @@ fn measured_with(
         corpus: &[repository.path("corpus.txt")],
         context: 64,
         chunks: 2,
+        draw: Draw::First,
         baseline: baseline.parse().unwrap(),
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
         calibration: None,

@@ -6,7 +6,7 @@ use kvgate::internals::kv::effective::Effective;
 use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::measure::generate::{greedy, Writing};
 use kvgate::internals::measure::prompts::{Prompt, PromptSet};
-use kvgate::internals::measure::{measure, Generate, Request};
+use kvgate::internals::measure::{measure, Draw, Generate, Request};
 use kvgate::internals::model::decoder::Residency;
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;
@@ -34,6 +34,7 @@ pub fn replay_and_decode(
         corpus: &[super::corpus("persuasion.txt")],
         context: 128,
         chunks: 1,
+        draw: Draw::First,
         baseline: "f16".parse().unwrap(),
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
         calibration: None,
