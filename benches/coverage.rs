@@ -8,7 +8,8 @@
 //! above it, and how far the median upper end lies above the truth. `positions` is the value ± 2 standard errors that take
 //! positions as independent.
 //!
-//! Then it says what verdicts a limit gets that is so many times the true mean KLD, and how often two schemes whose true
+//! Then it says what verdicts a limit gets that is so many times the true mean KLD, in one look and in several
+//! (`max_chunks`, with the share of chunks that all looks would measure), and how often two schemes whose true
 //! means differ by 5 to 60 % are told apart on the same chunks, by their intervals and by the differences of their chunks.
 
 use kvgate::internals::golden::ChunkMeans;
@@ -20,6 +21,10 @@ use std::path::Path;
 
 const DRAWS: usize = 1000;
 const COUNTS: [usize; 3] = [8, 16, 32];
+/// Chunks in all at each look.
+const LOOKS: [usize; 4] = [8, 16, 32, 64];
+/// Limits, as multiples of the true mean KLD.
+const TIMES: [f64; 4] = [1.0, 1.25, 1.5, 2.0];
 const STATISTICS: [Statistic; 6] = [
     Statistic::MeanKld,
     Statistic::Top1Agreement,
@@ -122,6 +127,7 @@ fn main() {
         );
         for (scheme, categories) in measured.iter().filter(|(scheme, _)| is_wanted(scheme)) {
             verdicts(&format!("{} {scheme}", measurement.model), categories);
+            looks(&format!("{} {scheme}", measurement.model), categories);
         }
         println!(
             "\n{:48} truth  by intervals  by differences of chunks, which missed the truth",
@@ -147,6 +153,51 @@ fn by_category(parts: &[Part]) -> Vec<Vec<Part>> {
     categories.into_values().collect()
 }
 
+/// What is made of limits on the mean KLD by looks at 8 chunks and, while they leave the verdict open, at twice as many
+/// each time, each look with its share of what the confidence leaves to chance.
+fn looks(name: &str, categories: &[Vec<Part>]) {
+    let truth = made(&categories.concat()).mean_kld;
+    let of_each = 1.0 - 0.05 / LOOKS.len() as f64;
+    let mut found = [[0; 3]; 4];
+    let mut measured = [0; 4];
+    for draw in 0..DRAWS {
+        let most = *LOOKS.last().expect("there are looks");
+        let parts = Random(draw as u64).draw(categories, most);
+        // the first chunks of each category
+        let of_category = most / categories.len();
+        let first = |count: usize| -> Vec<Part> {
+            let each = count / categories.len();
+            let of = parts.chunks(of_category);
+            of.flat_map(|parts| parts[..each].iter().cloned()).collect()
+        };
+        let intervals = LOOKS.map(|count| {
+            let seen = first(count);
+            interval::of(Statistic::MeanKld, &made(&seen), &seen, of_each).expect("it has one")
+        });
+        for ((found, measured), times) in found.iter_mut().zip(&mut measured).zip(TIMES) {
+            let bound = times * truth;
+            let decided = |i: &interval::Interval| i.high <= bound || i.low > bound;
+            let look = intervals.iter().position(decided).unwrap_or(LOOKS.len() - 1);
+            found[verdict(&intervals[look], bound)] += 1;
+            *measured += LOOKS[look];
+        }
+    }
+    let cells = found.iter().zip(measured).map(|(found, measured)| {
+        let shares = found.map(|n| format!("{:5.1}", 100.0 * f64::from(n) / DRAWS as f64));
+        format!("{} {:5.1} chunks", shares.join(" "), measured as f64 / DRAWS as f64)
+    });
+    println!("{name:24} looks {}", cells.collect::<Vec<_>>().join("  |"));
+}
+
+/// Whether a limit is kept, broken, or neither.
+fn verdict(interval: &interval::Interval, bound: f64) -> usize {
+    match (interval.high <= bound, interval.low > bound) {
+        (true, _) => 0,
+        (false, true) => 1,
+        (false, false) => 2,
+    }
+}
+
 /// What is made of limits on the mean KLD, by the interval of drawn chunks.
 fn verdicts(name: &str, categories: &[Vec<Part>]) {
     let truth = made(&categories.concat()).mean_kld;
@@ -156,15 +207,8 @@ fn verdicts(name: &str, categories: &[Vec<Part>]) {
         for _ in 0..DRAWS {
             let drawn = random.draw(categories, count);
             let interval = mean_interval(&drawn);
-            for (found, times) in found.iter_mut().zip([1.0, 1.25, 1.5, 2.0]) {
-                let bound = times * truth;
-                found[if interval.high <= bound {
-                    0
-                } else if interval.low > bound {
-                    1
-                } else {
-                    2
-                }] += 1;
+            for (found, times) in found.iter_mut().zip(TIMES) {
+                found[verdict(&interval, times * truth)] += 1;
             }
         }
         let shares = found.map(|found| {

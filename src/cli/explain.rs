@@ -1,17 +1,22 @@
 //! `kvgate explain`: where the harm that a scheme does to a model comes from.
 
 use super::shared::{
-    measurable, name, say_coloured, scheme, On, Reading, Stop, NOT_MEASURED, USAGE,
+    measurable, name, say, say_coloured, scheme, On, Reading, Stop, NOT_MEASURED, USAGE,
 };
 #[cfg(feature = "reports")]
 use crate::explain::page;
-use crate::explain::{self, terminal, ExplainError, Explanation, Options};
+use crate::explain::{self, terminal, ExplainError, Explanation, Options, CHANNELS};
 use crate::files::write_atomically;
+use crate::gate::{self, Project};
 use crate::kv::Scheme;
 use crate::measure::{Draw, Request};
-use crate::policy::{ModelPolicy, Policy, DEFAULT_PATH};
+use crate::policy::{Cell, ModelPolicy, Policy, DEFAULT_PATH};
 use crate::progress::Bar;
+use crate::report::Report;
+use crate::results::case::CaseKind;
+use crate::results::verdict::Verdict;
 use crate::source::Source;
+use crate::text::out;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +45,7 @@ pub(super) struct Arguments {
     #[arg(long)]
     heads: bool,
     /// How many channels of each head one of the experiments keeps exact
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = CHANNELS as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     channels: u32,
     #[command(flatten)]
     reading: Reading,
@@ -66,6 +71,7 @@ struct Subject {
     corpus: Vec<PathBuf>,
     context: usize,
     chunks: usize,
+    baseline: Scheme,
     calibration: Option<PathBuf>,
 }
 
@@ -79,7 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         context: subject.context,
         chunks: subject.chunks,
         draw: Draw::First,
-        baseline: Scheme::f16(),
+        baseline: subject.baseline,
         schemes: vec![(arguments.scheme.trim().into(), subject.scheme)],
         calibration: subject.calibration.as_deref(),
         generate: None,
@@ -89,17 +95,53 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         is_gated: false,
     };
     let options = Options { channels: arguments.channels as usize, by_head: arguments.heads };
-    let explained = {
-        let bar = Bar::new(request.model);
-        explain::explain(&request, options, &|what, done, all| bar.update(what, done, all))
-    };
-    let explanation = explained.map_err(|error| {
+    let explanation = explained(&request, options).map_err(|error| {
         let code = if matches!(error, ExplainError::Exact { .. }) { USAGE } else { NOT_MEASURED };
         Stop::new(code, error.to_string())
     })?;
     say_coloured(terminal::render(&explanation).trim_end())?;
     write(arguments, &explanation)?;
     Ok(0)
+}
+
+fn explained(request: &Request, options: Options) -> Result<Explanation, ExplainError> {
+    let bar = Bar::new(request.model);
+    explain::explain(request, options, &|what, done, all| bar.update(what, done, all))
+}
+
+/// Explains every scheme of a run that breaks a limit which it must keep: prints what was found, and writes a page with
+/// the heat map beside the results. What cannot be explained is said, and is no error, because the verdict is known.
+pub(super) fn regressed(project: &Project, report: &Report) -> Result<(), Stop> {
+    let is_regressed = |model: &ModelPolicy, cell: &Cell| {
+        let case = model.case(cell, CaseKind::Kld).to_string();
+        report
+            .results
+            .cases
+            .iter()
+            .any(|judged| judged.case == case && judged.verdict == Verdict::Regressed)
+    };
+    for model in &project.policy.models {
+        for cell in model.cells.iter().filter(|cell| is_regressed(model, cell)) {
+            let request = Request {
+                generate: None,
+                is_gated: false,
+                ..gate::request(model, &[cell], None, &project.device)
+            };
+            say(format!("\nwhy {} is red", model.cell_name(cell)))?;
+            match explained(&request, Options::default()) {
+                Ok(explanation) => {
+                    say_coloured(terminal::render(&explanation).trim_end())?;
+                    let stem = model.cell_name(cell).file_stem();
+                    write_page(
+                        &project.results.join(format!("explain-{stem}.html")),
+                        &explanation,
+                    )?;
+                }
+                Err(error) => out::eprint(format!("warning: it cannot be explained: {error}")),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn subject(arguments: &Arguments) -> Result<Subject, Stop> {
@@ -135,6 +177,7 @@ fn subject(arguments: &Arguments) -> Result<Subject, Stop> {
         corpus,
         context: arguments.context.or(from_policy(|model| model.context)).unwrap_or(512),
         chunks: arguments.chunks.or(from_policy(|model| model.chunks)).unwrap_or(8),
+        baseline: model.map_or_else(Scheme::f16, |model| model.baseline.clone()),
         calibration: arguments.calibration.clone().or(own),
     })
 }
@@ -153,20 +196,32 @@ fn named<'p>(policy: &'p Policy, model: &Path) -> Option<&'p ModelPolicy> {
 }
 
 fn write(arguments: &Arguments, explanation: &Explanation) -> Result<(), Stop> {
-    let stop = |path: &Path, error: String| {
-        Stop::new(NOT_MEASURED, format!("{} cannot be written: {error}", path.display()))
-    };
     if let Some(path) = &arguments.json {
         let json = serde_json::to_string_pretty(explanation);
-        let json = json.map_err(|error| stop(path, error.to_string()))?;
+        let json = json.map_err(|error| unwritten(path, &error))?;
         write_atomically(path, |file| writeln!(file, "{json}"))
-            .map_err(|error| stop(path, error.to_string()))?;
+            .map_err(|error| unwritten(path, &error))?;
     }
     #[cfg(feature = "reports")]
     if let Some(path) = &arguments.html {
-        let page = page::render(explanation).map_err(|error| stop(path, error.to_string()))?;
-        write_atomically(path, |file| file.write_all(page.as_bytes()))
-            .map_err(|error| stop(path, error.to_string()))?;
+        write_page(path, explanation)?;
     }
     Ok(())
+}
+
+#[cfg(feature = "reports")]
+fn write_page(path: &Path, explanation: &Explanation) -> Result<(), Stop> {
+    let page = page::render(explanation).map_err(|error| unwritten(path, &error))?;
+    write_atomically(path, |file| file.write_all(page.as_bytes()))
+        .map_err(|error| unwritten(path, &error))
+}
+
+/// Without reports there are no pages.
+#[cfg(not(feature = "reports"))]
+fn write_page(_: &Path, _: &Explanation) -> Result<(), Stop> {
+    Ok(())
+}
+
+fn unwritten(path: &Path, error: &dyn std::error::Error) -> Stop {
+    Stop::new(NOT_MEASURED, format!("{} cannot be written: {error}", path.display()))
 }

@@ -1,5 +1,6 @@
 //! `kvgate run` runs the gate: it measures the selected cases and judges them.
 
+use super::explain;
 #[cfg(feature = "git")]
 use super::shared::USAGE;
 use super::shared::{say, Config, On, Stop, NOTHING_SELECTED, NOT_MEASURED};
@@ -46,6 +47,9 @@ pub(super) struct Arguments {
     #[cfg(feature = "git")]
     #[arg(long, value_name = "REVISION", requires = "changed")]
     against: Option<String>,
+    /// Say of each scheme that breaks a limit which it must keep where its harm comes from, as `kvgate explain` does
+    #[arg(long)]
+    explain: bool,
     /// The folder for results.json and for the files with the numbers of each position [default: kvgate-results
     /// beside the policy]
     #[arg(long, value_name = "FOLDER")]
@@ -77,6 +81,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     for error in report::emit(&report, &outputs) {
         written &= error.is_warning();
         out::eprint(format!("{}: {error}", if error.is_warning() { "warning" } else { "error" }));
+    }
+    if arguments.explain {
+        explain::regressed(&project, &report)?;
     }
     Ok(match report.exit_code() {
         0 if !written => NOT_MEASURED,

@@ -38,6 +38,9 @@ use tap::Tap;
 /// The version of the format of an explanation as JSON.
 const FORMAT: u32 = 1;
 
+/// How many channels of each head an experiment keeps exact if nobody says another number.
+pub const CHANNELS: usize = 4;
+
 /// What an explanation may be asked for beside the scheme.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -45,6 +48,12 @@ pub struct Options {
     pub channels: usize,
     /// Whether each KV head is a site of its own.
     pub by_head: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { channels: CHANNELS, by_head: false }
+    }
 }
 
 /// Where the harm of a scheme comes from.

@@ -3,6 +3,7 @@
 pub(crate) mod device;
 mod error;
 pub mod harness;
+mod looks;
 pub mod plan;
 pub mod select;
 mod store;
@@ -138,8 +139,8 @@ impl Project {
         cells.filter(|(c, _)| wanted(*c)).map(|(_, cell)| cell).collect()
     }
 
-    /// Measures some cells of a model in one pass, shows the progress, and writes the scored positions beside the
-    /// results.
+    /// Measures some cells of a model in one pass, shows the progress, and writes the scored positions of the first
+    /// chunks beside the results. If verdicts are open, further chunks are measured as the policy allows.
     ///
     /// # Errors
     /// What keeps the whole model from being measured. That the positions could not be written is no such error: it is
@@ -166,7 +167,9 @@ impl Project {
             Some(_) => golden::read_text(&self.root, &model.name)?,
         };
         let request = request(model, cells, accepted_text.as_ref(), &self.device);
-        Ok(measure::measure(&request, progress)?)
+        let mut measured = measure::measure(&request, progress)?;
+        looks::look_again(model, cells, &self.device, &mut measured, progress)?;
+        Ok(measured)
     }
 
     /// Judges a case by what was measured of its model, and offers a golden that has changed to insta.

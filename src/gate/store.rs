@@ -2,8 +2,8 @@
 //!
 //! nextest starts a process for each case, and a process knows only its own case. The first process of a
 //! model measures all of the model's schemes under a file lock; the others wait for the lock and read the
-//! result. The key of an entry holds everything that values depend on, and never a limit: another executable,
-//! model, text or condition makes another entry.
+//! result. The key of an entry holds everything that values depend on: another executable, model, text or condition
+//! makes another entry. Another limit does not, except where `max_chunks` lets limits decide what is measured.
 //!
 //! An entry begins with a digest of its key and its content. An entry that was edited, cut short or put in
 //! the place of another one is measured again. This protects against accidents and against edits by hand. It
@@ -114,6 +114,11 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell], device: &Device) -> io
     }
     parts.push(format!("{} {} {}", model.context, model.chunks, model.baseline));
     parts.push(device.identity());
+    // which further chunks are measured depends on verdicts, and so on limits
+    if let Some(most) = model.max_chunks {
+        let limits = cells.iter().map(|cell| format!("{:?} {:?}", cell.expect, cell.limits));
+        parts.extend(limits.chain([format!("{most} {:?}", model.confidence)]));
+    }
     parts.extend(cells.iter().map(|cell| format!("{}={}", cell.label, cell.scheme)));
     Ok(hash::of_bytes(parts.join("\n").as_bytes()))
 }

@@ -139,7 +139,7 @@ impl Golden {
     /// The golden that a measurement would be accepted as. Its values are not rounded yet.
     pub fn of(measurement: &Measurement, scheme: &SchemeResult) -> Result<Self, GoldenError> {
         let (statistics, parts) = match &scheme.outcome {
-            Outcome::Measured { statistics, parts } => (statistics, parts),
+            Outcome::Measured { statistics, parts, .. } => (statistics, parts),
             Outcome::Failed { error } => return Err(GoldenError::NotMeasured(error.clone())),
         };
         let values = Statistic::ALL.map(|s| statistics.get(s));

@@ -202,8 +202,12 @@ impl Judge<'_> {
         cell: &Cell,
         evidence: &ModelEvidence,
     ) -> CaseResult {
+        let floor = evidence.as_ref().ok().and_then(|evidence| evidence.measurement().floor);
         let (outcome, distrust) = match result_of(evidence, model, cell) {
-            Ok((scheme, distrust)) => (scheme.outcome.clone(), distrust),
+            Ok((scheme, distrust)) => {
+                let too_low = || limits::below_floor(cell, &scheme.effective, floor?);
+                (scheme.outcome.clone(), distrust.or_else(too_low))
+            }
             Err(error) => (Outcome::Failed { error }, None),
         };
         let golden = self.golden_values(model, cell, evidence);

@@ -30,14 +30,8 @@ impl Writing {
     /// Starts a text that continues some tokens. Its cache is on a card if the model is and the scheme allows it, so
     /// that a step copies no K and V.
     pub fn after(tokens: &[u32], scheme: &Effective, device: &Device) -> Self {
-        let scheme = scheme.clone();
-        let is_on_card = !device.at().is_cpu() && scheme.encodes_tokens_alone();
         Writing {
-            cache: if is_on_card {
-                Box::new(GrowingCache::new(scheme))
-            } else {
-                Box::new(PackedCache::new(scheme))
-            },
+            cache: growing_cache(scheme, device),
             next: tokens.into(),
             read: 0,
             written: Vec::new(),
@@ -48,6 +42,16 @@ impl Writing {
     fn part(&mut self) -> Part<'_> {
         let rows = Rows { lanes: 1, start: self.read, tokens: self.next.len() };
         Part { rows, sequences: 1, cache: &mut *self.cache }
+    }
+}
+
+/// A cache that takes tokens in any portions. It is on a card if the model is and the scheme allows it.
+pub(super) fn growing_cache(scheme: &Effective, device: &Device) -> Box<dyn KvCache> {
+    let scheme = scheme.clone();
+    if !device.at().is_cpu() && scheme.encodes_tokens_alone() {
+        Box::new(GrowingCache::new(scheme))
+    } else {
+        Box::new(PackedCache::new(scheme))
     }
 }
 

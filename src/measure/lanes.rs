@@ -151,7 +151,7 @@ fn measured(positions: &[Position], chunks: &[Chunk]) -> Outcome {
             Part::of(&chunk.category, chunk.index, own)
         })
         .collect();
-    Outcome::Measured { statistics: Statistics::of(positions), parts }
+    Outcome::measured(Statistics::of(positions), parts)
 }
 
 fn storage(prepared: &Prepared, effective: &Effective) -> Storage {

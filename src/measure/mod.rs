@@ -10,6 +10,7 @@ pub mod calibrate;
 pub mod corpus;
 mod divergence;
 pub mod engine;
+mod floor;
 pub mod generate;
 mod lanes;
 pub mod mimic;
@@ -27,9 +28,10 @@ pub use request::{Generate, MeasureError, Measured, Request};
 pub(crate) use tap::{observe, Observer};
 
 use crate::compute::{machine, Device};
+use crate::model::decoder::Decoder;
 use crate::progress::Progress;
 use crate::results::statistics::{Position, Statistics};
-use crate::results::{Card, Measurement, RunInfo};
+use crate::results::{Card, Floor, Measurement, RunInfo};
 use engine::LaneResult;
 use prepare::Prepared;
 use replay::Replayer;
@@ -56,6 +58,7 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let scored = baseline_positions(&positions, &found.controls);
     let baseline_ppl = Statistics::of(scored).baseline_ppl;
     let remark = remark_on_perplexity(&prepared, baseline_ppl, scored)?;
+    let floor = floor(&prepared, &decoder, progress);
     let mut generated = None;
     if let Some(text) = prepared.text.take() {
         let mut replayer = Replayer::new(text, &prepared, &decoder, progress)?;
@@ -72,13 +75,33 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         card: card(&prepared.device),
         seconds: began.elapsed().as_secs_f64(),
         peak_bytes: machine::peak_bytes(),
-        notes: prepared.notes(remark),
+        notes: prepared.notes(remark.into_iter().chain(floor.as_ref().err().cloned())),
     };
     let controls = lanes::controls(&prepared, found.controls);
     let chunks_left = prepared.corpus.left;
     let (model, Prepared { subject, conditions, .. }) = (request.model.to_string(), prepared);
-    let measurement = Measurement { model, subject, conditions, run, controls, schemes, generated };
+    let floor = floor.ok().flatten();
+    let measurement =
+        Measurement { model, subject, conditions, run, controls, floor, schemes, generated };
     Ok(Measured { measurement, positions, chunks_left })
+}
+
+/// The floor of the measurement. Where another engine is imitated, and where schemes were measured to learn more of what
+/// has one, there is none.
+///
+/// # Errors
+/// Why it could not be measured, for people. The schemes' numbers do not depend on it.
+fn floor(
+    prepared: &Prepared,
+    decoder: &Decoder,
+    progress: Progress,
+) -> Result<Option<Floor>, String> {
+    let Request { mimic, draw, .. } = prepared.request;
+    if mimic.is_some() || *draw != Draw::First {
+        return Ok(None);
+    }
+    let found = floor::measure(prepared, decoder, progress);
+    found.map(Some).map_err(|error| format!("the floor could not be measured: {}", error.brief()))
 }
 
 /// The card that computed, with the memory that was taken there.

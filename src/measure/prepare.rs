@@ -147,8 +147,8 @@ impl<'r> Prepared<'r> {
     }
 
     /// What people should know before they believe the numbers, warnings first. What was remarked on the
-    /// baseline's perplexity after it was measured has its place among the notes.
-    pub fn notes(&self, on_perplexity: Option<String>) -> Vec<String> {
+    /// baseline after it was measured has its place among the notes.
+    pub fn notes(&self, on_baseline: impl IntoIterator<Item = String>) -> Vec<String> {
         let mut notes = self.checkpoint.notes.clone();
         notes.extend(self.texts.iter().flat_map(Text::remarks));
         notes.extend(corpus::repeated(&self.corpus.chunks));
@@ -163,7 +163,7 @@ impl<'r> Prepared<'r> {
                  for them; this takes longer"
             )
         }));
-        notes.extend(on_perplexity);
+        notes.extend(on_baseline);
         let (context, trained) = (self.request.context, self.checkpoint.spec.trained_context);
         if context > trained {
             notes.push(format!("context {context} is beyond the model's trained {trained}"));

@@ -56,6 +56,8 @@ pub(super) struct Section {
     pub chunks: Option<usize>,
     /// The inner `None` means that `false` drops an inherited confidence.
     pub confidence: Option<Option<f64>>,
+    /// The inner `None` means that `false` drops an inherited maximum.
+    pub max_chunks: Option<Option<usize>>,
     pub baseline: Option<Scheme>,
     /// The inner `None` means that `false` drops an inherited file.
     pub prompts: Option<Option<Spanned<PathBuf>>>,
@@ -229,6 +231,15 @@ const SECTION_KEYS: &[KeyRow<Section>] = &[
         tables: EVERYWHERE,
         read: |reader, key, value, section| {
             section.confidence = Some(reader.confidence(key, value))
+        },
+    },
+    KeyRow {
+        name: "max_chunks",
+        example: "max_chunks = 64",
+        tables: EVERYWHERE,
+        read: |reader, key, value, section| {
+            let is_dropped = value.get_ref().as_bool() == Some(false);
+            section.max_chunks = Some((!is_dropped).then(|| reader.count(key, value, 1)))
         },
     },
     KeyRow {

@@ -54,6 +54,9 @@ pub struct ModelPolicy {
     pub chunks: usize,
     /// The confidence with which limits must be kept. None if the values decide as they are.
     pub confidence: Option<f64>,
+    /// How many chunks may be measured if the first ones leave a verdict open. It is more than `chunks`, and there is a
+    /// confidence.
+    pub max_chunks: Option<usize>,
     /// The scheme that all others are compared with.
     pub baseline: Scheme,
     /// The prompts that the baseline continues. Every scheme is then fed the baseline's text.
@@ -185,6 +188,16 @@ impl Policy {
 }
 
 impl ModelPolicy {
+    /// How many chunks there are in all at each look at a scheme: `chunks`, and then, while its verdict is open, twice as
+    /// many each time, up to `max_chunks`.
+    pub fn looks(&self) -> Vec<usize> {
+        let most = self.max_chunks.unwrap_or(self.chunks);
+        let doubled = std::iter::successors(Some(self.chunks), |&n| {
+            (n < most).then(|| n.saturating_mul(2).min(most))
+        });
+        doubled.collect()
+    }
+
     /// The name of one of its cells.
     pub fn cell_name(&self, cell: &Cell) -> CellName {
         CellName::new(&self.name, &cell.label)

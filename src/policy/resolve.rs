@@ -107,6 +107,8 @@ impl Resolver<'_> {
         self.measurable(&asked, context, model);
         let confidence = last(sections, |s| s.confidence).flatten();
         self.idle_confidence(&name, innermost, (confidence, chunks));
+        let max_chunks = last(sections, |s| s.max_chunks).flatten();
+        self.idle_maximum(&name, sections, (max_chunks, confidence, chunks));
         let prompts = last(sections, |s| s.prompts.as_ref()).and_then(Option::as_ref);
         let files = model.tokenizer.iter().chain(&model.calibration).chain(prompts).chain(corpus);
         let files = files.map(|file| (file.get_ref().clone(), file.span()));
@@ -123,6 +125,7 @@ impl Resolver<'_> {
             context,
             chunks,
             confidence,
+            max_chunks,
             baseline,
             cells,
             places: Places {
@@ -367,6 +370,34 @@ impl Resolver<'_> {
         let text = self.findings.text();
         let warning = Diagnostic::new(Severity::Warning, text, span, message, help);
         self.findings.add(warning);
+    }
+
+    /// Checks that further chunks can be measured, and that there is something that asks for them.
+    fn idle_maximum(
+        &mut self,
+        name: &str,
+        sections: &[&Section],
+        (max_chunks, confidence, chunks): (Option<usize>, Option<f64>, usize),
+    ) {
+        let Some(max_chunks) = max_chunks else { return };
+        let span = sections.iter().rev().find_map(|section| section.keys.get("max_chunks"));
+        let span = span.unwrap_or(&sections[sections.len() - 1].name_span).clone();
+        if confidence.is_none() {
+            let message = format!("`max_chunks` of `{name}` has no effect without a `confidence`");
+            let help = "a verdict is open, and more chunks are measured, only where limits must be kept with confidence: \
+                        `confidence = 0.95`";
+            self.findings.error(span, message, help);
+        } else if chunks < LEAST_CHUNKS {
+            let message = format!(
+                "`max_chunks` of `{name}` has no effect with {chunks} chunks, whose values have no intervals"
+            );
+            let help = format!("measure `chunks = {LEAST_CHUNKS}` at least");
+            self.findings.error(span, message, help);
+        } else if max_chunks <= chunks {
+            let message = format!("`max_chunks` of `{name}` must be more than its {chunks} chunks");
+            let help = format!("for instance `max_chunks = {}`", 8 * chunks);
+            self.findings.error(span, message, help);
+        }
     }
 
     /// Checks that the baseline itself is not quantized.

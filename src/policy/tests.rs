@@ -476,6 +476,31 @@ fn a_confidence_is_a_share_and_needs_chunks() {
 }
 
 #[test]
+fn more_chunks_are_measured_where_a_verdict_can_be_open() {
+    let sure = "chunks = 12\nconfidence = 0.95";
+    let with = |maximum: &str| edited("chunks = 4", &format!("{sure}\n{maximum}"));
+    let looks = |maximum: &str| parse(&with(maximum)).unwrap().0.models[0].looks();
+    assert_eq!(looks(""), [12]);
+    assert_eq!(looks("max_chunks = false"), [12]);
+    assert_eq!(looks("max_chunks = 13"), [12, 13]);
+    assert_eq!(looks("max_chunks = 96"), [12, 24, 48, 96]);
+    assert_eq!(looks("max_chunks = 100"), [12, 24, 48, 96, 100]);
+    let faults = |edit: &str| -> String {
+        let faults = parse(&edited("chunks = 4", edit)).unwrap_err();
+        faults.to_string()
+    };
+    for (edit, why) in [
+        ("chunks = 12\nmax_chunks = 24", "has no effect without a `confidence`"),
+        ("chunks = 7\nconfidence = 0.95\nmax_chunks = 24", "has no effect with 7 chunks"),
+        ("chunks = 12\nconfidence = 0.95\nmax_chunks = 12", "must be more than its 12 chunks"),
+        ("chunks = 12\nconfidence = 0.95\nmax_chunks = true", "a whole number"),
+    ] {
+        let said = faults(edit);
+        assert!(said.contains(why), "{edit}: {said}");
+    }
+}
+
+#[test]
 fn limits_far_from_the_law_of_flips_are_warned_about() {
     let with = |marked: &str| {
         let text = edited("mean_kld = 0.05\n", marked);

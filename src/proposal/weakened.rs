@@ -244,6 +244,10 @@ impl Loosenings<'_> {
         let confidences = values(&|model| shown(model.confidence));
         let is_lower = new.confidence < old.confidence;
         self.add_if(is_lower, pair, "confidence", "confidence lowered", confidences);
+        let shown = |most: Option<usize>| most.map_or("none".into(), |most| most.to_string());
+        let maxima = values(&|model| shown(model.max_chunks));
+        let is_lower = new.max_chunks < old.max_chunks;
+        self.add_if(is_lower, pair, "max_chunks", "fewer chunks if a verdict is open", maxima);
         let baselines = values(&|model| model.baseline.to_string());
         let is_other = new.baseline != old.baseline;
         self.add_if(is_other, pair, "baseline", "baseline changed", baselines);
@@ -666,6 +670,11 @@ prompts = false
             [format!("{what} → none (m, m@long, n)").replace(":5:", ":5 at the base:")]
         );
         assert_eq!(between(&less, &sure), [""; 0]);
+        let [more, less] = ["64", "32"]
+            .map(|most| sure.replace("chunks = 8", &format!("chunks = 8\nmax_chunks = {most}")));
+        let what = "thresholds.toml:5: fewer chunks if a verdict is open: 64 → 32 (m, m@long, n)";
+        assert_eq!(between(&more, &less), [what]);
+        assert_eq!(between(&less, &more), [""; 0]);
         let fewer = BASE.replace("[\"c.txt\", \"d.txt\"]", "[\"d.txt\"]");
         let removed = "thresholds.toml:2: corpus file removed: c.txt → none (m, m@long, n)";
         assert_eq!(between(BASE, &fewer), [removed]);

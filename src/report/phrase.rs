@@ -3,9 +3,9 @@
 use super::row::{relative, worst_limit};
 use crate::results::measured_by::MeasuredBy;
 use crate::results::verdict::Verdict;
-use crate::results::{CaseResult, Finding, Results};
+use crate::results::{CaseResult, Finding, Floor, Results};
 use crate::text;
-use crate::text::numbers::count;
+use crate::text::numbers::{count, significant};
 
 /// Words around one name. The name may be a stranger's, so a renderer must write it in a form that nothing obeys: a
 /// code span in Markdown, escaped characters on a terminal.
@@ -37,6 +37,21 @@ pub(super) fn measured_by(results: &Results) -> Option<Phrase> {
     };
     let name = other.unwrap_or(&results.engine).into();
     Some(Phrase { before: "measured by ".into(), name: Some(name), after })
+}
+
+/// What the unquantized cache reads against itself.
+pub(super) fn floor(floor: &Floor) -> String {
+    let kld = match floor.mean_kld {
+        0.0 => "exactly 0".to_owned(),
+        kld => significant(kld, 2),
+    };
+    let how = match floor.batch {
+        0 => "by its own log".to_owned(),
+        batch => format!("in batches of {batch} tokens"),
+    };
+    format!(
+        "mean KLD {kld} of the unquantized cache against itself, {how}: less says nothing of a scheme"
+    )
 }
 
 /// Says how many cases were judged with a confidence, and how often chance alone turns one red.

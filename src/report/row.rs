@@ -4,8 +4,8 @@ use crate::judge::interval;
 use crate::results::case::{CaseKind, CellName};
 use crate::results::replay::Replay;
 use crate::results::statistics::{Statistic, Statistics};
-use crate::results::verdict::{worst_broken, worst_undecided, Verdict};
-use crate::results::{shown_bits, CaseResult, Moved, Outcome, Results, SchemeResult, Storage};
+use crate::results::verdict::{worst_broken, worst_undecided, JudgedLimit, Verdict};
+use crate::results::{shown_bits, CaseResult, Moved, Results, SchemeResult, Storage};
 use crate::text::numbers::significant;
 use std::collections::HashMap;
 
@@ -52,10 +52,7 @@ pub(super) struct Row<'a> {
 
 impl<'a> Row<'a> {
     pub fn statistics(&self) -> Option<&'a Statistics> {
-        match &self.scheme?.outcome {
-            Outcome::Measured { statistics, .. } => Some(statistics),
-            Outcome::Failed { .. } => None,
-        }
+        self.scheme?.outcome.latest()
     }
 
     pub fn is_red(&self) -> bool {
@@ -79,11 +76,11 @@ impl<'a> Row<'a> {
 
     /// The mean KLD with its interval, or with its standard error if it has none.
     fn mean_kld(&self) -> Option<String> {
-        let Outcome::Measured { statistics: s, parts } = &self.scheme?.outcome else { return None };
+        let (s, parts) = (self.statistics()?, self.scheme?.outcome.all_parts());
         let limits = self.cases[0].map_or(&[][..], |case| &case.limits);
         let confidence =
-            limits.iter().find_map(|limit| limit.confidence).unwrap_or(interval::SHOWN);
-        Some(match interval::of(Statistic::MeanKld, s, parts, confidence) {
+            limits.iter().find_map(JudgedLimit::confidence_of_interval).unwrap_or(interval::SHOWN);
+        Some(match interval::of(Statistic::MeanKld, s, &parts, confidence) {
             Ok(interval) => {
                 let [low, high] = [interval.low, interval.high].map(|end| significant(end, 2));
                 format!("{:.5} ({low}–{high})", s.mean_kld)

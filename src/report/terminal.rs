@@ -1,5 +1,6 @@
 //! The report as tables and messages for a terminal.
 
+use super::phrase;
 use super::row::{numbers, verdict_words, Row};
 use super::view::{arithmetic, memory_of_card, ModelView, View};
 use crate::results::verdict::Verdict;
@@ -98,6 +99,9 @@ fn controls(measurement: &Measurement) -> String {
     if !measurement.controls.is_empty() {
         let controls: Vec<_> = measurement.controls.iter().map(control).collect();
         out += &format!("  controls: {}\n", controls.join(" · "));
+    }
+    if let Some(floor) = &measurement.floor {
+        out += &format!("  {DIM}floor: {}{DIM:#}\n", phrase::floor(floor));
     }
     for note in &measurement.run.notes {
         out += &format!("  {DIM}note: {}{DIM:#}\n", text::remark(note));

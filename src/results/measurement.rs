@@ -1,5 +1,6 @@
 //! What was measured of a model.
 
+use super::look::Look;
 use super::provenance::{Conditions, Subject};
 use super::replay::{Generated, Replay};
 use super::shape::Shape;
@@ -20,6 +21,10 @@ pub struct Measurement {
     pub run: RunInfo,
     /// The control lanes, which show that the measurement itself works. They run on the first chunks only.
     pub controls: Vec<Control>,
+    /// What the baseline reads against itself if it is computed in other batches. None in files of earlier states of
+    /// kvgate, and for other engines unless there is a log of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<Floor>,
     /// One entry for each scheme, in the policy's order.
     pub schemes: Vec<SchemeResult>,
     /// The text that the baseline wrote after each prompt, if the policy names prompts.
@@ -64,6 +69,18 @@ pub struct Card {
     /// The most bytes of its memory that were taken at once since the run opened it. None if the driver does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peak_bytes: Option<u64>,
+}
+
+/// The divergence between two computations of the unquantized cache, in which nothing differs but the order of sums.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Floor {
+    /// Its mean KLD on the first chunks, in nats.
+    pub mean_kld: f64,
+    /// How many positions that is the mean of.
+    pub tokens_scored: u64,
+    /// How many tokens the other batches have. 0 if another engine does not say it.
+    pub batch: usize,
 }
 
 /// A control lane: a scheme whose result is known beforehand. If it reads something else, nothing of the
@@ -119,6 +136,36 @@ pub struct SchemeResult {
     pub outcome: Outcome,
 }
 
+impl Outcome {
+    /// The statistics of all chunks that were measured, which limits are judged by. None if there are no numbers.
+    #[must_use]
+    pub fn latest(&self) -> Option<&Statistics> {
+        match self {
+            Outcome::Measured { statistics, looks, .. } => {
+                Some(looks.last().map_or(statistics, |look| &look.statistics))
+            }
+            Outcome::Failed { .. } => None,
+        }
+    }
+
+    /// The sums of all chunks that were measured.
+    #[must_use]
+    pub fn all_parts(&self) -> Vec<Part> {
+        match self {
+            Outcome::Measured { parts, looks, .. } => {
+                parts.iter().chain(looks.iter().flat_map(|look| &look.parts)).cloned().collect()
+            }
+            Outcome::Failed { .. } => Vec::new(),
+        }
+    }
+
+    /// What was measured in one look.
+    #[must_use]
+    pub fn measured(statistics: Statistics, parts: Vec<Part>) -> Self {
+        Outcome::Measured { statistics, parts, looks: Vec::new() }
+    }
+}
+
 /// What measuring a scheme gave.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -130,6 +177,9 @@ pub enum Outcome {
         statistics: Statistics,
         /// The sums that the statistics are made of, one entry a chunk.
         parts: Vec<Part>,
+        /// Further chunks, which were measured because the first ones left the verdict open. Goldens do not know them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        looks: Vec<Look>,
     },
     /// The scheme could not be measured.
     Failed {

@@ -11,6 +11,7 @@
 
 pub mod case;
 pub mod json;
+mod look;
 pub mod measured_by;
 mod measurement;
 mod provenance;
@@ -21,7 +22,9 @@ pub mod statistics;
 mod storage;
 pub mod verdict;
 
-pub use measurement::{Card, Control, Measurement, Outcome, RunInfo, SchemeResult};
+pub use look::Look;
+pub(crate) use look::Seen;
+pub use measurement::{Card, Control, Floor, Measurement, Outcome, RunInfo, SchemeResult};
 pub use provenance::{Conditions, CorpusFile, Subject};
 pub(crate) use storage::shown_bits;
 pub use storage::{Sides, Storage};

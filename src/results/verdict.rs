@@ -145,6 +145,12 @@ pub fn exit_code(verdicts: impl IntoIterator<Item = Verdict>) -> u8 {
 /// The accepted values of a golden.
 pub(crate) type GoldenValues = BTreeMap<Statistic, f64>;
 
+/// The confidence that each of several looks must have, so that all together have the given one: none of them may then
+/// be wrong more often than its share, however much they depend on each other (Bonferroni's inequality).
+pub(crate) fn of_each_look(confidence: f64, looks: usize) -> f64 {
+    1.0 - (1.0 - confidence) / looks.max(1) as f64
+}
+
 /// A limit, and what a measurement makes of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JudgedLimit {
@@ -164,6 +170,9 @@ pub struct JudgedLimit {
     /// confidence or because the value has no interval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidence: Option<f64>,
+    /// How many looks share what the confidence leaves to chance, if the policy lets a run look more than once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub looks: Option<usize>,
     /// The lower end of the value's interval, if it has one. Its confidence is 0.95 if the policy says none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low: Option<f64>,
@@ -187,6 +196,13 @@ pub enum Decision {
 }
 
 impl JudgedLimit {
+    /// The confidence of the interval, if the policy asks for one: each of several looks has an equal share of what the
+    /// policy's confidence leaves to chance.
+    #[must_use]
+    pub fn confidence_of_interval(&self) -> Option<f64> {
+        self.confidence.map(|confidence| of_each_look(confidence, self.looks.unwrap_or(1)))
+    }
+
     /// What is known of the limit.
     #[must_use]
     pub fn decision(&self) -> Decision {

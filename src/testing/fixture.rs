@@ -31,6 +31,7 @@ pub(crate) fn policy() -> Policy {
         context: 512,
         chunks: 16,
         confidence: None,
+        max_chunks: None,
         baseline: "f16".parse::<Scheme>().unwrap(),
         cells: ["q8_0", "q4_0", "q8_0/q4_0"].map(cell).into(),
     };
@@ -156,6 +157,7 @@ fn measurement() -> Measurement {
             scheme("q4_0", [4.5, 4.5], measured(bad())),
             scheme("q8_0/q4_0", [8.5, 4.5], Outcome::Failed { error: "layer 3: K is NaN".into() }),
         ],
+        floor: None,
         generated: None,
     }
 }
@@ -255,12 +257,12 @@ fn scheme(label: &str, [k, v]: [f64; 2], outcome: Outcome) -> SchemeResult {
 
 fn measured(statistics: Statistics) -> Outcome {
     let part = Part { category: "prose".into(), tokens: 256, ..Part::default() };
-    Outcome::Measured { statistics, parts: vec![part] }
+    Outcome::measured(statistics, vec![part])
 }
 
 /// Makes the statistics of a scheme agree with its parts, without which results are not trusted.
 pub(crate) fn make_sound(scheme: &mut SchemeResult) {
-    let Outcome::Measured { statistics: s, parts } = &mut scheme.outcome else { return };
+    let Outcome::Measured { statistics: s, parts, .. } = &mut scheme.outcome else { return };
     let (chunks, each): (u32, u32) = (16, 255);
     let same_top = (s.top1_agreement * f64::from(each)).round();
     let tokens = f64::from(chunks * each);
@@ -350,6 +352,7 @@ fn cases() -> Vec<CaseResult> {
         holds,
         borderline: false,
         confidence: None,
+        looks: None,
         low: None,
         high: None,
         no_interval: None,

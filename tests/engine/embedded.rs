@@ -69,6 +69,9 @@ fn identity_is_exact_for_any_number_of_chunks() {
             for control in &measured.measurement.controls {
                 assert!(control.ok, "{model}, {context} × {chunks}: {control:?}");
             }
+            let floor = measured.measurement.floor.expect("it is measured").mean_kld;
+            println!("{model}, {context} × {chunks}: floor {floor:e}");
+            assert!((-1e-12..1e-6).contains(&floor), "{model}, {context} × {chunks}: {floor}");
             let (_, positions) = &measured.positions[0];
             assert!(positions.iter().all(|p| p.kld == 0.0), "{model}, {context} × {chunks}");
         }

@@ -1074,3 +1074,36 @@ fn explain_makes_a_page_that_is_well_formed() {
     assert!(has_column("K head 1") && !has_column("V head 1"), "heads of K only");
     assert!(page.contains("style=\"--heat: ") && !page.contains("<script"));
 }
+
+/// A limit within the interval of the first chunks is looked at again, on chunks from all over the text. The golden
+/// compares the first ones only, and the text ends before the maximum.
+#[test]
+fn an_open_verdict_is_looked_at_again() {
+    let repository = accepted();
+    repository.edit("thresholds.toml", "chunks = 4", "chunks = 8\nconfidence = 0.95");
+    repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 0.00001");
+    let json = |repository: &Repository| -> serde_json::Value {
+        serde_json::from_str(&repository.text("kvgate-results/results.json")).unwrap()
+    };
+    kvgate(&repository, &["run", "q8_0"]).exits(1);
+    accept(&repository);
+    let limit = json(&repository)["cases"][0]["limits"][0].clone();
+    let bound = (limit["value"].as_f64().unwrap() + limit["high"].as_f64().unwrap()) / 2.0;
+    repository.edit("thresholds.toml", "mean_kld = 0.00001", &format!("mean_kld = {bound:.9}"));
+    kvgate(&repository, &["run", "q8_0"]).exits(1).says("? inconclusive");
+
+    repository.edit("thresholds.toml", "chunks = 8", "chunks = 8\nmax_chunks = 500");
+    let ran = kvgate(&repository, &["run", "q8_0"]).exits(0).says("look 2 of at most 7");
+    let found = json(&repository);
+    let scheme = &found["measurements"][0]["schemes"][0];
+    let looks = scheme["looks"].as_array().unwrap();
+    assert!(!looks.is_empty(), "{}", ran.stdout);
+    let chunks = |parts: &serde_json::Value| -> Vec<u64> {
+        parts.as_array().unwrap().iter().map(|part| part["chunk"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(chunks(&scheme["parts"]), (0..8).collect::<Vec<_>>());
+    let further = chunks(&looks[0]["parts"]);
+    assert_eq!(further.len(), 8);
+    assert!(further.iter().all(|chunk| *chunk >= 8) && !further.is_sorted(), "{further:?}");
+    assert_eq!(found["cases"][1]["verdict"], "pass", "the golden knows the first chunks only");
+}

@@ -60,6 +60,12 @@ fn genuine_logs_are_judged_by_the_policy() {
     assert!(measurement.run.notes.iter().any(|note| note.contains("the corpus")));
     let distrust = trust::distrust_by(&measurement, MeasuredBy::LlamaCpp);
     assert!(distrust.is_empty(), "{distrust:?}");
+    // the log of the f16 cache is the floor, and there is none without it
+    let Outcome::Measured { statistics: of_f16, .. } = &measurement.schemes[0].outcome else {
+        panic!("it is measured")
+    };
+    assert_eq!(measurement.floor.map(|floor| floor.mean_kld), Some(of_f16.mean_kld.max(0.0)));
+    assert_eq!(self::measurement(&ALL[1..], model).floor, None);
     let verdicts = model.cells.iter().zip(&measurement.schemes).map(|(cell, scheme)| {
         let judged = limits::judge(model, cell, &scheme.outcome, None, None);
         (judged.verdict, judged.broken().map(|limit| limit.statistic).collect::<Vec<_>>())

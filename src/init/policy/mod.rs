@@ -269,7 +269,7 @@ fn place(source: &Source) -> String {
 fn scheme(result: &SchemeResult) -> String {
     let label = key(&result.scheme);
     let (found, parts) = match &result.outcome {
-        Outcome::Measured { statistics, parts } => (statistics, parts),
+        Outcome::Measured { statistics, parts, .. } => (statistics, parts),
         Outcome::Failed { error } => {
             let why = error.lines().next().unwrap_or_default();
             return format!("# {label} cannot be measured: {why}\n");

@@ -56,7 +56,7 @@ fn measurement(found: &[(&str, f64, Statistics)]) -> Measurement {
     let scheme = |(label, bits, statistics): &(&str, f64, Statistics)| {
         let bits_per_element = Sides { k: *bits, v: *bits };
         let storage = one.storage.map(|storage| Storage { bits_per_element, ..storage });
-        let outcome = Outcome::Measured { statistics: statistics.clone(), parts: Vec::new() };
+        let outcome = Outcome::measured(statistics.clone(), Vec::new());
         SchemeResult { scheme: (*label).into(), storage, outcome, ..one.clone() }
     };
     measurement.schemes = found.iter().map(scheme).collect();
@@ -86,8 +86,7 @@ fn a_policy_of_any_numbers_holds_for_them() {
             assert!(warnings.is_empty(), "{}\n{text}", warnings[0]);
             let model = &policy.models[0];
             for cell in &model.cells {
-                let outcome =
-                    Outcome::Measured { statistics: statistics.clone(), parts: Vec::new() };
+                let outcome = Outcome::measured(statistics.clone(), Vec::new());
                 let judged = limits::judge(model, cell, &outcome, None, None);
                 let as_said = [Verdict::Pass, Verdict::FailsAsRequired].contains(&judged.verdict);
                 assert!(as_said, "{} {mean} {flips}: {}\n{text}", cell.label, judged.message);
@@ -123,7 +122,7 @@ fn a_policy_of_any_chunks_is_decided_by_them() {
         };
         let parts: Vec<_> = (0..12).map(|i| Part::of("x", i, &chunk(i))).collect();
         let statistics = Statistics::of(&(0..12).flat_map(chunk).collect::<Vec<_>>());
-        let outcome = Outcome::Measured { statistics: statistics.clone(), parts };
+        let outcome = Outcome::measured(statistics.clone(), parts);
         let mut measurement =
             measurement(&[("q8_0", 8.5, statistics.clone()), ("q4_0", 4.5, statistics)]);
         measurement.schemes.iter_mut().for_each(|scheme| scheme.outcome = outcome.clone());

@@ -50,7 +50,7 @@ pub(super) fn verdict(expect: Expectation, limits: &[JudgedLimit]) -> Verdict {
 pub(super) fn remarks(limit: &JudgedLimit, chunks: usize) -> Vec<String> {
     let mut remarks = Vec::new();
     if let Some((low, high)) = limit.interval().filter(|_| limit.borderline) {
-        let confidence = (limit.confidence.unwrap_or(SHOWN) * 1000.0).round() / 10.0;
+        let confidence = (limit.confidence_of_interval().unwrap_or(SHOWN) * 1000.0).round() / 10.0;
         remarks.push(format!("{confidence} % interval: {}", shown(low, high)));
     }
     if limit.decision() == Decision::Undecided {

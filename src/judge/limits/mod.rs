@@ -5,13 +5,15 @@
 
 mod confidence;
 
+use crate::kv::codec;
+use crate::kv::effective::codec_names;
 use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
 use crate::results::case::CaseKind;
 use crate::results::statistics::{Direction, Part, Statistic, Statistics};
 use crate::results::verdict::GoldenValues;
-use crate::results::verdict::{Decision, JudgedLimit, Verdict};
-use crate::results::Outcome;
+use crate::results::verdict::{of_each_look, Decision, JudgedLimit, Verdict};
+use crate::results::{Floor, Outcome, Seen};
 use crate::text::command::{self, Measure};
 use crate::text::numbers::significant;
 use std::fmt;
@@ -39,11 +41,12 @@ impl Judgement {
 fn judged(
     limit: &Limit,
     (statistics, parts): (&Statistics, &[Part]),
-    confidence: Option<f64>,
+    (confidence, looks): (Option<f64>, usize),
 ) -> JudgedLimit {
     let Limit { statistic, bound, ref origin } = *limit;
     let value = statistics.get(statistic);
-    let interval = confidence::interval(statistic, (statistics, parts), confidence);
+    let of_look = confidence.map(|confidence| of_each_look(confidence, looks));
+    let interval = confidence::interval(statistic, (statistics, parts), of_look);
     let borderline = match &interval {
         Ok(interval) => {
             (interval.low..=interval.high).contains(&bound) && interval.low < interval.high
@@ -61,10 +64,33 @@ fn judged(
         holds: holds(statistic, value, bound),
         borderline,
         confidence: confidence.filter(|_| low.is_some()),
+        looks: confidence.filter(|_| low.is_some() && looks > 1).map(|_| looks),
         low,
         high,
         no_interval: confidence.and(interval.err()).map(|why| why.to_string()),
     }
+}
+
+/// How many floors a limit on the mean KLD must be.
+const FLOORS: f64 = 3.0;
+
+/// Why a limit on the mean KLD says nothing: the unquantized cache alone, computed in other batches, reads about as much.
+/// A scheme that quantizes nothing reads less than that, and its limit may be as low as people like.
+pub(super) fn below_floor(cell: &Cell, effective: &str, floor: Floor) -> Option<String> {
+    let is_lossy = |name: &&str| codec::find(name).is_none_or(|c| !c.exactness().is_unquantized());
+    let least = FLOORS * floor.mean_kld;
+    let is_below = |limit: &&Limit| limit.statistic == Statistic::MeanKld && limit.bound < least;
+    let limit = cell.limits.iter().find(is_below)?;
+    codec_names(effective).iter().any(is_lossy).then(|| {
+        format!(
+            "the limit mean_kld = {} ({}) is below three times the floor {}, which the unquantized cache reads against \
+             itself if nothing but the order of sums differs; set it to {} at least",
+            limit.bound,
+            limit.origin,
+            significant(floor.mean_kld, 2),
+            significant(least, 2)
+        )
+    })
 }
 
 /// Judges a cell by its limits.
@@ -78,8 +104,8 @@ pub fn judge(
     distrust: Option<&str>,
     golden: Option<&GoldenValues>,
 ) -> Judgement {
-    let (statistics, parts) = match trusted(cell, outcome, distrust) {
-        Ok(measured) => measured,
+    let seen = match trusted(model, cell, outcome, distrust) {
+        Ok(seen) => seen,
         Err(reason) => {
             let message = format!(
                 "{}: {reason}\n{}",
@@ -89,38 +115,73 @@ pub fn judge(
             return Judgement { verdict: Verdict::Error, limits: Vec::new(), message };
         }
     };
-    let applied: &[Limit] = match cell.expect {
-        Expectation::Report => &[],
-        Expectation::Pass | Expectation::Fail => &cell.limits,
-    };
-    let judged = |limit| judged(limit, (statistics, parts), model.confidence);
-    let limits: Vec<_> = applied.iter().map(judged).collect();
-    let borderline = limits.iter().any(|limit| limit.borderline);
+    let looks = model.looks();
+    let mut judged = Vec::new();
+    for (seen, planned) in seen.iter().zip(&looks) {
+        // chunks that this policy does not ask for do not count, whoever measured them
+        if !judged.is_empty() && seen.parts.len() > *planned {
+            break;
+        }
+        judged.push((seen, judged_limits(model, cell, seen, looks.len())));
+        if judged.last().is_some_and(|(_, limits)| is_decided(cell, limits)) {
+            break;
+        }
+    }
+    let chunks = judged.iter().map(|(seen, _)| seen.parts.len()).collect();
+    let (seen, limits) = judged.pop().expect("there is a first look");
     let verdict = confidence::verdict(cell.expect, &limits);
-    let message = match (verdict, borderline) {
-        (Verdict::Pass, false) => String::new(),
-        _ => {
-            let chunks = parts.len();
-            Message { model, cell, statistics, chunks, limits: &limits, verdict, golden }
-                .to_string()
+    let is_plain = verdict == Verdict::Pass && !limits.iter().any(|limit| limit.borderline);
+    let message = match is_plain {
+        true => String::new(),
+        false => {
+            Message { model, cell, seen, chunks, limits: &limits, verdict, golden }.to_string()
         }
     };
     Judgement { verdict, limits, message }
 }
 
-/// Returns the statistics and their parts, or the reason why they cannot be judged.
+/// The limits of a cell, judged by what was there at one of several looks.
+fn judged_limits(model: &ModelPolicy, cell: &Cell, seen: &Seen, looks: usize) -> Vec<JudgedLimit> {
+    let applied: &[Limit] = match cell.expect {
+        Expectation::Report => &[],
+        Expectation::Pass | Expectation::Fail => &cell.limits,
+    };
+    let measured = (seen.statistics, &seen.parts[..]);
+    applied.iter().map(|limit| judged(limit, measured, (model.confidence, looks))).collect()
+}
+
+fn is_decided(cell: &Cell, limits: &[JudgedLimit]) -> bool {
+    confidence::verdict(cell.expect, limits) != Verdict::Inconclusive
+}
+
+/// Returns what was there at each look, or the reason why it cannot be judged.
 fn trusted<'o>(
+    model: &ModelPolicy,
     cell: &Cell,
     outcome: &'o Outcome,
     distrust: Option<&str>,
-) -> Result<(&'o Statistics, &'o [Part]), String> {
-    let (statistics, parts) = match outcome {
+) -> Result<Vec<Seen<'o>>, String> {
+    let (statistics, parts, looks) = match outcome {
         Outcome::Failed { error } => return Err(format!("could not be measured: {error}")),
-        Outcome::Measured { statistics, parts } => (statistics, parts),
+        Outcome::Measured { statistics, parts, looks } => (statistics, parts, looks),
     };
     if let Some(reason) = distrust {
         return Err(format!("the measurement cannot be trusted: {reason}"));
     }
+    let looks = &looks[..looks.len().min(model.looks().len() - 1)];
+    let seen: Vec<_> = Seen::all(statistics, parts, looks).collect();
+    seen.iter().try_for_each(|seen| numbers(cell, seen.statistics))?;
+    if cell.limits.is_empty() && cell.expect != Expectation::Report {
+        return Err("no limit applies: there is nothing to judge by".into());
+    }
+    Ok(seen)
+}
+
+/// Checks that there are numbers which the limits of a cell can be held against.
+///
+/// # Errors
+/// What is no number, or no bound, or not known.
+fn numbers(cell: &Cell, statistics: &Statistics) -> Result<(), String> {
     if statistics.tokens_scored == 0 {
         return Err("no token was scored".into());
     }
@@ -143,10 +204,7 @@ fn trusted<'o>(
             limit.bound, limit.origin
         ));
     }
-    if cell.limits.is_empty() && cell.expect != Expectation::Report {
-        return Err("no limit applies: there is nothing to judge by".into());
-    }
-    Ok((statistics, parts))
+    Ok(())
 }
 
 fn holds(statistic: Statistic, value: f64, bound: f64) -> bool {
@@ -167,8 +225,9 @@ fn is_borderline(statistics: &Statistics, limit: &Limit) -> bool {
 struct Message<'a> {
     model: &'a ModelPolicy,
     cell: &'a Cell,
-    statistics: &'a Statistics,
-    chunks: usize,
+    seen: &'a Seen<'a>,
+    /// How many chunks there were in all at each look.
+    chunks: Vec<usize>,
     limits: &'a [JudgedLimit],
     verdict: Verdict,
     golden: Option<&'a GoldenValues>,
@@ -187,10 +246,13 @@ impl fmt::Display for Message<'_> {
                 writeln!(f, ", {broken} of {limits} limits broken, {undecided} undecided")?
             }
         }
-        for statistic in Statistic::ALL.into_iter().filter(|s| self.statistics.knows(*s)) {
+        for statistic in Statistic::ALL.into_iter().filter(|s| self.seen.statistics.knows(*s)) {
             self.row(f, statistic)?;
         }
-        writeln!(f, "  {} tokens scored", self.statistics.tokens_scored)?;
+        writeln!(f, "  {} tokens scored", self.seen.statistics.tokens_scored)?;
+        if let Some(looks) = self.looks() {
+            writeln!(f, "{looks}")?;
+        }
         if let Some(reason) = &self.cell.reason {
             writeln!(f, "the policy's reason: {reason}")?;
         }
@@ -208,8 +270,8 @@ impl fmt::Display for Message<'_> {
 impl Message<'_> {
     /// The line of a statistic, with its limit if there is one.
     fn row(&self, f: &mut fmt::Formatter<'_>, statistic: Statistic) -> fmt::Result {
-        let value = self.statistics.get(statistic);
-        let error = self.statistics.standard_error(statistic);
+        let value = self.seen.statistics.get(statistic);
+        let error = self.seen.statistics.standard_error(statistic);
         let error = error.map(|error| format!(" ± {}", significant(error, 2))).unwrap_or_default();
         let limit = self.limits.iter().find(|limit| limit.statistic == statistic);
         let mark = match limit.map(JudgedLimit::decision) {
@@ -234,8 +296,24 @@ impl Message<'_> {
         }
         let borderline = if limit.borderline { ", borderline" } else { "" };
         writeln!(f, "{borderline}")?;
-        let remarks = confidence::remarks(limit, self.chunks).into_iter().chain(self.moved(limit));
+        let remarks =
+            confidence::remarks(limit, self.seen.parts.len()).into_iter().chain(self.moved(limit));
         remarks.into_iter().try_for_each(|remark| writeln!(f, "    {remark}"))
+    }
+
+    /// Says how often the scheme was looked at, if the policy lets a run look more than once.
+    fn looks(&self) -> Option<String> {
+        let most = self.model.max_chunks?;
+        let chunks: Vec<String> = self.chunks.iter().map(ToString::to_string).collect();
+        let after = match &chunks[..] {
+            [] | [_] => return None,
+            [before @ .., last] => format!("{} chunks left it open, {last}", before.join(" and ")),
+        };
+        let found = match self.verdict {
+            Verdict::Inconclusive => "leave it open, too",
+            _ => "decide",
+        };
+        Some(format!("looked at more than once: {after} {found} (at most {most} are measured)"))
     }
 
     /// Says whether the value or the limit has moved since the golden was accepted.

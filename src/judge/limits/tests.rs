@@ -3,7 +3,7 @@ use crate::judge::trust::{distrust, distrust_by};
 use crate::policy::Policy;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::statistics::Position;
-use crate::results::{Conditions, Control, RunInfo, Subject};
+use crate::results::{Conditions, Control, Floor, Look, RunInfo, Subject};
 use crate::results::{Measurement, SchemeResult};
 use std::path::Path;
 
@@ -41,7 +41,7 @@ fn statistics() -> Statistics {
 }
 
 fn measured(statistics: Statistics) -> Outcome {
-    Outcome::Measured { statistics, parts: Vec::new() }
+    Outcome::measured(statistics, Vec::new())
 }
 
 fn judged(limits: &str, expect: &str, golden: Option<&GoldenValues>) -> Judgement {
@@ -317,6 +317,7 @@ fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
                 outcome: measured(statistics.clone()),
             })
             .collect(),
+        floor: None,
         generated: None,
     }
 }
@@ -507,6 +508,35 @@ fn a_file_does_not_say_by_whom_it_may_be_measured() {
     assert!(distrust_by(&own, MeasuredBy::LlamaCpp)["q8_0"].contains("what llama.cpp measured"));
 }
 
+#[test]
+fn a_limit_near_the_floor_says_nothing_of_a_lossy_scheme() {
+    let floor = |mean_kld| Floor { mean_kld, tokens_scored: 510, batch: 171 };
+    let model = model("mean_kld = 0.002, p99_kld = 1e-9", "pass");
+    let says = |effective, kld| below_floor(&model.cells[0], effective, floor(kld));
+    assert_eq!(says("q4_0", 0.0), None);
+    assert_eq!(says("q4_0", 0.0006), None);
+    assert_eq!(says("f16", 0.01), None, "what quantizes nothing is compared with exactly this");
+    for effective in ["q4_0", "f16/q8_0", "a codec of another crate"] {
+        let said = says(effective, 0.001).unwrap();
+        assert!(said.starts_with("the limit mean_kld = 0.002 (thresholds.toml:"), "{said}");
+        assert!(said.contains("three times the floor 0.0010,"), "{said}");
+        assert!(said.ends_with("set it to 0.0030 at least"), "{said}");
+    }
+}
+
+#[test]
+fn a_baseline_that_is_not_itself_in_other_batches_is_distrusted() {
+    let with = |mean_kld| {
+        let mut measured = measurement(&[("q8_0", "q8_0", with_mean(0.001, 0.0001))]);
+        measured.floor = Some(Floor { mean_kld, tokens_scored: 510, batch: 171 });
+        measured
+    };
+    assert_distrust(&with(0.0), &[]);
+    assert_distrust(&with(1e-5), &[]);
+    assert_distrust(&with(0.1), &[("q8_0", "the baseline reads a mean KLD of 0.1 against itself")]);
+    assert_distrust(&with(f64::NAN), &[("q8_0", "a mean KLD of NaN against itself")]);
+}
+
 /// Eight chunks whose mean KLDs are 0.02, but for one.
 fn chunks(last: f64, confidence: Option<f64>) -> impl Fn(&str, &str) -> Judgement {
     let position =
@@ -518,7 +548,7 @@ fn chunks(last: f64, confidence: Option<f64>) -> impl Fn(&str, &str) -> Judgemen
         let parts = (0..8).map(|i| Part::of("x", i, &chunk(i))).collect();
         let statistics = Statistics::of(&(0..8).flat_map(chunk).collect::<Vec<_>>());
         let model = ModelPolicy { confidence, ..model(limits, expect) };
-        judge(&model, &model.cells[0], &Outcome::Measured { statistics, parts }, None, None)
+        judge(&model, &model.cells[0], &Outcome::measured(statistics, parts), None, None)
     }
 }
 
@@ -560,6 +590,70 @@ fn an_undecided_limit_says_what_would_decide() {
     }
 }
 
+/// Looks at chunks of about 0.02, first 8 of them, and as many more as the counts say.
+fn looked(counts: &[usize], max_chunks: Option<usize>, bound: f64, expect: &str) -> Judgement {
+    let chunk = |i: usize| {
+        let kld = 0.0195 + 0.001 * (i % 2) as f32;
+        vec![Position { kld, logp: -1.0, logp_base: -1.0, ..Default::default() }; 100]
+    };
+    let all = |chunks: usize| (0..chunks).flat_map(chunk).collect::<Vec<_>>();
+    let parts = |from: usize, to: usize| (from..to).map(|i| Part::of("x", i, &chunk(i)));
+    let looks = counts.windows(2).map(|pair| Look {
+        statistics: Statistics::of(&all(pair[1])),
+        parts: parts(pair[0], pair[1]).collect(),
+    });
+    let outcome = Outcome::Measured {
+        statistics: Statistics::of(&all(counts[0])),
+        parts: parts(0, counts[0]).collect(),
+        looks: looks.collect(),
+    };
+    let model = model(&format!("mean_kld = {bound}, baseline_ppl = 40.0"), expect);
+    let model = ModelPolicy { confidence: Some(0.95), chunks: 8, max_chunks, ..model };
+    judge(&model, &model.cells[0], &outcome, None, None)
+}
+
+#[test]
+fn looks_share_what_the_confidence_leaves_and_the_first_that_decides_counts() {
+    let most = Some(64);
+    let one = looked(&[8], None, 0.0204, "pass");
+    let [low, high] = [one.limits[0].low.unwrap(), one.limits[0].high.unwrap()];
+    assert_eq!((one.verdict, one.limits[0].looks), (Verdict::Inconclusive, None));
+    let first = looked(&[8], most, 0.0204, "pass");
+    let limit = &first.limits[0];
+    assert_eq!((limit.confidence, limit.looks), (Some(0.95), Some(4)));
+    assert!((limit.confidence_of_interval().unwrap() - 0.9875).abs() < 1e-12);
+    assert!(limit.low.unwrap() < low && limit.high.unwrap() > high, "a look more is a price");
+    let message = &first.message;
+    assert!(message.contains("98.8 % interval: 0.01"), "{message}");
+
+    let last = looked(&[8, 16, 32, 64], most, 0.0204, "pass");
+    assert_eq!(last.verdict, Verdict::Pass);
+    assert!(last.limits[0].high.unwrap() < high);
+    for (bound, verdict) in [(0.0204, Verdict::UnexpectedPass), (0.0196, Verdict::FailsAsRequired)]
+    {
+        assert_eq!(looked(&[8, 16, 32, 64], most, bound, "fail").verdict, verdict, "{bound}");
+    }
+    let open = looked(&[8, 16, 32, 64], most, 0.02001, "pass");
+    assert_eq!(open.verdict, Verdict::Inconclusive);
+    let told = "looked at more than once: 8 and 16 and 32 chunks left it open, 64 leave it open, too (at most 64";
+    assert!(open.message.contains(told), "{}", open.message);
+
+    // a first look that decides is not undone by later ones
+    let early = looked(&[8, 16], most, 0.05, "pass");
+    assert_eq!(early.limits, looked(&[8], most, 0.05, "pass").limits);
+}
+
+/// A run that was asked for more chunks, or a stranger, does not choose how often a policy looks.
+#[test]
+fn chunks_that_the_policy_does_not_ask_for_do_not_count() {
+    let without = looked(&[8], None, 0.0204, "pass");
+    assert_eq!(looked(&[8, 64], None, 0.0204, "pass").limits, without.limits);
+    let too_many = looked(&[8, 64], Some(64), 0.0204, "pass");
+    assert_eq!(too_many.limits, looked(&[8], Some(64), 0.0204, "pass").limits);
+    let fewer = looked(&[8, 12], Some(64), 0.0204, "pass");
+    assert!(fewer.limits[0].high < too_many.limits[0].high, "the text may end before the maximum");
+}
+
 /// The same values but for one chunk, which is ten times as far: the mean is known much worse.
 #[test]
 fn one_far_chunk_makes_a_verdict_unsure() {
@@ -590,7 +684,7 @@ fn a_quantile_without_histograms_is_undecided() {
     let position = Position { kld: 0.02, ..Default::default() };
     let part = |i| Part { histogram: Vec::new(), ..Part::of("x", i, &[position; 100]) };
     let statistics = Statistics::of(&[position; 800]);
-    let outcome = Outcome::Measured { statistics, parts: (0..8).map(part).collect() };
+    let outcome = Outcome::measured(statistics, (0..8).map(part).collect());
     let judgement = judge(&model, &model.cells[0], &outcome, None, None);
     assert_eq!(judgement.verdict, Verdict::Inconclusive);
     let mend = "or measure again with a kvgate that writes histograms of chunks";

@@ -7,8 +7,8 @@ use crate::results::measured_by::MeasuredBy;
 use crate::results::replay::{Generated, Replay};
 use crate::results::shape::{bin, BINS};
 use crate::results::statistics::{Part, Statistic, Statistics};
-use crate::results::{Measurement, Outcome, SchemeResult, Sides, Storage};
-use std::collections::BTreeMap;
+use crate::results::{Measurement, Outcome, SchemeResult, Seen, Sides, Storage};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a statistic may be from the sums that it is made of, relative to its value.
 const ROUNDING: f64 = 1e-6;
@@ -19,19 +19,45 @@ pub fn contradiction(
     scheme: &SchemeResult,
     by: MeasuredBy,
 ) -> Option<String> {
-    let Outcome::Measured { statistics, parts } = &scheme.outcome else { return None };
-    if let Some(no_number) = not_finite(statistics, parts) {
-        return Some(no_number);
-    }
-    // logs of another engine have no parts
-    let has_parts = by == MeasuredBy::Kvgate || !parts.is_empty();
-    let unlike = has_parts.then(|| mismatch_with_parts(measurement, statistics, parts)).flatten();
-    let own = left_out(statistics, by).or(unlike).or_else(|| contradicting_statistics(statistics));
+    let Outcome::Measured { statistics, parts, looks } = &scheme.outcome else { return None };
+    let own = Seen::all(statistics, parts, looks)
+        .enumerate()
+        .find_map(|(look, seen)| contradicting_look(measurement, look, &seen, by));
     own.or_else(|| scheme.storage.as_ref().and_then(impossible_storage)).or_else(|| {
         let replay = scheme.replay.as_ref()?;
         impossible_replay(replay)
             .or_else(|| of_another_text(replay, measurement.generated.as_ref()))
     })
+}
+
+/// How what was there at a look contradicts itself. The first look, number 0, is at as many chunks as the conditions
+/// say.
+fn contradicting_look(
+    measurement: &Measurement,
+    look: usize,
+    Seen { statistics, parts }: &Seen,
+    by: MeasuredBy,
+) -> Option<String> {
+    if let Some(no_number) = not_finite(statistics, parts) {
+        return Some(no_number);
+    }
+    let chunks = measurement.conditions.chunks;
+    // logs of another engine have no parts
+    let has_parts = by == MeasuredBy::Kvgate || !parts.is_empty();
+    let unlike = || match look {
+        0 => mismatch_with_parts(measurement, (statistics, chunks), parts),
+        _ => twice(parts)
+            .or_else(|| mismatch_with_parts(measurement, (statistics, parts.len()), parts)),
+    };
+    let unlike = has_parts.then(unlike).flatten();
+    left_out(statistics, by).or(unlike).or_else(|| contradicting_statistics(statistics))
+}
+
+/// Finds a chunk that is there twice. It would make a value look surer than it is.
+fn twice(parts: &[Part]) -> Option<String> {
+    let mut seen = BTreeSet::new();
+    let again = parts.iter().find(|part| !seen.insert((&part.category, part.chunk)))?;
+    Some(format!("it holds chunk {} of {} twice", again.chunk, again.category))
 }
 
 /// How a replay is not that of the text which the measurement holds.
@@ -62,13 +88,13 @@ const SAME_BASELINE: f64 = 1e-3;
 /// of the run contradicts all of them. Which one is right cannot be told.
 pub fn contradicting_baselines(measurement: &Measurement) -> Option<String> {
     let measured = measurement.schemes.iter().filter_map(|scheme| match &scheme.outcome {
-        Outcome::Measured { statistics, parts } => Some((scheme, statistics, parts)),
+        Outcome::Measured { statistics, parts, looks } => Some((scheme, statistics, parts, looks)),
         Outcome::Failed { .. } => None,
     });
     let measured: Vec<_> = measured.collect();
     let mut known: BTreeMap<(&str, usize), (&str, f64)> = BTreeMap::new();
-    for (scheme, _, parts) in &measured {
-        for part in *parts {
+    for (scheme, _, parts, looks) in &measured {
+        for part in parts.iter().chain(looks.iter().flat_map(|look| &look.parts)) {
             let own = (&scheme.scheme[..], part.nll_base);
             let (first, nll) = *known.entry((&part.category, part.chunk)).or_insert(own);
             let is_same = is_near(nll, part.nll_base, SAME_BASELINE)
@@ -83,8 +109,8 @@ pub fn contradicting_baselines(measurement: &Measurement) -> Option<String> {
         }
     }
     let chunks = measurement.conditions.chunks;
-    let whole = measured.iter().filter(|(_, _, parts)| parts.len() == chunks);
-    let mut perplexities = whole.map(|(_, statistics, _)| statistics.baseline_ppl).peekable();
+    let whole = measured.iter().filter(|(_, _, parts, _)| parts.len() == chunks);
+    let mut perplexities = whole.map(|(_, statistics, ..)| statistics.baseline_ppl).peekable();
     let (said, first) = (measurement.run.baseline_ppl, *perplexities.peek()?);
     let is_known = perplexities.any(|perplexity| is_near(said, perplexity, ROUNDING));
     (!is_known).then(|| {
@@ -223,16 +249,12 @@ fn possible_means(s: &Statistics) -> (f64, f64) {
 /// Finds statistics that do not follow from the parts.
 fn mismatch_with_parts(
     measurement: &Measurement,
-    s: &Statistics,
+    (s, chunks): (&Statistics, usize),
     parts: &[Part],
 ) -> Option<String> {
-    let conditions = &measurement.conditions;
-    let each = scored(conditions.context).len() as u64;
-    if parts.len() != conditions.chunks || parts.iter().any(|part| part.tokens != each) {
-        return Some(format!(
-            "its parts are not {} chunks of {each} scored tokens",
-            conditions.chunks
-        ));
+    let each = scored(measurement.conditions.context).len() as u64;
+    if parts.len() != chunks || parts.iter().any(|part| part.tokens != each) {
+        return Some(format!("its parts are not {chunks} chunks of {each} scored tokens"));
     }
     let tokens = each * parts.len() as u64;
     let mean = |of: fn(&Part) -> f64| parts.iter().map(of).sum::<f64>() / tokens as f64;
@@ -327,6 +349,7 @@ const CANCELLED: f64 = 1e-7;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::results::Look;
     use crate::testing::fixture;
 
     #[test]
@@ -347,7 +370,7 @@ mod tests {
             let (mut statistics, mut parts) = (Statistics::of(&positions), parts.clone());
             edit(&mut statistics, &mut parts);
             let mut scheme = measurement.schemes[0].clone();
-            scheme.outcome = Outcome::Measured { statistics, parts };
+            scheme.outcome = Outcome::measured(statistics, parts);
             contradiction(&measurement, &scheme, MeasuredBy::Kvgate).unwrap_or_default()
         };
         assert_eq!(says(&|_, _| ()), "");
@@ -415,6 +438,37 @@ mod tests {
         holds(says(&|s, _| s.ppl_ratio_se = f64::INFINITY), "its ppl_ratio_se is inf");
         holds(says(&|s, _| s.top1_agreement_se = 1e15), "the standard error of its top-1");
         holds(says(&|s, _| s.ppl_se = 1e15), "the standard error of its perplexity");
+    }
+
+    #[test]
+    fn what_a_further_look_adds_follows_from_its_parts_too() {
+        let position = |i: usize| crate::results::statistics::Position {
+            kld: 0.01 + i as f32 * 1e-4,
+            logp_base: -2.0,
+            logp: -2.1,
+            ..Default::default()
+        };
+        let chunk = |i: usize| (0..31).map(|p| position(31 * i + p)).collect::<Vec<_>>();
+        let all = |chunks: usize| (0..chunks).flat_map(chunk).collect::<Vec<_>>();
+        let mut measurement = fixture::results().measurements[0].clone();
+        (measurement.conditions.context, measurement.conditions.chunks) = (64, 2);
+        let says = |edit: &dyn Fn(&mut Look)| {
+            let part = |i: usize| Part::of("x", i, &chunk(i));
+            let mut look =
+                Look { statistics: Statistics::of(&all(4)), parts: vec![part(2), part(3)] };
+            edit(&mut look);
+            let (statistics, parts) = (Statistics::of(&all(2)), vec![part(0), part(1)]);
+            let mut scheme = measurement.schemes[0].clone();
+            scheme.outcome = Outcome::Measured { statistics, parts, looks: vec![look] };
+            contradiction(&measurement, &scheme, MeasuredBy::Kvgate).unwrap_or_default()
+        };
+        assert_eq!(says(&|_| ()), "");
+        let holds = |said: String, part: &str| assert!(said.contains(part), "{said}");
+        holds(says(&|look| look.statistics.mean_kld = 0.001), "its mean_kld is 0.001, and its");
+        holds(says(&|look| look.statistics.p99_kld = 0.001), "its p99 KLD is 0.001, and the");
+        holds(says(&|look| look.parts[1].chunk = 0), "it holds chunk 0 of x twice");
+        holds(says(&|look| drop(look.parts.pop())), "its tokens_scored is 124, and its parts");
+        holds(says(&|look| look.parts[0].tokens = 30), "its parts are not 4 chunks of 31");
     }
 
     #[test]

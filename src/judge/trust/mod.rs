@@ -68,6 +68,22 @@ fn reads_well(control: &Control) -> bool {
     }
 }
 
+/// The largest floor that rounding makes. A quarter of what a limit usually allows a scheme of 8 bits is far above what
+/// any arithmetic was seen to make.
+const LARGEST_FLOOR: f64 = 0.005;
+
+/// Why the floor shows that nothing can be trusted: the baseline is not itself if it is computed in other batches.
+fn impossible_floor(measurement: &Measurement) -> Option<String> {
+    let kld = measurement.floor?.mean_kld;
+    let is_rounding = (LEAST_MEAN_KLD..=LARGEST_FLOOR).contains(&kld);
+    (!is_rounding).then(|| {
+        format!(
+            "the baseline reads a mean KLD of {kld} against itself if it is computed in other batches, and rounding alone \
+             makes {LARGEST_FLOOR} at most"
+        )
+    })
+}
+
 /// Says why the baseline's text cannot be trusted. It must be of the model and the prompts that were measured. When the
 /// baseline is fed its own text, it must predict it again, except at near ties.
 fn broken_text(measurement: &Measurement) -> Option<String> {
@@ -118,7 +134,8 @@ pub fn distrust_by(measurement: &Measurement, asked: MeasuredBy) -> BTreeMap<Str
         )),
         MeasuredBy::Kvgate => broken_control(measurement)
             .or_else(|| broken_text(measurement))
-            .or_else(|| contradicting_baselines(measurement)),
+            .or_else(|| contradicting_baselines(measurement))
+            .or_else(|| impossible_floor(measurement)),
         MeasuredBy::LlamaCpp => None,
     };
     if let Some(reason) = for_all {

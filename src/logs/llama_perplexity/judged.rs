@@ -4,8 +4,9 @@ use crate::kv::codec::{self, Exactness};
 use crate::kv::scheme::Side;
 use crate::logs::llama_perplexity::{quoted, Cache, Log, LogError, LoggedSide, BASELINE};
 use crate::policy::{Cell, ModelPolicy};
+use crate::results::statistics::Statistics;
 use crate::results::{
-    Conditions, Measurement, Outcome, RunInfo, SchemeResult, Sides, Storage, Subject,
+    Conditions, Floor, Measurement, Outcome, RunInfo, SchemeResult, Sides, Storage, Subject,
 };
 use std::collections::BTreeMap;
 
@@ -20,17 +21,26 @@ use std::collections::BTreeMap;
 pub fn measurement(logs: &[Log], model: &ModelPolicy) -> Result<Measurement, LogError> {
     let first = logs.first().ok_or(LogError::Nothing)?;
     let mut of_cell: BTreeMap<usize, &Log> = BTreeMap::new();
+    let mut floor = None;
     for log in logs {
         log.accord(model)?;
         log.beside(first)?;
-        let index = model.cells.iter().position(|cell| log.is_of(cell)).ok_or_else(|| {
-            LogError::NoCell {
+        let index = model.cells.iter().position(|cell| log.is_of(cell));
+        let is_first_floor = floor.is_none() && log.is_of_baseline();
+        if is_first_floor {
+            floor = Some(log.floor());
+        }
+        let Some(index) = index else {
+            if is_first_floor {
+                continue; // a policy need not have the baseline's own cache as a scheme
+            }
+            return Err(LogError::NoCell {
                 path: log.path.clone(),
                 scheme: log.scheme(),
                 model: model.name.clone(),
                 cells: model.cells.iter().map(|cell| format!("`{}`", cell.label)).collect(),
-            }
-        })?;
+            });
+        };
         if let Some(other) = of_cell.insert(index, log) {
             return Err(LogError::Twice {
                 path: log.path.clone(),
@@ -51,6 +61,7 @@ pub fn measurement(logs: &[Log], model: &ModelPolicy) -> Result<Measurement, Log
         run: run(logs, first),
         controls: Vec::new(),
         schemes: schemes.collect(),
+        floor,
         generated: None,
     })
 }
@@ -87,6 +98,16 @@ impl Log {
             plain && side.codec.name() == stored.kind && rotates == stored.rotated
         };
         cell.scheme.layers.is_empty() && side(&pair.k, &self.k, 0) && side(&pair.v, &self.v, 1)
+    }
+
+    fn is_of_baseline(&self) -> bool {
+        [&self.k, &self.v].iter().all(|side| side.kind == "f16")
+    }
+
+    /// What the baseline's cache reads against the baseline file, in which other batches may have been computed.
+    fn floor(&self) -> Floor {
+        let Statistics { mean_kld, tokens_scored, .. } = self.statistics;
+        Floor { mean_kld: mean_kld.max(0.0), tokens_scored, batch: 0 }
     }
 
     /// What the caches cost, by their own figures.
@@ -127,7 +148,7 @@ impl Log {
             storage: self.storage(),
             replay: None,
             shape: None,
-            outcome: Outcome::Measured { statistics: self.statistics.clone(), parts: Vec::new() },
+            outcome: Outcome::measured(self.statistics.clone(), Vec::new()),
         }
     }
 

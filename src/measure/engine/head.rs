@@ -1,52 +1,44 @@
 //! The streaming head: logits of all lanes, a tile of the vocabulary at a time, and what they say of each position.
 //! No lane's logits are ever kept for the whole vocabulary.
 
-use super::Pass;
 use crate::compute::divergence::{TileSums, KNOWN, NUMBERS};
 use crate::compute::elements::read;
 use crate::compute::finite::{all_finite, FiniteFlag};
 use crate::compute::run;
 use crate::measure::corpus::Chunk;
 use crate::measure::divergence::Divergence;
-use crate::measure::mimic::{Comparison, QuantizedRow};
+use crate::measure::mimic::{Comparison, Mimic, QuantizedRow};
 use crate::model::decoder::Decoder;
 use crate::results::statistics::Position;
 use candle_core::{Result as TensorResult, Tensor};
 use rayon::prelude::*;
 use tracing::trace_span;
 
-impl Pass<'_> {
-    /// The positions of each lane in a chunk. `rows` holds the scored rows, (n, H), of the baseline and then of each
-    /// lane.
-    pub(super) fn run_head(
-        &self,
-        chunk: &Chunk,
-        rows: &[Tensor],
-    ) -> TensorResult<Vec<Vec<Position>>> {
-        let targets = &chunk.tokens[chunk.scored.start + 1..chunk.scored.end + 1];
-        let block = self.decoder.device().head_positions(rows.len());
-        let mut positions = vec![Vec::with_capacity(targets.len()); rows.len() - 1];
-        for (i, targets) in targets.chunks(block).enumerate() {
-            let rows = rows
-                .iter()
-                .map(|rows| rows.narrow(0, i * block, targets.len()))
-                .collect::<TensorResult<Vec<_>>>()?;
-            let head = HeadBlock {
-                decoder: self.decoder,
-                rows: Tensor::cat(&rows, 0)?,
-                lanes: rows.len() - 1,
-                targets,
-            };
-            let found =
-                if self.mimic.is_some() { head.compare_as_llama_cpp()? } else { head.compare()? };
-            for position in found {
-                for (lane, position) in positions.iter_mut().zip(position) {
-                    lane.push(position);
-                }
+/// The positions of each lane in a chunk. `rows` holds the scored rows, (n, H), of the baseline and then of each lane.
+pub(in crate::measure) fn positions(
+    decoder: &Decoder,
+    chunk: &Chunk,
+    rows: &[Tensor],
+    mimic: Option<Mimic>,
+) -> TensorResult<Vec<Vec<Position>>> {
+    let targets = &chunk.tokens[chunk.scored.start + 1..chunk.scored.end + 1];
+    let block = decoder.device().head_positions(rows.len());
+    let mut positions = vec![Vec::with_capacity(targets.len()); rows.len() - 1];
+    for (i, targets) in targets.chunks(block).enumerate() {
+        let rows = rows
+            .iter()
+            .map(|rows| rows.narrow(0, i * block, targets.len()))
+            .collect::<TensorResult<Vec<_>>>()?;
+        let head =
+            HeadBlock { decoder, rows: Tensor::cat(&rows, 0)?, lanes: rows.len() - 1, targets };
+        let found = if mimic.is_some() { head.compare_as_llama_cpp()? } else { head.compare()? };
+        for position in found {
+            for (lane, position) in positions.iter_mut().zip(position) {
+                lane.push(position);
             }
         }
-        Ok(positions)
     }
+    Ok(positions)
 }
 
 /// A block of positions at the head. Row `l·n + i` is lane l at position i, where lane 0 is the baseline.

@@ -10,6 +10,7 @@ mod lane;
 mod layers;
 mod share;
 
+pub(super) use head::positions;
 pub use lane::{Lane, LaneError, LaneResult};
 
 use super::corpus::Chunk;
@@ -241,8 +242,8 @@ impl Pass<'_> {
             let present: Vec<usize> =
                 (0..counts.len()).filter(|&l| i < counts[l] && self.lanes[l].is_ok()).collect();
             let rows = present.iter().map(|&l| self.scored_rows(&hidden, l, i, chunk));
-            let scored =
-                rows.collect::<TensorResult<Vec<_>>>().and_then(|rows| self.run_head(chunk, &rows));
+            let rows = rows.collect::<TensorResult<Vec<_>>>();
+            let scored = rows.and_then(|rows| positions(self.decoder, chunk, &rows, self.mimic));
             match scored.map_err(LaneError::from) {
                 Ok(positions) => self.add_positions(before + i, chunk, &present, positions),
                 Err(LaneError::Memory) => return Err(NoMemory),

@@ -6,6 +6,7 @@ mod figures;
 mod plot;
 mod words;
 
+use super::phrase;
 use super::row::{numbers, verdict_words, Row};
 use super::view::{arithmetic, memory_of_card, Standing, View};
 use crate::files::write_atomically;
@@ -406,6 +407,7 @@ fn conditions(m: &Measurement) -> Vec<(&'static str, String)> {
     let tokens = format!("{} chunks of {} tokens", conditions.chunks, conditions.context);
     let baseline = format!("{}, perplexity {:.3}", conditions.baseline, run.baseline_ppl);
     facts.extend([("text", tokens), ("baseline", baseline)]);
+    facts.extend(m.floor.iter().map(|floor| ("floor", phrase::floor(floor))));
     facts.extend(conditions.reading.iter().map(|line| ("reading", line.clone())));
     facts.extend(conditions.prompts.clone().map(|prompts| ("prompts", prompts)));
     facts.extend(conditions.needs.iter().take(MESSAGES).map(|need| ("needs", need.clone())));
