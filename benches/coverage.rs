@@ -130,7 +130,8 @@ fn main() {
             looks(&format!("{} {scheme}", measurement.model), categories);
         }
         println!(
-            "\n{:48} truth  by intervals  by differences of chunks, which missed the truth",
+            "\n{:48} truth  value over a limit of {ROOM} x the old truth, surely over it  by intervals  by differences of \
+             chunks, which missed the truth",
             ""
         );
         for (old, old_categories) in &measured {
@@ -222,6 +223,9 @@ fn mean_interval(drawn: &[Part]) -> interval::Interval {
     interval::of(Statistic::MeanKld, &made(drawn), drawn, 0.95).expect("it has one")
 }
 
+/// How much room a limit leaves above the true mean KLD of what it was set for.
+const ROOM: f64 = 1.25;
+
 /// How often a change from one scheme to another is seen on the same chunks.
 fn change(name: &str, old: &[Vec<Part>], new: &[Vec<Part>]) {
     let [was, is] = [old, new].map(|categories| made(&categories.concat()).mean_kld);
@@ -230,6 +234,7 @@ fn change(name: &str, old: &[Vec<Part>], new: &[Vec<Part>]) {
     }
     for count in COUNTS {
         let (mut apart, mut seen, mut missed) = (0, 0, 0);
+        let (mut over, mut regressed) = (0, 0);
         for draw in 0..DRAWS {
             // the same seed draws the same chunks
             let [old, new] = [old, new].map(|categories| {
@@ -238,7 +243,10 @@ fn change(name: &str, old: &[Vec<Part>], new: &[Vec<Part>]) {
                 parts.iter_mut().enumerate().for_each(|(i, part)| part.chunk = i % of_each);
                 parts
             });
-            apart += usize::from(mean_interval(&old).high < mean_interval(&new).low);
+            let of_new = mean_interval(&new);
+            apart += usize::from(mean_interval(&old).high < of_new.low);
+            over += usize::from(made(&new).mean_kld > ROOM * was);
+            regressed += usize::from(of_new.low > ROOM * was);
             let [low, high] =
                 interval::of_change(&new, &ChunkMeans::of(&old)).expect("it is known");
             seen += usize::from(low > 0.0);
@@ -246,8 +254,10 @@ fn change(name: &str, old: &[Vec<Part>], new: &[Vec<Part>]) {
         }
         let share = |n: usize| 100.0 * n as f64 / DRAWS as f64;
         println!(
-            "{name:40} {count:3}   {:+6.1} % {:8.1} % {:8.1} % {:8.1} %",
+            "{name:40} {count:3}   {:+6.1} % {:8.1} % {:8.1} % {:8.1} % {:8.1} % {:8.1} %",
             (is / was - 1.0) * 100.0,
+            share(over),
+            share(regressed),
             share(apart),
             share(seen),
             share(missed)

@@ -1075,6 +1075,22 @@ fn explain_makes_a_page_that_is_well_formed() {
     assert!(page.contains("style=\"--heat: ") && !page.contains("<script"));
 }
 
+/// A scheme that breaks its limit is explained where that is asked for, and one that must fail is not.
+#[test]
+fn a_red_run_says_why_where_it_is_asked() {
+    let repository = accepted();
+    repository.edit("thresholds.toml", "mean_kld = 0.05", "mean_kld = 1e-7");
+    let page = repository.path("kvgate-results/explain-tiny__q8_0.html");
+    kvgate(&repository, &["run", "q8_0"]).exits(1).never_says("why tiny::q8_0 is red");
+    assert!(!page.exists());
+    kvgate(&repository, &["run", "q8_0", "q4_0", "--explain"])
+        .exits(1)
+        .says("why tiny::q8_0 is red")
+        .says("costs tiny a mean KLD of")
+        .never_says("why tiny::q4_0 is red");
+    assert!(page.exists());
+}
+
 /// A limit within the interval of the first chunks is looked at again, on chunks from all over the text. The golden
 /// compares the first ones only, and the text ends before the maximum.
 #[test]
