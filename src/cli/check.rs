@@ -146,6 +146,11 @@ fn report(
     let text = prepared.text.as_ref();
     let mut lines = estimates(model, &prepared, pace);
     lines.extend(text.map(|text| format!("prompts  {}", text.prompts.prompts.len())));
+    lines.extend(prepared.request.retrieval.map(|plan| {
+        let lengths: Vec<_> = plan.lengths.iter().map(usize::to_string).collect();
+        let (contexts, needles) = (count(plan.contexts, "context"), plan.needles);
+        format!("needles  {needles} in each of {contexts} of {} tokens", lengths.join(", "))
+    }));
     lines.extend(cache(model, &prepared));
     lines.extend(prepared.notes(None).iter().map(|note| format!("note     {note}")));
     let errors =

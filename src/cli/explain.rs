@@ -89,6 +89,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         schemes: vec![(arguments.scheme.trim().into(), subject.scheme)],
         calibration: subject.calibration.as_deref(),
         generate: None,
+        retrieval: None,
         device: arguments.on.device()?,
         residency: None,
         mimic: None,

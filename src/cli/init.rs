@@ -186,6 +186,7 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
         schemes: schemes(&arguments.schemes)?,
         calibration: None,
         generate: None,
+        retrieval: None,
         device: arguments.on.device()?,
         residency: None,
         mimic: None,

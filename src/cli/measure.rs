@@ -6,14 +6,19 @@ use super::shared::{
 use crate::judge::trust;
 use crate::measure::mimic::Mimic;
 use crate::measure::{measure, Draw, Generate, Request};
+use crate::measure::retrieval::{LEAST_NEEDLES, MOST_NEEDLES};
 use crate::model::decoder::Residency;
 use crate::progress::Bar;
 use crate::repo;
 use crate::report::{terminal, Report};
 use crate::results::json;
+use crate::results::retrieval::Plan;
 use crate::results::{Outcome, Results};
 use crate::text::out;
 use std::path::{Path, PathBuf};
+
+/// How many needles a context can have.
+const NEEDLES: std::ops::RangeInclusive<i64> = LEAST_NEEDLES as i64..=MOST_NEEDLES as i64;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -48,6 +53,18 @@ pub(super) struct Arguments {
     /// How many tokens the baseline writes after each prompt, at most
     #[arg(long, default_value_t = 64, value_name = "N", requires = "prompts", value_parser = clap::value_parser!(u32).range(1..))]
     generate: u32,
+    /// Lengths of contexts, in tokens, from which every scheme must retrieve something, such as 1024,4096
+    #[arg(long, value_delimiter = ',', value_name = "TOKENS", conflicts_with = "mimic", value_parser = clap::value_parser!(u32).range(128..))]
+    retrieval: Vec<u32>,
+    /// How many contexts of each length are built
+    #[arg(long, default_value_t = 8, value_name = "N", requires = "retrieval", value_parser = clap::value_parser!(u32).range(1..))]
+    contexts: u32,
+    /// How many needles each context has
+    #[arg(long, default_value_t = 8, value_name = "N", requires = "retrieval", value_parser = clap::value_parser!(u32).range(NEEDLES))]
+    needles: u32,
+    /// What the contexts are drawn from
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "retrieval")]
+    seed: u64,
     #[command(flatten)]
     on: On,
     /// Where the weights are kept during the measurement [default: in memory if they fit]
@@ -74,6 +91,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     measurable(arguments.context, arguments.chunks)?;
     let source = arguments.reading.source(&arguments.model)?;
     let name = name(&source);
+    let plan = Plan {
+        lengths: arguments.retrieval.iter().map(|length| *length as usize).collect(),
+        contexts: arguments.contexts as usize,
+        needles: arguments.needles as usize,
+        seed: arguments.seed,
+    };
     let request = Request {
         model: &name,
         source: &source,
@@ -89,6 +112,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
             tokens: arguments.generate as usize,
             kept: None,
         }),
+        retrieval: (!plan.lengths.is_empty()).then_some(&plan),
         device: arguments.on.device()?,
         residency: arguments.residency.map(|place| match place {
             Place::Resident => Residency::Resident,

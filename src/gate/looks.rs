@@ -40,6 +40,7 @@ pub(super) fn look_again(
             draw: Draw::Further { first: model.chunks, taken },
             chunks: wanted,
             generate: None,
+            retrieval: None,
             ..request(model, &open, None, device)
         };
         let look = look + 2;

@@ -83,6 +83,7 @@ pub(crate) fn request<'a>(
             tokens: prompts.tokens,
             kept,
         }),
+        retrieval: model.retrieval.as_ref().map(|retrieval| &retrieval.plan),
         device: device.clone(),
         residency: None,
         mimic: None,

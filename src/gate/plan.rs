@@ -119,7 +119,8 @@ pub fn estimated_seconds(model: &ModelPolicy, lanes: usize, spec: &Spec) -> f64 
 
 /// How many positions a model's lanes have. The baseline counts as a lane.
 pub fn positions(model: &ModelPolicy, lanes: usize) -> f64 {
-    (lanes * model.chunks * model.context) as f64
+    let retrieval = model.retrieval.as_ref().map_or(0, |retrieval| retrieval.plan.tokens());
+    (lanes * (model.chunks * model.context + retrieval)) as f64
 }
 
 /// How many lanes each model of the policy has for some cases, its baseline included, by the model's index. Models
@@ -174,7 +175,9 @@ fn measurements(results: &[Results]) -> impl Iterator<Item = &Measurement> {
 /// Seconds of a position of a lane. If a model is measured several times, the last time counts.
 fn rates<'a>(measurements: impl Iterator<Item = &'a Measurement>) -> BTreeMap<String, f64> {
     let rates = measurements.map(|m| {
-        let tokens = m.conditions.chunks as f64 * m.conditions.context as f64;
+        let retrieval =
+            m.haystacks.as_ref().map_or(0.0, |haystacks| haystacks.plan.tokens() as f64);
+        let tokens = m.conditions.chunks as f64 * m.conditions.context as f64 + retrieval;
         (m.model.clone(), m.run.seconds / ((m.schemes.len() + 1) as f64 * tokens))
     });
     rates.filter(|(_, seconds)| seconds.is_finite() && *seconds > 0.0).collect()

@@ -113,6 +113,7 @@ fn key(root: &Path, model: &ModelPolicy, cells: &[&Cell], device: &Device) -> io
         parts.push(format!("{set} {} {text}", prompts.tokens));
     }
     parts.push(format!("{} {} {}", model.context, model.chunks, model.baseline));
+    parts.extend(model.retrieval.iter().map(|retrieval| format!("{:?}", retrieval.plan)));
     parts.push(device.identity());
     // which further chunks are measured depends on verdicts, and so on limits
     if let Some(most) = model.max_chunks {

@@ -6,6 +6,7 @@ use crate::policy::Policy;
 use crate::results::case::CaseKind;
 use crate::results::case::CellName;
 use crate::results::json;
+use crate::results::retrieval::Plan;
 use crate::results::verdict::Verdict;
 use crate::results::{Card, CaseResult, Control, Measurement, Outcome, Results, SchemeResult};
 use std::collections::BTreeSet;
@@ -123,6 +124,11 @@ fn add_measurement(
     let others = new.controls.into_iter().filter(|control| !known.controls.contains(control));
     let others: Vec<_> = others.collect();
     known.controls.extend(others);
+    if let (Some(known), Some(new)) = (&mut known.haystacks, new.haystacks) {
+        let others = new.controls.into_iter().filter(|control| !known.controls.contains(control));
+        let others: Vec<_> = others.collect();
+        known.controls.extend(others);
+    }
     // a shard without numbers knows the perplexity of its controls' chunks only
     if !known.schemes.iter().any(is_measured) {
         known.run.baseline_ppl = new.run.baseline_ppl;
@@ -169,9 +175,16 @@ fn other_way(one: &Measurement, other: &Measurement) -> Option<String> {
         Some(format!("its control lanes are `{theirs}`, not `{ours}`"))
     } else if one.generated != other.generated {
         Some("its text of the baseline is another one".into())
+    } else if contexts(one) != contexts(other) {
+        Some("its contexts with needles are other ones".into())
     } else {
         None
     }
+}
+
+/// Which contexts with needles a measurement was made on.
+fn contexts(measurement: &Measurement) -> Option<(&Plan, &[String])> {
+    measurement.haystacks.as_ref().map(|haystacks| (&haystacks.plan, &haystacks.sha256[..]))
 }
 
 fn is_measured(scheme: &SchemeResult) -> bool {

@@ -212,8 +212,10 @@ impl Judge<'_> {
         };
         let golden = self.golden_values(model, cell, evidence);
         let judged = limits::judge(model, cell, &outcome, distrust.as_deref(), golden.as_ref());
+        let scheme = result_of(evidence, model, cell).ok().map(|(scheme, _)| scheme);
+        let judged = limits::with_retrieval(judged, model, cell, scheme);
         let case = CaseResult::new(model.case(cell, CaseKind::Kld), judged.verdict, judged.message);
-        CaseResult { limits: judged.limits, ..case }
+        CaseResult { limits: judged.limits, retrieval: judged.retrieval, ..case }
     }
 
     /// The `golden` case of a cell: has anything changed since its snapshot was accepted?

@@ -46,6 +46,7 @@ pub fn calibrate(
         schemes: Vec::new(),
         calibration: None,
         generate: None,
+        retrieval: None,
         device: device.clone(),
         residency: None,
         mimic: None,

@@ -7,11 +7,13 @@ use super::mimic::Mimic;
 use super::prepare::{Prepared, PreparedScheme};
 use super::replay::Replayer;
 use super::request::MeasureError;
+use super::retrieval;
 use super::shape::shape;
 use crate::kv::effective::Effective;
 use crate::kv::Scheme;
 use crate::model::decoder::Decoder;
 use crate::progress::Progress;
+use crate::results::retrieval::Haystacks;
 use crate::results::statistics::{Part, Position, Statistics};
 use crate::results::{Control, Outcome, SchemeResult, Storage};
 
@@ -125,6 +127,7 @@ fn without_numbers(prepared: &Prepared, scheme: &PreparedScheme) -> SchemeResult
         needs: scheme.needs.clone(),
         storage: effective.ok().map(|effective| storage(prepared, effective)),
         replay: None,
+        retrieved: Vec::new(),
         shape: None,
         outcome: failed(scheme.scheme, effective.err().map_or("", String::as_str)),
     }
@@ -175,11 +178,7 @@ pub(super) fn replay(
     results: &mut [SchemeResult],
     progress: Progress,
 ) {
-    let schemes = prepared.schemes.iter().zip(results);
-    let (fit, mut results): (Vec<_>, Vec<_>) = schemes
-        .filter(|(_, result)| matches!(result.outcome, Outcome::Measured { .. }))
-        .filter_map(|(scheme, result)| Some((scheme.effective.clone().ok()?, result)))
-        .unzip();
+    let (fit, mut results) = with_numbers(prepared, results);
     let replays = replayer.replay(&prepared.baseline, &fit, progress);
     for (result, replay) in results.iter_mut().zip(replays) {
         match replay {
@@ -190,6 +189,40 @@ pub(super) fn replay(
             }
         }
     }
+}
+
+/// The schemes that have numbers so far, and their results.
+fn with_numbers<'r>(
+    prepared: &Prepared,
+    results: &'r mut [SchemeResult],
+) -> (Vec<Effective>, Vec<&'r mut SchemeResult>) {
+    let schemes = prepared.schemes.iter().zip(results);
+    schemes
+        .filter(|(_, result)| matches!(result.outcome, Outcome::Measured { .. }))
+        .filter_map(|(scheme, result)| Some((scheme.effective.clone().ok()?, result)))
+        .unzip()
+}
+
+/// Feeds the long contexts to the schemes that have numbers, if the request asks for that.
+pub(super) fn retrieve(
+    prepared: &Prepared,
+    decoder: &Decoder,
+    results: &mut [SchemeResult],
+    progress: Progress,
+) -> Option<Haystacks> {
+    let plan = prepared.request.retrieval?;
+    let (fit, mut results) = with_numbers(prepared, results);
+    let controls = [&prepared.baseline, &Effective::bad(&prepared.layout)];
+    let found = retrieval::run(plan, &prepared.haystacks, decoder, controls, &fit, progress);
+    for (result, retrieved) in results.iter_mut().zip(found.schemes) {
+        match retrieved {
+            Ok(retrieved) => result.retrieved = retrieved,
+            Err(error) => {
+                result.outcome = Outcome::Failed { error: format!("{}: {error}", result.scheme) };
+            }
+        }
+    }
+    Some(found.haystacks)
 }
 
 /// What the two control lanes read, and whether that is what they must read.

@@ -3,7 +3,7 @@
 //! The way of a measurement: `request` says what is wanted, `prepare` finds out everything that can be known
 //! before a layer runs, `lanes` decides which schemes travel, `engine` runs them all through the model side by
 //! side, and `divergence` compares their logits at its end. `replay` feeds the schemes a text that the baseline
-//! has written. [`measure()`] puts the parts together.
+//! has written, and `retrieval` feeds them long contexts with questions. [`measure()`] puts the parts together.
 
 pub(crate) mod baseline_text;
 pub mod calibrate;
@@ -18,6 +18,7 @@ pub mod prepare;
 pub mod prompts;
 mod replay;
 mod request;
+pub mod retrieval;
 pub mod sanity;
 mod shape;
 mod tap;
@@ -43,7 +44,7 @@ use std::time::Instant;
 pub const NUMERICS: &str = "kvgate numerics 1";
 
 /// Measures all schemes of a request in one pass: prepares the request, runs the lanes, has the baseline write its
-/// text and feeds it to the schemes, and collects what was found.
+/// text and feeds it to the schemes, has the schemes answer questions about long contexts, and collects what was found.
 ///
 /// # Errors
 /// What concerns the whole model. A scheme that fails has its error in its own result.
@@ -66,6 +67,8 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
         generated = Some(replayer.generated);
     }
 
+    let haystacks = lanes::retrieve(&prepared, &decoder, &mut schemes, progress);
+
     prepared.device.note_memory();
     let run = RunInfo {
         baseline_ppl,
@@ -81,8 +84,17 @@ pub fn measure(request: &Request, progress: Progress) -> Result<Measured, Measur
     let chunks_left = prepared.corpus.left;
     let (model, Prepared { subject, conditions, .. }) = (request.model.to_string(), prepared);
     let floor = floor.ok().flatten();
-    let measurement =
-        Measurement { model, subject, conditions, run, controls, floor, schemes, generated };
+    let measurement = Measurement {
+        model,
+        subject,
+        conditions,
+        run,
+        controls,
+        floor,
+        schemes,
+        generated,
+        haystacks,
+    };
     Ok(Measured { measurement, positions, chunks_left })
 }
 

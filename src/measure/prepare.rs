@@ -9,6 +9,7 @@ use super::baseline_text::BaselineText;
 use super::corpus::{self, Corpus, Text};
 use super::prompts::PromptSet;
 use super::request::{MeasureError, Request};
+use super::retrieval::{self, Haystacks};
 use super::NUMERICS;
 use crate::compute::{is_out_of_memory, Device};
 use crate::hash;
@@ -41,6 +42,8 @@ pub struct Prepared<'r> {
     pub corpus: Corpus,
     /// What the baseline is asked to continue, and the accepted text if there is one.
     pub text: Option<BaselineText>,
+    /// The long contexts from which schemes must retrieve something, length by length.
+    pub haystacks: Vec<Haystacks>,
     /// The conditions of the measurement. What each scheme needs beside them stands in
     /// [`PreparedScheme::needs`].
     pub conditions: Conditions,
@@ -100,6 +103,11 @@ impl<'r> Prepared<'r> {
             BaselineText::new(prompts, generate, request.model, sha256, &baseline, &checkpoint)
         });
         let text = text.transpose()?;
+        let haystacks = request.retrieval.map(|plan| {
+            let trained = checkpoint.spec.trained_context;
+            retrieval::build(plan, &corpus.tokens, &checkpoint.tokenizer, trained)
+        });
+        let haystacks = haystacks.transpose()?.unwrap_or_default();
         let device = match request.mimic {
             None => request.device.clone(),
             // what is imitated are another engine's roundings on the processor's f32
@@ -118,6 +126,7 @@ impl<'r> Prepared<'r> {
             texts,
             corpus,
             text,
+            haystacks,
             conditions,
         })
     }
@@ -164,6 +173,7 @@ impl<'r> Prepared<'r> {
             )
         }));
         notes.extend(on_baseline);
+        notes.extend(retrieval::remark(&self.layout, &self.haystacks));
         let (context, trained) = (self.request.context, self.checkpoint.spec.trained_context);
         if context > trained {
             notes.push(format!("context {context} is beyond the model's trained {trained}"));
@@ -209,7 +219,7 @@ fn prepare_schemes<'r>(
     let calibration = calibration(request, subject, &files(texts))?;
     let (calibration, sha256) = calibration.unzip();
     let prepare = |(label, scheme): &'r (String, Scheme)| {
-        let effective = effective(scheme, request.context, layout, calibration.as_ref());
+        let effective = effective(scheme, request.shortest_context(), layout, calibration.as_ref());
         let needs = effective.as_ref().map(|e| needs(scheme, e, sha256.as_deref()));
         PreparedScheme { label, scheme, needs: needs.unwrap_or_default(), effective }
     };

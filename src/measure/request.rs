@@ -3,6 +3,7 @@
 use super::corpus::{CorpusError, Draw};
 use super::mimic::Mimic;
 use super::prompts::PromptError;
+use super::retrieval::RetrievalError;
 use super::sanity::{Doubt, SUSPICION};
 use crate::compute::Device;
 use crate::kv::cache::CacheError;
@@ -12,6 +13,7 @@ use crate::kv::Scheme;
 use crate::model::decoder::Residency;
 use crate::model::ModelError;
 use crate::results::replay::Generated;
+use crate::results::retrieval::Plan;
 use crate::results::statistics::Position;
 use crate::results::Measurement;
 use crate::source::pinned::HubError;
@@ -40,6 +42,8 @@ pub struct Request<'a> {
     pub calibration: Option<&'a Path>,
     /// The prompts that the baseline continues. Every scheme is fed the text that it writes.
     pub generate: Option<Generate<'a>>,
+    /// The long contexts from which every scheme must retrieve something.
+    pub retrieval: Option<&'a Plan>,
     /// Where the model is computed.
     pub device: Device,
     /// Where weights are while the model runs. If it is not given, the device's memory decides.
@@ -49,6 +53,14 @@ pub struct Request<'a> {
     /// Whether verdicts will rest on the measurement. If so, a corpus that mostly repeats itself and a baseline
     /// that is worse than a unigram model are errors. Otherwise they are only remarked on.
     pub is_gated: bool,
+}
+
+impl Request<'_> {
+    /// The length of the shortest sequence that schemes are measured on.
+    pub fn shortest_context(&self) -> usize {
+        let lengths = self.retrieval.map_or(&[][..], |plan| &plan.lengths);
+        lengths.iter().copied().chain([self.context]).min().unwrap_or(self.context)
+    }
 }
 
 /// The prompts of a request, and how far they are continued.
@@ -85,6 +97,8 @@ pub enum MeasureError {
     Baseline(UnfitError),
     #[error(transparent)]
     Calibration(#[from] CalibrationError),
+    #[error(transparent)]
+    Retrieval(#[from] RetrievalError),
     #[error(transparent)]
     Prompts(Box<PromptError>),
     /// The baseline cannot continue a prompt.

@@ -7,6 +7,8 @@
 use super::diagnostic::Findings;
 use super::Expectation;
 use crate::kv::{codec, Scheme};
+use crate::measure::retrieval::{LEAST_NEEDLES, MOST_NEEDLES};
+use crate::results::retrieval::{Measure, Plan};
 use crate::results::statistics::{Direction, Statistic};
 use crate::source::pinned;
 use crate::text::suggest::nearest;
@@ -62,6 +64,8 @@ pub(super) struct Section {
     /// The inner `None` means that `false` drops an inherited file.
     pub prompts: Option<Option<Spanned<PathBuf>>>,
     pub generate: Option<usize>,
+    /// It is not inherited: contexts that an `at` section shares with its model would be measured twice.
+    pub retrieval: Option<RetrievalBody>,
     pub ignored: Option<bool>,
     pub limits: Limits,
     pub schemes: Vec<SchemeEntry>,
@@ -94,6 +98,14 @@ pub(super) struct SchemeBody {
     pub keys: Keys,
 }
 
+/// The table `retrieval` of a model or of one of its `at` sections.
+pub(super) struct RetrievalBody {
+    pub plan: Plan,
+    pub limits: Vec<(Measure, Spanned<f64>)>,
+    /// Where its keys stand, and its limits.
+    pub keys: Keys,
+}
+
 /// A key of a table. A new key of the policy needs such a row and a field in `Into`, the struct that the table is
 /// read into.
 struct KeyRow<Into> {
@@ -112,7 +124,15 @@ enum Table {
     Model,
     At,
     Scheme,
+    Retrieval,
 }
+
+/// The shortest context from which something can be retrieved: two needles and their questions must fit.
+const LEAST_LENGTH: usize = 128;
+
+/// How many contexts and how many needles in each there are if the policy does not say: enough for intervals.
+const CONTEXTS: usize = 8;
+const NEEDLES: usize = 8;
 
 /// The least and the largest confidence that a policy may ask for. Coverage was measured within them.
 const CONFIDENCES: (f64, f64) = (0.8, 0.999);
@@ -121,6 +141,7 @@ const MODEL: &[Table] = &[Table::Model];
 const MODEL_AND_AT: &[Table] = &[Table::Model, Table::At];
 const EVERYWHERE: &[Table] = &[Table::Defaults, Table::Model, Table::At];
 const SCHEME: &[Table] = &[Table::Scheme];
+const RETRIEVAL: &[Table] = &[Table::Retrieval];
 
 /// The tables at the top of a policy, each with a correct line.
 const TOP: [(&str, &str); 3] = [
@@ -261,6 +282,12 @@ const SECTION_KEYS: &[KeyRow<Section>] = &[
         read: |reader, key, value, section| section.generate = Some(reader.count(key, value, 1)),
     },
     KeyRow {
+        name: "retrieval",
+        example: "retrieval = { lengths = [4096, 16384] }",
+        tables: MODEL_AND_AT,
+        read: |reader, key, value, section| section.retrieval = reader.retrieval(key, value),
+    },
+    KeyRow {
         name: "ignored",
         example: "ignored = true",
         tables: MODEL_AND_AT,
@@ -317,11 +344,47 @@ const SCHEME_KEYS: &[KeyRow<SchemeBody>] = &[
     },
 ];
 
+/// The keys of `retrieval`.
+const RETRIEVAL_KEYS: &[KeyRow<RetrievalBody>] = &[
+    KeyRow {
+        name: "lengths",
+        example: "lengths = [4096, 16384]",
+        tables: RETRIEVAL,
+        read: |reader, key, value, body| body.plan.lengths = reader.lengths(key, value),
+    },
+    KeyRow {
+        name: "contexts",
+        example: "contexts = 8",
+        tables: RETRIEVAL,
+        read: |reader, key, value, body| body.plan.contexts = reader.count(key, value, 1),
+    },
+    KeyRow {
+        name: "needles",
+        example: "needles = 8",
+        tables: RETRIEVAL,
+        read: |reader, key, value, body| body.plan.needles = reader.needles(key, value),
+    },
+    KeyRow {
+        name: "seed",
+        example: "seed = 1",
+        tables: RETRIEVAL,
+        read: |reader, key, value, body| body.plan.seed = reader.count(key, value, 0) as u64,
+    },
+    KeyRow {
+        name: "limits",
+        example: "limits = { loss = 0.05 }",
+        tables: RETRIEVAL,
+        read: |reader, key, value, body| body.limits = reader.retrieval_limits(key, value),
+    },
+];
+
 /// The keys that a table may have, in the order in which findings list them.
 fn known_keys(table: Table) -> Vec<&'static str> {
     let own = SECTION_KEYS.iter().map(|row| (row.name, row.tables));
     let of_schemes = SCHEME_KEYS.iter().map(|row| (row.name, row.tables));
-    let rows = own.chain(of_schemes).filter(|(_, tables)| tables.contains(&table));
+    let of_retrieval = RETRIEVAL_KEYS.iter().map(|row| (row.name, row.tables));
+    let rows = own.chain(of_schemes).chain(of_retrieval);
+    let rows = rows.filter(|(_, tables)| tables.contains(&table));
     rows.map(|(name, _)| name).collect()
 }
 
@@ -585,15 +648,10 @@ impl<'f> Reader<'f> {
 
     fn bound(&mut self, statistic: Statistic, value: &Value) -> Option<f64> {
         let name = statistic.name();
-        let bound = match value.get_ref() {
-            DeValue::Boolean(false) => return None,
-            DeValue::Integer(n) => {
-                i64::from_str_radix(n.as_str(), n.radix()).map(|n| n as f64).ok()
-            }
-            DeValue::Float(x) => x.as_str().parse().ok(),
-            _ => None,
-        };
-        let Some(bound) = bound else {
+        if value.get_ref().as_bool() == Some(false) {
+            return None;
+        }
+        let Some(bound) = number(value) else {
             let unquoted = value.get_ref().as_str().filter(|text| text.parse::<f64>().is_ok());
             self.findings.error(
                 value.span(),
@@ -609,6 +667,89 @@ impl<'f> Reader<'f> {
             self.findings.error(value.span(), message, help);
         }
         Some(bound)
+    }
+
+    /// What must be retrieved from long contexts. None if nothing is left of it, which has been reported.
+    fn retrieval(&mut self, key: &Key, value: &Value) -> Option<RetrievalBody> {
+        let plan = Plan { lengths: Vec::new(), contexts: CONTEXTS, needles: NEEDLES, seed: 0 };
+        let mut body = RetrievalBody { plan, limits: Vec::new(), keys: Keys::new() };
+        for (key, value) in self.table(key, value) {
+            body.keys.insert(key.get_ref().to_string(), key.span());
+            self.read_key(RETRIEVAL_KEYS, Table::Retrieval, key, value, &mut body);
+        }
+        if value.get_ref().is_table() && !body.keys.contains_key("lengths") {
+            let help = "say them: `lengths = [4096, 16384]`, in tokens";
+            self.findings.error(key.span(), "`retrieval` without `lengths`", help);
+        }
+        let limits = body.limits.iter();
+        body.keys.extend(limits.map(|(measure, bound)| (measure.name().into(), bound.span())));
+        (!body.plan.lengths.is_empty()).then_some(body)
+    }
+
+    /// Lengths of contexts, each once.
+    fn lengths(&mut self, key: &Key, value: &Value) -> Vec<usize> {
+        let DeValue::Array(items) = value.get_ref() else {
+            self.wrong_type(key, value, "a list of whole numbers");
+            return Vec::new();
+        };
+        if items.is_empty() {
+            self.findings.error(
+                value.span(),
+                "no lengths: nothing would be retrieved",
+                example(key),
+            );
+        }
+        let mut lengths = Vec::new();
+        for item in items.iter() {
+            let length = self.count(key, item, LEAST_LENGTH);
+            if lengths.contains(&length) {
+                let message = format!("a length of {length} that stands twice");
+                self.findings.error(item.span(), message, "remove it");
+            }
+            lengths.push(length);
+        }
+        lengths
+    }
+
+    fn needles(&mut self, key: &Key, value: &Value) -> usize {
+        let needles = self.count(key, value, LEAST_NEEDLES);
+        if needles > MOST_NEEDLES {
+            let message = format!("`needles` must be at most {MOST_NEEDLES}");
+            self.findings.error(value.span(), message, "measure more `contexts` instead");
+        }
+        needles
+    }
+
+    fn retrieval_limits(&mut self, key: &Key, value: &Value) -> Vec<(Measure, Spanned<f64>)> {
+        let names = Measure::ALL.map(Measure::name);
+        let mut limits = Vec::new();
+        for (key, value) in self.table(key, value) {
+            let name: &str = key.get_ref().as_ref();
+            let Some(measure) = Measure::ALL.into_iter().find(|measure| measure.name() == name)
+            else {
+                let help = suggestion(name, &names, "limits on retrieval");
+                self.findings.error(key.span(), format!("unknown limit `{name}`"), help);
+                continue;
+            };
+            let (most, example) = match measure {
+                Measure::Loss => (1.0, "a share of the needles, such as `loss = 0.05`"),
+                Measure::AnswerNll => {
+                    (f64::INFINITY, "nats per token, such as `answer_nll = 0.02`")
+                }
+            };
+            match number(value).filter(|bound| (0.0..most).contains(bound)) {
+                Some(bound) => {
+                    let span = key.span().start..value.span().end;
+                    limits.push((measure, Spanned::new(span, bound)));
+                }
+                None => {
+                    let most = if most.is_finite() { " and below 1" } else { "" };
+                    let message = format!("`{name}` takes a number from 0 on{most}");
+                    self.findings.error(value.span(), message, example);
+                }
+            }
+        }
+        limits
     }
 
     fn scheme_value(&mut self, key: &Key, value: &Value) -> Option<Scheme> {
@@ -920,6 +1061,15 @@ fn syntax_help(text: &str, span: &Range<usize>) -> String {
     }
 }
 
+/// The number that a value is, if it is one.
+fn number(value: &Value) -> Option<f64> {
+    match value.get_ref() {
+        DeValue::Integer(n) => i64::from_str_radix(n.as_str(), n.radix()).map(|n| n as f64).ok(),
+        DeValue::Float(x) => x.as_str().parse().ok(),
+        _ => None,
+    }
+}
+
 /// The type of a value, in words.
 fn kind(value: &Value) -> &'static str {
     match value.get_ref() {
@@ -939,7 +1089,8 @@ fn example(key: &Key) -> String {
     let name = key.get_ref().as_ref();
     let own = SECTION_KEYS.iter().map(|row| (row.name, row.example));
     let of_schemes = SCHEME_KEYS.iter().map(|row| (row.name, row.example));
-    let rows = TOP.into_iter().chain(own).chain(of_schemes);
+    let of_retrieval = RETRIEVAL_KEYS.iter().map(|row| (row.name, row.example));
+    let rows = TOP.into_iter().chain(own).chain(of_schemes).chain(of_retrieval);
     match rows.into_iter().find(|(known, _)| *known == name) {
         Some((_, example)) => format!("for example `{example}`"),
         // all other keys are names that the author chose

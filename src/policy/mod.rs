@@ -15,6 +15,7 @@ use crate::kv::Scheme;
 use crate::results::case::CaseKind;
 use crate::results::case::CaseName;
 use crate::results::case::CellName;
+use crate::results::retrieval::{Measure, Plan};
 use crate::results::statistics::Statistic;
 use crate::source::Source;
 use diagnostic::{Findings, Text};
@@ -61,6 +62,8 @@ pub struct ModelPolicy {
     pub baseline: Scheme,
     /// The prompts that the baseline continues. Every scheme is then fed the baseline's text.
     pub generate: Option<Prompts>,
+    /// What every scheme must retrieve from long contexts.
+    pub retrieval: Option<Retrieval>,
     /// Its schemes in the order of the file, those of the defaults first.
     pub cells: Vec<Cell>,
     /// Where the policy names its files, for messages.
@@ -99,6 +102,26 @@ pub struct Prompts {
     pub file: PathBuf,
     /// The largest number of tokens of each continuation.
     pub tokens: usize,
+}
+
+/// Long contexts, and what a scheme must retrieve from them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retrieval {
+    pub plan: Plan,
+    /// The bounds that apply to every scheme at every length, at most one for each measure. Without any, what is retrieved
+    /// is only reported.
+    pub limits: Vec<RetrievalLimit>,
+}
+
+/// A bound on what is retrieved, and where it was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RetrievalLimit {
+    /// What is bounded.
+    pub measure: Measure,
+    /// The last value that still holds.
+    pub bound: f64,
+    /// The place where it was written, such as `thresholds.toml:12`.
+    pub origin: String,
 }
 
 /// One scheme of one model: the unit of judging.

@@ -1,10 +1,14 @@
 //! Turns a [`Document`] into models: carries out inheritance, and checks what can only be checked after it.
 
 use super::diagnostic::{Diagnostic, Findings, Severity};
-use super::document::{Document, Keys, Limits, SchemeBody, SchemeEntry, Section};
+use super::document::{Document, Keys, Limits, RetrievalBody, SchemeBody, SchemeEntry, Section};
 use crate::kv::scheme::{Scheme, Side};
-use crate::policy::{Cell, Expectation, Limit, ModelPolicy, Places, Prompts, IGNORED, MEANING};
+use crate::policy::{
+    Cell, Expectation, Limit, ModelPolicy, Places, Prompts, Retrieval, RetrievalLimit, IGNORED,
+    MEANING,
+};
 use crate::results::case::CellName;
+use crate::results::retrieval::Measure;
 use crate::results::statistics::{Statistic, LEAST_CHUNKS};
 use crate::source::pinned::Pinned;
 use crate::source::Source;
@@ -121,6 +125,7 @@ impl Resolver<'_> {
                 file: file.get_ref().clone(),
                 tokens: last(sections, |s| s.generate).unwrap_or(GENERATED),
             }),
+            retrieval: innermost.retrieval.as_ref().map(|body| self.retrieval(body)),
             corpus: corpus.iter().map(|file| file.get_ref().clone()).collect(),
             context,
             chunks,
@@ -151,7 +156,14 @@ impl Resolver<'_> {
                 dropped.map(|entry| ((entry.label.clone(), String::new()), entry.span.clone())),
             );
         }
-        keys.insert(own(""), sections[sections.len() - 1].name_span.clone());
+        let innermost = sections[sections.len() - 1];
+        if let Some(body) = &innermost.retrieval {
+            let key = |(key, span): (&String, &Range<usize>)| {
+                (own(&format!("retrieval.{key}")), span.clone())
+            };
+            keys.extend(body.keys.iter().map(key));
+        }
+        keys.insert(own(""), innermost.name_span.clone());
         for a in asked {
             let of_scheme = |word: &str| (a.label.to_owned(), word.to_owned());
             keys.insert(of_scheme(""), a.span.clone());
@@ -168,6 +180,15 @@ impl Resolver<'_> {
             keys.extend(limits.map(|(limit, bound)| (of_scheme(limit.name()), bound.span())));
         }
         keys
+    }
+
+    fn retrieval(&self, body: &RetrievalBody) -> Retrieval {
+        let limit = |(measure, bound): &(Measure, Spanned<f64>)| RetrievalLimit {
+            measure: *measure,
+            bound: *bound.get_ref(),
+            origin: self.findings.text().origin(&bound.span()),
+        };
+        Retrieval { plan: body.plan.clone(), limits: body.limits.iter().map(limit).collect() }
     }
 
     /// The place of a model's weights: `path`, or `hf` with a `revision`.

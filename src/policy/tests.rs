@@ -855,3 +855,49 @@ fn generate_without_prompts_is_found_where_it_stands() {
     let inherited = defaults.replace("generate", "prompts = \"p.toml\"\ngenerate");
     policy(&(inherited + "prompts = false\n[models.n]\npath = \"n.gguf\"\n"));
 }
+
+#[test]
+fn retrieval_is_a_model_s_own() {
+    let model = "path = \"m.gguf\"\nat.long = { context = 1024 }\n";
+    let retrieval = "[models.m.retrieval]\nlengths = [1024, 512]\nseed = 3\n\
+                     limits = { loss = 0.05, answer_nll = 0.02 }\n";
+    let policy = policy(&(edited("path = \"m.gguf\"\n", model) + retrieval));
+    let [own, long] = &policy.models[..] else { panic!() };
+    let Retrieval { plan, limits } = own.retrieval.as_ref().unwrap();
+    let expected = Plan { lengths: vec![1024, 512], contexts: 8, needles: 8, seed: 3 };
+    assert_eq!(*plan, expected);
+    let bounds: Vec<_> = limits.iter().map(|limit| (limit.measure, limit.bound)).collect();
+    assert_eq!(bounds, [(Measure::Loss, 0.05), (Measure::AnswerNll, 0.02)]);
+    assert_eq!(limits[0].origin, "gate/thresholds.toml:18");
+    assert_eq!(long.retrieval, None, "an `at` section would measure the same again");
+    assert_eq!(own.places.line("", "retrieval.loss"), Some(18));
+}
+
+#[test]
+fn faults_of_retrieval_are_found_where_they_stand() {
+    let model = "path = \"m.gguf\"";
+    let faults = [
+        ("«retrieval» = {}", "without `lengths`"),
+        ("«retrieval» = { seed = 1 }", "without `lengths`"),
+        ("retrieval = «true»", "takes a table"),
+        ("retrieval = { lengths = «512» }", "takes a list of whole numbers"),
+        ("retrieval = { lengths = «[]» }", "nothing would be retrieved"),
+        ("retrieval = { lengths = [«100»] }", "at least 128"),
+        ("retrieval = { lengths = [512, «512»] }", "stands twice"),
+        ("retrieval = { lengths = [512], «lenghts» = 1 }", "did you mean `lengths`?"),
+        ("retrieval = { lengths = [512], needles = «1» }", "at least 2"),
+        ("retrieval = { lengths = [512], needles = «33» }", "at most 32"),
+        ("retrieval = { lengths = [512], contexts = «0» }", "at least 1"),
+        ("retrieval = { lengths = [512], limits = { «los» = 0.1 } }", "did you mean `loss`?"),
+        ("retrieval = { lengths = [512], limits = { loss = «1.0» } }", "below 1"),
+        ("retrieval = { lengths = [512], limits = { loss = «-0.1» } }", "from 0 on"),
+        ("retrieval = { lengths = [512], limits = { answer_nll = «\"1\"» } }", "takes a number"),
+    ];
+    for (line, words) in faults {
+        let marked = edited(model, &format!("{model}\n{line}"));
+        assert_finding(&errors(&unmark(&marked).0), &marked, &[words]);
+    }
+    // a sensible length depends on the model
+    let marked = edited("chunks = 4", "chunks = 4\n«retrieval» = { lengths = [512] }");
+    assert_finding(&errors(&unmark(&marked).0), &marked, &["unknown key `retrieval`"]);
+}

@@ -6,6 +6,7 @@
 use crate::golden;
 use crate::policy::{Cell, Expectation, ModelPolicy, Policy, IGNORED, MEANING};
 use crate::repo::{Files, RepoError};
+use crate::results::retrieval::Plan;
 use crate::results::statistics::{Direction, Statistic};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -266,6 +267,7 @@ impl Loosenings<'_> {
             self.add_if(is_removed, pair, "calibration", "calibration removed", files);
         }
         self.compare_prompts(pair);
+        self.compare_retrieval(pair);
     }
 
     /// Compares how a checkpoint is read.
@@ -310,6 +312,43 @@ impl Loosenings<'_> {
         let tokens = [old.tokens.to_string(), new.tokens.to_string()];
         let is_shorter = new.tokens < old.tokens;
         self.add_if(is_shorter, pair, "generate", "generated text shortened", tokens);
+    }
+
+    /// Compares what must be retrieved from which contexts.
+    fn compare_retrieval(&mut self, pair: Pair) {
+        let Some(old) = &pair.old.retrieval else { return };
+        let lengths =
+            |plan: &Plan| plan.lengths.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        let (was, key) = (&old.plan, "retrieval");
+        let Some(new) = &pair.new.retrieval else {
+            let values = [lengths(was), "none".into()];
+            return self.add_if(true, pair, key, "retrieval dropped", values);
+        };
+        let is = &new.plan;
+        let is_left_out = was.lengths.iter().any(|length| !is.lengths.contains(length));
+        let values = [lengths(was), lengths(is)];
+        let (lengths, at) = ("a length of retrieval removed", "retrieval.lengths");
+        self.add_if(is_left_out, pair, at, lengths, values);
+        let values = [was.contexts.to_string(), is.contexts.to_string()];
+        let (what, at) = ("contexts of retrieval reduced", "retrieval.contexts");
+        self.add_if(is.contexts < was.contexts, pair, at, what, values);
+        let values = [was.needles.to_string(), is.needles.to_string()];
+        let (what, at) = ("needles reduced", "retrieval.needles");
+        self.add_if(is.needles < was.needles, pair, at, what, values);
+        // somebody could look for contexts on which a scheme does well
+        let values = [was.seed.to_string(), is.seed.to_string()];
+        let (what, at) = ("another seed of retrieval", "retrieval.seed");
+        self.add_if(is.seed != was.seed, pair, at, what, values);
+        for limit in &old.limits {
+            let name = limit.measure.name();
+            let bound = new.limits.iter().find(|new| new.measure == limit.measure);
+            let word = if bound.is_some() { "raised" } else { "removed" };
+            let is_weaker = bound.is_none_or(|new| new.bound > limit.bound);
+            let what = format!("{name} limit of retrieval {word}");
+            let values =
+                [limit.bound.to_string(), bound.map_or("none".into(), |new| new.bound.to_string())];
+            self.add_if(is_weaker, pair, &format!("retrieval.{name}"), &what, values);
+        }
     }
 
     /// Compares the texts that a model is measured on.
@@ -558,6 +597,37 @@ prompts = false
             + "limits.p99_kld = 0.4\n[models.n.schemes]\nq8_0 = false\n";
         let base = base.replace("limits.baseline_ppl", "limits.p99_kld = 0.3\nlimits.baseline_ppl");
         assert_eq!(between(&base, &base.replace("p99_kld = 0.5", "p99_kld = 5.0")), [""; 0]);
+    }
+
+    #[test]
+    fn retrieval_may_not_become_easier() {
+        let own =
+            "[models.m.retrieval]\nlengths = [512, 1024]\ncontexts = 9\nneedles = 6\nseed = 1\n\
+                   limits = { loss = 0.05, answer_nll = 0.1 }\n";
+        let base = format!("{BASE}{own}");
+        let head = |old: &str, new: &str| {
+            assert_eq!(base.matches(old).count(), 1, "{old}");
+            base.replace(old, new)
+        };
+        for (old, new, found) in [
+            ("[512, 1024]", "[512]", "29: a length of retrieval removed: 512, 1024 → 512 (m)"),
+            ("contexts = 9", "contexts = 8", "30: contexts of retrieval reduced: 9 → 8 (m)"),
+            ("needles = 6", "needles = 4", "31: needles reduced: 6 → 4 (m)"),
+            ("loss = 0.05", "loss = 0.5", "33: loss limit of retrieval raised: 0.05 → 0.5 (m)"),
+            (
+                "loss = 0.05, ",
+                "",
+                "33 at the base: loss limit of retrieval removed: 0.05 → none (m)",
+            ),
+            (own, "", "28 at the base: retrieval dropped: 512, 1024 → none (m)"),
+        ] {
+            let head = head(old, new);
+            assert_eq!(between(&base, &head), [format!("thresholds.toml:{found}")], "{new}");
+            assert_eq!(between(&head, &base), [""; 0], "the way back");
+        }
+        let other = head("seed = 1", "seed = 2");
+        let found = "thresholds.toml:32: another seed of retrieval: 1 → 2 (m)";
+        assert_eq!(between(&base, &other), [found]);
     }
 
     /// A scheme that must fail is shown as failing, whichever limit it breaks; its model must be sound.

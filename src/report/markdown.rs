@@ -4,8 +4,9 @@
 //! taken for markup, a link, a mention or a reference.
 
 use super::advice::Advice;
+use super::needles::{self, Depths};
 use super::row::{numbers, red_limit, Row};
-use super::view::{arithmetic, memory_of_card, Standing, View};
+use super::view::{arithmetic, memory_of_card, ModelView, Standing, View};
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding};
 use crate::text;
@@ -172,7 +173,28 @@ fn tables(view: &View, detail: Detail) -> String {
         let title = format!("{} not red", count(view.passing.len(), "scheme"));
         out += &folded(&title, &table(&view.passing));
     }
+    if detail < Detail::RedOnly {
+        out.extend(view.models.iter().take(MODELS).filter_map(needles));
+    }
     out
+}
+
+/// What the schemes of a model retrieve from long contexts, folded away.
+fn needles(model: &ModelView) -> Option<String> {
+    let measurement = model.measurement?;
+    let title = needles::title(measurement)?;
+    let columns = needles::COLUMNS;
+    let mut body = format!("{}\n\n", code(model.name));
+    body += &format!("| {} |\n|---|{}\n", columns.join(" | "), "--:|".repeat(columns.len() - 1));
+    for row in needles::rows(&model.rows, Depths::Ends) {
+        let [label, rest @ ..] = &row[..] else { continue };
+        body += &format!("| {} | {} |\n", code(label), rest.join(" | "));
+    }
+    body.push('\n');
+    for remark in needles::remarks(measurement) {
+        body += &format!("- {remark}\n");
+    }
+    Some(folded(&title, &(body + "\n")))
 }
 
 fn table(rows: &[Row]) -> String {

@@ -14,6 +14,7 @@ pub mod terminal;
 
 mod advice;
 mod flags;
+mod needles;
 mod phrase;
 mod row;
 mod view;

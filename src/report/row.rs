@@ -3,6 +3,7 @@
 use crate::judge::interval;
 use crate::results::case::{CaseKind, CellName};
 use crate::results::replay::Replay;
+use crate::results::retrieval::{Decided, JudgedRetrieval};
 use crate::results::statistics::{Statistic, Statistics};
 use crate::results::verdict::{worst_broken, worst_undecided, JudgedLimit, Verdict};
 use crate::results::{shown_bits, CaseResult, Moved, Results, SchemeResult, Storage};
@@ -245,10 +246,19 @@ pub(super) fn relative(old: f64, new: f64) -> String {
 /// The limit that a case breaks the most, and by how much: `mean_kld 1.22 × its limit`. If it breaks none, the undecided
 /// one that is nearest to that: `mean_kld 0.95 × its limit (0.78 to 1.40)`.
 pub(super) fn worst_limit(case: &CaseResult) -> Option<String> {
-    let broken = worst_broken(&case.limits).map(|limit| (limit, limit.excess()));
-    let undecided = || worst_undecided(&case.limits).map(|limit| (limit, limit.doubt()));
-    let (limit, words) = broken.or_else(undecided)?;
-    Some(format!("{} {words}", limit.statistic.name()))
+    let words = |limit: &JudgedLimit, words: String| format!("{} {words}", limit.statistic.name());
+    let broken = worst_broken(&case.limits).map(|limit| words(limit, limit.excess()));
+    let undecided = || worst_undecided(&case.limits).map(|limit| words(limit, limit.doubt()));
+    let retrieval = |decision| worst_retrieval(case, decision).map(JudgedRetrieval::words);
+    broken
+        .or_else(|| retrieval(Decided::Broken))
+        .or_else(undecided)
+        .or_else(|| retrieval(Decided::Undecided))
+}
+
+fn worst_retrieval(case: &CaseResult, decision: Decided) -> Option<&JudgedRetrieval> {
+    let limits = case.retrieval.iter().filter(|limit| limit.decision == decision);
+    limits.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
 }
 
 /// Says the same, but only of a case that is not as the policy wants: a case that must fail may break limits.

@@ -1,5 +1,6 @@
 //! The report as tables and messages for a terminal.
 
+use super::needles::{self, Depths};
 use super::phrase;
 use super::row::{numbers, verdict_words, Row};
 use super::view::{arithmetic, memory_of_card, ModelView, View};
@@ -56,7 +57,23 @@ fn model(model: &ModelView, is_judged: bool) -> String {
     let advice = advice.as_ref().map(|advice| format!("  {}\n", advice.words(&text::name)));
     let advice = advice.unwrap_or_default();
     let [how, controls] = measurement.map_or_else(Default::default, |m| [how(m), controls(m)]);
-    format!("\n{title}{how}\n{advice}{controls}") + &scheme_table(rows, is_judged)
+    let needles = measurement.map_or_else(String::new, |m| needles(m, rows));
+    format!("\n{title}{how}\n{advice}{controls}") + &scheme_table(rows, is_judged) + &needles
+}
+
+/// What the schemes of a model retrieve from long contexts, if that was measured.
+fn needles(measurement: &Measurement, rows: &[Row]) -> String {
+    let Some(title) = needles::title(measurement) else { return String::new() };
+    let head = needles::COLUMNS.map(|name| Cell::styled(name, DIM)).into();
+    let mut table: Vec<Vec<Cell>> = vec![head];
+    for row in needles::rows(rows, Depths::Ends) {
+        table.push(row.iter().map(|cell| Cell::new(text::name(cell))).collect());
+    }
+    let mut align = vec![Align::Left];
+    align.extend([Align::Right; needles::COLUMNS.len() - 1]);
+    let remarks = needles::remarks(measurement).into_iter();
+    let remarks: String = remarks.map(|remark| format!("  {DIM}{remark}{DIM:#}\n")).collect();
+    format!("  {title}\n{}{remarks}", table::render(&align, &table))
 }
 
 /// Shows a model of which no case was run as one line, because its table would hold dashes only.

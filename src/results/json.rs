@@ -221,7 +221,7 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
 }
 
 /// The fields that are left out of a file where they say nothing. Other programs may write them all the same.
-const LEFT_OUT: [&str; 10] = [
+const LEFT_OUT: [&str; 12] = [
     "changes",
     "findings",
     "histogram",
@@ -230,6 +230,8 @@ const LEFT_OUT: [&str; 10] = [
     "not_needed",
     "notes",
     "reading",
+    "retrieval",
+    "retrieved",
     "unknown",
     "wrong_ties",
 ];

@@ -3,6 +3,7 @@
 use super::look::Look;
 use super::provenance::{Conditions, Subject};
 use super::replay::{Generated, Replay};
+use super::retrieval::{Haystacks, Retrieved};
 use super::shape::Shape;
 use super::statistics::{Part, Statistics};
 use super::storage::Storage;
@@ -30,6 +31,9 @@ pub struct Measurement {
     /// The text that the baseline wrote after each prompt, if the policy names prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generated: Option<Generated>,
+    /// The long contexts from which schemes had to retrieve something, if the policy names lengths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub haystacks: Option<Haystacks>,
 }
 
 /// Facts about a run that no verdict depends on.
@@ -128,6 +132,9 @@ pub struct SchemeResult {
     /// How the scheme does on the baseline's text, if the policy names prompts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay: Option<Replay>,
+    /// What the scheme retrieves from long contexts, an entry for each length that the policy names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retrieved: Vec<Retrieved>,
     /// How the divergence is distributed. It is for people; no verdict depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Shape>,

@@ -16,6 +16,7 @@ pub mod measured_by;
 mod measurement;
 mod provenance;
 pub mod replay;
+pub mod retrieval;
 pub mod shape;
 pub(crate) mod sidecar;
 pub mod statistics;

@@ -1,6 +1,7 @@
 //! Cases with their verdicts, and the exit code of a run.
 
 use super::case;
+use super::retrieval::JudgedRetrieval;
 use super::statistics::{Direction, Statistic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -17,6 +18,9 @@ pub struct CaseResult {
     /// The limits that were judged, in a `kld` case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<JudgedLimit>,
+    /// The limits on what is retrieved that were judged, in a `kld` case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retrieval: Vec<JudgedRetrieval>,
     /// Each value in the golden and now, in a `golden` case. Empty if the two cannot be compared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Moved>,
@@ -26,7 +30,14 @@ impl CaseResult {
     /// A verdict without limits and without values.
     pub fn new(case: impl ToString, verdict: Verdict, message: impl Into<String>) -> Self {
         let (case, message) = (case.to_string(), message.into());
-        CaseResult { case, verdict, message, limits: Vec::new(), changes: Vec::new() }
+        CaseResult {
+            case,
+            verdict,
+            message,
+            limits: Vec::new(),
+            retrieval: Vec::new(),
+            changes: Vec::new(),
+        }
     }
 
     /// The model and the scheme in the case's name.

@@ -5,6 +5,7 @@ use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy, Policy};
 use crate::report::Report;
 use crate::results::replay::{Continuation, Divergence, Generated, PromptReplay, Replay};
+use crate::results::retrieval::{Answers, Haystacks, NeedleControl, Plan, Retrieved, DEPTHS};
 use crate::results::statistics::{Part, Statistic, Statistics};
 use crate::results::verdict::{JudgedLimit, Verdict};
 use crate::results::*;
@@ -27,6 +28,7 @@ pub(crate) fn policy() -> Policy {
         source,
         calibration: None,
         generate: None,
+        retrieval: None,
         corpus: vec!["prose.txt".into(), "code.txt".into()],
         context: 512,
         chunks: 16,
@@ -159,6 +161,38 @@ fn measurement() -> Measurement {
         ],
         floor: None,
         generated: None,
+        haystacks: None,
+    }
+}
+
+/// Lets a measurement have been made on contexts with needles, of which `q4_0` lost some.
+pub(crate) fn with_needles(measurement: &mut Measurement) {
+    let plan = Plan { lengths: vec![512], contexts: 2, needles: 5, seed: 7 };
+    let answers = |lost: u64, kld: f64| Answers {
+        needles: 5,
+        retrieved_base: 5,
+        lost,
+        gained: 0,
+        tokens: 20,
+        kld,
+        nll: 2.0 + kld,
+        nll_base: 2.0,
+    };
+    let control = |name: &str, lost, kld| NeedleControl {
+        name: name.into(),
+        length: 512,
+        answers: answers(lost, kld),
+    };
+    let controls = vec![control("identity", 0, 0.0), control("bad lane", 5, 60.0)];
+    measurement.haystacks = Some(Haystacks { plan, sha256: vec!["5e".repeat(32)], controls });
+    let lost = [[0, 0], [2, 1]];
+    for (scheme, lost) in measurement.schemes.iter_mut().zip(lost) {
+        let kld = 0.01 + lost[0] as f64;
+        scheme.retrieved = vec![Retrieved {
+            length: 512,
+            by_depth: (1..=DEPTHS).map(|depth| kld * depth as f64 / 1e3).collect(),
+            parts: lost.map(|lost| answers(lost, kld)).into(),
+        }];
     }
 }
 
@@ -242,6 +276,7 @@ fn scheme(label: &str, [k, v]: [f64; 2], outcome: Outcome) -> SchemeResult {
         effective: label.into(),
         needs: Vec::new(),
         replay: None,
+        retrieved: Vec::new(),
         shape: None,
         storage: Some(Storage {
             bits_per_element: Sides { k, v },

@@ -22,6 +22,7 @@ fn with_request<R>(model: &str, scheme: &str, f: impl FnOnce(&Request) -> R) -> 
         schemes: vec![(scheme.into(), scheme.parse().unwrap())],
         calibration: None,
         generate: None,
+        retrieval: None,
         device: Device::cpu(),
         residency: None,
         mimic: None,

@@ -14,6 +14,7 @@ mod measuring;
 mod packed;
 mod quantized;
 mod real_configurations;
+mod retrieval;
 mod safetensors;
 mod second_opinion;
 mod support;

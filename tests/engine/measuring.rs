@@ -241,6 +241,7 @@ fn measured_with(
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
         calibration: None,
         generate: None,
+        retrieval: None,
         device: compute::Device::cpu(),
         residency,
         mimic: None,

@@ -5,6 +5,7 @@
 //! ones; the standard errors of [`Statistics`], which are llama.cpp's, do not know that.
 
 mod chunks;
+mod needles;
 mod quantile;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use crate::golden::ChunkMeans;
 pub use crate::results::statistics::LEAST_CHUNKS;
 use crate::results::statistics::{Part, Statistic, Statistics};
 use chunks::{Chunks, Unseen};
+pub use needles::{of_answers, of_share};
 
 /// The confidence of intervals that are shown where nobody asks for another.
 pub const SHOWN: f64 = 0.95;
@@ -49,6 +51,8 @@ pub struct Interval {
 pub enum NoInterval {
     #[error("{0} chunks are too few for an interval, which needs {LEAST_CHUNKS}")]
     FewChunks(usize),
+    #[error("{0} contexts are too few for an interval, which needs {LEAST_CHUNKS}")]
+    FewContexts(usize),
     #[error("what measured gives no values of chunks")]
     NoParts,
     #[error(

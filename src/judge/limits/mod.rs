@@ -4,12 +4,16 @@
 //! is met by it.
 
 mod confidence;
+mod retrieval;
+
+pub use retrieval::with_retrieval;
 
 use crate::kv::codec;
 use crate::kv::effective::codec_names;
 use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
 use crate::results::case::CaseKind;
+use crate::results::retrieval::JudgedRetrieval;
 use crate::results::statistics::{Direction, Part, Statistic, Statistics};
 use crate::results::verdict::GoldenValues;
 use crate::results::verdict::{of_each_look, Decision, JudgedLimit, Verdict};
@@ -26,6 +30,8 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// The limits that were judged. Empty for an error and for `expect = "report"`.
     pub limits: Vec<JudgedLimit>,
+    /// The limits on what is retrieved that were judged: see [`with_retrieval`].
+    pub retrieval: Vec<JudgedRetrieval>,
     /// The explanation for people. Empty for a plain pass.
     pub message: String,
 }
@@ -112,7 +118,12 @@ pub fn judge(
                 model.case(cell, CaseKind::Kld),
                 next_commands(model, cell)
             );
-            return Judgement { verdict: Verdict::Error, limits: Vec::new(), message };
+            return Judgement {
+                verdict: Verdict::Error,
+                limits: Vec::new(),
+                retrieval: Vec::new(),
+                message,
+            };
         }
     };
     let looks = model.looks();
@@ -137,7 +148,7 @@ pub fn judge(
             Message { model, cell, seen, chunks, limits: &limits, verdict, golden }.to_string()
         }
     };
-    Judgement { verdict, limits, message }
+    Judgement { verdict, limits, retrieval: Vec::new(), message }
 }
 
 /// The limits of a cell, judged by what was there at one of several looks.

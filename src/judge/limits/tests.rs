@@ -313,12 +313,14 @@ fn measurement(schemes: &[(&str, &str, Statistics)]) -> Measurement {
                 needs: Vec::new(),
                 storage: None,
                 replay: None,
+                retrieved: Vec::new(),
                 shape: None,
                 outcome: measured(statistics.clone()),
             })
             .collect(),
         floor: None,
         generated: None,
+        haystacks: None,
     }
 }
 

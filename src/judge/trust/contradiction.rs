@@ -1,6 +1,6 @@
 //! Finds results whose numbers contradict each other.
 
-use super::LEAST_MEAN_KLD;
+use super::{needles, LEAST_MEAN_KLD};
 use crate::golden::GoldenReplay;
 use crate::measure::corpus::scored;
 use crate::results::measured_by::MeasuredBy;
@@ -23,11 +23,13 @@ pub fn contradiction(
     let own = Seen::all(statistics, parts, looks)
         .enumerate()
         .find_map(|(look, seen)| contradicting_look(measurement, look, &seen, by));
-    own.or_else(|| scheme.storage.as_ref().and_then(impossible_storage)).or_else(|| {
-        let replay = scheme.replay.as_ref()?;
-        impossible_replay(replay)
-            .or_else(|| of_another_text(replay, measurement.generated.as_ref()))
-    })
+    own.or_else(|| scheme.storage.as_ref().and_then(impossible_storage))
+        .or_else(|| {
+            let replay = scheme.replay.as_ref()?;
+            impossible_replay(replay)
+                .or_else(|| of_another_text(replay, measurement.generated.as_ref()))
+        })
+        .or_else(|| needles::contradiction(measurement, scheme))
 }
 
 /// How what was there at a look contradicts itself. The first look, number 0, is at as many chunks as the conditions

@@ -4,6 +4,7 @@ use super::mimics;
 use crate::kv::effective::codec_names;
 use crate::policy::{Cell, ModelPolicy};
 use crate::results::measured_by::MeasuredBy;
+use crate::results::retrieval::Plan;
 use crate::results::{Measurement, Outcome, SchemeResult};
 use crate::source::{Source, BOS};
 use std::collections::BTreeSet;
@@ -38,6 +39,14 @@ pub fn mismatch_with_policy(
         Some(format!("it is of weights with SHA-256 {found}, and the policy asks for {pinned}"))
     } else if model.generate.is_some() && measurement.generated.is_none() {
         Some("it was measured without the prompts that the policy asks for".into())
+    } else if let Some(retrieval) = model.retrieval.as_ref().filter(|retrieval| {
+        measurement.haystacks.as_ref().map(|haystacks| &haystacks.plan) != Some(&retrieval.plan)
+    }) {
+        let Plan { lengths, contexts, needles, seed } = &retrieval.plan;
+        Some(format!(
+            "it was measured without the contexts for `retrieval` that the policy asks for: {contexts} of each of the \
+             lengths {lengths:?} with {needles} needles and the seed {seed}"
+        ))
     } else {
         mismatch_with_source(&model.source, &conditions.reading)
     }

@@ -6,6 +6,7 @@
 
 mod contradiction;
 mod mismatch;
+mod needles;
 
 use contradiction::contradicting_baselines;
 pub(super) use contradiction::contradiction;
@@ -134,6 +135,7 @@ pub fn distrust_by(measurement: &Measurement, asked: MeasuredBy) -> BTreeMap<Str
         )),
         MeasuredBy::Kvgate => broken_control(measurement)
             .or_else(|| broken_text(measurement))
+            .or_else(|| needles::broken_needles(measurement))
             .or_else(|| contradicting_baselines(measurement))
             .or_else(|| impossible_floor(measurement)),
         MeasuredBy::LlamaCpp => None,

@@ -63,6 +63,7 @@ pub fn measurement(logs: &[Log], model: &ModelPolicy) -> Result<Measurement, Log
         schemes: schemes.collect(),
         floor,
         generated: None,
+        haystacks: None,
     })
 }
 
@@ -147,6 +148,7 @@ impl Log {
             needs: Vec::new(),
             storage: self.storage(),
             replay: None,
+            retrieved: Vec::new(),
             shape: None,
             outcome: Outcome::measured(self.statistics.clone(), Vec::new()),
         }

@@ -6,6 +6,7 @@ mod figures;
 mod plot;
 mod words;
 
+use super::needles::{self, Depths};
 use super::phrase;
 use super::row::{numbers, verdict_words, Row};
 use super::view::{arithmetic, memory_of_card, Standing, View};
@@ -168,11 +169,31 @@ struct ModelSection {
     tail_numbers: Table,
     worst: Vec<OfScheme<ShownToken>>,
     partings: Vec<OfScheme<TextPair>>,
+    needles: Option<Needles>,
     how: String,
     commands: Vec<String>,
     controls: Vec<(bool, String)>,
     notes: Vec<String>,
     provenance: Vec<(&'static str, String)>,
+}
+
+/// What schemes retrieve from long contexts.
+struct Needles {
+    title: String,
+    table: Table,
+    remarks: Vec<String>,
+}
+
+impl Needles {
+    fn new(rows: &[Row], m: &Measurement) -> Option<Self> {
+        let named = |row: Vec<String>| row.iter().map(|cell| text::name(cell)).collect::<Vec<_>>();
+        let rows = needles::rows(rows, Depths::All).into_iter().take(ROWS).map(named);
+        Some(Needles {
+            title: needles::title(m)?,
+            table: Table::new(needles::COLUMNS, rows),
+            remarks: needles::remarks(m),
+        })
+    }
 }
 
 struct Json {
@@ -314,6 +335,7 @@ impl ModelSection {
             tail_numbers: figures::tail_numbers(&rows),
             worst: words::worst(&rows, SCHEMES),
             partings: words::partings(&rows, m.generated.as_ref(), SCHEMES),
+            needles: Needles::new(&rows, m),
             how,
             commands,
             controls: m.controls.iter().take(MESSAGES).map(control).collect(),

@@ -39,6 +39,7 @@ pub fn replay_and_decode(
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
         calibration: None,
         generate: Some(Generate { prompts: &prompts, tokens, kept: None }),
+        retrieval: None,
         device: compute::Device::cpu(),
         residency: None,
         mimic: None,

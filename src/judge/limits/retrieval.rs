@@ -1,0 +1,262 @@
+//! Limits on what schemes retrieve from long contexts, which are judged with a scheme's other limits.
+
+use super::Judgement;
+use crate::judge::interval::{self, SHOWN};
+use crate::policy::{Cell, Expectation, ModelPolicy, RetrievalLimit};
+use crate::results::case::CaseKind;
+use crate::results::retrieval::{Decided, JudgedRetrieval, Measure, Retrieved};
+use crate::results::verdict::Verdict;
+use crate::results::SchemeResult;
+use crate::text::numbers::significant;
+
+/// Adds to a judgement what the limits on retrieval make of a scheme. An error stays one, and a scheme that is only
+/// reported is not judged.
+pub fn with_retrieval(
+    judged: Judgement,
+    model: &ModelPolicy,
+    cell: &Cell,
+    scheme: Option<&SchemeResult>,
+) -> Judgement {
+    let limits = model.retrieval.as_ref().map_or(&[][..], |retrieval| &retrieval.limits);
+    let is_idle = limits.is_empty() || matches!(judged.verdict, Verdict::Error | Verdict::Reported);
+    let Some(scheme) = scheme.filter(|_| !is_idle) else { return judged };
+    let case = model.case(cell, CaseKind::Kld);
+    let retrieval = match judge(model, limits, scheme) {
+        Ok(retrieval) => retrieval,
+        Err(why) => {
+            let message = format!("{case}: {why}\n{}", judged.message);
+            let limits = Vec::new();
+            return Judgement { verdict: Verdict::Error, message, limits, ..judged };
+        }
+    };
+    let verdict = verdict(cell.expect, judged.verdict, &retrieval);
+    let is_plain = verdict == Verdict::Pass && judged.message.is_empty();
+    let message = if is_plain {
+        String::new()
+    } else {
+        message(&case.to_string(), verdict, &retrieval, scheme)
+    };
+    Judgement { verdict, message: message + &judged.message, retrieval, ..judged }
+}
+
+/// Judges each limit at each length.
+///
+/// # Errors
+/// If something was not measured that a limit asks for.
+fn judge(
+    model: &ModelPolicy,
+    limits: &[RetrievalLimit],
+    scheme: &SchemeResult,
+) -> Result<Vec<JudgedRetrieval>, String> {
+    let origins: Vec<_> = limits.iter().map(|limit| limit.origin.as_str()).collect();
+    if scheme.retrieved.is_empty() {
+        return Err(format!(
+            "retrieval was not measured, and the policy limits it ({}); kvgate's own engine measures it",
+            origins.join(", ")
+        ));
+    }
+    let mut judged = Vec::new();
+    for retrieved in &scheme.retrieved {
+        let all = retrieved.all();
+        if !all.is_measured() {
+            return Err(format!(
+                "retrieval at {} is not measured: the baseline itself retrieves {} of {} needles, and a scheme can \
+                 only be judged if it retrieves 90 %; use shorter `lengths`, or drop the limits ({})",
+                retrieved.length,
+                all.retrieved_base,
+                all.needles,
+                origins.join(", ")
+            ));
+        }
+        judged.extend(limits.iter().map(|limit| judge_limit(limit, retrieved, model.confidence)));
+    }
+    Ok(judged)
+}
+
+fn judge_limit(
+    limit: &RetrievalLimit,
+    retrieved: &Retrieved,
+    confidence: Option<f64>,
+) -> JudgedRetrieval {
+    let all = retrieved.all();
+    let shown = confidence.unwrap_or(SHOWN);
+    let (value, interval) = match limit.measure {
+        Measure::Loss => (
+            all.lost as f64 / all.retrieved_base as f64,
+            Some(interval::of_share(all.lost, all.retrieved_base, shown)),
+        ),
+        Measure::AnswerNll => {
+            (all.answer_nll(), interval::of_answers(&retrieved.parts, shown).ok())
+        }
+    };
+    let bound = limit.bound;
+    let decision = match interval.filter(|_| confidence.is_some()) {
+        Some(interval) if interval.high <= bound => Decided::Kept,
+        Some(interval) if interval.low > bound => Decided::Broken,
+        Some(_) => Decided::Undecided,
+        None if value <= bound => Decided::Kept,
+        None => Decided::Broken,
+    };
+    JudgedRetrieval {
+        measure: limit.measure,
+        length: retrieved.length,
+        value,
+        bound,
+        origin: limit.origin.clone(),
+        low: interval.map(|interval| interval.low),
+        high: interval.map(|interval| interval.high),
+        decision,
+    }
+}
+
+/// The verdict of all limits together, of which the others have one already.
+fn verdict(expect: Expectation, others: Verdict, retrieval: &[JudgedRetrieval]) -> Verdict {
+    let any = |decision| retrieval.iter().any(|limit| limit.decision == decision);
+    let (broken, undecided) = (any(Decided::Broken), any(Decided::Undecided));
+    match (expect, others) {
+        // a limit that is broken decides, whichever it is; for a scheme that must fail, this is the baseline's
+        (_, Verdict::Regressed) => Verdict::Regressed,
+        (Expectation::Pass, _) if broken => Verdict::Regressed,
+        (Expectation::Fail, _) if broken => Verdict::FailsAsRequired,
+        (Expectation::Pass, Verdict::Pass) | (Expectation::Fail, Verdict::UnexpectedPass)
+            if undecided =>
+        {
+            Verdict::Inconclusive
+        }
+        _ => others,
+    }
+}
+
+/// A line for the verdict, and one for each limit at each length.
+fn message(
+    case: &str,
+    verdict: Verdict,
+    retrieval: &[JudgedRetrieval],
+    scheme: &SchemeResult,
+) -> String {
+    let broken = retrieval.iter().filter(|limit| limit.decision == Decided::Broken).count();
+    let of = retrieval.len();
+    let mut lines =
+        format!("{case}: {}, {broken} of {of} limits on retrieval broken\n", verdict.label());
+    for limit in retrieval {
+        let mark = match limit.decision {
+            Decided::Kept => "✓",
+            Decided::Broken => "✗",
+            Decided::Undecided => "?",
+        };
+        let name = format!("{} at {}", limit.measure.name(), limit.length);
+        let own = scheme.retrieved.iter().find(|retrieved| retrieved.length == limit.length);
+        let counts = own.map(Retrieved::all).filter(|_| limit.measure == Measure::Loss);
+        let counts = counts
+            .map(|all| format!(" ({} of {} needles)", all.lost, all.retrieved_base))
+            .unwrap_or_default();
+        let interval = limit.low.zip(limit.high).map(|(low, high)| {
+            format!(", interval {} to {}", significant(low, 3), significant(high, 3))
+        });
+        lines += &format!(
+            "{mark} {name:<18} {}{counts} limit: at most {} ({}){}\n",
+            significant(limit.value, 4),
+            limit.bound,
+            limit.origin,
+            interval.unwrap_or_default()
+        );
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::results::retrieval::{Answers, Plan, DEPTHS};
+    use crate::testing::fixture;
+
+    fn judgement(verdict: Verdict) -> Judgement {
+        Judgement { verdict, limits: Vec::new(), retrieval: Vec::new(), message: String::new() }
+    }
+
+    /// A model whose policy asks for at most 5 % of loss, and a scheme that lost so many of the needles that the baseline
+    /// retrieved of 80.
+    fn judged(
+        expect: Expectation,
+        others: Verdict,
+        confidence: Option<f64>,
+        (retrieved_base, lost): (u64, u64),
+    ) -> Judgement {
+        let mut model = fixture::policy().models.remove(0);
+        model.confidence = confidence;
+        let plan = Plan { lengths: vec![512], contexts: 1, needles: 80, seed: 0 };
+        let limit = RetrievalLimit {
+            measure: Measure::Loss,
+            bound: 0.05,
+            origin: "thresholds.toml:7".into(),
+        };
+        model.retrieval = Some(crate::policy::Retrieval { plan, limits: vec![limit] });
+        let cell = Cell { expect, ..model.cells[0].clone() };
+        let part = Answers { needles: 80, retrieved_base, lost, tokens: 400, ..Answers::default() };
+        let mut scheme = fixture::results().measurements[0].schemes[0].clone();
+        let by_depth = vec![0.0; DEPTHS];
+        scheme.retrieved = vec![Retrieved { length: 512, by_depth, parts: vec![part] }];
+        with_retrieval(judgement(others), &model, &cell, Some(&scheme))
+    }
+
+    #[test]
+    fn a_broken_limit_is_red_and_meets_the_expectation_to_fail() {
+        use Expectation::{Fail, Pass};
+        for (expect, others, counts, verdict) in [
+            (Pass, Verdict::Pass, (80, 4), Verdict::Pass),
+            (Pass, Verdict::Pass, (80, 5), Verdict::Regressed),
+            (Pass, Verdict::Regressed, (80, 0), Verdict::Regressed),
+            (Pass, Verdict::Inconclusive, (80, 5), Verdict::Regressed),
+            (Pass, Verdict::Inconclusive, (80, 0), Verdict::Inconclusive),
+            (Fail, Verdict::UnexpectedPass, (80, 5), Verdict::FailsAsRequired),
+            (Fail, Verdict::UnexpectedPass, (80, 0), Verdict::UnexpectedPass),
+            (Fail, Verdict::FailsAsRequired, (80, 0), Verdict::FailsAsRequired),
+            // a damaged model does not fail as required
+            (Fail, Verdict::Regressed, (80, 5), Verdict::Regressed),
+            (Expectation::Report, Verdict::Reported, (80, 5), Verdict::Reported),
+            (Pass, Verdict::Error, (80, 5), Verdict::Error),
+        ] {
+            let found = judged(expect, others, None, counts);
+            assert_eq!(found.verdict, verdict, "{expect:?} {others:?} {counts:?}");
+        }
+        let message = judged(Pass, Verdict::Pass, None, (80, 5)).message;
+        assert!(message.contains("regressed, 1 of 1 limits on retrieval broken"), "{message}");
+        assert!(
+            message.contains("(5 of 80 needles) limit: at most 0.05 (thresholds.toml:7)"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn what_the_baseline_does_not_retrieve_is_not_measured_and_red() {
+        for expect in [Expectation::Pass, Expectation::Fail] {
+            let found = judged(expect, Verdict::Pass, None, (71, 0));
+            assert_eq!(found.verdict, Verdict::Error);
+            assert!(
+                found.message.contains("the baseline itself retrieves 71 of 80"),
+                "{}",
+                found.message
+            );
+        }
+        assert_eq!(judged(Expectation::Pass, Verdict::Pass, None, (72, 0)).verdict, Verdict::Pass);
+        let mut model = fixture::policy().models.remove(0);
+        let plan = Plan { lengths: vec![512], contexts: 1, needles: 8, seed: 0 };
+        let limit =
+            RetrievalLimit { measure: Measure::AnswerNll, bound: 1.0, origin: "t:1".into() };
+        model.retrieval = Some(crate::policy::Retrieval { plan, limits: vec![limit] });
+        let scheme = &fixture::results().measurements[0].schemes[0];
+        let found = with_retrieval(judgement(Verdict::Pass), &model, &model.cells[0], Some(scheme));
+        assert_eq!(found.verdict, Verdict::Error, "{}", found.message);
+    }
+
+    /// No loss in 80 needles leaves up to 4.5 %, and one loss leaves more than 5 %.
+    #[test]
+    fn with_a_confidence_the_whole_interval_must_keep_the_limit() {
+        let found = |lost| judged(Expectation::Pass, Verdict::Pass, Some(0.95), (80, lost)).verdict;
+        assert_eq!(found(0), Verdict::Pass);
+        assert_eq!(found(1), Verdict::Inconclusive);
+        assert_eq!(found(20), Verdict::Regressed);
+        let fail = judged(Expectation::Fail, Verdict::UnexpectedPass, Some(0.95), (80, 1)).verdict;
+        assert_eq!(fail, Verdict::Inconclusive);
+    }
+}

@@ -1,0 +1,149 @@
+//! Finds results of retrieval that cannot be trusted.
+
+use super::{CONTROLS, LEAST_MEAN_KLD};
+use crate::measure::BAD_LANE_KLD;
+use crate::results::retrieval::{Answers, Haystacks, Retrieved, DEPTHS};
+use crate::results::{Measurement, Outcome, SchemeResult};
+
+/// How far the baseline's sums of one context may be apart between schemes, relative to their value or in nats.
+const SAME_BASELINE: f64 = 1e-3;
+
+/// Why nothing that a measurement retrieved can be trusted: a control lane is missing or does not read as it must, or
+/// schemes were compared with different baselines.
+pub fn broken_needles(measurement: &Measurement) -> Option<String> {
+    let haystacks = measurement.haystacks.as_ref()?;
+    broken_control(haystacks).or_else(|| contradicting_baselines(measurement))
+}
+
+fn broken_control(haystacks: &Haystacks) -> Option<String> {
+    let Haystacks { plan, sha256, controls } = haystacks;
+    if sha256.len() != plan.lengths.len() {
+        return Some("it does not say which contexts its needles stood in".into());
+    }
+    for length in &plan.lengths {
+        for name in CONTROLS {
+            if !controls.iter().any(|control| control.name == name && control.length == *length) {
+                return Some(format!(
+                    "the run carried no control lane `{name}` on contexts of {length} tokens"
+                ));
+            }
+        }
+    }
+    controls.iter().find_map(|control| {
+        let contradiction = control.answers.contradiction().map(|what| {
+            format!(
+                "of the control `{}` on contexts of {} tokens, {what}",
+                control.name, control.length
+            )
+        });
+        contradiction.or_else(|| control.fault(BAD_LANE_KLD))
+    })
+}
+
+fn contradicting_baselines(measurement: &Measurement) -> Option<String> {
+    let mut all = measurement.schemes.iter().filter(|scheme| !scheme.retrieved.is_empty());
+    let first = all.next()?;
+    let parts = |scheme: &SchemeResult| -> Vec<(usize, Answers)> {
+        let lengths = scheme.retrieved.iter();
+        lengths.flat_map(|one| one.parts.iter().map(|part| (one.length, *part))).collect()
+    };
+    let known = parts(first);
+    let is_same = |(known, own): (&(usize, Answers), &(usize, Answers))| {
+        let apart = (known.1.nll_base - own.1.nll_base).abs();
+        let share = apart / known.1.nll_base.abs().max(own.1.nll_base.abs());
+        known.0 == own.0
+            && known.1.tokens == own.1.tokens
+            && known.1.retrieved_base.abs_diff(own.1.retrieved_base) <= 1
+            && (apart < SAME_BASELINE || share <= SAME_BASELINE)
+    };
+    let differs = |scheme: &&SchemeResult| {
+        let own = parts(scheme);
+        own.len() != known.len() || !known.iter().zip(&own).all(is_same)
+    };
+    let other = all.find(differs)?;
+    Some(format!(
+        "`{}` and `{}` were compared with different baselines on the contexts with needles",
+        first.scheme, other.scheme
+    ))
+}
+
+/// How what a scheme retrieved contradicts itself, or what the measurement says of its contexts.
+pub fn contradiction(measurement: &Measurement, scheme: &SchemeResult) -> Option<String> {
+    if matches!(scheme.outcome, Outcome::Failed { .. }) {
+        return None;
+    }
+    let Some(haystacks) = &measurement.haystacks else {
+        let is_there = !scheme.retrieved.is_empty();
+        return is_there.then(|| "it retrieved needles, and their contexts are missing".into());
+    };
+    let plan = &haystacks.plan;
+    if !scheme.retrieved.iter().map(|retrieved| &retrieved.length).eq(&plan.lengths) {
+        return Some("it was not measured on the contexts with needles, or on others".into());
+    }
+    let is_baseline = scheme.effective == measurement.conditions.baseline;
+    let wrong = |retrieved: &Retrieved| {
+        let Retrieved { by_depth, parts, .. } = retrieved;
+        let is_kld = |kld: &f64| kld.is_finite() && *kld >= LEAST_MEAN_KLD;
+        let all = retrieved.all();
+        let is_same = all.kld == 0.0 && all.nll == all.nll_base && (all.lost, all.gained) == (0, 0);
+        if parts.len() != plan.contexts {
+            Some(format!("there are {} contexts and not {}", parts.len(), plan.contexts))
+        } else if parts.iter().any(|part| part.needles != plan.needles as u64) {
+            Some(format!("a context does not have {} needles", plan.needles))
+        } else if by_depth.len() != DEPTHS || !by_depth.iter().all(is_kld) {
+            Some(format!("its KLD by depth is {by_depth:?}"))
+        } else if is_baseline && !(is_same && by_depth.iter().all(|kld| *kld == 0.0)) {
+            Some("it is the baseline, and must give the baseline's own answers".into())
+        } else {
+            parts.iter().find_map(Answers::contradiction).map(String::from)
+        }
+    };
+    let found =
+        scheme.retrieved.iter().find_map(|retrieved| Some((retrieved.length, wrong(retrieved)?)));
+    found.map(|(length, what)| format!("on contexts of {length} tokens, {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::fixture;
+
+    /// Whatever is edited in results that are sound is found.
+    #[test]
+    fn results_that_contradict_themselves_are_found() {
+        let mut sound = fixture::sound().measurements.remove(0);
+        fixture::with_needles(&mut sound);
+        let found = |edit: &dyn Fn(&mut Measurement)| {
+            let mut measurement = sound.clone();
+            edit(&mut measurement);
+            broken_needles(&measurement)
+                .or_else(|| contradiction(&measurement, &measurement.schemes[0]))
+                .unwrap_or_default()
+        };
+        assert_eq!(found(&|_| ()), "");
+        fn own(m: &mut Measurement) -> &mut Retrieved {
+            &mut m.schemes[0].retrieved[0]
+        }
+        type Edit<'e> = (&'e dyn Fn(&mut Measurement), &'e str);
+        let edits: [Edit; 12] = [
+            (&|m| m.haystacks = None, "contexts are missing"),
+            (&|m| m.haystacks.as_mut().unwrap().controls.truncate(1), "no control lane `bad lane`"),
+            (&|m| m.haystacks.as_mut().unwrap().controls[0].answers.kld = 1e-3, "`identity` read"),
+            (&|m| m.haystacks.as_mut().unwrap().sha256.clear(), "which contexts"),
+            (&|m| own(m).length = 1024, "different baselines"),
+            (&|m| m.schemes[0].retrieved.clear(), "not measured on the contexts"),
+            (&|m| own(m).parts[0].nll_base += 1.0, "different baselines"),
+            (&|m| own(m).parts[0].lost = 9, "more needles are lost"),
+            (&|m| own(m).by_depth[3] = f64::NAN, "KLD by depth"),
+            (&|m| own(m).by_depth.truncate(7), "KLD by depth"),
+            (&|m| m.schemes[0].effective = "f16".into(), "it is the baseline"),
+            (
+                &|m| m.haystacks.as_mut().unwrap().plan.needles = 9,
+                "a context does not have 9 needles",
+            ),
+        ];
+        for (edit, words) in edits {
+            assert!(found(edit).contains(words), "{words}: {}", found(edit));
+        }
+    }
+}
