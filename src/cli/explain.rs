@@ -1,8 +1,7 @@
 //! `kvgate explain`: where the harm that a scheme does to a model comes from.
 
-use super::shared::{
-    measurable, name, say, say_coloured, scheme, On, Reading, Stop, NOT_MEASURED, USAGE,
-};
+use super::chosen::{Chosen, Subject};
+use super::shared::{measurable, say, say_coloured, scheme, On, Stop, NOT_MEASURED, USAGE};
 #[cfg(feature = "reports")]
 use crate::explain::page;
 use crate::explain::{self, terminal, ExplainError, Explanation, Options, CHANNELS};
@@ -10,45 +9,31 @@ use crate::files::write_atomically;
 use crate::gate::{self, Project};
 use crate::kv::Scheme;
 use crate::measure::{Draw, Request};
-use crate::policy::{Cell, ModelPolicy, Policy, DEFAULT_PATH};
+use crate::policy::{Cell, ModelPolicy};
 use crate::progress::Bar;
 use crate::report::Report;
 use crate::results::case::CaseKind;
 use crate::results::verdict::Verdict;
-use crate::source::Source;
 use crate::text::out;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
-    /// The model: one of the policy by its name, a GGUF file, a folder with config.json and safetensors files, or a
-    /// checkpoint of the Hugging Face hub: hf:ORG/NAME@COMMIT, or hf:ORG/NAME@COMMIT/FILE.gguf
-    #[arg(value_name = "MODEL")]
-    model: PathBuf,
+    #[command(flatten)]
+    chosen: Chosen,
     /// The scheme to explain
     #[arg(long, value_name = "SCHEME")]
     scheme: String,
-    /// The policy to look the model up in; without such a file, MODEL is a path
-    #[arg(long, default_value = DEFAULT_PATH, value_name = "FILE")]
-    config: PathBuf,
-    /// Text to measure on; if there are several files, chunks are taken from them in turn [default: the policy's]
-    #[arg(long, value_delimiter = ',', value_name = "FILE")]
-    corpus: Vec<PathBuf>,
     /// How many tokens a chunk has; only the second half of each chunk is scored [default: the policy's, or 512]
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// How many chunks to measure [default: the policy's, or 8]
-    #[arg(long, value_name = "N")]
-    chunks: Option<usize>,
     /// Give each KV head a lane of its own, instead of K and V of each layer
     #[arg(long)]
     heads: bool,
     /// How many channels of each head one of the experiments keeps exact
     #[arg(long, default_value_t = CHANNELS as u32, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     channels: u32,
-    #[command(flatten)]
-    reading: Reading,
     /// The file that `kvgate calibrate` wrote for this model; calibrated schemes need it
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
@@ -63,31 +48,23 @@ pub(super) struct Arguments {
     html: Option<PathBuf>,
 }
 
-/// What is explained, after the policy was asked for whatever no option says.
-struct Subject {
-    name: String,
-    source: Source,
-    scheme: Scheme,
-    corpus: Vec<PathBuf>,
-    context: usize,
-    chunks: usize,
-    baseline: Scheme,
-    calibration: Option<PathBuf>,
-}
-
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
-    let subject = subject(arguments)?;
-    measurable(subject.context, subject.chunks)?;
+    let Subject { name, source, corpus, chunks, model } = arguments.chosen.subject()?;
+    let model = model.as_ref();
+    let context = arguments.context.or(model.map(|model| model.context)).unwrap_or(512);
+    measurable(context, chunks)?;
+    let own = model.and_then(|model| model.calibration.clone());
+    let calibration = arguments.calibration.clone().or(own);
     let request = Request {
-        model: &subject.name,
-        source: &subject.source,
-        corpus: &subject.corpus,
-        context: subject.context,
-        chunks: subject.chunks,
+        model: &name,
+        source: &source,
+        corpus: &corpus,
+        context,
+        chunks,
         draw: Draw::First,
-        baseline: subject.baseline,
-        schemes: vec![(arguments.scheme.trim().into(), subject.scheme)],
-        calibration: subject.calibration.as_deref(),
+        baseline: model.map_or_else(Scheme::f16, |model| model.baseline.clone()),
+        schemes: vec![(arguments.scheme.trim().into(), asked(arguments, model)?)],
+        calibration: calibration.as_deref(),
         generate: None,
         retrieval: None,
         device: arguments.on.device()?,
@@ -145,55 +122,11 @@ pub(super) fn regressed(project: &Project, report: &Report) -> Result<(), Stop> 
     Ok(())
 }
 
-fn subject(arguments: &Arguments) -> Result<Subject, Stop> {
-    let policy = policy(arguments)?;
-    let model = policy.as_ref().and_then(|policy| named(policy, &arguments.model));
-    let from_policy = |of: fn(&ModelPolicy) -> usize| model.map(of);
-    let corpus = if arguments.corpus.is_empty() {
-        model.map(|model| model.corpus.clone()).ok_or_else(|| {
-            let message =
-                "--corpus is needed: MODEL is none of the policy's models, which have texts";
-            Stop::new(USAGE, message)
-        })?
-    } else {
-        arguments.corpus.clone()
-    };
-    let source = match model {
-        Some(_) if arguments.reading.is_given() => {
-            let message = "the policy says how its models are read: give the model's path instead of its name, or leave \
-                           --tokenizer, --bos, --ignore-key and --untrained out";
-            return Err(Stop::new(USAGE, message));
-        }
-        Some(model) => model.source.clone(),
-        None => arguments.reading.source(&arguments.model)?,
-    };
-    let own = model.and_then(|model| model.calibration.clone());
-    // a name that the policy gives to a scheme is one here, too
-    let cell = model
-        .and_then(|model| model.cells.iter().find(|cell| cell.label == arguments.scheme.trim()));
-    Ok(Subject {
-        name: model.map_or_else(|| name(&source), |model| model.name.clone()),
-        scheme: cell.map_or_else(|| scheme(&arguments.scheme), |cell| Ok(cell.scheme.clone()))?,
-        source,
-        corpus,
-        context: arguments.context.or(from_policy(|model| model.context)).unwrap_or(512),
-        chunks: arguments.chunks.or(from_policy(|model| model.chunks)).unwrap_or(8),
-        baseline: model.map_or_else(Scheme::f16, |model| model.baseline.clone()),
-        calibration: arguments.calibration.clone().or(own),
-    })
-}
-
-/// The policy, if there is one. One that was named must be there.
-fn policy(arguments: &Arguments) -> Result<Option<Policy>, Stop> {
-    if !arguments.config.exists() && arguments.config == Path::new(DEFAULT_PATH) {
-        return Ok(None);
-    }
-    let loaded = Policy::load(&arguments.config);
-    loaded.map(|(policy, _)| Some(policy)).map_err(|error| Stop::new(USAGE, error.to_string()))
-}
-
-fn named<'p>(policy: &'p Policy, model: &Path) -> Option<&'p ModelPolicy> {
-    policy.models.iter().find(|own| Some(own.name.as_str()) == model.to_str())
+/// The scheme to explain. A name that the policy gives to a scheme is one here, too.
+fn asked(arguments: &Arguments, model: Option<&ModelPolicy>) -> Result<Scheme, Stop> {
+    let mut cells = model.into_iter().flat_map(|model| &model.cells);
+    let cell = cells.find(|cell| cell.label == arguments.scheme.trim());
+    cell.map_or_else(|| scheme(&arguments.scheme), |cell| Ok(cell.scheme.clone()))
 }
 
 fn write(arguments: &Arguments, explanation: &Explanation) -> Result<(), Stop> {

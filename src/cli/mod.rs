@@ -3,6 +3,7 @@
 mod accept;
 mod calibrate;
 mod check;
+mod chosen;
 mod explain;
 mod handover;
 mod init;

@@ -21,7 +21,9 @@ pub mod words;
 use crate::kv::effective::Effective;
 use crate::kv::layout::Slot;
 use crate::measure::prepare::Prepared;
-use crate::measure::{controls, observe, remark_on_perplexity, run_schemes, MeasureError, Request};
+use crate::measure::{
+    observe, remark_on_perplexity, run_controlled, MeasureError, Request, UncontrolledError,
+};
 use crate::model::decoder::Decoder;
 use crate::progress::Progress;
 use crate::results::statistics::{Position, Statistics};
@@ -124,9 +126,8 @@ pub enum ExplainError {
     /// A lossy scheme left no trace.
     #[error("{scheme} changed nothing: its KLD is exactly 0, although it is lossy")]
     NoEffect { scheme: String },
-    /// A control read what it must not read, so no number can be believed.
-    #[error("the control `{name}` read {read}, and must read {must}: no number of this run can be believed")]
-    Control { name: String, read: String, must: String },
+    #[error(transparent)]
+    Uncontrolled(#[from] UncontrolledError),
     /// A lane has no numbers.
     #[error("with {lane}: {why}")]
     Lane { lane: String, why: String },
@@ -265,14 +266,13 @@ fn run(
     progress: Progress,
 ) -> Result<Pass, ExplainError> {
     let (words, schemes): (Vec<_>, Vec<_>) = lanes.into_iter().unzip();
-    let found = run_schemes(prepared, decoder, schemes, progress)?;
-    let controls = controls(prepared, found.controls);
-    if let Some(broken) = controls.iter().find(|control| !control.ok) {
-        let (name, must) = (broken.name.clone(), broken.must.clone());
-        return Err(ExplainError::Control { name, read: broken.reading(), must });
-    }
-    let mut pass =
-        Pass { controls, readings: Vec::new(), baseline_ppl: f64::NAN, scored: Vec::new() };
+    let found = run_controlled(prepared, decoder, &prepared.corpus.chunks, schemes, progress)?;
+    let mut pass = Pass {
+        controls: found.controls,
+        readings: Vec::new(),
+        baseline_ppl: f64::NAN,
+        scored: Vec::new(),
+    };
     for (lane, positions) in words.into_iter().zip(found.schemes) {
         let positions =
             positions.map_err(|error| ExplainError::Lane { lane, why: error.brief() })?;

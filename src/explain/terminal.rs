@@ -10,8 +10,6 @@ use anstyle::{AnsiColor, Style};
 
 const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
-/// The width of a line of words.
-const WIDTH: usize = 100;
 /// The shade of a site, and its colour, by its heat.
 const SHADES: [(&str, Style); 5] = [
     ("  ", DIM),
@@ -39,7 +37,7 @@ pub fn render(explanation: &Explanation) -> String {
     }
     out.push('\n');
     for sentence in &explanation.answer {
-        out += &wrapped(&text::message(sentence));
+        out += &text::wrapped(&text::message(sentence));
     }
     out + &heat_map(explanation) + &trials(explanation) + &skipped(explanation)
 }
@@ -97,23 +95,6 @@ fn skipped(explanation: &Explanation) -> String {
         format!("  {DIM}not tried: {}: {}{DIM:#}\n", skipped.experiment, skipped.why)
     };
     explanation.skipped.iter().map(line).collect()
-}
-
-/// Breaks a sentence into lines, all but the first indented.
-fn wrapped(sentence: &str) -> String {
-    let (mut out, mut width) = (String::from(" "), 1);
-    for word in sentence.split(' ') {
-        let long = word.chars().count();
-        if width + 1 + long > WIDTH && width > 3 {
-            out += "\n   ";
-            width = 3;
-        }
-        out.push(' ');
-        out += word;
-        width += 1 + long;
-    }
-    out.push('\n');
-    out
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use super::statistics::{ChannelStatistics, CodecError, HeadStatistics, OUTLIER};
 use super::{Explanation, Trial};
 use crate::kv::effective::spans;
 use crate::kv::layout::KvSide;
+use crate::text::listed;
 use crate::text::numbers::{count, significant};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -287,16 +288,6 @@ fn trial<'a>(explanation: &'a Explanation, name: &str) -> Option<&'a Trial> {
 /// A KLD as people read it.
 pub fn kld(value: f64) -> String {
     significant(value, 3)
-}
-
-/// `a, b and c`.
-fn listed(words: impl Iterator<Item = String>) -> String {
-    let words: Vec<String> = words.collect();
-    match words.split_last() {
-        None => String::new(),
-        Some((only, [])) => only.clone(),
-        Some((last, others)) => format!("{} and {last}", others.join(", ")),
-    }
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub(crate) fn group(prepared: &Prepared, schemes: usize) -> (usize, usize) {
 }
 
 /// What the engine gave.
-pub(crate) struct LaneResults {
+pub(super) struct LaneResults {
     /// The baseline against itself, then the bad lane. Both are measured on the first tile of chunks only.
     pub controls: Vec<LaneResult>,
     /// One for each scheme that was run, in their order.
@@ -54,24 +54,57 @@ pub(super) fn run(
         None => scheme,
         Some(mimic) => mimic.adapt(scheme),
     });
-    run_schemes(prepared, decoder, schemes.collect(), progress)
+    run_schemes(prepared, decoder, &prepared.corpus.chunks, schemes.collect(), progress)
 }
 
-/// Runs the controls and these schemes over the corpus.
+/// Runs these schemes over these chunks, and holds the controls to what they must read.
 ///
 /// # Errors
-/// As for [`run`].
-pub(crate) fn run_schemes(
+/// As for [`run`], and if a control reads what it must not.
+pub(crate) fn run_controlled(
     prepared: &Prepared,
     decoder: &Decoder,
+    chunks: &[Chunk],
+    schemes: Vec<Effective>,
+    progress: Progress,
+) -> Result<Controlled, UncontrolledError> {
+    let found = run_schemes(prepared, decoder, chunks, schemes, progress)?;
+    let controls = controls(prepared, found.controls);
+    if let Some(broken) = controls.iter().find(|control| !control.ok) {
+        let (name, must) = (broken.name.clone(), broken.must.clone());
+        return Err(UncontrolledError::Control { name, read: broken.reading(), must });
+    }
+    Ok(Controlled { controls, schemes: found.schemes })
+}
+
+/// What the engine gave, and the controls read what they must.
+pub(crate) struct Controlled {
+    pub controls: Vec<Control>,
+    /// One for each scheme that was run, in their order.
+    pub schemes: Vec<LaneResult>,
+}
+
+/// Why lanes have no numbers that can be believed.
+#[derive(Debug, thiserror::Error)]
+pub enum UncontrolledError {
+    #[error(transparent)]
+    Measure(#[from] MeasureError),
+    /// A control read what it must not read.
+    #[error("the control `{name}` read {read}, and must read {must}: no number of this run can be believed")]
+    Control { name: String, read: String, must: String },
+}
+
+fn run_schemes(
+    prepared: &Prepared,
+    decoder: &Decoder,
+    chunks: &[Chunk],
     schemes: Vec<Effective>,
     progress: Progress,
 ) -> Result<LaneResults, MeasureError> {
     let report = |done, all| progress("measuring", done, all);
-    let Prepared { request, corpus, baseline, .. } = prepared;
-    let lanes = lanes(prepared, schemes);
-    let mut controls =
-        engine::run(decoder, &corpus.chunks, baseline, &lanes, request.mimic, &report);
+    let Prepared { request, baseline, .. } = prepared;
+    let lanes = lanes(prepared, chunks.len(), schemes);
+    let mut controls = engine::run(decoder, chunks, baseline, &lanes, request.mimic, &report);
     let schemes = controls.split_off(CONTROLS);
     if let Some(Err(LaneError::Baseline(why))) = controls.first() {
         return Err(MeasureError::BaselineFailed {
@@ -84,13 +117,12 @@ pub(crate) fn run_schemes(
 }
 
 /// The lanes that travel beside the baseline.
-fn lanes(prepared: &Prepared, schemes: Vec<Effective>) -> Vec<Lane> {
-    let request = prepared.request;
-    let chunks = engine::chunks_per_tile(&prepared.device, request.context).min(request.chunks);
-    let control = |scheme| Lane { scheme, chunks };
+fn lanes(prepared: &Prepared, chunks: usize, schemes: Vec<Effective>) -> Vec<Lane> {
+    let tile = engine::chunks_per_tile(&prepared.device, prepared.request.context);
+    let control = |scheme| Lane { scheme, chunks: tile.min(chunks) };
     let mut lanes =
         vec![control(prepared.baseline.clone()), control(Effective::bad(&prepared.layout))];
-    lanes.extend(schemes.into_iter().map(|scheme| Lane { scheme, chunks: request.chunks }));
+    lanes.extend(schemes.into_iter().map(|scheme| Lane { scheme, chunks }));
     lanes
 }
 
@@ -226,7 +258,7 @@ pub(super) fn retrieve(
 }
 
 /// What the two control lanes read, and whether that is what they must read.
-pub(crate) fn controls(prepared: &Prepared, lanes: Vec<LaneResult>) -> Vec<Control> {
+pub(super) fn controls(prepared: &Prepared, lanes: Vec<LaneResult>) -> Vec<Control> {
     let mut lanes = lanes.into_iter();
     let mut control =
         |name: &str, effective: String, must: String, holds: fn(&Statistics) -> bool| {

@@ -24,7 +24,8 @@ mod shape;
 mod tap;
 
 pub use corpus::Draw;
-pub(crate) use lanes::{controls, group, run_schemes, BAD_LANE_KLD};
+pub use lanes::UncontrolledError;
+pub(crate) use lanes::{group, run_controlled, BAD_LANE_KLD};
 pub use request::{Generate, MeasureError, Measured, Request};
 pub(crate) use tap::{observe, Observer};
 

@@ -207,6 +207,36 @@ pub(crate) const HOSTILE: [char; 26] = [
     '\u{e0041}',
 ];
 
+/// `a, b and c`.
+pub(crate) fn listed(words: impl Iterator<Item = String>) -> String {
+    let words: Vec<String> = words.collect();
+    match words.split_last() {
+        None => String::new(),
+        Some((only, [])) => only.clone(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+    }
+}
+
+/// The width of a line of words.
+const WIDTH: usize = 100;
+
+/// Breaks a sentence into lines, all but the first indented.
+pub(crate) fn wrapped(sentence: &str) -> String {
+    let (mut out, mut width) = (String::from(" "), 1);
+    for word in sentence.split(' ') {
+        let long = word.chars().count();
+        if width + 1 + long > WIDTH && width > 3 {
+            out += "\n   ";
+            width = 3;
+        }
+        out.push(' ');
+        out += word;
+        width += 1 + long;
+    }
+    out.push('\n');
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
