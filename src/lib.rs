@@ -131,7 +131,7 @@
 //! engine     compute → kv → source → model → measure
 //! judgement  policy → golden → judge
 //! outside    report · repo · github · logs
-//! gate       gate → proposal → init → explain → cli → entry
+//! gate       gate → proposal → init → explain → suggest → cli → entry
 //! ```
 #![deny(unsafe_code)]
 
@@ -159,6 +159,7 @@ mod repo;
 mod report;
 pub mod results;
 mod source;
+mod suggest;
 #[cfg(test)]
 mod testing;
 mod text;
@@ -179,6 +180,7 @@ pub mod internals {
 
     reach! {
         cli, compute, explain, gate, golden, hash, judge, kv, logs, measure, model, policy, repo, report, results, source,
+        suggest,
         #[cfg(feature = "github")]
         github,
         #[cfg(feature = "git")]

@@ -18,6 +18,7 @@ mod report;
 mod run;
 mod schemes;
 mod shared;
+mod suggest;
 
 use crate::text::out;
 use clap::{Parser, Subcommand};
@@ -46,6 +47,8 @@ enum Command {
     Measure(measure::Arguments),
     /// Says where the harm that a scheme does to a model comes from: which layers, K or V, channels, and what helps
     Explain(explain::Arguments),
+    /// Says which scheme to serve: the fewest bits for the least divergence that an engine can serve
+    Suggest(suggest::Arguments),
     /// Checks the policy, files, hashes, tokenizers, memory and goldens without running a model
     Check(check::Arguments),
     /// Measures a model, and writes what its repository needs: policy, test target and workflows
@@ -78,6 +81,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Measure(arguments) => measure::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Suggest(arguments) => suggest::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Init(arguments) => init::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),

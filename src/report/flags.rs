@@ -4,11 +4,11 @@
 //! options that the engine does not have. What ran decides, which is the effective scheme.
 
 use super::row::Row;
-use crate::kv::codec;
+use crate::kv::codec::{self, Codec};
 use crate::kv::Scheme;
 
 /// An engine, and what its users type.
-pub(super) struct Flags {
+pub(crate) struct Flags {
     pub engine: String,
     pub flags: String,
     /// The same in short, if the engine has short options.
@@ -17,10 +17,10 @@ pub(super) struct Flags {
 
 /// llama.cpp's types of its cache that are floating-point numbers, which it neither rotates nor needs flash attention
 /// for.
-const LLAMA_CPP_FLOATS: [&str; 3] = ["f32", "f16", "bf16"];
+pub(crate) const LLAMA_CPP_FLOATS: [&str; 3] = ["f32", "f16", "bf16"];
 
 /// Its other types.
-const LLAMA_CPP_BLOCKS: [&str; 6] = ["q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"];
+pub(crate) const LLAMA_CPP_BLOCKS: [&str; 6] = ["q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"];
 
 /// K or V, as the effective scheme writes it for all layers.
 #[derive(Clone, Copy)]
@@ -33,10 +33,25 @@ struct Stored<'a> {
 
 /// What the users of each engine that has the row's scheme type.
 pub(super) fn of(row: &Row) -> Vec<Flags> {
-    let Some(sides) = row.scheme.and_then(|scheme| stored(&scheme.effective)) else {
-        return Vec::new();
+    row.scheme.map_or_else(Vec::new, |scheme| of_scheme(row.label, &scheme.effective))
+}
+
+/// What the users of each engine type that has the scheme with this label, which is stored as `effective`.
+pub(crate) fn of_scheme(label: &str, effective: &str) -> Vec<Flags> {
+    let Some(sides) = stored(effective) else {
+        return vllm_skipping(effective).into_iter().collect();
     };
-    llama_cpp(row.label, sides).into_iter().chain(vllm(sides)).collect()
+    llama_cpp(label, sides).into_iter().chain(vllm(sides)).collect()
+}
+
+/// Whether vLLM has the codec as the type of its cache.
+pub(crate) fn is_vllm(codec: &dyn Codec) -> bool {
+    vllm_option(codec.accepted_by()).is_some()
+}
+
+/// Whether vLLM can leave layers out of the type of its cache that stores this codec. It documents that for FP8.
+pub(crate) fn is_skipped_in_vllm(codec: &str) -> bool {
+    ["fp8_e4m3", "fp8_e5m2"].contains(&codec)
 }
 
 /// K and V, if each is stored in one way in all layers. Only the size of the rotation may differ, which follows from that
@@ -99,15 +114,42 @@ fn vllm([k, v]: [Stored; 2]) -> Option<Flags> {
         Some(name) => (name, true),
         None => (k.codec, false),
     };
-    let (engines, flags) = codec::find(name)?.accepted_by().split_once(": ")?;
-    let has = engines.starts_with("vLLM") && flags.starts_with("--kv-cache-dtype ");
-    // what a pull request proposes is not in the engine
-    if !has || engines.contains("pull request") {
-        return None;
-    }
+    let (engines, flags) = vllm_option(codec::find(name)?.accepted_by())?;
     // only vLLM is known to read a checkpoint's scales as they were measured
     let engine = if of_checkpoint { "vLLM" } else { engines };
     Some(Flags { engine: engine.into(), flags: flags.into(), short: None })
+}
+
+/// The engines that understand what vLLM's users type for a codec, and that option.
+fn vllm_option(accepted_by: &str) -> Option<(&str, &str)> {
+    let (engines, flags) = accepted_by.split_once(": ")?;
+    let has = engines.starts_with("vLLM") && flags.starts_with("--kv-cache-dtype ");
+    // what a pull request proposes is not in the engine
+    (has && !engines.contains("pull request")).then_some((engines, flags))
+}
+
+/// vLLM can leave layers as they are: `fp8_e4m3/fp8_e4m3 in 2-5 + f16/f16 in 0-1`.
+fn vllm_skipping(effective: &str) -> Option<Flags> {
+    let ways: Vec<_> = effective.split(" + ").map(|way| way.split_once(" in ")).collect();
+    let [Some(one), Some(other)] = ways[..] else { return None };
+    let is_exact = |way: &str| stored(way).is_some_and(|sides| sides.iter().all(is_half));
+    let (coded, skipped) = if is_exact(other.0) { (one, other) } else { (other, one) };
+    let sides = stored(coded.0).filter(|[k, _]| is_skipped_in_vllm(k.codec))?;
+    let Flags { flags, .. } = vllm(sides).filter(|_| is_exact(skipped.0))?;
+    let layers: Option<Vec<String>> = skipped.1.split(',').map(numbers).collect();
+    let flags = format!("{flags} --kv-cache-dtype-skip-layers {}", layers?.join(" "));
+    Some(Flags { engine: "vLLM".into(), flags, short: None })
+}
+
+fn is_half(side: &Stored) -> bool {
+    side.codec == "f16" || side.codec == "bf16"
+}
+
+/// The numbers of a range of layers, `2-4` or `7`.
+fn numbers(range: &str) -> Option<String> {
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let numbers = first.parse::<usize>().ok()?..=last.parse().ok()?;
+    Some(numbers.map(|layer| layer.to_string()).collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]
@@ -145,6 +187,22 @@ mod tests {
             ("int8_pth", "int8_pth/int8_pth", "vLLM: --kv-cache-dtype int8_per_token_head"),
         ] {
             assert_eq!(typed(label, effective), [flags], "{label} as {effective}");
+        }
+    }
+
+    #[test]
+    fn vllm_skips_layers_of_fp8() {
+        let flags = |effective| typed("mixed", effective);
+        let skipping = "vLLM: --kv-cache-dtype fp8_e4m3 --kv-cache-dtype-skip-layers 0 1 7";
+        assert_eq!(flags("f16/f16 in 0-1,7 + fp8_e4m3/fp8_e4m3 in 2-6"), [skipping]);
+        assert_eq!(flags("fp8_e4m3/fp8_e4m3 in 2-6 + bf16/bf16 in 0-1,7"), [skipping]);
+        for other in [
+            "f16/f16 in 0 + q8_0·H64/q8_0·H64 in 1",
+            "f16/fp8_e4m3 in 0 + fp8_e4m3/fp8_e4m3 in 1",
+            "f16/f16 in 0 + fp8_e4m3/fp8_e5m2 in 1",
+            "f16/f16 in 0 + fp8_e4m3/fp8_e4m3 in 1 + q8_0·H64/q8_0·H64 in 2",
+        ] {
+            assert_eq!(flags(other), [""; 0], "{other}");
         }
     }
 

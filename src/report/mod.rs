@@ -13,7 +13,7 @@ pub mod markdown;
 pub mod terminal;
 
 mod advice;
-mod flags;
+pub(crate) mod flags;
 mod needles;
 mod phrase;
 mod row;

@@ -17,6 +17,7 @@ mod real_configurations;
 mod retrieval;
 mod safetensors;
 mod second_opinion;
+mod suggesting;
 mod support;
 mod tokenizer;
 mod vocabulary;

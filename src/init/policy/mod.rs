@@ -88,7 +88,7 @@ fn propose(found: &Statistics, parts: &[Part], start: &Start) -> Proposal {
     let judged = start.bounds().map(|(statistic, bound)| {
         let (value, bound) = (harm(statistic, found.get(statistic)), harm(statistic, bound));
         let (least, most) = ends(statistic, found, parts);
-        let own = (HEADROOM * value).max(HEADROOM_OF_INTERVAL * most).max(bound);
+        let own = with_headroom(value, most).max(bound);
         let margin = MARGIN * bound;
         let is_over = value >= bound + margin && least > bound;
         (statistic, is_over, value <= bound - margin && most <= bound, own)
@@ -100,14 +100,38 @@ fn propose(found: &Statistics, parts: &[Part], start: &Start) -> Proposal {
         return Proposal::Start;
     }
     let [(.., kld), (_, _, has_thin_tail, tail), (.., flips)] = judged;
-    let flips = rounded_up(flips.max(FLIPS.0 * rounded_up(kld).sqrt()));
-    let kld = rounded_up(kld.max((flips / FLIPS.1).powi(2)));
-    let mut own =
-        vec![(Statistic::MeanKld, Some(kld)), (Statistic::Top1Agreement, Some(1.0 - flips))];
+    let mut own = means(kld, flips).to_vec();
     if !has_thin_tail {
-        own.push((Statistic::P99Kld, Some(tail).filter(|tail| tail.is_finite()).map(rounded_up)));
+        own.push((Statistic::P99Kld, bounded(tail)));
     }
     Proposal::Own(own)
+}
+
+/// A limit of a scheme's own on a harm, from its value and the most that it may stand for.
+fn with_headroom(value: f64, most: f64) -> f64 {
+    (HEADROOM * value).max(HEADROOM_OF_INTERVAL * most)
+}
+
+/// Limits on the mean KLD and on the share of flips that both make a difference.
+fn means(kld: f64, flips: f64) -> [(Statistic, Option<f64>); 2] {
+    let flips = rounded_up(flips.max(FLIPS.0 * rounded_up(kld).sqrt()));
+    let kld = rounded_up(kld.max((flips / FLIPS.1).powi(2)));
+    [(Statistic::MeanKld, Some(kld)), (Statistic::Top1Agreement, Some(1.0 - flips))]
+}
+
+/// A limit on a tail. None drops the limit, because nothing bounds the value from above.
+fn bounded(tail: f64) -> Option<f64> {
+    Some(tail).filter(|tail| tail.is_finite()).map(rounded_up)
+}
+
+/// Limits of a scheme's own, with the same margins, wherever the limits stand that a policy has for any scheme.
+pub(crate) fn own_limits(found: &Statistics, parts: &[Part]) -> Vec<(Statistic, Option<f64>)> {
+    let own = |statistic| {
+        let (_, most) = ends(statistic, found, parts);
+        with_headroom(harm(statistic, found.get(statistic)), most)
+    };
+    let [kld, flips] = means(own(Statistic::MeanKld), own(Statistic::Top1Agreement));
+    vec![kld, flips, (Statistic::P99Kld, bounded(own(Statistic::P99Kld)))]
 }
 
 /// The least and the largest harm that a statistic may stand for.
@@ -295,7 +319,7 @@ fn scheme(result: &SchemeResult) -> String {
     }
 }
 
-fn limits_of(limits: &[(Statistic, Option<f64>)]) -> String {
+pub(crate) fn limits_of(limits: &[(Statistic, Option<f64>)]) -> String {
     let limit = |(statistic, bound): &(Statistic, Option<f64>)| {
         // 1 - 0.15 is not exactly 0.85
         let bound = bound.map(|bound| format!("{:?}", (bound * 1e9).round() / 1e9));
@@ -321,7 +345,7 @@ fn key(name: &str) -> String {
     }
 }
 
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     toml::Value::String(text.into()).to_string()
 }
 

@@ -26,6 +26,12 @@ impl Effective {
         &self.layer(slot.layer).kv
     }
 
+    /// Bytes that a slot takes in the cache of one sequence of `tokens` tokens.
+    pub(crate) fn slot_bytes_at(&self, slot: Slot, tokens: usize) -> usize {
+        let (side, kv) = (self.slot(slot), self.kept(slot));
+        side.held(kv, tokens).bytes(kv, side)
+    }
+
     /// The scheme that stores each slot as the scheme does that `of` names for it.
     pub(crate) fn composed<'a>(&self, of: impl Fn(Slot) -> &'a Effective) -> Effective {
         self.changed(|slot, _| of(slot).slot(slot).clone())
@@ -132,6 +138,15 @@ mod tests {
         assert_eq!(slots.len(), 4);
         assert_eq!(slots[1], Slot { layer: 0, side: KvSide::V });
         assert_eq!(f16.composed(|_| &q4).to_string(), q4.to_string());
+    }
+
+    #[test]
+    fn slots_take_all_the_bytes_of_a_cache() {
+        for scheme in ["f16", "q8_0/q4_0@0=q4_0", "kivi4"] {
+            let whole = effective(scheme);
+            let slots = whole.slots().into_iter().map(|slot| whole.slot_bytes_at(slot, 300));
+            assert_eq!(slots.sum::<usize>(), whole.bytes_at(300), "{scheme}");
+        }
     }
 
     #[test]

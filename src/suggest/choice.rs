@@ -1,0 +1,300 @@
+//! Which schemes are measured, which are verified, and which one is recommended. What is predicted and the chunks that
+//! choose decide, and never those that verify.
+
+use super::engines::Engine;
+use super::frontier::{best, fewest_bits, least_harm, spread, within, Point, SAME_BITS};
+use super::scouting::Candidate;
+use super::{Row, REFERENCE};
+use crate::golden::ChunkMeans;
+use crate::judge::interval;
+use serde::Serialize;
+use std::collections::HashSet;
+
+/// How many schemes are measured in which all layers are alike, and in which they are not.
+pub(super) const UNIFORM: usize = 8;
+pub(super) const MIXED: usize = 6;
+/// How many schemes are verified.
+pub(super) const VERIFIED: usize = 7;
+
+/// A scheme that is beaten by this factor is near enough to be measured, because predictions are not exact.
+const NEAR: f64 = 1.25;
+/// Schemes with more bits save little, and those with more harm in nats per token serve nobody. They are measured only if
+/// there are no others.
+const MOST_BITS: f64 = 10.5;
+const MOST_HARM: f64 = 0.5;
+/// What shares of the reference's predicted harm a scheme with fewer bits is sought for.
+const TRIED: [f64; 3] = [1.0, 0.75, 0.5];
+/// How many schemes that just fit the budget are measured.
+const WITHIN_BUDGET: usize = 4;
+/// How many schemes with the next fewer bits than the recommended one are verified.
+const BELOW: usize = 2;
+
+/// The candidates that are measured. `limit` is the most bits that fit the budget.
+pub(super) fn to_measure(candidates: Vec<Candidate>, limit: Option<f64>) -> Vec<Candidate> {
+    let mut names = HashSet::new();
+    let is_new = |candidate: &Candidate| names.insert(candidate.scheme.to_string());
+    let candidates: Vec<Candidate> = candidates.into_iter().filter(is_new).collect();
+    let reference = candidates.iter().find(|c| c.scheme.to_string() == REFERENCE).map(|c| c.point);
+    let chosen = [(false, UNIFORM), (true, MIXED)].map(|(is_mixed, most)| {
+        let own: Vec<usize> =
+            (0..candidates.len()).filter(|&i| candidates[i].is_mixed == is_mixed).collect();
+        let points: Vec<Point> = own.iter().map(|&i| candidates[i].point).collect();
+        let listed = shortlist(&points, reference, limit, most);
+        listed.into_iter().map(|i| own[i]).collect::<Vec<_>>()
+    });
+    let chosen: HashSet<usize> = chosen.into_iter().flatten().collect();
+    let candidates = candidates.into_iter().enumerate();
+    candidates.filter(|(i, _)| chosen.contains(i)).map(|(_, candidate)| candidate).collect()
+}
+
+/// The points that are worth measuring, at most so many.
+fn shortlist(
+    points: &[Point],
+    reference: Option<Point>,
+    limit: Option<f64>,
+    most: usize,
+) -> Vec<usize> {
+    let near = within(points, NEAR);
+    let mut listed = Vec::new();
+    let mut list = |i: usize| {
+        if listed.len() < most && !listed.contains(&i) {
+            listed.push(i);
+        }
+    };
+    if let Some(limit) = limit {
+        let mut fit: Vec<usize> =
+            near.iter().copied().filter(|&i| points[i].bits <= limit + SAME_BITS).collect();
+        fit.sort_by(|&a, &b| points[a].harm.total_cmp(&points[b].harm));
+        fit.into_iter().take(WITHIN_BUDGET).for_each(&mut list);
+    }
+    if let Some(reference) = reference {
+        let cheaper = |i: &usize| points[*i].bits < reference.bits - SAME_BITS;
+        let tried = TRIED.iter().filter_map(|share| fewest_bits(points, share * reference.harm));
+        tried.filter(cheaper).for_each(&mut list);
+    }
+    let serves = |i: &usize| points[*i].bits <= MOST_BITS && points[*i].harm <= MOST_HARM;
+    let useful: Vec<usize> = near.iter().copied().filter(serves).collect();
+    let useful = if useful.is_empty() { near } else { useful };
+    // a wider spread if some of it are listed already
+    for length in most..=useful.len().max(most) {
+        spread(&useful, length).into_iter().for_each(&mut list);
+    }
+    listed
+}
+
+/// Marks the rows that no other row beats on the chunks that chose.
+pub(super) fn mark_frontier(rows: &mut [Row]) {
+    for i in best(&measured(rows)) {
+        rows[i].is_frontier = true;
+    }
+}
+
+fn measured(rows: &[Row]) -> Vec<Point> {
+    rows.iter().map(|row| Point { bits: row.bits, harm: row.measured.mean_kld }).collect()
+}
+
+/// What is chosen among the rows, by their indices.
+#[derive(Debug, PartialEq)]
+pub(super) struct Choice {
+    pub recommended: Option<usize>,
+    /// The scheme with fewer bits that comes closest to the reference, or beats it.
+    pub rival: Option<usize>,
+    pub verified: Vec<usize>,
+}
+
+/// Chooses by what was measured. `limit` is the most bits that fit the budget.
+pub(super) fn choose(
+    rows: &[Row],
+    reference: Option<usize>,
+    engine: Engine,
+    limit: Option<f64>,
+) -> Choice {
+    let points = measured(rows);
+    // the reference is always measured, also for an engine that does not have it
+    let is_served = |i: usize| engine != Engine::Vllm || Some(i) != reference;
+    let served: Vec<usize> = (0..rows.len()).filter(|&i| is_served(i)).collect();
+    let of_served: Vec<Point> = served.iter().map(|&i| points[i]).collect();
+    let rival = reference.and_then(|reference| rival(rows, reference));
+    let recommended = match (limit, reference) {
+        (Some(limit), _) => least_harm(&of_served, limit).map(|i| served[i]),
+        (None, Some(reference)) => {
+            let harm = points[reference].harm;
+            let beats = rival.filter(|&own| points[own].harm <= harm);
+            let no_worse = || fewest_bits(&of_served, harm).map(|i| served[i]);
+            beats.or_else(no_worse)
+        }
+        (None, None) => least_harm(&of_served, f64::INFINITY).map(|i| served[i]),
+    };
+    let mut verified = Vec::new();
+    let mut verify = |i: usize| {
+        if verified.len() < VERIFIED && !verified.contains(&i) {
+            verified.push(i);
+        }
+    };
+    recommended.into_iter().chain(rival).chain(reference).for_each(&mut verify);
+    let frontier: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].is_frontier).collect();
+    if let Some(recommended) = recommended {
+        let below = frontier.iter().rev().filter(|&&i| rows[i].bits < rows[recommended].bits);
+        below.take(BELOW).copied().for_each(&mut verify);
+    }
+    for length in VERIFIED..=frontier.len().max(VERIFIED) {
+        spread(&frontier, length).into_iter().for_each(&mut verify);
+    }
+    Choice { recommended, rival, verified }
+}
+
+/// The scheme with fewer bits than the reference that does surely no more harm, of these the one with the fewest bits. If
+/// there is none, the one with the least harm.
+fn rival(rows: &[Row], reference: usize) -> Option<usize> {
+    let fewer: Vec<usize> =
+        (0..rows.len()).filter(|&i| rows[i].bits < rows[reference].bits - SAME_BITS).collect();
+    let is_sure = |i: &usize| {
+        let change = Change::of(&rows[*i].measured, &rows[reference].measured);
+        change.finding() == Finding::Surely
+    };
+    let by = |key: fn(&Row) -> f64| {
+        move |a: &usize, b: &usize| key(&rows[*a]).total_cmp(&key(&rows[*b]))
+    };
+    let sure = fewer.iter().copied().filter(is_sure).min_by(by(|row| row.bits));
+    sure.or_else(|| fewer.iter().copied().min_by(by(|row| row.measured.mean_kld)))
+}
+
+/// A scheme with fewer bits than the reference, and what it does more or less.
+#[derive(Debug, Clone, Serialize)]
+pub struct Comparison {
+    /// Its index.
+    pub row: usize,
+    pub bits_fewer: f64,
+    pub measured: Change,
+    /// The same on chunks that did not choose.
+    pub verified: Option<Change>,
+    /// By the chunks that did not choose, if there are any.
+    pub finding: Finding,
+}
+
+/// By how much one mean KLD is larger than another one, on the same chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Change {
+    pub difference: f64,
+    /// The interval of the difference, made of the differences of chunks. None if there are too few chunks.
+    pub interval: Option<[f64; 2]>,
+}
+
+/// Whether a scheme does no more harm than another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    /// The whole interval of the difference says so.
+    Surely,
+    /// The means say so, and chunks do not decide it.
+    ByTheMeans,
+    /// The means do not say so.
+    No,
+}
+
+impl Comparison {
+    pub(super) fn of(row: usize, rows: &[Row], reference: usize) -> Self {
+        let (own, other) = (&rows[row], &rows[reference]);
+        let measured = Change::of(&own.measured, &other.measured);
+        let verified = own.verified.as_ref().zip(other.verified.as_ref());
+        let verified = verified.map(|(own, other)| Change::of(own, other));
+        let finding = verified.unwrap_or(measured).finding();
+        Comparison { row, bits_fewer: other.bits - own.bits, measured, verified, finding }
+    }
+}
+
+impl Change {
+    fn of(own: &super::Reading, other: &super::Reading) -> Self {
+        Change {
+            difference: own.mean_kld - other.mean_kld,
+            interval: interval::of_change(&own.parts, &ChunkMeans::of(&other.parts)),
+        }
+    }
+
+    fn finding(&self) -> Finding {
+        match self.interval {
+            Some([_, high]) if high <= 0.0 => Finding::Surely,
+            _ if self.difference <= 0.0 => Finding::ByTheMeans,
+            _ => Finding::No,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::row;
+    use super::*;
+
+    #[test]
+    fn the_shortlist_has_what_fits_the_budget_and_what_may_beat_the_reference() {
+        let points: Vec<Point> = (0..60)
+            .map(|i| Point { bits: 3.0 + 0.1 * f64::from(i), harm: 0.3 * 0.9f64.powi(i) })
+            .collect();
+        let reference = Some(Point { bits: 6.5, harm: 0.0077 });
+        let listed = shortlist(&points, reference, Some(5.0), 8);
+        assert_eq!(listed.len(), 8);
+        assert_eq!(listed[..4], [20, 19, 18, 17], "just within 5 bits");
+        let beats = fewest_bits(&points, 0.0077).unwrap();
+        assert!(points[beats].bits > 6.4 && !listed.contains(&beats), "it has no fewer bits");
+        let high = Some(Point { bits: 6.5, harm: 0.05 });
+        let listed = shortlist(&points, high, None, 8);
+        for share in TRIED {
+            assert!(listed.contains(&fewest_bits(&points, share * 0.05).unwrap()), "{listed:?}");
+        }
+        assert!(shortlist(&[], reference, None, 8).is_empty());
+    }
+
+    fn rows() -> Vec<Row> {
+        let mut rows = vec![
+            row("q4_0", 4.5, 0.3),
+            row("q5_0", 5.5, 0.009),
+            row("q5_1", 6.0, 0.006),
+            row(REFERENCE, 6.5, 0.0077),
+            row("q8_0", 8.5, 0.001),
+        ];
+        mark_frontier(&mut rows);
+        rows
+    }
+
+    fn named(rows: &[Row], i: Option<usize>) -> &str {
+        i.map_or("none", |i| &rows[i].scheme)
+    }
+
+    #[test]
+    fn the_recommendation_fits_the_budget_or_beats_the_reference() {
+        let rows = rows();
+        let chosen = |limit| choose(&rows, Some(3), Engine::LlamaCpp, limit);
+        assert_eq!(named(&rows, chosen(None).recommended), "q5_1");
+        assert_eq!(named(&rows, chosen(None).rival), "q5_1");
+        assert_eq!(named(&rows, chosen(Some(5.6)).recommended), "q5_0");
+        assert_eq!(named(&rows, chosen(Some(9.0)).recommended), "q8_0");
+        assert_eq!(named(&rows, chosen(Some(4.0)).recommended), "none");
+        let verified = chosen(Some(5.6)).verified;
+        assert!([0, 1, 2, 3].iter().all(|i| verified.contains(i)), "{verified:?}");
+    }
+
+    #[test]
+    fn where_nothing_beats_the_reference_it_is_served_if_the_engine_has_it() {
+        let mut rows = rows();
+        rows[2] = row("q5_1", 6.0, 0.02);
+        mark_frontier(&mut rows);
+        let chosen = |engine| choose(&rows, Some(3), engine, None);
+        assert_eq!(named(&rows, chosen(Engine::LlamaCpp).recommended), REFERENCE);
+        assert_eq!(named(&rows, chosen(Engine::LlamaCpp).rival), "q5_0", "the nearest");
+        assert_eq!(named(&rows, chosen(Engine::Vllm).recommended), "q8_0");
+        assert_eq!(choose(&rows, None, Engine::Any, None).rival, None);
+    }
+
+    #[test]
+    fn a_rival_is_compared_chunk_by_chunk() {
+        let rows = rows();
+        let compared = Comparison::of(2, &rows, 3);
+        assert_eq!(compared.bits_fewer, 0.5);
+        assert!((compared.measured.difference + 0.0017).abs() < 1e-9);
+        // chunks of both move together, so that the interval is narrow
+        let [low, high] = compared.measured.interval.unwrap();
+        assert!(low > -0.004 && high < 0.0, "{low} {high}");
+        assert_eq!(compared.finding, Finding::Surely);
+        assert_eq!(Comparison::of(1, &rows, 3).finding, Finding::No);
+    }
+}
