@@ -84,6 +84,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         schemes: Vec::new(),
         calibration: None,
         generate: None,
+        retrieval: None,
         device: arguments.on.device()?,
         residency: None,
         mimic: None,

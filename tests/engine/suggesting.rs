@@ -24,6 +24,7 @@ fn with_request<R>(schemes: &[&str], chunks: usize, f: impl FnOnce(&Request) -> 
         schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
         calibration: None,
         generate: None,
+        retrieval: None,
         device: Device::cpu(),
         residency: None,
         mimic: None,
