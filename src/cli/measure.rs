@@ -5,8 +5,8 @@ use super::shared::{
 };
 use crate::judge::trust;
 use crate::measure::mimic::Mimic;
-use crate::measure::{measure, Draw, Generate, Request};
 use crate::measure::retrieval::{LEAST_NEEDLES, MOST_NEEDLES};
+use crate::measure::{measure, Draw, Generate, Request};
 use crate::model::decoder::Residency;
 use crate::progress::Bar;
 use crate::repo;

@@ -24,8 +24,8 @@ pub(super) fn remark(layout: &[Option<LayerKv>], contexts: &[Haystacks]) -> Opti
     let (few, widest) = (windows.clone().count(), windows.max()?);
     let all = layers.len();
     Some(format!(
-        "retrieval: {few} of the {all} layers with K and V see {widest} tokens at most, so that only the other {} carry \
-         what stands farther back",
+        "retrieval: {few} of the {all} layers with K and V see {widest} tokens at most, and carry nothing that stands \
+         farther back; {} see all of a context",
         all - few
     ))
 }
