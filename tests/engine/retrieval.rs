@@ -150,7 +150,7 @@ fn the_baseline_answers_as_itself_and_a_coarse_cache_does_not() {
 #[test]
 #[ignore = "needs real weights: scripts/fetch-models"]
 fn a_bad_cache_loses_what_the_baseline_finds() {
-    let plan = plan(1024, 2, 8, 0);
+    let plan = plan(512, 1, 4, 0);
     let model = root().join("models/real").join(support::QWEN);
     let measurement = measured(model, &["f16"], &plan);
     let same = retrieved(&measurement, "f16");

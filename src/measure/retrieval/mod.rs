@@ -25,7 +25,7 @@ pub(super) fn remark(layout: &[Option<LayerKv>], contexts: &[Haystacks]) -> Opti
     let all = layers.len();
     Some(format!(
         "retrieval: {few} of the {all} layers with K and V see {widest} tokens at most, and carry nothing that stands \
-         farther back; {} see all of a context",
+         farther back; layers that see all of a context: {}",
         all - few
     ))
 }
