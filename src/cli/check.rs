@@ -5,6 +5,7 @@ use super::shared::{say, say_coloured, Config, Earlier, On, Stop, NOT_MEASURED};
 use crate::compute::Device;
 use crate::gate::{plan, request, Project};
 use crate::golden::{self, Golden, GoldenError};
+use crate::judge::limits;
 use crate::measure::prepare::{Prepared, PreparedScheme};
 use crate::measure::{self, MeasureError};
 use crate::model::decoder::{self, Residency};
@@ -14,6 +15,7 @@ use crate::results::{json, Conditions};
 use crate::text;
 use crate::text::command;
 use crate::text::numbers::{bytes, count};
+use std::collections::BTreeSet;
 
 #[derive(clap::Args)]
 pub(super) struct Arguments {
@@ -158,11 +160,20 @@ fn report(
             let error = effective.as_ref().err()?;
             Some(styled(&format!("{scheme}: {error}")))
         });
+    let errors =
+        errors.chain(unjudgeable(model, &prepared).into_iter().map(|error| styled(&error)));
     Findings {
         lines,
         errors: errors.collect(),
         goldens: goldens(project, model, &prepared, text_fault(&prepared)),
     }
+}
+
+/// Limits by category for which a text is too short. A limit may reach many schemes, and is told once.
+fn unjudgeable(model: &ModelPolicy, prepared: &Prepared) -> BTreeSet<String> {
+    let categories = || prepared.corpus.chunks.iter().map(|chunk| &chunk.category[..]);
+    let limits = model.cells.iter().flat_map(|cell| &cell.limits);
+    limits.filter_map(|limit| limits::too_few_chunks(limit, categories())).collect()
 }
 
 fn styled(error: &str) -> String {

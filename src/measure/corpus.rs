@@ -121,11 +121,23 @@ pub fn read(path: &Path) -> Result<Text, CorpusError> {
     if text.ends_with('\n') {
         text.pop();
     }
-    let category = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let category = category(path);
     if !category.chars().all(crate::text::is_shown) || category.contains('\n') {
         return Err(CorpusError::Name { path: path.into() });
     }
     Ok(Text { path: path.into(), file: CorpusFile { category, sha256 }, text })
+}
+
+/// The category of a file's chunks: the stem of its name.
+pub fn category(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// How many of `chunks` the text at a place among `texts` gets if all texts are long enough. Texts take turns, so the first
+/// ones get what is left over.
+pub fn dealt(chunks: usize, texts: usize, place: usize) -> usize {
+    let texts = texts.max(1);
+    chunks / texts + usize::from(place < chunks % texts)
 }
 
 /// The text of a file that a model reads.

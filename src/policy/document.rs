@@ -9,7 +9,7 @@ use super::Expectation;
 use crate::kv::{codec, Scheme};
 use crate::measure::retrieval::{LEAST_NEEDLES, MOST_NEEDLES};
 use crate::results::retrieval::{Measure, Plan};
-use crate::results::statistics::{Direction, Statistic};
+use crate::results::statistics::{Direction, Quantity, Statistic};
 use crate::source::pinned;
 use crate::text::suggest::nearest;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ type Value<'i> = Spanned<DeValue<'i>>;
 type Entry<'a, 'i> = (&'a Key<'i>, &'a Value<'i>);
 
 /// The limits of one table. `None` means that `false` removes an inherited limit. The span is that of `key = value`.
-pub(super) type Limits = BTreeMap<Statistic, Spanned<Option<f64>>>;
+pub(super) type Limits = BTreeMap<Quantity, Spanned<Option<f64>>>;
 
 /// The file, section by section.
 #[derive(Default)]
@@ -136,6 +136,9 @@ const NEEDLES: usize = 8;
 
 /// The least and the largest confidence that a policy may ask for. Coverage was measured within them.
 const CONFIDENCES: (f64, f64) = (0.8, 0.999);
+
+/// The key of limits under which those by category stand.
+const CATEGORY: &str = "category";
 
 const MODEL: &[Table] = &[Table::Model];
 const MODEL_AND_AT: &[Table] = &[Table::Model, Table::At];
@@ -625,25 +628,59 @@ impl<'f> Reader<'f> {
         found.map(|(_, expectation)| expectation)
     }
 
+    /// Limits on all chunks, and under [`CATEGORY`] those on the chunks of single categories.
     fn limits(&mut self, key: &Key, value: &Value) -> Limits {
-        let mut limits = Limits::new();
-        let names = Statistic::ALL.map(Statistic::name);
-        for (key, value) in self.table(key, value) {
-            let name = key.get_ref().as_ref();
-            if !names.contains(&name) {
-                self.findings.error(
-                    key.span(),
-                    format!("unknown statistic `{name}`"),
-                    suggestion(name, &names, "statistics"),
-                );
-            }
-            let meant = nearest(name, names).and_then(Statistic::find);
-            if let Some(statistic) = meant {
-                let bound = self.bound(statistic, value);
-                limits.insert(statistic, Spanned::new(key.span().start..value.span().end, bound));
+        let of_categories = |(key, _): &Entry| key.get_ref() == CATEGORY;
+        let (categories, own): (Vec<Entry>, _) =
+            self.table(key, value).into_iter().partition(of_categories);
+        let mut limits = self.limits_on(None, own);
+        for (key, value) in categories {
+            for (category, value) in self.table(key, value) {
+                let own = self.table(category, value);
+                limits.extend(self.limits_on(Some(category.get_ref()), own));
             }
         }
         limits
+    }
+
+    /// The limits of one table. Those of a category are on what follows from the sums of its chunks.
+    fn limits_on(&mut self, category: Option<&str>, entries: Vec<Entry>) -> Limits {
+        let is_known = |statistic: &Statistic| category.is_none() || statistic.is_of_sums();
+        let statistics = Statistic::ALL.into_iter().filter(is_known).map(Statistic::name);
+        let names: Vec<_> = statistics.chain(category.is_none().then_some(CATEGORY)).collect();
+        let mut limits = Limits::new();
+        for (key, value) in entries {
+            let name = key.get_ref().as_ref();
+            if !names.contains(&name) {
+                self.no_limit(key, category, &names);
+            }
+            let meant = nearest(name, names.iter().copied()).and_then(Statistic::find);
+            if let Some(statistic) = meant {
+                let bound = self.bound(statistic, value);
+                let quantity = Quantity { category: category.map(Into::into), statistic };
+                limits.insert(quantity, Spanned::new(key.span().start..value.span().end, bound));
+            }
+        }
+        limits
+    }
+
+    /// Reports a key that names nothing which a limit could be on.
+    fn no_limit(&mut self, key: &Key, category: Option<&str>, names: &[&str]) {
+        let name = key.get_ref();
+        let (message, help) = match category.filter(|_| Statistic::find(name).is_some()) {
+            Some(category) => (
+                format!("no limit on `{name}` can be judged on `{category}` alone"),
+                format!(
+                    "of chunks only sums are kept, from which no quantile follows; limits by category: {}",
+                    names.join(", ")
+                ),
+            ),
+            None => (
+                format!("unknown statistic `{name}`"),
+                suggestion(name, names, "statistics"),
+            ),
+        };
+        self.findings.error(key.span(), message, help);
     }
 
     fn bound(&mut self, statistic: Statistic, value: &Value) -> Option<f64> {

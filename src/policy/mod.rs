@@ -16,7 +16,7 @@ use crate::results::case::CaseKind;
 use crate::results::case::CaseName;
 use crate::results::case::CellName;
 use crate::results::retrieval::{Measure, Plan};
-use crate::results::statistics::Statistic;
+use crate::results::statistics::Quantity;
 use crate::source::Source;
 use diagnostic::{Findings, Text};
 use std::collections::BTreeMap;
@@ -135,7 +135,7 @@ pub struct Cell {
     pub expect: Expectation,
     /// The author's reason for that expectation.
     pub reason: Option<String>,
-    /// The bounds that apply, at most one for each statistic.
+    /// The bounds that apply, at most one for each quantity.
     pub limits: Vec<Limit>,
     /// Whether the case is only listed. It is run only on request, and never counts as passed.
     pub ignored: bool,
@@ -163,11 +163,11 @@ impl Expectation {
     }
 }
 
-/// A bound on one statistic, and where it was written.
+/// A bound on one statistic, of all chunks or of those of a category, and where it was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limit {
-    /// The statistic that is bounded.
-    pub statistic: Statistic,
+    /// What is bounded.
+    pub quantity: Quantity,
     /// The last value that still holds.
     pub bound: f64,
     /// The place where it was written, such as `thresholds.toml:12`.

@@ -3,18 +3,21 @@
 use super::diagnostic::{Diagnostic, Findings, Severity};
 use super::document::{Document, Keys, Limits, RetrievalBody, SchemeBody, SchemeEntry, Section};
 use crate::kv::scheme::{Scheme, Side};
+use crate::measure::corpus::{category, dealt};
 use crate::policy::{
     Cell, Expectation, Limit, ModelPolicy, Places, Prompts, Retrieval, RetrievalLimit, IGNORED,
     MEANING,
 };
 use crate::results::case::CellName;
 use crate::results::retrieval::Measure;
-use crate::results::statistics::{Statistic, LEAST_CHUNKS};
+use crate::results::statistics::{Quantity, Statistic, LEAST_CHUNKS};
 use crate::source::pinned::Pinned;
 use crate::source::Source;
+use crate::text::numbers::count;
 use crate::text::suggest::nearest;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use toml::Spanned;
 
 /// The range of the ratio of flips (changes of the most likely token) to the square root of mean KLD, over all models
@@ -42,7 +45,7 @@ pub(super) fn resolve(document: &Document, findings: &mut Findings) -> Vec<Model
 }
 
 /// The limits that apply to a cell, each with its place in the file.
-type Bounds = BTreeMap<Statistic, Spanned<f64>>;
+type Bounds = BTreeMap<Quantity, Spanned<f64>>;
 
 struct Resolver<'f> {
     findings: &'f mut Findings,
@@ -109,6 +112,8 @@ impl Resolver<'_> {
         let chunks = self.required(model, "chunks", "16", last(sections, |s| s.chunks));
         let (source, corpus, context, chunks) = (source?, corpus?, context?, chunks?);
         self.measurable(&asked, context, model);
+        let of_categories = asked.iter().flat_map(|a| limits(sections, a));
+        self.judgeable_categories(&name, of_categories, corpus, chunks);
         let confidence = last(sections, |s| s.confidence).flatten();
         self.idle_confidence(&name, innermost, (confidence, chunks));
         let max_chunks = last(sections, |s| s.max_chunks).flatten();
@@ -177,7 +182,7 @@ impl Resolver<'_> {
                 keys.insert(of_scheme(IGNORED), span.clone());
             }
             let limits = merged(sections, a).into_iter();
-            keys.extend(limits.map(|(limit, bound)| (of_scheme(limit.name()), bound.span())));
+            keys.extend(limits.map(|(limit, bound)| (of_scheme(&limit.name()), bound.span())));
         }
         keys
     }
@@ -327,7 +332,7 @@ impl Resolver<'_> {
         if expect != Expectation::Report {
             self.judgeable(name, asked, &limits);
         }
-        if expect == Expectation::Fail && !limits.contains_key(&Statistic::BaselinePpl) {
+        if expect == Expectation::Fail && !limits.contains_key(&Statistic::BaselinePpl.into()) {
             self.unlimited_baseline(name, asked);
         }
         Some(Cell {
@@ -337,8 +342,8 @@ impl Resolver<'_> {
             reason,
             limits: limits
                 .iter()
-                .map(|(&statistic, bound)| Limit {
-                    statistic,
+                .map(|(quantity, bound)| Limit {
+                    quantity: quantity.clone(),
                     bound: *bound.get_ref(),
                     origin: self.findings.text().origin(&bound.span()),
                 })
@@ -350,7 +355,7 @@ impl Resolver<'_> {
     /// Checks that a cell which is judged has limits that can be broken.
     fn judgeable(&mut self, name: &str, asked: &Asked, limits: &Bounds) {
         // a limit on the baseline judges the model and not the effect of the scheme
-        if limits.keys().all(|statistic| *statistic == Statistic::BaselinePpl) {
+        if limits.keys().all(|limit| limit.statistic == Statistic::BaselinePpl) {
             self.findings.error(
                 asked.span.clone(),
                 format!("no limit applies to `{name}::{}`: nothing would be judged", asked.label),
@@ -358,6 +363,54 @@ impl Resolver<'_> {
             );
         }
         self.idle_limits(limits);
+    }
+
+    /// Checks the limits by category of a model: its corpus has a text of that category, from which enough chunks are
+    /// taken.
+    fn judgeable_categories(
+        &mut self,
+        name: &str,
+        limits: impl Iterator<Item = (Quantity, Spanned<f64>)>,
+        corpus: &[Spanned<PathBuf>],
+        chunks: usize,
+    ) {
+        let places = limits.filter_map(|(limit, bound)| Some((limit.category?, bound.span())));
+        // a limit may reach many schemes, and is faulted once
+        let places: BTreeMap<_, _> = places.collect();
+        let texts: Vec<String> = corpus.iter().map(|file| category(file.get_ref())).collect();
+        for (wanted, span) in places {
+            let Some(place) = texts.iter().position(|text| *text == wanted) else {
+                self.unknown_category(name, &wanted, span, &texts);
+                continue;
+            };
+            let found = dealt(chunks, texts.len(), place);
+            if found < LEAST_CHUNKS {
+                let message = format!(
+                    "{} of `{wanted}` are too few for a limit on `{name}`, which needs {LEAST_CHUNKS}",
+                    count(found, "chunk")
+                );
+                // all texts before it get as many, and those after it one less
+                let needed = texts.len() * (LEAST_CHUNKS - 1) + place + 1;
+                let help = format!(
+                    "measure `chunks = {needed}` at least: {} take turns, and each must be long enough",
+                    count(texts.len(), "text")
+                );
+                self.findings.error(span, message, help);
+            }
+        }
+    }
+
+    fn unknown_category(&mut self, name: &str, wanted: &str, span: Range<usize>, texts: &[String]) {
+        let message = format!("`{name}` has no text of the category `{wanted}`");
+        let help = match nearest(wanted, texts.iter().map(String::as_str)) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!(
+                "a category is the name of a corpus file without its extension, here {}; where a model has no such \
+                 text, `category.{wanted}.LIMIT = false` drops an inherited limit",
+                texts.join(", ")
+            ),
+        };
+        self.findings.error(span, message, help);
     }
 
     /// Warns about a case that must fail and has no limit on the baseline: a damaged model would then fulfil the
@@ -482,9 +535,8 @@ impl Resolver<'_> {
     /// Warns if the limits on mean KLD and on top-1 agreement are far apart. Both statistics move together, so one of
     /// the limits would then never be reached.
     fn idle_limits(&mut self, limits: &Bounds) {
-        let (Some(kld), Some(top1)) =
-            (limits.get(&Statistic::MeanKld), limits.get(&Statistic::Top1Agreement))
-        else {
+        let of = |statistic: Statistic| limits.get(&Quantity::from(statistic));
+        let (Some(kld), Some(top1)) = (of(Statistic::MeanKld), of(Statistic::Top1Agreement)) else {
             return;
         };
         let (mean, agreement) = (*kld.get_ref(), *top1.get_ref());
@@ -556,13 +608,13 @@ fn last<'s, T>(sections: &[&'s Section], get: impl Fn(&'s Section) -> Option<T>)
 
 /// The limits of a cell, without those that `false` removed.
 fn limits(sections: &[&Section], asked: &Asked) -> Bounds {
-    let kept = |(statistic, bound): (Statistic, Spanned<Option<f64>>)| {
-        Some((statistic, Spanned::new(bound.span(), (*bound.get_ref())?)))
+    let kept = |(quantity, bound): (Quantity, Spanned<Option<f64>>)| {
+        Some((quantity, Spanned::new(bound.span(), (*bound.get_ref())?)))
     };
     merged(sections, asked).into_iter().filter_map(kept).collect()
 }
 
-/// The limits of a cell by statistic. Later ones override earlier ones, in this order: `defaults.limits`,
+/// The limits of a cell by what they bound. Later ones override earlier ones, in this order: `defaults.limits`,
 /// `defaults.schemes.S`, those of the model and its `at` section, and those of their schemes.
 fn merged(sections: &[&Section], asked: &Asked) -> Limits {
     let of_scheme = |defaults: bool| {
@@ -576,7 +628,7 @@ fn merged(sections: &[&Section], asked: &Asked) -> Limits {
         .chain(of_scheme(false));
     let mut merged = Limits::new();
     for layer in layers {
-        merged.extend(layer.iter().map(|(statistic, bound)| (*statistic, bound.clone())));
+        merged.extend(layer.iter().map(|(quantity, bound)| (quantity.clone(), bound.clone())));
     }
     merged
 }

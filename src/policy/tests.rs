@@ -475,6 +475,77 @@ fn a_confidence_is_a_share_and_needs_chunks() {
     assert!(warning.contains("has no effect with 7 chunks"), "{warning}");
 }
 
+/// Three texts that take turns: 22 chunks are 8, 7 and 7.
+const BY_CATEGORY: &str = r#"
+[defaults]
+corpus = ["corpora/prose.txt", "corpora/tools.txt", "corpora/code.txt"]
+context = 512
+chunks = 24
+[defaults.limits]
+mean_kld = 0.05
+[defaults.limits.category.tools]
+mean_kld = 0.04
+[defaults.schemes]
+q8_0 = {}
+[models.m]
+path = "m.gguf"
+"#;
+
+#[test]
+fn limits_by_category_are_inherited_like_the_others() {
+    let of = |more: &str| {
+        let policy = policy(&format!("{BY_CATEGORY}{more}"));
+        let all = bounds(&policy.models[0], "q8_0").into_iter();
+        all.map(|(name, bound, _)| (name, bound)).collect::<Vec<_>>()
+    };
+    let named = |all: &[(&str, f64)]| -> Vec<(String, f64)> {
+        all.iter().map(|(name, bound)| (name.to_string(), *bound)).collect()
+    };
+    assert_eq!(of(""), named(&[("mean_kld", 0.05), ("mean_kld of tools", 0.04)]));
+    let more = "limits.category.tools = { mean_kld = 0.03, top1_agreement = 0.9 }\n\
+                [models.m.schemes.q8_0.limits.category.prose]\nmean_kld = 0.02\n";
+    let expected = [
+        ("mean_kld", 0.05),
+        ("mean_kld of prose", 0.02),
+        ("mean_kld of tools", 0.03),
+        ("top1_agreement of tools", 0.9),
+    ];
+    assert_eq!(of(more), named(&expected));
+    let dropped = "limits.category.tools.mean_kld = false\n";
+    assert_eq!(of(dropped), named(&[("mean_kld", 0.05)]));
+}
+
+#[test]
+fn a_limit_by_category_has_a_text_enough_chunks_and_a_sum() {
+    let faults = |old: &str, new: &str, words: &[&str]| {
+        assert_eq!(BY_CATEGORY.matches(old).count(), 1, "{old}");
+        let marked = BY_CATEGORY.replace(old, new);
+        assert_finding(&errors(&unmark(&marked).0), &marked, words);
+    };
+    let limit = "category.tools]\nmean_kld = 0.04";
+    for (new, words) in [
+        ("category.tool]\n«mean_kld = 0.04»", "did you mean `tools`?"),
+        ("category.maths]\n«mean_kld = 0.04»", "here prose, tools, code; where a model has no"),
+        ("category.tools]\n«p99_kld» = 0.04", "no quantile follows; limits by category: mean_kld,"),
+        ("category.tools]\n«mean_kl» = 0.04", "did you mean `mean_kld`?"),
+        ("category]\ntools = «0.04»", "`tools` takes a table"),
+    ] {
+        faults(limit, new, &[words]);
+    }
+    // what has no limit of its own that could be broken is no judgement
+    faults(
+        "mean_kld = 0.05\n[defaults.limits.category.tools]\nmean_kld = 0.04\n[defaults.schemes]\nq8_0",
+        "category.tools.baseline_ppl = 40.0\n[defaults.schemes]\n«q8_0»",
+        &["nothing would be judged"],
+    );
+    // by how the texts take turns: 23 chunks are 8, 8 and 7
+    assert!(parse(&BY_CATEGORY.replace("chunks = 24", "chunks = 23")).is_ok());
+    let few = BY_CATEGORY.replace("chunks = 24", "chunks = 22");
+    let marked = few.replace("mean_kld = 0.04", "«mean_kld = 0.04»");
+    let words = ["7 chunks of `tools` are too few", "`chunks = 23` at least: 3 texts take turns"];
+    assert_finding(&errors(&few), &marked, &words);
+}
+
 #[test]
 fn more_chunks_are_measured_where_a_verdict_can_be_open() {
     let sure = "chunks = 12\nconfidence = 0.95";
@@ -526,9 +597,9 @@ fn limits_far_from_the_law_of_flips_are_warned_about() {
     assert!(parse(&reported).unwrap().1.is_empty());
 }
 
-fn bounds(model: &ModelPolicy, label: &str) -> Vec<(&'static str, f64, String)> {
+fn bounds(model: &ModelPolicy, label: &str) -> Vec<(String, f64, String)> {
     let cell = model.cells.iter().find(|cell| cell.label == label).expect(label);
-    cell.limits.iter().map(|l| (l.statistic.name(), l.bound, l.origin.clone())).collect()
+    cell.limits.iter().map(|l| (l.quantity.name(), l.bound, l.origin.clone())).collect()
 }
 
 #[test]
@@ -555,7 +626,7 @@ schemes.q4_0.limits.p90_kld = false
     let origins: Vec<_> = bounds(&policy.models[1], "q8_0").into_iter().map(|b| b.2).collect();
     let lines = [5, 6, 9, 10, 11, 12].map(|line| format!("gate/thresholds.toml:{line}"));
     assert_eq!(origins, lines);
-    let names: Vec<_> = bounds(&policy.models[0], "q4_0").iter().map(|b| b.0).collect();
+    let names: Vec<_> = bounds(&policy.models[0], "q4_0").into_iter().map(|b| b.0).collect();
     assert_eq!(names, ["mean_kld", "p95_kld", "p99_kld", "p999_kld", "max_kld"]);
 }
 

@@ -4,7 +4,8 @@
 //! finding, and an edit that reaches many cases is a single one.
 
 use crate::golden;
-use crate::policy::{Cell, Expectation, ModelPolicy, Policy, IGNORED, MEANING};
+use crate::measure::corpus::dealt;
+use crate::policy::{Cell, Expectation, Limit, ModelPolicy, Policy, IGNORED, MEANING};
 use crate::repo::{Files, RepoError};
 use crate::results::retrieval::Plan;
 use crate::results::statistics::{Direction, Statistic};
@@ -437,44 +438,37 @@ impl Loosenings<'_> {
         for limit in &old.limits {
             let counts = match old.expect {
                 Expectation::Pass => true,
-                Expectation::Fail => limit.statistic == Statistic::BaselinePpl,
+                Expectation::Fail => limit.quantity.statistic == Statistic::BaselinePpl,
                 Expectation::Report => false,
             };
             if counts {
-                self.compare_limit(pair, new, case, limit.statistic, limit.bound);
+                self.compare_limit(pair, new, case, limit);
             }
         }
     }
 
-    fn compare_limit(
-        &mut self,
-        pair: Pair,
-        new: &Cell,
-        case: &str,
-        statistic: Statistic,
-        old: f64,
-    ) {
-        let name = statistic.name();
-        let bound = new.limits.iter().find(|l| l.statistic == statistic).map(|l| l.bound);
-        let (weaker, word) = match (bound, statistic.direction()) {
+    fn compare_limit(&mut self, pair: Pair, new: &Cell, case: &str, old: &Limit) {
+        let Limit { quantity, bound: old, .. } = old;
+        let name = quantity.name();
+        let bound = new.limits.iter().find(|l| l.quantity == *quantity).map(|l| l.bound);
+        let (weaker, word) = match (bound, quantity.statistic.direction()) {
             (None, _) => (true, "removed"),
-            (Some(bound), Direction::AtMost) => (bound > old, "raised"),
-            (Some(bound), Direction::AtLeast) => (bound < old, "lowered"),
+            (Some(bound), Direction::AtMost) => (bound > *old, "raised"),
+            (Some(bound), Direction::AtLeast) => (bound < *old, "lowered"),
         };
         if weaker {
-            let lines = pair.lines(&new.label, &[name]);
+            let lines = pair.lines(&new.label, &[&name]);
             let bound = bound.map_or("none".into(), |bound| bound.to_string());
             self.add(lines, &format!("{name} limit {word}"), case, old, bound);
         }
     }
 }
 
-/// How many chunks a text gets if all texts are long enough. They are dealt round-robin.
+/// How many chunks a text gets if all texts are long enough.
 fn chunks_of(model: &ModelPolicy, file: &Path) -> usize {
-    let texts = model.corpus.len().max(1);
-    let (each, left) = (model.chunks / texts, model.chunks % texts);
-    let places = model.corpus.iter().enumerate().filter(|(_, text)| *text == file);
-    places.map(|(place, _)| each + usize::from(place < left)).sum()
+    let texts = &model.corpus;
+    let places = texts.iter().enumerate().filter(|(_, text)| *text == file);
+    places.map(|(place, _)| dealt(model.chunks, texts.len(), place)).sum()
 }
 
 /// Where a model's weights are read from, without their version.
@@ -589,6 +583,30 @@ prompts = false
             &["thresholds.toml:19 at the base: baseline_ppl limit removed: 40 → none \
                (m::q8_0, m::q5_0, m::prod and 5 more)"],
         );
+    }
+
+    #[test]
+    fn limits_by_category_count_each() {
+        let base = BASE.replace("chunks = 4", "chunks = 16").replace(
+            "rms_dp = 0.5",
+            "rms_dp = 0.5\n[defaults.limits.category.d]\nmean_kld = 0.04\ntop1_agreement = 0.9",
+        );
+        let every = "(m::q8_0, m::q5_0, m::prod and 5 more)";
+        let raised = base.replace("mean_kld = 0.04", "mean_kld = 0.06");
+        assert_eq!(
+            between(&base, &raised),
+            [format!("thresholds.toml:12: mean_kld of d limit raised: 0.04 → 0.06 {every}")]
+        );
+        assert_eq!(between(&raised, &base), [""; 0]);
+        let removed = base.replace("top1_agreement = 0.9", "");
+        let [found] = &between(&base, &removed)[..] else { panic!("not one finding") };
+        assert!(
+            found.contains(&format!("top1_agreement of d limit removed: 0.9 → none {every}")),
+            "{found}"
+        );
+        // the same bound on another category judges other chunks
+        let moved = base.replace("category.d]", "category.c]");
+        assert_eq!(between(&base, &moved).len(), 2);
     }
 
     #[test]

@@ -212,6 +212,25 @@ impl Statistic {
         }
     }
 
+    /// Whether the statistic follows from the sums of chunks, so that it is known of any of them together. A quantile
+    /// does not.
+    pub fn is_of_sums(self) -> bool {
+        match self {
+            Self::MeanKld
+            | Self::Top1Agreement
+            | Self::RmsDp
+            | Self::Ppl
+            | Self::PplRatio
+            | Self::BaselinePpl => true,
+            Self::MedianKld
+            | Self::P90Kld
+            | Self::P95Kld
+            | Self::P99Kld
+            | Self::P999Kld
+            | Self::MaxKld => false,
+        }
+    }
+
     /// The unit that people read. Empty for pure numbers.
     pub fn unit(self) -> &'static str {
         match self {
@@ -220,6 +239,37 @@ impl Statistic {
             }
             _ => "nats",
         }
+    }
+}
+
+/// What a limit bounds: a statistic of all chunks, or of the chunks of one category.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Quantity {
+    /// None for all chunks.
+    pub category: Option<String>,
+    /// The statistic.
+    pub statistic: Statistic,
+}
+
+impl From<Statistic> for Quantity {
+    fn from(statistic: Statistic) -> Self {
+        Quantity { category: None, statistic }
+    }
+}
+
+impl Quantity {
+    /// Its name, such as `mean_kld` or `mean_kld of tools`, with the category in the form that `named` gives it.
+    pub fn name_with(&self, named: &dyn Fn(&str) -> String) -> String {
+        let name = self.statistic.name();
+        match &self.category {
+            Some(category) => format!("{name} of {}", named(category)),
+            None => name.into(),
+        }
+    }
+
+    /// The same name with the category as it is.
+    pub fn name(&self) -> String {
+        self.name_with(&|category| category.into())
     }
 }
 
@@ -298,6 +348,42 @@ impl Statistics {
             ppl_ratio_se: ppl_ratio * log_ratio_se,
             baseline_ppl: mean_base.exp(),
             unknown: Vec::new(),
+        }
+    }
+
+    /// The statistics of chunks together, as far as they follow from sums: see [`Statistic::is_of_sums`]. The others are
+    /// unknown.
+    pub fn of_parts<'p>(parts: impl IntoIterator<Item = &'p Part>) -> Self {
+        let parts: Vec<&Part> = parts.into_iter().collect();
+        let tokens: u64 = parts.iter().map(|part| part.tokens).sum();
+        let n = tokens as f64;
+        let mean = |of: fn(&Part) -> f64| parts.iter().map(|part| of(part)).sum::<f64>() / n;
+        let error = |squares: f64, mean: f64| {
+            ((squares - mean.powi(2)).max(0.0) / (n - 1.0).max(1.0)).sqrt()
+        };
+        let (kld, nll, base) = (mean(|p| p.kld), mean(|p| p.nll), mean(|p| p.nll_base));
+        let (nll_se, base_se) = (error(mean(|p| p.nll2), nll), error(mean(|p| p.nll_base2), base));
+        let covariance = (mean(|p| p.nll_cross) - nll * base) / (n - 1.0).max(1.0);
+        let ratio_se = (nll_se.powi(2) + base_se.powi(2) - 2.0 * covariance).max(0.0).sqrt();
+        let (top1, dp2) = (mean(|p| p.same_top as f64), mean(|p| p.dp2));
+        let dp2_se = error(mean(|p| p.dp4), dp2);
+        // a difference of sums, in which rounding does not add up
+        let ppl_ratio = mean(|p| p.nll - p.nll_base).exp();
+        Statistics {
+            tokens_scored: tokens,
+            mean_kld: kld,
+            mean_kld_se: error(mean(|p| p.kld2), kld),
+            top1_agreement: top1,
+            top1_agreement_se: error(top1, top1),
+            rms_dp: dp2.sqrt(),
+            rms_dp_se: if dp2 > 0.0 { 0.5 * dp2_se / dp2.sqrt() } else { 0.0 },
+            ppl: nll.exp(),
+            ppl_se: nll.exp() * nll_se,
+            ppl_ratio,
+            ppl_ratio_se: ppl_ratio * ratio_se,
+            baseline_ppl: base.exp(),
+            unknown: Statistic::ALL.into_iter().filter(|s| !s.is_of_sums()).collect(),
+            ..Statistics::default()
         }
     }
 }
@@ -388,22 +474,19 @@ mod tests {
             .collect();
         let s = Statistics::of(&positions);
         let (a, b) = positions.split_at(20);
-        let parts = [Part::of("x", 0, a), Part::of("x", 1, b)];
-        let sum = |f: fn(&Part) -> f64| parts.iter().map(f).sum::<f64>() / 50.0;
+        let made = Statistics::of_parts(&[Part::of("x", 0, a), Part::of("x", 1, b)]);
+        assert_eq!(made.tokens_scored, 50);
         let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-9, "{a} != {b}");
-        let error = |square: f64, mean: f64| ((square - mean * mean) / 49.0).sqrt();
-        let (nll, base) = (sum(|p| p.nll), sum(|p| p.nll_base));
-        near(s.mean_kld, sum(|p| p.kld));
-        near(s.mean_kld_se, error(sum(|p| p.kld2), sum(|p| p.kld)));
-        near(s.ppl, nll.exp());
-        near(s.ppl_se, nll.exp() * error(sum(|p| p.nll2), nll));
-        let covariance = (sum(|p| p.nll_cross) - nll * base) / 49.0;
-        let square =
-            error(sum(|p| p.nll2), nll).powi(2) + error(sum(|p| p.nll_base2), base).powi(2);
-        near(s.ppl_ratio_se, (nll - base).exp() * (square - 2.0 * covariance).sqrt());
-        near(s.rms_dp, sum(|p| p.dp2).sqrt());
-        near(s.rms_dp_se, 0.5 / s.rms_dp * error(sum(|p| p.dp4), sum(|p| p.dp2)));
-        near(s.top1_agreement, sum(|p| p.same_top as f64));
+        for statistic in Statistic::ALL {
+            assert_eq!(made.knows(statistic), statistic.is_of_sums(), "{statistic:?}");
+            if made.knows(statistic) {
+                near(made.get(statistic), s.get(statistic));
+                let errors = [&made, &s].map(|all| all.standard_error(statistic));
+                if let [Some(made), Some(own)] = errors {
+                    near(made, own);
+                }
+            }
+        }
     }
 
     #[test]

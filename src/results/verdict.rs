@@ -2,7 +2,7 @@
 
 use super::case;
 use super::retrieval::JudgedRetrieval;
-use super::statistics::{Direction, Statistic};
+use super::statistics::{Direction, Quantity, Statistic};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -167,6 +167,9 @@ pub(crate) fn of_each_look(confidence: f64, looks: usize) -> f64 {
 pub struct JudgedLimit {
     /// The statistic that is bounded.
     pub statistic: Statistic,
+    /// The category whose chunks it is taken of. None for all chunks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub category: Option<String>,
     /// The value that was measured.
     pub value: f64,
     /// The bound, which is itself a good value.
@@ -212,6 +215,12 @@ impl JudgedLimit {
     #[must_use]
     pub fn confidence_of_interval(&self) -> Option<f64> {
         self.confidence.map(|confidence| of_each_look(confidence, self.looks.unwrap_or(1)))
+    }
+
+    /// What is bounded.
+    #[must_use]
+    pub fn quantity(&self) -> Quantity {
+        Quantity { category: self.category.clone(), statistic: self.statistic }
     }
 
     /// What is known of the limit.
@@ -285,6 +294,11 @@ impl JudgedLimit {
             Direction::AtLeast => format!("under its limit of {}", self.bound),
         }
     }
+}
+
+/// The limit on a statistic of all chunks, if there is one.
+pub(crate) fn limit_on(limits: &[JudgedLimit], statistic: Statistic) -> Option<&JudgedLimit> {
+    limits.iter().find(|limit| limit.statistic == statistic && limit.category.is_none())
 }
 
 /// The undecided limit whose value is the farthest to the harmful side, if one is undecided.

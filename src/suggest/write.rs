@@ -283,7 +283,7 @@ at.long = { context = 1024 }
         let cells = &find(&policy, "tiny").unwrap().cells;
         let limit = |label: &str| {
             let cell = cells.iter().find(|cell| cell.label == label).unwrap();
-            let of = |limit: &&crate::policy::Limit| limit.statistic == Statistic::MeanKld;
+            let of = |limit: &&crate::policy::Limit| limit.quantity == Statistic::MeanKld.into();
             cell.limits.iter().find(of).unwrap().bound
         };
         // 1.5 times what was verified

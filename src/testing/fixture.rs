@@ -65,7 +65,7 @@ pub(crate) fn limited_policy() -> Policy {
     let mut policy = policy();
     for cell in &mut policy.models[0].cells {
         let origin = "thresholds.toml:9".into();
-        cell.limits = vec![Limit { statistic: Statistic::MeanKld, bound: 0.05, origin }];
+        cell.limits = vec![Limit { quantity: Statistic::MeanKld.into(), bound: 0.05, origin }];
     }
     policy
 }
@@ -381,6 +381,7 @@ fn cases() -> Vec<CaseResult> {
     ];
     let limit = |value, holds| JudgedLimit {
         statistic: Statistic::MeanKld,
+        category: None,
         value,
         bound: 0.05,
         origin: "thresholds.toml:9".into(),

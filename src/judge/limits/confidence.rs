@@ -90,7 +90,10 @@ fn what_would_decide(limit: &JudgedLimit, chunks: usize) -> String {
         significant(broken, 3)
     );
     match chunks_that_decide(limit, (low, high), chunks) {
-        Some(needed) => format!("about {needed} chunks would decide if the value stays; {move_to}"),
+        Some(needed) => {
+            let of = limit.category.as_ref().map(|own| format!(" of {own}")).unwrap_or_default();
+            format!("about {needed} chunks{of} would decide if the value stays; {move_to}")
+        }
         None => format!("the value is too near the limit for more chunks to decide; {move_to}"),
     }
 }

@@ -14,12 +14,12 @@ use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
 use crate::results::case::CaseKind;
 use crate::results::retrieval::JudgedRetrieval;
-use crate::results::statistics::{Direction, Part, Statistic, Statistics};
+use crate::results::statistics::{Direction, Part, Quantity, Statistic, Statistics, LEAST_CHUNKS};
 use crate::results::verdict::GoldenValues;
-use crate::results::verdict::{of_each_look, Decision, JudgedLimit, Verdict};
+use crate::results::verdict::{limit_on, of_each_look, Decision, JudgedLimit, Verdict};
 use crate::results::{Floor, Outcome, Seen};
 use crate::text::command::{self, Measure};
-use crate::text::numbers::significant;
+use crate::text::numbers::{count, significant};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -49,7 +49,10 @@ fn judged(
     (statistics, parts): (&Statistics, &[Part]),
     (confidence, looks): (Option<f64>, usize),
 ) -> JudgedLimit {
-    let Limit { statistic, bound, ref origin } = *limit;
+    let Limit { quantity: Quantity { ref category, statistic }, bound, ref origin } = *limit;
+    let of_category = category.as_ref().map(|category| of_category(parts, category));
+    let (statistics, parts) =
+        of_category.as_ref().map_or((statistics, parts), |(own, parts)| (own, &parts[..]));
     let value = statistics.get(statistic);
     let of_look = confidence.map(|confidence| of_each_look(confidence, looks));
     let interval = confidence::interval(statistic, (statistics, parts), of_look);
@@ -57,13 +60,14 @@ fn judged(
         Ok(interval) => {
             (interval.low..=interval.high).contains(&bound) && interval.low < interval.high
         }
-        Err(_) => is_borderline(statistics, limit),
+        Err(_) => is_borderline(statistics, statistic, bound),
     };
     let (low, high) = interval.as_ref().map_or((None, None), |interval| {
         (Some(interval.low), Some(interval.high).filter(|high| high.is_finite()))
     });
     JudgedLimit {
         statistic,
+        category: category.clone(),
         value,
         bound,
         origin: origin.clone(),
@@ -85,18 +89,24 @@ const FLOORS: f64 = 3.0;
 pub(super) fn below_floor(cell: &Cell, effective: &str, floor: Floor) -> Option<String> {
     let is_lossy = |name: &&str| codec::find(name).is_none_or(|c| !c.exactness().is_unquantized());
     let least = FLOORS * floor.mean_kld;
-    let is_below = |limit: &&Limit| limit.statistic == Statistic::MeanKld && limit.bound < least;
+    let is_below =
+        |limit: &&Limit| limit.quantity.statistic == Statistic::MeanKld && limit.bound < least;
     let limit = cell.limits.iter().find(is_below)?;
     codec_names(effective).iter().any(is_lossy).then(|| {
         format!(
-            "the limit mean_kld = {} ({}) is below three times the floor {}, which the unquantized cache reads against \
-             itself if nothing but the order of sums differs; set it to {} at least",
-            limit.bound,
-            limit.origin,
+            "{} is below three times the floor {}, which the unquantized cache reads against itself if nothing but the \
+             order of sums differs; set it to {} at least",
+            named(limit),
             significant(floor.mean_kld, 2),
             significant(least, 2)
         )
     })
+}
+
+/// The chunks of a category, and their statistics.
+fn of_category(parts: &[Part], category: &str) -> (Statistics, Vec<Part>) {
+    let parts: Vec<Part> = parts.iter().filter(|part| part.category == category).cloned().collect();
+    (Statistics::of_parts(&parts), parts)
 }
 
 /// Judges a cell by its limits.
@@ -181,7 +191,7 @@ fn trusted<'o>(
     }
     let looks = &looks[..looks.len().min(model.looks().len() - 1)];
     let seen: Vec<_> = Seen::all(statistics, parts, looks).collect();
-    seen.iter().try_for_each(|seen| numbers(cell, seen.statistics))?;
+    seen.iter().try_for_each(|seen| numbers(cell, seen))?;
     if cell.limits.is_empty() && cell.expect != Expectation::Report {
         return Err("no limit applies: there is nothing to judge by".into());
     }
@@ -192,7 +202,8 @@ fn trusted<'o>(
 ///
 /// # Errors
 /// What is no number, or no bound, or not known.
-fn numbers(cell: &Cell, statistics: &Statistics) -> Result<(), String> {
+fn numbers(cell: &Cell, seen: &Seen) -> Result<(), String> {
+    let (statistics, parts) = (seen.statistics, &seen.parts[..]);
     if statistics.tokens_scored == 0 {
         return Err("no token was scored".into());
     }
@@ -203,19 +214,52 @@ fn numbers(cell: &Cell, statistics: &Statistics) -> Result<(), String> {
             return Err(format!("{} is {value}{error}, which is no number", statistic.name()));
         }
     }
-    if let Some(limit) = cell.limits.iter().find(|limit| !limit.bound.is_finite()) {
-        let name = limit.statistic.name();
-        return Err(format!("the limit {name} = {} ({}) is no bound", limit.bound, limit.origin));
-    }
-    if let Some(limit) = cell.limits.iter().find(|limit| !statistics.knows(limit.statistic)) {
-        let name = limit.statistic.name();
-        return Err(format!(
-            "the limit {name} = {} ({}) cannot be judged: what measured does not say {name}; measure with a newer \
-             build, or set `{name} = false` for this scheme",
-            limit.bound, limit.origin
-        ));
+    if let Some(reason) = cell.limits.iter().find_map(|limit| unjudgeable(limit, statistics, parts))
+    {
+        return Err(reason);
     }
     Ok(())
+}
+
+/// Why a limit cannot be judged by what was measured, if it cannot.
+fn unjudgeable(limit: &Limit, statistics: &Statistics, parts: &[Part]) -> Option<String> {
+    let (quantity, named) = (&limit.quantity, named(limit));
+    let name = quantity.statistic.name();
+    if !limit.bound.is_finite() {
+        return Some(format!("{named} is no bound"));
+    }
+    if !statistics.knows(quantity.statistic) {
+        return Some(format!(
+            "{named} cannot be judged: what measured does not say {name}; measure with a newer build, or set \
+             `{name} = false` for this scheme"
+        ));
+    }
+    match &quantity.category {
+        Some(category) if parts.is_empty() => Some(format!(
+            "{named} cannot be judged: what measured gives no values of chunks; set `category.{category}.{name} = \
+             false` for this scheme"
+        )),
+        _ => too_few_chunks(limit, parts.iter().map(|part| &part.category[..])),
+    }
+}
+
+/// Why a limit by category cannot be judged on chunks of these categories, if they are too few. A text may be too short
+/// for its share.
+pub fn too_few_chunks<'c>(limit: &Limit, chunks: impl Iterator<Item = &'c str>) -> Option<String> {
+    let category = limit.quantity.category.as_ref()?;
+    let found = chunks.filter(|own| own == category).count();
+    (found < LEAST_CHUNKS).then(|| {
+        format!(
+            "{} cannot be judged: there are {} of `{category}`, and {LEAST_CHUNKS} are needed: its text is too short",
+            named(limit),
+            count(found, "chunk")
+        )
+    })
+}
+
+/// A limit and where it stands.
+fn named(Limit { quantity, bound, origin }: &Limit) -> String {
+    format!("the limit {} = {bound} ({origin})", quantity.name())
 }
 
 fn holds(statistic: Statistic, value: f64, bound: f64) -> bool {
@@ -225,10 +269,10 @@ fn holds(statistic: Statistic, value: f64, bound: f64) -> bool {
     }
 }
 
-fn is_borderline(statistics: &Statistics, limit: &Limit) -> bool {
-    let distance = (statistics.get(limit.statistic) - limit.bound).abs();
+fn is_borderline(statistics: &Statistics, statistic: Statistic, bound: f64) -> bool {
+    let distance = (statistics.get(statistic) - bound).abs();
     // without a standard error, such as for an exact zero and a bound of zero, nothing is uncertain
-    let error = statistics.standard_error(limit.statistic).filter(|error| *error > 0.0);
+    let error = statistics.standard_error(statistic).filter(|error| *error > 0.0);
     error.is_some_and(|error| distance <= 2.0 * error)
 }
 
@@ -260,6 +304,9 @@ impl fmt::Display for Message<'_> {
         for statistic in Statistic::ALL.into_iter().filter(|s| self.seen.statistics.knows(*s)) {
             self.row(f, statistic)?;
         }
+        for limit in self.limits.iter().filter(|limit| limit.category.is_some()) {
+            self.limit_row(f, limit, &shown(limit.value, None, limit.statistic))?;
+        }
         writeln!(f, "  {} tokens scored", self.seen.statistics.tokens_scored)?;
         if let Some(looks) = self.looks() {
             writeln!(f, "{looks}")?;
@@ -282,34 +329,45 @@ impl Message<'_> {
     /// The line of a statistic, with its limit if there is one.
     fn row(&self, f: &mut fmt::Formatter<'_>, statistic: Statistic) -> fmt::Result {
         let value = self.seen.statistics.get(statistic);
-        let error = self.seen.statistics.standard_error(statistic);
-        let error = error.map(|error| format!(" ± {}", significant(error, 2))).unwrap_or_default();
-        let limit = self.limits.iter().find(|limit| limit.statistic == statistic);
-        let mark = match limit.map(JudgedLimit::decision) {
-            Some(Decision::Kept) => "✓",
-            Some(Decision::Broken) => "✗",
-            Some(Decision::Undecided) => "?",
-            None => " ",
+        let shown = shown(value, self.seen.statistics.standard_error(statistic), statistic);
+        match limit_on(self.limits, statistic) {
+            Some(limit) => self.limit_row(f, limit, &shown),
+            None => writeln!(f, "  {:<15} {}", statistic.name(), shown.trim_end()),
+        }
+    }
+
+    /// The line of a limit beside its value.
+    fn limit_row(
+        &self,
+        f: &mut fmt::Formatter<'_>,
+        limit: &JudgedLimit,
+        shown: &str,
+    ) -> fmt::Result {
+        let mark = match limit.decision() {
+            Decision::Kept => "✓",
+            Decision::Broken => "✗",
+            Decision::Undecided => "?",
         };
-        let shown = format!("{}{error} {}", significant(value, 5), statistic.unit());
-        let name = statistic.name();
-        let Some(limit) = limit else {
-            return writeln!(f, "{mark} {name:<15} {}", shown.trim_end());
-        };
-        let side = match statistic.direction() {
+        let side = match limit.statistic.direction() {
             Direction::AtMost => "at most",
             Direction::AtLeast => "at least",
         };
         let JudgedLimit { bound, origin, .. } = limit;
+        let name = limit.quantity().name();
         write!(f, "{mark} {name:<15} {shown:<27} limit: {side} {bound} ({origin})")?;
         if limit.decision() == Decision::Broken {
             write!(f, ", {}", limit.excess())?;
         }
         let borderline = if limit.borderline { ", borderline" } else { "" };
         writeln!(f, "{borderline}")?;
-        let remarks =
-            confidence::remarks(limit, self.seen.parts.len()).into_iter().chain(self.moved(limit));
-        remarks.into_iter().try_for_each(|remark| writeln!(f, "    {remark}"))
+        let remarks = confidence::remarks(limit, self.chunks_of(limit)).into_iter();
+        remarks.chain(self.moved(limit)).try_for_each(|remark| writeln!(f, "    {remark}"))
+    }
+
+    /// How many chunks a limit is judged by.
+    fn chunks_of(&self, limit: &JudgedLimit) -> usize {
+        let is_its = |part: &&Part| limit.category.as_ref().is_none_or(|own| part.category == *own);
+        self.seen.parts.iter().filter(is_its).count()
     }
 
     /// Says how often the scheme was looked at, if the policy lets a run look more than once.
@@ -329,6 +387,9 @@ impl Message<'_> {
 
     /// Says whether the value or the limit has moved since the golden was accepted.
     fn moved(&self, limit: &JudgedLimit) -> Option<String> {
+        if limit.category.is_some() {
+            return None; // goldens have the values of all chunks together
+        }
         let now = limit.value;
         let then = *self.golden?.get(&limit.statistic)?;
         let held = |value| holds(limit.statistic, value, limit.bound);
@@ -346,6 +407,12 @@ impl Message<'_> {
             _ => None,
         }
     }
+}
+
+/// A value with its standard error and its unit.
+fn shown(value: f64, error: Option<f64>, statistic: Statistic) -> String {
+    let error = error.map(|error| format!(" ± {}", significant(error, 2))).unwrap_or_default();
+    format!("{}{error} {}", significant(value, 5), statistic.unit())
 }
 
 /// What to run to see more of a cell.

@@ -693,3 +693,73 @@ fn a_quantile_without_histograms_is_undecided() {
     assert!(!judgement.message.contains("too near the limit"), "{}", judgement.message);
     assert!(judgement.message.contains(mend), "{}", judgement.message);
 }
+
+/// Nine chunks of prose with a mean KLD of 0.02, and as many of tools as are asked for, with that of `tools`.
+fn of_two_categories(tools: f32, chunks: usize) -> Outcome {
+    let position = |kld: f32| Position { kld, logp: -1.0, logp_base: -1.0, ..Default::default() };
+    let of = |category: &'static str, chunks: usize, kld: f32| {
+        let chunk = move |i: usize| vec![position(kld * (0.95 + 0.1 * (i % 2) as f32)); 100];
+        (0..chunks).map(move |i| (category, i, chunk(i)))
+    };
+    let all: Vec<_> = of("prose", 9, 0.02).chain(of("tools", chunks, tools)).collect();
+    let parts = all.iter().map(|(category, i, chunk)| Part::of(category, *i, chunk)).collect();
+    let positions: Vec<_> = all.into_iter().flat_map(|(.., chunk)| chunk).collect();
+    Outcome::Measured { statistics: Statistics::of(&positions), parts }
+}
+
+/// A model whose policy has these limits on `q4_0`, and 8 chunks of each category.
+fn by_category(limits: &str, confidence: Option<f64>) -> ModelPolicy {
+    let text = format!(
+        "[models.m]\npath = \"m.gguf\"\ncorpus = [\"prose.txt\", \"tools.txt\"]\ncontext = 512\nchunks = 16\n\
+         schemes.q4_0.limits = {{ {limits} }}\n"
+    );
+    let mut policy = Policy::parse(&text, Path::new("thresholds.toml")).unwrap().0;
+    ModelPolicy { confidence, ..policy.models.remove(0) }
+}
+
+#[test]
+fn a_limit_by_category_judges_its_chunks_alone() {
+    let judged = |limits: &str, tools: f32, confidence| {
+        let model = by_category(limits, confidence);
+        judge(&model, &model.cells[0], &of_two_categories(tools, 8), None, None)
+    };
+    // the mean of all is 0.039
+    let limits = "mean_kld = 0.05, category.tools.mean_kld = 0.04";
+    assert_eq!(judged(limits, 0.03, None).verdict, Verdict::Pass);
+    let harmed = judged(limits, 0.06, None);
+    assert_eq!(harmed.verdict, Verdict::Regressed);
+    let [all, tools] = &harmed.limits[..] else { panic!("{harmed:?}") };
+    assert!(all.holds && all.category.is_none());
+    assert!(!tools.holds && (tools.value - 0.06).abs() < 1e-6, "{tools:?}");
+    assert_eq!(tools.category.as_deref(), Some("tools"));
+    for words in [
+        "m::q4_0::kld: regressed, 1 of 2 limits broken",
+        "✓ mean_kld        0.0387",
+        "✗ mean_kld of tools 0.060000 nats",
+        "limit: at most 0.04 (thresholds.toml:6), 1.50 × its limit",
+    ] {
+        assert!(harmed.message.contains(words), "{words}: {}", harmed.message);
+    }
+    // with a confidence, the interval is that of the chunks of this category
+    let limits = "mean_kld = 1.0, category.tools.mean_kld = 0.061";
+    let unsure = judged(limits, 0.06, Some(0.95));
+    assert_eq!(unsure.verdict, Verdict::Inconclusive);
+    assert!(unsure.message.contains(" chunks of tools would decide"), "{}", unsure.message);
+    let (low, high) = unsure.limits[1].interval().unwrap();
+    assert!(0.05 < low && low < 0.06 && 0.061 < high && high < 0.07, "{low} {high}");
+    let sure = judged("mean_kld = 1.0, category.tools.mean_kld = 0.1", 0.06, Some(0.95));
+    assert_eq!(sure.verdict, Verdict::Pass);
+}
+
+/// A text may be shorter than the policy thinks, and another engine's log has no chunks.
+#[test]
+fn a_limit_on_too_few_chunks_of_a_category_is_an_error() {
+    let model = by_category("category.tools.mean_kld = 1.0", None);
+    let judged = |outcome: &Outcome| judge(&model, &model.cells[0], outcome, None, None);
+    let few = judged(&of_two_categories(0.01, 7));
+    assert_eq!(few.verdict, Verdict::Error);
+    assert!(few.message.contains("there are 7 chunks of `tools`, and 8 are needed"));
+    let none = judged(&measured(statistics()));
+    assert_eq!(none.verdict, Verdict::Error);
+    assert!(none.message.contains("set `category.tools.mean_kld = false`"), "{}", none.message);
+}

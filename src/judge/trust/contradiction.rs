@@ -7,7 +7,7 @@ use crate::results::measured_by::MeasuredBy;
 use crate::results::replay::{Generated, Replay};
 use crate::results::shape::{bin, BINS};
 use crate::results::statistics::{Part, Statistic, Statistics};
-use crate::results::{Measurement, Outcome, SchemeResult, Seen, Sides, Storage};
+use crate::results::{Conditions, Measurement, Outcome, SchemeResult, Seen, Sides, Storage};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How far a statistic may be from the sums that it is made of, relative to its value.
@@ -259,30 +259,52 @@ fn mismatch_with_parts(
         return Some(format!("its parts are not {chunks} chunks of {each} scored tokens"));
     }
     let tokens = each * parts.len() as u64;
-    let mean = |of: fn(&Part) -> f64| parts.iter().map(of).sum::<f64>() / tokens as f64;
-    let made = [
-        ("tokens_scored", s.tokens_scored as f64, tokens as f64),
-        ("mean_kld", s.mean_kld, mean(|part| part.kld)),
-        ("top1_agreement", s.top1_agreement, mean(|part| part.same_top as f64)),
-        ("rms_dp", s.rms_dp, mean(|part| part.dp2).sqrt()),
-        ("ppl", s.ppl, mean(|part| part.nll).exp()),
-        ("baseline_ppl", s.baseline_ppl, mean(|part| part.nll_base).exp()),
-        ("ppl_ratio", s.ppl_ratio, mean(|part| part.nll - part.nll_base).exp()),
-    ];
+    if let Some(chunk) = impossible_part(measurement, parts) {
+        return Some(chunk);
+    }
+    let made = Statistics::of_parts(parts);
     // no value is near one that is not finite
     let near = |a: f64, b: f64| {
         b.is_finite() && (a - b).abs() <= ROUNDING * a.abs().max(b.abs()) + f64::EPSILON
     };
-    let unlike = made.into_iter().find(|(_, value, parts)| !near(*value, *parts));
+    let scored = ("tokens_scored", s.tokens_scored as f64, tokens as f64);
+    let known = Statistic::ALL.into_iter().filter(|statistic| made.knows(*statistic));
+    let values = known.map(|own| (own.name(), s.get(own), made.get(own)));
+    let unlike = [scored].into_iter().chain(values).find(|(_, own, made)| !near(*own, *made));
     if let Some((name, value, parts)) = unlike {
         return Some(format!("its {name} is {value}, and its parts make {parts}"));
     }
+    let mean = |of: fn(&Part) -> f64| parts.iter().map(of).sum::<f64>() / tokens as f64;
     // no squared divergence is larger than the largest divergence allows, up to rounding
     let squares = (s.max_kld.max(0.0) + 1e-4) * (s.mean_kld.max(0.0) + 1e-4);
     if mean(|part| part.kld2) > squares {
         return Some("its parts have larger squares of KLD than its largest KLD makes".into());
     }
     wrong_error(s, tokens as f64, &mean).or_else(|| wrong_histogram(s, parts))
+}
+
+/// The lowest mean KLD of a chunk that counts as rounding, which adds up to less over all chunks.
+const LEAST_OF_CHUNK: f64 = 10.0 * LEAST_MEAN_KLD;
+
+/// Finds a chunk that cannot be one: of a category without a text, or with sums that no positions have. Sums of all chunks may
+/// look sound with it, and those of its category are wrong.
+fn impossible_part(measurement: &Measurement, parts: &[Part]) -> Option<String> {
+    let Conditions { corpus, engine, .. } = &measurement.conditions;
+    // other engines do not say what they read
+    let names_texts = MeasuredBy::of(engine) == MeasuredBy::Kvgate;
+    parts.iter().find_map(|part| {
+        let Part { category, chunk, tokens, .. } = part;
+        let what = if names_texts && !corpus.iter().any(|file| file.category == *category) {
+            "is of no text that was measured"
+        } else if part.same_top > *tokens {
+            "has more equal top tokens than tokens"
+        } else if part.kld < LEAST_OF_CHUNK * *tokens as f64 || part.dp2 < 0.0 {
+            "has a divergence below 0"
+        } else {
+            return None;
+        };
+        Some(format!("its chunk {chunk} of {category} {what}"))
+    })
 }
 
 /// Finds histograms of chunks that do not hold the chunks' positions, or from which other quantiles follow. Files of
@@ -367,7 +389,7 @@ mod tests {
         let mut measurement = fixture::results().measurements[0].clone();
         (measurement.conditions.context, measurement.conditions.chunks) = (64, 2);
         let (a, b) = positions.split_at(31);
-        let parts = vec![Part::of("x", 0, a), Part::of("x", 1, b)];
+        let parts = vec![Part::of("prose", 0, a), Part::of("prose", 1, b)];
         let says = |edit: &dyn Fn(&mut Statistics, &mut Vec<Part>)| {
             let (mut statistics, mut parts) = (Statistics::of(&positions), parts.clone());
             edit(&mut statistics, &mut parts);
@@ -428,6 +450,16 @@ mod tests {
         no_number(says(&|_, p| largest(p, |part| &mut part.nll_base)), "nll_base");
         no_number(says(&|_, p| largest(p, |part| &mut part.dp4)), "dp4");
         holds(says(&|_, p| p[0].kld2 = 1e300), "larger squares of KLD");
+        // what cancels in the sums of all chunks is wrong in those of a category
+        let shift = |p: &mut Vec<Part>, of: fn(&mut Part) -> &mut f64, by: f64| {
+            *of(&mut p[0]) -= by;
+            *of(&mut p[1]) += by;
+        };
+        let below = "its chunk 0 of prose has a divergence below 0";
+        holds(says(&|_, p| shift(p, |part| &mut part.kld, 9.0)), below);
+        holds(says(&|_, p| shift(p, |part| &mut part.dp2, 9.0)), below);
+        holds(says(&|_, p| (p[0].same_top, p[1].same_top) = (32, 30)), "equal top tokens than");
+        holds(says(&|_, p| p[1].category = "tools".into()), "1 of tools is of no text");
         let histogram = "a histogram of its parts does not count the part's positions";
         holds(says(&|_, p| p[0].histogram[3] += 1), histogram);
         holds(says(&|_, p| p[1].histogram.truncate(33)), histogram);
@@ -455,7 +487,7 @@ mod tests {
         let mut measurement = fixture::results().measurements[0].clone();
         (measurement.conditions.context, measurement.conditions.chunks) = (64, 2);
         let says = |edit: &dyn Fn(&mut Look)| {
-            let part = |i: usize| Part::of("x", i, &chunk(i));
+            let part = |i: usize| Part::of("prose", i, &chunk(i));
             let mut look =
                 Look { statistics: Statistics::of(&all(4)), parts: vec![part(2), part(3)] };
             edit(&mut look);
@@ -468,7 +500,7 @@ mod tests {
         let holds = |said: String, part: &str| assert!(said.contains(part), "{said}");
         holds(says(&|look| look.statistics.mean_kld = 0.001), "its mean_kld is 0.001, and its");
         holds(says(&|look| look.statistics.p99_kld = 0.001), "its p99 KLD is 0.001, and the");
-        holds(says(&|look| look.parts[1].chunk = 0), "it holds chunk 0 of x twice");
+        holds(says(&|look| look.parts[1].chunk = 0), "it holds chunk 0 of prose twice");
         holds(says(&|look| drop(look.parts.pop())), "its tokens_scored is 124, and its parts");
         holds(says(&|look| look.parts[0].tokens = 30), "its parts are not 4 chunks of 31");
     }
