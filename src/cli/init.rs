@@ -12,7 +12,7 @@ use crate::measure::{measure, Draw, Request};
 use crate::policy::DEFAULT_PATH as POLICY;
 use crate::progress::Bar;
 use crate::repo;
-use crate::report::{terminal, Report};
+use crate::report::{terminal, Columns, Report};
 use crate::results::{Measurement, Outcome, Results};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -247,7 +247,7 @@ fn show(measurement: Measurement) -> Result<(), Stop> {
         head: repo::head(Path::new(".")),
         ..Results::new(vec![measurement], Vec::new())
     });
-    say_coloured(terminal::render(&report.view()).trim_end())
+    say_coloured(terminal::render(&report.view(), Columns::Deciding).trim_end())
 }
 
 /// Writes the files that do not exist yet. All are written under temporary names before the first is put in place.

@@ -1,6 +1,6 @@
 //! `kvgate judge` judges results again, or the logs of another engine, by the policy and its goldens.
 
-use super::shared::{say_coloured, Config, Stop, NOT_MEASURED, USAGE};
+use super::shared::{say_coloured, Config, Stop, Wide, NOT_MEASURED, USAGE};
 use crate::gate::Project;
 use crate::judge::merge::merge;
 use crate::judge::{self, Demands, Judge};
@@ -30,6 +30,8 @@ pub(super) struct Arguments {
     /// The engine that measured the results; it has no effect on logs, which are always llama.cpp's
     #[arg(long, default_value = "kvgate", value_name = "ENGINE")]
     engine: EngineArgument,
+    #[command(flatten)]
+    wide: Wide,
     /// Write the results with their verdicts into this file, which `kvgate accept` can read
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -58,7 +60,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let project = arguments.config.project()?;
     let given = read(arguments, &project)?;
     let report = report(arguments, &project, given)?;
-    say_coloured(terminal::render(&report.view()).trim_end())?;
+    say_coloured(terminal::render(&report.view(), arguments.wide.columns()).trim_end())?;
     if let Some(path) = &arguments.json {
         json::write_to(path, &report.results)
             .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;

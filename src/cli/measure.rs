@@ -1,7 +1,7 @@
 //! `kvgate measure` measures schemes of one model without a policy.
 
 use super::shared::{
-    measurable, name, say_coloured, scheme, schemes, On, Reading, Stop, NOT_MEASURED,
+    measurable, name, say_coloured, scheme, schemes, On, Reading, Stop, Wide, NOT_MEASURED,
 };
 use crate::judge::trust;
 use crate::measure::mimic::Mimic;
@@ -10,7 +10,7 @@ use crate::measure::{measure, Draw, Generate, Request};
 use crate::model::decoder::Residency;
 use crate::progress::Bar;
 use crate::repo;
-use crate::report::{terminal, Report};
+use crate::report::{terminal, Columns, Report};
 use crate::results::json;
 use crate::results::retrieval::Plan;
 use crate::results::{Outcome, Results};
@@ -73,6 +73,8 @@ pub(super) struct Arguments {
     /// Imitate how another engine computes and stores numbers, so that results can be compared with its results
     #[arg(long, value_name = "ENGINE", conflicts_with = "prompts")]
     mimic: Option<Mimic>,
+    #[command(flatten)]
+    wide: Wide,
     /// Also write the results into this file, in the format of results.json
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -121,10 +123,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         mimic: arguments.mimic,
         is_gated: false,
     };
-    report(&request, arguments.json.as_deref())
+    report(&request, arguments.json.as_deref(), arguments.wide.columns())
 }
 
-fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
+fn report(request: &Request, json: Option<&Path>, columns: Columns) -> Result<u8, Stop> {
     let measured = {
         let bar = Bar::new(request.model);
         measure(request, &|what, done, all| bar.update(what, done, all))
@@ -148,7 +150,7 @@ fn report(request: &Request, json: Option<&Path>) -> Result<u8, Stop> {
         head: repo::head(Path::new(".")),
         ..Results::new(vec![measurement], Vec::new())
     });
-    say_coloured(terminal::render(&report.view()).trim_end())?;
+    say_coloured(terminal::render(&report.view(), columns).trim_end())?;
     for error in &failed {
         out::eprint(format!("error: {error}"));
     }

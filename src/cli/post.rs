@@ -15,7 +15,7 @@ use crate::judge::merge::merge;
 use crate::policy::DEFAULT_PATH;
 use crate::proposal::{Loosening, Proposal};
 use crate::repo::Repository;
-use crate::report::{self, markdown, Outputs, Report, View};
+use crate::report::{self, markdown, Columns, Outputs, Report, View};
 use crate::results::json;
 use crate::results::{CaseResult, Finding, Results};
 use crate::text::command;
@@ -78,8 +78,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     }
     report.links.run = Some(github.run_url().into());
     report.links.accept = Some(accept(arguments, &github));
-    let outputs =
-        Outputs { terminal: true, folder: None, step_summary: environment.step_summary.clone() };
+    let outputs = Outputs {
+        terminal: Some(Columns::Deciding),
+        folder: None,
+        step_summary: environment.step_summary.clone(),
+    };
     for error in report::emit(&report, &outputs) {
         say_whole(annotations::warning("kvgate", &error.to_string()).trim_end())?;
     }

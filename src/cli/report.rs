@@ -1,10 +1,10 @@
 //! `kvgate report` makes a report from the results of a run or of all its shards, for people and other tools.
 
 use super::judge::read_results;
-use super::shared::{say_coloured, say_whole, Config, Stop, NOT_MEASURED, USAGE};
+use super::shared::{say_coloured, say_whole, Config, Stop, Wide, NOT_MEASURED, USAGE};
 use crate::files::write_atomically;
 use crate::judge::merge::complete;
-use crate::report::{badge, card, markdown, terminal, Report};
+use crate::report::{badge, card, markdown, terminal, Columns, Report};
 #[cfg(feature = "reports")]
 use crate::report::{html, junit};
 use crate::results::json;
@@ -21,6 +21,8 @@ pub(super) struct Arguments {
     /// The format of the report
     #[arg(long, default_value = "terminal", value_name = "FORMAT")]
     format: Format,
+    #[command(flatten)]
+    wide: Wide,
     /// Write the report into this file instead of to standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -47,6 +49,11 @@ enum Format {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
+    if arguments.wide.columns() == Columns::All && !matches!(arguments.format, Format::Terminal) {
+        let message =
+            "--wide is about tables in a terminal; the other formats have all columns, folded away";
+        return Err(Stop::new(USAGE, message));
+    }
     let project = arguments.config.project()?;
     let mut results = read_results(&arguments.files).map_err(|error| Stop::new(USAGE, error))?;
     if let Some(theirs) = results.policy.as_ref().filter(|p| p.sha256 != project.policy.sha256) {
@@ -61,7 +68,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     }
     complete(&mut results, &project.policy);
     let report = Report::from(results);
-    let text = rendered(&report, arguments.format)
+    let text = rendered(&report, arguments.format, arguments.wide.columns())
         .map_err(|error| Stop::new(NOT_MEASURED, format!("the report cannot be made: {error}")))?;
     match &arguments.output {
         None if matches!(arguments.format, Format::Terminal) => say_coloured(text.trim_end())?,
@@ -72,10 +79,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     Ok(report.exit_code())
 }
 
-fn rendered(report: &Report, format: Format) -> Result<String, String> {
+fn rendered(report: &Report, format: Format, columns: Columns) -> Result<String, String> {
     let view = report.view();
     Ok(match format {
-        Format::Terminal => terminal::render(&view),
+        Format::Terminal => terminal::render(&view, columns),
         Format::Markdown => markdown::render(&view, markdown::STEP_SUMMARY),
         Format::Card => card::render(&view),
         Format::Badge => badge::render(&view).map_err(|error| error.to_string())?,

@@ -3,7 +3,7 @@
 use super::explain;
 #[cfg(feature = "git")]
 use super::shared::USAGE;
-use super::shared::{say, Config, On, Stop, NOTHING_SELECTED, NOT_MEASURED};
+use super::shared::{say, Config, On, Stop, Wide, NOTHING_SELECTED, NOT_MEASURED};
 use crate::gate::plan;
 use crate::gate::select::{nothing_selected, Ignored, Selection};
 use crate::gate::{self, Case, Measured, Project};
@@ -50,6 +50,8 @@ pub(super) struct Arguments {
     /// Say of each scheme that breaks a limit which it must keep where its harm comes from, as `kvgate explain` does
     #[arg(long)]
     explain: bool,
+    #[command(flatten)]
+    wide: Wide,
     /// The folder for results.json and for the files with the numbers of each position [default: kvgate-results
     /// beside the policy]
     #[arg(long, value_name = "FOLDER")]
@@ -74,7 +76,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         .map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     let (report, mut written) = judge(&project, selected);
     let outputs = Outputs {
-        terminal: true,
+        terminal: Some(arguments.wide.columns()),
         folder: Some(project.results.clone()),
         step_summary: std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
     };

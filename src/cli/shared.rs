@@ -7,6 +7,7 @@ use crate::gate::plan::Place;
 use crate::gate::Project;
 use crate::kv::Scheme;
 use crate::policy::{Diagnostic, DEFAULT_PATH, LEAST_CONTEXT};
+use crate::report::Columns;
 use crate::results::{json, Results};
 use crate::source::pinned;
 use crate::source::pinned::Pinned;
@@ -38,6 +39,25 @@ impl Config {
             Project::open(&self.config).map_err(|error| Stop::new(USAGE, error.to_string()))?;
         warn(&warnings);
         Ok(project)
+    }
+}
+
+/// The option that shows everything that was measured.
+#[derive(clap::Args)]
+pub(super) struct Wide {
+    /// Show all columns of the tables, and what each scheme does to each category of text
+    #[arg(long)]
+    wide: bool,
+}
+
+impl Wide {
+    /// The columns to show.
+    pub fn columns(&self) -> Columns {
+        if self.wide {
+            Columns::All
+        } else {
+            Columns::Deciding
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::gate::{self, Case, GateError, Project};
 use crate::golden;
 use crate::judge::{Evidence, ModelEvidence};
 use crate::policy::{Cell, DEFAULT_PATH};
-use crate::report::{self, Outputs, Report};
+use crate::report::{self, Columns, Outputs, Report};
 use crate::results::measured_by::MeasuredBy;
 use crate::results::sidecar::SidecarError;
 use crate::results::verdict::Verdict;
@@ -272,7 +272,7 @@ impl Session {
         judged.sort_by_key(order);
         let report = Report::from(self.project.results(measured, judged));
         let outputs = Outputs {
-            terminal: false,
+            terminal: None,
             folder: self.chosen.first().map(|case| self.project.results_of(&case.name)),
             step_summary: match &self.store {
                 None => std::env::var_os("GITHUB_STEP_SUMMARY").map(PathBuf::from),
@@ -281,7 +281,9 @@ impl Session {
         };
         let errors = report::emit(&report, &outputs);
         if self.store.is_none() && !matches!(arguments.format, Some(FormatSetting::Json)) {
-            out::eprint_coloured(report::terminal::render_tables(&report.view()).trim_end());
+            out::eprint_coloured(
+                report::terminal::render_tables(&report.view(), Columns::Deciding).trim_end(),
+            );
         }
         for error in &errors {
             out::eprint(format!(

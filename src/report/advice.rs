@@ -6,7 +6,6 @@
 
 use super::row::{mean_kld_limit, Row};
 use crate::judge::trust;
-use crate::kv::Scheme;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::verdict::Verdict;
 use crate::results::{shown_bits, Measurement};
@@ -144,17 +143,7 @@ fn serving(row: &Row, named: &dyn Fn(&str) -> String) -> Option<String> {
     let (bits, kld) = cost(row)?;
     let limit = mean_kld_limit(row).map(|bound| format!(" of {bound}")).unwrap_or_default();
     let (bits, kld) = ((bits * 100.0).round() / 100.0, significant(kld, 2));
-    Some(format!("serve {} ({bits} bits, KLD {kld}{limit})", named(&shown(row))))
-}
-
-/// The scheme's label, with the scheme that ran if the label is a name that only the policy explains.
-fn shown(row: &Row) -> String {
-    let is_name = row.label.parse::<Scheme>().is_err();
-    if is_name {
-        row.name()
-    } else {
-        row.label.into()
-    }
+    Some(format!("serve {} ({bits} bits, KLD {kld}{limit})", named(&row.short_name())))
 }
 
 #[cfg(test)]

@@ -79,7 +79,7 @@ fn verdict(model: &ModelView, row: &Row) -> String {
         None | Some(Advised::Unjudged) => "–".into(),
         Some(Advised::Passes) => "✅ passes".into(),
         Some(Advised::Breaks) => {
-            let limit = row.cases[0].and_then(worst_limit);
+            let limit = row.cases[0].and_then(|case| worst_limit(case, &code));
             limit.map_or("❌ breaks a limit".into(), |limit| format!("❌ {limit}"))
         }
         Some(Advised::Open) => {

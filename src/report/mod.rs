@@ -13,12 +13,16 @@ pub mod markdown;
 pub mod terminal;
 
 mod advice;
+mod categories;
 pub(crate) mod flags;
+mod glossary;
 mod needles;
 mod phrase;
 mod row;
+mod todo;
 mod view;
 
+pub use row::Columns;
 pub use view::View;
 
 use crate::results::{json, Results};
@@ -72,8 +76,8 @@ pub(crate) const PAGE: &str = "report.html";
 /// Where a report goes.
 #[derive(Debug, Clone, Default)]
 pub struct Outputs {
-    /// Whether tables are printed to standard output.
-    pub terminal: bool,
+    /// How much of the tables is printed to standard output. None if they are not.
+    pub terminal: Option<Columns>,
     /// The folder that gets `results.json` and, with the feature `reports`, `report.html`.
     pub folder: Option<PathBuf>,
     /// The file that Markdown is appended to: that of `$GITHUB_STEP_SUMMARY`.
@@ -129,8 +133,8 @@ pub fn emit(report: &Report, outputs: &Outputs) -> Vec<ReportError> {
             }),
         );
     }
-    if outputs.terminal {
-        let printed = out::print_coloured(terminal::render(&view).trim_end());
+    if let Some(columns) = outputs.terminal {
+        let printed = out::print_coloured(terminal::render(&view, columns).trim_end());
         errors.extend(printed.err().map(ReportError::Terminal));
     }
     errors
@@ -258,9 +262,13 @@ mod tests {
             let report = hostile(c);
             let view = report.view();
             let exits = [
-                ("terminal", anstream::adapter::strip_str(&terminal::render(&view)).to_string()),
-                ("terminal, coloured", without_colours(&terminal::render(&view))),
-                ("tables", without_colours(&terminal::render_tables(&view))),
+                (
+                    "terminal",
+                    anstream::adapter::strip_str(&terminal::render(&view, Columns::All))
+                        .to_string(),
+                ),
+                ("terminal, coloured", without_colours(&terminal::render(&view, Columns::All))),
+                ("tables", without_colours(&terminal::render_tables(&view, Columns::Deciding))),
                 ("Markdown", markdown::render(&view, markdown::STEP_SUMMARY)),
                 ("card", card::render(&view)),
                 ("badge", badge::render(&view).unwrap()),
@@ -299,7 +307,7 @@ mod tests {
             &Outputs {
                 folder: Some(blocked.clone()),
                 step_summary: Some(summary.clone()),
-                terminal: false,
+                terminal: None,
             },
         );
         // the page has no folder either, and is only missed
@@ -311,7 +319,7 @@ mod tests {
 
         let no_file = Some(blocked.join("summary.md"));
         let outputs =
-            Outputs { folder: Some(folder.path().into()), step_summary: no_file, terminal: false };
+            Outputs { folder: Some(folder.path().into()), step_summary: no_file, terminal: None };
         let errors = emit(&fixture::report(), &outputs);
         assert!(matches!(&errors[..], [e] if e.is_warning()), "{errors:?}");
         assert!(folder.path().join("results.json").exists());

@@ -1,4 +1,4 @@
-//! Sentences about a run. Each renderer decides how the names in them are written.
+//! Sentences about a run. Each renderer decides how the names in them are written: see [`Named`].
 
 use super::row::{relative, worst_limit};
 use crate::results::measured_by::MeasuredBy;
@@ -7,36 +7,20 @@ use crate::results::{CaseResult, Finding, Floor, Results};
 use crate::text;
 use crate::text::numbers::{count, significant};
 
-/// Words around one name. The name may be a stranger's, so a renderer must write it in a form that nothing obeys: a
-/// code span in Markdown, escaped characters on a terminal.
-pub(super) struct Phrase {
-    before: String,
-    name: Option<String>,
-    after: String,
-}
-
-impl Phrase {
-    fn plain(words: String) -> Self {
-        Phrase { before: words, name: None, after: String::new() }
-    }
-
-    pub fn with(&self, named: &dyn Fn(&str) -> String) -> String {
-        let name = self.name.as_deref().map(named).unwrap_or_default();
-        format!("{}{name}{}", self.before, self.after)
-    }
-}
+/// Writes a name in a form that nothing obeys, for it may be a stranger's: a code span in Markdown, escaped characters on a
+/// terminal.
+pub(super) type Named<'n> = &'n dyn Fn(&str) -> String;
 
 /// Names the engine that measured: the first that is not kvgate's own, or else kvgate's.
-pub(super) fn measured_by(results: &Results) -> Option<Phrase> {
+pub(super) fn measured_by(results: &Results, named: Named) -> Option<String> {
     let mut engines = results.measurements.iter().map(|m| m.conditions.engine.as_str());
     let other = engines.clone().find(|engine| MeasuredBy::of(engine) != MeasuredBy::Kvgate);
     engines.next()?;
     let after = match other {
-        Some(_) => String::new(),
-        None => ": the scheme in its own engine, not a serving kernel".into(),
+        Some(_) => "",
+        None => ": the scheme in its own engine, not a serving kernel",
     };
-    let name = other.unwrap_or(&results.engine).into();
-    Some(Phrase { before: "measured by ".into(), name: Some(name), after })
+    Some(format!("measured by {}{after}", named(other.unwrap_or(&results.engine))))
 }
 
 /// What the unquantized cache reads against itself.
@@ -74,7 +58,7 @@ pub(super) fn confidence(results: &Results) -> Option<String> {
 }
 
 /// Says how a run ended. `red` are its red cases, the worst first.
-pub(super) fn sentence(results: &Results, red: &[&CaseResult]) -> Phrase {
+pub(super) fn sentence(results: &Results, red: &[&CaseResult], named: Named) -> String {
     let findings: Vec<&Finding> = results.findings.iter().filter(|f| f.is_red).collect();
     match (red, &findings[..]) {
         ([worst, others @ ..], _) => {
@@ -85,20 +69,17 @@ pub(super) fn sentence(results: &Results, red: &[&CaseResult]) -> Phrase {
             };
             let which = if others.is_empty() { "" } else { "worst: " };
             let (model, scheme) = worst.words();
-            Phrase {
-                before: format!("kvgate: {} of {cases} red{beside} ({which}", red.len()),
-                name: Some(format!("{model} {scheme}")),
-                after: format!(": {})", harm(worst)),
-            }
+            let name = named(&format!("{model} {scheme}"));
+            let harm = harm(worst, named);
+            format!("kvgate: {} of {cases} red{beside} ({which}{name}: {harm})", red.len())
         }
         ([], [first, ..]) => {
             let all = count(findings.len(), "finding");
             let name = text::name(&first.name);
-            let at = if first.place.is_some() { " at " } else { "" };
-            let before = format!("kvgate: {all} ({name}{at}");
-            Phrase { before, name: first.place.clone(), after: ")".into() }
+            let at = first.place.as_ref().map(|place| format!(" at {}", named(place)));
+            format!("kvgate: {all} ({name}{})", at.unwrap_or_default())
         }
-        ([], []) => Phrase::plain(green(results)),
+        ([], []) => green(results),
     }
 }
 
@@ -118,9 +99,9 @@ fn green(results: &Results) -> String {
 }
 
 /// Says in a few words what is wrong with a case: `mean_kld 2.40 × its limit`.
-fn harm(case: &CaseResult) -> String {
+pub(super) fn harm(case: &CaseResult, named: Named) -> String {
     let harm = match case.verdict {
-        Verdict::Regressed | Verdict::Inconclusive => worst_limit(case),
+        Verdict::Regressed | Verdict::Inconclusive => worst_limit(case, named),
         Verdict::UnexpectedPass => Some("passes, and must break a limit".into()),
         Verdict::GoldenChanged => worst_change(case).or(Some("no accepted golden".into())),
         _ => None,

@@ -1,12 +1,15 @@
 //! One row of a report: a scheme of a model with its numbers and its cases.
 
+use super::phrase::Named;
 use crate::judge::interval;
+use crate::kv::Scheme;
 use crate::results::case::{CaseKind, CellName};
 use crate::results::replay::Replay;
 use crate::results::retrieval::{Decided, JudgedRetrieval};
-use crate::results::statistics::{Statistic, Statistics};
-use crate::results::verdict::{worst_broken, worst_undecided, JudgedLimit, Verdict};
-use crate::results::{shown_bits, CaseResult, Moved, Results, SchemeResult, Storage};
+use crate::results::statistics::{Part, Statistic, Statistics};
+use crate::results::verdict::{limit_on, worst_broken, worst_undecided, JudgedLimit, Verdict};
+use crate::results::{shown_bits, CaseResult, Moved, Results, SchemeResult, Sides, Storage};
+use crate::text;
 use crate::text::numbers::significant;
 use std::collections::HashMap;
 
@@ -60,6 +63,30 @@ impl<'a> Row<'a> {
         self.cases.iter().flatten().any(|case| case.verdict.is_red())
     }
 
+    /// The cases that say how the row stands: those that are no plain pass, or else one that is.
+    pub fn telling(&self) -> Vec<&'a CaseResult> {
+        let is_plain =
+            |case: &&CaseResult| matches!(case.verdict, Verdict::Pass | Verdict::Ignored);
+        let (plain, told): (Vec<_>, Vec<_>) = self.cases.into_iter().flatten().partition(is_plain);
+        if told.is_empty() {
+            let pass = plain.iter().find(|case| case.verdict == Verdict::Pass);
+            pass.or(plain.first()).copied().into_iter().collect()
+        } else {
+            told
+        }
+    }
+
+    /// What a pass leaves open if only one of the two cases was judged.
+    pub fn half(&self) -> Option<&'static str> {
+        let passes = self.cases.map(|case| case.is_some_and(|c| c.verdict == Verdict::Pass));
+        let is_judged = self.cases.map(|case| case.is_some_and(|c| c.verdict != Verdict::Ignored));
+        match (passes, is_judged) {
+            ([true, _], [_, false]) => Some("golden not compared"),
+            ([_, true], [false, _]) => Some("limits not judged"),
+            _ => None,
+        }
+    }
+
     /// Whether no case of the scheme was asked for: it has cases, and all of them are ignored.
     pub fn is_ignored(&self) -> bool {
         let mut cases = self.cases.iter().flatten().peekable();
@@ -75,42 +102,51 @@ impl<'a> Row<'a> {
         [bits, self.mean_kld().unwrap_or_else(dash)]
     }
 
-    /// The mean KLD with its interval, or with its standard error if it has none.
     fn mean_kld(&self) -> Option<String> {
-        let (s, parts) = (self.statistics()?, self.scheme?.outcome.all_parts());
-        let limits = self.cases[0].map_or(&[][..], |case| &case.limits);
-        let confidence =
-            limits.iter().find_map(JudgedLimit::confidence_of_interval).unwrap_or(interval::SHOWN);
-        Some(match interval::of(Statistic::MeanKld, s, &parts, confidence) {
-            Ok(interval) => {
-                let [low, high] = [interval.low, interval.high].map(|end| significant(end, 2));
-                format!("{:.5} ({low}–{high})", s.mean_kld)
-            }
-            Err(_) => format!("{:.5} ± {:.5}", s.mean_kld, s.mean_kld_se),
-        })
+        let parts = self.scheme?.outcome.all_parts();
+        Some(shown_mean(self.statistics()?, &parts, self.confidence()))
+    }
+
+    /// The confidence of intervals that are shown.
+    pub fn confidence(&self) -> f64 {
+        let asked = self.limits().iter().find_map(JudgedLimit::confidence_of_interval);
+        asked.unwrap_or(interval::SHOWN)
     }
 
     /// Cells of the columns of [`JUDGED`].
-    fn judged(&self) -> [String; 2] {
+    fn judged(&self) -> [String; 3] {
         let golden = self.cases[1];
         let changes = golden.map_or(&[][..], |case| &case.changes);
         let change = changes.iter().find(|change| change.name == Statistic::MeanKld.name());
+        let limit = limit_on(self.limits(), Statistic::MeanKld);
         [
-            mean_kld_limit(self).map_or(dash(), |bound| bound.to_string()),
+            limit.map_or(dash(), |limit| limit.bound.to_string()),
+            limit.map_or(dash(), |limit| shown_ratio(limit.ratio())),
             change.map_or(dash(), moved),
         ]
     }
 
+    /// The cell of the column [`WORST`].
+    fn worst_ratio(&self) -> String {
+        let worst = self.limits().iter().map(JudgedLimit::ratio).max_by(f64::total_cmp);
+        worst.map_or(dash(), shown_ratio)
+    }
+
+    /// The limits that were judged.
+    pub fn limits(&self) -> &'a [JudgedLimit] {
+        self.cases[0].map_or(&[], |case| &case.limits)
+    }
+
     /// Cells of a model card: bits, the mean KLD and its limit, and how often both choose the same token.
     pub fn card(&self) -> [String; 4] {
-        let ([bits, kld], [limit, _], [_, top1]) = (self.means(), self.judged(), self.tails());
+        let ([bits, kld], [limit, ..], [_, top1]) = (self.means(), self.judged(), self.tails());
         [bits, kld, limit, top1]
     }
 
     /// Cells of the columns of [`TAILS`].
     fn tails(&self) -> [String; 2] {
         self.statistics().map_or([dash(), dash()], |s| {
-            [format!("{:.4}", s.p99_kld), format!("{:.2} %", s.top1_agreement * 100.0)]
+            [format!("{:.4}", s.p99_kld), shown_agreement(s.top1_agreement)]
         })
     }
 
@@ -148,6 +184,16 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// The scheme's label, with the scheme that ran if the label is a name that only the policy explains.
+    pub fn short_name(&self) -> String {
+        let is_name = self.label.parse::<Scheme>().is_err();
+        if is_name {
+            self.name()
+        } else {
+            self.label.into()
+        }
+    }
+
     /// The scheme that ran, if it is written in another way than the label.
     pub fn renamed(&self) -> Option<&'a str> {
         self.scheme.map(|s| s.effective.as_str()).filter(|effective| *effective != self.label)
@@ -173,40 +219,74 @@ impl<'a> Row<'a> {
     }
 }
 
+/// A mean KLD with its interval, or with its standard error if it has none.
+pub(super) fn shown_mean(s: &Statistics, parts: &[Part], confidence: f64) -> String {
+    match interval::of(Statistic::MeanKld, s, parts, confidence) {
+        Ok(interval) => {
+            let [low, high] = [interval.low, interval.high].map(|end| significant(end, 2));
+            format!("{:.5} ({low}–{high})", s.mean_kld)
+        }
+        Err(_) => format!("{:.5} ± {:.5}", s.mean_kld, s.mean_kld_se),
+    }
+}
+
+/// A share of equal top tokens, in percent.
+pub(super) fn shown_agreement(share: f64) -> String {
+    format!("{:.2} %", share * 100.0)
+}
+
+/// The harm as a multiple of what a limit allows.
+fn shown_ratio(ratio: f64) -> String {
+    if ratio.is_finite() {
+        format!("{ratio:.2}")
+    } else {
+        "∞".into()
+    }
+}
+
 /// The bound of the mean KLD, if it was judged by one.
 pub(super) fn mean_kld_limit(row: &Row) -> Option<f64> {
-    let limits = &row.cases[0]?.limits;
-    let limit = limits.iter().find(|limit| limit.statistic == Statistic::MeanKld);
-    limit.map(|limit| limit.bound)
+    limit_on(row.limits(), Statistic::MeanKld).map(|limit| limit.bound)
 }
 
 /// Says how much of the cache was quantized, if the scheme leaves some keys exact.
 fn storage_remark(storage: &Storage) -> Option<String> {
     let (share, bits) = (storage.charged_share, storage.bits_per_element);
-    (share.k < 1.0 || share.v < 1.0).then(|| {
-        format!(
-            "{:.1} / {:.1} % of query-key pairs read a quantized key, of {} / {} bits",
-            share.k * 100.0,
-            share.v * 100.0,
-            shown_bits(bits.k),
-            shown_bits(bits.v)
-        )
-    })
+    let bits = if bits.k == bits.v {
+        format!("{} bits", shown_bits(bits.k))
+    } else {
+        format!("{} / {} bits", shown_bits(bits.k), shown_bits(bits.v))
+    };
+    (share.k < 1.0 || share.v < 1.0).then(|| format!("{}, with {bits} each", read_quantized(share)))
+}
+
+/// What share of what queries read was quantized: `81.7 % of the keys and values that queries read were quantized`.
+fn read_quantized(share: Sides) -> String {
+    let [k, v] = [share.k, share.v].map(|share| format!("{:.1} %", share * 100.0));
+    if k == v {
+        format!("{k} of the keys and values that queries read were quantized")
+    } else {
+        format!("{k} of the keys and {v} of the values that queries read were quantized")
+    }
 }
 
 fn clamp_remark(share: f64) -> String {
-    format!("{:.1} % of its scales stand at their limit", share * 100.0)
+    format!(
+        "{:.1} % of its scales (factors of blocks) are cut to the largest or smallest number that the format has",
+        share * 100.0
+    )
 }
 
 /// Says how much of the baseline's text was quantized, if the scheme's exact tail covers some or all of it.
 fn replay_remark(replay: &Replay) -> Option<String> {
     let share = replay.charged_share;
-    let charged = share.k.min(share.v);
     if share.k == 0.0 && share.v == 0.0 {
-        Some("the baseline's text is shorter than its tail: flips say nothing".into())
-    } else if charged < 1.0 {
-        let share = [share.k, share.v].map(|share| share * 100.0);
-        Some(format!("on the baseline's text {:.1} / {:.1} %", share[0], share[1]))
+        Some(
+            "the texts that the baseline wrote are shorter than its exact tail: flips say nothing"
+                .into(),
+        )
+    } else if share.k.min(share.v) < 1.0 {
+        Some(format!("on the texts that the baseline wrote, {}", read_quantized(share)))
     } else {
         None
     }
@@ -245,8 +325,10 @@ pub(super) fn relative(old: f64, new: f64) -> String {
 
 /// The limit that a case breaks the most, and by how much: `mean_kld 1.22 × its limit`. If it breaks none, the undecided
 /// one that is nearest to that: `mean_kld 0.95 × its limit (0.78 to 1.40)`.
-pub(super) fn worst_limit(case: &CaseResult) -> Option<String> {
-    let words = |limit: &JudgedLimit, words: String| format!("{} {words}", limit.statistic.name());
+pub(super) fn worst_limit(case: &CaseResult, named: Named) -> Option<String> {
+    let words = |limit: &JudgedLimit, words: String| {
+        format!("{} {words}", limit.quantity().name_with(named))
+    };
     let broken = worst_broken(&case.limits).map(|limit| words(limit, limit.excess()));
     let undecided = || worst_undecided(&case.limits).map(|limit| words(limit, limit.doubt()));
     let retrieval = |decision| worst_retrieval(case, decision).map(JudgedRetrieval::words);
@@ -262,8 +344,8 @@ fn worst_retrieval(case: &CaseResult, decision: Decided) -> Option<&JudgedRetrie
 }
 
 /// Says the same, but only of a case that is not as the policy wants: a case that must fail may break limits.
-pub(super) fn red_limit(case: &CaseResult) -> Option<String> {
-    worst_limit(case).filter(|_| case.verdict.is_red())
+pub(super) fn red_limit(case: &CaseResult, named: Named) -> Option<String> {
+    worst_limit(case, named).filter(|_| case.verdict.is_red())
 }
 
 /// A verdict in a cell: `✗ regressed mean_kld 1.22 × its limit`.
@@ -274,48 +356,66 @@ pub(super) fn verdict_words(case: &CaseResult) -> String {
         return verdict.symbol().into();
     }
     let words = format!("{} {}", verdict.symbol(), verdict.label());
-    red_limit(case).map_or(words.clone(), |limit| format!("{words} {limit}"))
+    red_limit(case, &text::name).map_or(words.clone(), |limit| format!("{words} {limit}"))
+}
+
+/// How much a table shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Columns {
+    /// What decides.
+    #[default]
+    Deciding,
+    /// Everything that was measured.
+    All,
 }
 
 /// The first columns: bits per element of K and V, and the mean KLD.
 const MEANS: [&str; 2] = ["bits K/V", "mean KLD"];
 
-/// The next columns of rows that were judged: the limit of the mean KLD, and its change against the golden.
-const JUDGED: [&str; 2] = ["limit", "Δ golden"];
+/// The next columns of rows that were judged: the limit of the mean KLD, how much of it the mean KLD takes, and its change
+/// against the golden.
+const JUDGED: [&str; 3] = ["limit", "× limit", "Δ golden"];
 
 /// The columns after these: the 99th percentile of the KLD, and how often both choose the same token.
 const TAILS: [&str; 2] = ["p99", "top-1"];
 
-/// The columns of rows that were not judged, by which somebody chooses a scheme: the perplexity's ratio, bytes that
-/// a token adds to the cache, and the size of the cache at the measured context in percent of that of f16.
+/// Columns by which somebody chooses a scheme: the perplexity's ratio, bytes that a token adds to the cache, and the size
+/// of the cache at the measured context in percent of that of f16.
 const CHOICE: [&str; 3] = ["PPL ratio", "B/token", "of f16"];
 
 /// The columns of rows that were measured on the baseline's own text: flips and hard flips per 1,000 tokens, how
 /// many texts have no flip, and the token by which half of the texts have one.
 const REPLAYED: [&str; 4] = ["flips/1k", "hard", "same text", "half part by"];
 
+/// The last column of rows that were judged: the limit of any statistic that is broken the most, or nearest to it.
+const WORST: [&str; 1] = ["worst × limit"];
+
 /// How long the name of a scheme that ran may be to stand in a row. Longer names stand below the table.
 const LONGEST_NAME: usize = 24;
 
-/// The names of the columns of numbers, and the cells of each row.
-pub(super) fn numbers(rows: &[Row]) -> (Vec<&'static str>, Vec<Vec<String>>) {
-    let replayed = rows.iter().any(|row| row.scheme.is_some_and(|s| s.replay.is_some()));
-    let judged = rows.iter().any(|row| row.cases.iter().any(Option::is_some));
+/// The names of the columns of numbers, and the cells of each row. If nothing was judged, all columns help to choose.
+pub(super) fn numbers(rows: &[Row], columns: Columns) -> (Vec<&'static str>, Vec<Vec<String>>) {
+    let is_judged = rows.iter().any(|row| row.cases.iter().any(Option::is_some));
+    let is_whole = columns == Columns::All || !is_judged;
+    let is_replayed =
+        is_whole && rows.iter().any(|row| row.scheme.is_some_and(|s| s.replay.is_some()));
     let cells = |row: &Row| {
         let mut cells = Vec::from(row.means());
-        cells.extend(if judged { row.judged().into() } else { Vec::new() });
+        cells.extend(if is_judged { row.judged().into() } else { Vec::new() });
         cells.extend(row.tails());
-        cells.extend(if judged { Vec::new() } else { row.choice().into() });
-        cells.extend(if replayed { row.replayed().into() } else { Vec::new() });
+        cells.extend(if is_whole { row.choice().into() } else { Vec::new() });
+        cells.extend(if is_replayed { row.replayed().into() } else { Vec::new() });
+        cells.extend((is_judged && is_whole).then(|| row.worst_ratio()));
         cells
     };
     let shown = |names: &'static [&'static str], shown: bool| if shown { names } else { &[] };
     let names = [
         &MEANS[..],
-        shown(&JUDGED, judged),
+        shown(&JUDGED, is_judged),
         &TAILS,
-        shown(&CHOICE, !judged),
-        shown(&REPLAYED, replayed),
+        shown(&CHOICE, is_whole),
+        shown(&REPLAYED, is_replayed),
+        shown(&WORST, is_judged && is_whole),
     ];
     (names.concat(), rows.iter().map(cells).collect())
 }
@@ -342,20 +442,66 @@ mod tests {
         let remarks = |i: usize| rows[i].remarks();
         assert_eq!(
             remarks(0),
-            ["q8_0: the baseline's text is shorter than its tail: flips say nothing"]
+            ["q8_0: the texts that the baseline wrote are shorter than its exact tail: flips say nothing"]
         );
         assert_eq!(
             remarks(1),
             [
                 "q4_0 = q4_0·H256:tail=32/q4_0·H64:tail=32",
-                "q4_0: 83.1 / 100.0 % of query-key pairs read a quantized key, of 4.5 / 4.5 bits; 25.0 % of \
-                 its scales stand at their limit",
+                "q4_0: 83.1 % of the keys and 100.0 % of the values that queries read were quantized, with 4.5 bits \
+                 each; 25.0 % of its scales (factors of blocks) are cut to the largest or smallest number that the \
+                 format has",
             ]
         );
         assert!(remarks(2).is_empty());
-        let (names, cells) = numbers(&rows);
-        assert_eq!(names[6..], REPLAYED);
-        assert_eq!(cells[1][6..], ["250.0", "250.0", "1 of 2", "3"]);
-        assert_eq!(cells[2][6..], ["–", "–", "–", "–"]);
+        let (names, cells) = numbers(&rows, Columns::All);
+        assert_eq!(names[10..14], REPLAYED);
+        assert_eq!(cells[1][10..14], ["250.0", "250.0", "1 of 2", "3"]);
+        assert_eq!(cells[2][10..14], ["–", "–", "–", "–"]);
+    }
+
+    #[test]
+    fn the_columns_that_decide_are_few() {
+        let mut results = fixture::results();
+        let shown = |results: &Results, columns| {
+            let cells = Cells::new(results);
+            let (names, cells) = numbers(&[cells.row("gemma-3-270m", "q4_0")], columns);
+            assert_eq!(names.len(), cells[0].len());
+            names.join(" · ")
+        };
+        let deciding = "bits K/V · mean KLD · limit · × limit · Δ golden · p99 · top-1";
+        assert_eq!(shown(&results, Columns::Deciding), deciding);
+        let all = format!("{deciding} · PPL ratio · B/token · of f16 · worst × limit");
+        assert_eq!(shown(&results, Columns::All), all);
+        // without verdicts all of it helps to choose
+        results.cases.clear();
+        let choice = "bits K/V · mean KLD · p99 · top-1 · PPL ratio · B/token · of f16";
+        assert_eq!(shown(&results, Columns::Deciding), choice);
+        assert_eq!(shown(&results, Columns::All), choice);
+    }
+
+    #[test]
+    fn a_row_tells_what_is_no_plain_pass() {
+        use Verdict::*;
+        let told = |kld: Option<Verdict>, golden: Option<Verdict>| {
+            let case = |verdict: Verdict| CaseResult::new("m::q4_0::kld", verdict, "");
+            let [kld, golden] = [kld, golden].map(|verdict| verdict.map(case));
+            let cases = [kld.as_ref(), golden.as_ref()];
+            let row = Row { model: "m", label: "q4_0", scheme: None, cases };
+            let told = row.telling().iter().map(|case| case.verdict).collect::<Vec<_>>();
+            (told, row.half())
+        };
+        assert_eq!(told(Some(Pass), Some(Pass)), (vec![Pass], None));
+        assert_eq!(told(Some(Pass), Some(GoldenChanged)), (vec![GoldenChanged], None));
+        assert_eq!(told(Some(Regressed), Some(Pass)), (vec![Regressed], None));
+        assert_eq!(told(Some(Regressed), Some(Stale)), (vec![Regressed, Stale], None));
+        assert_eq!(told(Some(FailsAsRequired), Some(Pass)), (vec![FailsAsRequired], None));
+        assert_eq!(told(Some(Ignored), Some(Ignored)), (vec![Ignored], None));
+        // a pass of one case is none of the row
+        for other in [None, Some(Ignored)] {
+            assert_eq!(told(Some(Pass), other), (vec![Pass], Some("golden not compared")));
+            assert_eq!(told(other, Some(Pass)), (vec![Pass], Some("limits not judged")));
+        }
+        assert_eq!(told(None, None), (vec![], None));
     }
 }

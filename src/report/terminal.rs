@@ -1,10 +1,12 @@
 //! The report as tables and messages for a terminal.
 
+use super::categories;
 use super::needles::{self, Depths};
 use super::phrase;
-use super::row::{numbers, verdict_words, Row};
+use super::row::{numbers, verdict_words, Columns, Row};
+use super::todo::Step;
 use super::view::{arithmetic, memory_of_card, ModelView, View};
-use crate::results::verdict::Verdict;
+use crate::results::verdict::{Decision, Verdict};
 use crate::results::{CaseResult, Control, Finding, Measurement};
 use crate::text;
 use crate::text::numbers::bytes;
@@ -15,19 +17,25 @@ const BOLD: Style = Style::new().bold();
 const DIM: Style = Style::new().dimmed();
 
 /// The whole report with its colours. Print it through a stream that strips them where they are not wanted.
-pub fn render(view: &View) -> String {
+pub fn render(view: &View, columns: Columns) -> String {
     let messages: String = view.red_cases.iter().map(|case| message(case)).collect();
-    render_with(view, &messages)
+    render_with(view, columns, &messages)
 }
 
 /// The report without messages, for a test harness that has printed them already.
-pub fn render_tables(view: &View) -> String {
-    render_with(view, "")
+pub fn render_tables(view: &View, columns: Columns) -> String {
+    render_with(view, columns, "")
 }
 
-fn render_with(view: &View, messages: &str) -> String {
+/// The verdict and what to do come first, and the verdict once more at the end, which is what a terminal shows.
+fn render_with(view: &View, columns: Columns, messages: &str) -> String {
     let is_judged = !view.results.cases.is_empty();
-    let mut out: String = view.models.iter().map(|one| model(one, is_judged)).collect();
+    let sentence = sentence(view);
+    let mut out = if is_judged { sentence.clone() + &what_to_do(view) } else { String::new() };
+    let measured = view.models.iter().filter(|model| !model.is_ignored());
+    out.extend(measured.map(|one| model(one, is_judged, columns)));
+    let ignored = view.ignored(&text::name);
+    out.extend(ignored.map(|line| format!("\n{DIM}{line}{DIM:#}\n")));
     out += messages;
     out.extend(view.results.findings.iter().map(finding));
     let facts = view.measured_by(&text::name).into_iter().chain(view.confidence());
@@ -35,7 +43,19 @@ fn render_with(view: &View, messages: &str) -> String {
     if !facts.is_empty() {
         out.push_str(&format!("\n{facts}"));
     }
-    out + &sentence(view)
+    out + "\n" + &sentence
+}
+
+/// What to do about what is red, and which scheme to serve of each model that was judged.
+fn what_to_do(view: &View) -> String {
+    let step = |Step { fault, remedy }: Step| format!("  {BOLD}{fault}{BOLD:#}: {remedy}\n");
+    let mut out: String = view.steps(&text::name).into_iter().map(step).collect();
+    let advised = view.models.iter().filter_map(|model| Some((model.name, model.advice.as_ref()?)));
+    out.extend(advised.map(|(model, advice)| {
+        let words = advice.words(&text::name);
+        format!("  {BOLD}{}{BOLD:#}: {words}\n", text::name(model))
+    }));
+    out
 }
 
 /// A finding that belongs to no case.
@@ -48,17 +68,16 @@ fn finding(finding: &Finding) -> String {
     format!("\n{style}{title}{style:#}\n{}", quoted(&finding.message))
 }
 
-fn model(model: &ModelView, is_judged: bool) -> String {
-    let ModelView { name, measurement, rows, advice, .. } = model;
-    if rows.iter().all(Row::is_ignored) {
-        return ignored(name, rows);
-    }
+fn model(model: &ModelView, is_judged: bool, columns: Columns) -> String {
+    let ModelView { name, measurement, rows, .. } = model;
+    let rows: Vec<Row> = rows.iter().filter(|row| !row.is_ignored()).copied().collect();
     let title = format!("{BOLD}{}{BOLD:#}", text::name(name));
-    let advice = advice.as_ref().map(|advice| format!("  {}\n", advice.words(&text::name)));
-    let advice = advice.unwrap_or_default();
     let [how, controls] = measurement.map_or_else(Default::default, |m| [how(m), controls(m)]);
-    let needles = measurement.map_or_else(String::new, |m| needles(m, rows));
-    format!("\n{title}{how}\n{advice}{controls}") + &scheme_table(rows, is_judged) + &needles
+    let needles = measurement.map_or_else(String::new, |m| needles(m, &rows));
+    format!("\n{title}{how}\n{controls}")
+        + &scheme_table(&rows, is_judged, columns)
+        + &by_category(&rows, columns)
+        + &needles
 }
 
 /// What the schemes of a model retrieve from long contexts, if that was measured.
@@ -76,17 +95,9 @@ fn needles(measurement: &Measurement, rows: &[Row]) -> String {
     format!("  {title}\n{}{remarks}", table::render(&align, &table))
 }
 
-/// Shows a model of which no case was run as one line, because its table would hold dashes only.
-fn ignored(model: &str, rows: &[Row]) -> String {
-    let labels: Vec<_> = rows.iter().map(|row| text::name(row.label)).collect();
-    let model = text::name(model);
-    let style = colour(Verdict::Ignored);
-    format!("\n{BOLD}{model}{BOLD:#}  {style}– ignored{style:#}: {}\n", labels.join(", "))
-}
-
 fn sentence(view: &View) -> String {
     let style = if view.exit_code == 0 { BOLD } else { colour(Verdict::Error).bold() };
-    format!("\n{style}{}{style:#}\n", view.sentence())
+    format!("{style}{}{style:#}\n", view.sentence())
 }
 
 /// Shows what was measured, on which text and machine.
@@ -138,22 +149,29 @@ fn control(control: &Control) -> String {
     )
 }
 
-fn scheme_table(rows: &[Row], judged: bool) -> String {
-    let (names, numbers) = numbers(rows);
+fn scheme_table(rows: &[Row], judged: bool, columns: Columns) -> String {
+    let (names, numbers) = numbers(rows, columns);
+    let verdicts: &[&str] = match columns {
+        _ if !judged => &[],
+        Columns::Deciding => &["verdict"],
+        Columns::All => &["limits", "golden"],
+    };
     let mut align = vec![Align::Left];
     align.extend(names.iter().map(|_| Align::Right));
-    let mut head = vec![Cell::styled("scheme", DIM)];
-    head.extend(names.iter().map(|name| Cell::styled(*name, DIM)));
-    if judged {
-        align.extend([Align::Left; 2]);
-        head.extend(["limits", "golden"].map(|name| Cell::styled(name, DIM)));
-    }
-    let mut table = vec![head];
+    align.extend(verdicts.iter().map(|_| Align::Left));
+    let head = ["scheme"].into_iter().chain(names).chain(verdicts.iter().copied());
+    let mut table = vec![head.map(|name| Cell::styled(name, DIM)).collect()];
     for (row, numbers) in rows.iter().zip(numbers) {
-        let mut cells = vec![Cell::new(text::name(&row.name()))];
+        let name = match columns {
+            Columns::Deciding => row.short_name(),
+            Columns::All => row.name(),
+        };
+        let mut cells = vec![Cell::new(text::name(&name))];
         cells.extend(numbers.into_iter().map(Cell::new));
-        if judged {
-            cells.extend(row.cases.map(verdict));
+        match columns {
+            _ if !judged => {}
+            Columns::Deciding => cells.push(whole_verdict(row)),
+            Columns::All => cells.extend(row.cases.map(verdict)),
         }
         table.push(cells);
     }
@@ -163,8 +181,47 @@ fn scheme_table(rows: &[Row], judged: bool) -> String {
     table::render(&align, &table) + &remarks
 }
 
+/// What each scheme does to each category of text: all of it, or only where there are limits.
+fn by_category(rows: &[Row], columns: Columns) -> String {
+    let is_shown = |row: &&Row| columns == Columns::All || categories::has_limits(row);
+    let lines = rows.iter().filter(is_shown).flat_map(|row| categories::lines(row, &text::name));
+    let lines = lines.filter(|line| columns == Columns::All || line.limits.is_some());
+    let mut align = vec![Align::Left; 2];
+    align.extend([Align::Right; 4]);
+    align.push(Align::Left);
+    let head = ["scheme", "category"].into_iter().chain(categories::HEAD);
+    let mut table: Vec<Vec<Cell>> = vec![head.map(|name| Cell::styled(name, DIM)).collect()];
+    table.extend(lines.map(|line| {
+        let names = [line.label, &line.category].map(|name| Cell::new(text::name(name)));
+        let numbers = line.numbers.map(Cell::new);
+        let limits = line.limits.map(|(decision, words)| Cell::styled(words, decided(decision)));
+        names.into_iter().chain(numbers).chain(limits).collect()
+    }));
+    if table.len() == 1 {
+        return String::new();
+    }
+    table::render(&align, &table)
+}
+
 fn verdict(case: Option<&CaseResult>) -> Cell {
     case.map_or(Cell::new(""), |case| Cell::styled(verdict_words(case), colour(case.verdict)))
+}
+
+/// Both verdicts of a row in one cell, in the colour of the first that says more than a pass.
+fn whole_verdict(row: &Row) -> Cell {
+    let told = row.telling();
+    let words: Vec<_> = told.iter().map(|case| verdict_words(case)).collect();
+    let half = row.half().map(|half| format!(" ({half})")).unwrap_or_default();
+    let style = told.first().map_or(Style::new(), |case| colour(case.verdict));
+    Cell::styled(words.join(", ") + &half, style)
+}
+
+fn decided(decision: Decision) -> Style {
+    colour(match decision {
+        Decision::Kept => Verdict::Pass,
+        Decision::Broken => Verdict::Regressed,
+        Decision::Undecided => Verdict::Inconclusive,
+    })
 }
 
 fn message(case: &CaseResult) -> String {
@@ -196,26 +253,30 @@ mod tests {
     use crate::testing::fixture;
 
     fn plain(report: &Report) -> String {
-        anstream::adapter::strip_str(&render(&report.view())).to_string()
+        anstream::adapter::strip_str(&render(&report.view(), Columns::Deciding)).to_string()
     }
 
     #[test]
     fn whole_report() {
         insta::assert_snapshot!(plain(&fixture::report()), @"
+kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
+  Too much harm: gemma-3-270m q4_0 (mean_kld 1.22 × its limit, set at thresholds.toml:9). Serve another scheme, or find what changed (weights, codec, texts) and mend it. Only if this harm is wanted, raise the limit, which a reviewer must allow.
+  Not the accepted numbers: gemma-3-270m q4_0 (mean_kld +206 % against the golden). If a change of the model or of kvgate explains it, look at the numbers and accept them (kvgate accept); if nothing does, find what changed before you merge.
+  Not measured: gemma-3-270m q8_0/q4_0. The message says why. Mend that and run again: an error is neither a pass nor a failure.
+  gemma-3-270m: serve q8_0 (8.5 bits, KLD 0.00051 of 0.05) · not q4_0 · open q8_0/q4_0
+  tiny: no scheme passes · not q4_0
 
 gemma-3-270m  baseline f16 PPL 21.100 · 512 × 16 of prose, code · Some CPU, f32 · 61.3 s · 1.5 GiB
-  serve q8_0 (8.5 bits, KLD 0.00051 of 0.05) · not q4_0 · open q8_0/q4_0
   controls: identity f16 KLD 0.0000 ✓ exactly 0 · bad lane q4_0:norot KLD 2.5000 ✓ at least 0.5
   note: code: 37 tokens of the tail dropped
-  scheme      bits K/V           mean KLD  limit  Δ golden     p99    top-1  limits                                 golden
-  q8_0       8.5 / 8.5  0.00051 ± 0.00002   0.05    +2.0 %  0.0058  99.02 %  ✓ pass                                 ✓ pass
-  q4_0       4.5 / 4.5  0.06120 ± 0.00150   0.05    +206 %  0.7000  86.12 %  ✗ regressed mean_kld 1.22 × its limit  ≠ golden changed
-  q8_0/q4_0  8.5 / 4.5                  –      –         –       –        –  ! error
+  scheme      bits K/V           mean KLD  limit  × limit  Δ golden     p99    top-1  verdict
+  q8_0       8.5 / 8.5  0.00051 ± 0.00002   0.05     0.01    +2.0 %  0.0058  99.02 %  ✓ pass
+  q4_0       4.5 / 4.5  0.06120 ± 0.00150   0.05     1.22    +206 %  0.7000  86.12 %  ✗ regressed mean_kld 1.22 × its limit, ≠ golden changed
+  q8_0/q4_0  8.5 / 4.5                  –      –        –         –       –        –  ! error
 
 tiny
-  no scheme passes · not q4_0
-  scheme  bits K/V  mean KLD  limit  Δ golden  p99  top-1  limits        golden
-  q4_0           –         –      –         –    –      –  ✗ (expected)  – ignored
+  scheme  bits K/V  mean KLD  limit  × limit  Δ golden  p99  top-1  verdict
+  q4_0           –         –      –        –         –    –      –  ✗ (expected)
 
 ✗ gemma-3-270m::q4_0::kld: regressed
   │ mean_kld 0.0612 is over its limit 0.05 (thresholds.toml:9)
@@ -230,6 +291,7 @@ tiny
 measured by kvgate 0.1.0: the scheme in its own engine, not a serving kernel
 
 kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
+
 ");
     }
 
@@ -272,7 +334,8 @@ kvgate: 3 of 7 cases red (worst: gemma-3-270m q4_0: mean_kld 1.22 × its limit)
 
     #[test]
     fn colours_are_there_to_be_stripped() {
-        assert!(render(&fixture::report().view())
-            .contains("\u{1b}[31m✗ regressed mean_kld 1.22 × its limit\u{1b}[0m"));
+        assert!(render(&fixture::report().view(), Columns::Deciding).contains(
+            "\u{1b}[31m✗ regressed mean_kld 1.22 × its limit, ≠ golden changed\u{1b}[0m"
+        ));
     }
 }

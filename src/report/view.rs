@@ -1,8 +1,9 @@
 //! What a report shows, computed once. Renderers only decide in which form it is shown, and how much of it.
 
 use super::advice::Advice;
-use super::phrase::{self, Phrase};
+use super::phrase::{self, Named};
 use super::row::{Cells, Row};
+use super::todo::{self, Step};
 use super::Links;
 use crate::results::statistics::Statistics;
 use crate::results::verdict::{self, worst_broken, JudgedLimit, Verdict};
@@ -19,19 +20,15 @@ pub struct View<'a> {
     pub exit_code: u8,
     /// The cases that must not be green, the worst first.
     pub red_cases: Vec<&'a CaseResult>,
-    sentence: Phrase,
-    measured_by: Option<Phrase>,
     pub(super) standing: Standing,
     /// Models in the order of the measurements, and after them those that have cases only.
     pub(super) models: Vec<ModelView<'a>>,
     /// The rows with a red case, the worst first.
     pub(super) failing: Vec<Row<'a>>,
-    /// All other rows, in the order of `models`.
+    /// All other rows in the order of `models`, but for those that are [ignored](View::ignored).
     pub(super) passing: Vec<Row<'a>>,
     /// Controls that do not read what they must, each with its model: the numbers of that model say little.
     pub(super) failed_controls: Vec<(&'a str, &'a Control)>,
-    /// Cases whose golden was made under other conditions and says nothing about the values.
-    pub(super) stale: Vec<&'a CaseResult>,
     /// Whether `kvgate accept` would change anything.
     pub(super) is_acceptable: bool,
 }
@@ -46,6 +43,16 @@ pub(super) struct ModelView<'a> {
     pub cases: Vec<&'a CaseResult>,
     /// Which scheme to serve. None if no scheme was judged.
     pub advice: Option<Advice<'a>>,
+}
+
+/// The most models and schemes that are named as ignored.
+const IGNORED: usize = 12;
+
+impl ModelView<'_> {
+    /// Whether no case of the model was asked for.
+    pub fn is_ignored(&self) -> bool {
+        !self.rows.is_empty() && self.rows.iter().all(Row::is_ignored)
+    }
 }
 
 /// How a row, a case or the whole run stands with the policy.
@@ -67,6 +74,7 @@ impl<'a> View<'a> {
         let red_cases = red_cases(results, &cells);
         let models = models(results, &cells);
         let rows = models.iter().flat_map(|model| model.rows.iter().copied());
+        let rows = rows.filter(|row| !row.is_ignored());
         let (mut failing, passing): (Vec<_>, Vec<_>) = rows.partition(Row::is_red);
         let places = places(&red_cases);
         let place = |case: &&CaseResult| places.get(case.case.as_str()).copied();
@@ -78,21 +86,18 @@ impl<'a> View<'a> {
                 .filter(|control| !control.ok)
                 .map(|control| (m.model.as_str(), control))
         });
-        let with = |verdict| results.cases.iter().filter(move |case| case.verdict == verdict);
-        let stale: Vec<_> = with(Verdict::Stale).collect();
+        let is_open =
+            |case: &CaseResult| matches!(case.verdict, Verdict::Stale | Verdict::GoldenChanged);
         View {
             results,
             links,
             exit_code,
-            sentence: phrase::sentence(results, &red_cases),
-            measured_by: phrase::measured_by(results),
             standing: Standing::of_run(exit_code, &results.cases),
             models,
             failing,
             passing,
             failed_controls: controls.collect(),
-            is_acceptable: !stale.is_empty() || with(Verdict::GoldenChanged).next().is_some(),
-            stale,
+            is_acceptable: results.cases.iter().any(is_open),
             red_cases,
         }
     }
@@ -100,12 +105,12 @@ impl<'a> View<'a> {
     /// The run in one sentence: `kvgate: 2 of 18 cases red (worst: gemma-3-270m q4_0: mean_kld 2.40 × its limit)`.
     #[must_use]
     pub fn sentence(&self) -> String {
-        self.sentence.with(&text::name)
+        self.sentence_with(&text::name)
     }
 
     /// The same sentence, with each name in the form that `named` gives it.
-    pub(super) fn sentence_with(&self, named: &dyn Fn(&str) -> String) -> String {
-        self.sentence.with(named)
+    pub(super) fn sentence_with(&self, named: Named) -> String {
+        phrase::sentence(self.results, &self.red_cases, named)
     }
 
     /// How many cases were judged with a confidence, and what chance does to so many.
@@ -114,8 +119,30 @@ impl<'a> View<'a> {
     }
 
     /// The engine that measured. Every report says it: a scheme in kvgate's engine is not a serving kernel.
-    pub(super) fn measured_by(&self, named: &dyn Fn(&str) -> String) -> Option<String> {
-        self.measured_by.as_ref().map(|phrase| phrase.with(named))
+    pub(super) fn measured_by(&self, named: Named) -> Option<String> {
+        phrase::measured_by(self.results, named)
+    }
+
+    /// What of the policy was not asked for, in one line: models of which nothing was, and schemes of the others.
+    pub(super) fn ignored(&self, named: Named) -> Option<String> {
+        let of_model = |model: &ModelView| -> Vec<String> {
+            let ignored = model.rows.iter().filter(|row| row.is_ignored());
+            if model.is_ignored() {
+                vec![named(model.name)]
+            } else {
+                ignored.map(|row| named(&format!("{} {}", row.model, row.label))).collect()
+            }
+        };
+        let mut names: Vec<String> = self.models.iter().flat_map(of_model).collect();
+        let more = names.len().saturating_sub(IGNORED);
+        names.truncate(IGNORED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (!names.is_empty()).then(|| format!("ignored, not run: {}{more}", names.join(", ")))
+    }
+
+    /// What to do about what is red.
+    pub(super) fn steps(&self, named: Named) -> Vec<Step> {
+        todo::steps(self, named)
     }
 
     /// The findings that make the run red.
@@ -124,7 +151,7 @@ impl<'a> View<'a> {
     }
 
     /// The rows of a model.
-    #[cfg(feature = "reports")]
+    #[cfg(any(test, feature = "reports"))]
     pub(super) fn rows(&self, model: &str) -> &[Row<'a>] {
         self.models.iter().find(|one| one.name == model).map_or(&[], |model| &model.rows)
     }

@@ -34,7 +34,7 @@ fn a_run_that_is_accepted_is_green_and_stays_so() {
             .says("bad lane")
             .says("✗ (expected)")
             .says("• reported")
-            .says("– ignored");
+            .says("ignored, not run: tiny q5_1");
     }
     assert!(repository.path("goldens/tiny__q4_0.snap").exists(), "expected harm has a golden, too");
     assert!(!repository.path("goldens/tiny__q5_1.snap").exists(), "an ignored case has none");

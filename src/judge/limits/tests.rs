@@ -704,7 +704,7 @@ fn of_two_categories(tools: f32, chunks: usize) -> Outcome {
     let all: Vec<_> = of("prose", 9, 0.02).chain(of("tools", chunks, tools)).collect();
     let parts = all.iter().map(|(category, i, chunk)| Part::of(category, *i, chunk)).collect();
     let positions: Vec<_> = all.into_iter().flat_map(|(.., chunk)| chunk).collect();
-    Outcome::Measured { statistics: Statistics::of(&positions), parts }
+    Outcome::measured(Statistics::of(&positions), parts)
 }
 
 /// A model whose policy has these limits on `q4_0`, and 8 chunks of each category.

@@ -8,6 +8,7 @@ use crate::results::shape;
 use crate::results::shape::Run;
 use crate::results::shown_bits;
 use crate::results::statistics::{Statistic, Statistics};
+use crate::results::verdict::limit_on;
 use crate::text;
 
 /// The most schemes in a figure, or with figures of their own.
@@ -61,7 +62,7 @@ impl<'a> Point<'a> {
     fn new(row: &Row<'a>) -> Option<Self> {
         let bits = row.scheme?.storage?.bits_at_context;
         let limits = row.cases[0].map_or(&[][..], |case| &case.limits);
-        let limit = limits.iter().find(|limit| limit.statistic == Statistic::MeanKld);
+        let limit = limit_on(limits, Statistic::MeanKld);
         Some(Self {
             label: text::name(row.label),
             bits: (bits.k + bits.v) / 2.0,

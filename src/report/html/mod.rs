@@ -6,14 +6,17 @@ mod figures;
 mod plot;
 mod words;
 
+use super::advice::Advice;
+use super::categories;
+use super::glossary::{self, Word};
 use super::needles::{self, Depths};
 use super::phrase;
-use super::row::{numbers, verdict_words, Row};
+use super::row::{numbers, verdict_words, Columns, Row};
+use super::todo::Step;
 use super::view::{arithmetic, memory_of_card, Standing, View};
 use crate::files::write_atomically;
 use crate::kv::Scheme;
 use crate::results::measured_by::MeasuredBy;
-use crate::results::verdict::JudgedLimit;
 use crate::results::{CaseResult, Control, Finding, Measurement, Results, SchemeResult};
 use crate::source::{BOS, IGNORED_KEY, UNTRAINED};
 use crate::text;
@@ -31,6 +34,8 @@ pub const FILE: &str = super::PAGE;
 
 /// The most rows of the table of schemes.
 const ROWS: usize = 300;
+/// The most rows of the table by category.
+const CATEGORIES: usize = 1_000;
 /// The most models that have a section of their own.
 const MODELS: usize = 30;
 /// The most messages, and the most findings, that are shown.
@@ -100,17 +105,26 @@ impl Standing {
 struct Page {
     standing: Standing,
     sentence: String,
+    /// What to do about what is red.
+    steps: Vec<Step>,
+    /// What to serve of each model that was judged.
+    advice: Vec<(String, String)>,
     facts: Vec<String>,
     findings: Vec<ShownFinding>,
-    head: Vec<String>,
-    lines: Vec<Line>,
+    /// The table of schemes with what decides.
+    deciding: Schemes,
+    /// The table with everything.
+    all: Schemes,
+    by_category: Table,
     remarks: Vec<String>,
+    ignored: Option<String>,
     messages: Vec<Message>,
     /// What stands in `results.json` only.
     left_out: Vec<String>,
     models: Vec<ModelSection>,
     accept: Option<String>,
     run: Option<String>,
+    words: Vec<Word>,
     provenance: Vec<(&'static str, String)>,
     json: Json,
 }
@@ -135,14 +149,24 @@ impl Table {
     }
 }
 
-/// A row of the table of schemes.
+/// A table of schemes.
+struct Schemes {
+    /// The columns of verdicts.
+    verdicts: &'static [&'static str],
+    /// The columns of numbers.
+    numbers: Vec<&'static str>,
+    lines: Vec<Line>,
+}
+
+/// A row of a table of schemes.
 struct Line {
     standing: Standing,
     model: String,
     label: String,
     effective: String,
-    numbers: Vec<String>,
-    /// The words for the limits and for the golden, each with its CSS class. None where nothing was judged.
+    /// Each number with the name of its column, which a narrow screen shows beside it.
+    numbers: Vec<(&'static str, String)>,
+    /// The words of each column of verdicts, with their CSS class. None where nothing was judged.
     verdicts: Vec<(&'static str, String)>,
 }
 
@@ -206,18 +230,21 @@ impl Page {
         let (results, links) = (view.results, view.links);
         let shown = view.failing.iter().chain(&view.passing).copied();
         let shown: Vec<Row> = shown.take(ROWS).collect();
-        let (head, lines) = lines(&shown);
         let messages = view.red_cases.iter().filter(|case| !case.message.is_empty());
         let models = results.measurements.iter().take(MODELS);
         let link = |url: &&String| url.starts_with("https://") || url.starts_with("http://");
         Ok(Self {
             standing: view.standing,
             sentence: view.sentence(),
+            steps: view.steps(&text::name),
+            advice: advice(view),
             facts: facts(view),
             findings: results.findings.iter().take(MESSAGES).map(ShownFinding::new).collect(),
             remarks: shown.iter().flat_map(Row::remarks).map(|r| text::message(&r)).collect(),
-            head,
-            lines,
+            deciding: Schemes::new(&shown, Columns::Deciding),
+            all: Schemes::new(&shown, Columns::All),
+            by_category: by_category(&shown),
+            ignored: view.ignored(&text::name),
             messages: messages.take(MESSAGES).map(|case| Message::new(case)).collect(),
             left_out: all_left_out(view),
             models: models
@@ -225,6 +252,7 @@ impl Page {
                 .collect::<Result<_, _>>()?,
             accept: links.accept.as_deref().map(text::message),
             run: links.run.as_ref().filter(link).cloned(),
+            words: glossary::words(view),
             provenance: provenance(results),
             json: Json::new(results)?,
         })
@@ -261,47 +289,69 @@ fn facts(view: &View) -> Vec<String> {
     facts
 }
 
-/// The head and the rows of the table of schemes.
-fn lines(rows: &[Row]) -> (Vec<String>, Vec<Line>) {
-    let (names, cells) = numbers(rows);
-    let judged = rows.iter().any(|row| row.cases.iter().any(Option::is_some));
-    let mut head: Vec<String> = names.iter().map(|name| name.to_string()).collect();
-    if judged {
-        head.splice(0..0, ["limits", "golden"].map(String::from));
-        head.extend(["PPL ratio", "worst × limit"].map(String::from));
-    }
-    head.push("what ran".into());
-    let line = |(row, mut numbers): (&Row, Vec<String>)| {
-        if judged {
-            let ratio = row.statistics().map_or("–".into(), |s| format!("{:.4}", s.ppl_ratio));
-            numbers.extend([ratio, worst_ratio(row)]);
-        }
-        let verdict = |case: Option<&CaseResult>| match case {
-            Some(case) => (Standing::of_case(case).class(), verdict_words(case)),
-            None => ("", String::new()),
+/// What to serve of each model that was judged.
+fn advice(view: &View) -> Vec<(String, String)> {
+    let advised = view.models.iter().filter_map(|model| Some((model.name, model.advice.as_ref()?)));
+    let words = |(model, advice): (&str, &Advice)| (text::name(model), advice.words(&text::name));
+    advised.take(MODELS).map(words).collect()
+}
+
+impl Schemes {
+    fn new(rows: &[Row], columns: Columns) -> Self {
+        let (names, cells) = numbers(rows, columns);
+        let is_judged = rows.iter().any(|row| row.cases.iter().any(Option::is_some));
+        let verdicts: &[&str] = match columns {
+            _ if !is_judged => &[],
+            Columns::Deciding => &["verdict"],
+            Columns::All => &["limits", "golden"],
         };
-        Line {
+        let line = |(row, numbers): (&Row, Vec<String>)| Line {
             standing: Standing::of_row(row),
             model: text::name(row.model),
             label: text::name(row.label),
-            effective: row.renamed().map(text::name).unwrap_or_default(),
-            numbers,
-            verdicts: row.cases.into_iter().filter(|_| judged).map(verdict).collect(),
-        }
-    };
-    (head, rows.iter().zip(cells).map(line).collect())
+            effective: row
+                .renamed()
+                .filter(|_| columns == Columns::All)
+                .map(text::name)
+                .unwrap_or_default(),
+            numbers: names.iter().copied().zip(numbers).collect(),
+            verdicts: match columns {
+                _ if !is_judged => Vec::new(),
+                Columns::Deciding => vec![whole_verdict(row)],
+                Columns::All => row.cases.map(verdict).into(),
+            },
+        };
+        let lines = rows.iter().zip(cells).map(line).collect();
+        Schemes { verdicts, numbers: names, lines }
+    }
+
+    /// Whether the table says of some scheme what ran, because that is written in another way than its label.
+    fn is_renamed(&self) -> bool {
+        self.lines.iter().any(|line| !line.effective.is_empty())
+    }
 }
 
-/// The limit that is broken the most, or else the one that is nearest to being broken, as a multiple of what it
-/// allows.
-fn worst_ratio(row: &Row) -> String {
-    let limits = row.cases[0].map_or(&[][..], |case| &case.limits);
-    let ratio = limits.iter().map(JudgedLimit::ratio).max_by(f64::total_cmp);
-    match ratio {
-        None => "–".into(),
-        Some(ratio) if ratio.is_finite() => format!("{ratio:.2} ×"),
-        Some(_) => "∞ ×".into(),
-    }
+fn verdict(case: Option<&CaseResult>) -> (&'static str, String) {
+    case.map_or(("", String::new()), |case| (Standing::of_case(case).class(), verdict_words(case)))
+}
+
+/// Both verdicts of a row in one cell.
+fn whole_verdict(row: &Row) -> (&'static str, String) {
+    let words: Vec<_> = row.telling().into_iter().map(verdict_words).collect();
+    let half = row.half().map(|half| format!(" ({half})")).unwrap_or_default();
+    (Standing::of_row(row).class(), words.join(", ") + &half)
+}
+
+/// What each scheme does to each category of text.
+fn by_category(rows: &[Row]) -> Table {
+    let lines = rows.iter().flat_map(|row| categories::lines(row, &text::name));
+    let cells = lines.take(CATEGORIES).map(|line| {
+        let names = [line.label, line.model, &line.category].map(text::name);
+        let limits = line.limits.map(|(_, words)| words).unwrap_or_default();
+        names.into_iter().chain(line.numbers).chain([limits]).collect()
+    });
+    let head = ["scheme", "model", "category"].into_iter().chain(categories::HEAD);
+    Table { head: head.map(String::from).collect(), rows: cells.collect() }
 }
 
 impl ShownFinding {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::report::{emit, Outputs, Report};
 use crate::results::shape::{Run, Shape, WorstToken, BINS};
+use crate::results::verdict::Verdict;
 use crate::results::Outcome;
 use crate::testing::fixture;
 use quick_xml::events::Event;
@@ -129,9 +130,14 @@ fn contents_in_their_order() {
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:",
         "<h1>",
         "3 of 7 cases red and 1 finding",
+        "<strong>The gate itself was changed:</strong>",
+        "<strong>Too much harm:</strong> gemma-3-270m q4_0 (mean_kld 1.22 × its limit, set at thresholds.toml:9). Serve",
+        "<dt>gemma-3-270m</dt><dd>nothing recommended: a finding is red</dd>",
         "<h2>Findings</h2>",
         "policy::weakened",
         "<h2>Schemes</h2>",
+        "<summary>All columns</summary>",
+        "measured by kvgate 0.1.0",
         "<h2>What is not as the policy wants</h2>",
         "kvgate accept",
         "<h2>gemma-3-270m</h2>",
@@ -143,6 +149,8 @@ fn contents_in_their_order() {
         "<h3>Again</h3>",
         "<h3>Controls</h3>",
         "<h3>Provenance</h3>",
+        "<h2>What the words mean</h2>",
+        "<dt>KLD</dt>",
         "<h2>The run</h2>",
         "<summary>results.json</summary>",
     ];
@@ -159,26 +167,57 @@ fn contents_in_their_order() {
 #[test]
 fn table_has_failing_rows_first() {
     let (_, elements) = page(&report());
-    let head =
-        "scheme limits golden bits K/V mean KLD limit Δ golden p99 top-1 flips/1k hard same text \
-                half part by PPL ratio worst × limit what ran";
-    assert_eq!(named(&elements, "th")[..16].join(" "), head);
+    let tables: Vec<_> = of_class(&elements, "table", "great");
+    let [deciding, all] = &tables[..] else { panic!("{} tables", tables.len()) };
+    let heads = [
+        (deciding, "schemeverdictbits K/Vmean KLDlimit× limitΔ goldenp99top-1"),
+        (
+            all,
+            "schemelimitsgoldenbits K/Vmean KLDlimit× limitΔ goldenp99top-1PPL ratioB/tokenof f16flips/1khardsame text\
+             half part byworst × limit",
+        ),
+    ];
+    for (table, head) in heads {
+        assert!(table.text.trim_start().starts_with(head), "{}", table.text);
+    }
     let rows: Vec<_> = elements.iter().filter(|e| e.name == "tr" && !e.class.is_empty()).collect();
     let classes: Vec<_> = rows.iter().map(|row| row.class.as_str()).collect();
-    assert_eq!(classes, ["bad", "bad", "good", "neutral"]);
-    for part in
-        ["✗\u{a0}q4_0", "✗ regressed mean_kld 1.22 ×", "≠ golden changed", "0.06120 ± 0.00150"]
-    {
-        assert!(rows[0].text.contains(part), "{part} in {}", rows[0].text);
-    }
-    for part in ["+206 %", "0.7000", "86.12 %", "250.0", "1.0442", "1.22 ×"] {
-        assert!(rows[0].text.contains(part), "{part} in {}", rows[0].text);
-    }
-    assert!(rows[2].text.contains("0.01 ×"), "{}", rows[2].text);
+    let order = ["bad", "bad", "good", "neutral"];
+    assert_eq!(classes, [order, order].concat());
+    let has = |row: &Element, parts: &[&str]| {
+        for part in parts {
+            assert!(row.text.contains(part), "{part} in {}", row.text);
+        }
+    };
+    let verdict = "✗ regressed mean_kld 1.22 × its limit, ≠ golden changed";
+    let decides = ["✗\u{a0}q4_0", "0.06120 ± 0.00150", "0.051.22+206 %0.700086.12 %"];
+    has(rows[0], &[&[verdict][..], &decides].concat());
+    has(rows[4], &[&["its limit≠ golden", "250.0", "1.0442", "1.22"][..], &decides].concat());
+    has(rows[2], &["✓ pass", "0.050.01+2.0 %"]);
     // what the policy requires to fail is never green
-    assert!(rows[3].text.contains("✗ (expected)"));
+    has(rows[3], &["✗ (expected)"]);
     let cells = of_class(&elements, "td", "good");
     assert!(cells.iter().all(|cell| cell.text == "✓ pass"));
+}
+
+/// On a narrow screen a cell stands without its column's head.
+#[test]
+fn numbers_know_the_name_of_their_column() {
+    let (page, _) = page(&report());
+    assert!(page.contains("<td data-name=\"mean KLD\">0.06120 ± 0.00150</td>"));
+    let rule = ".narrow td[data-name=\"mean KLD\"]";
+    assert!(include_str!("style.css").contains(rule), "the style names the column");
+}
+
+#[test]
+fn ignored_models_are_one_line() {
+    let mut report = report();
+    for (i, case) in report.results.cases[5..].iter_mut().enumerate() {
+        (case.case, case.verdict) = (format!("tiny::q4_{i}::kld"), Verdict::Ignored);
+    }
+    let (page, elements) = page(&report);
+    assert!(page.contains("ignored, not run: tiny</p>"));
+    assert!(!named(&elements, "small").contains(&"tiny"));
 }
 
 #[test]
@@ -326,7 +365,7 @@ fn nothing_judged_and_nothing_measured() {
     let (page, elements) = super::tests::page(&report);
     assert_eq!(of_class(&elements, "header", "neutral").len(), 1);
     assert!(page.contains("3 schemes measured, nothing judged"));
-    assert!(!page.contains("<th scope=\"col\">limits</th>") && page.contains("B/token"));
+    assert!(!page.contains("verdict</th>") && page.contains("B/token"));
     // a ring for each measured scheme: of no verdict
     assert_eq!(of_class(&elements, "circle", "s-neutral").len(), 2);
     report.results.measurements.clear();
