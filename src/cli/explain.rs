@@ -13,7 +13,8 @@ use crate::policy::{Cell, ModelPolicy};
 use crate::progress::Bar;
 use crate::report::Report;
 use crate::results::case::CaseKind;
-use crate::results::verdict::Verdict;
+use crate::results::verdict::{Decision, Verdict};
+use crate::results::CaseResult;
 use crate::text::out;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -90,36 +91,47 @@ fn explained(request: &Request, options: Options) -> Result<Explanation, Explain
 /// Explains every scheme of a run that breaks a limit which it must keep: prints what was found, and writes a page with
 /// the heat map beside the results. What cannot be explained is said, and is no error, because the verdict is known.
 pub(super) fn regressed(project: &Project, report: &Report) -> Result<(), Stop> {
-    let is_regressed = |model: &ModelPolicy, cell: &Cell| {
-        let case = model.case(cell, CaseKind::Kld).to_string();
-        report
-            .results
-            .cases
-            .iter()
-            .any(|judged| judged.case == case && judged.verdict == Verdict::Regressed)
+    let regressed = |model: &ModelPolicy, cell: &Cell| {
+        let name = model.case(cell, CaseKind::Kld).to_string();
+        let mut cases = report.results.cases.iter();
+        cases.find(|case| case.case == name && case.verdict == Verdict::Regressed)
     };
     for model in &project.policy.models {
-        for cell in model.cells.iter().filter(|cell| is_regressed(model, cell)) {
+        for cell in &model.cells {
+            let Some(case) = regressed(model, cell) else { continue };
             let request = Request {
                 generate: None,
+                retrieval: None,
                 is_gated: false,
                 ..gate::request(model, &[cell], None, &project.device)
             };
-            say(format!("\nwhy {} is red", model.cell_name(cell)))?;
-            match explained(&request, Options::default()) {
-                Ok(explanation) => {
-                    say_coloured(terminal::render(&explanation).trim_end())?;
-                    let stem = model.cell_name(cell).file_stem();
-                    write_page(
-                        &project.results.join(format!("explain-{stem}.html")),
-                        &explanation,
-                    )?;
+            say(format!("\nwhy {} is red{}", model.cell_name(cell), beside_text(case)))?;
+            let explanation = match explained(&request, Options::default()) {
+                Ok(explanation) => explanation,
+                Err(error) => {
+                    out::eprint(format!("warning: it cannot be explained: {error}"));
+                    continue;
                 }
-                Err(error) => out::eprint(format!("warning: it cannot be explained: {error}")),
+            };
+            say_coloured(terminal::render(&explanation).trim_end())?;
+            let stem = model.cell_name(cell).file_stem();
+            let page = project.results.join(format!("explain-{stem}.html"));
+            if let Err(error) = write_page(&page, &explanation) {
+                out::eprint(format!("warning: {}", error.message));
             }
         }
     }
     Ok(())
+}
+
+/// What an explanation does not explain: it is about the mean KLD of all text, and a case may be red by something else.
+fn beside_text(case: &CaseResult) -> String {
+    let broken = case.limits.iter().filter(|limit| limit.decision() == Decision::Broken);
+    let names: Vec<String> = broken.map(|limit| limit.quantity().name()).collect();
+    match &names[..] {
+        [] => ": it is red by what it retrieves, and this is about the KLD of the corpus".into(),
+        names => format!(" ({} broken)", names.join(", ")),
+    }
 }
 
 /// The scheme to explain. A name that the policy gives to a scheme is one here, too.

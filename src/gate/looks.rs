@@ -23,19 +23,18 @@ pub(super) fn look_again(
 ) -> Result<(), GateError> {
     let planned = model.looks();
     let looks = planned.len();
+    let mut seen = model.chunks;
     let mut positions = measured.positions.clone();
     for (look, counts) in planned.windows(2).enumerate() {
         let open = open_cells(model, cells, &measured.measurement);
         if open.is_empty() {
             return Ok(());
         }
-        let wanted = (counts[1] - counts[0]).min(measured.chunks_left);
+        let wanted = (counts[1] - seen).min(measured.chunks_left);
         if wanted == 0 {
-            let notes = &mut measured.measurement.run.notes;
-            notes.push(no_more_text(model, counts[0]));
-            return Ok(());
+            break;
         }
-        let taken = counts[0] - model.chunks;
+        let taken = seen - model.chunks;
         let request = Request {
             draw: Draw::Further { first: model.chunks, taken },
             chunks: wanted,
@@ -49,16 +48,20 @@ pub(super) fn look_again(
         };
         let more = measure::measure(&request, &progress)?;
         measured.chunks_left = more.chunks_left;
+        seen += wanted;
         add(measured, &mut positions, more);
+    }
+    let most = planned.last().copied().unwrap_or(seen);
+    if seen < most && !open_cells(model, cells, &measured.measurement).is_empty() {
+        measured.measurement.run.notes.push(no_more_text(seen, most));
     }
     Ok(())
 }
 
-fn no_more_text(model: &ModelPolicy, chunks: usize) -> String {
+fn no_more_text(chunks: usize, most: usize) -> String {
     format!(
-        "the corpus has no more than {chunks} chunks, and `max_chunks` allows {}: add text to measure more where a \
-         verdict is open",
-        model.max_chunks.unwrap_or(chunks)
+        "the corpus has no more than {chunks} chunks, and `max_chunks` allows {most}: add text to measure more where a \
+         verdict is open"
     )
 }
 
@@ -85,6 +88,9 @@ fn add(measured: &mut Measured, positions: &mut [(String, Vec<Position>)], more:
     let others = others.filter(|control| !measurement.controls.contains(control));
     let others: Vec<_> = others.collect();
     measurement.controls.extend(others);
+    let notes = more.measurement.run.notes.into_iter();
+    let notes: Vec<_> = notes.filter(|note| !measurement.run.notes.contains(note)).collect();
+    measurement.run.notes.extend(notes);
     measurement.run.seconds += more.measurement.run.seconds;
     measurement.run.peak_bytes = measurement.run.peak_bytes.max(more.measurement.run.peak_bytes);
     for found in more.measurement.schemes {

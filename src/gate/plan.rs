@@ -7,7 +7,7 @@ use crate::gate::{Case, Project};
 use crate::model::decoder;
 use crate::model::spec::Spec;
 use crate::policy::{ModelPolicy, Policy};
-use crate::results::{Measurement, Results};
+use crate::results::{Measurement, Outcome, Results, SchemeResult};
 use crate::text::suggest::did_you_mean;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -178,9 +178,20 @@ fn rates<'a>(measurements: impl Iterator<Item = &'a Measurement>) -> BTreeMap<St
         let retrieval =
             m.haystacks.as_ref().map_or(0.0, |haystacks| haystacks.plan.tokens() as f64);
         let tokens = m.conditions.chunks as f64 * m.conditions.context as f64 + retrieval;
-        (m.model.clone(), m.run.seconds / ((m.schemes.len() + 1) as f64 * tokens))
+        let further = further_chunks(m) as f64 * m.conditions.context as f64;
+        (m.model.clone(), m.run.seconds / ((m.schemes.len() + 1) as f64 * tokens + further))
     });
     rates.filter(|(_, seconds)| seconds.is_finite() && *seconds > 0.0).collect()
+}
+
+/// How many chunks of a lane further looks took, those of the baseline included.
+fn further_chunks(measurement: &Measurement) -> usize {
+    let of_scheme = |scheme: &SchemeResult| match &scheme.outcome {
+        Outcome::Measured { looks, .. } => looks.iter().map(|look| look.parts.len()).sum(),
+        Outcome::Failed { .. } => 0,
+    };
+    let each: Vec<usize> = measurement.schemes.iter().map(of_scheme).collect();
+    each.iter().sum::<usize>() + each.iter().max().copied().unwrap_or(0)
 }
 
 /// What is known about the cost of a model.

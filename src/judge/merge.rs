@@ -129,6 +129,9 @@ fn add_measurement(
         let others: Vec<_> = others.collect();
         known.controls.extend(others);
     }
+    // each shard measures the floor, and may have failed to: the highest one binds all schemes
+    let floors = [known.floor, new.floor].into_iter().flatten();
+    known.floor = floors.max_by(|one, other| one.mean_kld.total_cmp(&other.mean_kld));
     // a shard without numbers knows the perplexity of its controls' chunks only
     if !known.schemes.iter().any(is_measured) {
         known.run.baseline_ppl = new.run.baseline_ppl;

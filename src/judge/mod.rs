@@ -13,6 +13,7 @@ pub mod merge;
 mod tests;
 pub mod trust;
 
+use self::limits::Judgement;
 use crate::golden::{self, Compared, Golden, GoldenError};
 use crate::policy::{Cell, ModelPolicy, Policy};
 use crate::results::case::{CaseKind, CellName};
@@ -215,7 +216,8 @@ impl Judge<'_> {
         let scheme = result_of(evidence, model, cell).ok().map(|(scheme, _)| scheme);
         let judged = limits::with_retrieval(judged, model, cell, scheme);
         let case = CaseResult::new(model.case(cell, CaseKind::Kld), judged.verdict, judged.message);
-        CaseResult { limits: judged.limits, retrieval: judged.retrieval, ..case }
+        let Judgement { limits, retrieval, chunks, .. } = judged;
+        CaseResult { limits, retrieval, chunks, ..case }
     }
 
     /// The `golden` case of a cell: has anything changed since its snapshot was accepted?

@@ -23,7 +23,7 @@ pub(super) struct Line<'a> {
 
 /// The lines of a row. There are none for a corpus of one category, which the row itself tells of, unless it has a limit.
 pub(super) fn lines<'a>(row: &Row<'a>, named: Named) -> Vec<Line<'a>> {
-    let parts = row.scheme.map(|scheme| scheme.outcome.all_parts()).unwrap_or_default();
+    let parts = row.seen().map(|seen| seen.parts.into_owned()).unwrap_or_default();
     let mut categories: BTreeMap<String, Vec<Part>> = BTreeMap::new();
     for part in parts {
         categories.entry(part.category.clone()).or_default().push(part);

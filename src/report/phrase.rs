@@ -38,19 +38,24 @@ pub(super) fn floor(floor: &Floor) -> String {
     )
 }
 
-/// Says how many cases were judged with a confidence, and how often chance alone turns one red.
+/// Says how many limits were judged with a confidence, and how often chance alone calls one broken.
 pub(super) fn confidence(results: &Results) -> Option<String> {
-    let of_case = |case: &CaseResult| case.limits.iter().find_map(|limit| limit.confidence);
-    let confidences: Vec<f64> = results.cases.iter().filter_map(of_case).collect();
+    let of_case = |case: &CaseResult| -> Vec<f64> {
+        case.limits.iter().filter_map(|limit| limit.confidence).collect()
+    };
+    let of_cases = results.cases.iter().map(of_case).filter(|own| !own.is_empty());
+    let of_cases: Vec<Vec<f64>> = of_cases.collect();
+    let confidences = of_cases.concat();
     let least = confidences.iter().copied().fold(1.0, f64::min);
     // an interval is too high or too low with half of what its confidence leaves
     let one = (1.0 - least) / 2.0;
     let any = 1.0 - (1.0 - one).powi(confidences.len() as i32);
     (!confidences.is_empty()).then(|| {
         format!(
-            "{} judged with {} % confidence: if every value stood exactly at its limit, at least one would be called \
-             broken by chance with {:.0} %",
-            count(confidences.len(), "case"),
+            "{} of {} judged with {} % confidence: if every value stood exactly at its limit, and chance were another one \
+             for each, at least one would be called broken with {:.0} %",
+            count(confidences.len(), "limit"),
+            count(of_cases.len(), "case"),
             (least * 1000.0).round() / 10.0,
             any * 100.0
         )
@@ -139,16 +144,19 @@ mod tests {
     fn chance_is_told_of_cases_with_a_confidence() {
         let mut results = fixture::results();
         assert_eq!(confidence(&results), None);
-        let judged = results.cases.iter().filter(|case| !case.limits.is_empty()).count();
+        let cases = results.cases.iter().filter(|case| !case.limits.is_empty()).count();
+        let judged = results.cases.iter().map(|case| case.limits.len()).sum::<usize>();
         for limit in results.cases.iter_mut().flat_map(|case| &mut case.limits) {
             limit.confidence = Some(0.95);
         }
         let told = confidence(&results).unwrap();
         let any = 100.0 * (1.0 - 0.975f64.powi(judged as i32));
         assert!(
-            told.starts_with(&format!("{judged} cases judged with 95 % confidence: ")),
+            told.starts_with(&format!(
+                "{judged} limits of {cases} cases judged with 95 % confidence: "
+            )),
             "{told}"
         );
-        assert!(told.ends_with(&format!("by chance with {any:.0} %")), "{told}");
+        assert!(told.ends_with(&format!("called broken with {any:.0} %")), "{told}");
     }
 }

@@ -8,7 +8,7 @@ use crate::results::replay::Replay;
 use crate::results::retrieval::{Decided, JudgedRetrieval};
 use crate::results::statistics::{Part, Statistic, Statistics};
 use crate::results::verdict::{limit_on, worst_broken, worst_undecided, JudgedLimit, Verdict};
-use crate::results::{shown_bits, CaseResult, Moved, Results, SchemeResult, Sides, Storage};
+use crate::results::{shown_bits, CaseResult, Moved, Results, SchemeResult, Seen, Sides, Storage};
 use crate::text;
 use crate::text::numbers::significant;
 use std::collections::HashMap;
@@ -56,7 +56,12 @@ pub(super) struct Row<'a> {
 
 impl<'a> Row<'a> {
     pub fn statistics(&self) -> Option<&'a Statistics> {
-        self.scheme?.outcome.latest()
+        Some(self.seen()?.statistics)
+    }
+
+    /// What had been measured when the limits were judged.
+    pub fn seen(&self) -> Option<Seen<'a>> {
+        self.scheme?.outcome.seen_at(self.cases[0].and_then(|case| case.chunks))
     }
 
     pub fn is_red(&self) -> bool {
@@ -103,8 +108,8 @@ impl<'a> Row<'a> {
     }
 
     fn mean_kld(&self) -> Option<String> {
-        let parts = self.scheme?.outcome.all_parts();
-        Some(shown_mean(self.statistics()?, &parts, self.confidence()))
+        let seen = self.seen()?;
+        Some(shown_mean(seen.statistics, &seen.parts, self.confidence()))
     }
 
     /// The confidence of intervals that are shown.

@@ -1,6 +1,6 @@
 //! What was measured of a model.
 
-use super::look::Look;
+use super::look::{Look, Seen};
 use super::provenance::{Conditions, Subject};
 use super::replay::{Generated, Replay};
 use super::retrieval::{Haystacks, Retrieved};
@@ -144,26 +144,12 @@ pub struct SchemeResult {
 }
 
 impl Outcome {
-    /// The statistics of all chunks that were measured, which limits are judged by. None if there are no numbers.
-    #[must_use]
-    pub fn latest(&self) -> Option<&Statistics> {
-        match self {
-            Outcome::Measured { statistics, looks, .. } => {
-                Some(looks.last().map_or(statistics, |look| &look.statistics))
-            }
-            Outcome::Failed { .. } => None,
-        }
-    }
-
-    /// The sums of all chunks that were measured.
-    #[must_use]
-    pub fn all_parts(&self) -> Vec<Part> {
-        match self {
-            Outcome::Measured { parts, looks, .. } => {
-                parts.iter().chain(looks.iter().flat_map(|look| &look.parts)).cloned().collect()
-            }
-            Outcome::Failed { .. } => Vec::new(),
-        }
+    /// What had been measured at the look at so many chunks, or at the first look. None if there are no numbers.
+    pub(crate) fn seen_at(&self, chunks: Option<usize>) -> Option<Seen<'_>> {
+        let Outcome::Measured { statistics, parts, looks } = self else { return None };
+        let mut all = Seen::all(statistics, parts, looks);
+        let first = all.next()?;
+        Some(all.find(|seen| Some(seen.parts.len()) == chunks).unwrap_or(first))
     }
 
     /// What was measured in one look.

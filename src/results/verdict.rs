@@ -21,6 +21,9 @@ pub struct CaseResult {
     /// The limits on what is retrieved that were judged, in a `kld` case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retrieval: Vec<JudgedRetrieval>,
+    /// How many chunks the limits were judged by, in a `kld` case, if that was not the first look at the scheme.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<usize>,
     /// Each value in the golden and now, in a `golden` case. Empty if the two cannot be compared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<Moved>,
@@ -36,6 +39,7 @@ impl CaseResult {
             message,
             limits: Vec::new(),
             retrieval: Vec::new(),
+            chunks: None,
             changes: Vec::new(),
         }
     }

@@ -149,18 +149,31 @@ pub(super) fn choose(
 /// chose, and does not on the others, it is the reference, if the engine has it.
 pub(super) fn upheld(
     recommended: Option<usize>,
-    rival: Option<&Comparison>,
+    rival: &Comparison,
     reference: Option<usize>,
     engine: Engine,
 ) -> Option<usize> {
-    let is_refuted = rival.is_some_and(|rival| {
-        recommended == Some(rival.row) && rival.verified.is_some() && rival.finding == Finding::No
-    });
-    if is_refuted {
+    if recommended == Some(rival.row) && rival.is_refuted() {
         reference.filter(|_| engine != Engine::Vllm)
     } else {
         recommended
     }
+}
+
+/// The rival beside the reference, as it stands after the winners were verified. If the other chunks refute it, a scheme takes
+/// its place that does surely no more than the reference on both sets of chunks, of these the one with the fewest bits.
+pub(super) fn standing(rival: usize, rows: &[Row], reference: usize) -> Comparison {
+    let first = Comparison::of(rival, rows, reference);
+    if !first.is_refuted() {
+        return first;
+    }
+    let is_sure = |own: &Comparison| {
+        own.bits_fewer > SAME_BITS
+            && own.verified.is_some()
+            && [own.measured.finding(), own.finding].iter().all(|found| *found == Finding::Surely)
+    };
+    let others = (0..rows.len()).map(|row| Comparison::of(row, rows, reference)).filter(is_sure);
+    others.max_by(|a, b| a.bits_fewer.total_cmp(&b.bits_fewer)).unwrap_or(first)
 }
 
 /// The scheme with fewer bits than the reference that does surely no more harm, of these the one with the fewest bits. If
@@ -221,6 +234,11 @@ impl Comparison {
         let finding = verified.unwrap_or(measured).finding();
         Comparison { row, bits_fewer: other.bits - own.bits, measured, verified, finding }
     }
+
+    /// Whether chunks that did not choose it say the contrary.
+    fn is_refuted(&self) -> bool {
+        self.verified.is_some() && self.finding == Finding::No
+    }
 }
 
 impl Change {
@@ -231,7 +249,7 @@ impl Change {
         }
     }
 
-    fn finding(&self) -> Finding {
+    pub(super) fn finding(&self) -> Finding {
         match self.interval {
             Some([_, high]) if high <= 0.0 => Finding::Surely,
             _ if self.difference <= 0.0 => Finding::ByTheMeans,
@@ -309,7 +327,7 @@ mod tests {
     fn a_rival_that_other_chunks_refute_is_not_recommended() {
         let mut rows = rows();
         let compared = |rows: &[Row]| Comparison::of(2, rows, 3);
-        let kept = |rows: &[Row], engine| upheld(Some(2), Some(&compared(rows)), Some(3), engine);
+        let kept = |rows: &[Row], engine| upheld(Some(2), &compared(rows), Some(3), engine);
         assert_eq!(kept(&rows, Engine::Any), Some(2), "nothing was verified");
         rows[3].verified = Some(reading(0.008));
         rows[2].verified = Some(reading(0.007));
@@ -317,7 +335,23 @@ mod tests {
         rows[2].verified = Some(reading(0.009));
         assert_eq!(kept(&rows, Engine::Any), Some(3));
         assert_eq!(kept(&rows, Engine::Vllm), None);
-        assert_eq!(upheld(Some(1), Some(&compared(&rows)), Some(3), Engine::Any), Some(1));
+        assert_eq!(upheld(Some(1), &compared(&rows), Some(3), Engine::Any), Some(1));
+    }
+
+    #[test]
+    fn what_holds_on_both_sets_of_chunks_takes_the_place_of_a_rival_that_does_not() {
+        let mut rows = rows();
+        rows[1] = row("q5_0", 5.5, 0.005);
+        let verified = |rows: &mut [Row], of: [f64; 3]| {
+            (1..4).zip(of).for_each(|(i, mean)| rows[i].verified = Some(reading(mean)));
+        };
+        verified(&mut rows, [0.006, 0.006, 0.008]);
+        assert_eq!(standing(1, &rows, 3).row, 1, "it holds");
+        verified(&mut rows, [0.009, 0.006, 0.008]);
+        assert_eq!(standing(1, &rows, 3).row, 2, "the next one does");
+        verified(&mut rows, [0.009, 0.009, 0.008]);
+        let refuted = standing(1, &rows, 3);
+        assert_eq!((refuted.row, refuted.finding), (1, Finding::No), "none does");
     }
 
     #[test]

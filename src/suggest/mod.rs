@@ -247,10 +247,14 @@ impl<'p> Search<'p> {
         if !self.others.is_empty() {
             self.verify(&mut rows, &verified, &mut passes)?;
         }
-        let rival = rival.zip(reference).map(|(own, of)| Comparison::of(own, &rows, of));
-        let recommended = match limit {
-            Some(_) => recommended,
-            None => choice::upheld(recommended, rival.as_ref(), reference, self.options.engine),
+        let standing = rival.zip(reference).map(|(own, of)| choice::standing(own, &rows, of));
+        let recommended = match (limit, &standing) {
+            (None, Some(standing)) => {
+                let was_rival = recommended == rival;
+                let recommended = if was_rival { Some(standing.row) } else { recommended };
+                choice::upheld(recommended, standing, reference, self.options.engine)
+            }
+            _ => recommended,
         };
 
         let scored = passes.scored();
@@ -278,7 +282,7 @@ impl<'p> Search<'p> {
             rows,
             recommended,
             reference,
-            rival,
+            rival: standing,
             answer: Vec::new(),
         };
         suggestion.answer = words::answer(&suggestion);

@@ -34,7 +34,8 @@ fn recommendation(suggestion: &Suggestion) -> String {
             " No budget was given, and nothing with fewer bits does as little.".into()
         }
         Some(_) => format!(
-            " No budget was given: of what does no more than {REFERENCE} on the chunks that chose, it has the fewest bits."
+            " No budget was given: of what does no more than {REFERENCE} on the chunks that chose, and was not refuted by the \
+             others, it has the fewest bits."
         ),
         None => " No budget was given: it does the least.".into(),
     });
@@ -126,6 +127,11 @@ fn against_reference(suggestion: &Suggestion) -> Option<String> {
         Finding::ByTheMeans => format!(
             "{head} {name}{facts} has {fewer} bits fewer and by the means does no more, but the chunks do not decide it: its KLD \
              differs by {differs} on {chunks}."
+        ),
+        Finding::No if measured.finding() == Finding::Surely => format!(
+            "{head} Nothing with fewer bits was found that does no more on both sets of chunks. {name}{facts}, with {fewer} \
+             bits fewer, did no more on the chunks that chose it, and the others refute that: its KLD differs by {differs} \
+             on {chunks}."
         ),
         Finding::No => format!(
             "{head} Nothing with fewer bits was found that does no more. The nearest is {name}{facts}, with {fewer} bits \

@@ -59,12 +59,18 @@ pub enum WriteError {
 /// must break these limits.
 ///
 /// # Errors
-/// If there is nothing to serve, or if nothing was verified.
+/// If there is nothing to serve, or if nothing was verified on as many chunks as an interval needs.
 pub fn entries(suggestion: &Suggestion) -> Result<Vec<Entry>, WriteError> {
     let served = suggestion.recommended.map(|i| &suggestion.rows[i]);
     let served = served.ok_or(WriteError::NothingToWrite("there is nothing to recommend"))?;
     let verified = served.verified.as_ref();
     let verified = verified.ok_or(WriteError::NothingToWrite("nothing was verified"))?;
+    if verified.interval.is_none() {
+        return Err(WriteError::NothingToWrite(
+            "it was verified on too few chunks for an interval, of which limits are made: verify 8 at least \
+             (`--verify 8`)",
+        ));
+    }
     let limits = own_limits(&verified.statistics, &verified.parts);
     let most = limits
         .iter()

@@ -32,6 +32,8 @@ pub struct Judgement {
     pub limits: Vec<JudgedLimit>,
     /// The limits on what is retrieved that were judged: see [`with_retrieval`].
     pub retrieval: Vec<JudgedRetrieval>,
+    /// How many chunks the limits were judged by, if that was not the first look.
+    pub chunks: Option<usize>,
     /// The explanation for people. Empty for a plain pass.
     pub message: String,
 }
@@ -91,7 +93,7 @@ pub(super) fn below_floor(cell: &Cell, effective: &str, floor: Floor) -> Option<
     let least = FLOORS * floor.mean_kld;
     let is_below =
         |limit: &&Limit| limit.quantity.statistic == Statistic::MeanKld && limit.bound < least;
-    let limit = cell.limits.iter().find(is_below)?;
+    let limit = applied(cell).iter().find(is_below)?;
     codec_names(effective).iter().any(is_lossy).then(|| {
         format!(
             "{} is below three times the floor {}, which the unquantized cache reads against itself if nothing but the \
@@ -132,6 +134,7 @@ pub fn judge(
                 verdict: Verdict::Error,
                 limits: Vec::new(),
                 retrieval: Vec::new(),
+                chunks: None,
                 message,
             };
         }
@@ -148,7 +151,8 @@ pub fn judge(
             break;
         }
     }
-    let chunks = judged.iter().map(|(seen, _)| seen.parts.len()).collect();
+    let chunks: Vec<usize> = judged.iter().map(|(seen, _)| seen.parts.len()).collect();
+    let of_look = chunks[1..].last().copied();
     let (seen, limits) = judged.pop().expect("there is a first look");
     let verdict = confidence::verdict(cell.expect, &limits);
     let is_plain = verdict == Verdict::Pass && !limits.iter().any(|limit| limit.borderline);
@@ -158,17 +162,21 @@ pub fn judge(
             Message { model, cell, seen, chunks, limits: &limits, verdict, golden }.to_string()
         }
     };
-    Judgement { verdict, limits, retrieval: Vec::new(), message }
+    Judgement { verdict, limits, retrieval: Vec::new(), chunks: of_look, message }
 }
 
 /// The limits of a cell, judged by what was there at one of several looks.
 fn judged_limits(model: &ModelPolicy, cell: &Cell, seen: &Seen, looks: usize) -> Vec<JudgedLimit> {
-    let applied: &[Limit] = match cell.expect {
+    let measured = (seen.statistics, &seen.parts[..]);
+    applied(cell).iter().map(|limit| judged(limit, measured, (model.confidence, looks))).collect()
+}
+
+/// The limits that a cell is judged by.
+fn applied(cell: &Cell) -> &[Limit] {
+    match cell.expect {
         Expectation::Report => &[],
         Expectation::Pass | Expectation::Fail => &cell.limits,
-    };
-    let measured = (seen.statistics, &seen.parts[..]);
-    applied.iter().map(|limit| judged(limit, measured, (model.confidence, looks))).collect()
+    }
 }
 
 fn is_decided(cell: &Cell, limits: &[JudgedLimit]) -> bool {
@@ -214,7 +222,8 @@ fn numbers(cell: &Cell, seen: &Seen) -> Result<(), String> {
             return Err(format!("{} is {value}{error}, which is no number", statistic.name()));
         }
     }
-    if let Some(reason) = cell.limits.iter().find_map(|limit| unjudgeable(limit, statistics, parts))
+    if let Some(reason) =
+        applied(cell).iter().find_map(|limit| unjudgeable(limit, statistics, parts))
     {
         return Err(reason);
     }

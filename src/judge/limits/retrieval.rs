@@ -171,7 +171,13 @@ mod tests {
     use crate::testing::fixture;
 
     fn judgement(verdict: Verdict) -> Judgement {
-        Judgement { verdict, limits: Vec::new(), retrieval: Vec::new(), message: String::new() }
+        Judgement {
+            verdict,
+            limits: Vec::new(),
+            retrieval: Vec::new(),
+            chunks: None,
+            message: String::new(),
+        }
     }
 
     /// A model whose policy asks for at most 5 % of loss, and a scheme that lost so many of the needles that the baseline

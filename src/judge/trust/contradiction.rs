@@ -22,7 +22,7 @@ pub fn contradiction(
     let Outcome::Measured { statistics, parts, looks } = &scheme.outcome else { return None };
     let own = Seen::all(statistics, parts, looks)
         .enumerate()
-        .find_map(|(look, seen)| contradicting_look(measurement, look, &seen, by));
+        .find_map(|(look, seen)| contradicting_look(measurement, look == 0, &seen, by));
     own.or_else(|| scheme.storage.as_ref().and_then(impossible_storage))
         .or_else(|| {
             let replay = scheme.replay.as_ref()?;
@@ -32,25 +32,21 @@ pub fn contradiction(
         .or_else(|| needles::contradiction(measurement, scheme))
 }
 
-/// How what was there at a look contradicts itself. The first look, number 0, is at as many chunks as the conditions
-/// say.
+/// How what was there at a look contradicts itself. The first look is at as many chunks as the conditions say.
 fn contradicting_look(
     measurement: &Measurement,
-    look: usize,
+    is_first: bool,
     Seen { statistics, parts }: &Seen,
     by: MeasuredBy,
 ) -> Option<String> {
     if let Some(no_number) = not_finite(statistics, parts) {
         return Some(no_number);
     }
-    let chunks = measurement.conditions.chunks;
+    let chunks = if is_first { measurement.conditions.chunks } else { parts.len() };
     // logs of another engine have no parts
     let has_parts = by == MeasuredBy::Kvgate || !parts.is_empty();
-    let unlike = || match look {
-        0 => mismatch_with_parts(measurement, (statistics, chunks), parts),
-        _ => twice(parts)
-            .or_else(|| mismatch_with_parts(measurement, (statistics, parts.len()), parts)),
-    };
+    let unlike =
+        || twice(parts).or_else(|| mismatch_with_parts(measurement, (statistics, chunks), parts));
     let unlike = has_parts.then(unlike).flatten();
     left_out(statistics, by).or(unlike).or_else(|| contradicting_statistics(statistics))
 }
@@ -430,6 +426,7 @@ mod tests {
         holds(says(&|s, _| s.rms_dp = -0.1), "its rms_dp is -0.1");
         holds(says(&|_, p| drop(p.pop())), "its parts are not 2 chunks of 31 scored tokens");
         holds(says(&|_, p| p[0].tokens = u64::MAX), "its parts are not 2 chunks");
+        holds(says(&|_, p| p[1].chunk = 0), "it holds chunk 0 of prose twice");
         holds(says(&|_, p| p[0].kld = f64::NAN), "its sum of kld over its parts is NaN");
         // sums that overflow agree with everything
         holds(
