@@ -1,6 +1,6 @@
 //! The table by category: what a scheme does to each kind of text.
 
-use super::phrase::Named;
+use super::named::Named;
 use super::row::{shown_agreement, shown_mean, worst_limit, Row};
 use crate::results::statistics::{Part, Statistic, Statistics};
 use crate::results::verdict::{limit_on, Decision, JudgedLimit};

@@ -8,7 +8,7 @@ use super::categories;
 use super::glossary;
 use super::needles::{self, Depths};
 use super::row::{numbers, red_limit, Columns, Row};
-use super::todo::Step;
+use super::todo::{self, Step};
 use super::view::{arithmetic, memory_of_card, ModelView, Standing, View};
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding, Measurement};
@@ -82,7 +82,7 @@ fn mark(view: &View) -> &'static str {
 /// What to do about what is red.
 fn what_to_do(view: &View) -> String {
     let step = |Step { fault, remedy }: Step| format!("- **{fault}:** {remedy}\n");
-    let steps: String = view.steps(&code).into_iter().map(step).collect();
+    let steps: String = todo::steps(view, &code).into_iter().map(step).collect();
     if steps.is_empty() {
         return steps;
     }

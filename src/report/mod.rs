@@ -16,6 +16,7 @@ mod advice;
 mod categories;
 pub(crate) mod flags;
 mod glossary;
+mod named;
 mod needles;
 mod phrase;
 mod row;

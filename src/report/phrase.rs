@@ -1,15 +1,12 @@
 //! Sentences about a run. Each renderer decides how the names in them are written: see [`Named`].
 
+use super::named::Named;
 use super::row::{relative, worst_limit};
 use crate::results::measured_by::MeasuredBy;
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Finding, Floor, Results};
 use crate::text;
 use crate::text::numbers::{count, significant};
-
-/// Writes a name in a form that nothing obeys, for it may be a stranger's: a code span in Markdown, escaped characters on a
-/// terminal.
-pub(super) type Named<'n> = &'n dyn Fn(&str) -> String;
 
 /// Names the engine that measured: the first that is not kvgate's own, or else kvgate's.
 pub(super) fn measured_by(results: &Results, named: Named) -> Option<String> {

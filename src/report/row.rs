@@ -1,6 +1,6 @@
 //! One row of a report: a scheme of a model with its numbers and its cases.
 
-use super::phrase::Named;
+use super::named::Named;
 use crate::judge::interval;
 use crate::kv::Scheme;
 use crate::results::case::{CaseKind, CellName};

@@ -4,7 +4,7 @@ use super::categories;
 use super::needles::{self, Depths};
 use super::phrase;
 use super::row::{numbers, verdict_words, Columns, Row};
-use super::todo::Step;
+use super::todo::{self, Step};
 use super::view::{arithmetic, memory_of_card, ModelView, View};
 use crate::results::verdict::{Decision, Verdict};
 use crate::results::{CaseResult, Control, Finding, Measurement};
@@ -49,7 +49,7 @@ fn render_with(view: &View, columns: Columns, messages: &str) -> String {
 /// What to do about what is red, and which scheme to serve of each model that was judged.
 fn what_to_do(view: &View) -> String {
     let step = |Step { fault, remedy }: Step| format!("  {BOLD}{fault}{BOLD:#}: {remedy}\n");
-    let mut out: String = view.steps(&text::name).into_iter().map(step).collect();
+    let mut out: String = todo::steps(view, &text::name).into_iter().map(step).collect();
     let advised = view.models.iter().filter_map(|model| Some((model.name, model.advice.as_ref()?)));
     out.extend(advised.map(|(model, advice)| {
         let words = advice.words(&text::name);

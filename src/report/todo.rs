@@ -1,6 +1,7 @@
 //! What to do about what is red, one line for each kind of fault.
 
-use super::phrase::{harm, Named};
+use super::named::Named;
+use super::phrase::harm;
 use super::row::worst_limit;
 use super::view::View;
 use crate::results::verdict::{worst_broken, worst_undecided, Verdict};

@@ -1,9 +1,9 @@
 //! What a report shows, computed once. Renderers only decide in which form it is shown, and how much of it.
 
 use super::advice::Advice;
-use super::phrase::{self, Named};
+use super::named::Named;
+use super::phrase;
 use super::row::{Cells, Row};
-use super::todo::{self, Step};
 use super::Links;
 use crate::results::statistics::Statistics;
 use crate::results::verdict::{self, worst_broken, JudgedLimit, Verdict};
@@ -138,11 +138,6 @@ impl<'a> View<'a> {
         names.truncate(IGNORED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         (!names.is_empty()).then(|| format!("ignored, not run: {}{more}", names.join(", ")))
-    }
-
-    /// What to do about what is red.
-    pub(super) fn steps(&self, named: Named) -> Vec<Step> {
-        todo::steps(self, named)
     }
 
     /// The findings that make the run red.

@@ -12,7 +12,7 @@ use super::glossary::{self, Word};
 use super::needles::{self, Depths};
 use super::phrase;
 use super::row::{numbers, verdict_words, Columns, Row};
-use super::todo::Step;
+use super::todo::{self, Step};
 use super::view::{arithmetic, memory_of_card, Standing, View};
 use crate::files::write_atomically;
 use crate::kv::Scheme;
@@ -236,7 +236,7 @@ impl Page {
         Ok(Self {
             standing: view.standing,
             sentence: view.sentence(),
-            steps: view.steps(&text::name),
+            steps: todo::steps(view, &text::name),
             advice: advice(view),
             facts: facts(view),
             findings: results.findings.iter().take(MESSAGES).map(ShownFinding::new).collect(),
