@@ -131,7 +131,8 @@ tiny  for any engine · baseline f16 PPL 21.100 · Some CPU, f32 · 120 lane-chu
 
   Serve mixture 1: 5.25 bits (5 MiB for 512 tokens), KLD 0.0044 (0.0042–0.0048) on 10 chunks that
     did not choose it. No budget was given: of what does no more than q8_0/q4_0 on the chunks that
-    chose, it has the fewest bits. No engine that kvgate knows has options for it.
+    chose, and was not refuted by the others, it has the fewest bits. No engine that kvgate knows
+    has options for it.
   q8_0/q4_0 has 6.5 bits and KLD 0.0085 (0.0081–0.0093). mixture 1 has 1.25 bits fewer and does no
     more: its KLD differs by −0.0041 (−0.0043 to −0.0038) on the same chunks, which did not choose
     it.

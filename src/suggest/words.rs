@@ -233,7 +233,7 @@ mod tests {
         for words in [
             "Serve q5_1: 6 bits (5.7 MiB for 512 tokens), KLD 0.0044 (",
             " on 10 chunks that did not choose it. No budget was given: of what does no more than q8_0/q4_0 on the \
-             chunks that chose, it has the fewest bits.",
+             chunks that chose, and was not refuted by the others, it has the fewest bits.",
             "For llama.cpp: `--cache-type-k q5_1 --cache-type-v q5_1`.",
             "q8_0/q4_0 has 6.5 bits and KLD 0.0085 (",
             "q5_1 has 0.5 bits fewer and does no more: its KLD differs by −0.0041 (−0.00",

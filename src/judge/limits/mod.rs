@@ -222,6 +222,9 @@ fn numbers(cell: &Cell, seen: &Seen) -> Result<(), String> {
             return Err(format!("{} is {value}{error}, which is no number", statistic.name()));
         }
     }
+    if let Some(limit) = cell.limits.iter().find(|limit| !limit.bound.is_finite()) {
+        return Err(format!("{} is no bound", named(limit)));
+    }
     if let Some(reason) =
         applied(cell).iter().find_map(|limit| unjudgeable(limit, statistics, parts))
     {
@@ -234,9 +237,6 @@ fn numbers(cell: &Cell, seen: &Seen) -> Result<(), String> {
 fn unjudgeable(limit: &Limit, statistics: &Statistics, parts: &[Part]) -> Option<String> {
     let (quantity, named) = (&limit.quantity, named(limit));
     let name = quantity.statistic.name();
-    if !limit.bound.is_finite() {
-        return Some(format!("{named} is no bound"));
-    }
     if !statistics.knows(quantity.statistic) {
         return Some(format!(
             "{named} cannot be judged: what measured does not say {name}; measure with a newer build, or set \
