@@ -331,6 +331,10 @@ impl Resolver<'_> {
         let limits = limits(sections, asked);
         if expect != Expectation::Report {
             self.judgeable(name, asked, &limits);
+            // with a confidence each limit is held against an interval of its own, and either may be the one that is open
+            if last(sections, |s| s.confidence).flatten().is_none() {
+                self.idle_limits(&limits);
+            }
         }
         if expect == Expectation::Fail && !limits.contains_key(&Statistic::BaselinePpl.into()) {
             self.unlimited_baseline(name, asked);
@@ -362,7 +366,6 @@ impl Resolver<'_> {
                 "add `limits = { mean_kld = 0.05 }`, or only measure it: `expect = \"report\"`",
             );
         }
-        self.idle_limits(limits);
     }
 
     /// Checks the limits by category of a model: its corpus has a text of that category, from which enough chunks are

@@ -470,6 +470,11 @@ fn a_confidence_is_a_share_and_needs_chunks() {
     assert_eq!(of(8, "0.9"), (Some(0.9), String::new()));
     assert_eq!(of(8, "false"), (None, String::new()));
     assert_eq!(of(7, "false"), (None, String::new()));
+    // a limit that a value cannot break before another one may still be the one that its interval leaves open
+    let idle = edited("mean_kld = 0.05\n", "mean_kld = 0.05\ntop1_agreement = 0.5\n");
+    let warnings = |text: &str| parse(text).unwrap().1.len();
+    let sure = idle.replace("chunks = 4", "chunks = 8\nconfidence = 0.95");
+    assert_eq!([warnings(&idle) > 0, warnings(&sure) > 0], [true, false]);
     let (confidence, warning) = of(7, "0.95");
     assert_eq!(confidence, Some(0.95));
     assert!(warning.contains("has no effect with 7 chunks"), "{warning}");

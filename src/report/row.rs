@@ -109,7 +109,12 @@ impl<'a> Row<'a> {
 
     fn mean_kld(&self) -> Option<String> {
         let seen = self.seen()?;
-        Some(shown_mean(seen.statistics, &seen.parts, self.confidence()))
+        let shown = shown_mean(seen.statistics, &seen.parts, self.confidence());
+        // a further look has more chunks than the line about the model says
+        Some(match self.cases[0].and_then(|case| case.chunks) {
+            Some(chunks) => format!("{shown} of {chunks} chunks"),
+            None => shown,
+        })
     }
 
     /// The confidence of intervals that are shown.

@@ -31,7 +31,7 @@ fn recommendation(suggestion: &Suggestion) -> String {
     });
     let why = asked.unwrap_or_else(|| match suggestion.reference {
         Some(reference) if suggestion.recommended == Some(reference) => {
-            " No budget was given, and nothing with fewer bits does as little.".into()
+            " No budget was given, and nothing with fewer bits that was measured does as little.".into()
         }
         Some(_) => format!(
             " No budget was given: of what does no more than {REFERENCE} on the chunks that chose, and was not refuted by the \
@@ -247,7 +247,10 @@ mod tests {
     fn where_nothing_beats_it_that_is_said() {
         let said = answer(&suggestion(rows(0.02), None)).join("\n");
         assert!(said.contains("Serve q8_0/q4_0: 6.5 bits"), "{said}");
-        assert!(said.contains("nothing with fewer bits does as little"), "{said}");
+        assert!(
+            said.contains("nothing with fewer bits that was measured does as little"),
+            "{said}"
+        );
         let nearest = "Nothing with fewer bits was found that does no more. The nearest is q5_1 (6 bits and KLD 0.022 (";
         assert!(said.contains(nearest), "{said}");
         assert!(said.contains("differs by +0.014 (+0.01"), "{said}");

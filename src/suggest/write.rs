@@ -158,7 +158,7 @@ pub fn edited(
             }
         }
     }
-    let text = document.to_string();
+    let text = with_line_ends_of(text, document.to_string());
     let (policy, warnings) = Policy::parse(&text, path)?;
     let own = find(&policy, model).ok_or_else(|| WriteError::NoModel(model.into()))?;
     if let Some(astray) = added.iter().find(|entry| !is_there(entry, own)) {
@@ -169,6 +169,15 @@ pub fn edited(
         _ => entry.label.clone(),
     });
     Ok(Edited { text, added: added.collect(), left, warnings })
+}
+
+/// The text with the line ends of the file that it was edited from: a TOML document has line feeds only.
+fn with_line_ends_of(original: &str, text: String) -> String {
+    if original.contains("\r\n") {
+        text.replace("\r\n", "\n").replace('\n', "\r\n")
+    } else {
+        text
+    }
 }
 
 fn find<'p>(policy: &'p Policy, model: &str) -> Option<&'p ModelPolicy> {
@@ -296,6 +305,13 @@ at.long = { context = 1024 }
         assert_eq!(limit("q5_1"), 0.0066);
         assert_eq!(limit("q4_0"), 0.0066);
         assert_eq!(limit("q8_0"), 0.05);
+    }
+
+    #[test]
+    fn line_ends_stay_what_they_are() {
+        let Edited { text, .. } = written(&POLICY.replace('\n', "\r\n"), "tiny", &found());
+        let Edited { text: plain, .. } = written(POLICY, "tiny", &found());
+        assert_eq!(text, plain.replace('\n', "\r\n"));
     }
 
     #[test]

@@ -124,14 +124,17 @@ fn bounded(tail: f64) -> Option<f64> {
     Some(tail).filter(|tail| tail.is_finite()).map(rounded_up)
 }
 
-/// Limits of a scheme's own, with the same margins, wherever the limits stand that a policy has for any scheme.
+/// Limits of a scheme's own, with the same margins, each by itself, wherever the limits stand that a policy has for any
+/// scheme. What nothing bounds from above gets none.
 pub(crate) fn own_limits(found: &Statistics, parts: &[Part]) -> Vec<(Statistic, Option<f64>)> {
     let own = |statistic| {
         let (_, most) = ends(statistic, found, parts);
-        with_headroom(harm(statistic, found.get(statistic)), most)
+        let harm = bounded(with_headroom(harm(statistic, found.get(statistic)), most))?;
+        let limit = if statistic == Statistic::Top1Agreement { 1.0 - harm } else { harm };
+        Some((statistic, Some(limit)))
     };
-    let [kld, flips] = means(own(Statistic::MeanKld), own(Statistic::Top1Agreement));
-    vec![kld, flips, (Statistic::P99Kld, bounded(own(Statistic::P99Kld)))]
+    let limits = [Statistic::MeanKld, Statistic::Top1Agreement, Statistic::P99Kld].map(own);
+    limits.into_iter().flatten().collect()
 }
 
 /// The least and the largest harm that a statistic may stand for.
