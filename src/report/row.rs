@@ -5,9 +5,11 @@ use crate::judge::interval;
 use crate::kv::Scheme;
 use crate::results::case::{CaseKind, CellName};
 use crate::results::replay::Replay;
-use crate::results::retrieval::{Decided, JudgedRetrieval};
+use crate::results::retrieval::JudgedRetrieval;
 use crate::results::statistics::{Part, Statistic, Statistics};
-use crate::results::verdict::{limit_on, worst_broken, worst_undecided, JudgedLimit, Verdict};
+use crate::results::verdict::{
+    limit_on, worst_broken, worst_undecided, Decision, JudgedLimit, Verdict,
+};
 use crate::results::{shown_bits, CaseResult, Moved, Results, SchemeResult, Seen, Sides, Storage};
 use crate::text;
 use crate::text::numbers::significant;
@@ -343,12 +345,12 @@ pub(super) fn worst_limit(case: &CaseResult, named: Named) -> Option<String> {
     let undecided = || worst_undecided(&case.limits).map(|limit| words(limit, limit.doubt()));
     let retrieval = |decision| worst_retrieval(case, decision).map(JudgedRetrieval::words);
     broken
-        .or_else(|| retrieval(Decided::Broken))
+        .or_else(|| retrieval(Decision::Broken))
         .or_else(undecided)
-        .or_else(|| retrieval(Decided::Undecided))
+        .or_else(|| retrieval(Decision::Undecided))
 }
 
-fn worst_retrieval(case: &CaseResult, decision: Decided) -> Option<&JudgedRetrieval> {
+fn worst_retrieval(case: &CaseResult, decision: Decision) -> Option<&JudgedRetrieval> {
     let limits = case.retrieval.iter().filter(|limit| limit.decision == decision);
     limits.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
 }

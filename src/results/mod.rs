@@ -10,6 +10,7 @@
 #![deny(missing_docs)]
 
 pub mod case;
+mod decision;
 pub mod json;
 mod look;
 pub mod measured_by;

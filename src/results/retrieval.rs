@@ -5,6 +5,7 @@
 //! *retrieved* if every token of its value is a lane's most likely one. Needles that the baseline does not retrieve say
 //! nothing about a scheme.
 
+use super::decision::Decision;
 use serde::{Deserialize, Serialize};
 
 /// How many parts of a context have a KLD of their own.
@@ -129,19 +130,7 @@ pub struct JudgedRetrieval {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high: Option<f64>,
     /// What is known of the limit.
-    pub decision: Decided,
-}
-
-/// What is known of a limit on retrieval.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Decided {
-    /// It is kept, with the confidence that the policy asks for.
-    Kept,
-    /// It is broken, with that confidence.
-    Broken,
-    /// The interval holds the bound, so it may be either.
-    Undecided,
+    pub decision: Decision,
 }
 
 impl JudgedRetrieval {
@@ -160,7 +149,7 @@ impl JudgedRetrieval {
     pub fn words(&self) -> String {
         let (name, length, ratio) = (self.measure.name(), self.length, self.ratio());
         match self.decision {
-            Decided::Undecided => format!("{name} at {length} undecided"),
+            Decision::Undecided => format!("{name} at {length} undecided"),
             _ if ratio.is_finite() => format!("{name} at {length} {ratio:.2} × its limit"),
             _ => format!("{name} at {length} over its limit of {}", self.bound),
         }

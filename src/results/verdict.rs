@@ -1,6 +1,7 @@
 //! Cases with their verdicts, and the exit code of a run.
 
 use super::case;
+pub use super::decision::Decision;
 use super::retrieval::JudgedRetrieval;
 use super::statistics::{Direction, Quantity, Statistic};
 use serde::{Deserialize, Serialize};
@@ -200,17 +201,6 @@ pub struct JudgedLimit {
     /// Why the value decides as it is although the policy says a confidence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_interval: Option<String>,
-}
-
-/// What is known of a limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    /// It is kept, with the confidence that the policy asks for.
-    Kept,
-    /// It is broken, with that confidence.
-    Broken,
-    /// The interval holds the bound, so it may be either.
-    Undecided,
 }
 
 impl JudgedLimit {

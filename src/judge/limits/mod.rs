@@ -352,11 +352,7 @@ impl Message<'_> {
         limit: &JudgedLimit,
         shown: &str,
     ) -> fmt::Result {
-        let mark = match limit.decision() {
-            Decision::Kept => "✓",
-            Decision::Broken => "✗",
-            Decision::Undecided => "?",
-        };
+        let mark = limit.decision().mark();
         let side = match limit.statistic.direction() {
             Direction::AtMost => "at most",
             Direction::AtLeast => "at least",

@@ -4,8 +4,8 @@ use super::Judgement;
 use crate::judge::interval::{self, SHOWN};
 use crate::policy::{Cell, Expectation, ModelPolicy, RetrievalLimit};
 use crate::results::case::CaseKind;
-use crate::results::retrieval::{Decided, JudgedRetrieval, Measure, Retrieved};
-use crate::results::verdict::Verdict;
+use crate::results::retrieval::{JudgedRetrieval, Measure, Retrieved};
+use crate::results::verdict::{Decision, Verdict};
 use crate::results::SchemeResult;
 use crate::text::numbers::significant;
 
@@ -91,11 +91,11 @@ fn judge_limit(
     };
     let bound = limit.bound;
     let decision = match interval.filter(|_| confidence.is_some()) {
-        Some(interval) if interval.high <= bound => Decided::Kept,
-        Some(interval) if interval.low > bound => Decided::Broken,
-        Some(_) => Decided::Undecided,
-        None if value <= bound => Decided::Kept,
-        None => Decided::Broken,
+        Some(interval) if interval.high <= bound => Decision::Kept,
+        Some(interval) if interval.low > bound => Decision::Broken,
+        Some(_) => Decision::Undecided,
+        None if value <= bound => Decision::Kept,
+        None => Decision::Broken,
     };
     JudgedRetrieval {
         measure: limit.measure,
@@ -112,7 +112,7 @@ fn judge_limit(
 /// The verdict of all limits together, of which the others have one already.
 fn verdict(expect: Expectation, others: Verdict, retrieval: &[JudgedRetrieval]) -> Verdict {
     let any = |decision| retrieval.iter().any(|limit| limit.decision == decision);
-    let (broken, undecided) = (any(Decided::Broken), any(Decided::Undecided));
+    let (broken, undecided) = (any(Decision::Broken), any(Decision::Undecided));
     match (expect, others) {
         // a limit that is broken decides, whichever it is; for a scheme that must fail, this is the baseline's
         (_, Verdict::Regressed) => Verdict::Regressed,
@@ -134,16 +134,12 @@ fn message(
     retrieval: &[JudgedRetrieval],
     scheme: &SchemeResult,
 ) -> String {
-    let broken = retrieval.iter().filter(|limit| limit.decision == Decided::Broken).count();
+    let broken = retrieval.iter().filter(|limit| limit.decision == Decision::Broken).count();
     let of = retrieval.len();
     let mut lines =
         format!("{case}: {}, {broken} of {of} limits on retrieval broken\n", verdict.label());
     for limit in retrieval {
-        let mark = match limit.decision {
-            Decided::Kept => "✓",
-            Decided::Broken => "✗",
-            Decided::Undecided => "?",
-        };
+        let mark = limit.decision.mark();
         let name = format!("{} at {}", limit.measure.name(), limit.length);
         let own = scheme.retrieved.iter().find(|retrieved| retrieved.length == limit.length);
         let counts = own.map(Retrieved::all).filter(|_| limit.measure == Measure::Loss);
