@@ -118,6 +118,10 @@ impl Resolver<'_> {
         self.idle_confidence(&name, innermost, (confidence, chunks));
         let max_chunks = last(sections, |s| s.max_chunks).flatten();
         self.idle_maximum(&name, sections, (max_chunks, confidence, chunks));
+        let retrieval = innermost.retrieval.as_ref().map(|body| {
+            self.unsure_answers(&name, body, confidence);
+            self.retrieval(body)
+        });
         let prompts = last(sections, |s| s.prompts.as_ref()).and_then(Option::as_ref);
         let files = model.tokenizer.iter().chain(&model.calibration).chain(prompts).chain(corpus);
         let files = files.map(|file| (file.get_ref().clone(), file.span()));
@@ -130,7 +134,7 @@ impl Resolver<'_> {
                 file: file.get_ref().clone(),
                 tokens: last(sections, |s| s.generate).unwrap_or(GENERATED),
             }),
-            retrieval: innermost.retrieval.as_ref().map(|body| self.retrieval(body)),
+            retrieval,
             corpus: corpus.iter().map(|file| file.get_ref().clone()).collect(),
             context,
             chunks,
@@ -475,6 +479,25 @@ impl Resolver<'_> {
             let help = format!("for instance `max_chunks = {}`", 8 * chunks);
             self.findings.error(span, message, help);
         }
+    }
+
+    /// Checks that a limit on `answer_nll` can be kept with confidence: its value has an interval only if there are enough
+    /// contexts.
+    fn unsure_answers(&mut self, name: &str, body: &RetrievalBody, confidence: Option<f64>) {
+        let contexts = body.plan.contexts;
+        let limit = body.limits.iter().find(|(measure, _)| *measure == Measure::AnswerNll);
+        let Some((_, bound)) = limit.filter(|_| confidence.is_some() && contexts < LEAST_CHUNKS)
+        else {
+            return;
+        };
+        let message = format!(
+            "`answer_nll` of `{name}` cannot be judged with a `confidence`: its value has no interval with {}",
+            count(contexts, "context")
+        );
+        let help = format!(
+            "measure `contexts = {LEAST_CHUNKS}` at least, drop this limit, or say `confidence = false`"
+        );
+        self.findings.error(bound.span(), message, help);
     }
 
     /// Checks that the baseline itself is not quantized.

@@ -973,6 +973,14 @@ fn faults_of_retrieval_are_found_where_they_stand() {
         let marked = edited(model, &format!("{model}\n{line}"));
         assert_finding(&errors(&unmark(&marked).0), &marked, &[words]);
     }
+    // a limit on the likelihood of answers needs an interval only where there is a confidence
+    let few = "retrieval = { lengths = [512], contexts = 7, limits = { «answer_nll = 0.1» } }";
+    let marked = edited(model, &format!("{model}\nchunks = 8\nconfidence = 0.95\n{few}"));
+    assert_finding(&errors(&unmark(&marked).0), &marked, &["7 contexts", "`contexts = 8`"]);
+    for (few, enough) in [("contexts = 7", "contexts = 8"), ("answer_nll", "loss")] {
+        policy(&unmark(&marked.replace(few, enough)).0);
+    }
+    policy(&unmark(&marked.replace("confidence = 0.95", "confidence = false")).0);
     // a sensible length depends on the model
     let marked = edited("chunks = 4", "chunks = 4\n«retrieval» = { lengths = [512] }");
     assert_finding(&errors(&unmark(&marked).0), &marked, &["unknown key `retrieval`"]);

@@ -123,12 +123,18 @@ pub struct JudgedRetrieval {
     pub bound: f64,
     /// Where the policy states the limit: `thresholds.toml:12`.
     pub origin: String,
-    /// The lower end of the value's interval, if it has one.
+    /// The confidence with which the bound must be kept. None if the value decides as it is, because the policy says none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f64>,
+    /// The lower end of the value's interval, if it has one. Its confidence is 0.95 if the policy says none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low: Option<f64>,
     /// The upper end of the value's interval, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high: Option<f64>,
+    /// Why nothing is known of the limit with the policy's confidence, if the value has no interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_interval: Option<String>,
     /// What is known of the limit.
     pub decision: Decision,
 }

@@ -83,28 +83,30 @@ fn judge_limit(
     let (value, interval) = match limit.measure {
         Measure::Loss => (
             all.lost as f64 / all.retrieved_base as f64,
-            Some(interval::of_share(all.lost, all.retrieved_base, shown)),
+            Ok(interval::of_share(all.lost, all.retrieved_base, shown)),
         ),
-        Measure::AnswerNll => {
-            (all.answer_nll(), interval::of_answers(&retrieved.parts, shown).ok())
-        }
+        Measure::AnswerNll => (all.answer_nll(), interval::of_answers(&retrieved.parts, shown)),
     };
     let bound = limit.bound;
-    let decision = match interval.filter(|_| confidence.is_some()) {
-        Some(interval) if interval.high <= bound => Decision::Kept,
-        Some(interval) if interval.low > bound => Decision::Broken,
-        Some(_) => Decision::Undecided,
-        None if value <= bound => Decision::Kept,
-        None => Decision::Broken,
+    let decision = match (confidence, interval) {
+        (None, _) if value <= bound => Decision::Kept,
+        (None, _) => Decision::Broken,
+        (Some(_), Ok(interval)) if interval.high <= bound => Decision::Kept,
+        (Some(_), Ok(interval)) if interval.low > bound => Decision::Broken,
+        // the policy asks for contexts enough, so a value without an interval has lost some of them
+        (Some(_), _) => Decision::Undecided,
     };
+    let ends = interval.ok();
     JudgedRetrieval {
         measure: limit.measure,
         length: retrieved.length,
         value,
         bound,
         origin: limit.origin.clone(),
-        low: interval.map(|interval| interval.low),
-        high: interval.map(|interval| interval.high),
+        confidence,
+        low: ends.map(|interval| interval.low),
+        high: ends.map(|interval| interval.high),
+        no_interval: confidence.and(interval.err()).map(|why| why.to_string()),
         decision,
     }
 }
@@ -156,6 +158,9 @@ fn message(
             limit.origin,
             interval.unwrap_or_default()
         );
+        if let Some(why) = &limit.no_interval {
+            lines += &format!("    undecided: {why}\n");
+        }
     }
     lines
 }
@@ -176,29 +181,53 @@ mod tests {
         }
     }
 
-    /// A model whose policy asks for at most 5 % of loss, and a scheme that lost so many of the needles that the baseline
-    /// retrieved of 80.
+    /// A scheme that lost needles of those that the baseline retrieved, of 80 in each context, and the measure of which
+    /// the policy allows 5 %.
+    struct Measured {
+        measure: Measure,
+        contexts: usize,
+        retrieved_base: u64,
+        lost: u64,
+    }
+
+    impl Default for Measured {
+        fn default() -> Self {
+            Measured { measure: Measure::Loss, contexts: 1, retrieved_base: 80, lost: 0 }
+        }
+    }
+
+    impl Measured {
+        fn judged(
+            self,
+            expect: Expectation,
+            others: Verdict,
+            confidence: Option<f64>,
+        ) -> Judgement {
+            let Measured { measure, contexts, retrieved_base, lost } = self;
+            let mut model = fixture::policy().models.remove(0);
+            model.confidence = confidence;
+            let plan = Plan { lengths: vec![512], contexts, needles: 80, seed: 0 };
+            let limit = RetrievalLimit { measure, bound: 0.05, origin: "thresholds.toml:7".into() };
+            model.retrieval = Some(crate::policy::Retrieval { plan, limits: vec![limit] });
+            let cell = Cell { expect, ..model.cells[0].clone() };
+            let part =
+                Answers { needles: 80, retrieved_base, lost, tokens: 400, ..Answers::default() };
+            let mut scheme = fixture::results().measurements[0].schemes[0].clone();
+            let (by_depth, parts) = (vec![0.0; DEPTHS], vec![part; contexts]);
+            scheme.retrieved = vec![Retrieved { length: 512, by_depth, parts }];
+            with_retrieval(judgement(others), &model, &cell, Some(&scheme))
+        }
+    }
+
+    /// What a limit of 5 % makes of a loss.
     fn judged(
         expect: Expectation,
         others: Verdict,
         confidence: Option<f64>,
         (retrieved_base, lost): (u64, u64),
     ) -> Judgement {
-        let mut model = fixture::policy().models.remove(0);
-        model.confidence = confidence;
-        let plan = Plan { lengths: vec![512], contexts: 1, needles: 80, seed: 0 };
-        let limit = RetrievalLimit {
-            measure: Measure::Loss,
-            bound: 0.05,
-            origin: "thresholds.toml:7".into(),
-        };
-        model.retrieval = Some(crate::policy::Retrieval { plan, limits: vec![limit] });
-        let cell = Cell { expect, ..model.cells[0].clone() };
-        let part = Answers { needles: 80, retrieved_base, lost, tokens: 400, ..Answers::default() };
-        let mut scheme = fixture::results().measurements[0].schemes[0].clone();
-        let by_depth = vec![0.0; DEPTHS];
-        scheme.retrieved = vec![Retrieved { length: 512, by_depth, parts: vec![part] }];
-        with_retrieval(judgement(others), &model, &cell, Some(&scheme))
+        let measured = Measured { retrieved_base, lost, ..Measured::default() };
+        measured.judged(expect, others, confidence)
     }
 
     #[test]
@@ -249,6 +278,23 @@ mod tests {
         let scheme = &fixture::results().measurements[0].schemes[0];
         let found = with_retrieval(judgement(Verdict::Pass), &model, &model.cells[0], Some(scheme));
         assert_eq!(found.verdict, Verdict::Error, "{}", found.message);
+    }
+
+    /// Without an interval nothing is known with confidence, however low the value is.
+    #[test]
+    fn answers_of_few_contexts_are_undecided() {
+        let answers = |contexts: usize, confidence| {
+            let measured =
+                Measured { contexts, measure: Measure::AnswerNll, ..Measured::default() };
+            let found = measured.judged(Expectation::Pass, Verdict::Pass, confidence);
+            (found.verdict, found.message)
+        };
+        assert_eq!(answers(1, None).0, Verdict::Pass);
+        assert_eq!(answers(8, Some(0.95)).0, Verdict::Pass);
+        let (verdict, message) = answers(7, Some(0.95));
+        assert_eq!(verdict, Verdict::Inconclusive);
+        assert!(message.contains("? answer_nll at 512"), "{message}");
+        assert!(message.contains("    undecided: 7 contexts are too few"), "{message}");
     }
 
     /// No loss in 80 needles leaves up to 4.5 %, and one loss leaves more than 5 %.
