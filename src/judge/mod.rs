@@ -212,9 +212,10 @@ impl Judge<'_> {
             Err(error) => (Outcome::Failed { error }, None),
         };
         let golden = self.golden_values(model, cell, evidence);
-        let judged = limits::judge(model, cell, &outcome, distrust.as_deref(), golden.as_ref());
         let scheme = result_of(evidence, model, cell).ok().map(|(scheme, _)| scheme);
-        let judged = limits::with_retrieval(judged, model, cell, scheme);
+        let found = (&outcome, scheme.map_or(&[][..], |scheme| &scheme.retrieved));
+        let (distrust, golden) = (distrust.as_deref(), golden.as_ref());
+        let judged = limits::judge_with_retrieval(model, cell, found, distrust, golden);
         let case = CaseResult::new(model.case(cell, CaseKind::Kld), judged.verdict, judged.message);
         let Judgement { limits, retrieval, chunks, .. } = judged;
         CaseResult { limits, retrieval, chunks, ..case }

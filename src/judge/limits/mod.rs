@@ -6,14 +6,12 @@
 mod confidence;
 mod retrieval;
 
-pub use retrieval::with_retrieval;
-
 use crate::kv::codec;
 use crate::kv::effective::codec_names;
 use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
 use crate::results::case::CaseKind;
-use crate::results::retrieval::JudgedRetrieval;
+use crate::results::retrieval::{JudgedRetrieval, Retrieved};
 use crate::results::statistics::{Direction, Part, Quantity, Statistic, Statistics, LEAST_CHUNKS};
 use crate::results::verdict::GoldenValues;
 use crate::results::verdict::{limit_on, of_each_look, Decision, JudgedLimit, Verdict};
@@ -30,7 +28,7 @@ pub struct Judgement {
     pub verdict: Verdict,
     /// The limits that were judged. Empty for an error and for `expect = "report"`.
     pub limits: Vec<JudgedLimit>,
-    /// The limits on what is retrieved that were judged: see [`with_retrieval`].
+    /// The limits on what is retrieved that were judged: see [`judge_with_retrieval`].
     pub retrieval: Vec<JudgedRetrieval>,
     /// How many chunks the limits were judged by, if that was not the first look.
     pub chunks: Option<usize>,
@@ -111,7 +109,7 @@ fn of_category(parts: &[Part], category: &str) -> (Statistics, Vec<Part>) {
     (Statistics::of_parts(&parts), parts)
 }
 
-/// Judges a cell by its limits.
+/// Judges a cell by its limits on statistics, which is all that further chunks may decide.
 ///
 /// `distrust` is the reason why the measurement cannot be trusted, if it cannot: see [`crate::judge::trust`].
 /// `golden` holds the accepted values, which only the message shows.
@@ -122,23 +120,49 @@ pub fn judge(
     distrust: Option<&str>,
     golden: Option<&GoldenValues>,
 ) -> Judgement {
-    let seen = match trusted(model, cell, outcome, distrust) {
-        Ok(seen) => seen,
-        Err(reason) => {
-            let message = format!(
-                "{}: {reason}\n{}",
-                model.case(cell, CaseKind::Kld),
-                next_commands(model, cell)
-            );
-            return Judgement {
-                verdict: Verdict::Error,
-                limits: Vec::new(),
-                retrieval: Vec::new(),
-                chunks: None,
-                message,
-            };
-        }
-    };
+    let seen = trusted(model, cell, outcome, distrust);
+    seen.map_or_else(
+        |reason| not_judged(model, cell, &reason),
+        |seen| judge_seen(model, cell, &seen, (&[], &[]), golden),
+    )
+}
+
+/// Judges a cell by all of its limits, also by those on what a scheme retrieved from long contexts.
+pub fn judge_with_retrieval(
+    model: &ModelPolicy,
+    cell: &Cell,
+    (outcome, retrieved): (&Outcome, &[Retrieved]),
+    distrust: Option<&str>,
+    golden: Option<&GoldenValues>,
+) -> Judgement {
+    let judged = trusted(model, cell, outcome, distrust)
+        .and_then(|seen| Ok((seen, retrieval::judged(model, cell, retrieved)?)));
+    judged.map_or_else(
+        |reason| not_judged(model, cell, &reason),
+        |(seen, judged)| judge_seen(model, cell, &seen, (&judged, retrieved), golden),
+    )
+}
+
+/// The error of a cell that cannot be judged.
+fn not_judged(model: &ModelPolicy, cell: &Cell, reason: &str) -> Judgement {
+    let (case, next) = (model.case(cell, CaseKind::Kld), next_commands(model, cell));
+    Judgement {
+        verdict: Verdict::Error,
+        limits: Vec::new(),
+        retrieval: Vec::new(),
+        chunks: None,
+        message: format!("{case}: {reason}\n{next}"),
+    }
+}
+
+/// Judges a cell by what was there at each look, and by what is known of its limits on what was retrieved.
+fn judge_seen(
+    model: &ModelPolicy,
+    cell: &Cell,
+    seen: &[Seen],
+    (retrieval, retrieved): (&[JudgedRetrieval], &[Retrieved]),
+    golden: Option<&GoldenValues>,
+) -> Judgement {
     let looks = model.looks();
     let mut judged = Vec::new();
     for (seen, planned) in seen.iter().zip(&looks) {
@@ -155,14 +179,27 @@ pub fn judge(
     let of_look = chunks[1..].last().copied();
     let (seen, limits) = judged.pop().expect("there is a first look");
     let verdict = confidence::verdict(cell.expect, &limits);
+    let verdict = retrieval::verdict(cell.expect, verdict, retrieval);
     let is_plain = verdict == Verdict::Pass && !limits.iter().any(|limit| limit.borderline);
     let message = match is_plain {
         true => String::new(),
         false => {
-            Message { model, cell, seen, chunks, limits: &limits, verdict, golden }.to_string()
+            let limits = &limits;
+            let message = Message {
+                model,
+                cell,
+                seen,
+                chunks,
+                limits,
+                retrieval,
+                retrieved,
+                verdict,
+                golden,
+            };
+            message.to_string()
         }
     };
-    Judgement { verdict, limits, retrieval: Vec::new(), chunks: of_look, message }
+    Judgement { verdict, limits, retrieval: retrieval.to_vec(), chunks: of_look, message }
 }
 
 /// The limits of a cell, judged by what was there at one of several looks.
@@ -293,6 +330,9 @@ struct Message<'a> {
     /// How many chunks there were in all at each look.
     chunks: Vec<usize>,
     limits: &'a [JudgedLimit],
+    retrieval: &'a [JudgedRetrieval],
+    /// What the limits on what is retrieved were held against.
+    retrieved: &'a [Retrieved],
     verdict: Verdict,
     golden: Option<&'a GoldenValues>,
 }
@@ -300,10 +340,14 @@ struct Message<'a> {
 impl fmt::Display for Message<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let case = self.model.case(self.cell, CaseKind::Kld);
-        let count = |decision| self.limits.iter().filter(|l| l.decision() == decision).count();
+        let decisions = || {
+            let of_retrieval = self.retrieval.iter().map(|limit| limit.decision);
+            self.limits.iter().map(JudgedLimit::decision).chain(of_retrieval)
+        };
+        let count = |wanted| decisions().filter(|decision| *decision == wanted).count();
         let (broken, undecided) = (count(Decision::Broken), count(Decision::Undecided));
         write!(f, "{case}: {}", self.verdict.label())?;
-        match (self.limits.len(), undecided) {
+        match (decisions().count(), undecided) {
             (0, _) => writeln!(f)?,
             (limits, 0) => writeln!(f, ", {broken} of {limits} limits broken")?,
             (limits, _) => {
@@ -315,6 +359,9 @@ impl fmt::Display for Message<'_> {
         }
         for limit in self.limits.iter().filter(|limit| limit.category.is_some()) {
             self.limit_row(f, limit, &shown(limit.value, None, limit.statistic))?;
+        }
+        for limit in self.retrieval {
+            writeln!(f, "{}", retrieval::lines(limit, self.retrieved))?;
         }
         writeln!(f, "  {} tokens scored", self.seen.statistics.tokens_scored)?;
         if let Some(looks) = self.looks() {
@@ -383,7 +430,7 @@ impl Message<'_> {
             [] | [_] => return None,
             [before @ .., last] => format!("{} chunks left it open, {last}", before.join(" and ")),
         };
-        let found = match self.verdict {
+        let found = match confidence::verdict(self.cell.expect, self.limits) {
             Verdict::Inconclusive => "leave it open, too",
             _ => "decide",
         };

@@ -1,62 +1,33 @@
 //! Limits on what schemes retrieve from long contexts, which are judged with a scheme's other limits.
 
-use super::Judgement;
 use crate::judge::interval::{self, SHOWN};
 use crate::policy::{Cell, Expectation, ModelPolicy, RetrievalLimit};
-use crate::results::case::CaseKind;
 use crate::results::retrieval::{JudgedRetrieval, Measure, Retrieved};
 use crate::results::verdict::{Decision, Verdict};
-use crate::results::SchemeResult;
 use crate::text::numbers::significant;
 
-/// Adds to a judgement what the limits on retrieval make of a scheme. An error stays one, and a scheme that is only
-/// reported is not judged.
-pub fn with_retrieval(
-    judged: Judgement,
-    model: &ModelPolicy,
-    cell: &Cell,
-    scheme: Option<&SchemeResult>,
-) -> Judgement {
-    let limits = model.retrieval.as_ref().map_or(&[][..], |retrieval| &retrieval.limits);
-    let is_idle = limits.is_empty() || matches!(judged.verdict, Verdict::Error | Verdict::Reported);
-    let Some(scheme) = scheme.filter(|_| !is_idle) else { return judged };
-    let case = model.case(cell, CaseKind::Kld);
-    let retrieval = match judge(model, limits, scheme) {
-        Ok(retrieval) => retrieval,
-        Err(why) => {
-            let message = format!("{case}: {why}\n{}", judged.message);
-            let limits = Vec::new();
-            return Judgement { verdict: Verdict::Error, message, limits, ..judged };
-        }
-    };
-    let verdict = verdict(cell.expect, judged.verdict, &retrieval);
-    let is_plain = verdict == Verdict::Pass && judged.message.is_empty();
-    let message = if is_plain {
-        String::new()
-    } else {
-        message(&case.to_string(), verdict, &retrieval, scheme)
-    };
-    Judgement { verdict, message: message + &judged.message, retrieval, ..judged }
-}
-
-/// Judges each limit at each length.
+/// Judges each limit at each length. A scheme that is only reported is not judged.
 ///
 /// # Errors
 /// If something was not measured that a limit asks for.
-fn judge(
+pub(super) fn judged(
     model: &ModelPolicy,
-    limits: &[RetrievalLimit],
-    scheme: &SchemeResult,
+    cell: &Cell,
+    retrieved: &[Retrieved],
 ) -> Result<Vec<JudgedRetrieval>, String> {
+    let limits = model.retrieval.as_ref().map_or(&[][..], |retrieval| &retrieval.limits);
+    if limits.is_empty() || cell.expect == Expectation::Report {
+        return Ok(Vec::new());
+    }
     let origins: Vec<_> = limits.iter().map(|limit| limit.origin.as_str()).collect();
-    if scheme.retrieved.is_empty() {
+    if retrieved.is_empty() {
         return Err(format!(
             "retrieval was not measured, and the policy limits it ({}); kvgate's own engine measures it",
             origins.join(", ")
         ));
     }
     let mut judged = Vec::new();
-    for retrieved in &scheme.retrieved {
+    for retrieved in retrieved {
         let all = retrieved.all();
         if !all.is_measured() {
             return Err(format!(
@@ -112,7 +83,11 @@ fn judge_limit(
 }
 
 /// The verdict of all limits together, of which the others have one already.
-fn verdict(expect: Expectation, others: Verdict, retrieval: &[JudgedRetrieval]) -> Verdict {
+pub(super) fn verdict(
+    expect: Expectation,
+    others: Verdict,
+    retrieval: &[JudgedRetrieval],
+) -> Verdict {
     let any = |decision| retrieval.iter().any(|limit| limit.decision == decision);
     let (broken, undecided) = (any(Decision::Broken), any(Decision::Undecided));
     match (expect, others) {
@@ -129,57 +104,35 @@ fn verdict(expect: Expectation, others: Verdict, retrieval: &[JudgedRetrieval]) 
     }
 }
 
-/// A line for the verdict, and one for each limit at each length.
-fn message(
-    case: &str,
-    verdict: Verdict,
-    retrieval: &[JudgedRetrieval],
-    scheme: &SchemeResult,
-) -> String {
-    let broken = retrieval.iter().filter(|limit| limit.decision == Decision::Broken).count();
-    let of = retrieval.len();
-    let mut lines =
-        format!("{case}: {}, {broken} of {of} limits on retrieval broken\n", verdict.label());
-    for limit in retrieval {
-        let mark = limit.decision.mark();
-        let name = format!("{} at {}", limit.measure.name(), limit.length);
-        let own = scheme.retrieved.iter().find(|retrieved| retrieved.length == limit.length);
-        let counts = own.map(Retrieved::all).filter(|_| limit.measure == Measure::Loss);
-        let counts = counts
-            .map(|all| format!(" ({} of {} needles)", all.lost, all.retrieved_base))
-            .unwrap_or_default();
-        let interval = limit.low.zip(limit.high).map(|(low, high)| {
-            format!(", interval {} to {}", significant(low, 3), significant(high, 3))
-        });
-        lines += &format!(
-            "{mark} {name:<18} {}{counts} limit: at most {} ({}){}\n",
-            significant(limit.value, 4),
-            limit.bound,
-            limit.origin,
-            interval.unwrap_or_default()
-        );
-        if let Some(why) = &limit.no_interval {
-            lines += &format!("    undecided: {why}\n");
-        }
-    }
-    lines
+/// The line of a limit at a length, and why it is undecided if its value has no interval.
+pub(super) fn lines(limit: &JudgedRetrieval, retrieved: &[Retrieved]) -> String {
+    let JudgedRetrieval { measure, length, value, bound, origin, .. } = limit;
+    let name = format!("{} at {length}", measure.name());
+    let own = retrieved.iter().find(|retrieved| retrieved.length == *length);
+    let counts = own.map(Retrieved::all).filter(|_| *measure == Measure::Loss);
+    let counts = counts
+        .map(|all| format!(" ({} of {} needles)", all.lost, all.retrieved_base))
+        .unwrap_or_default();
+    let interval = limit.low.zip(limit.high).map(|(low, high)| {
+        format!(", interval {} to {}", significant(low, 3), significant(high, 3))
+    });
+    let undecided = limit.no_interval.as_ref().map(|why| format!("\n    undecided: {why}"));
+    format!(
+        "{} {name:<18} {}{counts} limit: at most {bound} ({origin}){}{}",
+        limit.decision.mark(),
+        significant(*value, 4),
+        interval.unwrap_or_default(),
+        undecided.unwrap_or_default()
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::judge::limits::{judge_with_retrieval, Judgement};
+    use crate::policy::{Policy, Retrieval};
     use crate::results::retrieval::{Answers, Plan, DEPTHS};
     use crate::testing::fixture;
-
-    fn judgement(verdict: Verdict) -> Judgement {
-        Judgement {
-            verdict,
-            limits: Vec::new(),
-            retrieval: Vec::new(),
-            chunks: None,
-            message: String::new(),
-        }
-    }
 
     /// A scheme that lost needles of those that the baseline retrieved, of 80 in each context, and the measure of which
     /// the policy allows 5 %.
@@ -197,114 +150,133 @@ mod tests {
     }
 
     impl Measured {
-        fn judged(
-            self,
-            expect: Expectation,
-            others: Verdict,
-            confidence: Option<f64>,
-        ) -> Judgement {
-            let Measured { measure, contexts, retrieved_base, lost } = self;
-            let mut model = fixture::policy().models.remove(0);
+        /// The policy, in which the model also has a limit of 0.05 on its mean KLD, and what was retrieved.
+        fn parts(&self, expect: Expectation, confidence: Option<f64>) -> (Policy, Vec<Retrieved>) {
+            let Measured { measure, contexts, retrieved_base, lost } = *self;
+            let mut policy = fixture::limited_policy();
+            let model = &mut policy.models[0];
             model.confidence = confidence;
             let plan = Plan { lengths: vec![512], contexts, needles: 80, seed: 0 };
             let limit = RetrievalLimit { measure, bound: 0.05, origin: "thresholds.toml:7".into() };
-            model.retrieval = Some(crate::policy::Retrieval { plan, limits: vec![limit] });
-            let cell = Cell { expect, ..model.cells[0].clone() };
+            model.retrieval = Some(Retrieval { plan, limits: vec![limit] });
+            model.cells.iter_mut().for_each(|cell| cell.expect = expect);
             let part =
                 Answers { needles: 80, retrieved_base, lost, tokens: 400, ..Answers::default() };
-            let mut scheme = fixture::results().measurements[0].schemes[0].clone();
             let (by_depth, parts) = (vec![0.0; DEPTHS], vec![part; contexts]);
-            scheme.retrieved = vec![Retrieved { length: 512, by_depth, parts }];
-            with_retrieval(judgement(others), &model, &cell, Some(&scheme))
+            (policy, vec![Retrieved { length: 512, by_depth, parts }])
+        }
+
+        /// What is known of the limit.
+        fn limits(&self, confidence: Option<f64>) -> Vec<JudgedRetrieval> {
+            let (policy, retrieved) = self.parts(Expectation::Pass, confidence);
+            let model = &policy.models[0];
+            super::judged(model, &model.cells[0], &retrieved).unwrap()
+        }
+
+        /// What becomes of `q8_0`, which keeps the limit on its mean KLD, or of `q4_0`, which breaks it.
+        fn judged(&self, label: &str, expect: Expectation) -> Judgement {
+            let (policy, retrieved) = self.parts(expect, None);
+            let model = &policy.models[0];
+            let at = model.cells.iter().position(|cell| cell.label == label).unwrap();
+            let outcome = &fixture::sound().measurements[0].schemes[at].outcome;
+            let found = (outcome, &retrieved[..]);
+            judge_with_retrieval(model, &model.cells[at], found, None, None)
         }
     }
 
-    /// What a limit of 5 % makes of a loss.
-    fn judged(
-        expect: Expectation,
-        others: Verdict,
-        confidence: Option<f64>,
-        (retrieved_base, lost): (u64, u64),
-    ) -> Judgement {
-        let measured = Measured { retrieved_base, lost, ..Measured::default() };
-        measured.judged(expect, others, confidence)
+    fn lost(lost: u64) -> Measured {
+        Measured { lost, ..Measured::default() }
     }
 
     #[test]
     fn a_broken_limit_is_red_and_meets_the_expectation_to_fail() {
         use Expectation::{Fail, Pass};
-        for (expect, others, counts, verdict) in [
-            (Pass, Verdict::Pass, (80, 4), Verdict::Pass),
-            (Pass, Verdict::Pass, (80, 5), Verdict::Regressed),
-            (Pass, Verdict::Regressed, (80, 0), Verdict::Regressed),
-            (Pass, Verdict::Inconclusive, (80, 5), Verdict::Regressed),
-            (Pass, Verdict::Inconclusive, (80, 0), Verdict::Inconclusive),
-            (Fail, Verdict::UnexpectedPass, (80, 5), Verdict::FailsAsRequired),
-            (Fail, Verdict::UnexpectedPass, (80, 0), Verdict::UnexpectedPass),
-            (Fail, Verdict::FailsAsRequired, (80, 0), Verdict::FailsAsRequired),
+        for (expect, others, counted, expected) in [
+            (Pass, Verdict::Pass, 4, Verdict::Pass),
+            (Pass, Verdict::Pass, 5, Verdict::Regressed),
+            (Pass, Verdict::Regressed, 0, Verdict::Regressed),
+            (Pass, Verdict::Inconclusive, 5, Verdict::Regressed),
+            (Pass, Verdict::Inconclusive, 0, Verdict::Inconclusive),
+            (Fail, Verdict::UnexpectedPass, 5, Verdict::FailsAsRequired),
+            (Fail, Verdict::UnexpectedPass, 0, Verdict::UnexpectedPass),
+            (Fail, Verdict::FailsAsRequired, 0, Verdict::FailsAsRequired),
             // a damaged model does not fail as required
-            (Fail, Verdict::Regressed, (80, 5), Verdict::Regressed),
-            (Expectation::Report, Verdict::Reported, (80, 5), Verdict::Reported),
-            (Pass, Verdict::Error, (80, 5), Verdict::Error),
+            (Fail, Verdict::Regressed, 5, Verdict::Regressed),
         ] {
-            let found = judged(expect, others, None, counts);
-            assert_eq!(found.verdict, verdict, "{expect:?} {others:?} {counts:?}");
+            let found = verdict(expect, others, &lost(counted).limits(None));
+            assert_eq!(found, expected, "{expect:?} {others:?} {counted}");
         }
-        let message = judged(Pass, Verdict::Pass, None, (80, 5)).message;
-        assert!(message.contains("regressed, 1 of 1 limits on retrieval broken"), "{message}");
-        assert!(
-            message.contains("(5 of 80 needles) limit: at most 0.05 (thresholds.toml:7)"),
-            "{message}"
-        );
+        let reported = lost(5).judged("q8_0", Expectation::Report);
+        assert_eq!((reported.verdict, reported.retrieval), (Verdict::Reported, Vec::new()));
+    }
+
+    /// All limits of a case have one headline, and only one verdict.
+    #[test]
+    fn a_message_opens_with_the_verdict_of_all_limits() {
+        use Expectation::{Fail, Pass};
+        for (label, expect, counted, headline) in [
+            ("q8_0", Pass, 5, "regressed, 1 of 2 limits broken"),
+            ("q4_0", Pass, 5, "regressed, 2 of 2 limits broken"),
+            ("q4_0", Pass, 0, "regressed, 1 of 2 limits broken"),
+            ("q8_0", Fail, 5, "fails as required, 1 of 2 limits broken"),
+            ("q8_0", Fail, 0, "unexpected pass, 0 of 2 limits broken"),
+        ] {
+            let message = lost(counted).judged(label, expect).message;
+            let headline = format!("gemma-3-270m::{label}::kld: {headline}\n");
+            assert!(message.starts_with(&headline), "{headline}{message}");
+            assert_eq!(message.matches("::kld: ").count(), 1, "{message}");
+            let is_unexpected = message.contains("the policy expects a broken limit");
+            assert_eq!(is_unexpected, headline.contains("unexpected"), "{message}");
+        }
+        let message = lost(5).judged("q8_0", Pass).message;
+        let line =
+            "✗ loss at 512        0.0625 (5 of 80 needles) limit: at most 0.05 (thresholds.toml:7)";
+        assert!(message.contains(line), "{message}");
+        assert_eq!(lost(0).judged("q8_0", Pass).message, "");
     }
 
     #[test]
     fn what_the_baseline_does_not_retrieve_is_not_measured_and_red() {
+        let base = |retrieved_base| Measured { retrieved_base, ..Measured::default() };
         for expect in [Expectation::Pass, Expectation::Fail] {
-            let found = judged(expect, Verdict::Pass, None, (71, 0));
+            let found = base(71).judged("q8_0", expect);
             assert_eq!(found.verdict, Verdict::Error);
-            assert!(
-                found.message.contains("the baseline itself retrieves 71 of 80"),
-                "{}",
-                found.message
-            );
+            let message = found.message;
+            assert!(message.contains("the baseline itself retrieves 71 of 80"), "{message}");
         }
-        assert_eq!(judged(Expectation::Pass, Verdict::Pass, None, (72, 0)).verdict, Verdict::Pass);
-        let mut model = fixture::policy().models.remove(0);
-        let plan = Plan { lengths: vec![512], contexts: 1, needles: 8, seed: 0 };
-        let limit =
-            RetrievalLimit { measure: Measure::AnswerNll, bound: 1.0, origin: "t:1".into() };
-        model.retrieval = Some(crate::policy::Retrieval { plan, limits: vec![limit] });
-        let scheme = &fixture::results().measurements[0].schemes[0];
-        let found = with_retrieval(judgement(Verdict::Pass), &model, &model.cells[0], Some(scheme));
-        assert_eq!(found.verdict, Verdict::Error, "{}", found.message);
+        assert_eq!(base(72).judged("q8_0", Expectation::Pass).verdict, Verdict::Pass);
+        let (policy, _) = base(80).parts(Expectation::Pass, None);
+        let model = &policy.models[0];
+        let missing = super::judged(model, &model.cells[0], &[]).unwrap_err();
+        assert!(missing.contains("was not measured, and the policy limits it"), "{missing}");
     }
 
     /// Without an interval nothing is known with confidence, however low the value is.
     #[test]
     fn answers_of_few_contexts_are_undecided() {
         let answers = |contexts: usize, confidence| {
-            let measured =
-                Measured { contexts, measure: Measure::AnswerNll, ..Measured::default() };
-            let found = measured.judged(Expectation::Pass, Verdict::Pass, confidence);
-            (found.verdict, found.message)
+            let measure = Measure::AnswerNll;
+            let limits = Measured { contexts, measure, ..Measured::default() }.limits(confidence);
+            (limits[0].decision, lines(&limits[0], &[]))
         };
-        assert_eq!(answers(1, None).0, Verdict::Pass);
-        assert_eq!(answers(8, Some(0.95)).0, Verdict::Pass);
-        let (verdict, message) = answers(7, Some(0.95));
-        assert_eq!(verdict, Verdict::Inconclusive);
-        assert!(message.contains("? answer_nll at 512"), "{message}");
-        assert!(message.contains("    undecided: 7 contexts are too few"), "{message}");
+        assert_eq!(answers(1, None).0, Decision::Kept);
+        assert_eq!(answers(8, Some(0.95)).0, Decision::Kept);
+        let (decision, lines) = answers(7, Some(0.95));
+        assert_eq!(decision, Decision::Undecided);
+        assert!(lines.starts_with("? answer_nll at 512"), "{lines}");
+        assert!(lines.contains("\n    undecided: 7 contexts are too few"), "{lines}");
     }
 
     /// No loss in 80 needles leaves up to 4.5 %, and one loss leaves more than 5 %.
     #[test]
     fn with_a_confidence_the_whole_interval_must_keep_the_limit() {
-        let found = |lost| judged(Expectation::Pass, Verdict::Pass, Some(0.95), (80, lost)).verdict;
-        assert_eq!(found(0), Verdict::Pass);
-        assert_eq!(found(1), Verdict::Inconclusive);
-        assert_eq!(found(20), Verdict::Regressed);
-        let fail = judged(Expectation::Fail, Verdict::UnexpectedPass, Some(0.95), (80, 1)).verdict;
+        let found =
+            |expect, others, counted| verdict(expect, others, &lost(counted).limits(Some(0.95)));
+        let pass = |counted| found(Expectation::Pass, Verdict::Pass, counted);
+        assert_eq!(pass(0), Verdict::Pass);
+        assert_eq!(pass(1), Verdict::Inconclusive);
+        assert_eq!(pass(20), Verdict::Regressed);
+        let fail = found(Expectation::Fail, Verdict::UnexpectedPass, 1);
         assert_eq!(fail, Verdict::Inconclusive);
     }
 }
