@@ -12,7 +12,7 @@ pub mod weakened;
 use crate::files::folder_of;
 use crate::judge::{Demands, Judge};
 use crate::measure::prompts::documents;
-use crate::policy::{ModelPolicy, Policy};
+use crate::policy::{ModelPolicy, Policy, Retrieval};
 use crate::proposal::changed::{touched, untracked, untracked_at, Touched, Untracked};
 use crate::repo::{FileChange, Files, Folder, RepoError, Repository};
 use crate::report::{Links, Report};
@@ -385,13 +385,22 @@ impl<'r> Proposal<'r> {
     }
 }
 
-/// The limits and expectations of the policy that holds, with the proposed way of measuring. The results were measured
-/// in that way, and measuring less is a finding of its own.
+/// What the policy that holds judges by, with the proposed way of measuring: its limits, those on what is retrieved
+/// included, its expectations and its confidence. The results were measured in the proposed way, and measuring less is a
+/// finding of its own.
 fn measured_as(mut old: Policy, new: &Policy) -> Policy {
     for model in &mut old.models {
         if let Some(new) = new.models.iter().find(|new| new.name == model.name) {
-            let cells = std::mem::take(&mut model.cells);
-            *model = ModelPolicy { cells, ..new.clone() };
+            let held = model.retrieval.take().map_or_else(Vec::new, |retrieval| retrieval.limits);
+            let retrieval = new.retrieval.clone();
+            *model = ModelPolicy {
+                cells: std::mem::take(&mut model.cells),
+                confidence: model.confidence,
+                // more looks make each of them surer, so whichever policy has more of them is the stricter one
+                max_chunks: model.max_chunks.max(new.max_chunks),
+                retrieval: retrieval.map(|new| Retrieval { limits: held, ..new }),
+                ..new.clone()
+            };
         }
     }
     old
@@ -430,6 +439,66 @@ fn add_cases(all: &mut Vec<CaseResult>, cases: Vec<CaseResult>) {
                 known.message += &format!("\nby the policy that is proposed:\n{}", case.message);
             }
             Some(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::limits;
+    use crate::policy::RetrievalLimit;
+    use crate::results::retrieval::{Measure, Plan};
+    use crate::results::verdict::Verdict;
+    use crate::testing::fixture;
+
+    fn policy(loss: f64, contexts: usize, edit: impl Fn(&mut ModelPolicy)) -> Policy {
+        let mut policy = fixture::limited_policy();
+        let plan = Plan { lengths: vec![512], contexts, needles: 5, seed: 7 };
+        let (measure, origin) = (Measure::Loss, "thresholds.toml:9".into());
+        let limits = vec![RetrievalLimit { measure, bound: loss, origin }];
+        policy.models[0].retrieval = Some(Retrieval { plan, limits });
+        edit(&mut policy.models[0]);
+        policy
+    }
+
+    /// A proposal does not judge itself by the limit that it raised: 3 of 10 needles are lost.
+    #[test]
+    fn limits_on_what_is_retrieved_hold_until_they_are_merged() {
+        let mut measurement = fixture::sound().measurements.remove(0);
+        fixture::with_needles(&mut measurement);
+        let [q8_0, q4_0, ..] = &measurement.schemes[..] else { panic!() };
+        let verdict = |policy: &Policy| {
+            let model = &policy.models[0];
+            let found = (&q8_0.outcome, &q4_0.retrieved[..]);
+            limits::judge_with_retrieval(model, &model.cells[0], found, None, None).verdict
+        };
+        let new = policy(0.5, 2, |_| ());
+        let held = measured_as(policy(0.05, 8, |_| ()), &new);
+        assert_eq!((verdict(&held), verdict(&new)), (Verdict::Regressed, Verdict::Pass));
+        assert_eq!(held.models[0].retrieval.as_ref().unwrap().plan.contexts, 2);
+        // where nothing was retrieved before, or nothing any more, there is nothing to hold it against
+        let dropped = |model: &mut ModelPolicy| model.retrieval = None;
+        let held = measured_as(policy(0.05, 2, dropped), &new);
+        assert_eq!(verdict(&held), Verdict::Pass);
+        let held = measured_as(policy(0.05, 2, |_| ()), &policy(0.05, 2, dropped));
+        assert_eq!(held.models[0].retrieval, None);
+    }
+
+    #[test]
+    fn the_confidence_that_holds_judges() {
+        let of = |confidence, max_chunks| {
+            policy(0.05, 8, move |model| {
+                (model.confidence, model.max_chunks) = (confidence, max_chunks);
+            })
+        };
+        for (old, new, confidence, max_chunks) in [
+            (of(Some(0.95), Some(64)), of(None, None), Some(0.95), Some(64)),
+            (of(None, None), of(Some(0.95), Some(64)), None, Some(64)),
+            (of(Some(0.95), Some(64)), of(Some(0.8), Some(96)), Some(0.95), Some(96)),
+        ] {
+            let model = &measured_as(old, &new).models[0];
+            assert_eq!((model.confidence, model.max_chunks), (confidence, max_chunks));
         }
     }
 }
