@@ -15,19 +15,16 @@ use crate::model::decoder::Decoder;
 use crate::progress::Progress;
 use crate::results::retrieval::Haystacks;
 use crate::results::statistics::{Part, Position, Statistics};
-use crate::results::{Control, Outcome, SchemeResult, Storage};
+use crate::results::{Control, Outcome, SchemeResult, Storage, BAD_LANE, CONTROLS, IDENTITY};
 
 /// The mean KLD that the deliberately bad control lane must reach. If it reads less, the measuring does not see
 /// harm.
 pub(crate) const BAD_LANE_KLD: f64 = 0.1;
 
-/// How many lanes are controls.
-const CONTROLS: usize = 2;
-
 /// How many chunks travel at a time if so many schemes are measured, and the bytes of their hidden states.
 pub(crate) fn group(prepared: &Prepared, schemes: usize) -> (usize, usize) {
     let (spec, context) = (&prepared.checkpoint.spec, prepared.request.context);
-    let group = Group::of(spec, &prepared.device, context, 1 + CONTROLS + schemes);
+    let group = Group::of(spec, &prepared.device, context, 1 + CONTROLS.len() + schemes);
     let chunks = group.chunks.min(prepared.request.chunks);
     (chunks, chunks * group.chunk_bytes)
 }
@@ -105,7 +102,7 @@ fn run_schemes(
     let Prepared { request, baseline, .. } = prepared;
     let lanes = lanes(prepared, chunks.len(), schemes);
     let mut controls = engine::run(decoder, chunks, baseline, &lanes, request.mimic, &report);
-    let schemes = controls.split_off(CONTROLS);
+    let schemes = controls.split_off(CONTROLS.len());
     if let Some(Err(LaneError::Baseline(why))) = controls.first() {
         return Err(MeasureError::BaselineFailed {
             model: request.model.into(),
@@ -275,10 +272,8 @@ pub(super) fn controls(prepared: &Prepared, lanes: Vec<LaneResult>) -> Vec<Contr
     let (must, holds) = identity(prepared.request.mimic);
     let bad = Effective::bad(&prepared.layout).to_string();
     vec![
-        control("identity", prepared.baseline.to_string(), must.into(), holds),
-        control("bad lane", bad, format!("at least {BAD_LANE_KLD}"), |s| {
-            s.mean_kld >= BAD_LANE_KLD
-        }),
+        control(IDENTITY, prepared.baseline.to_string(), must.into(), holds),
+        control(BAD_LANE, bad, format!("at least {BAD_LANE_KLD}"), |s| s.mean_kld >= BAD_LANE_KLD),
     ]
 }
 

@@ -1,5 +1,6 @@
 //! What was measured of a model.
 
+use super::control::Control;
 use super::look::{Look, Seen};
 use super::provenance::{Conditions, Subject};
 use super::replay::{Generated, Replay};
@@ -85,34 +86,6 @@ pub struct Floor {
     pub tokens_scored: u64,
     /// How many tokens the other batches have. 0 if another engine does not say it.
     pub batch: usize,
-}
-
-/// A control lane: a scheme whose result is known beforehand. If it reads something else, nothing of the
-/// measurement can be trusted.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Control {
-    /// `identity`, the baseline against itself, or `bad lane`, a deliberately damaged cache.
-    pub name: String,
-    /// The scheme that ran.
-    pub effective: String,
-    /// Mean KLD on the first chunks, in nats. None if it could not be measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mean_kld: Option<f64>,
-    /// Top-1 agreement on the first chunks. None if it could not be measured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub top1_agreement: Option<f64>,
-    /// The mean KLD that the lane must read, in words.
-    pub must: String,
-    /// Whether it did.
-    pub ok: bool,
-}
-
-impl Control {
-    /// The mean KLD as people read it.
-    #[must_use]
-    pub fn reading(&self) -> String {
-        self.mean_kld.map_or("nothing".into(), |kld| format!("{kld:.4}"))
-    }
 }
 
 /// One scheme of one model.

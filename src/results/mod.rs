@@ -10,6 +10,7 @@
 #![deny(missing_docs)]
 
 pub mod case;
+mod control;
 mod decision;
 pub mod json;
 mod look;
@@ -24,9 +25,10 @@ pub mod statistics;
 mod storage;
 pub mod verdict;
 
+pub use control::{Control, BAD_LANE, CONTROLS, IDENTITY};
 pub use look::Look;
 pub(crate) use look::Seen;
-pub use measurement::{Card, Control, Floor, Measurement, Outcome, RunInfo, SchemeResult};
+pub use measurement::{Card, Floor, Measurement, Outcome, RunInfo, SchemeResult};
 pub use provenance::{Conditions, CorpusFile, Subject};
 pub(crate) use storage::shown_bits;
 pub use storage::{Sides, Storage};

@@ -5,6 +5,7 @@
 //! *retrieved* if every token of its value is a lane's most likely one. Needles that the baseline does not retrieve say
 //! nothing about a scheme.
 
+use super::control::IDENTITY;
 use super::decision::Decision;
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +39,7 @@ pub struct Haystacks {
 /// A control lane on the first contexts of a length.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NeedleControl {
-    /// `identity`, the baseline against itself, or `bad lane`, a deliberately damaged cache.
+    /// One of [`CONTROLS`](super::CONTROLS).
     pub name: String,
     /// The length of the contexts.
     pub length: usize,
@@ -242,7 +243,7 @@ impl NeedleControl {
     pub(crate) fn fault(&self, least_kld: f64) -> Option<String> {
         let Answers { lost, gained, kld, nll, nll_base, .. } = self.answers;
         let is_sound = match &self.name[..] {
-            "identity" => kld == 0.0 && nll == nll_base && (lost, gained) == (0, 0),
+            IDENTITY => kld == 0.0 && nll == nll_base && (lost, gained) == (0, 0),
             _ => self.answers.mean_kld() >= least_kld && (lost > 0 || !self.answers.is_measured()),
         };
         (!is_sound).then(|| {

@@ -1,6 +1,6 @@
 //! Finds results whose numbers contradict each other.
 
-use super::{needles, LEAST_MEAN_KLD};
+use super::{is_same_baseline, needles, LEAST_MEAN_KLD};
 use crate::golden::GoldenReplay;
 use crate::measure::corpus::scored;
 use crate::results::measured_by::MeasuredBy;
@@ -77,11 +77,6 @@ fn of_another_text(replay: &Replay, text: Option<&Generated>) -> Option<String> 
     }
 }
 
-/// How far the sums of one baseline may be apart, relative to their values, or in nats if they are small. The lanes of a run are compared with the
-/// very same numbers. Shards of a run may come from machines that add in different orders, which moves a sum by far less
-/// than another text or another model does.
-const SAME_BASELINE: f64 = 1e-3;
-
 /// How schemes of a measurement contradict each other about the baseline that they were compared with, or what is said
 /// of the run contradicts all of them. Which one is right cannot be told.
 pub fn contradicting_baselines(measurement: &Measurement) -> Option<String> {
@@ -95,9 +90,7 @@ pub fn contradicting_baselines(measurement: &Measurement) -> Option<String> {
         for part in parts.iter().chain(looks.iter().flat_map(|look| &look.parts)) {
             let own = (&scheme.scheme[..], part.nll_base);
             let (first, nll) = *known.entry((&part.category, part.chunk)).or_insert(own);
-            let is_same = is_near(nll, part.nll_base, SAME_BASELINE)
-                || (nll - part.nll_base).abs() < SAME_BASELINE;
-            if !is_same {
+            if !is_same_baseline(nll, part.nll_base) {
                 return Some(format!(
                     "`{first}` and `{}` were compared with different baselines: on chunk {} of {}, its negative \
                      log-likelihoods add up to {nll} for one and to {} for the other",

@@ -17,7 +17,9 @@ use crate::kv::effective::codec_names;
 use crate::measure::BAD_LANE_KLD;
 use crate::results::measured_by::MeasuredBy;
 use crate::results::statistics::Statistics;
-use crate::results::{Control, Measurement, Outcome, SchemeResult, Sides, Storage};
+use crate::results::{
+    Control, Measurement, Outcome, SchemeResult, Sides, Storage, CONTROLS, IDENTITY,
+};
 use std::collections::BTreeMap;
 
 /// A mean KLD cannot be negative, but rounding may make that of a nearly exact scheme so. This is the lowest value that
@@ -28,8 +30,16 @@ const LEAST_MEAN_KLD: f64 = -1e-6;
 /// report a mean of -1e-6 when nothing is quantized.
 const LEAST_MEAN_KLD_OF_FILE: f64 = -1e-5;
 
-/// The control lanes that every run carries: the baseline against itself, and a deliberately damaged cache.
-pub const CONTROLS: [&str; 2] = ["identity", "bad lane"];
+/// How far the sums of one baseline may be apart, relative to their values, or in nats if they are small. The lanes of a
+/// run are compared with the very same numbers. Shards of a run may come from machines that add in different orders,
+/// which moves a sum by far less than another text or another model does.
+const SAME_BASELINE: f64 = 1e-3;
+
+/// Whether two sums of negative log-likelihoods of the same tokens can be those of one baseline.
+fn is_same_baseline(a: f64, b: f64) -> bool {
+    let apart = (a - b).abs();
+    apart.is_finite() && apart <= SAME_BASELINE * a.abs().max(b.abs()).max(1.0)
+}
 
 /// Why nothing of a measurement can be trusted: a control lane is missing or does not read as it must.
 fn broken_control(measurement: &Measurement) -> Option<String> {
@@ -64,7 +74,7 @@ fn mimics(measurement: &Measurement) -> bool {
 /// Whether a control lane reads what it must by its own numbers, whatever the file says about it.
 fn reads_well(control: &Control) -> bool {
     match &control.name[..] {
-        "identity" => control.mean_kld == Some(0.0) && control.top1_agreement == Some(1.0),
+        IDENTITY => control.mean_kld == Some(0.0) && control.top1_agreement == Some(1.0),
         _ => control.mean_kld.is_some_and(|kld| kld >= BAD_LANE_KLD),
     }
 }

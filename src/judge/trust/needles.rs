@@ -1,12 +1,9 @@
 //! Finds results of retrieval that cannot be trusted.
 
-use super::{CONTROLS, LEAST_MEAN_KLD};
+use super::{is_same_baseline, LEAST_MEAN_KLD};
 use crate::measure::BAD_LANE_KLD;
 use crate::results::retrieval::{Answers, Haystacks, Retrieved, DEPTHS};
-use crate::results::{Measurement, Outcome, SchemeResult};
-
-/// How far the baseline's sums of one context may be apart between schemes, relative to their value or in nats.
-const SAME_BASELINE: f64 = 1e-3;
+use crate::results::{Measurement, Outcome, SchemeResult, CONTROLS};
 
 /// Why nothing that a measurement retrieved can be trusted: a control lane is missing or does not read as it must, or
 /// schemes were compared with different baselines.
@@ -49,12 +46,10 @@ fn contradicting_baselines(measurement: &Measurement) -> Option<String> {
     };
     let known = parts(first);
     let is_same = |(known, own): (&(usize, Answers), &(usize, Answers))| {
-        let apart = (known.1.nll_base - own.1.nll_base).abs();
-        let share = apart / known.1.nll_base.abs().max(own.1.nll_base.abs());
         known.0 == own.0
             && known.1.tokens == own.1.tokens
             && known.1.retrieved_base.abs_diff(own.1.retrieved_base) <= 1
-            && (apart < SAME_BASELINE || share <= SAME_BASELINE)
+            && is_same_baseline(known.1.nll_base, own.1.nll_base)
     };
     let differs = |scheme: &&SchemeResult| {
         let own = parts(scheme);

@@ -15,6 +15,7 @@ use crate::model::decoder::Decoder;
 use crate::progress::Progress;
 use crate::results::retrieval::{self, Answers, NeedleControl, Plan, Retrieved, DEPTHS};
 use crate::results::statistics::Position;
+use crate::results::CONTROLS;
 
 /// Says which layers cannot carry what stands far back, because they see a window only.
 pub(super) fn remark(layout: &[Option<LayerKv>], contexts: &[Haystacks]) -> Option<String> {
@@ -64,7 +65,7 @@ pub(super) fn run(
         lanes.extend(schemes.iter().map(|scheme| lane(scheme, chunks.len())));
         let results = engine::run(decoder, &chunks, baseline, &lanes, None, &report);
         let mut results = results.into_iter();
-        for (name, result) in ["identity", "bad lane"].into_iter().zip(&mut results) {
+        for (name, result) in CONTROLS.into_iter().zip(&mut results) {
             found.haystacks.controls.extend(control(name, contexts, &result));
         }
         for (scheme, result) in found.schemes.iter_mut().zip(results) {
