@@ -17,6 +17,7 @@ use crate::proposal::{Loosening, Proposal};
 use crate::repo::Repository;
 use crate::report::{self, markdown, Columns, Outputs, Report, View};
 use crate::results::json;
+use crate::results::verdict::{worst, CaseLimit};
 use crate::results::{CaseResult, Finding, Results};
 use crate::text::command;
 use std::path::PathBuf;
@@ -182,10 +183,8 @@ fn annotated(view: &View) -> Vec<Annotation> {
         Annotation { file, line, title: title.into(), message }
     };
     let findings = view.red_findings().map(|f| of_place(f.place.as_deref(), &f.name, &f.message));
-    let case = |case: &CaseResult| {
-        let broken = case.limits.iter().find(|limit| !limit.holds);
-        of_place(broken.map(|limit| limit.origin.as_str()), &case.case, &case.message)
-    };
+    let case =
+        |case: &CaseResult| of_place(worst(case).map(CaseLimit::origin), &case.case, &case.message);
     view.red_cases.iter().map(|red| case(red)).chain(findings).collect()
 }
 
@@ -295,4 +294,24 @@ fn what_became(done: Published) -> &'static str {
 
 fn warn(what: &str, error: &Error) -> Result<(), Stop> {
     say_whole(annotations::warning(&format!("kvgate: {what}"), &error.to_string()).trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::fixture;
+
+    /// The line of the limit that is broken the most, whichever it is on.
+    #[test]
+    fn a_red_case_stands_at_its_worst_limit() {
+        let mut report = fixture::report();
+        let line = |report: &Report| {
+            let all = annotated(&report.view());
+            let own = all.into_iter().find(|one| one.title == "gemma-3-270m::q4_0::kld");
+            own.unwrap().line
+        };
+        assert_eq!(line(&report), Some(9));
+        fixture::with_broken_loss(&mut report.results.cases[2]);
+        assert_eq!(line(&report), Some(12));
+    }
 }

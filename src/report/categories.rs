@@ -65,7 +65,7 @@ fn decided(row: &Row, limits: Vec<JudgedLimit>, named: Named) -> Option<(Decisio
     let all = [Decision::Broken, Decision::Undecided, Decision::Kept];
     let is_there = |wanted: &Decision| limits.iter().any(|limit| limit.decision() == *wanted);
     let decision = all.into_iter().find(is_there)?;
-    let case = CaseResult { limits, ..row.cases[0]?.clone() };
+    let case = CaseResult { limits, retrieval: Vec::new(), ..row.cases[0]?.clone() };
     let worst = worst_limit(&case, named).map(|worst| format!(" {worst}")).unwrap_or_default();
     Some((decision, format!("{}{worst}", decision.mark())))
 }

@@ -5,10 +5,9 @@ use crate::judge::interval;
 use crate::kv::Scheme;
 use crate::results::case::{CaseKind, CellName};
 use crate::results::replay::Replay;
-use crate::results::retrieval::JudgedRetrieval;
 use crate::results::statistics::{Part, Statistic, Statistics};
 use crate::results::verdict::{
-    limit_on, worst_broken, worst_undecided, Decision, JudgedLimit, Verdict,
+    limit_on, limits_of, worst, CaseLimit, Decision, JudgedLimit, Verdict,
 };
 use crate::results::{shown_bits, CaseResult, Moved, Results, SchemeResult, Seen, Sides, Storage};
 use crate::text;
@@ -125,6 +124,13 @@ impl<'a> Row<'a> {
         asked.unwrap_or(interval::SHOWN)
     }
 
+    /// The confidence that the policy asks for, if limits were judged with one.
+    pub fn asked_confidence(&self) -> Option<f64> {
+        let case = self.cases[0]?;
+        let of_retrieval = case.retrieval.iter().find_map(|limit| limit.confidence);
+        of_retrieval.or_else(|| case.limits.iter().find_map(|limit| limit.confidence))
+    }
+
     /// Cells of the columns of [`JUDGED`].
     fn judged(&self) -> [String; 3] {
         let golden = self.cases[1];
@@ -140,7 +146,8 @@ impl<'a> Row<'a> {
 
     /// The cell of the column [`WORST`].
     fn worst_ratio(&self) -> String {
-        let worst = self.limits().iter().map(JudgedLimit::ratio).max_by(f64::total_cmp);
+        let ratios = self.cases[0].into_iter().flat_map(limits_of).map(CaseLimit::ratio);
+        let worst = ratios.max_by(f64::total_cmp);
         worst.map_or(dash(), shown_ratio)
     }
 
@@ -338,21 +345,16 @@ pub(super) fn relative(old: f64, new: f64) -> String {
 /// The limit that a case breaks the most, and by how much: `mean_kld 1.22 × its limit`. If it breaks none, the undecided
 /// one that is nearest to that: `mean_kld 0.95 × its limit (0.78 to 1.40)`.
 pub(super) fn worst_limit(case: &CaseResult, named: Named) -> Option<String> {
-    let words = |limit: &JudgedLimit, words: String| {
-        format!("{} {words}", limit.quantity().name_with(named))
-    };
-    let broken = worst_broken(&case.limits).map(|limit| words(limit, limit.excess()));
-    let undecided = || worst_undecided(&case.limits).map(|limit| words(limit, limit.doubt()));
-    let retrieval = |decision| worst_retrieval(case, decision).map(JudgedRetrieval::words);
-    broken
-        .or_else(|| retrieval(Decision::Broken))
-        .or_else(undecided)
-        .or_else(|| retrieval(Decision::Undecided))
-}
-
-fn worst_retrieval(case: &CaseResult, decision: Decision) -> Option<&JudgedRetrieval> {
-    let limits = case.retrieval.iter().filter(|limit| limit.decision == decision);
-    limits.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
+    Some(match worst(case)? {
+        CaseLimit::Retrieval(limit) => limit.words(),
+        CaseLimit::Statistic(limit) => {
+            let words = match limit.decision() {
+                Decision::Undecided => limit.doubt(),
+                Decision::Kept | Decision::Broken => limit.excess(),
+            };
+            format!("{} {words}", limit.quantity().name_with(named))
+        }
+    })
 }
 
 /// Says the same, but only of a case that is not as the policy wants: a case that must fail may break limits.

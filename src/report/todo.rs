@@ -4,7 +4,7 @@ use super::named::Named;
 use super::phrase::harm;
 use super::row::worst_limit;
 use super::view::View;
-use crate::results::verdict::{worst_broken, worst_undecided, Verdict};
+use crate::results::verdict::{worst, Verdict};
 use crate::results::{CaseResult, Control};
 use crate::text::numbers::count;
 
@@ -126,8 +126,7 @@ impl Kind {
 
 /// Where the limit is set that a case breaks the most, or that is nearest to being broken.
 fn set_at(case: &CaseResult, named: Named) -> String {
-    let worst = worst_broken(&case.limits).or_else(|| worst_undecided(&case.limits));
-    worst.map(|limit| format!(", set at {}", named(&limit.origin))).unwrap_or_default()
+    worst(case).map(|limit| format!(", set at {}", named(limit.origin()))).unwrap_or_default()
 }
 
 /// Control lanes that do not read what they must: the numbers of their models say nothing.
@@ -163,6 +162,7 @@ fn weaker_policy(view: &View) -> Option<Step> {
 mod tests {
     use super::*;
     use crate::report::Report;
+    use crate::results::verdict::Decision;
     use crate::testing::fixture;
 
     fn told(report: &Report) -> Vec<String> {
@@ -206,6 +206,23 @@ mod tests {
         let mut green = fixture::report();
         green.results.cases.retain(|case| !case.verdict.is_red());
         assert!(told(&green).is_empty());
+    }
+
+    /// The words, the place and the annotation are of one limit.
+    #[test]
+    fn the_worst_limit_may_be_one_on_what_is_retrieved() {
+        let mut report = fixture::report();
+        fixture::with_broken_loss(&mut report.results.cases[2]);
+        let loss = "(loss at 512 2.00 × its limit, set at <thresholds.toml:12>)";
+        let is_told = |report: &Report, words: &str| told(report).iter().any(|l| l.contains(words));
+        assert!(is_told(&report, loss), "{:?}", told(&report));
+        // what is broken is told before what is undecided, however near that is to its limit
+        let limit = &mut report.results.cases[2].limits[0];
+        (limit.confidence, limit.low, limit.high) = (Some(0.95), Some(0.0), Some(1.0));
+        limit.value = 3.0 * limit.bound;
+        assert!(is_told(&report, loss), "{:?}", told(&report));
+        report.results.cases[2].retrieval[0].decision = Decision::Undecided;
+        assert!(is_told(&report, "set at <thresholds.toml:9>"), "{:?}", told(&report));
     }
 
     /// Every red case is in a line, whatever its verdict.

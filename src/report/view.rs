@@ -6,7 +6,7 @@ use super::phrase;
 use super::row::{Cells, Row};
 use super::Links;
 use crate::results::statistics::Statistics;
-use crate::results::verdict::{self, worst_broken, JudgedLimit, Verdict};
+use crate::results::verdict::{self, worst, CaseLimit, Verdict};
 use crate::results::{CaseResult, Control, Finding, Measurement, Results, RunInfo};
 use crate::text;
 use crate::text::numbers::bytes;
@@ -192,13 +192,13 @@ pub(super) fn exit_code(results: &Results) -> u8 {
 }
 
 /// Cases that are not as the policy wants, the worst first: harm before change, change before what could not be
-/// measured. Among cases of one kind, the one that breaks its limit the most is first, and then the one with the
-/// larger divergence.
+/// measured. Among cases of one kind, the one that breaks its limit the most, or is nearest to that, is first, and then
+/// the one with the larger divergence.
 fn red_cases<'a>(results: &'a Results, cells: &Cells<'a>) -> Vec<&'a CaseResult> {
     let red = results.cases.iter().filter(|case| case.verdict.is_red());
     let mut red: Vec<_> = red
         .map(|case| {
-            let excess = worst_broken(&case.limits).map_or(0.0, JudgedLimit::ratio);
+            let excess = worst(case).map_or(0.0, CaseLimit::ratio);
             let (model, label) = case.words();
             let statistics: Option<&Statistics> = cells.row(model, label).statistics();
             (rank(case.verdict), excess, statistics.map_or(0.0, |s| s.mean_kld), case)

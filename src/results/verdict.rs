@@ -295,16 +295,53 @@ pub(crate) fn limit_on(limits: &[JudgedLimit], statistic: Statistic) -> Option<&
     limits.iter().find(|limit| limit.statistic == statistic && limit.category.is_none())
 }
 
-/// The undecided limit whose value is the farthest to the harmful side, if one is undecided.
-pub(crate) fn worst_undecided(limits: &[JudgedLimit]) -> Option<&JudgedLimit> {
-    let undecided = limits.iter().filter(|limit| limit.decision() == Decision::Undecided);
-    undecided.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
+/// A limit of a case, whatever it is on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum CaseLimit<'c> {
+    /// A limit on a statistic.
+    Statistic(&'c JudgedLimit),
+    /// A limit on what is retrieved.
+    Retrieval(&'c JudgedRetrieval),
 }
 
-/// The limit that is broken the most, if one is broken.
-pub(crate) fn worst_broken(limits: &[JudgedLimit]) -> Option<&JudgedLimit> {
-    let broken = limits.iter().filter(|limit| limit.decision() == Decision::Broken);
-    broken.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
+impl<'c> CaseLimit<'c> {
+    /// What is known of the limit.
+    pub fn decision(self) -> Decision {
+        match self {
+            CaseLimit::Statistic(limit) => limit.decision(),
+            CaseLimit::Retrieval(limit) => limit.decision,
+        }
+    }
+
+    /// The harm divided by the harm that the limit allows.
+    pub fn ratio(self) -> f64 {
+        match self {
+            CaseLimit::Statistic(limit) => limit.ratio(),
+            CaseLimit::Retrieval(limit) => limit.ratio(),
+        }
+    }
+
+    /// Where the policy states the limit.
+    pub fn origin(self) -> &'c str {
+        match self {
+            CaseLimit::Statistic(limit) => &limit.origin,
+            CaseLimit::Retrieval(limit) => &limit.origin,
+        }
+    }
+}
+
+/// All limits of a case.
+pub(crate) fn limits_of(case: &CaseResult) -> impl Iterator<Item = CaseLimit<'_>> {
+    let of_retrieval = case.retrieval.iter().map(CaseLimit::Retrieval);
+    of_retrieval.chain(case.limits.iter().map(CaseLimit::Statistic))
+}
+
+/// The limit that a case breaks the most, or, if it breaks none, the undecided one that is nearest to that.
+pub(crate) fn worst(case: &CaseResult) -> Option<CaseLimit<'_>> {
+    [Decision::Broken, Decision::Undecided].into_iter().find_map(|wanted| {
+        let own = limits_of(case).filter(|limit| limit.decision() == wanted);
+        own.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
+    })
 }
 
 #[cfg(test)]

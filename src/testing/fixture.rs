@@ -5,9 +5,11 @@ use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy, Policy};
 use crate::report::Report;
 use crate::results::replay::{Continuation, Divergence, Generated, PromptReplay, Replay};
-use crate::results::retrieval::{Answers, Haystacks, NeedleControl, Plan, Retrieved, DEPTHS};
+use crate::results::retrieval::{
+    Answers, Haystacks, JudgedRetrieval, Measure, NeedleControl, Plan, Retrieved, DEPTHS,
+};
 use crate::results::statistics::{Part, Statistic, Statistics};
-use crate::results::verdict::{JudgedLimit, Verdict};
+use crate::results::verdict::{Decision, JudgedLimit, Verdict};
 use crate::results::*;
 use crate::source::Source;
 
@@ -194,6 +196,22 @@ pub(crate) fn with_needles(measurement: &mut Measurement) {
             parts: lost.map(|lost| answers(lost, kld)).into(),
         }];
     }
+}
+
+/// Adds a limit on the loss of needles to a case, of which it has twice as much as is allowed.
+pub(crate) fn with_broken_loss(case: &mut CaseResult) {
+    case.retrieval.push(JudgedRetrieval {
+        measure: Measure::Loss,
+        length: 512,
+        value: 0.1,
+        bound: 0.05,
+        origin: "thresholds.toml:12".into(),
+        confidence: None,
+        low: Some(0.0),
+        high: Some(0.3),
+        no_interval: None,
+        decision: Decision::Broken,
+    });
 }
 
 /// Lets a measurement have been made on a card.
