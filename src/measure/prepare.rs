@@ -20,6 +20,7 @@ use crate::kv::Scheme;
 use crate::model::decoder::{self, Decoder, Residency};
 use crate::model::{warnings_first, Checkpoint, ModelError};
 use crate::progress::Progress;
+use crate::results::retrieval::Plan;
 use crate::results::{Conditions, CorpusFile, Subject};
 use crate::source;
 use crate::source::Source;
@@ -219,7 +220,8 @@ fn prepare_schemes<'r>(
     let calibration = calibration(request, subject, &files(texts))?;
     let (calibration, sha256) = calibration.unzip();
     let prepare = |(label, scheme): &'r (String, Scheme)| {
-        let effective = effective(scheme, request.shortest_context(), layout, calibration.as_ref());
+        let effective =
+            effective(scheme, (request.context, request.retrieval), layout, calibration.as_ref());
         let needs = effective.as_ref().map(|e| needs(scheme, e, sha256.as_deref()));
         PreparedScheme { label, scheme, needs: needs.unwrap_or_default(), effective }
     };
@@ -242,15 +244,18 @@ fn calibration(
 
 fn effective(
     scheme: &Scheme,
-    context: usize,
+    (context, retrieval): (usize, Option<&Plan>),
     layout: &[Option<LayerKv>],
     calibration: Option<&Calibration>,
 ) -> Result<Effective, String> {
     let least = scheme.least_context();
-    if least > context {
+    let lengths = retrieval.map_or(&[][..], |plan| &plan.lengths);
+    let lengths = lengths.iter().map(|length| (*length, " in `retrieval.lengths`"));
+    let too_short = |(context, _): &(usize, &str)| *context < least;
+    if let Some((context, place)) = [(context, "")].into_iter().chain(lengths).find(too_short) {
         // an exact tail that covers most of what is scored would make any codec look good
         return Err(format!(
-            "a context of {context} is too short for its exact tail and sink: they would hide what the codec \
+            "a context of {context}{place} is too short for its exact tail and sink: they would hide what the codec \
              does to most of it; measure at {least} at least"
         ));
     }
@@ -300,5 +305,24 @@ fn residency_for(device: &Device, bytes: u64) -> Residency {
         Residency::Resident
     } else {
         Residency::Streamed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A length of the contexts with needles is no fault of the policy's `context`, and the message says which it is.
+    #[test]
+    fn a_tail_that_hides_the_codec_says_in_which_context() {
+        let scheme: Scheme = "q4_0:tail=300".parse().unwrap();
+        let of = |context, lengths: &[usize]| {
+            let plan = Plan { lengths: lengths.to_vec(), contexts: 8, needles: 8, seed: 0 };
+            effective(&scheme, (context, Some(&plan)), &[], None).err().unwrap_or_default()
+        };
+        let says = of(4096, &[2048, 512]);
+        assert!(says.starts_with("a context of 512 in `retrieval.lengths` is too short"), "{says}");
+        assert!(says.ends_with("measure at 600 at least"), "{says}");
+        assert!(of(256, &[512]).starts_with("a context of 256 is too short"));
     }
 }

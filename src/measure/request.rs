@@ -55,14 +55,6 @@ pub struct Request<'a> {
     pub is_gated: bool,
 }
 
-impl Request<'_> {
-    /// The length of the shortest sequence that schemes are measured on.
-    pub fn shortest_context(&self) -> usize {
-        let lengths = self.retrieval.map_or(&[][..], |plan| &plan.lengths);
-        lengths.iter().copied().chain([self.context]).min().unwrap_or(self.context)
-    }
-}
-
 /// The prompts of a request, and how far they are continued.
 pub struct Generate<'a> {
     /// The file of prompts.
