@@ -1,7 +1,7 @@
 //! What schemes retrieve from long contexts, as reports show it: one short block for each model.
 
 use super::row::Row;
-use crate::judge::interval::{self, SHOWN};
+use crate::judge::interval::{self, Interval, SHOWN};
 use crate::results::retrieval::{Haystacks, Retrieved};
 use crate::results::Measurement;
 use crate::text::numbers::{count, significant};
@@ -39,7 +39,9 @@ pub(super) fn rows(rows: &[Row], depths: Depths) -> Vec<Vec<String>> {
         let own = row.scheme.map_or(&[][..], |scheme| &scheme.retrieved);
         own.iter().map(|retrieved| (row.label, retrieved))
     });
-    retrieved.map(|(label, retrieved)| cells(label, retrieved, depths)).collect()
+    // the policy has one confidence for all schemes of a model
+    let confidence = rows.iter().find_map(Row::asked_confidence).unwrap_or(SHOWN);
+    retrieved.map(|(label, retrieved)| cells(label, retrieved, (depths, confidence))).collect()
 }
 
 /// How many depths a row has room for.
@@ -51,18 +53,19 @@ pub(super) enum Depths {
     All,
 }
 
-fn cells(label: &str, retrieved: &Retrieved, depths: Depths) -> Vec<String> {
+fn cells(label: &str, retrieved: &Retrieved, (depths, confidence): (Depths, f64)) -> Vec<String> {
     let all = retrieved.all();
     let lost = match retrieved.loss() {
         None => "not measured".into(),
         Some(_) => {
-            let interval = interval::of_share(all.lost, all.retrieved_base, SHOWN);
-            let [low, high] = [interval.low, interval.high].map(|end| significant(end * 100.0, 2));
+            let Interval { low, high } =
+                interval::of_share(all.lost, all.retrieved_base, confidence);
+            let [low, high] = [low, high].map(|end| significant(end * 100.0, 2));
             format!("{} ({low}–{high} %)", all.lost)
         }
     };
     let more = significant(all.answer_nll(), 2);
-    let more = match interval::of_answers(&retrieved.parts, SHOWN) {
+    let more = match interval::of_answers(&retrieved.parts, confidence) {
         Ok(interval) => {
             let [low, high] = [interval.low, interval.high].map(|end| significant(end, 2));
             format!("{more} ({low} to {high})")
@@ -129,6 +132,11 @@ mod tests {
             ["q8_0", "512", "10 of 10", "0 (0–31 %)", "0", "0.00050", "0.00050", "1.0e-5 → 8.0e-5"]
         );
         assert_eq!(q4_0[3], "3 (6.7–65 %)");
+        let mut judged = results.cases[2].clone();
+        fixture::with_broken_loss(&mut judged);
+        judged.retrieval[0].confidence = Some(0.8);
+        let of_policy = lines.map(|row| Row { cases: [Some(&judged), None], ..row });
+        assert_eq!(rows(&of_policy, Depths::Ends)[0][3], "0 (0–21 %)");
         assert_eq!(rows(&lines, Depths::All)[0][7].split(' ').count(), 8);
         let measurement = &mut results.measurements[0];
         assert!(title(measurement).unwrap().contains("5 needles in each of 2 contexts"));
