@@ -60,8 +60,40 @@ const ALL_COLUMNS: [Word; 3] = [
         "Bytes that a token adds to the cache, and the size of the cache in percent of one in f16.",
     ),
     (
-        "chunk, category",
-        "A piece of a text that is read with an empty cache, and the text that it is from.",
+        "chunks, category",
+        "Pieces of a text, each of which is read with an empty cache, and the text that they are from.",
+    ),
+];
+
+/// The word of reports in which limits by category were judged.
+const CATEGORIES: Word = (
+    "limits",
+    "Whether a category keeps all of its limits (✓), breaks one (✗) or leaves one open (?), and how it stands to the worst.",
+);
+
+/// The words of schemes that had to retrieve something from long contexts.
+const RETRIEVED: [Word; 6] = [
+    ("needle", "A sentence that nobody can guess, hidden in a long context, with a question about it at the end."),
+    (
+        "tokens, baseline finds",
+        "The length of the contexts, and how many of their needles the baseline answers rightly. The others say nothing \
+         about a scheme.",
+    ),
+    (
+        "lost, gained",
+        "The needles that the baseline finds and the scheme does not, with the interval of their share, and those that \
+         only the scheme finds.",
+    ),
+    (
+        "Δ answer NLL",
+        "How much less likely the right answers are under the scheme, in nats per token, with its interval if there are \
+         enough contexts. 0 is no harm.",
+    ),
+    ("KLD of answers", "The mean KLD at the tokens of the right answers."),
+    (
+        "KLD by depth",
+        "The mean KLD of equal parts of the text before the questions, the first part first: if it grows, longer \
+         contexts are harmed more.",
     ),
 ];
 
@@ -85,6 +117,10 @@ pub(super) fn words(view: &View) -> Vec<Word> {
     words.extend(ALL_COLUMNS);
     let has_floor = view.results.measurements.iter().any(|m| m.floor.is_some());
     words.extend(has_floor.then_some(FLOOR));
+    let mut limits = view.results.cases.iter().flat_map(|case| &case.limits);
+    words.extend(limits.any(|limit| limit.category.is_some()).then_some(CATEGORIES));
+    let is_retrieved = schemes().any(|scheme| !scheme.retrieved.is_empty());
+    words.extend(RETRIEVED.iter().filter(|_| is_retrieved));
     words.extend(REPLAYED.iter().filter(|_| is_replayed));
     words
 }
@@ -93,18 +129,23 @@ pub(super) fn words(view: &View) -> Vec<Word> {
 mod tests {
     use super::*;
     use crate::report::row::{numbers, Columns};
-    use crate::report::Report;
+    use crate::report::{categories, needles, Report};
+    use crate::results::verdict::JudgedLimit;
     use crate::testing::fixture;
 
-    /// Every column of a report is explained.
+    /// Every column of every table of a report is explained.
     #[test]
     fn every_column_has_its_words() {
         let mut report: Report = fixture::report();
         report.results.measurements[0].schemes[0].replay = Some(fixture::replay());
+        fixture::with_needles(&mut report.results.measurements[0]);
+        let limits = &mut report.results.cases[2].limits;
+        limits.push(JudgedLimit { category: Some("tools".into()), ..limits[0].clone() });
         let view = report.view();
         let words: Vec<_> = words(&view).iter().flat_map(|(word, _)| word.split(", ")).collect();
         let (columns, _) = numbers(view.rows("gemma-3-270m"), Columns::All);
-        for column in columns {
+        let of_categories = categories::HEAD.into_iter().chain(["category"]);
+        for column in columns.into_iter().chain(needles::COLUMNS).chain(of_categories) {
             let known = column.trim_start_matches("mean ").trim_start_matches("worst ");
             assert!(words.contains(&known), "{column} is not in {words:?}");
         }
@@ -119,5 +160,6 @@ mod tests {
         assert!(!has(&report, "✗ (expected)") && has(&report, "limit, × limit"));
         report.results.cases.clear();
         assert!(!has(&report, "limit, × limit") && has(&report, "KLD"));
+        assert!(!has(&report, "limits") && !has(&report, "KLD by depth"));
     }
 }

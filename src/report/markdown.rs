@@ -436,7 +436,7 @@ measured by `kvgate 0.1.0`: the scheme in its own engine, not a serving kernel Â
 - **âœ— (expected)**: The scheme breaks a limit, as the policy requires: it is known to be too coarse for this model. Do not serve it.
 - **PPL ratio**: The perplexity under the scheme divided by that under the baseline, on the same text.
 - **B/token, of f16**: Bytes that a token adds to the cache, and the size of the cache in percent of one in f16.
-- **chunk, category**: A piece of a text that is read with an empty cache, and the text that it is from.
+- **chunks, category**: Pieces of a text, each of which is read with an empty cache, and the text that they are from.
 
 </details>
 
