@@ -67,12 +67,6 @@ const KINDS: [Kind; 7] = [
                  (kvgate accept); if nothing does, find what changed before you merge.",
     },
     Kind {
-        fault: "Nothing accepted yet",
-        is_its: |case| case.verdict == Verdict::GoldenChanged && case.changes.is_empty(),
-        told: Told::Name,
-        remedy: "Look at what was measured, then accept it (kvgate accept) and commit the golden.",
-    },
-    Kind {
         fault: "Accepted under other conditions",
         is_its: |case| case.verdict == Verdict::Stale,
         told: Told::Name,
@@ -91,6 +85,12 @@ const KINDS: [Kind; 7] = [
         is_its: |case| case.verdict == Verdict::Error,
         told: Told::Name,
         remedy: "The message says why. Mend that and run again: an error is neither a pass nor a failure.",
+    },
+    Kind {
+        fault: "Nothing accepted yet",
+        is_its: |case| case.verdict == Verdict::GoldenChanged && case.changes.is_empty(),
+        told: Told::Name,
+        remedy: "Look at what was measured, then accept it (kvgate accept) and commit the golden.",
     },
 ];
 

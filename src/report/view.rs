@@ -192,7 +192,7 @@ pub(super) fn exit_code(results: &Results) -> u8 {
 }
 
 /// Cases that are not as the policy wants, the worst first: harm before change, change before what could not be
-/// measured. Among cases of one kind, the one that breaks its limit the most, or is nearest to that, is first, and then
+/// measured, and last what was never accepted. Among cases of one kind, the one that breaks its limit the most, or is nearest to that, is first, and then
 /// the one with the larger divergence.
 fn red_cases<'a>(results: &'a Results, cells: &Cells<'a>) -> Vec<&'a CaseResult> {
     let red = results.cases.iter().filter(|case| case.verdict.is_red());
@@ -201,22 +201,24 @@ fn red_cases<'a>(results: &'a Results, cells: &Cells<'a>) -> Vec<&'a CaseResult>
             let excess = worst(case).map_or(0.0, CaseLimit::ratio);
             let (model, label) = case.words();
             let statistics: Option<&Statistics> = cells.row(model, label).statistics();
-            (rank(case.verdict), excess, statistics.map_or(0.0, |s| s.mean_kld), case)
+            (rank(case), excess, statistics.map_or(0.0, |s| s.mean_kld), case)
         })
         .collect();
     red.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.total_cmp(&a.1)).then(b.2.total_cmp(&a.2)));
     red.into_iter().map(|(.., case)| case).collect()
 }
 
-fn rank(verdict: Verdict) -> u8 {
-    match verdict {
+fn rank(case: &CaseResult) -> u8 {
+    match case.verdict {
         Verdict::Regressed => 0,
         Verdict::UnexpectedPass => 1,
+        // a golden that is missing says nothing of what was measured
+        Verdict::GoldenChanged if case.changes.is_empty() => 6,
         Verdict::GoldenChanged => 2,
         Verdict::Stale => 3,
         Verdict::Inconclusive => 4,
         Verdict::Error => 5,
-        Verdict::Pass | Verdict::FailsAsRequired | Verdict::Reported | Verdict::Ignored => 6,
+        Verdict::Pass | Verdict::FailsAsRequired | Verdict::Reported | Verdict::Ignored => 7,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{is_same_baseline, LEAST_MEAN_KLD};
 use crate::measure::BAD_LANE_KLD;
-use crate::results::retrieval::{Answers, Haystacks, Retrieved, DEPTHS};
+use crate::results::retrieval::{Answers, Haystacks, NeedleControl, Retrieved, DEPTHS};
 use crate::results::{Measurement, Outcome, SchemeResult, CONTROLS};
 
 /// Why nothing that a measurement retrieved can be trusted: a control lane is missing or does not read as it must, or
@@ -55,11 +55,35 @@ fn contradicting_baselines(measurement: &Measurement) -> Option<String> {
         let own = parts(scheme);
         own.len() != known.len() || !known.iter().zip(&own).all(is_same)
     };
-    let other = all.find(differs)?;
+    if let Some(other) = all.find(differs) {
+        return Some(format!(
+            "`{}` and `{}` were compared with different baselines on the contexts with needles",
+            first.scheme, other.scheme
+        ));
+    }
+    let haystacks = measurement.haystacks.as_ref()?;
+    let control =
+        haystacks.controls.iter().find(|control| is_of_another(control, haystacks, first))?;
     Some(format!(
-        "`{}` and `{}` were compared with different baselines on the contexts with needles",
-        first.scheme, other.scheme
+        "the control `{}` on contexts of {} tokens was compared with another baseline than `{}`",
+        control.name, control.length, first.scheme
     ))
+}
+
+/// Whether a control's baseline is not that of a scheme on the same contexts, which are the first ones of a length.
+fn is_of_another(control: &NeedleControl, haystacks: &Haystacks, scheme: &SchemeResult) -> bool {
+    let each = (haystacks.plan.needles as u64).max(1);
+    if !control.answers.needles.is_multiple_of(each) {
+        return false; // whichever is wrong, the contexts do not have so many needles
+    }
+    let contexts = control.answers.needles / each;
+    let of_length = scheme.retrieved.iter().find(|retrieved| retrieved.length == control.length);
+    let parts = of_length.map_or(&[][..], |retrieved| &retrieved.parts);
+    let first = || parts.iter().take(contexts as usize);
+    let retrieved: u64 = first().map(|part| part.retrieved_base).sum();
+    let nll: f64 = first().map(|part| part.nll_base).sum();
+    control.answers.retrieved_base.abs_diff(retrieved) > contexts
+        || !is_same_baseline(nll, control.answers.nll_base)
 }
 
 /// How what a scheme retrieved contradicts itself, or what the measurement says of its contexts.
@@ -119,8 +143,9 @@ mod tests {
         fn own(m: &mut Measurement) -> &mut Retrieved {
             &mut m.schemes[0].retrieved[0]
         }
+        let fewer = |retrieved: &mut Retrieved| retrieved.parts[0].retrieved_base = 2;
         type Edit<'e> = (&'e dyn Fn(&mut Measurement), &'e str);
-        let edits: [Edit; 12] = [
+        let edits: [Edit; 13] = [
             (&|m| m.haystacks = None, "contexts are missing"),
             (&|m| m.haystacks.as_mut().unwrap().controls.truncate(1), "no control lane `bad lane`"),
             (&|m| m.haystacks.as_mut().unwrap().controls[0].answers.kld = 1e-3, "`identity` read"),
@@ -128,6 +153,10 @@ mod tests {
             (&|m| own(m).length = 1024, "different baselines"),
             (&|m| m.schemes[0].retrieved.clear(), "not measured on the contexts"),
             (&|m| own(m).parts[0].nll_base += 1.0, "different baselines"),
+            (
+                &|m| m.schemes.iter_mut().flat_map(|s| &mut s.retrieved).for_each(fewer),
+                "the control `identity` on contexts of 512 tokens was compared with another baseline",
+            ),
             (&|m| own(m).parts[0].lost = 9, "more needles are lost"),
             (&|m| own(m).by_depth[3] = f64::NAN, "KLD by depth"),
             (&|m| own(m).by_depth.truncate(7), "KLD by depth"),
