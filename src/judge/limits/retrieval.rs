@@ -230,7 +230,7 @@ mod tests {
         }
         let message = lost(5).judged("q8_0", Pass).message;
         let line =
-            "✗ loss at 512        0.0625 (5 of 80 needles) limit: at most 0.05 (thresholds.toml:7)";
+            "✗ loss at 512        0.06250 (5 of 80 needles) limit: at most 0.05 (thresholds.toml:7)";
         assert!(message.contains(line), "{message}");
         assert_eq!(lost(0).judged("q8_0", Pass).message, "");
     }
