@@ -185,7 +185,7 @@ mod tests {
         let error = "Not measured: <gemma-3-270m q8_0/q4_0>. The message";
         starts(&report, &[harm, "Not the accepted numbers: <gemma-3-270m q4_0> (mean_kld +206 % against the golden). If", error]);
         report.results.cases[3].changes.clear();
-        starts(&report, &[harm, "Nothing accepted yet: <gemma-3-270m q4_0>. Look", error]);
+        starts(&report, &[harm, error, "Nothing accepted yet: <gemma-3-270m q4_0>. Look"]);
         for (verdict, start) in [
             (Verdict::UnexpectedPass, "Better than the policy requires: <gemma-3-270m q4_0>. The"),
             (Verdict::Stale, "Accepted under other conditions: <gemma-3-270m q4_0>. The golden"),
