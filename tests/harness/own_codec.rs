@@ -36,7 +36,7 @@ fn its_name_and_version_are_conditions_of_its_golden() {
     let policy = policy.split("[models.tiny.schemes]").next().unwrap().to_string() + schemes;
     std::fs::write(repository.path("thresholds.toml"), policy).unwrap();
 
-    let (code, text) = run(&repository, &["run"]);
+    let (code, text) = run(&repository, &["run", "--wide"]);
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("log8 = log8·H64/log8·H64"), "{text}");
     let (code, text) = run(&repository, &["accept", "kvgate-results/results.json"]);

@@ -1038,26 +1038,28 @@ fn explain_takes_a_model_of_the_policy_and_writes_what_it_found() {
 }
 
 fn suggest(repository: &Repository, more: &[&str]) -> Ran {
-    kvgate(
-        repository,
-        &[&["suggest", "tiny", "--chunks", "1", "--codecs", "q5_1,q4_0"], more].concat(),
-    )
+    kvgate(repository, &[&["suggest", "tiny", "--codecs", "q5_1,q4_0"], more].concat())
 }
 
 #[test]
 fn suggest_takes_a_model_of_the_policy_and_writes_into_it() {
     let repository = Repository::new();
-    suggest(&repository, &["--json", "out.json", "--write"])
+    let verified = ["--chunks", "8"];
+    suggest(&repository, &[&verified[..], &["--json", "out.json", "--write"]].concat())
         .exits(0)
         .says("lanes of single parts on 1 chunk")
         .says("measured KLD")
-        .says("that did not choose it")
+        .says("other chunks of the same texts verified")
         .says("--cache-type-k");
     let json: serde_json::Value = serde_json::from_str(&repository.text("out.json")).unwrap();
     assert_eq!((&json["format"], &json["engine"]), (&1.into(), &"llama.cpp".into()));
     assert!(json["rows"].as_array().unwrap().iter().any(|row| row["verified"].is_object()));
     kvgate(&repository, &["check"]).never_says("error");
-    suggest(&repository, &["--write"]).exits(0).says("left     tiny has");
+    suggest(&repository, &[&verified[..], &["--write"]].concat())
+        .exits(0)
+        .says("left     tiny has");
+    // limits are made of intervals
+    suggest(&repository, &["--write"]).exits(4).says("it was verified on too few chunks");
 }
 
 #[test]

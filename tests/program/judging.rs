@@ -106,7 +106,7 @@ fn logs_are_judged_shown_and_accepted_like_any_results() {
             ["judge"].into_iter().chain(logs).chain(more.iter().copied()).collect();
         kvgate(&repository, &arguments)
     };
-    let json = ["--json", "judged.json"];
+    let json = ["--wide", "--json", "judged.json"];
     judge(&logs, &json)
         .exits(1)
         .says("q8_0/q4_0 = q8_0·H64/q4_0·H64")
