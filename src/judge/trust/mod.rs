@@ -90,7 +90,7 @@ fn impossible_floor(measurement: &Measurement) -> Option<String> {
     (!is_rounding).then(|| {
         format!(
             "the baseline reads a mean KLD of {kld} against itself if it is computed in other batches, and rounding alone \
-             makes {LARGEST_FLOOR} at most"
+             makes {LARGEST_FLOOR} at most; measure again, and on another machine if it stays so"
         )
     })
 }
