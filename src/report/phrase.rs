@@ -4,7 +4,7 @@ use super::named::Named;
 use super::row::{relative, worst_limit};
 use crate::results::measured_by::MeasuredBy;
 use crate::results::verdict::Verdict;
-use crate::results::{CaseResult, Finding, Floor, Results};
+use crate::results::{CaseResult, Control, Finding, Floor, Measurement, Results};
 use crate::text;
 use crate::text::numbers::{count, significant};
 
@@ -18,6 +18,39 @@ pub(super) fn measured_by(results: &Results, named: Named) -> Option<String> {
         None => ": the scheme in its own engine, not a serving kernel",
     };
     Some(format!("measured by {}{after}", named(other.unwrap_or(&results.engine))))
+}
+
+/// The controls of a measurement, each with its reading. Every look has its own, so those that are alike but for it are
+/// told together.
+pub(super) fn controls(measurement: &Measurement) -> Vec<(&Control, String)> {
+    let is_like = |a: &Control, b: &Control| {
+        let alike = |control: &Control| {
+            (control.name.clone(), control.effective.clone(), control.must.clone(), control.ok)
+        };
+        alike(a) == alike(b)
+    };
+    let mut told: Vec<Vec<&Control>> = Vec::new();
+    for control in &measurement.controls {
+        match told.iter_mut().find(|group| is_like(group[0], control)) {
+            Some(group) => group.push(control),
+            None => told.push(vec![control]),
+        }
+    }
+    told.into_iter().map(|group| (group[0], reading(&group))).collect()
+}
+
+/// `2.5476`, or `2.0671 to 2.5476 in 3 looks`.
+fn reading(group: &[&Control]) -> String {
+    let klds = group.iter().filter_map(|control| control.mean_kld);
+    let (low, high) =
+        klds.fold((f64::INFINITY, 0.0_f64), |(low, high), kld| (low.min(kld), high.max(kld)));
+    match group {
+        [_, _, ..] if low.is_finite() => {
+            format!("{low:.4} to {high:.4} in {}", count(group.len(), "look"))
+        }
+        [only, ..] => only.reading(),
+        [] => String::new(),
+    }
 }
 
 /// What the unquantized cache reads against itself.

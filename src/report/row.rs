@@ -345,7 +345,12 @@ pub(super) fn relative(old: f64, new: f64) -> String {
 /// The limit that a case breaks the most, and by how much: `mean_kld 1.22 × its limit`. If it breaks none, the undecided
 /// one that is nearest to that: `mean_kld 0.95 × its limit (0.78 to 1.40)`.
 pub(super) fn worst_limit(case: &CaseResult, named: Named) -> Option<String> {
-    Some(match worst(case)? {
+    worst(case).map(|limit| limit_words(&limit, named))
+}
+
+/// How a limit stands to its bound: `mean_kld 1.22 × its limit`.
+pub(super) fn limit_words(limit: &CaseLimit, named: Named) -> String {
+    match limit {
         CaseLimit::Retrieval(limit) => limit.words(),
         CaseLimit::Statistic(limit) => {
             let words = match limit.decision() {
@@ -354,7 +359,7 @@ pub(super) fn worst_limit(case: &CaseResult, named: Named) -> Option<String> {
             };
             format!("{} {words}", limit.quantity().name_with(named))
         }
-    })
+    }
 }
 
 /// Says the same, but only of a case that is not as the policy wants: a case that must fail may break limits.

@@ -125,7 +125,7 @@ fn how(measurement: &Measurement) -> String {
 fn controls(measurement: &Measurement) -> String {
     let mut out = String::new();
     if !measurement.controls.is_empty() {
-        let controls: Vec<_> = measurement.controls.iter().map(control).collect();
+        let controls: Vec<_> = phrase::controls(measurement).into_iter().map(control).collect();
         out += &format!("  controls: {}\n", controls.join(" · "));
     }
     if let Some(floor) = &measurement.floor {
@@ -137,14 +137,14 @@ fn controls(measurement: &Measurement) -> String {
     out
 }
 
-fn control(control: &Control) -> String {
+fn control((control, reading): (&Control, String)) -> String {
     let (mark, verdict) = if control.ok { ("✓", Verdict::Pass) } else { ("✗", Verdict::Error) };
     let style = colour(verdict);
     format!(
         "{} {} KLD {} {style}{mark} {}{style:#}",
         text::name(&control.name),
         text::name(&control.effective),
-        control.reading(),
+        text::name(&reading),
         text::name(&control.must)
     )
 }

@@ -2,9 +2,10 @@
 
 use super::named::Named;
 use super::phrase::harm;
-use super::row::worst_limit;
+use super::row::limit_words;
 use super::view::View;
-use crate::results::verdict::{worst, Verdict};
+use crate::results::statistics::Statistic;
+use crate::results::verdict::{broken, worst, CaseLimit, Verdict};
 use crate::results::{CaseResult, Control};
 use crate::text::numbers::count;
 
@@ -39,16 +40,26 @@ enum Told {
     Name,
     /// How far its values moved.
     Change,
-    /// How it stands to its worst limit, and where this limit is set.
-    Limit,
+    /// How it stands to one of its limits, and where this limit is set.
+    Limit(for<'c> fn(&'c CaseResult) -> Option<CaseLimit<'c>>),
 }
 
 /// The kinds in the order in which reports list red cases.
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
+    Kind {
+        fault: "The model itself is worse",
+        is_its: |case| case.verdict == Verdict::Regressed && broken_baseline(case).is_some(),
+        told: Told::Limit(broken_baseline),
+        remedy: "No scheme has a part in the perplexity of the unquantized cache. Find what changed (weights, tokenizer, \
+                 texts) and mend it; raise the limit only if the model is meant to be so.",
+    },
     Kind {
         fault: "Too much harm",
-        is_its: |case| case.verdict == Verdict::Regressed,
-        told: Told::Limit,
+        is_its: |case| {
+            let is_regressed = case.verdict == Verdict::Regressed;
+            is_regressed && (broken_baseline(case).is_none() || broken_by_scheme(case).is_some())
+        },
+        told: Told::Limit(|case| broken_by_scheme(case).or_else(|| worst(case))),
         remedy: "Serve another scheme, or find what changed (weights, codec, texts) and mend it. Only if this harm is \
                  wanted, raise the limit, which a reviewer must allow.",
     },
@@ -76,7 +87,7 @@ const KINDS: [Kind; 7] = [
     Kind {
         fault: "Not sure enough",
         is_its: |case| case.verdict == Verdict::Inconclusive,
-        told: Told::Limit,
+        told: Told::Limit(worst),
         remedy: "Other chunks of the text might keep the limit, or break it. Measure more chunks or give the limit more \
                  room: the message says how many, and how much.",
     },
@@ -118,15 +129,28 @@ impl Kind {
         let told = match self.told {
             Told::Name => None,
             Told::Change => Some(harm(case, named)),
-            Told::Limit => worst_limit(case, named).map(|words| words + &set_at(case, named)),
+            Told::Limit(which) => which(case).map(|limit| {
+                let set_at = named(limit.origin());
+                format!("{}, set at {set_at}", limit_words(&limit, named))
+            }),
         };
         told.map_or(name.clone(), |told| format!("{name} ({told})"))
     }
 }
 
-/// Where the limit is set that a case breaks the most, or that is nearest to being broken.
-fn set_at(case: &CaseResult, named: Named) -> String {
-    worst(case).map(|limit| format!(", set at {}", named(limit.origin()))).unwrap_or_default()
+fn is_of_the_baseline(limit: &CaseLimit) -> bool {
+    matches!(limit, CaseLimit::Statistic(own) if own.statistic == Statistic::BaselinePpl)
+}
+
+/// The limit on the perplexity of the baseline that a case breaks, which is about the model.
+fn broken_baseline(case: &CaseResult) -> Option<CaseLimit<'_>> {
+    broken(case).find(is_of_the_baseline)
+}
+
+/// The limit that the scheme of a case breaks the most.
+fn broken_by_scheme(case: &CaseResult) -> Option<CaseLimit<'_>> {
+    let own = broken(case).filter(|limit| !is_of_the_baseline(limit));
+    own.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
 }
 
 /// Control lanes that do not read what they must: the numbers of their models say nothing.
@@ -162,7 +186,7 @@ fn weaker_policy(view: &View) -> Option<Step> {
 mod tests {
     use super::*;
     use crate::report::Report;
-    use crate::results::verdict::Decision;
+    use crate::results::verdict::{Decision, JudgedLimit};
     use crate::testing::fixture;
 
     fn told(report: &Report) -> Vec<String> {
@@ -223,6 +247,32 @@ mod tests {
         assert!(is_told(&report, loss), "{:?}", told(&report));
         report.results.cases[2].retrieval[0].decision = Decision::Undecided;
         assert!(is_told(&report, "set at <thresholds.toml:9>"), "{:?}", told(&report));
+    }
+
+    /// A limit on the baseline is about the model, and another scheme mends nothing.
+    #[test]
+    fn a_worse_model_is_no_harm_of_a_scheme() {
+        let mut report = fixture::report();
+        report.results.cases = vec![report.results.cases[2].clone()];
+        let limits = &mut report.results.cases[0].limits;
+        let harm = limits[0].clone();
+        let of_model = JudgedLimit {
+            statistic: Statistic::BaselinePpl,
+            value: 50.0,
+            bound: 40.0,
+            origin: "thresholds.toml:7".into(),
+            ..harm.clone()
+        };
+        *limits = vec![of_model.clone()];
+        let only = told(&report);
+        assert_eq!(only.len(), 1, "{only:?}");
+        let line = "The model itself is worse: <gemma-3-270m q4_0> (baseline_ppl 1.25 × its limit, set at \
+                    <thresholds.toml:7>). No scheme has a part";
+        assert!(only[0].starts_with(line), "{only:?}");
+        report.results.cases[0].limits = vec![of_model, harm];
+        let both = told(&report);
+        assert_eq!(both.len(), 2, "{both:?}");
+        assert!(both[1].starts_with("Too much harm: <gemma-3-270m q4_0> (mean_kld"), "{both:?}");
     }
 
     /// Every red case is in a line, whatever its verdict.

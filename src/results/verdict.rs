@@ -336,6 +336,11 @@ pub(crate) fn limits_of(case: &CaseResult) -> impl Iterator<Item = CaseLimit<'_>
     of_retrieval.chain(case.limits.iter().map(CaseLimit::Statistic))
 }
 
+/// The limits that a case breaks.
+pub(crate) fn broken(case: &CaseResult) -> impl Iterator<Item = CaseLimit<'_>> {
+    limits_of(case).filter(|limit| limit.decision() == Decision::Broken)
+}
+
 /// The limit that a case breaks the most, or, if it breaks none, the undecided one that is nearest to that.
 pub(crate) fn worst(case: &CaseResult) -> Option<CaseLimit<'_>> {
     [Decision::Broken, Decision::Undecided].into_iter().find_map(|wanted| {

@@ -65,6 +65,11 @@ pub enum NoInterval {
     OfTheModel,
 }
 
+/// Whether a statistic has an interval if there are enough chunks, so that more chunks make its value surer.
+pub fn may_have_one(statistic: Statistic) -> bool {
+    !matches!(statistic, Statistic::P999Kld | Statistic::MaxKld | Statistic::BaselinePpl)
+}
+
 /// The interval of a statistic, two-sided: each of its ends is meant to miss in (1 - `confidence`)/2 of all draws of
 /// chunks. `docs/intervals.md` has how often they did.
 ///

@@ -107,6 +107,10 @@ fn what_has_no_interval_says_why() {
     assert_eq!(why(Statistic::MeanKld, &[]), NoInterval::NoParts);
     assert_eq!(why(Statistic::MaxKld, &parts), NoInterval::FewPositions);
     assert_eq!(why(Statistic::BaselinePpl, &parts), NoInterval::OfTheModel);
+    for statistic in Statistic::ALL {
+        let found = of(statistic, &statistics, &parts, 0.95);
+        assert_eq!(found.is_ok(), may_have_one(statistic), "{statistic:?}: {found:?}");
+    }
     let old: Vec<_> =
         parts.iter().map(|part| Part { histogram: Vec::new(), ..part.clone() }).collect();
     assert_eq!(why(Statistic::P99Kld, &old), NoInterval::NoHistograms);

@@ -6,6 +6,7 @@
 mod confidence;
 mod retrieval;
 
+use crate::judge::interval;
 use crate::kv::codec;
 use crate::kv::effective::codec_names;
 use crate::kv::Scheme;
@@ -164,13 +165,14 @@ fn judge_seen(
     golden: Option<&GoldenValues>,
 ) -> Judgement {
     let looks = model.looks();
+    let first = seen.first().expect("there is a first look");
     let mut judged = Vec::new();
     for (seen, planned) in seen.iter().zip(&looks) {
         // chunks that this policy does not ask for do not count, whoever measured them
         if !judged.is_empty() && seen.parts.len() > *planned {
             break;
         }
-        judged.push((seen, judged_limits(model, cell, seen, looks.len())));
+        judged.push((seen, judged_limits(model, cell, (first, seen), looks.len())));
         if judged.last().is_some_and(|(_, limits)| is_decided(cell, limits)) {
             break;
         }
@@ -202,10 +204,21 @@ fn judge_seen(
     Judgement { verdict, limits, retrieval: retrieval.to_vec(), chunks: of_look, message }
 }
 
-/// The limits of a cell, judged by what was there at one of several looks.
-fn judged_limits(model: &ModelPolicy, cell: &Cell, seen: &Seen, looks: usize) -> Vec<JudgedLimit> {
-    let measured = (seen.statistics, &seen.parts[..]);
-    applied(cell).iter().map(|limit| judged(limit, measured, (model.confidence, looks))).collect()
+/// The limits of a cell, judged by what was there at one of several looks. More chunks make a value that has no interval no
+/// surer. So it stays that of the first chunks, for which its limit was made: the largest KLD of more chunks is larger,
+/// and the perplexity of another part of a text is another.
+fn judged_limits(
+    model: &ModelPolicy,
+    cell: &Cell,
+    (first, seen): (&Seen, &Seen),
+    looks: usize,
+) -> Vec<JudgedLimit> {
+    let judged = |limit: &Limit| {
+        let Seen { statistics, parts } =
+            if interval::may_have_one(limit.quantity.statistic) { seen } else { first };
+        judged(limit, (statistics, parts), (model.confidence, looks))
+    };
+    applied(cell).iter().map(judged).collect()
 }
 
 /// The limits that a cell is judged by.
@@ -322,6 +335,9 @@ fn is_borderline(statistics: &Statistics, statistic: Statistic, bound: f64) -> b
     error.is_some_and(|error| distance <= 2.0 * error)
 }
 
+/// How wide the names of statistics are, and a space.
+const LONGEST_STATISTIC: usize = 15;
+
 /// The explanation of a case for people.
 struct Message<'a> {
     model: &'a ModelPolicy,
@@ -384,11 +400,15 @@ impl fmt::Display for Message<'_> {
 impl Message<'_> {
     /// The line of a statistic, with its limit if there is one.
     fn row(&self, f: &mut fmt::Formatter<'_>, statistic: Statistic) -> fmt::Result {
-        let value = self.seen.statistics.get(statistic);
+        let limit = limit_on(self.limits, statistic);
+        let value = limit.map_or_else(|| self.seen.statistics.get(statistic), |limit| limit.value);
         let shown = shown(value, self.seen.statistics.standard_error(statistic), statistic);
-        match limit_on(self.limits, statistic) {
+        match limit {
             Some(limit) => self.limit_row(f, limit, &shown),
-            None => writeln!(f, "  {:<15} {}", statistic.name(), shown.trim_end()),
+            None => {
+                let width = self.width();
+                writeln!(f, "  {:<width$} {}", statistic.name(), shown.trim_end())
+            }
         }
     }
 
@@ -406,20 +426,36 @@ impl Message<'_> {
         };
         let JudgedLimit { bound, origin, .. } = limit;
         let name = limit.quantity().name();
-        write!(f, "{mark} {name:<15} {shown:<27} limit: {side} {bound} ({origin})")?;
+        let width = self.width();
+        write!(f, "{mark} {name:<width$} {shown:<27} limit: {side} {bound} ({origin})")?;
         if limit.decision() == Decision::Broken {
             write!(f, ", {}", limit.excess())?;
         }
         let borderline = if limit.borderline { ", borderline" } else { "" };
         writeln!(f, "{borderline}")?;
         let remarks = confidence::remarks(limit, self.chunks_of(limit)).into_iter();
-        remarks.chain(self.moved(limit)).try_for_each(|remark| writeln!(f, "    {remark}"))
+        remarks
+            .chain(self.of_the_first(limit))
+            .chain(self.moved(limit))
+            .try_for_each(|remark| writeln!(f, "    {remark}"))
+    }
+
+    /// How wide the column of names is.
+    fn width(&self) -> usize {
+        let names = self.limits.iter().map(|limit| limit.quantity().name().chars().count());
+        names.fold(LONGEST_STATISTIC, usize::max)
     }
 
     /// How many chunks a limit is judged by.
     fn chunks_of(&self, limit: &JudgedLimit) -> usize {
         let is_its = |part: &&Part| limit.category.as_ref().is_none_or(|own| part.category == *own);
         self.seen.parts.iter().filter(is_its).count()
+    }
+
+    /// Says of which chunks a value is that further looks leave as it is.
+    fn of_the_first(&self, limit: &JudgedLimit) -> Option<String> {
+        let is_its = self.chunks.len() > 1 && !interval::may_have_one(limit.statistic);
+        is_its.then(|| format!("the value is that of the first {}", count(self.chunks[0], "chunk")))
     }
 
     /// Says how often the scheme was looked at, if the policy lets a run look more than once.

@@ -645,6 +645,43 @@ fn looks_share_what_the_confidence_leaves_and_the_first_that_decides_counts() {
     assert_eq!(early.limits, looked(&[8], most, 0.05, "pass").limits);
 }
 
+/// The largest KLD of more chunks is larger, and another part of a text has another perplexity: neither says anything new
+/// of the scheme, and their limits were made for the first chunks.
+#[test]
+fn further_looks_leave_values_without_an_interval_as_they_are() {
+    let position = |kld: f32, logp_base: f32| Position {
+        kld,
+        logp: logp_base,
+        logp_base,
+        ..Default::default()
+    };
+    let chunk = |i: usize| {
+        let kld = 0.0195 + 0.001 * (i % 2) as f32;
+        vec![position(kld + if i < 8 { 0.0 } else { 0.0005 }, if i < 8 { -1.0 } else { -2.0 }); 100]
+    };
+    let all = |to: usize| Statistics::of(&(0..to).flat_map(chunk).collect::<Vec<_>>());
+    let parts = |from: usize, to: usize| (from..to).map(|i| Part::of("x", i, &chunk(i))).collect();
+    let looks = vec![Look { statistics: all(16), parts: parts(8, 16) }];
+    let outcome = Outcome::Measured { statistics: all(8), parts: parts(0, 8), looks };
+    let judged = |limits: &str| {
+        let model = ModelPolicy {
+            confidence: Some(0.95),
+            chunks: 8,
+            max_chunks: Some(16),
+            ..model(limits, "pass")
+        };
+        judge(&model, &model.cells[0], &outcome, None, None)
+    };
+    let judgement = judged("mean_kld = 0.02027, baseline_ppl = 3.0, max_kld = 0.0206");
+    assert_eq!(judgement.verdict, Verdict::Inconclusive);
+    let [mean, max, ppl] = &judgement.limits[..] else { panic!("{:?}", judgement.limits) };
+    assert!(mean.value > 0.0202, "all chunks: {}", mean.value);
+    assert!(max.holds && max.value < 0.0206, "the first chunks: {}", max.value);
+    assert!(ppl.holds && (ppl.value - 1f64.exp()).abs() < 1e-6, "the first chunks: {}", ppl.value);
+    let told = "the value is that of the first 8 chunks";
+    assert_eq!(judgement.message.matches(told).count(), 2, "{}", judgement.message);
+}
+
 /// A run that was asked for more chunks, or a stranger, does not choose how often a policy looks.
 #[test]
 fn chunks_that_the_policy_does_not_ask_for_do_not_count() {
@@ -734,7 +771,7 @@ fn a_limit_by_category_judges_its_chunks_alone() {
     assert_eq!(tools.category.as_deref(), Some("tools"));
     for words in [
         "m::q4_0::kld: regressed, 1 of 2 limits broken",
-        "✓ mean_kld        0.0387",
+        "✓ mean_kld          0.0387",
         "✗ mean_kld of tools 0.060000 nats",
         "limit: at most 0.04 (thresholds.toml:6), 1.50 × its limit",
     ] {

@@ -388,16 +388,16 @@ impl ModelSection {
             needles: Needles::new(&rows, m),
             how,
             commands,
-            controls: m.controls.iter().take(MESSAGES).map(control).collect(),
+            controls: phrase::controls(m).into_iter().take(MESSAGES).map(control).collect(),
             notes: m.run.notes.iter().take(MESSAGES).map(|note| text::message(note)).collect(),
             provenance: conditions(m),
         })
     }
 }
 
-fn control(control: &Control) -> (bool, String) {
+fn control((control, reading): (&Control, String)) -> (bool, String) {
     let Control { name, effective, must, .. } = control;
-    let line = format!("{name} ({effective}): mean KLD {}, must be {must}", control.reading());
+    let line = format!("{name} ({effective}): mean KLD {reading}, must be {must}");
     (control.ok, text::message(&line))
 }
 
