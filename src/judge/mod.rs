@@ -234,10 +234,8 @@ impl Judge<'_> {
             Err(error) => (Verdict::Error, error.to_string(), Vec::new()),
             Ok(compared) => {
                 let judged = compared.verdict();
-                let by = evidence.as_ref().map_or(MeasuredBy::Kvgate, |evidence| evidence.by);
-                let golden = self.golden(model, cell, by).ok().flatten();
                 let scheme = result_of(evidence, model, cell).ok().map(|(scheme, _)| scheme);
-                let moved = with_change(judged.moved, golden.as_ref(), scheme);
+                let moved = with_change(judged.moved, compared.accepted.as_ref(), scheme);
                 (judged.verdict, judged.message, moved)
             }
         };
@@ -262,10 +260,11 @@ impl Judge<'_> {
         let new = Golden::of(measurement, scheme)?;
         let is_text_accepted =
             self.is_text_accepted(measurement).map_err(CompareError::Unreadable)?;
-        let golden = self.golden(model, cell, evidence.by).map_err(CompareError::Unreadable)?;
+        let accepted = self.golden(model, cell, evidence.by).map_err(CompareError::Unreadable)?;
         Ok(Compared {
-            comparison: golden::compare(golden.as_ref(), &new),
+            comparison: golden::compare(accepted.as_ref(), &new),
             new,
+            accepted,
             generated: measurement.generated.as_ref(),
             is_text_accepted,
         })
