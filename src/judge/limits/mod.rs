@@ -62,9 +62,7 @@ fn judged(
         }
         Err(_) => is_borderline(statistics, statistic, bound),
     };
-    let (low, high) = interval.as_ref().map_or((None, None), |interval| {
-        (Some(interval.low), Some(interval.high).filter(|high| high.is_finite()))
-    });
+    let (low, high, no_interval) = confidence::told(interval, confidence);
     JudgedLimit {
         statistic,
         category: category.clone(),
@@ -77,7 +75,7 @@ fn judged(
         looks: confidence.filter(|_| low.is_some() && looks > 1).map(|_| looks),
         low,
         high,
-        no_interval: confidence.and(interval.err()).map(|why| why.to_string()),
+        no_interval,
     }
 }
 
