@@ -1168,4 +1168,15 @@ fn an_open_verdict_is_looked_at_again() {
     assert_eq!(further.len(), 8);
     assert!(further.iter().all(|chunk| *chunk >= 8) && !further.is_sorted(), "{further:?}");
     assert_eq!(found["cases"][1]["verdict"], "pass", "the golden knows the first chunks only");
+
+    // what the run drew is believed, and what somebody chose is not
+    let others = "q4_0 = { expect = \"fail\", reason = \"four bits are too few\" }\nq4_1 = { expect = \"report\" }\n";
+    repository.edit("thresholds.toml", others, "");
+    kvgate(&repository, &["judge", "kvgate-results/results.json"]).exits(0);
+    let mut chosen = found;
+    let parts = &mut chosen["measurements"][0]["schemes"][0]["looks"][0]["parts"];
+    parts.as_array_mut().unwrap().swap(0, 1);
+    repository.put("chosen.json", &chosen.to_string());
+    let words = format!("chunk {} of corpus where a run draws chunk {}", further[1], further[0]);
+    kvgate(&repository, &["judge", "chosen.json"]).exits(4).says(&words);
 }

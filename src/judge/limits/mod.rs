@@ -165,7 +165,7 @@ fn judge_seen(
     let mut judged = Vec::new();
     for (seen, planned) in seen.iter().zip(&looks) {
         // chunks that this policy does not ask for do not count, whoever measured them
-        if !judged.is_empty() && seen.parts.len() > *planned {
+        if !judged.is_empty() && !is_planned(seen, *planned) {
             break;
         }
         judged.push((seen, judged_limits(model, cell, seen, looks.len())));
@@ -198,6 +198,13 @@ fn judge_seen(
         }
     };
     Judgement { verdict, limits, retrieval: retrieval.to_vec(), chunks: of_look, message }
+}
+
+/// Whether a look was at as many chunks as the policy plans, or at fewer because there is no more text. Whoever measured
+/// could otherwise look whenever the values are good.
+fn is_planned(seen: &Seen, planned: usize) -> bool {
+    let chunks = seen.parts.len();
+    chunks == planned || (chunks < planned && seen.is_whole())
 }
 
 /// The limits of a cell, judged by what was there at one of several looks.

@@ -594,12 +594,23 @@ fn an_undecided_limit_says_what_would_decide() {
 
 /// Looks at chunks of about 0.02, first 8 of them, and as many more as the counts say.
 fn looked(counts: &[usize], max_chunks: Option<usize>, bound: f64, expect: &str) -> Judgement {
+    looked_at(counts, |i| i, max_chunks, bound, expect)
+}
+
+/// The same with chunks of other numbers.
+fn looked_at(
+    counts: &[usize],
+    number: fn(usize) -> usize,
+    max_chunks: Option<usize>,
+    bound: f64,
+    expect: &str,
+) -> Judgement {
     let chunk = |i: usize| {
         let kld = 0.0195 + 0.001 * (i % 2) as f32;
         vec![Position { kld, logp: -1.0, logp_base: -1.0, ..Default::default() }; 100]
     };
     let all = |chunks: usize| (0..chunks).flat_map(chunk).collect::<Vec<_>>();
-    let parts = |from: usize, to: usize| (from..to).map(|i| Part::of("x", i, &chunk(i)));
+    let parts = |from: usize, to: usize| (from..to).map(|i| Part::of("x", number(i), &chunk(i)));
     let looks = counts.windows(2).map(|pair| Look {
         statistics: Statistics::of(&all(pair[1])),
         parts: parts(pair[0], pair[1]).collect(),
@@ -654,6 +665,9 @@ fn chunks_that_the_policy_does_not_ask_for_do_not_count() {
     assert_eq!(too_many.limits, looked(&[8], Some(64), 0.0204, "pass").limits);
     let fewer = looked(&[8, 12], Some(64), 0.0204, "pass");
     assert!(fewer.limits[0].high < too_many.limits[0].high, "the text may end before the maximum");
+    // chunk 11 was not looked at, and chunk 12 was, so the text did not end
+    let stopped = looked_at(&[8, 12], |i| i + usize::from(i == 11), Some(64), 0.0204, "pass");
+    assert_eq!(stopped.limits, too_many.limits);
 }
 
 /// The same values but for one chunk, which is ten times as far: the mean is known much worse.
