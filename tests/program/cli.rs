@@ -1137,6 +1137,27 @@ fn a_red_run_says_why_where_it_is_asked() {
     assert!(page.exists());
 }
 
+/// What a run of today always measures is not missed in silence. Files of format 1 have none, and are still judged.
+#[test]
+fn a_file_that_lost_its_floor_is_judged_by_no_limit_on_the_mean() {
+    let repository = accepted();
+    let mut results: serde_json::Value =
+        serde_json::from_str(&repository.text("kvgate-results/results.json")).unwrap();
+    let measurement = &mut results["measurements"][0];
+    measurement.as_object_mut().unwrap().remove("floor").unwrap();
+    repository.put("lost.json", &results.to_string());
+    kvgate(&repository, &["judge", "lost.json"]).exits(4).says("the floor is missing");
+
+    results["format"] = 1.into();
+    for scheme in results["measurements"][0]["schemes"].as_array_mut().unwrap() {
+        for part in scheme["parts"].as_array_mut().unwrap() {
+            part.as_object_mut().unwrap().remove("histogram").unwrap();
+        }
+    }
+    repository.put("old.json", &results.to_string());
+    kvgate(&repository, &["judge", "old.json"]).exits(0);
+}
+
 /// A limit within the interval of the first chunks is looked at again, on chunks from all over the text. The golden
 /// compares the first ones only, and the text ends before the maximum.
 #[test]

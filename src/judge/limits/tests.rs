@@ -512,9 +512,12 @@ fn a_file_does_not_say_by_whom_it_may_be_measured() {
 
 #[test]
 fn a_limit_near_the_floor_says_nothing_of_a_lossy_scheme() {
-    let floor = |mean_kld| Floor { mean_kld, tokens_scored: 510, batch: 171 };
     let model = model("mean_kld = 0.002, p99_kld = 1e-9", "pass");
-    let says = |effective, kld| below_floor(&model.cells[0], effective, floor(kld));
+    let says = |effective, mean_kld| {
+        let measured = measurement(&[("q4_0", effective, statistics())]);
+        let floor = Some(Floor { mean_kld, tokens_scored: 510, batch: 171 });
+        near_floor(&model.cells[0], &measured.schemes[0], floor, MeasuredBy::Kvgate)
+    };
     assert_eq!(says("q4_0", 0.0), None);
     assert_eq!(says("q4_0", 0.0006), None);
     assert_eq!(says("f16", 0.01), None, "what quantizes nothing is compared with exactly this");
@@ -526,6 +529,32 @@ fn a_limit_near_the_floor_says_nothing_of_a_lossy_scheme() {
     }
 }
 
+/// What a run of today measures is there, or nobody knows what a limit near it says.
+#[test]
+fn without_a_floor_a_lossy_scheme_has_no_limit_on_its_mean() {
+    let judged = |effective: &str, limits: &str, expect: &str, by| {
+        let mut measured = measurement(&[("q4_0", effective, statistics())]);
+        let part = Part::of("x", 0, &[Position::default()]);
+        measured.schemes[0].outcome = Outcome::measured(statistics(), vec![part]);
+        let model = model(limits, expect);
+        let said = near_floor(&model.cells[0], &measured.schemes[0], None, by);
+        let Outcome::Measured { parts, .. } = &mut measured.schemes[0].outcome else { panic!() };
+        parts[0].histogram.clear();
+        let of_format_1 = near_floor(&model.cells[0], &measured.schemes[0], None, by);
+        assert_eq!(of_format_1, None, "{effective} {limits}");
+        said.unwrap_or_default()
+    };
+    let (mean, by) = ("mean_kld = 0.05", MeasuredBy::Kvgate);
+    let said = judged("q4_0", mean, "pass", by);
+    assert!(said.starts_with("the limit mean_kld = 0.05 (thresholds.toml:"), "{said}");
+    assert!(said.contains("cannot be judged: the floor is missing"), "{said}");
+    assert_ne!(judged("q4_0", mean, "fail", by), "");
+    assert_eq!(judged("f16/f16", mean, "pass", by), "");
+    assert_eq!(judged("q4_0", "p99_kld = 0.5", "pass", by), "");
+    assert_eq!(judged("q4_0", mean, "report", by), "", "nothing is judged");
+    assert_eq!(judged("q4_0", mean, "pass", MeasuredBy::LlamaCpp), "", "only with a log of it");
+}
+
 #[test]
 fn a_baseline_that_is_not_itself_in_other_batches_is_distrusted() {
     let with = |mean_kld| {
@@ -535,6 +564,8 @@ fn a_baseline_that_is_not_itself_in_other_batches_is_distrusted() {
     };
     assert_distrust(&with(0.0), &[]);
     assert_distrust(&with(1e-5), &[]);
+    assert_distrust(&with(-1e-9), &[]);
+    assert_distrust(&with(-1e-3), &[("q8_0", "a mean KLD of -0.001 against itself")]);
     assert_distrust(&with(0.1), &[("q8_0", "the baseline reads a mean KLD of 0.1 against itself")]);
     assert_distrust(&with(f64::NAN), &[("q8_0", "a mean KLD of NaN against itself")]);
 }
