@@ -152,6 +152,8 @@ impl Comparison {
 pub struct Compared<'m> {
     /// The golden that the measurement would be accepted as.
     pub new: Golden,
+    /// The accepted golden, if there is one.
+    pub accepted: Option<Golden>,
     pub comparison: Comparison,
     /// The baseline's text that the scheme was replayed on, if the policy names prompts.
     pub generated: Option<&'m Generated>,

@@ -200,6 +200,12 @@ mod tests {
         Golden::of(&results.measurements[0], &results.measurements[0].schemes[1]).unwrap()
     }
 
+    /// These results beside a golden of which only the comparison matters.
+    fn compared(results: &Results, comparison: Comparison) -> Compared<'static> {
+        let new = golden(results);
+        Compared { new, accepted: None, comparison, generated: None, is_text_accepted: true }
+    }
+
     #[test]
     fn goldens_of_another_engine_are_apart_and_of_one_build() {
         let root = tempfile::tempdir().unwrap();
@@ -220,8 +226,7 @@ mod tests {
         assert!(verdict(&fixture::results()).0.matches(), "its own is untouched");
         let comparison = verdict(&of_llama_cpp("b11500")).0;
         assert!(matches!(comparison, Comparison::Stale(_)));
-        let (new, generated, is_text_accepted) = (golden(&results), None, true);
-        let compared = Compared { new, comparison, generated, is_text_accepted };
+        let compared = compared(&results, comparison);
         let message = compared.verdict().message;
         assert!(message.contains("engine: llama.cpp b11434 → llama.cpp b11500"), "{message}");
         assert!(message.contains("llama.cpp's numerics change from build to build"), "{message}");
@@ -233,8 +238,7 @@ mod tests {
     fn offers() {
         let Some(root) = env::var_os(ROOT).map(PathBuf::from) else { return };
         prepare_insta(&root);
-        let (new, comparison) = (golden(&of_llama_cpp("b11434")), Comparison::Missing);
-        let compared = Compared { new, comparison, generated: None, is_text_accepted: true };
+        let compared = compared(&of_llama_cpp("b11434"), Comparison::Missing);
         let cell = CellName::new("gemma-3-270m", "q4_0");
         let review = Review { root: &root, cell: &cell, by: MeasuredBy::LlamaCpp };
         assert!(review.offer(&compared));

@@ -19,6 +19,7 @@ use crate::policy::{Cell, ModelPolicy, Policy};
 use crate::results::case::{CaseKind, CellName};
 use crate::results::measured_by::MeasuredBy;
 use crate::results::replay::Generated;
+use crate::results::retrieval::Retrieved;
 use crate::results::statistics::Statistic;
 use crate::results::verdict::{GoldenValues, Verdict};
 use crate::results::{CaseResult, Measurement, Moved, Outcome, Results, SchemeResult};
@@ -203,19 +204,21 @@ impl Judge<'_> {
         cell: &Cell,
         evidence: &ModelEvidence,
     ) -> CaseResult {
-        let floor = evidence.as_ref().ok().and_then(|evidence| evidence.measurement().floor);
-        let (outcome, distrust) = match result_of(evidence, model, cell) {
-            Ok((scheme, distrust)) => {
-                let too_low = || limits::below_floor(cell, &scheme.effective, floor?);
-                (scheme.outcome.clone(), distrust.or_else(too_low))
-            }
-            Err(error) => (Outcome::Failed { error }, None),
-        };
         let golden = self.golden_values(model, cell, evidence);
-        let scheme = result_of(evidence, model, cell).ok().map(|(scheme, _)| scheme);
-        let found = (&outcome, scheme.map_or(&[][..], |scheme| &scheme.retrieved));
-        let (distrust, golden) = (distrust.as_deref(), golden.as_ref());
-        let judged = limits::judge_with_retrieval(model, cell, found, distrust, golden);
+        let judge = |found: (&Outcome, &[Retrieved]), distrust: Option<String>| {
+            let distrust = distrust.as_deref();
+            limits::judge_with_retrieval(model, cell, found, distrust, golden.as_ref())
+        };
+        let found = evidence.as_ref().map_err(Clone::clone).and_then(|evidence| {
+            let (scheme, distrust) = evidence.result_of(model, cell)?;
+            let floor = evidence.measurement.floor;
+            let near_floor = || limits::near_floor(cell, scheme, floor, evidence.by);
+            Ok((scheme, distrust.or_else(near_floor)))
+        });
+        let judged = match found {
+            Ok((scheme, distrust)) => judge((&scheme.outcome, &scheme.retrieved), distrust),
+            Err(error) => judge((&Outcome::Failed { error }, &[]), None),
+        };
         let case = CaseResult::new(model.case(cell, CaseKind::Kld), judged.verdict, judged.message);
         let Judgement { limits, retrieval, chunks, .. } = judged;
         CaseResult { limits, retrieval, chunks, ..case }
@@ -234,10 +237,8 @@ impl Judge<'_> {
             Err(error) => (Verdict::Error, error.to_string(), Vec::new()),
             Ok(compared) => {
                 let judged = compared.verdict();
-                let by = evidence.as_ref().map_or(MeasuredBy::Kvgate, |evidence| evidence.by);
-                let golden = self.golden(model, cell, by).ok().flatten();
                 let scheme = result_of(evidence, model, cell).ok().map(|(scheme, _)| scheme);
-                let moved = with_change(judged.moved, golden.as_ref(), scheme);
+                let moved = with_change(judged.moved, compared.accepted.as_ref(), scheme);
                 (judged.verdict, judged.message, moved)
             }
         };
@@ -262,10 +263,11 @@ impl Judge<'_> {
         let new = Golden::of(measurement, scheme)?;
         let is_text_accepted =
             self.is_text_accepted(measurement).map_err(CompareError::Unreadable)?;
-        let golden = self.golden(model, cell, evidence.by).map_err(CompareError::Unreadable)?;
+        let accepted = self.golden(model, cell, evidence.by).map_err(CompareError::Unreadable)?;
         Ok(Compared {
-            comparison: golden::compare(golden.as_ref(), &new),
+            comparison: golden::compare(accepted.as_ref(), &new),
             new,
+            accepted,
             generated: measurement.generated.as_ref(),
             is_text_accepted,
         })

@@ -168,6 +168,22 @@ fn an_ignored_cell_is_judged_where_results_hold_it() {
     assert_eq!(case(&cases, "q4_0::golden").verdict, Verdict::Ignored);
 }
 
+/// What decides a case and what its changes are made of must be the same file.
+#[test]
+fn a_case_reads_its_golden_once() {
+    let (policy, files, reads) = (fixture::limited_policy(), changed(), std::cell::Cell::new(0));
+    let goldens = |path: &Path| {
+        reads.set(reads.get() + 1);
+        Ok(files.get(path).cloned())
+    };
+    let judge = Judge { root: Path::new(""), goldens: &goldens, offer: None };
+    let evidence = Evidence::new(Cow::Owned(fixture::edited("nothing")), MeasuredBy::Kvgate);
+    let model = &policy.models[0];
+    let case = judge.case(model, &model.cells[1], CaseKind::Golden, &Ok(evidence));
+    assert_eq!((case.verdict, reads.get()), (Verdict::GoldenChanged, 1));
+    assert!(!case.changes.is_empty());
+}
+
 #[test]
 fn limits_are_judged_without_a_golden_that_can_be_read() {
     let (policy, measurement) = (fixture::limited_policy(), fixture::edited("nothing"));

@@ -293,7 +293,7 @@ pub fn tokenized(
         all.push(tokens);
     }
     let seeds: Vec<&str> = texts.iter().map(|text| text.file.sha256.as_str()).collect();
-    let mut chunks = drawn(files, &seeds, draw);
+    let mut chunks = drawn(&files, &seeds, draw);
     let found = chunks.len();
     if found < wanted {
         let lengths = lengths.join(", ");
@@ -303,36 +303,42 @@ pub fn tokenized(
     Ok(Corpus { chunks, left: found - wanted, tokens: all })
 }
 
-/// The chunks of files in the order in which they are taken. Files take turns. The further chunks of a file are in an
-/// order that looks random and that the seed of the file decides, which is the hash of its text: so they come from all
+/// The chunks of files in the order in which they are taken.
+fn drawn(files: &[Vec<Chunk>], seeds: &[&str], draw: Draw) -> Vec<Chunk> {
+    let lengths: Vec<usize> = files.iter().map(Vec::len).collect();
+    let places = match draw {
+        Draw::First => in_turn(&lengths),
+        Draw::Further { first, taken } => {
+            further_places(&lengths, seeds, first).into_iter().skip(taken).collect()
+        }
+    };
+    places.into_iter().map(|(file, i)| files[file][i].clone()).collect()
+}
+
+/// The places of chunks, each as a text and a number in it, in the order in which the first ones are taken from texts of so
+/// many chunks: texts take turns.
+pub fn in_turn(lengths: &[usize]) -> Vec<(usize, usize)> {
+    let of_text = |(text, length): (usize, &usize)| (0..*length).map(move |i| (i, text));
+    let mut turns: Vec<_> = lengths.iter().enumerate().flat_map(of_text).collect();
+    turns.sort_unstable();
+    turns.into_iter().map(|(i, text)| (text, i)).collect()
+}
+
+/// The places of all chunks but the `first` ones, in the order in which they are drawn. Texts take turns again. The chunks
+/// of a text are in an order that looks random and that the text's seed decides, which is its hash: so they come from all
 /// over the text, and every run draws the same ones.
-fn drawn(files: Vec<Vec<Chunk>>, seeds: &[&str], draw: Draw) -> Vec<Chunk> {
-    let Draw::Further { first, taken } = draw else { return in_turn(files) };
-    let mut places = vec![0; files.len()];
-    for (file, _) in turns(&files).take(first) {
-        places[file] += 1;
+pub fn further_places(lengths: &[usize], seeds: &[&str], first: usize) -> Vec<(usize, usize)> {
+    let mut rest: Vec<Vec<usize>> = vec![Vec::new(); lengths.len()];
+    for (text, i) in in_turn(lengths).into_iter().skip(first) {
+        rest[text].push(i);
     }
-    let rest = files.into_iter().zip(places).zip(seeds).map(|((mut file, first), seed)| {
-        let mut rest = file.split_off(first.min(file.len()));
-        rest.sort_by_cached_key(|chunk| {
-            crate::hash::of_bytes(format!("kvgate chunk {} of {seed}", chunk.index).as_bytes())
+    for (rest, seed) in rest.iter_mut().zip(seeds) {
+        rest.sort_by_cached_key(|i| {
+            crate::hash::of_bytes(format!("kvgate chunk {i} of {seed}").as_bytes())
         });
-        rest
-    });
-    let mut further = in_turn(rest.collect());
-    further.drain(..taken.min(further.len()));
-    further
-}
-
-/// The places of chunks, each as file and number, if files take turns.
-fn turns(files: &[Vec<Chunk>]) -> impl Iterator<Item = (usize, usize)> + '_ {
-    let longest = files.iter().map(Vec::len).max().unwrap_or(0);
-    let turn = |i: usize| files.iter().enumerate().filter(move |(_, f)| i < f.len());
-    (0..longest).flat_map(move |i| turn(i).map(move |(file, _)| (file, i)))
-}
-
-fn in_turn(files: Vec<Vec<Chunk>>) -> Vec<Chunk> {
-    turns(&files).map(|(file, i)| files[file][i].clone()).collect()
+    }
+    let lengths: Vec<usize> = rest.iter().map(Vec::len).collect();
+    in_turn(&lengths).into_iter().map(|(text, i)| (text, rest[text][i])).collect()
 }
 
 fn cut(category: &str, tokens: &[u32], context: usize, bos: Option<u32>) -> Vec<Chunk> {
@@ -371,7 +377,7 @@ mod tests {
         };
         let files = || vec![file("a", 40), file("b", 3), file("c", 40)];
         let names = |draw: Draw| -> Vec<(String, usize)> {
-            let chunks = drawn(files(), &["x", "y", "z"], draw).into_iter();
+            let chunks = drawn(&files(), &["x", "y", "z"], draw).into_iter();
             chunks.map(|chunk| (chunk.category, chunk.index)).collect()
         };
         let first = names(Draw::First);
@@ -387,7 +393,7 @@ mod tests {
         assert_eq!(further(500), []);
         let of_a: Vec<usize> = rest[..20].iter().filter(|c| c.0 == "a").map(|c| c.1).collect();
         assert!(of_a.iter().any(|i| *i < 15) && of_a.iter().any(|i| *i > 27), "{of_a:?}");
-        let other = drawn(files(), &["w", "y", "z"], Draw::Further { first: 8, taken: 0 });
+        let other = drawn(&files(), &["w", "y", "z"], Draw::Further { first: 8, taken: 0 });
         assert_ne!(other[0].index, rest[0].1, "another text, another order");
     }
 

@@ -413,7 +413,7 @@ impl<'f> Reader<'f> {
         let (root, faults) = DeTable::parse_recoverable(&text.text);
         for fault in &faults {
             let span = fault.span().unwrap_or_default();
-            let help = syntax_help(&text.text, &span);
+            let help = syntax_help(&text.text, fault.message(), &span);
             self.findings.error(span, fault.message(), help);
         }
         if !faults.is_empty() {
@@ -1088,14 +1088,43 @@ fn suggestion(name: &str, known: &[&str], what: &str) -> String {
 }
 
 /// Help that the TOML parser's own message leaves out.
-fn syntax_help(text: &str, span: &Range<usize>) -> String {
-    let line_start = text[..span.start].rfind('\n').map_or(0, |newline| newline + 1);
-    let key = text[line_start..].split(['=', '\n']).next().unwrap_or_default().trim();
-    let in_key = span.start < line_start + key.len();
-    match text.get(span.clone()) {
-        Some("/" | ":") if in_key => format!("quote it: `\"{key}\"`"),
-        _ => "the file must be TOML 1.0: https://toml.io".into(),
+fn syntax_help(text: &str, message: &str, span: &Range<usize>) -> String {
+    let at = |place: Range<usize>| text.get(place).unwrap_or_default();
+    let (found, from) = (at(span.clone()), at(span.start..text.len()));
+    let is = |start: &str| message.starts_with(start);
+    let is_in_key = is("invalid unquoted key");
+    match found {
+        ":" if is_in_key && (from.starts_with(": ") || from.starts_with(":\t")) => {
+            "write `=` between a key and its value".into()
+        }
+        "/" | ":" if is_in_key => {
+            format!("quote it: `\"{}\"`", broken_key(at(0..span.start), from))
+        }
+        "" if is("string values must be quoted") => {
+            "the value must begin in the line of its key".into()
+        }
+        _ if is("extra comma") => {
+            "remove it: one comma stands between two entries, and one may stand after the last"
+                .into()
+        }
+        _ if is("missing comma between key-value pairs") => {
+            "entries of a table in braces need a comma between them, even if each has its own line; \
+             those of a section, `[a.b]`, need none"
+                .into()
+        }
+        _ if is("missing key for inline table element") && from.starts_with('[') => {
+            "close the table in braces above it: `}`".into()
+        }
+        _ => "the file must be TOML 1.1: https://toml.io".into(),
     }
+}
+
+/// The unquoted key in which a text is broken into two.
+fn broken_key(before: &str, from: &str) -> String {
+    let is_end = |c: char| c.is_whitespace() || ".=,{}[]".contains(c);
+    let begin = before.rsplit(is_end).next().unwrap_or_default();
+    let end = from.split(is_end).next().unwrap_or_default();
+    format!("{begin}{end}")
 }
 
 /// The number that a value is, if it is one.

@@ -85,7 +85,37 @@ fn syntax_is_diagnosed_in_place() {
         ("context = 512", "context = 1\n«context» = 2", &["duplicate key"]),
         ("q8_0 = {}", "q8_0«/»q4_0 = {}", &["help: quote it: `\"q8_0/q4_0\"`"]),
         ("q8_0 = {}", "q4_0«:»norot = {}", &["help: quote it: `\"q4_0:norot\"`"]),
+        ("[models.m]", "[models.m«/»x]", &["help: quote it: `\"m/x\"`"]),
+        ("q8_0 = {}", "q8_0 = { at.a«/»b = {} }", &["help: quote it: `\"a/b\"`"]),
+        ("q8_0 = {}", "q8«é»_0 = {}", &["invalid unquoted key"]),
     ]);
+}
+
+/// Tables in braces may span lines and end with a comma, as TOML 1.1 has it.
+#[test]
+fn tables_in_braces_may_span_lines() {
+    let limits = "q8_0 = {\n  expect = \"fail\", # for a reason\n  reason = \"coarse\",\n}";
+    let cell = &policy(&edited("q8_0 = {}", limits)).models[0].cells[0];
+    assert_eq!((cell.expect, cell.reason.as_deref()), (Expectation::Fail, Some("coarse")));
+}
+
+#[test]
+fn faults_of_tables_in_braces_have_their_mend() {
+    for (new, words) in [
+        ("q8_0 = { expect = \"fail\",«», reason = \"x\" }", "help: remove it: one comma"),
+        (
+            "q8_0 = {\n  expect = \"fail\"\n  «»reason = \"x\"\n}",
+            "help: entries of a table in braces need a comma between them",
+        ),
+        ("q8_0 = «»\n{ expect = \"fail\" }", "help: the value must begin in the line of its key"),
+        ("q8_0 = { expect«:» \"fail\" }", "help: write `=` between a key and its value"),
+        ("q8_0 = { expect = \"fail\"\n«»[x]\n", "help: close the table in braces above it"),
+    ] {
+        let marked = edited("q8_0 = {}", new);
+        let (text, ..) = unmark(&marked);
+        let findings = errors(&text);
+        assert_finding(&findings[..1], &marked, &[words]);
+    }
 }
 
 #[test]

@@ -378,8 +378,18 @@ fn no_null(value: &Value, path: &str) -> Result<(), JsonError> {
 }
 
 /// The fields that are left out where there is nothing, and are no numbers, so that `null` stands for no NaN there.
-const NO_NUMBERS: [&str; 8] =
-    ["arithmetic", "card", "generated", "place", "prompts", "replay", "shape", "tokenizer_sha256"];
+const NO_NUMBERS: [&str; 10] = [
+    "arithmetic",
+    "card",
+    "floor",
+    "generated",
+    "haystacks",
+    "place",
+    "prompts",
+    "replay",
+    "shape",
+    "tokenizer_sha256",
+];
 
 /// The place of the first `null` in a value.
 fn null_in(value: &Value, place: String) -> Option<String> {
@@ -456,6 +466,14 @@ mod tests {
         says(&text.replace("\"engine\"", "\"motor\""), "motor");
         let null = "measurements[0].run.card is null, and a field without a value is left out";
         says(&text.replace("\"dtype\": \"f32\"", "\"dtype\": \"f32\", \"card\": null"), null);
+        let floor = |value: &str| {
+            text.replace("\"controls\"", &format!("\"floor\": {value}, \"controls\""))
+        };
+        says(&floor("null"), "measurements[0].floor is null, and a field without a value is left");
+        let of_null = r#"{"mean_kld": null, "tokens_scored": 510, "batch": 171}"#;
+        says(&floor(of_null), "measurements[0].floor.mean_kld is not a number");
+        says(&floor(&of_null.replace("null", "\"0\"")), "invalid type: string \"0\", expected f64");
+        says(&floor("{}"), "missing field `mean_kld`");
         let changed = |edit: &dyn Fn(&mut Measurement)| {
             let mut results = fixture::results();
             fixture::on_a_card(&mut results.measurements[0]);

@@ -3,6 +3,7 @@
 use super::statistics::{Part, Statistics};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 /// A further look at a scheme.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,5 +37,15 @@ impl<'a> Seen<'a> {
             Some((Seen { statistics: &look.statistics, parts: Cow::Owned(parts) }, rest))
         })
         .map(|(seen, _)| seen)
+    }
+
+    /// Whether there is no text left that anybody knows of: the last chunk of each category and all before it are there.
+    pub fn is_whole(&self) -> bool {
+        let mut ends: BTreeMap<&str, usize> = BTreeMap::new();
+        for part in &self.parts[..] {
+            let end = ends.entry(&part.category).or_default();
+            *end = part.chunk.saturating_add(1).max(*end);
+        }
+        ends.into_values().fold(0, usize::saturating_add) == self.parts.len()
     }
 }

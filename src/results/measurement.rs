@@ -23,8 +23,8 @@ pub struct Measurement {
     pub run: RunInfo,
     /// The control lanes, which show that the measurement itself works. They run on the first chunks only.
     pub controls: Vec<Control>,
-    /// What the baseline reads against itself if it is computed in other batches. None in files of earlier states of
-    /// kvgate, and for other engines unless there is a log of it.
+    /// What the baseline reads against itself if it is computed in other batches. None in files of format 1, where it
+    /// could not be measured, and for other engines unless there is a log of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<Floor>,
     /// One entry for each scheme, in the policy's order.

@@ -6,7 +6,7 @@
 //! nothing about a scheme.
 
 use super::control::IDENTITY;
-use super::decision::Decision;
+use super::decision::{excess, ratio, Decision};
 use serde::{Deserialize, Serialize};
 
 /// How many parts of a context have a KLD of their own.
@@ -144,21 +144,16 @@ impl JudgedRetrieval {
     /// The value divided by its bound, which is infinite if the limit allows no harm and there is some.
     #[must_use]
     pub fn ratio(&self) -> f64 {
-        if self.value <= 0.0 {
-            0.0
-        } else {
-            self.value / self.bound
-        }
+        ratio(self.value, self.bound)
     }
 
     /// By how much the limit is broken: `loss at 4096 is 2.40 × its limit`.
     #[must_use]
     pub fn words(&self) -> String {
-        let (name, length, ratio) = (self.measure.name(), self.length, self.ratio());
+        let (name, length) = (self.measure.name(), self.length);
         match self.decision {
             Decision::Undecided => format!("{name} at {length} undecided"),
-            _ if ratio.is_finite() => format!("{name} at {length} {ratio:.2} × its limit"),
-            _ => format!("{name} at {length} over its limit of {}", self.bound),
+            _ => format!("{name} at {length} {}", excess(self.value, self.bound)),
         }
     }
 }

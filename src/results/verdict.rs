@@ -2,6 +2,7 @@
 
 use super::case;
 pub use super::decision::Decision;
+use super::decision::{excess, ratio};
 use super::retrieval::JudgedRetrieval;
 use super::statistics::{Direction, Quantity, Statistic};
 use serde::{Deserialize, Serialize};
@@ -223,14 +224,9 @@ impl JudgedLimit {
         let Some((low, high)) = self.confidence.and(self.interval()) else {
             return if self.holds { Decision::Kept } else { Decision::Broken };
         };
-        let (harmless, harmful) = match self.statistic.direction() {
-            Direction::AtMost => (high <= self.bound, low > self.bound),
-            Direction::AtLeast => (low >= self.bound, high < self.bound),
-        };
-        match (harmless, harmful) {
-            (true, _) => Decision::Kept,
-            (false, true) => Decision::Broken,
-            (false, false) => Decision::Undecided,
+        match self.statistic.direction() {
+            Direction::AtMost => Decision::of((low, high), self.bound),
+            Direction::AtLeast => Decision::of((-high, -low), -self.bound),
         }
     }
 
@@ -246,14 +242,9 @@ impl JudgedLimit {
     /// ratio 2. The ratio is infinite if the limit allows no harm and there is some.
     #[must_use]
     pub fn ratio(&self) -> f64 {
-        let (harm, allowed) = match self.statistic.direction() {
-            Direction::AtMost => (self.value, self.bound),
-            Direction::AtLeast => (1.0 - self.value, 1.0 - self.bound),
-        };
-        if harm <= 0.0 {
-            0.0
-        } else {
-            harm / allowed
+        match self.statistic.direction() {
+            Direction::AtMost => ratio(self.value, self.bound),
+            Direction::AtLeast => ratio(1.0 - self.value, 1.0 - self.bound),
         }
     }
 
@@ -278,14 +269,12 @@ impl JudgedLimit {
     /// counted: agreement 0.70 where 0.85 is asked for is `2.00 × the misses that its limit allows`.
     #[must_use]
     pub fn excess(&self) -> String {
-        let ratio = self.ratio();
-        match self.statistic.direction() {
-            Direction::AtMost if ratio.is_finite() => format!("{ratio:.2} × its limit"),
-            Direction::AtLeast if ratio.is_finite() => {
+        match (self.statistic.direction(), self.ratio()) {
+            (Direction::AtMost, _) => excess(self.value, self.bound),
+            (Direction::AtLeast, ratio) if ratio.is_finite() => {
                 format!("{ratio:.2} × the misses that its limit allows")
             }
-            Direction::AtMost => format!("over its limit of {}", self.bound),
-            Direction::AtLeast => format!("under its limit of {}", self.bound),
+            (Direction::AtLeast, _) => format!("under its limit of {}", self.bound),
         }
     }
 }

@@ -6,7 +6,6 @@ use crate::support::forward::{effective, in_parts_by_layer, logits, logits_in_pa
 use crate::support::generation::replay_and_decode;
 use crate::support::{fixture, ids, root, tolerance};
 use candle_core::{safetensors, Device};
-use kvgate::internals::compute;
 use kvgate::internals::kv::packed::PackedCache;
 use kvgate::internals::measure::sanity::Unigram;
 use kvgate::internals::measure::{corpus, measure, Draw, Request};
@@ -49,22 +48,13 @@ fn logits_are_those_of_transformers() {
 fn identity_is_exact_for_any_number_of_chunks() {
     for model in MODELS {
         for (context, chunks) in [(64, 17), (256, 5), (300, 4), (512, 3)] {
+            let source = Source::at(root().join("models").join(model));
+            let corpus = [support::corpus("persuasion.txt")];
             let request = Request {
-                model,
-                source: &Source::at(root().join("models").join(model)),
-                corpus: &[support::corpus("persuasion.txt")],
                 context,
                 chunks,
-                draw: Draw::First,
-                baseline: "f16".parse().unwrap(),
-                schemes: vec![("f16".into(), "f16".parse().unwrap())],
-                calibration: None,
-                generate: None,
-                retrieval: None,
                 device: support::device(),
-                residency: None,
-                mimic: None,
-                is_gated: true,
+                ..support::request(&source, &corpus, &["f16"])
             };
             let measured = measure(&request, &|_, _, _| {}).unwrap_or_else(|e| panic!("{e}"));
             for control in &measured.measurement.controls {
@@ -92,23 +82,9 @@ fn a_router_without_numbers_names_its_layer() {
     let router = tensors.get_mut("model.layers.2.mlp.gate.weight").unwrap();
     *router = (router.ones_like().unwrap() * 3e38).unwrap();
     safetensors::save(&tensors, &path).unwrap();
-    let request = Request {
-        model: "damaged",
-        source: &Source::at(folder.path().into()),
-        corpus: &[support::corpus("persuasion.txt")],
-        context: 64,
-        chunks: 1,
-        draw: Draw::First,
-        baseline: "f16".parse().unwrap(),
-        schemes: Vec::new(),
-        calibration: None,
-        generate: None,
-        retrieval: None,
-        device: support::device(),
-        residency: None,
-        mimic: None,
-        is_gated: true,
-    };
+    let source = Source::at(folder.path().into());
+    let corpus = [support::corpus("persuasion.txt")];
+    let request = Request { device: support::device(), ..support::request(&source, &corpus, &[]) };
     let error = measure(&request, &|_, _, _| {}).err().unwrap().to_string();
     assert!(error.contains("layer 2: "), "{error}");
 }
@@ -142,23 +118,10 @@ fn a_baseline_worse_than_a_unigram_model_is_judged_by_nobody() {
     let text = folder.path().join("words.txt");
     let run = |bytes: usize, untrained: bool, is_gated: bool| {
         std::fs::write(&text, support::tiny::corpus(3, bytes)).unwrap();
-        let request = Request {
-            model: MODELS[1],
-            source: &Source { untrained, ..Source::at(root().join("models").join(MODELS[1])) },
-            corpus: std::slice::from_ref(&text),
-            context: 64,
-            chunks: 1,
-            draw: Draw::First,
-            baseline: "f16".parse().unwrap(),
-            schemes: vec![("q8_0".into(), "q8_0".parse().unwrap())],
-            calibration: None,
-            generate: None,
-            retrieval: None,
-            device: compute::Device::cpu(),
-            residency: None,
-            mimic: None,
-            is_gated,
-        };
+        let source = Source { untrained, ..Source::at(root().join("models").join(MODELS[1])) };
+        let corpus = std::slice::from_ref(&text);
+        let request =
+            Request { chunks: 1, is_gated, ..support::request(&source, corpus, &["q8_0"]) };
         let measured = measure(&request, &|_, _, _| {});
         measured.map(|m| m.measurement.run.notes.join("\n")).map_err(|error| error.to_string())
     };

@@ -2,32 +2,17 @@
 
 use crate::support;
 use crate::support::root;
-use kvgate::internals::compute::Device;
 use kvgate::internals::explain::{explain, Explanation, Options};
 use kvgate::internals::kv::layout::KvSide;
-use kvgate::internals::measure::{measure, Draw, Request};
+use kvgate::internals::measure::{measure, Request};
 use kvgate::internals::results::Outcome;
 use kvgate::internals::source::Source;
 use std::collections::BTreeSet;
 
 fn with_request<R>(model: &str, scheme: &str, f: impl FnOnce(&Request) -> R) -> R {
-    f(&Request {
-        model,
-        source: &Source::at(root().join("models").join(model)),
-        corpus: &[support::corpus("persuasion.txt")],
-        context: 256,
-        chunks: 2,
-        draw: Draw::First,
-        baseline: "f16".parse().unwrap(),
-        schemes: vec![(scheme.into(), scheme.parse().unwrap())],
-        calibration: None,
-        generate: None,
-        retrieval: None,
-        device: Device::cpu(),
-        residency: None,
-        mimic: None,
-        is_gated: false,
-    })
+    let source = Source::at(root().join("models").join(model));
+    let corpus = [support::corpus("persuasion.txt")];
+    f(&Request { model, context: 256, ..support::request(&source, &corpus, &[scheme]) })
 }
 
 fn explained(model: &str, scheme: &str, by_head: bool) -> Explanation {

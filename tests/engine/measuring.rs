@@ -5,7 +5,6 @@ use crate::support;
 use crate::support::forward::effective;
 use crate::support::tiny::{Damage, Repository};
 use candle_core::{Device, Tensor};
-use kvgate::internals::compute;
 use kvgate::internals::kv::cache::KvCache;
 use kvgate::internals::kv::calibration::{Calibration, Ranges};
 use kvgate::internals::kv::effective::Effective;
@@ -14,7 +13,7 @@ use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::kv::Scheme;
 use kvgate::internals::measure::corpus::{self, scored, Chunk};
 use kvgate::internals::measure::engine::{self, Lane, LaneResult};
-use kvgate::internals::measure::{measure, Draw, Measured, Request};
+use kvgate::internals::measure::{measure, Measured, Request};
 use kvgate::internals::model::decoder::{Decoder, Residency, Rows};
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::results::statistics::Position;
@@ -230,22 +229,14 @@ fn measured_with(
 ) -> Result<Measured, String> {
     let repository = Repository::new();
     repository.write_model(damage);
+    let source = Source { untrained: true, ..source(&repository) };
+    let corpus = [repository.path("corpus.txt")];
     let request = Request {
         model: "tiny",
-        source: &Source { untrained: true, ..source(&repository) },
-        corpus: &[repository.path("corpus.txt")],
-        context: 64,
-        chunks: 2,
-        draw: Draw::First,
         baseline: baseline.parse().unwrap(),
-        schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
-        calibration: None,
-        generate: None,
-        retrieval: None,
-        device: compute::Device::cpu(),
         residency,
-        mimic: None,
         is_gated: false,
+        ..support::request(&source, &corpus, schemes)
     };
     measure(&request, &|_, _, _| {}).map_err(|error| error.to_string())
 }

@@ -2,7 +2,6 @@
 
 use crate::support;
 use crate::support::root;
-use kvgate::internals::compute::Device;
 use kvgate::internals::judge::trust;
 use kvgate::internals::measure::retrieval::{build, Haystacks, RetrievalError};
 use kvgate::internals::measure::{corpus, measure, Draw, Request};
@@ -91,23 +90,8 @@ fn what_does_not_fit_is_told_before_anything_runs() {
 }
 
 fn measured(model: PathBuf, schemes: &[&str], plan: &Plan) -> Measurement {
-    let request = Request {
-        model: "m",
-        source: &Source::at(model),
-        corpus: &[support::corpus("persuasion.txt")],
-        context: 64,
-        chunks: 2,
-        draw: Draw::First,
-        baseline: "f16".parse().unwrap(),
-        schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
-        calibration: None,
-        generate: None,
-        retrieval: Some(plan),
-        device: Device::cpu(),
-        residency: None,
-        mimic: None,
-        is_gated: true,
-    };
+    let (source, corpus) = (Source::at(model), [support::corpus("persuasion.txt")]);
+    let request = Request { retrieval: Some(plan), ..support::request(&source, &corpus, schemes) };
     measure(&request, &|_, _, _| {}).unwrap_or_else(|error| panic!("{error}")).measurement
 }
 

@@ -2,8 +2,6 @@
 
 use crate::support;
 use crate::support::root;
-use kvgate::internals::compute::Device;
-use kvgate::internals::measure::corpus::Draw;
 use kvgate::internals::measure::prepare::Prepared;
 use kvgate::internals::measure::{measure, Request};
 use kvgate::internals::results::Outcome;
@@ -12,24 +10,9 @@ use kvgate::internals::suggest::engines::Engine;
 use kvgate::internals::suggest::{Options, Search, SuggestError, Suggestion, REFERENCE};
 
 fn with_request<R>(schemes: &[&str], chunks: usize, f: impl FnOnce(&Request) -> R) -> R {
-    let model = "gemma4-e2b-mini";
-    f(&Request {
-        model,
-        source: &Source::at(root().join("models").join(model)),
-        corpus: &[support::corpus("persuasion.txt")],
-        context: 128,
-        chunks,
-        draw: Draw::First,
-        baseline: "f16".parse().unwrap(),
-        schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
-        calibration: None,
-        generate: None,
-        retrieval: None,
-        device: Device::cpu(),
-        residency: None,
-        mimic: None,
-        is_gated: false,
-    })
+    let source = Source::at(root().join("models/gemma4-e2b-mini"));
+    let corpus = [support::corpus("persuasion.txt")];
+    f(&Request { context: 128, chunks, ..support::request(&source, &corpus, schemes) })
 }
 
 fn suggested(

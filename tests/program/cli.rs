@@ -1137,6 +1137,27 @@ fn a_red_run_says_why_where_it_is_asked() {
     assert!(page.exists());
 }
 
+/// What a run of today always measures is not missed in silence. Files of format 1 have none, and are still judged.
+#[test]
+fn a_file_that_lost_its_floor_is_judged_by_no_limit_on_the_mean() {
+    let repository = accepted();
+    let mut results: serde_json::Value =
+        serde_json::from_str(&repository.text("kvgate-results/results.json")).unwrap();
+    let measurement = &mut results["measurements"][0];
+    measurement.as_object_mut().unwrap().remove("floor").unwrap();
+    repository.put("lost.json", &results.to_string());
+    kvgate(&repository, &["judge", "lost.json"]).exits(4).says("the floor is missing");
+
+    results["format"] = 1.into();
+    for scheme in results["measurements"][0]["schemes"].as_array_mut().unwrap() {
+        for part in scheme["parts"].as_array_mut().unwrap() {
+            part.as_object_mut().unwrap().remove("histogram").unwrap();
+        }
+    }
+    repository.put("old.json", &results.to_string());
+    kvgate(&repository, &["judge", "old.json"]).exits(0);
+}
+
 /// A limit within the interval of the first chunks is looked at again, on chunks from all over the text. The golden
 /// compares the first ones only, and the text ends before the maximum.
 #[test]
@@ -1168,4 +1189,15 @@ fn an_open_verdict_is_looked_at_again() {
     assert_eq!(further.len(), 8);
     assert!(further.iter().all(|chunk| *chunk >= 8) && !further.is_sorted(), "{further:?}");
     assert_eq!(found["cases"][1]["verdict"], "pass", "the golden knows the first chunks only");
+
+    // what the run drew is believed, and what somebody chose is not
+    let others = "q4_0 = { expect = \"fail\", reason = \"four bits are too few\" }\nq4_1 = { expect = \"report\" }\n";
+    repository.edit("thresholds.toml", others, "");
+    kvgate(&repository, &["judge", "kvgate-results/results.json"]).exits(0);
+    let mut chosen = found;
+    let parts = &mut chosen["measurements"][0]["schemes"][0]["looks"][0]["parts"];
+    parts.as_array_mut().unwrap().swap(0, 1);
+    repository.put("chosen.json", &chosen.to_string());
+    let words = format!("chunk {} of corpus where a run draws chunk {}", further[1], further[0]);
+    kvgate(&repository, &["judge", "chosen.json"]).exits(4).says(&words);
 }

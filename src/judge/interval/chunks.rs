@@ -35,22 +35,31 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    /// The values of all chunks. Categories are told apart only if each has two chunks or more, and a mean above 0 if
-    /// `is_ratio`, by which the values of its chunks can be divided.
-    pub fn of(
+    /// Values that cannot be negative, for [`Chunks::mean_of_ratios`]. Those of a category are divided by its mean, so
+    /// categories are told apart only if each has a mean above 0.
+    pub fn of_ratios(parts: &[Part], unseen: Unseen, value: &dyn Fn(&Part) -> f64) -> Self {
+        Self::of(parts, unseen, value, |category| mean(category.iter()) > 0.0)
+    }
+
+    /// Values of either sign, for [`Chunks::mean_of_differences`].
+    pub fn of_differences(parts: &[Part], unseen: Unseen, value: &dyn Fn(&Part) -> f64) -> Self {
+        Self::of(parts, unseen, value, |_| true)
+    }
+
+    /// The values of all chunks. Categories are told apart only if each has two chunks or more, and `is_fit` finds nothing
+    /// against its values.
+    fn of(
         parts: &[Part],
         unseen: Unseen,
-        is_ratio: bool,
         value: &dyn Fn(&Part) -> f64,
+        is_fit: fn(&[f64]) -> bool,
     ) -> Self {
         let mut categories: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
         for part in parts {
             categories.entry(&part.category).or_default().push(value(part));
         }
         let categories: Vec<_> = categories.into_values().collect();
-        let is_told =
-            |values: &Vec<f64>| values.len() >= 2 && (!is_ratio || mean(values.iter()) > 0.0);
-        if categories.iter().all(is_told) {
+        if categories.iter().all(|values| values.len() >= 2 && is_fit(values)) {
             Chunks { categories, unseen }
         } else {
             Chunks { categories: vec![parts.iter().map(value).collect()], unseen }

@@ -28,7 +28,7 @@ pub fn of_change(parts: &[Part], golden: &ChunkMeans) -> Option<[f64; 2]> {
         return None;
     }
     let moved = |part: &Part| per_token(part, part.kld) - golden.get(part).unwrap_or(f64::NAN);
-    let found = Chunks::of(parts, Unseen::SHARE, false, &moved).mean_of_differences(SHOWN);
+    let found = Chunks::of_differences(parts, Unseen::SHARE, &moved).mean_of_differences(SHOWN);
     Some([found.low, found.high])
 }
 
@@ -92,10 +92,10 @@ pub fn of(
         return Ok(Interval { low: value, high: value });
     }
     let ratios = |unseen: Unseen, step: f64, value: &dyn Fn(&Part) -> f64| {
-        Chunks::of(parts, unseen, true, value).mean_of_ratios(confidence, step)
+        Chunks::of_ratios(parts, unseen, value).mean_of_ratios(confidence, step)
     };
     let differences = |value: &dyn Fn(&Part) -> f64| {
-        Chunks::of(parts, Unseen::SQUARE, false, value).mean_of_differences(confidence)
+        Chunks::of_differences(parts, Unseen::SQUARE, value).mean_of_differences(confidence)
     };
     let interval = match statistic {
         Statistic::MeanKld => ratios(Unseen::DIVERGENCE, 0.0, &|part| per_token(part, part.kld)),

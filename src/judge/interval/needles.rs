@@ -37,7 +37,7 @@ pub fn of_answers(contexts: &[Answers], confidence: f64) -> Result<Interval, NoI
     let parts: Vec<Part> = contexts.iter().map(part).collect();
     let more = |part: &Part| (part.nll - part.nll_base) / part.tokens as f64;
     let value = contexts.iter().fold(Answers::default(), |all, part| all.and(part)).answer_nll();
-    let chunks = Chunks::of(&parts, Unseen::SQUARE, false, &more);
+    let chunks = Chunks::of_differences(&parts, Unseen::SQUARE, &more);
     Ok(chunks.mean_of_differences(confidence).around(value))
 }
 

@@ -19,7 +19,7 @@ pub(super) fn interval(parts: &[Part], f: f64, confidence: f64) -> Result<Interv
     let unseen = if f > 0.5 { Unseen::DIVERGENCE } else { Unseen::SHARE };
     let share = |value: &Value| {
         let above = |part: &Part| per_token(part, value.above(&part.histogram));
-        Chunks::of(parts, unseen, true, &above).mean_of_ratios(confidence, step(parts))
+        Chunks::of_ratios(parts, unseen, &above).mean_of_ratios(confidence, step(parts))
     };
     let values: Vec<_> = pooled.values().collect();
     let (mut low, mut high) = (0.0, f64::INFINITY);

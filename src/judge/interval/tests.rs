@@ -99,6 +99,16 @@ fn a_lossless_scheme_is_known_to_be_so() {
     assert!(top1.high == 1.0 && top1.low < 1.0 && top1.low > 0.95, "{top1:?}");
 }
 
+/// Nothing can be divided by the mean of a category in which no top token changed.
+#[test]
+fn a_category_without_flips_is_taken_with_the_others() {
+    let mut half = ALIKE;
+    half[..4].iter_mut().for_each(|(_, factor)| *factor = 0.1);
+    let (statistics, _) = parts(&half);
+    let (top1, found) = (statistics.top1_agreement, interval(Statistic::Top1Agreement, &half));
+    assert!(found.low < top1 && top1 < found.high, "{top1}: {found:?}");
+}
+
 #[test]
 fn what_has_no_interval_says_why() {
     let (statistics, parts) = parts(&ALIKE);

@@ -24,6 +24,18 @@ pub(super) fn interval(
     }
 }
 
+/// What results say of a value's interval: its ends, of which the upper one is left out if nothing bounds the value from
+/// above, or why there is none although the policy asks for a confidence.
+pub(super) fn told(
+    interval: Result<Interval, NoInterval>,
+    confidence: Option<f64>,
+) -> (Option<f64>, Option<f64>, Option<String>) {
+    match interval {
+        Ok(Interval { low, high }) => (Some(low), Some(high).filter(|high| high.is_finite()), None),
+        Err(why) => (None, None, confidence.map(|_| why.to_string())),
+    }
+}
+
 /// The verdict that limits make together. A scheme passes if all are kept and regressed if one is broken; whatever must
 /// fail fails if one is broken. If neither is known, the verdict is inconclusive.
 pub(super) fn verdict(expect: Expectation, limits: &[JudgedLimit]) -> Verdict {

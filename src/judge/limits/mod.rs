@@ -12,11 +12,12 @@ use crate::kv::effective::codec_names;
 use crate::kv::Scheme;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy};
 use crate::results::case::CaseKind;
+use crate::results::measured_by::MeasuredBy;
 use crate::results::retrieval::{JudgedRetrieval, Retrieved};
 use crate::results::statistics::{Direction, Part, Quantity, Statistic, Statistics, LEAST_CHUNKS};
 use crate::results::verdict::GoldenValues;
 use crate::results::verdict::{limit_on, of_each_look, Decision, JudgedLimit, Verdict};
-use crate::results::{Floor, Outcome, Seen};
+use crate::results::{Floor, Outcome, SchemeResult, Seen};
 use crate::text::command::{self, Measure};
 use crate::text::numbers::{count, significant};
 use std::fmt;
@@ -63,9 +64,7 @@ fn judged(
         }
         Err(_) => is_borderline(statistics, statistic, bound),
     };
-    let (low, high) = interval.as_ref().map_or((None, None), |interval| {
-        (Some(interval.low), Some(interval.high).filter(|high| high.is_finite()))
-    });
+    let (low, high, no_interval) = confidence::told(interval, confidence);
     JudgedLimit {
         statistic,
         category: category.clone(),
@@ -78,30 +77,51 @@ fn judged(
         looks: confidence.filter(|_| low.is_some() && looks > 1).map(|_| looks),
         low,
         high,
-        no_interval: confidence.and(interval.err()).map(|why| why.to_string()),
+        no_interval,
     }
 }
 
 /// How many floors a limit on the mean KLD must be.
 const FLOORS: f64 = 3.0;
 
-/// Why a limit on the mean KLD says nothing: the unquantized cache alone, computed in other batches, reads about as much.
-/// A scheme that quantizes nothing reads less than that, and its limit may be as low as people like.
-pub(super) fn below_floor(cell: &Cell, effective: &str, floor: Floor) -> Option<String> {
+/// Why a limit on the mean KLD of a scheme that quantizes says nothing: the unquantized cache alone, computed in other
+/// batches, reads about as much, or nobody knows how much it reads. A scheme that quantizes nothing reads less than that,
+/// and its limit may be as low as people like.
+pub(super) fn near_floor(
+    cell: &Cell,
+    scheme: &SchemeResult,
+    floor: Option<Floor>,
+    by: MeasuredBy,
+) -> Option<String> {
     let is_lossy = |name: &&str| codec::find(name).is_none_or(|c| !c.exactness().is_unquantized());
+    if !codec_names(&scheme.effective).iter().any(is_lossy) {
+        return None;
+    }
+    let on_mean = |limit: &&Limit| limit.quantity.statistic == Statistic::MeanKld;
+    let mut limits = applied(cell).iter().filter(on_mean);
+    let Some(floor) = floor else {
+        let limit = limits.next().filter(|_| by == MeasuredBy::Kvgate && has_histograms(scheme))?;
+        return Some(format!(
+            "{} cannot be judged: the floor is missing, which every run of this kvgate measures; measure again (if it \
+             could not be measured, a note of the run says why)",
+            named(limit)
+        ));
+    };
     let least = FLOORS * floor.mean_kld;
-    let is_below =
-        |limit: &&Limit| limit.quantity.statistic == Statistic::MeanKld && limit.bound < least;
-    let limit = applied(cell).iter().find(is_below)?;
-    codec_names(effective).iter().any(is_lossy).then(|| {
-        format!(
-            "{} is below three times the floor {}, which the unquantized cache reads against itself if nothing but the \
-             order of sums differs; set it to {} at least",
-            named(limit),
-            significant(floor.mean_kld, 2),
-            significant(least, 2)
-        )
-    })
+    let limit = limits.find(|limit| limit.bound < least)?;
+    Some(format!(
+        "{} is below three times the floor {}, which the unquantized cache reads against itself if nothing but the order \
+         of sums differs; set it to {} at least",
+        named(limit),
+        significant(floor.mean_kld, 2),
+        significant(least, 2)
+    ))
+}
+
+/// Whether a scheme's chunks have histograms. Files of format 1 have neither these nor a floor.
+fn has_histograms(scheme: &SchemeResult) -> bool {
+    let Outcome::Measured { parts, .. } = &scheme.outcome else { return false };
+    parts.iter().any(|part| !part.histogram.is_empty())
 }
 
 /// The chunks of a category, and their statistics.
@@ -169,7 +189,7 @@ fn judge_seen(
     let mut judged = Vec::new();
     for (seen, planned) in seen.iter().zip(&looks) {
         // chunks that this policy does not ask for do not count, whoever measured them
-        if !judged.is_empty() && seen.parts.len() > *planned {
+        if !judged.is_empty() && !is_planned(seen, *planned) {
             break;
         }
         judged.push((seen, judged_limits(model, cell, (first, seen), looks.len())));
@@ -202,6 +222,13 @@ fn judge_seen(
         }
     };
     Judgement { verdict, limits, retrieval: retrieval.to_vec(), chunks: of_look, message }
+}
+
+/// Whether a look was at as many chunks as the policy plans, or at fewer because there is no more text. Whoever measured
+/// could otherwise look whenever the values are good.
+fn is_planned(seen: &Seen, planned: usize) -> bool {
+    let chunks = seen.parts.len();
+    chunks == planned || (chunks < planned && seen.is_whole())
 }
 
 /// The limits of a cell, judged by what was there at one of several looks. More chunks make a value that has no interval no

@@ -1,6 +1,7 @@
 //! Limits on what schemes retrieve from long contexts, which are judged with a scheme's other limits.
 
-use crate::judge::interval::{self, SHOWN};
+use super::confidence::told;
+use crate::judge::interval::{self, Interval, SHOWN};
 use crate::policy::{Cell, Expectation, ModelPolicy, RetrievalLimit};
 use crate::results::retrieval::{JudgedRetrieval, Measure, Retrieved};
 use crate::results::verdict::{Decision, Verdict};
@@ -60,14 +61,12 @@ fn judge_limit(
     };
     let bound = limit.bound;
     let decision = match (confidence, interval) {
-        (None, _) if value <= bound => Decision::Kept,
-        (None, _) => Decision::Broken,
-        (Some(_), Ok(interval)) if interval.high <= bound => Decision::Kept,
-        (Some(_), Ok(interval)) if interval.low > bound => Decision::Broken,
+        (None, _) => Decision::of((value, value), bound),
+        (Some(_), Ok(Interval { low, high })) => Decision::of((low, high), bound),
         // the policy asks for contexts enough, so a value without an interval has lost some of them
-        (Some(_), _) => Decision::Undecided,
+        (Some(_), Err(_)) => Decision::Undecided,
     };
-    let ends = interval.ok();
+    let (low, high, no_interval) = told(interval, confidence);
     JudgedRetrieval {
         measure: limit.measure,
         length: retrieved.length,
@@ -75,9 +74,9 @@ fn judge_limit(
         bound,
         origin: limit.origin.clone(),
         confidence,
-        low: ends.map(|interval| interval.low),
-        high: ends.map(|interval| interval.high),
-        no_interval: confidence.and(interval.err()).map(|why| why.to_string()),
+        low,
+        high,
+        no_interval,
         decision,
     }
 }

@@ -512,9 +512,12 @@ fn a_file_does_not_say_by_whom_it_may_be_measured() {
 
 #[test]
 fn a_limit_near_the_floor_says_nothing_of_a_lossy_scheme() {
-    let floor = |mean_kld| Floor { mean_kld, tokens_scored: 510, batch: 171 };
     let model = model("mean_kld = 0.002, p99_kld = 1e-9", "pass");
-    let says = |effective, kld| below_floor(&model.cells[0], effective, floor(kld));
+    let says = |effective, mean_kld| {
+        let measured = measurement(&[("q4_0", effective, statistics())]);
+        let floor = Some(Floor { mean_kld, tokens_scored: 510, batch: 171 });
+        near_floor(&model.cells[0], &measured.schemes[0], floor, MeasuredBy::Kvgate)
+    };
     assert_eq!(says("q4_0", 0.0), None);
     assert_eq!(says("q4_0", 0.0006), None);
     assert_eq!(says("f16", 0.01), None, "what quantizes nothing is compared with exactly this");
@@ -526,6 +529,32 @@ fn a_limit_near_the_floor_says_nothing_of_a_lossy_scheme() {
     }
 }
 
+/// What a run of today measures is there, or nobody knows what a limit near it says.
+#[test]
+fn without_a_floor_a_lossy_scheme_has_no_limit_on_its_mean() {
+    let judged = |effective: &str, limits: &str, expect: &str, by| {
+        let mut measured = measurement(&[("q4_0", effective, statistics())]);
+        let part = Part::of("x", 0, &[Position::default()]);
+        measured.schemes[0].outcome = Outcome::measured(statistics(), vec![part]);
+        let model = model(limits, expect);
+        let said = near_floor(&model.cells[0], &measured.schemes[0], None, by);
+        let Outcome::Measured { parts, .. } = &mut measured.schemes[0].outcome else { panic!() };
+        parts[0].histogram.clear();
+        let of_format_1 = near_floor(&model.cells[0], &measured.schemes[0], None, by);
+        assert_eq!(of_format_1, None, "{effective} {limits}");
+        said.unwrap_or_default()
+    };
+    let (mean, by) = ("mean_kld = 0.05", MeasuredBy::Kvgate);
+    let said = judged("q4_0", mean, "pass", by);
+    assert!(said.starts_with("the limit mean_kld = 0.05 (thresholds.toml:"), "{said}");
+    assert!(said.contains("cannot be judged: the floor is missing"), "{said}");
+    assert_ne!(judged("q4_0", mean, "fail", by), "");
+    assert_eq!(judged("f16/f16", mean, "pass", by), "");
+    assert_eq!(judged("q4_0", "p99_kld = 0.5", "pass", by), "");
+    assert_eq!(judged("q4_0", mean, "report", by), "", "nothing is judged");
+    assert_eq!(judged("q4_0", mean, "pass", MeasuredBy::LlamaCpp), "", "only with a log of it");
+}
+
 #[test]
 fn a_baseline_that_is_not_itself_in_other_batches_is_distrusted() {
     let with = |mean_kld| {
@@ -535,6 +564,8 @@ fn a_baseline_that_is_not_itself_in_other_batches_is_distrusted() {
     };
     assert_distrust(&with(0.0), &[]);
     assert_distrust(&with(1e-5), &[]);
+    assert_distrust(&with(-1e-9), &[]);
+    assert_distrust(&with(-1e-3), &[("q8_0", "a mean KLD of -0.001 against itself")]);
     assert_distrust(&with(0.1), &[("q8_0", "the baseline reads a mean KLD of 0.1 against itself")]);
     assert_distrust(&with(f64::NAN), &[("q8_0", "a mean KLD of NaN against itself")]);
 }
@@ -594,12 +625,23 @@ fn an_undecided_limit_says_what_would_decide() {
 
 /// Looks at chunks of about 0.02, first 8 of them, and as many more as the counts say.
 fn looked(counts: &[usize], max_chunks: Option<usize>, bound: f64, expect: &str) -> Judgement {
+    looked_at(counts, |i| i, max_chunks, bound, expect)
+}
+
+/// The same with chunks of other numbers.
+fn looked_at(
+    counts: &[usize],
+    number: fn(usize) -> usize,
+    max_chunks: Option<usize>,
+    bound: f64,
+    expect: &str,
+) -> Judgement {
     let chunk = |i: usize| {
         let kld = 0.0195 + 0.001 * (i % 2) as f32;
         vec![Position { kld, logp: -1.0, logp_base: -1.0, ..Default::default() }; 100]
     };
     let all = |chunks: usize| (0..chunks).flat_map(chunk).collect::<Vec<_>>();
-    let parts = |from: usize, to: usize| (from..to).map(|i| Part::of("x", i, &chunk(i)));
+    let parts = |from: usize, to: usize| (from..to).map(|i| Part::of("x", number(i), &chunk(i)));
     let looks = counts.windows(2).map(|pair| Look {
         statistics: Statistics::of(&all(pair[1])),
         parts: parts(pair[0], pair[1]).collect(),
@@ -691,6 +733,9 @@ fn chunks_that_the_policy_does_not_ask_for_do_not_count() {
     assert_eq!(too_many.limits, looked(&[8], Some(64), 0.0204, "pass").limits);
     let fewer = looked(&[8, 12], Some(64), 0.0204, "pass");
     assert!(fewer.limits[0].high < too_many.limits[0].high, "the text may end before the maximum");
+    // chunk 11 was not looked at, and chunk 12 was, so the text did not end
+    let stopped = looked_at(&[8, 12], |i| i + usize::from(i == 11), Some(64), 0.0204, "pass");
+    assert_eq!(stopped.limits, too_many.limits);
 }
 
 /// The same values but for one chunk, which is ten times as far: the mean is known much worse.

@@ -5,6 +5,7 @@
 //! policy asks for. What it says about its own soundness counts for nothing.
 
 mod contradiction;
+mod drawn;
 mod mismatch;
 mod needles;
 
@@ -147,6 +148,7 @@ pub fn distrust_by(measurement: &Measurement, asked: MeasuredBy) -> BTreeMap<Str
             .or_else(|| broken_text(measurement))
             .or_else(|| needles::broken_needles(measurement))
             .or_else(|| contradicting_baselines(measurement))
+            .or_else(|| drawn::other_chunks(measurement))
             .or_else(|| impossible_floor(measurement)),
         MeasuredBy::LlamaCpp => None,
     };

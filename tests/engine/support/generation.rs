@@ -1,12 +1,11 @@
 //! Replays against decoding itself.
 
 use super::forward::{effective, run_part};
-use kvgate::internals::compute;
 use kvgate::internals::kv::effective::Effective;
 use kvgate::internals::kv::measuring::MeasuringCache;
 use kvgate::internals::measure::generate::{greedy, Writing};
 use kvgate::internals::measure::prompts::{Prompt, PromptSet};
-use kvgate::internals::measure::{measure, Draw, Generate, Request};
+use kvgate::internals::measure::{measure, Generate, Request};
 use kvgate::internals::model::decoder::Residency;
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;
@@ -28,22 +27,12 @@ pub fn replay_and_decode(
     let prompts = super::root().join("prompts").join(prompts);
     let checkpoint = Checkpoint::open(source).unwrap();
     let decoder = checkpoint.load(Residency::Resident).unwrap();
+    let corpus = [super::corpus("persuasion.txt")];
     let request = Request {
-        model,
-        source,
-        corpus: &[super::corpus("persuasion.txt")],
         context: 128,
         chunks: 1,
-        draw: Draw::First,
-        baseline: "f16".parse().unwrap(),
-        schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
-        calibration: None,
         generate: Some(Generate { prompts: &prompts, tokens, kept: None }),
-        retrieval: None,
-        device: compute::Device::cpu(),
-        residency: None,
-        mimic: None,
-        is_gated: true,
+        ..super::request(source, &corpus, schemes)
     };
     let measurement = measure(&request, &|_, _, _| {}).unwrap().measurement;
     let generated = measurement.generated.unwrap();

@@ -20,6 +20,7 @@ pub mod tiny;
 use candle_core::Tensor;
 use kvgate::internals::compute::device::Choice;
 use kvgate::internals::compute::Device;
+use kvgate::internals::measure::{Draw, Request};
 use kvgate::internals::model::decoder::{Decoder, Residency};
 use kvgate::internals::model::Checkpoint;
 use kvgate::internals::source::Source;
@@ -83,6 +84,28 @@ pub fn open(file: &str) -> Checkpoint {
 pub fn fixture(name: &str) -> Value {
     let path = root().join("tests/fixtures").join(name);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A request to measure schemes as a gate does, on two chunks of 64 tokens and on the CPU. A test says what it needs
+/// otherwise.
+pub fn request<'r>(source: &'r Source, corpus: &'r [PathBuf], schemes: &[&str]) -> Request<'r> {
+    Request {
+        model: "m",
+        source,
+        corpus,
+        context: 64,
+        chunks: 2,
+        draw: Draw::First,
+        baseline: "f16".parse().unwrap(),
+        schemes: schemes.iter().map(|s| (s.to_string(), s.parse().unwrap())).collect(),
+        calibration: None,
+        generate: None,
+        retrieval: None,
+        device: Device::cpu(),
+        residency: None,
+        mimic: None,
+        is_gated: true,
+    }
 }
 
 pub fn corpus(name: &str) -> PathBuf {
