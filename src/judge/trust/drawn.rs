@@ -7,7 +7,7 @@
 
 use crate::measure::corpus::{further_places, in_turn};
 use crate::results::statistics::Part;
-use crate::results::{Conditions, Measurement, Outcome, SchemeResult};
+use crate::results::{Conditions, CorpusFile, Measurement, Outcome, SchemeResult};
 use std::collections::BTreeMap;
 
 /// No corpus that people measure on has more chunks. A stranger may name any chunk, and each one before it takes time here.
@@ -24,19 +24,22 @@ struct Own<'m> {
 
 /// Why nothing of a measurement can be trusted: its chunks are not those that a run draws.
 pub fn other_chunks(measurement: &Measurement) -> Option<String> {
+    let Conditions { corpus, chunks, .. } = &measurement.conditions;
     let schemes: Vec<Own> = measurement.schemes.iter().filter_map(Own::of).collect();
-    let mut lengths: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut ends: BTreeMap<&str, usize> = BTreeMap::new();
     for (category, chunk) in schemes.iter().flat_map(|own| own.chunks.iter().flatten()) {
-        let length = lengths.entry(category).or_default();
-        *length = chunk.saturating_add(1).max(*length);
+        let end = ends.entry(category).or_default();
+        *end = chunk.saturating_add(1).max(*end);
     }
-    let all = lengths.values().copied().fold(0, usize::saturating_add);
+    let length = |text: &CorpusFile| ends.get(&text.category[..]).copied().unwrap_or_default();
+    let lengths: Vec<usize> = corpus.iter().map(length).collect();
+    let all = lengths.iter().copied().fold(0, usize::saturating_add);
     if all > MOST_CHUNKS {
         return Some(format!(
             "the chunks that it names are of texts with {all} chunks at least, which is more than anybody measures"
         ));
     }
-    let drawn = drawn(&measurement.conditions, &lengths);
+    let drawn = drawn(corpus, &lengths, *chunks);
     schemes.iter().find_map(|own| {
         let pairs = own.chunks.iter().zip(&drawn).flat_map(|(own, drawn)| own.iter().zip(drawn));
         let ((found, at), (category, chunk)) = pairs.into_iter().find(|(own, drawn)| own != drawn)?;
@@ -58,14 +61,11 @@ impl<'m> Own<'m> {
 }
 
 /// The first chunks that a run draws from texts of these lengths, and the further ones.
-fn drawn<'m>(conditions: &'m Conditions, lengths: &BTreeMap<&str, usize>) -> [Vec<Named<'m>>; 2] {
-    let Conditions { corpus, chunks, .. } = conditions;
-    let length = |category: &str| lengths.get(category).copied().unwrap_or_default();
-    let lengths: Vec<usize> = corpus.iter().map(|text| length(&text.category)).collect();
+fn drawn<'m>(corpus: &'m [CorpusFile], lengths: &[usize], chunks: usize) -> [Vec<Named<'m>>; 2] {
     let seeds: Vec<&str> = corpus.iter().map(|text| &text.sha256[..]).collect();
     let named = |(text, chunk): (usize, usize)| (&corpus[text].category[..], chunk);
-    let first = in_turn(&lengths).into_iter().take(*chunks);
-    let further = further_places(&lengths, &seeds, *chunks).into_iter();
+    let first = in_turn(lengths).into_iter().take(chunks);
+    let further = further_places(lengths, &seeds, chunks).into_iter();
     [first.map(named).collect(), further.map(named).collect()]
 }
 
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
     use crate::judge::trust::distrust;
     use crate::results::statistics::Statistics;
-    use crate::results::{CorpusFile, Look};
+    use crate::results::Look;
     use crate::testing::fixture;
 
     /// Two schemes on the first four of 9 chunks of prose and 3 of code, the first of them with two further looks. Their
@@ -154,6 +154,12 @@ mod tests {
             let said = look(&|parts| parts[3].chunk = huge);
             assert!(said.contains("more than anybody measures"), "{said}");
         }
+        // a text that stands there often is as long each time
+        let often = says(&|m| {
+            chunks(m, 0).1[0].parts[3].chunk = MOST_CHUNKS / 2;
+            m.conditions.corpus = vec![m.conditions.corpus[0].clone(); 2];
+        });
+        assert!(often.contains("more than anybody measures"), "{often}");
         // where a text ends is not known without it
         let shorter = says(&|m| {
             let (_, looks) = chunks(m, 0);
