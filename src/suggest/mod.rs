@@ -300,11 +300,12 @@ impl<'p> Search<'p> {
         let lanes = chosen.iter().map(|c| (c.scheme.to_string(), c.effective.clone())).collect();
         let readings =
             passes.run("measuring what looks best", &self.prepared.corpus.chunks, lanes)?;
+        let readers = |owner| self.prepared.checkpoint.spec.readers_of(owner);
         let row = |(candidate, reading): (Candidate, Option<Reading>)| {
             let Candidate { scheme, effective, point, predicted, is_mixed } = candidate;
             let (scheme, effective_name) = (scheme.to_string(), effective.to_string());
             let measured = reading?;
-            let flags = flags::of_scheme(&scheme, &effective_name).into_iter();
+            let flags = flags::of_scheme(&scheme, &effective_name, readers).into_iter();
             Some(Row {
                 flags: flags.map(|f| Flags { engine: f.engine, flags: f.flags }).collect(),
                 scheme,
