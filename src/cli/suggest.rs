@@ -1,7 +1,9 @@
 //! `kvgate suggest`: which scheme to serve.
 
 use super::chosen::{Chosen, Subject};
-use super::shared::{measurable, say, say_coloured, On, Stop, NOT_MEASURED, USAGE};
+use super::shared::{
+    file_to_write, measurable, say, say_coloured, On, Stop, NOT_MEASURED, USAGE,
+};
 use crate::files::write_atomically;
 use crate::kv::effective::Effective;
 use crate::kv::Scheme;
@@ -55,7 +57,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     on: On,
     /// Also write all numbers into this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = file_to_write())]
     json: Option<PathBuf>,
     /// Add the scheme to the policy, with limits that leave a margin, and schemes that must break these limits
     #[arg(long, conflicts_with_all = ["corpus", "tokens"])]
@@ -72,7 +74,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         return Err(Stop::new(USAGE, message));
     }
     let tokens = arguments.tokens.or(model.map(|model| model.context)).unwrap_or(512);
-    measurable(tokens, chunks)?;
+    measurable("--tokens", tokens, chunks)?;
     let request = Request {
         model: &name,
         source: &source,
