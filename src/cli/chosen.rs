@@ -1,8 +1,9 @@
 //! The options of commands whose MODEL is one of the policy or any other: what no option says, the policy does.
 
-use super::shared::{name, Reading, Stop, USAGE};
+use super::shared::{is_of_hub, name, Reading, Stop, USAGE};
 use crate::policy::{ModelPolicy, Policy, DEFAULT_PATH};
 use crate::source::Source;
+use crate::text::suggest::did_you_mean;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
@@ -36,10 +37,12 @@ pub(super) struct Subject {
 
 impl Chosen {
     pub fn subject(&self) -> Result<Subject, Stop> {
-        let model = self.policy()?.and_then(|policy| {
-            let is_named = |own: &ModelPolicy| Some(own.name.as_str()) == self.model.to_str();
-            policy.models.into_iter().find(is_named)
-        });
+        let mut models = self.policy()?.map_or_else(Vec::new, |policy| policy.models);
+        let is_named = |own: &ModelPolicy| Some(own.name.as_str()) == self.model.to_str();
+        let model = match models.iter().position(is_named) {
+            Some(own) => Some(models.swap_remove(own)),
+            None => self.checked_path(&models)?,
+        };
         let corpus = if self.corpus.is_empty() {
             model.as_ref().map(|model| model.corpus.clone()).ok_or_else(|| {
                 let message =
@@ -65,6 +68,23 @@ impl Chosen {
             chunks: self.chunks.or(model.as_ref().map(|model| model.chunks)).unwrap_or(8),
             model,
         })
+    }
+
+    /// Refuses a MODEL that is neither one of the policy's models nor a checkpoint.
+    fn checked_path(&self, models: &[ModelPolicy]) -> Result<Option<ModelPolicy>, Stop> {
+        if is_of_hub(&self.model) || self.model.exists() {
+            return Ok(None);
+        }
+        let (model, policy) = (self.model.display(), self.config.display());
+        let names = || models.iter().map(|model| model.name.as_str());
+        let among = match names().collect::<Vec<_>>()[..] {
+            [] => format!("and there is no policy {policy} with models"),
+            ref all => {
+                let meant = did_you_mean(&self.model.to_string_lossy(), names());
+                format!("and no model of {policy}{meant}, which has {}", all.join(", "))
+            }
+        };
+        Err(Stop::new(USAGE, format!("MODEL `{model}` is no file or folder, {among}")))
     }
 
     /// The policy, if there is one. One that was named must be there.

@@ -1,7 +1,9 @@
 //! `kvgate explain`: where the harm that a scheme does to a model comes from.
 
 use super::chosen::{Chosen, Subject};
-use super::shared::{measurable, say, say_coloured, scheme, On, Stop, NOT_MEASURED, USAGE};
+use super::shared::{
+    file_to_write, measurable, say, say_coloured, scheme, On, Stop, NOT_MEASURED, USAGE,
+};
 #[cfg(feature = "reports")]
 use crate::explain::page;
 use crate::explain::{self, terminal, ExplainError, Explanation, Options, CHANNELS};
@@ -41,11 +43,11 @@ pub(super) struct Arguments {
     #[command(flatten)]
     on: On,
     /// Also write all numbers into this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = file_to_write())]
     json: Option<PathBuf>,
     /// Also write a page with the heat map into this file
     #[cfg(feature = "reports")]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = file_to_write())]
     html: Option<PathBuf>,
 }
 
@@ -53,7 +55,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let Subject { name, source, corpus, chunks, model } = arguments.chosen.subject()?;
     let model = model.as_ref();
     let context = arguments.context.or(model.map(|model| model.context)).unwrap_or(512);
-    measurable(context, chunks)?;
+    measurable("--context", context, chunks)?;
     let own = model.and_then(|model| model.calibration.clone());
     let calibration = arguments.calibration.clone().or(own);
     let request = Request {

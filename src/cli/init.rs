@@ -158,7 +158,7 @@ fn is_there(path: &Path) -> bool {
 
 /// Measures the model, shows what was found, and makes a policy of it.
 fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String, Stop> {
-    measurable(arguments.context, arguments.chunks)?;
+    measurable("--context", arguments.context, arguments.chunks)?;
     let source = arguments.reading.source(&within(model))?;
     let name = arguments.name.clone().unwrap_or_else(|| case_name(&name(&source)));
     if name.is_empty() || name != case_name(&name) {

@@ -1,6 +1,6 @@
 //! `kvgate judge` judges results again, or the logs of another engine, by the policy and its goldens.
 
-use super::shared::{say_coloured, Config, Stop, Wide, NOT_MEASURED, USAGE};
+use super::shared::{file_to_write, say_coloured, Config, Stop, Wide, NOT_MEASURED, USAGE};
 use crate::gate::Project;
 use crate::judge::merge::merge;
 use crate::judge::{self, Demands, Judge};
@@ -33,7 +33,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     wide: Wide,
     /// Write the results with their verdicts into this file, which `kvgate accept` can read
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = file_to_write())]
     json: Option<PathBuf>,
 }
 

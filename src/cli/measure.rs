@@ -1,7 +1,8 @@
 //! `kvgate measure` measures schemes of one model without a policy.
 
 use super::shared::{
-    measurable, name, say_coloured, scheme, schemes, On, Reading, Stop, Wide, NOT_MEASURED,
+    file_to_write, measurable, name, say_coloured, scheme, schemes, On, Reading, Stop, Wide,
+    NOT_MEASURED,
 };
 use crate::judge::trust;
 use crate::measure::mimic::Mimic;
@@ -76,7 +77,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     wide: Wide,
     /// Also write the results into this file, in the format of results.json
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = file_to_write())]
     json: Option<PathBuf>,
 }
 
@@ -90,7 +91,7 @@ enum Place {
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
     let schemes = schemes(&arguments.schemes)?;
-    measurable(arguments.context, arguments.chunks)?;
+    measurable("--context", arguments.context, arguments.chunks)?;
     let source = arguments.reading.source(&arguments.model)?;
     let name = name(&source);
     let plan = Plan {

@@ -13,6 +13,7 @@ use crate::source::pinned;
 use crate::source::pinned::Pinned;
 use crate::source::Source;
 use crate::text::out;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -193,14 +194,28 @@ impl Reading {
     }
 }
 
+/// Whether a MODEL argument names a checkpoint of the hub.
+pub(super) fn is_of_hub(model: &Path) -> bool {
+    model.to_str().is_some_and(|text| text.starts_with(pinned::PREFIX))
+}
+
 /// The checkpoint that a MODEL argument names: one on disk, or one on the hub.
 fn source(model: &Path) -> Result<Source, Stop> {
-    match model.to_str().filter(|text| text.starts_with(pinned::PREFIX)) {
+    match model.to_str().filter(|_| is_of_hub(model)) {
         Some(text) => {
             text.parse().map(Source::of_hub).map_err(|message: String| Stop::new(USAGE, message))
         }
         None => Ok(Source::at(model.into())),
     }
+}
+
+/// The path of a file that is written beside what is printed. Many programs take `-` for standard output, where a document
+/// between lines for people would be of no use, so that is no path here.
+pub(super) fn file_to_write() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.to_str() {
+        Some("-") => Err("standard output has the report: name a file, or `./-`"),
+        _ => Ok(path),
+    })
 }
 
 /// Parses schemes. Each keeps its text as its label.
@@ -223,10 +238,10 @@ pub(super) fn scheme(text: &str) -> Result<Scheme, Stop> {
     text.parse().map_err(|error| Stop::new(USAGE, format!("scheme `{text}`: {error}")))
 }
 
-/// Checks that a context and a number of chunks can be measured.
-pub(super) fn measurable(context: usize, chunks: usize) -> Result<(), Stop> {
-    if context < LEAST_CONTEXT || chunks == 0 {
-        let message = format!("--context must be at least {LEAST_CONTEXT}, --chunks at least 1");
+/// Checks that chunks of so many tokens can be measured, and so many of them. `option` is the one that says how many tokens.
+pub(super) fn measurable(option: &str, tokens: usize, chunks: usize) -> Result<(), Stop> {
+    if tokens < LEAST_CONTEXT || chunks == 0 {
+        let message = format!("{option} must be at least {LEAST_CONTEXT}, --chunks at least 1");
         return Err(Stop::new(USAGE, message));
     }
     Ok(())

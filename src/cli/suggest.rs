@@ -1,8 +1,9 @@
 //! `kvgate suggest`: which scheme to serve.
 
 use super::chosen::{Chosen, Subject};
-use super::shared::{measurable, say, say_coloured, On, Stop, NOT_MEASURED, USAGE};
+use super::shared::{file_to_write, measurable, say, say_coloured, On, Stop, NOT_MEASURED, USAGE};
 use crate::files::write_atomically;
+use crate::judge::interval::LEAST_CHUNKS;
 use crate::kv::effective::Effective;
 use crate::kv::Scheme;
 use crate::measure::corpus::Draw;
@@ -10,7 +11,7 @@ use crate::measure::prepare::Prepared;
 use crate::measure::Request;
 use crate::policy::ModelPolicy;
 use crate::progress::Bar;
-use crate::suggest::budget::{size, Budget};
+use crate::suggest::budget::{size, Budget, Served};
 use crate::suggest::engines::Engine;
 use crate::suggest::write::{edited, entries, Edited};
 use crate::suggest::{terminal, Options, Search, SuggestError, Suggestion};
@@ -46,7 +47,7 @@ pub(super) struct Arguments {
     /// Measure single parts on so many of the chunks [default: an eighth]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     scout: Option<u32>,
-    /// Mix so many codecs by layer, for K and for V; 0 mixes nothing [default: 3, where the engine can serve it]
+    /// Mix so many codecs by layer, for K and for V, where the engine can serve it; 0 mixes nothing [default: 3]
     #[arg(long, default_value_t = 3, value_name = "N", hide_default_value = true)]
     mixed: usize,
     /// Try only these codecs [default: all that the engine has]
@@ -55,7 +56,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     on: On,
     /// Also write all numbers into this file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = file_to_write())]
     json: Option<PathBuf>,
     /// Add the scheme to the policy, with limits that leave a margin, and schemes that must break these limits
     #[arg(long, conflicts_with_all = ["corpus", "tokens"])]
@@ -71,8 +72,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
                        writes a policy";
         return Err(Stop::new(USAGE, message));
     }
+    let verifying = arguments.verify.unwrap_or(chunks);
+    if arguments.write && verifying < LEAST_CHUNKS {
+        let message = format!(
+            "--write makes limits of an interval, which needs {LEAST_CHUNKS} chunks that verify, and there are {verifying}: \
+             --verify {LEAST_CHUNKS}"
+        );
+        return Err(Stop::new(USAGE, message));
+    }
     let tokens = arguments.tokens.or(model.map(|model| model.context)).unwrap_or(512);
-    measurable(tokens, chunks)?;
+    measurable("--tokens", tokens, chunks)?;
     let request = Request {
         model: &name,
         source: &source,
@@ -90,7 +99,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         mimic: None,
         is_gated: arguments.write,
     };
-    let suggestion = suggested(arguments, &request)?;
+    let suggestion = suggested(arguments, &request, verifying)?;
     say_coloured(terminal::render(&suggestion).trim_end())?;
     if let Some(path) = &arguments.json {
         let json = serde_json::to_string_pretty(&suggestion);
@@ -107,10 +116,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
 
 /// Refuses what cannot be meant.
 fn checked(arguments: &Arguments) -> Result<(), Stop> {
-    let unknown = arguments.engine.unknown(&arguments.codecs);
-    if let Some(name) = unknown.first() {
+    if let Some((name, meant)) = arguments.engine.unknown(&arguments.codecs) {
         let message = format!(
-            "--codecs: `{name}` is no codec that {} has as a quantized cache (`kvgate schemes` lists all)",
+            "--codecs: `{name}` is no codec that {} has as a quantized cache{meant} (`kvgate schemes` lists all)",
             arguments.engine.name()
         );
         return Err(Stop::new(USAGE, message));
@@ -124,9 +132,14 @@ fn checked(arguments: &Arguments) -> Result<(), Stop> {
     }
 }
 
-fn suggested(arguments: &Arguments, request: &Request) -> Result<Suggestion, Stop> {
+fn suggested(
+    arguments: &Arguments,
+    request: &Request,
+    verifying: usize,
+) -> Result<Suggestion, Stop> {
     let stop = |error: SuggestError| {
-        let is_usage = matches!(error, SuggestError::NoOtherChunks { .. });
+        use SuggestError::{NoOtherChunks, NothingFits};
+        let is_usage = matches!(error, NoOtherChunks { .. } | NothingFits { .. });
         Stop::new(if is_usage { USAGE } else { NOT_MEASURED }, error.to_string())
     };
     let bar = Bar::new(request.model);
@@ -138,7 +151,7 @@ fn suggested(arguments: &Arguments, request: &Request) -> Result<Suggestion, Sto
         codecs: arguments.codecs.clone(),
         mixed: arguments.mixed,
         scouting: arguments.scout.map_or(request.chunks.div_ceil(8), |scout| scout as usize),
-        verifying: arguments.verify.unwrap_or(request.chunks),
+        verifying,
         served,
         budget: budget(arguments, &prepared, served)?,
     };
@@ -157,17 +170,16 @@ fn budget(
     let f16 = Effective::new(&Scheme::f16(), &prepared.layout, None);
     let f16 = f16.expect("f16 fits any head").bytes_at(served);
     let states = prepared.checkpoint.spec.state_bytes();
-    let sequences = arguments.sequences;
-    let of = if sequences == 1 { "a sequence".into() } else { format!("{sequences} sequences") };
-    let asked = format!("{memory} for {of} of {served} tokens");
-    Ok(Some(Budget::of_memory(bytes, sequences.into(), f16, states, asked)))
+    let served = Served { sequences: arguments.sequences, tokens: served, f16, states };
+    Ok(Some(Budget::of_memory(bytes, memory, served)))
 }
 
 /// Adds what was suggested to the policy.
 fn write(arguments: &Arguments, model: &ModelPolicy, found: &Suggestion) -> Result<u8, Stop> {
     let path = &arguments.chosen.config;
     let text = std::fs::read_to_string(path).map_err(|error| unwritten(path, &error))?;
-    let edited = entries(found).and_then(|entries| edited(&text, path, &model.name, &entries));
+    let edited = entries(found, model.confidence)
+        .and_then(|entries| edited(&text, path, &model.name, &entries));
     let Edited { text: new, added, left, warnings } =
         edited.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     for warning in &warnings {

@@ -58,7 +58,7 @@ pub enum CorpusError {
     #[error("corpus {}: {message}", path.display())]
     Tokens { path: PathBuf, message: String },
     /// The corpus has fewer chunks than were asked for.
-    #[error("the corpus has {found} {}chunks of {context} tokens, {wanted} were asked for ({lengths}); lower `chunks` or `context`, or add text", further(*draw))]
+    #[error("the corpus has {found} {}chunks of {context} tokens, {wanted} were asked for ({lengths}); ask for fewer or shorter chunks, or add text", further(*draw))]
     TooShort {
         found: usize,
         draw: Draw,

@@ -281,12 +281,6 @@ impl Attention {
 impl Spec {
     /// What each layer keeps in the KV cache. `None` for a layer that has no cache of its own.
     pub fn kv_layout(&self) -> Vec<Option<LayerKv>> {
-        let shared = |index: usize| {
-            self.layers
-                .iter()
-                .filter_map(Layer::attention)
-                .any(|a| a.kv == Kv::Shared { owner: index })
-        };
         let layers = self.layers.iter().enumerate();
         layers
             .map(|(index, layer)| {
@@ -295,12 +289,19 @@ impl Spec {
                     heads: attention.kv_heads,
                     head_dim: attention.head_dim,
                     window: attention.window,
-                    shared: shared(index),
+                    shared: !self.readers_of(index).is_empty(),
                     absolute_scores: attention.softcap.is_some() || attention.own_scores,
                     stored_scales: attention.cache_scales,
                 })
             })
             .collect()
+    }
+
+    /// The layers that read the cache of a lower layer, the `owner`.
+    pub fn readers_of(&self, owner: usize) -> Vec<usize> {
+        let shares =
+            |layer: &Layer| layer.attention().is_some_and(|a| a.kv == Kv::Shared { owner });
+        (0..self.layers.len()).filter(|&index| shares(&self.layers[index])).collect()
     }
 
     /// How many bytes the states of recurrent layers take for one sequence, whatever its length.

@@ -6,6 +6,7 @@
 use super::row::Row;
 use crate::kv::codec::{self, Codec};
 use crate::kv::Scheme;
+use std::ops::RangeInclusive;
 
 /// An engine, and what its users type.
 pub(crate) struct Flags {
@@ -33,13 +34,20 @@ struct Stored<'a> {
 
 /// What the users of each engine that has the row's scheme type.
 pub(super) fn of(row: &Row) -> Vec<Flags> {
-    row.scheme.map_or_else(Vec::new, |scheme| of_scheme(row.label, &scheme.effective))
+    // results do not say which layers read the cache of another one
+    let readers = |_| Vec::new();
+    row.scheme.map_or_else(Vec::new, |scheme| of_scheme(row.label, &scheme.effective, readers))
 }
 
-/// What the users of each engine type that has the scheme with this label, which is stored as `effective`.
-pub(crate) fn of_scheme(label: &str, effective: &str) -> Vec<Flags> {
+/// What the users of each engine type that has the scheme with this label, which is stored as `effective`. `readers` are
+/// the layers that read the cache of a layer.
+pub(crate) fn of_scheme(
+    label: &str,
+    effective: &str,
+    readers: impl Fn(usize) -> Vec<usize>,
+) -> Vec<Flags> {
     let Some(sides) = stored(effective) else {
-        return vllm_skipping(effective).into_iter().collect();
+        return vllm_skipping(effective, readers).into_iter().collect();
     };
     llama_cpp(label, sides).into_iter().chain(vllm(sides)).collect()
 }
@@ -128,16 +136,22 @@ fn vllm_option(accepted_by: &str) -> Option<(&str, &str)> {
     (has && !engines.contains("pull request")).then_some((engines, flags))
 }
 
-/// vLLM can leave layers as they are: `fp8_e4m3/fp8_e4m3 in 2-5 + f16/f16 in 0-1`.
-fn vllm_skipping(effective: &str) -> Option<Flags> {
+/// vLLM can leave layers as they are: `fp8_e4m3/fp8_e4m3 in 2-5 + f16/f16 in 0-1`. There each layer has a type of its own,
+/// so the layers that read the cache of a skipped one must be named, too.
+fn vllm_skipping(effective: &str, readers: impl Fn(usize) -> Vec<usize>) -> Option<Flags> {
     let ways: Vec<_> = effective.split(" + ").map(|way| way.split_once(" in ")).collect();
     let [Some(one), Some(other)] = ways[..] else { return None };
     let is_exact = |way: &str| stored(way).is_some_and(|sides| sides.iter().all(is_half));
     let (coded, skipped) = if is_exact(other.0) { (one, other) } else { (other, one) };
     let sides = stored(coded.0).filter(|[k, _]| is_skipped_in_vllm(k.codec))?;
     let Flags { flags, .. } = vllm(sides).filter(|_| is_exact(skipped.0))?;
-    let layers: Option<Vec<String>> = skipped.1.split(',').map(numbers).collect();
-    let flags = format!("{flags} --kv-cache-dtype-skip-layers {}", layers?.join(" "));
+    let ranges: Option<Vec<_>> = skipped.1.split(',').map(range).collect();
+    let owners: Vec<usize> = ranges?.into_iter().flatten().collect();
+    let mut layers: Vec<usize> = owners.iter().flat_map(|&owner| readers(owner)).collect();
+    layers.extend(owners);
+    layers.sort_unstable();
+    let layers: Vec<String> = layers.iter().map(usize::to_string).collect();
+    let flags = format!("{flags} --kv-cache-dtype-skip-layers {}", layers.join(" "));
     Some(Flags { engine: "vLLM".into(), flags, short: None })
 }
 
@@ -145,11 +159,10 @@ fn is_half(side: &Stored) -> bool {
     side.codec == "f16" || side.codec == "bf16"
 }
 
-/// The numbers of a range of layers, `2-4` or `7`.
-fn numbers(range: &str) -> Option<String> {
-    let (first, last) = range.split_once('-').unwrap_or((range, range));
-    let numbers = first.parse::<usize>().ok()?..=last.parse().ok()?;
-    Some(numbers.map(|layer| layer.to_string()).collect::<Vec<_>>().join(" "))
+/// A range of layers, `2-4` or `7`.
+fn range(text: &str) -> Option<RangeInclusive<usize>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Some(first.parse().ok()?..=last.parse().ok()?)
 }
 
 #[cfg(test)]
@@ -204,6 +217,14 @@ mod tests {
         ] {
             assert_eq!(flags(other), [""; 0], "{other}");
         }
+    }
+
+    #[test]
+    fn vllm_skips_the_layers_that_read_a_skipped_cache() {
+        let readers = |owner| if owner == 1 { vec![3, 5] } else { Vec::new() };
+        let effective = "f16/f16 in 1,4 + fp8_e4m3/fp8_e4m3 in 0,2";
+        let flags = of_scheme("fp8_e4m3@1=f16@4=f16", effective, readers).remove(0).flags;
+        assert_eq!(flags, "--kv-cache-dtype fp8_e4m3 --kv-cache-dtype-skip-layers 1 3 4 5");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Which schemes are measured, which are verified, and which one is recommended. What is predicted and the chunks that
 //! choose decide, and never those that verify.
 
-use super::engines::Engine;
 use super::frontier::{best, fewest_bits, least_harm, spread, within, Point, SAME_BITS};
 use super::scouting::Candidate;
 use super::{Row, REFERENCE};
@@ -92,48 +91,144 @@ pub(super) fn mark_frontier(rows: &mut [Row]) {
 }
 
 fn measured(rows: &[Row]) -> Vec<Point> {
-    rows.iter().map(|row| Point { bits: row.bits, harm: row.measured.mean_kld }).collect()
+    rows.iter().map(point).collect()
+}
+
+fn point(row: &Row) -> Point {
+    Point { bits: row.bits, harm: row.measured.mean_kld }
+}
+
+/// By what a scheme is chosen.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Goal {
+    /// The most bits that fit the budget.
+    pub limit: Option<f64>,
+    /// The index of [`REFERENCE`].
+    pub reference: Option<usize>,
+    /// Whether the reference may be served. If not, it was only measured to compare.
+    pub serves_reference: bool,
 }
 
 /// What is chosen among the rows, by their indices.
 #[derive(Debug, PartialEq)]
 pub(super) struct Choice {
-    pub recommended: Option<usize>,
+    pub recommended: Option<Recommended>,
     /// The scheme with fewer bits that comes closest to the reference, or beats it.
     pub rival: Option<usize>,
     pub verified: Vec<usize>,
 }
 
-/// Chooses by what was measured. `limit` is the most bits that fit the budget.
-pub(super) fn choose(
-    rows: &[Row],
-    reference: Option<usize>,
-    engine: Engine,
-    limit: Option<f64>,
-) -> Choice {
-    let points = measured(rows);
-    // the reference is always measured, also for an engine that does not have it
-    let is_served = |i: usize| engine != Engine::Vllm || Some(i) != reference;
-    let served: Vec<usize> = (0..rows.len()).filter(|&i| is_served(i)).collect();
-    let of_served: Vec<Point> = served.iter().map(|&i| points[i]).collect();
-    let rival = reference.and_then(|reference| rival(rows, reference));
-    let recommended = match (limit, reference) {
-        (Some(limit), _) => least_harm(&of_served, limit).map(|i| served[i]),
-        (None, Some(reference)) => {
-            let harm = points[reference].harm;
-            let beats = rival.filter(|&own| points[own].harm <= harm);
-            let no_worse = || fewest_bits(&of_served, harm).map(|i| served[i]);
-            beats.or_else(no_worse)
+/// A scheme to serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Recommended {
+    /// Its index.
+    pub row: usize,
+    pub why: Why,
+}
+
+/// Why a scheme is recommended. Where nothing else is said, the chunks that choose say so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// Of what fits the budget it does the least.
+    FitsTheBudget,
+    /// Of what has fewer bits than the reference and does surely no more, it has the fewest bits.
+    SurelyNoMore,
+    /// Of what has fewer bits than the reference it does the least, which is by the means no more than the reference does.
+    NoMoreByTheMeans,
+    /// Nothing with fewer bits than the reference does no more. Of all that does no more, it has the fewest bits.
+    NoMore,
+    /// The first choice was refuted. Of what does surely no more than the reference on both sets of chunks, it has the
+    /// fewest bits.
+    HoldsOnBoth,
+    /// It is the reference, and nothing with fewer bits does no more.
+    Reference,
+    /// There are no numbers of the reference, and it does the least.
+    DoesTheLeast,
+}
+
+impl Goal {
+    /// Chooses by what was measured on the chunks that choose.
+    pub fn choose(&self, rows: &[Row]) -> Choice {
+        let rival = self.reference.and_then(|reference| rival(rows, reference));
+        let recommended = self.recommended(rows, rival);
+        let first = recommended.map(|recommended| recommended.row);
+        let verified = to_verify(rows, first, first.into_iter().chain(rival).chain(self.reference));
+        Choice { recommended, rival, verified }
+    }
+
+    fn recommended(&self, rows: &[Row], rival: Option<usize>) -> Option<Recommended> {
+        let points = measured(rows);
+        let is_served = |&i: &usize| self.serves_reference || Some(i) != self.reference;
+        let served: Vec<usize> = (0..rows.len()).filter(is_served).collect();
+        let of_served: Vec<Point> = served.iter().map(|&i| points[i]).collect();
+        let chosen = |own: Option<usize>, why| Some(Recommended { row: served[own?], why });
+        if let Some(limit) = self.limit {
+            return chosen(least_harm(&of_served, limit), Why::FitsTheBudget);
         }
-        (None, None) => least_harm(&of_served, f64::INFINITY).map(|i| served[i]),
-    };
+        let Some(reference) = self.reference else {
+            return chosen(least_harm(&of_served, f64::INFINITY), Why::DoesTheLeast);
+        };
+        let harm = points[reference].harm;
+        if let Some(row) = rival.filter(|&own| points[own].harm <= harm) {
+            let why = match Change::of(&rows[row].measured, &rows[reference].measured).finding() {
+                Finding::Surely => Why::SurelyNoMore,
+                _ => Why::NoMoreByTheMeans,
+            };
+            return Some(Recommended { row, why });
+        }
+        let chosen = chosen(fewest_bits(&of_served, harm), Why::NoMore)?;
+        let is_reference = chosen.row == reference;
+        Some(if is_reference { Recommended { why: Why::Reference, ..chosen } } else { chosen })
+    }
+
+    /// What is recommended, and how the rival stands, after the winners were verified. The chunks that did not choose only
+    /// refute: if a scheme was recommended because it does no more than the reference, and does more on these chunks, what
+    /// surely holds on both sets of chunks takes its place, or else the reference. Where the reference may not be served,
+    /// there is nothing sound to fall back to, so that only a scheme is refuted that surely does more.
+    pub fn settle(
+        &self,
+        choice: &Choice,
+        rows: &[Row],
+    ) -> (Option<Recommended>, Option<Comparison>) {
+        let Some(reference) = self.reference else { return (choice.recommended, None) };
+        let rival = choice.rival.map(|own| standing(own, rows, reference));
+        let is_refuted = |own: &Recommended| {
+            let compared = Comparison::of(own.row, rows, reference);
+            compared.is_refuted() && (self.serves_reference || compared.surely_does_more())
+        };
+        let recommended = match &choice.recommended {
+            Some(own) if self.limit.is_none() && is_refuted(own) => self.instead(rows, reference),
+            other => *other,
+        };
+        (recommended, rival)
+    }
+
+    fn instead(&self, rows: &[Row], reference: usize) -> Option<Recommended> {
+        let holds = |&row: &usize| row != reference && Comparison::of(row, rows, reference).holds();
+        let others = (0..rows.len()).filter(holds).map(|row| (row, Why::HoldsOnBoth));
+        let all = others.chain(self.serves_reference.then_some((reference, Why::Reference)));
+        let all: Vec<(usize, Why)> = all.collect();
+        let points: Vec<Point> = all.iter().map(|(row, _)| point(&rows[*row])).collect();
+        let (row, why) = all[fewest_bits(&points, f64::INFINITY)?];
+        Some(Recommended { row, why })
+    }
+}
+
+/// The rows that are verified: those that must be, the next cheaper ones than the recommended one, and a spread of the
+/// frontier.
+fn to_verify(
+    rows: &[Row],
+    recommended: Option<usize>,
+    musts: impl Iterator<Item = usize>,
+) -> Vec<usize> {
     let mut verified = Vec::new();
     let mut verify = |i: usize| {
         if verified.len() < VERIFIED && !verified.contains(&i) {
             verified.push(i);
         }
     };
-    recommended.into_iter().chain(rival).chain(reference).for_each(&mut verify);
+    musts.for_each(&mut verify);
     let frontier: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].is_frontier).collect();
     if let Some(recommended) = recommended {
         let below = frontier.iter().rev().filter(|&&i| rows[i].bits < rows[recommended].bits);
@@ -142,38 +237,20 @@ pub(super) fn choose(
     for length in VERIFIED..=frontier.len().max(VERIFIED) {
         spread(&frontier, length).into_iter().for_each(&mut verify);
     }
-    Choice { recommended, rival, verified }
+    verified
 }
 
-/// What is recommended after the winners were verified: if it was a rival that beat the reference on the chunks that
-/// chose, and does not on the others, it is the reference, if the engine has it.
-pub(super) fn upheld(
-    recommended: Option<usize>,
-    rival: &Comparison,
-    reference: Option<usize>,
-    engine: Engine,
-) -> Option<usize> {
-    if recommended == Some(rival.row) && rival.is_refuted() {
-        reference.filter(|_| engine != Engine::Vllm)
-    } else {
-        recommended
-    }
-}
-
-/// The rival beside the reference, as it stands after the winners were verified. If the other chunks refute it, a scheme takes
-/// its place that does surely no more than the reference on both sets of chunks, of these the one with the fewest bits.
-pub(super) fn standing(rival: usize, rows: &[Row], reference: usize) -> Comparison {
+/// The rival beside the reference, as it stands after the winners were verified. If the other chunks refute it, a scheme
+/// with fewer bits than the reference takes its place that does surely no more on both sets of chunks, of these the one with
+/// the fewest bits.
+fn standing(rival: usize, rows: &[Row], reference: usize) -> Comparison {
     let first = Comparison::of(rival, rows, reference);
     if !first.is_refuted() {
         return first;
     }
-    let is_sure = |own: &Comparison| {
-        own.bits_fewer > SAME_BITS
-            && own.verified.is_some()
-            && [own.measured.finding(), own.finding].iter().all(|found| *found == Finding::Surely)
-    };
-    let others = (0..rows.len()).map(|row| Comparison::of(row, rows, reference)).filter(is_sure);
-    others.max_by(|a, b| a.bits_fewer.total_cmp(&b.bits_fewer)).unwrap_or(first)
+    let others = (0..rows.len()).map(|row| Comparison::of(row, rows, reference));
+    let holding = others.filter(|own| own.bits_fewer > SAME_BITS && own.holds());
+    holding.max_by(|a, b| a.bits_fewer.total_cmp(&b.bits_fewer)).unwrap_or(first)
 }
 
 /// The scheme with fewer bits than the reference that does surely no more harm, of these the one with the fewest bits. If
@@ -239,6 +316,18 @@ impl Comparison {
     fn is_refuted(&self) -> bool {
         self.verified.is_some() && self.finding == Finding::No
     }
+
+    /// Whether the chunks that did not choose it are sure that it does more. If they are too few, the means decide.
+    fn surely_does_more(&self) -> bool {
+        let change = self.verified.unwrap_or(self.measured);
+        change.interval.map_or(change.difference, |[low, _]| low) > 0.0
+    }
+
+    /// Whether the chunks that choose and those that did not both say that it surely does no more.
+    fn holds(&self) -> bool {
+        let findings = [self.measured.finding(), self.finding];
+        self.verified.is_some() && findings.iter().all(|found| *found == Finding::Surely)
+    }
 }
 
 impl Change {
@@ -294,48 +383,83 @@ mod tests {
         rows
     }
 
-    fn named(rows: &[Row], i: Option<usize>) -> &str {
-        i.map_or("none", |i| &rows[i].scheme)
+    /// The same mean of chunks that differ the other way round, so that nothing is sure beside one that is not turned.
+    fn turned(mut reading: crate::suggest::Reading) -> crate::suggest::Reading {
+        reading.parts.reverse();
+        reading.parts.iter_mut().enumerate().for_each(|(i, part)| part.chunk = i);
+        reading
+    }
+
+    fn goal(limit: Option<f64>) -> Goal {
+        Goal { limit, reference: Some(3), serves_reference: true }
+    }
+
+    fn told(rows: &[Row], recommended: Option<Recommended>) -> Option<(&str, Why)> {
+        recommended.map(|own| (rows[own.row].scheme.as_str(), own.why))
+    }
+
+    /// What is recommended on the chunks that choose.
+    fn first(rows: &[Row], goal: Goal) -> Option<(&str, Why)> {
+        told(rows, goal.choose(rows).recommended)
     }
 
     #[test]
     fn the_recommendation_fits_the_budget_or_beats_the_reference() {
         let rows = rows();
-        let chosen = |limit| choose(&rows, Some(3), Engine::LlamaCpp, limit);
-        assert_eq!(named(&rows, chosen(None).recommended), "q5_1");
-        assert_eq!(named(&rows, chosen(None).rival), "q5_1");
-        assert_eq!(named(&rows, chosen(Some(5.6)).recommended), "q5_0");
-        assert_eq!(named(&rows, chosen(Some(9.0)).recommended), "q8_0");
-        assert_eq!(named(&rows, chosen(Some(4.0)).recommended), "none");
-        let verified = chosen(Some(5.6)).verified;
+        assert_eq!(first(&rows, goal(None)), Some(("q5_1", Why::SurelyNoMore)));
+        assert_eq!(goal(None).choose(&rows).rival, Some(2));
+        assert_eq!(first(&rows, goal(Some(5.6))), Some(("q5_0", Why::FitsTheBudget)));
+        assert_eq!(first(&rows, goal(Some(9.0))), Some(("q8_0", Why::FitsTheBudget)));
+        assert_eq!(first(&rows, goal(Some(4.0))), None);
+        let verified = goal(Some(5.6)).choose(&rows).verified;
         assert!([0, 1, 2, 3].iter().all(|i| verified.contains(i)), "{verified:?}");
+        let none = Goal { reference: None, ..goal(None) };
+        assert_eq!(first(&rows, none), Some(("q8_0", Why::DoesTheLeast)));
+        assert_eq!(none.choose(&rows).rival, None);
     }
 
     #[test]
-    fn where_nothing_beats_the_reference_it_is_served_if_the_engine_has_it() {
+    fn where_nothing_beats_the_reference_it_is_served_if_it_may_be() {
         let mut rows = rows();
         rows[2] = row("q5_1", 6.0, 0.02);
         mark_frontier(&mut rows);
-        let chosen = |engine| choose(&rows, Some(3), engine, None);
-        assert_eq!(named(&rows, chosen(Engine::LlamaCpp).recommended), REFERENCE);
-        assert_eq!(named(&rows, chosen(Engine::LlamaCpp).rival), "q5_0", "the nearest");
-        assert_eq!(named(&rows, chosen(Engine::Vllm).recommended), "q8_0");
-        assert_eq!(choose(&rows, None, Engine::Any, None).rival, None);
+        assert_eq!(first(&rows, goal(None)), Some((REFERENCE, Why::Reference)));
+        assert_eq!(goal(None).choose(&rows).rival, Some(1), "the nearest");
+        let compared_only = Goal { serves_reference: false, ..goal(None) };
+        assert_eq!(first(&rows, compared_only), Some(("q8_0", Why::NoMore)));
+        let compared_only = Goal { limit: Some(7.0), ..compared_only };
+        assert_eq!(first(&rows, compared_only), Some(("q5_0", Why::FitsTheBudget)));
     }
 
     #[test]
-    fn a_rival_that_other_chunks_refute_is_not_recommended() {
+    fn a_scheme_that_other_chunks_refute_is_not_recommended() {
         let mut rows = rows();
-        let compared = |rows: &[Row]| Comparison::of(2, rows, 3);
-        let kept = |rows: &[Row], engine| upheld(Some(2), &compared(rows), Some(3), engine);
-        assert_eq!(kept(&rows, Engine::Any), Some(2), "nothing was verified");
+        let settled = |rows: &[Row], goal: Goal| {
+            let (recommended, _) = goal.settle(&goal.choose(rows), rows);
+            told(rows, recommended).map(|(name, why)| (name.to_string(), why))
+        };
+        let sure = Some(("q5_1".into(), Why::SurelyNoMore));
+        assert_eq!(settled(&rows, goal(None)), sure, "nothing was verified");
         rows[3].verified = Some(reading(0.008));
         rows[2].verified = Some(reading(0.007));
-        assert_eq!(kept(&rows, Engine::Any), Some(2));
+        assert_eq!(settled(&rows, goal(None)), sure);
         rows[2].verified = Some(reading(0.009));
-        assert_eq!(kept(&rows, Engine::Any), Some(3));
-        assert_eq!(kept(&rows, Engine::Vllm), None);
-        assert_eq!(upheld(Some(1), &compared(&rows), Some(3), Engine::Any), Some(1));
+        assert_eq!(settled(&rows, goal(None)), Some((REFERENCE.into(), Why::Reference)));
+        let compared_only = Goal { serves_reference: false, ..goal(None) };
+        assert_eq!(settled(&rows, compared_only), None);
+        // what has more bits than the reference holds, too
+        rows[4].verified = Some(reading(0.001));
+        assert_eq!(settled(&rows, compared_only), Some(("q8_0".into(), Why::HoldsOnBoth)));
+        rows[4].verified = Some(reading(0.009));
+        rows[2].measured = reading(0.0078);
+        assert_eq!(first(&rows, compared_only), Some(("q8_0", Why::NoMore)));
+        assert_eq!(settled(&rows, compared_only), None, "it was no rival, and is refuted");
+        // chunks that differ the other way round, so that nothing is sure
+        rows[4].verified = Some(turned(reading(0.00801)));
+        assert_eq!(settled(&rows, compared_only), Some(("q8_0".into(), Why::NoMore)));
+        assert_eq!(settled(&rows, goal(None)), Some((REFERENCE.into(), Why::Reference)));
+        let within = settled(&rows, goal(Some(6.0)));
+        assert_eq!(within, Some(("q5_1".into(), Why::FitsTheBudget)), "a budget compares nothing");
     }
 
     #[test]
@@ -345,13 +469,24 @@ mod tests {
         let verified = |rows: &mut [Row], of: [f64; 3]| {
             (1..4).zip(of).for_each(|(i, mean)| rows[i].verified = Some(reading(mean)));
         };
+        let settled = |rows: &[Row]| {
+            let (recommended, rival) = goal(None).settle(&goal(None).choose(rows), rows);
+            let (recommended, rival) = (recommended.unwrap(), rival.unwrap());
+            (recommended.row, recommended.why, rival.row, rival.finding)
+        };
         verified(&mut rows, [0.006, 0.006, 0.008]);
-        assert_eq!(standing(1, &rows, 3).row, 1, "it holds");
+        assert_eq!(settled(&rows), (1, Why::SurelyNoMore, 1, Finding::Surely));
         verified(&mut rows, [0.009, 0.006, 0.008]);
-        assert_eq!(standing(1, &rows, 3).row, 2, "the next one does");
+        assert_eq!(settled(&rows), (2, Why::HoldsOnBoth, 2, Finding::Surely), "the next one does");
         verified(&mut rows, [0.009, 0.009, 0.008]);
-        let refuted = standing(1, &rows, 3);
-        assert_eq!((refuted.row, refuted.finding), (1, Finding::No), "none does");
+        assert_eq!(settled(&rows), (3, Why::Reference, 1, Finding::No), "none does");
+    }
+
+    #[test]
+    fn means_alone_are_not_said_to_be_sure() {
+        let mut rows = rows();
+        rows[2].measured = turned(reading(0.0077));
+        assert_eq!(first(&rows, goal(None)), Some(("q5_1", Why::NoMoreByTheMeans)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::kv::effective::Effective;
 use crate::kv::layout::{KvSide, LayerKv, Slot};
 use crate::kv::scheme::{Pair, Scheme, Side};
 use crate::report::flags::{is_skipped_in_vllm, is_vllm, LLAMA_CPP_BLOCKS};
+use crate::text::suggest::did_you_mean;
 use serde::Serialize;
 
 /// For which engine a scheme is sought.
@@ -86,9 +87,7 @@ impl Engine {
     /// codecs, or none if the engine decides.
     pub fn codecs(self, asked: &[String], layout: &[Option<LayerKv>]) -> (Vec<Coded>, Vec<Unfit>) {
         let is_asked = |name: &str| asked.is_empty() || asked.iter().any(|asked| asked == name);
-        let candidates = codec::all().filter(|codec| {
-            !codec.exactness().is_unquantized() && self.has(*codec) && is_asked(codec.name())
-        });
+        let candidates = self.all().filter(|codec| is_asked(codec.name()));
         let (mut coded, mut unfit) = (Vec::new(), Vec::new());
         for codec in std::iter::once(codec::F16).chain(candidates) {
             match stored(codec, layout) {
@@ -99,16 +98,28 @@ impl Engine {
         (coded, unfit)
     }
 
-    /// Names that were asked for, but that are no candidates whatever the model is.
-    pub fn unknown(self, asked: &[String]) -> Vec<String> {
-        let is_known = |name: &String| {
-            codec::find(name).is_some_and(|c| self.has(c) && !c.exactness().is_unquantized())
-        };
-        asked.iter().filter(|name| !is_known(name)).cloned().collect()
+    /// All codecs of the engine that quantize.
+    fn all(self) -> impl Iterator<Item = &'static dyn Codec> {
+        codec::all().filter(move |codec| !codec.exactness().is_unquantized() && self.has(*codec))
     }
 
-    /// The families that are tried first. Mixtures of slots follow when the codecs are known that are worth it.
-    pub fn families(self, coded: &[Coded], slots: &[Slot]) -> Vec<Family> {
+    /// The first name that was asked for and is no candidate whatever the model is, and names that may have been meant.
+    pub fn unknown(self, asked: &[String]) -> Option<(&str, String)> {
+        let names = || self.all().map(|codec| codec.name());
+        let unknown = asked.iter().find(|asked| names().all(|name| name != asked.as_str()))?;
+        Some((unknown, did_you_mean(unknown, names())))
+    }
+
+    /// Whether it can store all layers with a pair of these codecs.
+    pub fn serves(self, pair: &Pair, coded: &[Coded]) -> bool {
+        let is_there = |side: Side| coded.iter().any(|coded| coded.side == side);
+        let may_differ = self != Engine::Vllm;
+        is_there(pair.k) && is_there(pair.v) && (may_differ || pair.k == pair.v)
+    }
+
+    /// The families that are tried first, and those in which layers differ only if `mixes` is true. Mixtures of slots
+    /// follow when the codecs are known that are worth it.
+    pub fn families(self, coded: &[Coded], slots: &[Slot], mixes: bool) -> Vec<Family> {
         let all = || (EXACT + 1)..coded.len();
         match self {
             Engine::LlamaCpp | Engine::Any => {
@@ -122,9 +133,9 @@ impl Engine {
                 let whole = Part::new(slots.to_vec(), all());
                 let layers = by_layer(slots);
                 // with a single layer there is nothing to leave out
-                let skipped = all().filter(|&i| {
-                    layers.len() > 1 && is_skipped_in_vllm(coded[i].side.codec.name())
-                });
+                let can_skip = mixes && layers.len() > 1;
+                let skipped =
+                    all().filter(|&i| can_skip && is_skipped_in_vllm(coded[i].side.codec.name()));
                 let skipping = |codec| Family {
                     parts: layers.iter().map(|l| Part::new(l.clone(), [codec])).collect(),
                     is_mixed: true,
@@ -199,23 +210,43 @@ mod tests {
         let (_, unfit) = Engine::Any.codecs(&[], &layout(128));
         let tail = unfit.iter().find(|unfit| unfit.codec == "kvarn4").unwrap();
         assert!(tail.why.contains("a tail of exact tokens"), "{}", tail.why);
-        let asked = ["q4_0".to_string(), "turbo4".into(), "f32".into(), "nonsense".into()];
-        assert_eq!(Engine::LlamaCpp.unknown(&asked), ["turbo4", "f32", "nonsense"]);
+        let asked = ["q4_0".to_string(), "turbo4".into()];
         assert_eq!(Engine::Any.codecs(&asked, &layout(64)).0.len(), 3, "f16 and two more");
+        assert_eq!(Engine::Any.unknown(&asked), None);
+        assert_eq!(Engine::LlamaCpp.unknown(&asked), Some(("turbo4", String::new())));
+        assert!(Engine::LlamaCpp.unknown(&["f16".into()]).is_some(), "it quantizes nothing");
+        let meant = Engine::LlamaCpp.unknown(&["q8_O".into()][..]).unwrap().1;
+        assert_eq!(meant, " (did you mean `q8_0`?)");
     }
 
     #[test]
     fn families_have_the_parts_that_an_engine_can_tell_apart() {
-        let shape = |engine: Engine| {
+        let shape = |engine: Engine, mixes: bool| {
             let (coded, _) = engine.codecs(&[], &layout(64));
             let slots = coded[EXACT].whole.slots();
-            let families = engine.families(&coded, &slots);
+            let families = engine.families(&coded, &slots, mixes);
             let parts =
                 |f: &Family| f.parts.iter().map(|part| part.slots.len()).collect::<Vec<_>>();
             families.iter().map(parts).collect::<Vec<_>>()
         };
-        assert_eq!(shape(Engine::LlamaCpp), [vec![3, 3]]);
-        assert_eq!(shape(Engine::Vllm), [vec![6], vec![2, 2, 2], vec![2, 2, 2]]);
-        assert_eq!(shape(Engine::Any), [vec![3, 3]]);
+        assert_eq!(shape(Engine::LlamaCpp, true), [vec![3, 3]]);
+        assert_eq!(shape(Engine::Vllm, true), [vec![6], vec![2, 2, 2], vec![2, 2, 2]]);
+        assert_eq!(shape(Engine::Vllm, false), [vec![6]]);
+        assert_eq!(shape(Engine::Any, true), [vec![3, 3]]);
+    }
+
+    #[test]
+    fn a_pair_is_served_if_its_codecs_are_tried_and_the_engine_has_pairs() {
+        let serves = |engine: Engine, asked: &[&str], pair: &str| {
+            let asked: Vec<String> = asked.iter().map(|name| name.to_string()).collect();
+            let (coded, _) = engine.codecs(&asked, &layout(64));
+            engine.serves(&pair.parse().unwrap(), &coded)
+        };
+        assert!(serves(Engine::LlamaCpp, &[], "q8_0/q4_0"));
+        assert!(serves(Engine::Any, &["q8_0", "q4_0"], "q8_0/q4_0"));
+        assert!(!serves(Engine::LlamaCpp, &["q5_1", "q4_0"], "q8_0/q4_0"));
+        assert!(!serves(Engine::Vllm, &[], "q8_0/q4_0"));
+        assert!(serves(Engine::Vllm, &[], "nvfp4"));
+        assert!(!serves(Engine::Vllm, &[], "fp8_e4m3/nvfp4"));
     }
 }

@@ -1,7 +1,7 @@
 //! Rows and a suggestion for tests.
 
 use super::budget::Budget;
-use super::choice::{self, Comparison};
+use super::choice::{self, Goal};
 use super::engines::Engine;
 use super::{Flags, Reading, Row, Suggestion, REFERENCE};
 use crate::results::statistics::{Part, Statistics};
@@ -59,23 +59,24 @@ pub(super) fn suggestion(mut rows: Vec<Row>, budget: Option<Budget>) -> Suggesti
     choice::mark_frontier(&mut rows);
     let reference = rows.iter().position(|row| row.scheme == REFERENCE);
     let limit = budget.as_ref().map(|budget| budget.bits);
-    let chosen = choice::choose(&rows, reference, Engine::Any, limit);
+    let goal = Goal { limit, reference, serves_reference: true };
+    let chosen = goal.choose(&rows);
     for i in &chosen.verified {
         rows[*i].verified = Some(reading(1.1 * rows[*i].measured.mean_kld));
     }
-    let rival = chosen.rival.zip(reference).map(|(own, of)| Comparison::of(own, &rows, of));
+    let (recommended, rival) = goal.settle(&chosen, &rows);
     let measurement = crate::testing::fixture::results().measurements.remove(0);
     let corpus = vec![CorpusFile { category: "prose".into(), sha256: "0".repeat(64) }];
     Suggestion {
         format: 1,
         model: "tiny".into(),
         engine: Engine::Any,
+        codecs: Vec::new(),
         subject: measurement.subject,
         conditions: Conditions { corpus, context: 512, chunks: 10, ..measurement.conditions },
         scouting: 2,
         verifying: 10,
         served: 512,
-        fewest_bits: rows.iter().map(|row| row.bits).fold(f64::INFINITY, f64::min),
         budget,
         controls: measurement.controls,
         baseline_ppl: 21.1,
@@ -85,8 +86,9 @@ pub(super) fn suggestion(mut rows: Vec<Row>, budget: Option<Budget>) -> Suggesti
         seconds: 12.34,
         notes: vec!["BOS 2 before each chunk".into()],
         unfit: Vec::new(),
-        recommended: chosen.recommended,
+        recommended,
         reference,
+        serves_reference: true,
         rival,
         rows,
         answer: Vec::new(),

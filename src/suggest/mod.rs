@@ -31,9 +31,9 @@ use crate::report::flags;
 use crate::results::{Conditions, Control, Subject};
 use crate::text::numbers::count;
 use budget::Budget;
-use choice::{Choice, Comparison};
+use choice::{Comparison, Goal, Recommended, VERIFIED};
 use engines::{Coded, Engine, Family, Unfit, EXACT};
-use frontier::Point;
+use frontier::{Point, SAME_BITS};
 use passes::Passes;
 pub use passes::Reading;
 use scouting::{Candidate, Scouts};
@@ -63,12 +63,24 @@ pub struct Options {
     pub budget: Option<Budget>,
 }
 
+impl Options {
+    /// The codecs that are tried, in words that follow "the codecs that".
+    fn those_codecs(&self) -> String {
+        match &self.codecs[..] {
+            [] => format!("{} has", self.engine.name()),
+            _ => "--codecs names".into(),
+        }
+    }
+}
+
 /// Which scheme to serve.
 #[derive(Debug, Clone, Serialize)]
 pub struct Suggestion {
     pub format: u32,
     pub model: String,
     pub engine: Engine,
+    /// Names of the codecs that were asked for. If there are none, the engine decided.
+    pub codecs: Vec<String>,
     pub subject: Subject,
     /// Its `chunks` are those that chose.
     pub conditions: Conditions,
@@ -88,18 +100,30 @@ pub struct Suggestion {
     pub seconds: f64,
     pub notes: Vec<String>,
     pub unfit: Vec<Unfit>,
-    /// The fewest bits that any scheme of the engine has.
-    pub fewest_bits: f64,
     /// The schemes that were measured, those with the fewest bits first.
     pub rows: Vec<Row>,
-    /// The index of the scheme to serve.
-    pub recommended: Option<usize>,
+    pub recommended: Option<Recommended>,
     /// The index of [`REFERENCE`].
     pub reference: Option<usize>,
+    /// Whether it may be recommended. If not, because the engine does not have it or it has other codecs than those that
+    /// were asked for, it was only measured to compare.
+    pub serves_reference: bool,
     /// The scheme with fewer bits that comes closest to the reference, or beats it.
     pub rival: Option<Comparison>,
     /// What was found, in words.
     pub answer: Vec<String>,
+}
+
+impl Suggestion {
+    /// Whether it is the scheme to serve.
+    fn is_recommended(&self, row: usize) -> bool {
+        self.recommended.is_some_and(|own| own.row == row)
+    }
+
+    /// Whether it is not there only to compare.
+    fn may_serve(&self, row: usize) -> bool {
+        self.serves_reference || self.reference != Some(row)
+    }
 }
 
 /// A scheme that was measured.
@@ -113,7 +137,8 @@ pub struct Row {
     pub bytes: usize,
     /// Whether layers differ.
     pub is_mixed: bool,
-    /// The mean KLD that its parts add up to on the chunks of the scouts. None if some part was not measured alone.
+    /// The mean KLD that its parts add up to on the chunks of the scouts. None if some part was not measured alone, and if
+    /// one part is the whole.
     pub predicted: Option<f64>,
     /// The mean KLD that it has on these chunks.
     pub on_scouts: f64,
@@ -141,9 +166,19 @@ pub enum SuggestError {
     Measure(#[from] MeasureError),
     #[error(transparent)]
     Uncontrolled(#[from] UncontrolledError),
-    /// No codec of the engine fits the model.
-    #[error("no codec for {engine} fits this model: {why}")]
-    NoCodec { engine: &'static str, why: String },
+    /// No codec fits the model.
+    #[error("none of the codecs that {those} fits this model: {why}")]
+    NoCodec { those: String, why: String },
+    /// The budget is smaller than any scheme.
+    #[error("nothing fits {asked}: with the codecs that {those}, the fewest at {served} tokens are {bits} bits per element, by `{scheme}`: {mend}")]
+    NothingFits {
+        asked: String,
+        those: String,
+        served: usize,
+        bits: f64,
+        scheme: String,
+        mend: String,
+    },
     /// The texts have too few chunks beside those that choose.
     #[error("the texts have {left} beside the {choosing} that choose, and {verifying} are needed to verify the winners: add text, take fewer --chunks, or let --verify take fewer (0 verifies nothing)", left = count(*left, "chunk"))]
     NoOtherChunks { left: usize, choosing: usize, verifying: usize },
@@ -166,45 +201,81 @@ impl<'p> Search<'p> {
     /// Finds out what there is to try. Nothing runs yet.
     ///
     /// # Errors
-    /// If no codec fits the model, or if the texts have too few chunks to verify what is found.
+    /// If no codec fits the model, if nothing fits the budget, or if the texts have too few chunks to verify what is found.
     pub fn new(prepared: &'p Prepared<'p>, options: Options) -> Result<Self, SuggestError> {
-        let engine = options.engine;
-        let (coded, unfit) = engine.codecs(&options.codecs, &prepared.layout);
+        let scouting = options.scouting.min(prepared.request.chunks);
+        let options = Options { scouting, ..options };
+        let (coded, unfit) = options.engine.codecs(&options.codecs, &prepared.layout);
         if coded.len() <= EXACT + 1 {
             let why = unfit.iter().map(|unfit| format!("{}: {}", unfit.codec, unfit.why));
             let why = why.collect::<Vec<_>>().join("; ");
-            return Err(SuggestError::NoCodec { engine: engine.name(), why });
+            return Err(SuggestError::NoCodec { those: options.those_codecs(), why });
         }
-        let families = engine.families(&coded, &prepared.baseline.slots());
+        let slots = prepared.baseline.slots();
+        let families = options.engine.families(&coded, &slots, options.mixed > 0);
         let others = other_chunks(prepared, options.verifying)?;
-        Ok(Search { prepared, options, coded, unfit, families, others })
+        let search = Search { prepared, options, coded, unfit, families, others };
+        search.refuse_what_nothing_fits()?;
+        Ok(search)
+    }
+
+    /// The fewest bits follow from what each layer keeps, so nobody has to wait to hear that they are too many.
+    fn refuse_what_nothing_fits(&self) -> Result<(), SuggestError> {
+        let Some(budget) = &self.options.budget else { return Ok(()) };
+        let is_too_large = |own: &Candidate| !fits(own, budget.bits);
+        let Some(smallest) = self.smallest().filter(is_too_large) else { return Ok(()) };
+        let bytes = smallest.effective.bytes_at(self.options.served);
+        let allow = budget.allowing(smallest.point.bits, bytes);
+        let name_more = if self.options.codecs.is_empty() { "" } else { ", or name more --codecs" };
+        Err(SuggestError::NothingFits {
+            asked: budget.asked.clone(),
+            those: self.options.those_codecs(),
+            served: self.options.served,
+            bits: budget::enough(smallest.point.bits),
+            scheme: smallest.scheme.to_string(),
+            mend: format!("{allow}{name_more}"),
+        })
+    }
+
+    /// The scheme with the fewest bits, whatever harm it does.
+    fn smallest(&self) -> Option<Candidate> {
+        let mut families = self.families.clone();
+        if self.mixes_slots() {
+            let slots = self.prepared.baseline.slots();
+            let all = |_| (EXACT + 1..self.coded.len()).collect();
+            families.push(engines::mixture_of_slots(&slots, all));
+        }
+        self.scouts().smallest(&families)
     }
 
     /// What the search costs, in words, before it begins.
     pub fn cost(&self) -> String {
         let slots = self.prepared.baseline.slots().len();
-        let mixtures =
-            if self.options.engine.mixes_slots() { slots * self.options.mixed } else { 0 };
-        let parts: usize = self.families.iter().map(scouting::lanes).sum();
+        let mixtures = if self.mixes_slots() { slots * self.options.mixed } else { 0 };
+        let parts = mixtures + self.families.iter().map(scouting::lanes).sum::<usize>();
         let most = 1 + self.most_measured();
         let (chunks, scouting) = (self.prepared.request.chunks, self.options.scouting);
-        let lane_chunks =
-            (parts + mixtures) * scouting + most * chunks + choice::VERIFIED * self.others.len();
+        let verifying = match self.others.len() {
+            0 => String::new(),
+            others => format!(", then at most {VERIFIED} on {}", count(others, "other chunk")),
+        };
+        let lane_chunks = parts * scouting + most * chunks + VERIFIED * self.others.len();
         format!(
-            "{} of single parts on {}, then at most {most} schemes on {}, then at most {} on {}: at most {lane_chunks} times a \
-             lane through a chunk of {} tokens",
-            count(parts + mixtures, "lane"),
+            "{} of single parts on {}, then at most {most} schemes on {}{verifying}: at most {lane_chunks} times a lane \
+             through a chunk of {} tokens",
+            count(parts, "lane"),
             count(scouting, "chunk"),
             count(chunks, "chunk"),
-            choice::VERIFIED,
-            count(self.others.len(), "other chunk"),
             self.prepared.request.context,
         )
     }
 
+    fn mixes_slots(&self) -> bool {
+        self.options.engine.mixes_slots() && self.options.mixed > 0
+    }
+
     fn most_measured(&self) -> usize {
-        let mixes = self.options.engine.mixes_slots() && self.options.mixed > 0
-            || self.families.iter().any(|family| family.is_mixed);
+        let mixes = self.mixes_slots() || self.families.iter().any(|family| family.is_mixed);
         choice::UNIFORM + if mixes { choice::MIXED } else { 0 }
     }
 
@@ -214,97 +285,79 @@ impl<'p> Search<'p> {
     /// If the baseline cannot be measured, if a control reads what it must not, or if nothing could be measured.
     pub fn run(self, progress: Progress) -> Result<Suggestion, SuggestError> {
         let began = Instant::now();
-        let prepared = self.prepared;
-        let decoder = prepared.load()?;
-        let mut passes = Passes::new(prepared, &decoder, progress);
-        let choosing = &prepared.corpus.chunks[..];
-        let scouting = &choosing[..self.options.scouting.min(choosing.len())];
-        let scouts = Scouts {
-            exact: &prepared.baseline,
-            coded: &self.coded,
-            layout: &prepared.layout,
-            served: self.options.served,
-            chunks: scouting,
-        };
-        let harms = scouts.look("measuring single parts", &self.families, &mut passes)?;
-        let families = self.families.iter().zip(&harms);
-        let mut candidates: Vec<Candidate> =
-            families.flat_map(|(family, harms)| scouts.promising(family, harms)).collect();
-        if self.options.engine.mixes_slots() && self.options.mixed > 0 {
-            let family = [scouts.mixtures(&self.families[0], &harms[0], self.options.mixed)];
-            let harms = scouts.look("measuring single layers", &family, &mut passes)?;
-            candidates.extend(scouts.promising(&family[0], &harms[0]));
-        }
-        let fewest_bits = candidates.iter().map(|c| c.point.bits).fold(f64::INFINITY, f64::min);
-        let limit = self.options.budget.as_ref().map(|budget| budget.bits);
-        let chosen = choice::to_measure(candidates, limit);
-        let chosen = with_reference(chosen, &scouts, prepared);
-        let mut rows = self.rows(chosen, scouting.len(), &mut passes)?;
-        choice::mark_frontier(&mut rows);
-        let reference = rows.iter().position(|row| row.scheme == REFERENCE);
-        let Choice { recommended, rival, verified } =
-            choice::choose(&rows, reference, self.options.engine, limit);
-        if !self.others.is_empty() {
-            self.verify(&mut rows, &verified, &mut passes)?;
-        }
-        let standing = rival.zip(reference).map(|(own, of)| choice::standing(own, &rows, of));
-        let recommended = match (limit, &standing) {
-            (None, Some(standing)) => {
-                let was_rival = recommended == rival;
-                let recommended = if was_rival { Some(standing.row) } else { recommended };
-                choice::upheld(recommended, standing, reference, self.options.engine)
-            }
-            _ => recommended,
-        };
-
-        let scored = passes.scored();
-        let baseline_ppl = passes.baseline_ppl();
-        let remark = remark_on_perplexity(prepared, baseline_ppl, scored)?;
-        let mut suggestion = Suggestion {
-            format: FORMAT,
-            model: prepared.request.model.into(),
-            engine: self.options.engine,
-            subject: prepared.subject.clone(),
-            conditions: prepared.conditions.clone(),
-            scouting: scouting.len(),
-            verifying: self.others.len(),
-            served: self.options.served,
-            budget: self.options.budget.clone(),
-            controls: passes.controls().to_vec(),
-            baseline_ppl,
-            device: prepared.device.describe(),
-            arithmetic: prepared.device.arithmetic().into(),
-            lane_chunks: passes.lane_chunks(),
-            seconds: 0.0,
-            notes: prepared.notes(remark).into_iter().chain(passes.failures()).collect(),
-            unfit: self.unfit,
-            fewest_bits,
-            rows,
-            recommended,
-            reference,
-            rival: standing,
-            answer: Vec::new(),
-        };
-        suggestion.answer = words::answer(&suggestion);
+        let decoder = self.prepared.load()?;
+        let mut passes = Passes::new(self.prepared, &decoder, progress);
+        let candidates = self.scout(&mut passes)?;
+        let rows = self.measure(self.to_measure(candidates), &mut passes)?;
+        let found = self.choose(rows, &mut passes)?;
+        let mut suggestion = self.tell(found, &passes)?;
         suggestion.seconds = began.elapsed().as_secs_f64();
         Ok(suggestion)
     }
 
+    fn scouts(&self) -> Scouts<'_> {
+        Scouts {
+            exact: &self.prepared.baseline,
+            coded: &self.coded,
+            layout: &self.prepared.layout,
+            served: self.options.served,
+            chunks: &self.prepared.corpus.chunks[..self.options.scouting],
+        }
+    }
+
+    /// Measures single parts, and then single slots if they may be mixed, and finds the schemes that promise most.
+    fn scout(&self, passes: &mut Passes) -> Result<Vec<Candidate>, SuggestError> {
+        let scouts = self.scouts();
+        let harms = scouts.look("measuring single parts", &self.families, passes)?;
+        let families = self.families.iter().zip(&harms);
+        let mut candidates: Vec<Candidate> =
+            families.flat_map(|(family, harms)| scouts.promising(family, harms)).collect();
+        if self.mixes_slots() {
+            let family = [scouts.mixtures(&self.families[0], &harms[0], self.options.mixed)];
+            let harms = scouts.look("measuring single layers", &family, passes)?;
+            candidates.extend(scouts.promising(&family[0], &harms[0]));
+        }
+        Ok(candidates)
+    }
+
+    fn limit(&self) -> Option<f64> {
+        self.options.budget.as_ref().map(|budget| budget.bits)
+    }
+
+    /// The candidates that are worth a measurement, and the scheme that all are compared with, if the model can be stored
+    /// with it. If none of them fits the budget, the smallest scheme does: codecs that do much harm are not mixed by layer,
+    /// and such a mixture may be the only one that is small enough.
+    fn to_measure(&self, candidates: Vec<Candidate>) -> Vec<Candidate> {
+        let mut chosen = choice::to_measure(candidates, self.limit());
+        if self.limit().is_some_and(|limit| !chosen.iter().any(|own| fits(own, limit))) {
+            chosen.extend(self.smallest());
+        }
+        let scheme = reference();
+        if chosen.iter().all(|candidate| candidate.scheme != scheme) {
+            if let Ok(effective) = Effective::new(&scheme, &self.prepared.layout, None) {
+                let point = Point { bits: self.scouts().bits(&effective), harm: f64::NAN };
+                let (predicted, is_mixed) = (None, false);
+                chosen.push(Candidate { scheme, effective, point, predicted, is_mixed });
+            }
+        }
+        chosen
+    }
+
     /// Measures schemes on the chunks that choose.
-    fn rows(
+    fn measure(
         &self,
         chosen: Vec<Candidate>,
-        scouting: usize,
         passes: &mut Passes,
     ) -> Result<Vec<Row>, SuggestError> {
         let lanes = chosen.iter().map(|c| (c.scheme.to_string(), c.effective.clone())).collect();
         let readings =
             passes.run("measuring what looks best", &self.prepared.corpus.chunks, lanes)?;
+        let readers = |owner| self.prepared.checkpoint.spec.readers_of(owner);
         let row = |(candidate, reading): (Candidate, Option<Reading>)| {
             let Candidate { scheme, effective, point, predicted, is_mixed } = candidate;
             let (scheme, effective_name) = (scheme.to_string(), effective.to_string());
             let measured = reading?;
-            let flags = flags::of_scheme(&scheme, &effective_name).into_iter();
+            let flags = flags::of_scheme(&scheme, &effective_name, readers).into_iter();
             Some(Row {
                 flags: flags.map(|f| Flags { engine: f.engine, flags: f.flags }).collect(),
                 scheme,
@@ -313,7 +366,7 @@ impl<'p> Search<'p> {
                 bytes: effective.bytes_at(self.options.served),
                 is_mixed,
                 predicted,
-                on_scouts: measured.mean_of_first(scouting),
+                on_scouts: measured.mean_of_first(self.options.scouting),
                 measured,
                 verified: None,
                 is_frontier: false,
@@ -326,7 +379,21 @@ impl<'p> Search<'p> {
         rows.sort_by(|a, b| {
             a.bits.total_cmp(&b.bits).then(a.measured.mean_kld.total_cmp(&b.measured.mean_kld))
         });
+        choice::mark_frontier(&mut rows);
         Ok(rows)
+    }
+
+    /// Chooses by the chunks that choose, verifies the winners, and drops what the other chunks refute.
+    fn choose(&self, mut rows: Vec<Row>, passes: &mut Passes) -> Result<Found, SuggestError> {
+        let reference = rows.iter().position(|row| row.scheme == REFERENCE);
+        let serves_reference = self.options.engine.serves(&self::reference().default, &self.coded);
+        let goal = Goal { limit: self.limit(), reference, serves_reference };
+        let choice = goal.choose(&rows);
+        if !self.others.is_empty() {
+            self.verify(&mut rows, &choice.verified, passes)?;
+        }
+        let (recommended, rival) = goal.settle(&choice, &rows);
+        Ok(Found { rows, goal, recommended, rival })
     }
 
     /// Measures winners on chunks that did not choose them.
@@ -348,6 +415,57 @@ impl<'p> Search<'p> {
         }
         Ok(())
     }
+
+    /// All that was found, and what it says in words.
+    fn tell(self, found: Found, passes: &Passes) -> Result<Suggestion, SuggestError> {
+        let Search { prepared, options, unfit, others, .. } = self;
+        let baseline_ppl = passes.baseline_ppl();
+        let remark = remark_on_perplexity(prepared, baseline_ppl, passes.scored())?;
+        let mut suggestion = Suggestion {
+            format: FORMAT,
+            model: prepared.request.model.into(),
+            engine: options.engine,
+            codecs: options.codecs,
+            subject: prepared.subject.clone(),
+            conditions: prepared.conditions.clone(),
+            scouting: options.scouting,
+            verifying: others.len(),
+            served: options.served,
+            budget: options.budget,
+            controls: passes.controls().to_vec(),
+            baseline_ppl,
+            device: prepared.device.describe(),
+            arithmetic: prepared.device.arithmetic().into(),
+            lane_chunks: passes.lane_chunks(),
+            seconds: 0.0,
+            notes: prepared.notes(remark).into_iter().chain(passes.failures()).collect(),
+            unfit,
+            rows: found.rows,
+            recommended: found.recommended,
+            reference: found.goal.reference,
+            serves_reference: found.goal.serves_reference,
+            rival: found.rival,
+            answer: Vec::new(),
+        };
+        suggestion.answer = words::answer(&suggestion);
+        Ok(suggestion)
+    }
+}
+
+/// What was measured, and what is chosen of it.
+struct Found {
+    rows: Vec<Row>,
+    goal: Goal,
+    recommended: Option<Recommended>,
+    rival: Option<Comparison>,
+}
+
+fn fits(candidate: &Candidate, limit: f64) -> bool {
+    candidate.point.bits <= limit + SAME_BITS
+}
+
+fn reference() -> Scheme {
+    REFERENCE.parse().expect("the grammar has it")
 }
 
 /// Chunks from all over the texts, beside those that choose.
@@ -362,21 +480,4 @@ fn other_chunks(prepared: &Prepared, verifying: usize) -> Result<Vec<Chunk>, Sug
         }
         Err(error) => Err(MeasureError::from(error).into()),
     }
-}
-
-/// Adds the scheme that all are compared with, if the model can be stored with it.
-fn with_reference(
-    mut chosen: Vec<Candidate>,
-    scouts: &Scouts,
-    prepared: &Prepared,
-) -> Vec<Candidate> {
-    let scheme: Scheme = REFERENCE.parse().expect("the grammar has it");
-    if chosen.iter().all(|candidate| candidate.scheme != scheme) {
-        if let Ok(effective) = Effective::new(&scheme, &prepared.layout, None) {
-            let point = Point { bits: scouts.bits(&effective), harm: f64::NAN };
-            let is_mixed = false;
-            chosen.push(Candidate { scheme, effective, point, predicted: None, is_mixed });
-        }
-    }
-    chosen
 }

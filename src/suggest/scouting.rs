@@ -7,7 +7,7 @@ use super::passes::{Passes, Reading};
 use super::spelling::spelled;
 use super::SuggestError;
 use crate::kv::effective::Effective;
-use crate::kv::layout::{KvSide, LayerKv, Slot};
+use crate::kv::layout::{KvSide, LayerKv};
 use crate::kv::Scheme;
 use crate::measure::corpus::Chunk;
 use std::collections::BTreeMap;
@@ -26,6 +26,7 @@ pub(super) struct Candidate {
     pub effective: Effective,
     /// Its bits, and the harm that its parts add up to.
     pub point: Point,
+    /// This harm, if it is a sum that a measurement can contradict.
     pub predicted: Option<f64>,
     pub is_mixed: bool,
 }
@@ -122,11 +123,31 @@ impl Scouts<'_> {
         picks.into_iter().filter_map(candidate).collect()
     }
 
+    /// The scheme of these families that takes the least memory, whatever harm it does. None if half precision takes no
+    /// more, as where heads are so small that a codec fills up most of a block.
+    pub fn smallest(&self, families: &[Family]) -> Option<Candidate> {
+        let of_family = |family: &Family| {
+            let codecs = family.parts.iter().map(|part| {
+                let bytes = |codec: &usize| self.part_bytes(part, *codec);
+                part.codecs.iter().copied().min_by_key(bytes).unwrap_or(EXACT)
+            });
+            let candidate = self.candidate(family, &codecs.collect::<Vec<_>>(), f64::NAN)?;
+            Some(Candidate { predicted: None, ..candidate })
+        };
+        let all = families.iter().filter_map(of_family);
+        all.min_by(|a, b| a.point.bits.total_cmp(&b.point.bits))
+    }
+
+    /// Bytes of a part that is stored with a codec.
+    fn part_bytes(&self, part: &Part, codec: usize) -> u64 {
+        let whole = &self.coded[codec].whole;
+        part.slots.iter().map(|slot| whole.slot_bytes_at(*slot, self.served) as u64).sum()
+    }
+
     /// The ways to store a part whose harm is known, each with its codec.
     fn ways(&self, part: &Part, harms: &[Option<f64>]) -> Vec<(usize, Way)> {
         let way = |(&codec, harm): (&usize, &Option<f64>)| {
-            let bytes = |slot: &Slot| self.coded[codec].whole.slot_bytes_at(*slot, self.served);
-            let cost = part.slots.iter().map(|slot| bytes(slot) as u64).sum();
+            let cost = self.part_bytes(part, codec);
             Some((codec, Way { cost, harm: harm.filter(|harm| harm.is_finite())? }))
         };
         part.codecs.iter().zip(harms).filter_map(way).collect()
@@ -146,7 +167,9 @@ impl Scouts<'_> {
         let effective = Effective::new(&scheme, self.layout, None).ok()?;
         let point = Point { bits: self.bits(&effective), harm };
         let is_mixed = !scheme.layers.is_empty();
-        Some(Candidate { scheme, effective, point, predicted: Some(harm), is_mixed })
+        // where one part is the whole, nothing was added up
+        let predicted = (family.parts.len() > 1).then_some(harm);
+        Some(Candidate { scheme, effective, point, predicted, is_mixed })
     }
 
     /// Bits per element of the whole cache at the served context.
@@ -168,4 +191,39 @@ fn every(parts: &[Vec<Way>]) -> Vec<Pick> {
         };
         picks.iter().flat_map(with).collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::engines::Engine;
+    use super::*;
+
+    /// The smallest scheme of an engine with these codecs, and its bits, for layers with heads of 64 and of 128.
+    fn smallest(engine: Engine, codecs: &[&str], mixes_slots: bool) -> Option<(String, f64)> {
+        let kv = |head_dim| Some(LayerKv { heads: 2, head_dim, ..LayerKv::default() });
+        let layout = [kv(64), kv(128)];
+        let codecs: Vec<String> = codecs.iter().map(|codec| codec.to_string()).collect();
+        let (coded, _) = engine.codecs(&codecs, &layout);
+        let exact = &coded[EXACT].whole;
+        let mut families = engine.families(&coded, &exact.slots(), true);
+        if mixes_slots {
+            families.push(mixture_of_slots(&exact.slots(), |_| (EXACT + 1..coded.len()).collect()));
+        }
+        let scouts = Scouts { exact, coded: &coded, layout: &layout, served: 512, chunks: &[] };
+        let found = scouts.smallest(&families)?;
+        Some((found.scheme.to_string(), found.point.bits))
+    }
+
+    #[test]
+    fn the_smallest_scheme_has_the_codec_with_the_fewest_bytes_in_each_part() {
+        let found = |name: &str, bits: f64| Some((name.to_string(), bits));
+        assert_eq!(smallest(Engine::LlamaCpp, &[], false), found("q4_0", 4.5));
+        assert_eq!(smallest(Engine::LlamaCpp, &["q8_0", "q5_0"], false), found("q5_0", 5.5));
+        assert_eq!(smallest(Engine::Vllm, &["fp8_e4m3", "nvfp4"], false), found("nvfp4", 4.5));
+        // heads of 64 are filled up to blocks of 128
+        let turbo = ["turbo4", "q4_0"];
+        assert_eq!(smallest(Engine::Any, &turbo, false), found("q4_0", 4.5));
+        assert_eq!(smallest(Engine::Any, &turbo, true), found("q4_0@1=turbo4", 4.25));
+        assert_eq!(smallest(Engine::Any, &[], false).unwrap().0, "q2_0");
+    }
 }

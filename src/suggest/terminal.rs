@@ -14,9 +14,10 @@ const GREEN: Style = AnsiColor::Green.on_default();
 pub fn render(suggestion: &Suggestion) -> String {
     let Suggestion { model, conditions, device, arithmetic, seconds, lane_chunks, .. } = suggestion;
     let mut out = format!(
-        "\n{BOLD}{}{BOLD:#}  for {} · baseline {} PPL {:.3} · {}, {} · {lane_chunks} lane-chunks · {seconds:.1} s\n",
+        "\n{BOLD}{}{BOLD:#}  for {}{} · baseline {} PPL {:.3} · {}, {} · {lane_chunks} lane-chunks · {seconds:.1} s\n",
         text::name(model),
         suggestion.engine.name(),
+        only(&suggestion.codecs),
         text::name(&conditions.baseline),
         suggestion.baseline_ppl,
         text::name(device),
@@ -32,12 +33,20 @@ pub fn render(suggestion: &Suggestion) -> String {
     out + &rows(suggestion) + &long_names(suggestion) + &flags(suggestion) + &unfit(suggestion)
 }
 
+/// The codecs that were asked for, if any were.
+fn only(codecs: &[String]) -> String {
+    match codecs {
+        [] => String::new(),
+        names => format!(", only {}", text::listed(names.iter().map(|name| text::name(name)))),
+    }
+}
+
 /// The rows, those on the frontier bright. A star marks the scheme to serve.
 fn rows(suggestion: &Suggestion) -> String {
     let head = ["", "scheme", "bits", "predicted", "measured KLD", "verified KLD", "p99", "top-1"];
     let mut lines = vec![head.map(|name| Cell::styled(name, DIM)).into()];
     for (i, row) in suggestion.rows.iter().enumerate() {
-        let is_recommended = suggestion.recommended == Some(i);
+        let is_recommended = suggestion.is_recommended(i);
         let style = match row.is_frontier {
             _ if is_recommended => GREEN,
             true => Style::new(),
@@ -82,7 +91,7 @@ fn long_names(suggestion: &Suggestion) -> String {
 fn flags(suggestion: &Suggestion) -> String {
     let mut lines = String::new();
     for (i, row) in suggestion.rows.iter().enumerate() {
-        if row.is_frontier || suggestion.recommended == Some(i) {
+        if (row.is_frontier || suggestion.is_recommended(i)) && suggestion.may_serve(i) {
             for flags in &row.flags {
                 let (engine, flags) = (text::name(&flags.engine), text::printable(&flags.flags));
                 lines += &format!("  {}  {DIM}{engine}:{DIM:#} {flags}\n", name(i, row));
@@ -130,14 +139,15 @@ tiny  for any engine · baseline f16 PPL 21.100 · Some CPU, f32 · 120 lane-chu
   note: BOS 2 before each chunk
 
   Serve mixture 1: 5.25 bits (5 MiB for 512 tokens), KLD 0.0044 (0.0042–0.0048) on 10 chunks that
-    did not choose it. No budget was given: of what does no more than q8_0/q4_0 on the chunks that
-    chose, and was not refuted by the others, it has the fewest bits. No engine that kvgate knows
-    has options for it.
+    did not choose it. No budget was given: of what has fewer bits than q8_0/q4_0 and surely does no
+    more on the chunks that chose, it has the fewest bits, and the other chunks do not refute that.
+    Neither llama.cpp nor vLLM has options for it (`kvgate schemes` says which engines have its
+    codecs).
   q8_0/q4_0 has 6.5 bits and KLD 0.0085 (0.0081–0.0093). mixture 1 has 1.25 bits fewer and does no
     more: its KLD differs by −0.0041 (−0.0043 to −0.0038) on the same chunks, which did not choose
     it.
   Single parts predicted the mixed schemes that were measured by their sum: on the same 2 chunks
-    they do 1.1 to 1.1 × as much.
+    they do 1.1 × as much.
   10 chunks of 512 tokens of prose chose, and 10 other chunks of the same texts verified.
 
      scheme     bits  predicted             measured KLD            verified KLD    p99    top-1

@@ -1,6 +1,6 @@
 //! What a search found, in words, by fixed rules.
 
-use super::choice::{Change, Comparison, Finding};
+use super::choice::{Change, Comparison, Finding, Why};
 use super::{Reading, Row, Suggestion, REFERENCE};
 use crate::results::shown_bits;
 use crate::text::listed;
@@ -19,32 +19,54 @@ pub(super) fn answer(suggestion: &Suggestion) -> Vec<String> {
 }
 
 fn recommendation(suggestion: &Suggestion) -> String {
-    let Some(row) = suggestion.recommended.map(|i| &suggestion.rows[i]) else {
-        return nothing(suggestion);
-    };
-    let asked = suggestion.budget.as_ref().map(|budget| {
-        format!(
-            " It is the best that was found within {} ({} bits).",
-            budget.asked,
-            bits(budget.bits)
-        )
-    });
-    let why = asked.unwrap_or_else(|| match suggestion.reference {
-        Some(reference) if suggestion.recommended == Some(reference) => {
-            " No budget was given, and nothing with fewer bits that was measured does as little.".into()
-        }
-        Some(_) => format!(
-            " No budget was given: of what does no more than {REFERENCE} on the chunks that chose, and was not refuted by the \
-             others, it has the fewest bits."
-        ),
-        None => " No budget was given: it does the least.".into(),
-    });
+    let Some(recommended) = suggestion.recommended else { return nothing(suggestion) };
+    let row = &suggestion.rows[recommended.row];
     let flags = match row.flags.first() {
-        Some(flags) => format!(" For {}: `{}`.", flags.engine, flags.flags),
-        None => " No engine that kvgate knows has options for it.".into(),
+        Some(flags) => format!("For {}: `{}`.", flags.engine, flags.flags),
+        None => "Neither llama.cpp nor vLLM has options for it (`kvgate schemes` says which engines have its codecs).".into(),
     };
-    let name = suggestion.recommended.map_or_else(String::new, |i| shown(i, row));
-    format!("Serve {name}: {}.{why}{flags}", facts(suggestion, row))
+    let (name, facts) = (shown(recommended.row, row), facts(suggestion, row));
+    format!("Serve {name}: {facts}. {} {flags}", why(suggestion, recommended.why))
+}
+
+/// Why a scheme is recommended.
+fn why(suggestion: &Suggestion, why: Why) -> String {
+    let is_verified = suggestion.verifying > 0;
+    let upheld = if is_verified { ", and the other chunks do not refute that" } else { "" };
+    let both = if is_verified { " on both sets of chunks" } else { "" };
+    let because = match why {
+        Why::FitsTheBudget => return within_budget(suggestion),
+        Why::SurelyNoMore => format!(
+            "of what has fewer bits than {REFERENCE} and surely does no more on the chunks that chose, it has the fewest \
+             bits{upheld}"
+        ),
+        Why::NoMoreByTheMeans => format!(
+            "of what has fewer bits than {REFERENCE} it does the least, by the means no more than {REFERENCE} on the chunks \
+             that chose{upheld}"
+        ),
+        Why::NoMore => format!(
+            "of what does no more than {REFERENCE} on the chunks that chose, it has the fewest bits{upheld}"
+        ),
+        Why::HoldsOnBoth => format!(
+            "the first choice was refuted by the chunks that did not choose it, and of what surely does no more than \
+             {REFERENCE} on both sets of chunks, this has the fewest bits"
+        ),
+        Why::Reference => format!("nothing with fewer bits was found that does no more{both}"),
+        Why::DoesTheLeast => format!(
+            "there are no numbers of {REFERENCE} to compare with, and of what was measured it does the least"
+        ),
+    };
+    format!("No budget was given: {because}.")
+}
+
+fn within_budget(suggestion: &Suggestion) -> String {
+    let budget = suggestion.budget.as_ref();
+    let asked = budget.map_or_else(String::new, |budget| budget.asked.clone());
+    let fits_exactly = budget.is_some_and(|budget| budget.bits >= 16.0);
+    let exact = if fits_exactly { " Half precision fits, too, and does nothing." } else { "" };
+    format!(
+        "Of what was measured and fits {asked}, it does the least on the chunks that chose.{exact}"
+    )
 }
 
 /// The longest text of a scheme that is written out. Others have numbers, and are listed with them.
@@ -65,18 +87,30 @@ pub(super) fn shown(i: usize, row: &Row) -> String {
 }
 
 fn nothing(suggestion: &Suggestion) -> String {
-    match &suggestion.budget {
-        Some(budget) => format!(
-            "Nothing fits {} ({} bits): the fewest that {} has are {} bits.",
-            budget.asked,
-            bits(budget.bits),
-            suggestion.engine.name(),
-            bits(suggestion.fewest_bits)
-        ),
-        None => format!(
-            "No scheme of {} does as little as {REFERENCE} does: choose from the table, or give a budget.",
-            suggestion.engine.name()
-        ),
+    if let Some(budget) = &suggestion.budget {
+        return format!("Nothing that was measured fits {}.", budget.asked);
+    }
+    let (among, more) = match &suggestion.codecs[..] {
+        [] => (format!("that {} can serve", suggestion.engine.name()), ""),
+        _ => ("among the codecs of --codecs".into(), ", name more --codecs"),
+    };
+    let both = if suggestion.verifying > 0 { " on both sets of chunks" } else { "" };
+    format!(
+        "Nothing was found {among} that does as little as {REFERENCE}{both}: choose from the table{more}, or give a budget."
+    )
+}
+
+/// Why the reference is among the rows, if it may not be served.
+fn only_compared(suggestion: &Suggestion) -> String {
+    match (suggestion.serves_reference, &suggestion.codecs[..]) {
+        (true, _) => String::new(),
+        (false, []) => {
+            format!(
+                ", which {} does not have, was measured to compare. It",
+                suggestion.engine.name()
+            )
+        }
+        (false, _) => ", which --codecs does not name, was measured to compare. It".into(),
     }
 }
 
@@ -105,7 +139,7 @@ fn against_reference(suggestion: &Suggestion) -> Option<String> {
         let reading = row.verified.as_ref().unwrap_or(&row.measured);
         format!("{} bits and KLD {}", bits(row.bits), kld(reading))
     };
-    let head = format!("{REFERENCE} has {}.", own(reference));
+    let head = format!("{REFERENCE}{} has {}.", only_compared(suggestion), own(reference));
     let Some(rival) = &suggestion.rival else {
         return Some(format!("{head} Nothing that was measured has fewer bits."));
     };
@@ -117,8 +151,11 @@ fn against_reference(suggestion: &Suggestion) -> Option<String> {
         None => "the chunks that chose it (not verified)",
     };
     let (name, fewer) = (shown(rival.row, row), bits(rival.bits_fewer));
-    let is_recommended = suggestion.recommended == Some(rival.row);
-    let facts = if is_recommended { String::new() } else { format!(" ({})", own(row)) };
+    let facts = if suggestion.is_recommended(rival.row) {
+        String::new()
+    } else {
+        format!(" ({})", own(row))
+    };
     let differs = difference(change);
     Some(match finding {
         Finding::Surely => format!(
@@ -147,13 +184,12 @@ fn predictions(suggestion: &Suggestion) -> Option<String> {
     let ratio = |row: &Row| Some(row.on_scouts / row.predicted.filter(|kld| *kld > 0.0)?);
     let mut ratios: Vec<f64> = rows.filter_map(ratio).collect();
     ratios.sort_by(f64::total_cmp);
-    let (first, last) = (ratios.first()?, ratios.last()?);
+    let [first, last] = [ratios.first()?, ratios.last()?].map(|ratio| significant(*ratio, 2));
+    let times = if first == last { first } else { format!("{first} to {last}") };
     let what = if has_mixed { "mixed schemes" } else { "pairs" };
     Some(format!(
-        "Single parts predicted the {what} that were measured by their sum: on the same {} they do {} to {} × as much.",
+        "Single parts predicted the {what} that were measured by their sum: on the same {} they do {times} × as much.",
         count(suggestion.scouting, "chunk"),
-        significant(*first, 2),
-        significant(*last, 2)
     ))
 }
 
@@ -215,6 +251,7 @@ pub(super) fn bits(bits: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::super::budget::Budget;
+    use super::super::engines::Engine;
     use super::super::fixture::{row, suggestion};
     use super::*;
 
@@ -232,8 +269,8 @@ mod tests {
         let said = answer(&suggestion(rows(0.004), None)).join("\n");
         for words in [
             "Serve q5_1: 6 bits (5.7 MiB for 512 tokens), KLD 0.0044 (",
-            " on 10 chunks that did not choose it. No budget was given: of what does no more than q8_0/q4_0 on the \
-             chunks that chose, and was not refuted by the others, it has the fewest bits.",
+            " on 10 chunks that did not choose it. No budget was given: of what has fewer bits than q8_0/q4_0 and surely \
+             does no more on the chunks that chose, it has the fewest bits, and the other chunks do not refute that.",
             "For llama.cpp: `--cache-type-k q5_1 --cache-type-v q5_1`.",
             "q8_0/q4_0 has 6.5 bits and KLD 0.0085 (",
             "q5_1 has 0.5 bits fewer and does no more: its KLD differs by −0.0041 (−0.00",
@@ -247,25 +284,65 @@ mod tests {
     fn where_nothing_beats_it_that_is_said() {
         let said = answer(&suggestion(rows(0.02), None)).join("\n");
         assert!(said.contains("Serve q8_0/q4_0: 6.5 bits"), "{said}");
-        assert!(
-            said.contains("nothing with fewer bits that was measured does as little"),
-            "{said}"
-        );
+        let nothing = "nothing with fewer bits was found that does no more on both sets of chunks.";
+        assert!(said.contains(nothing), "{said}");
         let nearest = "Nothing with fewer bits was found that does no more. The nearest is q5_1 (6 bits and KLD 0.022 (";
         assert!(said.contains(nearest), "{said}");
         assert!(said.contains("differs by +0.014 (+0.01"), "{said}");
     }
 
     #[test]
-    fn a_budget_that_nothing_fits_is_told() {
-        let said = answer(&suggestion(rows(0.02), Some(Budget::of_bits(3.0)))).join("\n");
-        let words = "Nothing fits 3 bits per element (3 bits): the fewest that any engine has are 4.5 bits.";
-        assert!(said.contains(words), "{said}");
-        let said = answer(&suggestion(rows(0.02), Some(Budget::of_bits(6.2)))).join("\n");
-        assert!(
-            said.contains("Serve q5_1") && said.contains("within 6.2 bits per element"),
-            "{said}"
-        );
+    fn what_fits_a_budget_is_told() {
+        let within = |bits| answer(&suggestion(rows(0.02), Some(Budget::of_bits(bits)))).join("\n");
+        // what fits may have no numbers
+        let said = within(3.0);
+        assert!(said.contains("Nothing that was measured fits 3 bits per element."), "{said}");
+        let said = within(6.2);
+        let fits = "Of what was measured and fits 6.2 bits per element, it does the least on the chunks that chose. For";
+        assert!(said.contains("Serve q5_1") && said.contains(fits), "{said}");
+        assert!(within(16.0).contains("Half precision fits, too, and does nothing."));
+    }
+
+    #[test]
+    fn a_reference_that_may_not_be_served_is_said_to_be_there_to_compare() {
+        let mut own = suggestion(rows(0.02), None);
+        (own.engine, own.serves_reference, own.recommended) = (Engine::Vllm, false, None);
+        let said = answer(&own).join("\n");
+        for words in [
+            "Nothing was found that vLLM can serve that does as little as q8_0/q4_0 on both sets of chunks: choose from the \
+             table, or give a budget.",
+            "q8_0/q4_0, which vLLM does not have, was measured to compare. It has 6.5 bits",
+        ] {
+            assert!(said.contains(words), "{words}\nin\n{said}");
+        }
+        own.codecs = vec!["q5_1".into()];
+        let said = answer(&own).join("\n");
+        for words in [
+            "Nothing was found among the codecs of --codecs that does",
+            "choose from the table, name more --codecs, or give a budget.",
+            "q8_0/q4_0, which --codecs does not name, was measured to compare. It has 6.5 bits",
+        ] {
+            assert!(said.contains(words), "{words}\nin\n{said}");
+        }
+    }
+
+    #[test]
+    fn other_chunks_are_not_mentioned_if_there_are_none() {
+        let mut own = suggestion(rows(0.004), None);
+        let all = [
+            Why::SurelyNoMore,
+            Why::NoMoreByTheMeans,
+            Why::NoMore,
+            Why::Reference,
+            Why::DoesTheLeast,
+        ];
+        let mentions = |own: &Suggestion, why: Why| {
+            let said = super::why(own, why);
+            said.contains("other chunks") || said.contains("both sets")
+        };
+        assert!(all[..4].iter().all(|why| mentions(&own, *why)));
+        own.verifying = 0;
+        assert!(!all.iter().any(|why| mentions(&own, *why)));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use super::{Row, Suggestion};
 use crate::init::policy::{limits_of, own_limits, quoted};
 use crate::kv::Scheme;
-use crate::policy::{Diagnostic, Expectation, ModelPolicy, Policy, PolicyError};
+use crate::policy::{
+    Diagnostic, Expectation, ModelPolicy, Policy, PolicyError, FLIPS_PER_ROOT_KLD,
+};
 use crate::results::statistics::Statistic;
 use crate::text::numbers::{count, significant};
 use std::path::Path;
@@ -56,22 +58,21 @@ pub enum WriteError {
 }
 
 /// The scheme to serve, with limits that leave a margin over what was verified, and schemes that are clearly worse, which
-/// must break these limits.
+/// must break these limits. `confidence` is that of the policy.
 ///
 /// # Errors
 /// If there is nothing to serve, or if nothing was verified on as many chunks as an interval needs.
-pub fn entries(suggestion: &Suggestion) -> Result<Vec<Entry>, WriteError> {
-    let served = suggestion.recommended.map(|i| &suggestion.rows[i]);
+pub fn entries(suggestion: &Suggestion, confidence: Option<f64>) -> Result<Vec<Entry>, WriteError> {
+    let served = suggestion.recommended.map(|own| &suggestion.rows[own.row]);
     let served = served.ok_or(WriteError::NothingToWrite("there is nothing to recommend"))?;
     let verified = served.verified.as_ref();
     let verified = verified.ok_or(WriteError::NothingToWrite("nothing was verified"))?;
     if verified.interval.is_none() {
-        return Err(WriteError::NothingToWrite(
-            "it was verified on too few chunks for an interval, of which limits are made: verify 8 at least \
-             (`--verify 8`)",
-        ));
+        return Err(WriteError::NothingToWrite("there is no interval, of which limits are made"));
     }
     let limits = own_limits(&verified.statistics, &verified.parts);
+    // with a confidence each limit is held against an interval of its own, and either may be the one that is open
+    let limits = if confidence.is_none() { without_idle(limits) } else { limits };
     let most = limits
         .iter()
         .find_map(|(statistic, limit)| limit.filter(|_| *statistic == Statistic::MeanKld));
@@ -113,6 +114,22 @@ pub fn entries(suggestion: &Suggestion) -> Result<Vec<Entry>, WriteError> {
     });
     let must_fail: Vec<_> = must_fail.collect();
     Ok(std::iter::once(serve).chain(must_fail).collect())
+}
+
+/// The limits, without one on agreement that is never reached because that on the mean KLD is broken first.
+fn without_idle(mut limits: Vec<(Statistic, Option<f64>)>) -> Vec<(Statistic, Option<f64>)> {
+    let of = |wanted: Statistic| {
+        limits.iter().find_map(|(statistic, limit)| limit.filter(|_| *statistic == wanted))
+    };
+    let both = of(Statistic::MeanKld).zip(of(Statistic::Top1Agreement));
+    let is_idle = |(kld, top1): (f64, f64)| 1.0 - top1 > FLIPS_PER_ROOT_KLD.1 * kld.sqrt();
+    if both.is_some_and(is_idle) {
+        limits
+            .iter_mut()
+            .filter(|(statistic, _)| *statistic == Statistic::Top1Agreement)
+            .for_each(|(_, limit)| *limit = None);
+    }
+    limits
 }
 
 fn kld(reading: &super::Reading) -> String {
@@ -270,7 +287,7 @@ at.long = { context = 1024 }
             row(REFERENCE, 6.5, 0.0077),
             row("q8_0", 8.5, 0.001),
         ];
-        entries(&suggestion(rows, None)).unwrap()
+        entries(&suggestion(rows, None), None).unwrap()
     }
 
     fn written(text: &str, model: &str, entries: &[Entry]) -> Edited {
@@ -340,7 +357,7 @@ at.long = { context = 1024 }
     fn a_mixture_gets_a_name() {
         let mixture = "q5_0/q4_0@0=f16/q4_0";
         let rows = vec![row(mixture, 5.25, 0.004), row(REFERENCE, 6.5, 0.0077)];
-        let entries = entries(&suggestion(rows, None)).unwrap();
+        let entries = entries(&suggestion(rows, None), None).unwrap();
         let Edited { text, .. } = written(POLICY, "tiny", &entries);
         assert!(text.contains(&format!("[schemes]\n\"mixed-5.25\" = \"{mixture}\"")), "{text}");
         let other = format!("{POLICY}\n[schemes]\n\"mixed-5.25\" = \"q4_1\"\n");
@@ -352,10 +369,28 @@ at.long = { context = 1024 }
     fn what_was_not_verified_is_not_written() {
         let mut suggestion = suggestion(vec![row(REFERENCE, 6.5, 0.0077)], None);
         suggestion.rows[0].verified = None;
-        let error = entries(&suggestion).unwrap_err().to_string();
+        let error = entries(&suggestion, None).unwrap_err().to_string();
         assert_eq!(error, "nothing is written: nothing was verified");
         suggestion.recommended = None;
-        assert!(entries(&suggestion).unwrap_err().to_string().contains("nothing to recommend"));
+        assert!(entries(&suggestion, None)
+            .unwrap_err()
+            .to_string()
+            .contains("nothing to recommend"));
+    }
+
+    #[test]
+    fn a_limit_that_is_never_reached_is_written_only_under_a_confidence() {
+        let mut suggestion = suggestion(vec![row(REFERENCE, 6.5, 0.0077)], None);
+        let statistics = &mut suggestion.rows[0].verified.as_mut().unwrap().statistics;
+        // so many flips go with a mean KLD of 0.1
+        statistics.top1_agreement = 0.8;
+        let entries = |confidence| entries(&suggestion, confidence).unwrap();
+        let Edited { text, warnings, .. } = written(POLICY, "tiny", &entries(None));
+        assert!(warnings.is_empty(), "{}", warnings[0].styled());
+        assert!(text.contains("top1_agreement = false, p99_kld = "), "{text}");
+        let sure = POLICY.replace("chunks = 10", "chunks = 10\nconfidence = 0.95");
+        let Edited { text, warnings, .. } = written(&sure, "tiny", &entries(Some(0.95)));
+        assert!(warnings.is_empty() && text.contains("top1_agreement = 0.7"), "{text}");
     }
 
     #[test]

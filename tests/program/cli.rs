@@ -1037,52 +1037,6 @@ fn explain_takes_a_model_of_the_policy_and_writes_what_it_found() {
     assert!(json["heads"][0]["channels"][0]["pair"]["partner"].is_number());
 }
 
-fn suggest(repository: &Repository, more: &[&str]) -> Ran {
-    kvgate(repository, &[&["suggest", "tiny", "--codecs", "q5_1,q4_0"], more].concat())
-}
-
-#[test]
-fn suggest_takes_a_model_of_the_policy_and_writes_into_it() {
-    let repository = Repository::new();
-    let verified = ["--chunks", "8"];
-    suggest(&repository, &[&verified[..], &["--json", "out.json", "--write"]].concat())
-        .exits(0)
-        .says("lanes of single parts on 1 chunk")
-        .says("measured KLD")
-        .says("other chunks of the same texts verified")
-        .says("--cache-type-k");
-    let json: serde_json::Value = serde_json::from_str(&repository.text("out.json")).unwrap();
-    assert_eq!((&json["format"], &json["engine"]), (&1.into(), &"llama.cpp".into()));
-    assert!(json["rows"].as_array().unwrap().iter().any(|row| row["verified"].is_object()));
-    kvgate(&repository, &["check"]).never_says("error");
-    suggest(&repository, &[&verified[..], &["--write"]].concat())
-        .exits(0)
-        .says("left     tiny has");
-    // limits are made of intervals
-    suggest(&repository, &["--write"]).exits(4).says("it was verified on too few chunks");
-}
-
-#[test]
-fn suggest_says_what_it_needs() {
-    let repository = Repository::new();
-    let unverified = suggest(&repository, &["--verify", "0", "--write"]);
-    unverified
-        .exits(4)
-        .says("Nothing was verified")
-        .says("nothing is written: nothing was verified");
-    suggest(&repository, &["--verify", "99999"]).exits(2).says("are needed to verify the winners");
-    suggest(&repository, &["--bits", "2", "--verify", "0"])
-        .exits(0)
-        .says("Nothing fits 2 bits per element");
-    let memory = ["--memory", "1KiB", "--sequences", "4", "--context", "4096", "--verify", "0"];
-    suggest(&repository, &memory).exits(0).says("Nothing fits 1KiB for 4 sequences of 4096 tokens");
-    suggest(&repository, &["--memory", "4"]).exits(2).says("such as 4GiB");
-    suggest(&repository, &["--bits", "-1"]).exits(2);
-    suggest(&repository, &["--codecs", "turbo4"]).exits(2).says("no codec that llama.cpp has");
-    let path = ["suggest", "tiny.gguf", "--untrained", "--write", "--corpus", "corpus.txt"];
-    kvgate(&repository, &path).exits(2);
-}
-
 #[test]
 fn explain_takes_a_path_and_says_what_it_needs() {
     let repository = Repository::new();

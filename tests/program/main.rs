@@ -18,6 +18,7 @@ mod post;
 mod repository;
 #[cfg(feature = "reports")]
 mod sharding;
+mod suggesting;
 mod support;
 #[cfg(unix)]
 mod workflows;
