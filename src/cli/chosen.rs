@@ -41,7 +41,10 @@ impl Chosen {
         let is_named = |own: &ModelPolicy| Some(own.name.as_str()) == self.model.to_str();
         let model = match models.iter().position(is_named) {
             Some(own) => Some(models.swap_remove(own)),
-            None => self.checked_path(&models)?,
+            None => {
+                self.check_path(&models)?;
+                None
+            }
         };
         let corpus = if self.corpus.is_empty() {
             model.as_ref().map(|model| model.corpus.clone()).ok_or_else(|| {
@@ -71,9 +74,9 @@ impl Chosen {
     }
 
     /// Refuses a MODEL that is neither one of the policy's models nor a checkpoint.
-    fn checked_path(&self, models: &[ModelPolicy]) -> Result<Option<ModelPolicy>, Stop> {
+    fn check_path(&self, models: &[ModelPolicy]) -> Result<(), Stop> {
         if is_of_hub(&self.model) || self.model.exists() {
-            return Ok(None);
+            return Ok(());
         }
         let (model, policy) = (self.model.display(), self.config.display());
         let names = || models.iter().map(|model| model.name.as_str());

@@ -59,7 +59,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE", value_parser = file_to_write())]
     json: Option<PathBuf>,
     /// Add the scheme to the policy, with limits that leave a margin, and schemes that must break these limits
-    #[arg(long, conflicts_with_all = ["corpus", "tokens"])]
+    #[arg(long, conflicts_with = "tokens")]
     write: bool,
 }
 
@@ -73,6 +73,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Stop> {
         return Err(Stop::new(USAGE, message));
     }
     let verifying = arguments.verify.unwrap_or(chunks);
+    if arguments.write && !arguments.chosen.corpus.is_empty() {
+        let message = "--write makes limits for the policy's own texts: leave --corpus out";
+        return Err(Stop::new(USAGE, message));
+    }
     if arguments.write && verifying < LEAST_CHUNKS {
         let message = format!(
             "--write makes limits of an interval, which needs {LEAST_CHUNKS} chunks that verify, and there are {verifying}: \

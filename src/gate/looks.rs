@@ -73,8 +73,8 @@ fn open_cells<'c>(
 ) -> Vec<&'c Cell> {
     let evidence = Evidence::new(Cow::Borrowed(measurement), MeasuredBy::Kvgate);
     let is_open = |cell: &&&Cell| {
-        evidence.result_of(model, cell).is_ok_and(|(scheme, distrust)| {
-            let judged = limits::judge(model, cell, &scheme.outcome, distrust.as_deref(), None);
+        evidence.to_judge(model, cell).is_ok_and(|(scheme, obstacle)| {
+            let judged = limits::judge(model, cell, &scheme.outcome, obstacle.as_deref(), None);
             judged.verdict == Verdict::Inconclusive
         })
     };

@@ -87,6 +87,22 @@ impl<'m> Evidence<'m> {
             .or_else(|| trust::mismatch_with_cell(model, cell, scheme, self.by));
         Ok((scheme, distrust))
     }
+
+    /// The result of a cell, and why its limits cannot be judged, if they cannot.
+    ///
+    /// # Errors
+    /// The measurement has no result for the cell, or two.
+    pub fn to_judge(
+        &self,
+        model: &ModelPolicy,
+        cell: &Cell,
+    ) -> Result<(&SchemeResult, Option<String>), String> {
+        let (scheme, distrust) = self.result_of(model, cell)?;
+        let distrust = distrust.map(|why| format!("the measurement cannot be trusted: {why}"));
+        let floor = self.measurement.floor;
+        let obstacle = distrust.or_else(|| limits::floor_fault(cell, scheme, floor, self.by));
+        Ok((scheme, obstacle))
+    }
 }
 
 /// The evidence about a model, or why there is none for any of its cases.
@@ -205,18 +221,13 @@ impl Judge<'_> {
         evidence: &ModelEvidence,
     ) -> CaseResult {
         let golden = self.golden_values(model, cell, evidence);
-        let judge = |found: (&Outcome, &[Retrieved]), distrust: Option<String>| {
-            let distrust = distrust.as_deref();
-            limits::judge_with_retrieval(model, cell, found, distrust, golden.as_ref())
+        let judge = |found: (&Outcome, &[Retrieved]), obstacle: Option<String>| {
+            let obstacle = obstacle.as_deref();
+            limits::judge_with_retrieval(model, cell, found, obstacle, golden.as_ref())
         };
-        let found = evidence.as_ref().map_err(Clone::clone).and_then(|evidence| {
-            let (scheme, distrust) = evidence.result_of(model, cell)?;
-            let floor = evidence.measurement.floor;
-            let near_floor = || limits::near_floor(cell, scheme, floor, evidence.by);
-            Ok((scheme, distrust.or_else(near_floor)))
-        });
-        let judged = match found {
-            Ok((scheme, distrust)) => judge((&scheme.outcome, &scheme.retrieved), distrust),
+        let found = evidence.as_ref().map_err(Clone::clone);
+        let judged = match found.and_then(|evidence| evidence.to_judge(model, cell)) {
+            Ok((scheme, obstacle)) => judge((&scheme.outcome, &scheme.retrieved), obstacle),
             Err(error) => judge((&Outcome::Failed { error }, &[]), None),
         };
         let case = CaseResult::new(model.case(cell, CaseKind::Kld), judged.verdict, judged.message);

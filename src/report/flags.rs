@@ -6,6 +6,7 @@
 use super::row::Row;
 use crate::kv::codec::{self, Codec};
 use crate::kv::Scheme;
+use crate::results::SchemeResult;
 use std::ops::RangeInclusive;
 
 /// An engine, and what its users type.
@@ -32,11 +33,12 @@ struct Stored<'a> {
     is_rotated: bool,
 }
 
-/// What the users of each engine that has the row's scheme type.
+/// What the users of each engine that has the row's scheme type. There is nothing for a scheme that leaves layers as they
+/// are: results do not say which layers read the cache of such a layer, and users must name these, too.
 pub(super) fn of(row: &Row) -> Vec<Flags> {
-    // results do not say which layers read the cache of another one
-    let readers = |_| Vec::new();
-    row.scheme.map_or_else(Vec::new, |scheme| of_scheme(row.label, &scheme.effective, readers))
+    let of_all_layers =
+        |scheme: &SchemeResult| Some(uniform(row.label, stored(&scheme.effective)?));
+    row.scheme.and_then(of_all_layers).unwrap_or_default()
 }
 
 /// What the users of each engine type that has the scheme with this label, which is stored as `effective`. `readers` are
@@ -46,9 +48,14 @@ pub(crate) fn of_scheme(
     effective: &str,
     readers: impl Fn(usize) -> Vec<usize>,
 ) -> Vec<Flags> {
-    let Some(sides) = stored(effective) else {
-        return vllm_skipping(effective, readers).into_iter().collect();
-    };
+    match stored(effective) {
+        Some(sides) => uniform(label, sides),
+        None => vllm_skipping(effective, readers).into_iter().collect(),
+    }
+}
+
+/// What they type for a scheme that is the same in all layers.
+fn uniform(label: &str, sides: [Stored; 2]) -> Vec<Flags> {
     llama_cpp(label, sides).into_iter().chain(vllm(sides)).collect()
 }
 

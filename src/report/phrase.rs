@@ -20,8 +20,8 @@ pub(super) fn measured_by(results: &Results, named: Named) -> Option<String> {
     Some(format!("measured by {}{after}", named(other.unwrap_or(&results.engine))))
 }
 
-/// The controls of a measurement, each with its reading. Every look has its own, so those that are alike but for it are
-/// told together.
+/// The controls of a measurement, each with its reading. Every look has its own, and so has every shard that another
+/// machine ran, so those that are alike but for it are told together.
 pub(super) fn controls(measurement: &Measurement) -> Vec<(&Control, String)> {
     let is_like = |a: &Control, b: &Control| {
         let alike = |control: &Control| {
@@ -39,14 +39,14 @@ pub(super) fn controls(measurement: &Measurement) -> Vec<(&Control, String)> {
     told.into_iter().map(|group| (group[0], reading(&group))).collect()
 }
 
-/// `2.5476`, or `2.0671 to 2.5476 in 3 looks`.
+/// `2.5476`, or `2.0671 to 2.5476 in 3 readings`.
 fn reading(group: &[&Control]) -> String {
     let klds = group.iter().filter_map(|control| control.mean_kld);
     let (low, high) =
         klds.fold((f64::INFINITY, 0.0_f64), |(low, high), kld| (low.min(kld), high.max(kld)));
     match group {
         [_, _, ..] if low.is_finite() => {
-            format!("{low:.4} to {high:.4} in {}", count(group.len(), "look"))
+            format!("{low:.4} to {high:.4} in {}", count(group.len(), "reading"))
         }
         [only, ..] => only.reading(),
         [] => String::new(),
@@ -169,6 +169,19 @@ fn tally(results: &Results) -> String {
 mod tests {
     use super::*;
     use crate::testing::fixture;
+
+    #[test]
+    fn controls_that_differ_only_in_their_reading_are_told_together() {
+        let mut measurement = fixture::results().measurements.remove(0);
+        let alone = controls(&measurement);
+        let told: Vec<_> = alone.iter().map(|(own, told)| (&own.name[..], &told[..])).collect();
+        assert_eq!(told, [("identity", "0.0000"), ("bad lane", "2.5000")]);
+        let again = Control { mean_kld: Some(2.1), ..measurement.controls[1].clone() };
+        let failed = Control { mean_kld: Some(0.01), ok: false, ..again.clone() };
+        measurement.controls.extend([again, failed]);
+        let told: Vec<_> = controls(&measurement).into_iter().map(|(_, told)| told).collect();
+        assert_eq!(told, ["0.0000", "2.1000 to 2.5000 in 2 readings", "0.0100"]);
+    }
 
     #[test]
     fn chance_is_told_of_cases_with_a_confidence() {

@@ -4,8 +4,7 @@ use super::named::Named;
 use super::phrase::harm;
 use super::row::limit_words;
 use super::view::View;
-use crate::results::statistics::Statistic;
-use crate::results::verdict::{broken, worst, CaseLimit, Verdict};
+use crate::results::verdict::{worst, Decision, Verdict};
 use crate::results::{CaseResult, Control};
 use crate::text::numbers::count;
 
@@ -40,26 +39,23 @@ enum Told {
     Name,
     /// How far its values moved.
     Change,
-    /// How it stands to one of its limits, and where this limit is set.
-    Limit(for<'c> fn(&'c CaseResult) -> Option<CaseLimit<'c>>),
+    /// How it stands to its worst limit, and where this limit is set.
+    Limit,
 }
 
 /// The kinds in the order in which reports list red cases.
 const KINDS: [Kind; 8] = [
     Kind {
         fault: "The model itself is worse",
-        is_its: |case| case.verdict == Verdict::Regressed && broken_baseline(case).is_some(),
-        told: Told::Limit(broken_baseline),
+        is_its: |case| case.verdict == Verdict::Regressed && breaks_the_baseline(case),
+        told: Told::Limit,
         remedy: "No scheme has a part in the perplexity of the unquantized cache. Find what changed (weights, tokenizer, \
                  texts) and mend it; raise the limit only if the model is meant to be so.",
     },
     Kind {
         fault: "Too much harm",
-        is_its: |case| {
-            let is_regressed = case.verdict == Verdict::Regressed;
-            is_regressed && (broken_baseline(case).is_none() || broken_by_scheme(case).is_some())
-        },
-        told: Told::Limit(|case| broken_by_scheme(case).or_else(|| worst(case))),
+        is_its: |case| case.verdict == Verdict::Regressed && !breaks_the_baseline(case),
+        told: Told::Limit,
         remedy: "Serve another scheme, or find what changed (weights, codec, texts) and mend it. Only if this harm is \
                  wanted, raise the limit, which a reviewer must allow.",
     },
@@ -87,7 +83,7 @@ const KINDS: [Kind; 8] = [
     Kind {
         fault: "Not sure enough",
         is_its: |case| case.verdict == Verdict::Inconclusive,
-        told: Told::Limit(worst),
+        told: Told::Limit,
         remedy: "Other chunks of the text might keep the limit, or break it. Measure more chunks or give the limit more \
                  room: the message says how many, and how much.",
     },
@@ -129,7 +125,7 @@ impl Kind {
         let told = match self.told {
             Told::Name => None,
             Told::Change => Some(harm(case, named)),
-            Told::Limit(which) => which(case).map(|limit| {
+            Told::Limit => worst(case).map(|limit| {
                 let set_at = named(limit.origin());
                 format!("{}, set at {set_at}", limit_words(&limit, named))
             }),
@@ -138,19 +134,10 @@ impl Kind {
     }
 }
 
-fn is_of_the_baseline(limit: &CaseLimit) -> bool {
-    matches!(limit, CaseLimit::Statistic(own) if own.statistic == Statistic::BaselinePpl)
-}
-
-/// The limit on the perplexity of the baseline that a case breaks, which is about the model.
-fn broken_baseline(case: &CaseResult) -> Option<CaseLimit<'_>> {
-    broken(case).find(is_of_the_baseline)
-}
-
-/// The limit that the scheme of a case breaks the most.
-fn broken_by_scheme(case: &CaseResult) -> Option<CaseLimit<'_>> {
-    let own = broken(case).filter(|limit| !is_of_the_baseline(limit));
-    own.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
+/// Whether a case is red by the model, whatever its scheme does.
+fn breaks_the_baseline(case: &CaseResult) -> bool {
+    worst(case)
+        .is_some_and(|limit| limit.is_of_the_baseline() && limit.decision() == Decision::Broken)
 }
 
 /// Control lanes that do not read what they must: the numbers of their models say nothing.
@@ -186,7 +173,8 @@ fn weaker_policy(view: &View) -> Option<Step> {
 mod tests {
     use super::*;
     use crate::report::Report;
-    use crate::results::verdict::{Decision, JudgedLimit};
+    use crate::results::statistics::Statistic;
+    use crate::results::verdict::JudgedLimit;
     use crate::testing::fixture;
 
     fn told(report: &Report) -> Vec<String> {
@@ -270,9 +258,7 @@ mod tests {
                     <thresholds.toml:7>). No scheme has a part";
         assert!(only[0].starts_with(line), "{only:?}");
         report.results.cases[0].limits = vec![of_model, harm];
-        let both = told(&report);
-        assert_eq!(both.len(), 2, "{both:?}");
-        assert!(both[1].starts_with("Too much harm: <gemma-3-270m q4_0> (mean_kld"), "{both:?}");
+        assert_eq!(told(&report), only, "what it does to a worse model waits");
     }
 
     /// Every red case is in a line, whatever its verdict.

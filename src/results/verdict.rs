@@ -23,7 +23,8 @@ pub struct CaseResult {
     /// The limits on what is retrieved that were judged, in a `kld` case.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retrieval: Vec<JudgedRetrieval>,
-    /// How many chunks the limits were judged by, in a `kld` case, if that was not the first look at the scheme.
+    /// How many chunks the limits were judged by, in a `kld` case, if that was not the first look at the scheme. Limits on
+    /// values without an interval are judged by the first chunks all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chunks: Option<usize>,
     /// Each value in the golden and now, in a `golden` case. Empty if the two cannot be compared.
@@ -294,6 +295,11 @@ pub(crate) enum CaseLimit<'c> {
 }
 
 impl<'c> CaseLimit<'c> {
+    /// Whether it is about the model, and not about a scheme.
+    pub fn is_of_the_baseline(&self) -> bool {
+        matches!(self, CaseLimit::Statistic(own) if own.statistic == Statistic::BaselinePpl)
+    }
+
     /// What is known of the limit.
     pub fn decision(self) -> Decision {
         match self {
@@ -325,16 +331,15 @@ pub(crate) fn limits_of(case: &CaseResult) -> impl Iterator<Item = CaseLimit<'_>
     of_retrieval.chain(case.limits.iter().map(CaseLimit::Statistic))
 }
 
-/// The limits that a case breaks.
-pub(crate) fn broken(case: &CaseResult) -> impl Iterator<Item = CaseLimit<'_>> {
-    limits_of(case).filter(|limit| limit.decision() == Decision::Broken)
-}
-
-/// The limit that a case breaks the most, or, if it breaks none, the undecided one that is nearest to that.
+/// The limit that a case breaks the most, or, if it breaks none, the undecided one that is nearest to that. A limit on the
+/// baseline is before all others: the numbers of schemes say little where the model itself is worse.
 pub(crate) fn worst(case: &CaseResult) -> Option<CaseLimit<'_>> {
     [Decision::Broken, Decision::Undecided].into_iter().find_map(|wanted| {
         let own = limits_of(case).filter(|limit| limit.decision() == wanted);
-        own.max_by(|a, b| a.ratio().total_cmp(&b.ratio()))
+        own.max_by(|a, b| {
+            let of_the_model = a.is_of_the_baseline().cmp(&b.is_of_the_baseline());
+            of_the_model.then(a.ratio().total_cmp(&b.ratio()))
+        })
     })
 }
 

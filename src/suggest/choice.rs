@@ -136,6 +136,9 @@ pub enum Why {
     SurelyNoMore,
     /// Of what has fewer bits than the reference it does the least, which is by the means no more than the reference does.
     NoMoreByTheMeans,
+    /// The same, but on the other chunks it does more by the means, and they do not decide it. The reference, which would be
+    /// served otherwise, is there only to compare.
+    NotSurelyMore,
     /// Nothing with fewer bits than the reference does no more. Of all that does no more, it has the fewest bits.
     NoMore,
     /// The first choice was refuted. Of what does surely no more than the reference on both sets of chunks, it has the
@@ -193,13 +196,19 @@ impl Goal {
     ) -> (Option<Recommended>, Option<Comparison>) {
         let Some(reference) = self.reference else { return (choice.recommended, None) };
         let rival = choice.rival.map(|own| standing(own, rows, reference));
-        let is_refuted = |own: &Recommended| {
+        let settled = |own: Recommended| {
             let compared = Comparison::of(own.row, rows, reference);
-            compared.is_refuted() && (self.serves_reference || compared.surely_does_more())
+            match compared.is_refuted() {
+                false => Some(own),
+                true if self.serves_reference || compared.surely_does_more() => {
+                    self.instead(rows, reference)
+                }
+                true => Some(Recommended { why: Why::NotSurelyMore, ..own }),
+            }
         };
-        let recommended = match &choice.recommended {
-            Some(own) if self.limit.is_none() && is_refuted(own) => self.instead(rows, reference),
-            other => *other,
+        let recommended = match self.limit {
+            Some(_) => choice.recommended,
+            None => choice.recommended.and_then(settled),
         };
         (recommended, rival)
     }
@@ -318,7 +327,7 @@ impl Comparison {
     }
 
     /// Whether the chunks that did not choose it are sure that it does more. If they are too few, the means decide.
-    fn surely_does_more(&self) -> bool {
+    pub(super) fn surely_does_more(&self) -> bool {
         let change = self.verified.unwrap_or(self.measured);
         change.interval.map_or(change.difference, |[low, _]| low) > 0.0
     }
@@ -456,7 +465,7 @@ mod tests {
         assert_eq!(settled(&rows, compared_only), None, "it was no rival, and is refuted");
         // chunks that differ the other way round, so that nothing is sure
         rows[4].verified = Some(turned(reading(0.00801)));
-        assert_eq!(settled(&rows, compared_only), Some(("q8_0".into(), Why::NoMore)));
+        assert_eq!(settled(&rows, compared_only), Some(("q8_0".into(), Why::NotSurelyMore)));
         assert_eq!(settled(&rows, goal(None)), Some((REFERENCE.into(), Why::Reference)));
         let within = settled(&rows, goal(Some(6.0)));
         assert_eq!(within, Some(("q5_1".into(), Why::FitsTheBudget)), "a budget compares nothing");

@@ -1,6 +1,6 @@
 //! What a search found, in words, by fixed rules.
 
-use super::choice::{Change, Comparison, Finding, Why};
+use super::choice::{Change, Comparison, Finding, Recommended, Why};
 use super::{Reading, Row, Suggestion, REFERENCE};
 use crate::results::shown_bits;
 use crate::text::listed;
@@ -26,15 +26,17 @@ fn recommendation(suggestion: &Suggestion) -> String {
         None => "Neither llama.cpp nor vLLM has options for it (`kvgate schemes` says which engines have its codecs).".into(),
     };
     let (name, facts) = (shown(recommended.row, row), facts(suggestion, row));
-    format!("Serve {name}: {facts}. {} {flags}", why(suggestion, recommended.why))
+    format!("Serve {name}: {facts}. {} {flags}", why(suggestion, recommended))
 }
 
 /// Why a scheme is recommended.
-fn why(suggestion: &Suggestion, why: Why) -> String {
-    let is_verified = suggestion.verifying > 0;
+fn why(suggestion: &Suggestion, recommended: Recommended) -> String {
+    let reference = suggestion.reference.map(|i| &suggestion.rows[i]);
+    let compared = [Some(&suggestion.rows[recommended.row]), reference];
+    let is_verified = compared.into_iter().flatten().all(|row| row.verified.is_some());
     let upheld = if is_verified { ", and the other chunks do not refute that" } else { "" };
     let both = if is_verified { " on both sets of chunks" } else { "" };
-    let because = match why {
+    let because = match recommended.why {
         Why::FitsTheBudget => return within_budget(suggestion),
         Why::SurelyNoMore => format!(
             "of what has fewer bits than {REFERENCE} and surely does no more on the chunks that chose, it has the fewest \
@@ -43,6 +45,10 @@ fn why(suggestion: &Suggestion, why: Why) -> String {
         Why::NoMoreByTheMeans => format!(
             "of what has fewer bits than {REFERENCE} it does the least, by the means no more than {REFERENCE} on the chunks \
              that chose{upheld}"
+        ),
+        Why::NotSurelyMore => format!(
+            "it does no more than {REFERENCE} on the chunks that chose, and by the means more on the other chunks, which do \
+             not decide it"
         ),
         Why::NoMore => format!(
             "of what does no more than {REFERENCE} on the chunks that chose, it has the fewest bits{upheld}"
@@ -60,12 +66,12 @@ fn why(suggestion: &Suggestion, why: Why) -> String {
 }
 
 fn within_budget(suggestion: &Suggestion) -> String {
-    let budget = suggestion.budget.as_ref();
-    let asked = budget.map_or_else(String::new, |budget| budget.asked.clone());
-    let fits_exactly = budget.is_some_and(|budget| budget.bits >= 16.0);
+    let budget = suggestion.budget.as_ref().expect("it was chosen by a budget");
+    let fits_exactly = budget.bits >= 16.0;
     let exact = if fits_exactly { " Half precision fits, too, and does nothing." } else { "" };
     format!(
-        "Of what was measured and fits {asked}, it does the least on the chunks that chose.{exact}"
+        "Of what was measured and fits {}, it does the least on the chunks that chose.{exact}",
+        budget.asked
     )
 }
 
@@ -92,7 +98,7 @@ fn nothing(suggestion: &Suggestion) -> String {
     }
     let (among, more) = match &suggestion.codecs[..] {
         [] => (format!("that {} can serve", suggestion.engine.name()), ""),
-        _ => ("among the codecs of --codecs".into(), ", name more --codecs"),
+        _ => ("among the codecs of --codecs".into(), ", name other --codecs"),
     };
     let both = if suggestion.verifying > 0 { " on both sets of chunks" } else { "" };
     format!(
@@ -100,18 +106,20 @@ fn nothing(suggestion: &Suggestion) -> String {
     )
 }
 
-/// Why the reference is among the rows, if it may not be served.
+/// Whether the engine has the codecs of the reference, whichever were asked for.
+fn has_reference(suggestion: &Suggestion) -> bool {
+    let codecs: Vec<String> = REFERENCE.split('/').map(Into::into).collect();
+    suggestion.engine.unknown(&codecs).is_none()
+}
+
+/// Says why the reference is among the rows, if it may not be served.
 fn only_compared(suggestion: &Suggestion) -> String {
-    match (suggestion.serves_reference, &suggestion.codecs[..]) {
-        (true, _) => String::new(),
-        (false, []) => {
-            format!(
-                ", which {} does not have, was measured to compare. It",
-                suggestion.engine.name()
-            )
-        }
-        (false, _) => ", which --codecs does not name, was measured to compare. It".into(),
-    }
+    let why = match suggestion.serves_reference {
+        true => return String::new(),
+        false if has_reference(suggestion) => "--codecs does not name it".into(),
+        false => format!("{} does not have it", suggestion.engine.name()),
+    };
+    format!("{REFERENCE} was measured only to compare: {why}. ")
 }
 
 /// `5.5 bits, KLD 0.0021 (0.0018–0.0025) on 32 chunks that did not choose it`.
@@ -139,7 +147,7 @@ fn against_reference(suggestion: &Suggestion) -> Option<String> {
         let reading = row.verified.as_ref().unwrap_or(&row.measured);
         format!("{} bits and KLD {}", bits(row.bits), kld(reading))
     };
-    let head = format!("{REFERENCE}{} has {}.", only_compared(suggestion), own(reference));
+    let head = format!("{}{REFERENCE} has {}.", only_compared(suggestion), own(reference));
     let Some(rival) = &suggestion.rival else {
         return Some(format!("{head} Nothing that was measured has fewer bits."));
     };
@@ -157,6 +165,10 @@ fn against_reference(suggestion: &Suggestion) -> Option<String> {
         format!(" ({})", own(row))
     };
     let differs = difference(change);
+    let others = match rival.surely_does_more() {
+        true => "the others refute that",
+        false => "more by the means on the others, which do not decide it",
+    };
     Some(match finding {
         Finding::Surely => format!(
             "{head} {name}{facts} has {fewer} bits fewer and does no more: its KLD differs by {differs} on {chunks}."
@@ -167,8 +179,7 @@ fn against_reference(suggestion: &Suggestion) -> Option<String> {
         ),
         Finding::No if measured.finding() == Finding::Surely => format!(
             "{head} Nothing with fewer bits was found that does no more on both sets of chunks. {name}{facts}, with {fewer} \
-             bits fewer, did no more on the chunks that chose it, and the others refute that: its KLD differs by {differs} \
-             on {chunks}."
+             bits fewer, did no more on the chunks that chose it, and {others}: its KLD differs by {differs} on {chunks}."
         ),
         Finding::No => format!(
             "{head} Nothing with fewer bits was found that does no more. The nearest is {name}{facts}, with {fewer} bits \
@@ -311,16 +322,16 @@ mod tests {
         for words in [
             "Nothing was found that vLLM can serve that does as little as q8_0/q4_0 on both sets of chunks: choose from the \
              table, or give a budget.",
-            "q8_0/q4_0, which vLLM does not have, was measured to compare. It has 6.5 bits",
+            "q8_0/q4_0 was measured only to compare: vLLM does not have it. q8_0/q4_0 has 6.5 bits",
         ] {
             assert!(said.contains(words), "{words}\nin\n{said}");
         }
-        own.codecs = vec!["q5_1".into()];
+        (own.engine, own.codecs) = (Engine::LlamaCpp, vec!["q5_1".into()]);
         let said = answer(&own).join("\n");
         for words in [
             "Nothing was found among the codecs of --codecs that does",
-            "choose from the table, name more --codecs, or give a budget.",
-            "q8_0/q4_0, which --codecs does not name, was measured to compare. It has 6.5 bits",
+            "choose from the table, name other --codecs, or give a budget.",
+            "q8_0/q4_0 was measured only to compare: --codecs does not name it. q8_0/q4_0 has 6.5 bits",
         ] {
             assert!(said.contains(words), "{words}\nin\n{said}");
         }
@@ -337,11 +348,12 @@ mod tests {
             Why::DoesTheLeast,
         ];
         let mentions = |own: &Suggestion, why: Why| {
-            let said = super::why(own, why);
+            let said = super::why(own, Recommended { row: 0, why });
             said.contains("other chunks") || said.contains("both sets")
         };
         assert!(all[..4].iter().all(|why| mentions(&own, *why)));
-        own.verifying = 0;
+        // a lane may fail on the other chunks alone
+        own.rows[0].verified = None;
         assert!(!all.iter().any(|why| mentions(&own, *why)));
     }
 

@@ -89,7 +89,8 @@ pub fn entries(suggestion: &Suggestion, confidence: Option<f64>) -> Result<Vec<E
             kld(verified)
         ),
     };
-    let worse = suggestion.rows.iter().filter_map(|row| {
+    let own = suggestion.rows.iter().enumerate().filter(|(i, _)| suggestion.may_serve(*i));
+    let worse = own.filter_map(|(_, row)| {
         let verified = row.verified.as_ref().filter(|_| row.bits < served.bits)?;
         let least = |reading: &super::Reading| reading.interval.map_or(0.0, |[low, _]| low);
         (least(verified).min(least(&row.measured)) > CLEARLY * most).then_some((row, verified))

@@ -38,13 +38,14 @@ fn what_was_asked_for_is_refused_before_the_search_if_it_cannot_be() {
     refused(&["--write"]).says("chunks that verify, and there are 4: --verify 8");
     refused(&["--write", "--verify", "0"]).says("--verify 8");
     refused(&["--memory", "4"]).says("such as 4GiB");
-    refused(&["--bits", "-1"]);
+    refused(&["--bits=-1"]).says("--bits must be a number above 0");
+    refused(&["--write", "--verify", "8", "--corpus", "corpus.txt"]).says("the policy's own texts");
     refused(&["--tokens", "8"]).says("--tokens must be at least 16");
     refused(&["--json", "-"]).says("standard output has the report");
     let foreign = ["suggest", "tiny", "--codecs", "turbo4"];
     kvgate(&repository, &foreign).exits(2).says("no codec that llama.cpp has");
     let path = ["suggest", "tiny.gguf", "--untrained", "--write", "--corpus", "corpus.txt"];
-    kvgate(&repository, &path).exits(2);
+    kvgate(&repository, &path).exits(2).says("--write adds to a model of the policy");
 }
 
 #[test]
@@ -75,7 +76,7 @@ fn what_is_said_holds_for_the_options_that_were_given() {
         .exits(0)
         .says("Nothing was verified")
         .never_says("other chunk")
-        .says("which --codecs does not name, was measured to compare");
+        .says("q8_0/q4_0 was measured only to compare: --codecs does not name it.");
     let all = ["suggest", "tiny", "--scout", "9"];
     kvgate(&repository, &[&all[..], &SHORT].concat())
         .exits(0)
@@ -87,7 +88,7 @@ fn what_is_said_holds_for_the_options_that_were_given() {
     kvgate(&repository, &[&vllm[..], &SHORT].concat())
         .exits(0)
         .says("6 lanes of single parts")
-        .says("q8_0/q4_0, which vLLM does not have, was measured to compare.")
+        .says("q8_0/q4_0 was measured only to compare: vLLM does not have it.")
         .never_says("--cache-type-k")
         .never_says("Single parts predicted");
 }

@@ -87,7 +87,7 @@ const FLOORS: f64 = 3.0;
 /// Why a limit on the mean KLD of a scheme that quantizes says nothing: the unquantized cache alone, computed in other
 /// batches, reads about as much, or nobody knows how much it reads. A scheme that quantizes nothing reads less than that,
 /// and its limit may be as low as people like.
-pub(super) fn near_floor(
+pub(super) fn floor_fault(
     cell: &Cell,
     scheme: &SchemeResult,
     floor: Option<Floor>,
@@ -132,16 +132,16 @@ fn of_category(parts: &[Part], category: &str) -> (Statistics, Vec<Part>) {
 
 /// Judges a cell by its limits on statistics, which is all that further chunks may decide.
 ///
-/// `distrust` is the reason why the measurement cannot be trusted, if it cannot: see [`crate::judge::trust`].
+/// `obstacle` is the reason why it cannot be judged, if it cannot: see [`crate::judge::Evidence::to_judge`].
 /// `golden` holds the accepted values, which only the message shows.
 pub fn judge(
     model: &ModelPolicy,
     cell: &Cell,
     outcome: &Outcome,
-    distrust: Option<&str>,
+    obstacle: Option<&str>,
     golden: Option<&GoldenValues>,
 ) -> Judgement {
-    let seen = trusted(model, cell, outcome, distrust);
+    let seen = trusted(model, cell, outcome, obstacle);
     seen.map_or_else(
         |reason| not_judged(model, cell, &reason),
         |seen| judge_seen(model, cell, &seen, (&[], &[]), golden),
@@ -153,10 +153,10 @@ pub fn judge_with_retrieval(
     model: &ModelPolicy,
     cell: &Cell,
     (outcome, retrieved): (&Outcome, &[Retrieved]),
-    distrust: Option<&str>,
+    obstacle: Option<&str>,
     golden: Option<&GoldenValues>,
 ) -> Judgement {
-    let judged = trusted(model, cell, outcome, distrust)
+    let judged = trusted(model, cell, outcome, obstacle)
         .and_then(|seen| Ok((seen, retrieval::judged(model, cell, retrieved)?)));
     judged.map_or_else(
         |reason| not_judged(model, cell, &reason),
@@ -240,12 +240,12 @@ fn judged_limits(
     (first, seen): (&Seen, &Seen),
     looks: usize,
 ) -> Vec<JudgedLimit> {
-    let judged = |limit: &Limit| {
+    let of_its_chunks = |limit: &Limit| {
         let Seen { statistics, parts } =
             if interval::may_have_one(limit.quantity.statistic) { seen } else { first };
         judged(limit, (statistics, parts), (model.confidence, looks))
     };
-    applied(cell).iter().map(judged).collect()
+    applied(cell).iter().map(of_its_chunks).collect()
 }
 
 /// The limits that a cell is judged by.
@@ -265,14 +265,14 @@ fn trusted<'o>(
     model: &ModelPolicy,
     cell: &Cell,
     outcome: &'o Outcome,
-    distrust: Option<&str>,
+    obstacle: Option<&str>,
 ) -> Result<Vec<Seen<'o>>, String> {
     let (statistics, parts, looks) = match outcome {
         Outcome::Failed { error } => return Err(format!("could not be measured: {error}")),
         Outcome::Measured { statistics, parts, looks } => (statistics, parts, looks),
     };
-    if let Some(reason) = distrust {
-        return Err(format!("the measurement cannot be trusted: {reason}"));
+    if let Some(reason) = obstacle {
+        return Err(reason.into());
     }
     let looks = &looks[..looks.len().min(model.looks().len() - 1)];
     let seen: Vec<_> = Seen::all(statistics, parts, looks).collect();
@@ -362,8 +362,8 @@ fn is_borderline(statistics: &Statistics, statistic: Statistic, bound: f64) -> b
     error.is_some_and(|error| distance <= 2.0 * error)
 }
 
-/// How wide the names of statistics are, and a space.
-const LONGEST_STATISTIC: usize = 15;
+/// The least width of the column of names, for messages that stand below each other.
+const NAME_WIDTH: usize = 15;
 
 /// The explanation of a case for people.
 struct Message<'a> {
@@ -470,7 +470,7 @@ impl Message<'_> {
     /// How wide the column of names is.
     fn width(&self) -> usize {
         let names = self.limits.iter().map(|limit| limit.quantity().name().chars().count());
-        names.fold(LONGEST_STATISTIC, usize::max)
+        names.fold(NAME_WIDTH, usize::max)
     }
 
     /// How many chunks a limit is judged by.
@@ -502,8 +502,9 @@ impl Message<'_> {
 
     /// Says whether the value or the limit has moved since the golden was accepted.
     fn moved(&self, limit: &JudgedLimit) -> Option<String> {
-        if limit.category.is_some() {
-            return None; // goldens have the values of all chunks together
+        let is_of_more_chunks = self.chunks.len() > 1 && interval::may_have_one(limit.statistic);
+        if limit.category.is_some() || is_of_more_chunks {
+            return None; // goldens have the values of the first chunks, and of all categories together
         }
         let now = limit.value;
         let then = *self.golden?.get(&limit.statistic)?;

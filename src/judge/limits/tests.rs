@@ -516,7 +516,7 @@ fn a_limit_near_the_floor_says_nothing_of_a_lossy_scheme() {
     let says = |effective, mean_kld| {
         let measured = measurement(&[("q4_0", effective, statistics())]);
         let floor = Some(Floor { mean_kld, tokens_scored: 510, batch: 171 });
-        near_floor(&model.cells[0], &measured.schemes[0], floor, MeasuredBy::Kvgate)
+        floor_fault(&model.cells[0], &measured.schemes[0], floor, MeasuredBy::Kvgate)
     };
     assert_eq!(says("q4_0", 0.0), None);
     assert_eq!(says("q4_0", 0.0006), None);
@@ -537,10 +537,10 @@ fn without_a_floor_a_lossy_scheme_has_no_limit_on_its_mean() {
         let part = Part::of("x", 0, &[Position::default()]);
         measured.schemes[0].outcome = Outcome::measured(statistics(), vec![part]);
         let model = model(limits, expect);
-        let said = near_floor(&model.cells[0], &measured.schemes[0], None, by);
+        let said = floor_fault(&model.cells[0], &measured.schemes[0], None, by);
         let Outcome::Measured { parts, .. } = &mut measured.schemes[0].outcome else { panic!() };
         parts[0].histogram.clear();
-        let of_format_1 = near_floor(&model.cells[0], &measured.schemes[0], None, by);
+        let of_format_1 = floor_fault(&model.cells[0], &measured.schemes[0], None, by);
         assert_eq!(of_format_1, None, "{effective} {limits}");
         said.unwrap_or_default()
     };
