@@ -150,7 +150,9 @@ fn broken_measurement(view: &View, named: Named) -> Option<Step> {
             named(&control.must)
         )
     };
-    let all: Vec<_> = view.failed_controls.iter().take(NAMES).map(one).collect();
+    let mut all: Vec<_> = view.failed_controls.iter().map(one).collect();
+    all.dedup(); // each look has its own
+    all.truncate(NAMES);
     (!all.is_empty()).then(|| Step {
         fault: "The measurement itself is broken",
         remedy: format!("{}. Trust no number of this model before that is mended.", all.join("; ")),

@@ -36,7 +36,7 @@ pub fn other_chunks(measurement: &Measurement) -> Option<String> {
     let all = lengths.iter().copied().fold(0, usize::saturating_add);
     if all > MOST_CHUNKS {
         return Some(format!(
-            "the chunks that it names are of texts with {all} chunks at least, which is more than anybody measures"
+            "the chunks that it names are of texts with {all} chunks at least, which is more than anybody measures: measure again"
         ));
     }
     let drawn = drawn(corpus, &lengths, *chunks);
@@ -44,7 +44,7 @@ pub fn other_chunks(measurement: &Measurement) -> Option<String> {
         let pairs = own.chunks.iter().zip(&drawn).flat_map(|(own, drawn)| own.iter().zip(drawn));
         let ((found, at), (category, chunk)) = pairs.into_iter().find(|(own, drawn)| own != drawn)?;
         Some(format!(
-            "`{}` was measured on chunk {at} of {found} where a run draws chunk {chunk} of {category}",
+            "`{}` was measured on chunk {at} of {found} where a run draws chunk {chunk} of {category}: measure again",
             own.scheme
         ))
     })
@@ -148,7 +148,7 @@ mod tests {
             };
             chunks(m, 1).1.push(look);
         });
-        let expected = "`q4_0` was measured on chunk 5 of prose where a run draws chunk 2 of prose";
+        let expected = "`q4_0` was measured on chunk 5 of prose where a run draws chunk 2 of prose: measure again";
         assert_eq!(other, expected);
         for huge in [MOST_CHUNKS, usize::MAX] {
             let said = look(&|parts| parts[3].chunk = huge);
@@ -175,7 +175,7 @@ mod tests {
         chunks(&mut measurement, 1).0[15].chunk = 20;
         let reasons = distrust(&measurement);
         let expected =
-            "`q4_0` was measured on chunk 20 of prose where a run draws chunk 15 of prose";
+            "`q4_0` was measured on chunk 20 of prose where a run draws chunk 15 of prose: measure again";
         assert!(
             reasons.len() == 3 && reasons.values().all(|reason| reason == expected),
             "{reasons:?}"
