@@ -212,7 +212,10 @@ mod tests {
 
     #[test]
     fn vllm_skips_layers_of_fp8() {
-        let flags = |effective| typed("mixed", effective);
+        let flags = |effective: &str| -> Vec<String> {
+            let all = of_scheme("mixed", effective, |_| Vec::new());
+            all.into_iter().map(|one| format!("{}: {}", one.engine, one.flags)).collect()
+        };
         let skipping = "vLLM: --kv-cache-dtype fp8_e4m3 --kv-cache-dtype-skip-layers 0 1 7";
         assert_eq!(flags("f16/f16 in 0-1,7 + fp8_e4m3/fp8_e4m3 in 2-6"), [skipping]);
         assert_eq!(flags("fp8_e4m3/fp8_e4m3 in 2-6 + bf16/bf16 in 0-1,7"), [skipping]);
@@ -224,6 +227,8 @@ mod tests {
         ] {
             assert_eq!(flags(other), [""; 0], "{other}");
         }
+        // a report does not know which layers read the cache of layer 0
+        assert_eq!(typed("mixed", "f16/f16 in 0 + fp8_e4m3/fp8_e4m3 in 1"), [""; 0]);
     }
 
     #[test]
