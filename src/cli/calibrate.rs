@@ -1,6 +1,6 @@
 //! `kvgate calibrate`: writes the file that calibrated schemes need.
 
-use super::shared::{name, say, On, Reading, Stop, NOT_MEASURED};
+use super::shared::{file_to_write, name, say, On, Reading, Stop, NOT_MEASURED};
 use crate::measure::calibrate::{calibrate, Calibrated};
 use crate::policy::LEAST_CONTEXT;
 use crate::progress::Bar;
@@ -28,7 +28,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     on: On,
     /// The file to write [default: the model's name, followed by `.calibration`]
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", value_parser = file_to_write())]
     output: Option<PathBuf>,
 }
 

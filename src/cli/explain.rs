@@ -15,7 +15,7 @@ use crate::policy::{Cell, ModelPolicy};
 use crate::progress::Bar;
 use crate::report::Report;
 use crate::results::case::CaseKind;
-use crate::results::verdict::{worst, Decision, Verdict};
+use crate::results::verdict::{breaks_the_baseline, Decision, Verdict};
 use crate::results::CaseResult;
 use crate::text::out;
 use std::io::Write;
@@ -90,17 +90,15 @@ fn explained(request: &Request, options: Options) -> Result<Explanation, Explain
     explain::explain(request, options, &|what, done, all| bar.update(what, done, all))
 }
 
-/// Explains every scheme of a run that breaks a limit which it must keep, unless the model is what is worse: prints what was found, and writes a page with
-/// the heat map beside the results. What cannot be explained is said, and is no error, because the verdict is known.
+/// Explains every scheme of a run that breaks a limit which it must keep, unless the model itself is worse: prints what was
+/// found, and writes a page with the heat map beside the results. What cannot be explained is said, and is no error, because the verdict is known.
 pub(super) fn regressed(project: &Project, report: &Report) -> Result<(), Stop> {
     let regressed = |model: &ModelPolicy, cell: &Cell| {
         let name = model.case(cell, CaseKind::Kld).to_string();
         let mut cases = report.results.cases.iter();
-        let is_of_scheme = |case: &CaseResult| {
-            case.verdict == Verdict::Regressed
-                && !worst(case).is_some_and(|limit| limit.is_of_the_baseline())
-        };
-        cases.find(|case| case.case == name && is_of_scheme(case))
+        cases.find(|case| {
+            case.case == name && case.verdict == Verdict::Regressed && !breaks_the_baseline(case)
+        })
     };
     for model in &project.policy.models {
         for cell in &model.cells {

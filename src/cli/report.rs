@@ -1,7 +1,9 @@
 //! `kvgate report` makes a report from the results of a run or of all its shards, for people and other tools.
 
 use super::judge::read_results;
-use super::shared::{say_coloured, say_whole, Config, Stop, Wide, NOT_MEASURED, USAGE};
+use super::shared::{
+    file_to_write, say_coloured, say_whole, Config, Stop, Wide, NOT_MEASURED, USAGE,
+};
 use crate::files::write_atomically;
 use crate::judge::merge::complete;
 use crate::report::{badge, card, markdown, terminal, Columns, Report};
@@ -24,7 +26,7 @@ pub(super) struct Arguments {
     #[command(flatten)]
     wide: Wide,
     /// Write the report into this file instead of to standard output
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", value_parser = file_to_write())]
     output: Option<PathBuf>,
 }
 

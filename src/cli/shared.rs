@@ -209,11 +209,11 @@ fn source(model: &Path) -> Result<Source, Stop> {
     }
 }
 
-/// The path of a file that is written beside what is printed. Many programs take `-` for standard output, where a document
-/// between lines for people would be of no use, so that is no path here.
+/// The path of a file that is written. Many programs take `-` for standard output, which no option here writes to, so that is
+/// no path. (Whoever has a file of this name writes `./-`.)
 pub(super) fn file_to_write() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(|path| match path.to_str() {
-        Some("-") => Err("standard output has the report: name a file, or `./-`"),
+        Some("-") => Err("no option writes to standard output: name a file, or `./-`"),
         _ => Ok(path),
     })
 }

@@ -150,6 +150,9 @@ fn suggested(
     let progress = |what: &str, done, all| bar.update(what, done, all);
     let prepared = Prepared::open(request, &progress).map_err(|error| stop(error.into()))?;
     let served = arguments.context.map_or(request.context, |context| context as usize);
+    if let Some(warning) = beyond_trained(served, prepared.checkpoint.spec.trained_context) {
+        out::eprint(format!("warning: {}: {warning}", request.model));
+    }
     let options = Options {
         engine: arguments.engine,
         codecs: arguments.codecs.clone(),
@@ -162,6 +165,13 @@ fn suggested(
     let search = Search::new(&prepared, options).map_err(stop)?;
     out::eprint(format!("kvgate: {}: {}", request.model, search.cost()));
     search.run(&progress).map_err(stop)
+}
+
+/// Harm is measured on chunks, so it says nothing of a context that the model cannot read. 0 tokens are not known.
+fn beyond_trained(served: usize, trained: usize) -> Option<String> {
+    (trained > 0 && served > trained).then(|| {
+        format!("the model was trained for {trained} tokens, and a context of {served} tokens is to be served")
+    })
 }
 
 fn budget(
@@ -184,10 +194,18 @@ fn write(arguments: &Arguments, model: &ModelPolicy, found: &Suggestion) -> Resu
     let text = std::fs::read_to_string(path).map_err(|error| unwritten(path, &error))?;
     let edited = entries(found, model.confidence)
         .and_then(|entries| edited(&text, path, &model.name, &entries));
-    let Edited { text: new, added, left, warnings } =
+    let Edited { text: new, added, left, looser, warnings } =
         edited.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?;
     for warning in &warnings {
         out::eprint_coloured(warning.styled());
+    }
+    if !looser.is_empty() {
+        out::eprint(format!(
+            "warning: by its limits, what is added may do more than other schemes of {} may: {}. A pull request with it is \
+             red until a reviewer allows it; without its limits, it may do no more",
+            model.name,
+            looser.join(", ")
+        ));
     }
     if new != text {
         write_atomically(path, |file| file.write_all(new.as_bytes()))

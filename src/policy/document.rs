@@ -636,11 +636,27 @@ impl<'f> Reader<'f> {
         let mut limits = self.limits_on(None, own);
         for (key, value) in categories {
             for (category, value) in self.table(key, value) {
+                if value.get_ref().as_bool() == Some(false) {
+                    self.not_dropped_as_a_whole(category, value);
+                    continue;
+                }
                 let own = self.table(category, value);
                 limits.extend(self.limits_on(Some(category.get_ref()), own));
             }
         }
         limits
+    }
+
+    fn not_dropped_as_a_whole(&mut self, category: &Key, value: &Value) {
+        let name = category.get_ref();
+        self.findings.error(
+            value.span(),
+            format!("the limits on `{name}` cannot be dropped as a whole"),
+            format!(
+                "drop each by its name: `{CATEGORY}.{name}.{} = false`",
+                Statistic::MeanKld.name()
+            ),
+        );
     }
 
     /// The limits of one table. Those of a category are on what follows from the sums of its chunks.

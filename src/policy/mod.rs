@@ -16,7 +16,7 @@ use crate::results::case::CaseKind;
 use crate::results::case::CaseName;
 use crate::results::case::CellName;
 use crate::results::retrieval::{Measure, Plan};
-use crate::results::statistics::Quantity;
+use crate::results::statistics::{Direction, Quantity};
 use crate::source::Source;
 use diagnostic::{Findings, Text};
 use std::collections::BTreeMap;
@@ -66,6 +66,8 @@ pub struct ModelPolicy {
     pub retrieval: Option<Retrieval>,
     /// Its schemes in the order of the file, those of the defaults first.
     pub cells: Vec<Cell>,
+    /// The limits of a scheme that says none of its own.
+    pub limits: Vec<Limit>,
     /// Where the policy names its files, for messages.
     pub places: Places,
 }
@@ -172,6 +174,21 @@ pub struct Limit {
     pub bound: f64,
     /// The place where it was written, such as `thresholds.toml:12`.
     pub origin: String,
+}
+
+impl Limit {
+    /// In what way other limits let more through than this one, in a word, and their bound on the same quantity. None if they
+    /// do not.
+    pub fn loosened_by(&self, others: &[Limit]) -> Option<(&'static str, Option<f64>)> {
+        let bound = others.iter().find(|own| own.quantity == self.quantity).map(|own| own.bound);
+        let word = match (bound, self.quantity.statistic.direction()) {
+            (None, _) => "removed",
+            (Some(bound), Direction::AtMost) if bound > self.bound => "raised",
+            (Some(bound), Direction::AtLeast) if bound < self.bound => "lowered",
+            _ => return None,
+        };
+        Some((word, bound))
+    }
 }
 
 /// Why there is no policy.

@@ -13,7 +13,7 @@ use crate::results::retrieval::Measure;
 use crate::results::statistics::{Quantity, Statistic, LEAST_CHUNKS};
 use crate::source::pinned::Pinned;
 use crate::source::Source;
-use crate::text::numbers::count;
+use crate::text::numbers::{count, significant};
 use crate::text::suggest::nearest;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -112,8 +112,11 @@ impl Resolver<'_> {
         let chunks = self.required(model, "chunks", "16", last(sections, |s| s.chunks));
         let (source, corpus, context, chunks) = (source?, corpus?, context?, chunks?);
         self.measurable(&asked, context, model);
-        let of_categories = asked.iter().flat_map(|a| limits(sections, a));
+        let of_categories = asked.iter().flat_map(|a| limits(sections, &a.bodies));
         self.judgeable_categories(&name, of_categories, corpus, chunks);
+        asked
+            .iter()
+            .for_each(|a| self.idle_categories(&limits(sections, &a.bodies), corpus, chunks));
         let confidence = last(sections, |s| s.confidence).flatten();
         self.idle_confidence(&name, innermost, (confidence, chunks));
         let max_chunks = last(sections, |s| s.max_chunks).flatten();
@@ -142,6 +145,7 @@ impl Resolver<'_> {
             max_chunks,
             baseline,
             cells,
+            limits: self.located(limits(sections, &[])),
             places: Places {
                 text: self.findings.text().clone(),
                 spans: files.chain(weights).collect(),
@@ -185,7 +189,7 @@ impl Resolver<'_> {
             if let Some(span) = ignored(sections, a).1 {
                 keys.insert(of_scheme(IGNORED), span.clone());
             }
-            let limits = merged(sections, a).into_iter();
+            let limits = merged(sections, &a.bodies).into_iter();
             keys.extend(limits.map(|(limit, bound)| (of_scheme(&limit.name()), bound.span())));
         }
         keys
@@ -332,7 +336,7 @@ impl Resolver<'_> {
         let expect = asked.bodies[expecting].1.expect.unwrap_or(Expectation::Pass);
         let reason =
             asked.bodies[expecting..].iter().rev().find_map(|(_, body)| body.reason.clone());
-        let limits = limits(sections, asked);
+        let limits = limits(sections, &asked.bodies);
         if expect != Expectation::Report {
             self.judgeable(name, asked, &limits);
             // with a confidence each limit is held against an interval of its own, and either may be the one that is open
@@ -348,16 +352,19 @@ impl Resolver<'_> {
             scheme: asked.scheme.clone()?,
             expect,
             reason,
-            limits: limits
-                .iter()
-                .map(|(quantity, bound)| Limit {
-                    quantity: quantity.clone(),
-                    bound: *bound.get_ref(),
-                    origin: self.findings.text().origin(&bound.span()),
-                })
-                .collect(),
+            limits: self.located(limits),
             ignored: ignored(sections, asked).0,
         })
+    }
+
+    /// Limits, each with the place where it was written.
+    fn located(&self, limits: Bounds) -> Vec<Limit> {
+        let limit = |(quantity, bound): (Quantity, Spanned<f64>)| Limit {
+            quantity,
+            bound: *bound.get_ref(),
+            origin: self.findings.text().origin(&bound.span()),
+        };
+        limits.into_iter().map(limit).collect()
     }
 
     /// Checks that a cell which is judged has limits that can be broken.
@@ -418,6 +425,41 @@ impl Resolver<'_> {
             ),
         };
         self.findings.error(span, message, help);
+    }
+
+    /// Warns about limits by category that are kept wherever the limit on all texts is: what all texts do is the mean of
+    /// what they do, so one text does at most so many times as much as its share of the chunks is small.
+    fn idle_categories(&mut self, limits: &Bounds, corpus: &[Spanned<PathBuf>], chunks: usize) {
+        let place = |wanted: &String| corpus.iter().position(|f| category(f.get_ref()) == *wanted);
+        for (quantity, own) in limits {
+            let harm = |bound: f64| match quantity.statistic {
+                Statistic::MeanKld => Some(bound),
+                Statistic::Top1Agreement => Some(1.0 - bound),
+                _ => None,
+            };
+            let binding = limits.get(&quantity.statistic.into());
+            let place = quantity.category.as_ref().and_then(place);
+            let (Some(all), Some(place)) = (binding, place) else { continue };
+            let (Some(bound), Some(of_all)) = (harm(*own.get_ref()), harm(*all.get_ref())) else {
+                continue;
+            };
+            let most = of_all * chunks as f64 / dealt(chunks, corpus.len(), place).max(1) as f64;
+            if bound > most {
+                let name = quantity.statistic.name();
+                let most = harm(most).unwrap_or(most);
+                let text = self.findings.text().clone();
+                let message = format!("`{}` never binds", &text.text[own.span()]);
+                let help = format!(
+                    "while all {} keep their limit of {}, a single one has a {name} of {} at worst; tighten the idle \
+                     limit, or drop it: `{name} = false`",
+                    count(corpus.len(), "text"),
+                    all.get_ref(),
+                    significant(most, 3)
+                );
+                let warning = Diagnostic::new(Severity::Warning, &text, own.span(), message, help);
+                self.findings.add(warning.with_related(all.span(), "this limit is broken first"));
+            }
+        }
     }
 
     /// Warns about a case that must fail and has no limit on the baseline: a damaged model would then fulfil the
@@ -633,18 +675,18 @@ fn last<'s, T>(sections: &[&'s Section], get: impl Fn(&'s Section) -> Option<T>)
 }
 
 /// The limits of a cell, without those that `false` removed.
-fn limits(sections: &[&Section], asked: &Asked) -> Bounds {
+fn limits(sections: &[&Section], bodies: &[(usize, &SchemeBody)]) -> Bounds {
     let kept = |(quantity, bound): (Quantity, Spanned<Option<f64>>)| {
         Some((quantity, Spanned::new(bound.span(), (*bound.get_ref())?)))
     };
-    merged(sections, asked).into_iter().filter_map(kept).collect()
+    merged(sections, bodies).into_iter().filter_map(kept).collect()
 }
 
 /// The limits of a cell by what they bound. Later ones override earlier ones, in this order: `defaults.limits`,
 /// `defaults.schemes.S`, those of the model and its `at` section, and those of their schemes.
-fn merged(sections: &[&Section], asked: &Asked) -> Limits {
+fn merged(sections: &[&Section], bodies: &[(usize, &SchemeBody)]) -> Limits {
     let of_scheme = |defaults: bool| {
-        let bodies = asked.bodies.iter().filter(move |(depth, _)| (*depth == 0) == defaults);
+        let bodies = bodies.iter().filter(move |(depth, _)| (*depth == 0) == defaults);
         bodies.map(|(_, body)| &body.limits)
     };
     let layers = [&sections[0].limits]

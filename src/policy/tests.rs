@@ -564,6 +564,7 @@ fn a_limit_by_category_has_a_text_enough_chunks_and_a_sum() {
         ("category.tools]\n«p99_kld» = 0.04", "no quantile follows; limits by category: mean_kld,"),
         ("category.tools]\n«mean_kl» = 0.04", "did you mean `mean_kld`?"),
         ("category]\ntools = «0.04»", "`tools` takes a table"),
+        ("category]\ntools = «false»", "drop each by its name: `category.tools.mean_kld = false`"),
     ] {
         faults(limit, new, &[words]);
     }
@@ -579,6 +580,28 @@ fn a_limit_by_category_has_a_text_enough_chunks_and_a_sum() {
     let marked = few.replace("mean_kld = 0.04", "«mean_kld = 0.04»");
     let words = ["7 chunks of `tools` are too few", "`chunks = 23` at least: 3 texts take turns"];
     assert_finding(&errors(&few), &marked, &words);
+}
+
+/// The mean of three texts is at least a third of what one of them does.
+#[test]
+fn a_limit_by_category_that_the_limit_on_all_texts_implies_is_warned_about() {
+    let own = "mean_kld = 0.04";
+    let wide = BY_CATEGORY.replace(own, "«mean_kld = 0.16»");
+    let (plain, ..) = unmark(&wide);
+    let words =
+        ["`mean_kld = 0.16` never binds", "has a mean_kld of 0.150 at worst", "broken first"];
+    assert_finding(&parse(&plain).unwrap().1, &wide, &words);
+    let of_flips = BY_CATEGORY.replace("mean_kld = 0.05", "top1_agreement = 0.9");
+    let wide = of_flips.replace(own, "«top1_agreement = 0.69»");
+    let (plain, ..) = unmark(&wide);
+    let words = ["`top1_agreement = 0.69` never binds", "has a top1_agreement of 0.700 at worst"];
+    assert_finding(&parse(&plain).unwrap().1, &wide, &words);
+    for binding in [
+        BY_CATEGORY.replace(own, "mean_kld = 0.149"),
+        of_flips.replace(own, "top1_agreement = 0.71"),
+    ] {
+        assert!(parse(&binding).unwrap().1.is_empty(), "{binding}");
+    }
 }
 
 #[test]

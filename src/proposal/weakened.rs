@@ -8,7 +8,7 @@ use crate::measure::corpus::dealt;
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy, Policy, IGNORED, MEANING};
 use crate::repo::{Files, RepoError};
 use crate::results::retrieval::Plan;
-use crate::results::statistics::{Direction, Statistic};
+use crate::results::statistics::Statistic;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -102,6 +102,7 @@ pub fn weakened(
                 loosenings.compare_settings(pair);
                 loosenings.compare_texts(pair, text_size);
                 old.cells.iter().for_each(|cell| loosenings.compare_cell(pair, cell));
+                loosenings.compare_added(pair);
             }
             None => {
                 let what = if old.name.contains('@') { "`at` section" } else { "model" };
@@ -435,32 +436,36 @@ impl Loosenings<'_> {
         if new.ignored && !old.ignored {
             self.add(pair.lines(label, &[IGNORED]), "ignored", case, false, true);
         }
-        for limit in &old.limits {
-            let counts = match old.expect {
-                Expectation::Pass => true,
-                Expectation::Fail => limit.quantity.statistic == Statistic::BaselinePpl,
-                Expectation::Report => false,
-            };
-            if counts {
-                self.compare_limit(pair, new, case, limit);
-            }
+        let limits = old.limits.iter().filter(|limit| counts(old.expect, limit));
+        limits.for_each(|limit| self.compare_limit(pair, new, limit, ""));
+    }
+
+    /// Compares the limits of schemes that the head adds with those that a scheme of the model has by the base if it says
+    /// none of its own. Otherwise a scheme that does much harm would be let through under another text or name.
+    fn compare_added(&mut self, pair: Pair) {
+        let is_there = |new: &Cell| pair.old.cells.iter().any(|old| old.label == new.label);
+        for new in pair.new.cells.iter().filter(|new| !is_there(new)) {
+            let limits = pair.old.limits.iter().filter(|limit| counts(new.expect, limit));
+            limits.for_each(|limit| self.compare_limit(pair, new, limit, " of an added scheme"));
         }
     }
 
-    fn compare_limit(&mut self, pair: Pair, new: &Cell, case: &str, old: &Limit) {
-        let Limit { quantity, bound: old, .. } = old;
-        let name = quantity.name();
-        let bound = new.limits.iter().find(|l| l.quantity == *quantity).map(|l| l.bound);
-        let (weaker, word) = match (bound, quantity.statistic.direction()) {
-            (None, _) => (true, "removed"),
-            (Some(bound), Direction::AtMost) => (bound > *old, "raised"),
-            (Some(bound), Direction::AtLeast) => (bound < *old, "lowered"),
-        };
-        if weaker {
-            let lines = pair.lines(&new.label, &[&name]);
-            let bound = bound.map_or("none".into(), |bound| bound.to_string());
-            self.add(lines, &format!("{name} limit {word}"), case, old, bound);
-        }
+    fn compare_limit(&mut self, pair: Pair, new: &Cell, old: &Limit, of: &str) {
+        let Some((word, bound)) = old.loosened_by(&new.limits) else { return };
+        let name = old.quantity.name();
+        let lines = pair.lines(&new.label, &[&name]);
+        let bound = bound.map_or("none".into(), |bound| bound.to_string());
+        let case = pair.new.cell_name(new).to_string();
+        self.add(lines, &format!("{name} limit{of} {word}"), &case, old.bound, bound);
+    }
+}
+
+/// Whether a limit is one that a scheme with this expectation can be weakened by.
+fn counts(expect: Expectation, limit: &Limit) -> bool {
+    match expect {
+        Expectation::Pass => true,
+        Expectation::Fail => limit.quantity.statistic == Statistic::BaselinePpl,
+        Expectation::Report => false,
     }
 }
 
@@ -703,6 +708,42 @@ prompts = false
             &[("[models.n]\npath = \"n.gguf\"\nprompts = false\n", "")],
             &["thresholds.toml:25 at the base: model removed: 2 schemes → none (n)"],
         );
+    }
+
+    /// Another text or name of a scheme that does harm is no way round the limits.
+    #[test]
+    fn an_added_scheme_may_do_what_the_base_lets_any_scheme_do() {
+        let added = |own: &str| {
+            let head = BASE.replace("prod = {}\n", &format!("prod = {{}}\nq4_1 = {own}\n"));
+            (between(BASE, &head), between(&head, BASE))
+        };
+        let (found, back) = added("{ limits = { mean_kld = 2.0, top1_agreement = false } }");
+        assert_eq!(
+            found,
+            [
+                "thresholds.toml:23: mean_kld limit of an added scheme raised: 0.05 → 2 \
+                 (m::q4_1, m@long::q4_1)",
+                "thresholds.toml:23: top1_agreement limit of an added scheme removed: 0.87 → none \
+                 (m::q4_1, m@long::q4_1)"
+            ]
+        );
+        assert_eq!(
+            back,
+            ["thresholds.toml:23 at the base: scheme removed: q4_1 → none (m::q4_1, m@long::q4_1)"]
+        );
+        for own in [
+            "{}",
+            "{ limits = { mean_kld = 0.01 } }",
+            "{ expect = \"report\" }",
+            "{ expect = \"fail\", reason = \"r\", limits = { mean_kld = 2.0 } }",
+        ] {
+            assert_eq!(added(own).0, [""; 0], "{own}");
+        }
+        let hidden = "{ expect = \"fail\", reason = \"r\", limits = { baseline_ppl = 900.0 } }";
+        let expected =
+            "thresholds.toml:23: baseline_ppl limit of an added scheme raised: 40 → 900 \
+                        (m::q4_1, m@long::q4_1)";
+        assert_eq!(added(hidden).0, [expected]);
     }
 
     #[test]

@@ -74,27 +74,8 @@ fn decided(row: &Row, limits: Vec<JudgedLimit>, named: Named) -> Option<(Decisio
 mod tests {
     use super::*;
     use crate::report::Report;
-    use crate::results::statistics::Position;
     use crate::results::Outcome;
     use crate::testing::fixture;
-
-    /// The run with two chunks of each of two categories under `q4_0`, and a limit on one of them.
-    fn report() -> Report {
-        let mut report = fixture::report();
-        let position = |kld| Position { kld, ..Position::default() };
-        let part = |(category, chunk, kld): (&str, usize, f32)| {
-            Part::of(category, chunk, &[position(kld); 100])
-        };
-        let chunks = [("tools", 0, 0.1), ("prose", 0, 0.01), ("tools", 1, 0.2), ("prose", 1, 0.03)];
-        let scheme = &mut report.results.measurements[0].schemes[1];
-        let Outcome::Measured { parts, .. } = &mut scheme.outcome else { panic!() };
-        *parts = chunks.map(part).into();
-        let limits = &mut report.results.cases[2].limits;
-        let of_tools =
-            JudgedLimit { category: Some("tools".into()), value: 0.15, ..limits[0].clone() };
-        limits.push(JudgedLimit { bound: 0.1, ..of_tools });
-        report
-    }
 
     fn shown(report: &Report) -> Vec<String> {
         let view = report.view();
@@ -111,7 +92,7 @@ mod tests {
     #[test]
     fn each_category_has_its_numbers_and_its_limits() {
         assert_eq!(
-            shown(&report()),
+            shown(&fixture::by_category()),
             [
                 "q4_0 prose 2 | 0.02000 ± 0.00071 | – | 100.00 % ",
                 "q4_0 tools 2 | 0.15000 ± 0.00354 | 0.1 | 100.00 % ✗ mean_kld 1.50 × its limit",
@@ -122,7 +103,7 @@ mod tests {
     /// The row itself says it.
     #[test]
     fn one_category_needs_no_table() {
-        let mut report = report();
+        let mut report = fixture::by_category();
         let scheme = &mut report.results.measurements[0].schemes[1];
         let Outcome::Measured { parts, .. } = &mut scheme.outcome else { panic!() };
         parts.retain(|part| part.category == "tools");

@@ -23,34 +23,30 @@ pub(super) fn measured_by(results: &Results, named: Named) -> Option<String> {
 /// The controls of a measurement, each with its reading. Every look has its own, and so has every shard that another
 /// machine ran, so those that are alike but for it are told together.
 pub(super) fn controls(measurement: &Measurement) -> Vec<(&Control, String)> {
-    let is_like = |a: &Control, b: &Control| {
-        let alike = |control: &Control| {
-            (control.name.clone(), control.effective.clone(), control.must.clone(), control.ok)
-        };
-        alike(a) == alike(b)
-    };
-    let mut told: Vec<Vec<&Control>> = Vec::new();
+    let mut told: Vec<(&Control, Vec<f64>)> = Vec::new();
     for control in &measurement.controls {
-        match told.iter_mut().find(|group| is_like(group[0], control)) {
-            Some(group) => group.push(control),
-            None => told.push(vec![control]),
+        let is_like = |own: &Control| {
+            own.name == control.name
+                && own.effective == control.effective
+                && own.must == control.must
+                && own.ok == control.ok
+        };
+        match told.iter_mut().find(|(own, _)| is_like(own)) {
+            Some((_, klds)) => klds.extend(control.mean_kld),
+            None => told.push((control, control.mean_kld.into_iter().collect())),
         }
     }
-    told.into_iter().map(|group| (group[0], reading(&group))).collect()
+    told.into_iter().map(|(control, klds)| (control, reading(control, &klds))).collect()
 }
 
 /// `2.5476`, or `2.0671 to 2.5476 in 3 readings`.
-fn reading(group: &[&Control]) -> String {
-    let klds = group.iter().filter_map(|control| control.mean_kld);
-    let (low, high) =
-        klds.fold((f64::INFINITY, 0.0_f64), |(low, high), kld| (low.min(kld), high.max(kld)));
-    match group {
-        [_, _, ..] if low.is_finite() => {
-            format!("{low:.4} to {high:.4} in {}", count(group.len(), "reading"))
-        }
-        [only, ..] => only.reading(),
-        [] => String::new(),
+fn reading(control: &Control, klds: &[f64]) -> String {
+    if klds.len() < 2 {
+        return control.reading();
     }
+    let ends = |(low, high): (f64, f64), kld: &f64| (low.min(*kld), high.max(*kld));
+    let (low, high) = klds.iter().fold((f64::INFINITY, 0.0), ends);
+    format!("{low:.4} to {high:.4} in {}", count(klds.len(), "reading"))
 }
 
 /// What the unquantized cache reads against itself.

@@ -69,6 +69,12 @@ impl<'a> Row<'a> {
         self.cases.iter().flatten().any(|case| case.verdict.is_red())
     }
 
+    /// Whether the row is red and a limit by category is not kept.
+    pub fn is_red_by_category(&self) -> bool {
+        let is_kept = |limit: &JudgedLimit| limit.decision() == Decision::Kept;
+        self.is_red() && self.limits().iter().any(|own| own.category.is_some() && !is_kept(own))
+    }
+
     /// The cases that say how the row stands: those that are no plain pass, or else one that is.
     pub fn telling(&self) -> Vec<&'a CaseResult> {
         let is_plain =

@@ -4,7 +4,9 @@ use super::named::Named;
 use super::phrase::harm;
 use super::row::limit_words;
 use super::view::View;
-use crate::results::verdict::{worst, Decision, Verdict};
+use crate::results::verdict::{
+    breaks_the_baseline, limits_of, worst, CaseLimit, Decision, Verdict,
+};
 use crate::results::{CaseResult, Control};
 use crate::text::numbers::count;
 
@@ -127,17 +129,33 @@ impl Kind {
             Told::Change => Some(harm(case, named)),
             Told::Limit => worst(case).map(|limit| {
                 let set_at = named(limit.origin());
-                format!("{}, set at {set_at}", limit_words(&limit, named))
+                format!("{}, set at {set_at}{}", limit_words(&limit, named), others(case, &limit))
             }),
         };
         told.map_or(name.clone(), |told| format!("{name} ({told})"))
     }
 }
 
-/// Whether a case is red by the model, whatever its scheme does.
-fn breaks_the_baseline(case: &CaseResult) -> bool {
-    worst(case)
-        .is_some_and(|limit| limit.is_of_the_baseline() && limit.decision() == Decision::Broken)
+/// How many limits of a case are broken, or open, beside the worst one. If the model itself is worse, they wait.
+fn others(case: &CaseResult, worst: &CaseLimit) -> String {
+    if worst.is_of_the_baseline() {
+        return String::new();
+    }
+    let decision = worst.decision();
+    let alike = limits_of(case).filter(|limit| limit.decision() == decision).count();
+    match (alike.saturating_sub(1), decision) {
+        (0, _) => String::new(),
+        (others, Decision::Undecided) => format!("; {} open", are_more(others)),
+        (others, _) => format!("; {} broken", are_more(others)),
+    }
+}
+
+/// `1 more limit is`, `2 more limits are`.
+fn are_more(limits: usize) -> String {
+    match limits {
+        1 => "1 more limit is".into(),
+        _ => format!("{limits} more limits are"),
+    }
 }
 
 /// Control lanes that do not read what they must: the numbers of their models say nothing.
@@ -227,16 +245,21 @@ mod tests {
     fn the_worst_limit_may_be_one_on_what_is_retrieved() {
         let mut report = fixture::report();
         fixture::with_broken_loss(&mut report.results.cases[2]);
-        let loss = "(loss at 512 2.00 × its limit, set at <thresholds.toml:12>)";
+        let loss = "(loss at 512 2.00 × its limit, set at <thresholds.toml:12>";
         let is_told = |report: &Report, words: &str| told(report).iter().any(|l| l.contains(words));
-        assert!(is_told(&report, loss), "{:?}", told(&report));
+        assert!(
+            is_told(&report, &format!("{loss}; 1 more limit is broken)")),
+            "{:?}",
+            told(&report)
+        );
         // what is broken is told before what is undecided, however near that is to its limit
         let limit = &mut report.results.cases[2].limits[0];
         (limit.confidence, limit.low, limit.high) = (Some(0.95), Some(0.0), Some(1.0));
         limit.value = 3.0 * limit.bound;
-        assert!(is_told(&report, loss), "{:?}", told(&report));
+        assert!(is_told(&report, &format!("{loss})")), "{:?}", told(&report));
         report.results.cases[2].retrieval[0].decision = Decision::Undecided;
-        assert!(is_told(&report, "set at <thresholds.toml:9>"), "{:?}", told(&report));
+        let both_open = "set at <thresholds.toml:9>; 1 more limit is open)";
+        assert!(is_told(&report, both_open), "{:?}", told(&report));
     }
 
     /// A limit on the baseline is about the model, and another scheme mends nothing.

@@ -343,6 +343,12 @@ pub(crate) fn worst(case: &CaseResult) -> Option<CaseLimit<'_>> {
     })
 }
 
+/// Whether the model itself is what breaks a limit of a case, whatever its scheme does.
+pub(crate) fn breaks_the_baseline(case: &CaseResult) -> bool {
+    worst(case)
+        .is_some_and(|limit| limit.is_of_the_baseline() && limit.decision() == Decision::Broken)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,6 +33,9 @@ pub struct Served {
 #[error("`{0}` is no size: write a number and a unit, such as 4GiB, 512MiB or 24GB")]
 pub struct SizeError(String);
 
+/// Bits per element in half precision.
+const F16_BITS: f64 = 16.0;
+
 /// Units of bytes.
 const UNITS: [(&str, u64); 9] = [
     ("KiB", 1 << 10),
@@ -83,13 +86,15 @@ impl Budget {
     pub fn of_memory(memory: u64, text: &str, served: Served) -> Self {
         let Served { sequences, tokens, f16, states } = served;
         let each = memory as f64 / f64::from(sequences) - states as f64;
-        let bits = 16.0 * each.max(0.0) / f16 as f64;
+        let bits = F16_BITS * each.max(0.0) / f16 as f64;
         let of = if sequences == 1 {
             "a sequence".into()
         } else {
             count(sequences as usize, "sequence")
         };
-        let are = if each > 0.0 {
+        let are = if bits > F16_BITS {
+            "which the unquantized cache fits into".into()
+        } else if each > 0.0 {
             // rounded down, so that it does not promise too much
             format!("which is {} bits per element", shown_bits((bits * 100.0).floor() / 100.0))
         } else {
@@ -144,6 +149,12 @@ mod tests {
         let asked = "200B for 4 sequences of 8 tokens, which ";
         assert_eq!(shared(25).asked, format!("{asked}is 4 bits per element"));
         assert_eq!(shared(1).asked, format!("{asked}is 7.84 bits per element"));
+        let much = Served { sequences: 1, tokens: 8, f16: 100, states: 0 };
+        let asked_much = Budget::of_memory(1 << 40, "1TiB", much).asked;
+        assert_eq!(
+            asked_much,
+            "1TiB for a sequence of 8 tokens, which the unquantized cache fits into"
+        );
         assert_eq!(shared(50).asked, format!("{asked}the states of recurrent layers take"));
     }
 

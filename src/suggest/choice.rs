@@ -1,7 +1,9 @@
 //! Which schemes are measured, which are verified, and which one is recommended. What is predicted and the chunks that
 //! choose decide, and never those that verify.
 
-use super::frontier::{best, fewest_bits, least_harm, spread, within, Point, SAME_BITS};
+use super::frontier::{
+    best, fewest_bits, fits, is_fewer, least_harm, spread, within, Point, SAME_BITS,
+};
 use super::scouting::Candidate;
 use super::{Row, REFERENCE};
 use crate::golden::ChunkMeans;
@@ -19,8 +21,8 @@ pub(super) const VERIFIED: usize = 7;
 const NEAR: f64 = 1.25;
 /// Schemes with more bits save little, and those with more harm in nats per token serve nobody. They are measured only if
 /// there are no others.
-const MOST_BITS: f64 = 10.5;
-const MOST_HARM: f64 = 0.5;
+const MOST_USEFUL_BITS: f64 = 10.5;
+const MOST_USEFUL_HARM: f64 = 0.5;
 /// What shares of the reference's predicted harm a scheme with fewer bits is sought for.
 const TRIED: [f64; 3] = [1.0, 0.75, 0.5];
 /// How many schemes that just fit the budget are measured.
@@ -64,16 +66,17 @@ fn shortlist(
     };
     if let Some(limit) = limit {
         let mut fit: Vec<usize> =
-            near.iter().copied().filter(|&i| points[i].bits <= limit + SAME_BITS).collect();
+            near.iter().copied().filter(|&i| fits(points[i].bits, limit)).collect();
         fit.sort_by(|&a, &b| points[a].harm.total_cmp(&points[b].harm));
         fit.into_iter().take(WITHIN_BUDGET).for_each(&mut list);
     }
     if let Some(reference) = reference {
-        let cheaper = |i: &usize| points[*i].bits < reference.bits - SAME_BITS;
+        let cheaper = |i: &usize| is_fewer(points[*i].bits, reference.bits);
         let tried = TRIED.iter().filter_map(|share| fewest_bits(points, share * reference.harm));
         tried.filter(cheaper).for_each(&mut list);
     }
-    let serves = |i: &usize| points[*i].bits <= MOST_BITS && points[*i].harm <= MOST_HARM;
+    let serves =
+        |i: &usize| points[*i].bits <= MOST_USEFUL_BITS && points[*i].harm <= MOST_USEFUL_HARM;
     let useful: Vec<usize> = near.iter().copied().filter(serves).collect();
     let useful = if useful.is_empty() { near } else { useful };
     // a wider spread if some of it are listed already
@@ -266,7 +269,7 @@ fn standing(rival: usize, rows: &[Row], reference: usize) -> Comparison {
 /// there is none, the one with the least harm.
 fn rival(rows: &[Row], reference: usize) -> Option<usize> {
     let fewer: Vec<usize> =
-        (0..rows.len()).filter(|&i| rows[i].bits < rows[reference].bits - SAME_BITS).collect();
+        (0..rows.len()).filter(|&i| is_fewer(rows[i].bits, rows[reference].bits)).collect();
     let is_sure = |i: &usize| {
         let change = Change::of(&rows[*i].measured, &rows[reference].measured);
         change.finding() == Finding::Surely

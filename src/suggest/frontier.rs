@@ -12,6 +12,16 @@ pub struct Point {
 /// Bits are equal if they differ by less than this: they are quotients of bytes.
 pub const SAME_BITS: f64 = 1e-6;
 
+/// Whether so many bits are within a limit.
+pub fn fits(bits: f64, limit: f64) -> bool {
+    bits <= limit + SAME_BITS
+}
+
+/// Whether so many bits are fewer than others.
+pub fn is_fewer(bits: f64, others: f64) -> bool {
+    bits < others - SAME_BITS
+}
+
 /// The points that no other point beats: none has no more bits and no more harm. They are given by their indices, those
 /// with the fewest bits first. Of equal points the first one counts.
 pub fn best(points: &[Point]) -> Vec<usize> {
@@ -43,7 +53,7 @@ fn near(points: &[Point], factor: f64, is_strict: bool) -> Vec<usize> {
 
 /// The point with the least harm among those with at most so many bits.
 pub fn least_harm(points: &[Point], bits: f64) -> Option<usize> {
-    let fit = (0..points.len()).filter(|&i| points[i].bits <= bits + SAME_BITS);
+    let fit = (0..points.len()).filter(|&i| fits(points[i].bits, bits));
     fit.min_by(|&a, &b| {
         let (a, b) = (points[a], points[b]);
         a.harm.total_cmp(&b.harm).then(a.bits.total_cmp(&b.bits))

@@ -33,7 +33,7 @@ use crate::text::numbers::count;
 use budget::Budget;
 use choice::{Comparison, Goal, Recommended, VERIFIED};
 use engines::{Coded, Engine, Family, Unfit, EXACT};
-use frontier::{Point, SAME_BITS};
+use frontier::{fits, Point};
 use passes::Passes;
 pub use passes::Reading;
 use scouting::{Candidate, Scouts};
@@ -222,7 +222,7 @@ impl<'p> Search<'p> {
     /// The fewest bits follow from what each layer keeps, so nobody has to wait to hear that they are too many.
     fn refuse_what_nothing_fits(&self) -> Result<(), SuggestError> {
         let Some(budget) = &self.options.budget else { return Ok(()) };
-        let is_too_large = |own: &Candidate| !fits(own, budget.bits);
+        let is_too_large = |own: &Candidate| !fits(own.point.bits, budget.bits);
         let Some(smallest) = self.smallest().filter(is_too_large) else { return Ok(()) };
         let bytes = smallest.effective.bytes_at(self.options.served);
         let allow = budget.allowing(smallest.point.bits, bytes);
@@ -329,7 +329,7 @@ impl<'p> Search<'p> {
     /// and such a mixture may be the only one that is small enough.
     fn to_measure(&self, candidates: Vec<Candidate>) -> Vec<Candidate> {
         let mut chosen = choice::to_measure(candidates, self.limit());
-        if self.limit().is_some_and(|limit| !chosen.iter().any(|own| fits(own, limit))) {
+        if self.limit().is_some_and(|limit| !chosen.iter().any(|own| fits(own.point.bits, limit))) {
             chosen.extend(self.smallest());
         }
         let scheme = reference();
@@ -458,10 +458,6 @@ struct Found {
     goal: Goal,
     recommended: Option<Recommended>,
     rival: Option<Comparison>,
-}
-
-fn fits(candidate: &Candidate, limit: f64) -> bool {
-    candidate.point.bits <= limit + SAME_BITS
 }
 
 fn reference() -> Scheme {

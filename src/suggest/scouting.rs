@@ -18,7 +18,7 @@ const ENUMERATED: usize = 1000;
 
 /// A codec that does more than this when all of K, or all of V, is stored with it, in nats per token, is not mixed: it has
 /// no layer in which it does little.
-const MOST_HARM: f64 = 2.0;
+const MOST_MIXED_HARM: f64 = 2.0;
 
 /// A scheme that comes into question.
 pub(super) struct Candidate {
@@ -84,7 +84,7 @@ impl Scouts<'_> {
     /// The codecs that are worth their bits on a side, at most so many, evenly spread.
     fn worth_mixing(&self, part: &Part, harms: &[Option<f64>], most: usize) -> Vec<usize> {
         let known = part.codecs.iter().zip(harms).skip(1).filter_map(|(&codec, harm)| {
-            let harm = harm.filter(|harm| *harm <= MOST_HARM)?;
+            let harm = harm.filter(|harm| *harm <= MOST_MIXED_HARM)?;
             Some((codec, Point { bits: self.bits(&self.coded[codec].whole), harm }))
         });
         let (codecs, points): (Vec<_>, Vec<_>) = known.unzip();

@@ -337,6 +337,31 @@ mod tests {
         }
     }
 
+    /// Where nothing else could be served, a scheme is kept that the other chunks do not surely refute, and both sentences
+    /// about it say so.
+    #[test]
+    fn what_other_chunks_do_not_decide_is_said_in_both_sentences() {
+        let mut own = suggestion(rows(0.004), None);
+        own.serves_reference = false;
+        let row = own.recommended.unwrap().row;
+        own.recommended = Some(Recommended { row, why: Why::NotSurelyMore });
+        let rival = own.rival.as_mut().unwrap();
+        rival.finding = Finding::No;
+        rival.verified = Some(Change { difference: 1e-5, interval: Some([-1e-4, 2e-4]) });
+        let said = answer(&own).join("\n");
+        for words in [
+            "it does no more than q8_0/q4_0 on the chunks that chose, and by the means more on the other chunks, which do \
+             not decide it.",
+            "did no more on the chunks that chose it, and more by the means on the others, which do not decide it: its KLD",
+        ] {
+            assert!(said.contains(words), "{words}\nin\n{said}");
+        }
+        assert!(!said.contains("refute"), "{said}");
+        own.rival.as_mut().unwrap().verified =
+            Some(Change { difference: 1e-3, interval: Some([1e-4, 2e-3]) });
+        assert!(answer(&own).join("\n").contains("and the others refute that"));
+    }
+
     #[test]
     fn other_chunks_are_not_mentioned_if_there_are_none() {
         let mut own = suggestion(rows(0.004), None);

@@ -1,11 +1,9 @@
 //! Adds what was suggested to a policy. Comments and everything else in the file stay as they are.
 
 use super::{Row, Suggestion};
-use crate::init::policy::{limits_of, own_limits, quoted};
+use crate::init::policy::{limits_of, own_limits, quoted, JudgedBy};
 use crate::kv::Scheme;
-use crate::policy::{
-    Diagnostic, Expectation, ModelPolicy, Policy, PolicyError, FLIPS_PER_ROOT_KLD,
-};
+use crate::policy::{Cell, Diagnostic, Expectation, Limit, ModelPolicy, Policy, PolicyError};
 use crate::results::statistics::Statistic;
 use crate::text::numbers::{count, significant};
 use std::path::Path;
@@ -38,6 +36,8 @@ pub struct Edited {
     pub added: Vec<String>,
     /// What was left as it is, and why.
     pub left: Vec<String>,
+    /// Limits that let an added scheme do more than the policy lets a scheme do that says none of its own, in words.
+    pub looser: Vec<String>,
     pub warnings: Vec<Diagnostic>,
 }
 
@@ -70,9 +70,8 @@ pub fn entries(suggestion: &Suggestion, confidence: Option<f64>) -> Result<Vec<E
     if verified.interval.is_none() {
         return Err(WriteError::NothingToWrite("there is no interval, of which limits are made"));
     }
-    let limits = own_limits(&verified.statistics, &verified.parts);
-    // with a confidence each limit is held against an interval of its own, and either may be the one that is open
-    let limits = if confidence.is_none() { without_idle(limits) } else { limits };
+    let judged_by = if confidence.is_some() { JudgedBy::Intervals } else { JudgedBy::Values };
+    let limits = own_limits(&verified.statistics, &verified.parts, judged_by);
     let most = limits
         .iter()
         .find_map(|(statistic, limit)| limit.filter(|_| *statistic == Statistic::MeanKld));
@@ -115,22 +114,6 @@ pub fn entries(suggestion: &Suggestion, confidence: Option<f64>) -> Result<Vec<E
     });
     let must_fail: Vec<_> = must_fail.collect();
     Ok(std::iter::once(serve).chain(must_fail).collect())
-}
-
-/// The limits, without one on agreement that is never reached because that on the mean KLD is broken first.
-fn without_idle(mut limits: Vec<(Statistic, Option<f64>)>) -> Vec<(Statistic, Option<f64>)> {
-    let of = |wanted: Statistic| {
-        limits.iter().find_map(|(statistic, limit)| limit.filter(|_| *statistic == wanted))
-    };
-    let both = of(Statistic::MeanKld).zip(of(Statistic::Top1Agreement));
-    let is_idle = |(kld, top1): (f64, f64)| 1.0 - top1 > FLIPS_PER_ROOT_KLD.1 * kld.sqrt();
-    if both.is_some_and(is_idle) {
-        limits
-            .iter_mut()
-            .filter(|(statistic, _)| *statistic == Statistic::Top1Agreement)
-            .for_each(|(_, limit)| *limit = None);
-    }
-    limits
 }
 
 fn kld(reading: &super::Reading) -> String {
@@ -182,11 +165,25 @@ pub fn edited(
     if let Some(astray) = added.iter().find(|entry| !is_there(entry, own)) {
         return Err(WriteError::Astray(astray.label.clone()));
     }
+    let looser = added.iter().flat_map(|entry| looser(entry, own)).collect();
     let added = added.into_iter().map(|entry| match entry.expect {
         Expectation::Fail => format!("{}, which must fail", entry.label),
         _ => entry.label.clone(),
     });
-    Ok(Edited { text, added: added.collect(), left, warnings })
+    Ok(Edited { text, added: added.collect(), left, looser, warnings })
+}
+
+/// The limits of an entry that must pass which are looser than those that it would have if it said none.
+fn looser(entry: &Entry, model: &ModelPolicy) -> Vec<String> {
+    let is_its = |cell: &&Cell| cell.label == entry.label && cell.expect == Expectation::Pass;
+    let Some(cell) = model.cells.iter().find(is_its) else { return Vec::new() };
+    let words = |limit: &Limit| {
+        let (_, bound) = limit.loosened_by(&cell.limits)?;
+        let bound = bound.map_or("none".into(), |bound| bound.to_string());
+        let Limit { quantity, bound: inherited, origin } = limit;
+        Some(format!("{} {bound} instead of {inherited} ({origin})", quantity.name()))
+    };
+    model.limits.iter().filter_map(words).collect()
 }
 
 /// The text with the line ends of the file that it was edited from: a TOML document has line feeds only.
@@ -297,7 +294,8 @@ at.long = { context = 1024 }
 
     #[test]
     fn a_scheme_is_added_and_all_else_stays() {
-        let Edited { text, added, left, warnings } = written(POLICY, "tiny", &found());
+        let Edited { text, added, left, looser, warnings } = written(POLICY, "tiny", &found());
+        assert_eq!(looser, [""; 0]);
         assert_eq!(added, ["q5_1", "q4_0, which must fail"]);
         assert!(left.is_empty() && warnings.is_empty(), "{left:?} {warnings:?}");
         for line in POLICY.lines() {
@@ -323,6 +321,35 @@ at.long = { context = 1024 }
         assert_eq!(limit("q5_1"), 0.0066);
         assert_eq!(limit("q4_0"), 0.0066);
         assert_eq!(limit("q8_0"), 0.05);
+    }
+
+    /// Limits over what was measured may be looser than those of all other schemes.
+    #[test]
+    fn limits_that_let_more_through_are_told() {
+        let looser = |kld: f64| {
+            let rows = vec![row("q4_0", 4.5, kld), row("q8_0", 8.5, kld)];
+            let budget = super::super::budget::Budget::of_bits(5.0);
+            let entries = entries(&suggestion(rows, Some(budget)), None).unwrap();
+            written(&POLICY.replace("q4_0", "q4_1"), "tiny", &entries).looser
+        };
+        assert_eq!(looser(0.002), [""; 0]);
+        let said = looser(0.3).join(", ");
+        assert!(said.starts_with("mean_kld 0.5 instead of 0.05 (thresholds.toml:"), "{said}");
+    }
+
+    /// What is there only to compare is none of the engine's schemes.
+    #[test]
+    fn the_reference_is_not_written_where_it_may_not_be_served() {
+        let rows = vec![row(REFERENCE, 6.5, 0.3), row("q8_0", 8.5, 0.001)];
+        let mut own = suggestion(rows, Some(super::super::budget::Budget::of_bits(9.0)));
+        own.rows[0].verified = Some(super::super::fixture::reading(0.3));
+        let names = |own: &Suggestion| {
+            let entries = entries(own, None).unwrap();
+            entries.into_iter().map(|entry| entry.label).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&own), ["q8_0", REFERENCE]);
+        own.serves_reference = false;
+        assert_eq!(names(&own), ["q8_0"]);
     }
 
     #[test]

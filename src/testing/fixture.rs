@@ -8,7 +8,7 @@ use crate::results::replay::{Continuation, Divergence, Generated, PromptReplay, 
 use crate::results::retrieval::{
     Answers, Haystacks, JudgedRetrieval, Measure, NeedleControl, Plan, Retrieved, DEPTHS,
 };
-use crate::results::statistics::{Part, Statistic, Statistics};
+use crate::results::statistics::{Part, Position, Statistic, Statistics};
 use crate::results::verdict::{Decision, JudgedLimit, Verdict};
 use crate::results::*;
 use crate::source::Source;
@@ -38,6 +38,7 @@ pub(crate) fn policy() -> Policy {
         max_chunks: None,
         baseline: "f16".parse::<Scheme>().unwrap(),
         cells: ["q8_0", "q4_0", "q8_0/q4_0"].map(cell).into(),
+        limits: Vec::new(),
     };
     Policy { path: "thresholds.toml".into(), sha256: "9f".into(), models: vec![model] }
 }
@@ -105,6 +106,26 @@ pub(crate) fn edited(name: &str) -> Measurement {
 /// The report of the run.
 pub(crate) fn report() -> Report {
     results().into()
+}
+
+/// The report of the run with two chunks of each of two categories under `q4_0`, and a limit on one of them, which is
+/// broken.
+pub(crate) fn by_category() -> Report {
+    let mut report = report();
+    let position = |kld| Position { kld, ..Position::default() };
+    let part = |(category, chunk, kld): (&str, usize, f32)| {
+        Part::of(category, chunk, &[position(kld); 100])
+    };
+    let chunks = [("tools", 0, 0.1), ("prose", 0, 0.01), ("tools", 1, 0.2), ("prose", 1, 0.03)];
+    let Outcome::Measured { parts, .. } = &mut report.results.measurements[0].schemes[1].outcome
+    else {
+        unreachable!("q4_0 is measured")
+    };
+    *parts = chunks.map(part).into();
+    let limits = &mut report.results.cases[2].limits;
+    let of_tools = JudgedLimit { category: Some("tools".into()), value: 0.15, ..limits[0].clone() };
+    limits.push(JudgedLimit { bound: 0.1, ..of_tools });
+    report
 }
 
 /// The finding that a limit was raised.

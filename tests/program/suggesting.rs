@@ -41,7 +41,7 @@ fn what_was_asked_for_is_refused_before_the_search_if_it_cannot_be() {
     refused(&["--bits=-1"]).says("--bits must be a number above 0");
     refused(&["--write", "--verify", "8", "--corpus", "corpus.txt"]).says("the policy's own texts");
     refused(&["--tokens", "8"]).says("--tokens must be at least 16");
-    refused(&["--json", "-"]).says("standard output has the report");
+    refused(&["--json", "-"]).says("no option writes to standard output: name a file");
     let foreign = ["suggest", "tiny", "--codecs", "turbo4"];
     kvgate(&repository, &foreign).exits(2).says("no codec that llama.cpp has");
     let path = ["suggest", "tiny.gguf", "--untrained", "--write", "--corpus", "corpus.txt"];

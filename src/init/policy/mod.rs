@@ -84,7 +84,7 @@ fn harm(statistic: Statistic, value: f64) -> f64 {
 }
 
 /// What is proposed for a scheme: no verdict that its own measurement leaves open, at the confidence that the policy gets.
-fn propose(found: &Statistics, parts: &[Part], start: &Start) -> Proposal {
+fn propose(found: &Statistics, parts: &[Part], start: &Start, judged_by: JudgedBy) -> Proposal {
     let judged = start.bounds().map(|(statistic, bound)| {
         let (value, bound) = (harm(statistic, found.get(statistic)), harm(statistic, bound));
         let (least, most) = ends(statistic, found, parts);
@@ -100,11 +100,20 @@ fn propose(found: &Statistics, parts: &[Part], start: &Start) -> Proposal {
         return Proposal::Start;
     }
     let [(.., kld), (_, _, has_thin_tail, tail), (.., flips)] = judged;
-    let mut own = means(kld, flips).to_vec();
+    let mut own = means(kld, flips, judged_by).to_vec();
     if !has_thin_tail {
         own.push((Statistic::P99Kld, bounded(tail)));
     }
     Proposal::Own(own)
+}
+
+/// What limits are judged by.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum JudgedBy {
+    /// The values as they are.
+    Values,
+    /// The intervals of values, because the policy asks for a confidence.
+    Intervals,
 }
 
 /// A limit of a scheme's own on a harm, from its value and the most that it may stand for.
@@ -112,29 +121,40 @@ fn with_headroom(value: f64, most: f64) -> f64 {
     (HEADROOM * value).max(HEADROOM_OF_INTERVAL * most)
 }
 
-/// Limits on the mean KLD and on the share of flips that both make a difference.
-fn means(kld: f64, flips: f64) -> [(Statistic, Option<f64>); 2] {
-    let flips = rounded_up(flips.max(FLIPS.0 * rounded_up(kld).sqrt()));
-    let kld = rounded_up(kld.max((flips / FLIPS.1).powi(2)));
-    [(Statistic::MeanKld, Some(kld)), (Statistic::Top1Agreement, Some(1.0 - flips))]
-}
-
-/// A limit on a tail. None drops the limit, because nothing bounds the value from above.
-fn bounded(tail: f64) -> Option<f64> {
-    Some(tail).filter(|tail| tail.is_finite()).map(rounded_up)
-}
-
-/// Limits of a scheme's own, with the same margins, each by itself, wherever the limits stand that a policy has for any
-/// scheme. What nothing bounds from above gets none.
-pub(crate) fn own_limits(found: &Statistics, parts: &[Part]) -> Vec<(Statistic, Option<f64>)> {
-    let own = |statistic| {
-        let (_, most) = ends(statistic, found, parts);
-        let harm = bounded(with_headroom(harm(statistic, found.get(statistic)), most))?;
-        let limit = if statistic == Statistic::Top1Agreement { 1.0 - harm } else { harm };
-        Some((statistic, Some(limit)))
+/// Limits on the mean KLD and on the share of flips. If values are judged, both make a difference: flips grow with the root
+/// of mean KLD, so one of the two could be so wide that the other is broken first in any case. With intervals, either
+/// may be the one that is open.
+fn means(kld: f64, flips: f64, judged_by: JudgedBy) -> [(Statistic, Option<f64>); 2] {
+    let kld = bounded(kld);
+    let flips = bounded(flips);
+    let flips = match (kld, judged_by) {
+        (Some(kld), JudgedBy::Values) => flips
+            .map(|flips| flips.max(rounded_up(FLIPS.0 * kld.sqrt())))
+            .filter(|flips| *flips <= FLIPS.1 * kld.sqrt()),
+        _ => flips,
     };
-    let limits = [Statistic::MeanKld, Statistic::Top1Agreement, Statistic::P99Kld].map(own);
-    limits.into_iter().flatten().collect()
+    [(Statistic::MeanKld, kld), (Statistic::Top1Agreement, flips.map(|flips| 1.0 - flips))]
+}
+
+/// A limit on a harm. None drops the limit, because nothing bounds the value from above.
+fn bounded(harm: f64) -> Option<f64> {
+    Some(harm).filter(|harm| harm.is_finite()).map(rounded_up)
+}
+
+/// Limits of a scheme's own, with the same margins, wherever the limits stand that a policy has for any scheme.
+pub(crate) fn own_limits(
+    found: &Statistics,
+    parts: &[Part],
+    judged_by: JudgedBy,
+) -> Vec<(Statistic, Option<f64>)> {
+    let [kld, flips, tail] =
+        [Statistic::MeanKld, Statistic::Top1Agreement, Statistic::P99Kld].map(|statistic| {
+            let (_, most) = ends(statistic, found, parts);
+            with_headroom(harm(statistic, found.get(statistic)), most)
+        });
+    let mut limits = means(kld, flips, judged_by).to_vec();
+    limits.push((Statistic::P99Kld, bounded(tail)));
+    limits
 }
 
 /// The least and the largest harm that a statistic may stand for.
@@ -154,6 +174,9 @@ fn ends(statistic: Statistic, found: &Statistics, parts: &[Part]) -> (f64, f64) 
 
 /// Rounds up to two digits.
 fn rounded_up(value: f64) -> f64 {
+    if value == 0.0 {
+        return value; // it has no digits
+    }
     let digits = (1 - value.log10().floor() as i32).max(0);
     let scale = 10f64.powi(digits);
     // a product that should be 30 may come out slightly above it, and must not become 31
@@ -240,20 +263,28 @@ impl Draft<'_> {
              limits = {{ baseline_ppl = {limit:?} }}\n\n[models.{name}.schemes]"
         );
         for result in &found.schemes {
-            text += &scheme(result);
+            text += &scheme(result, self.judged_by());
         }
         text
+    }
+
+    /// Fewer chunks have no intervals, and then a confidence changes nothing.
+    fn judged_by(&self) -> JudgedBy {
+        if self.chunks >= interval::LEAST_CHUNKS {
+            JudgedBy::Intervals
+        } else {
+            JudgedBy::Values
+        }
     }
 
     fn head(&self, said: &str) -> String {
         let corpus: Vec<_> = self.corpus.iter().map(|file| quoted(file)).collect();
         let Start { mean_kld, p99_kld, top1_agreement } = ANY;
-        // fewer chunks have no intervals, and then a confidence changes nothing
-        let confidence = match self.chunks >= interval::LEAST_CHUNKS {
-            true => format!(
+        let confidence = match self.judged_by() {
+            JudgedBy::Intervals => format!(
                 "confidence = {CONFIDENCE} # that a limit is kept or broken, by the spread of chunks; without it the values decide\n"
             ),
-            false => String::new(),
+            JudgedBy::Values => String::new(),
         };
         format!(
             "# What a quantized KV cache may do to these models. `kvgate check` checks this file.\n\
@@ -293,7 +324,7 @@ fn place(source: &Source) -> String {
 }
 
 /// The lines of a scheme, with the numbers that they are based on.
-fn scheme(result: &SchemeResult) -> String {
+fn scheme(result: &SchemeResult, judged_by: JudgedBy) -> String {
     let label = key(&result.scheme);
     let (found, parts) = match &result.outcome {
         Outcome::Measured { statistics, parts, .. } => (statistics, parts),
@@ -308,10 +339,10 @@ fn scheme(result: &SchemeResult) -> String {
         short(found.p99_kld),
         100.0 * found.top1_agreement
     );
-    match propose(found, parts, &Start::for_scheme(result)) {
+    match propose(found, parts, &Start::for_scheme(result), judged_by) {
         Proposal::Start => format!("{label} = {{}} # {said}\n"),
         Proposal::Own(limits) => format!(
-            "# Close to the limits above, so it has limits of its own: about {HEADROOM} times what was measured.\n\
+            "# Close to the limits above, so it has limits of its own: at least {HEADROOM} times what was measured.\n\
              {label} = {{ {} }} # {said}\n",
             limits_of(&limits)
         ),

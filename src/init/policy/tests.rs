@@ -24,19 +24,59 @@ fn found(mean_kld: f64, p99_kld: f64, top1_agreement: f64) -> Statistics {
 
 #[test]
 fn far_from_the_starting_point_it_stands_near_it_there_is_another() {
-    assert_eq!(propose(&found(0.0375, 0.37, 0.91), &[], &ANY), Proposal::Start);
-    assert_eq!(propose(&found(0.0625, 0.37, 0.91), &[], &ANY), Proposal::Fail);
-    assert_eq!(propose(&found(0.01, 0.63, 0.91), &[], &ANY), Proposal::Fail, "the tail alone");
-    assert_eq!(propose(&found(0.01, 0.1, 0.83), &[], &ANY), Proposal::Fail, "flips alone");
-    let Proposal::Own(own) = propose(&found(0.055, 0.4, 0.86), &[], &ANY) else { panic!("near") };
+    assert_eq!(propose(&found(0.0375, 0.37, 0.91), &[], &ANY, JudgedBy::Values), Proposal::Start);
+    assert_eq!(propose(&found(0.0625, 0.37, 0.91), &[], &ANY, JudgedBy::Values), Proposal::Fail);
+    assert_eq!(
+        propose(&found(0.01, 0.63, 0.91), &[], &ANY, JudgedBy::Values),
+        Proposal::Fail,
+        "the tail alone"
+    );
+    assert_eq!(
+        propose(&found(0.01, 0.1, 0.83), &[], &ANY, JudgedBy::Values),
+        Proposal::Fail,
+        "flips alone"
+    );
+    let Proposal::Own(own) = propose(&found(0.055, 0.4, 0.86), &[], &ANY, JudgedBy::Values) else {
+        panic!("near")
+    };
     let bound = |statistic| own.iter().find(|(s, _)| *s == statistic).unwrap().1.unwrap();
     assert!((bound(Statistic::MeanKld) - 0.083).abs() < 1e-9, "{own:?}");
     assert!((bound(Statistic::Top1Agreement) - 0.79).abs() < 1e-9, "{own:?}");
     assert!((bound(Statistic::P99Kld) - 0.6).abs() < 1e-9, "{own:?}");
     // 0.02 is near to nothing but two errors of 0.02
     let unsure = Statistics { mean_kld_se: 0.02, ..found(0.02, 0.1, 0.95) };
-    let Proposal::Own(own) = propose(&unsure, &[], &ANY) else { panic!("near by its error") };
+    let Proposal::Own(own) = propose(&unsure, &[], &ANY, JudgedBy::Values) else {
+        panic!("near by its error")
+    };
     assert!(own[0].1 >= Some(0.06), "{own:?}");
+}
+
+/// Flips that other chunks may have more of leave the limit on the mean KLD as it is.
+#[test]
+fn no_limit_is_stretched_to_agree_with_another() {
+    let flips = |i: usize, j: usize| u32::from(i == 0 && j % 2 == 0);
+    let chunk = |i: usize| -> Vec<Position> {
+        let position = |j: usize| Position { kld: 0.04, top: flips(i, j), ..Position::default() };
+        (0..240).map(position).collect()
+    };
+    let parts: Vec<_> = (0..8).map(|i| Part::of("x", i, &chunk(i))).collect();
+    let statistics = Statistics::of(&(0..8).flat_map(chunk).collect::<Vec<_>>());
+    let own = |judged_by| match propose(&statistics, &parts, &ANY, judged_by) {
+        Proposal::Own(own) => [own[0].1, own[1].1],
+        other => panic!("{other:?}"),
+    };
+    let [kld, top1] = own(JudgedBy::Intervals);
+    assert_eq!(kld, Some(0.06));
+    assert!(top1.is_some_and(|top1| top1 < 0.8), "{top1:?}");
+    assert_eq!(own(JudgedBy::Values), [Some(0.06), None], "it would never bind");
+    assert_eq!(
+        own_limits(&statistics, &parts, JudgedBy::Values)[..2],
+        [(Statistic::MeanKld, Some(0.06)), (Statistic::Top1Agreement, None)]
+    );
+    // and few flips beside much KLD: they get room, so that the limit on the mean KLD makes a difference
+    let [kld, top1] = means(0.16, 0.01, JudgedBy::Values);
+    assert_eq!([kld.1, top1.1], [Some(0.16), Some(0.9)]);
+    assert_eq!(means(0.16, 0.01, JudgedBy::Intervals)[1].1, Some(0.99));
 }
 
 #[test]

@@ -720,6 +720,17 @@ fn further_looks_leave_values_without_an_interval_as_they_are() {
     assert!(mean.value > 0.0202, "all chunks: {}", mean.value);
     assert!(max.holds && max.value < 0.0206, "the first chunks: {}", max.value);
     assert!(ppl.holds && (ppl.value - 1f64.exp()).abs() < 1e-6, "the first chunks: {}", ppl.value);
+    // a golden has the values of the first chunks, so the mean of more says nothing of a change
+    let model = ModelPolicy {
+        confidence: Some(0.95),
+        chunks: 8,
+        max_chunks: Some(16),
+        ..model("mean_kld = 0.0198", "pass")
+    };
+    let golden = GoldenValues::from([(Statistic::MeanKld, 0.0196)]);
+    let red = judge(&model, &model.cells[0], &outcome, None, Some(&golden));
+    assert_eq!((red.verdict, red.chunks), (Verdict::Regressed, Some(16)), "{}", red.message);
+    assert!(!red.message.contains("the value has moved"), "{}", red.message);
     let told = "the value is that of the first 8 chunks";
     assert_eq!(judgement.message.matches(told).count(), 2, "{}", judgement.message);
 }

@@ -116,6 +116,8 @@ struct Page {
     /// The table with everything.
     all: Schemes,
     by_category: Table,
+    /// Whether a limit by category is what makes a scheme red.
+    is_red_by_category: bool,
     remarks: Vec<String>,
     ignored: Option<String>,
     messages: Vec<Message>,
@@ -244,6 +246,7 @@ impl Page {
             deciding: Schemes::new(&shown, Columns::Deciding),
             all: Schemes::new(&shown, Columns::All),
             by_category: by_category(&shown),
+            is_red_by_category: shown.iter().any(Row::is_red_by_category),
             ignored: view.ignored(&text::name),
             messages: messages.take(MESSAGES).map(|case| Message::new(case)).collect(),
             left_out: all_left_out(view),

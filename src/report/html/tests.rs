@@ -109,6 +109,20 @@ fn page(report: &Report) -> (String, Vec<Element>) {
     (page, elements)
 }
 
+/// What makes a scheme red is not folded away.
+#[test]
+fn categories_are_open_if_one_is_red() {
+    let mut report = fixture::by_category();
+    let is_open = |report: &Report| {
+        let page = render(&report.view()).unwrap();
+        assert!(page.contains("<details class=\"categories\""));
+        page.contains("<details class=\"categories\" open")
+    };
+    assert!(is_open(&report));
+    report.results.cases[2].limits.last_mut().unwrap().bound = 1.0;
+    assert!(!is_open(&report), "another limit is what makes it red");
+}
+
 #[test]
 fn a_card_is_named_with_its_driver_its_arithmetic_and_the_memory_taken_there() {
     let mut report = report();
