@@ -21,8 +21,10 @@ pub(super) enum Advised {
     Passes,
     /// It breaks a limit, whether the policy requires that or not.
     Breaks,
-    /// It was judged, and is neither: its golden changed or is stale, a limit is undecided, or it is an error.
+    /// It was judged, and is neither: its golden changed or is stale, or a limit is undecided.
     Open,
+    /// It was asked for, and there is nothing that could be judged.
+    Unmeasured,
     /// It was skipped, only reported, or not judged at all.
     Unjudged,
 }
@@ -87,8 +89,15 @@ impl<'a> Advice<'a> {
         if let Some(withheld) = self.withheld {
             return format!("nothing recommended: {}", withheld.words());
         }
+        if self.rows.iter().all(|(_, advised)| *advised == Advised::Unmeasured) {
+            return "nothing was measured".into();
+        }
         let best = self.serve().and_then(|row| serving(&row, named));
-        let lists = [("not", Advised::Breaks), ("open", Advised::Open)];
+        let lists = [
+            ("not", Advised::Breaks),
+            ("open", Advised::Open),
+            ("not measured", Advised::Unmeasured),
+        ];
         let lists = lists.into_iter().filter_map(|(word, which)| {
             let names = self.names(which, named);
             (!names.is_empty()).then(|| format!("{word} {names}"))
@@ -126,6 +135,7 @@ fn advised(row: &Row, is_trusted: bool) -> Advised {
     match (kld, golden) {
         (Some(Verdict::Regressed | Verdict::FailsAsRequired), _) => Advised::Breaks,
         (Some(Verdict::Pass), Some(Verdict::Pass)) if is_sound => Advised::Passes,
+        (Some(Verdict::Error), _) => Advised::Unmeasured,
         (Some(Verdict::Pass), _) => Advised::Open,
         _ if row.is_red() => Advised::Open,
         _ => Advised::Unjudged,
@@ -204,7 +214,9 @@ mod tests {
             (Pass, Ignored, " · open q4_0"),
             (Inconclusive, Pass, " · open q4_0"),
             (UnexpectedPass, Pass, " · open q4_0"),
-            (Error, Pass, " · open q4_0"),
+            (Error, Pass, " · not measured q4_0"),
+            (Error, Error, " · not measured q4_0"),
+            (Pass, Error, " · open q4_0"),
             (FailsAsRequired, Pass, " · not q4_0"),
             (Regressed, GoldenChanged, " · not q4_0"),
             (Reported, Pass, ""),
@@ -236,7 +248,7 @@ mod tests {
     #[test]
     fn nothing_is_recommended_without_ground() {
         let control = "nothing recommended: a control lane does not read what it must";
-        let edits: [(&str, Edit); 6] = [
+        let edits: [(&str, Edit); 7] = [
             (control, |results| results.measurements[0].controls[0].ok = false),
             (control, |results| results.measurements[0].controls[1].mean_kld = Some(0.0)),
             (control, |results| results.measurements[0].controls.clear()),
@@ -245,6 +257,9 @@ mod tests {
             }),
             ("no scheme passes · not q8_0, q4_0, q8_0/q4_0", |results| {
                 results.cases.iter_mut().for_each(|case| case.verdict = Verdict::FailsAsRequired)
+            }),
+            ("nothing was measured", |results| {
+                results.cases.iter_mut().for_each(|case| case.verdict = Verdict::Error)
             }),
             ("none", |results| results.cases.clear()),
         ];

@@ -82,6 +82,7 @@ fn verdict(model: &ModelView, row: &Row) -> String {
             let limit = row.cases[0].and_then(|case| worst_limit(case, &code));
             limit.map_or("❌ breaks a limit".into(), |limit| format!("❌ {limit}"))
         }
+        Some(Advised::Unmeasured) => "not measured".into(),
         Some(Advised::Open) => {
             let red = row.cases.iter().flatten().find(|case| case.verdict.is_red());
             red.map_or("open".into(), |case| format!("open: {}", case.verdict.label()))

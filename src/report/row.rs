@@ -75,11 +75,14 @@ impl<'a> Row<'a> {
         self.is_red() && self.limits().iter().any(|own| own.category.is_some() && !is_kept(own))
     }
 
-    /// The cases that say how the row stands: those that are no plain pass, or else one that is.
+    /// The cases that say how the row stands: those that are no plain pass, or else one that is. An error of the numbers
+    /// is one of the golden, too, and is told once.
     pub fn telling(&self) -> Vec<&'a CaseResult> {
         let is_plain =
             |case: &&CaseResult| matches!(case.verdict, Verdict::Pass | Verdict::Ignored);
-        let (plain, told): (Vec<_>, Vec<_>) = self.cases.into_iter().flatten().partition(is_plain);
+        let (plain, mut told): (Vec<_>, Vec<_>) =
+            self.cases.into_iter().flatten().partition(is_plain);
+        told.dedup_by_key(|case| case.verdict);
         if told.is_empty() {
             let pass = plain.iter().find(|case| case.verdict == Verdict::Pass);
             pass.or(plain.first()).copied().into_iter().collect()
@@ -521,6 +524,7 @@ mod tests {
         assert_eq!(told(Some(Regressed), Some(Pass)), (vec![Regressed], None));
         assert_eq!(told(Some(Regressed), Some(Stale)), (vec![Regressed, Stale], None));
         assert_eq!(told(Some(FailsAsRequired), Some(Pass)), (vec![FailsAsRequired], None));
+        assert_eq!(told(Some(Error), Some(Error)), (vec![Error], None));
         assert_eq!(told(Some(Ignored), Some(Ignored)), (vec![Ignored], None));
         // a pass of one case is none of the row
         for other in [None, Some(Ignored)] {

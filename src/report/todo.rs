@@ -110,12 +110,13 @@ impl Kind {
         if cases.is_empty() {
             return None;
         }
-        let name = |case: &&CaseResult| self.name(case, named);
-        let names: Vec<_> = cases.iter().take(NAMES).map(name).collect();
-        let more = match cases.len().saturating_sub(NAMES) {
+        let mut names: Vec<_> = cases.iter().map(|case| self.name(case, named)).collect();
+        names.dedup(); // both cases of a scheme may be errors
+        let more = match names.len().saturating_sub(NAMES) {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
+        names.truncate(NAMES);
         let remedy = format!("{}{more}. {}", names.join(", "), self.remedy);
         Some(Step { fault: self.fault, remedy })
     }
@@ -292,10 +293,11 @@ mod tests {
         use Verdict::*;
         for verdict in [Regressed, UnexpectedPass, GoldenChanged, Stale, Inconclusive, Error] {
             let mut report = fixture::report();
-            report.results.cases = vec![CaseResult::new("m::q4_0::kld", verdict, ""); 5];
+            let case = |i| CaseResult::new(format!("m::q4_{i}::kld"), verdict, "");
+            report.results.cases = (0..5).map(case).collect();
             let told = told(&report);
             assert_eq!(told.len(), 1, "{verdict:?}: {told:?}");
-            assert!(told[0].contains("<m q4_0>, <m q4_0>, <m q4_0> and 2 more. "), "{told:?}");
+            assert!(told[0].contains("<m q4_0>, <m q4_1>, <m q4_2> and 2 more. "), "{told:?}");
         }
     }
 }

@@ -58,8 +58,9 @@ pub(super) fn verdict(expect: Expectation, limits: &[JudgedLimit]) -> Verdict {
     }
 }
 
-/// What to say of a limit beside its value: the interval if it matters, what would decide, or why there is none.
-pub(super) fn remarks(limit: &JudgedLimit, chunks: usize) -> Vec<String> {
+/// What to say of a limit beside its value: the interval if it matters, what would decide, or why there is none. `chunks`
+/// are those that the limit is judged by, and all.
+pub(super) fn remarks(limit: &JudgedLimit, chunks: (usize, usize)) -> Vec<String> {
     let mut remarks = Vec::new();
     if let Some((low, high)) = limit.interval().filter(|_| limit.borderline) {
         let confidence = (limit.confidence_of_interval().unwrap_or(SHOWN) * 1000.0).round() / 10.0;
@@ -85,7 +86,7 @@ fn shown(low: f64, high: f64) -> String {
 }
 
 /// How many chunks would probably decide an undecided limit, and how far the limit would have to move.
-fn what_would_decide(limit: &JudgedLimit, chunks: usize) -> String {
+fn what_would_decide(limit: &JudgedLimit, (own, all): (usize, usize)) -> String {
     let (low, high) = limit.interval().unwrap_or((limit.value, limit.value));
     let [kept, broken] = match limit.statistic.direction() {
         Direction::AtMost => [high, low],
@@ -101,9 +102,13 @@ fn what_would_decide(limit: &JudgedLimit, chunks: usize) -> String {
         significant(kept, 3),
         significant(broken, 3)
     );
-    match chunks_that_decide(limit, (low, high), chunks) {
+    match chunks_that_decide(limit, (low, high), own) {
         Some(needed) => {
-            let of = limit.category.as_ref().map(|own| format!(" of {own}")).unwrap_or_default();
+            let of = limit.category.as_ref().map(|category| {
+                let in_all = (needed * all).div_ceil(own.max(1)); // texts take turns
+                format!(" of {category}, {in_all} of all texts,")
+            });
+            let of = of.unwrap_or_default();
             format!("about {needed} chunks{of} would decide if the value stays; {move_to}")
         }
         None => format!("the value is too near the limit for more chunks to decide; {move_to}"),

@@ -460,7 +460,8 @@ impl Message<'_> {
         }
         let borderline = if limit.borderline { ", borderline" } else { "" };
         writeln!(f, "{borderline}")?;
-        let remarks = confidence::remarks(limit, self.chunks_of(limit)).into_iter();
+        let remarks =
+            confidence::remarks(limit, (self.chunks_of(limit), self.seen.parts.len())).into_iter();
         remarks
             .chain(self.of_the_first(limit))
             .chain(self.moved(limit))

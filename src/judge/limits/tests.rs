@@ -837,7 +837,7 @@ fn a_limit_by_category_judges_its_chunks_alone() {
     let limits = "mean_kld = 1.0, category.tools.mean_kld = 0.061";
     let unsure = judged(limits, 0.06, Some(0.95));
     assert_eq!(unsure.verdict, Verdict::Inconclusive);
-    assert!(unsure.message.contains(" chunks of tools would decide"), "{}", unsure.message);
+    assert!(unsure.message.contains(" of all texts, would decide"), "{}", unsure.message);
     let (low, high) = unsure.limits[1].interval().unwrap();
     assert!(0.05 < low && low < 0.06 && 0.061 < high && high < 0.07, "{low} {high}");
     let sure = judged("mean_kld = 1.0, category.tools.mean_kld = 0.1", 0.06, Some(0.95));
