@@ -12,6 +12,10 @@
 //! (`max_chunks`, with the share of chunks that all looks would measure), and how often two schemes whose true
 //! means differ by 5 to 60 % are told apart on the same chunks, by their intervals and by the differences of their chunks.
 
+//!
+//! Without a file, the interval of the mean KLD is measured on made chunks, whose KLD is log-normal and whose categories
+//! differ in their means and in their spread.
+
 use kvgate::internals::golden::ChunkMeans;
 use kvgate::internals::judge::interval;
 use kvgate::results::statistics::{Part, Statistic, Statistics};
@@ -34,6 +38,40 @@ const STATISTICS: [Statistic; 6] = [
     Statistic::PplRatio,
 ];
 
+/// Four categories: their true means, and the standard deviations of the logarithms of their chunks.
+type Made = ([f64; 4], [f64; 4]);
+const MADE: [Made; 6] = [
+    ([1.0; 4], [0.3; 4]),
+    ([1.0; 4], [0.8; 4]),
+    ([1.0, 0.02, 0.02, 0.02], [0.8; 4]),
+    ([1.0, 0.02, 0.02, 0.02], [0.8, 0.2, 0.2, 0.2]),
+    ([10.0, 1.0, 1.0, 1.0], [0.8, 0.3, 0.3, 0.3]),
+    ([3.0, 1.0, 1.0, 1.0], [1.2, 0.3, 0.3, 0.3]),
+];
+
+/// How often the interval of the mean KLD holds the true mean of made chunks.
+fn simulated((means, spreads): &Made) {
+    let truth = means.iter().sum::<f64>() / means.len() as f64;
+    for count in COUNTS {
+        let mut random = Random(count as u64);
+        let mut misses = Misses::default();
+        for _ in 0..DRAWS {
+            let mut chunk = |category: usize, chunk: usize| {
+                let (mean, spread) = (means[category], spreads[category]);
+                let value = mean * (spread * random.normal() - spread * spread / 2.0).exp();
+                let category = ["a", "b", "c", "d"][category].into();
+                Part { category, chunk, tokens: 1, kld: value, ..Part::default() }
+            };
+            let places = (0..count).map(|i| (i % 4, i / 4));
+            let drawn: Vec<Part> = places.map(|(category, i)| chunk(category, i)).collect();
+            let interval = interval::of(Statistic::MeanKld, &made(&drawn), &drawn, 0.95);
+            let interval = interval.expect("it has one");
+            misses.note(truth, interval.low, interval.high);
+        }
+        println!("means {means:?}, spreads {spreads:?} {count:3}   {}", misses.line());
+    }
+}
+
 /// Numbers that look random and are the same in each run (Steele, Lea and Flood's SplitMix64).
 struct Random(u64);
 
@@ -44,6 +82,12 @@ impl Random {
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((x ^ (x >> 31)) % n as u64) as usize
+    }
+
+    /// A number of the normal distribution with mean 0 and variance 1 (Box and Muller, 1958).
+    fn normal(&mut self) -> f64 {
+        let mut share = || (self.below(1 << 53) as f64 + 0.5) / (1u64 << 53) as f64;
+        (-2.0 * share().ln()).sqrt() * (std::f64::consts::TAU * share()).cos()
     }
 
     /// So many chunks, as many of each category.
@@ -105,8 +149,8 @@ impl Misses {
 fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let Some(file) = arguments.first() else {
-        println!("name a results.json of many chunks, and schemes");
-        return;
+        println!("name a results.json of many chunks, and schemes, for chunks that were measured");
+        return MADE.iter().for_each(simulated);
     };
     let wanted: Vec<&str> = arguments.get(1).map_or(Vec::new(), |names| names.split(',').collect());
     let results = json::read(Path::new(file)).unwrap_or_else(|error| panic!("{error}"));

@@ -202,7 +202,7 @@ fn write(arguments: &Arguments, model: &ModelPolicy, found: &Suggestion) -> Resu
     if !looser.is_empty() {
         out::eprint(format!(
             "warning: by its limits, what is added may do more than other schemes of {} may: {}. A pull request with it is \
-             red until a reviewer allows it; without its limits, it may do no more",
+             red until a reviewer allows it. If you delete its `limits`, those of the model hold for it",
             model.name,
             looser.join(", ")
         ));

@@ -60,8 +60,8 @@ pub(super) fn look_again(
 
 fn no_more_text(chunks: usize, most: usize) -> String {
     format!(
-        "the corpus has no more than {chunks} chunks, and `max_chunks` allows {most}: add text to measure more where a \
-         verdict is open"
+        "a text has no more than its share of {chunks} chunks, and `max_chunks` allows {most}: add text to measure more \
+         where a verdict is open"
     )
 }
 

@@ -67,6 +67,9 @@ pub enum CorpusError {
         /// How many tokens each file has, in words.
         lengths: String,
     },
+    /// A text is shorter than its share of the chunks.
+    #[error("{0}")]
+    Uneven(Uneven),
     /// Most chunks say nothing new.
     #[error("{repeated} of the corpus' {all} chunks repeat another one: a model knows them by heart, so that a cache that harms looks harmless on them; take other text")]
     Repeats {
@@ -74,6 +77,23 @@ pub enum CorpusError {
         repeated: usize,
         all: usize,
     },
+}
+
+/// A text that has fewer chunks than its share. The other texts supply the rest, so a mean over all chunks is more of them,
+/// and the more chunks there are, the less it is of this one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "corpus {} has {found} of the {share} chunks that are its share, so means are more of the other texts; ask for {even} \
+     chunks at most, or add text to it", path.display()
+)]
+pub struct Uneven {
+    pub path: PathBuf,
+    /// How many chunks the text has.
+    pub found: usize,
+    /// How many it would have if all texts were long enough.
+    pub share: usize,
+    /// How many chunks in all can be asked for so that each text has its share.
+    pub even: usize,
 }
 
 fn further(draw: Draw) -> &'static str {
@@ -105,8 +125,21 @@ pub struct Corpus {
     pub chunks: Vec<Chunk>,
     /// How many further chunks could be drawn after these.
     pub left: usize,
+    /// A text that has fewer of these chunks than its share.
+    pub uneven: Option<Uneven>,
     /// All tokens of each text, including those that no chunk has.
     pub tokens: Vec<Vec<u32>>,
+}
+
+impl Corpus {
+    /// Refuses chunks of which a text has fewer than its share: more chunks would be another mixture of texts, and so another
+    /// mean.
+    ///
+    /// # Errors
+    /// The text, and how many chunks can be asked for.
+    pub fn even(&self) -> Result<(), CorpusError> {
+        self.uneven.clone().map_or(Ok(()), |uneven| Err(CorpusError::Uneven(uneven)))
+    }
 }
 
 /// Reads a file of a corpus.
@@ -293,26 +326,50 @@ pub fn tokenized(
         all.push(tokens);
     }
     let seeds: Vec<&str> = texts.iter().map(|text| text.file.sha256.as_str()).collect();
-    let mut chunks = drawn(&files, &seeds, draw);
-    let found = chunks.len();
+    let chunks_of: Vec<usize> = files.iter().map(Vec::len).collect();
+    let mut places = drawn(&chunks_of, &seeds, draw);
+    let found = places.len();
     if found < wanted {
         let lengths = lengths.join(", ");
         return Err(CorpusError::TooShort { found, draw, wanted, context, lengths });
     }
-    chunks.truncate(wanted);
-    Ok(Corpus { chunks, left: found - wanted, tokens: all })
+    places.truncate(wanted);
+    let (left, uneven) = match draw {
+        Draw::First => {
+            (further_places(&chunks_of, &seeds, wanted).len(), uneven(texts, &chunks_of, wanted))
+        }
+        Draw::Further { .. } => (found - wanted, None),
+    };
+    let chunks = places.into_iter().map(|(file, i)| files[file][i].clone()).collect();
+    Ok(Corpus { chunks, left, uneven, tokens: all })
 }
 
-/// The chunks of files in the order in which they are taken.
-fn drawn(files: &[Vec<Chunk>], seeds: &[&str], draw: Draw) -> Vec<Chunk> {
-    let lengths: Vec<usize> = files.iter().map(Vec::len).collect();
-    let places = match draw {
-        Draw::First => in_turn(&lengths),
+/// The first text that has fewer of the first chunks than its share.
+fn uneven(texts: &[Text], lengths: &[usize], wanted: usize) -> Option<Uneven> {
+    let share = |place: usize| dealt(wanted, texts.len(), place);
+    let place = (0..texts.len()).find(|&place| lengths[place] < share(place))?;
+    Some(Uneven {
+        path: texts[place].path.clone(),
+        found: lengths[place],
+        share: share(place),
+        even: even(lengths),
+    })
+}
+
+/// The places of chunks in the order in which they are taken from texts of so many chunks.
+fn drawn(lengths: &[usize], seeds: &[&str], draw: Draw) -> Vec<(usize, usize)> {
+    match draw {
+        Draw::First => in_turn(lengths),
         Draw::Further { first, taken } => {
-            further_places(&lengths, seeds, first).into_iter().skip(taken).collect()
+            further_places(lengths, seeds, first).into_iter().skip(taken).collect()
         }
-    };
-    places.into_iter().map(|(file, i)| files[file][i].clone()).collect()
+    }
+}
+
+/// How many chunks texts of so many chunks give in turn before it is the turn of one that has no more.
+pub fn even(lengths: &[usize]) -> usize {
+    let turns = lengths.iter().enumerate().map(|(place, length)| lengths.len() * length + place);
+    turns.min().unwrap_or_default()
 }
 
 /// The places of chunks, each as a text and a number in it, in the order in which the first ones are taken from texts of so
@@ -324,9 +381,10 @@ pub fn in_turn(lengths: &[usize]) -> Vec<(usize, usize)> {
     turns.into_iter().map(|(i, text)| (text, i)).collect()
 }
 
-/// The places of all chunks but the `first` ones, in the order in which they are drawn. Texts take turns again. The chunks
-/// of a text are in an order that looks random and that the text's seed decides, which is its hash: so they come from all
-/// over the text, and every run draws the same ones.
+/// The places of chunks beyond the `first` ones, in the order in which they are drawn. Texts take turns again, until it is
+/// the turn of one that has no more: with the others alone, a mean would become one of other texts. The chunks of a text
+/// are in an order that looks random and that the text's seed decides, which is its hash: so they come from all over the
+/// text, and every run draws the same ones.
 pub fn further_places(lengths: &[usize], seeds: &[&str], first: usize) -> Vec<(usize, usize)> {
     let mut rest: Vec<Vec<usize>> = vec![Vec::new(); lengths.len()];
     for (text, i) in in_turn(lengths).into_iter().skip(first) {
@@ -338,7 +396,8 @@ pub fn further_places(lengths: &[usize], seeds: &[&str], first: usize) -> Vec<(u
         });
     }
     let lengths: Vec<usize> = rest.iter().map(Vec::len).collect();
-    in_turn(&lengths).into_iter().map(|(text, i)| (text, rest[text][i])).collect()
+    let places = in_turn(&lengths).into_iter().take(even(&lengths));
+    places.map(|(text, i)| (text, rest[text][i])).collect()
 }
 
 fn cut(category: &str, tokens: &[u32], context: usize, bos: Option<u32>) -> Vec<Chunk> {
@@ -371,30 +430,52 @@ mod tests {
     /// Further chunks are those that were not first, each once, from all over the texts, whatever the portions.
     #[test]
     fn further_chunks_come_from_all_over_what_is_left() {
-        let file = |name: &str, chunks: u32| {
-            let tokens: Vec<u32> = (0..4 * chunks).collect();
-            cut(name, &tokens, 4, None)
-        };
-        let files = || vec![file("a", 40), file("b", 3), file("c", 40)];
-        let names = |draw: Draw| -> Vec<(String, usize)> {
-            let chunks = drawn(&files(), &["x", "y", "z"], draw).into_iter();
-            chunks.map(|chunk| (chunk.category, chunk.index)).collect()
-        };
-        let first = names(Draw::First);
-        assert_eq!(first.len(), 83);
-        let further = |taken| names(Draw::Further { first: 8, taken });
+        let lengths = [40, 40, 40];
+        let places = |draw| drawn(&lengths, &["x", "y", "z"], draw);
+        let first = places(Draw::First);
+        assert_eq!(first.len(), 120);
+        let further = |taken| places(Draw::Further { first: 9, taken });
         let rest = further(0);
-        let mut all = [&first[..8], &rest[..]].concat();
-        all.sort();
-        let mut every = first.clone();
-        every.sort();
+        let (mut all, mut every) = ([&first[..9], &rest[..]].concat(), first.clone());
+        all.sort_unstable();
+        every.sort_unstable();
         assert_eq!(all, every, "each chunk once");
         assert_eq!(further(10), rest[10..], "portions do not change the order");
         assert_eq!(further(500), []);
-        let of_a: Vec<usize> = rest[..20].iter().filter(|c| c.0 == "a").map(|c| c.1).collect();
+        let of_a: Vec<usize> = rest[..60].iter().filter(|p| p.0 == 0).map(|p| p.1).collect();
         assert!(of_a.iter().any(|i| *i < 15) && of_a.iter().any(|i| *i > 27), "{of_a:?}");
-        let other = drawn(&files(), &["w", "y", "z"], Draw::Further { first: 8, taken: 0 });
-        assert_ne!(other[0].index, rest[0].1, "another text, another order");
+        let other = drawn(&lengths, &["w", "y", "z"], Draw::Further { first: 9, taken: 0 });
+        assert_ne!(other[0], rest[0], "another text, another order");
+    }
+
+    /// More chunks of the other texts would make the mean one of other texts.
+    #[test]
+    fn a_text_that_has_no_more_ends_what_is_drawn() {
+        for (lengths, expected) in [
+            (&[40, 5, 40][..], 16),
+            (&[5, 40, 40], 15),
+            (&[40, 40, 5], 17),
+            (&[7], 7),
+            (&[3, 0], 1),
+            (&[], 0),
+        ] {
+            assert_eq!(even(lengths), expected, "{lengths:?}");
+        }
+        let further = |first| drawn(&[40, 5, 40], &["x"; 3], Draw::Further { first, taken: 0 });
+        assert_eq!(further(9).len(), 7);
+        let texts: Vec<usize> = further(9).iter().map(|place| place.0).collect();
+        assert_eq!(texts, [0, 1, 2, 0, 1, 2, 0]);
+        assert_eq!(further(15).len(), 1, "of the text before it");
+        let text = |name: &str| Text {
+            path: name.into(),
+            file: CorpusFile { category: name.into(), sha256: String::new() },
+            text: String::new(),
+        };
+        let texts = ["a", "b", "c"].map(text);
+        assert_eq!(uneven(&texts, &[40, 5, 40], 16), None);
+        let said = uneven(&texts, &[40, 5, 40], 30).unwrap().to_string();
+        assert!(said.starts_with("corpus b has 5 of the 10 chunks that are its share"), "{said}");
+        assert!(said.contains("ask for 16 chunks at most"), "{said}");
     }
 
     #[test]

@@ -98,6 +98,7 @@ impl<'r> Prepared<'r> {
         let corpus = corpus::tokenized(&texts, &checkpoint.tokenizer, request.context, wanted)?;
         if request.is_gated {
             corpus::mostly_new(&corpus.chunks)?;
+            corpus.even()?;
         }
         let text = request.generate.as_ref().zip(prompts).map(|(generate, prompts)| {
             let sha256 = &subject.weights_sha256;
@@ -162,6 +163,7 @@ impl<'r> Prepared<'r> {
         let mut notes = self.checkpoint.notes.clone();
         notes.extend(self.texts.iter().flat_map(Text::remarks));
         notes.extend(corpus::repeated(&self.corpus.chunks));
+        notes.extend(self.corpus.uneven.iter().map(ToString::to_string));
         notes.extend(self.text.iter().flat_map(|text| text.prompts.remarks.clone()));
         let schemes = self.schemes.iter();
         notes.extend(schemes.flat_map(|s| remarks_on_missing_layers(s.scheme, &self.layout)));

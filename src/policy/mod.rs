@@ -36,6 +36,8 @@ pub struct Policy {
     pub sha256: String,
     /// An entry for each model and each of its `at` sections, in the order of the file.
     pub models: Vec<ModelPolicy>,
+    /// The limits of a scheme of a model that says none of its own.
+    pub limits: Vec<Limit>,
 }
 
 /// A model measured in one way: the unit of measuring.
@@ -220,10 +222,10 @@ impl Policy {
         let text = Arc::new(Text { path: path.to_owned(), text: text.to_owned() });
         let mut findings = Findings::new(text.clone());
         let document = document::Reader::new(&mut findings).document();
-        let models = resolve::resolve(&document, &mut findings);
+        let (models, limits) = resolve::resolve(&document, &mut findings);
         let warnings = findings.into_warnings().map_err(PolicyError::Invalid)?;
         let sha256 = hash::of_bytes(text.text.as_bytes());
-        Ok((Policy { path: path.to_owned(), sha256, models }, warnings))
+        Ok((Policy { path: path.to_owned(), sha256, models, limits }, warnings))
     }
 }
 

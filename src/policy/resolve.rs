@@ -13,7 +13,7 @@ use crate::results::retrieval::Measure;
 use crate::results::statistics::{Quantity, Statistic, LEAST_CHUNKS};
 use crate::source::pinned::Pinned;
 use crate::source::Source;
-use crate::text::numbers::{count, significant};
+use crate::text::numbers::count;
 use crate::text::suggest::nearest;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -30,8 +30,11 @@ const TYPICAL_FLIPS_PER_ROOT_KLD: f64 = 0.6;
 /// How many tokens the baseline writes after each prompt if the policy does not say.
 const GENERATED: usize = 64;
 
-/// Resolves every model and each of its `at` sections, in the order of the file.
-pub(super) fn resolve(document: &Document, findings: &mut Findings) -> Vec<ModelPolicy> {
+/// Resolves every model and each of its `at` sections, in the order of the file, and the limits that are for all of them.
+pub(super) fn resolve(
+    document: &Document,
+    findings: &mut Findings,
+) -> (Vec<ModelPolicy>, Vec<Limit>) {
     let mut resolver = Resolver { findings, goldens: BTreeMap::new(), named: &document.named };
     let mut models = Vec::new();
     for model in &document.models {
@@ -41,7 +44,8 @@ pub(super) fn resolve(document: &Document, findings: &mut Findings) -> Vec<Model
         }
     }
     resolver.idle_generates(document);
-    models
+    let limits = resolver.located(limits(&[&document.defaults], &[]));
+    (models, limits)
 }
 
 /// The limits that apply to a cell, each with its place in the file.
@@ -114,9 +118,6 @@ impl Resolver<'_> {
         self.measurable(&asked, context, model);
         let of_categories = asked.iter().flat_map(|a| limits(sections, &a.bodies));
         self.judgeable_categories(&name, of_categories, corpus, chunks);
-        asked
-            .iter()
-            .for_each(|a| self.idle_categories(&limits(sections, &a.bodies), corpus, chunks));
         let confidence = last(sections, |s| s.confidence).flatten();
         self.idle_confidence(&name, innermost, (confidence, chunks));
         let max_chunks = last(sections, |s| s.max_chunks).flatten();
@@ -425,41 +426,6 @@ impl Resolver<'_> {
             ),
         };
         self.findings.error(span, message, help);
-    }
-
-    /// Warns about limits by category that are kept wherever the limit on all texts is: what all texts do is the mean of
-    /// what they do, so one text does at most so many times as much as its share of the chunks is small.
-    fn idle_categories(&mut self, limits: &Bounds, corpus: &[Spanned<PathBuf>], chunks: usize) {
-        let place = |wanted: &String| corpus.iter().position(|f| category(f.get_ref()) == *wanted);
-        for (quantity, own) in limits {
-            let harm = |bound: f64| match quantity.statistic {
-                Statistic::MeanKld => Some(bound),
-                Statistic::Top1Agreement => Some(1.0 - bound),
-                _ => None,
-            };
-            let binding = limits.get(&quantity.statistic.into());
-            let place = quantity.category.as_ref().and_then(place);
-            let (Some(all), Some(place)) = (binding, place) else { continue };
-            let (Some(bound), Some(of_all)) = (harm(*own.get_ref()), harm(*all.get_ref())) else {
-                continue;
-            };
-            let most = of_all * chunks as f64 / dealt(chunks, corpus.len(), place).max(1) as f64;
-            if bound > most {
-                let name = quantity.statistic.name();
-                let most = harm(most).unwrap_or(most);
-                let text = self.findings.text().clone();
-                let message = format!("`{}` never binds", &text.text[own.span()]);
-                let help = format!(
-                    "while all {} keep their limit of {}, a single one has a {name} of {} at worst; tighten the idle \
-                     limit, or drop it: `{name} = false`",
-                    count(corpus.len(), "text"),
-                    all.get_ref(),
-                    significant(most, 3)
-                );
-                let warning = Diagnostic::new(Severity::Warning, &text, own.span(), message, help);
-                self.findings.add(warning.with_related(all.span(), "this limit is broken first"));
-            }
-        }
     }
 
     /// Warns about a case that must fail and has no limit on the baseline: a damaged model would then fulfil the

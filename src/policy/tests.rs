@@ -582,28 +582,6 @@ fn a_limit_by_category_has_a_text_enough_chunks_and_a_sum() {
     assert_finding(&errors(&few), &marked, &words);
 }
 
-/// The mean of three texts is at least a third of what one of them does.
-#[test]
-fn a_limit_by_category_that_the_limit_on_all_texts_implies_is_warned_about() {
-    let own = "mean_kld = 0.04";
-    let wide = BY_CATEGORY.replace(own, "«mean_kld = 0.16»");
-    let (plain, ..) = unmark(&wide);
-    let words =
-        ["`mean_kld = 0.16` never binds", "has a mean_kld of 0.150 at worst", "broken first"];
-    assert_finding(&parse(&plain).unwrap().1, &wide, &words);
-    let of_flips = BY_CATEGORY.replace("mean_kld = 0.05", "top1_agreement = 0.9");
-    let wide = of_flips.replace(own, "«top1_agreement = 0.69»");
-    let (plain, ..) = unmark(&wide);
-    let words = ["`top1_agreement = 0.69` never binds", "has a top1_agreement of 0.700 at worst"];
-    assert_finding(&parse(&plain).unwrap().1, &wide, &words);
-    for binding in [
-        BY_CATEGORY.replace(own, "mean_kld = 0.149"),
-        of_flips.replace(own, "top1_agreement = 0.71"),
-    ] {
-        assert!(parse(&binding).unwrap().1.is_empty(), "{binding}");
-    }
-}
-
 #[test]
 fn more_chunks_are_measured_where_a_verdict_can_be_open() {
     let sure = "chunks = 12\nconfidence = 0.95";

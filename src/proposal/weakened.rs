@@ -4,7 +4,7 @@
 //! finding, and an edit that reaches many cases is a single one.
 
 use crate::golden;
-use crate::measure::corpus::dealt;
+use crate::measure::corpus::{category, dealt};
 use crate::policy::{Cell, Expectation, Limit, ModelPolicy, Policy, IGNORED, MEANING};
 use crate::repo::{Files, RepoError};
 use crate::results::retrieval::Plan;
@@ -102,7 +102,9 @@ pub fn weakened(
                 loosenings.compare_settings(pair);
                 loosenings.compare_texts(pair, text_size);
                 old.cells.iter().for_each(|cell| loosenings.compare_cell(pair, cell));
-                loosenings.compare_added(pair);
+                let is_there = |new: &Cell| old.cells.iter().any(|old| old.label == new.label);
+                let added = |new: &Cell| (!is_there(new)).then_some(&old.limits[..]);
+                loosenings.compare_added(new, "an added scheme", &added);
             }
             None => {
                 let what = if old.name.contains('@') { "`at` section" } else { "model" };
@@ -116,6 +118,18 @@ pub fn weakened(
                     "none",
                 );
             }
+        }
+    }
+    let is_new = |new: &&ModelPolicy| base.models.iter().all(|old| old.name != new.name);
+    for new in head.models.iter().filter(is_new) {
+        let owner = new.name.split_once('@').map(|(owner, _)| owner);
+        match base.models.iter().find(|old| Some(&old.name[..]) == owner) {
+            Some(old) => loosenings.compare_added(new, "an added `at` section", &|new| {
+                let is_its =
+                    |old: &&Cell| old.label == new.label && old.expect == Expectation::Pass;
+                Some(old.cells.iter().find(is_its).map_or(&old.limits, |old| &old.limits))
+            }),
+            None => loosenings.compare_added(new, "an added model", &|_| Some(&base.limits)),
         }
     }
     loosenings.list
@@ -437,27 +451,48 @@ impl Loosenings<'_> {
             self.add(pair.lines(label, &[IGNORED]), "ignored", case, false, true);
         }
         let limits = old.limits.iter().filter(|limit| counts(old.expect, limit));
-        limits.for_each(|limit| self.compare_limit(pair, new, limit, ""));
-    }
-
-    /// Compares the limits of schemes that the head adds with those that a scheme of the model has by the base if it says
-    /// none of its own. Otherwise a scheme that does much harm would be let through under another text or name.
-    fn compare_added(&mut self, pair: Pair) {
-        let is_there = |new: &Cell| pair.old.cells.iter().any(|old| old.label == new.label);
-        for new in pair.new.cells.iter().filter(|new| !is_there(new)) {
-            let limits = pair.old.limits.iter().filter(|limit| counts(new.expect, limit));
-            limits.for_each(|limit| self.compare_limit(pair, new, limit, " of an added scheme"));
+        for limit in limits {
+            let lines = pair.lines(label, &[&limit.quantity.name()]);
+            self.compare_limit(lines, (pair.new, new), limit, "");
         }
     }
 
-    fn compare_limit(&mut self, pair: Pair, new: &Cell, old: &Limit, of: &str) {
-        let Some((word, bound)) = old.loosened_by(&new.limits) else { return };
-        let name = old.quantity.name();
-        let lines = pair.lines(&new.label, &[&name]);
-        let bound = bound.map_or("none".into(), |bound| bound.to_string());
-        let case = pair.new.cell_name(new).to_string();
-        self.add(lines, &format!("{name} limit{of} {word}"), &case, old.bound, bound);
+    /// Compares the limits of schemes that only the head has with those that hold at the base for them, if `at_base` knows
+    /// some. Otherwise a scheme that does much harm would be let through under another text or name.
+    fn compare_added<'b>(
+        &mut self,
+        new: &ModelPolicy,
+        what: &str,
+        at_base: &dyn Fn(&Cell) -> Option<&'b [Limit]>,
+    ) {
+        for cell in &new.cells {
+            let limits = at_base(cell).unwrap_or_default().iter();
+            for limit in limits.filter(|limit| counts(cell.expect, limit) && is_about(new, limit)) {
+                let keys = [&limit.quantity.name()[..], ""];
+                let line = keys.iter().find_map(|key| new.places.line(&cell.label, key));
+                self.compare_limit((line, None), (new, cell), limit, &format!(" of {what}"));
+            }
+        }
     }
+
+    fn compare_limit(
+        &mut self,
+        lines: Lines,
+        (model, new): (&ModelPolicy, &Cell),
+        old: &Limit,
+        of: &str,
+    ) {
+        let Some((word, bound)) = old.loosened_by(&new.limits) else { return };
+        let what = format!("{} limit{of} {word}", old.quantity.name());
+        let bound = bound.map_or("none".into(), |bound| bound.to_string());
+        self.add(lines, &what, &model.cell_name(new).to_string(), old.bound, bound);
+    }
+}
+
+/// Whether a model has a text that a limit is about: a limit by category is about one of them.
+fn is_about(model: &ModelPolicy, limit: &Limit) -> bool {
+    let wanted = limit.quantity.category.as_ref();
+    wanted.is_none_or(|wanted| model.corpus.iter().any(|text| category(text) == *wanted))
 }
 
 /// Whether a limit is one that a scheme with this expectation can be weakened by.
@@ -744,6 +779,42 @@ prompts = false
             "thresholds.toml:23: baseline_ppl limit of an added scheme raised: 40 → 900 \
                         (m::q4_1, m@long::q4_1)";
         assert_eq!(added(hidden).0, [expected]);
+    }
+
+    /// Neither is another section, or the same file as another model.
+    #[test]
+    fn an_added_section_or_model_has_no_looser_limits_than_the_base_gives() {
+        let wide = "limits = { mean_kld = 2.0, rms_dp = false }";
+        let with = |added: &str| between(BASE, &format!("{BASE}{added}"));
+        let section = |more: &str| format!("[models.m.at.short]\ncontext = 256\n{more}\n");
+        assert_eq!(with(&section("")), [""; 0], "what is inherited");
+        // q8_0 has limits of its own; what must fail at the base may do what the limits of the model say
+        let passes = "schemes = { q4_0 = { expect = \"pass\" } }";
+        assert_eq!(with(&section(passes)), [""; 0]);
+        assert_eq!(
+            with(&section(&format!("{wide}\n{passes}"))),
+            [
+                "thresholds.toml:30: mean_kld limit of an added `at` section raised: 0.02 → 2 \
+                 (m@short::q8_0)",
+                "thresholds.toml:30: rms_dp limit of an added `at` section removed: 0.5 → none \
+                 (m@short::q8_0, m@short::q5_0, m@short::prod and 1 more)",
+                "thresholds.toml:30: mean_kld limit of an added `at` section raised: 0.05 → 2 \
+                 (m@short::q5_0, m@short::prod, m@short::q4_0)"
+            ]
+        );
+        let model = |more: &str| format!("[models.o]\npath = \"m.gguf\"\n{more}\n");
+        assert_eq!(with(&model("")), [""; 0]);
+        assert_eq!(
+            with(&model(wide)),
+            [
+                "thresholds.toml:30: mean_kld limit of an added model raised: 0.05 → 2 (o::q8_0, o::q5_0)",
+                "thresholds.toml:30: rms_dp limit of an added model removed: 0.5 → none (o::q8_0, o::q5_0)"
+            ]
+        );
+        // without `defaults.limits` there is nothing to compare with
+        let bare = BASE.replace("rms_dp = 0.5\n", "");
+        let head = format!("{bare}{}", model("limits = { rms_dp = 9.0 }"));
+        assert_eq!(between(&bare, &head), [""; 0]);
     }
 
     #[test]

@@ -86,8 +86,8 @@ const KINDS: [Kind; 8] = [
         fault: "Not sure enough",
         is_its: |case| case.verdict == Verdict::Inconclusive,
         told: Told::Limit,
-        remedy: "Other chunks of the text might keep the limit, or break it. Measure more chunks or give the limit more \
-                 room: the message says how many, and how much.",
+        remedy: "Other chunks of the text might keep the limit, or break it. Measure more chunks or move the limit: the \
+                 message says how many, and where to.",
     },
     Kind {
         fault: "Not measured",

@@ -39,13 +39,15 @@ impl<'a> Seen<'a> {
         .map(|(seen, _)| seen)
     }
 
-    /// Whether there is no text left that anybody knows of: the last chunk of each category and all before it are there.
+    /// Whether a text may have no more: the last chunk that anybody knows of it and all before it are there. Then a run ends,
+    /// because texts take turns.
     pub fn is_whole(&self) -> bool {
-        let mut ends: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut texts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
         for part in &self.parts[..] {
-            let end = ends.entry(&part.category).or_default();
+            let (end, found) = texts.entry(&part.category).or_default();
             *end = part.chunk.saturating_add(1).max(*end);
+            *found += 1;
         }
-        ends.into_values().fold(0, usize::saturating_add) == self.parts.len()
+        texts.into_values().any(|(end, found)| end == found)
     }
 }

@@ -71,7 +71,9 @@ pub fn entries(suggestion: &Suggestion, confidence: Option<f64>) -> Result<Vec<E
         return Err(WriteError::NothingToWrite("there is no interval, of which limits are made"));
     }
     let judged_by = if confidence.is_some() { JudgedBy::Intervals } else { JudgedBy::Values };
-    let limits = own_limits(&verified.statistics, &verified.parts, judged_by);
+    // a run measures the chunks that chose
+    let readings = [&served.measured, verified].map(|own| (&own.statistics, &own.parts[..]));
+    let limits = own_limits(&readings, judged_by);
     let most = limits
         .iter()
         .find_map(|(statistic, limit)| limit.filter(|_| *statistic == Statistic::MeanKld));
@@ -321,6 +323,19 @@ at.long = { context = 1024 }
         assert_eq!(limit("q5_1"), 0.0066);
         assert_eq!(limit("q4_0"), 0.0066);
         assert_eq!(limit("q8_0"), 0.05);
+    }
+
+    /// A run measures the chunks that chose, which may be harder than those that verify.
+    #[test]
+    fn limits_leave_a_margin_over_both_readings() {
+        let mut own = suggestion(vec![row("q5_1", 6.0, 0.004), row("q8_0", 8.5, 0.001)], None);
+        let served = own.recommended.unwrap().row;
+        let keys = |own: &Suggestion| entries(own, None).unwrap()[0].keys.clone();
+        let verified = own.rows[served].verified.clone().unwrap();
+        let before = keys(&own);
+        own.rows[served].measured = verified.clone();
+        own.rows[served].verified = Some(super::super::fixture::reading(0.5 * verified.mean_kld));
+        assert_eq!(keys(&own), before);
     }
 
     /// Limits over what was measured may be looser than those of all other schemes.

@@ -37,9 +37,42 @@ pub(crate) fn significant(value: f64, digits: u8) -> String {
     }
 }
 
+/// Which side of a value its digits are on.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Rounded {
+    Up,
+    Down,
+}
+
+/// As [`significant`], but never on the wrong side of the value, for bounds that people are to set.
+pub(crate) fn rounded(value: f64, digits: u8, to: Rounded) -> String {
+    let nearest = significant(value, digits);
+    let shown: f64 = nearest.parse().unwrap_or(value);
+    let unit = 10f64.powi(value.abs().log10().floor() as i32 + 1 - i32::from(digits));
+    match to {
+        Rounded::Up if shown < value => significant(value + unit, digits),
+        Rounded::Down if shown > value => significant(value - unit, digits),
+        _ => nearest,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bounds_are_on_the_side_that_they_must_be_on() {
+        for (value, up, down) in [
+            (0.001233, "0.0013", "0.0012"),
+            (0.00127, "0.0013", "0.0012"),
+            (0.003, "0.0030", "0.0030"),
+            (0.994, "1.0", "0.99"),
+            (9.96, "10", "9.9"),
+        ] {
+            let found = [Rounded::Up, Rounded::Down].map(|to| rounded(value, 2, to));
+            assert_eq!(found, [up, down], "{value}");
+        }
+    }
 
     #[test]
     fn bytes_have_the_unit_that_keeps_them_short() {

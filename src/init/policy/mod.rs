@@ -100,7 +100,8 @@ fn propose(found: &Statistics, parts: &[Part], start: &Start, judged_by: JudgedB
         return Proposal::Start;
     }
     let [(.., kld), (_, _, has_thin_tail, tail), (.., flips)] = judged;
-    let mut own = means(kld, flips, judged_by).to_vec();
+    let seen = harm(Statistic::Top1Agreement, found.top1_agreement);
+    let mut own = means(kld, flips, seen, judged_by).to_vec();
     if !has_thin_tail {
         own.push((Statistic::P99Kld, bounded(tail)));
     }
@@ -121,16 +122,19 @@ fn with_headroom(value: f64, most: f64) -> f64 {
     (HEADROOM * value).max(HEADROOM_OF_INTERVAL * most)
 }
 
-/// Limits on the mean KLD and on the share of flips. If values are judged, both make a difference: flips grow with the root
-/// of mean KLD, so one of the two could be so wide that the other is broken first in any case. With intervals, either
-/// may be the one that is open.
-fn means(kld: f64, flips: f64, judged_by: JudgedBy) -> [(Statistic, Option<f64>); 2] {
+/// Limits on the mean KLD and on the share of flips, of which `seen` was seen. If values are judged, both limits make a
+/// difference: flips grow with the root of mean KLD, so one of the two could be so wide that the other is broken first in
+/// any case. Then that on flips is tightened, or dropped where this would leave it no margin. With intervals, either may be
+/// the one that is open.
+fn means(kld: f64, flips: f64, seen: f64, judged_by: JudgedBy) -> [(Statistic, Option<f64>); 2] {
     let kld = bounded(kld);
     let flips = bounded(flips);
-    let flips = match (kld, judged_by) {
-        (Some(kld), JudgedBy::Values) => flips
-            .map(|flips| flips.max(rounded_up(FLIPS.0 * kld.sqrt())))
-            .filter(|flips| *flips <= FLIPS.1 * kld.sqrt()),
+    let flips = match (kld, flips, judged_by) {
+        (Some(kld), Some(flips), JudgedBy::Values) => {
+            let [least, most] = [FLIPS.0, FLIPS.1].map(|constant| constant * kld.sqrt());
+            let flips = flips.max(rounded_up(least)).min(rounded_down(most));
+            Some(flips).filter(|flips| seen <= (1.0 - MARGIN) * flips)
+        }
         _ => flips,
     };
     [(Statistic::MeanKld, kld), (Statistic::Top1Agreement, flips.map(|flips| 1.0 - flips))]
@@ -141,19 +145,25 @@ fn bounded(harm: f64) -> Option<f64> {
     Some(harm).filter(|harm| harm.is_finite()).map(rounded_up)
 }
 
-/// Limits of a scheme's own, with the same margins, wherever the limits stand that a policy has for any scheme.
+/// Limits of a scheme's own that all of these readings of it keep with the same margins, wherever the limits stand that a
+/// policy has for any scheme.
 pub(crate) fn own_limits(
-    found: &Statistics,
-    parts: &[Part],
+    readings: &[(&Statistics, &[Part])],
     judged_by: JudgedBy,
 ) -> Vec<(Statistic, Option<f64>)> {
-    let [kld, flips, tail] =
-        [Statistic::MeanKld, Statistic::Top1Agreement, Statistic::P99Kld].map(|statistic| {
+    let worst = |of: &dyn Fn(&Statistics, &[Part]) -> f64| {
+        readings.iter().map(|(found, parts)| of(found, parts)).fold(0.0, f64::max)
+    };
+    let wide = |statistic| {
+        worst(&|found, parts| {
             let (_, most) = ends(statistic, found, parts);
             with_headroom(harm(statistic, found.get(statistic)), most)
-        });
-    let mut limits = means(kld, flips, judged_by).to_vec();
-    limits.push((Statistic::P99Kld, bounded(tail)));
+        })
+    };
+    let seen = worst(&|found, _| harm(Statistic::Top1Agreement, found.top1_agreement));
+    let [kld, flips] = [Statistic::MeanKld, Statistic::Top1Agreement].map(wide);
+    let mut limits = means(kld, flips, seen, judged_by).to_vec();
+    limits.push((Statistic::P99Kld, bounded(wide(Statistic::P99Kld))));
     limits
 }
 
@@ -174,13 +184,22 @@ fn ends(statistic: Statistic, found: &Statistics, parts: &[Part]) -> (f64, f64) 
 
 /// Rounds up to two digits.
 fn rounded_up(value: f64) -> f64 {
+    // a product that should be 30 may come out slightly above it, and must not become 31
+    rounded(value, |digits| (digits - 1e-9).ceil())
+}
+
+/// Rounds down to two digits.
+fn rounded_down(value: f64) -> f64 {
+    rounded(value, |digits| (digits + 1e-9).floor())
+}
+
+fn rounded(value: f64, round: fn(f64) -> f64) -> f64 {
     if value == 0.0 {
         return value; // it has no digits
     }
     let digits = (1 - value.log10().floor() as i32).max(0);
     let scale = 10f64.powi(digits);
-    // a product that should be 30 may come out slightly above it, and must not become 31
-    (value * scale - 1e-9).ceil() / scale
+    round(value * scale) / scale
 }
 
 const NO_MODEL: &str = "No model has been measured yet.";
@@ -342,8 +361,13 @@ fn scheme(result: &SchemeResult, judged_by: JudgedBy) -> String {
     match propose(found, parts, &Start::for_scheme(result), judged_by) {
         Proposal::Start => format!("{label} = {{}} # {said}\n"),
         Proposal::Own(limits) => format!(
-            "# Close to the limits above, so it has limits of its own: at least {HEADROOM} times what was measured.\n\
+            "# Close to the limits above, so it has limits of its own: at least {HEADROOM} times what was measured{}.\n\
              {label} = {{ {} }} # {said}\n",
+            if limits.contains(&(Statistic::Top1Agreement, None)) {
+                ",\n# without one on top1_agreement, which beside that on mean_kld would never bind"
+            } else {
+                ""
+            },
             limits_of(&limits)
         ),
         Proposal::Fail => {

@@ -68,15 +68,19 @@ fn no_limit_is_stretched_to_agree_with_another() {
     let [kld, top1] = own(JudgedBy::Intervals);
     assert_eq!(kld, Some(0.06));
     assert!(top1.is_some_and(|top1| top1 < 0.8), "{top1:?}");
-    assert_eq!(own(JudgedBy::Values), [Some(0.06), None], "it would never bind");
-    assert_eq!(
-        own_limits(&statistics, &parts, JudgedBy::Values)[..2],
-        [(Statistic::MeanKld, Some(0.06)), (Statistic::Top1Agreement, None)]
-    );
+    let [kld, top1] = own(JudgedBy::Values);
+    assert_eq!(kld, Some(0.06));
+    assert!(top1.is_some_and(|top1| (top1 - 0.82).abs() < 1e-9), "0.75 times the root: {top1:?}");
+    let limits = own_limits(&[(&statistics, &parts)], JudgedBy::Values);
+    assert_eq!(limits[..2], [(Statistic::MeanKld, kld), (Statistic::Top1Agreement, top1)]);
     // and few flips beside much KLD: they get room, so that the limit on the mean KLD makes a difference
-    let [kld, top1] = means(0.16, 0.01, JudgedBy::Values);
-    assert_eq!([kld.1, top1.1], [Some(0.16), Some(0.9)]);
-    assert_eq!(means(0.16, 0.01, JudgedBy::Intervals)[1].1, Some(0.99));
+    let top1 = |flips, seen, judged_by| means(0.16, flips, seen, judged_by)[1].1;
+    assert_eq!(top1(0.01, 0.005, JudgedBy::Values), Some(0.9));
+    assert_eq!(top1(0.01, 0.005, JudgedBy::Intervals), Some(0.99));
+    // 0.75 times the root of 0.16 is 0.3
+    assert_eq!(top1(0.36, 0.22, JudgedBy::Values), Some(0.7), "tightened");
+    assert_eq!(top1(0.36, 0.24, JudgedBy::Values), None, "no margin is left");
+    assert_eq!(top1(0.36, 0.24, JudgedBy::Intervals), Some(0.64));
 }
 
 #[test]
@@ -103,8 +107,8 @@ fn measurement(found: &[(&str, f64, Statistics)]) -> Measurement {
     measurement
 }
 
-fn draft(corpus: &[String]) -> Draft<'_> {
-    Draft { corpus, context: 512, chunks: 12 }
+fn draft(corpus: &[String], chunks: usize) -> Draft<'_> {
+    Draft { corpus, context: 512, chunks }
 }
 
 /// Whatever is found, the policy has no finding, judges what it was made of as it says, and no value is
@@ -113,14 +117,16 @@ fn draft(corpus: &[String]) -> Draft<'_> {
 fn a_policy_of_any_numbers_holds_for_them() {
     let corpus = ["corpora/a \"b\".txt".to_string()];
     let numbers = [0.0001, 0.004, 0.013, 0.016, 0.021, 0.026, 0.036, 0.045, 0.055, 0.07, 0.4];
-    for mean in numbers {
-        for flips in [0.25, 0.45, 0.6, 0.75] {
+    // few chunks have no intervals, and then values decide
+    let chunks_and_means = [4, 12].into_iter().flat_map(|c| numbers.map(|mean| (c, mean)));
+    for (chunks, mean) in chunks_and_means {
+        for flips in [0.25, 0.45, 0.6, 0.75, 0.9] {
             let agreement = 1.0 - flips * f64::sqrt(mean);
             let statistics = found(mean, 8.0 * mean, agreement);
             let found =
                 [("q8_0", 8.5, statistics.clone()), ("q4_0:norot", 4.5, statistics.clone())];
-            let text =
-                draft(&corpus).of_model(&Source::at("m/o.gguf".into()), &measurement(&found));
+            let text = draft(&corpus, chunks)
+                .of_model(&Source::at("m/o.gguf".into()), &measurement(&found));
             let (policy, warnings) = Policy::parse(&text, Path::new("thresholds.toml"))
                 .unwrap_or_else(|e| panic!("{e}\n{text}"));
             assert!(warnings.is_empty(), "{}\n{text}", warnings[0]);
@@ -166,7 +172,7 @@ fn a_policy_of_any_chunks_is_decided_by_them() {
         let mut measurement =
             measurement(&[("q8_0", 8.5, statistics.clone()), ("q4_0", 4.5, statistics)]);
         measurement.schemes.iter_mut().for_each(|scheme| scheme.outcome = outcome.clone());
-        let text = draft(&corpus).of_model(&Source::at("m/o.gguf".into()), &measurement);
+        let text = draft(&corpus, 12).of_model(&Source::at("m/o.gguf".into()), &measurement);
         let (policy, _) = Policy::parse(&text, Path::new("thresholds.toml")).unwrap();
         assert_eq!(policy.models[0].confidence, Some(CONFIDENCE));
         for cell in &policy.models[0].cells {
@@ -179,7 +185,7 @@ fn a_policy_of_any_chunks_is_decided_by_them() {
 
 #[test]
 fn the_policy_without_a_model_says_so_and_how_to_get_one() {
-    let text = draft(&["corpora/prose.txt".into()]).skeleton();
+    let text = draft(&["corpora/prose.txt".into()], 12).skeleton();
     let error = Policy::parse(&text, Path::new("thresholds.toml")).unwrap_err().to_string();
     assert!(error.contains("has no model") && error.contains("kvgate init --model"), "{error}");
     assert_eq!(error.matches("error").count(), 1, "{error}");
@@ -204,7 +210,7 @@ fn a_checkpoint_of_the_hub_is_named_with_its_commit() {
     let pinned = format!("hf:org/name@{commit}/a.gguf").parse().unwrap();
     let corpus = ["corpora/prose.txt".to_string()];
     let found = measurement(&[("q8_0", 8.5, found(0.001, 0.01, 0.98))]);
-    let text = draft(&corpus).of_model(&Source::of_hub(pinned), &found);
+    let text = draft(&corpus, 12).of_model(&Source::of_hub(pinned), &found);
     let (policy, warnings) = Policy::parse(&text, Path::new("thresholds.toml")).unwrap();
     assert!(warnings.is_empty(), "{text}");
     let pinned = policy.models[0].source.hub.as_ref().unwrap();

@@ -1,9 +1,10 @@
 //! Intervals of the mean of chunk values.
 //!
 //! Chunks of a category are like each other, and categories are not. So a chunk's value is compared with the mean of its
-//! category, and what is left is taken as one sample of all categories together: relative to that mean if values cannot
-//! be negative, else as a difference. Its spread gives the standard error, with as many degrees of freedom as there are
-//! chunks more than categories.
+//! category, and what is left is taken as one sample of all categories together. Its spread gives the standard error, with
+//! as many degrees of freedom as there are chunks more than categories. What is left is the difference to the mean. If
+//! values cannot be negative, it is also taken relative to the mean, and the wider interval counts: a category of which
+//! few chunks were seen borrows the relative spread of the others, but not where its own is larger.
 //!
 //! The values are skewed: a few chunks can hold most of a scheme's divergence, and a sample that missed them looks
 //! harmless. So an upper end is not taken from the sample alone, but from the sample and one chunk more, which nobody has
@@ -22,6 +23,8 @@ pub(super) struct Unseen(f64);
 impl Unseen {
     /// For shares of positions among which many count.
     pub const SHARE: Self = Unseen(1.5);
+    /// For changes of means of divergences on the same chunks, which move together.
+    pub const CHANGE: Self = Unseen(1.5);
     /// For means of divergences, and for shares of positions with large ones.
     pub const DIVERGENCE: Self = Unseen(3.0);
     /// For means of what is decided by few positions of a chunk: squares, and differences that may cancel.
@@ -97,17 +100,18 @@ impl Chunks {
             return Interval { low: 0.0, high: self.bound_of_nothing(confidence, step) };
         }
         let t = student(confidence, self.degrees_of_freedom());
-        let residuals = self.residuals(&|value, mean| value / mean - 1.0);
+        let ends = |residuals: &[f64], weight: f64| {
+            let seen = standard_error(residuals) * weight;
+            let (center, error) = self.with_unseen(residuals, step / m);
+            let center = 1.0 + center;
+            ((-t * seen).exp(), center * (t * error * weight / center).exp())
+        };
         // how much more the mean spreads if chunks with larger values spread more
         let squares = |values: &Vec<f64>| values.len() as f64 * mean(values.iter()).powi(2);
         let weight = (self.categories.iter().map(squares).sum::<f64>() / self.count()).sqrt() / m;
-        let seen = standard_error(&residuals) * weight;
-        let (center, error) = self.with_unseen(&residuals, step / m);
-        let center = 1.0 + center;
-        Interval {
-            low: m * (-t * seen).exp(),
-            high: m * center * (t * error * weight / center).exp(),
-        }
+        let alike = ends(&self.residuals(&|value, mean| value / mean - 1.0), weight);
+        let apart = ends(&self.residuals(&|value, mean| (value - mean) / m), 1.0);
+        Interval { low: m * alike.0.min(apart.0), high: m * alike.1.max(apart.1) }
     }
 
     /// The interval of the mean of values of either sign.

@@ -19,16 +19,16 @@ pub use needles::{of_answers, of_share};
 /// The confidence of intervals that are shown where nobody asks for another.
 pub const SHOWN: f64 = 0.95;
 
-/// The interval, at the confidence [`SHOWN`], of how far the mean KLD has moved from that of a golden, from the differences of the same chunks.
-/// Chunks move together, so it is much narrower than the intervals of both means are. None if there are too few chunks,
-/// or not the same.
+/// The interval, at the confidence [`SHOWN`], of how far the mean KLD has moved from that of a golden, from the differences
+/// of the same chunks. Chunks move together, so it is much narrower than the intervals of both means are. None if there are
+/// too few chunks, or not the same.
 #[must_use]
 pub fn of_change(parts: &[Part], golden: &ChunkMeans) -> Option<[f64; 2]> {
     if parts.len() < LEAST_CHUNKS || parts.iter().any(|part| golden.get(part).is_none()) {
         return None;
     }
     let moved = |part: &Part| per_token(part, part.kld) - golden.get(part).unwrap_or(f64::NAN);
-    let found = Chunks::of_differences(parts, Unseen::SHARE, &moved).mean_of_differences(SHOWN);
+    let found = Chunks::of_differences(parts, Unseen::CHANGE, &moved).mean_of_differences(SHOWN);
     Some([found.low, found.high])
 }
 

@@ -47,6 +47,21 @@ fn the_lower_end_by_hand() {
     assert!((interval(Statistic::MeanKld, &ALIKE).low / low - 1.0).abs() < 1e-6);
 }
 
+/// By hand: differences of 0.75 times the mean on two chunks of the category that holds most, and 0 elsewhere. Relative to
+/// the means of categories, the even one would make the other look even.
+#[test]
+fn a_category_that_spreads_more_than_the_others_is_not_evened_out() {
+    let mut wild = ALIKE;
+    for (i, factor) in [1.0, 1.0, 1.0, 1.0, 3.0, 4.5, 1.5, 3.0].into_iter().enumerate() {
+        wild[i].1 = factor;
+    }
+    let (statistics, _) = parts(&wild);
+    let error = (2.0 * 0.75f64.powi(2) * 4.0 / 3.0).sqrt() / 8.0;
+    let low = statistics.mean_kld * (-2.446_912 * error).exp();
+    let found = interval(Statistic::MeanKld, &wild);
+    assert!((found.low / low - 1.0).abs() < 1e-6, "{found:?}");
+}
+
 #[test]
 fn categories_do_not_count_as_spread() {
     let told = interval(Statistic::MeanKld, &ALIKE);

@@ -4,7 +4,7 @@ use crate::judge::interval::{self, Interval, NoInterval, SHOWN};
 use crate::policy::Expectation;
 use crate::results::statistics::{Direction, Part, Statistic, Statistics};
 use crate::results::verdict::{Decision, JudgedLimit, Verdict};
-use crate::text::numbers::significant;
+use crate::text::numbers::{rounded, significant, Rounded};
 
 /// The interval of a value that a limit is judged by.
 ///
@@ -97,10 +97,14 @@ fn what_would_decide(limit: &JudgedLimit, (own, all): (usize, usize)) -> String 
                 histograms of chunks"
             .into();
     }
+    let (looser, tighter) = match limit.statistic.direction() {
+        Direction::AtMost => (Rounded::Up, Rounded::Down),
+        Direction::AtLeast => (Rounded::Down, Rounded::Up),
+    };
     let move_to = format!(
         "a limit of {} would be kept, and one of {} broken",
-        significant(kept, 3),
-        significant(broken, 3)
+        rounded(kept, 3, looser),
+        rounded(broken, 3, tighter)
     );
     match chunks_that_decide(limit, (low, high), own) {
         Some(needed) => {
@@ -128,6 +132,32 @@ fn chunks_that_decide(
     let (value, bound) = (harm(limit.value), harm(limit.bound));
     let ends = [harm(low), harm(high)];
     let end = if value <= bound { ends[0].max(ends[1]) } else { ends[0].min(ends[1]) };
-    let times = ((end / value).ln() / (bound / value).ln()).powi(2);
+    let times = match value > 0.0 {
+        true => ((end / value).ln() / (bound / value).ln()).powi(2),
+        // the upper end of what was not seen once shrinks with the number of chunks
+        false => end / bound,
+    };
     (times.is_finite() && times < 100.0).then(|| (chunks as f64 * times).ceil() as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::fixture;
+
+    /// No flip was seen, and more chunks without one would be enough.
+    #[test]
+    fn what_was_not_seen_once_needs_more_chunks() {
+        let own = fixture::report().results.cases[2].limits[0].clone();
+        let of = |bound| JudgedLimit {
+            statistic: Statistic::Top1Agreement,
+            value: 1.0,
+            bound,
+            low: Some(0.985),
+            high: Some(1.0),
+            ..own.clone()
+        };
+        assert_eq!(chunks_that_decide(&of(0.99), (0.985, 1.0), 8), Some(12));
+        assert_eq!(chunks_that_decide(&of(1.0), (0.985, 1.0), 8), None);
+    }
 }

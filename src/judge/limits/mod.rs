@@ -19,7 +19,7 @@ use crate::results::verdict::GoldenValues;
 use crate::results::verdict::{limit_on, of_each_look, Decision, JudgedLimit, Verdict};
 use crate::results::{Floor, Outcome, SchemeResult, Seen};
 use crate::text::command::{self, Measure};
-use crate::text::numbers::{count, significant};
+use crate::text::numbers::{count, rounded, significant, Rounded};
 use std::fmt;
 use std::path::PathBuf;
 
@@ -114,7 +114,7 @@ pub(super) fn floor_fault(
          of sums differs; set it to {} at least",
         named(limit),
         significant(floor.mean_kld, 2),
-        significant(least, 2)
+        rounded(least, 2, Rounded::Up)
     ))
 }
 

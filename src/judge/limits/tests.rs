@@ -526,6 +526,8 @@ fn a_limit_near_the_floor_says_nothing_of_a_lossy_scheme() {
         assert!(said.starts_with("the limit mean_kld = 0.002 (thresholds.toml:"), "{said}");
         assert!(said.contains("three times the floor 0.0010,"), "{said}");
         assert!(said.ends_with("set it to 0.0030 at least"), "{said}");
+        let said = says(effective, 0.00411).unwrap();
+        assert!(said.ends_with("set it to 0.013 at least"), "0.01233 is needed: {said}");
     }
 }
 

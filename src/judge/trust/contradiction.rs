@@ -551,8 +551,7 @@ mod tests {
             (0..2).for_each(|scheme| drop(parts(m, scheme).pop()));
         };
         assert_eq!(says(&partly), "", "it is that of the identity control on the first chunks");
-        let other =
-            "`q8_0` and `q4_0` were compared with different baselines: on chunk 3 of prose,";
+        let other = "`q8_0` and `q4_0` were compared with different baselines: on chunk 1 of code,";
         starts(says(&|m| parts(m, 1)[3].nll_base *= 1.01), other);
         starts(says(&|m| parts(m, 1)[3].nll_base = f64::NAN), other);
         let of_another_machine = |m: &mut Measurement| {

@@ -5,7 +5,7 @@
 //! chunk that is named is there, and so are all before it. So the draw from texts that end with the last chunk that is
 //! named must begin with the chunks that were measured.
 
-use crate::measure::corpus::{further_places, in_turn};
+use crate::measure::corpus::{even, further_places, in_turn};
 use crate::results::statistics::Part;
 use crate::results::{Conditions, CorpusFile, Measurement, Outcome, SchemeResult};
 use std::collections::BTreeMap;
@@ -41,6 +41,15 @@ pub fn other_chunks(measurement: &Measurement) -> Option<String> {
     }
     let drawn = drawn(corpus, &lengths, *chunks);
     schemes.iter().find_map(|own| {
+        let mut both = own.chunks.iter().zip(&drawn);
+        if let Some((more, drawn)) = both.find(|(own, drawn)| own.len() > drawn.len()) {
+            let (found, at) = more[drawn.len()];
+            return Some(format!(
+                "`{}` was measured on chunk {at} of {found} where a run draws none, because it is the turn of a text that \
+                 has no more: measure again",
+                own.scheme
+            ));
+        }
         let pairs = own.chunks.iter().zip(&drawn).flat_map(|(own, drawn)| own.iter().zip(drawn));
         let ((found, at), (category, chunk)) = pairs.into_iter().find(|(own, drawn)| own != drawn)?;
         Some(format!(
@@ -64,7 +73,7 @@ impl<'m> Own<'m> {
 fn drawn<'m>(corpus: &'m [CorpusFile], lengths: &[usize], chunks: usize) -> [Vec<Named<'m>>; 2] {
     let seeds: Vec<&str> = corpus.iter().map(|text| &text.sha256[..]).collect();
     let named = |(text, chunk): (usize, usize)| (&corpus[text].category[..], chunk);
-    let first = in_turn(lengths).into_iter().take(chunks);
+    let first = in_turn(lengths).into_iter().take(chunks.min(even(lengths)));
     let further = further_places(lengths, &seeds, chunks).into_iter();
     [first.map(named).collect(), further.map(named).collect()]
 }
@@ -77,7 +86,7 @@ mod tests {
     use crate::results::Look;
     use crate::testing::fixture;
 
-    /// Two schemes on the first four of 9 chunks of prose and 3 of code, the first of them with two further looks. Their
+    /// Two schemes on the first four of 9 chunks of prose and 9 of code, the first of them with two further looks. Their
     /// order is that of the hashes as another program has them.
     fn looked_twice() -> Measurement {
         let mut measurement = fixture::results().measurements.remove(0);
@@ -94,8 +103,8 @@ mod tests {
         };
         let look = |chunks| Look { statistics: Statistics::default(), parts: parts(chunks) };
         let looks = vec![
-            look([("prose", 2), ("code", 2), ("prose", 5), ("prose", 8)]),
-            look([("prose", 6), ("prose", 4), ("prose", 7), ("prose", 3)]),
+            look([("prose", 2), ("code", 2), ("prose", 5), ("code", 5)]),
+            look([("prose", 8), ("code", 8), ("prose", 6), ("code", 6)]),
         ];
         measurement.schemes.truncate(2);
         for (scheme, looks) in measurement.schemes.iter_mut().zip([looks, Vec::new()]) {
@@ -123,12 +132,9 @@ mod tests {
         assert_eq!(says(&|_| ()), "");
         let look = |edit: &dyn Fn(&mut Vec<Part>)| says(&|m| edit(&mut chunks(m, 0).1[0].parts));
         for (said, expected) in [
-            (
-                look(&|parts| parts.swap(2, 3)),
-                "chunk 8 of prose where a run draws chunk 5 of prose",
-            ),
+            (look(&|parts| parts.swap(2, 3)), "chunk 5 of code where a run draws chunk 5 of prose"),
             (look(&|parts| parts.swap(1, 2)), "chunk 5 of prose where a run draws chunk 2 of code"),
-            (look(&|parts| drop(parts.remove(2))), "chunk 8 of prose where a run draws chunk 5 of"),
+            (look(&|parts| drop(parts.remove(2))), "chunk 5 of code where a run draws chunk 5 of"),
             (
                 look(&|parts| parts[0].chunk = 1),
                 "chunk 1 of prose where a run draws chunk 2 of prose",
@@ -156,16 +162,25 @@ mod tests {
         }
         // a text that stands there often is as long each time
         let often = says(&|m| {
-            chunks(m, 0).1[0].parts[3].chunk = MOST_CHUNKS / 2;
+            chunks(m, 0).1[0].parts[2].chunk = MOST_CHUNKS / 2;
             m.conditions.corpus = vec![m.conditions.corpus[0].clone(); 2];
         });
         assert!(often.contains("more than anybody measures"), "{often}");
         // where a text ends is not known without it
         let shorter = says(&|m| {
             let (_, looks) = chunks(m, 0);
-            drop(looks[0].parts.remove(3));
+            drop(looks[1].parts.remove(3));
         });
         assert_eq!(shorter, "");
+        // more of one text than of another, where that has no more
+        let more = says(&|m| {
+            let (_, looks) = chunks(m, 0);
+            looks.truncate(1);
+            looks[0].parts.truncate(3);
+            let more = Part { chunk: 8, ..looks[0].parts[2].clone() };
+            looks[0].parts.push(more);
+        });
+        assert!(more.contains("chunk 8 of prose where a run draws none, because it is"), "{more}");
     }
 
     #[test]
@@ -175,7 +190,7 @@ mod tests {
         chunks(&mut measurement, 1).0[15].chunk = 20;
         let reasons = distrust(&measurement);
         let expected =
-            "`q4_0` was measured on chunk 20 of prose where a run draws chunk 15 of prose: measure again";
+            "`q4_0` was measured on chunk 20 of code where a run draws chunk 7 of code: measure again";
         assert!(
             reasons.len() == 3 && reasons.values().all(|reason| reason == expected),
             "{reasons:?}"
