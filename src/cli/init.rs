@@ -8,12 +8,15 @@ use crate::init::policy::{is_skeleton, Draft, SCHEMES};
 use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
 use crate::judge::trust;
 use crate::kv::Scheme;
-use crate::measure::{measure, Draw, Request};
+use crate::measure::corpus::CorpusError;
+use crate::measure::{measure, Draw, MeasureError, Request};
 use crate::policy::DEFAULT_PATH as POLICY;
 use crate::progress::Bar;
 use crate::repo;
 use crate::report::{terminal, Columns, Report};
+use crate::results::statistics::LEAST_CHUNKS;
 use crate::results::{Measurement, Outcome, Results};
+use crate::text::numbers::count;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -195,12 +198,30 @@ fn proposed(arguments: &Arguments, model: &Path, draft: &Draft) -> Result<String
     let measurement = {
         let bar = Bar::new(&name);
         let measured = measure(&request, &|what, done, all| bar.update(what, done, all));
-        measured.map_err(|error| Stop::new(NOT_MEASURED, error.to_string()))?.measurement
+        measured
+            .map_err(|error| Stop::new(NOT_MEASURED, unmeasured(&error, arguments)))?
+            .measurement
     };
     trusted(&measurement)?;
     let text = draft.of_model(&source, &measurement);
     show(measurement)?;
     Ok(text)
+}
+
+/// Why the model could not be measured. Nobody has heard of the folder from which the texts of `init` are measured.
+fn unmeasured(error: &MeasureError, arguments: &Arguments) -> String {
+    match error {
+        MeasureError::Corpus(CorpusError::TooShort { found, wanted, context, .. })
+            if arguments.corpus.is_empty() =>
+        {
+            let found = count(*found, "chunk");
+            format!(
+                "the texts in corpora/ that init measures on have {found} of {context} tokens, {wanted} were asked for; \
+                 ask for fewer with `--chunks N`, or name longer texts with `--corpus FILE,…`"
+            )
+        }
+        error => error.to_string(),
+    }
 }
 
 /// Makes a name fit for cases and goldens.
@@ -345,6 +366,13 @@ fn say_next(arguments: &Arguments, starter: &Starter, is_new: bool) -> Result<()
     }
     if arguments.corpus.is_empty() {
         say("note     the texts in corpora/ are a start: a release is judged on text of its own use")?;
+    }
+    if is_new && arguments.model.is_some() && arguments.chunks < LEAST_CHUNKS {
+        let chunks = count(arguments.chunks, "chunk");
+        say(format!(
+            "note     values of {chunks} have no intervals, so the policy asks for no confidence: `--chunks \
+             {LEAST_CHUNKS}` at least"
+        ))?;
     }
     match (&arguments.model, is_new) {
         (None, _) => say("next     kvgate init --model MODEL, which measures it and proposes limits"),

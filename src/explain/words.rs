@@ -81,6 +81,12 @@ fn sides(explanation: &Explanation) -> Option<String> {
 }
 
 fn place(explanation: &Explanation) -> String {
+    if explanation.additivity.sum <= 0.0 {
+        return format!(
+            "The harm has no single place: each of {} reads 0 by itself, and only together they do harm.",
+            parts(explanation)
+        );
+    }
     let culprits = &explanation.culprits;
     let named = sites(&culprits.sites);
     let check = trial(explanation, "culprits_exact").map_or(String::new(), |check| {
@@ -322,6 +328,15 @@ mod tests {
             answer.contains("(K of layers 0-1 and V of layers 0-1). With these exact,"),
             "{answer}"
         );
+    }
+
+    /// No number of parts holds a share of nothing.
+    #[test]
+    fn parts_that_do_nothing_by_themselves_hold_no_share() {
+        let answer = answer_of([[0.0, 0.0], [0.0, 0.0]], 0.4);
+        let place = "The harm has no single place: each of 4 parts (each K or V of a layer) reads 0 by itself, and only";
+        assert!(answer.contains(place), "{answer}");
+        assert!(!answer.contains("80 %") && !answer.contains("remains"), "{answer}");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! are not compared, because the mean of all of them is.
 
 use super::lines::Lines;
-use super::{rounded, GoldenError};
+use super::{rounded, GoldenError, SIGNIFICANT_DIGITS};
 use crate::results::statistics::{Part, Statistic};
+use crate::text::numbers::count;
 use std::fmt;
 
 /// The title of the lines.
@@ -38,6 +39,30 @@ impl ChunkMeans {
 
     pub(super) fn is_finite(&self) -> bool {
         self.0.iter().flat_map(|(_, means)| means).all(|mean| mean.is_finite())
+    }
+
+    /// How these are not the means of so many chunks with this mean. A golden without any is sound.
+    pub(super) fn contradiction(&self, mean: f64, chunks: usize) -> Option<String> {
+        let all: Vec<f64> = self.0.iter().flat_map(|(_, means)| means).copied().collect();
+        if all.is_empty() {
+            return None;
+        }
+        if all.len() != chunks {
+            return Some(format!(
+                "it has `{TITLE}` of {}, and its `chunks` are {chunks}",
+                count(all.len(), "chunk")
+            ));
+        }
+        // all chunks have as many tokens; each number may be half a unit of its last digit off
+        let average = |of: fn(f64) -> f64| all.iter().copied().map(of).sum::<f64>() / chunks as f64;
+        let rounding = 0.5 / 10f64.powi(i32::from(SIGNIFICANT_DIGITS) - 1);
+        let slack = 1.1 * rounding * (mean.abs() + average(f64::abs)) + f64::EPSILON;
+        let made = average(|mean| mean);
+        ((made - mean).abs() > slack).then(|| {
+            let name = Statistic::MeanKld.name();
+            let [made, mean] = [made, mean].map(|value| rounded(Statistic::MeanKld, value));
+            format!("its `{TITLE}` average {made}, and its `{name}` is {mean}")
+        })
     }
 
     pub(super) fn parse(lines: &mut Lines) -> Result<Self, GoldenError> {

@@ -206,6 +206,10 @@ impl Golden {
         if golden.replay.is_some() != golden.conditions.prompts.is_some() {
             return Err(lines.error("it has prompts without what was made of them, or the reverse"));
         }
+        let (mean, chunks) = (golden.values[0], golden.conditions.chunks);
+        if let Some(problem) = golden.chunk_means.contradiction(mean, chunks) {
+            return Err(lines.error(problem));
+        }
         match lines.next() {
             None => Ok(golden),
             Some(line) => Err(lines.error(format!("unexpected line `{line}`"))),
@@ -331,7 +335,7 @@ mod tests {
     use crate::testing::fixture;
 
     fn golden() -> Golden {
-        let results = fixture::results();
+        let results = fixture::sound();
         Golden::of(&results.measurements[0], &results.measurements[0].schemes[1]).unwrap()
     }
 
@@ -345,7 +349,7 @@ source: kvgate
 ---
 effective       q4_0
 
-tokens_scored   4096
+tokens_scored   4080
 mean_kld        0.06120
 median_kld      0.02000
 p90_kld         0.1500
@@ -353,14 +357,14 @@ p95_kld         0.2500
 p99_kld         0.7000
 p999_kld        1.500
 max_kld         2.250
-top1_agreement  0.8612
+top1_agreement  0.8627
 rms_dp          0.08100
 ppl             22.03
 ppl_ratio       1.0442
 baseline_ppl    21.10
 
 chunk means
-  prose: 0
+  prose: 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120
 
 subject
   weights       a5fd3b62
@@ -385,7 +389,7 @@ conditions
         golden.subject.tokenizer_sha256 = Some("77cc".into());
         golden.conditions.corpus[0].category = "long prose".into();
         golden.conditions.reading = vec!["untrained".into(), "ignored key llama.foo".into()];
-        golden.values[0] = 1.234e-7;
+        (golden.values[0], golden.values[1], golden.conditions.chunks) = (0.2917, 1.234e-7, 3);
         let part = |category: &str, kld| Part {
             category: category.into(),
             tokens: 1,
@@ -473,6 +477,24 @@ conditions
         // a mean may be over every quantile but the last, and the fourth digit may be one off
         assert!(parse("0.06120", "2.251").is_ok());
         assert!(parse("0.2500", "0.1499").is_ok());
+    }
+
+    /// Edited by hand, so that a change of the mean looks like chance.
+    #[test]
+    fn chunk_means_that_are_not_of_its_chunks_are_refused() {
+        let text = golden().snapshot();
+        let means = text.lines().find(|line| line.starts_with("  prose: ")).unwrap();
+        let error = |values: &str| {
+            let edited = text.replace(means, &format!("  prose: {values}"));
+            Golden::parse(&edited, "g.snap").err().map(|error| error.to_string())
+        };
+        let of = |value: &str| vec![value; 16].join(" ");
+        // each printed number may be half a unit off, and so may the mean
+        assert_eq!(error(&of("0.06124")), None);
+        let why = "its `chunk means` average 0.06130, and its `mean_kld` is 0.06120; take the file";
+        assert!(error(&of("0.06130")).is_some_and(|error| error.contains(why)));
+        let why = "it has `chunk means` of 15 chunks, and its `chunks` are 16; take the file";
+        assert!(error(&vec!["0.06120"; 15].join(" ")).is_some_and(|error| error.contains(why)));
     }
 
     #[test]

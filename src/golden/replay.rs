@@ -325,7 +325,7 @@ mod tests {
     use crate::testing::fixture;
 
     fn golden(replay: Replay) -> Golden {
-        let mut measurement = fixture::results().measurements.remove(0);
+        let mut measurement = fixture::sound().measurements.remove(0);
         measurement.conditions.prompts = Some(fixture::generated().conditions());
         let scheme = SchemeResult { replay: Some(replay), ..measurement.schemes[1].clone() };
         Golden::of(&measurement, &scheme).unwrap()

@@ -190,7 +190,7 @@ mod tests {
 
     /// The fixture's `q4_0` as llama.cpp would have measured it.
     fn of_llama_cpp(build: &str) -> Results {
-        let mut results = fixture::results();
+        let mut results = fixture::sound();
         results.measurements[0].conditions.engine = format!("llama.cpp {build}");
         results.measurements[0].conditions.corpus.clear();
         results
@@ -212,7 +212,7 @@ mod tests {
         let accept = |file: &Path, results: &Results| {
             write_atomically(file, |w| w.write_all(golden(results).snapshot().as_bytes())).unwrap();
         };
-        accept(&path_by(root.path(), MeasuredBy::Kvgate, STEM), &fixture::results());
+        accept(&path_by(root.path(), MeasuredBy::Kvgate, STEM), &fixture::sound());
         let verdict = |results: &Results| {
             let file = path_by(root.path(), engine(&results.measurements[0]), STEM);
             (compare(Golden::read(&file).unwrap().as_ref(), &golden(results)), file)
@@ -223,7 +223,7 @@ mod tests {
         let results = of_llama_cpp("b11434");
         accept(&file, &results);
         assert!(verdict(&results).0.matches());
-        assert!(verdict(&fixture::results()).0.matches(), "its own is untouched");
+        assert!(verdict(&fixture::sound()).0.matches(), "its own is untouched");
         let comparison = verdict(&of_llama_cpp("b11500")).0;
         assert!(matches!(comparison, Comparison::Stale(_)));
         let compared = compared(&results, comparison);

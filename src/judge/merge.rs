@@ -1,6 +1,7 @@
 //! Merges the results of several jobs, each of which measured a part of one policy at one commit, into those
 //! of one run.
 
+use super::trust::is_same_baseline;
 use crate::golden;
 use crate::policy::Policy;
 use crate::results::case::CaseKind;
@@ -67,8 +68,8 @@ pub fn merge(files: Vec<(String, Results)>) -> Result<Results, MergeError> {
     // needed
     let is_measured = |model: &String| merged.measurements.iter().any(|m| m.model == *model);
     let mut not_needed: Vec<_> = std::mem::take(&mut merged.not_needed);
-    not_needed.retain(|model| !is_measured(model));
-    not_needed.dedup();
+    let mut seen = BTreeSet::new();
+    not_needed.retain(|model| !is_measured(model) && seen.insert(model.clone()));
     merged.not_needed = not_needed;
     Ok(merged)
 }
@@ -181,8 +182,21 @@ fn other_way(one: &Measurement, other: &Measurement) -> Option<String> {
     } else if contexts(one) != contexts(other) {
         Some("its contexts with needles are other ones".into())
     } else {
-        None
+        other_baseline(one, other)
     }
+}
+
+/// How the baselines of two measurements are different ones. Other machines add in other orders, so their perplexities and
+/// floors differ a little.
+fn other_baseline(one: &Measurement, other: &Measurement) -> Option<String> {
+    let (ours, theirs) = (one.run.baseline_ppl, other.run.baseline_ppl);
+    // a shard without numbers has no perplexity of the chunks
+    let both = one.schemes.iter().any(is_measured) && other.schemes.iter().any(is_measured);
+    if both && !is_same_baseline(ours.ln(), theirs.ln()) {
+        return Some(format!("its baseline has a perplexity of {theirs}, not {ours}"));
+    }
+    let [ours, theirs] = [one.floor?, other.floor?].map(|floor| floor.tokens_scored);
+    (ours != theirs).then(|| format!("its floor is of {theirs} positions, not {ours}"))
 }
 
 /// Which contexts with needles a measurement was made on.
@@ -247,6 +261,7 @@ const MISSING: &str =
 mod tests {
     use super::*;
     use crate::judge::trust::distrust;
+    use crate::results::Floor;
     use crate::testing::fixture;
 
     fn shards() -> [(String, Results); 2] {
@@ -302,7 +317,31 @@ mod tests {
         differs(&|m| m.controls.clear(), none);
         let text = "its text of the baseline is another one";
         differs(&|m| m.generated = Some(fixture::generated()), text);
+        let perplexity = "its baseline has a perplexity of 21.4, not 21.1";
+        differs(&|m| m.run.baseline_ppl = 21.4, perplexity);
+        differs(
+            &|m| m.run.baseline_ppl = f64::NAN,
+            "its baseline has a perplexity of NaN, not 21.1",
+        );
         assert!(merge(Vec::new()).is_err());
+    }
+
+    /// Machines differ in their rounding, and the largest floor binds. Its positions are those of the first chunks.
+    #[test]
+    fn shards_of_other_machines_have_one_baseline_up_to_rounding() {
+        let merged = |floors: [(f64, u64); 2]| {
+            let mut shards = shards();
+            for ((_, results), (mean_kld, tokens_scored)) in shards.iter_mut().zip(floors) {
+                let floor = Some(Floor { mean_kld, tokens_scored, batch: 171 });
+                results.measurements[0].floor = floor;
+            }
+            shards[1].1.measurements[0].run.baseline_ppl += 1e-3;
+            merge(shards.into()).map_err(|error| error.to_string())
+        };
+        let floor = merged([(1e-4, 510), (2e-4, 510)]).unwrap().measurements[0].floor.unwrap();
+        assert_eq!(floor.mean_kld, 2e-4);
+        let error = merged([(1e-4, 510), (2e-4, 255)]).unwrap_err();
+        assert!(error.contains("its floor is of 255 positions, not 510"), "{error}");
     }
 
     /// A broken control lane counts for all schemes, in whichever shard it is.
@@ -402,8 +441,8 @@ mod tests {
     #[test]
     fn not_needed_is_what_none_measured() {
         let mut shards = shards();
-        shards[0].1.not_needed = vec!["a".into()];
-        shards[1].1.not_needed = vec!["b".into(), "gemma-3-270m".into()];
+        shards[0].1.not_needed = vec!["a".into(), "b".into()];
+        shards[1].1.not_needed = vec!["a".into(), "b".into(), "gemma-3-270m".into()];
         assert_eq!(merge(shards.into()).unwrap().not_needed, ["a", "b"]);
     }
 }

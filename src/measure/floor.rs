@@ -5,7 +5,7 @@
 //! therefore computed once more on the first chunks, in batches of an odd size with a cache that grows, and compared with
 //! itself as schemes are compared with it. A difference between schemes that is not well above this floor means nothing.
 
-use super::corpus::Chunk;
+use super::corpus::{scored, Chunk};
 use super::engine::{positions, LaneError};
 use super::generate::growing_cache;
 use super::prepare::Prepared;
@@ -27,6 +27,11 @@ const BATCHES: usize = 3;
 
 /// In how many batches it is computed if the weights are read from the file once for each.
 const STREAMED_BATCHES: usize = 2;
+
+/// How many positions a floor is the mean of, in a run on so many chunks of `context` tokens.
+pub fn tokens_scored(chunks: usize, context: usize) -> usize {
+    chunks.min(CHUNKS) * scored(context).len()
+}
 
 /// Measures the floor.
 ///

@@ -10,7 +10,7 @@ pub mod calibrate;
 pub mod corpus;
 mod divergence;
 pub mod engine;
-mod floor;
+pub(crate) mod floor;
 pub mod generate;
 mod lanes;
 pub mod mimic;

@@ -13,6 +13,7 @@ use crate::results::statistics::{Direction, Quantity, Statistic};
 use crate::source::pinned;
 use crate::text::suggest::nearest;
 use std::collections::BTreeMap;
+use std::num::IntErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use toml::de::{DeString, DeTable, DeValue};
@@ -35,6 +36,17 @@ pub(super) struct Document {
     pub models: Vec<Section>,
     /// The names in `[schemes]`, and where each stands.
     pub named: BTreeMap<String, Range<usize>>,
+}
+
+impl Document {
+    /// Drops every `max_chunks`: whether it is more than `chunks` cannot be told if these are wrong.
+    fn drop_maxima(&mut self) {
+        self.defaults.max_chunks = None;
+        for model in &mut self.models {
+            model.max_chunks = None;
+            model.at.iter_mut().for_each(|at| at.max_chunks = None);
+        }
+    }
 }
 
 /// What `[defaults]`, a model or one of its `at` sections says itself. Inherited values are not in it.
@@ -116,6 +128,12 @@ struct KeyRow<Into> {
     tables: &'static [Table],
     read: fn(&mut Reader, &Key, &Value, &mut Into),
 }
+
+/// Stands for a value that is wrong, which has been reported.
+struct Reported;
+
+/// More chunks of each text than any limit needs, and more than any corpus has.
+const MANY_CHUNKS: usize = 1 << 20;
 
 /// The tables of a policy that have keys of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,7 +265,7 @@ const SECTION_KEYS: &[KeyRow<Section>] = &[
         name: "chunks",
         example: "chunks = 16",
         tables: EVERYWHERE,
-        read: |reader, key, value, section| section.chunks = Some(reader.count(key, value, 1)),
+        read: |reader, key, value, section| section.chunks = Some(reader.chunks(key, value)),
     },
     KeyRow {
         name: "confidence",
@@ -263,7 +281,8 @@ const SECTION_KEYS: &[KeyRow<Section>] = &[
         tables: EVERYWHERE,
         read: |reader, key, value, section| {
             let is_dropped = value.get_ref().as_bool() == Some(false);
-            section.max_chunks = Some((!is_dropped).then(|| reader.count(key, value, 1)))
+            section.max_chunks =
+                Some(if is_dropped { None } else { reader.counted(key, value, 1).ok() })
         },
     },
     KeyRow {
@@ -399,12 +418,15 @@ pub(super) struct Reader<'f> {
     /// The schemes named in `[schemes]`. `None` if the text was not a scheme, which has been reported.
     named: BTreeMap<String, Option<Scheme>>,
     named_at: Keys,
+    /// Whether a number of chunks was wrong, which has been reported.
+    has_wrong_chunks: bool,
 }
 
 impl<'f> Reader<'f> {
     pub fn new(findings: &'f mut Findings) -> Self {
         let folder = findings.text().path.parent().unwrap_or(Path::new("")).to_owned();
-        Reader { findings, folder, named: BTreeMap::new(), named_at: Keys::new() }
+        let (named, named_at) = (BTreeMap::new(), Keys::new());
+        Reader { findings, folder, named, named_at, has_wrong_chunks: false }
     }
 
     /// Reads the whole file. If it is not TOML, there are no sections.
@@ -440,6 +462,9 @@ impl<'f> Reader<'f> {
             self.no_models(0..0);
         }
         document.named = self.named_at;
+        if self.has_wrong_chunks {
+            document.drop_maxima();
+        }
         document
     }
 
@@ -672,8 +697,8 @@ impl<'f> Reader<'f> {
             }
             let meant = nearest(name, names.iter().copied()).and_then(Statistic::find);
             if let Some(statistic) = meant {
-                let bound = self.bound(statistic, value);
                 let quantity = Quantity { category: category.map(Into::into), statistic };
+                let bound = self.bound(&quantity, value);
                 limits.insert(quantity, Spanned::new(key.span().start..value.span().end, bound));
             }
         }
@@ -699,7 +724,8 @@ impl<'f> Reader<'f> {
         self.findings.error(key.span(), message, help);
     }
 
-    fn bound(&mut self, statistic: Statistic, value: &Value) -> Option<f64> {
+    fn bound(&mut self, quantity: &Quantity, value: &Value) -> Option<f64> {
+        let statistic = quantity.statistic;
         let name = statistic.name();
         if value.get_ref().as_bool() == Some(false) {
             return None;
@@ -716,7 +742,8 @@ impl<'f> Reader<'f> {
             );
             return Some(f64::NAN);
         };
-        if let Some((message, help)) = impossible(statistic, bound) {
+        let wrong = impossible(statistic, bound).or_else(|| always_broken(quantity, bound));
+        if let Some((message, help)) = wrong {
             self.findings.error(value.span(), message, help);
         }
         Some(bound)
@@ -901,22 +928,34 @@ impl<'f> Reader<'f> {
         hash.to_ascii_lowercase()
     }
 
+    /// A number of chunks. A wrong one is reported, and read as so many that none of their limits lacks chunks.
+    fn chunks(&mut self, key: &Key, value: &Value) -> usize {
+        self.counted(key, value, 1).unwrap_or_else(|Reported| {
+            self.has_wrong_chunks = true;
+            MANY_CHUNKS
+        })
+    }
+
+    /// A whole number. A wrong one is reported, and read as the least one.
     fn count(&mut self, key: &Key, value: &Value, least: usize) -> usize {
+        self.counted(key, value, least).unwrap_or(least)
+    }
+
+    fn counted(&mut self, key: &Key, value: &Value, least: usize) -> Result<usize, Reported> {
         let DeValue::Integer(number) = value.get_ref() else {
             self.wrong_type(key, value, "a whole number");
-            return least;
+            return Err(Reported);
         };
-        match usize::from_str_radix(number.as_str(), number.radix()) {
-            Ok(number) if number >= least => number,
-            _ => {
-                self.findings.error(
-                    value.span(),
-                    format!("`{}` must be at least {least}", key.get_ref()),
-                    example(key),
-                );
-                least
+        let wrong = match usize::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) if number >= least => return Ok(number),
+            Err(error) if *error.kind() == IntErrorKind::PosOverflow => {
+                format!("at most {}", usize::MAX)
             }
-        }
+            _ => format!("at least {least}"),
+        };
+        let message = format!("`{}` must be {wrong}", key.get_ref());
+        self.findings.error(value.span(), message, example(key));
+        Err(Reported)
     }
 
     /// One of [`CONFIDENCES`], or `false`. Anything else is reported, and read as `false`.
@@ -1093,6 +1132,21 @@ fn impossible(statistic: Statistic, bound: f64) -> Option<(String, String)> {
     } else {
         None
     }
+}
+
+/// Says why whatever is measured breaks a bound of 0. On all chunks a scheme that quantizes nothing keeps a mean KLD of 0,
+/// and with it that of each category.
+fn always_broken(quantity: &Quantity, bound: f64) -> Option<(String, String)> {
+    let Quantity { category, statistic } = quantity;
+    let name = statistic.name();
+    let why = match (statistic, category) {
+        _ if bound != 0.0 => return None,
+        (Statistic::PplRatio, _) => "no perplexity is 0",
+        (Statistic::MeanKld | Statistic::RmsDp, Some(_)) => "a scheme that quantizes reads more",
+        _ => return None,
+    };
+    let message = format!("`{name} = {bound}` is broken by every value: {why}");
+    Some((message, bound_help(*statistic)))
 }
 
 /// Names the most similar of the known names, or else all of them.

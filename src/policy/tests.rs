@@ -192,6 +192,7 @@ fn bounds_must_be_able_to_bind_and_to_hold() {
             &["not a percentage: `top1_agreement = 0.85`"],
         ),
         ("= 0.05", "= 0.05\nbaseline_ppl = «0.5»", &["impossible: it is at least 1"]),
+        ("= 0.05", "= 0.05\nppl_ratio = «0»", &["broken by every value: no perplexity is 0"]),
     ]);
     let more = "mean_kld = 0.05\nbaseline_ppl = 1_000";
     for sound in ["top1_agreement = 1.0", "rms_dp = 0", "mean_kld = 0.0", more] {
@@ -205,6 +206,7 @@ fn single_values_are_checked() {
     assert_faults(&[
         ("chunks = 4", "chunks = «0»", &["`chunks` must be at least 1", "`chunks = 16`"]),
         ("chunks = 4", "chunks = «-1»", &["must be at least 1"]),
+        ("chunks = 4", "chunks = «99999999999999999999»", &["`chunks` must be at most 1844674407"]),
         ("context = 512", "context = «15»", &["`context` must be at least 16"]),
         ("\"m.gguf\"", "«\"\"»", &["`path` is empty"]),
         ("\"corpora/c.txt\"", "«[]»", &["an empty corpus"]),
@@ -563,6 +565,12 @@ fn a_limit_by_category_has_a_text_enough_chunks_and_a_sum() {
         ("category.maths]\n«mean_kld = 0.04»", "here prose, tools, code; where a model has no"),
         ("category.tools]\n«p99_kld» = 0.04", "no quantile follows; limits by category: mean_kld,"),
         ("category.tools]\n«mean_kl» = 0.04", "did you mean `mean_kld`?"),
+        (
+            "category.tools]\nmean_kld = «0»",
+            "`mean_kld = 0` is broken by every value: a scheme that",
+        ),
+        ("category.tools]\nmean_kld = «-0.0»", "`mean_kld = -0` is broken by every value"),
+        ("category.tools]\nrms_dp = «0.0»", "`rms_dp = 0` is broken by every value"),
         ("category]\ntools = «0.04»", "`tools` takes a table"),
         ("category]\ntools = «false»", "drop each by its name: `category.tools.mean_kld = false`"),
     ] {
@@ -580,6 +588,31 @@ fn a_limit_by_category_has_a_text_enough_chunks_and_a_sum() {
     let marked = few.replace("mean_kld = 0.04", "«mean_kld = 0.04»");
     let words = ["7 chunks of `tools` are too few", "`chunks = 23` at least: 3 texts take turns"];
     assert_finding(&errors(&few), &marked, &words);
+}
+
+/// One mistake gives one finding, whatever else depends on the number of chunks.
+#[test]
+fn a_wrong_number_of_chunks_has_no_follow_up() {
+    let sure = "chunks = 24\nconfidence = 0.95\nmax_chunks = 96";
+    let in_model = "[models.m]\npath = \"m.gguf\"\nmax_chunks = 30\nat.x = { max_chunks = 40 }";
+    let text = BY_CATEGORY.replace("chunks = 24", sure);
+    let text = text.replace("[models.m]\npath = \"m.gguf\"", in_model);
+    assert!(parse(&text).is_ok());
+    for (wrong, words) in [
+        ("«24.0»", "`chunks` takes a whole number, not a number"),
+        ("«0»", "`chunks` must be at least 1"),
+        ("«99999999999999999999»", "`chunks` must be at most 18446744073709551615"),
+    ] {
+        let marked = text.replace("chunks = 24", &format!("chunks = {wrong}"));
+        assert_finding(&errors(&unmark(&marked).0), &marked, &[words]);
+    }
+    for (wrong, words) in [
+        ("«0»", "`max_chunks` must be at least 1"),
+        ("«99999999999999999999»", "`max_chunks` must be at most 18446744073709551615"),
+    ] {
+        let marked = text.replace("max_chunks = 40", &format!("max_chunks = {wrong}"));
+        assert_finding(&errors(&unmark(&marked).0), &marked, &[words]);
+    }
 }
 
 #[test]

@@ -24,6 +24,9 @@ pub(crate) const LLAMA_CPP_FLOATS: [&str; 3] = ["f32", "f16", "bf16"];
 /// Its other types.
 pub(crate) const LLAMA_CPP_BLOCKS: [&str; 6] = ["q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"];
 
+/// The option by which vLLM's users name the type of its cache, up to the name.
+pub(crate) const VLLM_TYPE: &str = "--kv-cache-dtype ";
+
 /// K or V, as the effective scheme writes it for all layers.
 #[derive(Clone, Copy)]
 struct Stored<'a> {
@@ -138,7 +141,7 @@ fn vllm([k, v]: [Stored; 2]) -> Option<Flags> {
 /// The engines that understand what vLLM's users type for a codec, and that option.
 fn vllm_option(accepted_by: &str) -> Option<(&str, &str)> {
     let (engines, flags) = accepted_by.split_once(": ")?;
-    let has = engines.starts_with("vLLM") && flags.starts_with("--kv-cache-dtype ");
+    let has = engines.starts_with("vLLM") && flags.starts_with(VLLM_TYPE);
     // what a pull request proposes is not in the engine
     (has && !engines.contains("pull request")).then_some((engines, flags))
 }

@@ -3,6 +3,7 @@
 use super::named::Named;
 use super::row::{relative, worst_limit};
 use crate::results::measured_by::MeasuredBy;
+use crate::results::retrieval::JudgedRetrieval;
 use crate::results::verdict::Verdict;
 use crate::results::{CaseResult, Control, Finding, Floor, Measurement, Results};
 use crate::text;
@@ -67,7 +68,10 @@ pub(super) fn floor(floor: &Floor) -> String {
 /// Says how many limits were judged with a confidence, and how often chance alone calls one broken.
 pub(super) fn confidence(results: &Results) -> Option<String> {
     let of_case = |case: &CaseResult| -> Vec<f64> {
-        case.limits.iter().filter_map(|limit| limit.confidence).collect()
+        let of_retrieval =
+            |limit: &JudgedRetrieval| limit.confidence.filter(|_| limit.low.is_some());
+        let own = case.limits.iter().filter_map(|limit| limit.confidence);
+        own.chain(case.retrieval.iter().filter_map(of_retrieval)).collect()
     };
     let of_cases = results.cases.iter().map(of_case).filter(|own| !own.is_empty());
     let of_cases: Vec<Vec<f64>> = of_cases.collect();
@@ -197,5 +201,12 @@ mod tests {
             "{told}"
         );
         assert!(told.ends_with(&format!("called broken with {any:.0} %")), "{told}");
+        // limits on what is retrieved count, too, if they were judged by an interval
+        let case = results.cases.iter_mut().find(|case| !case.limits.is_empty()).unwrap();
+        fixture::with_broken_loss(case);
+        case.retrieval[0].confidence = Some(0.95);
+        case.retrieval.push(JudgedRetrieval { low: None, ..case.retrieval[0].clone() });
+        let told = confidence(&results).unwrap();
+        assert!(told.starts_with(&format!("{} limits of {cases} cases", judged + 1)), "{told}");
     }
 }

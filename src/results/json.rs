@@ -2,9 +2,10 @@
 
 use crate::files::write_atomically;
 use crate::results::measured_by::MeasuredBy;
-use crate::results::statistics::Statistics;
-use crate::results::{Measurement, Results, FORMAT, OLDEST_FORMAT};
+use crate::results::statistics::{Part, Statistics};
+use crate::results::{Measurement, Outcome, Results, FORMAT, OLDEST_FORMAT};
 use crate::text;
+use serde::Deserialize;
 use serde_json::Value;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -205,7 +206,13 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
         });
     }
     // parsed from the text and not from the value, so that errors name line and column
-    let results: Results = serde_json::from_str(text).map_err(malformed)?;
+    let results: Results = serde_json::from_str(text).map_err(|source| {
+        let damaged = damaged_outcome(&value);
+        damaged.map_or_else(
+            || malformed(source),
+            |(place, why)| JsonError::Impossible { path: name.clone(), place, why },
+        )
+    })?;
     for (i, measurement) in results.measurements.iter().enumerate() {
         if let Err((place, why)) = possible(measurement, &value["measurements"][i]) {
             let place = format!("measurements[{i}].{place}");
@@ -219,6 +226,49 @@ fn parse(text: &str, name: String) -> Result<Results, JsonError> {
         None => Ok(Results { format: FORMAT, ..results }),
     }
 }
+
+/// The place of what makes a scheme's outcome unreadable, and what is wrong with it. serde only says that it is neither of
+/// the two outcomes.
+fn damaged_outcome(value: &Value) -> Option<(String, &'static str)> {
+    let measurements = value["measurements"].as_array()?.iter().enumerate();
+    let mut schemes = measurements.flat_map(|(i, measurement)| {
+        let schemes = measurement["schemes"].as_array().into_iter().flatten().enumerate();
+        schemes.map(move |(j, scheme)| (format!("measurements[{i}].schemes[{j}]"), scheme))
+    });
+    let (place, scheme) = schemes.find(|(_, scheme)| Outcome::deserialize(*scheme).is_err())?;
+    let results = fields_of_results();
+    if !results.iter().any(|key| scheme.get(key).is_some()) {
+        let why = match scheme.get("error") {
+            None => "has neither results nor an `error`",
+            Some(_) => "has an `error` that is no text",
+        };
+        return Some((place, why));
+    }
+    let missing = results.iter().find(|key| scheme.get(key).is_none());
+    Some(match missing {
+        Some(key) => (format!("{place}.{key}"), "is missing among its results"),
+        None => wrong_result(scheme, &place),
+    })
+}
+
+/// The place of a result of a scheme that is of another kind than it must be.
+fn wrong_result(scheme: &Value, place: &str) -> (String, &'static str) {
+    let is_chunk = |part: &Value| Part::deserialize(part).is_ok();
+    let mut results = fields_of_results().into_iter().filter(|key| key != PARTS);
+    if let Some(key) = results.find(|key| !scheme[key].is_number()) {
+        return (format!("{place}.{key}"), "is no number");
+    }
+    match scheme[PARTS].as_array() {
+        None => (format!("{place}.{PARTS}"), "is no list of chunks"),
+        Some(parts) => match parts.iter().position(|part| !is_chunk(part)) {
+            Some(at) => (format!("{place}.{PARTS}[{at}]"), "is not what is kept of a chunk"),
+            None => (place.into(), "has a result of another kind"),
+        },
+    }
+}
+
+/// The key of what is kept of each chunk.
+const PARTS: &str = "parts";
 
 /// The fields that are left out of a file where they say nothing. Other programs may write them all the same.
 const LEFT_OUT: [&str; 12] = [
@@ -312,7 +362,7 @@ const DEVICES: [&str; 3] = ["cpu", "cuda", "metal"];
 fn fields_of_results() -> Vec<String> {
     let statistics = serde_json::to_value(Statistics::default()).unwrap_or_default();
     let names = statistics.as_object().into_iter().flat_map(|fields| fields.keys().cloned());
-    names.chain(["parts".to_owned()]).collect()
+    names.chain([PARTS.to_owned()]).collect()
 }
 
 /// No run takes longer, in seconds: a century.
@@ -408,7 +458,6 @@ fn null_in(value: &Value, place: String) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::results::Outcome;
     use crate::testing::fixture;
 
     #[test]
@@ -573,6 +622,38 @@ mod tests {
             v["measurements"][0]["conditions"]["reading"] = Value::Array(Vec::new());
         };
         read_edited(&empty).unwrap();
+    }
+
+    /// A scheme has results or an error, and a reader of JSON says only that it found neither.
+    #[test]
+    fn a_damaged_outcome_is_told_by_its_place() {
+        let says = |edit: &dyn Fn(&mut serde_json::Map<String, Value>), what: &str| {
+            let mut value = serde_json::to_value(fixture::results()).unwrap();
+            edit(value["measurements"][0]["schemes"][1].as_object_mut().unwrap());
+            let error = parse(&value.to_string(), FILE.into()).unwrap_err().to_string();
+            let expected =
+                format!("{FILE}: measurements[0].schemes[1]{what}; no run writes that: ");
+            assert!(error.starts_with(&expected), "{error}");
+        };
+        let none = |scheme: &mut serde_json::Map<String, Value>| {
+            let results = fields_of_results();
+            scheme.retain(|key, _| !results.contains(key));
+        };
+        says(&none, " has neither results nor an `error`");
+        let no_text = |scheme: &mut serde_json::Map<String, Value>| {
+            none(scheme);
+            scheme.insert("error".into(), 5.into());
+        };
+        says(&no_text, " has an `error` that is no text");
+        says(&|scheme| drop(scheme.remove("p99_kld")), ".p99_kld is missing among its results");
+        says(&|scheme| drop(scheme.remove("parts")), ".parts is missing among its results");
+        says(&|scheme| scheme["ppl"] = "22".into(), ".ppl is no number");
+        says(&|scheme| scheme["parts"] = 1.into(), ".parts is no list of chunks");
+        says(
+            &|scheme| scheme["parts"][0]["kld"] = "0".into(),
+            ".parts[0] is not what is kept of a",
+        );
+        says(&|scheme| scheme["tokens_scored"] = (-1).into(), " has a result of another kind");
     }
 
     #[test]

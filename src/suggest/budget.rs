@@ -92,8 +92,8 @@ impl Budget {
         } else {
             count(sequences as usize, "sequence")
         };
-        let are = if bits > F16_BITS {
-            "which the unquantized cache fits into".into()
+        let are = if bits >= F16_BITS {
+            format!("which is {F16_BITS} bits per element or more")
         } else if each > 0.0 {
             // rounded down, so that it does not promise too much
             format!("which is {} bits per element", shown_bits((bits * 100.0).floor() / 100.0))
@@ -105,6 +105,11 @@ impl Budget {
             asked: format!("{text} for {of} of {tokens} tokens, {are}"),
             served: Some(served),
         }
+    }
+
+    /// Whether the unquantized cache fits, which does nothing.
+    pub(super) fn fits_half_precision(&self) -> bool {
+        self.bits >= F16_BITS
     }
 
     /// What to change so that a scheme fits that has so many bits, and takes so many bytes for a sequence.
@@ -153,7 +158,7 @@ mod tests {
         let asked_much = Budget::of_memory(1 << 40, "1TiB", much).asked;
         assert_eq!(
             asked_much,
-            "1TiB for a sequence of 8 tokens, which the unquantized cache fits into"
+            "1TiB for a sequence of 8 tokens, which is 16 bits per element or more"
         );
         assert_eq!(shared(50).asked, format!("{asked}the states of recurrent layers take"));
     }

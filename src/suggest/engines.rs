@@ -5,7 +5,7 @@ use crate::kv::codec::{self, Codec};
 use crate::kv::effective::Effective;
 use crate::kv::layout::{KvSide, LayerKv, Slot};
 use crate::kv::scheme::{Pair, Scheme, Side};
-use crate::report::flags::{is_skipped_in_vllm, is_vllm, LLAMA_CPP_BLOCKS};
+use crate::report::flags::{is_skipped_in_vllm, is_vllm, LLAMA_CPP_BLOCKS, VLLM_TYPE};
 use crate::text::suggest::did_you_mean;
 use serde::Serialize;
 
@@ -71,6 +71,15 @@ impl Engine {
             Engine::LlamaCpp => "llama.cpp",
             Engine::Vllm => "vLLM",
             Engine::Any => "any engine",
+        }
+    }
+
+    /// What its users call a scheme, by what they type for it, if that is a single name that engines do not share.
+    pub fn name_of<'f>(self, mut flags: impl Iterator<Item = &'f str>) -> Option<&'f str> {
+        let name = |flags: &'f str| flags.strip_prefix(VLLM_TYPE).filter(|n| !n.contains(' '));
+        match self {
+            Engine::Vllm => flags.find_map(name),
+            Engine::LlamaCpp | Engine::Any => None,
         }
     }
 

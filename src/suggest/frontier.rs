@@ -36,11 +36,12 @@ pub fn within(points: &[Point], factor: f64) -> Vec<usize> {
 
 fn near(points: &[Point], factor: f64, is_strict: bool) -> Vec<usize> {
     let mut order: Vec<usize> = (0..points.len()).collect();
-    order.sort_by(|&a, &b| {
-        let (a, b) = (points[a], points[b]);
-        let bits = if (a.bits - b.bits).abs() < SAME_BITS { 0.0 } else { a.bits - b.bits };
-        bits.total_cmp(&0.0).then(a.harm.total_cmp(&b.harm))
-    });
+    order.sort_by(|&a, &b| points[a].bits.total_cmp(&points[b].bits));
+    // being nearly equal is no order to sort by, so those with equal bits are sorted among themselves
+    let are_same = |&a: &usize, &b: &usize| !is_fewer(points[a].bits, points[b].bits);
+    for same in order.chunk_by_mut(are_same) {
+        same.sort_by(|&a, &b| points[a].harm.total_cmp(&points[b].harm));
+    }
     let mut least = f64::INFINITY;
     order.retain(|&i| {
         let harm = points[i].harm;
@@ -98,6 +99,18 @@ mod tests {
         let twice = vec![points()[0]; 2];
         assert_eq!(best(&twice), [0], "of equal points one is enough");
         assert!(best(&[]).is_empty());
+    }
+
+    /// Quotients of bytes differ in their last bits, and each may nearly equal the next one without equalling the one after.
+    #[test]
+    fn nearly_equal_bits_are_equal_and_no_order() {
+        let step = 0.6 * SAME_BITS;
+        let point = |i: usize| Point { bits: 6.0 + step * i as f64, harm: (i * 37 % 64) as f64 };
+        let chain: Vec<Point> = (0..64).rev().map(point).collect();
+        assert_eq!(best(&chain).len(), 1);
+        assert_eq!(chain[best(&chain)[0]].harm, 0.0);
+        let apart = [(6.0 + step, 0.1), (6.0, 0.2), (6.0 + 10.0 * step, 0.05)];
+        assert_eq!(best(&apart.map(|(bits, harm)| Point { bits, harm })), [0, 2]);
     }
 
     #[test]

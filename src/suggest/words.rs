@@ -25,8 +25,10 @@ fn recommendation(suggestion: &Suggestion) -> String {
         Some(flags) => format!("For {}: `{}`.", flags.engine, flags.flags),
         None => "Neither llama.cpp nor vLLM has options for it (`kvgate schemes` says which engines have its codecs).".into(),
     };
-    let (name, facts) = (shown(recommended.row, row), facts(suggestion, row));
-    format!("Serve {name}: {facts}. {} {flags}", why(suggestion, recommended))
+    let (own, name) = (shown(recommended.row, row), named(suggestion, recommended.row));
+    let too = if name == own { String::new() } else { format!(" (kvgate's {own})") };
+    let facts = facts(suggestion, row);
+    format!("Serve {name}{too}: {facts}. {} {flags}", why(suggestion, recommended))
 }
 
 /// Why a scheme is recommended.
@@ -67,8 +69,10 @@ fn why(suggestion: &Suggestion, recommended: Recommended) -> String {
 
 fn within_budget(suggestion: &Suggestion) -> String {
     let budget = suggestion.budget.as_ref().expect("it was chosen by a budget");
-    let fits_exactly = budget.bits >= 16.0;
-    let exact = if fits_exactly { " Half precision fits, too, and does nothing." } else { "" };
+    let exact = match budget.fits_half_precision() {
+        true => " Half precision fits, too, and does nothing.",
+        false => "",
+    };
     format!(
         "Of what was measured and fits {}, it does the least on the chunks that chose.{exact}",
         budget.asked
@@ -90,6 +94,13 @@ pub(super) fn shown(i: usize, row: &Row) -> String {
     } else {
         row.scheme.clone()
     }
+}
+
+/// The scheme of a row as the users of the engine call it, if they have one name for it.
+fn named(suggestion: &Suggestion, i: usize) -> String {
+    let row = &suggestion.rows[i];
+    let of_engine = suggestion.engine.name_of(row.flags.iter().map(|flags| &flags.flags[..]));
+    of_engine.map_or_else(|| shown(i, row), Into::into)
 }
 
 fn nothing(suggestion: &Suggestion) -> String {
@@ -158,7 +169,7 @@ fn against_reference(suggestion: &Suggestion) -> Option<String> {
         Some(_) => "the same chunks, which did not choose it",
         None => "the chunks that chose it (not verified)",
     };
-    let (name, fewer) = (shown(rival.row, row), bits(rival.bits_fewer));
+    let (name, fewer) = (named(suggestion, rival.row), bits(rival.bits_fewer));
     let facts = if suggestion.is_recommended(rival.row) {
         String::new()
     } else {
@@ -261,7 +272,7 @@ pub(super) fn bits(bits: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::budget::Budget;
+    use super::super::budget::{Budget, Served};
     use super::super::engines::Engine;
     use super::super::fixture::{row, suggestion};
     use super::*;
@@ -312,6 +323,41 @@ mod tests {
         let fits = "Of what was measured and fits 6.2 bits per element, it does the least on the chunks that chose. For";
         assert!(said.contains("Serve q5_1") && said.contains(fits), "{said}");
         assert!(within(16.0).contains("Half precision fits, too, and does nothing."));
+    }
+
+    /// The budget says how many bits the memory is, and a sentence that half precision fits.
+    #[test]
+    fn that_half_precision_fits_is_told_once() {
+        let served = Served { sequences: 1, tokens: 512, f16: 100, states: 0 };
+        let memory = Budget::of_memory(200, "200B", served);
+        let said = answer(&suggestion(rows(0.02), Some(memory))).join("\n");
+        let fits = "fits 200B for a sequence of 512 tokens, which is 16 bits per element or more, it does the least on the \
+                    chunks that chose. Half precision fits, too, and does nothing. ";
+        assert!(said.contains(fits), "{said}");
+    }
+
+    /// vLLM's users know none of kvgate's names.
+    #[test]
+    fn a_type_of_vllm_is_named_as_vllm_names_it() {
+        let said = |flags: &str| {
+            let mut own = suggestion(rows(0.004), None);
+            own.engine = Engine::Vllm;
+            for row in &mut own.rows {
+                row.flags[0].engine = "vLLM".into();
+                row.flags[0].flags = flags.into();
+            }
+            answer(&own).join("\n")
+        };
+        let whole = said("--kv-cache-dtype int4_per_token_head");
+        for words in [
+            "Serve int4_per_token_head (kvgate's q5_1): 6 bits",
+            " int4_per_token_head has 0.5 bits fewer and does no more",
+        ] {
+            assert!(whole.contains(words), "{words}\nin\n{whole}");
+        }
+        assert!(said("--kv-cache-dtype q5_1").contains("Serve q5_1: 6 bits"));
+        let skipping = said("--kv-cache-dtype fp8 --kv-cache-dtype-skip-layers 1");
+        assert!(skipping.contains("Serve q5_1: 6 bits"), "{skipping}");
     }
 
     #[test]

@@ -47,7 +47,11 @@ fn from_a_model_to_a_green_gate() {
     let text = std::fs::read_to_string(root().join("corpora/persuasion.txt")).unwrap();
     repository.put("text.txt", &text[..8_000]);
 
-    kvgate(&repository, &MEASURED).exits(0).says("q8_0/q4_0").says("written  thresholds.toml");
+    kvgate(&repository, &MEASURED)
+        .exits(0)
+        .says("q8_0/q4_0")
+        .says("written  thresholds.toml")
+        .says("values of 6 chunks have no intervals");
     let policy = repository.text("thresholds.toml");
     assert!(
         policy.contains("path = \"models/mini\"") && policy.contains("sha256 = \""),
@@ -102,6 +106,17 @@ fn without_a_model_the_policy_says_how_to_get_one() {
         .says("written  thresholds.toml")
         .says("as it is Cargo.toml");
     assert!(repository.text("thresholds.toml").contains("[models.tiny]"));
+}
+
+/// They are measured from a folder that is gone afterwards.
+#[test]
+fn the_texts_of_init_are_not_named_by_a_temporary_place() {
+    let repository = bare();
+    let arguments = ["init", "--model", "tiny.gguf", "--untrained", "--chunks", "5000"];
+    kvgate(&repository, &arguments)
+        .exits(4)
+        .says("of 512 tokens, 5000 were asked for; ask for fewer with `--chunks N`, or name longer texts")
+        .never_says("prose.txt");
 }
 
 #[test]

@@ -292,12 +292,8 @@ fn numbers(cell: &Cell, seen: &Seen) -> Result<(), String> {
     if statistics.tokens_scored == 0 {
         return Err("no token was scored".into());
     }
-    for statistic in Statistic::ALL {
-        let (value, error) = (statistics.get(statistic), statistics.standard_error(statistic));
-        if !value.is_finite() || !error.unwrap_or(0.0).is_finite() {
-            let error = error.map(|error| format!(" ± {error}")).unwrap_or_default();
-            return Err(format!("{} is {value}{error}, which is no number", statistic.name()));
-        }
+    if let Some(reason) = Statistic::ALL.into_iter().find_map(|own| no_number(statistics, own)) {
+        return Err(reason);
     }
     if let Some(limit) = cell.limits.iter().find(|limit| !limit.bound.is_finite()) {
         return Err(format!("{} is no bound", named(limit)));
@@ -325,8 +321,24 @@ fn unjudgeable(limit: &Limit, statistics: &Statistics, parts: &[Part]) -> Option
             "{named} cannot be judged: what measured gives no values of chunks; set `category.{category}.{name} = \
              false` for this scheme"
         )),
-        _ => too_few_chunks(limit, parts.iter().map(|part| &part.category[..])),
+        Some(category) => too_few_chunks(limit, parts.iter().map(|part| &part.category[..]))
+            .or_else(|| {
+                let (of_category, _) = of_category(parts, category);
+                no_number(&of_category, quantity.statistic)
+                    .map(|why| format!("{named} cannot be judged: of `{category}`, {why}"))
+            }),
+        None => None,
     }
+}
+
+/// Says that a statistic or its standard error is no number, if it is none.
+fn no_number(statistics: &Statistics, statistic: Statistic) -> Option<String> {
+    let (value, error) = (statistics.get(statistic), statistics.standard_error(statistic));
+    if value.is_finite() && error.unwrap_or(0.0).is_finite() {
+        return None;
+    }
+    let error = error.map(|error| format!(" ± {error}")).unwrap_or_default();
+    Some(format!("{} is {value}{error}, which is no number", statistic.name()))
 }
 
 /// Why a limit by category cannot be judged on chunks of these categories, if they are too few. A text may be too short
@@ -335,8 +347,10 @@ pub fn too_few_chunks<'c>(limit: &Limit, chunks: impl Iterator<Item = &'c str>) 
     let category = limit.quantity.category.as_ref()?;
     let found = chunks.filter(|own| own == category).count();
     (found < LEAST_CHUNKS).then(|| {
+        let name = limit.quantity.statistic.name();
         format!(
-            "{} cannot be judged: there are {} of `{category}`, and {LEAST_CHUNKS} are needed: its text is too short",
+            "{} cannot be judged: there are {} of `{category}`, and {LEAST_CHUNKS} are needed: its text is too short; add \
+             text, or drop the limit: `category.{category}.{name} = false`",
             named(limit),
             count(found, "chunk")
         )

@@ -103,7 +103,27 @@ pub(super) fn verdict(
     }
 }
 
-/// The line of a limit at a length, and why it is undecided if its value has no interval.
+/// How many contexts would probably decide an undecided limit, and how far the limit would have to move. An interval shrinks
+/// with the root of their number.
+fn what_would_decide(limit: &JudgedRetrieval, contexts: usize) -> String {
+    let JudgedRetrieval { value, bound, .. } = *limit;
+    let (Some(low), Some(high)) = (limit.low, limit.high) else {
+        return "nothing bounds the value from above: measure more `contexts`".into();
+    };
+    let end = if value <= bound { high } else { low };
+    let times = ((end - value) / (bound - value)).powi(2);
+    let needed = (times < MOST_TIMES).then(|| (contexts as f64 * times).ceil());
+    let needed = needed.map_or_else(
+        || "the value is too near the limit for more contexts to decide".into(),
+        |needed| format!("about {needed} contexts would decide if the value stays"),
+    );
+    format!("{needed}; a limit of {} would be kept", significant(high, 3))
+}
+
+/// Nobody measures more times as many contexts to decide a limit.
+const MOST_TIMES: f64 = 100.0;
+
+/// The line of a limit at a length, and what would decide it or why it is undecided.
 pub(super) fn lines(limit: &JudgedRetrieval, retrieved: &[Retrieved]) -> String {
     let JudgedRetrieval { measure, length, value, bound, origin, .. } = limit;
     let name = format!("{} at {length}", measure.name());
@@ -115,7 +135,11 @@ pub(super) fn lines(limit: &JudgedRetrieval, retrieved: &[Retrieved]) -> String 
     let interval = limit.low.zip(limit.high).map(|(low, high)| {
         format!(", interval {} to {}", significant(low, 3), significant(high, 3))
     });
-    let undecided = limit.no_interval.as_ref().map(|why| format!("\n    undecided: {why}"));
+    let undecided = (limit.decision == Decision::Undecided).then(|| {
+        let contexts = own.map_or(0, |own| own.parts.len());
+        let why = limit.no_interval.clone();
+        format!("\n    undecided: {}", why.unwrap_or_else(|| what_would_decide(limit, contexts)))
+    });
     format!(
         "{} {name:<18} {}{counts} limit: at most {bound} ({origin}){}{}",
         limit.decision.mark(),
@@ -264,6 +288,29 @@ mod tests {
         assert_eq!(decision, Decision::Undecided);
         assert!(lines.starts_with("? answer_nll at 512"), "{lines}");
         assert!(lines.contains("\n    undecided: 7 contexts are too few"), "{lines}");
+    }
+
+    /// Of 80 needles in 10 contexts one was lost: 0.0125, at most 0.0677.
+    #[test]
+    fn an_undecided_limit_says_what_would_decide_it() {
+        let said = |lost| {
+            let measured =
+                Measured { contexts: 10, retrieved_base: 8, lost, ..Measured::default() };
+            let (policy, mut retrieved) = measured.parts(Expectation::Pass, Some(0.95));
+            let parts = &mut retrieved[0].parts;
+            parts.iter_mut().for_each(|part| (part.needles, part.lost) = (8, 0));
+            parts[0].lost = lost;
+            let model = &policy.models[0];
+            let judged = super::judged(model, &model.cells[0], &retrieved).unwrap();
+            lines(&judged[0], &retrieved)
+        };
+        let one = "\n    undecided: about 22 contexts would decide if the value stays; a limit of 0.0677 would be kept";
+        assert!(said(1).ends_with(one), "{}", said(1));
+        let at_it = "\n    undecided: the value is too near the limit for more contexts to decide; a limit of 0.123 would be kept";
+        assert!(said(4).ends_with(at_it), "{}", said(4));
+        // above the limit, the lower end counts
+        assert!(said(6).contains("contexts would decide if the value stays"), "{}", said(6));
+        assert!(!said(0).contains("undecided"), "{}", said(0));
     }
 
     /// No loss in 80 needles leaves up to 4.5 %, and one loss leaves more than 5 %.

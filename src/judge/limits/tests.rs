@@ -853,8 +853,31 @@ fn a_limit_on_too_few_chunks_of_a_category_is_an_error() {
     let judged = |outcome: &Outcome| judge(&model, &model.cells[0], outcome, None, None);
     let few = judged(&of_two_categories(0.01, 7));
     assert_eq!(few.verdict, Verdict::Error);
-    assert!(few.message.contains("there are 7 chunks of `tools`, and 8 are needed"));
+    let words = "there are 7 chunks of `tools`, and 8 are needed: its text is too short; add text, or drop the limit: \
+                 `category.tools.mean_kld = false`";
+    assert!(few.message.contains(words), "{}", few.message);
     let none = judged(&measured(statistics()));
     assert_eq!(none.verdict, Verdict::Error);
     assert!(none.message.contains("set `category.tools.mean_kld = false`"), "{}", none.message);
+}
+
+/// All texts together may have a perplexity where one of them has none.
+#[test]
+fn a_limit_on_a_category_whose_value_is_no_number_is_an_error() {
+    let Outcome::Measured { statistics, mut parts, .. } = of_two_categories(0.01, 8) else {
+        panic!("it is measured")
+    };
+    for part in parts.iter_mut().filter(|part| part.category == "tools") {
+        part.nll = 1000.0 * part.tokens as f64;
+    }
+    let outcome = Outcome::measured(statistics, parts);
+    let judged = |limit: &str| {
+        let model = by_category(&format!("mean_kld = 1.0, category.tools.{limit}"), None);
+        judge(&model, &model.cells[0], &outcome, None, None)
+    };
+    let overflown = judged("ppl = 40.0");
+    assert_eq!(overflown.verdict, Verdict::Error, "{}", overflown.message);
+    let why = "cannot be judged: of `tools`, ppl is inf";
+    assert!(overflown.message.contains(why), "{}", overflown.message);
+    assert_eq!(judged("mean_kld = 0.5").verdict, Verdict::Pass);
 }

@@ -15,11 +15,12 @@ pub(super) use mismatch::{mismatch_with_cell, mismatch_with_policy};
 
 use crate::kv::codec::{self, Exactness};
 use crate::kv::effective::codec_names;
-use crate::measure::BAD_LANE_KLD;
+use crate::measure::{floor, BAD_LANE_KLD};
 use crate::results::measured_by::MeasuredBy;
 use crate::results::statistics::Statistics;
 use crate::results::{
-    Control, Measurement, Outcome, SchemeResult, Sides, Storage, CONTROLS, IDENTITY,
+    Conditions, Control, Floor, Measurement, Outcome, SchemeResult, Sides, Storage, CONTROLS,
+    IDENTITY,
 };
 use std::collections::BTreeMap;
 
@@ -37,7 +38,7 @@ const LEAST_MEAN_KLD_OF_FILE: f64 = -1e-5;
 const SAME_BASELINE: f64 = 1e-3;
 
 /// Whether two sums of negative log-likelihoods of the same tokens can be those of one baseline.
-fn is_same_baseline(a: f64, b: f64) -> bool {
+pub(super) fn is_same_baseline(a: f64, b: f64) -> bool {
     let apart = (a - b).abs();
     apart.is_finite() && apart <= SAME_BASELINE * a.abs().max(b.abs()).max(1.0)
 }
@@ -84,9 +85,22 @@ fn reads_well(control: &Control) -> bool {
 /// any arithmetic was seen to make.
 const LARGEST_FLOOR: f64 = 0.005;
 
-/// Why the floor shows that nothing can be trusted: the baseline is not itself if it is computed in other batches.
+/// Why the floor shows that nothing can be trusted: it is none that a run measures, or the baseline is not itself if it is
+/// computed in other batches.
 fn impossible_floor(measurement: &Measurement) -> Option<String> {
-    let kld = measurement.floor?.mean_kld;
+    let Floor { mean_kld: kld, tokens_scored, batch } = measurement.floor?;
+    let Conditions { chunks, context, .. } = measurement.conditions;
+    let scored = floor::tokens_scored(chunks, context);
+    if tokens_scored != scored as u64 {
+        return Some(format!(
+            "its floor is the mean of {tokens_scored} positions, and a run measures it on {scored}: measure again"
+        ));
+    }
+    if !(1..context).contains(&batch) {
+        return Some(format!(
+            "its floor was measured in batches of {batch} tokens, which are none of a context of {context}: measure again"
+        ));
+    }
     let is_rounding = (LEAST_MEAN_KLD..=LARGEST_FLOOR).contains(&kld);
     (!is_rounding).then(|| {
         format!(
@@ -269,6 +283,26 @@ mod tests {
         assert_eq!(says(&|m| m.generated.as_mut().unwrap().tokens = 65), prompts);
         let baseline = "the baseline's text is of another baseline than the measurement";
         assert_eq!(says(&|m| m.conditions.baseline = "f32".into()), baseline);
+    }
+
+    /// A floor in batches as long as the context compares the baseline with itself, and is always 0.
+    #[test]
+    fn a_floor_is_of_the_first_chunks_in_shorter_batches() {
+        let says = |mean_kld, tokens_scored, batch| {
+            let mut measurement = fixture::results().measurements[0].clone();
+            measurement.floor = Some(Floor { mean_kld, tokens_scored, batch });
+            distrust(&measurement).remove("q8_0").unwrap_or_default()
+        };
+        for batch in [171, 256] {
+            assert_eq!(says(1e-4, 510, batch), "");
+        }
+        let of_others = "its floor is the mean of 255 positions, and a run measures it on 510: ";
+        assert!(says(1e-4, 255, 171).starts_with(of_others));
+        for batch in [0, 512, usize::MAX] {
+            let whole = format!("its floor was measured in batches of {batch} tokens, which are ");
+            assert!(says(0.0, 510, batch).starts_with(&whole));
+        }
+        assert!(says(0.1, 510, 171).contains("rounding alone makes 0.005 at most"));
     }
 
     /// A control is what it reads, not what is said of it.
