@@ -41,7 +41,8 @@ const MODELS: usize = 30;
 const NOTES: usize = 30;
 
 /// The whole report: the verdict with the worst case, what to do about it, and what to serve; then failing rows and their
-/// messages. Everything else is folded away. If that does not fit into so many bytes, sections are left out, and the report says which.
+/// messages. Everything else is folded away. If that does not fit into so many bytes, sections are left out, and the
+/// report says which.
 pub fn render(view: &View, bytes: usize) -> String {
     let details = [Detail::Whole, Detail::FewMessages, Detail::RedOnly, Detail::Sentence];
     let texts = details.into_iter().map(|detail| at(view, detail));
@@ -138,7 +139,7 @@ fn folds(view: &View, detail: Detail) -> String {
     out + &folded("what the words mean", &(words + "\n"))
 }
 
-/// What each scheme does to each category of text. Red schemes come first.
+/// What each scheme does to each category of text. Red schemes come first, and what makes one red is not folded away.
 fn by_category(view: &View) -> String {
     let rows = view.failing.iter().chain(&view.passing);
     let lines: Vec<_> = rows.flat_map(|row| categories::lines(row, &code)).collect();
@@ -152,7 +153,8 @@ fn by_category(view: &View) -> String {
         let limits = line.limits.map(|(_, words)| words).unwrap_or_default();
         out += &format!("| {names} | {} | {limits} |\n", line.numbers.join(" | "));
     }
-    folded("by category of text", &(out + "\n"))
+    let fold = if view.is_red_by_category() { unfolded } else { folded };
+    fold("by category of text", &(out + "\n"))
 }
 
 /// Says how each model was measured.
@@ -323,6 +325,11 @@ fn folded(title: &str, body: &str) -> String {
     format!("<details><summary>{title}</summary>\n\n{body}</details>\n\n")
 }
 
+/// A fold that is open.
+fn unfolded(title: &str, body: &str) -> String {
+    folded(title, body).replacen("<details>", "<details open>", 1)
+}
+
 fn fenced(message: &str) -> String {
     fenced_as("text", &text::message(message))
 }
@@ -355,7 +362,23 @@ fn span(line: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Report;
+    use crate::results::verdict::Verdict;
     use crate::testing::fixture;
+
+    /// What makes a scheme red is not folded away, as on the page. A limit that is broken as required makes none red.
+    #[test]
+    fn the_fold_of_categories_is_open_where_one_is_red() {
+        let mut report = fixture::by_category();
+        let has = |report: &Report, fold: &str| {
+            let shown = render(&report.view(), STEP_SUMMARY);
+            shown.contains(&format!("{fold}<summary>by category of text</summary>"))
+        };
+        assert!(has(&report, "<details open>"));
+        report.results.cases[2].verdict = Verdict::FailsAsRequired;
+        assert!(report.results.cases[3].verdict.is_red(), "its golden makes it red");
+        assert!(has(&report, "<details>"));
+    }
 
     #[test]
     fn whole_report() {

@@ -69,10 +69,11 @@ impl<'a> Row<'a> {
         self.cases.iter().flatten().any(|case| case.verdict.is_red())
     }
 
-    /// Whether the row is red and a limit by category is not kept.
+    /// Whether the limits make the row red and one by category is not kept. A golden may be what makes it red.
     pub fn is_red_by_category(&self) -> bool {
         let is_kept = |limit: &JudgedLimit| limit.decision() == Decision::Kept;
-        self.is_red() && self.limits().iter().any(|own| own.category.is_some() && !is_kept(own))
+        let is_red = self.cases[0].is_some_and(|case| case.verdict.is_red());
+        is_red && self.limits().iter().any(|own| own.category.is_some() && !is_kept(own))
     }
 
     /// The cases that say how the row stands: those that are no plain pass, or else one that is. An error of the numbers

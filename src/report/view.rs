@@ -140,6 +140,11 @@ impl<'a> View<'a> {
         (!names.is_empty()).then(|| format!("ignored, not run: {}{more}", names.join(", ")))
     }
 
+    /// Whether a limit by category is what makes some scheme red, so that the table of categories is not folded away.
+    pub(super) fn is_red_by_category(&self) -> bool {
+        self.failing.iter().any(Row::is_red_by_category)
+    }
+
     /// The findings that make the run red.
     pub fn red_findings(&self) -> impl Iterator<Item = &'a Finding> {
         self.results.findings.iter().filter(|finding| finding.is_red)
@@ -192,8 +197,8 @@ pub(super) fn exit_code(results: &Results) -> u8 {
 }
 
 /// Cases that are not as the policy wants, the worst first: harm before change, change before what could not be
-/// measured, and last what was never accepted. Among cases of one kind, the one that breaks its limit the most, or is nearest to that, is first, and then
-/// the one with the larger divergence.
+/// measured, and last what was never accepted. Among cases of one kind, the one that breaks its limit the most, or is
+/// nearest to that, is first, and then the one with the larger divergence.
 fn red_cases<'a>(results: &'a Results, cells: &Cells<'a>) -> Vec<&'a CaseResult> {
     let red = results.cases.iter().filter(|case| case.verdict.is_red());
     let mut red: Vec<_> = red

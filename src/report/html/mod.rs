@@ -17,6 +17,7 @@ use super::view::{arithmetic, memory_of_card, Standing, View};
 use crate::files::write_atomically;
 use crate::kv::Scheme;
 use crate::results::measured_by::MeasuredBy;
+use crate::results::verdict::Decision;
 use crate::results::{CaseResult, Control, Finding, Measurement, Results, SchemeResult};
 use crate::source::{BOS, IGNORED_KEY, UNTRAINED};
 use crate::text;
@@ -115,7 +116,7 @@ struct Page {
     deciding: Schemes,
     /// The table with everything.
     all: Schemes,
-    by_category: Table,
+    by_category: Schemes,
     /// Whether a limit by category is what makes a scheme red.
     is_red_by_category: bool,
     remarks: Vec<String>,
@@ -245,8 +246,8 @@ impl Page {
             remarks: shown.iter().flat_map(Row::remarks).map(|r| text::message(&r)).collect(),
             deciding: Schemes::new(&shown, Columns::Deciding),
             all: Schemes::new(&shown, Columns::All),
-            by_category: by_category(&shown),
-            is_red_by_category: shown.iter().any(Row::is_red_by_category),
+            by_category: Schemes::by_category(&shown),
+            is_red_by_category: view.is_red_by_category(),
             ignored: view.ignored(&text::name),
             messages: messages.take(MESSAGES).map(|case| Message::new(case)).collect(),
             left_out: all_left_out(view),
@@ -328,6 +329,34 @@ impl Schemes {
         Schemes { verdicts, numbers: names, lines }
     }
 
+    /// What each scheme does to each category of text. A limit that is not kept stands as the scheme's case does: it may
+    /// be broken as required.
+    fn by_category(rows: &[Row]) -> Self {
+        let of_row = |row: &Row| -> Vec<Line> {
+            let of_case = row.cases[0].map_or(Standing::Unjudged, Standing::of_case);
+            let lines = categories::lines(row, &text::name).into_iter();
+            let lines = lines.map(|line| {
+                let (standing, words) = match line.limits {
+                    Some((Decision::Kept, words)) => (Standing::Pass, words),
+                    Some((_, words)) => (of_case, words),
+                    None => (Standing::Unjudged, String::new()),
+                };
+                Line {
+                    standing,
+                    model: text::name(line.model),
+                    label: text::name(line.label),
+                    effective: String::new(),
+                    numbers: categories::HEAD.into_iter().zip(line.numbers).collect(),
+                    verdicts: vec![("", text::name(&line.category)), (standing.class(), words)],
+                }
+            });
+            lines.collect()
+        };
+        let [numbers @ .., _] = categories::HEAD;
+        let lines = rows.iter().flat_map(of_row).take(CATEGORIES).collect();
+        Schemes { verdicts: &["category", "limits"], numbers: numbers.into(), lines }
+    }
+
     /// Whether the table says of some scheme what ran, because that is written in another way than its label.
     fn is_renamed(&self) -> bool {
         self.lines.iter().any(|line| !line.effective.is_empty())
@@ -343,18 +372,6 @@ fn whole_verdict(row: &Row) -> (&'static str, String) {
     let words: Vec<_> = row.telling().into_iter().map(verdict_words).collect();
     let half = row.half().map(|half| format!(" ({half})")).unwrap_or_default();
     (Standing::of_row(row).class(), words.join(", ") + &half)
-}
-
-/// What each scheme does to each category of text.
-fn by_category(rows: &[Row]) -> Table {
-    let lines = rows.iter().flat_map(|row| categories::lines(row, &text::name));
-    let cells = lines.take(CATEGORIES).map(|line| {
-        let names = [line.label, line.model, &line.category].map(text::name);
-        let limits = line.limits.map(|(_, words)| words).unwrap_or_default();
-        names.into_iter().chain(line.numbers).chain([limits]).collect()
-    });
-    let head = ["scheme", "model", "category"].into_iter().chain(categories::HEAD);
-    Table { head: head.map(String::from).collect(), rows: cells.collect() }
 }
 
 impl ShownFinding {

@@ -124,6 +124,30 @@ fn categories_are_open_if_one_is_red() {
     assert!(!is_open(&report), "another limit is what makes it red");
 }
 
+/// A narrow screen shows each of them as a card, in which the limits stand before the numbers.
+#[test]
+fn a_category_has_its_limits_beside_its_name_and_each_number_its_own() {
+    let mut report = fixture::by_category();
+    let table = |report: &Report| {
+        let page = render(&report.view()).unwrap();
+        let from = &page[page.find("<details class=\"categories\"").unwrap()..];
+        from[..from.find("</details>").unwrap()].to_owned()
+    };
+    let shown = table(&report);
+    for words in [
+        "<table class=\"great narrow\">",
+        "<th scope=\"col\" class=\"words\">category</th><th scope=\"col\" class=\"words\">limits</th><th scope=\"col\">chunks",
+        "<tr class=\"bad\"><th scope=\"row\"><span class=\"mark\">✗</span>&#160;q4_0<small>gemma-3-270m</small></th>\
+         <td class=\"words \">tools</td><td class=\"words bad\">✗ mean_kld 1.50 × its limit</td><td data-name=\"chunks\">2",
+        "<tr class=\"neutral\"><th scope=\"row\"><span class=\"mark\">•</span>&#160;q4_0",
+    ] {
+        assert!(shown.contains(words), "{words}\nin\n{shown}");
+    }
+    report.results.cases[2].verdict = Verdict::FailsAsRequired;
+    let expected = "<td class=\"words neutral\">✗ mean_kld 1.50 × its limit";
+    assert!(table(&report).contains(expected), "{}", table(&report));
+}
+
 #[test]
 fn a_card_is_named_with_its_driver_its_arithmetic_and_the_memory_taken_there() {
     let mut report = report();
