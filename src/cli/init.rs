@@ -8,7 +8,7 @@ use crate::init::policy::{is_skeleton, Draft, SCHEMES};
 use crate::init::{File, Starter, CODEOWNERS_PLACES, TEXTS};
 use crate::judge::trust;
 use crate::kv::Scheme;
-use crate::measure::corpus::CorpusError;
+use crate::measure::corpus::{CorpusError, Uneven};
 use crate::measure::{measure, Draw, MeasureError, Request};
 use crate::policy::DEFAULT_PATH as POLICY;
 use crate::progress::Bar;
@@ -218,6 +218,14 @@ fn unmeasured(error: &MeasureError, arguments: &Arguments) -> String {
             format!(
                 "the texts in corpora/ that init measures on have {found} of {context} tokens, {wanted} were asked for; \
                  ask for fewer with `--chunks N`, or name longer texts with `--corpus FILE,…`"
+            )
+        }
+        MeasureError::Corpus(CorpusError::Uneven(Uneven { even, .. }))
+            if arguments.corpus.is_empty() =>
+        {
+            format!(
+                "the texts in corpora/ that init measures on have equal shares of {even} chunks at most; ask for fewer with \
+                 `--chunks {even}`, or name longer texts with `--corpus FILE,…`"
             )
         }
         error => error.to_string(),

@@ -342,7 +342,7 @@ impl Resolver<'_> {
             self.judgeable(name, asked, &limits);
             // with a confidence each limit is held against an interval of its own, and either may be the one that is open
             if last(sections, |s| s.confidence).flatten().is_none() {
-                self.idle_limits(&limits);
+                self.idle_limits(asked, &limits);
             }
         }
         if expect == Expectation::Fail && !limits.contains_key(&Statistic::BaselinePpl.into()) {
@@ -567,8 +567,8 @@ impl Resolver<'_> {
     }
 
     /// Warns if the limits on mean KLD and on top-1 agreement are far apart. Both statistics move together, so one of
-    /// the limits would then never be reached.
-    fn idle_limits(&mut self, limits: &Bounds) {
+    /// the limits would then never be reached. If one of the two is the scheme's own, the warning is about this scheme alone.
+    fn idle_limits(&mut self, asked: &Asked, limits: &Bounds) {
         let of = |statistic: Statistic| limits.get(&Quantity::from(statistic));
         let (Some(kld), Some(top1)) = (of(Statistic::MeanKld), of(Statistic::Top1Agreement)) else {
             return;
@@ -585,10 +585,18 @@ impl Resolver<'_> {
         };
         let goes_with = |constant: f64| (1.0 - constant * mean.sqrt()).max(0.0);
         let text = self.findings.text().clone();
-        let message = format!("`{}` never binds", &text.text[idle.span()]);
+        let is_own = |limit: &Spanned<f64>| {
+            let bounds = asked.bodies.iter().flat_map(|(_, body)| body.limits.values());
+            bounds.into_iter().any(|own| own.span() == limit.span())
+        };
+        let (of, here) = match is_own(kld) || is_own(top1) {
+            true => (format!(" for `{}`", asked.label), " for this scheme"),
+            false => (String::new(), ""),
+        };
+        let message = format!("`{}` never binds{of}", &text.text[idle.span()]);
         let help = format!(
             "flips grow with the root of mean KLD: a mean_kld of {mean} goes with a top1_agreement of \
-             about {:.2} ({:.2} to {:.2}); tighten the idle limit, or drop it: `{name} = false`",
+             about {:.2} ({:.2} to {:.2}); tighten the idle limit, or drop it{here}: `{name} = false`",
             goes_with(TYPICAL_FLIPS_PER_ROOT_KLD),
             goes_with(most),
             goes_with(least),

@@ -660,6 +660,12 @@ fn limits_far_from_the_law_of_flips_are_warned_about() {
         let (warnings, _) = with(&format!("mean_kld = 0.01\ntop1_agreement = {agreement}\n«»"));
         assert!(warnings.is_empty(), "{agreement}");
     }
+    // an inherited limit that is idle for one scheme may bind for the others
+    let own = edited("q8_0 = {}", "q8_0 = { limits = { mean_kld = 0.01, top1_agreement = 0.9 } }");
+    let (_, warnings) = parse(&own).unwrap();
+    let said = warnings[0].to_string();
+    assert!(said.contains("`top1_agreement = 0.9` never binds for `q8_0`"), "{said}");
+    assert!(said.contains("or drop it for this scheme: `top1_agreement = false`"), "{said}");
     // what is only reported has no limits that could bind
     let reported = edited("mean_kld = 0.05", "mean_kld = 0.01\ntop1_agreement = 0.5")
         .replace("q8_0 = {}", "q8_0 = { expect = \"report\" }");

@@ -5,7 +5,7 @@ use crate::judge::interval::{self, Interval, SHOWN};
 use crate::policy::{Cell, Expectation, ModelPolicy, RetrievalLimit};
 use crate::results::retrieval::{JudgedRetrieval, Measure, Retrieved};
 use crate::results::verdict::{Decision, Verdict};
-use crate::text::numbers::significant;
+use crate::text::numbers::{rounded, significant, Rounded};
 
 /// Judges each limit at each length. A scheme that is only reported is not judged.
 ///
@@ -117,7 +117,7 @@ fn what_would_decide(limit: &JudgedRetrieval, contexts: usize) -> String {
         || "the value is too near the limit for more contexts to decide".into(),
         |needed| format!("about {needed} contexts would decide if the value stays"),
     );
-    format!("{needed}; a limit of {} would be kept", significant(high, 3))
+    format!("{needed}; a limit of {} would be kept", rounded(high, 3, Rounded::Up))
 }
 
 /// Nobody measures more times as many contexts to decide a limit.
