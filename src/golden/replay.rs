@@ -318,17 +318,18 @@ impl fmt::Display for GoldenReplay {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{compare, Comparison, Golden};
+    use super::super::{compare, ChunkMeans, Comparison, Golden};
     use super::*;
     use crate::results::replay::{PromptReplay, Replay};
     use crate::results::SchemeResult;
     use crate::testing::fixture;
 
     fn golden(replay: Replay) -> Golden {
-        let mut measurement = fixture::sound().measurements.remove(0);
+        let mut measurement = fixture::results().measurements.remove(0);
         measurement.conditions.prompts = Some(fixture::generated().conditions());
         let scheme = SchemeResult { replay: Some(replay), ..measurement.schemes[1].clone() };
-        Golden::of(&measurement, &scheme).unwrap()
+        let chunk_means = ChunkMeans::default();
+        Golden { chunk_means, ..Golden::of(&measurement, &scheme).unwrap() }
     }
 
     #[test]

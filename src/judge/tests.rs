@@ -21,8 +21,11 @@ fn accepted(measurement: &Measurement) -> Files {
 /// Goldens of which that of `q8_0` holds and that of `q4_0` has changed.
 fn changed() -> Files {
     let mut then = fixture::edited("nothing");
-    let Outcome::Measured { statistics, .. } = &mut then.schemes[1].outcome else { panic!() };
+    let Outcome::Measured { statistics, parts, .. } = &mut then.schemes[1].outcome else {
+        panic!()
+    };
     statistics.mean_kld *= 0.5;
+    parts.iter_mut().for_each(|part| part.kld *= 0.5);
     accepted(&then)
 }
 

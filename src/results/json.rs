@@ -651,7 +651,7 @@ mod tests {
         says(&|scheme| scheme["parts"] = 1.into(), ".parts is no list of chunks");
         says(
             &|scheme| scheme["parts"][0]["kld"] = "0".into(),
-            ".parts[0] is not what is kept of a",
+            ".parts[0] is not what is kept of a chunk",
         );
         says(&|scheme| scheme["tokens_scored"] = (-1).into(), " has a result of another kind");
     }
