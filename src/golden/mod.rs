@@ -364,7 +364,8 @@ ppl_ratio       1.0442
 baseline_ppl    21.10
 
 chunk means
-  prose: 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120
+  prose: 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120
+  code: 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120 0.06120
 
 subject
   weights       a5fd3b62
@@ -451,11 +452,11 @@ conditions
         );
         starts(&text.replace("0.06120", ""), "g.snap:7: expected `mean_kld` and a value");
         starts(text.split("p99_").next().unwrap(), "g.snap:11: the file ends where `p99_kld` must");
-        starts(text.split("  device").next().unwrap(), "g.snap:34: the file ends where `device` m");
+        starts(text.split("  device").next().unwrap(), "g.snap:35: the file ends where `device` m");
         let expected = "g.snap:21: expected a category and its chunk means, found `prose: ";
         starts(&text.replace("prose: 0", "prose: x"), expected);
         starts(&text.replace("prose: 0", "prose: inf"), expected);
-        starts(&format!("{text}more\n"), "g.snap:36: unexpected line `more`");
+        starts(&format!("{text}more\n"), "g.snap:37: unexpected line `more`");
     }
 
     /// Edited by hand, or accepted from a file that was.
@@ -484,9 +485,10 @@ conditions
     #[test]
     fn chunk_means_that_are_not_of_its_chunks_are_refused() {
         let text = golden().snapshot();
-        let means = text.lines().find(|line| line.starts_with("  prose: ")).unwrap();
+        let (head, rest) = text.split_once("  prose: ").unwrap();
+        let (_, tail) = rest.split_once("\n\n").unwrap();
         let error = |values: &str| {
-            let edited = text.replace(means, &format!("  prose: {values}"));
+            let edited = format!("{head}  prose: {values}\n\n{tail}");
             Golden::parse(&edited, "g.snap").err().map(|error| error.to_string())
         };
         let of = |value: &str| vec![value; 16].join(" ");

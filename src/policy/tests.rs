@@ -866,7 +866,11 @@ ignored = true
     // q8_0's own mean KLD is so strict that the inherited agreement adds nothing
     let idle: Vec<_> = warnings.iter().map(Diagnostic::underlined).collect();
     assert_eq!(idle, ["top1_agreement = 0.85"]);
-    assert!(warnings[0].help.contains("or drop it: `top1_agreement = false`"), "{}", warnings[0]);
+    assert!(
+        warnings[0].help.contains("or drop it for this scheme: `top1_agreement = false`"),
+        "{}",
+        warnings[0]
+    );
 }
 
 #[test]

@@ -813,7 +813,7 @@ prompts = false
         );
         // without `defaults.limits` there is nothing to compare with
         let bare = BASE.replace("rms_dp = 0.5\n", "");
-        let head = format!("{bare}{}", model("limits = { rms_dp = 9.0 }"));
+        let head = format!("{bare}{}", model("limits = { rms_dp = 0.9 }"));
         assert_eq!(between(&bare, &head), [""; 0]);
     }
 

@@ -306,7 +306,7 @@ mod tests {
         };
         let one = "\n    undecided: about 22 contexts would decide if the value stays; a limit of 0.0677 would be kept";
         assert!(said(1).ends_with(one), "{}", said(1));
-        let at_it = "\n    undecided: the value is too near the limit for more contexts to decide; a limit of 0.123 would be kept";
+        let at_it = "\n    undecided: the value is too near the limit for more contexts to decide; a limit of 0.124 would be kept";
         assert!(said(4).ends_with(at_it), "{}", said(4));
         // above the limit, the lower end counts
         assert!(said(6).contains("contexts would decide if the value stays"), "{}", said(6));
