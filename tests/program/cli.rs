@@ -876,6 +876,26 @@ fn a_corpus_that_is_not_what_it_seems_is_told() {
     }
 }
 
+/// More chunks of the other texts would be another mixture of texts, and another mean.
+#[test]
+fn a_text_that_is_too_short_for_its_share_is_refused_under_a_policy() {
+    let repository = accepted();
+    let text: String = repository.text("corpus.txt").chars().take(100).collect();
+    repository.put("short.txt", &text);
+    repository.edit("thresholds.toml", "[\"corpus.txt\"]", "[\"corpus.txt\", \"short.txt\"]");
+    for command in ["run", "check"] {
+        kvgate(&repository, &[command])
+            .exits(4)
+            .says("short.txt has 1 of the 2 chunks that are its share")
+            .says("ask for 3 chunks at most, or add text to it");
+    }
+    repository.edit("thresholds.toml", "chunks = 4", "chunks = 3");
+    kvgate(&repository, &["run", "q8_0::kld"]).exits(0);
+    measure(&repository, &["--schemes", "q8_0", "--chunks", "4", "--corpus", "short.txt"])
+        .exits(0)
+        .says("note: corpus short.txt has 1 of the 2 chunks that are its share");
+}
+
 /// Before weights are read, and before minutes of measuring.
 #[test]
 fn prompts_are_read_before_anything_is_measured() {
