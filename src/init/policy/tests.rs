@@ -54,7 +54,7 @@ fn far_from_the_starting_point_it_stands_near_it_there_is_another() {
 /// Flips that other chunks may have more of leave the limit on the mean KLD as it is.
 #[test]
 fn no_limit_is_stretched_to_agree_with_another() {
-    let flips = |i: usize, j: usize| u32::from(i == 0 && j % 2 == 0);
+    let flips = |i: usize, j: usize| u32::from(i == 0 && j.is_multiple_of(2));
     let chunk = |i: usize| -> Vec<Position> {
         let position = |j: usize| Position { kld: 0.04, top: flips(i, j), ..Position::default() };
         (0..240).map(position).collect()
