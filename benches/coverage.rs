@@ -11,7 +11,6 @@
 //! Then it says what verdicts a limit gets that is so many times the true mean KLD, in one look and in several
 //! (`max_chunks`, with the share of chunks that all looks would measure), and how often two schemes whose true
 //! means differ by 5 to 60 % are told apart on the same chunks, by their intervals and by the differences of their chunks.
-
 //!
 //! Without a file, the interval of the mean KLD is measured on made chunks, whose KLD is log-normal and whose categories
 //! differ in their means and in their spread.

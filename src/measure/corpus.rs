@@ -83,8 +83,9 @@ pub enum CorpusError {
 /// and the more chunks there are, the less it is of this one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "corpus {} has {found} of the {share} chunks that are its share, so means are more of the other texts; ask for {even} \
-     chunks at most, or add text to it", path.display()
+    "corpus {} has {found} of the {share} chunks that are its share, so means are more of the other texts; {}",
+    path.display(),
+    self.mend()
 )]
 pub struct Uneven {
     pub path: PathBuf,
@@ -94,6 +95,18 @@ pub struct Uneven {
     pub share: usize,
     /// How many chunks in all can be asked for so that each text has its share.
     pub even: usize,
+    /// How many texts there are.
+    pub texts: usize,
+}
+
+impl Uneven {
+    fn mend(&self) -> String {
+        match self.even < self.texts {
+            // fewer chunks would leave out texts, this one first
+            true => "add text to it, leave it out, or take shorter chunks".into(),
+            false => format!("ask for {} chunks at most, or add text to it", self.even),
+        }
+    }
 }
 
 fn further(draw: Draw) -> &'static str {
@@ -353,6 +366,7 @@ fn uneven(texts: &[Text], lengths: &[usize], wanted: usize) -> Option<Uneven> {
         found: lengths[place],
         share: share(place),
         even: even(lengths),
+        texts: texts.len(),
     })
 }
 
@@ -381,7 +395,7 @@ pub fn in_turn(lengths: &[usize]) -> Vec<(usize, usize)> {
     turns.into_iter().map(|(i, text)| (text, i)).collect()
 }
 
-/// The places of chunks beyond the `first` ones, in the order in which they are drawn. Texts take turns again, until it is
+/// The places of chunks beyond the `first` ones, in the order in which they are drawn. Texts go on taking turns, until it is
 /// the turn of one that has no more: with the others alone, a mean would become one of other texts. The chunks of a text
 /// are in an order that looks random and that the text's seed decides, which is its hash: so they come from all over the
 /// text, and every run draws the same ones.
@@ -395,9 +409,12 @@ pub fn further_places(lengths: &[usize], seeds: &[&str], first: usize) -> Vec<(u
             crate::hash::of_bytes(format!("kvgate chunk {i} of {seed}").as_bytes())
         });
     }
-    let lengths: Vec<usize> = rest.iter().map(Vec::len).collect();
+    // the first turn is that of the text after the last one of the first chunks
+    let texts = rest.len();
+    let text_of = |turn: usize| (turn + first) % texts;
+    let lengths: Vec<usize> = (0..texts).map(|turn| rest[text_of(turn)].len()).collect();
     let places = in_turn(&lengths).into_iter().take(even(&lengths));
-    places.map(|(text, i)| (text, rest[text][i])).collect()
+    places.map(|(turn, i)| (text_of(turn), rest[text_of(turn)][i])).collect()
 }
 
 fn cut(category: &str, tokens: &[u32], context: usize, bos: Option<u32>) -> Vec<Chunk> {
@@ -466,6 +483,9 @@ mod tests {
         let texts: Vec<usize> = further(9).iter().map(|place| place.0).collect();
         assert_eq!(texts, [0, 1, 2, 0, 1, 2, 0]);
         assert_eq!(further(15).len(), 1, "of the text before it");
+        let next = drawn(&[40, 40, 40], &["x"; 3], Draw::Further { first: 4, taken: 0 });
+        let texts: Vec<usize> = next[..5].iter().map(|place| place.0).collect();
+        assert_eq!(texts, [1, 2, 0, 1, 2], "turns go on where the first chunks ended");
         let text = |name: &str| Text {
             path: name.into(),
             file: CorpusFile { category: name.into(), sha256: String::new() },
@@ -475,7 +495,9 @@ mod tests {
         assert_eq!(uneven(&texts, &[40, 5, 40], 16), None);
         let said = uneven(&texts, &[40, 5, 40], 30).unwrap().to_string();
         assert!(said.starts_with("corpus b has 5 of the 10 chunks that are its share"), "{said}");
-        assert!(said.contains("ask for 16 chunks at most"), "{said}");
+        assert!(said.ends_with("ask for 16 chunks at most, or add text to it"), "{said}");
+        let said = uneven(&texts, &[40, 0, 40], 30).unwrap().to_string();
+        assert!(said.ends_with("add text to it, leave it out, or take shorter chunks"), "{said}");
     }
 
     #[test]

@@ -484,7 +484,7 @@ impl Resolver<'_> {
             self.findings.error(span, message, help);
         } else if max_chunks <= chunks {
             let message = format!("`max_chunks` of `{name}` must be more than its {chunks} chunks");
-            let help = format!("for instance `max_chunks = {}`", 8 * chunks);
+            let help = format!("for instance `max_chunks = {}`", chunks.saturating_mul(8));
             self.findings.error(span, message, help);
         }
     }

@@ -103,7 +103,8 @@ pub fn weakened(
                 loosenings.compare_texts(pair, text_size);
                 old.cells.iter().for_each(|cell| loosenings.compare_cell(pair, cell));
                 let is_there = |new: &Cell| old.cells.iter().any(|old| old.label == new.label);
-                let added = |new: &Cell| (!is_there(new)).then_some(&old.limits[..]);
+                let added =
+                    |new: &Cell| if is_there(new) { Vec::new() } else { old.limits.clone() };
                 loosenings.compare_added(new, "an added scheme", &added);
             }
             None => {
@@ -124,12 +125,23 @@ pub fn weakened(
     for new in head.models.iter().filter(is_new) {
         let owner = new.name.split_once('@').map(|(owner, _)| owner);
         match base.models.iter().find(|old| Some(&old.name[..]) == owner) {
-            Some(old) => loosenings.compare_added(new, "an added `at` section", &|new| {
-                let is_its =
-                    |old: &&Cell| old.label == new.label && old.expect == Expectation::Pass;
-                Some(old.cells.iter().find(is_its).map_or(&old.limits, |old| &old.limits))
-            }),
-            None => loosenings.compare_added(new, "an added model", &|_| Some(&base.limits)),
+            Some(old) => {
+                let is_of_other_text = (&old.corpus, old.context) != (&new.corpus, new.context);
+                let limits = |new: &Cell| {
+                    let is_its =
+                        |old: &&Cell| old.label == new.label && old.expect == Expectation::Pass;
+                    let limits = old.cells.iter().find(is_its).map_or(&old.limits, |o| &o.limits);
+                    // on another text the model has another perplexity
+                    let is_due = |limit: &&Limit| {
+                        let is_stated = new.limits.iter().any(|own| own.quantity == limit.quantity);
+                        limit.quantity.statistic != Statistic::BaselinePpl
+                            || !(is_of_other_text && is_stated)
+                    };
+                    limits.iter().filter(is_due).cloned().collect()
+                };
+                loosenings.compare_added(new, "an added `at` section", &limits);
+            }
+            None => loosenings.compare_added(new, "an added model", &|_| base.limits.clone()),
         }
     }
     loosenings.list
@@ -457,17 +469,17 @@ impl Loosenings<'_> {
         }
     }
 
-    /// Compares the limits of schemes that only the head has with those that hold at the base for them, if `at_base` knows
-    /// some. Otherwise a scheme that does much harm would be let through under another text or name.
-    fn compare_added<'b>(
+    /// Compares the limits of schemes that only the head has with those that the base has for them. Otherwise a scheme that does much harm would be let through under another text or name.
+    fn compare_added(
         &mut self,
         new: &ModelPolicy,
         what: &str,
-        at_base: &dyn Fn(&Cell) -> Option<&'b [Limit]>,
+        at_base: &dyn Fn(&Cell) -> Vec<Limit>,
     ) {
         for cell in &new.cells {
-            let limits = at_base(cell).unwrap_or_default().iter();
-            for limit in limits.filter(|limit| counts(cell.expect, limit) && is_about(new, limit)) {
+            let limits = at_base(cell);
+            let due = |limit: &&Limit| counts(cell.expect, limit) && is_about(new, limit);
+            for limit in limits.iter().filter(due) {
                 let keys = [&limit.quantity.name()[..], ""];
                 let line = keys.iter().find_map(|key| new.places.line(&cell.label, key));
                 self.compare_limit((line, None), (new, cell), limit, &format!(" of {what}"));
@@ -802,6 +814,10 @@ prompts = false
                  (m@short::q5_0, m@short::prod, m@short::q4_0)"
             ]
         );
+        // the perplexity is that of the text, but some limit on it stays
+        let ppl = |bound: &str| with(&section(&format!("limits.baseline_ppl = {bound}")));
+        assert_eq!(ppl("90.0"), [""; 0]);
+        assert!(ppl("false")[0].contains("baseline_ppl limit of an added `at` section removed"));
         let model = |more: &str| format!("[models.o]\npath = \"m.gguf\"\n{more}\n");
         assert_eq!(with(&model("")), [""; 0]);
         assert_eq!(

@@ -21,9 +21,9 @@ pub(super) enum Advised {
     Passes,
     /// It breaks a limit, whether the policy requires that or not.
     Breaks,
-    /// It was judged, and is neither: its golden changed or is stale, or a limit is undecided.
+    /// It has numbers, and is neither: its golden changed or is stale, a limit is undecided, or its numbers cannot be judged.
     Open,
-    /// It was asked for, and there is nothing that could be judged.
+    /// It was asked for, and has no numbers.
     Unmeasured,
     /// It was skipped, only reported, or not judged at all.
     Unjudged,
@@ -135,7 +135,7 @@ fn advised(row: &Row, is_trusted: bool) -> Advised {
     match (kld, golden) {
         (Some(Verdict::Regressed | Verdict::FailsAsRequired), _) => Advised::Breaks,
         (Some(Verdict::Pass), Some(Verdict::Pass)) if is_sound => Advised::Passes,
-        (Some(Verdict::Error), _) => Advised::Unmeasured,
+        (Some(Verdict::Error), _) if cost(row).is_none() => Advised::Unmeasured,
         (Some(Verdict::Pass), _) => Advised::Open,
         _ if row.is_red() => Advised::Open,
         _ => Advised::Unjudged,
@@ -214,8 +214,8 @@ mod tests {
             (Pass, Ignored, " · open q4_0"),
             (Inconclusive, Pass, " · open q4_0"),
             (UnexpectedPass, Pass, " · open q4_0"),
-            (Error, Pass, " · not measured q4_0"),
-            (Error, Error, " · not measured q4_0"),
+            (Error, Pass, " · open q4_0"),
+            (Error, Error, " · open q4_0"),
             (Pass, Error, " · open q4_0"),
             (FailsAsRequired, Pass, " · not q4_0"),
             (Regressed, GoldenChanged, " · not q4_0"),
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn nothing_is_recommended_without_ground() {
         let control = "nothing recommended: a control lane does not read what it must";
-        let edits: [(&str, Edit); 7] = [
+        let edits: [(&str, Edit); 8] = [
             (control, |results| results.measurements[0].controls[0].ok = false),
             (control, |results| results.measurements[0].controls[1].mean_kld = Some(0.0)),
             (control, |results| results.measurements[0].controls.clear()),
@@ -258,8 +258,14 @@ mod tests {
             ("no scheme passes · not q8_0, q4_0, q8_0/q4_0", |results| {
                 results.cases.iter_mut().for_each(|case| case.verdict = Verdict::FailsAsRequired)
             }),
-            ("nothing was measured", |results| {
+            ("no scheme passes · open q8_0, q4_0, q8_0/q4_0", |results| {
                 results.cases.iter_mut().for_each(|case| case.verdict = Verdict::Error)
+            }),
+            ("nothing was measured", |results| {
+                results.cases.iter_mut().for_each(|case| case.verdict = Verdict::Error);
+                let failed = Outcome::Failed { error: "no memory".into() };
+                let schemes = &mut results.measurements[0].schemes;
+                schemes.iter_mut().for_each(|scheme| scheme.outcome = failed.clone());
             }),
             ("none", |results| results.cases.clear()),
         ];

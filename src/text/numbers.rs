@@ -47,6 +47,9 @@ pub(crate) enum Rounded {
 /// As [`significant`], but never on the wrong side of the value, for bounds that people are to set.
 pub(crate) fn rounded(value: f64, digits: u8, to: Rounded) -> String {
     let nearest = significant(value, digits);
+    if value == 0.0 || !value.is_finite() {
+        return nearest; // it has no digits
+    }
     let shown: f64 = nearest.parse().unwrap_or(value);
     let unit = 10f64.powi(value.abs().log10().floor() as i32 + 1 - i32::from(digits));
     match to {
@@ -68,6 +71,9 @@ mod tests {
             (0.003, "0.0030", "0.0030"),
             (0.994, "1.0", "0.99"),
             (9.96, "10", "9.9"),
+            (0.0, "0", "0"),
+            (-0.00123, "-0.0012", "-0.0013"),
+            (f64::INFINITY, "inf", "inf"),
         ] {
             let found = [Rounded::Up, Rounded::Down].map(|to| rounded(value, 2, to));
             assert_eq!(found, [up, down], "{value}");

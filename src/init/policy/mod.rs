@@ -152,7 +152,9 @@ pub(crate) fn own_limits(
     judged_by: JudgedBy,
 ) -> Vec<(Statistic, Option<f64>)> {
     let worst = |of: &dyn Fn(&Statistics, &[Part]) -> f64| {
-        readings.iter().map(|(found, parts)| of(found, parts)).fold(0.0, f64::max)
+        // what is no number stays none
+        let larger = |a: f64, b: f64| if b.is_nan() { b } else { b.max(a) };
+        readings.iter().map(|(found, parts)| of(found, parts)).fold(0.0, larger)
     };
     let wide = |statistic| {
         worst(&|found, parts| {

@@ -101,11 +101,12 @@ fn what_would_decide(limit: &JudgedLimit, (own, all): (usize, usize)) -> String 
         Direction::AtMost => (Rounded::Up, Rounded::Down),
         Direction::AtLeast => (Rounded::Down, Rounded::Up),
     };
-    let move_to = format!(
-        "a limit of {} would be kept, and one of {} broken",
-        rounded(kept, 3, looser),
-        rounded(broken, 3, tighter)
-    );
+    let mut move_to = format!("a limit of {} would be kept", rounded(kept, 3, looser));
+    // no limit is beyond what the value can be
+    let (least, most) = limit.statistic.range();
+    if least < broken && broken < most {
+        move_to += &format!(", and one of {} broken", rounded(broken, 3, tighter));
+    }
     match chunks_that_decide(limit, (low, high), own) {
         Some(needed) => {
             let of = limit.category.as_ref().map(|category| {

@@ -111,7 +111,11 @@ fn what_would_decide(limit: &JudgedRetrieval, contexts: usize) -> String {
         return "nothing bounds the value from above: measure more `contexts`".into();
     };
     let end = if value <= bound { high } else { low };
-    let times = ((end - value) / (bound - value)).powi(2);
+    let times = match value == 0.0 {
+        // the upper end of what was not lost once shrinks with the number of contexts
+        true => end / bound,
+        false => ((end - value) / (bound - value)).powi(2),
+    };
     let needed = (times < MOST_TIMES).then(|| (contexts as f64 * times).ceil());
     let needed = needed.map_or_else(
         || "the value is too near the limit for more contexts to decide".into(),
@@ -311,6 +315,16 @@ mod tests {
         // above the limit, the lower end counts
         assert!(said(6).contains("contexts would decide if the value stays"), "{}", said(6));
         assert!(!said(0).contains("undecided"), "{}", said(0));
+        let mut case = fixture::results().cases.remove(2);
+        fixture::with_broken_loss(&mut case);
+        let none = JudgedRetrieval {
+            value: 0.0,
+            bound: 0.01,
+            low: Some(0.0),
+            high: Some(0.045),
+            ..case.retrieval[0].clone()
+        };
+        assert!(what_would_decide(&none, 10).starts_with("about 45 contexts would decide"));
     }
 
     /// No loss in 80 needles leaves up to 4.5 %, and one loss leaves more than 5 %.

@@ -5,7 +5,7 @@
 //! chunk that is named is there, and so are all before it. So the draw from texts that end with the last chunk that is
 //! named must begin with the chunks that were measured.
 
-use crate::measure::corpus::{even, further_places, in_turn};
+use crate::measure::corpus::{further_places, in_turn};
 use crate::results::statistics::Part;
 use crate::results::{Conditions, CorpusFile, Measurement, Outcome, SchemeResult};
 use std::collections::BTreeMap;
@@ -59,6 +59,20 @@ pub fn other_chunks(measurement: &Measurement) -> Option<String> {
     })
 }
 
+/// Why no policy is judged by a measurement: a text had fewer of the first chunks than its share, and the others supplied
+/// the rest, so that means are those of another mixture of texts.
+pub fn other_mixture(measurement: &Measurement) -> Option<String> {
+    measurement.schemes.iter().filter_map(Own::of).find_map(|own| {
+        let mut turns = own.chunks[0].iter().zip(measurement.conditions.corpus.iter().cycle());
+        let ((found, at), text) = turns.find(|((found, _), text)| *found != text.category)?;
+        Some(format!(
+            "`{}` was measured on chunk {at} of {found} where it is the turn of {}, which is too short for its share of the \
+             chunks: add text to it, or ask for fewer `chunks`",
+            own.scheme, text.category
+        ))
+    })
+}
+
 impl<'m> Own<'m> {
     fn of(result: &'m SchemeResult) -> Option<Self> {
         let Outcome::Measured { parts, looks, .. } = &result.outcome else { return None };
@@ -73,7 +87,7 @@ impl<'m> Own<'m> {
 fn drawn<'m>(corpus: &'m [CorpusFile], lengths: &[usize], chunks: usize) -> [Vec<Named<'m>>; 2] {
     let seeds: Vec<&str> = corpus.iter().map(|text| &text.sha256[..]).collect();
     let named = |(text, chunk): (usize, usize)| (&corpus[text].category[..], chunk);
-    let first = in_turn(lengths).into_iter().take(chunks.min(even(lengths)));
+    let first = in_turn(lengths).into_iter().take(chunks);
     let further = further_places(lengths, &seeds, chunks).into_iter();
     [first.map(named).collect(), further.map(named).collect()]
 }
@@ -181,6 +195,22 @@ mod tests {
             looks[0].parts.push(more);
         });
         assert!(more.contains("chunk 8 of prose where a run draws none, because it is"), "{more}");
+    }
+
+    /// It may be measured, and no policy is judged by it.
+    #[test]
+    fn texts_without_equal_shares_are_another_mixture() {
+        let mut measurement = looked_twice();
+        assert_eq!(other_mixture(&measurement), None);
+        for scheme in 0..2 {
+            let (parts, looks) = chunks(&mut measurement, scheme);
+            looks.clear();
+            parts[3] = Part { chunk: 2, ..parts[2].clone() };
+        }
+        assert_eq!(other_chunks(&measurement), None, "code has one chunk");
+        let said = other_mixture(&measurement).unwrap();
+        let words = "`q8_0` was measured on chunk 2 of prose where it is the turn of code, which is too short";
+        assert!(said.starts_with(words), "{said}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Finds measurements that were not made in the way that the policy asks for.
 
-use super::mimics;
+use super::{drawn, mimics};
 use crate::kv::effective::codec_names;
 use crate::policy::{Cell, ModelPolicy};
 use crate::results::measured_by::MeasuredBy;
@@ -48,7 +48,8 @@ pub fn mismatch_with_policy(
              lengths {lengths:?} with {needles} needles and the seed {seed}"
         ))
     } else {
-        mismatch_with_source(&model.source, &conditions.reading)
+        drawn::other_mixture(measurement)
+            .or_else(|| mismatch_with_source(&model.source, &conditions.reading))
     }
 }
 
