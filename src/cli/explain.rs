@@ -91,7 +91,8 @@ fn explained(request: &Request, options: Options) -> Result<Explanation, Explain
 }
 
 /// Explains every scheme of a run that breaks a limit which it must keep, unless the model itself is worse: prints what was
-/// found, and writes a page with the heat map beside the results. What cannot be explained is said, and is no error, because the verdict is known.
+/// found, and writes a page with the heat map beside the results. What cannot be explained is said, and is no error,
+/// because the verdict is known.
 pub(super) fn regressed(project: &Project, report: &Report) -> Result<(), Stop> {
     let regressed = |model: &ModelPolicy, cell: &Cell| {
         let name = model.case(cell, CaseKind::Kld).to_string();

@@ -220,6 +220,15 @@ fn unmeasured(error: &MeasureError, arguments: &Arguments) -> String {
                  ask for fewer with `--chunks N`, or name longer texts with `--corpus FILE,…`"
             )
         }
+        MeasureError::Corpus(CorpusError::Uneven(Uneven { even, texts, .. }))
+            if arguments.corpus.is_empty() && even < texts =>
+        {
+            format!(
+                "the texts in corpora/ that init measures on are too short for chunks of {} tokens; take a shorter \
+                 `--context N`, or name longer texts with `--corpus FILE,…`",
+                arguments.context
+            )
+        }
         MeasureError::Corpus(CorpusError::Uneven(Uneven { even, .. }))
             if arguments.corpus.is_empty() =>
         {
